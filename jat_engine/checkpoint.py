@@ -1,0 +1,192 @@
+"""Reading a checkpoint: safetensors only, checked against the configuration before a model sees them.
+
+Nothing is unpickled and no code of a checkpoint is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.utils import cached_file
+
+from .config import JatConfig
+from .errors import CheckpointError
+
+EMBEDDING = "transformer.wte.weight"
+EMBEDDING_ALIASES = ("single_discrete_encoder.weight", "multi_discrete_encoder.0.weight")
+"""Other names under which published files hold the one embedding matrix."""
+
+_ATTENTION_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.attention\.(bias|masked_bias)")
+"""Causal masks that older files hold beside the parameters."""
+
+_HUB_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
+_MAX_HEADER_BYTES = 100_000_000
+
+
+def load_checkpoint(
+    model_class: type, source: str | os.PathLike[str], config: Any, options: dict[str, Any]
+) -> tuple[JatConfig, dict[str, Tensor], GenerationConfig | None]:
+    """Read a folder or hub repository.
+
+    Args:
+        model_class: built without storage from the configuration, to learn the parameters' names and shapes.
+        source: a folder, or a repository id on the hub.
+        config: a `JatConfig`, or None to read `config.json`.
+        options: transformers' `from_pretrained` options; those that say where to look are taken out.
+
+    Returns:
+        The configuration, the parameters by name (memory-mapped), and the generation configuration if there is one.
+
+    Raises:
+        CheckpointError: names the file and the parameter.
+    """
+    hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
+    variant = options.pop("variant", None)
+    if options.pop("use_safetensors", None) is False:
+        raise CheckpointError("use_safetensors: expected True, got False; only safetensors files are read")
+    options.pop("weights_only", None)
+    if not isinstance(config, JatConfig):
+        config, unused = JatConfig.from_pretrained(
+            source if config is None else config, return_unused_kwargs=True, **hub, **options
+        )
+        for key in set(options) - set(unused):  # configuration fields given as arguments
+            del options[key]
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).named_parameters()}
+    weights = read_weights(find_weight_files(source, variant, hub), expected)
+    path = cached_file(source, "generation_config.json", **hub, **_QUIET)
+    generation_config = GenerationConfig.from_pretrained(Path(path).parent) if path else None
+    return config, weights, generation_config
+
+
+_QUIET = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+
+
+def find_weight_files(source: str | os.PathLike[str], variant: str | None, hub: dict[str, Any]) -> list[Path]:
+    """The safetensors files of a checkpoint: `model.safetensors`, or the shards its index names."""
+    suffix = f".{variant}" if variant else ""
+    single, index = f"model{suffix}.safetensors", f"model.safetensors.index{suffix}.json"
+    path = cached_file(source, single, **hub, **_QUIET)
+    if path is not None:
+        return [Path(path)]
+    index_path = cached_file(source, index, **hub, **_QUIET)
+    if index_path is not None:
+        return _shards(source, Path(index_path), hub)
+    for pickled in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        if cached_file(source, pickled, **hub, **_QUIET) is not None:
+            raise CheckpointError(
+                f"{source}: expected {single}, got only {pickled}; pickled weights are not read, because loading "
+                "them can run code. Convert them once with transformers' save_pretrained"
+            )
+    raise CheckpointError(f"{source}: expected {single} or {index}, got neither")
+
+
+def _shards(source: str | os.PathLike[str], index: Path, hub: dict[str, Any]) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: expected JSON with a weight_map, got {error!r}") from None
+    shards = []
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: expected names of .safetensors files beside it, got {name!r}")
+        path = cached_file(source, name, **hub, **_QUIET)
+        if path is None:
+            raise CheckpointError(f"{index}: names the shard {name}, which is missing")
+        shards.append(Path(path))
+    return shards
+
+
+def read_weights(files: list[Path], expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The parameters in `files` by name, each checked: present once, of the expected shape, floating, finite.
+
+    Args:
+        files: safetensors files that together hold one model.
+        expected: parameter name -> shape.
+    """
+    weights: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}  # parameter -> where it came from, for messages
+    for file in files:
+        _check_header(file)
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    if _ATTENTION_BUFFER.fullmatch(name):
+                        continue
+                    target = EMBEDDING if name in EMBEDDING_ALIASES else name
+                    if target not in expected:
+                        raise CheckpointError(f"{file}: unexpected parameter {name}")
+                    tensor = tensors.get_tensor(name)
+                    _check_tensor(f"{file}: {name}", tensor, expected[target])
+                    if target not in weights:
+                        weights[target], origin[target] = tensor, f"{name} in {file}"
+                    elif name == target and origin[target].startswith(f"{name} in "):
+                        raise CheckpointError(f"{file}: {name} is also in another shard ({origin[target]})")
+                    elif not torch.equal(weights[target], tensor):
+                        raise CheckpointError(
+                            f"{file}: {name} differs from {origin[target]}; both name the one embedding matrix"
+                        )
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from None
+    missing = sorted(set(expected) - set(weights))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise CheckpointError(f"{', '.join(map(str, files))}: missing parameter {', '.join(missing[:3])}{more}")
+    return weights
+
+
+def _check_tensor(where: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{where}: expected a floating-point type, got {tensor.dtype}")
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(f"{where}: expected shape {list(shape)}, got {list(tensor.shape)}")
+    low, high = torch.aminmax(tensor)  # one pass without a copy; NaN propagates
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise CheckpointError(f"{where}: expected finite values, got NaN or infinity")
+
+
+def _check_header(file: Path) -> None:
+    """Refuse what the safetensors library lets pass, or calls by an obscure name: wrong length, a name twice."""
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = dict(pairs)
+        if len(keys) != len(pairs):
+            seen = [key for key, _ in pairs]
+            twice = next(key for key in seen if seen.count(key) > 1)
+            raise CheckpointError(f"{file}: {twice} occurs twice in the header")
+        return keys
+
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length_bytes = stream.read(8)
+        length = struct.unpack("<Q", length_bytes)[0] if len(length_bytes) == 8 else 0
+        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+            raise CheckpointError(f"{file}: truncated or not a safetensors file ({size} bytes)")
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=no_duplicates)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file}: not a safetensors file: its header is damaged ({error!r})") from None
+    needed = 8 + length + max(ends, default=0)
+    if needed != size:
+        raise CheckpointError(f"{file}: expected {needed} bytes, got {size}; the file is truncated or damaged")

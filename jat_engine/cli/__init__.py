@@ -1,0 +1,80 @@
+"""The command `jat-engine`: one module per subcommand, imported when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+COMMANDS = {
+    "play": "watch or record an agent on one task",
+    "eval": "score an agent on tasks, as published",
+    "tasks": "list the 157 tasks, or check that they run here",
+    "info": "versions, device, compiled extensions, simulators",
+    "demo": "one task of every domain, in about a minute, without a checkpoint",
+}
+
+_MODULES = {"eval": "evaluate"}
+
+_USAGE_ERROR, _INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `jat-engine <argv>` and return its exit code: 2 for an error of the caller's, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        from .. import __version__
+
+        print(f"jat-engine {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
+        return _fail(f"unknown command {name!r}; {hint}")
+    command = importlib.import_module(f".{_MODULES.get(name, name)}", __name__)
+    try:
+        return int(command.run(arguments[1:]))
+    except KeyboardInterrupt:
+        print("jat-engine: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, ImportError, OSError) as error:
+        if not isinstance(error, OSError) and not _is_ours(error):
+            raise
+        return _fail(" ".join(str(error).split()))
+
+
+def _is_ours(error: Exception) -> bool:
+    """Raised by this package's own code: then the message is for the user, and a traceback only hides it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]
+
+
+def _fail(message: str) -> int:
+    print(f"jat-engine: error: {message}", file=sys.stderr)
+    return _USAGE_ERROR
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: jat-engine <command> [options]",
+            "",
+            "Run a JAT agent.",
+            "",
+            *lines,
+            "",
+            "jat-engine <command> --help says more; jat-engine --version.",
+        ]
+    )

@@ -1,0 +1,7 @@
+"""`python -m jat_engine.cli`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

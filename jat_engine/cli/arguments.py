@@ -1,0 +1,76 @@
+"""Arguments: dataclasses to command lines, and those that several commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import HfArgumentParser
+
+
+@dataclass
+class ModelArguments:
+    """Where the model comes from and what it runs on."""
+
+    model_name_or_path: str = field(metadata={"help": "folder of a checkpoint, or its name on the hub"})
+    cache_dir: str | None = field(default=None, metadata={"help": "where downloads are kept"})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "ignored: code in a checkpoint is never run"}
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "run on the CPU, also where there is a GPU"})
+
+
+@dataclass
+class EpisodeArguments:
+    """How episodes are played."""
+
+    num_episodes: int = field(default=1, metadata={"help": "episodes per task"})
+    seed: int = field(
+        default=0, metadata={"help": "of environment and sampling; episode i of a task has seed + i"}
+    )
+    deterministic: bool = field(
+        default=False, metadata={"help": "the most likely discrete action instead of a sampled one"}
+    )
+    max_steps: int | None = field(default=None, metadata={"help": "stop each episode after so many steps"})
+
+    def check(self) -> None:
+        """Raises `ValueError` for values that cannot be played."""
+        if self.num_episodes < 1:
+            raise ValueError(f"--num_episodes: expected at least 1, got {self.num_episodes}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"--max_steps: expected at least 1, got {self.max_steps}")
+        if self.seed < 0:
+            raise ValueError(f"--seed: expected at least 0, got {self.seed}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `run_episodes`."""
+        return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps}
+
+
+def parse(command: str, description: str, types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
+    """One instance of each dataclass in `types`. Flags take `_` and `-` alike.
+
+    A single argument that ends in `.json` names a file with the arguments, as in the published scripts.
+    """
+    parser = HfArgumentParser(
+        list(types), prog=f"jat-engine {command}", description=description, allow_abbrev=False
+    )
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        try:
+            return parser.parse_json_file(argv[0])
+        except TypeError as error:  # a required argument is missing
+            raise ValueError(f"{argv[0]}: {error}") from None
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        list(argv), return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return tuple(parsed)
+
+
+def note(text: str) -> None:
+    """A remark for people; standard output is for results."""
+    print(text, file=sys.stderr)

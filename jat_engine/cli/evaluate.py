@@ -1,0 +1,153 @@
+"""`jat-engine eval`"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..envs import TASKS, Task, expand_tasks
+from ..evaluation import Agent, Results, VideoWriter, normalize, write_grid
+from ..evaluation.video import ffmpeg
+from .agent import device_name, load_agent
+from .arguments import EpisodeArguments, ModelArguments, note, parse
+from .environment import evaluation_env, require_simulators
+from .progress import play_episodes
+from .report import console, interval, mean_std, milliseconds, score, table
+
+
+@dataclass
+class EvalArguments(EpisodeArguments):
+    num_episodes: int = field(default=2, metadata={"help": "episodes per task"})
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all"}
+    )
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "where the files go; by default the model's folder, or one of its name on the hub"},
+    )
+    save_video: bool = field(
+        default=False, metadata={"help": "write a video of each task, and all of them in replay.mp4"}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "upload model and results afterwards"})
+    repo_id: str | None = field(default=None, metadata={"help": "repository on the hub to upload to"})
+
+    def check(self) -> None:
+        super().check()
+        if not self.tasks:
+            raise ValueError("--tasks: expected names of tasks or domains, or all; see `jat-engine tasks`")
+        if self.push_to_hub and not self.repo_id:
+            raise ValueError("--push_to_hub needs --repo_id owner/name")
+        if self.save_video:
+            ffmpeg()
+
+
+def run(argv: Sequence[str]) -> int:
+    model_arguments, arguments = parse(
+        "eval", "Score an agent on tasks, as published.", [ModelArguments, EvalArguments], argv
+    )
+    arguments.check()
+    tasks = [TASKS[name] for name in expand_tasks(arguments.tasks)]
+    folder = Path(arguments.output_dir or model_arguments.model_name_or_path)
+    require_simulators(task.name for task in tasks)
+    agent, processor = load_agent(model_arguments)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    results = Results(
+        folder,
+        num_episodes=arguments.num_episodes,
+        arguments=asdict(model_arguments) | asdict(arguments),
+        device=device_name(agent.device),
+    )
+    videos = []
+    try:
+        for task in tqdm(tasks, desc="evaluation", unit="task", disable=None):
+            video = folder / "videos" / f"{task.name}.mp4" if arguments.save_video else None
+            evaluate_task(agent, processor, task, results, arguments, video)
+            if video is not None:
+                videos.append(video)
+        results.complete = True
+    finally:  # also after Ctrl-C: the episodes that were finished are kept
+        if results.evaluations():
+            results.write()
+    files = [results.results_path]
+    if videos:
+        files.append(write_grid(videos, folder / "replay.mp4"))
+    print_results(results, tasks)
+    note(f"wrote {', '.join(map(str, [results.evaluations_path, *files]))}")
+    if arguments.push_to_hub:
+        from ..evaluation.hub import push_to_hub
+
+        url = push_to_hub(
+            agent, processor, arguments.repo_id, evaluations=results.evaluations_path, files=files
+        )
+        note(f"pushed to {url}")
+    return 0
+
+
+def evaluate_task(
+    agent: Agent,
+    processor: Any,
+    task: Task,
+    results: Results,
+    arguments: EvalArguments,
+    video: Path | None = None,
+) -> None:
+    """Play a task's episodes into `results`, and write those once they are complete."""
+    env = evaluation_env(task, "rgb_array" if video else None)
+    with contextlib.closing(env), contextlib.ExitStack() as stack:
+        on_frame = None
+        if video is not None:
+            on_frame = stack.enter_context(VideoWriter(video, env.metadata["render_fps"])).append
+        for episode in play_episodes(
+            agent,
+            processor,
+            env,
+            arguments.num_episodes,
+            task=task,
+            position=1,
+            on_frame=on_frame,
+            **arguments.options,
+        ):
+            results.add(task, episode)
+    results.write()
+    returns = results.evaluations()[task.name]
+    tqdm.write(f"{task.name}: return {mean_std(returns)}, expert-normalised {normalized(returns, task)}")
+
+
+def normalized(returns: Sequence[float], task: Task) -> str:
+    scores = normalize(returns, task)
+    return "undefined" if scores is None else mean_std(scores)
+
+
+def print_results(results: Results, tasks: list[Task]) -> None:
+    """A row a task, then a line a domain."""
+    rows = table(
+        "Evaluation",
+        ["task", "domain"],
+        ["episodes", "return", "random", "expert", "normalised", "p50 latency"],
+    )
+    for task in tasks:
+        episodes = results.episodes(task.name)
+        returns = [episode.return_ for episode in episodes]
+        latency_us = float(np.median(np.concatenate([episode.latencies_us for episode in episodes])))
+        capped = " (capped)" if any(episode.capped for episode in episodes) else ""
+        rows.add_row(
+            task.name,
+            task.domain,
+            str(len(episodes)) + capped,
+            mean_std(returns),
+            score(task.random),
+            score(task.expert),
+            normalized(returns, task),
+            milliseconds(latency_us),
+        )
+    console().print(rows)
+    for domain in dict.fromkeys(task.domain for task in tasks):
+        names = [task.name for task in tasks if task.domain == domain]
+        console().print(f"{domain}: expert-normalised IQM {interval(results.iqm(names))} over {len(names)} tasks")

@@ -1,0 +1,87 @@
+"""`jat-engine tasks`"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.markup import escape
+from tqdm import tqdm
+
+from ..envs import DOMAINS, TASKS, MissingSimulatorError, Task, make
+from .arguments import parse
+from .report import console, score, table
+
+_CHECK_STEPS = 10
+
+
+@dataclass
+class TasksArguments:
+    domain: str | None = field(default=None, metadata={"help": "only this domain", "choices": list(DOMAINS)})
+    search: str | None = field(default=None, metadata={"help": "only tasks whose name contains this"})
+    json: bool = field(default=False, metadata={"help": "print JSON"})
+    check: bool = field(
+        default=False, metadata={"help": f"build each task and take {_CHECK_STEPS} random steps in it"}
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Exit code 1 if `--check` found a task that fails; a simulator that is not installed is no failure."""
+    (arguments,) = parse("tasks", "The tasks the agent was published with.", [TasksArguments], argv)
+    chosen = [
+        task
+        for task in TASKS.values()
+        if arguments.domain in (None, task.domain) and (arguments.search or "") in task.name
+    ]
+    checks = {}
+    if arguments.check:
+        checks = {task.name: check(task) for task in tqdm(chosen, unit="task", disable=None, leave=False)}
+    if arguments.json:
+        print(json.dumps([_row(task) | checks.get(task.name, {}) for task in chosen], indent=2))
+    else:
+        _print(chosen, checks)
+    return int(any(result["status"] == "failed" for result in checks.values()))
+
+
+def check(task: Task) -> dict[str, str]:
+    """Play a few random steps: `status` is "ok", "not installed" or "failed", with a `reason` unless ok."""
+    try:
+        env = make(task.name, seed=0)
+        try:
+            env.reset(seed=0)
+            env.action_space.seed(0)
+            for _ in range(_CHECK_STEPS):
+                _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+                if terminated or truncated:
+                    env.reset()
+        finally:
+            env.close()
+    except MissingSimulatorError as error:
+        return {"status": "not installed", "reason": str(error)}
+    except Exception as error:  # whatever a simulator raises is what the check is there to tell
+        return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    return {"status": "ok"}
+
+
+def _row(task: Task) -> dict[str, Any]:
+    return {key: value for key, value in asdict(task).items()}
+
+
+def _print(tasks: list[Task], checks: dict[str, dict[str, str]]) -> None:
+    left = ["task", "environment", "observation"]
+    rows = table(f"{len(tasks)} tasks", left, ["window", "random", "expert", "human"])
+    if checks:
+        rows.add_column("check", overflow="fold")
+    for task in tasks:
+        cells = [task.name, task.env_id, task.observation, str(task.context_window)]
+        cells += [score(task.random), score(task.expert), score(task.human)]
+        if checks:
+            result = checks[task.name]
+            cells.append(": ".join(filter(None, (result["status"], result.get("reason")))))
+        rows.add_row(*map(escape, cells))
+    console().print(rows)
+    if checks:
+        counts = [result["status"] for result in checks.values()]
+        console().print(", ".join(f"{counts.count(status)} {status}" for status in dict.fromkeys(counts)))

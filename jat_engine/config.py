@@ -1,0 +1,91 @@
+"""`JatConfig`: every number of the model has its home here.
+
+Numbers: arXiv 2402.09844 and the configuration files of its published checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import GPTNeoConfig
+
+MISSION_LENGTH = 64
+"""Tokens that a text observation is padded or truncated to; the last entries of a discrete observation."""
+
+FRAME_SHAPE = (84, 84, 4)
+"""Height, width and stacked frames of an image observation (uint8, channel last)."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "max_position_embeddings": 512},
+    "medium": {"hidden_size": 2048, "num_layers": 24, "num_heads": 16, "max_position_embeddings": 1024},
+    "large": {"hidden_size": 2560, "num_layers": 32, "num_heads": 20, "max_position_embeddings": 2048},
+}
+"""The published sizes. `small` is the published checkpoint `jat-project/jat` (192.7 M parameters)."""
+
+
+@strict
+class JatConfig(GPTNeoConfig):
+    r"""Configuration of a `JatModel`: GPT-Neo's, plus the encoders' and the losses'. The defaults are `small`.
+
+    Args:
+        max_continuous_size (`int`, defaults to 377): width that continuous observations (with their reward) and
+            actions are cyclically repeated to.
+        max_discrete_value (`int`, defaults to 212): integers in a discrete observation, mission tokens included.
+        image_size, patch_size, num_channels (`int`, defaults to 224, 16, 3): images of the text tasks.
+        observation_loss_coef, action_loss_coef (`float`, defaults to 0.005, 0.995): weights of the two losses;
+            with `observation_loss_coef=0` observations are not predicted at all.
+    """
+
+    model_type = "jat"
+
+    max_position_embeddings: int = 512
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    max_continuous_size: int = 377
+    max_discrete_value: int = 212
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    observation_loss_coef: float = 0.005
+    action_loss_coef: float = 0.995
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # An `auto_map` names code inside the checkpoint. That code is never run, so it is not carried on either.
+        kwargs.pop("auto_map", None)
+        if self.attention_types is None:
+            self.attention_types = [[["global", "local"], self.num_layers // 2]]
+        super().__post_init__(**kwargs)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        if self.hidden_size < 50 or self.hidden_size % self.num_heads:
+            raise ValueError(
+                "hidden_size: expected at least 50 and a multiple of "
+                f"num_heads={self.num_heads}, got {self.hidden_size}"
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size: expected a multiple of patch_size={self.patch_size}, got {self.image_size}")
+        if self.max_discrete_value <= MISSION_LENGTH:
+            raise ValueError(
+                f"max_discrete_value: expected more than the {MISSION_LENGTH} tokens of a mission, "
+                f"got {self.max_discrete_value}"
+            )
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> JatConfig:
+        """The configuration of a published size: `small`, `medium` or `large`."""
+        if name not in PRESETS:
+            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+        return cls(**{**PRESETS[name], **overrides})
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Patches of an image of the text tasks, each one token."""
+        return int((self.image_size // self.patch_size) ** 2)
+
+    @property
+    def discrete_feature_size(self) -> int:
+        """Features each integer of a discrete observation is reduced to."""
+        return int(self.hidden_size // 50)

@@ -1,0 +1,396 @@
+"""`JatModel`: the reference model and the one that is trained. Plain PyTorch around transformers' GPT-Neo.
+
+A time step is two tokens, observation then action; the hidden state at an observation predicts the action, the one at
+an action predicts the next observation. Inputs, outputs and losses are those of the published model (arXiv 2402.09844).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Cache, GenerationMixin, GPTNeoModel
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoPreTrainedModel
+
+from .checkpoint import load_checkpoint
+from .config import JatConfig
+from .losses import cross_entropy_loss, mse_loss
+from .modules import (
+    DiscreteEncoder,
+    ImageDecoder,
+    ImageEncoder,
+    PatchEncoder,
+    PerStep,
+    cyclic_expand,
+    discrete_decoder,
+)
+from .session import ModelSession
+
+
+@dataclass
+class JatOutput(ModelOutput):
+    """What `JatModel.forward` returns; fields that do not apply are None.
+
+    Attributes:
+        loss: scalar. RL: `observation_loss_coef * observation_loss + action_loss_coef * action_loss`.
+            Text: cross entropy of the next token, on text positions.
+        observation_loss, action_loss: scalars, RL only.
+        pred_observations: [B, L, X] or [B, L, 4, 84, 84], observations of steps 1..L; None for discrete ones.
+        pred_actions: [B, L, A] values, or [B, L, vocab_size] logits, of steps 0..L-1.
+        logits: [B, T, vocab_size], text only; T counts the image's patches too.
+        past_key_values: transformers `Cache`.
+        hidden_states, attentions: tuples over layers, if asked for.
+    """
+
+    loss: Tensor | None = None
+    observation_loss: Tensor | None = None
+    action_loss: Tensor | None = None
+    pred_observations: Tensor | None = None
+    pred_actions: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
+    """The JAT agent. `forward` trains it, `get_next_action` acts with it, `generate` writes text with it."""
+
+    config_class = JatConfig
+    main_input_name = "input_ids"
+    # transformers' flash attention for GPT-Neo does not apply the local window.
+    _supports_flash_attn = False
+
+    def __init__(self, config: JatConfig) -> None:
+        super().__init__(config)
+        hidden_size = config.hidden_size
+        self.transformer = GPTNeoModel(config)
+        self.vit_encoder = PatchEncoder(config)
+        self.continuous_encoder = nn.Linear(config.max_continuous_size, hidden_size)
+        self.multi_discrete_encoder = DiscreteEncoder(config)
+        self.image_encoder = PerStep(ImageEncoder(hidden_size))
+        self.single_discrete_decoder = nn.Linear(hidden_size, config.vocab_size, bias=False)
+        self.continuous_decoder = nn.Linear(hidden_size, config.max_continuous_size)
+        self.multi_discrete_decoder = discrete_decoder(config)
+        self.image_decoder = PerStep(ImageDecoder(hidden_size))
+        self._drop_in_session: ModelSession | None = None
+        self.post_init()
+
+    # ---- loading -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint folder or hub repository. Takes transformers' arguments (`dtype`, `device_map`, `revision`,
+        `cache_dir`, `token`, `subfolder`, `variant`, ...).
+
+        Only safetensors are read, and every parameter must be there, have the configured shape and be finite.
+        `trust_remote_code` is accepted and ignored: code in a checkpoint is never run.
+
+        Raises:
+            CheckpointError: names the file and the parameter.
+        """
+        kwargs.pop("trust_remote_code", None)  # also keeps `custom_generate` code of a repository from being loaded
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        config, weights, generation_config = load_checkpoint(cls, pretrained_model_name_or_path, config, kwargs)
+        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config._name_or_path = str(pretrained_model_name_or_path)
+        if generation_config is not None:
+            model.generation_config = generation_config
+        return loaded
+
+    # ---- embeddings ----------------------------------------------------------------------------------------------
+
+    def embed_text(
+        self, input_ids: Tensor | None, pixel_values: Tensor | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Image patches, then text tokens: [B, T, H], and the mask over both (None stays None)."""
+        embeds = []
+        if pixel_values is not None:
+            embeds.append(self.vit_encoder(pixel_values.to(self.dtype)))
+        if input_ids is not None:
+            embeds.append(self.transformer.wte(input_ids))
+        if pixel_values is not None and input_ids is not None and attention_mask is not None:
+            attention_mask = F.pad(attention_mask, (embeds[0].shape[1], 0), value=1)
+        return torch.cat(embeds, dim=1), attention_mask
+
+    def embed_rl(
+        self,
+        continuous_observations: Tensor | None,
+        discrete_observations: Tensor | None,
+        image_observations: Tensor | None,
+        continuous_actions: Tensor | None,
+        discrete_actions: Tensor | None,
+        rewards: Tensor | None,
+    ) -> Tensor:
+        """Interleave embeddings of observations and actions: [B, 2 L, H]."""
+        if rewards is None:
+            raise ValueError("rewards: expected a tensor [batch, steps] with the observations, got None")
+        reward = rewards.to(self.dtype).unsqueeze(-1)  # [B, L, 1]
+        if continuous_observations is not None:
+            values = torch.cat((continuous_observations.to(self.dtype), reward), dim=-1)
+            observations = self.continuous_encoder(cyclic_expand(values, self.config.max_continuous_size))
+        elif discrete_observations is not None:
+            features = self.multi_discrete_encoder(self.transformer.wte(discrete_observations))
+            observations = torch.cat((features, reward), dim=-1)
+        elif image_observations is not None:
+            observations = self.image_encoder(image_observations.to(self.dtype))
+        else:
+            raise ValueError(
+                "observations: expected one of continuous_observations, discrete_observations, image_observations"
+            )
+        if continuous_actions is not None:
+            values = cyclic_expand(continuous_actions.to(self.dtype), self.config.max_continuous_size)
+            actions = self.continuous_encoder(values)
+        elif discrete_actions is not None:
+            actions = self.transformer.wte(discrete_actions)
+        else:
+            raise ValueError("actions: expected continuous_actions or discrete_actions, got neither")
+        return torch.stack((observations, actions), dim=2).flatten(1, 2)
+
+    # ---- forward -------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        continuous_observations: Tensor | None = None,
+        discrete_observations: Tensor | None = None,
+        image_observations: Tensor | None = None,
+        continuous_actions: Tensor | None = None,
+        discrete_actions: Tensor | None = None,
+        rewards: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_loss: bool = True,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        loss_weight: Tensor | None = None,
+    ) -> JatOutput | tuple[Any, ...]:
+        """Text (`input_ids` and / or `pixel_values`) or RL sequences (observations, actions, rewards).
+
+        Args:
+            input_ids: [B, S], int64.
+            pixel_values: [B, 3, image_size, image_size], normalised as `JatProcessor` does.
+            continuous_observations: [B, L, X], X < max_continuous_size.
+            discrete_observations: [B, L, max_discrete_value], int64.
+            image_observations: [B, L, 4, 84, 84], in [-1, 1].
+            continuous_actions: [B, L, A], A <= max_continuous_size.
+            discrete_actions: [B, L], int64.
+            rewards: [B, L]; required with observations.
+            attention_mask: [B, L] over steps, or [B, S] over text tokens; 1 is valid.
+            loss_weight: [B, L].
+
+        Raises:
+            ValueError: missing inputs, wrong sizes, or more tokens than `max_position_embeddings`.
+        """
+        is_text = input_ids is not None or pixel_values is not None
+        if is_text:
+            inputs_embeds, token_mask = self.embed_text(input_ids, pixel_values, attention_mask)
+        else:
+            inputs_embeds = self.embed_rl(
+                continuous_observations,
+                discrete_observations,
+                image_observations,
+                continuous_actions,
+                discrete_actions,
+                rewards,
+            )
+            token_mask = attention_mask.repeat_interleave(2, dim=1) if attention_mask is not None else None
+        self._check_length(inputs_embeds.shape[1], past_key_values)
+
+        outputs = self.transformer(
+            past_key_values=past_key_values,
+            attention_mask=token_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        hidden = outputs.last_hidden_state
+        if is_text:
+            result = self._text_output(hidden, input_ids, token_mask, return_loss)
+        else:
+            result = self._rl_output(
+                hidden,
+                continuous_observations,
+                image_observations,
+                continuous_actions,
+                discrete_actions,
+                rewards,
+                attention_mask,
+                return_loss,
+                loss_weight,
+            )
+        result.past_key_values = outputs.past_key_values
+        result.hidden_states = outputs.hidden_states
+        result.attentions = outputs.attentions
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return result if return_dict else result.to_tuple()
+
+    def _check_length(self, num_new: int, past_key_values: Cache | None) -> None:
+        total = num_new + (past_key_values.get_seq_length() if past_key_values is not None else 0)
+        if total > self.config.max_position_embeddings:
+            raise ValueError(
+                f"sequence length: expected at most max_position_embeddings={self.config.max_position_embeddings} "
+                f"tokens, got {total}; truncate the input or generate fewer tokens"
+            )
+
+    def _text_output(
+        self, hidden: Tensor, input_ids: Tensor | None, token_mask: Tensor | None, return_loss: bool
+    ) -> JatOutput:
+        logits = self.single_discrete_decoder(hidden)
+        loss = None
+        if return_loss:
+            if input_ids is None:
+                raise ValueError("input_ids: expected text for the loss, got None; pass return_loss=False")
+            num_text = input_ids.shape[1]
+            shifted = logits[:, -num_text:-1]  # the position before each token predicts it
+            target = input_ids[:, 1:]
+            mask = token_mask[:, -num_text:][:, 1:] if token_mask is not None else None
+            loss = cross_entropy_loss(shifted, target, mask, None)
+        return JatOutput(loss=loss, logits=logits)
+
+    def _rl_output(
+        self,
+        hidden: Tensor,
+        continuous_observations: Tensor | None,
+        image_observations: Tensor | None,
+        continuous_actions: Tensor | None,
+        discrete_actions: Tensor | None,
+        rewards: Tensor | None,
+        mask: Tensor | None,
+        return_loss: bool,
+        loss_weight: Tensor | None,
+    ) -> JatOutput:
+        at_observation, at_action = hidden[:, ::2], hidden[:, 1::2]
+        size = self.config.max_continuous_size
+        loss = observation_loss = action_loss = pred_observations = pred_actions = None
+
+        # Observations: step t's action position predicts step t + 1. Discrete ones are not predicted (published).
+        target = None
+        if self.config.observation_loss_coef != 0:
+            if continuous_observations is not None:
+                assert rewards is not None  # embed_rl has checked
+                target = cyclic_expand(torch.cat((continuous_observations, rewards.unsqueeze(-1)), dim=-1), size)
+                predicted = self.continuous_decoder(at_action)
+                pred_observations = predicted[..., : continuous_observations.shape[-1]]
+            elif image_observations is not None:
+                target = image_observations
+                predicted = pred_observations = self.image_decoder(at_action)
+        if return_loss:
+            observation_loss = hidden.new_zeros((), dtype=torch.float32)
+            if target is not None:
+                next_mask = mask[:, 1:] if mask is not None else None
+                next_weight = loss_weight[:, 1:] if loss_weight is not None else None
+                observation_loss = mse_loss(predicted[:, :-1], target[:, 1:], next_mask, next_weight)
+
+        # Actions
+        if continuous_actions is not None:
+            predicted = self.continuous_decoder(at_observation)
+            pred_actions = predicted[..., : continuous_actions.shape[-1]]
+            if return_loss:
+                action_loss = mse_loss(predicted, cyclic_expand(continuous_actions, size), mask, loss_weight)
+        elif discrete_actions is not None:
+            pred_actions = self.single_discrete_decoder(at_observation)
+            if return_loss:
+                action_loss = cross_entropy_loss(pred_actions, discrete_actions, mask, loss_weight)
+
+        if return_loss:
+            assert observation_loss is not None  # set above
+            assert action_loss is not None  # embed_rl has checked that there are actions
+            loss = self.config.observation_loss_coef * observation_loss + self.config.action_loss_coef * action_loss
+        return JatOutput(
+            loss=loss,
+            observation_loss=observation_loss,
+            action_loss=action_loss,
+            pred_observations=pred_observations,
+            pred_actions=pred_actions,
+        )
+
+    # ---- text generation -----------------------------------------------------------------------------------------
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The whole prompt first, with the image; afterwards the tokens that are not in the cache yet."""
+        cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        num_patches = self.config.num_image_tokens if pixel_values is not None else 0
+        inputs: dict[str, Any] = {
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+            "return_loss": False,
+        }
+        if cached:
+            inputs["input_ids"] = input_ids[:, cached - num_patches :]
+        else:
+            inputs["input_ids"] = input_ids
+            inputs["pixel_values"] = pixel_values
+        if attention_mask is not None and not bool(attention_mask.all()):
+            if num_patches:  # padding between image and text would shift what local layers see
+                raise ValueError("attention_mask: expected prompts without padding beside pixel_values, got padding")
+            # Masked tokens are skipped by positions too, so that each row equals its lone run.
+            inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, cached:]
+            inputs["attention_mask"] = attention_mask
+        return inputs
+
+    # ---- acting --------------------------------------------------------------------------------------------------
+
+    def open_session(self) -> ModelSession:
+        """A new agent that acts with this model: its own episode, beside any others."""
+        return ModelSession(self)
+
+    def reset_rl(self) -> None:
+        """Start a new episode of the drop-in agent."""
+        self._drop_in_session = self.open_session()
+
+    def get_next_action(
+        self,
+        processor: Any,
+        continuous_observation: Any = None,
+        discrete_observation: Any = None,
+        text_observation: str | None = None,
+        image_observation: Any = None,
+        action_space: Any = None,
+        reward: float | None = None,
+        deterministic: bool = False,
+        context_window: int | None = None,
+        return_prediction: bool = False,
+    ) -> Any:
+        """The published drop-in call: one agent, one step. See `ModelSession.get_next_action`."""
+        if self._drop_in_session is None:
+            self.reset_rl()
+        assert self._drop_in_session is not None
+        return self._drop_in_session.get_next_action(
+            processor,
+            continuous_observation=continuous_observation,
+            discrete_observation=discrete_observation,
+            text_observation=text_observation,
+            image_observation=image_observation,
+            action_space=action_space,
+            reward=reward,
+            deterministic=deterministic,
+            context_window=context_window,
+            return_prediction=return_prediction,
+        )

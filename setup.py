@@ -1,0 +1,113 @@
+"""Packaging. Compiled parts are built by CMake; a machine without a compiler gets the package without them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "jat_engine/__init__.py").read_text()).group(1)
+
+SIMULATORS = {
+    "atari": ["ale-py>=0.11", "opencv-python-headless>=4.10"],
+    "babyai": ["minigrid>=3.0"],
+    "metaworld": ["metaworld>=3.1.1"],  # pins its mujoco
+    "mujoco": ["mujoco>=3.3", "imageio"],
+}
+VIDEO = ["imageio-ffmpeg>=0.6"]
+
+
+class CMakeBuild(build_ext):
+    """Build each extension `jat_engine.<target>` as the CMake target of that name."""
+
+    def run(self) -> None:
+        try:
+            self.configure()
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.skip(f"CMake could not configure the build ({error})")
+            self.extensions = []
+            return
+        super().run()
+
+    def configure(self) -> None:
+        import pybind11
+
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        options = [
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            "-DCMAKE_BUILD_TYPE=Release",
+        ]
+        subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), *options], check=True)
+
+    def build_extension(self, extension: Extension) -> None:
+        target = extension.name.rpartition(".")[2]
+        output = Path(self.get_ext_fullpath(extension.name)).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        build = Path(self.build_temp).resolve()
+        try:
+            subprocess.run(["cmake", "--build", str(build), "--parallel", "--target", target], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.skip(f"{extension.name} did not compile ({error})")
+            return
+        built = next(build.glob(f"{target}.*{output.suffix}"))
+        self.copy_file(str(built), str(output))
+
+    def skip(self, reason: str) -> None:
+        self.warn(
+            f"{reason}. jat_engine is installed without its compiled parts and works without them; "
+            "`jat-engine info` shows what is present. To build them, install a C++17 compiler and reinstall."
+        )
+
+
+setup(
+    name="jat-engine",
+    version=VERSION,
+    description="Run a JAT agent: Atari, BabyAI, Meta-World and MuJoCo from one transformer",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # kernels/ has no __init__.py of its own: PyPI has a package `kernels` that transformers imports if it is there.
+    packages=[*find_packages(include=["jat_engine", "jat_engine.*"]), "jat_engine.kernels"],
+    package_dir={"jat_engine.kernels": "kernels"},
+    package_data={
+        "jat_engine": ["py.typed", "*.pyi"],
+        "jat_engine.envs": ["*.csv"],
+        "jat_engine.kernels": ["*.md"],
+    },
+    ext_modules=[Extension("jat_engine._cpu", sources=[], optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17",
+        "safetensors>=0.6",
+        "gymnasium>=1.4",
+        "numpy>=1.26",
+        "pillow>=10.1",
+        "rich>=13",
+        "scipy>=1.11",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        **SIMULATORS,
+        "video": VIDEO,
+        "all": sorted({package for packages in SIMULATORS.values() for package in packages} | set(VIDEO)),
+        "dev": [
+            "clang-format>=18",
+            "hypothesis>=6",
+            "mypy>=1.15",
+            "pytest>=8",
+            "pytest-benchmark>=5",
+            "ruff>=0.9",
+        ],
+    },
+    entry_points={"console_scripts": ["jat-engine = jat_engine.cli:main"]},
+)

@@ -1,0 +1,230 @@
+"""Which checkpoints load, and what is said of those that do not."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import golden
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import jat_engine
+from jat_engine import CheckpointError, JatConfig, JatModel, JatProcessor
+from jat_engine.checkpoint import EMBEDDING, EMBEDDING_ALIASES
+
+WEIGHTS = golden.weights()
+
+
+def same_parameters(a: JatModel, b: JatModel) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[alias] for alias in EMBEDDING_ALIASES] + [[EMBEDDING, *EMBEDDING_ALIASES]],
+    ids=["single", "multi", "all"],
+)
+def test_embedding_under_any_of_its_names(names: list[str], tmp_path: Path, tiny_model: JatModel) -> None:
+    tensors = dict(WEIGHTS)
+    embedding = tensors.pop(EMBEDDING)
+    tensors |= dict.fromkeys(names, embedding)
+    assert same_parameters(JatModel.from_pretrained(golden.write_checkpoint(tmp_path, tensors)), tiny_model)
+
+
+def test_attention_buffers_of_older_files_are_skipped(tmp_path: Path, tiny_model: JatModel) -> None:
+    tensors = {
+        **WEIGHTS,
+        "transformer.h.0.attn.attention.bias": np.ones((1, 1, 48, 48), np.uint8),
+        "transformer.h.1.attn.attention.masked_bias": np.array(-1e9, np.float32),
+    }
+    assert same_parameters(JatModel.from_pretrained(golden.write_checkpoint(tmp_path, tensors)), tiny_model)
+
+
+def test_save_and_load(tmp_path: Path, tiny_model: JatModel, tiny_processor: JatProcessor) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="np") as file:
+        assert set(file.keys()) == set(json.loads((golden.FOLDER / "keys.json").read_text()))
+    assert "auto_map" not in "".join(path.read_text() for path in tmp_path.glob("*.json"))
+    assert same_parameters(jat_engine.AutoModelForCausalLM.from_pretrained(tmp_path), tiny_model)
+    text = "go to the red ball"
+    assert jat_engine.AutoProcessor.from_pretrained(tmp_path)(text=text) == tiny_processor(text=text)
+
+
+def test_sharded(tmp_path: Path, tiny_model: JatModel) -> None:
+    tiny_model.save_pretrained(tmp_path, max_shard_size="500KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert same_parameters(JatModel.from_pretrained(tmp_path), tiny_model)
+    shards[1].unlink()
+    with pytest.raises(CheckpointError, match=f"index.json.*{shards[1].name}.*missing"):
+        JatModel.from_pretrained(tmp_path)
+
+
+def test_dtype(tiny_folder: Path) -> None:
+    model = JatModel.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def set_nan(tensors: dict[str, np.ndarray]) -> None:
+    tensors["transformer.ln_f.bias"] = np.full((64,), np.nan, np.float32)
+
+
+def set_inf(tensors: dict[str, np.ndarray]) -> None:
+    tensors["image_encoder.module.fc.weight"] = tensors["image_encoder.module.fc.weight"].copy()
+    tensors["image_encoder.module.fc.weight"][3, 5] = -np.inf
+
+
+def drop(tensors: dict[str, np.ndarray]) -> None:
+    del tensors["transformer.h.2.mlp.c_fc.weight"]
+
+
+def drop_embedding(tensors: dict[str, np.ndarray]) -> None:
+    del tensors[EMBEDDING]
+
+
+def add(tensors: dict[str, np.ndarray]) -> None:
+    tensors["transformer.h.4.ln_1.weight"] = np.ones(64, np.float32)
+
+
+def reshape(tensors: dict[str, np.ndarray]) -> None:
+    tensors["transformer.wpe.weight"] = tensors["transformer.wpe.weight"][:40]
+
+
+def integers(tensors: dict[str, np.ndarray]) -> None:
+    tensors["transformer.ln_f.weight"] = np.ones(64, np.int32)
+
+
+def contradict(tensors: dict[str, np.ndarray]) -> None:
+    tensors["single_discrete_encoder.weight"] = tensors[EMBEDDING] + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_nan, "model.safetensors: transformer.ln_f.bias: expected finite values"),
+        (set_inf, "model.safetensors: image_encoder.module.fc.weight: expected finite values"),
+        (drop, "model.safetensors: missing parameter transformer.h.2.mlp.c_fc.weight"),
+        (drop_embedding, "model.safetensors: missing parameter transformer.wte.weight"),
+        (add, "model.safetensors: unexpected parameter transformer.h.4.ln_1.weight"),
+        (reshape, r"transformer.wpe.weight: expected shape \[48, 64\], got \[40, 64\]"),
+        (integers, "transformer.ln_f.weight: expected a floating-point type, got torch.int32"),
+        (contradict, "differs from .* both name the one embedding matrix"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_wrong_parameters_are_refused(
+    change: Callable[[dict[str, np.ndarray]], None], message: str, tmp_path: Path
+) -> None:
+    tensors = dict(WEIGHTS)
+    change(tensors)
+    with pytest.raises(CheckpointError, match=message):
+        JatModel.from_pretrained(golden.write_checkpoint(tmp_path, tensors))
+
+
+def truncated(raw: bytes) -> bytes:
+    return raw[:-1000]
+
+
+def cut_in_header(raw: bytes) -> bytes:
+    return raw[:100]
+
+
+def empty(raw: bytes) -> bytes:
+    return b""
+
+
+def broken_header(raw: bytes) -> bytes:
+    return raw[:8] + b"x" + raw[9:]
+
+
+def huge_header(raw: bytes) -> bytes:
+    return struct.pack("<Q", 2**62) + raw[8:]
+
+
+def twice(raw: bytes) -> bytes:
+    """The last parameter's entry renamed to that of another: one name twice, as the format's library accepts."""
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = raw[8 : 8 + length]
+    return raw[:8] + header.replace(b"transformer.h.1.ln_1.weight", b"transformer.h.0.ln_1.weight") + raw[8 + length :]
+
+
+@pytest.mark.parametrize("damage", [truncated, cut_in_header, empty, broken_header, huge_header, twice])
+def test_damaged_files_are_refused(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    file = golden.write_checkpoint(tmp_path) / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        JatModel.from_pretrained(tmp_path)
+
+
+def test_pickles_are_not_read(tmp_path: Path) -> None:
+    golden.write_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"expected model\.safetensors or .*got neither"):
+        JatModel.from_pretrained(tmp_path)
+    marker = tmp_path / "unpickled"
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (marker,))
+
+    torch.save({"x": Payload()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"got only pytorch_model\.bin"):
+        JatModel.from_pretrained(tmp_path)
+    assert not marker.exists()
+
+
+def test_code_in_a_checkpoint_is_never_imported(tmp_path: Path) -> None:
+    """Every `auto_map` that transformers follows, and `custom_generate`, point at code that would leave a mark."""
+    folder = golden.write_checkpoint(tmp_path / "checkpoint")
+    marker = tmp_path / "ran"
+    code = f"open({str(marker)!r}, 'w').close()\n"
+    for name in ("configuration_jat", "modeling_jat", "processing_jat", "tokenization_jat", "image_jat"):
+        (folder / f"{name}.py").write_text(code)
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(code + "def generate(model, **kwargs): ...\n")
+    auto_map = {
+        "AutoConfig": "configuration_jat.JatConfig",
+        "AutoModelForCausalLM": "modeling_jat.JatModel",
+        "AutoProcessor": "processing_jat.JatProcessor",
+        "AutoTokenizer": ["tokenization_jat.JatTokenizer", "tokenization_jat.JatTokenizerFast"],
+        "AutoImageProcessor": "image_jat.JatImageProcessor",
+    }
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        file = folder / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": auto_map}))
+    for arguments in ("", ", trust_remote_code=True"):
+        script = f"""
+import torch
+from jat_engine import AutoConfig, AutoModelForCausalLM, AutoProcessor
+AutoConfig.from_pretrained({str(folder)!r}{arguments})
+processor = AutoProcessor.from_pretrained({str(folder)!r}{arguments})
+model = AutoModelForCausalLM.from_pretrained({str(folder)!r}{arguments})
+assert type(model).__module__ == "jat_engine.modeling"
+assert type(processor).__module__ == "jat_engine.processing"
+model.generate(**processor(text="go", return_tensors="pt"), max_new_tokens=2)
+"""
+        subprocess.run([sys.executable, "-c", script], check=True, stdin=subprocess.DEVNULL)
+        assert not marker.exists()
+
+
+def test_config() -> None:
+    small = JatConfig.from_preset("small")
+    with torch.device("meta"):
+        model = JatModel(small)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 192.7
+    assert JatConfig.from_preset("medium").attention_layers == ["global", "local"] * 12
+    assert JatConfig.from_preset("large").max_position_embeddings == 2048
+    with pytest.raises(ValueError, match="expected one of small, medium, large, got 'tiny'"):
+        JatConfig.from_preset("tiny")
+    with pytest.raises(ValueError, match="hidden_size: expected at least 50 and a multiple of num_heads=12, got 770"):
+        JatConfig(hidden_size=770)
