@@ -28,7 +28,7 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         try:
             self.configure()
-        except (OSError, subprocess.CalledProcessError) as error:
+        except (ImportError, OSError, subprocess.CalledProcessError) as error:
             self.skip(f"CMake could not configure the build ({error})")
             self.extensions = []
             return
@@ -102,8 +102,10 @@ setup(
         "all": sorted({package for packages in SIMULATORS.values() for package in packages} | set(VIDEO)),
         "dev": [
             "clang-format>=18",
+            "cmake>=3.24",
             "hypothesis>=6",
             "mypy>=1.15",
+            "pybind11>=3.0",
             "pytest>=8",
             "pytest-benchmark>=5",
             "ruff>=0.9",

@@ -1,29 +1,105 @@
-"""A demonstration without a checkpoint: one task of every domain, played by a model with random weights."""
+"""`jat-engine demo`: one task of every domain, played by a model with random weights. It needs no checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
-from .config import JatConfig
-from .envs import TASKS, Task
-from .evaluation import Agent, EpisodeResult
+from .cli.agent import default_device, device_name, load_agent
+from .cli.arguments import EpisodeArguments, ModelArguments, note, parse
+from .cli.environment import evaluation_env, missing_simulators
+from .cli.progress import play_episodes
+from .cli.report import console, mean_std, milliseconds, score, table
+from .config import PRESETS, JatConfig
+from .envs import TASKS, MissingSimulatorError, Task, expand_tasks
+from .evaluation import EpisodeResult
 from .modeling import JatModel
 from .processing import JatProcessor
 
 DEMO_TASKS = ("atari-pong", "babyai-go-to-local", "metaworld-reach", "mujoco-hopper")
+"""One of each domain."""
 
-MAX_STEPS = 150
-"""Per task: enough for whole episodes but Atari's, which take thousands of steps."""
+MAX_STEPS = 120
+"""Per episode: whole ones of every domain but Atari, whose games take thousands of steps."""
+
+
+@dataclass
+class DemoArguments(ModelArguments):
+    model_name_or_path: str = field(
+        default="", metadata={"help": "folder or hub name of a checkpoint instead of random weights"}
+    )
+    preset: str = field(
+        default="small", metadata={"help": "size of the model with random weights", "choices": list(PRESETS)}
+    )
+    tasks: list[str] = field(default_factory=lambda: list(DEMO_TASKS), metadata={"help": "tasks or domains to play"})
+
+
+@dataclass
+class DemoEpisodes(EpisodeArguments):
+    max_steps: int | None = field(
+        default=MAX_STEPS, metadata={"help": "stop each episode after so many steps; the table says which"}
+    )
 
 
 def random_agent(preset: str = "small", seed: int = 0) -> tuple[JatModel, JatProcessor]:
-    """A model of a published size with random weights, always the same for a seed, and a processor without files."""
+    """A model of a published size with random weights, the same for the same seed, and a processor without files."""
     config = JatConfig.from_preset(preset)
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    model = JatModel(config).eval()
-    torch.set_rng_state(generator_state)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = JatModel(config).eval()
     return model, JatProcessor.byte_level(config)
+
+
+def run(argv: Sequence[str]) -> int:
+    arguments, episodes = parse("demo", "Play one task of every domain.", [DemoArguments, DemoEpisodes], argv)
+    episodes.check()
+    names = expand_tasks(arguments.tasks)
+    missing = missing_simulators(names)
+    tasks = [TASKS[name] for name in names if TASKS[name].domain not in missing]
+    if not tasks:
+        raise MissingSimulatorError("; ".join(missing.values()))
+    for domain, reason in missing.items():
+        note(f"{domain} is left out: {reason}")
+
+    if arguments.model_name_or_path:
+        agent, processor = load_agent(arguments)
+        title = arguments.model_name_or_path
+    else:
+        agent, processor = random_agent(arguments.preset, episodes.seed)
+        agent.to(default_device(arguments.use_cpu))
+        title = f"random weights, size {arguments.preset}: the returns show nothing but that everything runs"
+    rows = table(title, ["task"], ["return", "random", "expert", "steps", "latency p50", "p99"])
+    for task in tasks:
+        rows.add_row(*_row(task, play(agent, processor, task, episodes)))
+    console().print(rows)
+    console().print(f"random, expert: published mean returns; {device_name(agent.device)}")
+    return 0
+
+
+def play(agent: Any, processor: Any, task: Task, arguments: EpisodeArguments) -> list[EpisodeResult]:
+    """All episodes of one task."""
+    env = evaluation_env(task)
+    try:
+        return list(play_episodes(agent, processor, env, arguments.num_episodes, task=task, **arguments.options))
+    finally:
+        env.close()
+
+
+def _row(task: Task, episodes: list[EpisodeResult]) -> list[str]:
+    returns = [episode.return_ for episode in episodes]
+    steps = sum(episode.length for episode in episodes)
+    p50, p99 = np.percentile(np.concatenate([episode.latencies_us for episode in episodes]), [50, 99])
+    capped = any(episode.capped for episode in episodes)
+    return [
+        task.name,
+        mean_std(returns) if len(returns) > 1 else f"{returns[0]:.2f}",
+        score(task.random),
+        score(task.expert),
+        f"{steps} (capped)" if capped else str(steps),
+        milliseconds(float(p50)),
+        milliseconds(float(p99)),
+    ]

@@ -1,0 +1,100 @@
+"""What an installation looks like: imports that must not happen, the kernels folder, builds without a compiler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code: str, *options: str) -> str:
+    result = subprocess.run(
+        [sys.executable, *options, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_core_needs_no_simulator_and_no_extension() -> None:
+    """A model is built and acts where gymnasium, the simulators, Triton and the native module are all missing."""
+    code = """
+import sys
+missing = ("gymnasium", "ale_py", "minigrid", "metaworld", "mujoco", "cv2", "triton", "jat_engine._cpu")
+for name in missing:
+    sys.modules[name] = None
+import types, jat_engine
+Box = type("Box", (types.SimpleNamespace,), {})
+config = jat_engine.JatConfig(hidden_size=64, num_layers=2, num_heads=4)
+model, processor = jat_engine.JatModel(config), jat_engine.JatProcessor.byte_level(config)
+print(len(model.get_next_action(processor, continuous_observation=[1.0, 2.0], action_space=Box(shape=(3,)))))
+"""
+    assert python(code) == "3"
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["alone", "beside another package named kernels"])
+def test_kernels_folder_is_importable(other: bool, tmp_path: Path) -> None:
+    if other:
+        (tmp_path / "kernels").mkdir()
+        (tmp_path / "kernels" / "__init__.py").write_text("OTHER = True\n")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import jat_engine.kernels
+assert [p for p in jat_engine.kernels.__path__ if p.endswith("kernels")]
+assert not hasattr(jat_engine.kernels, "OTHER")
+try:
+    import kernels
+except ImportError:
+    print("none")
+else:
+    print(getattr(kernels, "OTHER", "shadowed"))
+"""
+    # Run from elsewhere: from the checkout's root the folder itself would be a namespace package.
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert result.stdout.strip() == ("True" if other else "none")
+
+
+def build(output: Path, path: str | None) -> subprocess.CompletedProcess[str]:
+    """`setup.py build` in a copy-free way: CMake and the compiler are looked for on `path`."""
+    import os
+
+    environment = dict(os.environ)
+    if path is not None:
+        environment["PATH"] = path
+        environment.pop("CXX", None)
+    return subprocess.run(
+        [sys.executable, "setup.py", "build", "--build-base", str(output / "build")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=environment,
+    )
+
+
+def test_build_without_a_compiler_is_a_message_not_a_failure(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    pytest.importorskip("pybind11")
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    result = build(tmp_path, str(empty))
+    assert result.returncode == 0, result.stderr
+    assert "installed without its compiled parts" in result.stdout + result.stderr
+    library = next((tmp_path / "build").glob("lib*/jat_engine"))
+    assert (library / "modeling.py").exists()
+    assert not list(library.glob("*.so"))
+    assert (library / "kernels" / "README.md").exists()
+    assert (library / "envs" / "published_tasks.csv").exists()
+
+
+def test_native_module() -> None:
+    module = pytest.importorskip("jat_engine._cpu", reason="built without a compiler")
+    features = module.cpu_features()
+    flags = Path("/proc/cpuinfo")
+    if flags.exists() and "avx2" in flags.read_text():
+        assert "avx2" in features
+    assert module.compiler
