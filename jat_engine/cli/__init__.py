@@ -17,7 +17,13 @@ COMMANDS = {
     "demo": "one task of every domain, in about a minute, without a checkpoint",
 }
 
-_MODULES = {"eval": "evaluate"}
+_MODULES = {
+    "play": "jat_engine.cli.play",
+    "eval": "jat_engine.cli.evaluate",
+    "tasks": "jat_engine.cli.tasks",
+    "info": "jat_engine.cli.info",
+    "demo": "jat_engine.demo",
+}
 
 _USAGE_ERROR, _INTERRUPTED = 2, 130
 
@@ -38,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
         return _fail(f"unknown command {name!r}; {hint}")
-    command = importlib.import_module(f".{_MODULES.get(name, name)}", __name__)
+    command = importlib.import_module(_MODULES[name])
     try:
         return int(command.run(arguments[1:]))
     except KeyboardInterrupt:

@@ -16,9 +16,7 @@ class ModelArguments:
 
     model_name_or_path: str = field(metadata={"help": "folder of a checkpoint, or its name on the hub"})
     cache_dir: str | None = field(default=None, metadata={"help": "where downloads are kept"})
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "ignored: code in a checkpoint is never run"}
-    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "ignored: code in a checkpoint is never run"})
     use_cpu: bool = field(default=False, metadata={"help": "run on the CPU, also where there is a GPU"})
 
 
@@ -27,9 +25,7 @@ class EpisodeArguments:
     """How episodes are played."""
 
     num_episodes: int = field(default=1, metadata={"help": "episodes per task"})
-    seed: int = field(
-        default=0, metadata={"help": "of environment and sampling; episode i of a task has seed + i"}
-    )
+    seed: int = field(default=0, metadata={"help": "of environment and sampling; episode i of a task has seed + i"})
     deterministic: bool = field(
         default=False, metadata={"help": "the most likely discrete action instead of a sampled one"}
     )
@@ -55,9 +51,7 @@ def parse(command: str, description: str, types: Sequence[type], argv: Sequence[
 
     A single argument that ends in `.json` names a file with the arguments, as in the published scripts.
     """
-    parser = HfArgumentParser(
-        list(types), prog=f"jat-engine {command}", description=description, allow_abbrev=False
-    )
+    parser = HfArgumentParser(list(types), prog=f"jat-engine {command}", description=description, allow_abbrev=False)
     if len(argv) == 1 and argv[0].endswith(".json"):
         try:
             return parser.parse_json_file(argv[0])

@@ -83,9 +83,7 @@ def run(argv: Sequence[str]) -> int:
     if arguments.push_to_hub:
         from ..evaluation.hub import push_to_hub
 
-        url = push_to_hub(
-            agent, processor, arguments.repo_id, evaluations=results.evaluations_path, files=files
-        )
+        url = push_to_hub(agent, processor, arguments.repo_id, evaluations=results.evaluations_path, files=files)
         note(f"pushed to {url}")
     return 0
 

@@ -33,8 +33,6 @@ def play_episodes(
             bar.set_postfix_str(f"episode {finished + 1}/{num_episodes}, return {total:.1f}", refresh=False)
             bar.update()
 
-        for episode in run_episodes(
-            agent, processor, env, num_episodes, task=task, on_step=show, **options
-        ):
+        for episode in run_episodes(agent, processor, env, num_episodes, task=task, on_step=show, **options):
             finished += 1
             yield episode

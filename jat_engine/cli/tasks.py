@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from rich.markup import escape
 from tqdm import tqdm
@@ -22,9 +21,7 @@ class TasksArguments:
     domain: str | None = field(default=None, metadata={"help": "only this domain", "choices": list(DOMAINS)})
     search: str | None = field(default=None, metadata={"help": "only tasks whose name contains this"})
     json: bool = field(default=False, metadata={"help": "print JSON"})
-    check: bool = field(
-        default=False, metadata={"help": f"build each task and take {_CHECK_STEPS} random steps in it"}
-    )
+    check: bool = field(default=False, metadata={"help": f"build each task and take {_CHECK_STEPS} random steps in it"})
 
 
 def run(argv: Sequence[str]) -> int:
@@ -39,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     if arguments.check:
         checks = {task.name: check(task) for task in tqdm(chosen, unit="task", disable=None, leave=False)}
     if arguments.json:
-        print(json.dumps([_row(task) | checks.get(task.name, {}) for task in chosen], indent=2))
+        print(json.dumps([asdict(task) | checks.get(task.name, {}) for task in chosen], indent=2))
     else:
         _print(chosen, checks)
     return int(any(result["status"] == "failed" for result in checks.values()))
@@ -63,10 +60,6 @@ def check(task: Task) -> dict[str, str]:
     except Exception as error:  # whatever a simulator raises is what the check is there to tell
         return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
     return {"status": "ok"}
-
-
-def _row(task: Task) -> dict[str, Any]:
-    return {key: value for key, value in asdict(task).items()}
 
 
 def _print(tasks: list[Task], checks: dict[str, dict[str, str]]) -> None:

@@ -17,8 +17,6 @@ from .scores import Reference, interquartile_mean, normalize
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from ..envs import Task
-
 Evaluations = Mapping[str, Sequence[float]]
 
 _DOMAIN_NAMES = {"atari": "Atari 57", "babyai": "BabyAI", "metaworld": "Meta-World", "mujoco": "MuJoCo"}
@@ -73,9 +71,7 @@ def push_to_hub(
         for path in (evaluations, *files):
             shutil.copy(path, folder / path.name)
         model_card(repo_id, json.loads(evaluations.read_text())).save(folder / "README.md")
-        api.upload_folder(
-            repo_id=repo_id, folder_path=folder, commit_message="Upload model, processor and evaluation"
-        )
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload model, processor and evaluation")
     return str(repo)
 
 

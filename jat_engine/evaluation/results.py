@@ -31,9 +31,7 @@ class Results:
         device: what the model ran on, in words.
     """
 
-    def __init__(
-        self, folder: str | Path, *, num_episodes: int, arguments: dict[str, Any], device: str
-    ) -> None:
+    def __init__(self, folder: str | Path, *, num_episodes: int, arguments: dict[str, Any], device: str) -> None:
         self.folder = Path(folder)
         self.num_episodes = num_episodes
         self.arguments = arguments
@@ -109,10 +107,7 @@ class Results:
 
     def iqm(self, names: list[str], reference: Reference = "expert") -> Interval | None:
         """Over the tasks whose normalised score is defined; None if there is none."""
-        scores = [
-            normalize([e.return_ for e in self._episodes[name]], self._tasks[name], reference)
-            for name in names
-        ]
+        scores = [normalize([e.return_ for e in self._episodes[name]], self._tasks[name], reference) for name in names]
         return interquartile_mean(s for s in scores if s is not None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,7 +144,7 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -141,5 +141,5 @@ def run_episodes(
 def _frame(env: gymnasium.Env[Any, Any]) -> np.ndarray:
     frame = env.render()
     if not isinstance(frame, np.ndarray):
-        raise ValueError(f'env.render(): expected a frame; make the environment with render_mode="rgb_array", got {frame!r}')
+        raise ValueError(f'env.render(): expected a frame, got {frame!r}; pass render_mode="rgb_array" to make')
     return frame

@@ -35,14 +35,13 @@ def undefined_reason(task: Task, reference: Reference = "expert") -> str | None:
     return None
 
 
-def normalize(
-    returns: Sequence[float] | np.ndarray, task: Task, reference: Reference = "expert"
-) -> np.ndarray | None:
+def normalize(returns: Sequence[float] | np.ndarray, task: Task, reference: Reference = "expert") -> np.ndarray | None:
     """Normalised scores of `returns`, float64 of the same length; None where they are undefined."""
     if undefined_reason(task, reference) is not None:
         return None
     score = task.expert if reference == "expert" else task.human
-    assert task.random is not None and score is not None, "undefined_reason checks both"
+    assert task.random is not None, "undefined_reason checks it"
+    assert score is not None, "undefined_reason checks it"
     return (np.asarray(returns, np.float64) - task.random.mean) / (score.mean - task.random.mean)
 
 
@@ -55,9 +54,7 @@ class Interval:
     high: float
 
 
-def interquartile_mean(
-    scores: Iterable[np.ndarray], *, resamples: int = 2000, seed: int = 0
-) -> Interval | None:
+def interquartile_mean(scores: Iterable[np.ndarray], *, resamples: int = 2000, seed: int = 0) -> Interval | None:
     """Mean of the middle half of all scores, with a stratified bootstrap interval (percentiles 2.5 and 97.5).
 
     Args:

@@ -60,9 +60,7 @@ class VideoWriter:
         if self._encoder is None:
             self._open(frame)
         if frame.shape != self._shape or frame.dtype != np.uint8:
-            raise ValueError(
-                f"frame: expected uint8 of shape {self._shape}, got {frame.dtype} of shape {frame.shape}"
-            )
+            raise ValueError(f"frame: expected uint8 of shape {self._shape}, got {frame.dtype} of shape {frame.shape}")
         height, width = frame.shape[:2]
         if height % 2 or width % 2:  # H.264 with 4:2:0 colours needs even sizes
             frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -110,9 +108,7 @@ def read_video(path: str | Path) -> Iterator[np.ndarray]:
         reader.close()
 
 
-def write_grid(
-    videos: Sequence[str | Path], output: str | Path, *, fps: int = 30, max_seconds: float = 180.0
-) -> Path:
+def write_grid(videos: Sequence[str | Path], output: str | Path, *, fps: int = 30, max_seconds: float = 180.0) -> Path:
     """Put videos side by side: each at its own speed, short ones repeated, as long as the longest of them.
 
     Args:
