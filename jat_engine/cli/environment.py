@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +20,43 @@ def evaluation_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[
     return make(task.name, **options)
 
 
-def missing_simulators(tasks: Iterable[str]) -> dict[str, str]:
-    """Domains of `tasks` that cannot be built here, each with what to install."""
-    first = {TASKS[name].domain: TASKS[name] for name in tasks}
+def missing_simulators(tasks: Iterable[str], render: bool = False) -> dict[str, str]:
+    """Build a task of each domain; domains whose simulator is not installed, each with what to install.
+
+    Args:
+        render: also render a frame, so that a machine that cannot is known before anything is run.
+
+    Raises:
+        ValueError: frames cannot be rendered here.
+    """
     missing = {}
-    for domain, task in first.items():
+    for domain, task in {TASKS[name].domain: TASKS[name] for name in tasks}.items():
         try:
-            evaluation_env(task).close()
+            with contextlib.closing(evaluation_env(task, "rgb_array" if render else None)) as env:
+                if render:
+                    _check_rendering(env, task)
         except MissingSimulatorError as error:
             missing[domain] = str(error)
     return missing
 
 
-def require_simulators(tasks: Iterable[str]) -> None:
-    """Raises `MissingSimulatorError` with everything that must be installed, before anything is run."""
-    missing = missing_simulators(tasks)
+def require_simulators(tasks: Iterable[str], render: bool = False) -> None:
+    """Raises `MissingSimulatorError` with everything that must be installed, else as `missing_simulators`."""
+    missing = missing_simulators(tasks, render)
     if missing:
         raise MissingSimulatorError("; ".join(missing.values()))
+
+
+def _check_rendering(env: gymnasium.Env[Any, Any], task: Task) -> None:
+    try:
+        env.reset(seed=0)
+        env.render()
+    except Exception as error:  # graphics libraries raise whatever they like
+        hint = (
+            "; without a display MuJoCo needs EGL or OSMesa (Debian: libegl1, libosmesa6) and MUJOCO_GL=egl or osmesa"
+            if task.observation == "continuous"
+            else ""
+        )
+        raise ValueError(
+            f"{task.domain}: frames cannot be rendered here: {type(error).__name__}: {error}{hint}"
+        ) from error

@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     arguments.check()
     tasks = [TASKS[name] for name in expand_tasks(arguments.tasks)]
     folder = Path(arguments.output_dir or model_arguments.model_name_or_path)
-    require_simulators(task.name for task in tasks)
+    require_simulators((task.name for task in tasks), render=arguments.save_video)
     agent, processor = load_agent(model_arguments)
     folder.mkdir(parents=True, exist_ok=True)
 

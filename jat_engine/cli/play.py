@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     video = None
     if arguments.save_video:
         ffmpeg()
-    require_simulators([task.name])
+    require_simulators([task.name], render=bool(arguments.save_video))
     agent, processor = load_agent(model_arguments)
 
     render_mode = "human" if arguments.render else "rgb_array" if arguments.save_video else None

@@ -1,0 +1,144 @@
+"""Atari: raw frames in, what the agent was trained on out, in the published order of operations.
+
+Gymnasium's AtariPreprocessing pools and scales in grey, with another grey; its pixels differ.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from .tasks import Task
+
+_MAX_NOOPS, _SKIP, _STACK, _SIZE = 30, 4, 4, 84
+_NOOP, _FIRE = 0, 1
+
+
+def make(
+    task: Task, *, render_mode: str | None = None, clip_reward: bool = True, episodic_life: bool = True
+) -> gym.Env[Any, Any]:
+    """One of the 57 games: 4 frames a step, no sticky actions.
+
+    `"episode"` in `info` marks a game's real end; with `episodic_life` a lost life ends an episode without it, and the
+    next `reset()` goes on with the game.
+    """
+    import ale_py
+    import cv2  # noqa: F401 (so that it is missed here, not in the first step)
+
+    gym.register_envs(ale_py)
+    limit = {"max_episode_steps": 18_000} if task.name == "atari-montezumarevenge" else {}  # raw frames
+    env: gym.Env[Any, Any] = gym.make(
+        task.env_id, frameskip=1, repeat_action_probability=0.0, render_mode=render_mode, **limit
+    )
+    env.metadata["render_fps"] = 30
+    env = gym.wrappers.RecordEpisodeStatistics(env)
+    env = MaxOfLastTwo(RandomNoops(env))
+    env = Lives(env, episodic_life)
+    if "FIRE" in env.unwrapped.get_action_meanings():  # type: ignore[attr-defined]
+        env = FireAtReset(env)
+    if clip_reward:
+        env = gym.wrappers.TransformReward(env, lambda reward: float(np.sign(reward)))
+    return GrayStack(env)
+
+
+class RandomNoops(gym.Wrapper[Any, Any, Any, Any]):
+    """After a reset, 1 to 30 raw frames without action."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        for _ in range(self.unwrapped.np_random.integers(1, _MAX_NOOPS + 1)):
+            observation, _, terminated, truncated, info = self.env.step(_NOOP)
+            if terminated or truncated:
+                observation, info = self.env.reset()
+        return observation, info
+
+
+class MaxOfLastTwo(gym.Wrapper[Any, Any, Any, Any]):
+    """Repeat the action for 4 raw frames; the pixel-wise maximum of the last two, in RGB; the sum of rewards."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        total, frames = 0.0, deque[np.ndarray](maxlen=2)
+        for _ in range(_SKIP):
+            frame, reward, terminated, truncated, info = self.env.step(action)
+            frames.append(frame)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return np.max(np.stack(frames), axis=0), total, terminated, truncated, info
+
+
+class Lives(gym.Wrapper[Any, Any, Any, Any]):
+    """Ends the episode when a life is lost; the reset after that goes on with the game by one step without action."""
+
+    def __init__(self, env: gym.Env[Any, Any], episodic: bool) -> None:
+        super().__init__(env)
+        self._episodic = episodic
+        self._lives = 0
+        self._over = True
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._over = terminated or truncated
+        lives = self.unwrapped.ale.lives()  # type: ignore[attr-defined]
+        # At 0 lives some games go on for a few frames and end by themselves.
+        if self._episodic and 0 < lives < self._lives:
+            terminated = True
+        self._lives = lives
+        return observation, reward, terminated, truncated, info
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        # A seed asks for an episode of its own, whatever state the game is in.
+        if self._over or seed is not None or not self._episodic:
+            observation, info = self.env.reset(seed=seed, options=options)
+            self._over = False
+        else:
+            observation, _, terminated, truncated, info = self.env.step(_NOOP)
+            if terminated or truncated:
+                observation, info = self.env.reset(options=options)
+        self._lives = self.unwrapped.ale.lives()  # type: ignore[attr-defined]
+        return observation, info
+
+
+class FireAtReset(gym.Wrapper[Any, Any, Any, Any]):
+    """Games that wait for FIRE: after a reset one step of FIRE, then one of action 2."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        for action in (_FIRE, 2):
+            observation, _, terminated, truncated, info = self.env.step(action)
+            if terminated or truncated:
+                observation, info = self.env.reset()
+        return observation, info
+
+
+class GrayStack(gym.Wrapper[Any, Any, Any, Any]):
+    """RGB frames -> `image_observation`: 84 x 84, scaled in RGB and then made grey, the last 4 as channels."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._frames: deque[np.ndarray] = deque(maxlen=_STACK)
+        space = gym.spaces.Box(0, 255, (_SIZE, _SIZE, _STACK), np.uint8)
+        self.observation_space = gym.spaces.Dict({"image_observation": space})
+
+    def reset(self, **kwargs: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        frame, info = self.env.reset(**kwargs)
+        self._frames.extend([_gray(frame)] * _STACK)
+        return self._observation(), info
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], Any, bool, bool, dict[str, Any]]:
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        self._frames.append(_gray(frame))
+        return self._observation(), reward, terminated, truncated, info
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        return {"image_observation": np.stack(self._frames, axis=-1)}
+
+
+def _gray(frame: np.ndarray) -> np.ndarray:
+    import cv2
+
+    small = cv2.resize(frame, (_SIZE, _SIZE), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))
