@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
         title = arguments.model_name_or_path
     else:
         agent, processor = random_agent(arguments.preset, episodes.seed)
-        agent.to(default_device(arguments.use_cpu))
+        agent.to(default_device(arguments.use_cpu))  # type: ignore[arg-type]  # transformers' wrapper is mistyped
         title = f"random weights, size {arguments.preset}: the returns show nothing but that everything runs"
     rows = table(title, ["task"], ["return", "random", "expert", "steps", "latency p50", "p99"])
     for task in tasks:

@@ -51,6 +51,7 @@ def test_eval_writes_the_published_files_and_repeats_itself(
     assert all(len(returns) == 2 for returns in evaluations.values())
     table = capsys.readouterr().out
     assert "metaworld: expert-normalised IQM" in table
+    assert "atari: expert-normalised IQM -, from 0 of 1 task(s)" in table
     assert all(name in table for name in evaluations)
     assert "undefined" in table
 
@@ -72,21 +73,14 @@ def test_eval_writes_the_published_files_and_repeats_itself(
 
 def test_eval_as_a_process_with_the_published_flags(checkpoint: Path) -> None:
     command = [sys.executable, "-m", "jat_engine.cli", "eval", "--model_name_or_path", str(checkpoint)]
-    command += [
-        "--tasks",
-        "atari-breakout",
-        "mujoco-pendulum",
-        "--trust_remote_code",
-        "--use_cpu",
-        "--save_video",
-    ]
+    command += ["--tasks", "atari-breakout", "babyai-open", "--trust_remote_code", "--use_cpu", "--save_video"]
     command += ["--num_episodes", "1", "--cache_dir", str(checkpoint / "cache"), "--max_steps", "15"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "--trust_remote_code is ignored" in done.stderr
     assert "Loading weights" not in done.stderr
     assert "atari-breakout" in done.stdout
-    assert set(_json(checkpoint / "evaluations.json")) == {"atari-breakout", "mujoco-pendulum"}
+    assert set(_json(checkpoint / "evaluations.json")) == {"atari-breakout", "babyai-open"}
     lengths = _json(checkpoint / "results.json")["tasks"]["atari-breakout"]["lengths"]
     assert len(list(read_video(checkpoint / "videos" / "atari-breakout.mp4"))) == lengths[0] == 15
     height, width = next(read_video(checkpoint / "replay.mp4")).shape[:2]
@@ -156,7 +150,6 @@ def test_interrupt_before_the_first_episode_keeps_an_older_evaluation(
         (["--tasks", "mujoco-pendulum", "--push_to_hub"], "--repo_id"),
         (["--tasks", "mujoco-pendulum", "--num_episodes", "0"], "--num_episodes: expected at least 1, got 0"),
         (["--tasks", "mujoco-pendulum", "--max_steps", "0"], "--max_steps: expected at least 1, got 0"),
-        ([], "--tasks: expected"),
     ],
 )
 def test_eval_refuses_bad_arguments_before_anything_runs(
@@ -207,6 +200,23 @@ def test_missing_encoder_is_reported_before_anything_runs(
     assert "pip install 'jat-engine[video]'" in _error(capsys)
 
 
+def test_a_machine_that_cannot_render_is_known_before_anything_runs(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gymnasium.envs.mujoco import MujocoEnv
+
+    def render(env: MujocoEnv) -> None:
+        raise RuntimeError("no OpenGL")
+
+    monkeypatch.setattr(MujocoEnv, "render", render)
+    monkeypatch.setattr("jat_engine.cli.play.load_agent", lambda _: pytest.fail("the model was loaded"))
+    flags = ["--model_name_or_path", str(checkpoint), "--task", "mujoco-pendulum", "--save_video", "x.mp4"]
+    assert main(["play", *flags]) == 2
+    message = _error(capsys)
+    assert "mujoco: frames cannot be rendered here: RuntimeError: no OpenGL" in message
+    assert "MUJOCO_GL=egl or osmesa" in message
+
+
 def test_models_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--tasks", "mujoco-pendulum", "--output_dir", str(tmp_path / "out")]
     assert main(["eval", "--model_name_or_path", str(tmp_path / "none"), *flags]) == 2
@@ -225,7 +235,6 @@ def test_a_damaged_checkpoint_is_one_line(checkpoint: Path, capsys: pytest.Captu
 
 
 def test_defects_of_other_packages_keep_their_traceback(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jat_engine.cli.play.load_agent", lambda _: int("not ours"))
     monkeypatch.setattr("jat_engine.cli.play.load_agent", lambda _: json.loads("{"))
     with pytest.raises(ValueError, match="Expecting property name"):
         main(["play", "--model_name_or_path", str(checkpoint), "--task", "mujoco-pendulum"])
@@ -237,6 +246,12 @@ def test_unknown_commands(argv: list[str], capsys: pytest.CaptureFixture[str]) -
     assert "eval" in _error(capsys)
 
 
+_REQUIRED = {
+    "play": ["--model_name_or_path", "x", "--task", "atari-pong"],
+    "eval": ["--model_name_or_path", "x", "--tasks", "all"],
+}
+
+
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_has_help_and_refuses_unknown_flags(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -244,7 +259,7 @@ def test_every_command_has_help_and_refuses_unknown_flags(name: str, capsys: pyt
     assert stop.value.code == 0
     assert f"usage: jat-engine {name}" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
-        main([name, "--modle", "x", "--model_name_or_path", "x"])
+        main([name, "--modle", "x", *_REQUIRED.get(name, [])])
     assert stop.value.code == 2
     assert "unrecognized arguments: --modle" in capsys.readouterr().err
 
@@ -265,8 +280,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_play_prints_each_episode_and_records_it(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    video = tmp_path / "videos" / "pendulum.mp4"
-    flags = ["--model-name-or-path", str(checkpoint), "--task", "mujoco-pendulum", "--seed", "4"]
+    video = tmp_path / "videos" / "open.mp4"
+    flags = ["--model-name-or-path", str(checkpoint), "--task", "babyai-open", "--seed", "4"]
     flags += ["--num-episodes", "2", "--max-steps", "3", "--save-video", str(video), "--deterministic"]
     assert main(["play", *flags]) == 0
     first, second = capsys.readouterr().out.splitlines()

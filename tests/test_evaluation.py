@@ -284,6 +284,8 @@ def test_files_of_an_evaluation(tmp_path: Path) -> None:
     assert written["tasks"]["atari-bowling"]["complete"] is False
     assert written["tasks"]["atari-bowling"]["expert_normalized"] is None
     assert written["tasks"]["atari-bowling"]["expert_normalized_reason"] == "undefined: expert <= random"
+    assert written["domains"]["atari"]["tasks"] == 2
+    assert written["domains"]["atari"]["iqm_expert_normalized"]["tasks"] == 1  # not bowling
     assert written["domains"]["atari"]["iqm_expert_normalized"]["value"] == pytest.approx(0.5)
     assert written["overall"]["episodes"] == 4
     assert written["arguments"] == {"tasks": ["x"]}

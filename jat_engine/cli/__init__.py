@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
         return _fail(f"unknown command {name!r}; {hint}")
-    command = importlib.import_module(_MODULES[name])
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it would be printed among the results
     try:
+        command = importlib.import_module(_MODULES[name])
         return int(command.run(arguments[1:]))
     except KeyboardInterrupt:
         print("jat-engine: interrupted", file=sys.stderr)

@@ -35,7 +35,8 @@ def load_agent(arguments: ModelArguments) -> tuple[jat_engine.JatModel, jat_engi
             processor = jat_engine.AutoProcessor.from_pretrained(source, cache_dir=arguments.cache_dir)
         except (OSError, ValueError) as error:
             raise ValueError(f"--model_name_or_path {source}: {error}") from error
-    return model.to(default_device(arguments.use_cpu)), processor
+    model.to(default_device(arguments.use_cpu))  # type: ignore[arg-type]  # transformers' wrapper is mistyped
+    return model, processor
 
 
 def default_device(use_cpu: bool = False) -> torch.device:

@@ -46,7 +46,7 @@ class EpisodeArguments:
         return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps}
 
 
-def parse(command: str, description: str, types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
+def parse(command: str, description: str, types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...]:
     """One instance of each dataclass in `types`. Flags take `_` and `-` alike.
 
     A single argument that ends in `.json` names a file with the arguments, as in the published scripts.

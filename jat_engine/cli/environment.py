@@ -29,7 +29,7 @@ def missing_simulators(tasks: Iterable[str], render: bool = False) -> dict[str, 
     Raises:
         ValueError: frames cannot be rendered here.
     """
-    missing = {}
+    missing: dict[str, str] = {}
     for domain, task in {TASKS[name].domain: TASKS[name] for name in tasks}.items():
         try:
             with contextlib.closing(evaluation_env(task, "rgb_array" if render else None)) as env:

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..envs import TASKS, Task, expand_tasks
-from ..evaluation import Agent, Results, VideoWriter, normalize, write_grid
+from ..evaluation import Agent, Results, VideoWriter, normalize, undefined_reason, write_grid
 from ..evaluation.video import ffmpeg
 from .agent import device_name, load_agent
 from .arguments import EpisodeArguments, ModelArguments, note, parse
@@ -21,11 +21,11 @@ from .progress import play_episodes
 from .report import console, interval, mean_std, milliseconds, score, table
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvalArguments(EpisodeArguments):
     num_episodes: int = field(default=2, metadata={"help": "episodes per task"})
     tasks: list[str] = field(
-        default_factory=list, metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all"}
+        metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all; see `jat-engine tasks`"}
     )
     output_dir: str | None = field(
         default=None,
@@ -39,8 +39,6 @@ class EvalArguments(EpisodeArguments):
 
     def check(self) -> None:
         super().check()
-        if not self.tasks:
-            raise ValueError("--tasks: expected names of tasks or domains, or all; see `jat-engine tasks`")
         if self.push_to_hub and not self.repo_id:
             raise ValueError("--push_to_hub needs --repo_id owner/name")
         if self.save_video:
@@ -148,4 +146,6 @@ def print_results(results: Results, tasks: list[Task]) -> None:
     console().print(rows)
     for domain in dict.fromkeys(task.domain for task in tasks):
         names = [task.name for task in tasks if task.domain == domain]
-        console().print(f"{domain}: expert-normalised IQM {interval(results.iqm(names))} over {len(names)} tasks")
+        defined = [name for name in names if undefined_reason(TASKS[name]) is None]
+        value = interval(results.iqm(names))
+        console().print(f"{domain}: expert-normalised IQM {value}, from {len(defined)} of {len(names)} task(s)")

@@ -17,9 +17,9 @@ from .progress import play_episodes
 from .report import milliseconds, number
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PlayArguments(EpisodeArguments):
-    task: str = field(default="", metadata={"help": "name of one task, see `jat-engine tasks`"})
+    task: str = field(metadata={"help": "name of one task, see `jat-engine tasks`"})
     render: bool = field(default=False, metadata={"help": "show a window"})
     save_video: str | None = field(default=None, metadata={"help": "mp4 to write, all episodes in a row"})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,18 @@ def play_episodes(
             bar.set_postfix_str(f"episode {finished + 1}/{num_episodes}, return {total:.1f}", refresh=False)
             bar.update()
 
-        for episode in run_episodes(agent, processor, env, num_episodes, task=task, on_step=show, **options):
+        episodes = run_episodes(agent, processor, env, num_episodes, task=task, on_step=show, **options)
+        while True:
+            with simulator_output():
+                episode = next(episodes, None)
+            if episode is None:
+                return
             finished += 1
             yield episode
+
+
+@contextlib.contextmanager
+def simulator_output() -> Iterator[None]:
+    """Standard output is for results; simulators, minigrid for one, print remarks there."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

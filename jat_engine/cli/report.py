@@ -36,7 +36,8 @@ def number(value: float | None) -> str:
     """Short: `-20.7`, `16912`, `0.032`; `-` for None."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    digits = 0 if abs(value) >= 10_000 else 1 if abs(value) >= 10 else 2
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.00
 
 
 def score(value: Score | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from ..envs import DOMAINS, TASKS, MissingSimulatorError, Task, make
 from .arguments import parse
+from .progress import simulator_output
 from .report import console, score, table
 
 _CHECK_STEPS = 10
@@ -45,16 +47,12 @@ def run(argv: Sequence[str]) -> int:
 def check(task: Task) -> dict[str, str]:
     """Play a few random steps: `status` is "ok", "not installed" or "failed", with a `reason` unless ok."""
     try:
-        env = make(task.name, seed=0)
-        try:
-            env.reset(seed=0)
-            env.action_space.seed(0)
+        with simulator_output(), contextlib.closing(make(task.name, seed=0)) as env:
+            env.reset()
             for _ in range(_CHECK_STEPS):
                 _, _, terminated, truncated, _ = env.step(env.action_space.sample())
                 if terminated or truncated:
                     env.reset()
-        finally:
-            env.close()
     except MissingSimulatorError as error:
         return {"status": "not installed", "reason": str(error)}
     except Exception as error:  # whatever a simulator raises is what the check is there to tell

@@ -28,6 +28,7 @@ def make(
     import ale_py
     import cv2  # noqa: F401 (so that it is missed here, not in the first step)
 
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
     gym.register_envs(ale_py)
     limit = {"max_episode_steps": 18_000} if task.name == "atari-montezumarevenge" else {}  # raw frames
     env: gym.Env[Any, Any] = gym.make(

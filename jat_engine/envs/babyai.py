@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import Any
 
 import gymnasium as gym
@@ -33,6 +35,10 @@ class FlatObservation(gym.ObservationWrapper[Any, Any, Any]):
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         integers = np.concatenate(([observation["direction"]], observation["image"].flatten()))
         return {"discrete_observation": integers.astype(np.int64), "text_observation": observation["mission"]}
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        with contextlib.redirect_stdout(io.StringIO()):  # minigrid prints each level that it rejects
+            return super().reset(**kwargs)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = super().step(action)

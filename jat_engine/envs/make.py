@@ -18,8 +18,8 @@ def make(task: str, *, seed: int | None = None, **kwargs: Any) -> gymnasium.Env[
 
     Args:
         task: a name in `TASKS`.
-        seed: of the first `reset()` and of `action_space.sample()`; later resets continue from it. `reset(seed=)` starts
-            an episode that depends on that seed alone. The same seed and actions give the same episode.
+        seed: of the first `reset()` and of `action_space.sample()`; later resets continue from it. `reset(seed=)`
+            starts an episode that depends on that seed alone. The same seed and actions give the same episode.
         kwargs: `render_mode` ("human", "rgb_array" or None); for Atari also `clip_reward=True` (reward's sign) and
             `episodic_life=True` (a lost life ends the episode, without "episode" in `info`).
 

@@ -47,7 +47,9 @@ class RandomGoal(gym.Env[np.ndarray, np.ndarray]):
     def unwrapped(self) -> Any:
         return self
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         env = self._env
         env.np_random = self.np_random

@@ -98,7 +98,9 @@ class Results:
             summary[f"iqm_{reference}_normalized"] = None
             interval = self.iqm(names, reference)
             if interval is not None:
+                defined = [name for name in names if undefined_reason(self._tasks[name], reference) is None]
                 summary[f"iqm_{reference}_normalized"] = {
+                    "tasks": len(defined),
                     "value": interval.value,
                     "low": interval.low,
                     "high": interval.high,

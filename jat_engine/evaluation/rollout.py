@@ -85,7 +85,8 @@ def run_episode(
     agent.reset_rl()
     observation, _ = env.reset(seed=seed)
     reward: float | None = None
-    total, latencies_us, done = 0.0, [], False
+    latencies_us: list[float] = []
+    total, done = 0.0, False
     while not done and len(latencies_us) != max_steps:
         start = time.perf_counter_ns()
         action = agent.get_next_action(

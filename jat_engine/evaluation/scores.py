@@ -64,7 +64,7 @@ def interquartile_mean(scores: Iterable[np.ndarray], *, resamples: int = 2000, s
         seed: of the resampling.
 
     Returns:
-        None without any score.
+        None without any score. With one episode a task the interval has no width: there is nothing to resample.
     """
     tasks = [np.asarray(task, np.float64) for task in scores]
     tasks = [task for task in tasks if task.size]
@@ -72,7 +72,7 @@ def interquartile_mean(scores: Iterable[np.ndarray], *, resamples: int = 2000, s
         return None
     rng = np.random.default_rng(seed)
     total = sum(task.size for task in tasks)
-    estimates = []
+    estimates: list[float] = []
     while len(estimates) < resamples:
         rows = min(resamples - len(estimates), max(1, _CHUNK // total))
         drawn = [task[rng.integers(task.size, size=(rows, task.size))] for task in tasks]
