@@ -13,7 +13,7 @@ from .cli.agent import default_device, device_name, load_agent
 from .cli.arguments import EpisodeArguments, ModelArguments, note, parse
 from .cli.environment import evaluation_env, missing_simulators
 from .cli.progress import play_episodes
-from .cli.report import console, mean_std, milliseconds, score, table
+from .cli.report import console, mean_std, milliseconds, number, print_table, score
 from .config import PRESETS, JatConfig
 from .envs import TASKS, MissingSimulatorError, Task, expand_tasks
 from .evaluation import EpisodeResult
@@ -23,7 +23,7 @@ from .processing import JatProcessor
 DEMO_TASKS = ("atari-pong", "babyai-go-to-local", "metaworld-reach", "mujoco-hopper")
 """One of each domain."""
 
-MAX_STEPS = 120
+MAX_STEPS = 100
 """Per episode: whole ones of every domain but Atari, whose games take thousands of steps."""
 
 
@@ -72,10 +72,8 @@ def run(argv: Sequence[str]) -> int:
         agent, processor = random_agent(arguments.preset, episodes.seed)
         agent.to(default_device(arguments.use_cpu))  # type: ignore[arg-type]  # transformers' wrapper is mistyped
         title = f"random weights, size {arguments.preset}: the returns show nothing but that everything runs"
-    rows = table(title, ["task"], ["return", "random", "expert", "steps", "latency p50", "p99"])
-    for task in tasks:
-        rows.add_row(*_row(task, play(agent, processor, task, episodes)))
-    console().print(rows)
+    rows = [_row(task, play(agent, processor, task, episodes)) for task in tasks]
+    print_table(title, {name: [row[name] for row in rows] for name in rows[0]}, left=["task"])
     console().print(f"random, expert: published mean returns; {device_name(agent.device)}")
     return 0
 
@@ -89,17 +87,17 @@ def play(agent: Any, processor: Any, task: Task, arguments: EpisodeArguments) ->
         env.close()
 
 
-def _row(task: Task, episodes: list[EpisodeResult]) -> list[str]:
+def _row(task: Task, episodes: list[EpisodeResult]) -> dict[str, str]:
     returns = [episode.return_ for episode in episodes]
     steps = sum(episode.length for episode in episodes)
     p50, p99 = np.percentile(np.concatenate([episode.latencies_us for episode in episodes]), [50, 99])
     capped = any(episode.capped for episode in episodes)
-    return [
-        task.name,
-        mean_std(returns) if len(returns) > 1 else f"{returns[0]:.2f}",
-        score(task.random),
-        score(task.expert),
-        f"{steps} (capped)" if capped else str(steps),
-        milliseconds(float(p50)),
-        milliseconds(float(p99)),
-    ]
+    return {
+        "task": task.name,
+        "return": mean_std(returns) if len(returns) > 1 else number(returns[0]),
+        "random": score(task.random),
+        "expert": score(task.expert),
+        "steps": f"{steps} (capped)" if capped else str(steps),
+        "latency p50": milliseconds(float(p50)),
+        "p99": milliseconds(float(p99)),
+    }

@@ -95,7 +95,7 @@ def device() -> dict[str, Any]:
         }
     if torch.backends.mps.is_available():
         return {"kind": "mps", "name": platform.processor() or "Apple GPU"}
-    return {"kind": "cpu", "name": cpu_name(), "count": 0}
+    return {"kind": "cpu", "name": cpu_name()}
 
 
 def cpu() -> dict[str, Any]:

@@ -217,6 +217,17 @@ def test_a_machine_that_cannot_render_is_known_before_anything_runs(
     assert "MUJOCO_GL=egl or osmesa" in message
 
 
+def test_a_window_needs_a_display(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    flags = ["--model_name_or_path", str(checkpoint), "--task", "mujoco-pendulum", "--render"]
+    assert main(["play", *flags]) == 2
+    assert "use --save_video instead" in _error(capsys)
+
+
 def test_models_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--tasks", "mujoco-pendulum", "--output_dir", str(tmp_path / "out")]
     assert main(["eval", "--model_name_or_path", str(tmp_path / "none"), *flags]) == 2
@@ -322,6 +333,23 @@ def test_tasks_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name.startswith("babyai-") and "red" in name for name in names)
     assert main(["tasks", "--domain", "mujoco"]) == 0
     assert "mujoco-hopper" in capsys.readouterr().out
+
+
+def test_narrow_terminals_lose_columns_but_no_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    from jat_engine.cli import report
+
+    columns = {"task": ["metaworld-button-press-topdown-wall"], "domain": ["metaworld"], "return": ["1 ± [2]"]}
+    for width, shown in ((80, ["task", "domain", "return"]), (50, ["task", "return"]), (20, ["task", "return"])):
+        monkeypatch.setattr(report, "console", lambda width=width: Console(width=width))
+        report.print_table("t", columns, left=["task"], optional=["domain"])
+        out = capsys.readouterr().out
+        assert out.splitlines()[2].split() == shown
+        assert "metaworld-button-press-topdown-wall" in out
+        assert "1 ± [2]" in out
 
 
 def test_tasks_check_tells_ok_missing_and_failed(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,15 @@ def require_simulators(tasks: Iterable[str], render: bool = False) -> None:
     missing = missing_simulators(tasks, render)
     if missing:
         raise MissingSimulatorError("; ".join(missing.values()))
+
+
+def require_display(task: Task) -> None:
+    """Raises `ValueError` where no window can be opened; GLFW, which MuJoCo uses, would abort the process instead."""
+    accepted = ["DISPLAY", "WAYLAND_DISPLAY"]
+    if task.observation != "continuous":
+        accepted.append("SDL_VIDEODRIVER")
+    if sys.platform == "linux" and not any(map(os.environ.get, accepted)):
+        raise ValueError("--render: there is no display here (DISPLAY is not set); use --save_video instead")
 
 
 def _check_rendering(env: gymnasium.Env[Any, Any], task: Task) -> None:

@@ -18,7 +18,7 @@ from .agent import device_name, load_agent
 from .arguments import EpisodeArguments, ModelArguments, note, parse
 from .environment import evaluation_env, require_simulators
 from .progress import play_episodes
-from .report import console, interval, mean_std, milliseconds, score, table
+from .report import console, interval, mean_std, milliseconds, print_table, score
 
 
 @dataclass(kw_only=True)
@@ -123,27 +123,27 @@ def normalized(returns: Sequence[float], task: Task) -> str:
 
 def print_results(results: Results, tasks: list[Task]) -> None:
     """A row a task, then a line a domain."""
-    rows = table(
-        "Evaluation",
-        ["task", "domain"],
-        ["episodes", "return", "random", "expert", "normalised", "p50 latency"],
-    )
+    rows = []
     for task in tasks:
         episodes = results.episodes(task.name)
         returns = [episode.return_ for episode in episodes]
         latency_us = float(np.median(np.concatenate([episode.latencies_us for episode in episodes])))
-        capped = " (capped)" if any(episode.capped for episode in episodes) else ""
-        rows.add_row(
-            task.name,
-            task.domain,
-            str(len(episodes)) + capped,
-            mean_std(returns),
-            score(task.random),
-            score(task.expert),
-            normalized(returns, task),
-            milliseconds(latency_us),
+        rows.append(
+            {
+                "task": task.name,
+                "domain": task.domain,
+                "episodes": f"{len(episodes)}{'*' if any(e.capped for e in episodes) else ''}",
+                "return": mean_std(returns),
+                "random": score(task.random),
+                "expert": score(task.expert),
+                "normalised": normalized(returns, task),
+                "p50 latency": milliseconds(latency_us),
+            }
         )
-    console().print(rows)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    print_table("Evaluation", columns, left=["task", "domain"], optional=["domain", "random", "expert"])
+    if any("*" in cell for cell in columns["episodes"]):
+        console().print("* stopped by --max_steps")
     for domain in dict.fromkeys(task.domain for task in tasks):
         names = [task.name for task in tasks if task.domain == domain]
         defined = [name for name in names if undefined_reason(TASKS[name]) is None]

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..info import collect
 from .arguments import parse
-from .report import console, table
 
 
 @dataclass
@@ -23,29 +22,26 @@ def run(argv: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(found, indent=2))
         return 0
-    rows = table("jat-engine", ["what", "found"], [])
-    for key, value in found["versions"].items():
-        rows.add_row(key, value or "[dim]not installed[/]")
-    rows.add_section()
-    rows.add_row("platform", found["platform"])
-    rows.add_row("device", _words(found["device"]))
-    rows.add_row("cpu", _words(found["cpu"]))
-    rows.add_section()
+    lines = {name: version or "not installed" for name, version in found["versions"].items()}
+    lines |= {"platform": found["platform"], "device": _words(found["device"]), "cpu": _words(found["cpu"])}
     for name, extension in found["extensions"].items():
-        rows.add_row(f"extension {name}", extension["path"] if extension["built"] else extension["reason"])
+        lines[f"extension {name}"] = extension["path"] if extension["built"] else extension["reason"]
     for domain, simulator in found["simulators"].items():
-        state = "installed" if simulator["installed"] else f"missing {', '.join(simulator['missing'])}"
-        hint = "" if simulator["installed"] else f"; {simulator['install']}".replace("[", r"\[")
-        rows.add_row(f"simulator {domain}", state + hint)
-    console().print(rows)
+        missing = ", ".join(simulator.get("missing", []))
+        state = f"missing {missing}; {simulator['install']}" if missing else "installed"
+        lines[f"simulator {domain}"] = state
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        print(f"{name:<{width}}  {text}")
     return 0
 
 
 def _words(values: dict[str, Any]) -> str:
-    """`name`, then what else is known."""
+    """Name, with its kind if that is said, then what else is known."""
+    name = f"{values['kind']}: {values['name']}" if "kind" in values else values["name"]
     rest = [
         f"{key.replace('_', ' ')} {' '.join(value) if isinstance(value, list) else value}"
         for key, value in values.items()
-        if key != "name"
+        if key not in ("name", "kind")
     ]
-    return ", ".join([str(values["name"]), *rest])
+    return ", ".join([name, *rest])

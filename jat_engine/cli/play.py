@@ -12,7 +12,7 @@ from ..evaluation import EpisodeResult, VideoWriter, normalize, undefined_reason
 from ..evaluation.video import ffmpeg
 from .agent import load_agent
 from .arguments import EpisodeArguments, ModelArguments, note, parse
-from .environment import evaluation_env, require_simulators
+from .environment import evaluation_env, require_display, require_simulators
 from .progress import play_episodes
 from .report import milliseconds, number
 
@@ -40,6 +40,8 @@ def run(argv: Sequence[str]) -> int:
     video = None
     if arguments.save_video:
         ffmpeg()
+    if arguments.render:
+        require_display(task)
     require_simulators([task.name], render=bool(arguments.save_video))
     agent, processor = load_agent(model_arguments)
 

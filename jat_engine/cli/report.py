@@ -3,37 +3,60 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from ..envs import Score
     from ..evaluation import Interval
 
-_PIPE_WIDTH = 160
+_ANY_WIDTH = 1000
 """Characters a line may have where there is no terminal to ask."""
 
 
 def console() -> Console:
-    """Standard output as it is now; wide enough for every table if it is a file or a pipe."""
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    """Standard output as it is now; as wide as it takes if that is a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else _ANY_WIDTH, highlight=False)
 
 
-def table(title: str, left: list[str], right: list[str]) -> Table:
-    """A table with left-aligned columns, then right-aligned ones."""
-    result = Table(title=title, title_justify="left", title_style="bold")
-    for name in left:
-        result.add_column(name, overflow="fold")
-    for name in right:
-        result.add_column(name, justify="right", no_wrap=True)
-    return result
+def print_table(
+    title: str, columns: dict[str, list[str]], *, left: Sequence[str] = (), optional: Sequence[str] = ()
+) -> None:
+    """Print cells by column; none is ever cut or folded.
+
+    Args:
+        columns: header -> cells.
+        left: headers of left-aligned columns.
+        optional: headers that are left out, in this order, as far as the terminal is too narrow.
+    """
+    width = console().width
+    for dropped in range(len(optional) + 1):
+        shown = {name: cells for name, cells in columns.items() if name not in optional[:dropped]}
+        table = _table(shown, left)
+        needed = Console(width=_ANY_WIDTH).measure(table).maximum
+        if needed <= width:
+            break
+    console().print(f"[bold]{escape(title)}[/]\n", soft_wrap=True)
+    Console(width=needed, highlight=False).print(table)
+
+
+def _table(columns: dict[str, list[str]], left: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*map(escape, row))
+    return table
 
 
 def number(value: float | None) -> str:
-    """Short: `-20.7`, `16912`, `0.032`; `-` for None."""
+    """Short: `-20.7`, `16912`, `0.03`; `-` for None."""
     if value is None:
         return "-"
     digits = 0 if abs(value) >= 10_000 else 1 if abs(value) >= 10 else 2

@@ -7,13 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from rich.markup import escape
 from tqdm import tqdm
 
 from ..envs import DOMAINS, TASKS, MissingSimulatorError, Task, make
 from .arguments import parse
 from .progress import simulator_output
-from .report import console, score, table
+from .report import print_table, score
 
 _CHECK_STEPS = 10
 
@@ -61,18 +60,23 @@ def check(task: Task) -> dict[str, str]:
 
 
 def _print(tasks: list[Task], checks: dict[str, dict[str, str]]) -> None:
-    left = ["task", "environment", "observation"]
-    rows = table(f"{len(tasks)} tasks", left, ["window", "random", "expert", "human"])
+    columns: dict[str, list[str]] = {
+        "task": [task.name for task in tasks],
+        "environment": [task.env_id for task in tasks],
+        "observation": [task.observation for task in tasks],
+        "window": [str(task.context_window) for task in tasks],
+        "random": [score(task.random) for task in tasks],
+        "expert": [score(task.expert) for task in tasks],
+        "human": [score(task.human) for task in tasks],
+    }
     if checks:
-        rows.add_column("check", overflow="fold")
-    for task in tasks:
-        cells = [task.name, task.env_id, task.observation, str(task.context_window)]
-        cells += [score(task.random), score(task.expert), score(task.human)]
-        if checks:
-            result = checks[task.name]
-            cells.append(": ".join(filter(None, (result["status"], result.get("reason")))))
-        rows.add_row(*map(escape, cells))
-    console().print(rows)
+        columns["check"] = [checks[task.name]["status"] for task in tasks]
+    left = ["task", "environment", "observation", "check"]
+    optional = ["environment", "observation", "window"]
+    print_table(f"{len(tasks)} tasks", columns, left=left, optional=optional)
     if checks:
+        for name, result in checks.items():
+            if "reason" in result:
+                print(f"{name}: {result['status']}: {result['reason']}")
         counts = [result["status"] for result in checks.values()]
-        console().print(", ".join(f"{counts.count(status)} {status}" for status in dict.fromkeys(counts)))
+        print(", ".join(f"{counts.count(status)} {status}" for status in dict.fromkeys(counts)))

@@ -32,17 +32,23 @@ def make(
     gym.register_envs(ale_py)
     limit = {"max_episode_steps": 18_000} if task.name == "atari-montezumarevenge" else {}  # raw frames
     env: gym.Env[Any, Any] = gym.make(
-        task.env_id, frameskip=1, repeat_action_probability=0.0, render_mode=render_mode, **limit
+        task.env_id,
+        frameskip=1,
+        repeat_action_probability=0.0,
+        render_mode=render_mode,
+        disable_env_checker=True,  # it would check every raw frame
+        **limit,
     )
-    env.metadata["render_fps"] = 30
     env = gym.wrappers.RecordEpisodeStatistics(env)
     env = MaxOfLastTwo(RandomNoops(env))
     env = Lives(env, episodic_life)
     if "FIRE" in env.unwrapped.get_action_meanings():  # type: ignore[attr-defined]
         env = FireAtReset(env)
     if clip_reward:
-        env = gym.wrappers.TransformReward(env, lambda reward: float(np.sign(reward)))
-    return GrayStack(env)
+        env = gym.wrappers.TransformReward(env, lambda reward: float(np.sign(float(reward))))
+    env = GrayStack(env)
+    env.metadata = {**env.metadata, "render_fps": 30}
+    return env
 
 
 class RandomNoops(gym.Wrapper[Any, Any, Any, Any]):
@@ -58,17 +64,26 @@ class RandomNoops(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class MaxOfLastTwo(gym.Wrapper[Any, Any, Any, Any]):
-    """Repeat the action for 4 raw frames; the pixel-wise maximum of the last two, in RGB; the sum of rewards."""
+    """Repeat the action for 4 raw frames; the pixel-wise maximum of the last two, in RGB; the sum of rewards.
+
+    When the game ends on the way, frames of the step before are left in the maximum; nobody acts on that observation.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        space: Any = env.observation_space
+        self._last_two = np.zeros((2, *space.shape), space.dtype)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        total, frames = 0.0, deque[np.ndarray](maxlen=2)
-        for _ in range(_SKIP):
+        total = 0.0
+        for index in range(_SKIP):
             frame, reward, terminated, truncated, info = self.env.step(action)
-            frames.append(frame)
+            if index >= _SKIP - 2:
+                self._last_two[index - _SKIP] = frame
             total += float(reward)
             if terminated or truncated:
                 break
-        return np.max(np.stack(frames), axis=0), total, terminated, truncated, info
+        return self._last_two.max(axis=0), total, terminated, truncated, info
 
 
 class Lives(gym.Wrapper[Any, Any, Any, Any]):
@@ -96,9 +111,9 @@ class Lives(gym.Wrapper[Any, Any, Any, Any]):
             observation, info = self.env.reset(seed=seed, options=options)
             self._over = False
         else:
-            observation, _, terminated, truncated, info = self.env.step(_NOOP)
-            if terminated or truncated:
-                observation, info = self.env.reset(options=options)
+            # Should this step end the game (by its limit of frames), the next ends it again, with "episode" in info.
+            # A new game begun here would hide that end, and two games would count as one.
+            observation, _, _, _, info = self.env.step(_NOOP)
         self._lives = self.unwrapped.ale.lives()  # type: ignore[attr-defined]
         return observation, info
 
@@ -110,6 +125,8 @@ class FireAtReset(gym.Wrapper[Any, Any, Any, Any]):
         observation, info = self.env.reset(**kwargs)
         for action in (_FIRE, 2):
             observation, _, terminated, truncated, info = self.env.step(action)
+            if "episode" in info:
+                break  # the whole game is over: see Lives.reset
             if terminated or truncated:
                 observation, info = self.env.reset()
         return observation, info

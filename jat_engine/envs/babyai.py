@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import logging
 from typing import Any
 
 import gymnasium as gym
@@ -12,13 +11,30 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .tasks import Task
 
+_MISSION = gym.spaces.Text(max_length=512, charset="abcdefghijklmnopqrstuvwxyz ,")
+
+_logger = logging.getLogger(__name__)
+
 
 def make(task: Task, *, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """One of the 39 tasks."""
     import minigrid  # registers its ids
 
     gym.register_envs(minigrid)
-    return MissionInFrame(FlatObservation(gym.make(task.env_id, render_mode=render_mode)))
+    _log_rejected_missions()
+    env: gym.Env[Any, Any] = gym.make(task.env_id, render_mode=render_mode, disable_env_checker=True)
+    return MissionInFrame(FlatObservation(env))
+
+
+def _log_rejected_missions() -> None:
+    # Minigrid prints every mission that it rejects while it looks for one. Standard output is the program's own, so the
+    # module gets a `print` that logs; swapping sys.stdout during a reset would catch other threads' output.
+    from minigrid.envs.babyai.core import roomgrid_level
+
+    def log(*values: object) -> None:
+        _logger.debug("%s", " ".join(map(str, values)))
+
+    setattr(roomgrid_level, "print", log)  # noqa: B010 (the module declares no such name)
 
 
 class FlatObservation(gym.ObservationWrapper[Any, Any, Any]):
@@ -29,16 +45,12 @@ class FlatObservation(gym.ObservationWrapper[Any, Any, Any]):
         spaces: Any = env.observation_space
         sizes = np.concatenate(([spaces["direction"].n], spaces["image"].high.flatten().astype(np.int64) + 1))
         self.observation_space = gym.spaces.Dict(
-            {"discrete_observation": gym.spaces.MultiDiscrete(sizes), "text_observation": spaces["mission"]}
+            {"discrete_observation": gym.spaces.MultiDiscrete(sizes), "text_observation": _MISSION}
         )
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         integers = np.concatenate(([observation["direction"]], observation["image"].flatten()))
         return {"discrete_observation": integers.astype(np.int64), "text_observation": observation["mission"]}
-
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        with contextlib.redirect_stdout(io.StringIO()):  # minigrid prints each level that it rejects
-            return super().reset(**kwargs)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = super().step(action)
@@ -46,14 +58,29 @@ class FlatObservation(gym.ObservationWrapper[Any, Any, Any]):
 
 
 class MissionInFrame(gym.Wrapper[Any, Any, Any, Any]):
-    """Rendered frames show the mission in their upper left corner."""
+    """Rendered frames show the mission at the top, in as many lines as it takes."""
 
     def render(self) -> Any:
         frame = super().render()
         if not isinstance(frame, np.ndarray):
-            return frame
-        image = Image.fromarray(frame.astype(np.uint8))
-        font = ImageFont.load_default(size=20)
+            return frame  # a window, in which Minigrid writes the mission itself
         # wrappers do not forward attributes, so the mission is asked of the environment itself
-        ImageDraw.Draw(image).text((10, 5), self.unwrapped.mission, fill=(255, 255, 255), font=font)  # type: ignore[attr-defined]
-        return np.array(image)
+        return _write(frame, self.unwrapped.mission)  # type: ignore[attr-defined]
+
+
+def _write(frame: np.ndarray, text: str) -> np.ndarray:
+    image = Image.fromarray(np.ascontiguousarray(frame, dtype=np.uint8))
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=max(10, image.width // 20))
+    margin = image.width // 40
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and draw.textlength(longer, font=font) > image.width - 2 * margin:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    draw.multiline_text(
+        (margin, margin), "\n".join(lines), fill="white", font=font, stroke_width=1, stroke_fill="black"
+    )
+    return np.array(image)

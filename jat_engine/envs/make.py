@@ -21,7 +21,8 @@ def make(task: str, *, seed: int | None = None, **kwargs: Any) -> gymnasium.Env[
         seed: of the first `reset()` and of `action_space.sample()`; later resets continue from it. `reset(seed=)`
             starts an episode that depends on that seed alone. The same seed and actions give the same episode.
         kwargs: `render_mode` ("human", "rgb_array" or None); for Atari also `clip_reward=True` (reward's sign) and
-            `episodic_life=True` (a lost life ends the episode, without "episode" in `info`).
+            `episodic_life=True` (a lost life ends the episode, without "episode" in `info`; the next `reset()` without
+            a seed goes on with the game); for Meta-World and MuJoCo `width` and `height` of frames, in pixels.
 
     Returns:
         Observations: `image_observation` uint8 [84, 84, 4]; or `discrete_observation` int64 [148] and
