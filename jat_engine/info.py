@@ -38,20 +38,8 @@ SIMULATORS = {
 
 EXTENSIONS = ("_cpu", "_cuda")
 
-_CPU_FLAGS = (
-    "avx2",
-    "fma",
-    "avx512f",
-    "avx512_bf16",
-    "avx512_vnni",
-    "amx_bf16",
-    "amx_int8",
-    "asimd",
-    "bf16",
-    "i8mm",
-    "sve",
-)
-"""Instruction sets that matter for the kernels, by their name in /proc/cpuinfo."""
+_CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "asimd", "i8mm", "bf16")
+"""Instruction sets that matter for kernels, by their name in /proc/cpuinfo; what `_cpu.cpu_features` also looks for."""
 
 
 def collect() -> dict[str, Any]:
@@ -61,6 +49,7 @@ def collect() -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device(),
         "cpu": cpu(),
+        "backend": backend(),
         "extensions": {name: extension(name) for name in EXTENSIONS},
         "simulators": {domain: simulator(domain) for domain in SIMULATORS},
     }
@@ -103,13 +92,30 @@ def cpu() -> dict[str, Any]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    flags = set(_cpuinfo("flags").split()) | set(_cpuinfo("Features").split())
     return {
         "name": cpu_name(),
         "cores": cores,
         "torch_threads": torch.get_num_threads(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
-        "features": [flag for flag in _CPU_FLAGS if flag in flags],
+        "features": cpu_features(),
+    }
+
+
+def cpu_features() -> list[str]:
+    """Instruction sets that matter here: as the native module finds them, else as the kernel lists them."""
+    try:
+        from ._cpu import cpu_features as native
+    except ImportError:
+        flags = f"{_cpuinfo('flags')} {_cpuinfo('Features')}".split()
+        return [flag for flag in _CPU_FLAGS if flag in flags]
+    return native()
+
+
+def backend() -> dict[str, str]:
+    """What computes an action here, and why."""
+    return {
+        "name": f"torch, on {device()['kind']}",
+        "reason": "JatModel in plain PyTorch is the only one so far; the native ones are still to come",
     }
 
 

@@ -220,10 +220,10 @@ def test_a_machine_that_cannot_render_is_known_before_anything_runs(
 def test_a_window_needs_a_display(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
-    flags = ["--model_name_or_path", str(checkpoint), "--task", "mujoco-pendulum", "--render"]
+    flags = ["--model_name_or_path", str(checkpoint), "--task", "babyai-open", "--render", "--max_steps", "1"]
     assert main(["play", *flags]) == 2
     assert "use --save_video instead" in _error(capsys)
 
@@ -332,7 +332,9 @@ def test_tasks_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "babyai-open-red-door" in names
     assert all(name.startswith("babyai-") and "red" in name for name in names)
     assert main(["tasks", "--domain", "mujoco"]) == 0
-    assert "mujoco-hopper" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "mujoco-hopper" in out
+    assert out.startswith("11 tasks")
 
 
 def test_narrow_terminals_lose_columns_but_no_text(
@@ -342,14 +344,14 @@ def test_narrow_terminals_lose_columns_but_no_text(
 
     from jat_engine.cli import report
 
-    columns = {"task": ["metaworld-button-press-topdown-wall"], "domain": ["metaworld"], "return": ["1 ± [2]"]}
+    columns = {"task": ["metaworld-button-press-topdown-wall"], "domain": ["metaworld"], "return": ["1 ± [bold]"]}
     for width, shown in ((80, ["task", "domain", "return"]), (50, ["task", "return"]), (20, ["task", "return"])):
         monkeypatch.setattr(report, "console", lambda width=width: Console(width=width))
         report.print_table("t", columns, left=["task"], optional=["domain"])
         out = capsys.readouterr().out
         assert out.splitlines()[2].split() == shown
         assert "metaworld-button-press-topdown-wall" in out
-        assert "1 ± [2]" in out
+        assert "1 ± [bold]" in out
 
 
 def test_tasks_check_tells_ok_missing_and_failed(

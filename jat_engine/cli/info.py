@@ -24,6 +24,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     lines = {name: version or "not installed" for name, version in found["versions"].items()}
     lines |= {"platform": found["platform"], "device": _words(found["device"]), "cpu": _words(found["cpu"])}
+    lines["backend"] = "{name}: {reason}".format(**found["backend"])
     for name, extension in found["extensions"].items():
         lines[f"extension {name}"] = extension["path"] if extension["built"] else extension["reason"]
     for domain, simulator in found["simulators"].items():
