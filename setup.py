@@ -88,6 +88,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
+        "huggingface_hub>=1.0",
         "safetensors>=0.6",
         "gymnasium>=1.4",
         "numpy>=1.26",

@@ -108,4 +108,4 @@ def unknown_task(name: object) -> UnknownTaskError:
     """The error for a name that is no task's."""
     near = difflib.get_close_matches(str(name), [*TASKS, *DOMAINS, "all"], n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"domains are {', '.join(DOMAINS)}"
-    return UnknownTaskError(f"task: no task is named {name!r}; {hint} `jat-engine tasks` lists all")
+    return UnknownTaskError(f"task: no task is named {name!r}; {hint} (`jat-engine tasks` lists all)")
