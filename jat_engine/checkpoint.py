@@ -63,17 +63,35 @@ def load_checkpoint(
         raise CheckpointError("use_safetensors: expected True, got False; only safetensors files are read")
     options.pop("weights_only", None)
     if not isinstance(config, JatConfig):
-        config, unused = JatConfig.from_pretrained(
-            source if config is None else config, return_unused_kwargs=True, **hub, **options
-        )
-        for key in set(options) - set(unused):  # configuration fields given as arguments
-            del options[key]
+        config = _read_config(source if config is None else config, hub, options)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).named_parameters()}
     weights = read_weights(find_weight_files(source, variant, hub), expected)
     path = cached_file(source, "generation_config.json", **hub, **_QUIET)
     generation_config = GenerationConfig.from_pretrained(Path(path).parent) if path else None
     return config, weights, generation_config
+
+
+def _read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: dict[str, Any]) -> JatConfig:
+    """`config.json`, with the fields in `options` replaced and taken out of there."""
+    path = cached_file(source, "config.json", **hub, **_QUIET)
+    if path is None:
+        raise CheckpointError(f"{source}: expected config.json, got no such file")
+    try:
+        fields = json.loads(Path(path).read_text())
+        model_type = fields.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: expected a JSON object, got {error}") from None
+    if model_type != "jat":
+        raise CheckpointError(f"{path}: model_type: expected 'jat', got {model_type!r}")
+    try:
+        config, unused = JatConfig.from_dict(fields, return_unused_kwargs=True, **options)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    for key in set(options) - set(unused):
+        del options[key]
+    assert isinstance(config, JatConfig)
+    return config
 
 
 _QUIET = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}

@@ -23,6 +23,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The published sizes. `small` is the published checkpoint `jat-project/jat` (192.7 M parameters)."""
 
+_SIZES = (
+    "vocab_size",
+    "max_position_embeddings",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "window_size",
+    "max_continuous_size",
+    "max_discrete_value",
+    "image_size",
+    "patch_size",
+    "num_channels",
+)
+
 
 @strict
 class JatConfig(GPTNeoConfig):
@@ -54,12 +68,16 @@ class JatConfig(GPTNeoConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # An `auto_map` names code inside the checkpoint. That code is never run, so it is not carried on either.
         kwargs.pop("auto_map", None)
-        if self.attention_types is None:
+        if self.attention_types is None and isinstance(self.num_layers, int):
             self.attention_types = [[["global", "local"], self.num_layers // 2]]
         super().__post_init__(**kwargs)
         self._check_sizes()
 
     def _check_sizes(self) -> None:
+        for name in _SIZES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
         if self.hidden_size < 50 or self.hidden_size % self.num_heads:
             raise ValueError(
                 "hidden_size: expected at least 50 and a multiple of "
@@ -71,6 +89,15 @@ class JatConfig(GPTNeoConfig):
             raise ValueError(
                 f"max_discrete_value: expected more than the {MISSION_LENGTH} tokens of a mission, "
                 f"got {self.max_discrete_value}"
+            )
+        if self.max_position_embeddings < 5:
+            raise ValueError(
+                f"max_position_embeddings: expected at least the 5 of one step, got {self.max_position_embeddings}"
+            )
+        if not isinstance(self.attention_layers, list) or len(self.attention_layers) != self.num_layers:
+            raise ValueError(
+                f"attention_types: expected one attention for each of num_layers={self.num_layers}, "
+                f"got {self.attention_layers}"
             )
 
     @classmethod

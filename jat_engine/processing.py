@@ -256,6 +256,9 @@ class JatProcessor(ProcessorMixin):
     def _truncate_and_pad(
         self, encoding: Encoding, padding: bool | str, truncation: bool | str, side: str, limit: int
     ) -> Encoding:
+        lengths = {key: [len(sequence) for sequence in sequences] for key, sequences in encoding.items()}
+        if len({tuple(value) for key, value in lengths.items() if key != "attention_mask"}) > 1:
+            raise ValueError(f"sequences: expected fields of the same batch and lengths, got {lengths}")
         if truncation in (True, "lossy", "preserve"):
             encoding = truncate(encoding, limit, side, preserve=truncation == "preserve")
         elif truncation not in (False, "do_not_truncate"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .config import JatConfig
-from .errors import SessionError
+from .errors import InputError, SessionError
 from .observation import (
     ActionSpace,
     Observation,
@@ -93,7 +93,7 @@ class ModelSession:
             float32 [A], the action vector, or float32 [n], the logits.
 
         Raises:
-            InputError: a field is not what the model takes.
+            InputError: a field is not what the model takes, or so large that the prediction is not finite.
             SessionError: the call does not fit the episode so far; `reset()` starts a new one.
         """
         config = self._config
@@ -109,12 +109,20 @@ class ModelSession:
         window = check_context_window(context_window)
         self._check_same_episode(observation, space)
 
+        if self._model.training and self._model.transformer.gradient_checkpointing:
+            raise SessionError("model: expected eval mode to act, got training with gradient checkpointing (no cache)")
+
         inputs = self._inputs(processor, observation, space)
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self._cache):
             cache.update(keys, values, layer)
-        outputs = self._model(**inputs, past_key_values=cache, use_cache=True, return_loss=False)
+        outputs = self._model(**inputs, past_key_values=cache, use_cache=True, return_loss=False, return_dict=True)
         prediction = outputs.pred_actions[0, -1, : space.size].float()
+        if not torch.isfinite(prediction).all():
+            raise InputError(
+                f"{_fields(observation)}: expected values of a size the model can compute with, got a prediction that "
+                f"is not finite; largest value {np.abs(observation.values).max():.3g}, reward {observation.reward:.3g}"
+            )
 
         action: Action
         if space.kind == "continuous":

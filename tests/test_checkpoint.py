@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import jat_engine
 from jat_engine import CheckpointError, JatConfig, JatModel, JatProcessor
@@ -163,6 +164,43 @@ def test_damaged_files_are_refused(damage: Callable[[bytes], bytes], tmp_path: P
     file = golden.write_checkpoint(tmp_path) / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        JatModel.from_pretrained(tmp_path)
+
+
+def test_a_parameter_in_two_shards_is_refused(tmp_path: Path, tiny_model: JatModel) -> None:
+    tiny_model.save_pretrained(tmp_path, max_shard_size="500KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[-1]
+    with safe_open(shard, framework="np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = next(name for name in WEIGHTS if name not in tensors and name != EMBEDDING)
+    save_file({**tensors, name: WEIGHTS[name]}, shard)
+    with pytest.raises(CheckpointError, match=f"{name} is also in another shard"):
+        JatModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"expected config\.json, got no such file"),
+        ("{", r"config\.json: expected a JSON object"),
+        ("[]", r"config\.json: expected a JSON object"),
+        ({"model_type": "gpt2"}, "model_type: expected 'jat', got 'gpt2'"),
+        ({"num_heads": 0}, "num_heads: expected an integer >= 1, got 0"),
+        ({"patch_size": 0}, "patch_size: expected an integer >= 1, got 0"),
+        ({"hidden_size": "64"}, "hidden_size"),
+        ({"num_layers": 6}, "expected one attention for each of num_layers=6"),
+        ({"max_position_embeddings": 2}, "at least the 5 of one step, got 2"),
+        ({"max_discrete_value": 64}, "more than the 64 tokens of a mission, got 64"),
+    ],
+)
+def test_configurations_are_checked(content: Any, message: str, tmp_path: Path) -> None:
+    file = golden.write_checkpoint(tmp_path) / "config.json"
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads(file.read_text()), **content})
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(CheckpointError, match=message):
         JatModel.from_pretrained(tmp_path)
 
 

@@ -450,3 +450,28 @@ def test_importing_the_package_needs_no_simulator() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("content", ["{bad", "[1]", '{"bogus": 1}', '{"task": "mujoco-hopper", "max_steps": "x"}'])
+def test_mistakes_in_an_argument_file(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "arguments.json"
+    file.write_text(content)
+    try:
+        code = main(["play", str(file)])
+    except SystemExit as error:  # argparse
+        code = error.code
+    assert code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["/proc/none", "a file"])
+def test_an_output_folder_that_cannot_be_written(
+    place: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before the model is loaded and anything is played."""
+    if place == "a file":
+        place = str(tmp_path / "file")
+        Path(place).touch()
+    flags = ["--model_name_or_path", str(tiny_folder), "--tasks", "mujoco-hopper", "--output_dir", place]
+    assert main(["eval", *flags]) == 2
+    assert f"--output_dir: expected a folder that can be written to, got {place}" in capsys.readouterr().err

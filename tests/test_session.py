@@ -194,3 +194,57 @@ def test_cached_tokens_stay_within_the_limits(tiny_model: JatModel, tiny_process
             )
             lengths.append(session.num_cached_tokens)
         assert lengths == [min(2 * t, limit) for t in range(30)]
+
+
+@pytest.mark.parametrize("episode", [CONTINUOUS, BABYAI, ATARI], ids=["continuous", "discrete", "image"])
+def test_environments_may_reuse_their_arrays(
+    episode: golden.Episode, tiny_model: JatModel, tiny_processor: JatProcessor
+) -> None:
+    """s_{t-1} is fed again, so what was passed must have been copied."""
+    session, buffers, predictions = tiny_model.open_session(), {}, []
+    for t in range(5):
+        observation = episode.observation(t)
+        for key, value in observation.items():
+            if isinstance(value, np.ndarray):
+                buffers.setdefault(key, np.empty_like(value))[...] = value
+                observation[key] = buffers[key]
+        predictions.append(
+            session.get_next_action(
+                tiny_processor,
+                **observation,
+                action_space=episode.space,
+                reward=episode.reward(t),
+                deterministic=True,
+                context_window=episode.context_window,
+                return_prediction=True,
+            )[1]
+        )
+        for buffer in buffers.values():
+            buffer[...] = 7
+    assert golden.relative_error(predictions, episode.predictions[:5]) <= 1e-5
+
+
+@pytest.mark.parametrize("change", [{"continuous_observation": np.full(27, 3e38)}, {"reward": 3e38}])
+def test_values_too_large_to_compute_with(
+    change: dict[str, Any], tiny_model: JatModel, tiny_processor: JatProcessor
+) -> None:
+    session = tiny_model.open_session()
+    predictions = [step(session, tiny_processor, CONTINUOUS, 0)]
+    with pytest.raises(InputError, match="prediction that is not finite"):
+        session.get_next_action(tiny_processor, **{**CONTINUOUS.observation(1), "action_space": BOX8, **change})
+    predictions += [step(session, tiny_processor, CONTINUOUS, t) for t in range(1, 4)]
+    assert golden.relative_error(predictions, CONTINUOUS.predictions[:4]) <= 1e-5
+
+
+def test_acting_beside_training(tiny_folder: Any, tiny_processor: JatProcessor) -> None:
+    """Training mode is exact while dropout is 0; gradient checkpointing drops the cache, so it is refused."""
+    model = JatModel.from_pretrained(tiny_folder).train()
+    model.config.return_dict = False
+    session = model.open_session()
+    predictions = [step(session, tiny_processor, CONTINUOUS, t) for t in range(3)]
+    assert golden.relative_error(predictions, CONTINUOUS.predictions[:3]) <= 1e-5
+    model.gradient_checkpointing_enable()
+    with pytest.raises(SessionError, match="expected eval mode"):
+        step(session, tiny_processor, CONTINUOUS, 3)
+    model.eval()
+    assert golden.relative_error(step(session, tiny_processor, CONTINUOUS, 3), CONTINUOUS.predictions[3]) <= 1e-5

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser
@@ -54,15 +56,23 @@ def parse(command: str, description: str, types: Sequence[Any], argv: Sequence[s
     parser = HfArgumentParser(list(types), prog=f"jat-engine {command}", description=description, allow_abbrev=False)
     if len(argv) == 1 and argv[0].endswith(".json"):
         try:
-            return parser.parse_json_file(argv[0])
-        except TypeError as error:  # a required argument is missing
-            raise ValueError(f"{argv[0]}: {error}") from None
+            given = json.loads(Path(argv[0]).read_text())
+            argv = [text for key, value in given.items() for text in _flag(key, value)]
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{argv[0]}: expected a JSON object of arguments, got {error}") from None
     *parsed, unknown = parser.parse_args_into_dataclasses(
         list(argv), return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return tuple(parsed)
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    """One JSON field as it would stand on a command line; null means left out."""
+    if value is None:
+        return []
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
 
 
 def note(text: str) -> None:

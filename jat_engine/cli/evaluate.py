@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,6 +54,7 @@ def run(argv: Sequence[str]) -> int:
     tasks = [TASKS[name] for name in expand_tasks(arguments.tasks)]
     folder = Path(arguments.output_dir or model_arguments.model_name_or_path)
     require_simulators((task.name for task in tasks), render=arguments.save_video)
+    _check_writable(folder)
     agent, processor = load_agent(model_arguments)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -84,6 +86,15 @@ def run(argv: Sequence[str]) -> int:
         url = push_to_hub(agent, processor, arguments.repo_id, evaluations=results.evaluations_path, files=files)
         note(f"pushed to {url}")
     return 0
+
+
+def _check_writable(folder: Path) -> None:
+    """Before anything is loaded or played, raise `ValueError` if results could not be written."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise ValueError(f"--output_dir: expected a folder that can be written to, got {folder} ({error})") from None
 
 
 def evaluate_task(

@@ -33,7 +33,7 @@ def make(task: str, *, seed: int | None = None, **kwargs: Any) -> gymnasium.Env[
         MissingSimulatorError: the simulator is not installed.
         TypeError, ValueError: an option that the domain does not have, or a render mode it does not know.
     """
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise unknown_task(task)
     row = TASKS[task]
     render_mode = kwargs.get("render_mode")

@@ -106,6 +106,6 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
 
 def unknown_task(name: object) -> UnknownTaskError:
     """The error for a name that is no task's."""
-    near = difflib.get_close_matches(str(name), [*TASKS, *DOMAINS, "all"], n=3, cutoff=0.5)
+    near = [x for x in difflib.get_close_matches(str(name), [*TASKS, *DOMAINS], n=3, cutoff=0.5) if x != name]
     hint = f"did you mean {', '.join(near)}?" if near else f"domains are {', '.join(DOMAINS)}"
     return UnknownTaskError(f"task: no task is named {name!r}; {hint} (`jat-engine tasks` lists all)")
