@@ -90,7 +90,7 @@ setup(
         "transformers>=5.17",
         "huggingface_hub>=1.0",
         "safetensors>=0.6",
-        "gymnasium>=1.4",
+        "gymnasium>=1.4,<2",  # 2 may drop the v4 ids
         "numpy>=1.26",
         "pillow>=10.1",
         "rich>=13",

@@ -241,6 +241,18 @@ def test_metaworld_rejected_goals_are_drawn_again() -> None:
         assert np.linalg.norm(simulator._target_pos[:2] - simulator.obj_init_pos[:2]) >= 0.15
 
 
+@needs("metaworld")
+def test_metaworld_takes_any_action() -> None:
+    inside, outside = make("metaworld-drawer-open", seed=1), make("metaworld-drawer-open", seed=1)
+    inside.reset()
+    outside.reset()
+    for _ in range(10):
+        expected, expected_reward, *_ = inside.step(np.array([1, -1, 1, -1], np.float32))
+        observation, reward, *_ = outside.step([1e30, -7.0, 3.0, -np.inf])
+        assert np.array_equal(observation["continuous_observation"], expected["continuous_observation"])
+        assert reward == expected_reward
+
+
 # Object and goal positions, and the return of 100 random steps.
 RECORDED_METAWORLD = {
     "metaworld-basketball": ([-0.016596, 0.672032, 0.0299, -0.039533, 0.857338, 0.0], 1.378),
