@@ -77,8 +77,8 @@ def build(output: Path, path: str | None) -> subprocess.CompletedProcess[str]:
 
 
 def test_build_without_a_compiler_is_a_message_not_a_failure(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools")
-    pytest.importorskip("pybind11")
+    pytest.importorskip("setuptools", reason="needs the dev extra")
+    pytest.importorskip("pybind11", reason="needs the dev extra")
     empty = tmp_path / "bin"
     empty.mkdir()
     result = build(tmp_path, str(empty))

@@ -21,11 +21,17 @@ ATARI = EPISODE["atari_greedy_full"]
 BOX8 = spaces.Box(-1, 1, (8,))
 
 
-def step(session: ModelSession, processor: JatProcessor, episode: golden.Episode, t: int) -> np.ndarray:
+def step(
+    session: ModelSession,
+    processor: JatProcessor,
+    episode: golden.Episode,
+    t: int,
+    observation: dict[str, Any] | None = None,
+) -> np.ndarray:
     """One step of a golden episode; returns the prediction."""
     prediction = session.get_next_action(
         processor,
-        **episode.observation(t),
+        **(episode.observation(t) if observation is None else observation),
         action_space=episode.space,
         reward=episode.reward(t),
         deterministic=True,
@@ -208,17 +214,7 @@ def test_environments_may_reuse_their_arrays(
             if isinstance(value, np.ndarray):
                 buffers.setdefault(key, np.empty_like(value))[...] = value
                 observation[key] = buffers[key]
-        predictions.append(
-            session.get_next_action(
-                tiny_processor,
-                **observation,
-                action_space=episode.space,
-                reward=episode.reward(t),
-                deterministic=True,
-                context_window=episode.context_window,
-                return_prediction=True,
-            )[1]
-        )
+        predictions.append(step(session, tiny_processor, episode, t, observation))
         for buffer in buffers.values():
             buffer[...] = 7
     assert golden.relative_error(predictions, episode.predictions[:5]) <= 1e-5
