@@ -1,26 +1,62 @@
-"""jat_engine: run a JAT agent. Importing it makes published checkpoints load with transformers' auto classes."""
+"""jat_engine: run a JAT agent.
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
+Names are imported when they are first used: an engine needs neither transformers' models nor its processors, whose
+import takes longer than loading a checkpoint. `import jat_engine.auto` registers JAT with transformers' auto classes;
+so does using the ones of this package.
+"""
 
-from .config import JatConfig
-from .errors import CheckpointError, InputError, SessionError
-from .modeling import JatModel, JatOutput
-from .processing import JatProcessor
-from .session import ModelSession
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-AutoConfig.register("jat", JatConfig, exist_ok=True)
-AutoModelForCausalLM.register(JatConfig, JatModel, exist_ok=True)
-AutoProcessor.register(JatConfig, JatProcessor, exist_ok=True)
+if TYPE_CHECKING:
+    from .auto import AutoConfig, AutoModelForCausalLM, AutoProcessor
+    from .config import JatConfig
+    from .engine import JatEngine
+    from .engine_options import EngineOptions
+    from .errors import BatchError, CacheFullError, CheckpointError, InputError, SessionError
+    from .kv_cache import CacheStats
+    from .model_session import ModelSession
+    from .modeling import JatModel, JatOutput
+    from .processing import JatProcessor
+    from .session import AgentSession
+
+_MODULES = {
+    "AgentSession": "session",
+    "AutoConfig": "auto",
+    "AutoModelForCausalLM": "auto",
+    "AutoProcessor": "auto",
+    "BatchError": "errors",
+    "CacheFullError": "errors",
+    "CacheStats": "kv_cache",
+    "CheckpointError": "errors",
+    "EngineOptions": "engine_options",
+    "InputError": "errors",
+    "JatConfig": "config",
+    "JatEngine": "engine",
+    "JatModel": "modeling",
+    "JatOutput": "modeling",
+    "JatProcessor": "processing",
+    "ModelSession": "model_session",
+    "SessionError": "errors",
+}
 
 __all__ = [
+    "AgentSession",
     "AutoConfig",
     "AutoModelForCausalLM",
     "AutoProcessor",
+    "BatchError",
+    "CacheFullError",
+    "CacheStats",
     "CheckpointError",
+    "EngineOptions",
     "InputError",
     "JatConfig",
+    "JatEngine",
     "JatModel",
     "JatOutput",
     "JatProcessor",
@@ -28,3 +64,15 @@ __all__ = [
     "SessionError",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value  # the next use finds it here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,20 +6,23 @@ Nothing is unpickled and no code of a checkpoint is run.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import GenerationConfig
 from transformers.utils import cached_file
 
 from .config import JatConfig
 from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 EMBEDDING = "transformer.wte.weight"
 EMBEDDING_ALIASES = ("single_discrete_encoder.weight", "multi_discrete_encoder.0.weight")
@@ -57,22 +60,29 @@ def load_checkpoint(
     Raises:
         CheckpointError: names the file and the parameter.
     """
-    hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
+    hub = take_hub_options(options)
     variant = options.pop("variant", None)
     if options.pop("use_safetensors", None) is False:
         raise CheckpointError("use_safetensors: expected True, got False; only safetensors files are read")
     options.pop("weights_only", None)
     if not isinstance(config, JatConfig):
-        config = _read_config(source if config is None else config, hub, options)
+        config = read_config(source if config is None else config, hub, options)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).named_parameters()}
     weights = read_weights(find_weight_files(source, variant, hub), expected)
+    from transformers import GenerationConfig  # slow to import, and acting does not need it
+
     path = cached_file(source, "generation_config.json", **hub, **_QUIET)
     generation_config = GenerationConfig.from_pretrained(Path(path).parent) if path else None
     return config, weights, generation_config
 
 
-def _read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: dict[str, Any]) -> JatConfig:
+def take_hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of `options` that say where to look; they are taken out of it."""
+    return {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
+
+
+def read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: dict[str, Any]) -> JatConfig:
     """`config.json`, with the fields in `options` replaced and taken out of there."""
     path = cached_file(source, "config.json", **hub, **_QUIET)
     if path is None:
@@ -142,7 +152,7 @@ def read_weights(files: list[Path], expected: dict[str, tuple[int, ...]]) -> dic
     weights: dict[str, Tensor] = {}
     origin: dict[str, str] = {}  # parameter -> where it came from, for messages
     for file in files:
-        _check_header(file)
+        check_header(file)
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a dict)
@@ -152,7 +162,7 @@ def read_weights(files: list[Path], expected: dict[str, tuple[int, ...]]) -> dic
                     if target not in expected:
                         raise CheckpointError(f"{file}: unexpected parameter {name}")
                     tensor = tensors.get_tensor(name)
-                    _check_tensor(f"{file}: {name}", tensor, expected[target])
+                    check_tensor(f"{file}: {name}", tensor, expected[target])
                     if target not in weights:
                         weights[target], origin[target] = tensor, f"{name} in {file}"
                     elif name == target and origin[target].startswith(f"{name} in "):
@@ -170,17 +180,22 @@ def read_weights(files: list[Path], expected: dict[str, tuple[int, ...]]) -> dic
     return weights
 
 
-def _check_tensor(where: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+def check_tensor(where: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise `CheckpointError` unless it is of a floating type, of this shape, and finite."""
     if not tensor.is_floating_point():
         raise CheckpointError(f"{where}: expected a floating-point type, got {tensor.dtype}")
     if tuple(tensor.shape) != shape:
         raise CheckpointError(f"{where}: expected shape {list(shape)}, got {list(tensor.shape)}")
-    low, high = torch.aminmax(tensor)  # one pass without a copy; NaN propagates
-    if not (torch.isfinite(low) and torch.isfinite(high)):
+    # NaN propagates through both. numpy's stay on the calling thread: engines read with several at once.
+    if tensor.dtype == torch.float32:
+        low, high = float(tensor.numpy().min()), float(tensor.numpy().max())
+    else:
+        low, high = (float(x) for x in torch.aminmax(tensor))
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise CheckpointError(f"{where}: expected finite values, got NaN or infinity")
 
 
-def _check_header(file: Path) -> None:
+def check_header(file: Path) -> None:
     """Refuse what the safetensors library lets pass, or calls by an obscure name: wrong length, a name twice."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class InputError(ValueError):
     """An observation, reward, action space or option of a call is not what the model takes."""
@@ -13,3 +15,23 @@ class SessionError(ValueError):
 
 class CheckpointError(ValueError):
     """A checkpoint's files are missing, damaged, or not those of the model that `config.json` describes."""
+
+
+class CacheFullError(RuntimeError):
+    """There is no room in the KV cache for another session. Those that are open are not affected."""
+
+
+class BatchError(ValueError):
+    """Some sessions of a batch were refused; the others have taken their step.
+
+    Attributes:
+        actions: what the call would have returned, with None for the sessions that were refused.
+        errors: position in the batch -> its error. Those sessions are as they were before the call.
+    """
+
+    def __init__(self, actions: list[Any], errors: dict[int, Exception]) -> None:
+        self.actions = actions
+        self.errors = errors
+        first = min(errors)
+        more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
+        super().__init__(f"sessions[{first}]{more} of {len(actions)}: {errors[first]}")

@@ -19,6 +19,7 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoPreTrainedModel
 from .checkpoint import load_checkpoint
 from .config import JatConfig
 from .losses import cross_entropy_loss, mse_loss
+from .model_session import ModelSession
 from .modules import (
     DiscreteEncoder,
     ImageDecoder,
@@ -28,7 +29,6 @@ from .modules import (
     cyclic_expand,
     discrete_decoder,
 )
-from .session import ModelSession
 
 
 @dataclass

@@ -55,11 +55,15 @@ class ImageEncoder(nn.Module):
         self.att3 = SqueezeExcite(128)
         self.fc = nn.Linear(_IMAGE_FEATURES, hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """Frames [B, 4, 84, 84] -> what the last layer reads, [B, 128 * 11 * 11]."""
         x = self.att1(F.leaky_relu(self.norm1(self.conv1(x))))  # [B, 32, 42, 42]
         x = self.att2(F.leaky_relu(self.norm2(self.conv2(x))))  # [B, 64, 21, 21]
         x = self.att3(F.leaky_relu(self.norm3(self.conv3(x))))  # [B, 128, 11, 11]
-        out: Tensor = self.fc(x.flatten(1))
+        return x.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.features(x))
         return out
 
 

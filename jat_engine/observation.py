@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .config import FRAME_SHAPE, MISSION_LENGTH, JatConfig
-from .errors import InputError
+from .errors import InputError, SessionError
 
 Modality = Literal["continuous", "discrete", "discrete+text", "image"]
 
@@ -35,6 +35,13 @@ class Observation:
     values: np.ndarray
     text: str | None
     reward: float
+
+    @property
+    def fields(self) -> str:
+        """The keyword arguments it came by."""
+        if self.modality == "discrete+text":
+            return "discrete_observation + text_observation"
+        return "discrete_observation" if self.modality == "discrete" else f"{self.modality}_observation"
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,36 @@ def check_context_window(context_window: Any) -> int | None:
     if isinstance(context_window, bool) or not isinstance(context_window, int | np.integer) or context_window < 1:
         raise InputError(f"context_window: expected None or an integer >= 1, got {context_window!r}")
     return int(context_window)
+
+
+def check_same_episode(
+    previous: Observation, previous_space: ActionSpace, observation: Observation, space: ActionSpace
+) -> None:
+    """Raise `SessionError` unless a step has the modality, sizes and kind of action of the one before it."""
+    if observation.modality != previous.modality:
+        raise SessionError(
+            f"observation: expected {previous.fields} as before in this episode, got {observation.fields}; "
+            "reset to start a new episode"
+        )
+    if observation.values.shape != previous.values.shape:
+        raise SessionError(
+            f"{observation.fields}: expected {previous.values.size} values as before in this episode, "
+            f"got {observation.values.size}; reset to start a new episode"
+        )
+    if space.kind != previous_space.kind or (space.kind == "continuous" and space != previous_space):
+        raise SessionError(
+            f"action_space: expected {previous_space.kind} of size {previous_space.size} as before in this "
+            f"episode, got {space.kind} of size {space.size}; reset to start a new episode"
+        )
+
+
+def not_finite(observation: Observation) -> InputError:
+    """The error for an observation whose prediction overflowed."""
+    largest = np.abs(observation.values.astype(np.float64)).max()
+    return InputError(
+        f"{observation.fields}: expected values of a size the model can compute with, got a prediction that "
+        f"is not finite; largest value {largest:.3g}, reward {observation.reward:.3g}"
+    )
 
 
 def _describe(value: Any) -> str:

@@ -1,0 +1,46 @@
+// Frames of Atari -> embeddings: three convolutions with normalisation and channel gates, then a linear
+// layer.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "model.h"
+
+namespace jat {
+
+class ImageEncoder {
+ public:
+  // weight: [out_channels, in_channels, 3, 3]. A bias is not needed: normalisation takes it out again.
+  // gate_in: [out_channels / 8, out_channels], gate_out: [out_channels, out_channels / 8].
+  void add_stage(int in_channels, int out_channels, int in_size, const float* weight, const float* gate_in,
+                 const float* gate_out);
+  // Columns in the order of pixels, then channels.
+  void set_linear(std::shared_ptr<Linear> linear) { linear_ = std::move(linear); }
+
+  // frames: [num_frames, size, size, channels]; out: [num_frames, linear.padded_rows()].
+  void encode(Model& model, const uint8_t* frames, int num_frames, float* out);
+
+ private:
+  struct Stage {
+    ConvView view;
+    std::vector<float> weight, gate_in, gate_out;
+    std::vector<float> in, out, means;  // of all frames: padded input, output, the output's channel means
+    size_t in_floats() const {
+      return static_cast<size_t>(view.in_size + 2) * (view.in_size + 2) * view.in_channels;
+    }
+    size_t out_floats() const {
+      return static_cast<size_t>(view.out_size) * view.out_size * view.out_channels;
+    }
+  };
+
+  void reserve(int num_frames);
+  static void gate(const Stage& stage, const float* means, float* gates);
+
+  std::vector<Stage> stages_;
+  std::shared_ptr<Linear> linear_;
+  int capacity_ = 0;
+  std::vector<WorkQueue> queues_;
+};
+
+}  // namespace jat

@@ -1,0 +1,58 @@
+// A linear layer's weights in the kernels' format; packed once, read every step.
+#pragma once
+
+#include <memory>
+
+#include "kernels.h"
+
+namespace jat {
+
+// Memory for weights, in huge pages where the system has them; zero at first.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes = 0);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
+    other.data_ = nullptr, other.bytes_ = 0;
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  Buffer& operator=(Buffer&&) = delete;
+
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  uint8_t* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+class Linear {
+ public:
+  // [rows, columns] weights and, if `has_bias`, [rows] biases; all zero until packed.
+  Linear(DType dtype, int rows, int columns, bool has_bias);
+
+  // Rows `first`... from `weight` [count, columns] float32, contiguous. int8: each row is scaled by its
+  // largest value over 127 and rounded.
+  void pack_rows(int first, int count, const float* weight);
+  void set_bias(const float* bias);  // [rows]
+
+  LinearView view() const;
+  DType dtype() const { return dtype_; }
+  int rows() const { return rows_; }
+  int columns() const { return columns_; }
+  int num_blocks() const { return round_up(rows_, kBlockRows) / kBlockRows; }
+  int padded_rows() const { return round_up(rows_, kBlockRows); }
+  int operand_stride() const { return num_groups(dtype_, columns_); }  // 4-byte words of one token
+  size_t bytes() const { return blocks_.bytes() + bias_.bytes() + scales_.bytes() + correction_.bytes(); }
+
+ private:
+  DType dtype_;
+  int rows_, columns_;
+  Buffer blocks_, bias_, scales_, correction_;
+};
+
+}  // namespace jat

@@ -1,0 +1,90 @@
+// The transformer and the encoders of one engine: a step of any number of sessions is one call.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+#include "linear.h"
+#include "threads.h"
+
+namespace jat {
+
+struct Layer {
+  std::vector<float> norm1_weight, norm1_bias, norm2_weight, norm2_bias;
+  std::shared_ptr<Linear> qkv, attention_out, mlp_in, mlp_out;
+  int window;  // tokens a query sees, itself included
+};
+
+// Which tokens of which sessions a step computes. All arrays are the caller's.
+struct Plan {
+  int num_sessions, num_tokens, page_table_stride;
+  const int32_t* first_token;  // [num_sessions + 1] each session's tokens are contiguous
+  const int32_t*
+      context_lens;  // [num_sessions] tokens in the cache before the new ones; also the first position
+  const int32_t* start_offsets;  // [num_sessions] slots of the first page before the oldest token
+  const int32_t* page_table;     // [num_sessions, page_table_stride] pages, oldest first
+};
+
+class Model {
+ public:
+  Model(int hidden_size, int num_heads, DType kv_dtype, std::vector<float> positions, int num_threads,
+        int spin_us, const std::string& instruction_set);
+
+  void add_layer(Layer layer) { layers_.push_back(std::move(layer)); }
+  void set_final_norm(std::vector<float> weight, std::vector<float> bias);
+
+  // Bytes of a page of the KV cache: all layers' keys and values of 16 tokens.
+  size_t page_bytes() const;
+  const char* instruction_set() const { return kernels_.name; }
+  int num_threads() const { return pool_.size(); }
+
+  // embeddings: [num_tokens, hidden_size] without positions. heads: [num_sessions], applied to the final
+  // hidden state of each session's last token. out: [num_sessions, out_stride], out_stride >= every head's
+  // padded_rows.
+  void decode(const Plan& plan, const float* embeddings, uint8_t* pool,
+              const std::vector<const Linear*>& heads, float* out, int out_stride);
+
+  // out: [num_tokens, linear.padded_rows()] = x [num_tokens, linear.columns()] times the weights.
+  void apply(const Linear& linear, const float* x, int num_tokens, float* out);
+
+ private:
+  friend class ImageEncoder;
+
+  // Each thread's own copy of few tokens' activations, so that preparing them needs no barrier.
+  static constexpr int kMaxOwnTokens = 4;
+
+  struct Scratch {
+    std::vector<float> floats;
+    std::vector<uint32_t> groups;
+    std::vector<float> scales;
+    std::vector<float> scores;
+  };
+
+  void reserve(int num_tokens);
+  int operand_words() const;
+  // Activations x[rows[t]], normalised first if there are weights for that. Ends with a barrier if there are
+  // many.
+  Operand prepare(int thread, DType dtype, const float* x, int x_stride, int columns, const int* rows,
+                  int num_tokens, const float* norm_weight, const float* norm_bias);
+  void multiply(WorkQueue& queue, const Linear& linear, const Operand& operand, int num_tokens,
+                Epilogue epilogue, float* out, int out_stride, const int* rows);
+
+  const int hidden_size_, num_heads_, head_dim_, padded_head_dim_, padded_hidden_;
+  const DType kv_dtype_;
+  const std::vector<float> positions_;  // [max_positions, hidden_size]
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  std::vector<Layer> layers_;
+  std::vector<float> final_weight_, final_bias_;
+
+  int capacity_ = 0, max_inner_ = 0;  // tokens reserved for; widest layer
+  std::vector<float> x_, qkv_, attended_, inner_;
+  std::vector<uint32_t> groups_;  // of many tokens
+  std::vector<float> scales_;
+  std::vector<int> last_tokens_;
+  std::vector<Scratch> scratch_;  // a thread's
+  std::vector<WorkQueue> queues_;
+};
+
+}  // namespace jat

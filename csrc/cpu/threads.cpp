@@ -1,0 +1,121 @@
+#include "threads.h"
+
+#include <unistd.h>
+
+#include <chrono>
+
+namespace jat {
+
+namespace {
+
+constexpr int kSpinsBeforeYield = 4000;  // some tens of microseconds
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+struct ThreadPool::Workers {
+  const pid_t process = getpid();
+  std::vector<std::thread> threads;
+  std::mutex mutex;
+  std::condition_variable wake;
+  int sleepers = 0;  // under `mutex`
+  bool stop = false;
+
+  Function function = nullptr;
+  const void* context = nullptr;
+  alignas(64) std::atomic<unsigned> round{0};  // of run(): a new one starts the threads
+  alignas(64) std::atomic<int> arrived{0};
+  alignas(64) std::atomic<unsigned> phase{0};
+};
+
+ThreadPool::ThreadPool(int num_threads, int spin_us) : num_threads_(num_threads), spin_us_(spin_us) {
+  start();
+}
+
+ThreadPool::~ThreadPool() {
+  if (workers_->process != getpid()) {  // a forked child: these threads do not exist here
+    workers_.release();                 // NOLINT: joining or destroying them would hang
+    return;
+  }
+  {
+    const std::lock_guard<std::mutex> lock(workers_->mutex);
+    workers_->stop = true;
+  }
+  workers_->round.fetch_add(1, std::memory_order_release);
+  workers_->wake.notify_all();
+  for (std::thread& thread : workers_->threads) thread.join();
+}
+
+void ThreadPool::start() {
+  workers_ = std::make_unique<Workers>();
+  for (int thread = 1; thread < num_threads_; ++thread)
+    workers_->threads.emplace_back([this, thread, workers = workers_.get()] { work(*workers, thread); });
+}
+
+void ThreadPool::work(Workers& workers, int thread) {
+  unsigned seen = 0;
+  while (true) {
+    auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us_);
+    for (int spins = 0; workers.round.load(std::memory_order_acquire) == seen; ++spins) {
+      pause();
+      if (spins % 64 == 63 && std::chrono::steady_clock::now() > deadline) {
+        std::unique_lock<std::mutex> lock(workers.mutex);
+        ++workers.sleepers;
+        workers.wake.wait(lock, [&] { return workers.round.load(std::memory_order_acquire) != seen; });
+        --workers.sleepers;
+        break;
+      }
+    }
+    seen = workers.round.load(std::memory_order_acquire);
+    if (workers.stop) return;
+    workers.function(workers.context, thread);
+    barrier();
+  }
+}
+
+void ThreadPool::run_erased(Function function, const void* context) {
+  if (workers_->process != getpid()) {
+    workers_.release();  // NOLINT: as in the destructor
+    start();
+  }
+  Workers& workers = *workers_;
+  if (num_threads_ > 1) {
+    workers.function = function;
+    workers.context = context;
+    bool asleep;
+    {
+      const std::lock_guard<std::mutex> lock(workers.mutex);
+      workers.round.fetch_add(1, std::memory_order_release);
+      asleep = workers.sleepers > 0;
+    }
+    if (asleep) workers.wake.notify_all();
+  }
+  function(context, 0);
+  barrier();  // the context is the caller's: nobody may still use it
+}
+
+void ThreadPool::barrier() {
+  if (num_threads_ == 1) return;
+  Workers& workers = *workers_;
+  const unsigned phase = workers.phase.load(std::memory_order_relaxed);
+  if (workers.arrived.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
+    workers.arrived.store(0, std::memory_order_relaxed);
+    workers.phase.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; workers.phase.load(std::memory_order_acquire) == phase; ++spins) {
+    if (spins < kSpinsBeforeYield)
+      pause();
+    else
+      std::this_thread::yield();  // more threads than idle cores: let them come
+  }
+}
+
+}  // namespace jat

@@ -1,0 +1,231 @@
+"""The native CPU backend: `csrc/cpu` through the module `jat_engine._cpu`. One call computes a step's layers.
+
+The blocks, the image encoder's last layer and the discrete encoder's are kept in the chosen dtype; what is small
+(convolutions, continuous encoder and decoder, head rows, norms, positions) in float32. The residual stream, norms,
+softmax and sums are float32 always. Keys and values are float32 or, with bfloat16 and int8 weights, bfloat16.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .. import _cpu
+from ..checkpoint import EMBEDDING
+from ..config import FRAME_SHAPE, JatConfig
+from ..observation import ActionSpace
+from ..weights import HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
+from .base import Plan
+
+
+class CpuBackend:
+    """See `Backend`. Embeddings are float32 [H] arrays. Not to be called by two threads at once."""
+
+    name = "cpu"
+    page_size: int = _cpu.PAGE_SIZE
+
+    def __init__(
+        self,
+        config: JatConfig,
+        weights: Weights,
+        dtype: str,
+        num_threads: int | None = None,
+        spin_us: int = 200,
+        instruction_set: str = "auto",
+    ) -> None:
+        """
+        Args:
+            dtype: "float32", "bfloat16" or "int8".
+            num_threads: by default as many as the process may use.
+            spin_us: microseconds that idle threads wait for the next call before they sleep.
+            instruction_set: "avx512", "avx2", "generic" or "auto", the best there is.
+        """
+        self._config = config
+        self._dtype = dtype
+        self._weights = weights
+        self._shapes = parameter_shapes(config)
+        self._linears: list[_cpu.Linear] = []
+        threads = num_threads or available_cores()
+        self._model = _cpu.Model(
+            hidden_size=config.hidden_size,
+            num_heads=config.num_heads,
+            kv_dtype="float32" if dtype == "float32" else "bfloat16",
+            positions=_numpy(weights.get("transformer.wpe.weight")),
+            num_threads=threads,
+            spin_us=spin_us,
+            instruction_set=instruction_set,
+        )
+        with ThreadPoolExecutor(threads) as workers:
+            features = workers.submit(discrete_features, weights)
+            heads = workers.submit(check_heads, weights)
+            image_encoder = workers.submit(self._pack_image_encoder)
+            for layer in list(workers.map(self._pack_layer, range(config.num_layers))):
+                self._model.add_layer(**layer)
+            self._discrete_features = features.result().numpy()
+            self._image_encoder = image_encoder.result()
+            heads.result()
+        self._model.set_final_norm(self._array("transformer.ln_f.weight"), self._array("transformer.ln_f.bias"))
+
+        self._continuous_weight = weights.get("continuous_encoder.weight").clone()  # else the file stays mapped
+        self._continuous_bias = self._array("continuous_encoder.bias")
+        self._continuous_encoders: dict[int, _cpu.Linear] = {}  # by size
+        self._choices: dict[int, np.ndarray] = {}  # by number of choices: their embeddings
+        self._heads: dict[ActionSpace, _cpu.Linear] = {}
+        self._discrete_mixer = self._linear("multi_discrete_encoder.4")
+        self.instruction_set: str = self._model.instruction_set
+        self.num_threads: int = self._model.num_threads
+        self.page_bytes: int = self._model.page_bytes
+        self._pool = np.empty(0, np.uint8)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all packed linear layers."""
+        return sum(linear.num_bytes for linear in self._linears) + self._discrete_features.nbytes
+
+    def allocate_cache(self, num_pages: int) -> None:
+        # Untouched pages of the system cost nothing, so this takes memory as sessions grow.
+        size = num_pages * self.page_bytes
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+        begin = -memory.ctypes.data % _ALIGNMENT
+        self._pool = memory[begin : begin + size]
+
+    # ---- embeddings ------------------------------------------------------------------------------------------------
+
+    def embed_continuous(self, values: np.ndarray) -> np.ndarray:
+        encoder = self._continuous_encoders.get(values.size)
+        if encoder is None:
+            folded = fold_cyclic(self._continuous_weight, values.size)
+            encoder = self._pack("float32", folded, self._continuous_bias)
+            self._continuous_encoders[values.size] = encoder
+        return self._apply(encoder, values[None])[0]
+
+    def embed_choice(self, choice: int, num_choices: int) -> np.ndarray:
+        rows = self._choices.get(num_choices)
+        if rows is None:
+            rows = self._choices[num_choices] = self._weights.rows(EMBEDDING, num_choices).numpy()
+        row: np.ndarray = rows[choice]
+        return row
+
+    def embed_discrete(self, values: np.ndarray, rewards: np.ndarray) -> Sequence[np.ndarray]:
+        features = self._discrete_features[values].reshape(len(values), -1)
+        embeddings = self._apply(self._discrete_mixer, features, self._config.hidden_size)
+        for embedding, reward in zip(embeddings, rewards, strict=True):
+            embedding[-1] = reward
+        return embeddings
+
+    def embed_images(self, frames: np.ndarray) -> Sequence[np.ndarray]:
+        encoder, linear = self._image_encoder
+        out = np.empty((len(frames), linear.padded_rows), np.float32)
+        encoder.encode(self._model, frames, out)
+        return list(out[:, : self._config.hidden_size])
+
+    # ---- the step --------------------------------------------------------------------------------------------------
+
+    def decode(self, plan: Plan, embeddings: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        heads = [self._heads.get(space) or self._pack_head(space) for space in plan.spaces]
+        out = np.empty((len(heads), max(head.padded_rows for head in heads)), np.float32)
+        self._model.decode(
+            np.array(embeddings),
+            plan.first_token,
+            plan.context_lens,
+            plan.start_offsets,
+            plan.page_table,
+            self._pool,
+            heads,
+            out,
+        )
+        return [row[: space.size] for row, space in zip(out, plan.spaces, strict=True)]
+
+    def _apply(self, linear: _cpu.Linear, x: np.ndarray, columns: int | None = None) -> list[np.ndarray]:
+        out = np.empty((len(x), linear.padded_rows), np.float32)
+        self._model.apply(linear, x, out)
+        return list(out[:, : columns or linear.rows])
+
+    # ---- packing ---------------------------------------------------------------------------------------------------
+
+    def _array(self, name: str) -> np.ndarray:
+        return _numpy(self._weights.get(name))
+
+    def _pack(self, dtype: str, weight: Tensor, bias: np.ndarray | None) -> _cpu.Linear:
+        linear = _cpu.Linear(dtype, weight.shape[0], weight.shape[1], bias is not None)
+        linear.pack_rows(0, _numpy(weight))
+        if bias is not None:
+            linear.set_bias(bias)
+        self._linears.append(linear)
+        return linear
+
+    def _linear(self, *names: str, bias: bool = True) -> _cpu.Linear:
+        """The parameters `<name>.weight`, below each other; one is read at a time."""
+        rows, columns = self._shapes[f"{names[0]}.weight"]
+        linear = _cpu.Linear(self._dtype, rows * len(names), columns, bias)
+        for index, name in enumerate(names):
+            linear.pack_rows(index * rows, self._array(f"{name}.weight"))
+        if bias:
+            linear.set_bias(self._array(f"{names[0]}.bias"))
+        self._linears.append(linear)
+        return linear
+
+    def _pack_layer(self, index: int) -> dict[str, Any]:
+        block = f"transformer.h.{index}."
+        attention = f"{block}attn.attention."
+        is_local = self._config.attention_layers[index] == "local"
+        return {
+            "norm1_weight": self._array(f"{block}ln_1.weight"),
+            "norm1_bias": self._array(f"{block}ln_1.bias"),
+            "qkv": self._linear(f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj", bias=False),
+            "attention_out": self._linear(f"{attention}out_proj"),
+            "norm2_weight": self._array(f"{block}ln_2.weight"),
+            "norm2_bias": self._array(f"{block}ln_2.bias"),
+            "mlp_in": self._linear(f"{block}mlp.c_fc"),
+            "mlp_out": self._linear(f"{block}mlp.c_proj"),
+            "window": self._config.window_size if is_local else self._config.max_position_embeddings,
+        }
+
+    def _pack_head(self, space: ActionSpace) -> _cpu.Linear:
+        """The rows an action space needs, always in float32."""
+        if space.kind == "continuous":
+            weight = self._weights.rows("continuous_decoder.weight", space.size)
+            head = self._pack("float32", weight, self._weights.rows("continuous_decoder.bias", space.size).numpy())
+        else:
+            head = self._pack("float32", self._weights.rows(HEAD, space.size), None)
+        self._heads[space] = head
+        return head
+
+    def _pack_image_encoder(self) -> tuple[_cpu.ImageEncoder, _cpu.Linear]:
+        encoder, size = _cpu.ImageEncoder(), FRAME_SHAPE[0]
+        prefix = "image_encoder.module."
+        channels = 0
+        for stage in (1, 2, 3):
+            weight = self._array(f"{prefix}conv{stage}.weight")
+            gates = [self._array(f"{prefix}att{stage}.fc.{i}.weight") for i in (0, 2)]
+            encoder.add_stage(size, weight, *gates)
+            channels, size = weight.shape[0], (size + 1) // 2
+        rows, columns = self._shapes[f"{prefix}fc.weight"]
+        linear = _cpu.Linear(self._dtype, rows, columns, has_bias=True)
+        first = 0
+        for piece in self._weights.pieces(f"{prefix}fc.weight", rows=64):
+            # Published order of columns: channels, then pixels. Ours: pixels, then channels.
+            by_pixel = piece.unflatten(1, (channels, size * size)).transpose(1, 2).flatten(1)
+            linear.pack_rows(first, _numpy(by_pixel))
+            first += len(piece)
+        linear.set_bias(self._array(f"{prefix}fc.bias"))
+        self._linears.append(linear)
+        encoder.set_linear(linear)
+        return encoder, linear
+
+
+_ALIGNMENT = 64  # a cache line, so that no load of a vector crosses two
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.numpy())

@@ -1,0 +1,222 @@
+"""The same step in plain torch operations, on any device: the fallback, and what the native backend is held against.
+
+int8 is computed as the native backend does (a scale a row of weights, a scale a token of activations, exact sums of
+products), with the bytes widened to float32: it shows the error, not the speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..checkpoint import EMBEDDING
+from ..config import JatConfig
+from ..modules import ImageEncoder
+from ..observation import ActionSpace
+from ..weights import HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
+from .base import Plan
+
+
+class Linear:
+    """Weights [rows, columns] in a dtype, bias in float32. `linear(x)`: float32 [T, columns] -> float32 [T, rows]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: str, device: torch.device) -> None:
+        self._scale = None
+        if dtype == "int8":
+            scale = weight.abs().amax(dim=1) / 127
+            self._scale = scale.to(device)
+            weight = (weight / scale.clamp(min=1e-30)[:, None]).round().to(torch.int8)
+        else:
+            weight = weight.to(getattr(torch, dtype))
+        self._weight = weight.to(device)
+        self._bias = bias.to(device) if bias is not None else None
+        self.num_bytes = weight.nbytes + sum(x.nbytes for x in (bias, self._scale) if x is not None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._scale is None:
+            out = F.linear(x.to(self._weight.dtype), self._weight).float()
+        else:
+            scale = x.abs().amax(dim=-1, keepdim=True) / 127
+            quantized = torch.nan_to_num((x / scale).round())
+            out = F.linear(quantized, self._weight.float()) * scale * self._scale
+        return out if self._bias is None else out + self._bias
+
+
+class _Layer:
+    def __init__(self, backend: TorchBackend, index: int) -> None:
+        config = backend.config
+        block = f"transformer.h.{index}."
+        attention = f"{block}attn.attention."
+        self.norm1 = backend.vector(f"{block}ln_1.weight"), backend.vector(f"{block}ln_1.bias")
+        self.norm2 = backend.vector(f"{block}ln_2.weight"), backend.vector(f"{block}ln_2.bias")
+        self.qkv = backend.linear(f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj", bias=False)
+        self.attention_out = backend.linear(f"{attention}out_proj")
+        self.mlp_in = backend.linear(f"{block}mlp.c_fc")
+        self.mlp_out = backend.linear(f"{block}mlp.c_proj")
+        is_local = config.attention_layers[index] == "local"
+        self.window = config.window_size if is_local else config.max_position_embeddings
+
+
+class TorchBackend:
+    """See `Backend`. Embeddings are float32 [H] tensors on the device."""
+
+    name = "torch"
+    page_size = 16
+
+    def __init__(self, config: JatConfig, weights: Weights, dtype: str, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self._dtype = dtype
+        self._weights = weights
+        self._linears: list[Linear] = []
+        self._positions = weights.get("transformer.wpe.weight").to(device)
+        self._layers = [_Layer(self, index) for index in range(config.num_layers)]
+        self._final_norm = self.vector("transformer.ln_f.weight"), self.vector("transformer.ln_f.bias")
+        self._continuous_weight = weights.get("continuous_encoder.weight").clone()
+        self._continuous_bias = weights.get("continuous_encoder.bias").clone()
+        self._continuous_encoders: dict[int, Linear] = {}
+        self._choices: dict[int, Tensor] = {}
+        self._heads: dict[ActionSpace, Linear] = {}
+        self._discrete_features = discrete_features(weights).to(device)
+        check_heads(weights)
+        self._discrete_mixer = self.linear("multi_discrete_encoder.4")
+        self._image_encoder = self._make_image_encoder()
+        self._kv_dtype = torch.float32 if dtype == "float32" else torch.bfloat16
+        self._cache = torch.empty(0)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(linear.num_bytes for linear in self._linears) + self._discrete_features.nbytes
+
+    @property
+    def page_bytes(self) -> int:
+        config = self.config
+        return config.num_layers * 2 * self.page_size * config.hidden_size * self._kv_dtype.itemsize
+
+    def allocate_cache(self, num_pages: int) -> None:
+        config = self.config
+        slots = num_pages * self.page_size
+        head_dim = config.hidden_size // config.num_heads
+        # [layers, keys and values, slots, heads, head_dim]
+        self._cache = torch.empty(
+            (config.num_layers, 2, slots, config.num_heads, head_dim), dtype=self._kv_dtype, device=self.device
+        )
+
+    # ---- embeddings ------------------------------------------------------------------------------------------------
+
+    def embed_continuous(self, values: np.ndarray) -> Tensor:
+        encoder = self._continuous_encoders.get(values.size)
+        if encoder is None:
+            folded = fold_cyclic(self._continuous_weight, values.size)
+            encoder = self._continuous_encoders[values.size] = self._pack("float32", folded, self._continuous_bias)
+        return encoder(torch.from_numpy(values).to(self.device)[None])[0]
+
+    def embed_choice(self, choice: int, num_choices: int) -> Tensor:
+        rows = self._choices.get(num_choices)
+        if rows is None:
+            rows = self._choices[num_choices] = self._weights.rows(EMBEDDING, num_choices).to(self.device)
+        return rows[choice]
+
+    @torch.no_grad()
+    def embed_discrete(self, values: np.ndarray, rewards: np.ndarray) -> Sequence[Tensor]:
+        features = self._discrete_features[torch.from_numpy(values).to(self.device)].flatten(1)
+        reward = torch.from_numpy(rewards).to(self.device)[:, None]
+        return torch.cat((self._discrete_mixer(features), reward), dim=1).unbind()
+
+    @torch.no_grad()
+    def embed_images(self, frames: np.ndarray) -> Sequence[Tensor]:
+        x = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2).float()
+        encoder, linear = self._image_encoder
+        return linear(encoder.features((x / 255 - 0.5) / 0.5)).unbind()
+
+    # ---- the step --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def decode(self, plan: Plan, embeddings: Sequence[Tensor]) -> Sequence[np.ndarray]:
+        config, device = self.config, self.device
+        lengths = np.diff(plan.first_token)  # new tokens of each session
+        session = np.repeat(np.arange(len(lengths)), lengths)
+        position = np.arange(len(session)) - plan.first_token[session] + plan.context_lens[session]
+        slot = position + plan.start_offsets[session]
+        pages = plan.page_table[session, slot // self.page_size]
+        new_slots = torch.from_numpy(pages.astype(np.int64) * self.page_size + slot % self.page_size).to(device)
+
+        # Every token of a session, padded to the longest one: where its keys lie, by index in the session.
+        totals = plan.context_lens + lengths
+        index = np.arange(totals.max())[None]
+        valid = index < totals[:, None]
+        slot = np.where(valid, index + plan.start_offsets[:, None], 0)
+        pages = np.take_along_axis(plan.page_table, slot // self.page_size, axis=1).astype(np.int64)
+        key_slots = torch.from_numpy(pages * self.page_size + slot % self.page_size).to(device)  # [S, K]
+        of_token = torch.from_numpy(session).to(device)
+        positions = torch.from_numpy(position).to(device)
+        keys_index = torch.from_numpy(index).to(device)
+        causal = (keys_index <= positions[:, None]) & torch.from_numpy(valid).to(device)[of_token]  # [T, K]
+
+        x = torch.stack(list(embeddings)) + self._positions[positions]
+        for number, layer in enumerate(self._layers):
+            qkv = layer.qkv(self._norm(x, layer.norm1)).unflatten(1, (3, config.num_heads, -1))
+            cache = self._cache[number]
+            cache[0, new_slots] = qkv[:, 1].to(cache.dtype)
+            cache[1, new_slots] = qkv[:, 2].to(cache.dtype)
+            keys, values = cache[0, key_slots].float(), cache[1, key_slots].float()  # [S, K, heads, head_dim]
+            queries = qkv[:, 0].to(cache.dtype).float()
+            # No 1 / sqrt(head_dim): GPT-Neo omits it.
+            scores = torch.einsum("thd,tkhd->thk", queries, keys[of_token])
+            visible = causal & (keys_index > positions[:, None] - layer.window)
+            # Slots that were never written may hold NaN: their values are taken out, not only weighed with 0.
+            shares = scores.masked_fill(~visible[:, None], -torch.inf).softmax(dim=-1)
+            seen = values[of_token].masked_fill(~visible[:, :, None, None], 0)
+            attended = torch.einsum("thk,tkhd->thd", shares, seen).flatten(1)
+            x = x + layer.attention_out(attended)
+            inner = F.gelu(layer.mlp_in(self._norm(x, layer.norm2)), approximate="tanh")
+            x = x + layer.mlp_out(inner)
+
+        last = torch.from_numpy(plan.first_token[1:] - 1).to(device)
+        hidden = self._norm(x[last], self._final_norm)
+        return [self._head(space)(hidden[i : i + 1])[0].cpu().numpy() for i, space in enumerate(plan.spaces)]
+
+    def _norm(self, x: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
+        return F.layer_norm(x, (self.config.hidden_size,), *parameters, self.config.layer_norm_epsilon)
+
+    # ---- packing ---------------------------------------------------------------------------------------------------
+
+    def vector(self, name: str) -> Tensor:
+        return self._weights.get(name).clone().to(self.device)
+
+    def linear(self, *names: str, bias: bool = True) -> Linear:
+        """The parameters `<name>.weight`, below each other."""
+        weight = torch.cat([self._weights.get(f"{name}.weight") for name in names])
+        return self._pack(self._dtype, weight, self._weights.get(f"{names[0]}.bias").clone() if bias else None)
+
+    def _pack(self, dtype: str, weight: Tensor, bias: Tensor | None) -> Linear:
+        linear = Linear(weight, bias, dtype, self.device)
+        self._linears.append(linear)
+        return linear
+
+    def _head(self, space: ActionSpace) -> Linear:
+        head = self._heads.get(space)
+        if head is None:
+            if space.kind == "continuous":
+                weight = self._weights.rows("continuous_decoder.weight", space.size)
+                head = self._pack("float32", weight, self._weights.rows("continuous_decoder.bias", space.size))
+            else:
+                head = self._pack("float32", self._weights.rows(HEAD, space.size), None)
+            self._heads[space] = head
+        return head
+
+    def _make_image_encoder(self) -> tuple[ImageEncoder, Linear]:
+        """Convolutions in float32, the last layer in the chosen dtype."""
+        prefix = "image_encoder.module."
+        with torch.device("meta"):
+            encoder = ImageEncoder(self.config.hidden_size)
+        del encoder.fc
+        names = [n.removeprefix(prefix) for n in parameter_shapes(self.config) if n.startswith(prefix)]
+        encoder.load_state_dict(
+            {name: self.vector(prefix + name) for name in names if not name.startswith("fc.")}, assign=True
+        )
+        return encoder.requires_grad_(False), self.linear(f"{prefix}fc")

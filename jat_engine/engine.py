@@ -1,0 +1,482 @@
+"""`JatEngine`: JAT agents, fast. Encode -> embed -> decode -> head -> action, for one session or many."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .backends import Backend, Choice, Embedding, Plan, choose
+from .checkpoint import find_weight_files, read_config, take_hub_options
+from .config import JatConfig
+from .engine_options import STEP_TOKENS, EngineOptions
+from .errors import BatchError, InputError, SessionError
+from .kv_cache import CacheStats, PagePool, Pages
+from .mission import Missions
+from .observation import (
+    ActionSpace,
+    Observation,
+    check_context_window,
+    check_same_episode,
+    not_finite,
+    parse_action_space,
+    parse_observation,
+)
+from .session import AgentSession, LastStep
+from .weights import CheckpointWeights, ModelWeights, Weights
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One session's checked part of a batch."""
+
+    index: int  # in the call
+    session: AgentSession
+    observation: Observation
+    integers: np.ndarray | None  # of a discrete observation, its mission's tokens included
+    space: ActionSpace
+
+
+class JatEngine:
+    """Runs JAT agents from a checkpoint's weights.
+
+    The drop-in calls `reset_rl` and `get_next_action` are those of the published model. `open_session` gives any number
+    of agents beside each other, and `get_next_actions` one step of many of them at once.
+
+    Attributes:
+        config: the checkpoint's `JatConfig`.
+        choice: device, backend and dtype, and why.
+    """
+
+    def __init__(self, config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, missions: Missions):
+        self.config = config
+        self.choice = choice
+        self._missions = missions
+        self._limit = config.max_position_embeddings - 4
+        self._lock = threading.RLock()
+        self._backend = _make_backend(config, weights, choice, options)
+        num_pages = options.num_pages(self._backend, self._limit)
+        self._backend.allocate_cache(num_pages)
+        self._pool = PagePool(num_pages, self._backend.page_size, self._backend.page_bytes)
+        self._abandoned: deque[Pages] = deque()  # filled by the garbage collector, at any time
+        self._drop_in: AgentSession | None = None
+
+    # ---- loading ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | os.PathLike[str],
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        backend: str = "auto",
+        **engine_options: Any,
+    ) -> JatEngine:
+        """Load a checkpoint folder or hub repository.
+
+        Weights are read from the memory-mapped safetensors one at a time and packed at once. Only safetensors are
+        read, and every parameter that acting needs must be there, have the configured shape and be finite.
+        `trust_remote_code` is accepted and ignored: code in a checkpoint is never run.
+
+        Args:
+            device: "auto", "cpu", "cuda", ...
+            dtype: of weights and KV cache: "float32", "bfloat16", "int8" (weights and activations; the cache is
+                bfloat16), or "auto".
+            backend: "cpu", the native one; "torch", plain operations on any device; or "auto". `jat-engine info` says
+                what "auto" takes here and why.
+            engine_options: those of `EngineOptions`, and transformers' that say where to look (`revision`,
+                `cache_dir`, `token`, `subfolder`, `variant`, `local_files_only`, ...).
+
+        Raises:
+            CheckpointError: names the file and the parameter.
+            InputError: an option is not known, or not possible here.
+        """
+        engine_options.pop("trust_remote_code", None)
+        hub = take_hub_options(engine_options)
+        variant = engine_options.pop("variant", None)
+        options = EngineOptions.parse(engine_options)
+        config = read_config(path_or_hub_id, hub, {})
+        choice = choose(device, dtype, backend, config.hidden_size // config.num_heads)
+        _check_config(config)
+        weights = CheckpointWeights(find_weight_files(path_or_hub_id, variant, hub), config)
+        missions = Missions.of_checkpoint(path_or_hub_id, hub, config.vocab_size)
+        return cls(config, weights, choice, options, missions)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        processor: Any = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        backend: str = "auto",
+        **engine_options: Any,
+    ) -> JatEngine:
+        """An engine with a copy of a `JatModel`'s weights as they are now, for instance between epochs of a training.
+
+        Args:
+            processor: a `JatProcessor`; needed for text observations.
+        """
+        options = EngineOptions.parse(engine_options)
+        choice = choose(device, dtype, backend, model.config.hidden_size // model.config.num_heads)
+        _check_config(model.config)
+        missions = Missions.of_processor(processor, model.config.vocab_size)
+        return cls(model.config, ModelWeights(model), choice, options, missions)
+
+    # ---- what it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return self._backend.weight_bytes
+
+    @property
+    def cache_stats(self) -> CacheStats:
+        """The KV cache's counters."""
+        with self._lock:
+            self._collect_abandoned()
+            return self._pool.stats
+
+    def __repr__(self) -> str:
+        choice = self.choice
+        return f"JatEngine(backend={choice.backend!r}, dtype={choice.dtype!r}, device={str(choice.device)!r})"
+
+    # ---- sessions --------------------------------------------------------------------------------------------------
+
+    def open_session(self, context_window: int | None = None, seed: int | None = None) -> AgentSession:
+        """A new agent, with room of its own in the KV cache.
+
+        Args:
+            context_window: how many of the newest tokens, two a step, a step may look back on; at most and by default
+                `max_position_embeddings - 4`.
+            seed: of the sampling of discrete actions. None samples with torch's global generator.
+
+        Raises:
+            InputError: an argument is not as above.
+            CacheFullError: there is no room for another session.
+        """
+        window = check_context_window(context_window)
+        limit = self._limit if window is None else min(window, self._limit)
+        generator = None
+        if seed is not None:
+            if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+                raise InputError(f"seed: expected None or an integer in [0, 2^63), got {seed!r}")
+            generator = torch.Generator().manual_seed(int(seed))
+        with self._lock:
+            self._collect_abandoned()
+            session = AgentSession(self, Pages(self._pool, limit + STEP_TOKENS), limit, generator)
+        session.finalizer = weakref.finalize(session, self._abandoned.append, session.pages)
+        return session
+
+    def reset_session(self, session: AgentSession) -> None:
+        """What `AgentSession.reset` does."""
+        with self._lock:
+            self._check_open(session)
+            session.pages.clear()
+            session.last, session.is_computed = None, False
+
+    def close_session(self, session: AgentSession) -> None:
+        """What `AgentSession.close` does."""
+        with self._lock:
+            if not session.closed:
+                assert session.finalizer is not None, "set when it was opened"
+                session.finalizer.detach()
+                session.pages.close()
+                session.closed, session.last = True, None
+
+    def _collect_abandoned(self) -> None:
+        """Take back the room of sessions that were dropped without being closed."""
+        while self._abandoned:
+            self._abandoned.popleft().close()
+
+    def _check_open(self, session: AgentSession) -> None:
+        if not isinstance(session, AgentSession) or session.engine is not self:
+            raise InputError(f"session: expected one that this engine opened, got {session!r}")
+        if session.closed:
+            raise SessionError("session: expected an open one, got one that was closed")
+
+    # ---- acting ----------------------------------------------------------------------------------------------------
+
+    def reset_rl(self) -> None:
+        """Start a new episode of the drop-in agent."""
+        with self._lock:
+            self._drop_in_session().reset()
+
+    def get_next_action(
+        self,
+        processor: Any = None,
+        continuous_observation: Any = None,
+        discrete_observation: Any = None,
+        text_observation: str | None = None,
+        image_observation: Any = None,
+        action_space: Any = None,
+        reward: float | None = None,
+        deterministic: bool = False,
+        context_window: int | None = None,
+        return_prediction: bool = False,
+    ) -> Any:
+        """The published drop-in call: one agent, one step.
+
+        Args:
+            processor: not used, may be None; the engine has its own.
+            continuous_observation: X numbers.
+            discrete_observation: max_discrete_value integers; 64 fewer with a `text_observation`.
+            text_observation: the mission; truncated to 64 tokens.
+            image_observation: uint8 [84, 84, 4], the four last frames.
+            action_space: `gymnasium.spaces.Box` of shape (A,), or `Discrete(n)`.
+            reward: of the previous action; None counts as 0. Image observations do not use it.
+            deterministic: take the most likely of discrete actions instead of sampling (`torch.multinomial`, one draw
+                a step).
+            context_window: how many of the newest tokens, two a step, the next step may look back on; at most and by
+                default `max_position_embeddings - 4`.
+            return_prediction: also return what the action was chosen from.
+
+        Returns:
+            The action: a list of A floats, never clipped, or an int. With `return_prediction`, `(action, prediction)`:
+            float32 [A], the action vector, or float32 [n], the logits.
+
+        Raises:
+            InputError: a field is not what the model takes, or so large that the prediction is not finite.
+            SessionError: the call does not fit the episode so far; `reset_rl()` starts a new one.
+            CacheFullError: open sessions have left no room for the drop-in agent.
+        """
+        observation = {
+            "continuous_observation": continuous_observation,
+            "discrete_observation": discrete_observation,
+            "text_observation": text_observation,
+            "image_observation": image_observation,
+        }
+        window = check_context_window(context_window)
+        with self._lock:
+            session = self._drop_in_session()
+            before = session.limit
+            session.limit = self._limit if window is None else min(window, self._limit)
+            try:
+                return self.step_one(session, observation, reward, action_space, deterministic, return_prediction)
+            except BaseException:
+                session.limit = before
+                raise
+
+    def _drop_in_session(self) -> AgentSession:
+        if self._drop_in is None:
+            self._drop_in = self.open_session()
+        return self._drop_in
+
+    def get_next_actions(
+        self,
+        sessions: Sequence[AgentSession],
+        observations: Sequence[Mapping[str, Any]],
+        rewards: Sequence[float | None] | None = None,
+        action_spaces: Any = None,
+        deterministic: bool = False,
+        return_predictions: bool = False,
+    ) -> list[Any]:
+        """One step of several sessions at once, of any modalities and kinds of action, in one pass over the weights.
+
+        Each session's result is what it would be alone.
+
+        Args:
+            sessions: open sessions of this engine, each at most once.
+            observations: one mapping a session, with the keys of `get_next_action`.
+            rewards: one a session, or None for none.
+            action_spaces: one a session, or a single one for all.
+
+        Returns:
+            For each session what `AgentSession.get_next_action` returns.
+
+        Raises:
+            InputError: the arguments do not fit together; no session has taken a step.
+            BatchError: some sessions' inputs were refused. The others have taken their step; `.actions` has theirs.
+        """
+        sessions, observations = list(sessions), list(observations)
+        count = len(sessions)
+        rewards = [None] * count if rewards is None else list(rewards)
+        if not isinstance(action_spaces, list | tuple):
+            action_spaces = [action_spaces] * count
+        for name, given in (("observations", observations), ("rewards", rewards), ("action_spaces", action_spaces)):
+            if len(given) != count:
+                raise InputError(f"{name}: expected one for each of {count} sessions, got {len(given)}")
+        if len({id(session) for session in sessions}) != count:
+            raise InputError("sessions: expected each at most once, got one twice")
+
+        actions: list[Any] = [None] * count
+        errors: dict[int, Exception] = {}
+        steps: list[_Step] = []
+        with self._lock:
+            for index in range(count):
+                try:
+                    steps.append(
+                        self._parse(index, sessions[index], observations[index], rewards[index], action_spaces[index])
+                    )
+                except (InputError, SessionError) as error:
+                    errors[index] = error
+            for step, result in zip(steps, self._step(steps, deterministic, return_predictions), strict=True):
+                if isinstance(result, InputError):
+                    errors[step.index] = result
+                else:
+                    actions[step.index] = result
+        if errors:
+            raise BatchError(actions, errors)
+        return actions
+
+    def step_one(
+        self,
+        session: AgentSession,
+        observation: Mapping[str, Any],
+        reward: Any,
+        action_space: Any,
+        deterministic: bool,
+        return_prediction: bool,
+    ) -> Any:
+        """What `AgentSession.get_next_action` does: a batch of one, whose error is raised as it is."""
+        with self._lock:
+            step = self._parse(0, session, observation, reward, action_space)
+            (result,) = self._step([step], deterministic, return_prediction)
+        if isinstance(result, InputError):
+            raise result
+        return result
+
+    def _parse(self, index: int, session: Any, observation: Any, reward: Any, action_space: Any) -> _Step:
+        self._check_open(session)
+        if not isinstance(observation, Mapping) or not observation.keys() <= _OBSERVATION_KEYS:
+            got = sorted(map(str, observation)) if isinstance(observation, Mapping) else type(observation).__name__
+            raise InputError(f"observation: expected a mapping with keys of {sorted(_OBSERVATION_KEYS)}, got {got}")
+        parsed = parse_observation(self.config, **observation, reward=reward)
+        space = parse_action_space(self.config, action_space)
+        last = session.last
+        if last is not None:
+            check_same_episode(last.observation, last.space, parsed, space)
+        integers = None
+        if parsed.text is not None:
+            integers = np.concatenate((parsed.values, self._missions.encode(parsed.text)))
+        elif parsed.modality == "discrete":
+            integers = parsed.values
+        return _Step(index, session, parsed, integers, space)
+
+    def _step(self, steps: list[_Step], deterministic: bool, with_prediction: bool) -> list[Any]:
+        """The action of each session, or the `InputError` that says why there is none."""
+        if not steps:
+            return []
+        embeddings = self._encode(steps)
+        plan, tokens = self._plan(steps, embeddings)
+        results: list[Any] = []
+        for step, embedding, prediction in zip(steps, embeddings, self._backend.decode(plan, tokens), strict=True):
+            if not np.isfinite(prediction).all():
+                results.append(not_finite(step.observation))
+                continue
+            action = _choose_action(step.space, prediction, deterministic, step.session.generator)
+            self._advance(step, embedding, action)
+            results.append((action, prediction) if with_prediction else action)
+        return results
+
+    def _encode(self, steps: list[_Step]) -> list[Embedding]:
+        """Each observation's embedding; images together, and integers together."""
+        embeddings: list[Embedding] = [None] * len(steps)
+        images, discrete = [], []
+        for index, step in enumerate(steps):
+            if step.integers is not None:
+                discrete.append(index)
+            elif step.observation.modality == "image":
+                images.append(index)
+            else:
+                values = np.append(step.observation.values, np.float32(step.observation.reward))
+                embeddings[index] = self._backend.embed_continuous(values)
+        if images:
+            frames = np.stack([steps[index].observation.values for index in images])
+            for index, embedding in zip(images, self._backend.embed_images(frames), strict=True):
+                embeddings[index] = embedding
+        if discrete:
+            integers = np.stack([steps[index].integers for index in discrete])  # type: ignore[misc]
+            rewards = np.array([steps[index].observation.reward for index in discrete], np.float32)
+            for index, embedding in zip(discrete, self._backend.embed_discrete(integers, rewards), strict=True):
+                embeddings[index] = embedding
+        return embeddings
+
+    def _plan(self, steps: list[_Step], embeddings: list[Embedding]) -> tuple[Plan, list[Embedding]]:
+        """Each session's new tokens: [s_0], or [s_{t-1}, a_{t-1}, s_t] less what is computed already."""
+        tokens: list[Embedding] = []
+        first_token = np.zeros(len(steps) + 1, np.int32)
+        context_lens = np.empty(len(steps), np.int32)
+        start_offsets = np.empty(len(steps), np.int32)
+        for index, (step, embedding) in enumerate(zip(steps, embeddings, strict=True)):
+            session = step.session
+            last = session.last
+            context_lens[index] = session.pages.num_tokens
+            if last is not None:
+                if session.is_computed:
+                    context_lens[index] += 1
+                else:
+                    tokens.append(last.embedding)
+                tokens.append(self._embed_action(last.space, last.action))
+            tokens.append(embedding)
+            first_token[index + 1] = len(tokens)
+            start_offsets[index] = session.pages.start_offset
+            session.pages.make_room(int(context_lens[index]) + len(tokens) - int(first_token[index]))
+        if len(steps) == 1:
+            page_table = steps[0].session.pages.table[None]
+        else:
+            page_table = np.zeros((len(steps), max(step.session.pages.num_pages for step in steps)), np.int32)
+            for row, step in zip(page_table, steps, strict=True):
+                pages = step.session.pages
+                row[: pages.num_pages] = pages.table[: pages.num_pages]
+        spaces = [step.space for step in steps]
+        return Plan(first_token, context_lens, start_offsets, page_table, spaces), tokens
+
+    def _embed_action(self, space: ActionSpace, action: Any) -> Embedding:
+        if space.kind == "continuous":
+            return self._backend.embed_continuous(np.array(action, np.float32))
+        return self._backend.embed_choice(action, space.size)
+
+    def _advance(self, step: _Step, embedding: Embedding, action: Any) -> None:
+        """Take the step's tokens into the session. s_t is not one of them: it is fed again, with its action."""
+        session = step.session
+        kept = session.pages.num_tokens + (2 if session.last is not None else 0)
+        dropped = session.pages.keep(kept, session.limit)
+        # s_t lies behind the kept tokens. It is what the next step would compute unless its position changes.
+        session.is_computed = not dropped
+        session.last = LastStep(step.observation, embedding, step.space, action)
+
+
+_OBSERVATION_KEYS = {"continuous_observation", "discrete_observation", "text_observation", "image_observation"}
+
+
+def _choose_action(
+    space: ActionSpace, prediction: np.ndarray, deterministic: bool, generator: torch.Generator | None
+) -> Any:
+    if space.kind == "continuous":
+        return prediction.tolist()
+    if deterministic:
+        return int(prediction.argmax())
+    return int(torch.multinomial(torch.from_numpy(prediction).softmax(dim=-1), num_samples=1, generator=generator))
+
+
+def _make_backend(config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions) -> Backend:
+    if choice.backend == "cpu":
+        from .backends.cpu import CpuBackend
+
+        try:
+            return CpuBackend(
+                config, weights, choice.dtype, options.num_threads, options.spin_us, options.instruction_set
+            )
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(str(error)) from None
+    from .backends.torch import TorchBackend
+
+    return TorchBackend(config, weights, choice.dtype, choice.device)
+
+
+def _check_config(config: JatConfig) -> None:
+    """Raise `InputError` for what only `JatModel` computes."""
+    if config.activation_function != "gelu_new":
+        raise InputError(f"config.activation_function: expected 'gelu_new', got {config.activation_function!r}")
+    if config.layer_norm_epsilon != 1e-5:
+        raise InputError(f"config.layer_norm_epsilon: expected 1e-05, got {config.layer_norm_epsilon!r}")
