@@ -153,11 +153,15 @@ PYBIND11_MODULE(_cpu, module) {
            py::arg("hidden_size"), py::arg("num_heads"), py::arg("kv_dtype"),
            py::arg("positions").noconvert(), py::arg("num_threads"), py::arg("spin_us"),
            py::arg("instruction_set"))
-      .def("add_layer", &add_layer)
-      .def("set_final_norm",
-           [](jat::Model& model, const Array<float>& weight, const Array<float>& bias) {
-             model.set_final_norm(to_vector(weight), to_vector(bias));
-           })
+      .def("add_layer", &add_layer, py::arg("norm1_weight").noconvert(), py::arg("norm1_bias").noconvert(),
+           py::arg("qkv"), py::arg("attention_out"), py::arg("norm2_weight").noconvert(),
+           py::arg("norm2_bias").noconvert(), py::arg("mlp_in"), py::arg("mlp_out"), py::arg("window"))
+      .def(
+          "set_final_norm",
+          [](jat::Model& model, const Array<float>& weight, const Array<float>& bias) {
+            model.set_final_norm(to_vector(weight), to_vector(bias));
+          },
+          py::arg("weight").noconvert(), py::arg("bias").noconvert())
       .def_property_readonly("page_bytes", &jat::Model::page_bytes)
       .def_property_readonly("instruction_set", &jat::Model::instruction_set)
       .def_property_readonly("num_threads", &jat::Model::num_threads)

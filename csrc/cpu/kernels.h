@@ -3,8 +3,8 @@
 // Weights are stored in blocks of 16 rows. A block is a sequence of 64-byte groups: the 16 rows' next 1
 // (float32), 2 (bfloat16) or 4 (int8) columns. Activations of one token are the same groups' columns, 4 bytes
 // each. So one load of 64 bytes of weights serves every token of a tile, and lanes are rows: nothing is
-// summed across lanes. Every result is computed in one order that depends on neither the tile's size nor the
-// other tokens.
+// summed across lanes. Two blocks make a panel, their groups alternating, so that a panel is read as one
+// stream. Every result is computed in one order that depends on neither the tile's size nor the other tokens.
 #pragma once
 
 #include <cstddef>
@@ -17,6 +17,7 @@ namespace jat {
 enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 
 constexpr int kBlockRows = 16;
+constexpr int kPanelRows = 2 * kBlockRows;
 constexpr int kGroupBytes = 64;
 constexpr int kPageSize = 16;  // tokens in a page of the KV cache; a page's keys are a block of 16 rows
 constexpr int kMaxQueries = 4;
@@ -40,7 +41,7 @@ struct Operand {
 struct LinearView {
   DType dtype;
   int num_groups;
-  const uint8_t* blocks;      // [num_blocks, num_groups, 64 bytes]
+  const uint8_t* panels;      // [num_blocks / 2, num_groups, 2, 64 bytes]
   const float* bias;          // [num_blocks * 16], or null
   const float* scales;        // [num_blocks * 16], int8 only
   const int32_t* correction;  // [num_blocks * 16], int8 only

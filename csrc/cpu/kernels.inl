@@ -20,7 +20,7 @@ using jat::Operand;
 constexpr int kVectors = kBlockRows / kLanes;  // of a block's 16 rows
 constexpr float kNegativeInfinity = -__builtin_inff();
 constexpr float kNormEpsilon = 1e-5F;
-constexpr int kPrefetchBytes = 1024;
+constexpr int kPrefetchBytes = 6144;
 
 // e^x to about 1e-7 (Cephes' polynomial); 0 below -87.3.
 inline V exponential(V x) {
@@ -133,8 +133,10 @@ inline void finish(const LinearView& linear, const typename Dot::Accumulator& ac
 template <typename Dot, int Tokens, int Blocks>
 inline void tile(const LinearView& linear, const Operand& operand, int token, int block, Epilogue epilogue,
                  float* out, int out_stride, const int* rows) {
-  const size_t block_bytes = static_cast<size_t>(linear.num_groups) * kGroupBytes;
-  const uint8_t* weights = linear.blocks + static_cast<size_t>(block) * block_bytes;
+  constexpr size_t kStep = 2 * kGroupBytes;
+  const uint8_t* weights =
+      linear.panels + static_cast<size_t>(block / 2) * linear.num_groups * kStep + block % 2 * kGroupBytes;
+
   const uint32_t* activations = operand.groups + static_cast<size_t>(token) * operand.stride;
   typename Dot::Accumulator acc[Blocks][Tokens];
   for (int b = 0; b < Blocks; ++b)
@@ -142,8 +144,7 @@ inline void tile(const LinearView& linear, const Operand& operand, int token, in
   for (int g = 0; g < linear.num_groups; ++g) {
     typename Dot::Weights w[Blocks];
     for (int b = 0; b < Blocks; ++b) {
-      const uint8_t* p =
-          weights + static_cast<size_t>(b) * block_bytes + static_cast<size_t>(g) * kGroupBytes;
+      const uint8_t* p = weights + static_cast<size_t>(g) * kStep + b * kGroupBytes;
       __builtin_prefetch(p + kPrefetchBytes, 0, 3);
       w[b] = Dot::weights(p);
     }

@@ -40,24 +40,25 @@ Linear::Linear(DType dtype, int rows, int columns, bool has_bias)
     : dtype_(dtype),
       rows_(rows),
       columns_(columns),
-      blocks_(static_cast<size_t>(num_blocks()) * num_groups(dtype, columns) * kGroupBytes),
+      panels_(static_cast<size_t>(num_blocks()) * num_groups(dtype, columns) * kGroupBytes),
       bias_(has_bias ? sizeof(float) * padded_rows() : 0),
       scales_(dtype == DType::kInt8 ? sizeof(float) * padded_rows() : 0),
       correction_(dtype == DType::kInt8 ? sizeof(int32_t) * padded_rows() : 0) {}
 
 void Linear::pack_rows(int first, int count, const float* weight) {
-  const size_t block_bytes = static_cast<size_t>(num_groups(dtype_, columns_)) * kGroupBytes;
+  const size_t step = 2 * kGroupBytes;  // from a block's group to its next one
+  const size_t panel_bytes = num_groups(dtype_, columns_) * step;
   for (int i = 0; i < count; ++i) {
     const int row = first + i, lane = row % kBlockRows;
     const float* source = weight + static_cast<size_t>(i) * columns_;
-    uint8_t* block = blocks_.as<uint8_t>() + static_cast<size_t>(row / kBlockRows) * block_bytes;
+    uint8_t* block =
+        panels_.as<uint8_t>() + row / kPanelRows * panel_bytes + row / kBlockRows % 2 * kGroupBytes;
     if (dtype_ == DType::kFloat32) {
       float* target = reinterpret_cast<float*>(block) + lane;
-      for (int c = 0; c < columns_; ++c) target[static_cast<size_t>(c) * kBlockRows] = source[c];
+      for (int c = 0; c < columns_; ++c) target[c * step / sizeof(float)] = source[c];
     } else if (dtype_ == DType::kBFloat16) {
       uint16_t* target = reinterpret_cast<uint16_t*>(block) + 2 * lane;
-      for (int c = 0; c < columns_; ++c)
-        target[static_cast<size_t>(c / 2) * 2 * kBlockRows + c % 2] = to_bf16(source[c]);
+      for (int c = 0; c < columns_; ++c) target[c / 2 * step / sizeof(uint16_t) + c % 2] = to_bf16(source[c]);
     } else {
       float largest = 0;
       for (int c = 0; c < columns_; ++c) largest = std::fmax(largest, std::fabs(source[c]));
@@ -66,7 +67,7 @@ void Linear::pack_rows(int first, int count, const float* weight) {
       int32_t sum = 0;
       for (int c = 0; c < columns_; ++c) {
         const int quantized = static_cast<int>((source[c] * inverse + kRoundShift) - kRoundShift);
-        target[static_cast<size_t>(c / 4) * 4 * kBlockRows + c % 4] = static_cast<int8_t>(quantized);
+        target[c / 4 * step + c % 4] = static_cast<int8_t>(quantized);
         sum += quantized;
       }
       scales_.as<float>()[row] = largest / 127.0F;
@@ -80,7 +81,7 @@ void Linear::set_bias(const float* bias) { std::memcpy(bias_.as<float>(), bias, 
 LinearView Linear::view() const {
   return {dtype_,
           num_groups(dtype_, columns_),
-          blocks_.as<uint8_t>(),
+          panels_.as<uint8_t>(),
           bias_.as<float>(),
           scales_.as<float>(),
           correction_.as<int32_t>()};

@@ -44,15 +44,15 @@ class Linear {
   DType dtype() const { return dtype_; }
   int rows() const { return rows_; }
   int columns() const { return columns_; }
-  int num_blocks() const { return round_up(rows_, kBlockRows) / kBlockRows; }
-  int padded_rows() const { return round_up(rows_, kBlockRows); }
+  int num_blocks() const { return padded_rows() / kBlockRows; }
+  int padded_rows() const { return round_up(rows_, kPanelRows); }
   int operand_stride() const { return num_groups(dtype_, columns_); }  // 4-byte words of one token
-  size_t bytes() const { return blocks_.bytes() + bias_.bytes() + scales_.bytes() + correction_.bytes(); }
+  size_t bytes() const { return panels_.bytes() + bias_.bytes() + scales_.bytes() + correction_.bytes(); }
 
  private:
   DType dtype_;
   int rows_, columns_;
-  Buffer blocks_, bias_, scales_, correction_;
+  Buffer panels_, bias_, scales_, correction_;
 };
 
 }  // namespace jat

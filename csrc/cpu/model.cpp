@@ -18,7 +18,7 @@ Model::Model(int hidden_size, int num_heads, DType kv_dtype, std::vector<float> 
       num_heads_(num_heads),
       head_dim_(hidden_size / num_heads),
       padded_head_dim_(round_up(head_dim_, kBlockRows)),
-      padded_hidden_(round_up(hidden_size, kBlockRows)),
+      padded_hidden_(round_up(hidden_size, kPanelRows)),
       kv_dtype_(kv_dtype),
       positions_(std::move(positions)),
       kernels_(select_kernels(instruction_set)),
@@ -53,7 +53,7 @@ void Model::reserve(int num_tokens) {
   const size_t tokens = capacity_;
   x_.resize(tokens * padded_hidden_);
   attended_.resize(tokens * padded_hidden_);
-  qkv_.resize(tokens * round_up(3 * hidden_size_, kBlockRows));
+  qkv_.resize(tokens * round_up(3 * hidden_size_, kPanelRows));
   inner_.resize(tokens * max_inner_);
   groups_.resize(tokens * operand_words());
   scales_.resize(tokens);
@@ -106,7 +106,7 @@ void Model::decode(const Plan& plan, const float* embeddings, uint8_t* pool,
     }
   }
 
-  const int qkv_stride = round_up(3 * hidden_size_, kBlockRows);
+  const int qkv_stride = round_up(3 * hidden_size_, kPanelRows);
   const size_t element = kv_dtype_ == DType::kFloat32 ? 4 : 2;
   const size_t head_bytes = static_cast<size_t>(kPageSize) * padded_head_dim_ * element;  // keys, or values
   const size_t layer_bytes = 2 * num_heads_ * head_bytes;
