@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .cli.agent import default_device, device_name, load_agent
+from .cli.agent import default_device, describe, load_agent
 from .cli.arguments import EpisodeArguments, ModelArguments, note, parse
 from .cli.environment import evaluation_env, missing_simulators
 from .cli.progress import play_episodes
 from .cli.report import console, mean_std, milliseconds, number, print_table, score
 from .config import PRESETS, JatConfig
+from .engine import JatEngine
 from .envs import TASKS, MissingSimulatorError, Task, expand_tasks
 from .evaluation import EpisodeResult
 from .modeling import JatModel
@@ -54,6 +55,17 @@ def random_agent(preset: str = "small", seed: int = 0) -> tuple[JatModel, JatPro
     return model, JatProcessor.byte_level(config)
 
 
+def random_engine(arguments: DemoArguments, seed: int) -> tuple[JatEngine | JatModel, JatProcessor | None]:
+    """What plays without a checkpoint: an engine, or with `--backend reference` a `JatModel` and its processor."""
+    model, processor = random_agent(arguments.preset, seed)
+    if arguments.backend == "reference":
+        model.to(default_device(arguments.use_cpu))  # type: ignore[arg-type]  # transformers' wrapper is mistyped
+        return model, processor
+    device = "cpu" if arguments.use_cpu else "auto"
+    engine = JatEngine.from_model(model, processor, device=device, dtype=arguments.dtype, backend=arguments.backend)
+    return engine, None
+
+
 def run(argv: Sequence[str]) -> int:
     arguments, episodes = parse("demo", "Play one task of every domain.", [DemoArguments, DemoEpisodes], argv)
     episodes.check()
@@ -69,12 +81,11 @@ def run(argv: Sequence[str]) -> int:
         agent, processor = load_agent(arguments)
         title = arguments.model_name_or_path
     else:
-        agent, processor = random_agent(arguments.preset, episodes.seed)
-        agent.to(default_device(arguments.use_cpu))  # type: ignore[arg-type]  # transformers' wrapper is mistyped
+        agent, processor = random_engine(arguments, episodes.seed)
         title = f"random weights, size {arguments.preset}: the returns show nothing but that everything runs"
     rows = [_row(task, play(agent, processor, task, episodes)) for task in tasks]
     print_table(title, {name: [row[name] for row in rows] for name in rows[0]}, left=["task"])
-    console().print(f"random, expert: published mean returns; {device_name(agent.device)}")
+    console().print(f"random, expert: published mean returns; {describe(agent)}")
     return 0
 
 

@@ -461,14 +461,7 @@ def _make_backend(config: JatConfig, weights: Weights, choice: Choice, options: 
     if choice.backend == "cpu":
         from .backends.cpu import CpuBackend
 
-        try:
-            return CpuBackend(
-                config, weights, choice.dtype, options.num_threads, options.spin_us, options.instruction_set
-            )
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(str(error)) from None
+        return CpuBackend(config, weights, choice.dtype, options.num_threads, options.spin_us, options.instruction_set)
     from .backends.torch import TorchBackend
 
     return TorchBackend(config, weights, choice.dtype, choice.device)

@@ -112,10 +112,16 @@ def cpu_features() -> list[str]:
 
 
 def backend() -> dict[str, str]:
-    """What computes an action here, and why."""
+    """What an engine's `backend="auto"`, `dtype="auto"` and `device="auto"` take here, and why."""
+    from .backends import choose
+
+    choice = choose()
     return {
-        "name": f"torch, on {device()['kind']}",
-        "reason": "JatModel in plain PyTorch is the only one so far; the native ones are still to come",
+        "name": f"{choice.backend}, {choice.dtype}, on {choice.device}",
+        "backend": choice.backend,
+        "dtype": choice.dtype,
+        "device": str(choice.device),
+        "reason": choice.reason,
     }
 
 

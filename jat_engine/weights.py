@@ -156,9 +156,9 @@ class ModelWeights:
         self._kept = {name: self._parameters[name].detach().clone() for name in _READ_LATER}
 
     def get(self, name: str) -> Tensor:
-        tensor = self._kept.get(name, self._parameters[name]).detach().cpu()
+        tensor = self._kept.get(name, self._parameters[name]).detach().to("cpu", torch.float32, copy=True).contiguous()
         check_tensor(name, tensor, tuple(tensor.shape))
-        return tensor.float().contiguous()
+        return tensor
 
     def pieces(self, name: str, rows: int = 2048) -> Iterator[Tensor]:
         yield from self.get(name).split(rows)

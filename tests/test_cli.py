@@ -71,6 +71,24 @@ def test_eval_writes_the_published_files_and_repeats_itself(
     assert _json(other / "evaluations.json")["metaworld-reach"] != evaluations["metaworld-reach"]
 
 
+def test_engine_and_reference_give_the_same_returns(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["eval", "--model_name_or_path", str(checkpoint), "--use_cpu", "--max_steps", "20", "--num_episodes", "1"]
+    flags += ["--tasks", "babyai-open", "atari-bowling", "metaworld-reach", "--dtype", "float32"]
+    returns, devices = {}, {}
+    for backend in ("reference", "torch", "cpu"):
+        assert main([*flags, "--backend", backend]) == 0
+        returns[backend] = _json(checkpoint / "evaluations.json")
+        devices[backend] = _json(checkpoint / "results.json")["device"]
+    for backend in ("torch", "cpu"):
+        for task, values in returns["reference"].items():
+            assert returns[backend][task] == pytest.approx(values, rel=1e-4)
+        assert f"JatEngine, backend {backend}, float32" in devices[backend]
+    assert "JatModel, float32" in devices["reference"]
+    capsys.readouterr()
+    assert main([*flags, "--backend", "reference", "--dtype", "int8"]) == 2
+    assert "expected float32 or bfloat16 with --backend reference" in _error(capsys)
+
+
 def test_eval_as_a_process_with_the_published_flags(checkpoint: Path) -> None:
     command = [sys.executable, "-m", "jat_engine.cli", "eval", "--model_name_or_path", str(checkpoint)]
     command += ["--tasks", "atari-breakout", "babyai-open", "--trust_remote_code", "--use_cpu", "--save_video"]
@@ -102,17 +120,17 @@ def test_eval_reads_arguments_from_a_json_file(checkpoint: Path, tmp_path: Path)
 def test_interrupted_eval_keeps_what_is_finished(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jat_engine import JatModel
+    from jat_engine import JatEngine
 
-    play, episodes = JatModel.reset_rl, []
+    play, episodes = JatEngine.reset_rl, []
 
-    def interrupted(model: JatModel) -> None:
-        episodes.append(model)
+    def interrupted(agent: JatEngine) -> None:
+        episodes.append(agent)
         if len(episodes) == 4:  # the second episode of the second task
             raise KeyboardInterrupt
-        play(model)
+        play(agent)
 
-    monkeypatch.setattr(JatModel, "reset_rl", interrupted)
+    monkeypatch.setattr(JatEngine, "reset_rl", interrupted)
     flags = ["eval", "--model_name_or_path", str(checkpoint), "--max_steps", "2"]
     assert main([*flags, "--tasks", "mujoco-pendulum", "babyai-open", "mujoco-swimmer"]) == 130
     evaluations = _json(checkpoint / "evaluations.json")
@@ -129,13 +147,13 @@ def test_interrupted_eval_keeps_what_is_finished(
 def test_interrupt_before_the_first_episode_keeps_an_older_evaluation(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jat_engine import JatModel
+    from jat_engine import JatEngine
 
-    def interrupted(model: JatModel) -> None:
+    def interrupted(agent: JatEngine) -> None:
         raise KeyboardInterrupt
 
     (checkpoint / "evaluations.json").write_text('{"atari-pong": [1.0]}')
-    monkeypatch.setattr(JatModel, "reset_rl", interrupted)
+    monkeypatch.setattr(JatEngine, "reset_rl", interrupted)
     assert main(["eval", "--model_name_or_path", str(checkpoint), "--tasks", "mujoco-pendulum"]) == 130
     assert _json(checkpoint / "evaluations.json") == {"atari-pong": [1.0]}
 
@@ -394,6 +412,8 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["jat_engine"] == __version__
     assert found["cpu"]["cores"] >= 1
+    assert found["backend"]["backend"] in ("cpu", "torch")
+    assert found["backend"]["reason"]
     assert found["extensions"]["_absent"]["built"] is False
     assert found["simulators"]["atari"]["missing"] == ["no_such_module"]
     assert main(["info"]) == 0
@@ -425,7 +445,12 @@ def test_demo_without_a_checkpoint_says_that_the_weights_are_random(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["demo", "--use_cpu", "--max_steps", "2", "--tasks", "mujoco-pendulum", "babyai-open"]) == 0
-    assert "random weights, size small" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "random weights, size small" in out
+    assert "JatEngine, backend" in out
+    flags = ["--use_cpu", "--max_steps", "2", "--tasks", "mujoco-pendulum", "--backend", "reference"]
+    assert main(["demo", *flags]) == 0
+    assert "JatModel, float32" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("tiny_preset")

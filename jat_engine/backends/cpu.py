@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import _cpu
 from ..checkpoint import EMBEDDING
 from ..config import FRAME_SHAPE, JatConfig
+from ..errors import InputError
 from ..observation import ActionSpace
 from ..weights import HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
 from .base import Plan
@@ -51,6 +52,11 @@ class CpuBackend:
         self._shapes = parameter_shapes(config)
         self._linears: list[_cpu.Linear] = []
         threads = num_threads or available_cores()
+        available = ("auto", *_cpu.instruction_sets())
+        if instruction_set not in available:
+            raise InputError(
+                f"instruction_set: expected one of {', '.join(available)} on this processor, got {instruction_set!r}"
+            )
         self._model = _cpu.Model(
             hidden_size=config.hidden_size,
             num_heads=config.num_heads,
@@ -72,7 +78,7 @@ class CpuBackend:
         self._model.set_final_norm(self._array("transformer.ln_f.weight"), self._array("transformer.ln_f.bias"))
 
         self._continuous_weight = weights.get("continuous_encoder.weight").clone()  # else the file stays mapped
-        self._continuous_bias = self._array("continuous_encoder.bias")
+        self._continuous_bias = self._array("continuous_encoder.bias").copy()
         self._continuous_encoders: dict[int, _cpu.Linear] = {}  # by size
         self._choices: dict[int, np.ndarray] = {}  # by number of choices: their embeddings
         self._heads: dict[ActionSpace, _cpu.Linear] = {}

@@ -7,6 +7,7 @@ products), with the bytes widened to float32: it shows the error, not the speed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,12 +39,22 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._scale is None:
-            out = F.linear(x.to(self._weight.dtype), self._weight).float()
+            out = _matmul(x.to(self._weight.dtype), self._weight).float()
         else:
             scale = x.abs().amax(dim=-1, keepdim=True) / 127
             quantized = torch.nan_to_num((x / scale).round())
-            out = F.linear(quantized, self._weight.float()) * scale * self._scale
+            out = _matmul(quantized, self._weight.float()) * scale * self._scale
         return out if self._bias is None else out + self._bias
+
+
+def _matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T. On a CPU always 4 rows at a time: libraries sum in another order for other numbers of rows, and a
+    session's result shall not depend on its neighbours.
+    """
+    if x.device.type != "cpu":
+        return F.linear(x, weight)
+    rows = F.pad(x, (0, 0, 0, -len(x) % 4))
+    return torch.cat([F.linear(piece, weight) for piece in rows.split(4)])[: len(x)]
 
 
 class _Layer:
@@ -59,6 +70,33 @@ class _Layer:
         self.mlp_out = backend.linear(f"{block}mlp.c_proj")
         is_local = config.attention_layers[index] == "local"
         self.window = config.window_size if is_local else config.max_position_embeddings
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """One session's part of a step.
+
+    Attributes:
+        rows: its new tokens in the step.
+        positions: [T], of the new tokens.
+        slots: [context + T], where keys and values of all its tokens lie, oldest first.
+        new_slots: [T], the last of these.
+    """
+
+    rows: slice
+    positions: Tensor
+    slots: Tensor
+    new_slots: Tensor
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, session: _Tokens, window: int) -> Tensor:
+    """q: [T, heads, head_dim], k, v: [K, heads, head_dim] -> float32 [T, heads * head_dim]. Softmax in float32."""
+    index = torch.arange(len(k), device=k.device)
+    age = session.positions[:, None] - index  # [T, K]
+    hidden = (age < 0) | (age >= window)
+    # No 1 / sqrt(head_dim): GPT-Neo omits it.
+    scores = torch.einsum("thd,khd->htk", q.float(), k.float()).masked_fill(hidden, -torch.inf)
+    return torch.einsum("htk,khd->thd", scores.softmax(dim=-1), v.float()).flatten(1)
 
 
 class TorchBackend:
@@ -131,54 +169,42 @@ class TorchBackend:
     def embed_images(self, frames: np.ndarray) -> Sequence[Tensor]:
         x = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2).float()
         encoder, linear = self._image_encoder
-        return linear(encoder.features((x / 255 - 0.5) / 0.5)).unbind()
+        # One frame at a time on a CPU, for the reason that `_matmul` gives.
+        batches = x.split(1) if self.device.type == "cpu" else [x]
+        return linear(torch.cat([encoder.features((batch / 255 - 0.5) / 0.5) for batch in batches])).unbind()
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def decode(self, plan: Plan, embeddings: Sequence[Tensor]) -> Sequence[np.ndarray]:
-        config, device = self.config, self.device
-        lengths = np.diff(plan.first_token)  # new tokens of each session
-        session = np.repeat(np.arange(len(lengths)), lengths)
-        position = np.arange(len(session)) - plan.first_token[session] + plan.context_lens[session]
-        slot = position + plan.start_offsets[session]
-        pages = plan.page_table[session, slot // self.page_size]
-        new_slots = torch.from_numpy(pages.astype(np.int64) * self.page_size + slot % self.page_size).to(device)
-
-        # Every token of a session, padded to the longest one: where its keys lie, by index in the session.
-        totals = plan.context_lens + lengths
-        index = np.arange(totals.max())[None]
-        valid = index < totals[:, None]
-        slot = np.where(valid, index + plan.start_offsets[:, None], 0)
-        pages = np.take_along_axis(plan.page_table, slot // self.page_size, axis=1).astype(np.int64)
-        key_slots = torch.from_numpy(pages * self.page_size + slot % self.page_size).to(device)  # [S, K]
-        of_token = torch.from_numpy(session).to(device)
-        positions = torch.from_numpy(position).to(device)
-        keys_index = torch.from_numpy(index).to(device)
-        causal = (keys_index <= positions[:, None]) & torch.from_numpy(valid).to(device)[of_token]  # [T, K]
-
+        config = self.config
+        sessions = [self._tokens(plan, index) for index in range(len(plan.spaces))]
+        positions = torch.cat([session.positions for session in sessions])
         x = torch.stack(list(embeddings)) + self._positions[positions]
         for number, layer in enumerate(self._layers):
-            qkv = layer.qkv(self._norm(x, layer.norm1)).unflatten(1, (3, config.num_heads, -1))
             cache = self._cache[number]
-            cache[0, new_slots] = qkv[:, 1].to(cache.dtype)
-            cache[1, new_slots] = qkv[:, 2].to(cache.dtype)
-            keys, values = cache[0, key_slots].float(), cache[1, key_slots].float()  # [S, K, heads, head_dim]
-            queries = qkv[:, 0].to(cache.dtype).float()
-            # No 1 / sqrt(head_dim): GPT-Neo omits it.
-            scores = torch.einsum("thd,tkhd->thk", queries, keys[of_token])
-            visible = causal & (keys_index > positions[:, None] - layer.window)
-            # Slots that were never written may hold NaN: their values are taken out, not only weighed with 0.
-            shares = scores.masked_fill(~visible[:, None], -torch.inf).softmax(dim=-1)
-            seen = values[of_token].masked_fill(~visible[:, :, None, None], 0)
-            attended = torch.einsum("thk,tkhd->thd", shares, seen).flatten(1)
-            x = x + layer.attention_out(attended)
+            qkv = layer.qkv(self._norm(x, layer.norm1)).unflatten(1, (3, config.num_heads, -1)).to(cache.dtype)
+            attended = []
+            for session in sessions:
+                q, k, v = qkv[session.rows].unbind(1)  # [T, heads, head_dim]
+                cache[0, session.new_slots] = k
+                cache[1, session.new_slots] = v
+                attended.append(_attend(q, cache[0, session.slots], cache[1, session.slots], session, layer.window))
+            x = x + layer.attention_out(torch.cat(attended))
             inner = F.gelu(layer.mlp_in(self._norm(x, layer.norm2)), approximate="tanh")
             x = x + layer.mlp_out(inner)
-
-        last = torch.from_numpy(plan.first_token[1:] - 1).to(device)
+        last = torch.from_numpy(plan.first_token[1:] - 1).to(self.device)
         hidden = self._norm(x[last], self._final_norm)
         return [self._head(space)(hidden[i : i + 1])[0].cpu().numpy() for i, space in enumerate(plan.spaces)]
+
+    def _tokens(self, plan: Plan, index: int) -> _Tokens:
+        first, end = int(plan.first_token[index]), int(plan.first_token[index + 1])
+        context = int(plan.context_lens[index])
+        slot = np.arange(context + end - first) + plan.start_offsets[index]
+        slots = plan.page_table[index, slot // self.page_size].astype(np.int64) * self.page_size + slot % self.page_size
+        on_device = torch.from_numpy(slots).to(self.device)
+        positions = torch.arange(context, context + end - first, device=self.device)
+        return _Tokens(slice(first, end), positions, on_device, on_device[context:])
 
     def _norm(self, x: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
         return F.layer_norm(x, (self.config.hidden_size,), *parameters, self.config.layer_norm_epsilon)

@@ -6,21 +6,24 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-import jat_engine
-
+from ..engine import JatEngine
 from .arguments import ModelArguments, note
 
+if TYPE_CHECKING:  # their import takes seconds, and an engine does without
+    from ..modeling import JatModel
+    from ..processing import JatProcessor
 
-def load_agent(arguments: ModelArguments) -> tuple[jat_engine.JatModel, jat_engine.JatProcessor]:
-    """Model and processor, the model on the device asked for.
+
+def load_agent(arguments: ModelArguments) -> tuple[JatEngine | JatModel, JatProcessor | None]:
+    """An engine, or with `--backend reference` a `JatModel` and its processor, on the device asked for.
 
     Raises:
-        ValueError: there is no such checkpoint, it cannot be read, or it is not JAT's.
+        ValueError: there is no such checkpoint, it cannot be read, it is not JAT's, or an option is not possible here.
     """
     source = arguments.model_name_or_path
     if arguments.trust_remote_code:
@@ -29,14 +32,32 @@ def load_agent(arguments: ModelArguments) -> tuple[jat_engine.JatModel, jat_engi
         raise ValueError(f"--model_name_or_path: there is no folder {source}, and it is no name on the hub")
     with quiet_loading():
         try:
-            model = jat_engine.AutoModelForCausalLM.from_pretrained(source, cache_dir=arguments.cache_dir)
-            if not isinstance(model, jat_engine.JatModel):
-                raise ValueError(f"expected a checkpoint of model type 'jat', got {model.config.model_type!r}")
-            processor = jat_engine.AutoProcessor.from_pretrained(source, cache_dir=arguments.cache_dir)
+            if arguments.backend == "reference":
+                return load_model(arguments)
+            engine = JatEngine.from_pretrained(
+                source,
+                device="cpu" if arguments.use_cpu else "auto",
+                dtype=arguments.dtype,
+                backend=arguments.backend,
+                cache_dir=arguments.cache_dir,
+            )
         except (OSError, ValueError) as error:
             raise ValueError(f"--model_name_or_path {source}: {error}") from error
-    model.to(default_device(arguments.use_cpu))  # type: ignore[arg-type]  # transformers' wrapper is mistyped
-    return model, processor
+    return engine, None
+
+
+def load_model(arguments: ModelArguments) -> tuple[JatModel, JatProcessor]:
+    """The reference model on the device asked for, and its processor."""
+    from ..modeling import JatModel
+    from ..processing import JatProcessor
+
+    source = arguments.model_name_or_path
+    dtype = "float32" if arguments.dtype == "auto" else arguments.dtype
+    if dtype == "int8":
+        raise ValueError("--dtype: expected float32 or bfloat16 with --backend reference, got int8")
+    model = JatModel.from_pretrained(source, cache_dir=arguments.cache_dir, dtype=getattr(torch, dtype))
+    model.to(default_device(arguments.use_cpu))
+    return model, JatProcessor.from_pretrained(source, cache_dir=arguments.cache_dir)
 
 
 def default_device(use_cpu: bool = False) -> torch.device:
@@ -46,6 +67,14 @@ def default_device(use_cpu: bool = False) -> torch.device:
     if not use_cpu and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def describe(agent: JatEngine | JatModel) -> str:
+    """What plays and on what, in words."""
+    if isinstance(agent, JatEngine):
+        choice = agent.choice
+        return f"JatEngine, backend {choice.backend}, {choice.dtype}; {device_name(choice.device)}"
+    return f"JatModel, {str(agent.dtype).removeprefix('torch.')}; {device_name(agent.device)}"
 
 
 def device_name(device: Any) -> str:

@@ -20,6 +20,20 @@ class ModelArguments:
     cache_dir: str | None = field(default=None, metadata={"help": "where downloads are kept"})
     trust_remote_code: bool = field(default=False, metadata={"help": "ignored: code in a checkpoint is never run"})
     use_cpu: bool = field(default=False, metadata={"help": "run on the CPU, also where there is a GPU"})
+    backend: str = field(
+        default="auto",
+        metadata={
+            "help": "cpu: native engine; torch: engine in plain torch; reference: JatModel, the published computation",
+            "choices": ["auto", "cpu", "torch", "reference"],
+        },
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "of weights and cache; see `jat-engine info` for what auto takes",
+            "choices": ["auto", "float32", "bfloat16", "int8"],
+        },
+    )
 
 
 @dataclass

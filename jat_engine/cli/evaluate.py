@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..envs import TASKS, Task, expand_tasks
 from ..evaluation import Agent, Results, VideoWriter, normalize, undefined_reason, write_grid
 from ..evaluation.video import ffmpeg
-from .agent import device_name, load_agent
+from .agent import describe, load_agent, load_model
 from .arguments import EpisodeArguments, ModelArguments, note, parse
 from .environment import evaluation_env, require_simulators
 from .progress import play_episodes
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
         folder,
         num_episodes=arguments.num_episodes,
         arguments=asdict(model_arguments) | asdict(arguments),
-        device=device_name(agent.device),
+        device=describe(agent),
     )
     videos = []
     try:
@@ -83,7 +83,8 @@ def run(argv: Sequence[str]) -> int:
     if arguments.push_to_hub:
         from ..evaluation.hub import push_to_hub
 
-        url = push_to_hub(agent, processor, arguments.repo_id, evaluations=results.evaluations_path, files=files)
+        model, processor = load_model(model_arguments)
+        url = push_to_hub(model, processor, arguments.repo_id, evaluations=results.evaluations_path, files=files)
         note(f"pushed to {url}")
     return 0
 
