@@ -13,6 +13,9 @@ def cpu_features() -> list[str]:
 def instruction_sets() -> list[str]:
     """Versions of the kernels that the running processor can run, best first."""
 
+def read_bandwidth(num_bytes: int, num_threads: int, repeats: int = 5) -> float:
+    """Bytes per second that threads read from memory together; the median of `repeats` passes."""
+
 class Linear:
     """A linear layer's packed weights: "float32", "bfloat16" or "int8" (a scale a row)."""
 

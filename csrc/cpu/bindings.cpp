@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bandwidth.h"
 #include "features.h"
 #include "image_encoder.h"
 #include "linear.h"
@@ -115,6 +116,9 @@ PYBIND11_MODULE(_cpu, module) {
              "Instruction sets of the running processor that matter here, e.g. ['avx2', 'avx512_bf16'].");
   module.def("instruction_sets", &jat::available_kernels,
              "Versions of the kernels that the running processor can run, best first.");
+  module.def("read_bandwidth", &jat::read_bandwidth, py::arg("num_bytes"), py::arg("num_threads"),
+             py::arg("repeats") = 5, py::call_guard<py::gil_scoped_release>(),
+             "Bytes per second that threads read from memory together; the median of `repeats` passes.");
   module.attr("PAGE_SIZE") = jat::kPageSize;
   module.attr("MAX_HEAD_DIM") = jat::kMaxHeadDim;
   module.attr("compiler") =

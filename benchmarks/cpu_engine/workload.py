@@ -1,0 +1,88 @@
+"""What is measured: observations of the three kinds, and checkpoints of the published sizes with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from jat_engine import EngineOptions, JatConfig, JatEngine, JatModel, JatProcessor
+from jat_engine.backends import choose
+from jat_engine.mission import Missions
+from jat_engine.weights import parameter_shapes
+
+SPACES: dict[str, Any] = {
+    "continuous": spaces.Box(-1, 1, (8,)),
+    "babyai": spaces.Discrete(7),
+    "atari": spaces.Discrete(18),
+}
+"""Action spaces of an Ant, of BabyAI, and of Atari with all its actions."""
+
+
+def observation(kind: str, step: int, seed: int = 0) -> dict[str, Any]:
+    """27 numbers, 148 integers with a mission, or four frames: random, the same for the same arguments."""
+    rng = np.random.default_rng([seed, step])
+    if kind == "continuous":
+        return {"continuous_observation": rng.standard_normal(27).astype(np.float32)}
+    if kind == "babyai":
+        return {"discrete_observation": rng.integers(0, 8, 148), "text_observation": "go to the red ball"}
+    return {"image_observation": rng.integers(0, 256, (84, 84, 4), dtype=np.uint8)}
+
+
+def step_arguments(kind: str, step: int, seed: int = 0) -> dict[str, Any]:
+    """Keyword arguments of `get_next_action`."""
+    return {**observation(kind, step, seed), "action_space": SPACES[kind], "reward": 0.1, "deterministic": True}
+
+
+def random_checkpoint(preset: str) -> Path:
+    """A folder with a model of a published size, as `save_pretrained` writes it; kept for the next run."""
+    folder = Path(tempfile.gettempdir()) / f"jat-engine-benchmark-{preset}"
+    if not (folder / "complete").exists():
+        config = JatConfig.from_preset(preset)
+        torch.manual_seed(0)
+        JatModel(config).save_pretrained(folder)
+        JatProcessor.byte_level(config).save_pretrained(folder)
+        (folder / "complete").touch()
+    return folder
+
+
+class RandomWeights:
+    """Weights of any size that are in no file; what the arithmetic costs does not depend on them."""
+
+    def __init__(self, config: JatConfig) -> None:
+        self._shapes = parameter_shapes(config)
+
+    def get(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+        return torch.randn(shape) * 0.02
+
+    def pieces(self, name: str, rows: int = 2048) -> Any:
+        yield from self.get(name).split(rows)
+
+    def rows(self, name: str, count: int) -> Tensor:
+        return self.get(name)[:count].contiguous()
+
+
+def random_engine(preset: str, dtype: str, **options: Any) -> JatEngine:
+    """An engine of a published size without a checkpoint."""
+    config = JatConfig.from_preset(preset)
+    missions = Missions.of_processor(JatProcessor.byte_level(config), config.vocab_size)
+    return JatEngine(config, RandomWeights(config), choose("cpu", dtype, "cpu"), EngineOptions(**options), missions)
+
+
+def force_action(session: Any, action: Any) -> None:
+    """Let the next step follow on `action` instead of the one that was chosen, so that runs stay comparable."""
+    if isinstance(session, JatEngine | JatModel):
+        raise TypeError("expected a session")
+    if hasattr(session, "_last"):
+        session._last = dataclasses.replace(session._last, action=action)
+    else:
+        session.last = dataclasses.replace(session.last, action=action)

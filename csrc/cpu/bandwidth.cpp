@@ -1,0 +1,44 @@
+#include "bandwidth.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "linear.h"
+#include "threads.h"
+
+namespace jat {
+
+double read_bandwidth(size_t num_bytes, int num_threads, int repeats) {
+  constexpr int kSums = 32;  // as many as keep several loads of a vector in flight
+  const size_t words = num_bytes / sizeof(uint64_t) / num_threads / kSums * kSums;  // of one thread
+  const Buffer buffer(words * num_threads * sizeof(uint64_t));
+  std::memset(buffer.as<uint8_t>(), 1, buffer.bytes());  // else all of it could be one page of zeros
+  ThreadPool pool(num_threads, 1000);
+  std::atomic<uint64_t> total{0};
+  std::vector<double> rates;
+  for (int repeat = 0; repeat < repeats; ++repeat) {
+    const auto begin = std::chrono::steady_clock::now();
+    pool.run([&](int thread) {
+      const uint64_t* data = buffer.as<uint64_t>() + words * thread;
+      uint64_t sums[kSums] = {};
+      for (size_t i = 0; i < words; i += kSums) {
+        for (int j = 0; j < kSums; j += 8)
+          __builtin_prefetch(data + i + j + 1024);  // 8 KiB ahead, a line each
+        for (int j = 0; j < kSums; ++j) sums[j] += data[i + j];
+      }
+      uint64_t sum = 0;
+      for (const uint64_t s : sums) sum += s;
+      total.fetch_add(sum, std::memory_order_relaxed);  // the reads have a use
+    });
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    rates.push_back(static_cast<double>(buffer.bytes()) / seconds.count());
+  }
+  std::sort(rates.begin(), rates.end());
+  return rates[rates.size() / 2];
+}
+
+}  // namespace jat
