@@ -67,21 +67,39 @@ class Model:
     def instruction_set(self) -> str: ...
     @property
     def num_threads(self) -> int: ...
+    @property
+    def seconds(self) -> float:
+        """Spent in this model's native calls so far."""
+
     def decode(
         self,
-        embeddings: NDArray[np.float32],
-        first_token: NDArray[np.int32],
-        context_lens: NDArray[np.int32],
-        start_offsets: NDArray[np.int32],
-        page_table: NDArray[np.int32],
+        embeddings: list[NDArray[np.float32]],
+        num_new: list[int],
+        context_lens: list[int],
+        start_offsets: list[int],
+        page_tables: list[NDArray[np.int32]],
         pool: NDArray[np.uint8],
         heads: list[Linear],
-        out: NDArray[np.float32],
-    ) -> None:
-        """A step. embeddings: [T, H]; first_token: [S + 1]; page_table: [S, P]; out: [S, at least padded_rows]."""
+    ) -> list[tuple[NDArray[np.float32], bool]]:
+        """A step; the lists are of S sessions, embeddings of all new tokens [H]. Predictions, and are they finite."""
 
-    def apply(self, linear: Linear, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """x: [T, columns], out: [T, padded_rows]."""
+    def embed(self, linear: Linear, values: NDArray[np.float32], last: float = ...) -> NDArray[np.float32]:
+        """[padded_rows] of the values [X], or of [X, last] if that is given."""
+
+class DiscreteEncoder:
+    """Integers of BabyAI -> embeddings."""
+
+    def __init__(self, features: NDArray[np.float32], linear: Linear) -> None:
+        """features: [vocab_size, width]; linear: [H - 1, integers * width]."""
+
+    def encode(
+        self,
+        model: Model,
+        values: list[NDArray[np.int64]],
+        missions: list[NDArray[np.int64] | None],
+        rewards: list[float],
+    ) -> list[NDArray[np.float32]]:
+        """Of B observations: [padded_rows] each, the reward last of the hidden size."""
 
 class ImageEncoder:
     """Frames of Atari -> embeddings."""
@@ -98,5 +116,5 @@ class ImageEncoder:
     def set_linear(self, linear: Linear) -> None:
         """Its columns are pixels, then channels."""
 
-    def encode(self, model: Model, frames: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-        """frames: [B, size, size, channels], out: [B, padded_rows]."""
+    def encode(self, model: Model, frames: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        """frames: B of [size, size, channels]. [padded_rows] each."""

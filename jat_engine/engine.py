@@ -7,13 +7,12 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from .backends import Backend, Choice, Embedding, Plan, choose
+from .backends import Backend, Choice, Embedding, Plan, choose_backend
 from .checkpoint import find_weight_files, read_config, take_hub_options
 from .config import JatConfig
 from .engine_options import STEP_TOKENS, EngineOptions
@@ -22,6 +21,7 @@ from .kv_cache import CacheStats, PagePool, Pages
 from .mission import Missions
 from .observation import (
     ActionSpace,
+    Limits,
     Observation,
     check_context_window,
     check_same_episode,
@@ -29,18 +29,18 @@ from .observation import (
     parse_action_space,
     parse_observation,
 )
+from .sampling import Sampler
 from .session import AgentSession, LastStep
 from .weights import CheckpointWeights, ModelWeights, Weights
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     """One session's checked part of a batch."""
 
-    index: int  # in the call
+    number: int  # in the call
     session: AgentSession
     observation: Observation
-    integers: np.ndarray | None  # of a discrete observation, its mission's tokens included
+    mission: np.ndarray | None  # int64 [64], its tokens
     space: ActionSpace
 
 
@@ -60,6 +60,7 @@ class JatEngine:
         self.choice = choice
         self._missions = missions
         self._limit = config.max_position_embeddings - 4
+        self._limits = Limits.of(config)
         self._lock = threading.RLock()
         self._backend = _make_backend(config, weights, choice, options)
         num_pages = options.num_pages(self._backend, self._limit)
@@ -103,7 +104,7 @@ class JatEngine:
         variant = engine_options.pop("variant", None)
         options = EngineOptions.parse(engine_options)
         config = read_config(path_or_hub_id, hub, {})
-        choice = choose(device, dtype, backend, config.hidden_size // config.num_heads)
+        choice = choose_backend(device, dtype, backend, config.hidden_size // config.num_heads)
         _check_config(config)
         weights = CheckpointWeights(find_weight_files(path_or_hub_id, variant, hub), config)
         missions = Missions.of_checkpoint(path_or_hub_id, hub, config.vocab_size)
@@ -125,7 +126,7 @@ class JatEngine:
             processor: a `JatProcessor`; needed for text observations.
         """
         options = EngineOptions.parse(engine_options)
-        choice = choose(device, dtype, backend, model.config.hidden_size // model.config.num_heads)
+        choice = choose_backend(device, dtype, backend, model.config.hidden_size // model.config.num_heads)
         _check_config(model.config)
         missions = Missions.of_processor(processor, model.config.vocab_size)
         return cls(model.config, ModelWeights(model), choice, options, missions)
@@ -171,7 +172,7 @@ class JatEngine:
             generator = torch.Generator().manual_seed(int(seed))
         with self._lock:
             self._collect_abandoned()
-            session = AgentSession(self, Pages(self._pool, limit + STEP_TOKENS), limit, generator)
+            session = AgentSession(self, Pages(self._pool, limit + STEP_TOKENS), limit, Sampler(generator))
         session.finalizer = weakref.finalize(session, self._abandoned.append, session.pages)
         return session
 
@@ -247,19 +248,23 @@ class JatEngine:
             SessionError: the call does not fit the episode so far; `reset_rl()` starts a new one.
             CacheFullError: open sessions have left no room for the drop-in agent.
         """
-        observation = {
-            "continuous_observation": continuous_observation,
-            "discrete_observation": discrete_observation,
-            "text_observation": text_observation,
-            "image_observation": image_observation,
-        }
         window = check_context_window(context_window)
         with self._lock:
             session = self._drop_in_session()
             before = session.limit
             session.limit = self._limit if window is None else min(window, self._limit)
             try:
-                return self.step_one(session, observation, reward, action_space, deterministic, return_prediction)
+                return self.step_one(
+                    session,
+                    continuous_observation,
+                    discrete_observation,
+                    text_observation,
+                    image_observation,
+                    action_space,
+                    reward,
+                    deterministic,
+                    return_prediction,
+                )
             except BaseException:
                 session.limit = before
                 raise
@@ -312,16 +317,16 @@ class JatEngine:
         with self._lock:
             for index in range(count):
                 try:
-                    steps.append(
-                        self._parse(index, sessions[index], observations[index], rewards[index], action_spaces[index])
-                    )
+                    fields = _fields(observations[index])
+                    step = self._parse(index, sessions[index], *fields, rewards[index], action_spaces[index])
+                    steps.append(step)
                 except (InputError, SessionError) as error:
                     errors[index] = error
             for step, result in zip(steps, self._step(steps, deterministic, return_predictions), strict=True):
                 if isinstance(result, InputError):
-                    errors[step.index] = result
+                    errors[step.number] = result
                 else:
-                    actions[step.index] = result
+                    actions[step.number] = result
         if errors:
             raise BatchError(actions, errors)
         return actions
@@ -329,110 +334,133 @@ class JatEngine:
     def step_one(
         self,
         session: AgentSession,
-        observation: Mapping[str, Any],
-        reward: Any,
+        continuous_observation: Any,
+        discrete_observation: Any,
+        text_observation: Any,
+        image_observation: Any,
         action_space: Any,
+        reward: Any,
         deterministic: bool,
         return_prediction: bool,
     ) -> Any:
         """What `AgentSession.get_next_action` does: a batch of one, whose error is raised as it is."""
         with self._lock:
-            step = self._parse(0, session, observation, reward, action_space)
+            step = self._parse(
+                0,
+                session,
+                continuous_observation,
+                discrete_observation,
+                text_observation,
+                image_observation,
+                reward,
+                action_space,
+            )
             (result,) = self._step([step], deterministic, return_prediction)
         if isinstance(result, InputError):
             raise result
         return result
 
-    def _parse(self, index: int, session: Any, observation: Any, reward: Any, action_space: Any) -> _Step:
+    def _parse(
+        self,
+        number: int,
+        session: Any,
+        continuous_observation: Any,
+        discrete_observation: Any,
+        text_observation: Any,
+        image_observation: Any,
+        reward: Any,
+        action_space: Any,
+    ) -> _Step:
         self._check_open(session)
-        if not isinstance(observation, Mapping) or not observation.keys() <= _OBSERVATION_KEYS:
-            got = sorted(map(str, observation)) if isinstance(observation, Mapping) else type(observation).__name__
-            raise InputError(f"observation: expected a mapping with keys of {sorted(_OBSERVATION_KEYS)}, got {got}")
-        parsed = parse_observation(self.config, **observation, reward=reward)
-        space = parse_action_space(self.config, action_space)
+        observation = parse_observation(
+            self._limits,
+            continuous_observation=continuous_observation,
+            discrete_observation=discrete_observation,
+            text_observation=text_observation,
+            image_observation=image_observation,
+            reward=reward,
+        )
+        space = parse_action_space(self._limits, action_space)
         last = session.last
         if last is not None:
-            check_same_episode(last.observation, last.space, parsed, space)
-        integers = None
-        if parsed.text is not None:
-            integers = np.concatenate((parsed.values, self._missions.encode(parsed.text)))
-        elif parsed.modality == "discrete":
-            integers = parsed.values
-        return _Step(index, session, parsed, integers, space)
+            check_same_episode(last.observation, last.space, observation, space)
+        mission = None if observation.text is None else self._missions.encode(observation.text)
+        return _Step(number, session, observation, mission, space)
 
     def _step(self, steps: list[_Step], deterministic: bool, with_prediction: bool) -> list[Any]:
         """The action of each session, or the `InputError` that says why there is none."""
         if not steps:
             return []
         embeddings = self._encode(steps)
-        plan, tokens = self._plan(steps, embeddings)
+        predictions = self._backend.decode(self._plan(steps, embeddings))
         results: list[Any] = []
-        for step, embedding, prediction in zip(steps, embeddings, self._backend.decode(plan, tokens), strict=True):
-            if not np.isfinite(prediction).all():
+        for step, embedding, (prediction, is_finite) in zip(steps, embeddings, predictions, strict=True):
+            if not is_finite:
                 results.append(not_finite(step.observation))
                 continue
-            action = _choose_action(step.space, prediction, deterministic, step.session.generator)
-            self._advance(step, embedding, action)
-            results.append((action, prediction) if with_prediction else action)
+            space = step.space
+            chosen: Any = prediction
+            action: Any
+            if space.kind == "continuous":
+                action = prediction.tolist()
+            else:
+                chosen = action = step.session.sampler.choose(prediction, deterministic)
+            self._advance(step, embedding, chosen)
+            # The prediction is also the session's last action: the caller gets a copy.
+            results.append((action, prediction.copy()) if with_prediction else action)
         return results
 
     def _encode(self, steps: list[_Step]) -> list[Embedding]:
         """Each observation's embedding; images together, and integers together."""
         embeddings: list[Embedding] = [None] * len(steps)
         images, discrete = [], []
-        for index, step in enumerate(steps):
-            if step.integers is not None:
-                discrete.append(index)
-            elif step.observation.modality == "image":
+        for index, (_, _, observation, _, _) in enumerate(steps):
+            if observation.modality == "continuous":
+                embeddings[index] = self._backend.embed_continuous(observation.values, observation.reward)
+            elif observation.modality == "image":
                 images.append(index)
             else:
-                values = np.append(step.observation.values, np.float32(step.observation.reward))
-                embeddings[index] = self._backend.embed_continuous(values)
+                discrete.append(index)
         if images:
-            frames = np.stack([steps[index].observation.values for index in images])
+            frames = [steps[index].observation.values for index in images]
             for index, embedding in zip(images, self._backend.embed_images(frames), strict=True):
                 embeddings[index] = embedding
         if discrete:
-            integers = np.stack([steps[index].integers for index in discrete])  # type: ignore[misc]
-            rewards = np.array([steps[index].observation.reward for index in discrete], np.float32)
-            for index, embedding in zip(discrete, self._backend.embed_discrete(integers, rewards), strict=True):
+            values = [steps[index].observation.values for index in discrete]
+            missions = [steps[index].mission for index in discrete]
+            rewards = [steps[index].observation.reward for index in discrete]
+            for index, embedding in zip(discrete, self._backend.embed_discrete(values, missions, rewards), strict=True):
                 embeddings[index] = embedding
         return embeddings
 
-    def _plan(self, steps: list[_Step], embeddings: list[Embedding]) -> tuple[Plan, list[Embedding]]:
+    def _plan(self, steps: list[_Step], embeddings: list[Embedding]) -> Plan:
         """Each session's new tokens: [s_0], or [s_{t-1}, a_{t-1}, s_t] less what is computed already."""
-        tokens: list[Embedding] = []
-        first_token = np.zeros(len(steps) + 1, np.int32)
-        context_lens = np.empty(len(steps), np.int32)
-        start_offsets = np.empty(len(steps), np.int32)
-        for index, (step, embedding) in enumerate(zip(steps, embeddings, strict=True)):
+        plan = Plan([], [], [], [], [], [])
+        for step, embedding in zip(steps, embeddings, strict=True):
             session = step.session
-            last = session.last
-            context_lens[index] = session.pages.num_tokens
+            pages, last = session.pages, session.last
+            context_len, num_new = pages.num_tokens, 1
             if last is not None:
                 if session.is_computed:
-                    context_lens[index] += 1
+                    context_len += 1
                 else:
-                    tokens.append(last.embedding)
-                tokens.append(self._embed_action(last.space, last.action))
-            tokens.append(embedding)
-            first_token[index + 1] = len(tokens)
-            start_offsets[index] = session.pages.start_offset
-            session.pages.make_room(int(context_lens[index]) + len(tokens) - int(first_token[index]))
-        if len(steps) == 1:
-            page_table = steps[0].session.pages.table[None]
-        else:
-            page_table = np.zeros((len(steps), max(step.session.pages.num_pages for step in steps)), np.int32)
-            for row, step in zip(page_table, steps, strict=True):
-                pages = step.session.pages
-                row[: pages.num_pages] = pages.table[: pages.num_pages]
-        spaces = [step.space for step in steps]
-        return Plan(first_token, context_lens, start_offsets, page_table, spaces), tokens
+                    plan.embeddings.append(last.embedding)
+                    num_new += 1
+                plan.embeddings.append(self._embed_action(last))
+                num_new += 1
+            plan.embeddings.append(embedding)
+            pages.make_room(context_len + num_new)
+            plan.num_new.append(num_new)
+            plan.context_lens.append(context_len)
+            plan.start_offsets.append(pages.start_offset)
+            plan.page_tables.append(pages.table)
+            plan.spaces.append(step.space)
+        return plan
 
-    def _embed_action(self, space: ActionSpace, action: Any) -> Embedding:
-        if space.kind == "continuous":
-            return self._backend.embed_continuous(np.array(action, np.float32))
-        return self._backend.embed_choice(action, space.size)
+    def _embed_action(self, last: LastStep) -> Embedding:
+        if last.space.kind == "continuous":
+            return self._backend.embed_continuous(last.action, None)
+        return self._backend.embed_choice(last.action, last.space.size)
 
     def _advance(self, step: _Step, embedding: Embedding, action: Any) -> None:
         """Take the step's tokens into the session. s_t is not one of them: it is fed again, with its action."""
@@ -444,17 +472,18 @@ class JatEngine:
         session.last = LastStep(step.observation, embedding, step.space, action)
 
 
-_OBSERVATION_KEYS = {"continuous_observation", "discrete_observation", "text_observation", "image_observation"}
+_OBSERVATION_KEYS = dict.fromkeys(
+    ("continuous_observation", "discrete_observation", "text_observation", "image_observation")
+)
 
 
-def _choose_action(
-    space: ActionSpace, prediction: np.ndarray, deterministic: bool, generator: torch.Generator | None
-) -> Any:
-    if space.kind == "continuous":
-        return prediction.tolist()
-    if deterministic:
-        return int(prediction.argmax())
-    return int(torch.multinomial(torch.from_numpy(prediction).softmax(dim=-1), num_samples=1, generator=generator))
+def _fields(observation: Any) -> tuple[Any, Any, Any, Any]:
+    """The values of a mapping's keys, in the order of `get_next_action`; None where one is missing."""
+    if not isinstance(observation, Mapping) or not observation.keys() <= _OBSERVATION_KEYS.keys():
+        got = sorted(map(str, observation)) if isinstance(observation, Mapping) else type(observation).__name__
+        raise InputError(f"observation: expected a mapping with keys of {list(_OBSERVATION_KEYS)}, got {got}")
+    continuous, discrete, text, image = map(observation.get, _OBSERVATION_KEYS)
+    return continuous, discrete, text, image
 
 
 def _make_backend(config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions) -> Backend:

@@ -113,9 +113,9 @@ def cpu_features() -> list[str]:
 
 def backend() -> dict[str, str]:
     """What an engine's `backend="auto"`, `dtype="auto"` and `device="auto"` take here, and why."""
-    from .backends import choose
+    from .backends import choose_backend
 
-    choice = choose()
+    choice = choose_backend()
     return {
         "name": f"{choice.backend}, {choice.dtype}, on {choice.device}",
         "backend": choice.backend,

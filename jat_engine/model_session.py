@@ -14,6 +14,7 @@ from .config import JatConfig
 from .errors import SessionError
 from .observation import (
     ActionSpace,
+    Limits,
     Observation,
     check_context_window,
     check_same_episode,
@@ -98,16 +99,18 @@ class ModelSession:
             InputError: a field is not what the model takes, or so large that the prediction is not finite.
             SessionError: the call does not fit the episode so far; `reset()` starts a new one.
         """
-        config = self._config
+        limits = Limits.of(self._config)
         observation = parse_observation(
-            config,
+            limits,
             continuous_observation=continuous_observation,
             discrete_observation=discrete_observation,
             text_observation=text_observation,
             image_observation=image_observation,
             reward=reward,
         )
-        space = parse_action_space(config, action_space)
+        # It is fed again, and environments may reuse their arrays.
+        observation = observation._replace(values=observation.values.copy())
+        space = parse_action_space(limits, action_space)
         window = check_context_window(context_window)
         if self._last is not None:
             check_same_episode(self._last.observation, self._last.space, observation, space)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import functools
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,21 +12,33 @@ from .errors import InputError, SessionError
 
 Modality = Literal["continuous", "discrete", "discrete+text", "image"]
 
-_KEYS = {
-    ("continuous_observation",): "continuous",
-    ("discrete_observation",): "discrete",
-    ("discrete_observation", "text_observation"): "discrete+text",
-    ("image_observation",): "image",
+_MODALITIES: dict[tuple[bool, bool, bool, bool], Modality] = {
+    # continuous, discrete, text, image
+    (True, False, False, False): "continuous",
+    (False, True, False, False): "discrete",
+    (False, True, True, False): "discrete+text",
+    (False, False, False, True): "image",
 }
 
 
-@dataclass(frozen=True)
-class Observation:
+class Limits(NamedTuple):
+    """The sizes of a `JatConfig` that inputs are checked against; quicker to read, each step, than the config."""
+
+    max_continuous_size: int
+    max_discrete_value: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, config: JatConfig) -> Limits:
+        return cls(config.max_continuous_size, config.max_discrete_value, config.vocab_size)
+
+
+class Observation(NamedTuple):
     """One checked observation with the reward that came with it.
 
     Attributes:
         modality: "continuous", "discrete", "discrete+text" or "image".
-        values: float32 [X], int64 [N] or uint8 [84, 84, 4].
+        values: float32 [X], int64 [N] or uint8 [84, 84, 4]; can be the caller's own array.
         text: the mission of "discrete+text", else None.
         reward: 0.0 if none was given.
     """
@@ -44,8 +56,7 @@ class Observation:
         return "discrete_observation" if self.modality == "discrete" else f"{self.modality}_observation"
 
 
-@dataclass(frozen=True)
-class ActionSpace:
+class ActionSpace(NamedTuple):
     """A checked action space: `size` values ("continuous") or `size` choices ("discrete")."""
 
     kind: Literal["continuous", "discrete"]
@@ -53,7 +64,7 @@ class ActionSpace:
 
 
 def parse_observation(
-    config: JatConfig,
+    limits: Limits,
     *,
     continuous_observation: Any = None,
     discrete_observation: Any = None,
@@ -66,32 +77,39 @@ def parse_observation(
     Raises:
         InputError: names the field, what was expected and what came.
     """
-    given = {
-        "continuous_observation": continuous_observation,
-        "discrete_observation": discrete_observation,
-        "text_observation": text_observation,
-        "image_observation": image_observation,
-    }
-    keys = tuple(key for key, value in given.items() if value is not None)
-    modality = _KEYS.get(keys)
+    modality = _MODALITIES.get(
+        (
+            continuous_observation is not None,
+            discrete_observation is not None,
+            text_observation is not None,
+            image_observation is not None,
+        )
+    )
     if modality is None:
+        given = {
+            "continuous_observation": continuous_observation,
+            "discrete_observation": discrete_observation,
+            "text_observation": text_observation,
+            "image_observation": image_observation,
+        }
+        keys = [key for key, value in given.items() if value is not None]
         raise InputError(
             "observation: expected continuous_observation, or discrete_observation (with or without "
             f"text_observation), or image_observation; got {' + '.join(keys) or 'none of them'}"
         )
     text = None
     if modality == "continuous":
-        values = _continuous(config, continuous_observation)
+        values = _continuous(limits, continuous_observation)
     elif modality == "image":
         values = _image(image_observation)
     else:
         if modality == "discrete+text":
             text = _text(text_observation)
-        values = _discrete(config, discrete_observation, with_text=text is not None)
-    return Observation(modality, values, text, _reward(reward))  # type: ignore[arg-type]
+        values = _discrete(limits, discrete_observation, with_text=text is not None)
+    return Observation(modality, values, text, _reward(reward))
 
 
-def parse_action_space(config: JatConfig, space: Any) -> ActionSpace:
+def parse_action_space(limits: Limits, space: Any) -> ActionSpace:
     """Check a `gymnasium.spaces.Box` of one dimension or `Discrete` that starts at 0.
 
     Spaces are recognised by class name, so that acting does not need gymnasium installed.
@@ -99,23 +117,32 @@ def parse_action_space(config: JatConfig, space: Any) -> ActionSpace:
     Raises:
         InputError: names what was expected and what came.
     """
-    names = {cls.__name__ for cls in type(space).__mro__}
-    if "Box" in names:
-        if len(space.shape) != 1 or not 1 <= space.shape[0] <= config.max_continuous_size:
+    kind = _space_kind(type(space))  # type: ignore[arg-type]  # classes are hashable
+    if kind == "Box":
+        shape = space.shape
+        if len(shape) != 1 or not 1 <= shape[0] <= limits.max_continuous_size:
             raise InputError(
-                f"action_space: expected a Box of shape (A,) with 1 <= A <= {config.max_continuous_size}, got {space}"
+                f"action_space: expected a Box of shape (A,) with 1 <= A <= {limits.max_continuous_size}, got {space}"
             )
-        return ActionSpace("continuous", int(space.shape[0]))
-    if "Discrete" in names:
-        if getattr(space, "start", 0) != 0 or not 1 <= space.n <= config.vocab_size:
+        return ActionSpace("continuous", int(shape[0]))
+    if kind == "Discrete":
+        n = int(space.n)
+        if int(getattr(space, "start", 0)) != 0 or not 1 <= n <= limits.vocab_size:
             raise InputError(
-                f"action_space: expected Discrete(n) with 1 <= n <= {config.vocab_size} that starts at 0, got {space}"
+                f"action_space: expected Discrete(n) with 1 <= n <= {limits.vocab_size} that starts at 0, got {space}"
             )
-        return ActionSpace("discrete", int(space.n))
+        return ActionSpace("discrete", n)
     raise InputError(
         f"action_space: expected a gymnasium.spaces.Box or Discrete, got {_describe(space)}; "
         "pass action_space=env.action_space"
     )
+
+
+@functools.cache
+def _space_kind(cls: Any) -> str | None:
+    """ "Box" or "Discrete", if the class is one by name."""
+    names = {base.__name__ for base in cls.__mro__}
+    return next((kind for kind in ("Box", "Discrete") if kind in names), None)
 
 
 def check_context_window(context_window: Any) -> int | None:
@@ -179,12 +206,16 @@ def _array(field: str, value: Any, expected: str) -> np.ndarray:
     return array
 
 
-def _continuous(config: JatConfig, value: Any) -> np.ndarray:
-    largest = config.max_continuous_size - 1  # the reward takes one place
+def _continuous(limits: Limits, value: Any) -> np.ndarray:
+    largest = limits.max_continuous_size - 1  # the reward takes one place
     expected = f"1 to {largest} finite numbers"
-    array = _array("continuous_observation", value, expected)
+    array = value if type(value) is np.ndarray else _array("continuous_observation", value, expected)
+    if array.dtype.kind not in "biuf":
+        array = _array("continuous_observation", value, expected)
     if array.ndim != 1 or not 1 <= array.size <= largest:
         raise InputError(f"continuous_observation: expected {expected}, got shape {array.shape}")
+    if array.dtype.kind == "f" and float(array.dot(array)) < _SAFE_SQUARE:  # finite, and no overflow: the usual case
+        return array.astype(np.float32)
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
@@ -193,26 +224,36 @@ def _continuous(config: JatConfig, value: Any) -> np.ndarray:
     return array
 
 
-def _discrete(config: JatConfig, value: Any, with_text: bool) -> np.ndarray:
-    size = config.max_discrete_value - (MISSION_LENGTH if with_text else 0)
+_SAFE_SQUARE = 1e76
+"""A sum of squares below this has only terms that are finite in float32."""
+
+
+def _discrete(limits: Limits, value: Any, with_text: bool) -> np.ndarray:
+    size = limits.max_discrete_value - (MISSION_LENGTH if with_text else 0)
     expected = f"{size} integers" + (" beside a text_observation" if with_text else "")
+    array = value if type(value) is np.ndarray else _array("discrete_observation", value, expected)
+    if array.dtype == np.int64 and array.shape == (size,) and array.view(np.uint64).max() < limits.vocab_size:
+        return np.ascontiguousarray(array)  # the usual case; negative numbers are the largest unsigned ones
     array = _array("discrete_observation", value, expected)
     if array.dtype.kind == "f":
         raise InputError(f"discrete_observation: expected {expected}, got dtype {array.dtype}")
     if array.shape != (size,):
         raise InputError(f"discrete_observation: expected {expected}, got shape {array.shape}")
     low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= config.vocab_size:
-        raise InputError(f"discrete_observation: expected values in [0, {config.vocab_size}), got {low} to {high}")
+    if low < 0 or high >= limits.vocab_size:
+        raise InputError(f"discrete_observation: expected values in [0, {limits.vocab_size}), got {low} to {high}")
     return array.astype(np.int64)
 
 
 def _image(value: Any) -> np.ndarray:
     expected = f"uint8 of shape {FRAME_SHAPE}, channel last"
-    array = _array("image_observation", value, expected)
+    array = value if type(value) is np.ndarray else _array("image_observation", value, expected)
     if array.dtype != np.uint8 or array.shape != FRAME_SHAPE:
         raise InputError(f"image_observation: expected {expected}, got shape {array.shape} and dtype {array.dtype}")
-    return array.copy()  # environments may reuse their frame buffer
+    return np.ascontiguousarray(array)
+
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def _text(value: Any) -> str:
@@ -224,6 +265,8 @@ def _text(value: Any) -> str:
 def _reward(value: Any) -> float:
     if value is None:
         return 0.0
+    if type(value) is float and -_LARGEST <= value <= _LARGEST:  # the usual case
+        return value
     array = _array("reward", value, "a finite number or None")
     if array.size != 1 or not np.isfinite(np.float32(array.item())):
         raise InputError(f"reward: expected a finite number or None, got {_describe(value)}")

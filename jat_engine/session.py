@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .kv_cache import Pages
 from .observation import ActionSpace, Observation
+from .sampling import Sampler
 
 if TYPE_CHECKING:
     from .backends import Embedding
     from .engine import JatEngine
 
-Action = int | list[float]
 
+class LastStep(NamedTuple):
+    """What the next step feeds again: the last observation's embedding, and the action that was chosen.
 
-@dataclass(frozen=True)
-class LastStep:
-    """What the next step feeds again: the last observation's embedding, and the action that was chosen."""
+    `action` is a choice, or float32 [A].
+    """
 
     observation: Observation
     embedding: Embedding
     space: ActionSpace
-    action: Action
+    action: Any
 
 
 class AgentSession:
@@ -35,11 +33,11 @@ class AgentSession:
     engine may be used from several.
     """
 
-    def __init__(self, engine: JatEngine, pages: Pages, limit: int, generator: torch.Generator | None) -> None:
+    def __init__(self, engine: JatEngine, pages: Pages, limit: int, sampler: Sampler) -> None:
         self.engine = engine
         self.pages = pages
         self.limit = limit
-        self.generator = generator
+        self.sampler = sampler
         self.last: LastStep | None = None
         self.is_computed = False  # whether s_{t-1}'s keys and values, as the next step needs them, are in the cache
         self.closed = False
@@ -63,13 +61,17 @@ class AgentSession:
         return_prediction: bool = False,
     ) -> Any:
         """Choose the action for one observation. Arguments, result and errors: see `JatEngine.get_next_action`."""
-        observation = {
-            "continuous_observation": continuous_observation,
-            "discrete_observation": discrete_observation,
-            "text_observation": text_observation,
-            "image_observation": image_observation,
-        }
-        return self.engine.step_one(self, observation, reward, action_space, deterministic, return_prediction)
+        return self.engine.step_one(
+            self,
+            continuous_observation,
+            discrete_observation,
+            text_observation,
+            image_observation,
+            action_space,
+            reward,
+            deterministic,
+            return_prediction,
+        )
 
     def reset(self) -> None:
         """Start a new episode. Random numbers go on where they were. Raises `SessionError` on a closed session."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import threading
 from collections.abc import Callable, Iterator
@@ -73,7 +72,8 @@ def play(session: AgentSession, episode: golden.Episode, t: int, action: Any = N
     )
     if action is not None:
         assert session.last is not None
-        session.last = dataclasses.replace(session.last, action=action)
+        action = action if isinstance(action, int) else np.asarray(action, np.float32)
+        session.last = session.last._replace(action=action)
     return chosen, prediction
 
 

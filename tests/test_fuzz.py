@@ -16,9 +16,10 @@ from hypothesis.extra import numpy as hnp
 
 from jat_engine import CheckpointError, InputError, JatConfig, JatModel
 from jat_engine.checkpoint import read_weights
-from jat_engine.observation import check_context_window, parse_action_space, parse_observation
+from jat_engine.observation import Limits, check_context_window, parse_action_space, parse_observation
 
 CONFIG = JatConfig(vocab_size=257, max_discrete_value=70, hidden_size=64, num_heads=4, num_layers=2)
+LIMITS = Limits.of(CONFIG)
 
 plain = (
     st.none()
@@ -61,7 +62,7 @@ settings.load_profile("boundary")
 @example({"continuous_observation": [1.0], "reward": torch.tensor(2.0, dtype=torch.bfloat16)})
 def test_observations(fields: dict[str, Any]) -> None:
     try:
-        observation = parse_observation(CONFIG, **fields)
+        observation = parse_observation(LIMITS, **fields)
     except InputError as error:
         assert "expected" in str(error)
         return
@@ -85,7 +86,7 @@ def test_observations(fields: dict[str, Any]) -> None:
 )
 def test_action_spaces(space: Any) -> None:
     try:
-        parsed = parse_action_space(CONFIG, space)
+        parsed = parse_action_space(LIMITS, space)
     except InputError as error:
         assert "action_space: expected" in str(error)
         return

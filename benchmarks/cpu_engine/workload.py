@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from jat_engine import EngineOptions, JatConfig, JatEngine, JatModel, JatProcessor
-from jat_engine.backends import choose
+from jat_engine.backends import choose_backend
 from jat_engine.mission import Missions
 from jat_engine.weights import parameter_shapes
 
@@ -75,7 +75,9 @@ def random_engine(preset: str, dtype: str, **options: Any) -> JatEngine:
     """An engine of a published size without a checkpoint."""
     config = JatConfig.from_preset(preset)
     missions = Missions.of_processor(JatProcessor.byte_level(config), config.vocab_size)
-    return JatEngine(config, RandomWeights(config), choose("cpu", dtype, "cpu"), EngineOptions(**options), missions)
+    return JatEngine(
+        config, RandomWeights(config), choose_backend("cpu", dtype, "cpu"), EngineOptions(**options), missions
+    )
 
 
 def force_action(session: Any, action: Any) -> None:
@@ -85,4 +87,5 @@ def force_action(session: Any, action: Any) -> None:
     if hasattr(session, "_last"):
         session._last = dataclasses.replace(session._last, action=action)
     else:
-        session.last = dataclasses.replace(session.last, action=action)
+        action = action if isinstance(action, int) else np.asarray(action, np.float32)
+        session.last = session.last._replace(action=action)

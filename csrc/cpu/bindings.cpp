@@ -3,10 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "bandwidth.h"
+#include "discrete_encoder.h"
 #include "features.h"
 #include "image_encoder.h"
 #include "linear.h"
@@ -35,6 +40,19 @@ jat::DType to_dtype(const std::string& name) {
   throw std::invalid_argument("dtype: expected float32, bfloat16 or int8, got " + name);
 }
 
+// Adds its life to the model's `seconds`.
+class Stopwatch {
+ public:
+  explicit Stopwatch(jat::Model& model) : model_(model), begin_(std::chrono::steady_clock::now()) {}
+  ~Stopwatch() {
+    model_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+  }
+
+ private:
+  jat::Model& model_;
+  std::chrono::steady_clock::time_point begin_;
+};
+
 void pack_rows(jat::Linear& linear, int first, const Array<float>& weight) {
   expect(weight.ndim() == 2 && weight.shape(1) == linear.columns(), "weight: expected [count, columns]");
   expect(first >= 0 && first + weight.shape(0) <= linear.rows(), "weight: more rows than the layer has");
@@ -51,39 +69,106 @@ void add_layer(jat::Model& model, const Array<float>& norm1_weight, const Array<
                    std::move(mlp_out), window});
 }
 
-void decode(jat::Model& model, const Array<float>& embeddings, const Array<int32_t>& first_token,
-            const Array<int32_t>& context_lens, const Array<int32_t>& start_offsets,
-            const Array<int32_t>& page_table, Array<uint8_t>& pool,
-            const std::vector<const jat::Linear*>& heads, Array<float>& out) {
-  const py::ssize_t sessions = context_lens.size();
-  expect(first_token.size() == sessions + 1 && start_offsets.size() == sessions && page_table.ndim() == 2 &&
-             page_table.shape(0) == sessions && static_cast<py::ssize_t>(heads.size()) == sessions,
-         "plan: arrays are of different numbers of sessions");
-  expect(embeddings.ndim() == 2 && embeddings.shape(0) == first_token.data()[sessions],
-         "embeddings: expected [T, H]");
-  expect(out.ndim() == 2 && out.shape(0) == sessions, "out: expected a row a session");
-  for (const jat::Linear* head : heads)
-    expect(head->padded_rows() <= out.shape(1), "out: rows are too short");
-  const jat::Plan plan = {static_cast<int>(sessions),
-                          static_cast<int>(embeddings.shape(0)),
-                          static_cast<int>(page_table.shape(1)),
-                          first_token.data(),
-                          context_lens.data(),
-                          start_offsets.data(),
-                          page_table.data()};
+// A session's prediction and whether all of it is finite.
+py::list decode(jat::Model& model, const std::vector<Array<float>>& embeddings,
+                const std::vector<int32_t>& num_new, const std::vector<int32_t>& context_lens,
+                const std::vector<int32_t>& start_offsets, const std::vector<Array<int32_t>>& page_tables,
+                Array<uint8_t>& pool, const std::vector<const jat::Linear*>& heads) {
+  const size_t sessions = num_new.size();
+  expect(context_lens.size() == sessions && start_offsets.size() == sessions &&
+             page_tables.size() == sessions && heads.size() == sessions,
+         "plan: lists are of different numbers of sessions");
+  std::vector<const float*> tokens;
+  std::vector<const int32_t*> tables;
+  std::vector<Array<float>> predictions;
+  std::vector<float*> out;
+  size_t total = 0;
+  for (const Array<float>& embedding : embeddings) {
+    expect(embedding.size() >= model.hidden_size(), "embeddings: expected [H]");
+    tokens.push_back(embedding.data());
+  }
+  for (size_t i = 0; i < sessions; ++i) {
+    const int last = start_offsets[i] + context_lens[i] + num_new[i];  // slots in use
+    expect(num_new[i] >= 1 && num_new[i] <= jat::kMaxQueries && context_lens[i] >= 0 &&
+               context_lens[i] + num_new[i] <= model.max_positions(),
+           "plan: expected 1 to 4 new tokens within the positions");
+    expect(page_tables[i].size() * jat::kPageSize >= last, "page_tables: too few pages");
+    tables.push_back(page_tables[i].data());
+    predictions.emplace_back(heads[i]->padded_rows());
+    out.push_back(predictions.back().mutable_data());
+    total += num_new[i];
+  }
+  expect(total == tokens.size(), "embeddings: expected one for each new token");
+  const jat::Plan plan = {
+      static_cast<int>(sessions), static_cast<int>(total), tokens.data(), num_new.data(), context_lens.data(),
+      start_offsets.data(),       tables.data(),           heads.data(),  out.data()};
   uint8_t* pages = pool.mutable_data();
-  float* result = out.mutable_data();
-  const py::gil_scoped_release release;
-  model.decode(plan, embeddings.data(), pages, heads, result, static_cast<int>(out.shape(1)));
+  {
+    const py::gil_scoped_release release;
+    const Stopwatch stopwatch(model);
+    model.decode(plan, pages);
+  }
+  py::list results(sessions);
+  for (size_t i = 0; i < sessions; ++i) {
+    bool finite = true;
+    for (int row = 0; row < heads[i]->rows(); ++row) finite = finite && std::isfinite(out[i][row]);
+    // A view of the rows that are not padding.
+    results[i] =
+        py::make_tuple(py::array(py::dtype::of<float>(), {heads[i]->rows()}, out[i], predictions[i]), finite);
+  }
+  return results;
 }
 
-void apply(jat::Model& model, const jat::Linear& linear, const Array<float>& x, Array<float>& out) {
-  expect(x.ndim() == 2 && x.shape(1) == linear.columns(), "x: expected [T, columns]");
-  expect(out.ndim() == 2 && out.shape(0) == x.shape(0) && out.shape(1) == linear.padded_rows(),
-         "out: expected [T, padded rows]");
+// The embedding of numbers, followed by one more unless that is NaN.
+Array<float> embed(jat::Model& model, const jat::Linear& linear, const Array<float>& values, float last) {
+  const int count = static_cast<int>(values.size()) + (std::isnan(last) ? 0 : 1);
+  expect(count == linear.columns(), "values: expected as many as the layer has columns");
+  thread_local std::vector<float> x;
+  x.assign(values.data(), values.data() + values.size());
+  if (!std::isnan(last)) x.push_back(last);
+  Array<float> out(linear.padded_rows());
+  const Stopwatch stopwatch(model);
+  model.apply(linear, x.data(), 1, out.mutable_data());
+  return out;
+}
+
+// Rows [padded_rows] of one array, as arrays that keep it alive.
+py::list rows_of(const Array<float>& array) {
+  py::list rows(array.shape(0));
+  for (py::ssize_t i = 0; i < array.shape(0); ++i)
+    rows[i] = py::array(py::dtype::of<float>(), {array.shape(1)}, array.data(i), array);
+  return rows;
+}
+
+py::list encode_integers(jat::DiscreteEncoder& encoder, jat::Model& model,
+                         const std::vector<Array<int64_t>>& values,
+                         const std::vector<std::optional<Array<int64_t>>>& missions,
+                         const std::vector<float>& rewards) {
+  expect(missions.size() == values.size() && rewards.size() == values.size(),
+         "observations: lists differ in length");
+  std::vector<jat::Integers> observations;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const int num_values = static_cast<int>(values[i].size());
+    const int num_mission = missions[i] ? static_cast<int>(missions[i]->size()) : 0;
+    const int64_t* mission = missions[i] ? missions[i]->data() : nullptr;
+    expect(num_values + num_mission == encoder.num_integers(), "values: wrong number of integers");
+    bool known = true;
+    for (int j = 0; j < num_values; ++j)
+      known = known && values[i].data()[j] >= 0 && values[i].data()[j] < encoder.vocab_size();
+    for (int j = 0; j < num_mission; ++j)
+      known = known && mission[j] >= 0 && mission[j] < encoder.vocab_size();
+    expect(known, "values: expected integers of the vocabulary");
+    observations.push_back({values[i].data(), num_values, mission, num_mission, rewards[i]});
+  }
+  Array<float> out(
+      {static_cast<py::ssize_t>(values.size()), static_cast<py::ssize_t>(encoder.padded_rows())});
   float* result = out.mutable_data();
-  const py::gil_scoped_release release;
-  model.apply(linear, x.data(), static_cast<int>(x.shape(0)), result);
+  {
+    const py::gil_scoped_release release;
+    const Stopwatch stopwatch(model);
+    encoder.encode(model, observations.data(), static_cast<int>(observations.size()), result);
+  }
+  return rows_of(out);
 }
 
 void add_stage(jat::ImageEncoder& encoder, int in_size, const Array<float>& weight,
@@ -98,12 +183,23 @@ void add_stage(jat::ImageEncoder& encoder, int in_size, const Array<float>& weig
                     gate_out.data());
 }
 
-void encode(jat::ImageEncoder& encoder, jat::Model& model, const Array<uint8_t>& frames, Array<float>& out) {
-  expect(frames.ndim() == 4 && out.ndim() == 2 && out.shape(0) == frames.shape(0),
-         "frames: expected [B, S, S, C]");
+py::list encode_frames(jat::ImageEncoder& encoder, jat::Model& model,
+                       const std::vector<Array<uint8_t>>& frames) {
+  std::vector<const uint8_t*> pointers;
+  for (const Array<uint8_t>& frame : frames) {
+    expect(static_cast<size_t>(frame.size()) == encoder.frame_bytes(),
+           "frames: expected [size, size, channels]");
+    pointers.push_back(frame.data());
+  }
+  Array<float> out(
+      {static_cast<py::ssize_t>(frames.size()), static_cast<py::ssize_t>(encoder.padded_rows())});
   float* result = out.mutable_data();
-  const py::gil_scoped_release release;
-  encoder.encode(model, frames.data(), static_cast<int>(frames.shape(0)), result);
+  {
+    const py::gil_scoped_release release;
+    const Stopwatch stopwatch(model);
+    encoder.encode(model, pointers.data(), static_cast<int>(pointers.size()), result);
+  }
+  return rows_of(out);
 }
 
 }  // namespace
@@ -169,16 +265,27 @@ PYBIND11_MODULE(_cpu, module) {
       .def_property_readonly("page_bytes", &jat::Model::page_bytes)
       .def_property_readonly("instruction_set", &jat::Model::instruction_set)
       .def_property_readonly("num_threads", &jat::Model::num_threads)
-      .def("decode", &decode, py::arg("embeddings").noconvert(), py::arg("first_token").noconvert(),
-           py::arg("context_lens").noconvert(), py::arg("start_offsets").noconvert(),
-           py::arg("page_table").noconvert(), py::arg("pool").noconvert(), py::arg("heads"),
-           py::arg("out").noconvert())
-      .def("apply", &apply, py::arg("linear"), py::arg("x").noconvert(), py::arg("out").noconvert());
+      .def_readonly("seconds", &jat::Model::seconds)
+      .def("decode", &decode, py::arg("embeddings"), py::arg("num_new"), py::arg("context_lens"),
+           py::arg("start_offsets"), py::arg("page_tables"), py::arg("pool").noconvert(), py::arg("heads"))
+      .def("embed", &embed, py::arg("linear"), py::arg("values").noconvert(),
+           py::arg("last") = std::numeric_limits<float>::quiet_NaN());
+
+  py::class_<jat::DiscreteEncoder>(module, "DiscreteEncoder")
+      .def(py::init([](const Array<float>& features, std::shared_ptr<jat::Linear> linear) {
+             expect(features.ndim() == 2 && linear->columns() % features.shape(1) == 0,
+                    "features: wrong width");
+             return std::make_unique<jat::DiscreteEncoder>(
+                 to_vector(features), static_cast<int>(features.shape(1)), std::move(linear));
+           }),
+           py::arg("features").noconvert(), py::arg("linear"))
+      .def("encode", &encode_integers, py::arg("model"), py::arg("values"), py::arg("missions"),
+           py::arg("rewards"));
 
   py::class_<jat::ImageEncoder>(module, "ImageEncoder")
       .def(py::init<>())
       .def("add_stage", &add_stage, py::arg("in_size"), py::arg("weight").noconvert(),
            py::arg("gate_in").noconvert(), py::arg("gate_out").noconvert())
       .def("set_linear", &jat::ImageEncoder::set_linear)
-      .def("encode", &encode, py::arg("model"), py::arg("frames").noconvert(), py::arg("out").noconvert());
+      .def("encode", &encode_frames, py::arg("model"), py::arg("frames"));
 }

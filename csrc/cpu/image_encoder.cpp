@@ -49,7 +49,7 @@ void ImageEncoder::gate(const Stage& stage, const float* means, float* gates) {
   for (int c = 0; c < channels; ++c) gates[c] = 1.0F / (1.0F + std::exp(-gates[c]));
 }
 
-void ImageEncoder::encode(Model& model, const uint8_t* frames, int num_frames, float* out) {
+void ImageEncoder::encode(Model& model, const uint8_t* const* frames, int num_frames, float* out) {
   constexpr int kMaxChannels = 128;
   reserve(num_frames);
   for (WorkQueue& queue : queues_) queue.reset();
@@ -62,7 +62,7 @@ void ImageEncoder::encode(Model& model, const uint8_t* frames, int num_frames, f
     while (queues_.back().take(num_frames * size, 12, begin, end)) {
       for (int i = begin; i < end; ++i) {
         const int frame = i / size, y = i % size;
-        const uint8_t* source = frames + static_cast<size_t>(i) * row;
+        const uint8_t* source = frames[frame] + static_cast<size_t>(y) * row;
         float* target = stages_.front().in.data() + frame * first.in_floats() +
                         static_cast<size_t>(y + 1) * padded_row + first.view.in_channels;
         for (int j = 0; j < row; ++j) target[j] = (static_cast<float>(source[j]) / 255.0F - 0.5F) / 0.5F;

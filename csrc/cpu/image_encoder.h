@@ -18,8 +18,13 @@ class ImageEncoder {
   // Columns in the order of pixels, then channels.
   void set_linear(std::shared_ptr<Linear> linear) { linear_ = std::move(linear); }
 
-  // frames: [num_frames, size, size, channels]; out: [num_frames, linear.padded_rows()].
-  void encode(Model& model, const uint8_t* frames, int num_frames, float* out);
+  // frames: [num_frames] of [size, size, channels]; out: [num_frames, padded_rows].
+  void encode(Model& model, const uint8_t* const* frames, int num_frames, float* out);
+  int padded_rows() const { return linear_->padded_rows(); }
+  size_t frame_bytes() const {
+    const ConvView& view = stages_.front().view;
+    return static_cast<size_t>(view.in_size) * view.in_size * view.in_channels;
+  }
 
  private:
   struct Stage {

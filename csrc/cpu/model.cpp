@@ -57,6 +57,7 @@ void Model::reserve(int num_tokens) {
   inner_.resize(tokens * max_inner_);
   groups_.resize(tokens * operand_words());
   scales_.resize(tokens);
+  first_tokens_.resize(tokens);
   last_tokens_.resize(tokens);
 }
 
@@ -90,20 +91,20 @@ void Model::multiply(WorkQueue& queue, const Linear& linear, const Operand& oper
     kernels_.linear(view, operand, num_tokens, begin, end, epilogue, out, out_stride, rows);
 }
 
-void Model::decode(const Plan& plan, const float* embeddings, uint8_t* pool,
-                   const std::vector<const Linear*>& heads, float* out, int out_stride) {
+void Model::decode(const Plan& plan, uint8_t* pool) {
   const int num_tokens = plan.num_tokens;
   reserve(num_tokens);
   for (WorkQueue& queue : queues_) queue.reset();
-  for (int s = 0; s < plan.num_sessions; ++s) {
-    last_tokens_[s] = plan.first_token[s + 1] - 1;
-    for (int t = plan.first_token[s]; t < plan.first_token[s + 1]; ++t) {
-      const int position = plan.context_lens[s] + t - plan.first_token[s];
-      const float* token = embeddings + static_cast<size_t>(t) * hidden_size_;
-      const float* offset = positions_.data() + static_cast<size_t>(position) * hidden_size_;
+  for (int session = 0, t = 0; session < plan.num_sessions; ++session) {
+    first_tokens_[session] = t;
+    for (int i = 0; i < plan.num_new[session]; ++i, ++t) {
+      const float* token = plan.embeddings[t];
+      const float* offset =
+          positions_.data() + static_cast<size_t>(plan.context_lens[session] + i) * hidden_size_;
       float* x = x_.data() + static_cast<size_t>(t) * padded_hidden_;
-      for (int i = 0; i < hidden_size_; ++i) x[i] = token[i] + offset[i];
+      for (int j = 0; j < hidden_size_; ++j) x[j] = token[j] + offset[j];
     }
+    last_tokens_[session] = t - 1;
   }
 
   const int qkv_stride = round_up(3 * hidden_size_, kPanelRows);
@@ -132,7 +133,7 @@ void Model::decode(const Plan& plan, const float* embeddings, uint8_t* pool,
       int begin, end;
       while (queues[1].take(plan.num_sessions * num_heads_, 1, begin, end)) {
         const int session = begin / num_heads_, head = begin % num_heads_;
-        const int first = plan.first_token[session], count = plan.first_token[session + 1] - first;
+        const int first = first_tokens_[session], count = plan.num_new[session];
         const float* q = qkv_.data() + static_cast<size_t>(first) * qkv_stride + head * head_dim_;
         kernels_.attend({kv_dtype_,
                          head_dim_,
@@ -149,7 +150,7 @@ void Model::decode(const Plan& plan, const float* embeddings, uint8_t* pool,
                          pool + l * layer_bytes + head * 2 * head_bytes,
                          bytes_per_page,
                          head_bytes,
-                         plan.page_table + static_cast<size_t>(session) * plan.page_table_stride,
+                         plan.page_tables[session],
                          attended_.data() + static_cast<size_t>(first) * padded_hidden_ + head * head_dim_,
                          padded_hidden_,
                          scores,
@@ -179,13 +180,12 @@ void Model::decode(const Plan& plan, const float* embeddings, uint8_t* pool,
     Scratch& own = scratch_[thread];
     int begin, end;
     while (queues_.back().take(plan.num_sessions, 1, begin, end)) {
-      const Linear& head = *heads[begin];
+      const Linear& head = *plan.heads[begin];
       const float* x = x_.data() + static_cast<size_t>(last_tokens_[begin]) * padded_hidden_;
       kernels_.layer_norm(x, final_weight_.data(), final_bias_.data(), hidden_size_, own.floats.data());
       kernels_.prepare(head.dtype(), own.floats.data(), hidden_size_, own.groups.data(), own.scales.data());
       kernels_.linear(head.view(), {own.groups.data(), own.scales.data(), head.operand_stride()}, 1, 0,
-                      head.num_blocks(), Epilogue::kStore, out + static_cast<size_t>(begin) * out_stride, 0,
-                      nullptr);
+                      head.num_blocks(), Epilogue::kStore, plan.out[begin], 0, nullptr);
     }
   });
 }

@@ -18,12 +18,15 @@ struct Layer {
 
 // Which tokens of which sessions a step computes. All arrays are the caller's.
 struct Plan {
-  int num_sessions, num_tokens, page_table_stride;
-  const int32_t* first_token;  // [num_sessions + 1] each session's tokens are contiguous
-  const int32_t*
-      context_lens;  // [num_sessions] tokens in the cache before the new ones; also the first position
+  int num_sessions, num_tokens;
+  const float* const*
+      embeddings;          // [num_tokens] of [hidden_size], without positions; a session's are contiguous
+  const int32_t* num_new;  // [num_sessions] tokens of each session, at least 1
+  const int32_t* context_lens;   // [num_sessions] tokens in the cache before these; also the first position
   const int32_t* start_offsets;  // [num_sessions] slots of the first page before the oldest token
-  const int32_t* page_table;     // [num_sessions, page_table_stride] pages, oldest first
+  const int32_t* const* page_tables;  // [num_sessions] of pages, oldest first
+  const Linear* const* heads;         // [num_sessions], applied to the final hidden state of the last token
+  float* const* out;                  // [num_sessions] of [padded_rows of the head]
 };
 
 class Model {
@@ -36,17 +39,17 @@ class Model {
 
   // Bytes of a page of the KV cache: all layers' keys and values of 16 tokens.
   size_t page_bytes() const;
+  int hidden_size() const { return hidden_size_; }
+  int max_positions() const { return static_cast<int>(positions_.size()) / hidden_size_; }
   const char* instruction_set() const { return kernels_.name; }
   int num_threads() const { return pool_.size(); }
 
-  // embeddings: [num_tokens, hidden_size] without positions. heads: [num_sessions], applied to the final
-  // hidden state of each session's last token. out: [num_sessions, out_stride], out_stride >= every head's
-  // padded_rows.
-  void decode(const Plan& plan, const float* embeddings, uint8_t* pool,
-              const std::vector<const Linear*>& heads, float* out, int out_stride);
+  void decode(const Plan& plan, uint8_t* pool);
 
   // out: [num_tokens, linear.padded_rows()] = x [num_tokens, linear.columns()] times the weights.
   void apply(const Linear& linear, const float* x, int num_tokens, float* out);
+
+  double seconds = 0;  // spent in calls so far, for whoever wants to know what is not
 
  private:
   friend class ImageEncoder;
@@ -82,8 +85,8 @@ class Model {
   std::vector<float> x_, qkv_, attended_, inner_;
   std::vector<uint32_t> groups_;  // of many tokens
   std::vector<float> scales_;
-  std::vector<int> last_tokens_;
-  std::vector<Scratch> scratch_;  // a thread's
+  std::vector<int> first_tokens_, last_tokens_;  // of each session
+  std::vector<Scratch> scratch_;                 // a thread's
   std::vector<WorkQueue> queues_;
 };
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,23 +12,24 @@ Embedding = Any
 """One token's embedding without position, [H], as the backend likes it; opaque to everyone else."""
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Which tokens of which sessions a step computes. Token i of session s has position `context_lens[s] + i`.
 
     Attributes:
-        first_token: int32 [S + 1]. Session s has the tokens `first_token[s]` to `first_token[s + 1] - 1`, 1 to 3.
-        context_lens: int32 [S], tokens of the session in the cache.
-        start_offsets: int32 [S], slots of its first page before the oldest of them.
-        page_table: int32 [S, P], its pages, oldest first; what lies behind its last page is not read.
+        num_new: [S], tokens of each session, 1 to 3.
+        context_lens: [S], tokens of the session in the cache before these.
+        start_offsets: [S], slots of its first page before the oldest of them.
+        page_tables: [S], int32, its pages, oldest first; what lies behind its last page is not read.
         spaces: [S], what to predict at each session's last token.
+        embeddings: of all new tokens, a session's in a row.
     """
 
-    first_token: np.ndarray
-    context_lens: np.ndarray
-    start_offsets: np.ndarray
-    page_table: np.ndarray
-    spaces: Sequence[ActionSpace]
+    num_new: list[int]
+    context_lens: list[int]
+    start_offsets: list[int]
+    page_tables: list[np.ndarray]
+    spaces: list[ActionSpace]
+    embeddings: list[Embedding]
 
 
 class Backend(Protocol):
@@ -53,29 +52,28 @@ class Backend(Protocol):
         """Memory for the KV cache's pages. Called once."""
         ...
 
-    def embed_continuous(self, values: np.ndarray) -> Embedding:
-        """An observation with its reward, or an action: float32 [X]."""
+    def embed_continuous(self, values: np.ndarray, reward: float | None) -> Embedding:
+        """An observation with its reward, or an action without: float32 [X]."""
         ...
 
     def embed_choice(self, choice: int, num_choices: int) -> Embedding:
         """A discrete action."""
         ...
 
-    def embed_discrete(self, values: np.ndarray, rewards: np.ndarray) -> Sequence[Embedding]:
-        """Discrete observations: int64 [B, max_discrete_value], float32 [B]."""
+    def embed_discrete(
+        self, values: list[np.ndarray], missions: list[np.ndarray | None], rewards: list[float]
+    ) -> list[Embedding]:
+        """Discrete observations: int64, with the tokens of a mission max_discrete_value of them."""
         ...
 
-    def embed_images(self, frames: np.ndarray) -> Sequence[Embedding]:
-        """Image observations: uint8 [B, 84, 84, 4]."""
+    def embed_images(self, frames: list[np.ndarray]) -> list[Embedding]:
+        """Image observations: uint8 [84, 84, 4] each."""
         ...
 
-    def decode(self, plan: Plan, embeddings: Sequence[Embedding]) -> Sequence[np.ndarray]:
+    def decode(self, plan: Plan) -> list[tuple[np.ndarray, bool]]:
         """Compute the plan's tokens, leave their keys and values in the cache, and predict.
 
-        Args:
-            embeddings: [T], in the plan's order.
-
         Returns:
-            For each session float32 [A], the action vector, or float32 [n], the logits.
+            For each session float32 [A], the action vector, or float32 [n], the logits; and whether all are finite.
         """
         ...

@@ -34,7 +34,7 @@ def native_module(head_dim: int = 64) -> tuple[Any, str]:
     return _cpu, ""
 
 
-def choose(
+def choose_backend(
     device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", backend: str = "auto", head_dim: int = 64
 ) -> Choice:
     """Fill in what is "auto".

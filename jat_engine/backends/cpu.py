@@ -8,7 +8,6 @@ softmax and sums are float32 always. Keys and values are float32 or, with bfloat
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -72,7 +71,7 @@ class CpuBackend:
             image_encoder = workers.submit(self._pack_image_encoder)
             for layer in list(workers.map(self._pack_layer, range(config.num_layers))):
                 self._model.add_layer(**layer)
-            self._discrete_features = features.result().numpy()
+            table = features.result().numpy()
             self._image_encoder = image_encoder.result()
             heads.result()
         self._model.set_final_norm(self._array("transformer.ln_f.weight"), self._array("transformer.ln_f.bias"))
@@ -82,7 +81,8 @@ class CpuBackend:
         self._continuous_encoders: dict[int, _cpu.Linear] = {}  # by size
         self._choices: dict[int, np.ndarray] = {}  # by number of choices: their embeddings
         self._heads: dict[ActionSpace, _cpu.Linear] = {}
-        self._discrete_mixer = self._linear("multi_discrete_encoder.4")
+        self._table_bytes = table.nbytes
+        self._discrete_encoder = _cpu.DiscreteEncoder(table, self._linear("multi_discrete_encoder.4"))
         self.instruction_set: str = self._model.instruction_set
         self.num_threads: int = self._model.num_threads
         self.page_bytes: int = self._model.page_bytes
@@ -91,7 +91,7 @@ class CpuBackend:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all packed linear layers."""
-        return sum(linear.num_bytes for linear in self._linears) + self._discrete_features.nbytes
+        return sum(linear.num_bytes for linear in self._linears) + self._table_bytes
 
     def allocate_cache(self, num_pages: int) -> None:
         # Untouched pages of the system cost nothing, so this takes memory as sessions grow.
@@ -102,13 +102,15 @@ class CpuBackend:
 
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
-    def embed_continuous(self, values: np.ndarray) -> np.ndarray:
-        encoder = self._continuous_encoders.get(values.size)
+    def embed_continuous(self, values: np.ndarray, reward: float | None) -> np.ndarray:
+        size = values.size + (reward is not None)
+        encoder = self._continuous_encoders.get(size)
         if encoder is None:
-            folded = fold_cyclic(self._continuous_weight, values.size)
-            encoder = self._pack("float32", folded, self._continuous_bias)
-            self._continuous_encoders[values.size] = encoder
-        return self._apply(encoder, values[None])[0]
+            folded = fold_cyclic(self._continuous_weight, size)
+            encoder = self._continuous_encoders[size] = self._pack("float32", folded, self._continuous_bias)
+        if reward is None:
+            return self._model.embed(encoder, values)
+        return self._model.embed(encoder, values, reward)
 
     def embed_choice(self, choice: int, num_choices: int) -> np.ndarray:
         rows = self._choices.get(num_choices)
@@ -117,40 +119,27 @@ class CpuBackend:
         row: np.ndarray = rows[choice]
         return row
 
-    def embed_discrete(self, values: np.ndarray, rewards: np.ndarray) -> Sequence[np.ndarray]:
-        features = self._discrete_features[values].reshape(len(values), -1)
-        embeddings = self._apply(self._discrete_mixer, features, self._config.hidden_size)
-        for embedding, reward in zip(embeddings, rewards, strict=True):
-            embedding[-1] = reward
-        return embeddings
+    def embed_discrete(
+        self, values: list[np.ndarray], missions: list[np.ndarray | None], rewards: list[float]
+    ) -> list[np.ndarray]:
+        return self._discrete_encoder.encode(self._model, values, missions, rewards)
 
-    def embed_images(self, frames: np.ndarray) -> Sequence[np.ndarray]:
-        encoder, linear = self._image_encoder
-        out = np.empty((len(frames), linear.padded_rows), np.float32)
-        encoder.encode(self._model, frames, out)
-        return list(out[:, : self._config.hidden_size])
+    def embed_images(self, frames: list[np.ndarray]) -> list[np.ndarray]:
+        return self._image_encoder.encode(self._model, frames)
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
-    def decode(self, plan: Plan, embeddings: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    def decode(self, plan: Plan) -> list[tuple[np.ndarray, bool]]:
         heads = [self._heads.get(space) or self._pack_head(space) for space in plan.spaces]
-        out = np.empty((len(heads), max(head.padded_rows for head in heads)), np.float32)
-        self._model.decode(
-            np.array(embeddings),
-            plan.first_token,
+        return self._model.decode(
+            plan.embeddings,
+            plan.num_new,
             plan.context_lens,
             plan.start_offsets,
-            plan.page_table,
+            plan.page_tables,
             self._pool,
             heads,
-            out,
         )
-        return [row[: space.size] for row, space in zip(out, plan.spaces, strict=True)]
-
-    def _apply(self, linear: _cpu.Linear, x: np.ndarray, columns: int | None = None) -> list[np.ndarray]:
-        out = np.empty((len(x), linear.padded_rows), np.float32)
-        self._model.apply(linear, x, out)
-        return list(out[:, : columns or linear.rows])
 
     # ---- packing ---------------------------------------------------------------------------------------------------
 
@@ -202,7 +191,7 @@ class CpuBackend:
         self._heads[space] = head
         return head
 
-    def _pack_image_encoder(self) -> tuple[_cpu.ImageEncoder, _cpu.Linear]:
+    def _pack_image_encoder(self) -> _cpu.ImageEncoder:
         encoder, size = _cpu.ImageEncoder(), FRAME_SHAPE[0]
         prefix = "image_encoder.module."
         channels = 0
@@ -222,7 +211,7 @@ class CpuBackend:
         linear.set_bias(self._array(f"{prefix}fc.bias"))
         self._linears.append(linear)
         encoder.set_linear(linear)
-        return encoder, linear
+        return encoder
 
 
 _ALIGNMENT = 64  # a cache line, so that no load of a vector crosses two

@@ -6,7 +6,7 @@ products), with the bytes widened to float32: it shows the error, not the speed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,7 +146,9 @@ class TorchBackend:
 
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
-    def embed_continuous(self, values: np.ndarray) -> Tensor:
+    def embed_continuous(self, values: np.ndarray, reward: float | None) -> Tensor:
+        if reward is not None:
+            values = np.append(values, np.float32(reward))
         encoder = self._continuous_encoders.get(values.size)
         if encoder is None:
             folded = fold_cyclic(self._continuous_weight, values.size)
@@ -160,27 +162,31 @@ class TorchBackend:
         return rows[choice]
 
     @torch.no_grad()
-    def embed_discrete(self, values: np.ndarray, rewards: np.ndarray) -> Sequence[Tensor]:
-        features = self._discrete_features[torch.from_numpy(values).to(self.device)].flatten(1)
-        reward = torch.from_numpy(rewards).to(self.device)[:, None]
-        return torch.cat((self._discrete_mixer(features), reward), dim=1).unbind()
+    def embed_discrete(
+        self, values: list[np.ndarray], missions: list[np.ndarray | None], rewards: list[float]
+    ) -> list[Tensor]:
+        integers = [v if m is None else np.concatenate((v, m)) for v, m in zip(values, missions, strict=True)]
+        features = self._discrete_features[torch.from_numpy(np.stack(integers)).to(self.device)].flatten(1)
+        reward = torch.tensor(rewards, dtype=torch.float32, device=self.device)[:, None]
+        return list(torch.cat((self._discrete_mixer(features), reward), dim=1))
 
     @torch.no_grad()
-    def embed_images(self, frames: np.ndarray) -> Sequence[Tensor]:
-        x = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2).float()
+    def embed_images(self, frames: list[np.ndarray]) -> list[Tensor]:
+        x = torch.from_numpy(np.stack(frames)).to(self.device).permute(0, 3, 1, 2).float()
         encoder, linear = self._image_encoder
         # One frame at a time on a CPU, for the reason that `_matmul` gives.
         batches = x.split(1) if self.device.type == "cpu" else [x]
-        return linear(torch.cat([encoder.features((batch / 255 - 0.5) / 0.5) for batch in batches])).unbind()
+        return list(linear(torch.cat([encoder.features((batch / 255 - 0.5) / 0.5) for batch in batches])))
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def decode(self, plan: Plan, embeddings: Sequence[Tensor]) -> Sequence[np.ndarray]:
+    def decode(self, plan: Plan) -> list[tuple[np.ndarray, bool]]:
         config = self.config
-        sessions = [self._tokens(plan, index) for index in range(len(plan.spaces))]
+        ends = list(itertools.accumulate(plan.num_new))
+        sessions = [self._tokens(plan, index, end) for index, end in enumerate(ends)]
         positions = torch.cat([session.positions for session in sessions])
-        x = torch.stack(list(embeddings)) + self._positions[positions]
+        x = torch.stack(plan.embeddings) + self._positions[positions]
         for number, layer in enumerate(self._layers):
             cache = self._cache[number]
             qkv = layer.qkv(self._norm(x, layer.norm1)).unflatten(1, (3, config.num_heads, -1)).to(cache.dtype)
@@ -193,18 +199,17 @@ class TorchBackend:
             x = x + layer.attention_out(torch.cat(attended))
             inner = F.gelu(layer.mlp_in(self._norm(x, layer.norm2)), approximate="tanh")
             x = x + layer.mlp_out(inner)
-        last = torch.from_numpy(plan.first_token[1:] - 1).to(self.device)
-        hidden = self._norm(x[last], self._final_norm)
-        return [self._head(space)(hidden[i : i + 1])[0].cpu().numpy() for i, space in enumerate(plan.spaces)]
+        hidden = self._norm(x[[end - 1 for end in ends]], self._final_norm)
+        predictions = [self._head(space)(hidden[i : i + 1])[0].cpu().numpy() for i, space in enumerate(plan.spaces)]
+        return [(prediction, bool(np.isfinite(prediction).all())) for prediction in predictions]
 
-    def _tokens(self, plan: Plan, index: int) -> _Tokens:
-        first, end = int(plan.first_token[index]), int(plan.first_token[index + 1])
-        context = int(plan.context_lens[index])
-        slot = np.arange(context + end - first) + plan.start_offsets[index]
-        slots = plan.page_table[index, slot // self.page_size].astype(np.int64) * self.page_size + slot % self.page_size
-        on_device = torch.from_numpy(slots).to(self.device)
-        positions = torch.arange(context, context + end - first, device=self.device)
-        return _Tokens(slice(first, end), positions, on_device, on_device[context:])
+    def _tokens(self, plan: Plan, index: int, end: int) -> _Tokens:
+        context, count = plan.context_lens[index], plan.num_new[index]
+        slot = np.arange(context + count) + plan.start_offsets[index]
+        pages = plan.page_tables[index][slot // self.page_size].astype(np.int64)
+        slots = torch.from_numpy(pages * self.page_size + slot % self.page_size).to(self.device)
+        positions = torch.arange(context, context + count, device=self.device)
+        return _Tokens(slice(end - count, end), positions, slots, slots[context:])
 
     def _norm(self, x: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
         return F.layer_norm(x, (self.config.hidden_size,), *parameters, self.config.layer_norm_epsilon)
