@@ -13,6 +13,7 @@ extern const Kernels kGenericKernels;
 
 namespace {
 
+#if defined(__x86_64__)
 bool has_all(const std::vector<std::string>& features, std::initializer_list<const char*> names) {
   for (const char* name : names) {
     bool found = false;
@@ -21,6 +22,7 @@ bool has_all(const std::vector<std::string>& features, std::initializer_list<con
   }
   return true;
 }
+#endif
 
 std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> kernels;

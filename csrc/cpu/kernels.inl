@@ -452,11 +452,24 @@ inline void convolve_pixels(const ConvView& conv, const float* in, int y, int x,
   }
 }
 
+template <int Pixels>
+inline void convolve_count(const ConvView& conv, const float* in, int y, int x, int count, float* out) {
+  if (count == Pixels) {
+    convolve_pixels<Pixels>(conv, in, y, x, out);
+  } else if constexpr (Pixels > 1) {
+    convolve_count<Pixels - 1>(conv, in, y, x, count, out);
+  }
+}
+
 void convolve_row(const ConvView& conv, const float* in, int y, float* out) {
-  constexpr int kPixels = kLanes == 16 ? 8 : kLanes == 8 ? 5 : 2;
-  int x = 0;
-  for (; x + kPixels <= conv.out_size; x += kPixels) convolve_pixels<kPixels>(conv, in, y, x, out);
-  for (; x < conv.out_size; ++x) convolve_pixels<1>(conv, in, y, x, out);
+  constexpr int kMaxPixels = kLanes == 16 ? 8 : kLanes == 8 ? 5 : 2;
+  // Pieces of nearly one size: a short one would wait for its sums.
+  const int pieces = (conv.out_size + kMaxPixels - 1) / kMaxPixels;
+  for (int piece = 0, x = 0; piece < pieces; ++piece) {
+    const int count = (conv.out_size - x) / (pieces - piece);
+    convolve_count<kMaxPixels>(conv, in, y, x, count, out);
+    x += count;
+  }
 }
 
 void normalize_channels(float* x, int num_pixels, int channels, float* means) {
