@@ -100,6 +100,7 @@ setup(
     extras_require={
         **SIMULATORS,
         "video": VIDEO,
+        "bench": ["matplotlib>=3.8"],
         "all": sorted({package for packages in SIMULATORS.values() for package in packages} | set(VIDEO)),
         "dev": [
             "clang-format>=18",

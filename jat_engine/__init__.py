@@ -2,7 +2,7 @@
 
 Names are imported when they are first used: an engine needs neither transformers' models nor its processors, whose
 import takes longer than loading a checkpoint. `import jat_engine.auto` registers JAT with transformers' auto classes;
-so does using the ones of this package.
+so does the first use of this package's, of `JatModel` or of `JatProcessor`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _MODULES = {
     "InputError": "errors",
     "JatConfig": "config",
     "JatEngine": "engine",
-    "JatModel": "modeling",
+    "JatModel": "auto",
     "JatOutput": "modeling",
-    "JatProcessor": "processing",
+    "JatProcessor": "auto",
     "ModelSession": "model_session",
     "SessionError": "errors",
 }

@@ -18,7 +18,7 @@ class EngineOptions:
     """How an engine uses the machine.
 
     Args:
-        num_threads: of the native CPU backend; by default the cores this process may use.
+        num_threads: of the native CPU backend; by default the cores this process may use, at most 16.
         max_cached_tokens: room of the KV cache, shared by all sessions; each reserves its context_window plus a few.
             By default that of 64 full windows, or as much as fits into a quarter of the machine's memory.
         max_cache_bytes: the same in bytes; give one of the two.

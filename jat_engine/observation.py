@@ -265,8 +265,8 @@ def _text(value: Any) -> str:
 def _reward(value: Any) -> float:
     if value is None:
         return 0.0
-    if type(value) is float and -_LARGEST <= value <= _LARGEST:  # the usual case
-        return value
+    if isinstance(value, float) and -_LARGEST <= value <= _LARGEST:  # the usual case, numpy's float64 too
+        return float(value)
     array = _array("reward", value, "a finite number or None")
     if array.size != 1 or not np.isfinite(np.float32(array.item())):
         raise InputError(f"reward: expected a finite number or None, got {_describe(value)}")

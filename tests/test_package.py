@@ -35,6 +35,21 @@ print(len(model.get_next_action(processor, continuous_observation=[1.0, 2.0], ac
     assert python(code) == "3"
 
 
+def test_an_engine_imports_neither_models_nor_processors(tiny_folder: Path) -> None:
+    """Their import takes longer than loading the published checkpoint."""
+    code = f"""
+import sys, types, jat_engine
+assert "torch" not in sys.modules
+engine = jat_engine.JatEngine.from_pretrained({str(tiny_folder)!r})
+Discrete = type("Discrete", (types.SimpleNamespace,), {{}})
+observation = {{"discrete_observation": [1] * 148, "text_observation": "go to the red ball"}}
+engine.get_next_action(**observation, action_space=Discrete(n=7, start=0))
+heavy = ("transformers.modeling_utils", "transformers.processing_utils", "jat_engine.modeling", "gymnasium", "triton")
+print([name for name in heavy if name in sys.modules])
+"""
+    assert python(code) == "[]"
+
+
 @pytest.mark.parametrize("other", [False, True], ids=["alone", "beside another package named kernels"])
 def test_kernels_folder_is_importable(other: bool, tmp_path: Path) -> None:
     if other:

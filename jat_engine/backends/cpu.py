@@ -41,7 +41,7 @@ class CpuBackend:
         """
         Args:
             dtype: "float32", "bfloat16" or "int8".
-            num_threads: by default as many as the process may use.
+            num_threads: by default the cores this process may use, at most 16.
             spin_us: microseconds that idle threads wait for the next call before they sleep.
             instruction_set: "avx512", "avx2", "generic" or "auto", the best there is.
         """
@@ -50,7 +50,7 @@ class CpuBackend:
         self._weights = weights
         self._shapes = parameter_shapes(config)
         self._linears: list[_cpu.Linear] = []
-        threads = num_threads or available_cores()
+        threads = num_threads or min(available_cores(), _MAX_DEFAULT_THREADS)
         available = ("auto", *_cpu.instruction_sets())
         if instruction_set not in available:
             raise InputError(
@@ -213,6 +213,9 @@ class CpuBackend:
         encoder.set_linear(linear)
         return encoder
 
+
+_MAX_DEFAULT_THREADS = 16
+"""Fewer saturate the memory, and each more makes the barriers slower."""
 
 _ALIGNMENT = 64  # a cache line, so that no load of a vector crosses two
 

@@ -48,8 +48,7 @@ def load_agent(arguments: ModelArguments) -> tuple[JatEngine | JatModel, JatProc
 
 def load_model(arguments: ModelArguments) -> tuple[JatModel, JatProcessor]:
     """The reference model on the device asked for, and its processor."""
-    from ..modeling import JatModel
-    from ..processing import JatProcessor
+    from .. import JatModel, JatProcessor
 
     source = arguments.model_name_or_path
     dtype = "float32" if arguments.dtype == "auto" else arguments.dtype
