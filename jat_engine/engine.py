@@ -16,7 +16,7 @@ from .backends import Backend, Choice, Embedding, Plan, choose_backend
 from .checkpoint import find_weight_files, read_config, take_hub_options
 from .config import JatConfig
 from .engine_options import STEP_TOKENS, EngineOptions
-from .errors import BatchError, InputError, SessionError
+from .errors import BatchError, CheckpointError, InputError, SessionError
 from .kv_cache import CacheStats, PagePool, Pages
 from .mission import Missions
 from .observation import (
@@ -320,7 +320,7 @@ class JatEngine:
                     fields = _fields(observations[index])
                     step = self._parse(index, sessions[index], *fields, rewards[index], action_spaces[index])
                     steps.append(step)
-                except (InputError, SessionError) as error:
+                except (InputError, SessionError, CheckpointError) as error:
                     errors[index] = error
             for step, result in zip(steps, self._step(steps, deterministic, return_predictions), strict=True):
                 if isinstance(result, InputError):
@@ -380,7 +380,10 @@ class JatEngine:
             image_observation=image_observation,
             reward=reward,
         )
-        space = parse_action_space(self._limits, action_space)
+        seen, space = session.seen_space
+        if seen is not action_space or seen is None:
+            space = parse_action_space(self._limits, action_space)
+            session.seen_space = (action_space, space)
         last = session.last
         if last is not None:
             check_same_episode(last.observation, last.space, observation, space)

@@ -41,6 +41,7 @@ class AgentSession:
         self.last: LastStep | None = None
         self.is_computed = False  # whether s_{t-1}'s keys and values, as the next step needs them, are in the cache
         self.closed = False
+        self.seen_space: tuple[Any, Any] = (None, None)  # the space last given, and what it was parsed to
         self.finalizer: weakref.finalize[..., AgentSession] | None = None
 
     @property

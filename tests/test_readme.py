@@ -31,3 +31,27 @@ def test_published_example(tiny_folder: Path) -> None:
     assert match, result.stdout
     assert -21 <= float(match[1]) <= 21  # a whole game of Pong
     assert int(match[2]) > 1000  # in raw frames
+
+
+def test_engine_examples(tiny_folder: Path) -> None:
+    """The engine's two snippets, around them real environments of three domains."""
+    pytest.importorskip("minigrid", reason="needs the babyai extra")
+    pytest.importorskip("metaworld", reason="needs the metaworld extra")
+    _, drop_in, batch = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert drop_in.count('"jat-project/jat"') == 1
+    code = f"""
+from jat_engine.envs import make
+env = make("babyai-go-to-local")
+observation, _ = env.reset(seed=0)
+reward = None
+{drop_in.replace('"jat-project/jat"', repr(str(tiny_folder)))}
+print(env.action_space.contains(action))
+envs = [make(name) for name in ("babyai-open", "metaworld-reach", "babyai-go-to")]
+observations = [env.reset(seed=1)[0] for env in envs]
+rewards = None
+{batch}
+print(*(type(action).__name__ for action in actions), *(session.num_cached_tokens for session in sessions))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["True", "int", "list", "int", "0", "0", "0"]
