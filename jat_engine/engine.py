@@ -315,6 +315,7 @@ class JatEngine:
         errors: dict[int, Exception] = {}
         steps: list[_Step] = []
         with self._lock:
+            self._backend.wake()
             for index in range(count):
                 try:
                     fields = _fields(observations[index])
@@ -345,6 +346,7 @@ class JatEngine:
     ) -> Any:
         """What `AgentSession.get_next_action` does: a batch of one, whose error is raised as it is."""
         with self._lock:
+            self._backend.wake()
             step = self._parse(
                 0,
                 session,

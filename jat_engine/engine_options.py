@@ -12,6 +12,8 @@ from .errors import InputError
 STEP_TOKENS = 3
 """The most tokens a step computes: s_{t-1}, a_{t-1}, s_t."""
 
+_MAX_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -39,6 +41,8 @@ class EngineOptions:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"{name}: expected an integer >= {least}, got {value!r}")
+        if self.num_threads is not None and self.num_threads > _MAX_THREADS:
+            raise InputError(f"num_threads: expected at most {_MAX_THREADS}, got {self.num_threads}")
         if self.max_cached_tokens is not None and self.max_cache_bytes is not None:
             raise InputError("max_cached_tokens, max_cache_bytes: expected one of them, got both")
 

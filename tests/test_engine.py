@@ -153,6 +153,7 @@ def test_equal_to_the_model_at_other_sizes(tmp_path: Path) -> None:
     for sizes in (
         {"hidden_size": 60, "num_heads": 5, "num_layers": 2, "intermediate_size": 70},
         {"hidden_size": 160, "num_heads": 2, "num_layers": 3, "attention_types": [[["global", "local", "local"], 1]]},
+        {"hidden_size": 65, "num_heads": 5, "num_layers": 2},  # one more than whole panels of rows
         {"hidden_size": 51, "num_heads": 1, "num_layers": 1, "attention_types": [[["local"], 1]]},
     ):
         config = JatConfig(vocab_size=300, max_position_embeddings=40, window_size=7, **sizes)
@@ -518,6 +519,7 @@ def test_choices(tiny_folder: Path) -> None:
         ({"device": "nowhere"}, "device: expected auto or a device"),
         ({"device": "meta", "backend": "cpu"}, "backend: expected torch on device meta"),
         ({"num_threads": 0}, "num_threads: expected an integer >= 1"),
+        ({"num_threads": 5000}, "num_threads: expected at most 1024, got 5000"),
         ({"spin_us": -1}, "spin_us: expected an integer >= 0"),
         ({"threads": 2}, "threads: expected an engine option, one of num_threads"),
     ]:

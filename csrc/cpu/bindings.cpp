@@ -146,6 +146,7 @@ py::list encode_integers(jat::DiscreteEncoder& encoder, jat::Model& model,
                          const std::vector<float>& rewards) {
   expect(missions.size() == values.size() && rewards.size() == values.size(),
          "observations: lists differ in length");
+  expect(encoder.padded_rows() >= model.hidden_size(), "linear: expected a row for every feature");
   std::vector<jat::Integers> observations;
   for (size_t i = 0; i < values.size(); ++i) {
     const int num_values = static_cast<int>(values[i].size());
@@ -268,6 +269,7 @@ PYBIND11_MODULE(_cpu, module) {
       .def_readonly("seconds", &jat::Model::seconds)
       .def("decode", &decode, py::arg("embeddings"), py::arg("num_new"), py::arg("context_lens"),
            py::arg("start_offsets"), py::arg("page_tables"), py::arg("pool").noconvert(), py::arg("heads"))
+      .def("wake", &jat::Model::wake)
       .def("embed", &embed, py::arg("linear"), py::arg("values").noconvert(),
            py::arg("last") = std::numeric_limits<float>::quiet_NaN());
 

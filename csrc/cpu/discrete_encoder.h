@@ -20,7 +20,8 @@ struct Integers {
 
 class DiscreteEncoder {
  public:
-  // features: [vocab_size, width]; linear: [hidden_size - 1, num_integers * width]
+  // features: [vocab_size, width]; linear: [hidden_size, num_integers * width], its last row, the reward's,
+  // zero
   DiscreteEncoder(std::vector<float> features, int width, std::shared_ptr<Linear> linear)
       : features_(std::move(features)), width_(width), linear_(std::move(linear)) {}
 

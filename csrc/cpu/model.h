@@ -46,6 +46,9 @@ class Model {
 
   void decode(const Plan& plan, uint8_t* pool);
 
+  // A call is about to come.
+  void wake() { pool_.wake(); }
+
   // out: [num_tokens, linear.padded_rows()] = x [num_tokens, linear.columns()] times the weights.
   void apply(const Linear& linear, const float* x, int num_tokens, float* out);
 

@@ -25,7 +25,8 @@ struct ThreadPool::Workers {
   std::vector<std::thread> threads;
   std::mutex mutex;
   std::condition_variable wake;
-  int sleepers = 0;  // under `mutex`
+  int sleepers = 0;     // under `mutex`
+  unsigned alarms = 0;  // under `mutex`: calls of wake()
   bool stop = false;
 
   Function function = nullptr;
@@ -44,19 +45,29 @@ ThreadPool::~ThreadPool() {
     workers_.release();                 // NOLINT: joining or destroying them would hang
     return;
   }
+  stop();
+}
+
+void ThreadPool::stop() {
   {
+    // The round under the lock: else a worker that has just looked at it could go to sleep for good.
     const std::lock_guard<std::mutex> lock(workers_->mutex);
     workers_->stop = true;
+    workers_->round.fetch_add(1, std::memory_order_release);
   }
-  workers_->round.fetch_add(1, std::memory_order_release);
   workers_->wake.notify_all();
   for (std::thread& thread : workers_->threads) thread.join();
 }
 
 void ThreadPool::start() {
   workers_ = std::make_unique<Workers>();
-  for (int thread = 1; thread < num_threads_; ++thread)
-    workers_->threads.emplace_back([this, thread, workers = workers_.get()] { work(*workers, thread); });
+  try {
+    for (int thread = 1; thread < num_threads_; ++thread)
+      workers_->threads.emplace_back([this, thread, workers = workers_.get()] { work(*workers, thread); });
+  } catch (...) {  // the system has no more threads to give
+    stop();
+    throw;
+  }
 }
 
 void ThreadPool::work(Workers& workers, int thread) {
@@ -68,9 +79,11 @@ void ThreadPool::work(Workers& workers, int thread) {
       if (spins % 64 == 63 && std::chrono::steady_clock::now() > deadline) {
         std::unique_lock<std::mutex> lock(workers.mutex);
         ++workers.sleepers;
-        workers.wake.wait(lock, [&] { return workers.round.load(std::memory_order_acquire) != seen; });
+        workers.wake.wait(lock, [&, alarms = workers.alarms] {
+          return workers.round.load(std::memory_order_acquire) != seen || workers.alarms != alarms;
+        });
         --workers.sleepers;
-        break;
+        deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us_);
       }
     }
     seen = workers.round.load(std::memory_order_acquire);
@@ -99,6 +112,17 @@ void ThreadPool::run_erased(Function function, const void* context) {
   }
   function(context, 0);
   barrier();  // the context is the caller's: nobody may still use it
+}
+
+void ThreadPool::wake() {
+  Workers& workers = *workers_;
+  if (workers.process != getpid()) return;
+  {
+    const std::lock_guard<std::mutex> lock(workers.mutex);
+    if (workers.sleepers == 0) return;
+    ++workers.alarms;
+  }
+  workers.wake.notify_all();
 }
 
 void ThreadPool::barrier() {

@@ -27,6 +27,9 @@ class ThreadPool {
     run_erased([](const void* context, int thread) { (*static_cast<const Task*>(context))(thread); }, &task);
   }
 
+  // A call of `run` is about to come: threads that sleep shall spin again.
+  void wake();
+
   // Within a task: wait until every thread has come here.
   void barrier();
 
@@ -36,6 +39,7 @@ class ThreadPool {
 
   void run_erased(Function function, const void* context);
   void start();
+  void stop();
   void work(Workers& workers, int thread);
 
   const int num_threads_, spin_us_;

@@ -56,15 +56,14 @@ class CpuBackend:
             raise InputError(
                 f"instruction_set: expected one of {', '.join(available)} on this processor, got {instruction_set!r}"
             )
-        self._model = _cpu.Model(
-            hidden_size=config.hidden_size,
-            num_heads=config.num_heads,
-            kv_dtype="float32" if dtype == "float32" else "bfloat16",
-            positions=_numpy(weights.get("transformer.wpe.weight")),
-            num_threads=threads,
-            spin_us=spin_us,
-            instruction_set=instruction_set,
-        )
+        positions = _numpy(weights.get("transformer.wpe.weight"))
+        kv_dtype = "float32" if dtype == "float32" else "bfloat16"
+        try:
+            self._model = _cpu.Model(
+                config.hidden_size, config.num_heads, kv_dtype, positions, threads, spin_us, instruction_set
+            )
+        except RuntimeError as error:
+            raise InputError(f"num_threads: expected as many as the system allows, got {threads} ({error})") from None
         with ThreadPoolExecutor(threads) as workers:
             features = workers.submit(discrete_features, weights)
             heads = workers.submit(check_heads, weights)
@@ -82,7 +81,7 @@ class CpuBackend:
         self._choices: dict[int, np.ndarray] = {}  # by number of choices: their embeddings
         self._heads: dict[ActionSpace, _cpu.Linear] = {}
         self._table_bytes = table.nbytes
-        self._discrete_encoder = _cpu.DiscreteEncoder(table, self._linear("multi_discrete_encoder.4"))
+        self._discrete_encoder = _cpu.DiscreteEncoder(table, self._pack_discrete_mixer())
         self.instruction_set: str = self._model.instruction_set
         self.num_threads: int = self._model.num_threads
         self.page_bytes: int = self._model.page_bytes
@@ -99,6 +98,9 @@ class CpuBackend:
         memory = np.empty(size + _ALIGNMENT, np.uint8)
         begin = -memory.ctypes.data % _ALIGNMENT
         self._pool = memory[begin : begin + size]
+
+    def wake(self) -> None:
+        self._model.wake()
 
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
@@ -190,6 +192,16 @@ class CpuBackend:
             head = self._pack("float32", self._weights.rows(HEAD, space.size), None)
         self._heads[space] = head
         return head
+
+    def _pack_discrete_mixer(self) -> _cpu.Linear:
+        """With a row of zeros more than the weights have: there the reward goes."""
+        name = "multi_discrete_encoder.4"
+        rows, columns = self._shapes[f"{name}.weight"]
+        linear = _cpu.Linear(self._dtype, rows + 1, columns, has_bias=True)
+        linear.pack_rows(0, self._array(f"{name}.weight"))
+        linear.set_bias(np.append(self._array(f"{name}.bias"), np.float32(0)))
+        self._linears.append(linear)
+        return linear
 
     def _pack_image_encoder(self) -> _cpu.ImageEncoder:
         encoder, size = _cpu.ImageEncoder(), FRAME_SHAPE[0]
