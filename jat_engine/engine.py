@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from .backends import Backend, Choice, Embedding, Plan, choose_backend
 from .checkpoint import find_weight_files, read_config, take_hub_options
 from .config import JatConfig
 from .engine_options import STEP_TOKENS, EngineOptions
-from .errors import BatchError, CheckpointError, InputError, SessionError
+from .errors import BatchError, InputError, SessionError
 from .kv_cache import CacheStats, PagePool, Pages
 from .mission import Missions
 from .observation import (
@@ -186,6 +186,7 @@ class JatEngine:
     def close_session(self, session: AgentSession) -> None:
         """What `AgentSession.close` does."""
         with self._lock:
+            self._check_own(session)
             if not session.closed:
                 assert session.finalizer is not None, "set when it was opened"
                 session.finalizer.detach()
@@ -197,9 +198,12 @@ class JatEngine:
         while self._abandoned:
             self._abandoned.popleft().close()
 
-    def _check_open(self, session: AgentSession) -> None:
+    def _check_own(self, session: AgentSession) -> None:
         if not isinstance(session, AgentSession) or session.engine is not self:
             raise InputError(f"session: expected one that this engine opened, got {session!r}")
+
+    def _check_open(self, session: AgentSession) -> None:
+        self._check_own(session)
         if session.closed:
             raise SessionError("session: expected an open one, got one that was closed")
 
@@ -300,14 +304,13 @@ class JatEngine:
             InputError: the arguments do not fit together; no session has taken a step.
             BatchError: some sessions' inputs were refused. The others have taken their step; `.actions` has theirs.
         """
-        sessions, observations = list(sessions), list(observations)
+        _check_flags(deterministic=deterministic, return_predictions=return_predictions)
+        sessions = _items("sessions", sessions, None)
         count = len(sessions)
-        rewards = [None] * count if rewards is None else list(rewards)
-        if not isinstance(action_spaces, list | tuple):
-            action_spaces = [action_spaces] * count
-        for name, given in (("observations", observations), ("rewards", rewards), ("action_spaces", action_spaces)):
-            if len(given) != count:
-                raise InputError(f"{name}: expected one for each of {count} sessions, got {len(given)}")
+        observations = _items("observations", observations, count)
+        rewards = _items("rewards", [None] * count if rewards is None else rewards, count)
+        is_single = not isinstance(action_spaces, list | tuple)
+        action_spaces = _items("action_spaces", [action_spaces] * count if is_single else action_spaces, count)
         if len({id(session) for session in sessions}) != count:
             raise InputError("sessions: expected each at most once, got one twice")
 
@@ -321,7 +324,7 @@ class JatEngine:
                     fields = _fields(observations[index])
                     step = self._parse(index, sessions[index], *fields, rewards[index], action_spaces[index])
                     steps.append(step)
-                except (InputError, SessionError, CheckpointError) as error:
+                except Exception as error:  # nothing has changed yet: whatever it is, it is this session's alone
                     errors[index] = error
             for step, result in zip(steps, self._step(steps, deterministic, return_predictions), strict=True):
                 if isinstance(result, InputError):
@@ -345,6 +348,7 @@ class JatEngine:
         return_prediction: bool,
     ) -> Any:
         """What `AgentSession.get_next_action` does: a batch of one, whose error is raised as it is."""
+        _check_flags(deterministic=deterministic, return_prediction=return_prediction)
         with self._lock:
             self._backend.wake()
             step = self._parse(
@@ -382,10 +386,7 @@ class JatEngine:
             image_observation=image_observation,
             reward=reward,
         )
-        seen, space = session.seen_space
-        if seen is not action_space or seen is None:
-            space = parse_action_space(self._limits, action_space)
-            session.seen_space = (action_space, space)
+        space = parse_action_space(self._limits, action_space)
         last = session.last
         if last is not None:
             check_same_episode(last.observation, last.space, observation, space)
@@ -480,6 +481,22 @@ class JatEngine:
 _OBSERVATION_KEYS = dict.fromkeys(
     ("continuous_observation", "discrete_observation", "text_observation", "image_observation")
 )
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise InputError(f"{name}: expected True or False, for all sessions alike, got {value!r}")
+
+
+def _items(name: str, values: Any, count: int | None) -> list[Any]:
+    """A list of `count` items, if that is given."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InputError(f"{name}: expected a sequence with an item for each session, got {type(values).__name__}")
+    items = list(values)
+    if count is not None and len(items) != count:
+        raise InputError(f"{name}: expected one for each of {count} sessions, got {len(items)}")
+    return items
 
 
 def _fields(observation: Any) -> tuple[Any, Any, Any, Any]:

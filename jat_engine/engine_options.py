@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from .backends import Backend
 from .errors import InputError
 
@@ -13,6 +15,7 @@ STEP_TOKENS = 3
 """The most tokens a step computes: s_{t-1}, a_{t-1}, s_t."""
 
 _MAX_THREADS = 1024
+_MAX_SPIN_US = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,12 @@ class EngineOptions:
             value = getattr(self, name)
             if value is None and name != "spin_us":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise InputError(f"{name}: expected an integer >= {least}, got {value!r}")
-        if self.num_threads is not None and self.num_threads > _MAX_THREADS:
-            raise InputError(f"num_threads: expected at most {_MAX_THREADS}, got {self.num_threads}")
+        for name, most in (("num_threads", _MAX_THREADS), ("spin_us", _MAX_SPIN_US)):
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise InputError(f"{name}: expected at most {most}, got {value}")
         if self.max_cached_tokens is not None and self.max_cache_bytes is not None:
             raise InputError("max_cached_tokens, max_cache_bytes: expected one of them, got both")
 
@@ -58,14 +63,17 @@ class EngineOptions:
     def num_pages(self, backend: Backend, limit: int) -> int:
         """Pages of the KV cache. limit: the most tokens a session keeps."""
         page_size, page_bytes = backend.page_size, backend.page_bytes
-        if self.max_cached_tokens is not None:
-            return max(1, self.max_cached_tokens // page_size)
-        if self.max_cache_bytes is not None:
-            if self.max_cache_bytes < page_bytes:
-                raise InputError(
-                    f"max_cache_bytes: expected at least the {page_bytes} of one page, got {self.max_cache_bytes}"
-                )
-            return self.max_cache_bytes // page_bytes
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         one_session = -(-(limit + STEP_TOKENS + page_size - 1) // page_size)
-        quarter = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-        return max(one_session, min(64 * one_session, quarter // page_bytes))
+        if self.max_cached_tokens is not None:
+            name, pages = "max_cached_tokens", max(1, self.max_cached_tokens // page_size)
+        elif self.max_cache_bytes is not None:
+            name, pages = "max_cache_bytes", self.max_cache_bytes // page_bytes
+        else:
+            return max(one_session, min(64 * one_session, memory // 4 // page_bytes))
+        if not 1 <= pages <= memory // page_bytes:
+            raise InputError(
+                f"{name}: expected room for at least one page of {page_bytes} bytes and at most the machine's "
+                f"{memory} bytes, got {getattr(self, name)}"
+            )
+        return int(pages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -118,24 +119,25 @@ def parse_action_space(limits: Limits, space: Any) -> ActionSpace:
         InputError: names what was expected and what came.
     """
     kind = _space_kind(type(space))  # type: ignore[arg-type]  # classes are hashable
-    if kind == "Box":
-        shape = space.shape
-        if len(shape) != 1 or not 1 <= shape[0] <= limits.max_continuous_size:
-            raise InputError(
-                f"action_space: expected a Box of shape (A,) with 1 <= A <= {limits.max_continuous_size}, got {space}"
-            )
-        return ActionSpace("continuous", int(shape[0]))
-    if kind == "Discrete":
-        n = int(space.n)
-        if int(getattr(space, "start", 0)) != 0 or not 1 <= n <= limits.vocab_size:
-            raise InputError(
-                f"action_space: expected Discrete(n) with 1 <= n <= {limits.vocab_size} that starts at 0, got {space}"
-            )
-        return ActionSpace("discrete", n)
-    raise InputError(
-        f"action_space: expected a gymnasium.spaces.Box or Discrete, got {_describe(space)}; "
-        "pass action_space=env.action_space"
-    )
+    try:
+        if kind == "Box":
+            (size,) = space.shape
+            if 1 <= size <= limits.max_continuous_size:
+                return ActionSpace("continuous", operator.index(size))
+        elif kind == "Discrete":
+            size = operator.index(space.n)
+            if 1 <= size <= limits.vocab_size and operator.index(getattr(space, "start", 0)) == 0:
+                return ActionSpace("discrete", size)
+    except (AttributeError, TypeError, ValueError):  # not what a space of that name has
+        pass
+    expected = {
+        "Box": f"a Box of shape (A,) with 1 <= A <= {limits.max_continuous_size}",
+        "Discrete": f"Discrete(n) with 1 <= n <= {limits.vocab_size} that starts at 0",
+        None: "a gymnasium.spaces.Box or Discrete",
+    }
+    got = _describe(space) if kind is None else repr(space)
+    hint = "; pass action_space=env.action_space" if kind is None else ""
+    raise InputError(f"action_space: expected {expected[kind]}, got {got}{hint}")
 
 
 @functools.cache
@@ -214,7 +216,7 @@ def _continuous(limits: Limits, value: Any) -> np.ndarray:
         array = _array("continuous_observation", value, expected)
     if array.ndim != 1 or not 1 <= array.size <= largest:
         raise InputError(f"continuous_observation: expected {expected}, got shape {array.shape}")
-    if array.dtype.kind == "f" and float(array.dot(array)) < _SAFE_SQUARE:  # finite, and no overflow: the usual case
+    if array.min() >= -_LARGEST and array.max() <= _LARGEST:  # finite, and no overflow: the usual case
         return array.astype(np.float32)
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
@@ -222,10 +224,6 @@ def _continuous(limits: Limits, value: Any) -> np.ndarray:
         bad = int(np.flatnonzero(~np.isfinite(array))[0])
         raise InputError(f"continuous_observation: expected finite float32 values, got {array[bad]} at {bad}")
     return array
-
-
-_SAFE_SQUARE = 1e76
-"""A sum of squares below this has only terms that are finite in float32."""
 
 
 def _discrete(limits: Limits, value: Any, with_text: bool) -> np.ndarray:
@@ -259,6 +257,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise InputError(f"text_observation: expected a string, got {_describe(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # lone surrogates
+        raise InputError(f"text_observation: expected text that is valid Unicode, got {error}") from None
     return value
 
 
@@ -268,6 +270,6 @@ def _reward(value: Any) -> float:
     if isinstance(value, float) and -_LARGEST <= value <= _LARGEST:  # the usual case, numpy's float64 too
         return float(value)
     array = _array("reward", value, "a finite number or None")
-    if array.size != 1 or not np.isfinite(np.float32(array.item())):
+    if array.size != 1 or not -_LARGEST <= array.item() <= _LARGEST:
         raise InputError(f"reward: expected a finite number or None, got {_describe(value)}")
     return float(array.item())

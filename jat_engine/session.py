@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .errors import SessionError
 from .kv_cache import Pages
 from .observation import ActionSpace, Observation
 from .sampling import Sampler
@@ -41,7 +42,6 @@ class AgentSession:
         self.last: LastStep | None = None
         self.is_computed = False  # whether s_{t-1}'s keys and values, as the next step needs them, are in the cache
         self.closed = False
-        self.seen_space: tuple[Any, Any] = (None, None)  # the space last given, and what it was parsed to
         self.finalizer: weakref.finalize[..., AgentSession] | None = None
 
     @property
@@ -83,6 +83,8 @@ class AgentSession:
         self.engine.close_session(self)
 
     def __enter__(self) -> AgentSession:
+        if self.closed:
+            raise SessionError("session: expected an open one, got one that was closed")
         return self
 
     def __exit__(self, *exception: object) -> None:

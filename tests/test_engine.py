@@ -258,7 +258,7 @@ def test_a_batch_gives_each_session_its_lone_result(options: dict[str, Any], loa
         for name, want in expected.items():
             if options["backend"] == "cpu":
                 assert np.array_equal(results[name], want), name
-            elif options["dtype"] == "float32":
+            else:
                 assert relative_error(results[name], want) <= 1e-6, name
     assert engine.cache_stats.reserved == (engine._drop_in.pages.max_pages if engine._drop_in else 0)
 
@@ -305,6 +305,10 @@ def test_arguments_of_a_batch_must_fit_together(load: Load) -> None:
             engine.get_next_actions([a, b], [observation] * 2, rewards=[1.0], action_spaces=BOX8)
         with pytest.raises(InputError, match="action_spaces: expected one for each of 2"):
             engine.get_next_actions([a, b], [observation] * 2, action_spaces=[BOX8])
+        with pytest.raises(InputError, match="rewards: expected a sequence"):
+            engine.get_next_actions([a, b], [observation] * 2, rewards=1.0, action_spaces=BOX8)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="deterministic: expected True or False, for all sessions alike"):
+            engine.get_next_actions([a, b], [observation] * 2, None, BOX8, np.array([True, False]))  # type: ignore[arg-type]
         with pytest.raises(InputError, match="at most once"):
             engine.get_next_actions([a, a], [observation] * 2, action_spaces=BOX8)
         with pytest.raises(BatchError, match="expected a mapping with keys"):
@@ -364,6 +368,16 @@ BAD: list[tuple[str, golden.Episode, dict[str, Any], type[Exception], str]] = [
         "prediction that is not finite",
     ),
     ("large reward", CONTINUOUS, {"reward": 3e38}, InputError, "prediction that is not"),
+    (
+        "square too large",
+        CONTINUOUS,
+        {"continuous_observation": np.full(27, 1e30)},
+        InputError,
+        "prediction that is not",
+    ),
+    ("surrogate", BABYAI, {"text_observation": "\ud800"}, InputError, "valid Unicode"),
+    ("a list of flags", CONTINUOUS, {"deterministic": [True]}, InputError, "deterministic: expected True or False"),
+    ("flag of another type", ATARI, {"return_prediction": 1}, InputError, "return_prediction: expected True or False"),
     ("NaN reward", CONTINUOUS, {"reward": np.nan}, InputError, "reward: expected a finite"),
     ("infinite reward", ATARI, {"reward": np.inf}, InputError, "reward: expected a finite"),
     ("another size", CONTINUOUS, {"continuous_observation": np.zeros(26)}, SessionError, "expected 27 values"),
@@ -432,6 +446,28 @@ def test_the_drop_in_agent_takes_another_window_at_any_step(
         assert relative_error(engine.get_next_action(**arguments), expected) <= TOLERANCE
 
 
+def test_action_spaces_may_change_in_place(load: Load) -> None:
+    engine, space = load(backend="auto", dtype="float32"), spaces.Discrete(18)
+    with engine.open_session() as session:
+        for n in (18, 4, 9):
+            space.n = np.int64(n)
+            arguments = {**ATARI.observation(0), "action_space": space, "return_prediction": True}
+            assert session.get_next_action(**arguments)[1].shape == (n,)
+
+
+def test_many_sizes_do_not_add_up(tiny_folder: Path) -> None:
+    """What an engine makes for a size of observation or action is bounded, and made again when it is needed."""
+    engine = JatEngine.from_pretrained(tiny_folder, device="cpu", dtype="float32")
+    before = engine.weight_bytes
+    for size in [*range(1, 150), 8]:
+        with engine.open_session(8) as session:
+            arguments = {"continuous_observation": np.ones(size), "action_space": spaces.Box(-1, 1, (size,))}
+            assert len(session.get_next_action(**arguments)) == size
+    backend: Any = engine._backend
+    assert max(len(backend._heads), len(backend._continuous_encoders)) <= 64
+    assert engine.weight_bytes == before
+
+
 def test_closed_sessions(load: Load) -> None:
     engine = load(backend="auto", dtype="float32")
     session = engine.open_session()
@@ -440,7 +476,7 @@ def test_closed_sessions(load: Load) -> None:
     session.close()
     session.close()
     assert engine.cache_stats.used == used - 1
-    for call in (session.reset, lambda: play(session, CONTINUOUS, 1)):
+    for call in (session.reset, session.__enter__, lambda: play(session, CONTINUOUS, 1)):
         with pytest.raises(SessionError, match="expected an open one"):
             call()
 
@@ -503,8 +539,9 @@ def test_sizes_of_the_cache(tiny_folder: Path) -> None:
     engine = JatEngine.from_pretrained(tiny_folder, dtype="float32", max_cache_bytes=10 * page_bytes + 5)
     assert engine.cache_stats.total == 10
     assert JatEngine.from_pretrained(tiny_folder).cache_stats.total == 64 * 4  # 64 windows of 44 tokens and a step
-    with pytest.raises(InputError, match="max_cache_bytes: expected at least"):
-        JatEngine.from_pretrained(tiny_folder, max_cache_bytes=10)
+    for options in ({"max_cache_bytes": 10}, {"max_cache_bytes": 10**30}, {"max_cached_tokens": 10**12}):
+        with pytest.raises(InputError, match=f"{next(iter(options))}: expected room for at least one page"):
+            JatEngine.from_pretrained(tiny_folder, **options)
     with pytest.raises(InputError, match="expected one of them, got both"):
         JatEngine.from_pretrained(tiny_folder, max_cache_bytes=10**6, max_cached_tokens=100)
 
@@ -520,6 +557,7 @@ def test_choices(tiny_folder: Path) -> None:
         ({"device": "meta", "backend": "cpu"}, "backend: expected torch on device meta"),
         ({"num_threads": 0}, "num_threads: expected an integer >= 1"),
         ({"num_threads": 5000}, "num_threads: expected at most 1024, got 5000"),
+        ({"spin_us": 10**30}, "spin_us: expected at most 1000000"),
         ({"spin_us": -1}, "spin_us: expected an integer >= 0"),
         ({"threads": 2}, "threads: expected an engine option, one of num_threads"),
     ]:

@@ -64,6 +64,16 @@ void add_layer(jat::Model& model, const Array<float>& norm1_weight, const Array<
                std::shared_ptr<jat::Linear> qkv, std::shared_ptr<jat::Linear> attention_out,
                const Array<float>& norm2_weight, const Array<float>& norm2_bias,
                std::shared_ptr<jat::Linear> mlp_in, std::shared_ptr<jat::Linear> mlp_out, int window) {
+  const int hidden = model.hidden_size();
+  expect(!model.is_complete(), "add_layer: expected before set_final_norm");
+  expect(norm1_weight.size() == hidden && norm1_bias.size() == hidden && norm2_weight.size() == hidden &&
+             norm2_bias.size() == hidden,
+         "norms: expected [H]");
+  expect(qkv && attention_out && mlp_in && mlp_out, "layers: expected four of them");
+  expect(qkv->rows() == 3 * hidden && qkv->columns() == hidden && attention_out->rows() == hidden &&
+             attention_out->columns() == hidden && mlp_in->columns() == hidden && mlp_out->rows() == hidden &&
+             mlp_out->columns() == mlp_in->rows() && window >= 1,
+         "layers: sizes do not fit together");
   model.add_layer({to_vector(norm1_weight), to_vector(norm1_bias), to_vector(norm2_weight),
                    to_vector(norm2_bias), std::move(qkv), std::move(attention_out), std::move(mlp_in),
                    std::move(mlp_out), window});
@@ -78,6 +88,8 @@ py::list decode(jat::Model& model, const std::vector<Array<float>>& embeddings,
   expect(context_lens.size() == sessions && start_offsets.size() == sessions &&
              page_tables.size() == sessions && heads.size() == sessions,
          "plan: lists are of different numbers of sessions");
+  expect(model.is_complete(), "model: expected set_final_norm to have been called");
+  const int64_t num_pages = pool.size() / static_cast<py::ssize_t>(model.page_bytes());
   std::vector<const float*> tokens;
   std::vector<const int32_t*> tables;
   std::vector<Array<float>> predictions;
@@ -88,11 +100,17 @@ py::list decode(jat::Model& model, const std::vector<Array<float>>& embeddings,
     tokens.push_back(embedding.data());
   }
   for (size_t i = 0; i < sessions; ++i) {
-    const int last = start_offsets[i] + context_lens[i] + num_new[i];  // slots in use
     expect(num_new[i] >= 1 && num_new[i] <= jat::kMaxQueries && context_lens[i] >= 0 &&
-               context_lens[i] + num_new[i] <= model.max_positions(),
+               context_lens[i] <= model.max_positions() - num_new[i],
            "plan: expected 1 to 4 new tokens within the positions");
-    expect(page_tables[i].size() * jat::kPageSize >= last, "page_tables: too few pages");
+    expect(start_offsets[i] >= 0 && start_offsets[i] < jat::kPageSize,
+           "start_offsets: expected slots of a page");
+    const int pages = (start_offsets[i] + context_lens[i] + num_new[i] + jat::kPageSize - 1) / jat::kPageSize;
+    expect(page_tables[i].size() >= pages, "page_tables: too few pages");
+    for (int page = 0; page < pages; ++page)
+      expect(page_tables[i].data()[page] >= 0 && page_tables[i].data()[page] < num_pages,
+             "page_tables: no such page");
+    expect(heads[i] != nullptr && heads[i]->columns() == model.hidden_size(), "heads: expected [rows, H]");
     tables.push_back(page_tables[i].data());
     predictions.emplace_back(heads[i]->padded_rows());
     out.push_back(predictions.back().mutable_data());
@@ -123,6 +141,7 @@ py::list decode(jat::Model& model, const std::vector<Array<float>>& embeddings,
 Array<float> embed(jat::Model& model, const jat::Linear& linear, const Array<float>& values, float last) {
   const int count = static_cast<int>(values.size()) + (std::isnan(last) ? 0 : 1);
   expect(count == linear.columns(), "values: expected as many as the layer has columns");
+  expect(model.is_complete(), "model: expected set_final_norm to have been called");
   thread_local std::vector<float> x;
   x.assign(values.data(), values.data() + values.size());
   if (!std::isnan(last)) x.push_back(last);
@@ -186,6 +205,7 @@ void add_stage(jat::ImageEncoder& encoder, int in_size, const Array<float>& weig
 
 py::list encode_frames(jat::ImageEncoder& encoder, jat::Model& model,
                        const std::vector<Array<uint8_t>>& frames) {
+  expect(encoder.is_complete(), "encoder: expected stages that follow each other, and a linear layer");
   std::vector<const uint8_t*> pointers;
   for (const Array<uint8_t>& frame : frames) {
     expect(static_cast<size_t>(frame.size()) == encoder.frame_bytes(),
@@ -213,9 +233,15 @@ PYBIND11_MODULE(_cpu, module) {
              "Instruction sets of the running processor that matter here, e.g. ['avx2', 'avx512_bf16'].");
   module.def("instruction_sets", &jat::available_kernels,
              "Versions of the kernels that the running processor can run, best first.");
-  module.def("read_bandwidth", &jat::read_bandwidth, py::arg("num_bytes"), py::arg("num_threads"),
-             py::arg("repeats") = 5, py::call_guard<py::gil_scoped_release>(),
-             "Bytes per second that threads read from memory together; the median of `repeats` passes.");
+  module.def(
+      "read_bandwidth",
+      [](size_t num_bytes, int num_threads, int repeats) {
+        expect(num_threads >= 1 && repeats >= 1, "read_bandwidth: expected at least one thread and repeat");
+        return jat::read_bandwidth(num_bytes, num_threads, repeats);
+      },
+      py::arg("num_bytes"), py::arg("num_threads"), py::arg("repeats") = 5,
+      py::call_guard<py::gil_scoped_release>(),
+      "Bytes per second that threads read from memory together; the median of `repeats` passes.");
   module.attr("PAGE_SIZE") = jat::kPageSize;
   module.attr("MAX_HEAD_DIM") = jat::kMaxHeadDim;
   module.attr("compiler") =
@@ -229,6 +255,7 @@ PYBIND11_MODULE(_cpu, module) {
 
   py::class_<jat::Linear, std::shared_ptr<jat::Linear>>(module, "Linear")
       .def(py::init([](const std::string& dtype, int rows, int columns, bool has_bias) {
+             expect(rows >= 1 && columns >= 1, "rows, columns: expected at least 1");
              return std::make_shared<jat::Linear>(to_dtype(dtype), rows, columns, has_bias);
            }),
            py::arg("dtype"), py::arg("rows"), py::arg("columns"), py::arg("has_bias"))
@@ -236,7 +263,8 @@ PYBIND11_MODULE(_cpu, module) {
       .def(
           "set_bias",
           [](jat::Linear& linear, const Array<float>& bias) {
-            expect(bias.size() == linear.rows(), "bias: expected [rows]");
+            expect(linear.has_bias() && bias.size() == linear.rows(),
+                   "bias: expected [rows] of a layer with one");
             linear.set_bias(bias.data());
           },
           py::arg("bias").noconvert())
@@ -248,6 +276,12 @@ PYBIND11_MODULE(_cpu, module) {
       .def(py::init([](int hidden_size, int num_heads, const std::string& kv_dtype,
                        const Array<float>& positions, int num_threads, int spin_us,
                        const std::string& instruction_set) {
+             expect(hidden_size >= 1 && num_heads >= 1 && hidden_size % num_heads == 0 &&
+                        hidden_size / num_heads <= jat::kMaxHeadDim,
+                    "hidden_size: expected heads of at most MAX_HEAD_DIM");
+             expect(positions.ndim() == 2 && positions.shape(1) == hidden_size, "positions: expected [P, H]");
+             expect(num_threads >= 1 && spin_us >= 0, "num_threads, spin_us: expected at least 1 and 0");
+             expect(kv_dtype != "int8", "kv_dtype: expected float32 or bfloat16");
              return std::make_unique<jat::Model>(hidden_size, num_heads, to_dtype(kv_dtype),
                                                  to_vector(positions), num_threads, spin_us, instruction_set);
            }),
@@ -260,6 +294,10 @@ PYBIND11_MODULE(_cpu, module) {
       .def(
           "set_final_norm",
           [](jat::Model& model, const Array<float>& weight, const Array<float>& bias) {
+            expect(weight.size() == model.hidden_size() && bias.size() == model.hidden_size(),
+                   "norm: expected [H]");
+            expect(model.num_layers() >= 1 && !model.is_complete(),
+                   "set_final_norm: expected once, after the layers");
             model.set_final_norm(to_vector(weight), to_vector(bias));
           },
           py::arg("weight").noconvert(), py::arg("bias").noconvert())

@@ -24,9 +24,16 @@ void ImageEncoder::add_stage(int in_channels, int out_channels, int in_size, con
   queues_ = std::vector<WorkQueue>(3 * stages_.size() + 1);
 }
 
+bool ImageEncoder::is_complete() const {
+  for (size_t s = 1; s < stages_.size(); ++s) {
+    const ConvView &before = stages_[s - 1].view, &here = stages_[s].view;
+    if (here.in_channels != before.out_channels || here.in_size != before.out_size) return false;
+  }
+  return linear_ && !stages_.empty() && linear_->columns() == static_cast<int>(stages_.back().out_floats());
+}
+
 void ImageEncoder::reserve(int num_frames) {
   if (num_frames <= capacity_) return;
-  capacity_ = num_frames;
   const size_t frames = num_frames;
   for (Stage& stage : stages_) {
     stage.view.weight = stage.weight.data();
@@ -34,6 +41,7 @@ void ImageEncoder::reserve(int num_frames) {
     stage.out.resize(frames * stage.out_floats());
     stage.means.resize(frames * stage.view.out_channels);
   }
+  capacity_ = num_frames;  // last: memory may run out before
 }
 
 // sigmoid(gate_out relu(gate_in means))

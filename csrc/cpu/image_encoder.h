@@ -20,6 +20,8 @@ class ImageEncoder {
 
   // frames: [num_frames] of [size, size, channels]; out: [num_frames, padded_rows].
   void encode(Model& model, const uint8_t* const* frames, int num_frames, float* out);
+  // Stages that follow each other, and a linear layer of what the last one gives.
+  bool is_complete() const;
   int padded_rows() const { return linear_->padded_rows(); }
   size_t frame_bytes() const {
     const ConvView& view = stages_.front().view;

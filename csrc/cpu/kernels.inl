@@ -20,11 +20,13 @@ using jat::Operand;
 constexpr int kVectors = kBlockRows / kLanes;  // of a block's 16 rows
 constexpr float kNegativeInfinity = -__builtin_inff();
 constexpr float kNormEpsilon = 1e-5F;
+constexpr float kLargest = 3.40282347e38F;
 constexpr int kPrefetchBytes = 6144;
 
 // e^x to about 1e-7 (Cephes' polynomial); 0 below -87.3.
 inline V exponential(V x) {
-  x = max(min(x, broadcast(88.3762626F)), broadcast(-87.3365479F));
+  // x as the second operand: so a NaN stays one.
+  x = max(broadcast(-87.3365479F), min(broadcast(88.3762626F), x));
   const V n = round(mul(x, broadcast(1.44269504F)));
   V r = fma(n, broadcast(-0.693359375F), x);
   r = fma(n, broadcast(2.12194440e-4F), r);
@@ -105,7 +107,9 @@ void layer_norm(const float* x, const float* weight, const float* bias, int colu
   float variance = reduce_add(squares);
   for (int i = full; i < columns; ++i) variance += (x[i] - mean) * (x[i] - mean);
   variance /= static_cast<float>(columns);
-  const float inverse = 1.0F / __builtin_sqrtf(variance + kNormEpsilon);
+  // An overflow must not end as an ordinary number: 1 / infinity would be 0.
+  const bool finite = variance <= kLargest;
+  const float inverse = finite ? 1.0F / __builtin_sqrtf(variance + kNormEpsilon) : __builtin_nanf("");
   for (int i = 0; i < full; i += kLanes) {
     const V normal = mul(sub(load(x + i), broadcast(mean)), broadcast(inverse));
     store(out + i, fma(normal, load(weight + i), load(bias + i)));

@@ -43,6 +43,7 @@ class Linear {
   LinearView view() const;
   DType dtype() const { return dtype_; }
   int rows() const { return rows_; }
+  bool has_bias() const { return bias_.bytes() > 0; }
   int columns() const { return columns_; }
   int num_blocks() const { return padded_rows() / kBlockRows; }
   int padded_rows() const { return round_up(rows_, kPanelRows); }

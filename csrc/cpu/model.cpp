@@ -49,8 +49,7 @@ int Model::operand_words() const { return std::max(max_inner_, padded_hidden_); 
 
 void Model::reserve(int num_tokens) {
   if (num_tokens <= capacity_) return;
-  capacity_ = std::max(num_tokens, 2 * capacity_);
-  const size_t tokens = capacity_;
+  const size_t tokens = std::max(num_tokens, 2 * capacity_);
   x_.resize(tokens * padded_hidden_);
   attended_.resize(tokens * padded_hidden_);
   qkv_.resize(tokens * round_up(3 * hidden_size_, kPanelRows));
@@ -59,6 +58,7 @@ void Model::reserve(int num_tokens) {
   scales_.resize(tokens);
   first_tokens_.resize(tokens);
   last_tokens_.resize(tokens);
+  capacity_ = static_cast<int>(tokens);  // last: memory may run out before
 }
 
 Operand Model::prepare(int thread, DType dtype, const float* x, int x_stride, int columns, const int* rows,

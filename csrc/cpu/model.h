@@ -40,6 +40,8 @@ class Model {
   // Bytes of a page of the KV cache: all layers' keys and values of 16 tokens.
   size_t page_bytes() const;
   int hidden_size() const { return hidden_size_; }
+  int num_layers() const { return static_cast<int>(layers_.size()); }
+  bool is_complete() const { return !queues_.empty(); }  // after set_final_norm
   int max_positions() const { return static_cast<int>(positions_.size()) / hidden_size_; }
   const char* instruction_set() const { return kernels_.name; }
   int num_threads() const { return pool_.size(); }

@@ -65,7 +65,8 @@ inline void store_bf16(uint16_t* p, V v) {  // round to nearest, ties to even
     uint32_t bits;
     const float x = v[i];
     std::memcpy(&bits, &x, sizeof(bits));
-    p[i] = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    const uint16_t rounded = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    std::memcpy(p + i, &rounded, sizeof(rounded));  // it is also read as 32-bit pairs
   }
 }
 // Whole numbers in [-128, 127], stored as bytes offset by 128.

@@ -45,29 +45,31 @@ ThreadPool::~ThreadPool() {
     workers_.release();                 // NOLINT: joining or destroying them would hang
     return;
   }
-  stop();
+  stop(*workers_);
 }
 
-void ThreadPool::stop() {
+void ThreadPool::stop(Workers& workers) {
   {
     // The round under the lock: else a worker that has just looked at it could go to sleep for good.
-    const std::lock_guard<std::mutex> lock(workers_->mutex);
-    workers_->stop = true;
-    workers_->round.fetch_add(1, std::memory_order_release);
+    const std::lock_guard<std::mutex> lock(workers.mutex);
+    workers.stop = true;
+    workers.round.fetch_add(1, std::memory_order_release);
   }
-  workers_->wake.notify_all();
-  for (std::thread& thread : workers_->threads) thread.join();
+  workers.wake.notify_all();
+  for (std::thread& thread : workers.threads) thread.join();
 }
 
 void ThreadPool::start() {
-  workers_ = std::make_unique<Workers>();
+  auto workers = std::make_unique<Workers>();
   try {
     for (int thread = 1; thread < num_threads_; ++thread)
-      workers_->threads.emplace_back([this, thread, workers = workers_.get()] { work(*workers, thread); });
+      workers->threads.emplace_back([this, thread, w = workers.get()] { work(*w, thread); });
   } catch (...) {  // the system has no more threads to give
-    stop();
+    stop(*workers);
     throw;
   }
+  workers_.release();  // NOLINT: none, or a forked child's, whose threads do not exist here
+  workers_ = std::move(workers);
 }
 
 void ThreadPool::work(Workers& workers, int thread) {
@@ -89,13 +91,12 @@ void ThreadPool::work(Workers& workers, int thread) {
     seen = workers.round.load(std::memory_order_acquire);
     if (workers.stop) return;
     workers.function(workers.context, thread);
-    barrier();
+    wait_for_all(workers);
   }
 }
 
 void ThreadPool::run_erased(Function function, const void* context) {
   if (workers_->process != getpid()) {
-    workers_.release();  // NOLINT: as in the destructor
     start();
   }
   Workers& workers = *workers_;
@@ -125,9 +126,10 @@ void ThreadPool::wake() {
   workers.wake.notify_all();
 }
 
-void ThreadPool::barrier() {
+void ThreadPool::barrier() { wait_for_all(*workers_); }
+
+void ThreadPool::wait_for_all(Workers& workers) {
   if (num_threads_ == 1) return;
-  Workers& workers = *workers_;
   const unsigned phase = workers.phase.load(std::memory_order_relaxed);
   if (workers.arrived.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
     workers.arrived.store(0, std::memory_order_relaxed);

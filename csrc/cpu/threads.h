@@ -39,7 +39,8 @@ class ThreadPool {
 
   void run_erased(Function function, const void* context);
   void start();
-  void stop();
+  static void stop(Workers& workers);
+  void wait_for_all(Workers& workers);
   void work(Workers& workers, int thread);
 
   const int num_threads_, spin_us_;

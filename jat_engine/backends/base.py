@@ -12,6 +12,16 @@ Embedding = Any
 """One token's embedding without position, [H], as the backend likes it; opaque to everyone else."""
 
 
+_MAX_REMEMBERED = 64
+
+
+def remember(made: dict[Any, Any], key: Any, value: Any) -> None:
+    """Keep what a size of observation or action needs; the oldest is given up when there are too many."""
+    if len(made) >= _MAX_REMEMBERED:
+        del made[next(iter(made))]
+    made[key] = value
+
+
 class Plan(NamedTuple):
     """Which tokens of which sessions a step computes. Token i of session s has position `context_lens[s] + i`.
 

@@ -20,7 +20,7 @@ from ..config import FRAME_SHAPE, JatConfig
 from ..errors import InputError
 from ..observation import ActionSpace
 from ..weights import HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
-from .base import Plan
+from .base import Plan, remember
 
 
 class CpuBackend:
@@ -89,7 +89,7 @@ class CpuBackend:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all packed linear layers."""
+        """Bytes of the packed weights; what single sizes of observations and actions need is not counted."""
         return sum(linear.num_bytes for linear in self._linears) + self._table_bytes
 
     def allocate_cache(self, num_pages: int) -> None:
@@ -108,8 +108,8 @@ class CpuBackend:
         size = values.size + (reward is not None)
         encoder = self._continuous_encoders.get(size)
         if encoder is None:
-            folded = fold_cyclic(self._continuous_weight, size)
-            encoder = self._continuous_encoders[size] = self._pack("float32", folded, self._continuous_bias)
+            encoder = _pack(fold_cyclic(self._continuous_weight, size), self._continuous_bias)
+            remember(self._continuous_encoders, size, encoder)
         if reward is None:
             return self._model.embed(encoder, values)
         return self._model.embed(encoder, values, reward)
@@ -117,7 +117,8 @@ class CpuBackend:
     def embed_choice(self, choice: int, num_choices: int) -> np.ndarray:
         rows = self._choices.get(num_choices)
         if rows is None:
-            rows = self._choices[num_choices] = self._weights.rows(EMBEDDING, num_choices).numpy()
+            rows = self._weights.rows(EMBEDDING, num_choices).numpy()
+            remember(self._choices, num_choices, rows)
         row: np.ndarray = rows[choice]
         return row
 
@@ -147,14 +148,6 @@ class CpuBackend:
 
     def _array(self, name: str) -> np.ndarray:
         return _numpy(self._weights.get(name))
-
-    def _pack(self, dtype: str, weight: Tensor, bias: np.ndarray | None) -> _cpu.Linear:
-        linear = _cpu.Linear(dtype, weight.shape[0], weight.shape[1], bias is not None)
-        linear.pack_rows(0, _numpy(weight))
-        if bias is not None:
-            linear.set_bias(bias)
-        self._linears.append(linear)
-        return linear
 
     def _linear(self, *names: str, bias: bool = True) -> _cpu.Linear:
         """The parameters `<name>.weight`, below each other; one is read at a time."""
@@ -187,10 +180,10 @@ class CpuBackend:
         """The rows an action space needs, always in float32."""
         if space.kind == "continuous":
             weight = self._weights.rows("continuous_decoder.weight", space.size)
-            head = self._pack("float32", weight, self._weights.rows("continuous_decoder.bias", space.size).numpy())
+            head = _pack(weight, self._weights.rows("continuous_decoder.bias", space.size).numpy())
         else:
-            head = self._pack("float32", self._weights.rows(HEAD, space.size), None)
-        self._heads[space] = head
+            head = _pack(self._weights.rows(HEAD, space.size), None)
+        remember(self._heads, space, head)
         return head
 
     def _pack_discrete_mixer(self) -> _cpu.Linear:
@@ -230,6 +223,15 @@ _MAX_DEFAULT_THREADS = 16
 """Fewer saturate the memory, and each more makes the barriers slower."""
 
 _ALIGNMENT = 64  # a cache line, so that no load of a vector crosses two
+
+
+def _pack(weight: Tensor, bias: np.ndarray | None) -> _cpu.Linear:
+    """A small layer, in float32."""
+    linear = _cpu.Linear("float32", weight.shape[0], weight.shape[1], bias is not None)
+    linear.pack_rows(0, _numpy(weight))
+    if bias is not None:
+        linear.set_bias(bias)
+    return linear
 
 
 def available_cores() -> int:

@@ -19,7 +19,7 @@ from ..config import JatConfig
 from ..modules import ImageEncoder
 from ..observation import ActionSpace
 from ..weights import HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
-from .base import Plan
+from .base import Plan, remember
 
 
 class Linear:
@@ -155,13 +155,15 @@ class TorchBackend:
         encoder = self._continuous_encoders.get(values.size)
         if encoder is None:
             folded = fold_cyclic(self._continuous_weight, values.size)
-            encoder = self._continuous_encoders[values.size] = self._pack("float32", folded, self._continuous_bias)
+            encoder = Linear(folded, self._continuous_bias, "float32", self.device)
+            remember(self._continuous_encoders, values.size, encoder)
         return encoder(torch.from_numpy(values).to(self.device)[None])[0]
 
     def embed_choice(self, choice: int, num_choices: int) -> Tensor:
         rows = self._choices.get(num_choices)
         if rows is None:
-            rows = self._choices[num_choices] = self._weights.rows(EMBEDDING, num_choices).to(self.device)
+            rows = self._weights.rows(EMBEDDING, num_choices).to(self.device)
+            remember(self._choices, num_choices, rows)
         return rows[choice]
 
     @torch.no_grad()
@@ -237,10 +239,11 @@ class TorchBackend:
         if head is None:
             if space.kind == "continuous":
                 weight = self._weights.rows("continuous_decoder.weight", space.size)
-                head = self._pack("float32", weight, self._weights.rows("continuous_decoder.bias", space.size))
+                bias = self._weights.rows("continuous_decoder.bias", space.size)
+                head = Linear(weight, bias, "float32", self.device)
             else:
-                head = self._pack("float32", self._weights.rows(HEAD, space.size), None)
-            self._heads[space] = head
+                head = Linear(self._weights.rows(HEAD, space.size), None, "float32", self.device)
+            remember(self._heads, space, head)
         return head
 
     def _make_image_encoder(self) -> tuple[ImageEncoder, Linear]:
