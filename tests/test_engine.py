@@ -349,6 +349,33 @@ def test_seeded_sessions_draw_their_own_numbers(load: Load) -> None:
             engine.open_session(seed=seed)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=native)])
+def test_work_is_done_once(backend: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each observation is encoded in its own step alone, also when it is fed again; each mission is tokenised once."""
+    engine = JatEngine.from_pretrained(tiny_folder, device="cpu", dtype="float32", backend=backend)
+    encoded: list[int] = []
+
+    def count(name: str) -> None:
+        encode = getattr(engine._backend, name)
+
+        def counted(inputs: list[Any], *more: Any) -> Any:
+            encoded.append(len(inputs))
+            return encode(inputs, *more)
+
+        monkeypatch.setattr(engine._backend, name, counted)
+
+    count("embed_images")
+    count("embed_discrete")
+    for episode in (EPISODE["atari_sampled_cw8"], EPISODE["babyai_sampled"]):
+        encoded.clear()
+        with engine.open_session(episode.context_window) as session:
+            for t in range(20):
+                play(session, episode, t)
+        assert encoded == [1] * 20
+    texts = {EPISODE["babyai_sampled"].observation(t)["text_observation"] for t in range(20)}
+    assert engine._missions._cached.cache_info().misses == len(texts)
+
+
 # ---- bad input -----------------------------------------------------------------------------------------------------
 
 CONTINUOUS, BABYAI, ATARI = EPISODE["continuous_cw16"], EPISODE["babyai_greedy_full"], EPISODE["atari_greedy_full"]

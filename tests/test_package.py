@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,15 @@ def test_native_module() -> None:
     if flags.exists() and "avx2" in flags.read_text():
         assert "avx2" in features
     assert module.compiler
+
+
+def test_native_sources_compile_for_aarch64() -> None:
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("needs aarch64-linux-gnu-g++ (Debian: g++-aarch64-linux-gnu)")
+    sources = [p for p in (ROOT / "csrc/cpu").glob("*.cpp") if "avx" not in p.name and p.name != "bindings.cpp"]
+    assert len(sources) >= 8
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
+    for source in sources:
+        result = subprocess.run([compiler, *flags, str(source)], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
