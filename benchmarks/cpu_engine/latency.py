@@ -20,8 +20,8 @@ DTYPES = ("float32", "bfloat16", "int8")
 WINDOWS = (256, None)
 ROUNDS, ENGINE_STEPS, MODEL_STEPS = 40, 8, 2
 PAUSE_S = 0.03
-"""Before each agent's turn: OpenMP's threads go on spinning for milliseconds after a step of `JatModel`, on the cores of
-whoever comes next. The first step of a turn is not timed."""
+"""Before each agent's turn: OpenMP's threads go on spinning for milliseconds after a step of `JatModel`, on the cores
+of whoever comes next. The first step of a turn is not timed."""
 
 
 def run() -> dict[str, Any]:
