@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # The tiny model gains nothing from threads, and on a busy machine loses a lot. Subprocesses inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,3 +28,17 @@ def tiny_model(tiny_folder: Path) -> jat_engine.JatModel:
 @pytest.fixture(scope="session")
 def tiny_processor(tiny_folder: Path) -> jat_engine.JatProcessor:
     return jat_engine.AutoProcessor.from_pretrained(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def load(tiny_folder: Path) -> Callable[..., jat_engine.JatEngine]:
+    """Engines with the golden weights, each made once."""
+    made: dict[tuple[Any, ...], jat_engine.JatEngine] = {}
+
+    def load(**options: Any) -> jat_engine.JatEngine:
+        key = tuple(sorted(options.items()))
+        if key not in made:
+            made[key] = jat_engine.JatEngine.from_pretrained(tiny_folder, device="cpu", **options)
+        return made[key]
+
+    return load
