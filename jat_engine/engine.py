@@ -134,6 +134,11 @@ class JatEngine:
     # ---- what it is ------------------------------------------------------------------------------------------------
 
     @property
+    def num_threads(self) -> int:
+        """Threads that compute a step on a CPU."""
+        return self._backend.num_threads
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the packed weights."""
         return self._backend.weight_bytes

@@ -91,14 +91,18 @@ def cpu() -> dict[str, Any]:
     """Name, cores this process may use, torch's threads and the instruction sets that matter."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "name": cpu_name(),
-        "cores": cores,
+        "cores": available_cores(),
         "torch_threads": torch.get_num_threads(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "features": cpu_features(),
     }
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_features() -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from safetensors.numpy import save_file
 
@@ -110,6 +111,32 @@ class Episode:
 
 
 EPISODES = [Episode(**{**e, "action_space": tuple(e["action_space"])}) for e in INDEX["episodes"]]
+
+
+def check_episode(agent: Any, processor: Any, episode: Episode, tolerance: float) -> None:
+    """Play an episode through the published drop-in call: the recorded predictions and, sampled ones too, actions."""
+    agent.reset_rl()
+    torch.manual_seed(episode.seed)
+    predictions, actions = [], []
+    for t in range(episode.steps):
+        action, prediction = agent.get_next_action(
+            processor,
+            **episode.observation(t),
+            action_space=episode.space,
+            reward=episode.reward(t),
+            deterministic=episode.deterministic,
+            context_window=episode.context_window,
+            return_prediction=True,
+        )
+        assert prediction.dtype == np.float32
+        predictions.append(prediction)
+        actions.append(action)
+    if episode.actions is not None:
+        assert actions == episode.actions
+        assert all(type(action) is int for action in actions)
+    else:
+        assert actions == np.asarray(predictions).tolist()
+    assert relative_error(predictions, episode.predictions) <= tolerance
 
 
 # ---- forward and generate ------------------------------------------------------------------------------------------

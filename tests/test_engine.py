@@ -28,29 +28,7 @@ from jat_engine import (
 @pytest.mark.parametrize("episode", golden.EPISODES, ids=lambda e: e.name)
 def test_golden_episode(episode: golden.Episode, options: dict[str, Any], load: Load) -> None:
     """Through the published drop-in call: the same predictions, and the same actions, sampled ones included."""
-    engine = load(**options)
-    engine.reset_rl()
-    torch.manual_seed(episode.seed)
-    actions, predictions = [], []
-    for t in range(episode.steps):
-        action, prediction = engine.get_next_action(
-            None,
-            **episode.observation(t),
-            action_space=episode.space,
-            reward=episode.reward(t),
-            deterministic=episode.deterministic,
-            context_window=episode.context_window,
-            return_prediction=True,
-        )
-        assert prediction.dtype == np.float32
-        actions.append(action)
-        predictions.append(prediction)
-    if episode.actions is not None:
-        assert actions == episode.actions
-        assert all(type(action) is int for action in actions)
-    else:
-        assert actions == np.asarray(predictions).tolist()
-    assert relative_error(predictions, episode.predictions) <= TOLERANCE
+    golden.check_episode(load(**options), None, episode, TOLERANCE)
 
 
 PUBLISHED_BF16 = 1.1e-2
@@ -80,8 +58,8 @@ def test_low_precision(options: dict[str, Any], load: Load) -> None:
 
 
 @native
-def test_int8_is_exact_integer_arithmetic(load: Load) -> None:
-    """The native int8 kernels and the plain torch ones round the same numbers: what differs is float32 rounding."""
+def test_native_int8_agrees_with_plain_torch(load: Load) -> None:
+    """The native int8 kernels and the plain torch ones round the same numbers; float32 differs beside that."""
     episode = EPISODE["continuous_cw16"]
     results = []
     for options in ({"backend": "torch"}, {"backend": "cpu", "instruction_set": "generic"}):

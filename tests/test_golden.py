@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import golden
-import numpy as np
 import pytest
 import torch
 from golden import INDEX, OUTPUTS, relative_error
@@ -15,27 +14,7 @@ TOLERANCE = 1e-5
 
 @pytest.mark.parametrize("episode", golden.EPISODES, ids=lambda e: e.name)
 def test_episode(episode: golden.Episode, tiny_model: Any, tiny_processor: Any) -> None:
-    tiny_model.reset_rl()
-    torch.manual_seed(episode.seed)
-    predictions, actions = [], []
-    for t in range(episode.steps):
-        action, prediction = tiny_model.get_next_action(
-            tiny_processor,
-            **episode.observation(t),
-            action_space=episode.space,
-            reward=episode.reward(t),
-            deterministic=episode.deterministic,
-            context_window=episode.context_window,
-            return_prediction=True,
-        )
-        assert prediction.dtype == np.float32
-        predictions.append(prediction)
-        actions.append(action)
-    if episode.actions is not None:
-        assert actions == episode.actions
-    else:
-        assert np.array_equal(np.asarray(actions, np.float32), np.asarray(predictions))
-    assert relative_error(predictions, episode.predictions) <= TOLERANCE
+    golden.check_episode(tiny_model, tiny_processor, episode, TOLERANCE)
 
 
 @pytest.mark.parametrize(("case", "inputs"), list(golden.forward_cases()), ids=lambda c: c.get("name", ""))

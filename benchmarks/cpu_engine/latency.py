@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jat_engine import JatEngine, JatModel, JatProcessor, _cpu
-from jat_engine.backends.cpu import available_cores
+from jat_engine.info import available_cores
 from jat_engine.weights import parameter_shapes
 
 from .workload import SPACES, random_checkpoint, step_arguments

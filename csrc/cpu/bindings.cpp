@@ -313,8 +313,9 @@ PYBIND11_MODULE(_cpu, module) {
 
   py::class_<jat::DiscreteEncoder>(module, "DiscreteEncoder")
       .def(py::init([](const Array<float>& features, std::shared_ptr<jat::Linear> linear) {
-             expect(features.ndim() == 2 && linear->columns() % features.shape(1) == 0,
-                    "features: wrong width");
+             expect(linear && features.ndim() == 2 && features.shape(1) > 0 &&
+                        linear->columns() % features.shape(1) == 0,
+                    "features, linear: sizes do not fit together");
              return std::make_unique<jat::DiscreteEncoder>(
                  to_vector(features), static_cast<int>(features.shape(1)), std::move(linear));
            }),

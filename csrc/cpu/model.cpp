@@ -7,8 +7,8 @@ namespace jat {
 
 namespace {
 
-constexpr int kShares =
-    6;  // ranges a thread's part of a phase is taken in: evens out threads that are held up
+// Ranges that a thread's part of a phase is taken in: evens out threads that are held up.
+constexpr int kShares = 6;
 
 }  // namespace
 

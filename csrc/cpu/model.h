@@ -16,17 +16,16 @@ struct Layer {
   int window;  // tokens a query sees, itself included
 };
 
-// Which tokens of which sessions a step computes. All arrays are the caller's.
+// Which tokens of which sessions a step computes. All arrays are the caller's; S sessions, T tokens.
 struct Plan {
   int num_sessions, num_tokens;
-  const float* const*
-      embeddings;          // [num_tokens] of [hidden_size], without positions; a session's are contiguous
-  const int32_t* num_new;  // [num_sessions] tokens of each session, at least 1
-  const int32_t* context_lens;   // [num_sessions] tokens in the cache before these; also the first position
-  const int32_t* start_offsets;  // [num_sessions] slots of the first page before the oldest token
-  const int32_t* const* page_tables;  // [num_sessions] of pages, oldest first
-  const Linear* const* heads;         // [num_sessions], applied to the final hidden state of the last token
-  float* const* out;                  // [num_sessions] of [padded_rows of the head]
+  const float* const* embeddings;     // [T] of [hidden_size], without positions; a session's in a row
+  const int32_t* num_new;             // [S] tokens of each session, at least 1
+  const int32_t* context_lens;        // [S] tokens in the cache before these; also the first position
+  const int32_t* start_offsets;       // [S] slots of the first page before the oldest token
+  const int32_t* const* page_tables;  // [S] of pages, oldest first
+  const Linear* const* heads;         // [S], applied to the final hidden state of the last token
+  float* const* out;                  // [S] of [padded_rows of the head]
 };
 
 class Model {

@@ -47,6 +47,7 @@ class Backend(Protocol):
 
     name: str
     page_size: int
+    num_threads: int
 
     @property
     def page_bytes(self) -> int:

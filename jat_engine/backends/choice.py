@@ -65,7 +65,7 @@ def choose_backend(
     elif module is None:
         backend, reason = "torch", missing
     else:
-        backend, reason = "cpu", f"native kernels for {module.instruction_sets()[0]}"
+        backend, reason = "cpu", f"native kernels; this processor runs {', '.join(module.instruction_sets())}"
     if dtype == "auto":
         has_bf16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
         dtype = "bfloat16" if backend == "cpu" or has_bf16 else "float32"

@@ -7,7 +7,6 @@ softmax and sums are float32 always. Keys and values are float32 or, with bfloat
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +17,7 @@ from .. import _cpu
 from ..checkpoint import EMBEDDING
 from ..config import FRAME_SHAPE, JatConfig
 from ..errors import InputError
+from ..info import available_cores
 from ..observation import ActionSpace
 from ..weights import HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
 from .base import Plan, remember
@@ -82,7 +82,6 @@ class CpuBackend:
         self._heads: dict[ActionSpace, _cpu.Linear] = {}
         self._table_bytes = table.nbytes
         self._discrete_encoder = _cpu.DiscreteEncoder(table, self._pack_discrete_mixer())
-        self.instruction_set: str = self._model.instruction_set
         self.num_threads: int = self._model.num_threads
         self.page_bytes: int = self._model.page_bytes
         self._pool = np.empty(0, np.uint8)
@@ -232,11 +231,6 @@ def _pack(weight: Tensor, bias: np.ndarray | None) -> _cpu.Linear:
     if bias is not None:
         linear.set_bias(bias)
     return linear
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

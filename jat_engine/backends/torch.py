@@ -108,6 +108,7 @@ class TorchBackend:
     def __init__(self, config: JatConfig, weights: Weights, dtype: str, device: torch.device) -> None:
         self.config = config
         self.device = device
+        self.num_threads = torch.get_num_threads()
         self._dtype = dtype
         self._weights = weights
         self._linears: list[Linear] = []

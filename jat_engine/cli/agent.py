@@ -72,18 +72,18 @@ def describe(agent: JatEngine | JatModel) -> str:
     """What plays and on what, in words."""
     if isinstance(agent, JatEngine):
         choice = agent.choice
-        return f"JatEngine, backend {choice.backend}, {choice.dtype}; {device_name(choice.device)}"
-    return f"JatModel, {str(agent.dtype).removeprefix('torch.')}; {device_name(agent.device)}"
+        return f"JatEngine, backend {choice.backend}, {choice.dtype}; {device_name(choice.device, agent.num_threads)}"
+    return f"JatModel, {str(agent.dtype).removeprefix('torch.')}; {device_name(agent.device, torch.get_num_threads())}"
 
 
-def device_name(device: Any) -> str:
+def device_name(device: Any, num_threads: int) -> str:
     """What `device` is, in words."""
     from ..info import cpu_name
 
     device = torch.device(device)
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"cpu: {cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    return f"cpu: {cpu_name()}, {num_threads} threads" if device.type == "cpu" else device.type
 
 
 @contextlib.contextmanager
