@@ -1,0 +1,24 @@
+"""Device functions: gelu_new, and its plain torch form."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def gelu_new_reference(x: Tensor) -> Tensor:
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def gelu_new(x):
+    # 0.5 (1 + tanh(u)) = sigmoid(2 u): one exponential, and exact where tanh saturates.
+    return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))

@@ -1,0 +1,143 @@
+"""Token embeddings plus positions: the first residual stream of a step.
+
+x[r] = row at source_ptrs[r]                                          + position_table[positions[r]]   if source_sizes[r] == 0
+x[r] = bias + sum_j values[value_starts[r] + j] encoder_r[j]          + position_table[positions[r]]   if source_sizes[r] = X > 0
+
+encoder_r is the float32 [X, H] at address source_ptrs[r] (a folded continuous encoder, input-major). source_ptrs[r] == 0 is
+a padding row: x[r] = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import INTERPRETING, check, check_dimensions, launch_and_wait
+
+
+def embed_reference(
+    sources: list[int],
+    memory: Mapping[int, Tensor],
+    value_starts: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    position_table: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """As `embed`, with the memory at each address of `sources` given as a tensor: [H], or an encoder [X, H]."""
+    rows = []
+    for index, source in enumerate(sources):
+        if source == 0:
+            rows.append(torch.zeros_like(bias))
+            continue
+        row = memory[source].to(bias.dtype)
+        if row.dim() == 2:
+            start = int(value_starts[index])
+            row = bias + values[start : start + len(row)] @ row
+        rows.append(row + position_table[int(positions[index])])
+    return torch.stack(rows)
+
+
+class Config(NamedTuple):
+    block_h: int
+    block_x: int
+    num_warps: int
+
+
+def config(hidden: int) -> Config:
+    if INTERPRETING:
+        return Config(triton.next_power_of_2(hidden), 64, 1)
+    return Config(64, 32, 4)
+
+
+@triton.jit
+def _embed_kernel(
+    out_ptr,  # [R, H] float32
+    source_ptrs_ptr,  # [R] int64 addresses of float32
+    source_sizes_ptr,  # [R]
+    value_starts_ptr,  # [R]
+    values_ptr,  # [V] float32
+    bias_ptr,  # [H] float32
+    position_table_ptr,  # [P, H] float32
+    positions_ptr,  # [R]
+    H: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    # One program: one row, one block of columns.
+    row = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    in_row = column < H
+    launch_and_wait(USE_PDL)
+
+    address = tl.load(source_ptrs_ptr + row)
+    size = tl.load(source_sizes_ptr + row)
+    start = tl.load(value_starts_ptr + row)
+    source_ptr = address.to(tl.pointer_type(tl.float32))
+    is_token = address != 0
+    is_row = is_token & (size == 0)
+
+    x = tl.load(source_ptr + column, mask=in_row & is_row, other=0.0)
+    total = tl.zeros([BLOCK_H], tl.float32)
+    for first in range(0, size, BLOCK_X):
+        j = first + tl.arange(0, BLOCK_X)
+        value = tl.load(values_ptr + start + j, mask=(j < size) & is_token, other=0.0)
+        mask = (j < size)[:, None] & in_row[None, :] & is_token
+        total += tl.sum(tl.load(source_ptr + j[:, None] * H + column[None, :], mask=mask, other=0.0) * value[:, None], 0)
+    bias = tl.load(bias_ptr + column, mask=in_row & is_token & (size > 0), other=0.0)
+
+    position = tl.load(positions_ptr + row, mask=is_token, other=0)
+    x += total + bias + tl.load(position_table_ptr + position * H + column, mask=in_row & is_token, other=0.0)
+    tl.store(out_ptr + row.to(tl.int64) * H + column, x, mask=in_row)
+
+
+def embed(
+    out: Tensor,
+    source_ptrs: Tensor,
+    source_sizes: Tensor,
+    value_starts: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    position_table: Tensor,
+    positions: Tensor,
+    *,
+    pdl: bool = False,
+) -> None:
+    """Write the embeddings of R rows.
+
+    Args:
+        out: [R, H], float32; written.
+        source_ptrs: [R], int64 device addresses; 0 is a padding row.
+        source_sizes: [R], int32; 0 for a finished row [H], X for an encoder [X, H].
+        value_starts: [R], int32, into `values`; read where source_sizes > 0.
+        values: [V], float32.
+        bias: [H], float32, added where source_sizes > 0.
+        position_table: [P, H], float32.
+        positions: [R], int32, each below P.
+        pdl: programmatic dependent launch (sm_90 or later).
+    """
+    check_dimensions("out", out, 2)
+    check_dimensions("values", values, 1)
+    check_dimensions("position_table", position_table, 2)
+    rows, hidden = out.shape
+    device = out.device
+    check("out", out, (rows, hidden), torch.float32, device)
+    check("source_ptrs", source_ptrs, (rows,), torch.int64, device)
+    check("source_sizes", source_sizes, (rows,), torch.int32, device)
+    check("value_starts", value_starts, (rows,), torch.int32, device)
+    check("values", values, (values.shape[0],), torch.float32, device)
+    check("bias", bias, (hidden,), torch.float32, device)
+    check("position_table", position_table, (position_table.shape[0], hidden), torch.float32, device)
+    check("positions", positions, (rows,), torch.int32, device)
+    block = config(hidden)
+    _embed_kernel[(rows, triton.cdiv(hidden, block.block_h))](
+        out, source_ptrs, source_sizes, value_starts, values, bias, position_table, positions,
+        H=hidden, BLOCK_H=block.block_h, BLOCK_X=block.block_x, USE_PDL=pdl,
+        num_warps=block.num_warps, launch_pdl=pdl,
+    )  # fmt: skip

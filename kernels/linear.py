@@ -1,0 +1,321 @@
+"""The linear layers of a block: LN + linear (+ gelu), LN + QKV appended to the pages, and linear added to the residual stream.
+
+norm_linear      out = act(LN(x) W^T + b)
+norm_qkv         q, k, v = LN(x) W^T; q to a buffer, k and v into the pages of the cache
+linear_residual  x += a W^T + b
+
+Weights are float32, bfloat16, float16, or int8 with a float32 scale an output; activations are rounded to the compute dtype
+(the weights', bfloat16 for int8) before a product; products accumulate in float32; x is float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .activations import gelu_new, gelu_new_reference
+from .launch import (
+    KV_DTYPES,
+    WEIGHT_DTYPES,
+    check,
+    check_dimensions,
+    check_scale,
+    compute_dtype,
+    launch_and_wait,
+    triton_dtype,
+)
+from .norm import layer_norm_reference, layer_norm_statistics
+from .projection import block_h, config, project
+
+PAGE_SIZE = 16
+_PAGE_SIZE = tl.constexpr(PAGE_SIZE)
+
+
+def dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)[:, None]
+
+
+def norm_linear_reference(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, gelu: bool
+) -> Tensor:
+    """In x's dtype, activations rounded to the weight's compute dtype unless x is float64."""
+    out = layer_norm_reference(x, norm_weight, norm_bias) @ dequantize(weight, scale, x.dtype).T
+    out = out if bias is None else out + bias
+    return gelu_new_reference(out) if gelu else out
+
+
+def norm_qkv_reference(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    kv_layer: Tensor,
+    slot_mapping: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(q, the pages with the new keys and values)."""
+    q, k, v = norm_linear_reference(x, norm_weight, norm_bias, weight, scale, None, False).chunk(3, dim=1)
+    pages, _, heads, page_size, head_dim = kv_layer.shape
+    kv_layer = kv_layer.clone()
+    for row, slot in enumerate(slot_mapping.tolist()):
+        if slot >= 0:
+            kv_layer[slot // page_size, 0, :, slot % page_size] = k[row].view(heads, head_dim).to(kv_layer.dtype)
+            kv_layer[slot // page_size, 1, :, slot % page_size] = v[row].view(heads, head_dim).to(kv_layer.dtype)
+    return q, kv_layer
+
+
+def linear_residual_reference(a: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor, x: Tensor) -> Tensor:
+    """With weight [H, K]; a transposed one is passed as its `.T`."""
+    return x + a @ dequantize(weight, scale, x.dtype).T + bias
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _norm_linear_kernel(
+    x_ptr,  # [num_rows, K] float32
+    norm_weight_ptr,  # [K]
+    norm_bias_ptr,  # [K]
+    weight_ptr,  # [N, K]
+    scale_ptr,  # [N] float32 or None
+    bias_ptr,  # [N] float32 or None
+    out_ptr,  # [num_rows, N]
+    num_rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    GELU: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    DTYPE: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    # One program: BLOCK_N outputs of BLOCK_M rows.
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    launch_and_wait(USE_PDL)
+
+    mean, rstd = layer_norm_statistics(x_ptr, rows, num_rows, K, BLOCK_H)
+    acc = project(
+        x_ptr, norm_weight_ptr, norm_bias_ptr, mean, rstd, weight_ptr, rows, num_rows, columns,
+        N, K, True, False, SPLIT_K, BLOCK_K, DTYPE,
+    )  # fmt: skip
+    if scale_ptr is not None:
+        acc *= tl.load(scale_ptr + columns, mask=columns < N, other=0.0)[None, :]
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + columns, mask=columns < N, other=0.0)[None, :]
+    if GELU:
+        acc = gelu_new(acc)
+
+    mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
+    tl.store(out_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :], acc, mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _norm_qkv_kernel(
+    x_ptr,  # [num_rows, H] float32
+    norm_weight_ptr,  # [H]
+    norm_bias_ptr,  # [H]
+    weight_ptr,  # [3 H, H]
+    scale_ptr,  # [3 H] float32 or None
+    q_out_ptr,  # [num_rows, H] float32
+    kv_layer_ptr,  # [pages, 2, H / HEAD_DIM, 16, HEAD_DIM]
+    slot_mapping_ptr,  # [num_rows], -1: write nothing
+    num_rows,
+    H: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    DTYPE: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    # One program: BLOCK_N of the 3 H outputs of BLOCK_M rows; a block may reach from q into k, or from head to head.
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    launch_and_wait(USE_PDL)
+
+    mean, rstd = layer_norm_statistics(x_ptr, rows, num_rows, H, BLOCK_H)
+    acc = project(
+        x_ptr, norm_weight_ptr, norm_bias_ptr, mean, rstd, weight_ptr, rows, num_rows, columns,
+        3 * H, H, True, False, SPLIT_K, BLOCK_K, DTYPE,
+    )  # fmt: skip
+    if scale_ptr is not None:
+        acc *= tl.load(scale_ptr + columns, mask=columns < 3 * H, other=0.0)[None, :]
+
+    in_rows = (rows < num_rows)[:, None]
+    tl.store(
+        q_out_ptr + rows.to(tl.int64)[:, None] * H + columns[None, :], acc, mask=in_rows & (columns < H)[None, :]
+    )
+
+    # kv element (page, part, head, offset, d): part 0 is k, 1 is v.
+    slot = tl.load(slot_mapping_ptr + rows, mask=rows < num_rows, other=-1)
+    part = columns // H - 1
+    head = (columns % H) // HEAD_DIM
+    d = columns % HEAD_DIM
+    page_row = (slot // _PAGE_SIZE).to(tl.int64) * (2 * H * _PAGE_SIZE) + (slot % _PAGE_SIZE) * HEAD_DIM
+    within_page = part * (H * _PAGE_SIZE) + head * (_PAGE_SIZE * HEAD_DIM) + d
+    mask = in_rows & (slot >= 0)[:, None] & ((columns >= H) & (columns < 3 * H))[None, :]
+    tl.store(kv_layer_ptr + page_row[:, None] + within_page[None, :], acc, mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _linear_residual_kernel(
+    a_ptr,  # [num_rows, K]
+    weight_ptr,  # [N, K], or with TRANSPOSED [K, N]
+    scale_ptr,  # [N] float32 or None
+    bias_ptr,  # [N] float32
+    x_ptr,  # [num_rows, N] float32, updated in place
+    num_rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    DTYPE: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    # One program: BLOCK_N outputs of BLOCK_M rows, which no other program reads or writes.
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    launch_and_wait(USE_PDL)
+
+    acc = project(
+        a_ptr, None, None, 0.0, 0.0, weight_ptr, rows, num_rows, columns,
+        N, K, False, TRANSPOSED, SPLIT_K, BLOCK_K, DTYPE,
+    )  # fmt: skip
+    if scale_ptr is not None:
+        acc *= tl.load(scale_ptr + columns, mask=columns < N, other=0.0)[None, :]
+    acc += tl.load(bias_ptr + columns, mask=columns < N, other=0.0)[None, :]
+
+    mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
+    x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
+    tl.store(x_ptrs, tl.load(x_ptrs, mask=mask, other=0.0) + acc, mask=mask)
+
+
+def norm_linear(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    *,
+    gelu: bool,
+    pdl: bool = False,
+) -> None:
+    """out = act(LN(x) weight^T * scale + bias), act = gelu_new or nothing.
+
+    Args:
+        x: [R, H], float32.
+        norm_weight, norm_bias: [H], float32.
+        weight: [N, H], a weight dtype.
+        scale: [N], float32, for int8 weights alone.
+        bias: [N], float32, or None.
+        out: [R, N], compute dtype of the weights; written.
+    """
+    check_dimensions("x", x, 2)
+    check_dimensions("weight", weight, 2)
+    (rows, hidden), outputs, device = x.shape, weight.shape[0], x.device
+    check("x", x, (rows, hidden), torch.float32, device)
+    check("norm_weight", norm_weight, (hidden,), torch.float32, device)
+    check("norm_bias", norm_bias, (hidden,), torch.float32, device)
+    check("weight", weight, (outputs, hidden), WEIGHT_DTYPES, device)
+    check_scale(weight, scale, outputs)
+    if bias is not None:
+        check("bias", bias, (outputs,), torch.float32, device)
+    dtype = compute_dtype(weight.dtype)
+    check("out", out, (rows, outputs), dtype, device)
+    tile = config(rows, outputs, weight.dtype)
+    _norm_linear_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
+        x, norm_weight, norm_bias, weight, scale, bias, out, rows,
+        N=outputs, K=hidden, GELU=gelu,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k, BLOCK_H=block_h(hidden),
+        DTYPE=triton_dtype(dtype), USE_PDL=pdl,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
+    )  # fmt: skip
+
+
+def norm_qkv(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    q_out: Tensor,
+    kv_layer: Tensor,
+    slot_mapping: Tensor,
+    *,
+    pdl: bool = False,
+) -> None:
+    """q, k, v = LN(x) weight^T * scale; q to q_out, k and v (rounded to the cache's dtype) to the slots of the rows.
+
+    Args:
+        x: [R, H], float32.
+        norm_weight, norm_bias: [H], float32.
+        weight: [3 H, H], a weight dtype: rows of q, then k, then v; head h owns rows h * head_dim.. of each third.
+        scale: [3 H], float32, for int8 weights alone.
+        q_out: [R, H], float32; written.
+        kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16; written at the rows' slots.
+        slot_mapping: [R], int32: page * 16 + offset, or -1 where nothing is kept.
+    """
+    check_dimensions("x", x, 2)
+    check_dimensions("kv_layer", kv_layer, 5)
+    (rows, hidden), device = x.shape, x.device
+    pages, _, heads, _, head_dim = kv_layer.shape
+    check("x", x, (rows, hidden), torch.float32, device)
+    check("norm_weight", norm_weight, (hidden,), torch.float32, device)
+    check("norm_bias", norm_bias, (hidden,), torch.float32, device)
+    check("weight", weight, (3 * hidden, hidden), WEIGHT_DTYPES, device)
+    check_scale(weight, scale, 3 * hidden)
+    check("q_out", q_out, (rows, hidden), torch.float32, device)
+    check("kv_layer", kv_layer, (pages, 2, heads, PAGE_SIZE, head_dim), KV_DTYPES, device)
+    if heads * head_dim != hidden:
+        raise ValueError(f"kv_layer: expected heads * head_dim = {hidden} (columns of x), got {heads} * {head_dim}")
+    check("slot_mapping", slot_mapping, (rows,), torch.int32, device)
+    tile = config(rows, 3 * hidden, weight.dtype)
+    _norm_qkv_kernel[(triton.cdiv(3 * hidden, tile.block_n), triton.cdiv(rows, tile.block_m))](
+        x, norm_weight, norm_bias, weight, scale, q_out, kv_layer, slot_mapping, rows,
+        H=hidden, HEAD_DIM=head_dim,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k, BLOCK_H=block_h(hidden),
+        DTYPE=triton_dtype(compute_dtype(weight.dtype)), USE_PDL=pdl,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
+    )  # fmt: skip
+
+
+def linear_residual(
+    a: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor, x: Tensor, *, transposed: bool, pdl: bool = False
+) -> None:
+    """x += a weight^T * scale + bias, in place.
+
+    Args:
+        a: [R, K], compute dtype of the weights, or float32.
+        weight: [H, K], or transposed: [K, H]; a weight dtype.
+        scale: [H], float32, for int8 weights alone (one an output in both layouts).
+        bias: [H], float32.
+        x: [R, H], float32; updated.
+    """
+    check_dimensions("a", a, 2)
+    check_dimensions("x", x, 2)
+    (rows, inputs), outputs, device = a.shape, x.shape[1], x.device
+    dtype = compute_dtype(weight.dtype)
+    check("a", a, (rows, inputs), (dtype, torch.float32), device)
+    check("weight", weight, (inputs, outputs) if transposed else (outputs, inputs), WEIGHT_DTYPES, device)
+    check_scale(weight, scale, outputs)
+    check("bias", bias, (outputs,), torch.float32, device)
+    check("x", x, (rows, outputs), torch.float32, device)
+    tile = config(rows, outputs, weight.dtype, transposed)
+    _linear_residual_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
+        a, weight, scale, bias, x, rows,
+        N=outputs, K=inputs, TRANSPOSED=transposed,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
+        DTYPE=triton_dtype(dtype), USE_PDL=pdl,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
+    )  # fmt: skip
