@@ -237,7 +237,8 @@ def norm_linear(
     _norm_linear_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
         x, norm_weight, norm_bias, weight, scale, bias, out, rows,
         N=outputs, K=hidden, GELU=gelu,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k, BLOCK_H=block_h(hidden),
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
+        BLOCK_H=block_h(hidden, tile.block_m),
         DTYPE=triton_dtype(dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip
@@ -284,7 +285,8 @@ def norm_qkv(
     _norm_qkv_kernel[(triton.cdiv(3 * hidden, tile.block_n), triton.cdiv(rows, tile.block_m))](
         x, norm_weight, norm_bias, weight, scale, q_out, kv_layer, slot_mapping, rows,
         H=hidden, HEAD_DIM=head_dim,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k, BLOCK_H=block_h(hidden),
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
+        BLOCK_H=block_h(hidden, tile.block_m),
         DTYPE=triton_dtype(compute_dtype(weight.dtype)), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip

@@ -40,13 +40,14 @@ def config(num_rows: int, num_outputs: int, weight_dtype: torch.dtype, transpose
     if weight_dtype == torch.float32:
         return Config(32, 64, 32, 1, 4, 2)
     if num_rows <= 256:
-        return Config(64, 64, 64, 1, 4, 4)
+        return Config(64, 32 if num_outputs < 1600 else 64, 64, 1, 4, 4)
     return Config(128, 128, 64, 1, 8, 3)
 
 
-def block_h(hidden: int) -> int:
-    """Columns at a time of the LayerNorm statistics."""
-    return min(1024, triton.next_power_of_2(hidden))
+def block_h(hidden: int, block_m: int) -> int:
+    """Columns at a time of the LayerNorm statistics: a whole row where few rows let a tile stay in registers."""
+    limit = 1024 if INTERPRETING or block_m <= SMALL_ROWS else 128
+    return min(limit, triton.next_power_of_2(hidden))
 
 
 @triton.jit

@@ -1,0 +1,82 @@
+"""What the wrappers launch, recorded instead of run, and compiled for any architecture without a GPU.
+
+`recorded()` replaces Triton's launch by a note of the kernel, its arguments and options, so that a wrapper called with CPU
+tensors of the real shapes tells exactly which variant it would run. `compile_launch` compiles such a note.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+_OPTIONS = ("num_warps", "num_stages", "launch_pdl")
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: Any  # triton.JITFunction
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.fn.__name__).strip("_").removesuffix("_kernel")
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Kernels launched inside are noted, in order, and not run."""
+    launches: list[Launch] = []
+
+    def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {key: kwargs.pop(key) for key in _OPTIONS if key in kwargs}
+        bound = kernel.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        launches.append(Launch(kernel, tuple(grid), dict(bound.arguments), options))
+
+    run = JITFunction.run
+    JITFunction.run = note
+    try:
+        yield launches
+    finally:
+        JITFunction.run = run
+
+
+def compile_launch(launch: Launch, compute_capability: int) -> Any:
+    """The compiled kernel (its `asm["cubin"]`, its `metadata`), specialised as Triton's launch would: pointers from the
+    allocator are multiples of 16 bytes."""
+    parameters = {parameter.name: parameter for parameter in launch.kernel.params}
+    names = list(parameters)
+    signature, constants, attributes = {}, {}, {}
+    for name, value in launch.arguments.items():
+        if parameters[name].is_constexpr or value is None:
+            signature[name] = "constexpr"
+            constants[name] = value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = _POINTERS[value.dtype]
+            attributes[(names.index(name),)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i32"
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = dict(launch.options)
+    if compute_capability < 90:
+        options["launch_pdl"] = False
+    return triton.compile(source, target=GPUTarget("cuda", compute_capability, 32), options=options)

@@ -1,0 +1,311 @@
+"""Attention over the paged KV cache, and the combination of its splits.
+
+out[q] = softmax_j(q . k_j) v_j over the keys j with p - window < j <= p, where p = context_len + i is the index of query i of
+its session. No 1 / sqrt(head_dim): GPT-Neo omits it. Key j of a session lies in slot j + start_offset of its page list.
+
+Scores and the softmax are float32; q and the probabilities are rounded to the cache's dtype for the products.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import KV_DTYPES, INTERPRETING, check, check_dimensions, launch_and_wait, triton_dtype
+
+PAGE_SIZE = 16
+_PAGE_SIZE = tl.constexpr(PAGE_SIZE)
+_NO_KEY = tl.constexpr(float("-inf"))
+
+
+def paged_attention_reference(
+    q: Tensor,
+    kv_layer: Tensor,
+    page_table: Tensor,
+    query_start: Tensor,
+    context_lens: Tensor,
+    start_offsets: Tensor,
+    window: int,
+) -> Tensor:
+    """[R, H] in q's dtype; rows of no session are NaN."""
+    heads, head_dim = kv_layer.shape[2], kv_layer.shape[4]
+    out = torch.full_like(q, torch.nan)
+    for session in range(len(context_lens)):
+        first, end = int(query_start[session]), int(query_start[session + 1])
+        if first == end:
+            continue
+        context = int(context_lens[session])
+        slot = torch.arange(context + end - first) + int(start_offsets[session])
+        pages = page_table[session, slot // PAGE_SIZE].long()
+        k, v = kv_layer[pages, :, :, slot % PAGE_SIZE].to(q.dtype).unbind(1)  # [keys, heads, head_dim]
+        age = torch.arange(context, context + end - first)[:, None] - torch.arange(len(slot))
+        scores = torch.einsum("thd,khd->htk", q[first:end].view(-1, heads, head_dim), k)
+        scores = scores.masked_fill((age < 0) | (age >= window), -torch.inf)
+        out[first:end] = torch.einsum("htk,khd->thd", scores.softmax(-1), v).flatten(1)
+    return out
+
+
+def combine_splits_reference(partial: Tensor, partial_max: Tensor, partial_sum: Tensor) -> Tensor:
+    """sum_s exp(max_s - max) partial_s / sum_s exp(max_s - max) sum_s: [num_splits, R, heads, head_dim] -> [R, H]."""
+    weight = (partial_max - partial_max.amax(0)).exp()
+    return ((weight[..., None] * partial).sum(0) / (weight * partial_sum).sum(0)[..., None]).flatten(1)
+
+
+class Config(NamedTuple):
+    block_q: int
+    block_keys: int
+    num_warps: int
+    num_stages: int
+
+
+def config(max_queries: int, head_dim: int, kv_dtype: torch.dtype) -> Config:
+    block_q = 16 if max_queries <= 16 else 64
+    if INTERPRETING:
+        return Config(16 if max_queries <= 16 else 32, 64, 1, 1)
+    if kv_dtype == torch.float32:
+        return Config(min(block_q, 32), 32 if head_dim > 64 else 64, 4, 2)
+    return Config(block_q, 64, 4, 3 if head_dim <= 64 else 2)
+
+
+@triton.jit(do_not_specialize=["num_rows", "pages_per_session", "window"])
+def _paged_attention_kernel(
+    q_ptr,  # [R, HEADS * HEAD_DIM] float32
+    kv_layer_ptr,  # [pages, 2, HEADS, 16, HEAD_DIM]
+    page_table_ptr,  # [S, pages_per_session]
+    query_start_ptr,  # [S + 1]
+    context_lens_ptr,  # [S]
+    start_offsets_ptr,  # [S]
+    out_ptr,  # [R, HEADS * HEAD_DIM], with NUM_SPLITS == 1
+    partial_ptr,  # [NUM_SPLITS, R, HEADS, HEAD_DIM] float32, with NUM_SPLITS > 1
+    partial_max_ptr,  # [NUM_SPLITS, R, HEADS] float32
+    partial_sum_ptr,  # [NUM_SPLITS, R, HEADS] float32
+    num_rows,
+    pages_per_session,
+    window,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DTYPE: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    # One program: one head of one session, one block of its queries, one contiguous range of the blocks of keys they see.
+    session = tl.program_id(0) // HEADS
+    head = tl.program_id(0) % HEADS
+    split = tl.program_id(1)
+    first_query = tl.program_id(2) * BLOCK_Q
+    launch_and_wait(USE_PDL)
+
+    first_row = tl.load(query_start_ptr + session)
+    num_queries = tl.load(query_start_ptr + session + 1) - first_row
+    if first_query >= num_queries:
+        return
+    context = tl.load(context_lens_ptr + session)
+    start_offset = tl.load(start_offsets_ptr + session)
+
+    d = tl.arange(0, BLOCK_D)
+    i = first_query + tl.arange(0, BLOCK_Q)
+    in_queries = i < num_queries
+    row = first_row + i
+    row_d = row.to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + d[None, :]
+    mask_d = in_queries[:, None] & (d < HEAD_DIM)[None, :]
+    q = tl.load(q_ptr + row_d, mask=mask_d, other=0.0).to(DTYPE)
+    position = context + i  # key index of the query itself
+
+    # Slots of the keys that any query of this block sees, in whole blocks from slot 0; this split's share of the blocks.
+    first_slot = tl.maximum(context + first_query - window + 1, 0) + start_offset
+    end_slot = context + tl.minimum(first_query + BLOCK_Q, num_queries) + start_offset
+    first_block = first_slot // BLOCK_KEYS
+    num_blocks = tl.cdiv(end_slot, BLOCK_KEYS) - first_block
+    blocks_per_split = tl.cdiv(num_blocks, NUM_SPLITS)
+    begin = first_block + split * blocks_per_split
+    end = first_block + tl.minimum((split + 1) * blocks_per_split, num_blocks)
+
+    running_max = tl.full([BLOCK_Q], _NO_KEY, tl.float32)
+    running_sum = tl.zeros([BLOCK_Q], tl.float32)
+    acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    for block in range(begin, end):
+        slot = block * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+        # Slots outside hold other tokens' or no numbers: never read, so that not even a NaN can enter a product with 0.
+        in_slots = (slot >= first_slot) & (slot < end_slot)
+        page = tl.load(page_table_ptr + session * pages_per_session + slot // _PAGE_SIZE, mask=in_slots, other=0)
+        page_start = page.to(tl.int64) * (2 * HEADS * _PAGE_SIZE * HEAD_DIM) + head * (_PAGE_SIZE * HEAD_DIM)
+        key_ptr = kv_layer_ptr + page_start[:, None] + ((slot % _PAGE_SIZE) * HEAD_DIM)[:, None] + d[None, :]
+        mask = in_slots[:, None] & (d < HEAD_DIM)[None, :]
+        k = tl.load(key_ptr, mask=mask, other=0.0)
+        v = tl.load(key_ptr + HEADS * _PAGE_SIZE * HEAD_DIM, mask=mask, other=0.0)
+
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        age = position[:, None] - (slot - start_offset)[None, :]
+        scores = tl.where((age >= 0) & (age < window) & in_slots[None, :], scores, _NO_KEY)
+
+        # A query may see no key of this block, or none so far: its maximum is then -inf, which must not meet itself.
+        new_max = tl.maximum(running_max, tl.max(scores, 1))
+        finite_max = tl.where(new_max == _NO_KEY, 0.0, new_max)
+        probability = tl.exp(scores - finite_max[:, None])
+        correction = tl.exp(running_max - finite_max)
+        running_sum = running_sum * correction + tl.sum(probability, 1)
+        acc = tl.dot(probability.to(DTYPE), v, acc * correction[:, None], input_precision="ieee")
+        running_max = new_max
+
+    if NUM_SPLITS == 1:
+        tl.store(out_ptr + row_d, acc / tl.where(running_sum == 0.0, 1.0, running_sum)[:, None], mask=mask_d)
+    else:
+        offset = split.to(tl.int64) * num_rows
+        tl.store(partial_ptr + offset * (HEADS * HEAD_DIM) + row_d, acc, mask=mask_d)
+        row_head = (offset + row) * HEADS + head
+        tl.store(partial_max_ptr + row_head, running_max, mask=in_queries)
+        tl.store(partial_sum_ptr + row_head, running_sum, mask=in_queries)
+
+
+@triton.jit
+def combined(partial_ptr, partial_max_ptr, partial_sum_ptr, row, column, mask, num_rows, HEADS: tl.constexpr,
+             HEAD_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr):  # fmt: skip
+    """The normalised attention result at the (row, column) of two tensors that broadcast to `mask`: float32."""
+    row_head = row * HEADS + column // HEAD_DIM
+    stride = num_rows * HEADS
+    largest = tl.load(partial_max_ptr + row_head, mask=mask, other=0.0)
+    for split in tl.static_range(1, NUM_SPLITS):
+        largest = tl.maximum(largest, tl.load(partial_max_ptr + split * stride + row_head, mask=mask, other=0.0))
+    total = tl.zeros_like(largest)
+    weighted = tl.zeros_like(largest)
+    for split in tl.static_range(NUM_SPLITS):
+        # An empty split has maximum -inf and weighs exp(-inf) = 0; every row sees at least its own key.
+        weight = tl.exp(tl.load(partial_max_ptr + split * stride + row_head, mask=mask, other=0.0) - largest)
+        total += weight * tl.load(partial_sum_ptr + split * stride + row_head, mask=mask, other=1.0)
+        source = partial_ptr + (split * stride + row * HEADS) * HEAD_DIM + column
+        weighted += weight * tl.load(source, mask=mask, other=0.0)
+    return weighted / total
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _combine_splits_kernel(
+    partial_ptr,  # [NUM_SPLITS, num_rows, HEADS, HEAD_DIM] float32
+    partial_max_ptr,  # [NUM_SPLITS, num_rows, HEADS] float32
+    partial_sum_ptr,  # [NUM_SPLITS, num_rows, HEADS] float32
+    out_ptr,  # [num_rows, HEADS * HEAD_DIM]
+    num_rows,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    # One program: one row, one block of columns.
+    row = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < HEADS * HEAD_DIM
+    launch_and_wait(USE_PDL)
+
+    out = combined(
+        partial_ptr, partial_max_ptr, partial_sum_ptr, row, column, mask, num_rows, HEADS, HEAD_DIM, NUM_SPLITS
+    )
+    tl.store(out_ptr + row.to(tl.int64) * (HEADS * HEAD_DIM) + column, out, mask=mask)
+
+
+def check_partials(partial: Tensor | None, partial_max: Tensor | None, partial_sum: Tensor | None) -> None:
+    """[num_splits, R, heads, head_dim] and twice [num_splits, R, heads], float32."""
+    for name, tensor in (("partial", partial), ("partial_max", partial_max), ("partial_sum", partial_sum)):
+        if tensor is None:
+            raise ValueError(f"{name}: expected a tensor for more than one split, got None")
+    assert partial is not None and partial_max is not None and partial_sum is not None
+    check_dimensions("partial", partial, 4)
+    check("partial", partial, tuple(partial.shape), torch.float32, partial.device)
+    check("partial_max", partial_max, tuple(partial.shape[:3]), torch.float32, partial.device)
+    check("partial_sum", partial_sum, tuple(partial.shape[:3]), torch.float32, partial.device)
+    if partial.numel() >= 2**31:
+        raise ValueError(f"partial: expected fewer than 2^31 elements, got {partial.numel()}; use fewer splits")
+
+
+def paged_attention(
+    q: Tensor,
+    kv_layer: Tensor,
+    page_table: Tensor,
+    query_start: Tensor,
+    context_lens: Tensor,
+    start_offsets: Tensor,
+    window: int,
+    out: Tensor,
+    *,
+    max_queries: int,
+    num_splits: int = 1,
+    partial: Tensor | None = None,
+    partial_max: Tensor | None = None,
+    partial_sum: Tensor | None = None,
+    pdl: bool = False,
+) -> None:
+    """Attention of all sessions' new tokens. Rows that no session owns are not written.
+
+    Args:
+        q: [R, H], float32.
+        kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16, with the new tokens' keys and values in it.
+        page_table: [S, P], int32. Entries behind a session's last page are not read.
+        query_start: [S + 1], int32: session s owns rows query_start[s] .. query_start[s + 1] - 1; none is a padding session.
+        context_lens: [S], int32: tokens a session had before its new ones.
+        start_offsets: [S], int32: slot of key 0 in the session's first page.
+        window: keys a query sees, itself among them; max_position_embeddings for a global layer.
+        out: [R, H], float32, bfloat16 or float16; written when num_splits is 1, else untouched.
+        max_queries: most rows a session may have in this launch.
+        num_splits: ranges the visible keys of a session are divided into.
+        partial: [num_splits, R, heads, head_dim], float32: sums of exp(score - max) v; written when num_splits > 1.
+        partial_max, partial_sum: [num_splits, R, heads], float32: the max, and the sum of exp(score - max). A range without
+            keys has max -inf, sum 0.
+    """
+    check_dimensions("q", q, 2)
+    check_dimensions("kv_layer", kv_layer, 5)
+    check_dimensions("page_table", page_table, 2)
+    (rows, hidden), (sessions, pages_per_session), device = q.shape, page_table.shape, q.device
+    pages, _, heads, _, head_dim = kv_layer.shape
+    check("q", q, (rows, hidden), torch.float32, device)
+    check("kv_layer", kv_layer, (pages, 2, heads, PAGE_SIZE, head_dim), KV_DTYPES, device)
+    if heads * head_dim != hidden:
+        raise ValueError(f"kv_layer: expected heads * head_dim = {hidden} (columns of q), got {heads} * {head_dim}")
+    if not 16 <= head_dim <= 128:
+        raise ValueError(f"kv_layer: expected head_dim 16 to 128, got {head_dim}")
+    check("page_table", page_table, (sessions, pages_per_session), torch.int32, device)
+    check("query_start", query_start, (sessions + 1,), torch.int32, device)
+    check("context_lens", context_lens, (sessions,), torch.int32, device)
+    check("start_offsets", start_offsets, (sessions,), torch.int32, device)
+    check("out", out, (rows, hidden), KV_DTYPES, device)
+    for name, value in (("window", window), ("max_queries", max_queries), ("num_splits", num_splits)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if num_splits > 1:
+        check_partials(partial, partial_max, partial_sum)
+        assert partial is not None
+        check("partial", partial, (num_splits, rows, heads, head_dim), torch.float32, device)
+    tile = config(max_queries, head_dim, kv_layer.dtype)
+    _paged_attention_kernel[(sessions * heads, num_splits, triton.cdiv(max_queries, tile.block_q))](
+        q, kv_layer, page_table, query_start, context_lens, start_offsets, out, partial, partial_max, partial_sum,
+        rows, pages_per_session, window,
+        HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=num_splits,
+        BLOCK_Q=tile.block_q, BLOCK_KEYS=tile.block_keys, BLOCK_D=triton.next_power_of_2(head_dim),
+        DTYPE=triton_dtype(kv_layer.dtype), USE_PDL=pdl,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
+    )  # fmt: skip
+
+
+def combine_splits(
+    partial: Tensor, partial_max: Tensor, partial_sum: Tensor, out: Tensor, *, pdl: bool = False
+) -> None:
+    """out [R, H] = the normalised result of the splits `paged_attention` wrote. Rows of no session hold anything.
+
+    Args:
+        partial, partial_max, partial_sum: as in `paged_attention`.
+        out: [R, H], float32, bfloat16 or float16; written.
+    """
+    check_partials(partial, partial_max, partial_sum)
+    splits, rows, heads, head_dim = partial.shape
+    check("out", out, (rows, heads * head_dim), KV_DTYPES, partial.device)
+    block = triton.next_power_of_2(heads * head_dim) if INTERPRETING else 256
+    _combine_splits_kernel[(rows, triton.cdiv(heads * head_dim, block))](
+        partial, partial_max, partial_sum, out, rows,
+        HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=splits, BLOCK=block, USE_PDL=pdl,
+        num_warps=4, launch_pdl=pdl,
+    )  # fmt: skip

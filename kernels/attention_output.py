@@ -1,0 +1,121 @@
+"""The output projection of attention with the combination of its splits fused into the loads: x += combine(partials) W^T + b.
+
+For steps of few rows, where a launch costs more than combining the splits again in every program. With one split the result of
+`paged_attention` goes through `linear_residual` instead.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention import check_partials, combine_splits_reference, combined
+from .launch import WEIGHT_DTYPES, check, check_scale, compute_dtype, launch_and_wait, triton_dtype
+from .linear import linear_residual_reference
+from .projection import SMALL_ROWS, config
+
+
+def combine_out_proj_reference(
+    partial: Tensor,
+    partial_max: Tensor,
+    partial_sum: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor,
+    x: Tensor,
+) -> Tensor:
+    combined = combine_splits_reference(partial, partial_max, partial_sum)
+    return linear_residual_reference(combined, weight, scale, bias, x)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _combine_out_proj_kernel(
+    partial_ptr,  # [NUM_SPLITS, num_rows, HEADS, HEAD_DIM] float32
+    partial_max_ptr,  # [NUM_SPLITS, num_rows, HEADS] float32
+    partial_sum_ptr,  # [NUM_SPLITS, num_rows, HEADS] float32
+    weight_ptr,  # [N, HEADS * HEAD_DIM]
+    scale_ptr,  # [N] float32 or None
+    bias_ptr,  # [N] float32
+    x_ptr,  # [num_rows, N] float32, updated in place
+    num_rows,
+    N: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    DTYPE: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    # One program: BLOCK_N outputs of all rows; K is split over warps as in `project`.
+    K: tl.constexpr = HEADS * HEAD_DIM
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.arange(0, BLOCK_M)
+    launch_and_wait(USE_PDL)
+
+    part = tl.arange(0, SPLIT_K)[:, None, None] * BLOCK_K
+    parts = tl.zeros([SPLIT_K, BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, K, SPLIT_K * BLOCK_K):
+        k_w = start + part + tl.arange(0, BLOCK_K)[None, :, None]
+        w_mask = (columns < N)[None, None, :] & (k_w < K)
+        w = tl.load(weight_ptr + columns[None, None, :] * K + k_w, mask=w_mask, other=0.0)
+        k_a = start + part + tl.arange(0, BLOCK_K)[None, None, :]
+        a_mask = (rows < num_rows)[None, :, None] & (k_a < K)
+        a = combined(
+            partial_ptr, partial_max_ptr, partial_sum_ptr, rows[None, :, None], k_a, a_mask, num_rows,
+            HEADS, HEAD_DIM, NUM_SPLITS,
+        )  # fmt: skip
+        parts = tl.dot(a.to(DTYPE), w.to(DTYPE), parts, input_precision="ieee")
+    acc = tl.sum(parts, 0)
+    if scale_ptr is not None:
+        acc *= tl.load(scale_ptr + columns, mask=columns < N, other=0.0)[None, :]
+    acc += tl.load(bias_ptr + columns, mask=columns < N, other=0.0)[None, :]
+
+    mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
+    x_ptrs = x_ptr + rows[:, None] * N + columns[None, :]
+    tl.store(x_ptrs, tl.load(x_ptrs, mask=mask, other=0.0) + acc, mask=mask)
+
+
+def combine_out_proj(
+    partial: Tensor,
+    partial_max: Tensor,
+    partial_sum: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor,
+    x: Tensor,
+    *,
+    pdl: bool = False,
+) -> None:
+    """x += combine(partials) weight^T * scale + bias, in place, for at most 16 rows.
+
+    Args:
+        partial: [num_splits, R, heads, head_dim], float32; partial_max, partial_sum: [num_splits, R, heads], float32; all as
+            `paged_attention` writes them.
+        weight: [H, heads * head_dim], a weight dtype.
+        scale: [H], float32, for int8 weights alone.
+        bias: [H], float32.
+        x: [R, H], float32; updated. Rows of no session become anything.
+    """
+    check_partials(partial, partial_max, partial_sum)
+    splits, rows, heads, head_dim = partial.shape
+    hidden, device = heads * head_dim, partial.device
+    if rows > SMALL_ROWS:
+        raise ValueError(f"partial: expected at most {SMALL_ROWS} rows, got {rows}; use combine_splits, linear_residual")
+    outputs = weight.shape[0]
+    check("weight", weight, (outputs, hidden), WEIGHT_DTYPES, device)
+    check_scale(weight, scale, outputs)
+    check("bias", bias, (outputs,), torch.float32, device)
+    check("x", x, (rows, outputs), torch.float32, device)
+    tile = config(rows, outputs, weight.dtype)
+    _combine_out_proj_kernel[(triton.cdiv(outputs, tile.block_n),)](
+        partial, partial_max, partial_sum, weight, scale, bias, x, rows,
+        N=outputs, HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=splits,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
+        DTYPE=triton_dtype(compute_dtype(weight.dtype)), USE_PDL=pdl,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
+    )  # fmt: skip

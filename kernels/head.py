@@ -1,0 +1,216 @@
+"""The head of a step: final LayerNorm of each session's last row, its own rows of a decoder, and the choice of an action.
+
+out[s, n] = LN(x[last row of s]) . head_s[n] + head_bias_s[n]
+choice[s] = argmax_n(out[s, n] - log_noise[s, n])  with noise (a sample of softmax(out[s]) when the noise is exponential),
+            argmax_n out[s, n]                     without; the lowest index among equals
+finite[s] = 1 if all of out[s, :n] are finite, else 0 (choice[s] then means nothing but is an index below n)
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import INTERPRETING, check, check_dimensions, launch_and_wait
+from .norm import layer_norm_reference, layer_norm_statistics
+
+SINGLE_CAPACITY = 512
+"""Up to this many outputs one program does a session; beyond, a program does this many and a second kernel chooses."""
+_FAR = tl.constexpr(2**31 - 1)
+
+
+def head_reference(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    query_start: Tensor,
+    heads: list[tuple[Tensor, Tensor | None]],
+    log_noise: Tensor,
+    has_noise: Tensor,
+) -> list[tuple[Tensor, int, bool] | None]:
+    """(out[s, :n], choice, finite) a session, None for a padding session; `heads` are (rows [n, H], bias [n] or None)."""
+    answers: list[tuple[Tensor, int, bool] | None] = []
+    for session, (weight, bias) in enumerate(heads):
+        end = int(query_start[session + 1])
+        if end == int(query_start[session]):
+            answers.append(None)
+            continue
+        out = weight.to(x.dtype) @ layer_norm_reference(x[end - 1], norm_weight, norm_bias)
+        out = out if bias is None else out + bias.to(x.dtype)
+        scores = out - log_noise[session, : len(out)].to(x.dtype) if has_noise[session] else out
+        answers.append((out, int(scores.argmax()), bool(out.isfinite().all())))
+    return answers
+
+
+@triton.jit
+def _best(scores, n, valid, best_score, best):
+    """The better of (best_score, best) and the highest of `scores`, the lowest index among equals. NaN never wins."""
+    scores = tl.where(valid & (scores == scores), scores, float("-inf"))
+    highest = tl.max(scores, 0)
+    first = tl.min(tl.where(scores == highest, n, _FAR), 0)
+    better = highest > best_score
+    return tl.where(better, highest, best_score), tl.where(better, first, best)
+
+
+@triton.jit(do_not_specialize=["capacity"])
+def _head_kernel(
+    x_ptr,  # [R, H] float32
+    norm_weight_ptr,  # [H]
+    norm_bias_ptr,  # [H]
+    query_start_ptr,  # [S + 1]
+    head_ptrs_ptr,  # [S] int64 addresses of float32 [n, H]
+    head_bias_ptrs_ptr,  # [S] int64 addresses of float32 [n], or 0
+    head_sizes_ptr,  # [S]
+    log_noise_ptr,  # [S, capacity] float32
+    has_noise_ptr,  # [S]
+    out_ptr,  # [S, capacity] float32
+    choice_ptr,  # [S]
+    finite_ptr,  # [S]
+    capacity,
+    H: tl.constexpr,
+    CHOOSE: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    STATISTICS_H: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    # One program: OUTPUTS outputs of one session, BLOCK_N at a time; with CHOOSE these are all and it chooses as well.
+    session = tl.program_id(0)
+    launch_and_wait(USE_PDL)
+    end_row = tl.load(query_start_ptr + session + 1)
+    if end_row == tl.load(query_start_ptr + session):
+        return
+    size = tl.load(head_sizes_ptr + session)
+    first_output = tl.program_id(1) * OUTPUTS
+    end_output = tl.minimum(first_output + OUTPUTS, size)
+    head_ptr = tl.load(head_ptrs_ptr + session).to(tl.pointer_type(tl.float32))
+    bias_address = tl.load(head_bias_ptrs_ptr + session)
+    bias_ptr = bias_address.to(tl.pointer_type(tl.float32))
+    noisy = tl.load(has_noise_ptr + session) != 0
+
+    row = end_row - 1 + tl.arange(0, 1)
+    mean, rstd = layer_norm_statistics(x_ptr, row, end_row, H, STATISTICS_H)
+    best_score = tl.full([], float("-inf"), tl.float32)
+    best = tl.full([], 0, tl.int32)
+    num_finite = tl.full([], 0, tl.int32)
+    for first in range(first_output, end_output, BLOCK_N):
+        n = first + tl.arange(0, BLOCK_N)
+        valid = n < end_output
+        out = tl.load(bias_ptr + n, mask=valid & (bias_address != 0), other=0.0)
+        for start in range(0, H, BLOCK_H):
+            column = start + tl.arange(0, BLOCK_H)[None, :]
+            in_row = column < H
+            x = tl.load(x_ptr + row.to(tl.int64)[:, None] * H + column, mask=in_row, other=0.0)
+            norm_weight = tl.load(norm_weight_ptr + column, mask=in_row, other=0.0)
+            norm_bias = tl.load(norm_bias_ptr + column, mask=in_row, other=0.0)
+            hidden = (x - mean[:, None]) * rstd[:, None] * norm_weight + norm_bias
+            weight = tl.load(head_ptr + n[:, None] * H + column, mask=valid[:, None] & in_row, other=0.0)
+            out += tl.sum(weight * hidden, 1)
+        tl.store(out_ptr + session * capacity + n, out, mask=valid)
+        if CHOOSE:
+            noise = tl.load(log_noise_ptr + session * capacity + n, mask=valid & noisy, other=0.0)
+            best_score, best = _best(out - noise, n, valid, best_score, best)
+            num_finite += tl.sum((valid & (tl.abs(out) < float("inf"))).to(tl.int32), 0)
+    if CHOOSE:
+        tl.store(choice_ptr + session, best)
+        tl.store(finite_ptr + session, (num_finite == size).to(tl.int32))
+
+
+@triton.jit(do_not_specialize=["capacity"])
+def _choose_kernel(
+    query_start_ptr,  # [S + 1]
+    head_sizes_ptr,  # [S]
+    log_noise_ptr,  # [S, capacity] float32
+    has_noise_ptr,  # [S]
+    out_ptr,  # [S, capacity] float32, read
+    choice_ptr,  # [S]
+    finite_ptr,  # [S]
+    capacity,
+    BLOCK_N: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    # One program: one session.
+    session = tl.program_id(0)
+    launch_and_wait(USE_PDL)
+    if tl.load(query_start_ptr + session + 1) == tl.load(query_start_ptr + session):
+        return
+    size = tl.load(head_sizes_ptr + session)
+    noisy = tl.load(has_noise_ptr + session) != 0
+    best_score = tl.full([], float("-inf"), tl.float32)
+    best = tl.full([], 0, tl.int32)
+    num_finite = tl.full([], 0, tl.int32)
+    for first in range(0, size, BLOCK_N):
+        n = first + tl.arange(0, BLOCK_N)
+        valid = n < size
+        out = tl.load(out_ptr + session * capacity + n, mask=valid, other=0.0)
+        noise = tl.load(log_noise_ptr + session * capacity + n, mask=valid & noisy, other=0.0)
+        best_score, best = _best(out - noise, n, valid, best_score, best)
+        num_finite += tl.sum((valid & (tl.abs(out) < float("inf"))).to(tl.int32), 0)
+    tl.store(choice_ptr + session, best)
+    tl.store(finite_ptr + session, (num_finite == size).to(tl.int32))
+
+
+def head(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    query_start: Tensor,
+    head_ptrs: Tensor,
+    head_bias_ptrs: Tensor,
+    head_sizes: Tensor,
+    log_noise: Tensor,
+    has_noise: Tensor,
+    out: Tensor,
+    choice: Tensor,
+    finite: Tensor,
+    *,
+    pdl: bool = False,
+) -> None:
+    """Predictions and choices of S sessions. Nothing is written for a padding session, nor behind a session's n outputs.
+
+    Args:
+        x: [R, H], float32: the residual stream after the last block.
+        norm_weight, norm_bias: [H], float32, of the final LayerNorm.
+        query_start: [S + 1], int32: a session's last row is query_start[s + 1] - 1; no rows: a padding session.
+        head_ptrs: [S], int64: device addresses of float32 [n, H].
+        head_bias_ptrs: [S], int64: device addresses of float32 [n]; 0 for no bias.
+        head_sizes: [S], int32: n, at most capacity.
+        log_noise: [S, capacity], float32; read where has_noise.
+        has_noise: [S], int32.
+        out: [S, capacity], float32; written.
+        choice, finite: [S], int32; written.
+    """
+    check_dimensions("x", x, 2)
+    check_dimensions("out", out, 2)
+    (rows, hidden), (sessions, capacity), device = x.shape, out.shape, x.device
+    check("x", x, (rows, hidden), torch.float32, device)
+    check("norm_weight", norm_weight, (hidden,), torch.float32, device)
+    check("norm_bias", norm_bias, (hidden,), torch.float32, device)
+    check("query_start", query_start, (sessions + 1,), torch.int32, device)
+    check("head_ptrs", head_ptrs, (sessions,), torch.int64, device)
+    check("head_bias_ptrs", head_bias_ptrs, (sessions,), torch.int64, device)
+    check("head_sizes", head_sizes, (sessions,), torch.int32, device)
+    check("log_noise", log_noise, (sessions, capacity), torch.float32, device)
+    check("has_noise", has_noise, (sessions,), torch.int32, device)
+    check("out", out, (sessions, capacity), torch.float32, device)
+    check("choice", choice, (sessions,), torch.int32, device)
+    check("finite", finite, (sessions,), torch.int32, device)
+    # A long head is memory traffic: as many programs as it takes to use the whole memory system.
+    single = capacity <= SINGLE_CAPACITY
+    outputs = SINGLE_CAPACITY if single or INTERPRETING else 64
+    block_n = 512 if INTERPRETING else 32
+    _head_kernel[(sessions, 1 if single else triton.cdiv(capacity, outputs))](
+        x, norm_weight, norm_bias, query_start, head_ptrs, head_bias_ptrs, head_sizes, log_noise, has_noise,
+        out, choice, finite, capacity,
+        H=hidden, CHOOSE=single, OUTPUTS=outputs, BLOCK_N=block_n,
+        BLOCK_H=min(256, triton.next_power_of_2(hidden)), STATISTICS_H=min(1024, triton.next_power_of_2(hidden)),
+        USE_PDL=pdl, num_warps=8, launch_pdl=pdl,
+    )  # fmt: skip
+    if not single:
+        _choose_kernel[(sessions,)](
+            query_start, head_sizes, log_noise, has_noise, out, choice, finite, capacity,
+            BLOCK_N=1024, USE_PDL=pdl, num_warps=4, launch_pdl=pdl,
+        )  # fmt: skip
