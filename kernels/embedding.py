@@ -81,19 +81,23 @@ def _embed_kernel(
     start = tl.load(value_starts_ptr + row)
     source_ptr = address.to(tl.pointer_type(tl.float32))
     is_token = address != 0
-    is_row = is_token & (size == 0)
+    # Conditions on the row are limits of its columns: the interpreter takes no scalar as part of a mask.
+    row_end = tl.where(is_token & (size == 0), H, 0)
+    size = tl.where(is_token, size, 0)
+    token_end = tl.where(is_token, H, 0)
+    bias_end = tl.where(size > 0, H, 0)
 
-    x = tl.load(source_ptr + column, mask=in_row & is_row, other=0.0)
+    x = tl.load(source_ptr + column, mask=column < row_end, other=0.0)
     total = tl.zeros([BLOCK_H], tl.float32)
     for first in range(0, size, BLOCK_X):
         j = first + tl.arange(0, BLOCK_X)
-        value = tl.load(values_ptr + start + j, mask=(j < size) & is_token, other=0.0)
-        mask = (j < size)[:, None] & in_row[None, :] & is_token
+        value = tl.load(values_ptr + start + j, mask=j < size, other=0.0)
+        mask = (j < size)[:, None] & in_row[None, :]
         total += tl.sum(tl.load(source_ptr + j[:, None] * H + column[None, :], mask=mask, other=0.0) * value[:, None], 0)
-    bias = tl.load(bias_ptr + column, mask=in_row & is_token & (size > 0), other=0.0)
+    bias = tl.load(bias_ptr + column, mask=column < bias_end, other=0.0)
 
     position = tl.load(positions_ptr + row, mask=is_token, other=0)
-    x += total + bias + tl.load(position_table_ptr + position * H + column, mask=in_row & is_token, other=0.0)
+    x += total + bias + tl.load(position_table_ptr + position * H + column, mask=column < token_end, other=0.0)
     tl.store(out_ptr + row.to(tl.int64) * H + column, x, mask=in_row)
 
 

@@ -89,7 +89,9 @@ def _head_kernel(
     head_ptr = tl.load(head_ptrs_ptr + session).to(tl.pointer_type(tl.float32))
     bias_address = tl.load(head_bias_ptrs_ptr + session)
     bias_ptr = bias_address.to(tl.pointer_type(tl.float32))
-    noisy = tl.load(has_noise_ptr + session) != 0
+    # Scalars limit the outputs that have a bias and noise: the interpreter takes no scalar as part of a mask.
+    bias_end = tl.where(bias_address != 0, end_output, 0)
+    noise_end = tl.where(tl.load(has_noise_ptr + session) != 0, end_output, 0)
 
     row = end_row - 1 + tl.arange(0, 1)
     mean, rstd = layer_norm_statistics(x_ptr, row, end_row, H, STATISTICS_H)
@@ -99,7 +101,7 @@ def _head_kernel(
     for first in range(first_output, end_output, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
         valid = n < end_output
-        out = tl.load(bias_ptr + n, mask=valid & (bias_address != 0), other=0.0)
+        out = tl.load(bias_ptr + n, mask=n < bias_end, other=0.0)
         for start in range(0, H, BLOCK_H):
             column = start + tl.arange(0, BLOCK_H)[None, :]
             in_row = column < H
@@ -111,7 +113,7 @@ def _head_kernel(
             out += tl.sum(weight * hidden, 1)
         tl.store(out_ptr + session * capacity + n, out, mask=valid)
         if CHOOSE:
-            noise = tl.load(log_noise_ptr + session * capacity + n, mask=valid & noisy, other=0.0)
+            noise = tl.load(log_noise_ptr + session * capacity + n, mask=n < noise_end, other=0.0)
             best_score, best = _best(out - noise, n, valid, best_score, best)
             num_finite += tl.sum((valid & (tl.abs(out) < float("inf"))).to(tl.int32), 0)
     if CHOOSE:
@@ -138,7 +140,7 @@ def _choose_kernel(
     if tl.load(query_start_ptr + session + 1) == tl.load(query_start_ptr + session):
         return
     size = tl.load(head_sizes_ptr + session)
-    noisy = tl.load(has_noise_ptr + session) != 0
+    noise_end = tl.where(tl.load(has_noise_ptr + session) != 0, size, 0)
     best_score = tl.full([], float("-inf"), tl.float32)
     best = tl.full([], 0, tl.int32)
     num_finite = tl.full([], 0, tl.int32)
@@ -146,7 +148,7 @@ def _choose_kernel(
         n = first + tl.arange(0, BLOCK_N)
         valid = n < size
         out = tl.load(out_ptr + session * capacity + n, mask=valid, other=0.0)
-        noise = tl.load(log_noise_ptr + session * capacity + n, mask=valid & noisy, other=0.0)
+        noise = tl.load(log_noise_ptr + session * capacity + n, mask=n < noise_end, other=0.0)
         best_score, best = _best(out - noise, n, valid, best_score, best)
         num_finite += tl.sum((valid & (tl.abs(out) < float("inf"))).to(tl.int32), 0)
     tl.store(choice_ptr + session, best)

@@ -1,0 +1,83 @@
+"""What the kernel tests share: device, dtypes, random and poisoned tensors, and how a result is judged.
+
+Without a GPU kernels run in Triton's interpreter (conftest.py sets TRITON_INTERPRET), in float32 and int8; its bfloat16 products
+are wrong. On a GPU they are compiled, and the half-precision variants run as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda", torch.cuda.current_device()) if HAS_GPU else torch.device("cpu")
+
+_GPU = (pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU"))
+HALVES = [pytest.param(dtype, marks=_GPU, id=str(dtype)[6:]) for dtype in (torch.bfloat16, torch.float16)]
+FLOAT32 = pytest.param(torch.float32, id="float32")
+INT8 = pytest.param(torch.int8, id="int8")
+WEIGHT_DTYPES = [FLOAT32, INT8, *HALVES]
+CACHE_DTYPES = [FLOAT32, *HALVES]
+
+
+class Random:
+    """Random tensors on DEVICE from one seed."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+        return (torch.randn(shape, generator=self._generator) * scale).to(DEVICE, dtype)
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=self._generator, dtype=torch.int32).to(DEVICE)
+
+    def permutation(self, count: int) -> Tensor:
+        return torch.randperm(count, generator=self._generator).int().to(DEVICE)
+
+    def weight(self, dtype: torch.dtype, outputs: int, inputs: int) -> tuple[Tensor, Tensor | None]:
+        """(weight, scale), the scale for int8 alone."""
+        weight = self.normal(outputs, inputs, scale=inputs**-0.5)
+        if dtype != torch.int8:
+            return weight.to(dtype), None
+        scale = weight.abs().amax(1) / 127
+        return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.full(shape, torch.nan, dtype=dtype, device=DEVICE)
+
+
+def int32(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
+
+
+def addresses(*tensors: Tensor | None) -> Tensor:
+    """int64, 0 for None. The tensors must outlive their use."""
+    return torch.tensor([0 if t is None else t.data_ptr() for t in tensors], dtype=torch.int64, device=DEVICE)
+
+
+def agrees(got: Tensor, reference: Callable[..., Tensor], *arguments: Any, dtype: torch.dtype) -> None:
+    """Assert that `got` is within 1e-5 of `reference(*arguments)` in float64, relative to its largest element; where the kernel
+    rounds to `dtype` (bfloat16 for int8), within 1.5 times what the reference itself is off in that dtype.
+    """
+
+    def evaluate(precision: torch.dtype) -> Tensor:
+        moved = (
+            a.to(precision) if isinstance(a, Tensor) and (a.is_floating_point() or a.dtype == torch.int8) else a
+            for a in arguments
+        )
+        return reference(*moved).double()
+
+    exact = evaluate(torch.float64)
+    bound = 1e-5 * float(exact.abs().max())
+    if dtype == torch.int8 and HAS_GPU:
+        dtype = torch.bfloat16
+    if dtype in (torch.bfloat16, torch.float16):
+        bound = 1.5 * float((evaluate(dtype) - exact).abs().max())
+    assert got.isfinite().all()
+    assert float((got.double() - exact).abs().max()) <= bound
