@@ -67,7 +67,7 @@ def config(max_queries: int, head_dim: int, kv_dtype: torch.dtype) -> Config:
     if INTERPRETING:
         return Config(16 if max_queries <= 16 else 32, 64, 1, 1)
     if kv_dtype == torch.float32:
-        return Config(min(block_q, 32), 32 if head_dim > 64 else 64, 4, 2)
+        return Config(16, 32 if head_dim > 64 else 64, 4, 2)
     return Config(block_q, 64, 4, 3 if head_dim <= 64 else 2)
 
 
@@ -165,22 +165,22 @@ def _paged_attention_kernel(
 
 
 @triton.jit
-def combined(partial_ptr, partial_max_ptr, partial_sum_ptr, row, column, mask, num_rows, HEADS: tl.constexpr,
+def combined(partial_ptr, partial_max_ptr, partial_sum_ptr, row_head, row_head_mask, d, mask, num_row_heads,
              HEAD_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr):  # fmt: skip
-    """The normalised attention result at the (row, column) of two tensors that broadcast to `mask`: float32."""
-    row_head = row * HEADS + column // HEAD_DIM
-    stride = num_rows * HEADS
-    largest = tl.load(partial_max_ptr + row_head, mask=mask, other=0.0)
+    """Normalised attention results, float32, of the heads `row_head` (row * heads + head) at their elements `d`: two tensors
+    that broadcast to the shape of `mask`; `row_head_mask` has the shape of `row_head`."""
+    largest = tl.load(partial_max_ptr + row_head, mask=row_head_mask, other=0.0)
     for split in tl.static_range(1, NUM_SPLITS):
-        largest = tl.maximum(largest, tl.load(partial_max_ptr + split * stride + row_head, mask=mask, other=0.0))
+        offset = split * num_row_heads + row_head
+        largest = tl.maximum(largest, tl.load(partial_max_ptr + offset, mask=row_head_mask, other=0.0))
     total = tl.zeros_like(largest)
-    weighted = tl.zeros_like(largest)
+    weighted = tl.zeros(mask.shape, tl.float32)
     for split in tl.static_range(NUM_SPLITS):
         # An empty split has maximum -inf and weighs exp(-inf) = 0; every row sees at least its own key.
-        weight = tl.exp(tl.load(partial_max_ptr + split * stride + row_head, mask=mask, other=0.0) - largest)
-        total += weight * tl.load(partial_sum_ptr + split * stride + row_head, mask=mask, other=1.0)
-        source = partial_ptr + (split * stride + row * HEADS) * HEAD_DIM + column
-        weighted += weight * tl.load(source, mask=mask, other=0.0)
+        offset = split * num_row_heads + row_head
+        weight = tl.exp(tl.load(partial_max_ptr + offset, mask=row_head_mask, other=0.0) - largest)
+        total += weight * tl.load(partial_sum_ptr + offset, mask=row_head_mask, other=1.0)
+        weighted += weight * tl.load(partial_ptr + offset * HEAD_DIM + d, mask=mask, other=0.0)
     return weighted / total
 
 
@@ -194,19 +194,22 @@ def _combine_splits_kernel(
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: one row, one block of columns.
+    # One program: BLOCK_HEADS heads of one row.
     row = tl.program_id(0)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = column < HEADS * HEAD_DIM
+    head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    mask = (head < HEADS) & (d < HEAD_DIM)
     launch_and_wait(USE_PDL)
 
     out = combined(
-        partial_ptr, partial_max_ptr, partial_sum_ptr, row, column, mask, num_rows, HEADS, HEAD_DIM, NUM_SPLITS
-    )
-    tl.store(out_ptr + row.to(tl.int64) * (HEADS * HEAD_DIM) + column, out, mask=mask)
+        partial_ptr, partial_max_ptr, partial_sum_ptr, row * HEADS + head, head < HEADS, d, mask, num_rows * HEADS,
+        HEAD_DIM, NUM_SPLITS,
+    )  # fmt: skip
+    tl.store(out_ptr + (row.to(tl.int64) * HEADS + head) * HEAD_DIM + d, out, mask=mask)
 
 
 def check_partials(partial: Tensor | None, partial_max: Tensor | None, partial_sum: Tensor | None) -> None:
@@ -303,9 +306,10 @@ def combine_splits(
     check_partials(partial, partial_max, partial_sum)
     splits, rows, heads, head_dim = partial.shape
     check("out", out, (rows, heads * head_dim), KV_DTYPES, partial.device)
-    block = triton.next_power_of_2(heads * head_dim) if INTERPRETING else 256
-    _combine_splits_kernel[(rows, triton.cdiv(heads * head_dim, block))](
+    block_heads = triton.next_power_of_2(heads) if INTERPRETING else 4
+    _combine_splits_kernel[(rows, triton.cdiv(heads, block_heads))](
         partial, partial_max, partial_sum, out, rows,
-        HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=splits, BLOCK=block, USE_PDL=pdl,
+        HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=splits,
+        BLOCK_HEADS=block_heads, BLOCK_D=triton.next_power_of_2(head_dim), USE_PDL=pdl,
         num_warps=4, launch_pdl=pdl,
     )  # fmt: skip

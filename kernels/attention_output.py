@@ -46,28 +46,29 @@ def _combine_out_proj_kernel(
     NUM_SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SPLIT_K: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
     DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: BLOCK_N outputs of all rows; K is split over warps as in `project`.
+    # One program: BLOCK_N outputs of all rows, BLOCK_HEADS heads at a time, a warp or more each as K is split in `project`.
     K: tl.constexpr = HEADS * HEAD_DIM
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = tl.arange(0, BLOCK_M)
     launch_and_wait(USE_PDL)
 
-    part = tl.arange(0, SPLIT_K)[:, None, None] * BLOCK_K
-    parts = tl.zeros([SPLIT_K, BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, K, SPLIT_K * BLOCK_K):
-        k_w = start + part + tl.arange(0, BLOCK_K)[None, :, None]
-        w_mask = (columns < N)[None, None, :] & (k_w < K)
-        w = tl.load(weight_ptr + columns[None, None, :] * K + k_w, mask=w_mask, other=0.0)
-        k_a = start + part + tl.arange(0, BLOCK_K)[None, None, :]
-        a_mask = (rows < num_rows)[None, :, None] & (k_a < K)
+    d_w = tl.arange(0, BLOCK_D)[None, :, None]
+    d_a = tl.arange(0, BLOCK_D)[None, None, :]
+    parts = tl.zeros([BLOCK_HEADS, BLOCK_M, BLOCK_N], tl.float32)
+    # Not pipelined: copies of all splits' partials ahead of their use would not fit into shared memory.
+    for first_head in tl.range(0, HEADS, BLOCK_HEADS, num_stages=1):
+        head = first_head + tl.arange(0, BLOCK_HEADS)[:, None, None]
+        w_mask = (columns < N)[None, None, :] & (head < HEADS) & (d_w < HEAD_DIM)
+        w = tl.load(weight_ptr + columns[None, None, :] * K + head * HEAD_DIM + d_w, mask=w_mask, other=0.0)
+        row_mask = (rows < num_rows)[None, :, None] & (head < HEADS)
         a = combined(
-            partial_ptr, partial_max_ptr, partial_sum_ptr, rows[None, :, None], k_a, a_mask, num_rows,
-            HEADS, HEAD_DIM, NUM_SPLITS,
+            partial_ptr, partial_max_ptr, partial_sum_ptr, rows[None, :, None] * HEADS + head, row_mask, d_a,
+            row_mask & (d_a < HEAD_DIM), num_rows * HEADS, HEAD_DIM, NUM_SPLITS,
         )  # fmt: skip
         parts = tl.dot(a.to(DTYPE), w.to(DTYPE), parts, input_precision="ieee")
     acc = tl.sum(parts, 0)
@@ -115,7 +116,7 @@ def combine_out_proj(
     _combine_out_proj_kernel[(triton.cdiv(outputs, tile.block_n),)](
         partial, partial_max, partial_sum, weight, scale, bias, x, rows,
         N=outputs, HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=splits,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_HEADS=tile.split_k, BLOCK_D=triton.next_power_of_2(head_dim),
         DTYPE=triton_dtype(compute_dtype(weight.dtype)), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip

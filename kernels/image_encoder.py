@@ -29,6 +29,7 @@ from .image_weights import (
     SPLITS,
     ImageScratch,
     ImageWeights,
+    Stage,
     make_image_scratch,
     pack_image_weights,
 )
@@ -43,7 +44,7 @@ from .launch import (
     triton_dtype,
 )
 
-__all__ = ["ImageScratch", "ImageWeights", "encode_images", "make_image_scratch", "pack_image_weights"]
+__all__ = ["ImageScratch", "ImageWeights", "Stage", "encode_images", "make_image_scratch", "pack_image_weights"]
 
 _NORM_EPSILON = tl.constexpr(1e-5)
 
@@ -154,11 +155,16 @@ def _image_norm_kernel(
         total += tl.load(x_ptrs + start * C, mask=mask, other=0.0)
     mean = tl.sum(total, 0) / PIXELS
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    squares = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for start in range(0, PIXELS, BLOCK_P):
         mask = (start + tl.arange(0, BLOCK_P) < PIXELS)[:, None]
         centred = tl.where(mask, tl.load(x_ptrs + start * C, mask=mask, other=0.0) - mean[None, :], 0.0)
-        total += centred * centred
-    rstd = tl.rsqrt(tl.sum(total, 0) / PIXELS + _NORM_EPSILON)
+        total += centred
+        squares += centred * centred
+    # What the first mean was off by shows as the mean of the centred values: a frame of nearly one colour would double it.
+    rest = tl.sum(total, 0) / PIXELS
+    mean += rest
+    rstd = tl.rsqrt(tl.maximum(tl.sum(squares, 0) / PIXELS - rest * rest, 0.0) + _NORM_EPSILON)
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for start in range(0, PIXELS, BLOCK_P):
         mask = (start + tl.arange(0, BLOCK_P) < PIXELS)[:, None]
@@ -288,7 +294,7 @@ def encode_images(
             SIDE_IN=SIDES[index], SIDE_OUT=side, C_IN=CHANNELS[index], C_OUT=channels, FIRST=index == 0,
             BLOCK_P=block_p, BLOCK_C=block_c, USE_PDL=pdl, num_warps=4, num_stages=3, launch_pdl=pdl,
         )  # fmt: skip
-        block_p, block_c = (triton.next_power_of_2(side**2), channels) if INTERPRETING else (128, 8)
+        block_p, block_c = 128, channels if INTERPRETING else 8
         _image_norm_kernel[(count, channels // block_c)](
             scratch.activations[index], target_ptrs, scratch.means[index],
             PIXELS=side**2, C=channels, BLOCK_P=block_p, BLOCK_C=block_c, USE_PDL=pdl, num_warps=4, launch_pdl=pdl,

@@ -1,0 +1,103 @@
+"""Every Triton kernel as the engine launches it at the published size: hidden 768, 12 heads of 64, MLP 3072."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jat_engine.kernels import attention, attention_output, discrete_encoder, embedding, head, image_encoder, linear
+from jat_engine.kernels.launch import compute_dtype
+
+from .triton_launches import Launch, recorded
+
+HIDDEN, HEADS, HEAD_DIM, WINDOW, POSITIONS = 768, 12, 64, 256, 512
+WEIGHT_DTYPES = (torch.bfloat16, torch.int8, torch.float16, torch.float32)
+ROWS = {"one agent": 3, "64 agents": 192, "512 agents": 1536}
+
+
+def _floats(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def _int32(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int32)
+
+
+def _int64(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int64)
+
+
+def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
+    """One step of rows / 3 agents: every kernel of it, in order; for one agent attention is split as well as not."""
+    sessions, compute = rows // 3, compute_dtype(weight_dtype)
+    cache_dtype = torch.bfloat16 if weight_dtype == torch.int8 else weight_dtype
+    vector, x = _floats(HIDDEN), _floats(rows, HIDDEN)
+    kv_layer = _floats(4, 2, HEADS, 16, HEAD_DIM, dtype=cache_dtype)
+
+    def weight(outputs: int, inputs: int) -> Tensor:
+        return torch.empty(outputs, inputs, dtype=weight_dtype)
+
+    def scale(outputs: int) -> Tensor | None:
+        return _floats(outputs) if weight_dtype == torch.int8 else None
+
+    with recorded() as launches:
+        embedding.embed(
+            x, _int64(rows), _int32(rows), _int32(rows), _floats(4096), vector, _floats(POSITIONS, HIDDEN), _int32(rows),
+            pdl=pdl,
+        )  # fmt: skip
+        linear.norm_qkv(
+            x, vector, vector, weight(3 * HIDDEN, HIDDEN), scale(3 * HIDDEN), x, kv_layer, _int32(rows), pdl=pdl
+        )
+        attended = _floats(rows, HIDDEN, dtype=compute)
+        for splits in (1, 4) if sessions == 1 else (1,):
+            partials = {
+                "partial": _floats(splits, rows, HEADS, HEAD_DIM),
+                "partial_max": _floats(splits, rows, HEADS),
+                "partial_sum": _floats(splits, rows, HEADS),
+            }
+            attention.paged_attention(
+                x, kv_layer, _int32(sessions, POSITIONS // 16 + 1), _int32(sessions + 1), _int32(sessions),
+                _int32(sessions), WINDOW, attended, max_queries=3, num_splits=splits, **partials, pdl=pdl,
+            )  # fmt: skip
+            if splits > 1:
+                attention_output.combine_out_proj(
+                    **partials, weight=weight(HIDDEN, HIDDEN), scale=scale(HIDDEN), bias=vector, x=x, pdl=pdl
+                )
+                attention.combine_splits(**partials, out=attended, pdl=pdl)
+        if sessions == 1:
+            prompt = _floats(POSITIONS, HIDDEN)
+            attention.paged_attention(
+                prompt, kv_layer, _int32(1, POSITIONS // 16 + 1), _int32(2), _int32(1), _int32(1), WINDOW,
+                prompt.to(compute), max_queries=POSITIONS, pdl=pdl,
+            )  # fmt: skip
+        linear.linear_residual(attended, weight(HIDDEN, HIDDEN), scale(HIDDEN), vector, x, transposed=False, pdl=pdl)
+        inner = _floats(rows, 4 * HIDDEN, dtype=compute)
+        linear.norm_linear(
+            x, vector, vector, weight(4 * HIDDEN, HIDDEN), scale(4 * HIDDEN), _floats(4 * HIDDEN), inner,
+            gelu=True, pdl=pdl,
+        )  # fmt: skip
+        linear.linear_residual(inner, weight(4 * HIDDEN, HIDDEN), scale(HIDDEN), vector, x, transposed=True, pdl=pdl)
+        for capacity in (32, 1024):
+            head.head(
+                x, vector, vector, _int32(sessions + 1), _int64(sessions), _int64(sessions), _int32(sessions),
+                _floats(sessions, capacity), _int32(sessions), _floats(sessions, capacity), _int32(sessions),
+                _int32(sessions), pdl=pdl,
+            )  # fmt: skip
+        discrete_encoder.encode_discrete(
+            _int32(sessions, 212), _floats(sessions), _int64(sessions), _floats(512, 15), weight(HIDDEN - 1, 212 * 15),
+            scale(HIDDEN - 1), _floats(HIDDEN - 1), pdl=pdl,
+        )  # fmt: skip
+        image_encoder.encode_images(
+            torch.empty(sessions, 84, 84, 4, dtype=torch.uint8), _int64(sessions), _image_weights(weight, scale),
+            image_encoder.make_image_scratch(sessions, HIDDEN, "cpu"), pdl=pdl,
+        )  # fmt: skip
+    return launches
+
+
+def _image_weights(weight, scale) -> image_encoder.ImageWeights:  # type: ignore[no-untyped-def]
+    stages = [
+        image_encoder.Stage(_floats(9 * before, after), _floats(after // 8, after), _floats(after, after // 8))
+        for before, after in ((4, 32), (32, 64), (64, 128))
+    ]
+    fc = weight(HIDDEN, 121 * 128)
+    return image_encoder.ImageWeights((stages[0], stages[1], stages[2]), fc, scale(HIDDEN), _floats(HIDDEN))
