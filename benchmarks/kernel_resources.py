@@ -1,0 +1,148 @@
+"""Registers, spills and shared memory of every kernel, compiled for sm_80, sm_90, sm_100 and sm_120 without a GPU.
+
+    python -m benchmarks.kernel_resources [--architectures 80 90 100 120] [--write]
+
+Triton kernels are compiled in the variants the engine launches at the published size (kernel_variants.py), the rows of the
+hand-written CUDA kernels come from `cuda_resources.cuda_resources(arch)` where that module is there. --write keeps the table in
+benchmarks/results/kernel_resources.{json,md}, with what each kernel may use at most (`LIMITS`), which tests hold a fresh compile to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined
+
+import torch
+import triton
+
+from .kernel_variants import ROWS, WEIGHT_DTYPES, variants
+from .triton_launches import compile_launch
+
+ARCHITECTURES = (80, 90, 100, 120)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+"""Shared memory one block may use, bytes."""
+REGISTER_LIMIT = 255
+RESULTS = Path(__file__).parent / "results" / "kernel_resources"
+
+Row = dict[str, Any]
+
+
+def spill_limit(row: Row) -> int:
+    """Bytes a thread of this kernel may keep in local memory: none in what a step runs in half precision or int8."""
+    return 0 if row["weights"] != "float32" else 128
+
+
+def triton_resources(arch: int, weight_dtypes: Iterable[torch.dtype] = WEIGHT_DTYPES) -> list[Row]:
+    """One row a compiled variant: kernel, weights, rows, registers, spill_bytes, shared_bytes, warps, programs."""
+    seen, table = set(), []
+    for weight_dtype in weight_dtypes:
+        for rows_name, rows in ROWS.items():
+            for launch in variants(weight_dtype, rows, pdl=arch >= 90):
+                compiled = compile_launch(launch, arch)
+                if compiled.hash in seen:
+                    continue
+                seen.add(compiled.hash)
+                table.append({
+                    "kernel": launch.name,
+                    "language": "triton",
+                    "arch": arch,
+                    "weights": str(weight_dtype).removeprefix("torch."),
+                    "for": rows_name,
+                    "programs": _product(launch.grid),
+                    "warps": compiled.metadata.num_warps,
+                    **cubin_resources(compiled.asm["cubin"]),
+                    "shared_bytes": compiled.metadata.shared,
+                })  # fmt: skip
+    return table
+
+
+def cubin_resources(cubin: bytes) -> Row:
+    """registers a thread, and spill_bytes: the local memory a thread uses (stack frame included)."""
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(cuobjdump), "--dump-resource-usage", file.name]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", output)
+    if found is None:
+        raise RuntimeError(f"cuobjdump: expected a line REG:.. STACK:.. SHARED:.. LOCAL:.., got {output!r}")
+    registers, stack, local = map(int, found.groups())
+    return {"registers": registers, "spill_bytes": stack + local}
+
+
+def cuda_rows(arch: int) -> list[Row]:
+    """The hand-written kernels' rows; none where their module is missing."""
+    try:
+        module = importlib.import_module("benchmarks.cuda_resources")
+    except ModuleNotFoundError:
+        return []
+    return [{"language": "cuda", "arch": arch, "weights": "", "for": "", **row} for row in module.cuda_resources(arch)]
+
+
+def violations(table: Iterable[Row]) -> list[str]:
+    """What in a table is over its limit, in words."""
+    wrong = []
+    for row in table:
+        name = f"{row['kernel']} ({row['weights']}, {row['for']}, sm_{row['arch']})"
+        limits = {
+            "registers": REGISTER_LIMIT,
+            "spill_bytes": spill_limit(row),
+            "shared_bytes": SHARED_LIMIT[row["arch"]],
+        }
+        wrong += [
+            f"{name}: expected at most {limit} {what}, got {row[what]}" for what, limit in limits.items() if row[what] > limit
+        ]
+    return wrong
+
+
+def as_markdown(table: list[Row]) -> str:
+    columns = ["kernel", "weights", "for", "arch", "programs", "warps", "registers", "spill_bytes", "shared_bytes"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in table]
+    limits = ", ".join(f"sm_{arch} {limit // 1024} KiB" for arch, limit in SHARED_LIMIT.items())
+    return (
+        "# Registers, spills and shared memory of the kernels\n\n"
+        f"Read from compiled code by `python -m benchmarks.kernel_resources --write`, Triton {triton.__version__}; nothing here was "
+        "timed. Hidden 768, 12 heads of 64, MLP 3072; registers and spill_bytes are a thread's. Limits: "
+        f"{REGISTER_LIMIT} registers, no spills (float32: 128 bytes), shared memory {limits}. Variants that compile to the "
+        "same code are listed once.\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _product(grid: tuple[int, ...]) -> int:
+    total = 1
+    for size in grid:
+        total *= size
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Registers, spills and shared memory of every kernel.")
+    parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
+    parser.add_argument("--weights", nargs="+", default=[str(d).removeprefix("torch.") for d in WEIGHT_DTYPES])
+    parser.add_argument("--write", action="store_true", help=f"keep the table in {RESULTS}.json and .md")
+    options = parser.parse_args()
+    weight_dtypes = [getattr(torch, name) for name in options.weights]
+    table = [row for arch in options.architectures for row in triton_resources(arch, weight_dtypes) + cuda_rows(arch)]
+    print(as_markdown(table))
+    if options.write:
+        RESULTS.with_suffix(".md").write_text(as_markdown(table))
+        RESULTS.with_suffix(".json").write_text(json.dumps({"triton": triton.__version__, "kernels": table}, indent=1) + "\n")
+    wrong = violations(table)
+    if wrong:
+        raise SystemExit("Over the limit:\n" + "\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()
