@@ -100,6 +100,7 @@ setup(
     extras_require={
         **SIMULATORS,
         "video": VIDEO,
+        "cuda": ["triton>=3.6"],
         "bench": ["matplotlib>=3.8"],
         "all": sorted({package for packages in SIMULATORS.values() for package in packages} | set(VIDEO)),
         "dev": [
@@ -111,6 +112,7 @@ setup(
             "pytest>=8",
             "pytest-benchmark>=5",
             "ruff>=0.9",
+            "triton>=3.9; platform_system == 'Linux'",  # older interpreters fail with numpy 2.4
         ],
     },
     entry_points={"console_scripts": ["jat-engine = jat_engine.cli:main"]},

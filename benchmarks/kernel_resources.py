@@ -1,10 +1,11 @@
 """Registers, spills and shared memory of every kernel, compiled for sm_80, sm_90, sm_100 and sm_120 without a GPU.
 
-    python -m benchmarks.kernel_resources [--architectures 80 90 100 120] [--write]
+    python -m benchmarks.kernel_resources [--architectures 80 90 100 120] [--weights ...] [--for "one agent"] [--write]
 
-Triton kernels are compiled in the variants the engine launches at the published size (kernel_variants.py), the rows of the
-hand-written CUDA kernels come from `cuda_resources.cuda_resources(arch)` where that module is there. --write keeps the table in
-benchmarks/results/kernel_resources.{json,md}, with what each kernel may use at most (`LIMITS`), which tests hold a fresh compile to.
+Triton kernels are compiled in the variants the engine launches at the published size (kernel_variants.py), the rows of
+the hand-written CUDA kernels come from `cuda_resources.cuda_resources(arch)` where that module is there. --write keeps
+the table in benchmarks/results/kernel_resources.{json,md}, with what each kernel may use at most (`violations`), which
+tests hold a fresh compile to.
 """
 
 from __future__ import annotations
@@ -42,12 +43,14 @@ def spill_limit(row: Row) -> int:
     return 0 if row["weights"] != "float32" else 128
 
 
-def triton_resources(arch: int, weight_dtypes: Iterable[torch.dtype] = WEIGHT_DTYPES) -> list[Row]:
-    """One row a compiled variant: kernel, weights, rows, registers, spill_bytes, shared_bytes, warps, programs."""
+def triton_resources(
+    arch: int, weight_dtypes: Iterable[torch.dtype] = WEIGHT_DTYPES, sizes: Iterable[str] = tuple(ROWS)
+) -> list[Row]:
+    """One row a compiled variant: kernel, weights, for, registers, spill_bytes, shared_bytes, warps, programs."""
     seen, table = set(), []
     for weight_dtype in weight_dtypes:
-        for rows_name, rows in ROWS.items():
-            for launch in variants(weight_dtype, rows, pdl=arch >= 90):
+        for rows_name in sizes:
+            for launch in variants(weight_dtype, ROWS[rows_name], pdl=arch >= 90):
                 compiled = compile_launch(launch, arch)
                 if compiled.hash in seen:
                     continue
@@ -101,7 +104,9 @@ def violations(table: Iterable[Row]) -> list[str]:
             "shared_bytes": SHARED_LIMIT[row["arch"]],
         }
         wrong += [
-            f"{name}: expected at most {limit} {what}, got {row[what]}" for what, limit in limits.items() if row[what] > limit
+            f"{name}: expected at most {limit} {what}, got {row[what]}"
+            for what, limit in limits.items()
+            if row[what] > limit
         ]
     return wrong
 
@@ -113,10 +118,10 @@ def as_markdown(table: list[Row]) -> str:
     limits = ", ".join(f"sm_{arch} {limit // 1024} KiB" for arch, limit in SHARED_LIMIT.items())
     return (
         "# Registers, spills and shared memory of the kernels\n\n"
-        f"Read from compiled code by `python -m benchmarks.kernel_resources --write`, Triton {triton.__version__}; nothing here was "
-        "timed. Hidden 768, 12 heads of 64, MLP 3072; registers and spill_bytes are a thread's. Limits: "
-        f"{REGISTER_LIMIT} registers, no spills (float32: 128 bytes), shared memory {limits}. Variants that compile to the "
-        "same code are listed once.\n\n" + "\n".join(lines) + "\n"
+        "Read from compiled code by `python -m benchmarks.kernel_resources --write`, Triton "
+        f"{triton.__version__}; nothing here was timed. Hidden 768, 12 heads of 64, MLP 3072; registers and "
+        f"spill_bytes are a thread's. Limits: {REGISTER_LIMIT} registers, no spills (float32: 128 bytes), shared "
+        f"memory {limits}. Variants that compile to the same code are listed once.\n\n" + "\n".join(lines) + "\n"
     )
 
 
@@ -131,14 +136,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Registers, spills and shared memory of every kernel.")
     parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
     parser.add_argument("--weights", nargs="+", default=[str(d).removeprefix("torch.") for d in WEIGHT_DTYPES])
+    parser.add_argument("--for", nargs="+", default=list(ROWS), choices=ROWS, dest="sizes")
     parser.add_argument("--write", action="store_true", help=f"keep the table in {RESULTS}.json and .md")
     options = parser.parse_args()
     weight_dtypes = [getattr(torch, name) for name in options.weights]
-    table = [row for arch in options.architectures for row in triton_resources(arch, weight_dtypes) + cuda_rows(arch)]
+    table = [
+        row
+        for arch in options.architectures
+        for row in triton_resources(arch, weight_dtypes, options.sizes) + cuda_rows(arch)
+    ]
     print(as_markdown(table))
     if options.write:
         RESULTS.with_suffix(".md").write_text(as_markdown(table))
-        RESULTS.with_suffix(".json").write_text(json.dumps({"triton": triton.__version__, "kernels": table}, indent=1) + "\n")
+        RESULTS.with_suffix(".json").write_text(
+            json.dumps({"triton": triton.__version__, "kernels": table}, indent=1) + "\n"
+        )
     wrong = violations(table)
     if wrong:
         raise SystemExit("Over the limit:\n" + "\n".join(wrong))

@@ -42,8 +42,8 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
 
     with recorded() as launches:
         embedding.embed(
-            x, _int64(rows), _int32(rows), _int32(rows), _floats(4096), vector, _floats(POSITIONS, HIDDEN), _int32(rows),
-            pdl=pdl,
+            x, _int64(rows), _int32(rows), _int32(rows), _floats(4096), vector, _floats(POSITIONS, HIDDEN),
+            _int32(rows), pdl=pdl,
         )  # fmt: skip
         linear.norm_qkv(
             x, vector, vector, weight(3 * HIDDEN, HIDDEN), scale(3 * HIDDEN), x, kv_layer, _int32(rows), pdl=pdl

@@ -1,7 +1,7 @@
 """What the wrappers launch, recorded instead of run, and compiled for any architecture without a GPU.
 
-`recorded()` replaces Triton's launch by a note of the kernel, its arguments and options, so that a wrapper called with CPU
-tensors of the real shapes tells exactly which variant it would run. `compile_launch` compiles such a note.
+`recorded()` replaces Triton's launch by a note of the kernel, its arguments and options, so that a wrapper called with
+CPU tensors of the real shapes tells exactly which variant it would run. `compile_launch` compiles such a note.
 """
 
 from __future__ import annotations

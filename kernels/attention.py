@@ -1,7 +1,9 @@
 """Attention over the paged KV cache, and the combination of its splits.
 
-out[q] = softmax_j(q . k_j) v_j over the keys j with p - window < j <= p, where p = context_len + i is the index of query i of
-its session. No 1 / sqrt(head_dim): GPT-Neo omits it. Key j of a session lies in slot j + start_offset of its page list.
+out[q] = softmax_j(q . k_j) v_j over the keys j with p - window < j <= p
+
+where p = context_len + i is the index of query i of its session. No 1 / sqrt(head_dim): GPT-Neo omits it. Key j of a
+session lies in slot j + start_offset of its page list.
 
 Scores and the softmax are float32; q and the probabilities are rounded to the cache's dtype for the products.
 """
@@ -15,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import KV_DTYPES, INTERPRETING, check, check_dimensions, launch_and_wait, triton_dtype
+from .launch import INTERPRETING, KV_DTYPES, check, check_dimensions, launch_and_wait, triton_dtype
 
 PAGE_SIZE = 16
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
@@ -68,7 +70,7 @@ def config(max_queries: int, head_dim: int, kv_dtype: torch.dtype) -> Config:
         return Config(16 if max_queries <= 16 else 32, 64, 1, 1)
     if kv_dtype == torch.float32:
         return Config(16, 32 if head_dim > 64 else 64, 4, 2)
-    return Config(block_q, 64, 4, 3 if head_dim <= 64 else 2)
+    return Config(block_q, 64, 4, 3 if block_q == 16 and head_dim <= 64 else 2)
 
 
 @triton.jit(do_not_specialize=["num_rows", "pages_per_session", "window"])
@@ -95,7 +97,7 @@ def _paged_attention_kernel(
     DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: one head of one session, one block of its queries, one contiguous range of the blocks of keys they see.
+    # One program: one head of one session, one block of its queries, one range of the blocks of keys they see.
     session = tl.program_id(0) // HEADS
     head = tl.program_id(0) % HEADS
     split = tl.program_id(1)
@@ -118,7 +120,7 @@ def _paged_attention_kernel(
     q = tl.load(q_ptr + row_d, mask=mask_d, other=0.0).to(DTYPE)
     position = context + i  # key index of the query itself
 
-    # Slots of the keys that any query of this block sees, in whole blocks from slot 0; this split's share of the blocks.
+    # Slots of the keys that any query of this block sees, in whole blocks from slot 0, and this split's share.
     first_slot = tl.maximum(context + first_query - window + 1, 0) + start_offset
     end_slot = context + tl.minimum(first_query + BLOCK_Q, num_queries) + start_offset
     first_block = first_slot // BLOCK_KEYS
@@ -167,8 +169,8 @@ def _paged_attention_kernel(
 @triton.jit
 def combined(partial_ptr, partial_max_ptr, partial_sum_ptr, row_head, row_head_mask, d, mask, num_row_heads,
              HEAD_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr):  # fmt: skip
-    """Normalised attention results, float32, of the heads `row_head` (row * heads + head) at their elements `d`: two tensors
-    that broadcast to the shape of `mask`; `row_head_mask` has the shape of `row_head`."""
+    """Normalised attention results, float32, of the heads `row_head` (row * heads + head) at their elements `d`, two
+    tensors that broadcast to the shape of `mask`; `row_head_mask` has the shape of `row_head`."""
     largest = tl.load(partial_max_ptr + row_head, mask=row_head_mask, other=0.0)
     for split in tl.static_range(1, NUM_SPLITS):
         offset = split * num_row_heads + row_head
@@ -217,7 +219,9 @@ def check_partials(partial: Tensor | None, partial_max: Tensor | None, partial_s
     for name, tensor in (("partial", partial), ("partial_max", partial_max), ("partial_sum", partial_sum)):
         if tensor is None:
             raise ValueError(f"{name}: expected a tensor for more than one split, got None")
-    assert partial is not None and partial_max is not None and partial_sum is not None
+    assert partial is not None
+    assert partial_max is not None
+    assert partial_sum is not None
     check_dimensions("partial", partial, 4)
     check("partial", partial, tuple(partial.shape), torch.float32, partial.device)
     check("partial_max", partial_max, tuple(partial.shape[:3]), torch.float32, partial.device)
@@ -247,9 +251,9 @@ def paged_attention(
 
     Args:
         q: [R, H], float32.
-        kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16, with the new tokens' keys and values in it.
+        kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16, holding the new tokens too.
         page_table: [S, P], int32. Entries behind a session's last page are not read.
-        query_start: [S + 1], int32: session s owns rows query_start[s] .. query_start[s + 1] - 1; none is a padding session.
+        query_start: [S + 1], int32: session s owns rows query_start[s] .. query_start[s + 1] - 1; none: padding.
         context_lens: [S], int32: tokens a session had before its new ones.
         start_offsets: [S], int32: slot of key 0 in the session's first page.
         window: keys a query sees, itself among them; max_position_embeddings for a global layer.
@@ -257,8 +261,8 @@ def paged_attention(
         max_queries: most rows a session may have in this launch.
         num_splits: ranges the visible keys of a session are divided into.
         partial: [num_splits, R, heads, head_dim], float32: sums of exp(score - max) v; written when num_splits > 1.
-        partial_max, partial_sum: [num_splits, R, heads], float32: the max, and the sum of exp(score - max). A range without
-            keys has max -inf, sum 0.
+        partial_max, partial_sum: [num_splits, R, heads], float32: the max, and the sum of exp(score - max). A range
+            without keys has max -inf, sum 0.
     """
     check_dimensions("q", q, 2)
     check_dimensions("kv_layer", kv_layer, 5)

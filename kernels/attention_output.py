@@ -1,7 +1,9 @@
-"""The output projection of attention with the combination of its splits fused into the loads: x += combine(partials) W^T + b.
+"""The output projection of attention, with the combination of its splits fused into the loads.
 
-For steps of few rows, where a launch costs more than combining the splits again in every program. With one split the result of
-`paged_attention` goes through `linear_residual` instead.
+x += combine(partials) W^T + b
+
+For steps of few rows, where a launch costs more than combining the splits again in every program. With one split the
+result of `paged_attention` goes through `linear_residual` instead.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import check_partials, combine_splits_reference, combined
-from .launch import WEIGHT_DTYPES, check, check_scale, compute_dtype, launch_and_wait, triton_dtype
+from .launch import INTERPRETING, WEIGHT_DTYPES, check, check_scale, compute_dtype, launch_and_wait, triton_dtype
 from .linear import linear_residual_reference
-from .projection import SMALL_ROWS, config
+from .projection import SMALL_ROWS, config, prefetch_weights
 
 
 def combine_out_proj_reference(
@@ -51,10 +53,12 @@ def _combine_out_proj_kernel(
     DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: BLOCK_N outputs of all rows, BLOCK_HEADS heads at a time, a warp or more each as K is split in `project`.
+    # One program: BLOCK_N outputs of all rows, BLOCK_HEADS heads at a time, a warp each, as K is split in `project`.
     K: tl.constexpr = HEADS * HEAD_DIM
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = tl.arange(0, BLOCK_M)
+    if USE_PDL:
+        prefetch_weights(weight_ptr, tl.program_id(0) * BLOCK_N, N, K, False, BLOCK_N)
     launch_and_wait(USE_PDL)
 
     d_w = tl.arange(0, BLOCK_D)[None, :, None]
@@ -95,8 +99,8 @@ def combine_out_proj(
     """x += combine(partials) weight^T * scale + bias, in place, for at most 16 rows.
 
     Args:
-        partial: [num_splits, R, heads, head_dim], float32; partial_max, partial_sum: [num_splits, R, heads], float32; all as
-            `paged_attention` writes them.
+        partial: [num_splits, R, heads, head_dim], float32; partial_max, partial_sum: [num_splits, R, heads], float32;
+            all as `paged_attention` writes them.
         weight: [H, heads * head_dim], a weight dtype.
         scale: [H], float32, for int8 weights alone.
         bias: [H], float32.
@@ -106,17 +110,20 @@ def combine_out_proj(
     splits, rows, heads, head_dim = partial.shape
     hidden, device = heads * head_dim, partial.device
     if rows > SMALL_ROWS:
-        raise ValueError(f"partial: expected at most {SMALL_ROWS} rows, got {rows}; use combine_splits, linear_residual")
+        raise ValueError(
+            f"partial: expected at most {SMALL_ROWS} rows, got {rows}; use combine_splits, linear_residual"
+        )
     outputs = weight.shape[0]
     check("weight", weight, (outputs, hidden), WEIGHT_DTYPES, device)
     check_scale(weight, scale, outputs)
     check("bias", bias, (outputs,), torch.float32, device)
     check("x", x, (rows, outputs), torch.float32, device)
     tile = config(rows, outputs, weight.dtype)
+    block_heads = 8 if heads > 4 and not INTERPRETING else tile.split_k  # a head a warp
     _combine_out_proj_kernel[(triton.cdiv(outputs, tile.block_n),)](
         partial, partial_max, partial_sum, weight, scale, bias, x, rows,
         N=outputs, HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=splits,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_HEADS=tile.split_k, BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_HEADS=block_heads, BLOCK_D=triton.next_power_of_2(head_dim),
         DTYPE=triton_dtype(compute_dtype(weight.dtype)), USE_PDL=pdl,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
+        num_warps=tile.num_warps if INTERPRETING else block_heads, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip

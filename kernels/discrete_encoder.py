@@ -2,8 +2,8 @@
 
 row[:H-1] = W [table[tokens[0]], ..., table[tokens[L-1]]] + b,   row[H-1] = reward
 
-`table` [vocab, F] holds the features of every token (embedding, linear, ReLU: computed once at loading). The row is written to
-the address target_ptrs[d]; 0 is a padding observation and skipped.
+`table` [vocab, F] holds the features of every token (embedding, linear, ReLU: computed once at loading). The row is
+written to the address target_ptrs[d]; 0 is a padding observation and skipped.
 """
 
 from __future__ import annotations

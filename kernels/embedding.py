@@ -1,10 +1,10 @@
 """Token embeddings plus positions: the first residual stream of a step.
 
-x[r] = row at source_ptrs[r]                                          + position_table[positions[r]]   if source_sizes[r] == 0
-x[r] = bias + sum_j values[value_starts[r] + j] encoder_r[j]          + position_table[positions[r]]   if source_sizes[r] = X > 0
+x[r] = position_table[positions[r]] + (the row at source_ptrs[r])                              source_sizes[r] == 0
+x[r] = position_table[positions[r]] + bias + sum_j values[value_starts[r] + j] encoder_r[j]    source_sizes[r] = X > 0
 
-encoder_r is the float32 [X, H] at address source_ptrs[r] (a folded continuous encoder, input-major). source_ptrs[r] == 0 is
-a padding row: x[r] = 0.
+encoder_r is the float32 [X, H] at address source_ptrs[r] (a folded continuous encoder, input-major). Where
+source_ptrs[r] is 0 the row is padding: x[r] = 0.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def _embed_kernel(
         j = first + tl.arange(0, BLOCK_X)
         value = tl.load(values_ptr + start + j, mask=j < size, other=0.0)
         mask = (j < size)[:, None] & in_row[None, :]
-        total += tl.sum(tl.load(source_ptr + j[:, None] * H + column[None, :], mask=mask, other=0.0) * value[:, None], 0)
+        total += tl.sum(
+            tl.load(source_ptr + j[:, None] * H + column[None, :], mask=mask, other=0.0) * value[:, None], 0
+        )
     bias = tl.load(bias_ptr + column, mask=column < bias_end, other=0.0)
 
     position = tl.load(positions_ptr + row, mask=is_token, other=0)

@@ -1,9 +1,10 @@
-"""The head of a step: final LayerNorm of each session's last row, its own rows of a decoder, and the choice of an action.
+"""The head of a step: LayerNorm of each session's last row, its own rows of a decoder, the choice of an action.
 
 out[s, n] = LN(x[last row of s]) . head_s[n] + head_bias_s[n]
-choice[s] = argmax_n(out[s, n] - log_noise[s, n])  with noise (a sample of softmax(out[s]) when the noise is exponential),
-            argmax_n out[s, n]                     without; the lowest index among equals
+choice[s] = argmax_n(out[s, n] - log_noise[s, n]) with noise, argmax_n out[s, n] without; the lowest index among equals
 finite[s] = 1 if all of out[s, :n] are finite, else 0 (choice[s] then means nothing but is an index below n)
+
+With log_noise the logarithms of exponential noise, choice[s] is a sample of softmax(out[s]).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def head_reference(
     log_noise: Tensor,
     has_noise: Tensor,
 ) -> list[tuple[Tensor, int, bool] | None]:
-    """(out[s, :n], choice, finite) a session, None for a padding session; `heads` are (rows [n, H], bias [n] or None)."""
+    """(out[s, :n], choice, finite) a session, None for a padding session; heads: (rows [n, H], bias [n] or None)."""
     answers: list[tuple[Tensor, int, bool] | None] = []
     for session, (weight, bias) in enumerate(heads):
         end = int(query_start[session + 1])
@@ -171,7 +172,7 @@ def head(
     *,
     pdl: bool = False,
 ) -> None:
-    """Predictions and choices of S sessions. Nothing is written for a padding session, nor behind a session's n outputs.
+    """Predictions and choices of S sessions. Nothing is written for padding, nor behind a session's n outputs.
 
     Args:
         x: [R, H], float32: the residual stream after the last block.

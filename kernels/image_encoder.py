@@ -1,13 +1,16 @@
 """Embeddings of frames [84, 84, 4], uint8.
 
-x = (frame / 255 - 0.5) / 0.5; three times: x = gate(leaky_relu(InstanceNorm(conv3x3, stride 2, padding 1 (x)))); row = fc(x)
+x = (frame / 255 - 0.5) / 0.5
+three times: x = gate(leaky_relu(InstanceNorm(conv3x3, stride 2, padding 1 (x))))
 gate(x) = x * sigmoid(excite relu(squeeze mean_pixels(x))), a factor a channel
+row = fc(x)
 
-InstanceNorm has no weights, epsilon 1e-5 and the biased variance over a frame's pixels; leaky_relu's slope is 0.01. Eight
-launches: a stage is a convolution (implicit product over taps and channels, which applies the gate of the stage before while
-it loads) and a normalisation that also leaves the channels' means, from which whoever reads next computes the gates; then the
-last layer in ranges of columns, and their sum in fixed order. Convolutions are float32; the last layer, nearly all of the
-weights, is in the weights' dtype. Rows go to the addresses target_ptrs[i]; 0 is a padding frame and skipped.
+InstanceNorm has no weights, epsilon 1e-5 and the biased variance over a frame's pixels; leaky_relu's slope is 0.01.
+Eight launches: a stage is a convolution (implicit product over taps and channels, which applies the gate of the stage
+before while it loads) and a normalisation that also leaves the channels' means, from which whoever reads next computes
+the gates; then the last layer in ranges of columns, and their sum in fixed order. Convolutions are float32; the last
+layer, nearly all of the weights, is in the weights' dtype. Rows go to the addresses target_ptrs[i]; 0 is a padding
+frame and skipped.
 """
 
 from __future__ import annotations
@@ -110,9 +113,7 @@ def _image_conv_kernel(
         mask = in_frame[:, None] & in_taps & (y >= 0) & (y < SIDE_IN) & (x >= 0) & (x < SIDE_IN)
         byte = tl.load(in_ptr + (y * SIDE_IN + x) * C_IN + (k % C_IN)[None, :], mask=mask, other=0)
         value = tl.where(mask, (byte.to(tl.float32) / 255 - 0.5) / 0.5, 0.0)  # padding is 0 after normalising
-        weight = tl.load(
-            weight_ptr + k[:, None] * C_OUT + channel[None, :], mask=(k < 9 * C_IN)[:, None], other=0.0
-        )
+        weight = tl.load(weight_ptr + k[:, None] * C_OUT + channel[None, :], mask=(k < 9 * C_IN)[:, None], other=0.0)
         acc = tl.dot(value, weight, input_precision="ieee")
     else:
         c = tl.arange(0, C_IN)
@@ -161,7 +162,8 @@ def _image_norm_kernel(
         centred = tl.where(mask, tl.load(x_ptrs + start * C, mask=mask, other=0.0) - mean[None, :], 0.0)
         total += centred
         squares += centred * centred
-    # What the first mean was off by shows as the mean of the centred values: a frame of nearly one colour would double it.
+    # What the first mean was off by shows as the mean of the centred values: it matters for
+    # frames of nearly one colour.
     rest = tl.sum(total, 0) / PIXELS
     mean += rest
     rstd = tl.rsqrt(tl.maximum(tl.sum(squares, 0) / PIXELS - rest * rest, 0.0) + _NORM_EPSILON)
@@ -283,7 +285,9 @@ def encode_images(
 
     for index, stage in enumerate(weights.stages):
         side, channels = SIDES[index + 1], CHANNELS[index + 1]
-        block_p, block_c = (triton.next_power_of_2(side**2), channels) if INTERPRETING else (32 if index < 2 else 16, 32)
+        block_p, block_c = (
+            (triton.next_power_of_2(side**2), channels) if INTERPRETING else (32 if index < 2 else 16, 32)
+        )
         previous = weights.stages[index - 1]
         _image_conv_kernel[(count, triton.cdiv(side**2, block_p), channels // block_c)](
             scratch.activations[index - 1] if index else frames,
@@ -303,9 +307,11 @@ def encode_images(
     last = weights.stages[2]
     block_n = min(512, triton.next_power_of_2(hidden)) if INTERPRETING else 16
     _image_fc_kernel[(triton.cdiv(hidden, block_n), SPLITS, triton.cdiv(count, 16))](
-        scratch.activations[2], scratch.means[2], last.squeeze, last.excite, weights.fc, target_ptrs, scratch.partial, count,
-        H=hidden, PIXELS=SIDES[3] ** 2, C=CHANNELS[3], PIXELS_A_SPLIT=SIDES[3] ** 2 // SPLITS, BLOCK_M=16, BLOCK_N=block_n,
-        DTYPE=triton_dtype(compute_dtype(weights.fc.dtype)), USE_PDL=pdl, num_warps=4, num_stages=3, launch_pdl=pdl,
+        scratch.activations[2], scratch.means[2], last.squeeze, last.excite, weights.fc, target_ptrs, scratch.partial,
+        count,
+        H=hidden, PIXELS=SIDES[3] ** 2, C=CHANNELS[3], PIXELS_A_SPLIT=SIDES[3] ** 2 // SPLITS,
+        BLOCK_M=16, BLOCK_N=block_n, DTYPE=triton_dtype(compute_dtype(weights.fc.dtype)), USE_PDL=pdl,
+        num_warps=4, num_stages=3, launch_pdl=pdl,
     )  # fmt: skip
     block = triton.next_power_of_2(hidden) if INTERPRETING else 256
     _image_sum_kernel[(count, triton.cdiv(hidden, block))](

@@ -1,8 +1,9 @@
 """Weights and scratch of the image encoder, packed as `image_encoder` reads them.
 
-Activations are channel-last: [frames, pixels, channels]. Convolution weights are [9 * channels_in, channels_out], taps (row-major)
-before channels; the columns of the last layer are reordered from the published (channel, pixel) to (pixel, channel), so that
-both are read contiguously. The biases of the convolutions are dropped: InstanceNorm subtracts them again.
+Activations are channel-last: [frames, pixels, channels]. Convolution weights are [9 * channels_in, channels_out], taps
+(row-major) before channels; the columns of the last layer are reordered from the published (channel, pixel) to (pixel,
+channel), so that both are read contiguously. The biases of the convolutions are dropped: InstanceNorm subtracts them
+again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CHANNELS = (4, 32, 64, 128)
 SIDES = (84, 42, 21, 11)
 FEATURES = CHANNELS[3] * SIDES[3] ** 2
 SPLITS = 11
-"""Ranges the last layer's columns are divided into: 11 pixels each, for enough programs to use the whole memory system."""
+"""Ranges of 11 pixels the last layer's columns are divided into: enough programs to use the whole memory system."""
 
 
 class Stage(NamedTuple):
@@ -77,8 +78,8 @@ def make_image_scratch(num_frames: int, hidden: int, device: torch.device | str)
 
 
 def pack_image_weights(state: Mapping[str, Tensor], dtype: torch.dtype) -> ImageWeights:
-    """Pack float32 `conv1.weight`, `att1.fc.0.weight`, `att1.fc.2.weight`, ..., `fc.weight`, `fc.bias`, on their device; the
-    last layer in `dtype` (int8: a scale an output), all else in float32.
+    """Pack float32 `conv1.weight`, `att1.fc.0.weight`, `att1.fc.2.weight`, ..., `fc.weight`, `fc.bias`, on their
+    device; the last layer in `dtype` (int8: a scale an output), all else in float32.
     """
 
     def stage(number: int) -> Stage:

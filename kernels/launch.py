@@ -1,8 +1,9 @@
 """What every kernel file shares: argument checks, compute dtypes, and programmatic dependent launch (PDL).
 
 With PDL a kernel may start while the one before it still runs: `launch_and_wait` lets the next kernel start, then waits
-until all work before this kernel is complete and visible. Every program of every kernel calls it before its first read of
-something an earlier kernel writes and before any early return, so completion is transitive along a stream.
+until all work before this kernel is complete and visible. Only weights, which no kernel writes, are touched before.
+Every program of every kernel calls it before its first read of something an earlier kernel writes and before any early
+return, so completion is transitive along a stream.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ def triton_dtype(dtype: torch.dtype) -> tl.dtype:
 
 
 def check(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: torch.dtype | tuple[torch.dtype, ...], device: torch.device
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtypes: torch.dtype | tuple[torch.dtype, ...],
+    device: torch.device,
 ) -> None:
     """Raise ValueError unless `tensor` is contiguous, of this shape, one of these dtypes, and on this device."""
     dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes,)
@@ -57,7 +62,9 @@ def check_scale(weight: Tensor, scale: Tensor | None, num_outputs: int) -> None:
     """int8 weights come with a float32 scale an output, others without."""
     if (scale is not None) != (weight.dtype == torch.int8):
         got = "none" if scale is None else str(tuple(scale.shape))
-        raise ValueError(f"scale: expected one an output for int8 weights and none otherwise, got {got}, {weight.dtype}")
+        raise ValueError(
+            f"scale: expected one an output for int8 weights and none otherwise, got {got}, {weight.dtype}"
+        )
     if scale is not None:
         check("scale", scale, (num_outputs,), torch.float32, weight.device)
 

@@ -1,11 +1,11 @@
-"""The linear layers of a block: LN + linear (+ gelu), LN + QKV appended to the pages, and linear added to the residual stream.
+"""The linear layers of a block.
 
 norm_linear      out = act(LN(x) W^T + b)
 norm_qkv         q, k, v = LN(x) W^T; q to a buffer, k and v into the pages of the cache
 linear_residual  x += a W^T + b
 
-Weights are float32, bfloat16, float16, or int8 with a float32 scale an output; activations are rounded to the compute dtype
-(the weights', bfloat16 for int8) before a product; products accumulate in float32; x is float32.
+Weights are float32, bfloat16, float16, or int8 with a float32 scale an output; activations are rounded to the compute
+dtype (the weights', bfloat16 for int8) before a product; products accumulate in float32; x is float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .launch import (
     triton_dtype,
 )
 from .norm import layer_norm_reference, layer_norm_statistics
-from .projection import block_h, config, project
+from .projection import block_h, config, prefetch_weights, project
 
 PAGE_SIZE = 16
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
@@ -38,7 +38,13 @@ def dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tens
 
 
 def norm_linear_reference(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, gelu: bool
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    gelu: bool,
 ) -> Tensor:
     """In x's dtype, activations rounded to the weight's compute dtype unless x is float64."""
     out = layer_norm_reference(x, norm_weight, norm_bias) @ dequantize(weight, scale, x.dtype).T
@@ -57,7 +63,7 @@ def norm_qkv_reference(
 ) -> tuple[Tensor, Tensor]:
     """(q, the pages with the new keys and values)."""
     q, k, v = norm_linear_reference(x, norm_weight, norm_bias, weight, scale, None, False).chunk(3, dim=1)
-    pages, _, heads, page_size, head_dim = kv_layer.shape
+    _, _, heads, page_size, head_dim = kv_layer.shape
     kv_layer = kv_layer.clone()
     for row, slot in enumerate(slot_mapping.tolist()):
         if slot >= 0:
@@ -95,6 +101,8 @@ def _norm_linear_kernel(
     # One program: BLOCK_N outputs of BLOCK_M rows.
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if USE_PDL and SPLIT_K > 1:
+        prefetch_weights(weight_ptr, tl.program_id(0) * BLOCK_N, N, K, False, BLOCK_N)
     launch_and_wait(USE_PDL)
 
     mean, rstd = layer_norm_statistics(x_ptr, rows, num_rows, K, BLOCK_H)
@@ -137,6 +145,8 @@ def _norm_qkv_kernel(
     # One program: BLOCK_N of the 3 H outputs of BLOCK_M rows; a block may reach from q into k, or from head to head.
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if USE_PDL and SPLIT_K > 1:
+        prefetch_weights(weight_ptr, tl.program_id(0) * BLOCK_N, 3 * H, H, False, BLOCK_N)
     launch_and_wait(USE_PDL)
 
     mean, rstd = layer_norm_statistics(x_ptr, rows, num_rows, H, BLOCK_H)
@@ -148,9 +158,7 @@ def _norm_qkv_kernel(
         acc *= tl.load(scale_ptr + columns, mask=columns < 3 * H, other=0.0)[None, :]
 
     in_rows = (rows < num_rows)[:, None]
-    tl.store(
-        q_out_ptr + rows.to(tl.int64)[:, None] * H + columns[None, :], acc, mask=in_rows & (columns < H)[None, :]
-    )
+    tl.store(q_out_ptr + rows.to(tl.int64)[:, None] * H + columns[None, :], acc, mask=in_rows & (columns < H)[None, :])
 
     # kv element (page, part, head, offset, d): part 0 is k, 1 is v.
     slot = tl.load(slot_mapping_ptr + rows, mask=rows < num_rows, other=-1)
@@ -184,6 +192,8 @@ def _linear_residual_kernel(
     # One program: BLOCK_N outputs of BLOCK_M rows, which no other program reads or writes.
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if USE_PDL and SPLIT_K > 1:
+        prefetch_weights(weight_ptr, tl.program_id(0) * BLOCK_N, N, K, TRANSPOSED, BLOCK_N)
     launch_and_wait(USE_PDL)
 
     acc = project(
@@ -233,7 +243,7 @@ def norm_linear(
         check("bias", bias, (outputs,), torch.float32, device)
     dtype = compute_dtype(weight.dtype)
     check("out", out, (rows, outputs), dtype, device)
-    tile = config(rows, outputs, weight.dtype)
+    tile = config(rows, outputs, weight.dtype, norm=True)
     _norm_linear_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
         x, norm_weight, norm_bias, weight, scale, bias, out, rows,
         N=outputs, K=hidden, GELU=gelu,
@@ -281,7 +291,7 @@ def norm_qkv(
     if heads * head_dim != hidden:
         raise ValueError(f"kv_layer: expected heads * head_dim = {hidden} (columns of x), got {heads} * {head_dim}")
     check("slot_mapping", slot_mapping, (rows,), torch.int32, device)
-    tile = config(rows, 3 * hidden, weight.dtype)
+    tile = config(rows, 3 * hidden, weight.dtype, norm=True)
     _norm_qkv_kernel[(triton.cdiv(3 * hidden, tile.block_n), triton.cdiv(rows, tile.block_m))](
         x, norm_weight, norm_bias, weight, scale, q_out, kv_layer, slot_mapping, rows,
         H=hidden, HEAD_DIM=head_dim,
@@ -313,7 +323,7 @@ def linear_residual(
     check_scale(weight, scale, outputs)
     check("bias", bias, (outputs,), torch.float32, device)
     check("x", x, (rows, outputs), torch.float32, device)
-    tile = config(rows, outputs, weight.dtype, transposed)
+    tile = config(rows, outputs, weight.dtype, transposed=transposed)
     _linear_residual_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
         a, weight, scale, bias, x, rows,
         N=outputs, K=inputs, TRANSPOSED=transposed,

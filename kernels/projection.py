@@ -1,8 +1,8 @@
 """Device function: a tile of act(rows) W^T, the product all linear kernels share, and the tile sizes it runs at.
 
-Few rows (a step of a few agents) move the weights' bytes and little else: narrow tiles, so that about a hundred programs share
-the bytes, and K split over the warps of a program (a batched product summed in fixed order at the end), because one chain of
-16-deep products would take longer than the loads. Many rows: ordinary tensor-core tiles.
+Few rows (a step of a few agents) move the weights' bytes and little else: narrow tiles, so that about a hundred
+programs share the bytes, and K split over the warps of a program (a batched product summed in fixed order at the end),
+because one chain of 16-deep products would take longer than the loads. Many rows: ordinary tensor-core tiles.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ class Config(NamedTuple):
     num_stages: int
 
 
-def config(num_rows: int, num_outputs: int, weight_dtype: torch.dtype, transposed: bool = False) -> Config:
-    """Tiles for [num_rows, K] x [K, num_outputs]."""
+def config(
+    num_rows: int, num_outputs: int, weight_dtype: torch.dtype, *, transposed: bool = False, norm: bool = False
+) -> Config:
+    """Tiles for [num_rows, K] x [K, num_outputs]; `norm`: the rows are float32 and go through LayerNorm."""
     if INTERPRETING:
         block_n = min(512, triton.next_power_of_2(num_outputs))
         return Config(16, block_n, 128, 2, 1, 1) if num_rows <= SMALL_ROWS else Config(64, block_n, 256, 1, 1, 1)
@@ -36,18 +38,44 @@ def config(num_rows: int, num_outputs: int, weight_dtype: torch.dtype, transpose
         # Transposed weights are contiguous along the outputs: 16 of them fill a 32-byte sector.
         block_n = 8 if num_outputs < 1600 and not transposed else 16
         wide = weight_dtype == torch.float32
-        return Config(SMALL_ROWS, block_n, 32 if wide else 64, 4, 4, 4)
+        return Config(SMALL_ROWS, block_n, 32 if wide else 64, 4, 4, 4 if transposed else 3)
     if weight_dtype == torch.float32:
         return Config(32, 64, 32, 1, 4, 2)
     if num_rows <= 256:
-        return Config(64, 32 if num_outputs < 1600 else 64, 64, 1, 4, 4)
-    return Config(128, 128, 64, 1, 8, 3)
+        return Config(64, 32 if num_outputs < 1600 else 64, 64, 1, 8 if weight_dtype == torch.int8 else 4, 3)
+    return Config(128, 128, 64, 1, 8, 2 if norm else 3)
 
 
 def block_h(hidden: int, block_m: int) -> int:
     """Columns at a time of the LayerNorm statistics: a whole row where few rows let a tile stay in registers."""
     limit = 1024 if INTERPRETING or block_m <= SMALL_ROWS else 128
-    return min(limit, triton.next_power_of_2(hidden))
+    return min(limit, int(triton.next_power_of_2(hidden)))
+
+
+@triton.jit
+def prefetch_weights(
+    weight_ptr,  # [N, K], or with TRANSPOSED [K, N]
+    first_column,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Ask for the weights of BLOCK_N outputs to come to the L2 cache. They do not depend on the kernels before, so with
+    programmatic dependent launch this overlaps their fetch with those kernels. A hint: nothing is read."""
+    LINE: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
+    LINES: tl.constexpr = K if TRANSPOSED else BLOCK_N * ((K + LINE - 1) // LINE)
+    for start in range(0, LINES, 512):
+        line = tl.minimum(start + tl.arange(0, 512), LINES - 1)
+        if TRANSPOSED:
+            offset = line * N + first_column
+        else:
+            column = tl.minimum(first_column + line % BLOCK_N, N - 1)
+            offset = column * K + (line // BLOCK_N) * LINE
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(weight_ptr + offset).to(tl.int64)], dtype=tl.int32,
+            is_pure=False, pack=1,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -69,7 +97,8 @@ def project(
     BLOCK_K: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """sum_k a[row, k] W[column, k], float32 [BLOCK_M, BLOCK_N]; `a` goes through LayerNorm first with NORM. Operands are
+    """sum_k a[row, k] W[column, k], float32 [BLOCK_M, BLOCK_N]; `a` goes through LayerNorm first with NORM. Operands
+    are
     rounded to DTYPE; columns of no output give 0."""
     stride_n: tl.constexpr = 1 if TRANSPOSED else K
     stride_k: tl.constexpr = N if TRANSPOSED else 1

@@ -1,7 +1,7 @@
 """What the kernel tests share: device, dtypes, random and poisoned tensors, and how a result is judged.
 
-Without a GPU kernels run in Triton's interpreter (conftest.py sets TRITON_INTERPRET), in float32 and int8; its bfloat16 products
-are wrong. On a GPU they are compiled, and the half-precision variants run as well.
+Without a GPU kernels run in Triton's interpreter (conftest.py sets TRITON_INTERPRET), in float32 and int8; its bfloat16
+products are wrong. On a GPU they are compiled, and the half-precision variants run as well.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def addresses(*tensors: Tensor | None) -> Tensor:
 
 
 def agrees(got: Tensor, reference: Callable[..., Tensor], *arguments: Any, dtype: torch.dtype) -> None:
-    """Assert that `got` is within 1e-5 of `reference(*arguments)` in float64, relative to its largest element; where the kernel
-    rounds to `dtype` (bfloat16 for int8), within 1.5 times what the reference itself is off in that dtype.
+    """Assert that `got` is within 1e-5 of `reference(*arguments)` in float64, relative to its largest element; where
+    the kernel rounds to `dtype` (bfloat16 for int8), within 1.5 times what the reference itself is off in that dtype.
     """
 
     def evaluate(precision: torch.dtype) -> Tensor:

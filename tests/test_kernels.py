@@ -52,7 +52,9 @@ def test_embedding(hidden: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
-@pytest.mark.parametrize(("rows", "hidden", "outputs"), [(1, 64, 256), (3, 160, 72), (16, 48, 40), (17, 64, 600), (70, 272, 130)])
+@pytest.mark.parametrize(
+    ("rows", "hidden", "outputs"), [(1, 64, 256), (3, 160, 72), (16, 48, 40), (17, 64, 600), (70, 272, 130)]
+)
 @pytest.mark.parametrize("gelu", [False, True])
 def test_norm_linear(dtype: torch.dtype, rows: int, hidden: int, outputs: int, gelu: bool) -> None:
     random = Random()
@@ -119,7 +121,8 @@ def test_linear_residual(dtype: torch.dtype, transposed: bool, rows: int, inputs
 
 @pytest.mark.parametrize("capacity", [19, 377, 700])
 def test_head(capacity: int) -> None:
-    """Sessions with and without bias and noise, padding in the middle and at the end, 1 output and the most there is room for."""
+    """Sessions with and without bias and noise, padding in the middle and at the end, 1 output and the most there is
+    room for."""
     random = Random(capacity)
     hidden = 160
     sizes = [1, capacity, 0, 18, capacity - 1, 0]
@@ -199,7 +202,15 @@ def test_wrappers_name_what_is_wrong() -> None:
     x, norm, weight, out = random.normal(2, 64), random.normal(64), random.normal(32, 64), poisoned(2, 32)
 
     def run(**changes: torch.Tensor | None) -> None:
-        arguments = {"x": x, "norm_weight": norm, "norm_bias": norm, "weight": weight, "scale": None, "bias": None, "out": out}
+        arguments = {
+            "x": x,
+            "norm_weight": norm,
+            "norm_bias": norm,
+            "weight": weight,
+            "scale": None,
+            "bias": None,
+            "out": out,
+        }
         linear.norm_linear(**{**arguments, **changes}, gelu=False)
 
     for changes, message in [

@@ -1,7 +1,7 @@
 """Paged attention, its splits and their combination against plain torch in float64.
 
-The cache is poisoned: every slot that is not a key of the session, and all of the pages no session has, holds NaN; entries of the
-page table behind a session's last page point far outside.
+The cache is poisoned: every slot that is not a key of the session, and all of the pages no session has, holds NaN;
+entries of the page table behind a session's last page point far outside.
 """
 
 from __future__ import annotations
@@ -81,15 +81,26 @@ class Case:
 
 
 # Empty caches, page edges, whole blocks of keys, padding sessions first, in the middle and last.
-SESSIONS = [(0, 0, 0), (0, 1, 0), (0, 3, 15), (13, 3, 0), (0, 0, 3), (15, 1, 0), (15, 2, 1), (62, 3, 0), (125, 3, 7), (0, 0, 0)]
+SESSIONS = [
+    (0, 0, 0),
+    (0, 1, 0),
+    (0, 3, 15),
+    (13, 3, 0),
+    (0, 0, 3),
+    (15, 1, 0),
+    (15, 2, 1),
+    (62, 3, 0),
+    (125, 3, 7),
+    (0, 0, 0),
+]
 
 
 @pytest.mark.parametrize("cache", CACHE_DTYPES)
 @pytest.mark.parametrize("window", [1, 4, 17, 66, 1024])
 @pytest.mark.parametrize("splits", [1, 3])
 def test_sessions_and_windows(cache: torch.dtype, window: int, splits: int) -> None:
-    """Windows of the query alone, within a page, over a page edge, and over the edge of a block of 64 keys. With 3 splits the
-    short sessions have empty ones.
+    """Windows of the query alone, within a page, over a page edge, and over the edge of a block of 64 keys. With 3
+    splits the short sessions have empty ones.
     """
     case = Case(SESSIONS, heads=2, head_dim=16, cache=cache)
     out, partials = case.run(window, splits)
@@ -115,7 +126,8 @@ def test_head_dimensions(cache: torch.dtype, head_dim: int) -> None:
 @pytest.mark.parametrize("window", [12, 512])
 @pytest.mark.parametrize("new", [16, 17, 40, 64, 150])
 def test_long_prompts(cache: torch.dtype, window: int, new: int) -> None:
-    """Blocks of queries: a block's first query sees the oldest keys, its last the newest; beside a session of one token."""
+    """Blocks of queries: a block's first query sees the oldest keys, its last the newest; beside a session of one
+    token."""
     case = Case([(0, new, 3), (9, 1, 0), (20, new - 1, 0)], heads=1, head_dim=16, cache=cache)
     case.expect(case.run(window)[0], window)
 
@@ -192,4 +204,6 @@ def test_wrapper_names_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="page_table: expected int32, got int64"):
         attention.paged_attention(*arguments[:2], case.page_table.long(), *arguments[3:], 8, out, max_queries=1)
     with pytest.raises(ValueError, match="kv_layer: expected head_dim 16 to 128, got 8"):
-        attention.paged_attention(case.q[:, :8].contiguous(), case.kv_layer[..., :8].contiguous(), *case.plan, 8, out, max_queries=1)
+        attention.paged_attention(
+            case.q[:, :8].contiguous(), case.kv_layer[..., :8].contiguous(), *case.plan, 8, out, max_queries=1
+        )

@@ -66,7 +66,9 @@ def test_frames_of_one_value(encoder: ImageEncoder) -> None:
     batch, rows = torch.zeros(1, 84, 84, 4, dtype=torch.uint8, device=DEVICE), poisoned(1, HIDDEN)
     image_encoder.encode_images(batch, addresses(rows[0]), weights, image_encoder.make_image_scratch(1, HIDDEN, DEVICE))
     state = dict(encoder.state_dict())
-    agrees(rows, lambda fc: image_encoder.encode_images_reference(batch, state, fc.dtype), weights.fc, dtype=torch.float32)
+    agrees(
+        rows, lambda fc: image_encoder.encode_images_reference(batch, state, fc.dtype), weights.fc, dtype=torch.float32
+    )
 
 
 def test_packing_drops_only_what_cancels(encoder: ImageEncoder) -> None:
@@ -77,4 +79,6 @@ def test_packing_drops_only_what_cancels(encoder: ImageEncoder) -> None:
     exact = image_encoder.encode_images_reference(batch, state)
     torch.testing.assert_close(image_encoder.encode_images_reference(batch, moved), exact, rtol=1e-9, atol=1e-9)
     packed = image_encoder.pack_image_weights(state, torch.float32)
-    assert packed.num_bytes == sum(p.nbytes for name, p in state.items() if not (name.startswith("conv") and "bias" in name))
+    assert packed.num_bytes == sum(
+        p.nbytes for name, p in state.items() if not (name.startswith("conv") and "bias" in name)
+    )
