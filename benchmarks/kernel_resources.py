@@ -19,7 +19,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined
 
@@ -27,20 +26,10 @@ import torch
 import triton
 
 from .kernel_variants import ROWS, WEIGHT_DTYPES, variants
+from .resource_limits import ARCHITECTURES, REGISTER_LIMIT, SHARED_LIMIT, Row, violations
 from .triton_launches import compile_launch
 
-ARCHITECTURES = (80, 90, 100, 120)
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-"""Shared memory one block may use, bytes."""
-REGISTER_LIMIT = 255
 RESULTS = Path(__file__).parent / "results" / "kernel_resources"
-
-Row = dict[str, Any]
-
-
-def spill_limit(row: Row) -> int:
-    """Bytes a thread of this kernel may keep in local memory: none in what a step runs in half precision or int8."""
-    return 0 if row["weights"] != "float32" else 128
 
 
 def triton_resources(
@@ -91,24 +80,6 @@ def cuda_rows(arch: int) -> list[Row]:
     except ModuleNotFoundError:
         return []
     return [{"language": "cuda", "arch": arch, "weights": "", "for": "", **row} for row in module.cuda_resources(arch)]
-
-
-def violations(table: Iterable[Row]) -> list[str]:
-    """What in a table is over its limit, in words."""
-    wrong = []
-    for row in table:
-        name = f"{row['kernel']} ({row['weights']}, {row['for']}, sm_{row['arch']})"
-        limits = {
-            "registers": REGISTER_LIMIT,
-            "spill_bytes": spill_limit(row),
-            "shared_bytes": SHARED_LIMIT[row["arch"]],
-        }
-        wrong += [
-            f"{name}: expected at most {limit} {what}, got {row[what]}"
-            for what, limit in limits.items()
-            if row[what] > limit
-        ]
-    return wrong
 
 
 def as_markdown(table: list[Row]) -> str:

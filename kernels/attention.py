@@ -65,12 +65,12 @@ class Config(NamedTuple):
 
 
 def config(max_queries: int, head_dim: int, kv_dtype: torch.dtype) -> Config:
-    block_q = 16 if max_queries <= 16 else 64
+    block_q = 16 if max_queries <= 16 else 32  # 64 would fill half as many programs
     if INTERPRETING:
-        return Config(16 if max_queries <= 16 else 32, 64, 1, 1)
+        return Config(block_q, 64, 1, 1)
     if kv_dtype == torch.float32:
         return Config(16, 32 if head_dim > 64 else 64, 4, 2)
-    return Config(block_q, 64, 4, 3 if block_q == 16 and head_dim <= 64 else 2)
+    return Config(block_q, 64, 4, 3 if head_dim <= 64 else 2)
 
 
 @triton.jit(do_not_specialize=["num_rows", "pages_per_session", "window"])

@@ -1,0 +1,36 @@
+"""What a kernel may use at most, on every architecture the engine serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+ARCHITECTURES = (80, 90, 100, 120)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+"""Shared memory one block may use, bytes."""
+REGISTER_LIMIT = 255
+
+Row = dict[str, Any]
+
+
+def spill_limit(row: Row) -> int:
+    """Bytes a thread of this kernel may keep in local memory: none in what a step runs in half precision or int8."""
+    return 0 if row["weights"] != "float32" else 128
+
+
+def violations(table: Iterable[Row]) -> list[str]:
+    """What in a table is over its limit, in words."""
+    wrong = []
+    for row in table:
+        name = f"{row['kernel']} ({row['weights']}, {row['for']}, sm_{row['arch']})"
+        limits = {
+            "registers": REGISTER_LIMIT,
+            "spill_bytes": spill_limit(row),
+            "shared_bytes": SHARED_LIMIT[row["arch"]],
+        }
+        wrong += [
+            f"{name}: expected at most {limit} {what}, got {row[what]}"
+            for what, limit in limits.items()
+            if row[what] > limit
+        ]
+    return wrong
