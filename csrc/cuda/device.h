@@ -1,0 +1,44 @@
+// Where a step runs: a GPU (step.cu), or the CPU that stands in for one (host/step_host.cpp).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "step.h"
+
+namespace jat {
+
+struct DeviceFacts {
+  std::string reason;  // why steps cannot run here; empty: they can
+  std::string name;
+  int capability_major = 0, capability_minor = 0;
+  int num_sms = 0;
+  int shared_bytes_per_block = 0;  // opt-in
+  bool cooperative_launch = false;
+};
+
+// Never throws: no driver and no such device are reasons. At most one call a process initialises CUDA.
+DeviceFacts device_facts(int ordinal);
+
+// Clusters of `model` that can be resident together, or 0 and why not.
+int max_active_clusters(const StepModel& model, std::string& reason);
+
+// Zeroed memory of the device.
+void* allocate_device(size_t bytes);
+void free_device(void* memory);
+void zero_device(void* memory, size_t bytes, int64_t stream);
+
+// Zeroed memory that host and device reach at the same address.
+void* allocate_visible(size_t bytes);
+void free_visible(void* memory);
+
+// Starts a step. Returns "" or why it did not start. missing_cluster: tests on the CPU only; seed: likewise,
+// the order of threads.
+std::string launch_step(const StepModel& model, const StepInput& input, int64_t stream, int missing_cluster,
+                        uint32_t seed);
+
+enum class StreamState { kBusy, kIdle, kFailed };
+StreamState stream_state(int64_t stream, std::string& reason);
+
+}  // namespace jat

@@ -1,0 +1,405 @@
+#include "runtime.h"
+
+#include <sys/mman.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <unordered_map>
+#include <vector>
+
+#if JAT_TSAN
+#include <sanitizer/tsan_interface.h>
+extern "C" {
+void __tsan_read_range(void* address, unsigned long size);
+void __tsan_write_range(void* address, unsigned long size);
+}
+#endif
+
+// Saves the callee's registers on its stack and goes on with another stack.
+#if defined(__x86_64__)
+extern "C" void jat_switch_stack(void** from, void* to);
+asm(R"(
+.text
+.globl jat_switch_stack
+.hidden jat_switch_stack
+.type jat_switch_stack, @function
+jat_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size jat_switch_stack, .-jat_switch_stack
+)");
+#else
+#include <ucontext.h>
+#endif
+
+namespace jat::host {
+
+namespace {
+
+constexpr int kWarp = 32;
+constexpr size_t kStackBytes = 128 * 1024;
+
+// ---- what ThreadSanitizer is told
+
+#if JAT_TSAN
+void acquire(void* tag) { __tsan_acquire(tag); }
+void release(void* tag) { __tsan_release(tag); }
+#else
+void acquire(void*) {}
+void release(void*) {}
+#endif
+
+// A barrier of `expected` fibers. Two tags: who is late at one phase shall not learn of arrivals at the next.
+struct Fiber;
+struct Barrier {
+  int arrived = 0;
+  unsigned phase = 0;
+  char tags[2] = {};
+  std::vector<Fiber*> waiting;
+};
+
+struct Copy {
+  char* target;
+  const char* source;
+  uint32_t bytes;
+};
+
+struct MbarrierState {
+  char tags[2] = {};
+  std::vector<Copy> copies;
+};
+
+struct Warp {
+  Barrier barrier;
+  Barrier shuffle;
+  float values[2][kWarp];
+};
+
+struct Cluster {
+  Barrier barrier;
+};
+
+struct Block {
+  int index, rank;
+  Cluster* cluster;
+  Block* blocks;  // of the grid
+  char* shared;
+  std::vector<Warp> warps;
+  Barrier consumers;
+  std::unordered_map<const void*, MbarrierState> mbarriers;
+};
+
+struct Fiber {
+  Block* block;
+  int thread;
+  bool done = false;
+#if defined(__x86_64__)
+  void* stack_pointer = nullptr;
+#else
+  ucontext_t context;
+#endif
+#if JAT_TSAN
+  void* tsan = nullptr;
+#endif
+};
+
+struct Grid {
+  Geometry geometry;
+  void (*kernel)(const void*);
+  const void* argument;
+  std::vector<Block> blocks;
+  std::vector<Cluster> clusters;
+  std::vector<Fiber> fibers;
+  std::deque<Fiber*> ready;
+  std::minstd_rand random;
+  Fiber scheduler;
+  Fiber* current = nullptr;
+  char start_tag = 0, end_tag = 0;
+};
+
+std::mutex one_at_a_time;
+Grid* grid = nullptr;
+
+void go_to(Fiber* next) {
+  Fiber* before = grid->current;
+  if (next == before) return;
+  grid->current = next;
+#if JAT_TSAN
+  __tsan_switch_to_fiber(next->tsan, __tsan_switch_to_fiber_no_sync);
+#endif
+#if defined(__x86_64__)
+  jat_switch_stack(&before->stack_pointer, next->stack_pointer);
+#else
+  swapcontext(&before->context, &next->context);
+#endif
+}
+
+// Goes on with another fiber; with the scheduler when none can run.
+void run_next() {
+  std::deque<Fiber*>& ready = grid->ready;
+  if (ready.empty()) return go_to(&grid->scheduler);
+  if (grid->geometry.seed != 0) std::swap(ready.front(), ready[grid->random() % ready.size()]);
+  Fiber* next = ready.front();
+  ready.pop_front();
+  go_to(next);
+}
+
+void enter_fiber() {
+  acquire(&grid->start_tag);
+  grid->kernel(grid->argument);
+  release(&grid->end_tag);
+  grid->current->done = true;
+  run_next();
+  std::abort();  // a finished fiber is never gone back to
+}
+
+// Waits until `expected` fibers are here. ordered: what they wrote before is seen by all afterwards.
+void meet(Barrier& barrier, int expected, bool ordered) {
+  char* tag = &barrier.tags[barrier.phase & 1];
+  if (ordered) release(tag);
+  if (++barrier.arrived < expected) {
+    barrier.waiting.push_back(grid->current);
+    run_next();
+  } else {
+    barrier.arrived = 0;
+    ++barrier.phase;
+    for (Fiber* fiber : barrier.waiting) grid->ready.push_back(fiber);
+    barrier.waiting.clear();
+  }
+  if (ordered) acquire(tag);
+}
+
+Block& block() { return *grid->current->block; }
+Warp& warp() { return block().warps[grid->current->thread / kWarp]; }
+
+// The block whose shared memory holds the pointer.
+Block& owner(const void* pointer) {
+  for (Block& candidate : grid->blocks)
+    if (pointer >= candidate.shared && pointer < candidate.shared + grid->geometry.shared_bytes)
+      return candidate;
+  std::abort();
+}
+
+// Not memcpy, which ThreadSanitizer would see as an access of whoever waits.
+void copy_bytes(const Copy& copy) {
+  struct alignas(16) Piece {
+    uint64_t words[2];
+  };
+  auto* target = reinterpret_cast<Piece*>(copy.target);
+  const auto* source = reinterpret_cast<const Piece*>(copy.source);
+  for (uint32_t i = 0; i < copy.bytes / sizeof(Piece); ++i) target[i] = source[i];
+}
+
+void arrive(Mbarrier* barrier, MbarrierState& state) {
+  release(&state.tags[barrier->phase & 1]);
+  if (++barrier->arrived == barrier->expected && barrier->copies == 0) {
+    barrier->arrived = 0;
+    ++barrier->phase;
+  }
+}
+
+class Stacks {
+ public:
+  explicit Stacks(size_t count) : bytes_(count * kStackBytes) {
+    memory_ =
+        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  }
+  ~Stacks() {
+    if (ok()) munmap(memory_, bytes_);
+  }
+  bool ok() const { return memory_ != MAP_FAILED; }
+  char* at(size_t index) { return static_cast<char*>(memory_) + index * kStackBytes; }
+
+ private:
+  size_t bytes_;
+  void* memory_;
+};
+
+void prepare(Fiber& fiber, char* stack) {
+#if defined(__x86_64__)
+  void** top =
+      reinterpret_cast<void**>(stack + kStackBytes - 56);  // as behind a call: 8 more than a multiple of 16
+  top[0] = nullptr;                                        // the return address of enter_fiber
+  top[-1] = reinterpret_cast<void*>(&enter_fiber);
+  for (int i = 2; i <= 7; ++i) top[-i] = nullptr;
+  fiber.stack_pointer = &top[-7];
+#else
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = stack;
+  fiber.context.uc_stack.ss_size = kStackBytes;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, enter_fiber, 0);
+#endif
+}
+
+}  // namespace
+
+std::string launch(const Geometry& geometry, void (*kernel)(const void*), const void* argument) {
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  auto made = std::make_unique<Grid>();
+  grid = made.get();
+  grid->geometry = geometry;
+  grid->kernel = kernel;
+  grid->argument = argument;
+  grid->random.seed(geometry.seed);
+  const size_t shared_bytes = (geometry.shared_bytes + 127) / 128 * 128;
+  char* shared = static_cast<char*>(std::aligned_alloc(128, shared_bytes * geometry.num_blocks));
+  std::memset(shared, 0xff, shared_bytes * geometry.num_blocks);  // NaN
+  grid->clusters.resize(geometry.num_blocks / geometry.cluster_size);
+  grid->blocks.resize(geometry.num_blocks);
+  grid->fibers.resize(static_cast<size_t>(geometry.num_blocks) * geometry.num_threads);
+  Stacks stacks(grid->fibers.size());
+  if (!stacks.ok()) {
+    std::free(shared);
+    return "no memory for " + std::to_string(grid->fibers.size()) + " stacks";
+  }
+#if JAT_TSAN
+  grid->scheduler.tsan = __tsan_get_current_fiber();
+#endif
+  release(&grid->start_tag);
+  for (int b = 0; b < geometry.num_blocks; ++b) {
+    Block& block = grid->blocks[b];
+    const int cluster = b / geometry.cluster_size;
+    block.index = b;
+    block.rank = b % geometry.cluster_size;
+    block.cluster = &grid->clusters[cluster];
+    block.blocks = grid->blocks.data();
+    block.shared = shared + shared_bytes * b;
+    block.warps.resize((geometry.num_threads + kWarp - 1) / kWarp);
+    for (int t = 0; t < geometry.num_threads; ++t) {
+      const size_t index = static_cast<size_t>(b) * geometry.num_threads + t;
+      Fiber& fiber = grid->fibers[index];
+      fiber.block = &block;
+      fiber.thread = t;
+      if (cluster == geometry.missing_cluster) {
+        fiber.done = true;
+        continue;
+      }
+      prepare(fiber, stacks.at(index));
+#if JAT_TSAN
+      fiber.tsan = __tsan_create_fiber(0);
+#endif
+      grid->ready.push_back(&fiber);
+    }
+  }
+  grid->current = &grid->scheduler;
+  run_next();  // comes back when no fiber can run
+  acquire(&grid->end_tag);
+  size_t stuck = 0;
+  for (Fiber& fiber : grid->fibers) {
+    if (!fiber.done) ++stuck;
+#if JAT_TSAN
+    if (fiber.tsan != nullptr) __tsan_destroy_fiber(fiber.tsan);
+#endif
+  }
+  std::free(shared);
+  grid = nullptr;
+  if (stuck > 0) return "deadlock: " + std::to_string(stuck) + " threads wait for others that will not come";
+  return "";
+}
+
+int thread_index() { return grid->current->thread; }
+int block_index() { return block().index; }
+int cluster_rank() { return block().rank; }
+char* shared_memory() { return block().shared; }
+
+void* sibling(void* pointer, int rank) {
+  const Block& own = block();
+  const Block& other = own.blocks[own.index - own.rank + rank];
+  return other.shared + (static_cast<char*>(pointer) - own.shared);
+}
+
+void yield() {
+  grid->ready.push_back(grid->current);
+  run_next();
+}
+
+float shuffle_xor(float value, int mask) {
+  Warp& own = warp();
+  const int lane = grid->current->thread % kWarp;
+  // A lane cannot be two shuffles ahead of another, so two sets of values suffice. Orders no memory, as on
+  // the GPU.
+  float* values = own.values[own.shuffle.phase & 1];
+  values[lane] = value;
+  meet(own.shuffle, kWarp, false);
+  return values[lane ^ mask];
+}
+
+void warp_barrier() { meet(warp().barrier, kWarp, true); }
+void consumer_barrier(int num_threads) { meet(block().consumers, num_threads, true); }
+void cluster_barrier() {
+  meet(block().cluster->barrier, grid->geometry.cluster_size * grid->geometry.num_threads, true);
+}
+
+void mbarrier_init(Mbarrier* barrier, int arrivals) {
+  *barrier = {static_cast<int16_t>(arrivals), 0, 0, 0};
+  owner(barrier).mbarriers[barrier];
+}
+
+void mbarrier_arrive(Mbarrier* barrier, uint32_t bytes) {
+  MbarrierState& state = owner(barrier).mbarriers.at(barrier);
+  // The copies follow the arrival; until they are issued and done the phase stays open.
+  if (bytes > 0) barrier->copies = static_cast<int16_t>(bytes / 16);
+  arrive(barrier, state);
+}
+
+void mbarrier_arrive_sibling(Mbarrier* barrier, int rank) {
+  mbarrier_arrive(static_cast<Mbarrier*>(sibling(barrier, rank)), 0);
+}
+
+bool mbarrier_test(Mbarrier* barrier, uint32_t parity) {
+  MbarrierState& state = owner(barrier).mbarriers.at(barrier);
+  if (!state.copies.empty()) {
+    for (const Copy& copy : state.copies) {
+      copy_bytes(copy);
+      barrier->copies = static_cast<int16_t>(barrier->copies - static_cast<int>(copy.bytes / 16));
+    }
+    state.copies.clear();
+    if (barrier->copies == 0 && barrier->arrived == barrier->expected) {
+      barrier->arrived = 0;
+      ++barrier->phase;
+    }
+  }
+  if ((barrier->phase & 1) == parity) return false;
+  acquire(&state.tags[parity]);
+  return true;
+}
+
+void bulk_copy(void* target, const void* source, uint32_t bytes, Mbarrier* barrier) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  if (!aligned(target) || !aligned(source) || bytes % 16 != 0 || bytes == 0) std::abort();
+  MbarrierState& state = owner(barrier).mbarriers.at(barrier);
+#if JAT_TSAN
+  // For the sanitizer it happens now, by the thread that asked for it, and is published by the barrier.
+  __tsan_read_range(const_cast<void*>(source), bytes);
+  __tsan_write_range(target, bytes);
+  release(&state.tags[barrier->phase & 1]);
+#endif
+  state.copies.push_back({static_cast<char*>(target), static_cast<const char*>(source), bytes});
+}
+
+uint64_t now_ns() {
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                   std::chrono::steady_clock::now().time_since_epoch())
+                                   .count());
+}
+
+}  // namespace jat::host

@@ -1,0 +1,52 @@
+// Blocks, warps and clusters on one CPU thread: every GPU thread is a fiber.
+//
+// Fibers change only where a GPU thread can wait: barriers, shuffles, mbarriers, polls of global memory. Each
+// of them is a logical thread for ThreadSanitizer, so races between any two threads of the grid are found
+// from the order that barriers, mbarriers and atomics give, whatever the order in which the fibers happened
+// to run. This file's implementation is not instrumented; it reports that order itself.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace jat::host {
+
+struct Geometry {
+  int num_blocks, cluster_size, num_threads;
+  size_t shared_bytes;
+  int missing_cluster = -1;  // this cluster never runs
+  uint32_t seed = 0;         // not 0: fibers run in a random order
+};
+
+// Runs kernel(argument) on every thread of the grid. Returns "" or what went wrong.
+std::string launch(const Geometry& geometry, void (*kernel)(const void*), const void* argument);
+
+int thread_index();
+int block_index();
+int cluster_rank();
+char* shared_memory();
+void* sibling(void* pointer, int rank);
+
+void yield();
+float shuffle_xor(float value, int mask);
+void warp_barrier();
+void consumer_barrier(int num_threads);
+void cluster_barrier();
+
+// An mbarrier; eight bytes, as on the GPU.
+struct Mbarrier {
+  int16_t expected, arrived;
+  uint16_t phase;
+  int16_t copies;  // bulk copies that nobody has waited for yet
+};
+void mbarrier_init(Mbarrier* barrier, int arrivals);
+void mbarrier_arrive(Mbarrier* barrier, uint32_t bytes);
+void mbarrier_arrive_sibling(Mbarrier* barrier, int rank);
+// Copies happen here at the latest, and never before somebody asks: a forgotten wait reads poison.
+bool mbarrier_test(Mbarrier* barrier, uint32_t parity);
+void bulk_copy(void* target, const void* source, uint32_t bytes, Mbarrier* barrier);
+
+uint64_t now_ns();
+
+}  // namespace jat::host

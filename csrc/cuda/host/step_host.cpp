@@ -1,0 +1,39 @@
+// The kernel for the CPU: the same source, executed by host/runtime.cpp.
+#include "../device.h"
+#include "../dispatch.h"
+#include "../step.cuh"
+
+namespace jat {
+
+namespace {
+
+struct Arguments {
+  const StepModel& model;
+  const StepInput& input;
+};
+
+struct Kernel {
+  template <typename W, int kTiles, int kPairs>
+  auto operator()() const {
+    return +[](const void* argument) {
+      const auto* arguments = static_cast<const Arguments*>(argument);
+      step_block<W, kTiles, kPairs>(arguments->model, arguments->input);
+    };
+  }
+};
+
+}  // namespace
+
+std::string launch_step(const StepModel& model, const StepInput& input, int64_t, int missing_cluster,
+                        uint32_t seed) {
+  const Arguments arguments = {model, input};
+  const host::Geometry geometry = {model.num_blocks,
+                                   model.cluster_size,
+                                   32 * (model.num_warps + 1),
+                                   static_cast<size_t>(model.shared.bytes),
+                                   missing_cluster,
+                                   seed};
+  return host::launch(geometry, dispatch<float, BFloat16, Float16>(model, Kernel{}), &arguments);
+}
+
+}  // namespace jat

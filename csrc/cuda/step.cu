@@ -1,0 +1,151 @@
+// The kernel for GPUs: launching it, and what a device says of itself.
+#include <cuda_runtime.h>
+
+#include <cstring>
+
+#include "device.h"
+#include "dispatch.h"
+#include "step.cuh"
+
+namespace jat {
+
+namespace {
+
+using Kernel = void (*)(StepModel, StepInput);
+
+struct KernelOf {
+  template <typename W, int kTiles, int kPairs>
+  Kernel operator()() const {
+    return step_kernel<W, kTiles, kPairs>;
+  }
+};
+
+Kernel kernel_of(const StepModel& model) { return dispatch<float, BFloat16, Float16>(model, KernelOf{}); }
+
+std::string describe(cudaError_t error) {
+  cudaGetLastError();  // errors of a call stay until they are read
+  return error == cudaSuccess ? "" : std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
+}
+
+struct Launch {
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attributes[2] = {};
+
+  Launch(const StepModel& model, int64_t stream, bool cooperative) {
+    config.gridDim = dim3(model.num_blocks);
+    config.blockDim = dim3(32 * (model.num_warps + 1));
+    config.dynamicSmemBytes = model.shared.bytes;
+    config.stream = reinterpret_cast<cudaStream_t>(stream);
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {static_cast<unsigned>(model.cluster_size), 1, 1};
+    attributes[1].id = cudaLaunchAttributeCooperative;
+    attributes[1].val.cooperative = 1;
+    config.attrs = attributes;
+    config.numAttrs = cooperative ? 2 : 1;
+  }
+};
+
+cudaError_t allow(const StepModel& model) {
+  const auto kernel = reinterpret_cast<const void*>(kernel_of(model));
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, model.shared.bytes);
+  if (error == cudaSuccess && model.cluster_size > 8)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error;
+}
+
+}  // namespace
+
+DeviceFacts device_facts(int ordinal) {
+  DeviceFacts facts;
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) {
+    facts.reason = describe(error);
+    return facts;
+  }
+  if (ordinal < 0 || ordinal >= count) {
+    facts.reason = "no device " + std::to_string(ordinal) + ": there are " + std::to_string(count);
+    return facts;
+  }
+  cudaDeviceProp properties;
+  if (const cudaError_t failed = cudaGetDeviceProperties(&properties, ordinal); failed != cudaSuccess) {
+    facts.reason = describe(failed);
+    return facts;
+  }
+  facts.name = properties.name;
+  facts.capability_major = properties.major;
+  facts.capability_minor = properties.minor;
+  facts.num_sms = properties.multiProcessorCount;
+  facts.shared_bytes_per_block = static_cast<int>(properties.sharedMemPerBlockOptin);
+  facts.cooperative_launch = properties.cooperativeLaunch != 0;
+  if (properties.major < 9)
+    facts.reason = facts.name + " has compute capability " + std::to_string(properties.major) + "." +
+                   std::to_string(properties.minor) + "; the one-launch step needs 9.0 (sm_90) or newer";
+  return facts;
+}
+
+int max_active_clusters(const StepModel& model, std::string& reason) {
+  cudaError_t error = allow(model);
+  int clusters = 0;
+  if (error == cudaSuccess) {
+    Launch launch(model, 0, false);
+    error = cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel_of(model)),
+                                           &launch.config);
+  }
+  reason = describe(error);
+  return error == cudaSuccess ? clusters : 0;
+}
+
+void* allocate_device(size_t bytes) {
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, bytes) != cudaSuccess) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  cudaMemset(memory, 0, bytes);
+  cudaDeviceSynchronize();
+  return memory;
+}
+void free_device(void* memory) { cudaFree(memory); }
+void zero_device(void* memory, size_t bytes, int64_t stream) {
+  cudaMemsetAsync(memory, 0, bytes, reinterpret_cast<cudaStream_t>(stream));
+}
+
+void* allocate_visible(size_t bytes) {
+  void* memory = nullptr;
+  if (cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable) != cudaSuccess) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  std::memset(memory, 0, bytes);
+  return memory;
+}
+void free_visible(void* memory) { cudaFreeHost(memory); }
+
+std::string launch_step(const StepModel& model, const StepInput& input, int64_t stream, int, uint32_t) {
+  // Cooperative: the launch fails rather than waits for blocks that do not fit. A driver may refuse it
+  // together with clusters; the number of blocks comes from occupancy, and every wait is bounded.
+  static bool cooperative = true;
+  for (;;) {
+    Launch launch(model, stream, cooperative);
+    const cudaError_t error = cudaLaunchKernelEx(&launch.config, kernel_of(model), model, input);
+    if (error == cudaSuccess) return "";
+    const std::string reason = describe(error);
+    if (!cooperative || error == cudaErrorCooperativeLaunchTooLarge) return reason;
+    cooperative = false;
+  }
+}
+
+StreamState stream_state(int64_t stream, std::string& reason) {
+  const cudaError_t error = cudaStreamQuery(reinterpret_cast<cudaStream_t>(stream));
+  if (error == cudaSuccess) return StreamState::kIdle;
+  if (error == cudaErrorNotReady) {
+    cudaGetLastError();
+    return StreamState::kBusy;
+  }
+  reason = describe(error);
+  return StreamState::kFailed;
+}
+
+}  // namespace jat

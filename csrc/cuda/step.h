@@ -1,0 +1,115 @@
+// One step of one agent as one kernel launch: what the kernel is given. Plain structs, no CUDA headers.
+#pragma once
+
+#include <cstdint>
+
+namespace jat {
+
+constexpr int kStepRows = 3;        // most tokens of a step
+constexpr int kStepPageSize = 16;   // tokens of a page
+constexpr int kStepMaxLayers = 32;  // the layers travel as a kernel argument
+constexpr int kStepMaxPages =
+    136;  // pages of the longest context: 2048 tokens, a start offset and the new tokens
+constexpr int kStepMaxValues = 1152;  // numbers of all continuous rows of a step
+constexpr int kStepMaxHeadDim = 128;
+constexpr int kStepMaxClusterSize = 16;
+constexpr int kStepMaxWarps = 12;  // that compute
+
+constexpr int kStepMaxPairs = 4;  // pairs of output columns of a computing thread
+
+// What a layer costs besides its work.
+constexpr int kExchangesPerLayer = 2;  // all blocks: behind the attention and behind the MLP
+constexpr int kClusterBarriersPerHead =
+    2;  // the blocks of a cluster: behind q, k, v and behind the partial softmax
+
+enum class StepType : int32_t { kFloat32, kBFloat16, kFloat16 };
+
+// Addresses of device memory. W: the weight type, which is also the type of the cache.
+struct StepLayer {
+  const float* norm1_weight;  // [H]
+  const float* norm1_bias;    // [H]
+  const void* wqkv;           // W [3 H, H]
+  const void* w_out_heads;    // W [num_heads, H (output), head_dim]
+  const float* out_bias;      // [H]
+  const float* norm2_weight;  // [H]
+  const float* norm2_bias;    // [H]
+  const void* w_fc;           // W [inner, H]
+  const float* fc_bias;       // [inner]
+  const void* w_proj_t;       // W [inner, H (output)]
+  const float* proj_bias;     // [H]
+  int32_t window;             // keys a query sees, itself included
+};
+
+// Byte offsets into a block's shared memory; every one is a multiple of 128.
+struct StepShared {
+  int32_t full;      // mbarrier [num_slots]: the slot's bytes have arrived
+  int32_t empty;     // mbarrier [num_slots]: every consumer warp has read the slot
+  int32_t siblings;  // mbarrier [2]: every block of the cluster has written
+  int32_t last;      // int32: this block is the last one to finish
+  int32_t x;         // float [3, H], the residual stream
+  int32_t normed;    // float [3, H], its LayerNorm, rounded to W
+  int32_t qkv;       // float [3 (q, k, v), 3, head_dim], written by the whole cluster
+  int32_t scores;    // float [3, block_keys], then their exponentials
+  int32_t warp_out;  // float [num_warps, 3, head_dim]
+  int32_t partial;   // float [cluster_size, 3, head_dim + 2 (maximum, sum)], written by the whole cluster
+  int32_t attended;  // float [3, head_dim], rounded to W
+  int32_t inner;     // float [block_neurons, 4 (rows)], rounded to W
+  int32_t fc_bias;   // float [block_neurons]
+  int32_t ring;      // bytes [num_slots, slot_bytes]
+  int32_t bytes;     // of all
+};
+
+// Counters of the exchanges, in device memory. The last block to finish leaves them zero.
+struct StepControl {
+  alignas(128) uint32_t arrived;   // blocks x exchanges of this step
+  alignas(128) uint32_t aborted;   // a wait took too long: nobody waits any more
+  alignas(128) uint32_t finished;  // blocks at their end
+};
+
+// Sizes, weights and geometry: the same for every step.
+struct StepModel {
+  int32_t hidden, num_heads, head_dim, inner, num_layers, num_pages;
+  StepType type;
+  int32_t fixed_order;
+  // Geometry. A block has 32 (num_warps + 1) threads: num_warps warps compute, one loads.
+  int32_t num_blocks, cluster_size, num_warps, num_slots, slot_bytes;
+  int32_t block_keys;     // most scores of a block
+  int32_t block_neurons;  // most neurons of a block
+  int32_t heavy_blocks;   // blocks of the clusters that have one head more than the others
+  int32_t heavy_neurons;  // neurons of all heavy blocks together; the other blocks share the rest
+  StepShared shared;
+  // Scratch
+  StepControl* control;
+  float* sums;   // [3 (rotating), 3, H]; zero between steps
+  float* parts;  // [contributors, 3, H] where the order is fixed
+  // Weights
+  const float* final_norm_weight;  // [H]
+  const float* final_norm_bias;    // [H]
+  const float* position_table;     // [positions, H]
+  const float* continuous_bias;    // [H]
+  void* kv_cache;                  // W [num_layers, num_pages, 2, num_heads, 16, head_dim]
+  StepLayer layers[kStepMaxLayers];
+};
+
+// One step. It travels as a kernel argument, so no block waits for the bus to read it.
+struct StepInput {
+  int32_t num_rows;      // 1..3
+  int32_t context_len;   // cached tokens
+  int32_t start_offset;  // slot of the oldest token in its page
+  int32_t head_size;
+  int32_t positions[kStepRows];
+  int32_t slots[kStepRows];         // page * 16 + offset of the row's key and value; -1: not kept
+  int32_t source_sizes[kStepRows];  // 0: the source is a finished embedding [H]; else an encoder [size, H]
+  int32_t value_starts[kStepRows];  // in `values`
+  const float* sources[kStepRows];  // null: the row is zero
+  const float* head_rows;           // float [head_size, H]
+  const float* head_bias;           // float [head_size] or null
+  float* output;                    // float [head_size], visible to the host
+  uint32_t* status;                 // 2 * ticket + (1 if a wait took too long), visible to the host
+  uint32_t ticket;
+  uint64_t timeout_ns;  // of one wait
+  int32_t page_table[kStepMaxPages];
+  float values[kStepMaxValues];
+};
+
+}  // namespace jat
