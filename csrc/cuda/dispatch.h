@@ -7,15 +7,13 @@
 
 namespace jat {
 
-constexpr int kPublishedHidden = 768;
-
-// Calls visit(W, kTiles, kPairs) as template arguments: loops are unrolled for the published size.
+// Calls visit<W, kHidden>(); kHidden is 0 for sizes without kernels of their own.
 template <typename W, typename Visit>
 decltype(auto) dispatch_size(const StepModel& model, Visit&& visit) {
-  constexpr int kTiles = kPublishedHidden * static_cast<int>(sizeof(W)) / (32 * 16);
-  if (model.hidden == kPublishedHidden && model.num_warps == kStepMaxWarps)
-    return visit.template operator()<W, kTiles, kPublishedHidden / (64 * kStepMaxWarps)>();
-  return visit.template operator()<W, 0, kStepMaxPairs>();
+  if (model.hidden == kPublishedHidden && model.head_dim == kPublishedHeadDim &&
+      model.num_warps == kStepMaxWarps)
+    return visit.template operator()<W, kPublishedHidden>();
+  return visit.template operator()<W, 0>();
 }
 
 template <typename Float32, typename BFloat16, typename Float16, typename Visit>

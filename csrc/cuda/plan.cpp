@@ -77,9 +77,15 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   const int bytes = type_bytes(model.type);
   const int row_bytes = hidden * bytes;
   // A slot holds the three vectors of a LayerNorm, and whole rows of weights.
-  const int least = std::max({3 * hidden * 4, kStepPageSize * head_dim * bytes, row_bytes});
+  const int page_bytes = kStepPageSize * head_dim * bytes;
+  const int least = std::max({3 * hidden * 4, page_bytes, row_bytes});
   model.slot_bytes = std::max(ceil_div(least, 128) * 128, kSlotBytes / std::max(row_bytes, 128) * row_bytes);
   model.slot_bytes = ceil_div(model.slot_bytes, 128) * 128;
+
+  model.piece_rows = model.slot_bytes / row_bytes;
+  model.piece_outputs = model.slot_bytes / (head_dim * bytes);
+  model.piece_pages = model.slot_bytes / page_bytes;
+  model.piece_head_rows = model.slot_bytes / (hidden * 4);
 
   StepShared& shared = model.shared;
   int used = 0;

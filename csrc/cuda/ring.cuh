@@ -47,48 +47,45 @@ class Cursor {
 
 // Both sides' view. Consumers: every warp takes every piece, in order.
 struct Ring {
-  Mbarrier* full;
-  Mbarrier* empty;
-  char* slots;
-  int num_slots, slot_bytes;
-  Patience patience;
+  const StepModel& model;
+  const Patience patience;
+  char* const shared;
   Cursor cursor;
 
-  JAT_DEVICE Ring(const StepModel& model, char* shared, const Patience& bound)
-      : full(reinterpret_cast<Mbarrier*>(shared + model.shared.full)),
-        empty(reinterpret_cast<Mbarrier*>(shared + model.shared.empty)),
-        slots(shared + model.shared.ring),
-        num_slots(model.num_slots),
-        slot_bytes(model.slot_bytes),
-        patience(bound) {}
+  JAT_DEVICE Ring(const StepModel& sizes, const Patience& bound, char* memory)
+      : model(sizes), patience(bound), shared(memory) {}
 
-  JAT_DEVICE char* slot() const { return slots + cursor.slot() * slot_bytes; }
+  JAT_DEVICE char* slot() const { return shared + model.shared.ring + cursor.slot() * model.slot_bytes; }
+  JAT_DEVICE Mbarrier* full() const {
+    return reinterpret_cast<Mbarrier*>(shared + model.shared.full) + cursor.slot();
+  }
+  JAT_DEVICE Mbarrier* empty() const {
+    return reinterpret_cast<Mbarrier*>(shared + model.shared.empty) + cursor.slot();
+  }
 
   // Consumer: the next piece.
   JAT_DEVICE const char* take() {
-    patience.wait([&] { return mbarrier_test(&full[cursor.slot()], cursor.parity()); });
+    patience.wait([&] { return mbarrier_test(full(), cursor.parity()); });
     return slot();
   }
   JAT_DEVICE void give_back(int lane) {
     warp_barrier();
-    if (lane == 0) mbarrier_arrive(&empty[cursor.slot()]);
-    cursor.advance(num_slots);
+    if (lane == 0) mbarrier_arrive(empty());
+    cursor.advance(model.num_slots);
   }
 
   // Producer: a slot that all consumers have given back, about to receive `bytes`.
   JAT_DEVICE char* fill(uint32_t bytes) {
-    patience.wait([&] { return mbarrier_test(&empty[cursor.slot()], cursor.parity() ^ 1); });
-    mbarrier_arrive_expect(&full[cursor.slot()], bytes);
+    patience.wait([&] { return mbarrier_test(empty(), cursor.parity() ^ 1); });
+    mbarrier_arrive_expect(full(), bytes);
     return slot();
   }
   JAT_DEVICE void copy(char* target, const void* source, uint32_t bytes) {
-    bulk_copy(target, source, bytes, &full[cursor.slot()]);
+    bulk_copy(target, source, bytes, full());
   }
-  JAT_DEVICE void filled() { cursor.advance(num_slots); }
+  JAT_DEVICE void filled() { cursor.advance(model.num_slots); }
 };
 
-// How `count` rows of `row_bytes` are cut into pieces.
-JAT_DEVICE int rows_of_piece(const Ring& ring, int row_bytes) { return ring.slot_bytes / row_bytes; }
 JAT_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 JAT_DEVICE int larger(int a, int b) { return a > b ? a : b; }
 
@@ -162,20 +159,22 @@ class Loader {
         const W* wqkv = static_cast<const W*>(layer.wqkv);
         for (int part = 0; part < 3; ++part)
           rows(wqkv + static_cast<int64_t>(part * model_.hidden + head * model_.head_dim) * model_.hidden,
-               share_.column_begin, share_.column_end, model_.hidden);
+               share_.column_begin, share_.column_end, model_.hidden, model_.piece_rows);
         for (int part = 0; part < 2; ++part) cached(index, head, part, pages);
         rows(static_cast<const W*>(layer.w_out_heads) +
                  static_cast<int64_t>(head) * model_.hidden * model_.head_dim,
-             share_.output_begin, share_.output_end, model_.head_dim);
+             share_.output_begin, share_.output_end, model_.head_dim, model_.piece_outputs);
       }
       norm(layer.norm2_weight, layer.norm2_bias, layer.out_bias);
-      rows(static_cast<const W*>(layer.w_fc), share_.neuron_begin, share_.neuron_end, model_.hidden);
-      rows(static_cast<const W*>(layer.w_proj_t), share_.neuron_begin, share_.neuron_end, model_.hidden);
+      rows(static_cast<const W*>(layer.w_fc), share_.neuron_begin, share_.neuron_end, model_.hidden,
+           model_.piece_rows);
+      rows(static_cast<const W*>(layer.w_proj_t), share_.neuron_begin, share_.neuron_end, model_.hidden,
+           model_.piece_rows);
       bias = layer.proj_bias;
     }
     if (share_.head_row_begin == share_.head_row_end) return;
     norm(model_.final_norm_weight, model_.final_norm_bias, bias);
-    rows(input_.head_rows, share_.head_row_begin, share_.head_row_end, model_.hidden);
+    rows(input_.head_rows, share_.head_row_begin, share_.head_row_end, model_.hidden, model_.piece_head_rows);
   }
 
  private:
@@ -190,8 +189,8 @@ class Loader {
   }
 
   template <typename T>
-  JAT_DEVICE void rows(const T* matrix, int begin, int end, int columns) {
-    const int row_bytes = columns * static_cast<int>(sizeof(T)), most = rows_of_piece(ring_, row_bytes);
+  JAT_DEVICE void rows(const T* matrix, int begin, int end, int columns, int most) {
+    const int row_bytes = columns * static_cast<int>(sizeof(T));
     for (int row = begin; row < end; row += most) {
       const uint32_t bytes = smaller(most, end - row) * row_bytes;
       ring_.copy(ring_.fill(bytes), matrix + static_cast<int64_t>(row) * columns, bytes);
@@ -204,7 +203,7 @@ class Loader {
   JAT_DEVICE void cached(int layer, int head, int part, const Pages& pages) {
     const int row_bytes = model_.head_dim * static_cast<int>(sizeof(W)),
               page_bytes = kStepPageSize * row_bytes;
-    const int most = rows_of_piece(ring_, page_bytes);
+    const int most = model_.piece_pages;
     const char* cache = static_cast<const char*>(model_.kv_cache);
     for (int first = 0; first < pages.num_pages; first += most) {
       const int end = smaller(first + most, pages.num_pages);

@@ -14,9 +14,9 @@ namespace {
 using Kernel = void (*)(StepModel, StepInput);
 
 struct KernelOf {
-  template <typename W, int kTiles, int kPairs>
+  template <typename W, int kHidden>
   Kernel operator()() const {
-    return step_kernel<W, kTiles, kPairs>;
+    return step_kernel<W, kHidden>;
   }
 };
 

@@ -51,26 +51,24 @@ JAT_DEVICE float gelu_new(float x) {
 
 // A consumer thread's view of its block. kTiles: see Activations. kPairs: pairs of output columns of a
 // thread.
-template <typename W, int kTiles, int kPairs>
+template <typename W, int kHidden>
 class Block {
  public:
   JAT_DEVICE Block(const StepModel& model, const StepInput& input, char* shared, const Patience& patience)
       : model_(model),
         input_(input),
         shared_(shared),
-        ring_(model, shared, patience),
-        patience_(patience),
+        ring_(model, patience, shared),
         share_(model, input),
         thread_(thread_index()),
         warp_(thread_ / 32),
-        lane_(thread_ % 32),
-        num_threads_(model.num_warps * 32) {}
+        lane_(thread_ % 32) {}
 
   // Before the first barrier of the block.
   JAT_DEVICE void clear() {
-    for (int i = thread_; i < kStepRows * model_.hidden; i += num_threads_) at(model_.shared.x)[i] = 0;
+    for (int i = thread_; i < kStepRows * hidden(); i += num_threads()) at(model_.shared.x)[i] = 0;
     // Rows that the step does not have are multiplied as well, as zeros.
-    for (int i = thread_; i < kStepRows * model_.hidden; i += num_threads_) at(model_.shared.normed)[i] = 0;
+    for (int i = thread_; i < kStepRows * hidden(); i += num_threads()) at(model_.shared.normed)[i] = 0;
   }
 
   JAT_DEVICE void run() {
@@ -87,8 +85,16 @@ class Block {
   }
 
  private:
+  static constexpr bool kPublished = kHidden > 0;
+  static constexpr int kTiles = kHidden / (32 * kLoad<W>);
+  static constexpr int kPairs = kPublished ? kHidden / (64 * kStepMaxWarps) : kStepMaxPairs;
+
+  JAT_DEVICE int hidden() const { return kPublished ? kHidden : model_.hidden; }
+  JAT_DEVICE int head_dim() const { return kPublished ? kPublishedHeadDim : model_.head_dim; }
+  JAT_DEVICE int num_warps() const { return kPublished ? kStepMaxWarps : model_.num_warps; }
+  JAT_DEVICE int num_threads() const { return 32 * num_warps(); }
   JAT_DEVICE float* at(int offset) const { return reinterpret_cast<float*>(shared_ + offset); }
-  JAT_DEVICE void barrier() const { consumer_barrier(num_threads_); }
+  JAT_DEVICE void barrier() const { consumer_barrier(num_threads()); }
 
   // ---- exchanges
 
@@ -96,12 +102,12 @@ class Block {
   JAT_DEVICE void publish(int contributor, int row, int column, float value) {
     if (row >= input_.num_rows) return;
     if (model_.fixed_order)
-      model_.parts[(contributor * kStepRows + row) * model_.hidden + column] = value;
+      model_.parts[(contributor * kStepRows + row) * hidden() + column] = value;
     else
-      add_global(sums(number_) + row * model_.hidden + column, value);
+      add_global(sums(number_) + row * hidden() + column, value);
   }
 
-  JAT_DEVICE float* sums(int number) const { return model_.sums + number % 3 * kStepRows * model_.hidden; }
+  JAT_DEVICE float* sums(int number) const { return model_.sums + number % 3 * kStepRows * hidden(); }
 
   // Everything published; what `contributors` blocks or heads added shall become one sum.
   JAT_DEVICE void arrive(int contributors) {
@@ -111,11 +117,11 @@ class Block {
     if (model_.fixed_order) {
       if (thread_ == 0) wait_for_blocks();
       barrier();
-      const int count = kStepRows * model_.hidden, block = block_index();
+      const int count = kStepRows * hidden(), block = block_index();
       for (int i = count * block / model_.num_blocks + thread_; i < count * (block + 1) / model_.num_blocks;
-           i += num_threads_) {
+           i += num_threads()) {
         float sum = 0;
-        if (i < input_.num_rows * model_.hidden)
+        if (i < input_.num_rows * hidden())
           for (int c = 0; c < contributors; ++c) sum += load_global(model_.parts + c * count + i);
         sums(number_)[i] = sum;
       }
@@ -129,14 +135,14 @@ class Block {
   // By one thread; other threads of the block need a barrier behind it.
   JAT_DEVICE void wait_for_blocks() const {
     const uint32_t all = arrivals_ * model_.num_blocks;
-    patience_.wait([&] { return load_acquire(&model_.control->arrived) >= all; });
+    ring_.patience.wait([&] { return load_acquire(&model_.control->arrived) >= all; });
   }
 
   // x += the sum before (+ its bias); normed = LayerNorm(x). One warp a row, so that only it waits. The piece
   // of the ring: weight, bias and, if has_bias, the sum's bias.
   template <typename T>
   JAT_DEVICE void norm_row(int row, bool has_bias, const float* vectors) {
-    const int hidden = model_.hidden;
+    const int hidden = this->hidden();
     float* x = at(model_.shared.x) + row * hidden;
     float* normed = at(model_.shared.normed) + row * hidden;
     if (lane_ == 0) wait_for_blocks();
@@ -179,7 +185,7 @@ class Block {
 
   JAT_DEVICE void advance(bool has_bias) {
     const float* vectors = reinterpret_cast<const float*>(ring_.take());
-    for (int row = warp_; row < input_.num_rows; row += model_.num_warps) norm_row<W>(row, has_bias, vectors);
+    for (int row = warp_; row < input_.num_rows; row += num_warps()) norm_row<W>(row, has_bias, vectors);
     ring_.give_back(lane_);
 #if !JAT_PLANT_MISSING_BARRIER
     barrier();
@@ -191,13 +197,13 @@ class Block {
   // x = sum_j values[j] encoder[j, :] + bias, or a finished row, + position. 8 columns at a time: a sector of
   // memory.
   JAT_DEVICE void embed() {
-    const int hidden = model_.hidden, groups = hidden / 8, block = block_index();
-    const int splits = larger(1, model_.num_warps / kStepRows);
+    const int hidden = this->hidden(), groups = hidden / 8, block = block_index();
+    const int splits = larger(1, num_warps() / kStepRows);
     float* stage = at(model_.shared.warp_out);  // [row, split, 8]
     for (int group = groups * block / model_.num_blocks; group < groups * (block + 1) / model_.num_blocks;
          ++group) {
       const int column = group * 8 + (lane_ & 7);
-      for (int unit = warp_; unit < input_.num_rows * splits; unit += model_.num_warps) {
+      for (int unit = warp_; unit < input_.num_rows * splits; unit += num_warps()) {
         const int row = unit / splits, step = 4 * splits;
         const float* encoder = input_.sources[row];
         float sum = 0;
@@ -212,7 +218,7 @@ class Block {
         if (lane_ < 8) stage[unit * 8 + lane_] = sum;
       }
       barrier();
-      for (int i = thread_; i < input_.num_rows * 8; i += num_threads_) {
+      for (int i = thread_; i < input_.num_rows * 8; i += num_threads()) {
         const int row = i / 8, out = group * 8 + i % 8;
         const float* source = input_.sources[row];
         float x = 0;
@@ -231,13 +237,12 @@ class Block {
   // Every warp takes the pieces of `count` rows; use(index, row) for this warp's rows. turn: rows dealt
   // before.
   template <typename T, typename Use>
-  JAT_DEVICE void rows(int count, int columns, int turn, Use use) {
-    const int most = rows_of_piece(ring_, columns * static_cast<int>(sizeof(T)));
+  JAT_DEVICE void rows(int count, int columns, int most, int turn, Use use) {
     for (int first = 0; first < count; first += most) {
       const T* piece = reinterpret_cast<const T*>(ring_.take());
       const int end = smaller(first + most, count), begin = turn + first;
-      int index = first + (warp_ + model_.num_warps - begin % model_.num_warps) % model_.num_warps;
-      for (; index < end; index += model_.num_warps) use(index, piece + (index - first) * columns);
+      int index = first + (warp_ + num_warps() - begin % num_warps()) % num_warps();
+      for (; index < end; index += num_warps()) use(index, piece + (index - first) * columns);
       ring_.give_back(lane_);
     }
   }
@@ -264,17 +269,17 @@ class Block {
     Mbarrier* mbarrier = reinterpret_cast<Mbarrier*>(shared_ + model_.shared.siblings) + which;
     barrier();
     if (thread_ < model_.cluster_size) mbarrier_arrive_sibling(mbarrier, thread_);
-    patience_.wait([&] { return mbarrier_test(mbarrier, meetings_ & 1); });
+    ring_.patience.wait([&] { return mbarrier_test(mbarrier, meetings_ & 1); });
     meetings_ += which;
   }
 
   // This block's rows of q, k, v, to all blocks of the cluster; k and v to their pages as well.
   JAT_DEVICE void project_head(int layer, int head) {
-    const int hidden = model_.hidden, head_dim = model_.head_dim,
+    const int hidden = this->hidden(), head_dim = this->head_dim(),
               count = share_.column_end - share_.column_begin;
     const Activations<W, kTiles> activations(at(model_.shared.normed), hidden, lane_);
     for (int part = 0; part < 3; ++part) {
-      rows<W>(count, hidden, part * count, [&](int index, const W* weight) {
+      rows<W>(count, hidden, model_.piece_rows, part * count, [&](int index, const W* weight) {
         float products[4];
         activations.dot(weight, products);
         const float sum = sum_warp(products, lane_);
@@ -302,17 +307,16 @@ class Block {
   // scores[row, key] = q . k (no 1 / sqrt(head_dim): GPT-Neo omits it), -inf where the row does not see the
   // key. 8 lanes a key.
   JAT_DEVICE void score(const Pages& pages, int window) {
-    const int head_dim = model_.head_dim, num_keys = pages.num_pages * kStepPageSize,
+    const int head_dim = this->head_dim(), num_keys = pages.num_pages * kStepPageSize,
               keys = model_.block_keys;
-    const int most =
-        rows_of_piece(ring_, kStepPageSize * head_dim * static_cast<int>(sizeof(W))) * kStepPageSize;
+    const int most = model_.piece_pages * kStepPageSize;
     const HeadActivations query(at(model_.shared.qkv), head_dim, lane_ & 7);
     float* scores = at(model_.shared.scores);
     const int row = lane_ >> 1 & 3;
     for (int first = 0; first < num_keys; first += most) {
       const W* piece = reinterpret_cast<const W*>(ring_.take());
       const int end = smaller(first + most, num_keys);
-      for (int begin = first + warp_ * 4; begin < end; begin += model_.num_warps * 4) {
+      for (int begin = first + warp_ * 4; begin < end; begin += num_warps() * 4) {
         const int key = begin + (lane_ >> 3);  // a piece ends with a page, a multiple of 4 keys
         const int page = pages.page(model_, key / kStepPageSize), place = key % kStepPageSize;
         const bool cached = place >= pages.from(page) && place < pages.to(page);
@@ -328,7 +332,7 @@ class Block {
     if (has_new_keys()) {
       const float* q = at(model_.shared.qkv);
       const float* k = q + kStepRows * head_dim;
-      for (int key = warp_; key < kStepRows; key += model_.num_warps) {
+      for (int key = warp_; key < kStepRows; key += num_warps()) {
         float products[4] = {};
         for (int t = 0; t < kStepRows; ++t)
           for (int d = lane_; d < head_dim; d += 32)
@@ -345,8 +349,8 @@ class Block {
 
   // scores = exp(scores - maximum); maximum and sum to all blocks of the cluster. One warp a row.
   JAT_DEVICE void soften(int num_keys) {
-    const int head_dim = model_.head_dim;
-    for (int row = warp_; row < kStepRows; row += model_.num_warps) {
+    const int head_dim = this->head_dim();
+    for (int row = warp_; row < kStepRows; row += num_warps()) {
       float* scores = at(model_.shared.scores) + row * model_.block_keys;
       float most = kMinusInfinity, sum = 0;
       for (int key = lane_; key < num_keys; key += 32) most = fmaxf(most, scores[key]);
@@ -369,10 +373,9 @@ class Block {
   // sum over keys of exponential * v, to all blocks of the cluster. A warp takes every num_warps-th key, a
   // lane pairs of columns.
   JAT_DEVICE void sum_values(const Pages& pages) {
-    const int head_dim = model_.head_dim, num_keys = pages.num_pages * kStepPageSize,
+    const int head_dim = this->head_dim(), num_keys = pages.num_pages * kStepPageSize,
               keys = model_.block_keys;
-    const int most =
-        rows_of_piece(ring_, kStepPageSize * head_dim * static_cast<int>(sizeof(W))) * kStepPageSize;
+    const int most = model_.piece_pages * kStepPageSize;
     const float* weights = at(model_.shared.scores);
     float sums[2][kStepRows][2] = {};  // columns 2 lane .. and 64 + 2 lane ..
     const auto add = [&](int key, const auto* values) {
@@ -390,7 +393,7 @@ class Block {
     for (int first = 0; first < num_keys; first += most) {
       const W* piece = reinterpret_cast<const W*>(ring_.take());
       const int end = smaller(first + most, num_keys);
-      for (int key = first + warp_; key < end; key += model_.num_warps) {
+      for (int key = first + warp_; key < end; key += num_warps()) {
         const int page = pages.page(model_, key / kStepPageSize), place = key % kStepPageSize;
         // Other slots of the page were not copied: what is there may be NaN.
         if (place >= pages.from(page) && place < pages.to(page)) add(key, piece + (key - first) * head_dim);
@@ -398,7 +401,7 @@ class Block {
       ring_.give_back(lane_);
     }
     if (has_new_keys())
-      for (int key = warp_; key < kStepRows; key += model_.num_warps)
+      for (int key = warp_; key < kStepRows; key += num_warps())
         add(num_keys + key, at(model_.shared.qkv) + (2 * kStepRows + key) * head_dim);
 
     float* out = at(model_.shared.warp_out);
@@ -413,9 +416,9 @@ class Block {
       }
     }
     barrier();
-    for (int i = thread_; i < kStepRows * head_dim; i += num_threads_) {
+    for (int i = thread_; i < kStepRows * head_dim; i += num_threads()) {
       float sum = 0;
-      for (int warp = 0; warp < model_.num_warps; ++warp) sum += out[warp * kStepRows * head_dim + i];
+      for (int warp = 0; warp < num_warps(); ++warp) sum += out[warp * kStepRows * head_dim + i];
       float* target = at(model_.shared.partial) + (share_.rank * kStepRows + i / head_dim) * (head_dim + 2) +
                       i % head_dim;
       for (int rank = 0; rank < model_.cluster_size; ++rank) *sibling(target, rank) = sum;
@@ -425,8 +428,8 @@ class Block {
   // attended = sum of the blocks' partial values, each scaled to the common maximum, over the sum of their
   // sums.
   JAT_DEVICE void combine() {
-    const int head_dim = model_.head_dim, stride = kStepRows * (head_dim + 2);
-    for (int i = thread_; i < kStepRows * head_dim; i += num_threads_) {
+    const int head_dim = this->head_dim(), stride = kStepRows * (head_dim + 2);
+    for (int i = thread_; i < kStepRows * head_dim; i += num_threads()) {
       const float* partial = at(model_.shared.partial) + i / head_dim * (head_dim + 2);
       float most = kMinusInfinity, sum = 0, value = 0;
       for (int rank = 0; rank < model_.cluster_size; ++rank)
@@ -444,14 +447,14 @@ class Block {
 
   // This head's part of this block's outputs; 8 lanes an output.
   JAT_DEVICE void project_out(int head) {
-    const int head_dim = model_.head_dim, count = share_.output_end - share_.output_begin;
-    const int most = rows_of_piece(ring_, head_dim * static_cast<int>(sizeof(W)));
+    const int head_dim = this->head_dim(), count = share_.output_end - share_.output_begin;
+    const int most = model_.piece_outputs;
     const HeadActivations attended(at(model_.shared.attended), head_dim, lane_ & 7);
     const int row = lane_ >> 1 & 3;
     for (int first = 0; first < count; first += most) {
       const W* piece = reinterpret_cast<const W*>(ring_.take());
       const int end = smaller(first + most, count);
-      for (int begin = first + warp_ * 4; begin < end; begin += model_.num_warps * 4) {
+      for (int begin = first + warp_ * 4; begin < end; begin += num_warps() * 4) {
         const int output = begin + (lane_ >> 3);
         float products[4] = {};
         if (output < end) attended.dot(piece + (output - first) * head_dim, products);
@@ -463,15 +466,15 @@ class Block {
   }
 
   JAT_DEVICE void mlp(const StepLayer& layer) {
-    const int hidden = model_.hidden, count = share_.neuron_end - share_.neuron_begin;
+    const int hidden = this->hidden(), count = share_.neuron_end - share_.neuron_begin;
     float* biases = at(model_.shared.fc_bias);
     float* inner = at(model_.shared.inner);
     // On its way while the others are waited for.
-    for (int i = thread_; i < count; i += num_threads_) biases[i] = layer.fc_bias[share_.neuron_begin + i];
+    for (int i = thread_; i < count; i += num_threads()) biases[i] = layer.fc_bias[share_.neuron_begin + i];
     advance(true);
     {
       const Activations<W, kTiles> activations(at(model_.shared.normed), hidden, lane_);
-      rows<W>(count, hidden, 0, [&](int index, const W* weight) {
+      rows<W>(count, hidden, model_.piece_rows, 0, [&](int index, const W* weight) {
         float products[4];
         activations.dot(weight, products);
         const float sum = sum_warp(products, lane_);
@@ -480,13 +483,13 @@ class Block {
     }
     barrier();
     float sums[kPairs][kStepRows][2] = {};
-    const int most = rows_of_piece(ring_, hidden * static_cast<int>(sizeof(W)));
+    const int most = model_.piece_rows;
     for (int first = 0; first < count; first += most) {
       const W* piece = reinterpret_cast<const W*>(ring_.take());
       const int rows = smaller(most, count - first);
       JAT_UNROLL
       for (int k = 0; k < kPairs; ++k) {
-        const int column = 2 * (k * num_threads_ + thread_);
+        const int column = 2 * (k * num_threads() + thread_);
         if (column >= hidden) continue;
         JAT_UNROLL_BY(4)
         for (int row = 0; row < rows; ++row) {
@@ -503,7 +506,7 @@ class Block {
     }
     JAT_UNROLL
     for (int k = 0; k < kPairs; ++k) {
-      const int column = 2 * (k * num_threads_ + thread_);
+      const int column = 2 * (k * num_threads() + thread_);
       if (column < hidden)
         for (int t = 0; t < kStepRows; ++t) publish_pair(t, column, sums[k][t][0], sums[k][t][1]);
     }
@@ -515,13 +518,13 @@ class Block {
       publish(block_index(), row, column, first);
       publish(block_index(), row, column + 1, second);
     } else if (row < input_.num_rows) {
-      add_global(sums(number_) + row * model_.hidden + column, first, second);
+      add_global(sums(number_) + row * hidden() + column, first, second);
     }
   }
 
   // Predictions from the last row, straight to the host's memory. Unrounded, as the head's rows are float32.
   JAT_DEVICE void head() {
-    const int hidden = model_.hidden, count = share_.head_row_end - share_.head_row_begin;
+    const int hidden = this->hidden(), count = share_.head_row_end - share_.head_row_begin;
     if (count == 0) return;
     const int row = input_.num_rows - 1;
     const float* vectors = reinterpret_cast<const float*>(ring_.take());
@@ -529,7 +532,7 @@ class Block {
     ring_.give_back(lane_);
     barrier();
     const float* normed = at(model_.shared.normed) + row * hidden;
-    rows<float>(count, hidden, 0, [&](int index, const float* weight) {
+    rows<float>(count, hidden, model_.piece_head_rows, 0, [&](int index, const float* weight) {
       float sum = 0;
       for (int column = lane_ * 4; column < hidden; column += 128) {
         const auto w = *reinterpret_cast<const Pack<float, 4>*>(weight + column);
@@ -561,32 +564,31 @@ class Block {
       model_.control->finished = 0;
       model_.control->aborted = 0;
     }
-    for (int i = thread_; i < 3 * kStepRows * model_.hidden; i += num_threads_) model_.sums[i] = 0;
+    for (int i = thread_; i < 3 * kStepRows * hidden(); i += num_threads()) model_.sums[i] = 0;
   }
 
   const StepModel& model_;
   const StepInput& input_;
   char* const shared_;
   Ring ring_;
-  const Patience patience_;
   const Share share_;
-  const int thread_, warp_, lane_, num_threads_;
+  const int thread_, warp_, lane_;
   int number_ = 0;         // of the sum that is being made
   uint32_t arrivals_ = 0;  // of this block at exchanges
   uint32_t meetings_ = 0;  // of the cluster, in pairs
 };
 
-template <typename W, int kTiles, int kPairs>
+template <typename W, int kHidden>
 JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
   char* shared = shared_memory();
   const Patience patience = {&model.control->aborted, input.timeout_ns};
-  Ring ring(model, shared, patience);
+  Ring ring(model, patience, shared);
   const bool loads = thread_index() >= model.num_warps * 32;
   if (loads) {
     if (thread_index() == model.num_warps * 32) {
       for (int slot = 0; slot < model.num_slots; ++slot) {
-        mbarrier_init(&ring.full[slot], 1);
-        mbarrier_init(&ring.empty[slot], model.num_warps);
+        mbarrier_init(reinterpret_cast<Mbarrier*>(shared + model.shared.full) + slot, 1);
+        mbarrier_init(reinterpret_cast<Mbarrier*>(shared + model.shared.empty) + slot, model.num_warps);
       }
       Mbarrier* siblings = reinterpret_cast<Mbarrier*>(shared + model.shared.siblings);
       for (int which = 0; which < kClusterBarriersPerHead; ++which)
@@ -598,7 +600,7 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
     if (thread_index() == model.num_warps * 32) Loader<W>(model, input, ring).run();
     warp_barrier();
   } else {
-    Block<W, kTiles, kPairs> block(model, input, shared, patience);
+    Block<W, kHidden> block(model, input, shared, patience);
     block.clear();
     cluster_barrier();
     block.run();
@@ -609,14 +611,14 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
 
 #endif  // JAT_HAS_CLUSTERS
 
-template <typename W, int kTiles, int kPairs>
+template <typename W, int kHidden>
 JAT_KERNEL void
 #ifdef __CUDACC__
 __launch_bounds__(32 * (kStepMaxWarps + 1), 1)
 #endif
     step_kernel(JAT_ARGUMENT StepModel model, JAT_ARGUMENT StepInput input) {
 #if JAT_HAS_CLUSTERS
-  step_block<W, kTiles, kPairs>(model, input);
+  step_block<W, kHidden>(model, input);
 #endif
 }
 

@@ -17,6 +17,10 @@ constexpr int kStepMaxWarps = 12;  // that compute
 
 constexpr int kStepMaxPairs = 4;  // pairs of output columns of a computing thread
 
+// The published size has kernels of its own, whose loops are unrolled.
+constexpr int kPublishedHidden = 768;
+constexpr int kPublishedHeadDim = 64;
+
 // What a layer costs besides its work.
 constexpr int kExchangesPerLayer = 2;  // all blocks: behind the attention and behind the MLP
 constexpr int kClusterBarriersPerHead =
@@ -73,6 +77,8 @@ struct StepModel {
   int32_t fixed_order;
   // Geometry. A block has 32 (num_warps + 1) threads: num_warps warps compute, one loads.
   int32_t num_blocks, cluster_size, num_warps, num_slots, slot_bytes;
+  // Rows of a slot: of H weights, of head_dim weights, of 16 keys or values, of H floats.
+  int32_t piece_rows, piece_outputs, piece_pages, piece_head_rows;
   int32_t block_keys;     // most scores of a block
   int32_t block_neurons;  // most neurons of a block
   int32_t heavy_blocks;   // blocks of the clusters that have one head more than the others

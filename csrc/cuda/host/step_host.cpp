@@ -13,11 +13,11 @@ struct Arguments {
 };
 
 struct Kernel {
-  template <typename W, int kTiles, int kPairs>
+  template <typename W, int kHidden>
   auto operator()() const {
     return +[](const void* argument) {
       const auto* arguments = static_cast<const Arguments*>(argument);
-      step_block<W, kTiles, kPairs>(arguments->model, arguments->input);
+      step_block<W, kHidden>(arguments->model, arguments->input);
     };
   }
 };
