@@ -83,7 +83,10 @@ setup(
         "jat_engine.envs": ["*.csv"],
         "jat_engine.kernels": ["*.md"],
     },
-    ext_modules=[Extension("jat_engine._cpu", sources=[], optional=True)],
+    ext_modules=[
+        Extension("jat_engine._cpu", sources=[], optional=True),
+        Extension("jat_engine._cuda", sources=[], optional=True),
+    ],
     cmdclass={"build_ext": CMakeBuild},
     install_requires=[
         "torch>=2.11",

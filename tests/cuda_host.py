@@ -26,7 +26,7 @@ def missing_tools() -> str:
     return f"needs {', '.join(lacking)}" if lacking else ""
 
 
-def build(folder: Path, targets: list[str], *, sanitize: bool) -> list[Path]:
+def build(folder: Path, *targets: str) -> list[Path]:
     """The folders that hold the modules `_cuda_host` of these CMake targets."""
     import pybind11
 
@@ -34,7 +34,6 @@ def build(folder: Path, targets: list[str], *, sanitize: bool) -> list[Path]:
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         "-DCMAKE_CUDA_COMPILER=",
-        f"-DJAT_THREAD_SANITIZER={'ON' if sanitize else 'OFF'}",
     ]
     for command in (
         ["cmake", "-S", str(ROOT), "-B", str(folder), *options],
@@ -270,7 +269,9 @@ def reference(model: Model, plan: Plan, cache: np.ndarray, dtype: str = "float32
     rows = []
     for token in plan.tokens:
         source = token.source.astype(np.float64)
-        rows.append(source if token.values is None else model.continuous_bias + token.values.astype(np.float64) @ source)
+        rows.append(
+            source if token.values is None else model.continuous_bias + token.values.astype(np.float64) @ source
+        )
     x = np.stack(rows) + model.wpe[context : context + count]
     slots = np.array([plan.slot(index) for index in range(context + count)])
     pages, places = slots // PAGE, slots % PAGE

@@ -154,7 +154,6 @@ class Step {
     model_.sums = reinterpret_cast<float*>(scratch_ + sizeof(StepControl));
     model_.parts = reinterpret_cast<float*>(scratch_ + sizeof(StepControl) + 3 * row);
     step_input_.status = status_;
-    step_input_.timeout_ns = static_cast<uint64_t>(timeout_us) * 1000;
   }
   ~Step() { release(); }
   Step(const Step&) = delete;
@@ -174,6 +173,7 @@ class Step {
     }
     dirty_ = true;
     step_input_.ticket = ++ticket_ & 0x7fffffffu;
+    step_input_.timeout_ns = static_cast<uint64_t>(timeout_us_) * 1000;
     reason = launch_step(model_, step_input_, stream, missing_cluster_, seed_);
     if (!reason.empty()) return reason;
     reason = wait(stream);
@@ -187,6 +187,11 @@ class Step {
   size_t scratch_bytes() const { return scratch_bytes_; }
   int max_active_clusters() const { return max_clusters_; }
   void set_missing_cluster(int cluster) { missing_cluster_ = cluster; }
+  int64_t timeout_us() const { return timeout_us_; }
+  void set_timeout_us(int64_t timeout_us) {
+    expect(timeout_us >= 1, "timeout_us: expected at least 1, got " + std::to_string(timeout_us));
+    timeout_us_ = timeout_us;
+  }
   void set_seed(uint32_t seed) { seed_ = seed; }
 
  private:
@@ -356,6 +361,7 @@ PYBIND11_MODULE(JAT_MODULE, module) {
            "timeout_us"_a = 100000, "device"_a = 0, "max_slots"_a = 64)
       .def("run", &Step::run, "stream"_a = 0)
       .def("bytes_per_step", &Step::bytes_per_step, "context_len"_a)
+      .def_property("timeout_us", &Step::timeout_us, &Step::set_timeout_us)
       .def_property_readonly("scratch_bytes", &Step::scratch_bytes)
       .def_property_readonly("max_active_clusters", &Step::max_active_clusters)
       .def_property_readonly("shared_bytes", [](const Step& s) { return s.model().shared.bytes; })

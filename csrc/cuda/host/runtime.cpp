@@ -1,5 +1,9 @@
 #include "runtime.h"
 
+#ifndef JAT_TSAN
+#define JAT_TSAN 0
+#endif
+
 #include <sys/mman.h>
 
 #include <chrono>
