@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .auto import AutoConfig, AutoModelForCausalLM, AutoProcessor
+    from .batch import AgentBatch
     from .config import JatConfig
     from .engine import JatEngine
     from .engine_options import EngineOptions
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .session import AgentSession
 
 _MODULES = {
+    "AgentBatch": "batch",
     "AgentSession": "session",
     "AutoConfig": "auto",
     "AutoModelForCausalLM": "auto",
@@ -45,6 +47,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "AgentBatch",
     "AgentSession",
     "AutoConfig",
     "AutoModelForCausalLM",

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from .backends import Backend, Choice, Embedding, Plan, choose_backend
+from .batch import AgentBatch
 from .checkpoint import find_weight_files, read_config, take_hub_options
 from .config import JatConfig
 from .engine_options import STEP_TOKENS, EngineOptions
-from .errors import BatchError, InputError, SessionError
-from .kv_cache import CacheStats, PagePool, Pages
+from .errors import BatchError, CheckpointError, InputError, SessionError
+from .kv_cache import BatchPages, CacheStats, PagePool, Pages
 from .mission import Missions
 from .observation import (
     ActionSpace,
@@ -29,7 +32,7 @@ from .observation import (
     parse_action_space,
     parse_observation,
 )
-from .sampling import Sampler
+from .sampling import Sampler, choose
 from .session import AgentSession, LastStep
 from .weights import CheckpointWeights, ModelWeights, Weights
 
@@ -57,16 +60,13 @@ class JatEngine:
 
     def __init__(self, config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, missions: Missions):
         self.config = config
-        self.choice = choice
         self._missions = missions
         self._limit = config.max_position_embeddings - 4
         self._limits = Limits.of(config)
         self._lock = threading.RLock()
-        self._backend = _make_backend(config, weights, choice, options)
-        num_pages = options.num_pages(self._backend, self._limit)
-        self._backend.allocate_cache(num_pages)
+        self.choice, self._backend, num_pages = _set_up(config, weights, choice, options, self._limit)
         self._pool = PagePool(num_pages, self._backend.page_size, self._backend.page_bytes)
-        self._abandoned: deque[Pages] = deque()  # filled by the garbage collector, at any time
+        self._abandoned: deque[Pages | BatchPages] = deque()  # filled by the garbage collector, at any time
         self._drop_in: AgentSession | None = None
 
     # ---- loading ---------------------------------------------------------------------------------------------------
@@ -88,10 +88,10 @@ class JatEngine:
 
         Args:
             device: "auto", "cpu", "cuda", ...
-            dtype: of weights and KV cache: "float32", "bfloat16", "int8" (weights and activations; the cache is
-                bfloat16), or "auto".
-            backend: "cpu", the native one; "torch", plain operations on any device; or "auto". `jat-engine info` says
-                what "auto" takes here and why.
+            dtype: of weights and KV cache: "float32", "bfloat16", "float16" (not on the native CPU backend), "int8" (on
+                a CPU weights and activations, on a GPU weights; the cache is bfloat16), or "auto".
+            backend: "cuda", kernels for NVIDIA GPUs; "cpu", native ones; "torch", plain operations on any device; or
+                "auto". `jat-engine info` says what "auto" takes here and why.
             engine_options: those of `EngineOptions`, and transformers' that say where to look (`revision`,
                 `cache_dir`, `token`, `subfolder`, `variant`, `local_files_only`, ...).
 
@@ -144,6 +144,12 @@ class JatEngine:
         return self._backend.weight_bytes
 
     @property
+    def memory(self) -> dict[str, int]:
+        """Bytes the engine has taken on its device, by what they are for."""
+        with self._lock:
+            return self._backend.memory
+
+    @property
     def cache_stats(self) -> CacheStats:
         """The KV cache's counters."""
         with self._lock:
@@ -168,18 +174,39 @@ class JatEngine:
             InputError: an argument is not as above.
             CacheFullError: there is no room for another session.
         """
-        window = check_context_window(context_window)
-        limit = self._limit if window is None else min(window, self._limit)
-        generator = None
-        if seed is not None:
-            if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-                raise InputError(f"seed: expected None or an integer in [0, 2^63), got {seed!r}")
-            generator = torch.Generator().manual_seed(int(seed))
+        limit, generator = self._window(context_window), _generator(seed)
         with self._lock:
             self._collect_abandoned()
             session = AgentSession(self, Pages(self._pool, limit + STEP_TOKENS), limit, Sampler(generator))
         session.finalizer = weakref.finalize(session, self._abandoned.append, session.pages)
         return session
+
+    def open_batch(self, num_agents: int, context_window: int | None = None, seed: int | None = None) -> AgentBatch:
+        """New agents that step together, for a vector environment of one task: arrays in, arrays out.
+
+        Args:
+            num_agents: how many.
+            context_window: as for `open_session`.
+            seed: of the sampling of all their discrete actions. None samples with torch's global generator.
+
+        Raises:
+            InputError: an argument is not as above.
+            CacheFullError: there is no room for so many.
+        """
+        if isinstance(num_agents, bool) or not isinstance(num_agents, int | np.integer) or num_agents < 1:
+            raise InputError(f"num_agents: expected an integer >= 1, got {num_agents!r}")
+        limit, generator = self._window(context_window), _generator(seed)
+        with self._lock:
+            self._collect_abandoned()
+            pages = BatchPages(self._pool, int(num_agents), limit + STEP_TOKENS)
+        return AgentBatch(
+            self._backend, self._limits, self._missions, self._lock, pages, limit, generator, self._abandoned.append
+        )
+
+    def _window(self, context_window: Any) -> int:
+        """How many tokens a session keeps."""
+        window = check_context_window(context_window)
+        return self._limit if window is None else min(window, self._limit)
 
     def reset_session(self, session: AgentSession) -> None:
         """What `AgentSession.reset` does."""
@@ -257,11 +284,11 @@ class JatEngine:
             SessionError: the call does not fit the episode so far; `reset_rl()` starts a new one.
             CacheFullError: open sessions have left no room for the drop-in agent.
         """
-        window = check_context_window(context_window)
+        limit = self._window(context_window)
         with self._lock:
             session = self._drop_in_session()
             before = session.limit
-            session.limit = self._limit if window is None else min(window, self._limit)
+            session.limit = limit
             try:
                 return self.step_one(
                     session,
@@ -403,19 +430,20 @@ class JatEngine:
         if not steps:
             return []
         embeddings = self._encode(steps)
-        predictions = self._backend.decode(self._plan(steps, embeddings))
+        plan = self._plan(steps, embeddings, deterministic)
         results: list[Any] = []
-        for step, embedding, (prediction, is_finite) in zip(steps, embeddings, predictions, strict=True):
+        for step, embedding, noise, (prediction, is_finite, choice) in zip(
+            steps, embeddings, plan.noise, self._backend.decode(plan), strict=True
+        ):
             if not is_finite:
                 results.append(not_finite(step.observation))
                 continue
-            space = step.space
             chosen: Any = prediction
             action: Any
-            if space.kind == "continuous":
+            if step.space.kind == "continuous":
                 action = prediction.tolist()
             else:
-                chosen = action = step.session.sampler.choose(prediction, deterministic)
+                chosen = action = choose(prediction, noise) if choice is None else choice
             self._advance(step, embedding, chosen)
             # The prediction is also the session's last action: the caller gets a copy.
             results.append((action, prediction.copy()) if with_prediction else action)
@@ -444,9 +472,9 @@ class JatEngine:
                 embeddings[index] = embedding
         return embeddings
 
-    def _plan(self, steps: list[_Step], embeddings: list[Embedding]) -> Plan:
+    def _plan(self, steps: list[_Step], embeddings: list[Embedding], deterministic: bool) -> Plan:
         """Each session's new tokens: [s_0], or [s_{t-1}, a_{t-1}, s_t] less what is computed already."""
-        plan = Plan([], [], [], [], [], [])
+        plan = Plan([], [], [], [], [], [], [])
         for step, embedding in zip(steps, embeddings, strict=True):
             session = step.session
             pages, last = session.pages, session.last
@@ -466,6 +494,8 @@ class JatEngine:
             plan.start_offsets.append(pages.start_offset)
             plan.page_tables.append(pages.table)
             plan.spaces.append(step.space)
+            is_sampled = step.space.kind == "discrete" and not deterministic
+            plan.noise.append(session.sampler.draw(step.space.size) if is_sampled else None)
         return plan
 
     def _embed_action(self, last: LastStep) -> Embedding:
@@ -481,6 +511,14 @@ class JatEngine:
         # s_t lies behind the kept tokens. It is what the next step would compute unless its position changes.
         session.is_computed = not dropped
         session.last = LastStep(step.observation, embedding, step.space, action)
+
+
+def _generator(seed: Any) -> torch.Generator | None:
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise InputError(f"seed: expected None or an integer in [0, 2^63), got {seed!r}")
+    return torch.Generator().manual_seed(int(seed))
 
 
 _OBSERVATION_KEYS = dict.fromkeys(
@@ -513,11 +551,39 @@ def _fields(observation: Any) -> tuple[Any, Any, Any, Any]:
     return continuous, discrete, text, image
 
 
+def _set_up(
+    config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, limit: int
+) -> tuple[Choice, Backend, int]:
+    """The chosen backend with its cache, of so many pages; where a GPU was not asked for and cannot do it, another."""
+    try:
+        backend = _make_backend(config, weights, choice, options)
+        num_pages = options.num_pages(backend, limit)
+        backend.allocate_cache(num_pages)
+    except (InputError, CheckpointError):
+        raise
+    except Exception as error:  # whatever a GPU's driver, compiler or memory comes up with
+        failure = str(error).strip().partition("\n")[0] or type(error).__name__
+        if choice.device.type == "cpu":
+            raise
+        if choice.is_asked:
+            raise InputError(f"device: expected one that can run this model, got {choice.device}; {failure}") from error
+        dtype = "auto" if choice.dtype == "float16" else choice.dtype
+        instead = choose_backend("cpu", dtype, head_dim=config.hidden_size // config.num_heads)
+        warnings.warn(f"{choice.device} is not used: {failure}; {instead.backend} is", RuntimeWarning, stacklevel=4)
+        instead = replace(instead, reason=f"{choice.device} failed: {failure}")
+        return _set_up(config, weights, instead, options, limit)
+    return choice, backend, num_pages
+
+
 def _make_backend(config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions) -> Backend:
     if choice.backend == "cpu":
         from .backends.cpu import CpuBackend
 
         return CpuBackend(config, weights, choice.dtype, options.num_threads, options.spin_us, options.instruction_set)
+    if choice.backend == "cuda":
+        from .backends.cuda.backend import CudaBackend
+
+        return CudaBackend(config, weights, choice.dtype, choice.device, options.one_launch, options.fixed_order)
     from .backends.torch import TorchBackend
 
     return TorchBackend(config, weights, choice.dtype, choice.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -29,6 +28,10 @@ class EngineOptions:
         max_cache_bytes: the same in bytes; give one of the two.
         spin_us: microseconds that idle threads of the native CPU backend wait actively for the next call.
         instruction_set: of the native CPU backend: "avx512", "avx2", "generic", or "auto" for the best there is.
+        one_launch: on a GPU, whether a single agent's step is one launch of a persistent kernel; None for where the
+            GPU can, False for CUDA graphs always.
+        fixed_order: on a GPU, sum in a fixed order in the one launch as well, so that a step is bitwise repeatable;
+            slower. CUDA graphs always are.
     """
 
     num_threads: int | None = None
@@ -36,6 +39,8 @@ class EngineOptions:
     max_cache_bytes: int | None = None
     spin_us: int = 200
     instruction_set: str = "auto"
+    one_launch: bool | None = None
+    fixed_order: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("num_threads", 1), ("max_cached_tokens", 1), ("max_cache_bytes", 1), ("spin_us", 0)):
@@ -48,6 +53,10 @@ class EngineOptions:
             value = getattr(self, name)
             if value is not None and value > most:
                 raise InputError(f"{name}: expected at most {most}, got {value}")
+        if self.one_launch is not None and not isinstance(self.one_launch, bool):
+            raise InputError(f"one_launch: expected True, False or None, got {self.one_launch!r}")
+        if not isinstance(self.fixed_order, bool):
+            raise InputError(f"fixed_order: expected True or False, got {self.fixed_order!r}")
         if self.max_cached_tokens is not None and self.max_cache_bytes is not None:
             raise InputError("max_cached_tokens, max_cache_bytes: expected one of them, got both")
 
@@ -63,7 +72,7 @@ class EngineOptions:
     def num_pages(self, backend: Backend, limit: int) -> int:
         """Pages of the KV cache. limit: the most tokens a session keeps."""
         page_size, page_bytes = backend.page_size, backend.page_bytes
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = backend.memory_bytes
         one_session = -(-(limit + STEP_TOKENS + page_size - 1) // page_size)
         if self.max_cached_tokens is not None:
             name, pages = "max_cached_tokens", max(1, self.max_cached_tokens // page_size)
@@ -73,7 +82,7 @@ class EngineOptions:
             return max(one_session, min(64 * one_session, memory // 4 // page_bytes))
         if not 1 <= pages <= memory // page_bytes:
             raise InputError(
-                f"{name}: expected room for at least one page of {page_bytes} bytes and at most the machine's "
+                f"{name}: expected room for at least one page of {page_bytes} bytes and at most the device's "
                 f"{memory} bytes, got {getattr(self, name)}"
             )
         return int(pages)

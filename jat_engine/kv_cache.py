@@ -137,3 +137,46 @@ class Pages:
         self.clear()
         self._pool.unreserve(self.max_pages)
         self.max_pages = 0
+
+
+class BatchPages:
+    """The pages of many agents that step together, as arrays. Each agent has all it can ever need, used as a ring.
+
+    Attributes:
+        table: int32 [N, max_pages], an agent's pages, oldest first; of the last ones nothing may be in use yet.
+        start_offsets: int64 [N], slots of an agent's first page before the oldest token.
+        num_tokens: int64 [N], tokens that are kept.
+    """
+
+    def __init__(self, pool: PagePool, num_agents: int, max_tokens: int) -> None:
+        """Take room for `max_tokens` an agent, those of the running step included. Raises `CacheFullError`."""
+        self.max_pages = -(-(max_tokens + pool.page_size - 1) // pool.page_size)
+        pool.reserve(num_agents * self.max_pages)
+        self._pool = pool
+        pages = [pool.take() for _ in range(num_agents * self.max_pages)]
+        self.table = np.array(pages, np.int32).reshape(num_agents, self.max_pages)
+        self.start_offsets = np.zeros(num_agents, np.int64)
+        self.num_tokens = np.zeros(num_agents, np.int64)
+
+    def keep(self, num_tokens: np.ndarray, limit: int) -> np.ndarray:
+        """Keep each agent's first `num_tokens` [N], and of those the newest `limit`. Returns which dropped any, [N]."""
+        dropped = np.maximum(num_tokens - limit, 0)
+        self.num_tokens = num_tokens - dropped
+        whole_pages, self.start_offsets = np.divmod(self.start_offsets + dropped, self._pool.page_size)
+        moved = np.flatnonzero(whole_pages)
+        if moved.size:
+            order = (np.arange(self.max_pages) + whole_pages[moved, None]) % self.max_pages
+            self.table[moved] = np.take_along_axis(self.table[moved], order, axis=1)
+        any_dropped: np.ndarray = dropped > 0
+        return any_dropped
+
+    def clear(self, which: np.ndarray) -> None:
+        """Forget the tokens of some agents: bool [N]."""
+        self.num_tokens[which] = self.start_offsets[which] = 0
+
+    def close(self) -> None:
+        """Give everything back."""
+        for page in self.table.ravel():
+            self._pool.give(int(page))
+        self._pool.unreserve(self.table.size)
+        self.table = self.table[:0]

@@ -110,6 +110,116 @@ def parse_observation(
     return Observation(modality, values, text, _reward(reward))
 
 
+class Observations(NamedTuple):
+    """One checked observation of each of N agents, with the rewards that came with them.
+
+    Attributes:
+        modality: of all.
+        values: float32 [N, X], int64 [N, X] or uint8 [N, 84, 84, 4]; can be the caller's own array.
+        texts: the missions of "discrete+text", else None.
+        rewards: float32 [N].
+    """
+
+    modality: Modality
+    values: np.ndarray
+    texts: list[str] | None
+    rewards: np.ndarray
+
+    @property
+    def fields(self) -> str:
+        """The keyword arguments they came by."""
+        if self.modality == "discrete+text":
+            return "discrete_observations + text_observations"
+        return "discrete_observations" if self.modality == "discrete" else f"{self.modality}_observations"
+
+
+def parse_observations(
+    limits: Limits,
+    num_agents: int,
+    *,
+    continuous_observations: Any = None,
+    discrete_observations: Any = None,
+    text_observations: Any = None,
+    image_observations: Any = None,
+    rewards: Any = None,
+) -> Observations:
+    """Check one step's input of N agents. Raises `InputError`."""
+    given = {
+        "continuous_observations": continuous_observations,
+        "discrete_observations": discrete_observations,
+        "text_observations": text_observations,
+        "image_observations": image_observations,
+    }
+    continuous, discrete, text, image = (value is not None for value in given.values())
+    modality = _MODALITIES.get((continuous, discrete, text, image))
+    if modality is None:
+        keys = [key for key, value in given.items() if value is not None]
+        raise InputError(
+            "observations: expected continuous_observations, or discrete_observations (with or without "
+            f"text_observations), or image_observations; got {' + '.join(keys) or 'none of them'}"
+        )
+    texts = None
+    if modality == "continuous":
+        values = _continuous_rows(limits, num_agents, continuous_observations)
+    elif modality == "image":
+        shape = (num_agents, *FRAME_SHAPE)
+        expected = f"uint8 of shape {shape}, channel last"
+        values = _array("image_observations", image_observations, expected)
+        if values.dtype != np.uint8 or values.shape != shape:
+            raise InputError(f"image_observations: expected {expected}, got {_describe(values)}")
+    else:
+        if modality == "discrete+text":
+            is_list = isinstance(text_observations, list | tuple | np.ndarray)
+            if not is_list or len(text_observations) != num_agents:
+                raise InputError(
+                    f"text_observations: expected {num_agents} strings, got {_describe(text_observations)}"
+                )
+            texts = [_text(str(text) if isinstance(text, np.str_) else text) for text in text_observations]
+        values = _discrete_rows(limits, num_agents, discrete_observations, with_text=texts is not None)
+    return Observations(modality, values, texts, _rewards(num_agents, rewards))
+
+
+def _continuous_rows(limits: Limits, num_agents: int, value: Any) -> np.ndarray:
+    largest = limits.max_continuous_size - 1  # the reward takes one place
+    expected = f"[{num_agents}, 1 to {largest}] finite numbers"
+    array = _array("continuous_observations", value, expected)
+    if array.ndim != 2 or len(array) != num_agents or not 1 <= array.shape[1] <= largest:
+        raise InputError(f"continuous_observations: expected {expected}, got shape {array.shape}")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        agent, index = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise InputError(
+            f"continuous_observations: expected finite float32 values, got {array[agent, index]} at {index} of "
+            f"agent {agent}"
+        )
+    return array
+
+
+def _discrete_rows(limits: Limits, num_agents: int, value: Any, with_text: bool) -> np.ndarray:
+    shape = num_agents, limits.max_discrete_value - (MISSION_LENGTH if with_text else 0)
+    expected = f"integers of shape {shape}" + (" beside text_observations" if with_text else "")
+    array = _array("discrete_observations", value, expected)
+    if array.shape != shape or array.dtype.kind == "f":
+        raise InputError(f"discrete_observations: expected {expected}, got {_describe(array)}")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= limits.vocab_size:
+        raise InputError(f"discrete_observations: expected values in [0, {limits.vocab_size}), got {low} to {high}")
+    return array.astype(np.int64)
+
+
+def _rewards(num_agents: int, value: Any) -> np.ndarray:
+    if value is None:
+        return np.zeros(num_agents, np.float32)
+    expected = f"{num_agents} finite numbers or None"
+    array = _array("rewards", value, expected)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if array.shape != (num_agents,) or not np.isfinite(array).all():
+        raise InputError(f"rewards: expected {expected}, got {_describe(value)}")
+    return array
+
+
 def parse_action_space(limits: Limits, space: Any) -> ActionSpace:
     """Check a `gymnasium.spaces.Box` of one dimension or `Discrete` that starts at 0.
 
@@ -174,6 +284,22 @@ def check_same_episode(
         raise SessionError(
             f"action_space: expected {previous_space.kind} of size {previous_space.size} as before in this "
             f"episode, got {space.kind} of size {space.size}; reset to start a new episode"
+        )
+
+
+def check_same_kind(
+    previous: Observations, previous_space: ActionSpace, observations: Observations, space: ActionSpace
+) -> None:
+    """`check_same_episode` for a batch."""
+    if observations.modality != previous.modality or observations.values.shape != previous.values.shape:
+        raise SessionError(
+            f"observations: expected {previous.fields} of shape {previous.values.shape} as before in these episodes, "
+            f"got {observations.fields} of shape {observations.values.shape}; reset to start new ones"
+        )
+    if space.kind != previous_space.kind or (space.kind == "continuous" and space != previous_space):
+        raise SessionError(
+            f"action_space: expected {previous_space.kind} of size {previous_space.size} as before in these "
+            f"episodes, got {space.kind} of size {space.size}; reset to start new ones"
         )
 
 

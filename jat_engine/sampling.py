@@ -7,7 +7,7 @@ import torch
 
 
 class Sampler:
-    """Draws `torch.multinomial(softmax(logits), 1, generator=generator)`, or takes the most likely choice.
+    """The random part of `torch.multinomial(softmax(logits), 1, generator=generator)`.
 
     On a CPU torch draws q from an exponential distribution and takes the largest p / q. That is where `logits - log(q)`
     is largest, in three operations on memory that is there instead of a dozen on new: after a step's weights have gone
@@ -19,17 +19,19 @@ class Sampler:
         self._generator = generator
         self._resize(0)
 
-    def choose(self, logits: np.ndarray, deterministic: bool) -> int:
-        """logits: float32 [n], finite."""
-        if deterministic:
-            return int(logits.argmax())
-        if logits.size != self._scores.size:
-            self._resize(logits.size)
+    def draw(self, size: int) -> np.ndarray:
+        """log(q), float32 [size], to be subtracted from logits; valid until the next draw."""
+        if size != self._noise.size:
+            self._resize(size)
         self._q.exponential_(generator=self._generator)
-        np.log(self._scores, out=self._scores)
-        np.subtract(logits, self._scores, out=self._scores)
-        return int(self._scores.argmax())
+        np.log(self._noise, out=self._noise)
+        return self._noise
 
     def _resize(self, size: int) -> None:
         self._q = torch.empty(size)
-        self._scores = self._q.numpy()  # the same memory
+        self._noise = self._q.numpy()  # the same memory
+
+
+def choose(logits: np.ndarray, noise: np.ndarray | None) -> int:
+    """The most likely of the choices or, with a draw of `Sampler`, a random one. logits: float32 [n], finite."""
+    return int((logits if noise is None else np.subtract(logits, noise, out=noise)).argmax())

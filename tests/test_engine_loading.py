@@ -29,10 +29,11 @@ CONTINUOUS, BABYAI, ATARI = EPISODE["continuous_cw16"], EPISODE["babyai_greedy_f
 
 def test_choices(tiny_folder: Path) -> None:
     for options, message in [
-        ({"dtype": "float16"}, "dtype: expected one of auto, float32"),
+        ({"dtype": "float8"}, "dtype: expected one of auto, float32"),
+        ({"dtype": "float16", "backend": "cpu"}, "dtype: expected one of float32, bfloat16, int8 on the cpu backend"),
         ({"backend": "onnx"}, "backend: expected one of auto, torch"),
         ({"device": "nowhere"}, "device: expected auto or a device"),
-        ({"device": "meta", "backend": "cpu"}, "backend: expected torch on device meta"),
+        ({"device": "meta", "backend": "cpu"}, "backend: expected torch or cuda on device meta"),
         ({"num_threads": 0}, "num_threads: expected an integer >= 1"),
         ({"num_threads": 5000}, "num_threads: expected at most 1024, got 5000"),
         ({"spin_us": 10**30}, "spin_us: expected at most 1000000"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..observation import ActionSpace
+from ..observation import ActionSpace, Modality
 
 Embedding = Any
 """One token's embedding without position, [H], as the backend likes it; opaque to everyone else."""
@@ -22,6 +23,11 @@ def remember(made: dict[Any, Any], key: Any, value: Any) -> None:
     made[key] = value
 
 
+def machine_memory_bytes() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 class Plan(NamedTuple):
     """Which tokens of which sessions a step computes. Token i of session s has position `context_lens[s] + i`.
 
@@ -31,6 +37,7 @@ class Plan(NamedTuple):
         start_offsets: [S], slots of its first page before the oldest of them.
         page_tables: [S], int32, its pages, oldest first; what lies behind its last page is not read.
         spaces: [S], what to predict at each session's last token.
+        noise: [S], what to subtract from the logits before the largest is taken, float32 [n]; None for nothing.
         embeddings: of all new tokens, a session's in a row.
     """
 
@@ -39,7 +46,72 @@ class Plan(NamedTuple):
     start_offsets: list[int]
     page_tables: list[np.ndarray]
     spaces: list[ActionSpace]
+    noise: list[np.ndarray | None]
     embeddings: list[Embedding]
+
+
+class Prediction(NamedTuple):
+    """What a step gives for a session.
+
+    Attributes:
+        values: float32 [A], the action vector, or float32 [n], the logits.
+        is_finite: whether all are.
+        choice: where the backend makes it, the index of the largest of the logits less the plan's noise.
+    """
+
+    values: np.ndarray
+    is_finite: bool
+    choice: int | None = None
+
+
+class BatchPlan(NamedTuple):
+    """A step of N agents that see and do the same kind of thing, as arrays. Tokens are those of `Plan`.
+
+    Attributes:
+        context_lens: int64 [N], tokens of each agent in the cache before these.
+        start_offsets: int64 [N], slots of its first page before the oldest of them.
+        page_table: int32 [N, max_pages], its pages, oldest first; what lies behind its last page is not read.
+        modality: of the observations.
+        values: float32 [N, X], int64 [N, X] or uint8 [N, 84, 84, 4].
+        missions: of "discrete+text", int64 [N, 64].
+        rewards: float32 [N].
+        space: what to predict.
+        noise: float32 [N, n], to subtract from the logits before the largest is taken; None for nothing.
+        feeds_observation: bool [N], whose s_{t-1} is computed again.
+        feeds_action: bool [N], who has an a_{t-1}.
+        last_embeddings: of s_{t-1}, from the `BatchPrediction` before; None if nobody has one.
+        last_actions: float32 [N, A] or int64 [N].
+        last_space: what they were chosen from.
+    """
+
+    context_lens: np.ndarray
+    start_offsets: np.ndarray
+    page_table: np.ndarray
+    modality: Modality
+    values: np.ndarray
+    missions: np.ndarray | None
+    rewards: np.ndarray
+    space: ActionSpace
+    noise: np.ndarray | None
+    feeds_observation: np.ndarray
+    feeds_action: np.ndarray
+    last_embeddings: Any
+    last_actions: np.ndarray
+    last_space: ActionSpace
+
+
+class BatchPrediction(NamedTuple):
+    """What a step gives for N agents.
+
+    Attributes:
+        values: float32 [N, A], the action vectors, or float32 [N, n], the logits.
+        choices: int64 [N], the index of the largest of the logits less the plan's noise.
+        embeddings: of the observations; opaque to everyone but the backend.
+    """
+
+    values: np.ndarray
+    choices: np.ndarray
+    embeddings: Any
 
 
 class Backend(Protocol):
@@ -57,6 +129,16 @@ class Backend(Protocol):
     @property
     def weight_bytes(self) -> int:
         """Bytes of the packed weights."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory that a KV cache could take at most."""
+        ...
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes taken on the device, by what they are for: "weights", "cache" and what else there is."""
         ...
 
     def allocate_cache(self, num_pages: int) -> None:
@@ -85,10 +167,10 @@ class Backend(Protocol):
         """Image observations: uint8 [84, 84, 4] each."""
         ...
 
-    def decode(self, plan: Plan) -> list[tuple[np.ndarray, bool]]:
-        """Compute the plan's tokens, leave their keys and values in the cache, and predict.
+    def decode(self, plan: Plan) -> list[Prediction]:
+        """Compute the plan's tokens, leave their keys and values in the cache, and predict, for each session."""
+        ...
 
-        Returns:
-            For each session float32 [A], the action vector, or float32 [n], the logits; and whether all are finite.
-        """
+    def decode_batch(self, plan: BatchPlan) -> BatchPrediction:
+        """The same for a batch of one kind."""
         ...

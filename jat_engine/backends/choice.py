@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from dataclasses import dataclass
+from importlib import util
 from typing import Any
 
 import torch
 
 from ..errors import InputError
 
-BACKENDS = ("auto", "torch", "cpu")
-DTYPES = ("auto", "float32", "bfloat16", "int8")
+BACKENDS = ("auto", "torch", "cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+
+_CPU_DTYPES = ("float32", "bfloat16", "int8")
+_CUDA_HEAD_DIMS = range(16, 129)
+_OLDEST_GPU = 8
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`reason` says why this backend, for people."""
+    """`reason` says why this backend, for people. `is_asked`: device or backend was named, and stays."""
 
     device: torch.device
     backend: str
     dtype: str
     reason: str
+    is_asked: bool = False
 
 
 def native_module(head_dim: int = 64) -> tuple[Any, str]:
@@ -34,13 +42,45 @@ def native_module(head_dim: int = 64) -> tuple[Any, str]:
     return _cpu, ""
 
 
+def why_no_gpu() -> str:
+    """Why torch has no NVIDIA GPU here; "" if it has one."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch warns of is what is returned
+        if torch.cuda.is_available():
+            return ""
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:
+            return str(error).partition("\n")[0]
+    return "torch finds none"
+
+
+def why_not_cuda(device: torch.device, head_dim: int = 64) -> str:
+    """Why the kernels for NVIDIA GPUs cannot run on a device; "" if they can."""
+    if head_dim not in _CUDA_HEAD_DIMS:
+        return f"its kernels take a head_dim of 16 to 128, got {head_dim}"
+    if util.find_spec("triton") is None:
+        return "triton is not installed; pip install 'jat-engine[cuda]'"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return ""  # for tests: Triton's interpreter
+    if device.type != "cuda":
+        return why_no_gpu() or f"the device is {device}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < _OLDEST_GPU:
+        return f"it needs compute capability {_OLDEST_GPU}.0, {torch.cuda.get_device_name(device)} has {major}.{minor}"
+    return ""
+
+
 def choose_backend(
     device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", backend: str = "auto", head_dim: int = 64
 ) -> Choice:
     """Fill in what is "auto".
 
-    On a CPU: the native backend if it was built, in bfloat16 (half the bytes of float32 to read in each step), else
-    plain torch in float32. On any other device: plain torch, in bfloat16 on a GPU that has it.
+    On an NVIDIA GPU: Triton kernels in CUDA graphs, else plain torch; in bfloat16 where the GPU has it. On a CPU: the
+    native backend if it was built, in bfloat16 (half the bytes of float32 to read in each step), else plain torch in
+    float32. On any other device: plain torch.
 
     Raises:
         InputError: a name is unknown, or what was asked for does not go together here.
@@ -51,25 +91,50 @@ def choose_backend(
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     chosen = _device(device, backend)
-    module, missing = native_module(head_dim)
+    is_asked = backend != "auto" or device != "auto"
+    if backend != "auto":
+        reason = "asked for"
+        _check_asked(backend, chosen, head_dim)
+    else:
+        backend, reason = _best(chosen, head_dim)
+    if dtype == "auto":
+        if backend == "cpu" or (chosen.type == "cuda" and torch.cuda.is_bf16_supported()):
+            dtype = "bfloat16"
+        else:
+            dtype = "float32"
+    if backend == "cpu" and dtype not in _CPU_DTYPES:
+        raise InputError(f"dtype: expected one of {', '.join(_CPU_DTYPES)} on the cpu backend, got {dtype!r}")
+    return Choice(chosen, backend, dtype, reason, is_asked)
+
+
+def _check_asked(backend: str, device: torch.device, head_dim: int) -> None:
     if backend == "cpu":
-        if chosen.type != "cpu":
-            raise InputError(f"backend: expected torch on device {chosen}, got 'cpu'")
+        if device.type != "cpu":
+            raise InputError(f"backend: expected torch or cuda on device {device}, got 'cpu'")
+        module, missing = native_module(head_dim)
         if module is None:
             raise InputError(f"backend: expected torch here, got 'cpu'; {missing}")
-        reason = "asked for"
-    elif backend == "torch":
-        reason = "asked for"
-    elif chosen.type != "cpu":
-        backend, reason = "torch", f"the native backend runs on a CPU, the device is {chosen}"
-    elif module is None:
-        backend, reason = "torch", missing
-    else:
-        backend, reason = "cpu", f"native kernels; this processor runs {', '.join(module.instruction_sets())}"
-    if dtype == "auto":
-        has_bf16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
-        dtype = "bfloat16" if backend == "cpu" or has_bf16 else "float32"
-    return Choice(chosen, backend, dtype, reason)
+    elif backend == "cuda":
+        missing = why_not_cuda(device, head_dim)
+        if missing:
+            raise InputError(f"backend: expected cpu or torch here, got 'cuda'; {missing}")
+
+
+def _best(device: torch.device, head_dim: int) -> tuple[str, str]:
+    """The backend for a device, and why."""
+    if device.type == "cuda":
+        missing = why_not_cuda(device, head_dim)
+        if missing:
+            return "torch", f"not the cuda backend: {missing}"
+        return "cuda", f"Triton kernels in CUDA graphs; the GPU is {torch.cuda.get_device_name(device)}"
+    if device.type != "cpu":
+        return "torch", f"the native backend runs on a CPU, the device is {device}"
+    module, missing = native_module(head_dim)
+    no_gpu = why_no_gpu()
+    without = f"; no NVIDIA GPU: {no_gpu}" if no_gpu else ""
+    if module is None:
+        return "torch", missing + without
+    return "cpu", f"native kernels; this processor runs {', '.join(module.instruction_sets())}{without}"
 
 
 def _device(device: str | torch.device, backend: str) -> torch.device:

@@ -20,7 +20,8 @@ from ..errors import InputError
 from ..info import available_cores
 from ..observation import ActionSpace
 from ..weights import HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
-from .base import Plan, remember
+from .base import BatchPlan, BatchPrediction, Plan, Prediction, machine_memory_bytes, remember
+from .by_agent import decode_by_agent
 
 
 class CpuBackend:
@@ -91,6 +92,14 @@ class CpuBackend:
         """Bytes of the packed weights; what single sizes of observations and actions need is not counted."""
         return sum(linear.num_bytes for linear in self._linears) + self._table_bytes
 
+    @property
+    def memory_bytes(self) -> int:
+        return machine_memory_bytes()
+
+    @property
+    def memory(self) -> dict[str, int]:
+        return {"weights": self.weight_bytes, "cache": self._pool.nbytes}
+
     def allocate_cache(self, num_pages: int) -> None:
         # Untouched pages of the system cost nothing, so this takes memory as sessions grow.
         size = num_pages * self.page_bytes
@@ -131,9 +140,9 @@ class CpuBackend:
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
-    def decode(self, plan: Plan) -> list[tuple[np.ndarray, bool]]:
+    def decode(self, plan: Plan) -> list[Prediction]:
         heads = [self._heads.get(space) or self._pack_head(space) for space in plan.spaces]
-        return self._model.decode(
+        results = self._model.decode(
             plan.embeddings,
             plan.num_new,
             plan.context_lens,
@@ -142,6 +151,10 @@ class CpuBackend:
             self._pool,
             heads,
         )
+        return [Prediction(values, is_finite) for values, is_finite in results]
+
+    def decode_batch(self, plan: BatchPlan) -> BatchPrediction:
+        return decode_by_agent(self, plan)
 
     # ---- packing ---------------------------------------------------------------------------------------------------
 

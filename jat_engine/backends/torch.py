@@ -19,7 +19,8 @@ from ..config import JatConfig
 from ..modules import ImageEncoder
 from ..observation import ActionSpace
 from ..weights import HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
-from .base import Plan, remember
+from .base import BatchPlan, BatchPrediction, Plan, Prediction, machine_memory_bytes, remember
+from .by_agent import decode_by_agent
 
 
 class Linear:
@@ -124,7 +125,7 @@ class TorchBackend:
         check_heads(weights)
         self._discrete_mixer = self.linear("multi_discrete_encoder.4")
         self._image_encoder = self._make_image_encoder()
-        self._kv_dtype = torch.float32 if dtype == "float32" else torch.bfloat16
+        self._kv_dtype = torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)
         self._cache = torch.empty(0)
 
     @property
@@ -135,6 +136,14 @@ class TorchBackend:
     def page_bytes(self) -> int:
         config = self.config
         return config.num_layers * 2 * self.page_size * config.hidden_size * self._kv_dtype.itemsize
+
+    @property
+    def memory_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else machine_memory_bytes()
+
+    @property
+    def memory(self) -> dict[str, int]:
+        return {"weights": self.weight_bytes, "cache": self._cache.nbytes}
 
     def allocate_cache(self, num_pages: int) -> None:
         config = self.config
@@ -187,7 +196,7 @@ class TorchBackend:
     # ---- the step --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def decode(self, plan: Plan) -> list[tuple[np.ndarray, bool]]:
+    def decode(self, plan: Plan) -> list[Prediction]:
         config = self.config
         ends = list(itertools.accumulate(plan.num_new))
         sessions = [self._tokens(plan, index, end) for index, end in enumerate(ends)]
@@ -207,7 +216,7 @@ class TorchBackend:
             x = x + layer.mlp_out(inner)
         hidden = self._norm(x[[end - 1 for end in ends]], self._final_norm)
         predictions = [self._head(space)(hidden[i : i + 1])[0].cpu().numpy() for i, space in enumerate(plan.spaces)]
-        return [(prediction, bool(np.isfinite(prediction).all())) for prediction in predictions]
+        return [Prediction(values, bool(np.isfinite(values).all())) for values in predictions]
 
     def _tokens(self, plan: Plan, index: int, end: int) -> _Tokens:
         context, count = plan.context_lens[index], plan.num_new[index]
@@ -219,6 +228,9 @@ class TorchBackend:
 
     def _norm(self, x: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
         return F.layer_norm(x, (self.config.hidden_size,), *parameters, self.config.layer_norm_epsilon)
+
+    def decode_batch(self, plan: BatchPlan) -> BatchPrediction:
+        return decode_by_agent(self, plan)
 
     # ---- packing ---------------------------------------------------------------------------------------------------
 
