@@ -3,11 +3,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # The tiny model gains nothing from threads, and on a busy machine loses a lot. Subprocesses inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import cuda_host
 import golden
 import pytest
 import torch
@@ -46,3 +48,17 @@ def load(tiny_folder: Path) -> Callable[..., jat_engine.JatEngine]:
         return made[key]
 
     return load
+
+
+@pytest.fixture(scope="session")
+def cuda_host_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the one-launch kernel is built for the CPU."""
+    if cuda_host.missing_tools():
+        pytest.skip(cuda_host.missing_tools())
+    return tmp_path_factory.mktemp("cuda_host")
+
+
+@pytest.fixture(scope="session")
+def cuda_host_module(cuda_host_folder: Path) -> ModuleType:
+    """`jat_engine._cuda` with its kernel executed on the CPU."""
+    return cuda_host.load(cuda_host.build(cuda_host_folder, "cuda_host")[0])

@@ -24,13 +24,8 @@ SMALL = {"num_blocks": 4, "cluster_size": 2, "num_threads": 64, "max_slots": 4}
 
 
 @pytest.fixture(scope="module")
-def build_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cuda_host")
-
-
-@pytest.fixture(scope="module")
-def module(build_folder: Path) -> ModuleType:
-    return cuda_host.load(cuda_host.build(build_folder, "cuda_host")[0])
+def module(cuda_host_module: ModuleType) -> ModuleType:
+    return cuda_host_module
 
 
 def poison(model: Model) -> None:
@@ -291,12 +286,12 @@ def sanitizer_library() -> str:
     return path.strip() if Path(path.strip()).is_absolute() else ""
 
 
-def test_thread_sanitizer(build_folder: Path) -> None:
+def test_thread_sanitizer(cuda_host_folder: Path) -> None:
     """No race in the kernel; and the two that are planted in it are found."""
     if not sanitizer_library():
         pytest.skip("needs gcc with libtsan")
     names = ["cuda_host_tsan", "cuda_host_missing_barrier", "cuda_host_relaxed_exchange"]
-    folders = cuda_host.build(build_folder, *names)
+    folders = cuda_host.build(cuda_host_folder, *names)
     environment = os.environ | {
         "LD_PRELOAD": sanitizer_library(),
         "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=0 exitcode=66",

@@ -345,6 +345,11 @@ py::dict facts(int ordinal) {
 PYBIND11_MODULE(JAT_MODULE, module) {
   using jat::Step;
   using namespace pybind11::literals;
+#ifdef JAT_HOST
+  module.attr("DEVICE") = "cpu";
+#else
+  module.attr("DEVICE") = "cuda";
+#endif
   module.attr("MAX_ROWS") = jat::kStepRows;
   module.attr("PAGE_SIZE") = jat::kStepPageSize;
   module.attr("EXCHANGES_PER_LAYER") = jat::kExchangesPerLayer;

@@ -1,0 +1,251 @@
+"""The CUDA backend: a step is one CUDA graph of Triton kernels or, for a single agent, one launch."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...config import JatConfig
+from ...errors import InputError
+from ...weights import Weights
+from ..base import BatchPlan, BatchPrediction, Plan, Prediction, machine_memory_bytes
+from .filling import fill, fill_batch, values_per_agent
+from .graph_step import GraphStep, Scratch
+from .one_launch import OneLaunchStep, load_module
+from .step_inputs import StepShape
+from .tokens import Token
+from .weights import CudaWeights
+
+_MAX_GRAPHS = 48
+_MIN_VALUES = 64
+_MIN_CAPACITY = 32
+
+
+class CudaBackend:
+    """See `Backend`. Embeddings are `Token`s. Not to be called by two threads at once.
+
+    On device "cpu" the kernels run in Triton's interpreter: for tests, where there is no GPU.
+
+    Attributes:
+        one_launch_reason: why single agents run through graphs; "" if they do not.
+    """
+
+    name = "cuda"
+    page_size = 16
+
+    def __init__(
+        self,
+        config: JatConfig,
+        weights: Weights,
+        dtype: str,
+        device: torch.device,
+        one_launch: bool | None = None,
+        fixed_order: bool = False,
+    ) -> None:
+        """
+        Args:
+            dtype: "float32", "bfloat16", "float16", or "int8", weight-only.
+            one_launch: whether a single agent's step is one launch; None for where that is possible.
+            fixed_order: sum in a fixed order also in the one launch, so that results are bitwise repeatable.
+        """
+        self.device = device
+        self.num_threads = torch.get_num_threads()
+        self._config = config
+        self._weights = CudaWeights(config, weights, dtype, device)
+        self._max_pages = -(-(config.max_position_embeddings + self.page_size - 1) // self.page_size)
+        self._scratch = Scratch(self._weights, 1)
+        self._graphs: dict[StepShape, GraphStep] = {}
+        self._fixed_order = fixed_order
+        self._one_launch: OneLaunchStep | None = None
+        self.one_launch_reason = "" if one_launch is not False else "it is switched off"
+        self._is_one_launch_asked = bool(one_launch)
+        self._cache = torch.empty(0)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._weights.num_bytes
+
+    @property
+    def page_bytes(self) -> int:
+        config = self._config
+        return config.num_layers * 2 * self.page_size * config.hidden_size * self._weights.kv_dtype.itemsize
+
+    @property
+    def memory_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else machine_memory_bytes()
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes on the device by what they are for."""
+        return {
+            "weights": self.weight_bytes,
+            "cache": self._cache.nbytes,
+            "scratch": self._scratch.num_bytes,
+            "graphs": sum(graph.num_bytes for graph in self._graphs.values()),
+            "one_launch": self._one_launch.num_bytes if self._one_launch else 0,
+        }
+
+    def allocate_cache(self, num_pages: int) -> None:
+        config = self._config
+        head_dim = config.hidden_size // config.num_heads
+        shape = config.num_layers, num_pages, 2, config.num_heads, self.page_size, head_dim
+        self._cache = torch.empty(shape, dtype=self._weights.kv_dtype, device=self.device)
+        self._prepare_one_launch()
+
+    def wake(self) -> None:
+        pass
+
+    # ---- embeddings ------------------------------------------------------------------------------------------------
+
+    def embed_continuous(self, values: np.ndarray, reward: float | None) -> Token:
+        if reward is not None:
+            values = np.append(values, np.float32(reward))
+        encoder = self._weights.continuous_encoder(values.size)
+        return Token(encoder, encoder.data_ptr(), values)
+
+    def embed_choice(self, choice: int, num_choices: int) -> Token:
+        rows = self._weights.choices(num_choices)
+        return Token(rows, rows.data_ptr() + choice * rows.stride(0) * rows.itemsize)
+
+    def embed_discrete(
+        self, values: list[np.ndarray], missions: list[np.ndarray | None], rewards: list[float]
+    ) -> list[Token]:
+        tokens = []
+        for integers, mission, reward in zip(values, missions, rewards, strict=True):
+            row = self._new_row()
+            joined = integers if mission is None else np.concatenate((integers, mission))
+            tokens.append(Token(row, row.data_ptr(), integers=joined, reward=reward))
+        return tokens
+
+    def embed_images(self, frames: list[np.ndarray]) -> list[Token]:
+        tokens = []
+        for frame in frames:
+            row = self._new_row()
+            tokens.append(Token(row, row.data_ptr(), frame=frame))
+        return tokens
+
+    def _new_row(self) -> Tensor:
+        return torch.empty(self._config.hidden_size, device=self.device)
+
+    # ---- the step --------------------------------------------------------------------------------------------------
+
+    def decode(self, plan: Plan) -> list[Prediction]:
+        if len(plan.num_new) == 1 and self._one_launch is not None:
+            return self._decode_one(self._one_launch, plan)
+        return self._decode_by_graph(plan)
+
+    def decode_batch(self, plan: BatchPlan) -> BatchPrediction:
+        agents = len(plan.context_lens)
+        graph = self._graph(
+            StepShape(
+                sessions=_bucket(agents),
+                values=_bucket(agents) * _next_power(values_per_agent(plan), _MIN_VALUES),
+                capacity=_next_power(plan.space.size, _MIN_CAPACITY),
+                frames=plan.modality == "image",
+                integers=plan.modality.startswith("discrete"),
+            )
+        )
+        embeddings, in_use = fill_batch(graph.inputs, self._weights, plan)
+        graph.launch()
+        graph.wait()
+        del in_use
+        values = graph.predictions[:agents, : plan.space.size].copy()
+        return BatchPrediction(values, graph.choices[:agents].astype(np.int64), embeddings)
+
+    def _decode_by_graph(self, plan: Plan) -> list[Prediction]:
+        graph = self._graph(self._shape(plan))
+        in_use = fill(graph.inputs, self._weights, plan)
+        graph.launch()
+        graph.wait()
+        del in_use
+        for token in plan.embeddings:
+            token.is_encoded()
+        return _results(plan, graph.predictions, graph.finite, graph.choices)
+
+    def _decode_one(self, step: OneLaunchStep, plan: Plan) -> list[Prediction]:
+        """An image or integers are encoded by a graph in front; the launch follows on the same stream."""
+        shape = self._shape(plan)
+        if not step.fits(shape):
+            return self._decode_by_graph(plan)
+        if shape.frames or shape.integers:
+            encoder = self._graph(shape._replace(capacity=0))
+            fill(encoder.inputs, self._weights, plan._replace(noise=[None]))
+            encoder.launch()
+        in_use = fill(step.inputs, self._weights, plan)
+        failure = step.run()
+        if failure:
+            # Nothing is lost: the graph writes the same keys and values to the same slots.
+            warnings.warn(f"the one-launch step is given up for CUDA graphs: {failure}", RuntimeWarning, stacklevel=2)
+            self._one_launch, self.one_launch_reason = None, failure
+            return self._decode_by_graph(plan)
+        del in_use
+        for token in plan.embeddings:
+            token.is_encoded()
+        values = step.predictions[: plan.spaces[0].size].copy()
+        return [Prediction(values, bool(np.isfinite(values).all()))]
+
+    def _shape(self, plan: Plan) -> StepShape:
+        """The bucket of a plan. Few distinct ones, since each is captured once."""
+        sessions = _bucket(len(plan.num_new))
+        values = sum(token.values.size for token in plan.embeddings)
+        return StepShape(
+            sessions=sessions,
+            values=sessions * _next_power(-(-values // sessions), _MIN_VALUES),
+            capacity=_next_power(max(space.size for space in plan.spaces), _MIN_CAPACITY),
+            frames=any(token.frame is not None for token in plan.embeddings),
+            integers=any(token.integers is not None for token in plan.embeddings),
+        )
+
+    def _graph(self, shape: StepShape) -> GraphStep:
+        graph = self._graphs.pop(shape, None)
+        if graph is None:
+            if shape.sessions > self._scratch.sessions:
+                # Captured graphs hold addresses of the scratch they were captured with.
+                self._graphs.clear()
+                self._scratch = Scratch(self._weights, shape.sessions)
+            if len(self._graphs) >= _MAX_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            graph = GraphStep(self._weights, self._cache, self._scratch, shape, self._max_pages)
+        self._graphs[shape] = graph  # the last is the most recently used
+        return graph
+
+    def _prepare_one_launch(self) -> None:
+        if not self.one_launch_reason:
+            try:
+                self._one_launch = self._make_one_launch()
+            except (ImportError, RuntimeError, ValueError) as error:
+                self.one_launch_reason = str(error)
+        if self.one_launch_reason and self._is_one_launch_asked:
+            raise InputError(f"one_launch: expected what can be done here, got True; {self.one_launch_reason}")
+
+    def _make_one_launch(self) -> OneLaunchStep:
+        if self._weights.dtype == "int8":
+            raise ValueError("it takes float32, bfloat16 and float16 weights, these are int8")
+        module = load_module()
+        if self.device.type != module.DEVICE:
+            raise RuntimeError(f"its module is for device {module.DEVICE}")
+        return OneLaunchStep(self._weights, self._cache, self._max_pages, self._fixed_order, module)
+
+
+def _results(plan: Plan, predictions: np.ndarray, finite: np.ndarray, choices: np.ndarray) -> list[Prediction]:
+    """predictions: float32 [>= S, capacity], finite and choices: [>= S]; buffers of the step."""
+    copied = predictions[: len(plan.spaces)].copy()
+    return [
+        Prediction(values[: space.size], bool(is_finite), int(choice))
+        for values, is_finite, choice, space in zip(copied, finite, choices, plan.spaces, strict=False)
+    ]
+
+
+def _bucket(sessions: int) -> int:
+    """1, 2, 4, 8, then multiples of 16 up to 256, then of 64: at most a third of the rows is padding."""
+    if sessions <= 8:
+        return _next_power(sessions, 1)
+    step = 16 if sessions <= 256 else 64
+    return -(-sessions // step) * step
+
+
+def _next_power(count: int, least: int) -> int:
+    return max(least, 1 << (count - 1).bit_length())

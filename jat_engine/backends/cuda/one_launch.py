@@ -1,0 +1,119 @@
+"""A single agent's step as one launch of the kernel of `csrc/cuda`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .packing import Layer
+from .step_inputs import ROWS, StepInputs, StepShape
+from .weights import CudaWeights
+
+_CAPACITY = 1024
+"""Numbers a prediction may have; longer ones come from CUDA graphs."""
+
+_TIMEOUT_US = 100_000
+
+
+def load_module() -> Any:
+    """The compiled module `jat_engine._cuda`. Raises ImportError."""
+    from ... import _cuda
+
+    return _cuda
+
+
+class OneLaunchStep:
+    """One step of one agent, from embedding to prediction, as one launch.
+
+    Attributes:
+        inputs: written before `run`.
+        predictions: float32 [capacity], after `run`.
+    """
+
+    def __init__(self, weights: CudaWeights, cache: Tensor, max_pages: int, fixed_order: bool, module: Any) -> None:
+        """cache: [layers, num_pages, 2, heads, 16, head_dim].
+
+        Raises:
+            RuntimeError, ValueError: why the GPU, or the model, cannot be used so.
+        """
+        config, self._device = weights.config, weights.device
+        shape = StepShape(1, ROWS * (config.max_continuous_size + 1), _CAPACITY, frames=False, integers=False)
+        # The module reads the pinned side; what a step needs travels as the kernel's argument.
+        self.inputs = StepInputs(shape, max_pages, config.max_discrete_value, self._device)
+        predictions = torch.empty(_CAPACITY, pin_memory=self._device.type == "cuda")
+        self.predictions = predictions.numpy()
+        heads = config.num_heads
+        self._out_by_head = [_by_head(layer, heads) for layer in weights.layers]
+        layers = [_addresses(layer, out) for layer, out in zip(weights.layers, self._out_by_head, strict=True)]
+        final_weight, final_bias = weights.final_norm
+        self._step = module.Step(
+            hidden=config.hidden_size,
+            num_heads=heads,
+            head_dim=config.hidden_size // heads,
+            inner=weights.inner_size,
+            num_layers=config.num_layers,
+            max_positions=config.max_position_embeddings,
+            weight_dtype=weights.dtype,
+            layers=layers,
+            final_norm_weight=final_weight.data_ptr(),
+            final_norm_bias=final_bias.data_ptr(),
+            wpe=weights.positions.data_ptr(),
+            continuous_bias=weights.continuous_bias.data_ptr(),
+            kv_cache=cache.data_ptr(),
+            num_pages=cache.shape[1],
+            input={name: array.ctypes.data for name, array in self.inputs.host.items()},
+            output=predictions.data_ptr(),
+            capacity=_CAPACITY,
+            fixed_order=fixed_order,
+            timeout_us=_TIMEOUT_US,
+            device=self._device.index or 0,
+        )
+        self._kept = weights, cache, predictions  # the kernel has their addresses
+
+    @property
+    def num_bytes(self) -> int:
+        """On the device, beside what it shares with CUDA graphs."""
+        return sum(tensor.nbytes for tensor in self._out_by_head) + int(self._step.scratch_bytes)
+
+    @property
+    def geometry(self) -> dict[str, int]:
+        """How the step lies on the GPU, for reports."""
+        names = ("num_blocks", "cluster_size", "num_threads", "shared_bytes", "num_exchanges")
+        return {name: getattr(self._step, name) for name in names}
+
+    def bytes_per_step(self, context_len: int) -> int:
+        """Bytes that a step must read of the device's memory at least."""
+        return int(self._step.bytes_per_step(context_len))
+
+    def fits(self, shape: StepShape) -> bool:
+        return shape.capacity <= _CAPACITY
+
+    def run(self) -> str:
+        """Compute the step of `inputs` behind what is on the current stream. Returns "", or why it did not end well."""
+        stream = torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
+        return str(self._step.run(stream))
+
+
+def _by_head(layer: Layer, num_heads: int) -> Tensor:
+    """The weights behind the attention, [H, H] -> [heads, H, head_dim]: what a head's blocks read lies in a row."""
+    hidden = layer.out.weight.shape[0]
+    return layer.out.weight.view(hidden, num_heads, hidden // num_heads).permute(1, 0, 2).contiguous()
+
+
+def _addresses(layer: Layer, out_by_head: Tensor) -> dict[str, int]:
+    tensors = {
+        "norm1_weight": layer.norm1[0],
+        "norm1_bias": layer.norm1[1],
+        "wqkv": layer.qkv.weight,
+        "w_out_heads": out_by_head,
+        "out_bias": layer.out_bias,
+        "norm2_weight": layer.norm2[0],
+        "norm2_bias": layer.norm2[1],
+        "w_fc": layer.fc.weight,
+        "fc_bias": layer.fc_bias,
+        "w_proj_t": layer.proj.weight,
+        "proj_bias": layer.proj_bias,
+    }
+    return {name: tensor.data_ptr() for name, tensor in tensors.items()} | {"window": layer.window}

@@ -1,0 +1,177 @@
+"""The CUDA backend through the engine: on a GPU as users run it, elsewhere with its kernels interpreted on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import golden
+import numpy as np
+import pytest
+import torch
+from engines import EPISODE, TOLERANCE, play
+from golden import relative_error
+from test_batch import check_like_sessions
+
+from jat_engine import InputError, JatEngine
+from jat_engine.backends import choice as choices
+
+pytest.importorskip("triton", reason="the CUDA backend's kernels are Triton's")
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+
+Load = Callable[..., JatEngine]
+
+
+@pytest.fixture(scope="module")
+def graphs(tiny_folder: Any) -> Load:
+    """Engines whose steps are all CUDA graphs, or what those would hold, interpreted."""
+    made: dict[str, JatEngine] = {}
+
+    def load(dtype: str) -> JatEngine:
+        if dtype not in made:
+            made[dtype] = JatEngine.from_pretrained(
+                tiny_folder, device=DEVICE, backend="cuda", dtype=dtype, one_launch=False, max_cached_tokens=1024
+            )
+        return made[dtype]
+
+    return load
+
+
+# Modalities, kinds of action, sampled and greedy, an odd window; interpreting takes half a second a step.
+EPISODES = golden.EPISODES if ON_GPU else [EPISODE[name] for name in ("continuous_cw9", "babyai_sampled", "image_box")]
+
+
+@pytest.mark.parametrize("episode", EPISODES, ids=lambda e: e.name)
+def test_golden_episode(episode: golden.Episode, graphs: Load) -> None:
+    golden.check_episode(graphs("float32"), None, episode, TOLERANCE)
+
+
+def test_a_batch_is_each_session_alone(graphs: Load) -> None:
+    """Modalities and lengths mixed, sessions that join late: within rounding of what each is alone."""
+    engine = graphs("float32")
+    names = ("atari_greedy_full", "continuous_cw9", "babyai_greedy_full", "discrete_only")
+    steps = 5
+    alone = {}
+    for name in names:
+        with engine.open_session(EPISODE[name].context_window) as session:
+            alone[name] = [play(session, EPISODE[name], t)[1] for t in range(steps)]
+    sessions = {name: engine.open_session(EPISODE[name].context_window, seed=1) for name in names}
+    done = dict.fromkeys(names, 0)
+    for t in range(steps + 1):
+        here = [name for index, name in enumerate(names) if index - 2 < t and done[name] < steps]
+        results = engine.get_next_actions(
+            [sessions[name] for name in here],
+            [EPISODE[name].observation(done[name]) for name in here],
+            [EPISODE[name].reward(done[name]) for name in here],
+            [EPISODE[name].space for name in here],
+            deterministic=True,
+            return_predictions=True,
+        )
+        for name, (_, prediction) in zip(here, results, strict=True):
+            if name != "discrete_only" or done[name] == 0:  # its actions alone were sampled
+                assert relative_error(prediction, alone[name][done[name]]) <= TOLERANCE
+            done[name] += 1
+    for session in sessions.values():
+        session.close()
+
+
+def test_neighbours_change_nothing_within_a_bucket(graphs: Load) -> None:
+    """Bitwise: a session's rows are computed apart from those of the others."""
+    engine = graphs("float32")
+    episode, other = EPISODE["continuous_cw16"], EPISODE["continuous_cw9"]
+    results = []
+    for scale in (1.0, 3.0):
+        with engine.open_session(16) as first, engine.open_session(9) as second:
+            for t in range(3):
+                observations = [episode.observation(t), other.observation(t)]
+                observations[1]["continuous_observation"] *= np.float32(scale)
+                result = engine.get_next_actions(
+                    [first, second], observations, None, [episode.space, other.space], return_predictions=True
+                )
+                results.append(result[0][1])
+    assert np.array_equal(results[:3], results[3:])
+
+
+def test_contents_of_unused_memory_do_not_matter(graphs: Load) -> None:
+    engine = graphs("float32")
+    episode = EPISODE["continuous_cw9"]
+    results = []
+    for poison in (False, True):
+        if poison:
+            backend: Any = engine._backend
+            backend._cache.fill_(torch.nan)
+        with engine.open_session(9) as session:
+            results.append([play(session, episode, t)[1] for t in range(7)])
+    assert np.array_equal(*results)
+
+
+def test_int8_weights(graphs: Load) -> None:
+    """Weight-only: the error is that of the weights' rounding."""
+    episode = EPISODE["continuous_cw9"]
+    with graphs("int8").open_session(9) as session:
+        predictions = [play(session, episode, t, episode.predictions[t].tolist())[1] for t in range(6)]
+    assert relative_error(predictions, episode.predictions[:6]) <= 4e-2
+
+
+def test_memory_is_reported(graphs: Load) -> None:
+    engine = graphs("float32")
+    memory = engine.memory
+    assert memory["weights"] == engine.weight_bytes
+    assert memory["cache"] == engine.cache_stats.total * engine.cache_stats.page_bytes
+    assert 0 < memory["scratch"] < 2**20
+    assert 0 < memory["graphs"] < 2**22
+
+
+# ---- what is chosen ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(ON_GPU, reason="there is a GPU")
+def test_without_a_gpu_the_reason_is_given(monkeypatch: pytest.MonkeyPatch, tiny_folder: Any) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    reason = choices.why_no_gpu()
+    assert reason
+    with pytest.raises(InputError, match=r"backend: expected cpu or torch here, got 'cuda'; .*CUDA"):
+        JatEngine.from_pretrained(tiny_folder, backend="cuda")
+    assert reason in choices.choose_backend().reason
+
+
+def test_a_model_its_kernels_do_not_take(tiny_folder: Any) -> None:
+    for head_dim in (8, 160):
+        with pytest.raises(InputError, match=f"got 'cuda'; its kernels take a head_dim of 16 to 128, got {head_dim}"):
+            choices.choose_backend(DEVICE, backend="cuda", head_dim=head_dim)
+
+
+def test_a_gpu_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch, tiny_folder: Any) -> None:
+    """Whatever it fails with: by the CPU, with a warning, where it was not asked for; else an error says why."""
+    from jat_engine.backends.cuda import backend
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(backend, "CudaWeights", fail)
+    chosen = choices.Choice(torch.device("cuda"), "cuda", "bfloat16", "there is a GPU")
+    monkeypatch.setattr("jat_engine.engine.choose_backend", _first(chosen, choices.choose_backend))
+    with pytest.warns(RuntimeWarning, match="cuda is not used: CUDA out of memory.* 2.00 GiB; "):
+        engine = JatEngine.from_pretrained(tiny_folder)
+    assert engine.choice.device.type == "cpu"
+    assert "cuda failed: CUDA out of memory" in engine.choice.reason
+
+    asked = choices.Choice(torch.device("cuda"), "cuda", "bfloat16", "asked for", is_asked=True)
+    monkeypatch.setattr("jat_engine.engine.choose_backend", _first(asked, choices.choose_backend))
+    with pytest.raises(InputError, match="device: expected one that can run this model, got cuda; CUDA out of memory"):
+        JatEngine.from_pretrained(tiny_folder)
+
+
+def _first(value: Any, then: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that returns `value` once, and from then on what `then` does."""
+    values = [value]
+    return lambda *args, **kwargs: values.pop() if values else then(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["continuous_cw9", "discrete_only", "atari_greedy_full"])
+def test_an_agent_batch_is_its_agents_alone(name: str, graphs: Load, load: Load) -> None:
+    reference = load(backend="torch", dtype="float32")
+    check_like_sessions(graphs("float32"), reference, name, steps=5, window=5, tolerance=TOLERANCE)
