@@ -41,10 +41,11 @@ def paged_attention_reference(
         if first == end:
             continue
         context = int(context_lens[session])
-        slot = torch.arange(context + end - first) + int(start_offsets[session])
+        slot = torch.arange(context + end - first, device=q.device) + int(start_offsets[session])
         pages = page_table[session, slot // PAGE_SIZE].long()
         k, v = kv_layer[pages, :, :, slot % PAGE_SIZE].to(q.dtype).unbind(1)  # [keys, heads, head_dim]
-        age = torch.arange(context, context + end - first)[:, None] - torch.arange(len(slot))
+        key = torch.arange(len(slot), device=q.device)
+        age = key[context:, None] - key
         scores = torch.einsum("thd,khd->htk", q[first:end].view(-1, heads, head_dim), k)
         scores = scores.masked_fill((age < 0) | (age >= window), -torch.inf)
         out[first:end] = torch.einsum("htk,khd->thd", scores.softmax(-1), v).flatten(1)

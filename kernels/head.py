@@ -204,11 +204,10 @@ def head(
     # A long head is memory traffic: as many programs as it takes to use the whole memory system.
     single = capacity <= SINGLE_CAPACITY
     outputs = SINGLE_CAPACITY if single or INTERPRETING else 64
-    block_n = 512 if INTERPRETING else 32
     _head_kernel[(sessions, 1 if single else triton.cdiv(capacity, outputs))](
         x, norm_weight, norm_bias, query_start, head_ptrs, head_bias_ptrs, head_sizes, log_noise, has_noise,
         out, choice, finite, capacity,
-        H=hidden, CHOOSE=single, OUTPUTS=outputs, BLOCK_N=block_n,
+        H=hidden, CHOOSE=single, OUTPUTS=outputs, BLOCK_N=32,
         BLOCK_H=min(256, triton.next_power_of_2(hidden)), STATISTICS_H=min(1024, triton.next_power_of_2(hidden)),
         USE_PDL=pdl, num_warps=8, launch_pdl=pdl,
     )  # fmt: skip
