@@ -51,6 +51,9 @@ class CMakeBuild(build_ext):
         output = Path(self.get_ext_fullpath(extension.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
         build = Path(self.build_temp).resolve()
+        if target == "_cuda" and not any(build.glob("CMakeFiles/*/CMakeCUDACompiler.cmake")):
+            self.announce("No CUDA compiler: jat_engine is installed without its one-launch step", level=2)
+            return
         try:
             subprocess.run(["cmake", "--build", str(build), "--parallel", "--target", target], check=True)
         except (OSError, subprocess.CalledProcessError) as error:

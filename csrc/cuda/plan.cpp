@@ -95,6 +95,7 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
     return offset;
   };
   shared.siblings = take(2, 8);
+  shared.share = take(1, sizeof(StepShare));
   shared.last = take(1, 4);
   shared.x = take(kStepRows * hidden, 4);
   shared.normed = take(kStepRows * hidden, 4);

@@ -59,12 +59,6 @@ JAT_DEVICE char* shared_memory() {
 
 // ---- clusters
 
-JAT_DEVICE int cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return static_cast<int>(rank);
-}
-
 // The same shared memory of another block of the cluster.
 template <typename T>
 JAT_DEVICE T* sibling(T* pointer, int rank) {
@@ -124,6 +118,21 @@ JAT_DEVICE void mbarrier_arrive_sibling(Mbarrier* barrier, int rank) {
 
 // Whether the phase of this parity has ended. The hardware may wait a little before it answers.
 JAT_DEVICE bool mbarrier_test(Mbarrier* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+// The same where blocks of the cluster arrive. It drops the L1 cache, as nothing else here needs to.
+JAT_DEVICE bool mbarrier_test_cluster(Mbarrier* barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
       "{\n"

@@ -18,13 +18,14 @@ struct Patience {
 
   template <typename Condition>
   JAT_DEVICE void wait(Condition condition) const {
-    if (condition()) return;
-    const uint64_t begin = now_ns();
+    uint64_t begin = 0;
     for (int polls = 1; !condition(); ++polls) {
       relax();
       if (polls % 64 != 0) continue;
       if (load_relaxed(aborted) != 0) return;
-      if (now_ns() - begin > timeout_ns) return store_relaxed(aborted, 1);
+      const uint64_t now = now_ns();
+      if (begin == 0) begin = now;
+      if (now - begin > timeout_ns) return store_relaxed(aborted, 1);
     }
   }
 };
@@ -112,42 +113,39 @@ struct Pages {
   JAT_DEVICE int to(int page) const { return smaller(kStepPageSize, end_slot - page * kStepPageSize); }
 };
 
-// What a block owns. Every range is [begin, end).
-struct Share {
-  int rank, cluster, num_clusters;
-  int column_begin, column_end;  // of a head's q, k, v
-  int output_begin, output_end;  // of the hidden size, behind the attention
-  int neuron_begin, neuron_end;
-  int head_row_begin, head_row_end;
+// The first neuron of a block. Blocks without a head in the attention's last round take more neurons.
+JAT_DEVICE int first_neuron(const StepModel& model, int block) {
+  if (block <= model.heavy_blocks) return model.heavy_neurons * block / model.heavy_blocks;
+  return model.heavy_neurons + (model.inner - model.heavy_neurons) * (block - model.heavy_blocks) /
+                                   (model.num_blocks - model.heavy_blocks);
+}
 
-  JAT_DEVICE Share(const StepModel& model, const StepInput& input) {
-    const int block = block_index(), size = model.cluster_size;
-    rank = cluster_rank();
-    cluster = block / size;
-    num_clusters = model.num_blocks / size;
-    column_begin = model.head_dim * rank / size;
-    column_end = model.head_dim * (rank + 1) / size;
-    output_begin = model.hidden * rank / size;
-    output_end = model.hidden * (rank + 1) / size;
-    neuron_begin = neuron(model, block);
-    neuron_end = neuron(model, block + 1);
-    head_row_begin = input.head_size * block / model.num_blocks;
-    head_row_end = input.head_size * (block + 1) / model.num_blocks;
-  }
-  // The first neuron of a block. Blocks without a head at the end of the attention's round take more neurons.
-  static JAT_DEVICE int neuron(const StepModel& model, int block) {
-    if (block <= model.heavy_blocks) return model.heavy_neurons * block / model.heavy_blocks;
-    return model.heavy_neurons + (model.inner - model.heavy_neurons) * (block - model.heavy_blocks) /
-                                     (model.num_blocks - model.heavy_blocks);
-  }
-};
+JAT_DEVICE StepShare share_of_block(const StepModel& model, const StepInput& input) {
+  const int block = block_index(), size = model.cluster_size, rank = block % size;
+  StepShare share;
+  share.rank = rank;
+  share.cluster = block / size;
+  share.num_clusters = model.num_blocks / size;
+  share.column_begin = model.head_dim * rank / size;
+  share.column_end = model.head_dim * (rank + 1) / size;
+  share.output_begin = model.hidden * rank / size;
+  share.output_end = model.hidden * (rank + 1) / size;
+  share.neuron_begin = first_neuron(model, block);
+  share.neuron_end = first_neuron(model, block + 1);
+  share.head_row_begin = input.head_size * block / model.num_blocks;
+  share.head_row_end = input.head_size * (block + 1) / model.num_blocks;
+  return share;
+}
 
 // The loading warp's walk; Block (step.cuh) takes the pieces in the same order.
 template <typename W>
 class Loader {
  public:
   JAT_DEVICE Loader(const StepModel& model, const StepInput& input, const Ring& ring)
-      : model_(model), input_(input), ring_(ring), share_(model, input) {}
+      : model_(model),
+        input_(input),
+        ring_(ring),
+        share_(*reinterpret_cast<const StepShare*>(ring.shared + model.shared.share)) {}
 
   JAT_DEVICE void run() {
     const float* bias = nullptr;
@@ -157,19 +155,21 @@ class Loader {
       const Pages pages(model_, input_, layer.window, share_.rank);
       for (int head = share_.cluster; head < model_.num_heads; head += share_.num_clusters) {
         const W* wqkv = static_cast<const W*>(layer.wqkv);
+        JAT_UNROLL_BY(1)
         for (int part = 0; part < 3; ++part)
           rows(wqkv + static_cast<int64_t>(part * model_.hidden + head * model_.head_dim) * model_.hidden,
                share_.column_begin, share_.column_end, model_.hidden, model_.piece_rows);
+        JAT_UNROLL_BY(1)
         for (int part = 0; part < 2; ++part) cached(index, head, part, pages);
         rows(static_cast<const W*>(layer.w_out_heads) +
                  static_cast<int64_t>(head) * model_.hidden * model_.head_dim,
              share_.output_begin, share_.output_end, model_.head_dim, model_.piece_outputs);
       }
       norm(layer.norm2_weight, layer.norm2_bias, layer.out_bias);
-      rows(static_cast<const W*>(layer.w_fc), share_.neuron_begin, share_.neuron_end, model_.hidden,
-           model_.piece_rows);
-      rows(static_cast<const W*>(layer.w_proj_t), share_.neuron_begin, share_.neuron_end, model_.hidden,
-           model_.piece_rows);
+      JAT_UNROLL_BY(1)
+      for (int part = 0; part < 2; ++part)
+        rows(static_cast<const W*>(part == 0 ? layer.w_fc : layer.w_proj_t), share_.neuron_begin,
+             share_.neuron_end, model_.hidden, model_.piece_rows);
       bias = layer.proj_bias;
     }
     if (share_.head_row_begin == share_.head_row_end) return;
@@ -227,7 +227,7 @@ class Loader {
   const StepModel& model_;
   const StepInput& input_;
   Ring ring_;
-  const Share share_;
+  const StepShare& share_;
 };
 
 #endif  // JAT_HAS_CLUSTERS

@@ -59,7 +59,7 @@ class Block {
         input_(input),
         shared_(shared),
         ring_(model, patience, shared),
-        share_(model, input),
+        share_(*reinterpret_cast<const StepShare*>(shared + model.shared.share)),
         thread_(thread_index()),
         warp_(thread_ / 32),
         lane_(thread_ % 32) {}
@@ -72,15 +72,27 @@ class Block {
   }
 
   JAT_DEVICE void run() {
-    embed();
-    bool has_bias = false;
-    for (int layer = 0; layer < model_.num_layers; ++layer) {
-      advance(has_bias);
-      attention(layer);
-      mlp(model_.layers[layer]);
-      has_bias = true;
+    const int last = kExchangesPerLayer * model_.num_layers;  // sum number 0 is x, then two a layer
+    for (;; ++number_) {
+      const bool is_mlp = number_ > 0 && number_ % 2 == 0;
+      const StepLayer& layer = model_.layers[(number_ - 1) / 2];
+      if (number_ > last && share_.head_row_begin == share_.head_row_end) break;
+      if (is_mlp && number_ <= last) load_fc_bias(layer);  // on its way while the others are waited for
+      if (number_ > 0) advance();
+      if (number_ == 0) {
+        embed();
+        arrive(1);
+      } else if (number_ > last) {
+        head();
+        break;
+      } else {
+        if (is_mlp)
+          mlp();
+        else
+          attention((number_ - 1) / 2);
+        arrive(is_mlp ? model_.num_blocks : model_.num_heads);
+      }
     }
-    head();
     finish();
   }
 
@@ -129,7 +141,6 @@ class Block {
       if (thread_ == 0) arrive_global(&model_.control->arrived);
       ++arrivals_;
     }
-    ++number_;
   }
 
   // By one thread; other threads of the block need a barrier behind it.
@@ -140,14 +151,14 @@ class Block {
 
   // x += the sum before (+ its bias); normed = LayerNorm(x). One warp a row, so that only it waits. The piece
   // of the ring: weight, bias and, if has_bias, the sum's bias.
-  template <typename T>
-  JAT_DEVICE void norm_row(int row, bool has_bias, const float* vectors) {
+  JAT_DEVICE void norm_row(int row, const float* vectors) {
     const int hidden = this->hidden();
     float* x = at(model_.shared.x) + row * hidden;
     float* normed = at(model_.shared.normed) + row * hidden;
     if (lane_ == 0) wait_for_blocks();
     warp_barrier();
-    const int last = number_ - 1;
+    const int last = number_ - 1, final = model_.num_layers * kExchangesPerLayer;
+    const bool has_bias = last > 0;
     const float* added = sums(last) + row * hidden;
     // Loads before stores: the sums of all columns are on their way together.
     constexpr int kBatch = kTiles > 0 ? kTiles * kLoad<W> : 8;
@@ -166,7 +177,7 @@ class Block {
         total += value;
       }
     }
-    if (!model_.fixed_order && last < model_.num_layers * kExchangesPerLayer) {
+    if (!model_.fixed_order && last < final) {
       const int block = block_index();
       for (int column = hidden * block / model_.num_blocks + lane_;
            column < hidden * (block + 1) / model_.num_blocks; column += 32)
@@ -179,13 +190,15 @@ class Block {
       squares += centred * centred;
     }
     const float scale = inverse_sqrt(sum_all(squares) / hidden + kNormEpsilon);
-    for (int column = lane_; column < hidden; column += 32)
-      normed[column] = rounded<T>((x[column] - mean) * scale * vectors[column] + vectors[hidden + column]);
+    for (int column = lane_; column < hidden; column += 32) {
+      const float value = (x[column] - mean) * scale * vectors[column] + vectors[hidden + column];
+      normed[column] = last < final ? rounded<W>(value) : value;  // the head's rows are float32
+    }
   }
 
-  JAT_DEVICE void advance(bool has_bias) {
+  JAT_DEVICE void advance() {
     const float* vectors = reinterpret_cast<const float*>(ring_.take());
-    for (int row = warp_; row < input_.num_rows; row += num_warps()) norm_row<W>(row, has_bias, vectors);
+    for (int row = warp_; row < input_.num_rows; row += num_warps()) norm_row(row, vectors);
     ring_.give_back(lane_);
 #if !JAT_PLANT_MISSING_BARRIER
     barrier();
@@ -231,7 +244,6 @@ class Block {
       }
       barrier();
     }
-    arrive(1);
   }
 
   // Every warp takes the pieces of `count` rows; use(index, row) for this warp's rows. turn: rows dealt
@@ -260,7 +272,6 @@ class Block {
       combine();
       project_out(head);
     }
-    arrive(model_.num_heads);
   }
 
   // What the blocks of the cluster wrote into each other is there. The two barriers alternate: a block
@@ -269,7 +280,7 @@ class Block {
     Mbarrier* mbarrier = reinterpret_cast<Mbarrier*>(shared_ + model_.shared.siblings) + which;
     barrier();
     if (thread_ < model_.cluster_size) mbarrier_arrive_sibling(mbarrier, thread_);
-    ring_.patience.wait([&] { return mbarrier_test(mbarrier, meetings_ & 1); });
+    ring_.patience.wait([&] { return mbarrier_test_cluster(mbarrier, meetings_ & 1); });
     meetings_ += which;
   }
 
@@ -278,6 +289,7 @@ class Block {
     const int hidden = this->hidden(), head_dim = this->head_dim(),
               count = share_.column_end - share_.column_begin;
     const Activations<W, kTiles> activations(at(model_.shared.normed), hidden, lane_);
+    JAT_UNROLL_BY(1)
     for (int part = 0; part < 3; ++part) {
       rows<W>(count, hidden, model_.piece_rows, part * count, [&](int index, const W* weight) {
         float products[4];
@@ -465,13 +477,15 @@ class Block {
     }
   }
 
-  JAT_DEVICE void mlp(const StepLayer& layer) {
+  JAT_DEVICE void load_fc_bias(const StepLayer& layer) {
+    for (int i = thread_; i < share_.neuron_end - share_.neuron_begin; i += num_threads())
+      at(model_.shared.fc_bias)[i] = layer.fc_bias[share_.neuron_begin + i];
+  }
+
+  JAT_DEVICE void mlp() {
     const int hidden = this->hidden(), count = share_.neuron_end - share_.neuron_begin;
-    float* biases = at(model_.shared.fc_bias);
+    const float* biases = at(model_.shared.fc_bias);
     float* inner = at(model_.shared.inner);
-    // On its way while the others are waited for.
-    for (int i = thread_; i < count; i += num_threads()) biases[i] = layer.fc_bias[share_.neuron_begin + i];
-    advance(true);
     {
       const Activations<W, kTiles> activations(at(model_.shared.normed), hidden, lane_);
       rows<W>(count, hidden, model_.piece_rows, 0, [&](int index, const W* weight) {
@@ -510,7 +524,6 @@ class Block {
       if (column < hidden)
         for (int t = 0; t < kStepRows; ++t) publish_pair(t, column, sums[k][t][0], sums[k][t][1]);
     }
-    arrive(model_.num_blocks);
   }
 
   JAT_DEVICE void publish_pair(int row, int column, float first, float second) {
@@ -525,12 +538,7 @@ class Block {
   // Predictions from the last row, straight to the host's memory. Unrounded, as the head's rows are float32.
   JAT_DEVICE void head() {
     const int hidden = this->hidden(), count = share_.head_row_end - share_.head_row_begin;
-    if (count == 0) return;
     const int row = input_.num_rows - 1;
-    const float* vectors = reinterpret_cast<const float*>(ring_.take());
-    if (warp_ == 0) norm_row<float>(row, true, vectors);
-    ring_.give_back(lane_);
-    barrier();
     const float* normed = at(model_.shared.normed) + row * hidden;
     rows<float>(count, hidden, model_.piece_head_rows, 0, [&](int index, const float* weight) {
       float sum = 0;
@@ -571,7 +579,7 @@ class Block {
   const StepInput& input_;
   char* const shared_;
   Ring ring_;
-  const Share share_;
+  const StepShare& share_;
   const int thread_, warp_, lane_;
   int number_ = 0;         // of the sum that is being made
   uint32_t arrivals_ = 0;  // of this block at exchanges
@@ -586,6 +594,7 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
   const bool loads = thread_index() >= model.num_warps * 32;
   if (loads) {
     if (thread_index() == model.num_warps * 32) {
+      JAT_UNROLL_BY(1)
       for (int slot = 0; slot < model.num_slots; ++slot) {
         mbarrier_init(reinterpret_cast<Mbarrier*>(shared + model.shared.full) + slot, 1);
         mbarrier_init(reinterpret_cast<Mbarrier*>(shared + model.shared.empty) + slot, model.num_warps);
@@ -594,6 +603,7 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
       for (int which = 0; which < kClusterBarriersPerHead; ++which)
         mbarrier_init(&siblings[which], model.cluster_size);
       mbarrier_init_fence();
+      *reinterpret_cast<StepShare*>(shared + model.shared.share) = share_of_block(model, input);
     }
     warp_barrier();
     cluster_barrier();

@@ -49,6 +49,7 @@ struct StepShared {
   int32_t full;      // mbarrier [num_slots]: the slot's bytes have arrived
   int32_t empty;     // mbarrier [num_slots]: every consumer warp has read the slot
   int32_t siblings;  // mbarrier [2]: every block of the cluster has written
+  int32_t share;     // StepShare
   int32_t last;      // int32: this block is the last one to finish
   int32_t x;         // float [3, H], the residual stream
   int32_t normed;    // float [3, H], its LayerNorm, rounded to W
@@ -61,6 +62,15 @@ struct StepShared {
   int32_t fc_bias;   // float [block_neurons]
   int32_t ring;      // bytes [num_slots, slot_bytes]
   int32_t bytes;     // of all
+};
+
+// What a block owns, in its shared memory. Every range is [begin, end).
+struct StepShare {
+  int32_t rank, cluster, num_clusters;
+  int32_t column_begin, column_end;  // of a head's q, k, v
+  int32_t output_begin, output_end;  // of the hidden size, behind the attention
+  int32_t neuron_begin, neuron_end;
+  int32_t head_row_begin, head_row_end;
 };
 
 // Counters of the exchanges, in device memory. The last block to finish leaves them zero.

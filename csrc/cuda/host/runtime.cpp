@@ -322,7 +322,6 @@ std::string launch(const Geometry& geometry, void (*kernel)(const void*), const 
 
 int thread_index() { return grid->current->thread; }
 int block_index() { return block().index; }
-int cluster_rank() { return block().rank; }
 char* shared_memory() { return block().shared; }
 
 void* sibling(void* pointer, int rank) {

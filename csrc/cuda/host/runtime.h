@@ -24,7 +24,6 @@ std::string launch(const Geometry& geometry, void (*kernel)(const void*), const 
 
 int thread_index();
 int block_index();
-int cluster_rank();
 char* shared_memory();
 void* sibling(void* pointer, int rank);
 
