@@ -113,9 +113,14 @@ class Step {
        uintptr_t final_norm_bias, uintptr_t wpe, uintptr_t continuous_bias, uintptr_t kv_cache, int num_pages,
        const py::dict& input, uintptr_t output, int capacity, bool fixed_order, int num_blocks,
        int cluster_size, int num_threads, int64_t timeout_us, int device, int max_slots)
-      : input_arrays_(input), max_positions_(max_positions), capacity_(capacity), timeout_us_(timeout_us) {
+      : input_arrays_(input),
+        device_(device),
+        max_positions_(max_positions),
+        capacity_(capacity),
+        timeout_us_(timeout_us) {
     const DeviceFacts facts = device_facts(device);
     if (!facts.reason.empty()) throw std::runtime_error(facts.reason);
+    const DeviceGuard guard(device);
     model_.hidden = hidden;
     model_.num_heads = num_heads;
     model_.head_dim = head_dim;
@@ -165,6 +170,7 @@ class Step {
     std::string reason = read_input();
     if (!reason.empty()) return reason;
     const py::gil_scoped_release nogil;
+    const DeviceGuard guard(device_);
     if (dirty_) {
       // What an unfinished step left in the counters; but first it has to end.
       if (stream_state(stream, reason) == StreamState::kBusy) return "the step before is still running";
@@ -200,6 +206,7 @@ class Step {
     std::string reason = "no cluster fits";
     int best_blocks = 0, best_size = 0;
     for (const int size : {8, 4, 2, 1}) {
+      if (cluster_size == 0 && num_blocks % size != 0) continue;
       const int candidate = cluster_size > 0 ? cluster_size : size;
       model_.cluster_size = candidate;
       model_.num_blocks = num_blocks > 0 ? num_blocks : std::max(facts.num_sms / candidate, 1) * candidate;
@@ -305,6 +312,7 @@ class Step {
   }
 
   void release() {
+    const DeviceGuard guard(device_);
     if (scratch_ != nullptr) free_device(scratch_);
     if (status_ != nullptr) free_visible(status_);
     scratch_ = nullptr;
@@ -314,7 +322,7 @@ class Step {
   StepModel model_ = {};
   StepInput step_input_ = {};
   InputArrays input_arrays_;
-  int max_positions_, capacity_;
+  int device_, max_positions_, capacity_;
   int64_t timeout_us_;
   int max_clusters_ = 0;
   size_t scratch_bytes_ = 0;

@@ -21,6 +21,18 @@ struct DeviceFacts {
 // Never throws: no driver and no such device are reasons. At most one call a process initialises CUDA.
 DeviceFacts device_facts(int ordinal);
 
+// While it lives, the calling thread's current device is this one.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int ordinal);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_;
+};
+
 // Clusters of `model` that can be resident together, or 0 and why not.
 int max_active_clusters(const StepModel& model, std::string& reason);
 

@@ -85,6 +85,15 @@ DeviceFacts device_facts(int ordinal) {
   return facts;
 }
 
+DeviceGuard::DeviceGuard(int ordinal) : before_(ordinal) {
+  cudaGetDevice(&before_);
+  if (before_ != ordinal) cudaSetDevice(ordinal);
+  if (before_ == ordinal) before_ = -1;
+}
+DeviceGuard::~DeviceGuard() {
+  if (before_ >= 0) cudaSetDevice(before_);
+}
+
 int max_active_clusters(const StepModel& model, std::string& reason) {
   cudaError_t error = allow(model);
   int clusters = 0;

@@ -559,10 +559,11 @@ class Block {
   // zero.
   JAT_DEVICE void finish() {
     volatile int32_t* last = reinterpret_cast<volatile int32_t*>(shared_ + model_.shared.last);
-    system_fence();  // every thread's predictions
     barrier();
-    if (thread_ == 0)
+    if (thread_ == 0) {
+      if (share_.head_row_begin < share_.head_row_end) system_fence();  // the block's predictions
       *last = count_global(&model_.control->finished) == static_cast<uint32_t>(model_.num_blocks - 1);
+    }
     barrier();
     if (!*last) return;
     if (thread_ == 0) {
