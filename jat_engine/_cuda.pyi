@@ -6,6 +6,8 @@ Addresses are of device memory unless said otherwise. W is the weight type, whic
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+DEVICE: str
+"""Where steps run: "cuda", or "cpu" for the build that executes the kernel there."""
 MAX_ROWS: int
 PAGE_SIZE: int
 EXCHANGES_PER_LAYER: int
