@@ -8,7 +8,7 @@ from typing import Any
 import golden
 import numpy as np
 import pytest
-from gymnasium import spaces
+import spaces
 
 from jat_engine import AgentSession, JatEngine
 from jat_engine.backends.choice import native_module

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import spaces
 import torch
-from gymnasium import spaces
 from safetensors.numpy import save_file
 
 FOLDER = Path(__file__).parent / "golden"

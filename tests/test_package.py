@@ -36,6 +36,26 @@ print(len(model.get_next_action(processor, continuous_observation=[1.0, 2.0], ac
     assert python(code) == "3"
 
 
+def test_engine_steps_and_tests_helpers_need_no_gymnasium(tiny_folder: Path) -> None:
+    """As on a machine that has a GPU and nothing else: an engine steps, and what the tests share can be imported."""
+    code = f"""
+import sys
+sys.modules["gymnasium"] = None
+sys.path.insert(0, "tests")
+import golden, spaces, jat_engine
+assert spaces.Box.__module__ == "spaces"
+engine = jat_engine.JatEngine.from_pretrained({str(tiny_folder)!r}, device="cpu", backend="torch", dtype="float32")
+errors = []
+for name in ("continuous_full", "image_full", "text_full"):
+    episode = next((e for e in golden.EPISODES if e.name == name), None)
+    if episode is not None:
+        golden.check_episode(engine, None, episode, 1e-5)
+        errors.append(name)
+print(len(errors))
+"""
+    assert int(python(code)) >= 1
+
+
 def test_an_engine_imports_neither_models_nor_processors(tiny_folder: Path) -> None:
     """Their import takes longer than loading the published checkpoint."""
     code = f"""

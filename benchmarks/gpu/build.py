@@ -1,0 +1,127 @@
+"""The compiled parts, by CMake and ninja, copied beside the package; what nvcc says of registers and spills.
+
+Beside the compilers two more things run that later sections wait for: random checkpoints are written, and with a GPU
+the compiled torch peer fills its caches.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jat_engine import info
+
+from .context import ROOT, Context
+from .process import Process, python_module, run as run_process
+
+TARGETS = ("_cpu", "_cuda")
+
+
+def run(context: Context) -> None:
+    folder = context.folder / "build"
+    folder.mkdir(exist_ok=True)
+    kind = ["tiny"] if context.quick else []
+    data = Process(python_module("workload", context.work, *kind), context.folder / "checkpoints.log")
+    primitives = _compile_primitives(context)
+    context.guard("configure", lambda: _configure(context, folder))
+    built = {}
+    for target in TARGETS:
+        context.guard(target, lambda target=target: _build(context, folder, target, built))
+    context.record("extensions", {name: info.extension(name) for name in TARGETS})
+    done = data.wait(context.time_left() - 3)
+    context.record("checkpoints", {"seconds": round(done.seconds, 1), "exit": done.code, "output": done.tail[-600:]})
+    if primitives is not None:
+        done = primitives.wait(context.time_left() - 2)
+        context.record("primitives.cu", {"seconds": round(done.seconds, 1), "exit": done.code, "output": done.tail})
+    else:
+        context.record("primitives.cu", {"not run": "there is no nvcc"})
+    if context.has_gpu:
+        seconds = context.time_left() - 2
+        done = run_process(python_module("compiled_peer", context.work), context.folder / "peer.log", seconds)
+        context.record("compiled torch, caches filled", {"exit": done.code, "output": done.tail[-600:]})
+
+
+def architecture() -> str:
+    """As nvcc names it: the GPU's own, with its accelerated features where there are such; sm_90a without a GPU."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+    return f"{major}{minor}" + ("a" if major >= 9 else "")
+
+
+def _compile_primitives(context: Context) -> Process | None:
+    if shutil.which("nvcc") is None:
+        return None
+    arch = architecture()
+    command = ["nvcc", "-O3", "-std=c++17", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas=-v"]
+    source = str(Path(__file__).parent / "primitives.cu")
+    return Process([*command, source, "-o", str(context.folder / "primitives")], context.folder / "primitives.log")
+
+
+def _configure(context: Context, folder: Path) -> dict[str, Any]:
+    import pybind11
+
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    options = [
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DCMAKE_CUDA_ARCHITECTURES={architecture()}",
+        "-DCMAKE_CUDA_FLAGS=-Xptxas=-v",
+    ]
+    command = ["cmake", "-S", str(ROOT), "-B", str(folder), *generator, *options]
+    done = run_process(command, folder / "configure.log", min(60, context.time_left() - 5))
+    if done.code != 0:
+        raise RuntimeError(f"cmake: exit {done.code}\n{done.tail}")
+    return {"seconds": round(done.seconds, 1)}
+
+
+def _build(context: Context, folder: Path, target: str, built: dict[str, Path]) -> dict[str, Any]:
+    listed = subprocess.run(
+        ["cmake", "--build", str(folder), "--target", "help"], capture_output=True, text=True, check=False
+    )
+    if not re.search(rf"(^|\s){target}(:|\s|$)", listed.stdout, re.MULTILINE):
+        return {"not run": f"CMake has no target {target} here"}
+    jobs = str(min(info.available_cores(), 16))
+    command = ["cmake", "--build", str(folder), "--target", target, "--parallel", jobs, "--verbose"]
+    done = run_process(command, folder / f"{target}.log", context.time_left() - 8)
+    if done.code != 0:
+        raise RuntimeError(f"{target}: exit {done.code}\n{done.tail}")
+    (path,) = [p for p in folder.glob(f"**/{target}.*so") if "host" not in p.name]
+    output = ROOT / "jat_engine" / path.name
+    temporary = output.with_suffix(".new")
+    shutil.copy2(path, temporary)
+    os.replace(temporary, output)  # a process that has the old one loaded keeps it
+    built[target] = output
+    return {"seconds": round(done.seconds, 1), "bytes": path.stat().st_size, "resources": resources(done.output)}
+
+
+def resources(output: str) -> list[dict[str, Any]]:
+    """`ptxas -v` lines -> kernel, architecture, registers, spills, shared memory."""
+    rows: list[dict[str, Any]] = []
+    for line in output.splitlines():
+        found = re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line)
+        if found:
+            rows.append({"kernel": _demangle(found[1]), "arch": found[2]})
+        elif rows:
+            for name, pattern in (
+                ("spill_stores", r"(\d+) bytes spill stores"),
+                ("spill_loads", r"(\d+) bytes spill loads"),
+                ("registers", r"Used (\d+) registers"),
+                ("shared_bytes", r"(\d+) bytes smem"),
+            ):
+                number = re.search(pattern, line)
+                if number:
+                    rows[-1][name] = int(number[1])
+    return rows
+
+
+def _demangle(name: str) -> str:
+    if shutil.which("c++filt") is None:
+        return name
+    return subprocess.run(["c++filt", name], capture_output=True, text=True, check=False).stdout.strip()[:120]

@@ -1,0 +1,221 @@
+"""The agent's step as one would write it in plain torch for `torch.compile`: a static cache, one shape for every step.
+
+A step always computes three rows, [s_{t-1}, a_{t-1}, s_t]; the first [s_0, -, -]. Row i lies in slot
+(first + C + i) mod N of a ring of N = W + 3 slots, C the cached tokens, and sees the keys j of the ring, counted from
+the oldest, with C + i - window < j <= C + i. What rows beyond the last one leave behind is never seen and is written
+over. No 1 / sqrt(head_dim), softmax in float32 (float64 for the float64 reference).
+
+In bfloat16 and compiled (CUDA graphs by mode="reduce-overhead") it is the peer to beat; in float64 and eager the
+reference of the parity section. `python -m benchmarks.gpu.compiled_peer WORK` only compiles, to fill the caches.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jat_engine import JatModel, JatProcessor
+from jat_engine.mission import Missions
+from jat_engine.modules import cyclic_expand
+from jat_engine.observation import Limits, Observation, parse_action_space, parse_observation
+
+ROWS = 3
+KINDS = ("continuous", "discrete", "image")
+
+
+class DenseStep(nn.Module):
+    """embeddings [3, H], observation -> prediction; keys and values [layers, 2, N, heads, head_dim] in place."""
+
+    def __init__(self, model: JatModel, window: int) -> None:
+        super().__init__()
+        config = model.config
+        self.model, self.config = model, config
+        self.slots = window + ROWS
+        head_dim = config.hidden_size // config.num_heads
+        weight = model.continuous_decoder.weight
+        shape = (config.num_layers, 2, self.slots, config.num_heads, head_dim)
+        self.register_buffer("cache", torch.zeros(shape, dtype=weight.dtype, device=weight.device), persistent=False)
+        self.windows = [
+            config.window_size if a == "local" else config.max_position_embeddings for a in config.attention_layers
+        ]
+
+    def encode(self, kind: str, values: Tensor, reward: Tensor) -> Tensor:
+        """One observation -> [H]. values: [X], int64 [212] or uint8 [84, 84, 4]; reward: [1]."""
+        model, dtype = self.model, self.cache.dtype
+        if kind == "continuous":
+            return self._continuous(torch.cat((values.to(dtype), reward.to(dtype))))
+        if kind == "discrete":
+            features = model.multi_discrete_encoder(model.transformer.wte(values)[None, None])[0, 0]
+            return torch.cat((features, reward.to(dtype)))
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        frames = ((values.permute(2, 0, 1).to(exact) / 255 - 0.5) / 0.5).to(dtype)
+        return model.image_encoder.module(frames[None])[0]
+
+    def _continuous(self, values: Tensor) -> Tensor:
+        return self.model.continuous_encoder(cyclic_expand(values, self.config.max_continuous_size))
+
+    def forward(
+        self,
+        kind: str,
+        previous: Tensor,
+        action: Tensor,
+        values: Tensor,
+        reward: Tensor,
+        first: Tensor,
+        context_len: Tensor,
+        row: Tensor,
+        size: int,
+    ) -> tuple[Tensor, Tensor]:
+        """-> prediction float32 [size], and the observation's embedding, which the next step takes for `previous`.
+
+        previous: [H]; action: int64 [1] or float32 [A]; first, context_len: int64 [1], the oldest token's slot and
+        the cached tokens; row: int64 [1], where s_t is: 0 in the first step, then 2.
+        """
+        model, config = self.model, self.config
+        dtype, hidden_size = self.cache.dtype, config.hidden_size
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        encoded = self.encode(kind, values, reward)
+        is_choice = action.dtype == torch.int64
+        acted = model.transformer.wte(action)[0] if is_choice else self._continuous(action.to(dtype))
+        beginning = row == 0
+        x = torch.stack((torch.where(beginning, encoded, previous), acted, encoded))
+        index = context_len + torch.arange(ROWS, device=x.device)  # [3], position and index among the keys
+        x = x + model.transformer.wpe(index)
+        slots = (first + index) % self.slots
+        age = index[:, None] - (torch.arange(self.slots, device=x.device) - first) % self.slots  # [3, N]
+        for number, block in enumerate(model.transformer.h):
+            attention = block.attn.attention
+            normed = block.ln_1(x)
+            q, k, v = (
+                linear(normed).view(ROWS, config.num_heads, -1)
+                for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            keys, cached = self.cache[number, 0], self.cache[number, 1]
+            keys.index_copy_(0, slots, k)
+            cached.index_copy_(0, slots, v)
+            seen = (age >= 0) & (age < self.windows[number])
+            scores = torch.einsum("thd,nhd->htn", q.to(exact), keys.to(exact))
+            shares = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1).to(dtype)
+            attended = torch.einsum("htn,nhd->thd", shares, cached).reshape(ROWS, hidden_size)
+            x = x + attention.out_proj(attended)
+            inner = F.gelu(block.mlp.c_fc(block.ln_2(x)), approximate="tanh")
+            x = x + block.mlp.c_proj(inner)
+        final = model.transformer.ln_f(x.index_select(0, row))[0]
+        if is_choice:
+            prediction = F.linear(final, model.single_discrete_decoder.weight[:size])
+        else:
+            decoder = model.continuous_decoder
+            prediction = F.linear(final, decoder.weight[:size], decoder.bias[:size])
+        return prediction.to(exact), encoded
+
+
+class DenseAgent:
+    """One agent: `get_next_action` with the arguments of the engine's sessions."""
+
+    def __init__(self, model: JatModel, processor: JatProcessor, window: int | None, step: Any = None) -> None:
+        config = model.config
+        limit = config.max_position_embeddings - 4
+        self.window = limit if window is None else min(window, limit)
+        self.module = DenseStep(model, self.window)
+        self.step = step(self.module) if step else self.module
+        self._limits = Limits.of(config)
+        self._missions = Missions.of_processor(processor, config.vocab_size)
+        self._device = model.continuous_decoder.weight.device
+        self._hidden_size, self._dtype = config.hidden_size, model.continuous_decoder.weight.dtype
+        self.reset()
+
+    def reset(self) -> None:
+        self.module.cache.zero_()
+        self._first, self._cached = 0, 0
+        self.action: Any = None
+        self._previous = torch.zeros(self._hidden_size, dtype=self._dtype, device=self._device)
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.as_tensor(values).to(self._device, non_blocking=True)
+
+    @torch.no_grad()
+    def get_next_action(
+        self,
+        *,
+        action_space: Any,
+        reward: float | None = None,
+        deterministic: bool = False,
+        return_prediction: bool = False,
+        **fields: Any,
+    ) -> Any:
+        observation = parse_observation(self._limits, **fields, reward=reward)
+        space = parse_action_space(self._limits, action_space)
+        kind = observation.modality.partition("+")[0]
+        values = observation.values
+        if observation.text is not None:
+            values = np.concatenate((values, self._missions.encode(observation.text)))
+        is_choice = space.kind == "discrete"
+        is_first = self.action is None
+        action = self.action
+        if is_first:
+            action = 0 if is_choice else np.zeros(space.size, np.float32)
+        action = np.array([action], np.int64) if is_choice else np.asarray(action, np.float32)
+        prediction, embedding = self.step(
+            kind,
+            self._previous,
+            self._tensor(action),
+            self._tensor(values),
+            self._tensor(np.array([observation.reward], np.float32)),
+            self._tensor(np.array([self._first])),
+            self._tensor(np.array([self._cached])),
+            self._tensor(np.array([0 if is_first else 2])),
+            space.size,
+        )
+        self._previous.copy_(embedding)  # a compiled step's outputs live until its next run
+        result = prediction.cpu().numpy()
+        if not is_first:
+            kept = min(self._cached + 2, self.window)
+            self._first = (self._first + self._cached + 2 - kept) % self.module.slots
+            self._cached = kept
+        if not is_choice:
+            chosen: Any = result.tolist()
+            self.action = result
+        elif deterministic:
+            chosen = self.action = int(result.argmax())
+        else:
+            chosen = self.action = int(torch.multinomial(torch.from_numpy(result).softmax(-1), 1))
+        return (chosen, result) if return_prediction else chosen
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: str) -> JatModel:
+    model = JatModel.from_pretrained(folder, dtype=torch.float32)
+    return model.to(device, dtype).eval().requires_grad_(False)
+
+
+def float64_agent(folder: Path, window: int | None, device: str) -> DenseAgent:
+    return DenseAgent(load_model(folder, torch.float64, device), JatProcessor.from_pretrained(folder), window)
+
+
+def compiled_agent(
+    model: JatModel, processor: JatProcessor, window: int | None, mode: str | None = "reduce-overhead"
+) -> DenseAgent:
+    return DenseAgent(model, processor, window, lambda module: torch.compile(module, mode=mode, dynamic=False))
+
+
+def main() -> None:
+    from .workload import SPACES, small_checkpoint, step_arguments
+
+    folder = small_checkpoint(Path(sys.argv[1]))
+    model, processor = load_model(folder, torch.bfloat16, "cuda"), JatProcessor.from_pretrained(folder)
+    for kind in SPACES:
+        began = time.perf_counter()
+        agent = compiled_agent(model, processor, 256)
+        for step in range(5):
+            agent.get_next_action(**step_arguments(kind, step))
+        print(f"{kind}: {time.perf_counter() - began:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

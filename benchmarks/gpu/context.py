@@ -1,0 +1,82 @@
+"""`Context`: what a section of the report is told, and where it writes what it finds, as it finds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Context:
+    """Attributes:
+    work: folder for checkpoints, builds and logs, outside the checkout.
+    output: the section's JSON file.
+    has_gpu: whether torch sees an NVIDIA GPU.
+    deadline: of the section, seconds since the epoch.
+    quick: the reduced form: the tiny model and few steps.
+    failed_paths: path -> why it cannot be used, as parity has found.
+    """
+
+    work: str
+    output: str
+    has_gpu: bool
+    deadline: float
+    quick: bool
+    failed_paths: dict[str, str]
+
+    def __post_init__(self) -> None:
+        self.result: dict[str, Any] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> Context:
+        return cls(**json.loads(path.read_text()))
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)))
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.has_gpu else "cpu"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.work)
+
+    def time_left(self) -> float:
+        return self.deadline - time.time()
+
+    def record(self, name: str, value: Any) -> None:
+        """Keep a finding; what was recorded survives the section's death."""
+        self.result[name] = value
+        path = Path(self.output)
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps(self.result, default=_plain))
+        os.replace(temporary, path)
+
+    def guard(self, name: str, measure: Callable[[], Any]) -> bool:
+        """Record what a part finds, or its error. True if it went well."""
+        try:
+            self.record(name, measure())
+        except Exception as error:
+            self.record(name, {"error": describe(error)})
+            return False
+        return True
+
+
+def describe(error: BaseException, lines: int = 8) -> str:
+    """The end of a traceback."""
+    text = "".join(traceback.format_exception(error)).strip().splitlines()
+    return "\n".join(text[-lines:])[-2000:]
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers and arrays as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,0 +1,104 @@
+"""report.md and the short table at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_MAX_TEXT = 400
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, columns in the order they first come in."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [" | ".join(names), " | ".join("---" for _ in names)]
+    lines += [" | ".join(cell(row.get(name, "")) for name in names) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {cell(v)}" for key, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(cell(v) for v in value)
+    if isinstance(value, float):
+        return f"{value:.2e}" if 0 < abs(value) < 0.001 else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value).replace("|", "/").replace("\n", " ")[:_MAX_TEXT]
+
+
+def render(value: Any, depth: int = 3) -> str:
+    """Lists of mappings as tables, mappings of mappings as tables with a name, the rest as lists."""
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return table(value)
+    if isinstance(value, dict) and value:
+        if all(isinstance(v, dict) and not _is_nested(v) for v in value.values()):
+            return table([{"": name, **row} for name, row in value.items()])
+        parts = []
+        plain = {k: v for k, v in value.items() if not _is_nested(v)}
+        if plain:
+            parts.append("\n".join(f"- {name}: {cell(v)}" for name, v in plain.items()))
+        for name, inner in value.items():
+            if name not in plain:
+                parts.append(f"{'#' * min(depth, 6)} {name}\n\n{render(inner, depth + 1)}")
+        return "\n\n".join(parts)
+    return cell(value)
+
+
+def _is_nested(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(isinstance(item, dict) for item in value)
+    return isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values())
+
+
+def device(data: dict[str, Any]) -> str:
+    gpu = data["sections"].get("machine", {}).get("result", {}).get("gpu", {})
+    if not data["measured on a GPU"]:
+        return "a CPU: there is no NVIDIA GPU here, nothing below was measured on one"
+    return str(gpu.get("name", "an NVIDIA GPU"))
+
+
+def write(data: dict[str, Any], out: Path) -> None:
+    parts = [f"# GPU report\n\nMeasured on {device(data)}. Commit {data['commit']}, {data['date']}."]
+    if data["reduced"]:
+        parts.append("Reduced form: the tiny model, few steps. No figure of speed here means anything.")
+    parts.append("```\n" + summary(data) + "\n```")
+    for section in data["sections"].values():
+        head = f"## {section['title']}\n\n{section['status']}, {section['seconds']:.0f} s"
+        if section.get("reason"):
+            head += f"\n\n```\n{section['reason'][-1500:]}\n```"
+        if section.get("log"):
+            head += f"\n\n```\n{section['log'][-1500:]}\n```"
+        parts.append(head)
+        if section["result"]:
+            parts.append(render(section["result"]))
+    path = out / "report.md"
+    path.write_text("\n\n".join(parts) + "\n")
+
+
+def summary(data: dict[str, Any]) -> str:
+    """One line a section, then the figures that matter most."""
+    lines = [f"measured on {device(data)}; commit {data['commit']}; {data.get('seconds', 0):.0f} s"]
+    for name, section in data["sections"].items():
+        reason = (section.get("reason") or "").strip().splitlines()
+        lines.append(f"{name:11} {section['status']:10} {section['seconds']:5.0f} s  {reason[-1][:90] if reason else ''}")
+    results = {name: section["result"] for name, section in data["sections"].items()}
+    paths = results.get("parity", {}).get("paths", {})
+    if isinstance(paths, dict):
+        for name, row in paths.items():
+            parts = [f"{part} {row[part]['relative error']:.1e}" for part in ("tiny", "small") if part in row]
+            verdict = "ok" if row.get("within") else "FAILED"
+            error = str(row.get("error", "")).strip().splitlines()
+            lines.append(f"parity      {name:34} {verdict:6} {', '.join(parts)} {error[-1][:90] if error else ''}")
+    for row in results.get("latency", {}).get("steps", []):
+        if isinstance(row, dict) and "p50 us" in row:
+            share = row.get("floor / device time") or row.get("floor / p50")
+            lines.append(
+                f"latency     {row['observation']:10} {row['agent']:34} {row['mode']:12} p50 {row['p50 us']:8.1f} us "
+                f"p99 {row['p99 us']:8.1f} us" + (f"  {100 * share:.0f} % of the floor's rate" if share else "")
+            )
+    for row in results.get("throughput", {}).get("agents", []):
+        if isinstance(row, dict) and "agent-steps/s" in row:
+            lines.append(
+                f"throughput  {row['agents']:5} agents  step {row['step ms']:8.3f} ms  {row['agent-steps/s']:9.0f} agent-steps/s"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,218 @@
+"""How far every path is from float64, on the recorded episodes and on the published size, before anything is timed.
+
+A path is a process of its own: what crashes or hangs is known by name, and later sections leave it out. The reference
+is the same step in float64 by plain torch (compiled_peer.DenseStep, eager), itself held against the recorded answers.
+Every step goes on with the reference's (or the recorded) action. The published size: 160 steps, windows of 300 tokens,
+so that the local window (256) and dropping the oldest both take part.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .context import Context, describe
+from .paths import PATHS, Agents, file_name, force_action, is_one_launch
+from .process import Process, python_module
+from .workload import SPACES, golden, small_checkpoint, step_arguments, tiny_checkpoint
+
+STEPS, WINDOW = 160, 300
+INTERPRETED_EPISODES = ("continuous_cw2", "image_box")
+"""The Triton interpreter takes most of a second for a step."""
+
+
+def run(context: Context) -> None:
+    folder = context.folder / "parity"
+    folder.mkdir(exist_ok=True)
+    context.guard("reference, float64", lambda: _reference(context, folder))
+    names = [name for name, path in PATHS.items() if context.has_gpu or not path.needs_gpu]
+    context.record("not run", {n: "needs a GPU" for n in PATHS if n not in names})
+    found: dict[str, Any] = {}
+
+    def play(name: str) -> None:
+        command = python_module("parity", str(_context_file(context, folder)), name)
+        environment = {} if context.has_gpu else {"TRITON_INTERPRET": "1"}
+        seconds = min(context.time_left() - 2, 100)
+        done = Process(command, folder / f"{file_name(name)}.log", environment).wait(seconds)
+        try:
+            found[name] = json.loads((folder / f"{file_name(name)}.json").read_text())
+        except (OSError, ValueError):
+            found[name] = {}
+        if done.code is None:
+            found[name]["error"] = f"did not end within {seconds:.0f} s\n{done.tail}"
+        elif done.code != 0 and "error" not in found[name]:
+            found[name]["error"] = f"exit status {done.code}\n{done.tail}"
+        found[name]["seconds"] = round(done.seconds, 1)
+
+    # One-launch steps wait for all of their blocks: they share the GPU with nobody.
+    together = [name for name in names if not is_one_launch(name)]
+    with ThreadPoolExecutor(5 if context.has_gpu else 2) as pool:
+        list(pool.map(play, together))
+    for name in names:
+        if is_one_launch(name):
+            play(name)
+        found[name]["limit"] = PATHS[name].limit
+        found[name]["within"] = _is_within(found[name], PATHS[name].limit)
+    context.record("paths", {name: found[name] for name in names})
+    context.record("failed", {name: row["error"] for name, row in found.items() if "error" in row})
+
+
+def _is_within(row: dict[str, Any], limit: float) -> bool:
+    errors = [row[part]["relative error"] for part in ("tiny", "small") if part in row]
+    return "error" not in row and bool(errors) and all(error <= limit for error in errors)
+
+
+def _context_file(context: Context, folder: Path) -> Path:
+    path = folder / "context.json"
+    if not path.exists():
+        context.write(path)
+    return path
+
+
+# ---- the reference -------------------------------------------------------------------------------------------------
+
+
+def _reference(context: Context, folder: Path) -> dict[str, Any]:
+    """Predictions and actions of the published size are left in reference.npz."""
+    from .compiled_peer import DenseAgent, JatProcessor, float64_agent, load_model
+
+    import torch
+
+    tiny = tiny_checkpoint(context.folder)
+    model, processor = load_model(tiny, torch.float64, context.device), JatProcessor.from_pretrained(tiny)
+    predictions, expected = [], []
+    for episode in golden().EPISODES:
+        got, _ = _follow_episode(DenseAgent(model, processor, episode.context_window), episode)
+        predictions += got
+        expected += episode.predictions
+    result: dict[str, Any] = {"relative error to the recorded answers (float32)": _error(predictions, expected)}
+    if not context.quick:
+        arrays = {}
+        agent = float64_agent(small_checkpoint(context.folder), WINDOW, context.device)
+        for kind in SPACES:
+            agent.reset()
+            steps = [agent.get_next_action(**step_arguments(kind, t), return_prediction=True) for t in range(STEPS)]
+            arrays[kind] = np.stack([prediction for _, prediction in steps])
+        np.savez(folder / "reference.npz", **arrays)
+        result["spread of predictions"] = {kind: float(array.std()) for kind, array in arrays.items()}
+    return result
+
+
+def _follow_episode(agent: Any, episode: Any) -> tuple[list[np.ndarray], list[bool]]:
+    """Predictions of a recorded episode, and whether greedy actions are the recorded predictions' best."""
+    predictions, agreed = [], []
+    for t in range(episode.steps):
+        action, prediction = agent.get_next_action(
+            **episode.observation(t),
+            action_space=episode.space,
+            reward=episode.reward(t),
+            deterministic=True,
+            return_prediction=True,
+        )
+        predictions.append(prediction)
+        recorded = episode.predictions[t]
+        if episode.actions is not None:
+            agreed.append(action == int(np.argmax(recorded)))
+            force_action(agent, episode.actions[t])
+        else:
+            force_action(agent, recorded.tolist())
+    return predictions, agreed
+
+
+def _error(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """Norm of the difference over the norm of what was expected, over all steps."""
+    got, want = np.concatenate(actual).astype(np.float64), np.concatenate(expected).astype(np.float64)
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+# ---- one path, in its process --------------------------------------------------------------------------------------
+
+
+def _tiny(context: Context, name: str) -> dict[str, Any]:
+    chosen: tuple[str, ...] = ()
+    if name.startswith("compiled"):
+        chosen = ("continuous_cw16",)  # every window is compiled anew
+    elif name.startswith("graphs") and not context.has_gpu:
+        chosen = INTERPRETED_EPISODES
+    agents = Agents(name, tiny_checkpoint(context.folder), context.device)
+    predictions, expected, agreed, episodes = [], [], [], 0
+    for episode in golden().EPISODES:
+        if chosen and episode.name not in chosen:
+            continue
+        agent = agents.open(episode.context_window)
+        got, agree = _follow_episode(agent, episode)
+        if hasattr(agent, "close"):
+            agent.close()
+        predictions += got
+        expected += episode.predictions
+        agreed += agree
+        episodes += 1
+    return _row(predictions, expected, agreed, episodes)
+
+
+def _small(context: Context, name: str, folder: Path) -> dict[str, Any]:
+    reference = np.load(folder / "reference.npz")
+    agents = Agents(name, small_checkpoint(context.folder), context.device)
+    predictions, expected, agreed = [], [], []
+    by_kind = {}
+    for kind in SPACES:
+        got, want = _play(agents, kind, reference[kind])
+        predictions += got
+        expected += list(want)
+        if kind != "continuous":
+            agreed += [int(np.argmax(a)) == int(np.argmax(b)) for a, b in zip(got, want, strict=True)]
+        by_kind[kind] = _error(got, list(want))
+    row = {**_row(predictions, expected, agreed, len(SPACES)), "by kind": by_kind, "engine": agents.facts}
+    if "fixed order" in name:
+        again, _ = _play(agents, "continuous", reference["continuous"])
+        first, _ = _play(agents, "continuous", reference["continuous"])
+        row["two runs are bitwise equal"] = bool(all(np.array_equal(a, b) for a, b in zip(first, again, strict=True)))
+    return row
+
+
+def _play(agents: Agents, kind: str, reference: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    agent = agents.open(WINDOW)
+    predictions = []
+    for t in range(STEPS):
+        _, prediction = agent.get_next_action(**step_arguments(kind, t), return_prediction=True)
+        predictions.append(prediction)
+        force_action(agent, reference[t].tolist() if kind == "continuous" else int(reference[t].argmax()))
+    if hasattr(agent, "close"):
+        agent.close()
+    return predictions, reference
+
+
+def _row(predictions: Any, expected: Any, agreed: list[bool], episodes: int) -> dict[str, Any]:
+    if not all(np.isfinite(p).all() for p in predictions):
+        raise ValueError("a prediction is not finite")
+    return {
+        "relative error": _error(predictions, expected),
+        "greedy actions that agree": float(np.mean(agreed)) if agreed else None,
+        "of": len(agreed),
+        "episodes": episodes,
+        "steps": len(predictions),
+    }
+
+
+def main() -> int:
+    path, name = sys.argv[1:]
+    context = Context.read(Path(path))
+    folder = context.folder / "parity"
+    context.output = str(folder / f"{file_name(name)}.json")
+    try:
+        context.record("tiny", _tiny(context, name))
+        if not context.quick:
+            context.record("small", _small(context, name, folder))
+    except Exception as error:
+        context.record("error", describe(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
