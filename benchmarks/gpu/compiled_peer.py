@@ -125,6 +125,7 @@ class DenseAgent:
         self.window = limit if window is None else min(window, limit)
         self.module = DenseStep(model, self.window)
         self.step = step(self.module) if step else self.module
+        self._is_compiled = step is not None
         self._limits = Limits.of(config)
         self._missions = Missions.of_processor(processor, config.vocab_size)
         self._device = model.continuous_decoder.weight.device
@@ -162,6 +163,8 @@ class DenseAgent:
         if is_first:
             action = 0 if is_choice else np.zeros(space.size, np.float32)
         action = np.array([action], np.int64) if is_choice else np.asarray(action, np.float32)
+        if self._is_compiled:
+            torch.compiler.cudagraph_mark_step_begin()
         prediction, embedding = self.step(
             kind,
             self._previous,
@@ -204,6 +207,13 @@ def compiled_agent(
     return DenseAgent(model, processor, window, lambda module: torch.compile(module, mode=mode, dynamic=False))
 
 
+def cudagraph_skips() -> int:
+    """How often the compiler has not used CUDA graphs; anything but 0 makes the peer slower than it could be."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["inductor"]["cudagraph_skips"])
+
+
 def main() -> None:
     from .workload import SPACES, small_checkpoint, step_arguments
 
@@ -214,7 +224,7 @@ def main() -> None:
         agent = compiled_agent(model, processor, 256)
         for step in range(5):
             agent.get_next_action(**step_arguments(kind, step))
-        print(f"{kind}: {time.perf_counter() - began:.1f} s", flush=True)
+        print(f"{kind}: {time.perf_counter() - began:.1f} s, {cudagraph_skips()} without CUDA graphs", flush=True)
 
 
 if __name__ == "__main__":

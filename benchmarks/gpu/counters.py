@@ -1,0 +1,65 @@
+"""ncu: duration and DRAM throughput of the kernels of a step, clocks left as they are."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from typing import Any
+
+from .context import Context
+from .paths import file_name
+from .process import python_module, run as run_process
+from .workload import checkpoint
+
+METRICS = {
+    "gpu__time_duration.sum": "duration",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "DRAM %",
+    "dram__bytes_read.sum": "DRAM read",
+    "lts__t_sector_hit_rate.pct": "L2 hit %",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "warps active %",
+}
+PATHS = {"one launch bfloat16": 4, "graphs bfloat16": 40}
+"""Path -> how many launches are profiled."""
+
+
+def run(context: Context) -> None:
+    if shutil.which("ncu") is None:
+        context.record("not run", "there is no ncu")
+        return
+    for name, launches in PATHS.items():
+        if name in context.failed_paths:
+            context.record(name, {"not run": context.failed_paths[name][-300:]})
+        elif context.time_left() < 8:
+            context.record(name, {"not run": "no time left"})
+        else:
+            context.guard(name, lambda name=name, launches=launches: _profile(context, name, launches))
+
+
+def _profile(context: Context, name: str, launches: int) -> Any:
+    command = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--launch-count", str(launches)]
+    command += ["--cache-control", "none", "--csv", "--page", "raw", "--metrics", ",".join(METRICS)]
+    command += python_module("few_steps", str(checkpoint(context)), name, "3", "34")
+    log = context.folder / f"ncu-{file_name(name)}.log"
+    done = run_process(command, log, min(30, context.time_left() - 2))
+    rows = parse(done.output)
+    if not rows:
+        raise RuntimeError(f"ncu: exit {done.code}, no rows\n{done.tail}")
+    return rows
+
+
+def parse(output: str) -> list[dict[str, Any]]:
+    """ncu's raw page as rows: the header line names the columns, the next one the units."""
+    lines = [line for line in output.splitlines() if line.startswith('"')]
+    if len(lines) < 3:
+        return []
+    header, units, *body = csv.reader(lines)
+    rows = []
+    for values in body:
+        record = dict(zip(header, values, strict=False))
+        row: dict[str, Any] = {"kernel": record.get("Kernel Name", "?")[:70], "grid": record.get("Grid Size", "")}
+        for metric, title in METRICS.items():
+            if metric in header:
+                unit = units[header.index(metric)]
+                row[f"{title} {unit}".replace("% %", "%")] = record.get(metric)
+        rows.append(row)
+    return rows

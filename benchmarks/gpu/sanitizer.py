@@ -1,0 +1,58 @@
+"""compute-sanitizer over a few steps of the tiny model, through graphs and through one launch: its verdict lines."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from .context import Context
+from .paths import file_name
+from .process import python_module, run as run_process
+from .workload import tiny_checkpoint
+
+TOOLS = ("memcheck", "racecheck", "synccheck")
+PATHS = ("graphs bfloat16", "one launch bfloat16")
+
+
+def run(context: Context) -> None:
+    if shutil.which("compute-sanitizer") is None:
+        context.record("not run", "there is no compute-sanitizer")
+        return
+    folder = tiny_checkpoint(context.folder)
+    found: dict[str, Any] = {}
+
+    def check(tool: str, name: str) -> None:
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "86", "--print-limit", "20"]
+        command += python_module("few_steps", str(folder), name, "3", "1")
+        log = context.folder / f"sanitizer-{tool}-{file_name(name)}.log"
+        done = run_process(command, log, context.time_left() - 3)
+        found[f"{tool}, {name}"] = verdict(done.code, done.output, round(done.seconds, 1))
+        context.record("verdicts", found)
+
+    def one_after_the_other(name: str) -> None:
+        for tool in TOOLS:
+            if name in context.failed_paths:
+                found[f"{tool}, {name}"] = {"verdict": f"left out: {context.failed_paths[name][-200:]}"}
+            elif context.time_left() > 8:
+                check(tool, name)
+            else:
+                found[f"{tool}, {name}"] = {"verdict": "left out: no time left"}
+
+    with ThreadPoolExecutor(len(PATHS)) as pool:
+        list(pool.map(one_after_the_other, PATHS))
+    context.record("verdicts", found)
+
+
+def verdict(code: int | None, output: str, seconds: float) -> dict[str, Any]:
+    """What the tool says at the end, and the first errors."""
+    lines = output.splitlines()
+    summary = [line.strip("= ") for line in lines if re.search(r"(ERROR|RACECHECK) SUMMARY|LEAK SUMMARY", line)]
+    errors = [line.strip("= ") for line in lines if re.search(r"=========\s+(Invalid|Error|Race|Barrier|Program hit)", line)]
+    row: dict[str, Any] = {"verdict": "; ".join(summary) or "no verdict", "exit": "timed out" if code is None else code}
+    row["first errors"] = errors[:6]
+    row["seconds"] = seconds
+    if not summary:
+        row["output"] = "\n".join(lines[-8:])[-1200:]
+    return row
