@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.gpu.report import main
+from benchmarks.gpu.report import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

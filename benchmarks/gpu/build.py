@@ -6,7 +6,6 @@ the compiled torch peer fills its caches.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -17,7 +16,8 @@ from typing import Any
 from jat_engine import info
 
 from .context import ROOT, Context
-from .process import Process, python_module, run as run_process
+from .process import Process, python_module
+from .process import run as run_process
 
 TARGETS = ("_cpu", "_cuda")
 
@@ -96,7 +96,7 @@ def _build(context: Context, folder: Path, target: str, built: dict[str, Path]) 
     output = ROOT / "jat_engine" / path.name
     temporary = output.with_suffix(".new")
     shutil.copy2(path, temporary)
-    os.replace(temporary, output)  # a process that has the old one loaded keeps it
+    temporary.replace(output)  # a process that has the old one loaded keeps it
     built[target] = output
     return {"seconds": round(done.seconds, 1), "bytes": path.stat().st_size, "resources": resources(done.output)}
 

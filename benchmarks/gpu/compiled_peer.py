@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from jat_engine import JatModel, JatProcessor
 from jat_engine.mission import Missions
 from jat_engine.modules import cyclic_expand
-from jat_engine.observation import Limits, Observation, parse_action_space, parse_observation
+from jat_engine.observation import Limits, parse_action_space, parse_observation
 
 ROWS = 3
 KINDS = ("continuous", "discrete", "image")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable
@@ -59,7 +58,7 @@ class Context:
         path = Path(self.output)
         temporary = path.with_suffix(".part")
         temporary.write_text(json.dumps(self.result, default=_plain))
-        os.replace(temporary, path)
+        temporary.replace(path)
 
     def guard(self, name: str, measure: Callable[[], Any]) -> bool:
         """Record what a part finds, or its error. True if it went well."""

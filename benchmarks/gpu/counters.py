@@ -8,7 +8,8 @@ from typing import Any
 
 from .context import Context
 from .paths import file_name
-from .process import python_module, run as run_process
+from .process import python_module
+from .process import run as run_process
 from .workload import checkpoint
 
 METRICS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -40,16 +41,17 @@ def timed(call: Callable[[], Any], repeats: int) -> list[float]:
 
 
 class GraphSpy:
-    """While entered, remembers the CUDA graph that was replayed last, and the events around each replay."""
+    """While entered, remembers the CUDA graphs that are replayed."""
 
     def __enter__(self) -> GraphSpy:
-        self.graph: Any = None
+        self.graphs: deque[Any] = deque(maxlen=64)
         self.count = 0
         original = self._original = torch.cuda.CUDAGraph.replay
         spy = self
 
         def replay(graph: Any) -> None:
-            spy.graph, spy.count = graph, spy.count + 1
+            spy.graphs.append(graph)
+            spy.count += 1
             original(graph)
 
         torch.cuda.CUDAGraph.replay = replay  # type: ignore[method-assign]
@@ -58,37 +60,49 @@ class GraphSpy:
     def __exit__(self, *_: object) -> None:
         torch.cuda.CUDAGraph.replay = self._original  # type: ignore[method-assign]
 
+    def last(self, count: int) -> Callable[[], None]:
+        """Replays the `count` graphs that came last, in their order."""
+        graphs = list(self.graphs)[-count:]
+        assert len(graphs) == count, f"expected {count} graphs, {len(graphs)} were replayed"
 
-def find_step(backend: Any, depth: int = 3) -> Any:
-    """The one-launch step inside a backend: an object of a class named `Step` that has `run`."""
-    seen: set[int] = set()
-    level = [backend]
-    for _ in range(depth):
-        following = []
-        for item in level:
-            if id(item) in seen:
-                continue
-            seen.add(id(item))
-            if type(item).__name__ == "Step" and callable(getattr(item, "run", None)):
-                return item
-            values = list(getattr(item, "__dict__", {}).values())
-            following += [v for v in values if type(v).__module__.startswith("jat_engine") or isinstance(v, dict | list)]
-            if isinstance(item, dict):
-                following += list(item.values())[:64]
-            elif isinstance(item, list):
-                following += item[:64]
-        level = following
-    return None
+        def replay() -> None:
+            for graph in graphs:
+                graph.replay()
+
+        return replay
+
+
+def isolated(call: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Microseconds of device time of a call, by events: alone, half a millisecond after the last, and in a row."""
+    alone = []
+    for _ in range(repeats):
+        time.sleep(0.0005)
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        alone.append(begin.elapsed_time(end) * 1e3)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return {
+        "alone p50 us": float(np.median(alone)),
+        "alone p99 us": float(np.percentile(alone, 99)),
+        "in a row us": begin.elapsed_time(end) * 1e3 / repeats,
+    }
 
 
 def of_step(engine: Any, step: Callable[[], Any], repeats: int = 200) -> dict[str, Any]:
-    """Microseconds of the device's part of a step that `step()` takes.
+    """The device's part of a step that `step()` takes, by itself.
 
-    Graphs: the last graph that the step replayed, replayed again between two events, alone (with a pause) and back to
-    back. One launch: `Step.run`, from the launch until the host sees the result.
+    graphs: those that the step replays, replayed again between two events. launch: the one-launch step's `run`, by the
+    host's clock, from the launch until the host sees the result. What is computed again is what has been computed.
     """
     backend = engine._backend
-    native = find_step(backend)
     decode_us: list[float] = []
     original = backend.decode
 
@@ -98,56 +112,46 @@ def of_step(engine: Any, step: Callable[[], Any], repeats: int = 200) -> dict[st
         decode_us.append((time.perf_counter() - begin) * 1e6)
         return result
 
+    steps = 50
     with GraphSpy() as spy:
         backend.decode = decode
         try:
-            for _ in range(50):
+            for _ in range(steps):
+                time.sleep(0.0005)
                 step()
         finally:
             backend.decode = original
-    found: dict[str, Any] = {
-        "decode, call p50 us": float(np.median(decode_us)) if decode_us else None,
-        "graph replays a step": spy.count / 50,
-    }
-    if spy.graph is not None:
-        alone = []
-        for _ in range(repeats):
-            time.sleep(0.0005)
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            spy.graph.replay()
-            end.record()
-            end.synchronize()
-            alone.append(begin.elapsed_time(end) * 1e3)
-        found["last graph, alone p50 us"] = float(np.median(alone))
-        found["last graph, alone p99 us"] = float(np.percentile(alone, 99))
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(repeats):
-            spy.graph.replay()
-        end.record()
-        end.synchronize()
-        found["last graph, back to back us"] = begin.elapsed_time(end) * 1e3 / repeats
-    if native is not None and spy.count == 0:
-        stream = torch.cuda.current_stream().cuda_stream
-        runs = []
-        for number in range(2 * repeats):
-            if number % 2:
-                time.sleep(0.0005)
-            begin_s = time.perf_counter()
-            reason = native.run(stream)
-            runs.append((time.perf_counter() - begin_s) * 1e6)
-            if reason:
-                found["one launch, error"] = str(reason)
-                break
-        found["one launch, until seen, alone p50 us"] = float(np.median(runs[1::2] or runs))
-        found["one launch, until seen, back to back p50 us"] = float(np.median(runs[0::2]))
+    found: dict[str, Any] = {"decode, call p50 us": float(np.median(decode_us)), "graphs a step": spy.count / steps}
+    if spy.count >= steps:
+        replay = spy.last(spy.count // steps)
+        found["graphs"] = isolated(replay, repeats)
+    launch = getattr(backend, "_one_launch", None)
+    if launch is not None:
+        found["launch"] = _launches(launch.run, repeats)
     return found
+
+
+def _launches(run: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(2 * repeats):
+        if number % 2:
+            time.sleep(0.0005)
+        begin = time.perf_counter()
+        failure = run()
+        times[bool(number % 2)].append((time.perf_counter() - begin) * 1e6)
+        if failure:
+            return {"error": str(failure)}
+    return {
+        "alone p50 us": float(np.median(times[True])),
+        "alone p99 us": float(np.percentile(times[True], 99)),
+        "in a row us": float(np.median(times[False])),
+    }
 
 
 def profile(step: Callable[[], Any], steps: int = 30) -> list[dict[str, Any]]:
     """Kernels and copies by name, as CUPTI sees them: launches and microseconds a step, longest first."""
-    from torch.profiler import ProfilerActivity, profile as profiler
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
 
     for _ in range(3):
         step()

@@ -37,6 +37,7 @@ def main() -> None:
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()
+    assert not agents.fallen_back, f"the one-launch step was given up: {agents.fallen_back}"
     print(f"{name}: {len(kinds)} x {warm + steps} steps")
 
 

@@ -92,7 +92,17 @@ def _modules() -> dict[str, str | None]:
     from importlib import metadata
 
     found: dict[str, str | None] = {}
-    for name in ("torch", "triton", "transformers", "numpy", "pybind11", "pytest", "hypothesis", "gymnasium", "matplotlib"):
+    for name in (
+        "torch",
+        "triton",
+        "transformers",
+        "numpy",
+        "pybind11",
+        "pytest",
+        "hypothesis",
+        "gymnasium",
+        "matplotlib",
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

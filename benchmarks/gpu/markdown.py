@@ -80,7 +80,9 @@ def summary(data: dict[str, Any]) -> str:
     lines = [f"measured on {device(data)}; commit {data['commit']}; {data.get('seconds', 0):.0f} s"]
     for name, section in data["sections"].items():
         reason = (section.get("reason") or "").strip().splitlines()
-        lines.append(f"{name:11} {section['status']:10} {section['seconds']:5.0f} s  {reason[-1][:90] if reason else ''}")
+        lines.append(
+            f"{name:11} {section['status']:10} {section['seconds']:5.0f} s  {reason[-1][:90] if reason else ''}"
+        )
     results = {name: section["result"] for name, section in data["sections"].items()}
     paths = results.get("parity", {}).get("paths", {})
     if isinstance(paths, dict):
@@ -99,6 +101,7 @@ def summary(data: dict[str, Any]) -> str:
     for row in results.get("throughput", {}).get("agents", []):
         if isinstance(row, dict) and "agent-steps/s" in row:
             lines.append(
-                f"throughput  {row['agents']:5} agents  step {row['step ms']:8.3f} ms  {row['agent-steps/s']:9.0f} agent-steps/s"
+                f"throughput  {row['agents']:5} agents  step {row['step ms']:8.3f} ms  "
+                f"{row['agent-steps/s']:9.0f} agent-steps/s"
             )
     return "\n".join(lines)

@@ -79,9 +79,9 @@ def _context_file(context: Context, folder: Path) -> Path:
 
 def _reference(context: Context, folder: Path) -> dict[str, Any]:
     """Predictions and actions of the published size are left in reference.npz."""
-    from .compiled_peer import DenseAgent, JatProcessor, float64_agent, load_model
-
     import torch
+
+    from .compiled_peer import DenseAgent, JatProcessor, float64_agent, load_model
 
     tiny = tiny_checkpoint(context.folder)
     model, processor = load_model(tiny, torch.float64, context.device), JatProcessor.from_pretrained(tiny)
@@ -152,7 +152,13 @@ def _tiny(context: Context, name: str) -> dict[str, Any]:
         expected += episode.predictions
         agreed += agree
         episodes += 1
+    _check_path(agents)
     return _row(predictions, expected, agreed, episodes)
+
+
+def _check_path(agents: Agents) -> None:
+    if agents.fallen_back:
+        raise RuntimeError(f"the one-launch step was given up: {agents.fallen_back}")
 
 
 def _small(context: Context, name: str, folder: Path) -> dict[str, Any]:
@@ -167,6 +173,7 @@ def _small(context: Context, name: str, folder: Path) -> dict[str, Any]:
         if kind != "continuous":
             agreed += [int(np.argmax(a)) == int(np.argmax(b)) for a, b in zip(got, want, strict=True)]
         by_kind[kind] = _error(got, list(want))
+    _check_path(agents)
     row = {**_row(predictions, expected, agreed, len(SPACES)), "by kind": by_kind, "engine": agents.facts}
     if "fixed order" in name:
         again, _ = _play(agents, "continuous", reference["continuous"])

@@ -30,7 +30,7 @@ PATHS: dict[str, Variant] = {
     "JatModel bfloat16": Variant("bfloat16", None, 0.06, needs_gpu=False),
     "compiled torch bfloat16": Variant("bfloat16", None, 0.06),
     "torch float32": Variant("float32", {"backend": "torch"}, 1e-4, needs_gpu=False),
-    "torch bfloat16": Variant("bfloat16", {"backend": "torch"}, 0.04, needs_gpu=False),
+    "torch bfloat16": Variant("bfloat16", {"backend": "torch"}, 0.04),
     "graphs float32": Variant("float32", _GRAPHS, 1e-4, needs_gpu=False),
     "graphs bfloat16": Variant("bfloat16", _GRAPHS, 0.04),
     "graphs float16": Variant("float16", _GRAPHS, 0.01),
@@ -58,14 +58,20 @@ class Agents:
         self._processor: Any = None
         if path.options is not None:
             self.engine = JatEngine.from_pretrained(folder, device=device, dtype=path.dtype, **path.options, **options)
-            reason = getattr(self.engine._backend, "one_launch_reason", "")
-            if is_one_launch(name) and reason:
-                raise RuntimeError(f"the one-launch step is not in use: {reason}")
+            if self.fallen_back:
+                raise RuntimeError(f"the one-launch step is not in use: {self.fallen_back}")
         else:
             from .compiled_peer import load_model
 
             self._model = load_model(folder, getattr(torch, path.dtype), device)
             self._processor = JatProcessor.from_pretrained(folder)
+
+    @property
+    def fallen_back(self) -> str:
+        """Why a one-launch path takes the graphs instead; "" if it does not."""
+        if self.engine is None or not is_one_launch(self.name):
+            return ""
+        return str(getattr(self.engine._backend, "one_launch_reason", "this engine has none"))
 
     def open(self, window: int | None) -> Any:
         """A new agent: `get_next_action(**arguments)`."""

@@ -72,9 +72,7 @@ class Process:
                 pass
 
 
-def run(
-    command: Sequence[str], log: Path, seconds: float, environment: dict[str, str] | None = None
-) -> Finished:
+def run(command: Sequence[str], log: Path, seconds: float, environment: dict[str, str] | None = None) -> Finished:
     return Process(command, log, environment).wait(seconds)
 
 

@@ -108,7 +108,7 @@ class Report:
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(".part")
     temporary.write_text(text)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def run_section(section: Section, report: Report, work: Path, seconds: float, failed: dict[str, str]) -> dict[str, Any]:

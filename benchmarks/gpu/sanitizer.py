@@ -9,7 +9,8 @@ from typing import Any
 
 from .context import Context
 from .paths import file_name
-from .process import python_module, run as run_process
+from .process import python_module
+from .process import run as run_process
 from .workload import tiny_checkpoint
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
@@ -49,7 +50,9 @@ def verdict(code: int | None, output: str, seconds: float) -> dict[str, Any]:
     """What the tool says at the end, and the first errors."""
     lines = output.splitlines()
     summary = [line.strip("= ") for line in lines if re.search(r"(ERROR|RACECHECK) SUMMARY|LEAK SUMMARY", line)]
-    errors = [line.strip("= ") for line in lines if re.search(r"=========\s+(Invalid|Error|Race|Barrier|Program hit)", line)]
+    errors = [
+        line.strip("= ") for line in lines if re.search(r"=========\s+(Invalid|Error|Race|Barrier|Program hit)", line)
+    ]
     row: dict[str, Any] = {"verdict": "; ".join(summary) or "no verdict", "exit": "timed out" if code is None else code}
     row["first errors"] = errors[:6]
     row["seconds"] = seconds

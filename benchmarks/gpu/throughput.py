@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .context import Context, describe
-from .device_time import GraphSpy, copy_bandwidth
+from .device_time import GraphSpy, copy_bandwidth, isolated
 from .paths import PATHS, Agents
 from .workload import SPACES, block_bytes, cached_bytes, checkpoint, observation
 
@@ -57,7 +57,6 @@ def run(context: Context) -> None:
         except Exception as error:
             rows.append({"agents": count, "error": describe(error)})
         context.record("agents", rows)
-    context.record("memory", getattr(engine, "memory", None))
     context.record("cache", _plain(engine.cache_stats))
 
 
@@ -93,15 +92,14 @@ def _measure(
         "memory of the bucket MB": grown / 1e6,
         "n": len(pairs),
     }
-    if spy.graph is not None:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(20):
-            spy.graph.replay()
-        end.record()
-        end.synchronize()
-        row["graph ms"] = begin.elapsed_time(end) / 20
-        row["floor / graph"] = row["floor ms"] / row["graph ms"]
+    if spy.count >= len(pairs):
+        graphs = spy.last(spy.count // len(pairs))
+        row["graphs a step"] = spy.count / len(pairs)
+        row["graphs ms"] = isolated(graphs, 20)["in a row us"] / 1e3
+        row["floor / graphs"] = row["floor ms"] / row["graphs ms"]
+    memory = getattr(engine, "memory", None)
+    if memory:
+        row["memory MB"] = {name: round(size / 1e6, 1) for name, size in memory.items()}
     return {k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()}
 
 

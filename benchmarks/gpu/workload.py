@@ -91,7 +91,7 @@ def small_checkpoint(work: Path) -> Path:
 
 
 def _weight(name: str, shape: tuple[int, ...], config: Any) -> torch.Tensor:
-    """The recipe of tests/golden.py, with queries and keys scaled so that a score's spread is that of the tiny model."""
+    """The recipe of tests/golden.py; queries and keys scaled so that a score's spread is the tiny model's."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
     if len(shape) == 1:
         return 1 + 0.1 * x if name.endswith(".weight") else 0.05 * x

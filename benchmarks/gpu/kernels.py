@@ -1,0 +1,245 @@
+"""Each Triton kernel by itself at the published size: microseconds, bytes, share of a copy's rate.
+
+A kernel is launched on as many different copies of its weights or pages as exceed the L2 cache, in one CUDA graph, and
+the time divided by the launches: no launch costs, cold weights, the tail of one kernel beside the head of the next
+only with programmatic dependent launch ("pdl").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .context import Context, describe
+from .device_time import copy_bandwidth, timed
+
+SESSIONS = (1, 64)
+DTYPES = ("bfloat16", "int8")
+CONTEXT_LEN = 508
+COLD_BYTES = 200 << 20
+PAGE_SIZE, ROWS = 16, 3
+
+
+@dataclass
+class Case:
+    """`launch(i)` launches on copy i of `copies`; `num_bytes` moved by one launch; `each_step` launches in a step."""
+
+    name: str
+    launch: Callable[..., None]
+    copies: int
+    num_bytes: int
+    each_step: int
+
+
+def run(context: Context) -> None:
+    from jat_engine import JatConfig
+
+    config = JatConfig.from_preset("small")
+    bandwidth = copy_bandwidth()
+    context.record("copy bandwidth GB/s", bandwidth / 1e9)
+    rows: list[dict[str, Any]] = []
+    for sessions in SESSIONS:
+        for dtype in DTYPES:
+            if context.time_left() < 6:
+                return
+            for case in cases(config, sessions, dtype, torch.device("cuda"), CONTEXT_LEN):
+                try:
+                    rows.append(_measure(case, sessions, dtype, bandwidth))
+                except Exception as error:
+                    rows.append(
+                        {"kernel": case.name, "sessions": sessions, "dtype": dtype, "error": describe(error, 3)}
+                    )
+                context.record("kernels", rows)
+                torch.cuda.empty_cache()
+
+
+def _measure(case: Case, sessions: int, dtype: str, bandwidth: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"kernel": case.name, "sessions": sessions, "dtype": dtype}
+    for pdl in (True, False):
+        for index in range(case.copies):
+            case.launch(index, pdl=pdl)  # compiles
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for index in range(case.copies):
+                case.launch(index, pdl=pdl)
+        row["us with pdl" if pdl else "us"] = float(np.median(timed(graph.replay, 60))) * 1e6 / case.copies
+    row["us a step"] = row["us with pdl"] * case.each_step
+    row["MB"] = case.num_bytes / 1e6
+    row["GB/s"] = case.num_bytes / row["us with pdl"] / 1e3
+    row["share of copy"] = row["GB/s"] * 1e9 / bandwidth
+    row["copies"] = case.copies
+    return row
+
+
+def _copies(num_bytes: int, least: int = 12) -> int:
+    return max(least, min(96, math.ceil(COLD_BYTES / num_bytes)))
+
+
+def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_len: int) -> Iterator[Case]:
+    """All kernels of a step of `sessions` full windows, three rows each."""
+    from jat_engine.kernels.attention import paged_attention
+    from jat_engine.kernels.attention_output import combine_out_proj
+    from jat_engine.kernels.embedding import embed
+    from jat_engine.kernels.head import head
+    from jat_engine.kernels.linear import linear_residual, norm_linear, norm_qkv
+
+    hidden, heads, layers = config.hidden_size, config.num_heads, config.num_layers
+    head_dim, rows = hidden // heads, sessions * ROWS
+    weight_dtype = getattr(torch, dtype)
+    activation = torch.float32 if dtype == "float32" else torch.bfloat16
+    kv_dtype = activation
+    if device.type == "cpu":
+        activation = torch.float32  # the interpreter's products
+    on: dict[str, Any] = {"device": device}
+
+    def weights(outputs: int, inputs: int, scales: int) -> tuple[list[Tensor], list[Tensor | None], int]:
+        size = outputs * inputs * weight_dtype.itemsize
+        count = _copies(size) if device.type == "cuda" else 2
+        if dtype == "int8":
+            made = [torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, **on) for _ in range(count)]
+            scale = torch.full((scales,), 1e-3, **on)
+            return made, [scale] * count, size + 4 * scales
+        made = [(torch.randn(outputs, inputs, **on) * 0.02).to(weight_dtype) for _ in range(count)]
+        return made, [None] * count, size
+
+    x = torch.randn(rows, hidden, **on)
+    ones, zeros = torch.ones(hidden, **on), torch.zeros(hidden, **on)
+    attended = torch.randn(rows, hidden, **on).to(activation)
+    inner = torch.zeros(rows, 4 * hidden, dtype=activation, **on)
+    inner_bias = torch.zeros(4 * hidden, **on)
+    x_bytes = 4 * rows * hidden
+
+    # Pages of one layer; every session has its own, in a shuffled order.
+    per_session = -(-(context_len + ROWS) // PAGE_SIZE)
+    num_pages = sessions * per_session
+    layer_bytes = num_pages * 2 * hidden * PAGE_SIZE * kv_dtype.itemsize
+    count = _copies(layer_bytes, 4) if device.type == "cuda" else 1
+    pages = [(torch.randn(num_pages, 2, heads, PAGE_SIZE, head_dim, **on) * 0.3).to(kv_dtype) for _ in range(count)]
+    order = torch.from_numpy(np.random.default_rng(0).permutation(num_pages).astype(np.int32))
+    table = order.view(sessions, per_session).to(device)
+    query_start = torch.arange(0, rows + 1, ROWS, dtype=torch.int32, **on)
+    context_lens = torch.full((sessions,), context_len, dtype=torch.int32, **on)
+    start_offsets = torch.zeros(sessions, dtype=torch.int32, **on)
+    positions = torch.arange(context_len, context_len + ROWS).repeat(sessions)
+    slots = (table.cpu().repeat_interleave(ROWS, 0).gather(1, (positions // PAGE_SIZE)[:, None])[:, 0]).long()
+    slot_mapping = (slots * PAGE_SIZE + positions % PAGE_SIZE).to(device, torch.int32)
+    q = torch.randn(rows, hidden, **on) * 0.3
+
+    made, scale, size = weights(3 * hidden, hidden, 3 * hidden)
+    yield Case(
+        "norm_qkv",
+        lambda i, pdl, w=made, s=scale: norm_qkv(
+            x, ones, zeros, w[i], s[i], q, pages[i % len(pages)], slot_mapping, pdl=pdl
+        ),
+        len(made),
+        size + 2 * x_bytes + 2 * rows * hidden * kv_dtype.itemsize,
+        layers,
+    )
+
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+    splits = max(1, min(8, multiprocessors // (sessions * heads))) if rows <= 16 else 1
+    partials: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+    if splits > 1:
+        partials = (
+            torch.zeros(splits, rows, heads, head_dim, **on),
+            torch.zeros(splits, rows, heads, **on),
+            torch.zeros(splits, rows, heads, **on),
+        )
+    for kind, window in (("global", config.max_position_embeddings), ("local", config.window_size)):
+        seen = min(context_len + ROWS, window)
+        yield Case(
+            f"paged_attention, {kind}, {splits} splits",
+            lambda i, pdl, w=window: paged_attention(
+                q,
+                pages[i % len(pages)],
+                table,
+                query_start,
+                context_lens,
+                start_offsets,
+                w,
+                attended,
+                max_queries=ROWS,
+                num_splits=splits,
+                partial=partials[0],
+                partial_max=partials[1],
+                partial_sum=partials[2],
+                pdl=pdl,
+            ),
+            len(pages),
+            sessions * seen * 2 * hidden * kv_dtype.itemsize + 2 * x_bytes,
+            sum(a == kind for a in config.attention_layers),
+        )
+
+    made, scale, size = weights(hidden, hidden, hidden)
+    if splits > 1:
+        yield Case(
+            "combine_out_proj",
+            lambda i, pdl, w=made, s=scale: combine_out_proj(*partials, w[i], s[i], zeros, x, pdl=pdl),
+            len(made),
+            size + (splits + 2) * x_bytes,
+            layers,
+        )
+    else:
+        yield Case(
+            "linear_residual, out_proj",
+            lambda i, pdl, w=made, s=scale: linear_residual(attended, w[i], s[i], zeros, x, transposed=False, pdl=pdl),
+            len(made),
+            size + 3 * x_bytes,
+            layers,
+        )
+
+    made, scale, size = weights(4 * hidden, hidden, 4 * hidden)
+    yield Case(
+        "norm_linear, fc",
+        lambda i, pdl, w=made, s=scale: norm_linear(x, ones, zeros, w[i], s[i], inner_bias, inner, gelu=True, pdl=pdl),
+        len(made),
+        size + x_bytes + inner.nbytes,
+        layers,
+    )
+    made, scale, size = weights(4 * hidden, hidden, hidden)
+    yield Case(
+        "linear_residual, proj",
+        lambda i, pdl, w=made, s=scale: linear_residual(inner, w[i], s[i], zeros, x, transposed=True, pdl=pdl),
+        len(made),
+        size + 2 * x_bytes + inner.nbytes,
+        layers,
+    )
+
+    encoder = torch.randn(28, hidden, **on)
+    sources = torch.full((rows,), encoder.data_ptr(), dtype=torch.int64, **on)
+    sizes = torch.full((rows,), 28, dtype=torch.int32, **on)
+    starts = torch.arange(0, 28 * rows, 28, dtype=torch.int32, **on)
+    values = torch.randn(28 * rows, **on)
+    table_of_positions = torch.randn(config.max_position_embeddings, hidden, **on)
+    at = positions.clamp(max=config.max_position_embeddings - 1).to(device, torch.int32)
+    yield Case(
+        "embed",
+        lambda i, pdl, keep=encoder: embed(x, sources, sizes, starts, values, zeros, table_of_positions, at, pdl=pdl),
+        12 if device.type == "cuda" else 1,
+        encoder.nbytes + 2 * x_bytes,
+        1,
+    )
+    size = 18
+    rows_of_head = torch.randn(size, hidden, **on)
+    capacity = 32
+    addresses = torch.full((sessions,), rows_of_head.data_ptr(), dtype=torch.int64, **on)
+    none = torch.zeros(sessions, dtype=torch.int64, **on)
+    numbers = [torch.zeros(sessions, dtype=torch.int32, **on) for _ in range(3)]
+    noise, out = torch.zeros(sessions, capacity, **on), torch.zeros(sessions, capacity, **on)
+    head_sizes = torch.full((sessions,), size, dtype=torch.int32, **on)
+    yield Case(
+        "head",
+        lambda i, pdl, keep=rows_of_head: head(
+            x, ones, zeros, query_start, addresses, none, head_sizes, noise, numbers[0], out, *numbers[1:], pdl=pdl
+        ),
+        12 if device.type == "cuda" else 1,
+        rows_of_head.nbytes + 4 * sessions * hidden,
+        1,
+    )
