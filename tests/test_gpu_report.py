@@ -78,17 +78,21 @@ def test_report_finds_the_errors_of_every_path(written: Path) -> None:
 @pytest.mark.parametrize("mode", ["fails", "hangs", "dies"])
 def test_a_section_that_fails_takes_nothing_down(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it had recorded is kept, and the report is written."""
-    module = ROOT / "benchmarks" / "gpu" / f"broken_{mode}.py"
     body = {"fails": "raise KeyError('lost')", "hangs": "import time; time.sleep(60)", "dies": "import os; os.abort()"}
-    text = f"def run(context):\n    context.record('before', [1, 2])\n    {body[mode]}\n"
-    monkeypatch.setattr(report, "_MODULES", {"machine": module.stem})
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys, types
+import benchmarks.gpu.section as section
+def run(context):
+    context.record("before", [1, 2])
+    {body[mode]}
+sys.modules["benchmarks.gpu.machine"] = types.SimpleNamespace(run=run)
+sys.exit(section.main())
+""")
+    monkeypatch.setattr(report, "python_module", lambda _, *arguments: [sys.executable, str(script), *arguments])
     out = report.Report(tmp_path, gpu=False, quick=True)
     section = report.SECTIONS[0]
-    try:
-        module.write_text(text)
-        entry = report.run_section(section, out, tmp_path, 8.0, {})
-    finally:
-        module.unlink()
+    entry = report.run_section(section, out, tmp_path, 8.0, {})
     out.add(section, entry)
     entry = json.loads((tmp_path / "report.json").read_text())["sections"]["machine"]
     assert entry["status"] == ("timed out" if mode == "hangs" else "failed")

@@ -44,9 +44,9 @@ def run(context: Context) -> None:
         except (OSError, ValueError):
             found[name] = {}
         if done.code is None:
-            found[name]["error"] = f"did not end within {seconds:.0f} s\n{done.tail}"
+            found[name]["error"] = f"{done.tail}\ndid not end within {seconds:.0f} s"
         elif done.code != 0 and "error" not in found[name]:
-            found[name]["error"] = f"exit status {done.code}\n{done.tail}"
+            found[name]["error"] = f"{done.tail}\nexit status {done.code}"
         found[name]["seconds"] = round(done.seconds, 1)
 
     # One-launch steps wait for all of their blocks: they share the GPU with nobody.
