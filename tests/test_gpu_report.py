@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -75,10 +76,21 @@ def test_report_finds_the_errors_of_every_path(written: Path) -> None:
     assert [row["agents"] for row in agents] == [1, 2, 4]
 
 
+def _running(command: bytes) -> bool:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == command:
+                return True
+    return False
+
+
+HANG = "import subprocess, sys; subprocess.run(['sleep', '987'], start_new_session=True)"
+
+
 @pytest.mark.parametrize("mode", ["fails", "hangs", "dies"])
 def test_a_section_that_fails_takes_nothing_down(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it had recorded is kept, and the report is written."""
-    body = {"fails": "raise KeyError('lost')", "hangs": "import time; time.sleep(60)", "dies": "import os; os.abort()"}
+    body = {"fails": "raise KeyError('lost')", "hangs": HANG, "dies": "import os; os.abort()"}
     script = tmp_path / "script.py"
     script.write_text(f"""
 import sys, types
@@ -90,10 +102,11 @@ sys.modules["benchmarks.gpu.machine"] = types.SimpleNamespace(run=run)
 sys.exit(section.main())
 """)
     monkeypatch.setattr(report, "python_module", lambda _, *arguments: [sys.executable, str(script), *arguments])
-    out = report.Report(tmp_path, gpu=False, quick=True)
+    out = report.Report(tmp_path, tmp_path, gpu=False, quick=True)
     section = report.SECTIONS[0]
-    entry = report.run_section(section, out, tmp_path, 8.0, {})
+    entry = report.run_section(section, out, 8.0, {})
     out.add(section, entry)
+    assert not _running(b"sleep\x00987\x00"), "what the section had started runs on"
     entry = json.loads((tmp_path / "report.json").read_text())["sections"]["machine"]
     assert entry["status"] == ("timed out" if mode == "hangs" else "failed")
     assert entry["result"]["before"] == [1, 2]

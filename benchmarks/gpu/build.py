@@ -10,13 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from jat_engine import info
 
 from .context import ROOT, Context
-from .process import Process, python_module
+from .process import Finished, Process, python_module
 from .process import run as run_process
 
 TARGETS = ("_cpu", "_cuda")
@@ -28,22 +29,27 @@ def run(context: Context) -> None:
     kind = ["tiny"] if context.quick else []
     data = Process(python_module("workload", context.work, *kind), context.folder / "checkpoints.log")
     primitives = _compile_primitives(context)
+    peer = ThreadPoolExecutor(1).submit(_fill_caches, context, data)
     context.guard("configure", lambda: _configure(context, folder))
     built = {}
     for target in TARGETS:
         context.guard(target, lambda target=target: _build(context, folder, target, built))
     context.record("extensions", {name: info.extension(name) for name in TARGETS})
-    done = data.wait(context.time_left() - 3)
-    context.record("checkpoints", {"seconds": round(done.seconds, 1), "exit": done.code, "output": done.tail[-600:]})
     if primitives is not None:
         done = primitives.wait(context.time_left() - 2)
         context.record("primitives.cu", {"seconds": round(done.seconds, 1), "exit": done.code, "output": done.tail})
     else:
         context.record("primitives.cu", {"not run": "there is no nvcc"})
-    if context.has_gpu:
-        seconds = context.time_left() - 2
-        done = run_process(python_module("compiled_peer", context.work), context.folder / "peer.log", seconds)
-        context.record("compiled torch, caches filled", {"exit": done.code, "output": done.tail[-600:]})
+    for name, done in peer.result().items():
+        context.record(name, {"seconds": round(done.seconds, 1), "exit": done.code, "output": done.tail[-600:]})
+
+
+def _fill_caches(context: Context, data: Process) -> dict[str, Finished]:
+    found = {"checkpoints": data.wait(context.time_left() - 5)}
+    if context.has_gpu and not context.quick:
+        command, log = python_module("compiled_peer", context.work), context.folder / "peer.log"
+        found["compiled torch, caches filled"] = run_process(command, log, context.time_left() - 5)
+    return found
 
 
 def architecture() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -33,6 +34,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.result: dict[str, Any] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def read(cls, path: Path) -> Context:
@@ -54,11 +56,12 @@ class Context:
 
     def record(self, name: str, value: Any) -> None:
         """Keep a finding; what was recorded survives the section's death."""
-        self.result[name] = value
-        path = Path(self.output)
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(self.result, default=_plain))
-        temporary.replace(path)
+        with self._lock:
+            self.result[name] = value
+            path = Path(self.output)
+            temporary = path.with_suffix(".part")
+            temporary.write_text(json.dumps(self.result, default=_plain))
+            temporary.replace(path)
 
     def guard(self, name: str, measure: Callable[[], Any]) -> bool:
         """Record what a part finds, or its error. True if it went well."""

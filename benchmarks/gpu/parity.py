@@ -22,32 +22,39 @@ from .process import Process, python_module
 from .workload import SPACES, golden, small_checkpoint, step_arguments, tiny_checkpoint
 
 STEPS, WINDOW = 160, 300
-INTERPRETED_EPISODES = ("continuous_cw2", "image_box")
+INTERPRETED_EPISODES = ("continuous_cw2",)
 """The Triton interpreter takes most of a second for a step."""
 
 
 def run(context: Context) -> None:
     folder = context.folder / "parity"
     folder.mkdir(exist_ok=True)
+    context.write(folder / "context.json")
     context.guard("reference, float64", lambda: _reference(context, folder))
     names = [name for name, path in PATHS.items() if context.has_gpu or not path.needs_gpu]
     context.record("not run", {n: "needs a GPU" for n in PATHS if n not in names})
     found: dict[str, Any] = {}
 
     def play(name: str) -> None:
-        command = python_module("parity", str(_context_file(context, folder)), name)
+        command = python_module("parity", str(folder / "context.json"), name)
         environment = {} if context.has_gpu else {"TRITON_INTERPRET": "1"}
         seconds = min(context.time_left() - 2, 100)
         done = Process(command, folder / f"{file_name(name)}.log", environment).wait(seconds)
         try:
-            found[name] = json.loads((folder / f"{file_name(name)}.json").read_text())
+            row = json.loads((folder / f"{file_name(name)}.json").read_text())
         except (OSError, ValueError):
-            found[name] = {}
+            row = {}
         if done.code is None:
-            found[name]["error"] = f"{done.tail}\ndid not end within {seconds:.0f} s"
-        elif done.code != 0 and "error" not in found[name]:
-            found[name]["error"] = f"{done.tail}\nexit status {done.code}"
-        found[name]["seconds"] = round(done.seconds, 1)
+            row["error"] = f"{done.tail}\ndid not end within {seconds:.0f} s"
+        elif done.code != 0 and "error" not in row:
+            row["error"] = f"{done.tail}\nexit status {done.code}"
+        row["seconds"] = round(done.seconds, 1)
+        row["limit"] = PATHS[name].limit
+        row["within"] = _is_within(row, PATHS[name].limit)
+        found[name] = row
+        so_far = {name: found[name] for name in names if name in found}
+        context.record("paths", so_far)
+        context.record("failed", {name: row["error"] for name, row in so_far.items() if "error" in row})
 
     # One-launch steps wait for all of their blocks: they share the GPU with nobody.
     together = [name for name in names if not is_one_launch(name)]
@@ -56,22 +63,11 @@ def run(context: Context) -> None:
     for name in names:
         if is_one_launch(name):
             play(name)
-        found[name]["limit"] = PATHS[name].limit
-        found[name]["within"] = _is_within(found[name], PATHS[name].limit)
-    context.record("paths", {name: found[name] for name in names})
-    context.record("failed", {name: row["error"] for name, row in found.items() if "error" in row})
 
 
 def _is_within(row: dict[str, Any], limit: float) -> bool:
     errors = [row[part]["relative error"] for part in ("tiny", "small") if part in row]
     return "error" not in row and bool(errors) and all(error <= limit for error in errors)
-
-
-def _context_file(context: Context, folder: Path) -> Path:
-    path = folder / "context.json"
-    if not path.exists():
-        context.write(path)
-    return path
 
 
 # ---- the reference -------------------------------------------------------------------------------------------------

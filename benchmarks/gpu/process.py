@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ class Process:
     """A command that runs from the checkout's root, its output in a file."""
 
     def __init__(self, command: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> None:
+        # In the environment of whatever it starts, so that all of it can be found and ended.
+        self._mark = f"GPU_REPORT_{uuid.uuid4().hex}"
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p), "PYTHONUNBUFFERED": "1"}
         self._log = log
@@ -42,7 +46,7 @@ class Process:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env={**variables, **(environment or {})},
+                env={**variables, **(environment or {}), self._mark: "1"},
                 start_new_session=True,
             )
 
@@ -56,20 +60,29 @@ class Process:
         return Finished(code, self._log.read_text(errors="replace"), time.monotonic() - self._began)
 
     def end(self) -> None:
-        """End what is left of the session that was started here."""
-        for number, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
-            if self._process.poll() is not None and number == signal.SIGTERM:
-                return
+        """End it and everything it has started; an interrupt first, so that pytest still writes its counts."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if self._process.poll() is None:
+                self._process.send_signal(number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(3)
+        for pid in self._descendants():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if self._process.poll() is None:
+            self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in the driver cannot be ended
+                self._process.wait(3)
+
+    def _descendants(self) -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
             try:
-                os.killpg(self._process.pid, number)
-            except (ProcessLookupError, PermissionError):
-                return
-            try:
-                self._process.wait(patience)
-                if number == signal.SIGKILL:
-                    return
-            except subprocess.TimeoutExpired:
-                pass
+                if f"{self._mark}=1".encode() in path.read_bytes():
+                    found.append(int(path.parent.name))
+            except OSError:  # it has ended, or is not ours
+                continue
+        return found
 
 
 def run(command: Sequence[str], log: Path, seconds: float, environment: dict[str, str] | None = None) -> Finished:

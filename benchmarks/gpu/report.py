@@ -75,8 +75,8 @@ def commit() -> str:
 class Report:
     """What has been found so far, and its files."""
 
-    def __init__(self, out: Path, gpu: bool, quick: bool) -> None:
-        self.out, self.gpu, self.quick = out, gpu, quick
+    def __init__(self, out: Path, work: Path, gpu: bool, quick: bool) -> None:
+        self.out, self.work, self.gpu, self.quick = out, work, gpu, quick
         self.began = time.time()
         self.data: dict[str, Any] = {
             "schema": 1,
@@ -97,12 +97,21 @@ class Report:
         from . import markdown, plot
 
         _replace(self.out / "report.json", json.dumps(self.data, indent=1) + "\n")
+        self._write_logs()
         for write in (markdown.write, plot.write):
             try:
                 write(self.data, self.out)
             except Exception as error:  # a table that cannot be drawn takes no result away
                 self.data.setdefault("report errors", {})[write.__module__] = describe(error)
                 _replace(self.out / "report.json", json.dumps(self.data, indent=1) + "\n")
+
+    def _write_logs(self) -> None:
+        """logs.txt: the ends of all logs."""
+        parts = []
+        for path in sorted(self.work.glob("**/*.log"), key=lambda path: path.stat().st_mtime):
+            lines = path.read_text(errors="replace").splitlines()
+            parts.append(f"==== {path.relative_to(self.work)}\n" + "\n".join(line[:300] for line in lines[-80:]))
+        _replace(self.out / "logs.txt", "\n".join(parts)[-400_000:] + "\n")
 
 
 def _replace(path: Path, text: str) -> None:
@@ -111,10 +120,11 @@ def _replace(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def run_section(section: Section, report: Report, work: Path, seconds: float, failed: dict[str, str]) -> dict[str, Any]:
+def run_section(section: Section, report: Report, seconds: float, failed: dict[str, str]) -> dict[str, Any]:
     """The section's entry in report.json."""
     if section.needs_gpu and not report.gpu:
         return {"status": "not run", "reason": "there is no NVIDIA GPU", "seconds": 0.0, "result": {}}
+    work = report.work
     output, log = work / f"{section.name}.json", work / f"{section.name}.log"
     output.unlink(missing_ok=True)
     context = Context(
@@ -159,11 +169,12 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     gpu = has_gpu()
     quick = arguments.quick or not gpu
-    report = Report(arguments.out, gpu, quick)
-    deadline = report.began + (arguments.seconds or (TOTAL_REDUCED_SECONDS if quick else TOTAL_SECONDS))
+    began = time.time()
+    deadline = began + (arguments.seconds or (TOTAL_REDUCED_SECONDS if quick else TOTAL_SECONDS))
     with tempfile.TemporaryDirectory(prefix="gpu-report-", ignore_cleanup_errors=True) as temporary:
         work = arguments.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
+        report = Report(arguments.out, work.resolve(), gpu, quick)
         failed: dict[str, str] = {}
         for section in SECTIONS:
             if section.name not in arguments.only:
@@ -174,7 +185,7 @@ def main() -> int:
                 report.add(section, {"status": "left out", "reason": "no time left", "seconds": 0.0, "result": {}})
                 continue
             try:
-                entry = run_section(section, report, work, budget, failed)
+                entry = run_section(section, report, budget, failed)
             except Exception as error:
                 entry = {"status": "failed", "reason": describe(error), "seconds": 0.0, "result": {}}
             report.add(section, entry)

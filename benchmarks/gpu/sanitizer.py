@@ -30,7 +30,7 @@ def run(context: Context) -> None:
         log = context.folder / f"sanitizer-{tool}-{file_name(name)}.log"
         done = run_process(command, log, context.time_left() - 3)
         found[f"{tool}, {name}"] = verdict(done.code, done.output, round(done.seconds, 1))
-        context.record("verdicts", found)
+        context.record("verdicts", dict(found))
 
     def one_after_the_other(name: str) -> None:
         for tool in TOOLS:

@@ -15,17 +15,20 @@ from .process import run as run_process
 _MODULES = ("gymnasium", "hypothesis", "ale_py", "minigrid", "metaworld", "mujoco")
 
 
+_WORDS = ("PASSED", "FAILED", "ERROR", "SKIPPED")
+
+
 def run(context: Context) -> None:
     chosen, left_out = files()
     context.record("files", [path.name for path in chosen])
     context.record("files left out", left_out)
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--tb=short"]
     command += ["--continue-on-collection-errors"]
     names = [str(path) for path in chosen]
     if not context.has_gpu:
         seconds = context.time_left() - 2
         done = run_process([*command, "--collect-only", *names], context.folder / "tests.log", seconds)
-        found = re.findall(r"^(tests/\S+::\S+)", done.output, re.MULTILINE)
+        found = re.findall(r"^(tests/\S+::\S+)|<(?:Function|Coroutine) ", done.output, re.MULTILINE)
         context.record("collected", {"gpu tests": len(found), "exit": done.code, "output": done.tail[-600:]})
         context.record("not run", "tests marked gpu need a GPU")
         return
@@ -35,6 +38,7 @@ def run(context: Context) -> None:
     done = run_process(command, context.folder / "tests.log", context.time_left() - 3)
     context.record("output", done.tail)
     context.record("exit", "timed out" if done.code is None else done.code)
+    context.record("verdicts so far", {word: len(re.findall(rf"::.* {word}", done.output)) for word in _WORDS})
     context.guard("counts", lambda: _counts(xml))
 
 
