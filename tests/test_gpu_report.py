@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ if str(ROOT) not in sys.path:
 from benchmarks.gpu import build, counters, report, sanitizer, suite  # noqa: E402
 from benchmarks.gpu.compiled_peer import DenseAgent, load_model  # noqa: E402
 from jat_engine import JatProcessor  # noqa: E402
+from jat_engine.backends.choice import BACKENDS  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,10 @@ def test_report_finds_the_errors_of_every_path(written: Path) -> None:
     assert torch_path["tiny"]["episodes"] == len(golden.EPISODES)
     assert 1e-8 < torch_path["tiny"]["relative error"] < 1e-5
     assert result["paths"]["JatModel bfloat16"]["tiny"]["relative error"] > 1e-3
+    if "cuda" in BACKENDS and util.find_spec("triton"):
+        interpreted = result["paths"]["graphs float32"]
+        assert interpreted["within"] is True, interpreted
+        assert interpreted["tiny"]["relative error"] < 1e-5
     rows = json.loads((written / "report.json").read_text())["sections"]["latency"]["result"]["steps"]
     assert {(row["observation"], row["mode"]) for row in rows} == {
         (kind, mode) for kind in ("continuous", "babyai", "atari") for mode in ("1 ms pause", "back to back")

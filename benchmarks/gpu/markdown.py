@@ -69,10 +69,38 @@ def write(data: dict[str, Any], out: Path) -> None:
         if section.get("log"):
             head += f"\n\n```\n{section['log'][-1500:]}\n```"
         parts.append(head)
-        if section["result"]:
-            parts.append(render(section["result"]))
+        result = dict(section["result"])
+        if isinstance(result.get("paths"), dict):
+            parts.append(_paths(result.pop("paths")))
+            result.pop("failed", None)
+        if result:
+            parts.append(render(result))
     path = out / "report.md"
     path.write_text("\n\n".join(parts) + "\n")
+
+
+def _paths(paths: dict[str, Any]) -> str:
+    """Parity as one table, and what the engines say of themselves and of their failures below it."""
+    rows = []
+    for name, found in paths.items():
+        row: dict[str, Any] = {"path": name, "verdict": "ok" if found.get("within") else "FAILED"}
+        for part in ("tiny", "small"):
+            inner = found.get(part, {})
+            row[f"{part}: relative error"] = inner.get("relative error", "")
+            row[f"{part}: greedy actions that agree"] = inner.get("greedy actions that agree", "")
+            row[f"{part}: of"] = inner.get("of", "")
+        row["limit"] = found.get("limit", "")
+        row["bitwise equal twice"] = found.get("small", {}).get("two runs are bitwise equal", "")
+        row["seconds"] = found.get("seconds", "")
+        rows.append(row)
+    parts = [table(rows)]
+    for name, found in paths.items():
+        if "error" in found:
+            parts.append(f"{name}:\n\n```\n{found['error']}\n```")
+        small = found.get("small", {})
+        if small.get("engine"):
+            parts.append(f"- {name}: {cell(small['engine'])}; by kind: {cell(small.get('by kind', {}))}")
+    return "\n\n".join(parts)
 
 
 def summary(data: dict[str, Any]) -> str:
@@ -96,7 +124,8 @@ def summary(data: dict[str, Any]) -> str:
             share = row.get("floor / device time") or row.get("floor / p50")
             lines.append(
                 f"latency     {row['observation']:10} {row['agent']:34} {row['mode']:12} p50 {row['p50 us']:8.1f} us "
-                f"p99 {row['p99 us']:8.1f} us" + (f"  {100 * share:.0f} % of the floor's rate" if share else "")
+                f"p99 {row['p99 us']:8.1f} us"
+                + (f"  floor / time {share:.2f}" if share and not data["reduced"] else "")
             )
     for row in results.get("throughput", {}).get("agents", []):
         if isinstance(row, dict) and "agent-steps/s" in row:

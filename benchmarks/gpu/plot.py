@@ -22,7 +22,7 @@ def write(data: dict[str, Any], out: Path) -> None:
     kinds = list(dict.fromkeys(row["observation"] for row in rows))
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     agents = list(dict.fromkeys(row["agent"] for row in rows))
-    figure, axes = plt.subplots(1, len(kinds), figsize=(4.2 * len(kinds), 0.6 + 0.5 * len(agents)), sharey=True)
+    figure, axes = plt.subplots(1, len(kinds), figsize=(4.2 * len(kinds), 1.4 + 0.5 * len(agents)), sharey=True)
     for axis, kind in zip([axes] if len(kinds) == 1 else axes, kinds, strict=True):
         for number, mode in enumerate(modes):
             chosen = {r["agent"]: r for r in rows if r["observation"] == kind and r["mode"] == mode}
@@ -39,7 +39,8 @@ def write(data: dict[str, Any], out: Path) -> None:
         axis.invert_yaxis()
     axes_list = [axes] if len(kinds) == 1 else list(axes)
     axes_list[-1].legend(fontsize=7)
-    figure.suptitle(f"whole call of one agent, on {device(data).split(':')[0]}", fontsize=9)
+    form = ", reduced form: says nothing of speed" if data["reduced"] else ""
+    figure.suptitle(f"whole call of one agent, on {device(data).split(':')[0]}{form}", fontsize=9)
     figure.tight_layout()
     figure.savefig(out / "latency.png", dpi=100)
     plt.close(figure)
