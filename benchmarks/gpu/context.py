@@ -76,6 +76,7 @@ class Context:
 def describe(error: BaseException, lines: int = 8) -> str:
     """The end of a traceback."""
     text = "".join(traceback.format_exception(error)).strip().splitlines()
+    text = [line for line in text if line.strip(" ^~")]
     return "\n".join(text[-lines:])[-2000:]
 
 

@@ -39,7 +39,7 @@ class Section:
 SECTIONS = (
     Section("machine", "machine", 30, 30),
     Section("build", "build", 130, 100),
-    Section("parity", "parity: every path against float64", 110, 75),
+    Section("parity", "parity: every path against float64", 110, 85),
     Section("latency", "latency: one agent", 110, 30),
     Section("primitives", "primitives: what the hardware's own operations cost", 40, 20),
     Section("throughput", "throughput: many agents", 60, 20),
