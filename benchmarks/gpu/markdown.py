@@ -119,7 +119,6 @@ def summary(data: dict[str, Any]) -> str:
             verdict = "ok" if row.get("within") else "FAILED"
             error = str(row.get("error", "")).strip().splitlines()
             lines.append(f"parity      {name:34} {verdict:6} {', '.join(parts)} {error[-1][:90] if error else ''}")
-    reduced = data["reduced"]
     for row in results.get("latency", {}).get("steps", []):
         if isinstance(row, dict) and "p50 us" in row:
             share = row.get("floor / device time") or row.get("floor / p50")

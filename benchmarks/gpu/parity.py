@@ -100,7 +100,7 @@ def _reference(context: Context, folder: Path) -> dict[str, Any]:
 
 
 def _follow_episode(agent: Any, episode: Any, steps: int | None = None) -> tuple[list[np.ndarray], list[bool]]:
-    """Predictions of a recorded episode, or of its first steps, and whether greedy actions are the recorded predictions' best."""
+    """Predictions of a recorded episode or its first steps, and whether greedy actions are the recorded ones' best."""
     predictions, agreed = [], []
     for t in range(episode.steps if steps is None else steps):
         action, prediction = agent.get_next_action(
