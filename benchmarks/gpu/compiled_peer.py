@@ -31,7 +31,7 @@ KINDS = ("continuous", "discrete", "image")
 
 
 class DenseStep(nn.Module):
-    """embeddings [3, H], observation -> prediction; keys and values [layers, 2, N, heads, head_dim] in place."""
+    """embeddings [3, H], observation -> prediction; keys and values [N, heads, head_dim] of each layer in place."""
 
     def __init__(self, model: JatModel, window: int) -> None:
         super().__init__()
@@ -40,15 +40,19 @@ class DenseStep(nn.Module):
         self.slots = window + ROWS
         head_dim = config.hidden_size // config.num_heads
         weight = model.continuous_decoder.weight
-        shape = (config.num_layers, 2, self.slots, config.num_heads, head_dim)
-        self.register_buffer("cache", torch.zeros(shape, dtype=weight.dtype, device=weight.device), persistent=False)
+        self.dtype = weight.dtype
+        # A buffer a layer: of views into a common one the compiler would copy the whole for every layer.
+        for number in range(config.num_layers):
+            for name in ("keys", "values"):
+                zeros = torch.zeros(self.slots, config.num_heads, head_dim, dtype=weight.dtype, device=weight.device)
+                self.register_buffer(f"{name}{number}", zeros, persistent=False)
         self.windows = [
             config.window_size if a == "local" else config.max_position_embeddings for a in config.attention_layers
         ]
 
     def encode(self, kind: str, values: Tensor, reward: Tensor) -> Tensor:
         """One observation -> [H]. values: [X], int64 [212] or uint8 [84, 84, 4]; reward: [1]."""
-        model, dtype = self.model, self.cache.dtype
+        model, dtype = self.model, self.dtype
         if kind == "continuous":
             return self._continuous(torch.cat((values.to(dtype), reward.to(dtype))))
         if kind == "discrete":
@@ -79,7 +83,7 @@ class DenseStep(nn.Module):
         the cached tokens; row: int64 [1], where s_t is: 0 in the first step, then 2.
         """
         model, config = self.model, self.config
-        dtype, hidden_size = self.cache.dtype, config.hidden_size
+        dtype, hidden_size = self.dtype, config.hidden_size
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         encoded = self.encode(kind, values, reward)
         is_choice = action.dtype == torch.int64
@@ -97,7 +101,7 @@ class DenseStep(nn.Module):
                 linear(normed).view(ROWS, config.num_heads, -1)
                 for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
-            keys, cached = self.cache[number, 0], self.cache[number, 1]
+            keys, cached = getattr(self, f"keys{number}"), getattr(self, f"values{number}")
             keys.index_copy_(0, slots, k)
             cached.index_copy_(0, slots, v)
             seen = (age >= 0) & (age < self.windows[number])
@@ -133,7 +137,8 @@ class DenseAgent:
         self.reset()
 
     def reset(self) -> None:
-        self.module.cache.zero_()
+        for buffer in self.module.buffers(recurse=False):
+            buffer.zero_()
         self._first, self._cached = 0, 0
         self.action: Any = None
         self._previous = torch.zeros(self._hidden_size, dtype=self._dtype, device=self._device)

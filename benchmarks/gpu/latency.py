@@ -71,16 +71,19 @@ def run(context: Context) -> None:
             break
         for index in rng.permutation(len(keys)):
             key = keys[index]
+            if key not in calls:
+                continue
             steps = max(2, turn // 5) if key[1] in SLOW else turn
             for mode, pause in MODES.items():
-                calls[key](0)
                 try:
+                    calls[key](0)
                     for step in range(steps):
                         if pause:
                             time.sleep(pause)
                         latencies[*key, mode].append(calls[key](1 + step))
                 except Exception as error:
                     left_out[f"{key[1]}, {key[0]}, while timed"] = describe(error)
+                    del calls[key]
                     break
         if number % 10 == 9:
             bandwidths.append(copy_bandwidth())

@@ -133,4 +133,4 @@ def summary(data: dict[str, Any]) -> str:
                 f"throughput  {row['agents']:5} agents  step {row['step ms']:8.3f} ms  "
                 f"{row['agent-steps/s']:9.0f} agent-steps/s"
             )
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
