@@ -19,8 +19,8 @@ SHARED = re.compile(r"(\d+) bytes smem")
 
 
 def cuda_resources(arch: str) -> list[dict[str, Any]]:
-    """One row a kernel: kernel, registers (a thread), spill_bytes (stores and loads), shared_bytes (static; the step
-    adds what its plan says at launch).
+    """One row a kernel: kernel, weights, for (which sizes), registers (a thread), spill_bytes (stores and loads),
+    shared_bytes (static; the step adds what its plan says at launch: all that a block may have).
 
     Args:
         arch: as nvcc's -arch, e.g. "sm_90a".
@@ -50,7 +50,7 @@ def cuda_resources(arch: str) -> list[dict[str, Any]]:
     for line in done.stderr.splitlines():
         if entry := ENTRY.search(line):
             size = "any size" if entry[3] == "0" else f"hidden {entry[3]}"
-            rows.append({"kernel": f"{entry[1]} {TYPES[entry[2]]}, {size}"})
+            rows.append({"kernel": entry[1].removesuffix("_kernel"), "weights": TYPES[entry[2]], "for": size})
         elif spills := SPILLS.search(line):
             rows[-1]["spill_bytes"] = int(spills[2]) + int(spills[3])
         elif registers := REGISTERS.search(line):

@@ -2,16 +2,15 @@
 
     python -m benchmarks.kernel_resources [--architectures 80 90 100 120] [--weights ...] [--for "one agent"] [--write]
 
-Triton kernels are compiled in the variants the engine launches at the published size (kernel_variants.py), the rows of
-the hand-written CUDA kernels come from `cuda_resources.cuda_resources(arch)` where that module is there. --write keeps
-the table in benchmarks/results/kernel_resources.{json,md}, with what each kernel may use at most (`violations`), which
-tests hold a fresh compile to.
+Triton kernels are compiled in the variants the engine launches at the published size (kernel_variants.py), the
+one-launch kernel of csrc/cuda by nvcc (cuda_resources.py). --write keeps the table in
+benchmarks/results/kernel_resources.{json,md}, with what each kernel may use at most (`violations`), which tests hold a
+fresh compile to.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined
 import torch
 import triton
 
+from .cuda_resources import cuda_resources
 from .kernel_variants import ROWS, WEIGHT_DTYPES, variants
 from .resource_limits import ARCHITECTURES, REGISTER_LIMIT, SHARED_LIMIT, Row, violations
 from .triton_launches import compile_launch
@@ -74,12 +74,10 @@ def cubin_resources(cubin: bytes) -> Row:
 
 
 def cuda_rows(arch: int) -> list[Row]:
-    """The hand-written kernels' rows; none where their module is missing."""
-    try:
-        module = importlib.import_module("benchmarks.cuda_resources")
-    except ModuleNotFoundError:
+    """The one-launch kernel's rows. sm_80 has none: there its body is empty."""
+    if arch < 90:
         return []
-    return [{"language": "cuda", "arch": arch, "weights": "", "for": "", **row} for row in module.cuda_resources(arch)]
+    return [{"language": "cuda", "arch": arch, **row} for row in cuda_resources(f"sm_{arch}a")]
 
 
 def as_markdown(table: list[Row]) -> str:
@@ -91,8 +89,10 @@ def as_markdown(table: list[Row]) -> str:
         "# Registers, spills and shared memory of the kernels\n\n"
         "Read from compiled code by `python -m benchmarks.kernel_resources --write`, Triton "
         f"{triton.__version__}; nothing here was timed. Hidden 768, 12 heads of 64, MLP 3072; registers and "
-        f"spill_bytes are a thread's. Limits: {REGISTER_LIMIT} registers, no spills (float32: 128 bytes), shared "
-        f"memory {limits}. Variants that compile to the same code are listed once.\n\n" + "\n".join(lines) + "\n"
+        f"spill_bytes are a thread's. Limits: {REGISTER_LIMIT} registers, no spills (float32: 128 bytes; step on "
+        f"sm_100 and sm_120: 80 bytes), shared memory {limits}. Variants that compile to the same code are listed "
+        "once. `step` is the one-launch kernel of csrc/cuda, whose shared memory is chosen at launch: what a block "
+        "may have.\n\n" + "\n".join(lines) + "\n"
     )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from jat_engine.kernels import attention, attention_output, discrete_encoder, embedding, head, image_encoder, linear
 from jat_engine.kernels.launch import compute_dtype
+from jat_engine.kernels.projection import SMALL_ROWS
 
 from .triton_launches import Launch, recorded
 
@@ -45,9 +46,11 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
             x, _int64(rows), _int32(rows), _int32(rows), _floats(4096), vector, _floats(POSITIONS, HIDDEN),
             _int32(rows), pdl=pdl,
         )  # fmt: skip
+        normed = _floats(rows, HIDDEN, dtype=compute) if rows > SMALL_ROWS else None
         linear.norm_qkv(
-            x, vector, vector, weight(3 * HIDDEN, HIDDEN), scale(3 * HIDDEN), x, kv_layer, _int32(rows), pdl=pdl
-        )
+            x, vector, vector, weight(3 * HIDDEN, HIDDEN), scale(3 * HIDDEN), x, kv_layer, _int32(rows),
+            normed=normed, pdl=pdl,
+        )  # fmt: skip
         attended = _floats(rows, HIDDEN, dtype=compute)
         for splits in (1, 4) if sessions == 1 else (1,):
             partials = {
@@ -74,7 +77,7 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
         inner = _floats(rows, 4 * HIDDEN, dtype=compute)
         linear.norm_linear(
             x, vector, vector, weight(4 * HIDDEN, HIDDEN), scale(4 * HIDDEN), _floats(4 * HIDDEN), inner,
-            gelu=True, pdl=pdl,
+            gelu=True, normed=normed, pdl=pdl,
         )  # fmt: skip
         linear.linear_residual(inner, weight(4 * HIDDEN, HIDDEN), scale(HIDDEN), vector, x, transposed=True, pdl=pdl)
         for capacity in (32, 1024):

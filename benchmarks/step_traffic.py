@@ -1,4 +1,4 @@
-"""What a step on a GPU has to move, counted from what it launches: bytes of device memory beside the floor, and re-reads.
+"""What a step on a GPU moves, counted from what it launches: bytes of device memory beside the floor, and re-reads.
 
     python -m benchmarks.step_traffic [--write]
 
@@ -90,9 +90,11 @@ def l2_bytes(launch: Launch, agents: int, config: JatConfig, itemsize: int) -> i
     given, programs = launch.arguments, _product(launch.grid)
     blocks = launch.grid[0]  # of outputs: each reads all columns of its rows
     if launch.name in ("norm_qkv", "norm_linear"):
-        # Three passes over x: mean, variance, product.
-        written = rows * hidden * 4 if launch.name == "norm_qkv" else rows * given["N"] * itemsize
-        return blocks * (3 * rows * hidden * 4 + 2 * hidden * 4) + written
+        # Normed here, three passes over x: mean, variance, product; the later ones may find it in the L1 cache.
+        read = 3 * rows * hidden * 4 + 2 * hidden * 4 if given["NORM"] else rows * hidden * itemsize
+        return blocks * read + (rows * hidden * 4 if launch.name == "norm_qkv" else rows * given["N"] * itemsize)
+    if launch.name == "layer_norm":
+        return rows * hidden * (3 * 4 + itemsize)
     if launch.name == "linear_residual":
         return blocks * rows * given["K"] * itemsize + 2 * rows * given["N"] * 4
     if launch.name == "combine_out_proj":
@@ -146,8 +148,8 @@ def as_markdown(table: dict[str, Any]) -> str:
         "# What a step moves",
         "",
         "Counted by `python -m benchmarks.step_traffic --write` from the engine's recorded launches, published size, "
-        f"bfloat16, tiles and splits for {table['multiprocessors']} multiprocessors. Nothing here was timed. MB are 10^6 "
-        "bytes. L2 bytes are counted once for each program that asks for them.",
+        f"bfloat16, tiles and splits for {table['multiprocessors']} multiprocessors. Nothing here was timed. MB are "
+        "10^6 bytes. L2 bytes are counted once for each program that asks for them.",
         "",
         "| agents | cached tokens | launches | floor MB | device MB | ratio | L2 MB |",
         "|---|---|---|---|---|---|---|",

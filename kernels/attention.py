@@ -184,7 +184,7 @@ def combined(partial_ptr, partial_max_ptr, partial_sum_ptr, row_head, row_head_m
         weight = tl.exp(tl.load(partial_max_ptr + offset, mask=row_head_mask, other=0.0) - largest)
         total += weight * tl.load(partial_sum_ptr + offset, mask=row_head_mask, other=1.0)
         weighted += weight * tl.load(partial_ptr + offset * HEAD_DIM + d, mask=mask, other=0.0)
-    return weighted / total
+    return weighted / tl.where(total == 0.0, 1.0, total)  # a row of no session
 
 
 @triton.jit(do_not_specialize=["num_rows"])

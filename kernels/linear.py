@@ -26,7 +26,7 @@ from .launch import (
     launch_and_wait,
     triton_dtype,
 )
-from .norm import layer_norm_reference, layer_norm_statistics
+from .norm import layer_norm, layer_norm_reference, layer_norm_statistics
 from .projection import block_h, config, prefetch_weights, project
 
 PAGE_SIZE = 16
@@ -79,7 +79,7 @@ def linear_residual_reference(a: Tensor, weight: Tensor, scale: Tensor | None, b
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _norm_linear_kernel(
-    x_ptr,  # [num_rows, K] float32
+    x_ptr,  # [num_rows, K] float32; without NORM its LayerNorm, in any dtype
     norm_weight_ptr,  # [K]
     norm_bias_ptr,  # [K]
     weight_ptr,  # [N, K]
@@ -90,6 +90,7 @@ def _norm_linear_kernel(
     N: tl.constexpr,
     K: tl.constexpr,
     GELU: tl.constexpr,
+    NORM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -105,10 +106,12 @@ def _norm_linear_kernel(
         prefetch_weights(weight_ptr, tl.program_id(0) * BLOCK_N, N, K, False, BLOCK_N)
     launch_and_wait(USE_PDL)
 
-    mean, rstd = layer_norm_statistics(x_ptr, rows, num_rows, K, BLOCK_H)
+    mean, rstd = 0.0, 0.0
+    if NORM:
+        mean, rstd = layer_norm_statistics(x_ptr, rows, num_rows, K, BLOCK_H)
     acc = project(
         x_ptr, norm_weight_ptr, norm_bias_ptr, mean, rstd, weight_ptr, rows, num_rows, columns,
-        N, K, True, False, SPLIT_K, BLOCK_K, DTYPE,
+        N, K, NORM, False, SPLIT_K, BLOCK_K, DTYPE,
     )  # fmt: skip
     if scale_ptr is not None:
         acc *= tl.load(scale_ptr + columns, mask=columns < N, other=0.0)[None, :]
@@ -123,7 +126,7 @@ def _norm_linear_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _norm_qkv_kernel(
-    x_ptr,  # [num_rows, H] float32
+    x_ptr,  # [num_rows, H] float32; without NORM its LayerNorm, in any dtype
     norm_weight_ptr,  # [H]
     norm_bias_ptr,  # [H]
     weight_ptr,  # [3 H, H]
@@ -134,6 +137,7 @@ def _norm_qkv_kernel(
     num_rows,
     H: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    NORM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -149,10 +153,12 @@ def _norm_qkv_kernel(
         prefetch_weights(weight_ptr, tl.program_id(0) * BLOCK_N, 3 * H, H, False, BLOCK_N)
     launch_and_wait(USE_PDL)
 
-    mean, rstd = layer_norm_statistics(x_ptr, rows, num_rows, H, BLOCK_H)
+    mean, rstd = 0.0, 0.0
+    if NORM:
+        mean, rstd = layer_norm_statistics(x_ptr, rows, num_rows, H, BLOCK_H)
     acc = project(
         x_ptr, norm_weight_ptr, norm_bias_ptr, mean, rstd, weight_ptr, rows, num_rows, columns,
-        3 * H, H, True, False, SPLIT_K, BLOCK_K, DTYPE,
+        3 * H, H, NORM, False, SPLIT_K, BLOCK_K, DTYPE,
     )  # fmt: skip
     if scale_ptr is not None:
         acc *= tl.load(scale_ptr + columns, mask=columns < 3 * H, other=0.0)[None, :]
@@ -219,6 +225,7 @@ def norm_linear(
     out: Tensor,
     *,
     gelu: bool,
+    normed: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """out = act(LN(x) weight^T * scale + bias), act = gelu_new or nothing.
@@ -230,6 +237,7 @@ def norm_linear(
         scale: [N], float32, for int8 weights alone.
         bias: [N], float32, or None.
         out: [R, N], compute dtype of the weights; written.
+        normed: [R, H], compute dtype; overwritten. With it, LN(x) is a launch of its own: for many rows.
     """
     check_dimensions("x", x, 2)
     check_dimensions("weight", weight, 2)
@@ -243,10 +251,11 @@ def norm_linear(
         check("bias", bias, (outputs,), torch.float32, device)
     dtype = compute_dtype(weight.dtype)
     check("out", out, (rows, outputs), dtype, device)
-    tile = config(rows, outputs, weight.dtype, norm=True)
+    rows_in = _normed(x, norm_weight, norm_bias, normed, dtype, pdl)
+    tile = config(rows, outputs, weight.dtype, norm=normed is None)
     _norm_linear_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
-        x, norm_weight, norm_bias, weight, scale, bias, out, rows,
-        N=outputs, K=hidden, GELU=gelu,
+        rows_in, norm_weight, norm_bias, weight, scale, bias, out, rows,
+        N=outputs, K=hidden, GELU=gelu, NORM=normed is None,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
         BLOCK_H=block_h(hidden, tile.block_m),
         DTYPE=triton_dtype(dtype), USE_PDL=pdl,
@@ -264,6 +273,7 @@ def norm_qkv(
     kv_layer: Tensor,
     slot_mapping: Tensor,
     *,
+    normed: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """q, k, v = LN(x) weight^T * scale; q to q_out, k and v (rounded to the cache's dtype) to the slots of the rows.
@@ -276,6 +286,7 @@ def norm_qkv(
         q_out: [R, H], float32; written.
         kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16; written at the rows' slots.
         slot_mapping: [R], int32: page * 16 + offset, or -1 where nothing is kept.
+        normed: as in `norm_linear`.
     """
     check_dimensions("x", x, 2)
     check_dimensions("kv_layer", kv_layer, 5)
@@ -291,15 +302,26 @@ def norm_qkv(
     if heads * head_dim != hidden:
         raise ValueError(f"kv_layer: expected heads * head_dim = {hidden} (columns of x), got {heads} * {head_dim}")
     check("slot_mapping", slot_mapping, (rows,), torch.int32, device)
-    tile = config(rows, 3 * hidden, weight.dtype, norm=True)
+    dtype = compute_dtype(weight.dtype)
+    rows_in = _normed(x, norm_weight, norm_bias, normed, dtype, pdl)
+    tile = config(rows, 3 * hidden, weight.dtype, norm=normed is None)
     _norm_qkv_kernel[(triton.cdiv(3 * hidden, tile.block_n), triton.cdiv(rows, tile.block_m))](
-        x, norm_weight, norm_bias, weight, scale, q_out, kv_layer, slot_mapping, rows,
-        H=hidden, HEAD_DIM=head_dim,
+        rows_in, norm_weight, norm_bias, weight, scale, q_out, kv_layer, slot_mapping, rows,
+        H=hidden, HEAD_DIM=head_dim, NORM=normed is None,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
         BLOCK_H=block_h(hidden, tile.block_m),
-        DTYPE=triton_dtype(compute_dtype(weight.dtype)), USE_PDL=pdl,
+        DTYPE=triton_dtype(dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip
+
+
+def _normed(x: Tensor, weight: Tensor, bias: Tensor, normed: Tensor | None, dtype: torch.dtype, pdl: bool) -> Tensor:
+    """What a product reads: x, to be normed there, or LN(x)."""
+    if normed is None:
+        return x
+    check("normed", normed, tuple(x.shape), dtype, x.device)
+    layer_norm(x, weight, bias, normed, pdl=pdl)
+    return normed
 
 
 def linear_residual(

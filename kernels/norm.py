@@ -1,4 +1,10 @@
-"""Device functions: LayerNorm statistics of rows of x, and the plain torch form of the whole."""
+"""LayerNorm: its statistics, for kernels that norm what they load, and as a launch of its own.
+
+out = (x - mean) / sqrt(variance + epsilon) * weight + bias
+
+Few rows are normed by every program that multiplies them, which saves a launch. Of many rows that would read x again in
+every block of outputs, in float32 and three times: these are normed once.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .launch import INTERPRETING, KV_DTYPES, check, check_dimensions, launch_and_wait
 
 LAYER_NORM_EPSILON = 1e-5
 _EPSILON = tl.constexpr(LAYER_NORM_EPSILON)
@@ -33,3 +41,52 @@ def layer_norm_statistics(x_ptr, rows, num_rows, H: tl.constexpr, BLOCK_H: tl.co
         centred = tl.where(column < H, x - mean[:, None], 0.0)
         total += tl.sum(centred * centred, 1)
     return mean, tl.rsqrt(total / H + _EPSILON)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _layer_norm_kernel(
+    x_ptr,  # [num_rows, H] float32
+    weight_ptr,  # [H]
+    bias_ptr,  # [H]
+    out_ptr,  # [num_rows, H]
+    num_rows,
+    H: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    # One program: BLOCK_M rows.
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    launch_and_wait(USE_PDL)
+
+    mean, rstd = layer_norm_statistics(x_ptr, rows, num_rows, H, BLOCK_H)
+    for start in range(0, H, BLOCK_H):
+        column = start + tl.arange(0, BLOCK_H)
+        mask = (rows < num_rows)[:, None] & (column < H)[None, :]
+        place = rows.to(tl.int64)[:, None] * H + column[None, :]
+        centred = tl.load(x_ptr + place, mask=mask, other=0.0) - mean[:, None]
+        weight = tl.load(weight_ptr + column, mask=column < H, other=0.0)[None, :]
+        bias = tl.load(bias_ptr + column, mask=column < H, other=0.0)[None, :]
+        tl.store(out_ptr + place, centred * rstd[:, None] * weight + bias, mask=mask)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, pdl: bool = False) -> None:
+    """out = LN(x).
+
+    Args:
+        x: [R, H], float32.
+        weight, bias: [H], float32.
+        out: [R, H], float32, bfloat16 or float16; written.
+    """
+    check_dimensions("x", x, 2)
+    (rows, hidden), device = x.shape, x.device
+    check("x", x, (rows, hidden), torch.float32, device)
+    check("weight", weight, (hidden,), torch.float32, device)
+    check("bias", bias, (hidden,), torch.float32, device)
+    check("out", out, (rows, hidden), KV_DTYPES, device)
+    block_m = 16 if INTERPRETING else 4
+    _layer_norm_kernel[(triton.cdiv(rows, block_m),)](
+        x, weight, bias, out, rows,
+        H=hidden, BLOCK_M=block_m, BLOCK_H=min(1024, triton.next_power_of_2(hidden)), USE_PDL=pdl,
+        num_warps=4, launch_pdl=pdl,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -286,27 +287,47 @@ def sanitizer_library() -> str:
     return path.strip() if Path(path.strip()).is_absolute() else ""
 
 
-def test_thread_sanitizer(cuda_host_folder: Path) -> None:
-    """No race in the kernel; and the two that are planted in it are found."""
+@pytest.fixture(scope="module")
+def sanitized(cuda_host_folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script of this folder with one of the sanitized modules."""
     if not sanitizer_library():
         pytest.skip("needs gcc with libtsan")
     names = ["cuda_host_tsan", "cuda_host_missing_barrier", "cuda_host_relaxed_exchange"]
-    folders = cuda_host.build(cuda_host_folder, *names)
+    folders = dict(zip(names, cuda_host.build(cuda_host_folder, *names), strict=True))
     environment = os.environ | {
         "LD_PRELOAD": sanitizer_library(),
         "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=0 exitcode=66",
     }
     # The sanitizer wants its address ranges free, which randomised addresses may not leave.
     prefix = ["setarch", "-R"] if shutil.which("setarch") else []
-    script = Path(__file__).parent / "cuda_step_sequence.py"
-    outcomes = {}
-    for folder in folders:
-        command = [*prefix, sys.executable, str(script), str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        outcomes[folder.name] = (done.returncode, "data race" in done.stderr, "played" in done.stdout, done.stderr)
-    assert outcomes[names[0]][:3] == (0, False, True), outcomes[names[0]][3][:4000]
-    for planted in names[1:]:
-        assert outcomes[planted][:2] == (66, True), f"{planted}: {outcomes[planted][3][:4000]}"
+
+    def run(name: str, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*prefix, sys.executable, str(Path(__file__).parent / script), str(folders[name]), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+    return run
+
+
+def test_thread_sanitizer(sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """No race, in both orders of sums."""
+    done = sanitized("cuda_host_tsan", "cuda_step_sequence.py")
+    assert (done.returncode, "data race" in done.stderr) == (0, False), done.stderr[:4000]
+    assert done.stdout.split() == ["played"]
+
+
+def test_thread_sanitizer_over_golden_episodes(sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    pytest.importorskip("triton", reason="the engine's CUDA backend needs it")
+    episodes = ["continuous_cw9", "continuous_cw2"]
+    done = sanitized("cuda_host_tsan", "cuda_golden_run.py", *episodes)
+    assert (done.returncode, "data race" in done.stderr) == (0, False), done.stderr[:4000]
+    assert done.stdout.split() == ["played", episodes[0], "played", episodes[1]]
+
+
+@pytest.mark.parametrize("planted", ["missing_barrier", "relaxed_exchange"])
+def test_thread_sanitizer_finds(planted: str, sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """A race that is planted in the kernel."""
+    done = sanitized(f"cuda_host_{planted}", "cuda_step_sequence.py")
+    assert (done.returncode, "data race" in done.stderr) == (66, True), done.stderr[:4000]
 
 
 # ---- the compiler --------------------------------------------------------------------------------------------------

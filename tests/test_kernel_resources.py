@@ -57,6 +57,13 @@ def test_the_committed_table_is_complete() -> None:
     """All architectures, all weight dtypes, every kernel of the folder, all within their limits."""
     table = json.loads(RESULTS.read_text())["kernels"]
     assert violations(table) == []
+    step = [row for row in table if row["language"] == "cuda"]
+    assert {(row["arch"], row["weights"], row["for"]) for row in step} == {
+        (arch, weights, size)
+        for arch in (90, 100, 120)
+        for weights in ("float32", "bfloat16", "float16")
+        for size in ("hidden 768", "any size")
+    }
     triton = [row for row in table if row["language"] == "triton"]
     for architecture in (80, 90, 100, 120):
         rows = [row for row in triton if row["arch"] == architecture]

@@ -12,6 +12,7 @@ from kernel_cases import (
     DEVICE,
     FLOAT32,
     HALVES,
+    HAS_GPU,
     INT8,
     WEIGHT_DTYPES,
     Random,
@@ -23,6 +24,10 @@ from kernel_cases import (
 
 from jat_engine.kernels import discrete_encoder, embedding, head, linear
 from jat_engine.kernels.launch import compute_dtype
+from jat_engine.kernels.norm import layer_norm, layer_norm_reference
+from jat_engine.kernels.projection import SMALL_ROWS
+
+pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
 
 @pytest.mark.parametrize("hidden", [64, 160])
@@ -57,15 +62,26 @@ def test_embedding(hidden: int) -> None:
 )
 @pytest.mark.parametrize("gelu", [False, True])
 def test_norm_linear(dtype: torch.dtype, rows: int, hidden: int, outputs: int, gelu: bool) -> None:
+    """Normed where it is multiplied and, as the engine does with many rows, by a launch of its own."""
     random = Random()
     x, norm_weight, norm_bias = random.normal(rows, hidden), random.normal(hidden), random.normal(hidden)
     x += 30  # the variance is that of centred values
     weight, scale = random.weight(dtype, outputs, hidden)
     bias = random.normal(outputs) if gelu else None
     out = poisoned(rows, outputs, dtype=compute_dtype(dtype))
-    linear.norm_linear(x, norm_weight, norm_bias, weight, scale, bias, out, gelu=gelu)
+    normed = poisoned(rows, hidden, dtype=compute_dtype(dtype)) if rows > SMALL_ROWS else None
+    linear.norm_linear(x, norm_weight, norm_bias, weight, scale, bias, out, gelu=gelu, normed=normed)
     x -= x.mean(1, keepdim=True)  # LayerNorm removes it, and half precisions could not hold it
     agrees(out, linear.norm_linear_reference, x, norm_weight, norm_bias, weight, scale, bias, gelu, dtype=dtype)
+
+
+@pytest.mark.parametrize(("rows", "hidden"), [(1, 64), (5, 160), (33, 1100)])
+def test_layer_norm(rows: int, hidden: int) -> None:
+    random = Random()
+    x, weight, bias = random.normal(rows, hidden) + 30, random.normal(hidden), random.normal(hidden)
+    out = poisoned(rows, hidden)
+    layer_norm(x, weight, bias, out)
+    agrees(out, layer_norm_reference, x, weight, bias, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
@@ -82,7 +98,8 @@ def test_norm_qkv(dtype: torch.dtype, cache: torch.dtype, rows: int, heads: int,
     if rows > 1:
         slots[1] = -1
     q, kv_layer = poisoned(rows, hidden), poisoned(5, 2, heads, 16, head_dim, dtype=cache)
-    linear.norm_qkv(x, norm_weight, norm_bias, weight, scale, q, kv_layer, slots)
+    normed = poisoned(rows, hidden, dtype=compute_dtype(dtype)) if rows > SMALL_ROWS else None
+    linear.norm_qkv(x, norm_weight, norm_bias, weight, scale, q, kv_layer, slots, normed=normed)
 
     def q_and_kept(*tensors: torch.Tensor) -> torch.Tensor:
         *inputs, scales = tensors

@@ -14,9 +14,11 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from kernel_cases import CACHE_DTYPES, WEIGHT_DTYPES, Random, agrees, int32, poisoned
+from kernel_cases import CACHE_DTYPES, HAS_GPU, WEIGHT_DTYPES, Random, agrees, int32, poisoned
 
 from jat_engine.kernels import attention, attention_output
+
+pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
 
 @dataclass

@@ -7,10 +7,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from kernel_cases import DEVICE, HALVES, Random, addresses, agrees, poisoned
+from kernel_cases import DEVICE, HALVES, HAS_GPU, Random, addresses, agrees, poisoned
 
 from jat_engine.kernels import image_encoder
 from jat_engine.modules import ImageEncoder
+
+pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
 HIDDEN = 64
 

@@ -89,6 +89,7 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     from jat_engine.kernels.embedding import embed
     from jat_engine.kernels.head import head
     from jat_engine.kernels.linear import linear_residual, norm_linear, norm_qkv
+    from jat_engine.kernels.projection import SMALL_ROWS
 
     hidden, heads, layers = config.hidden_size, config.num_heads, config.num_layers
     head_dim, rows = hidden // heads, sessions * ROWS
@@ -115,6 +116,7 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     inner = torch.zeros(rows, 4 * hidden, dtype=activation, **on)
     inner_bias = torch.zeros(4 * hidden, **on)
     x_bytes = 4 * rows * hidden
+    normed = torch.zeros(rows, hidden, dtype=activation, **on) if rows > SMALL_ROWS else None
 
     # Pages of one layer; every session has its own, in a shuffled order.
     per_session = -(-(context_len + ROWS) // PAGE_SIZE)
@@ -136,69 +138,72 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     yield Case(
         "norm_qkv",
         lambda i, pdl, w=made, s=scale: norm_qkv(
-            x, ones, zeros, w[i], s[i], q, pages[i % len(pages)], slot_mapping, pdl=pdl
+            x, ones, zeros, w[i], s[i], q, pages[i % len(pages)], slot_mapping, normed=normed, pdl=pdl
         ),
         len(made),
         size + 2 * x_bytes + 2 * rows * hidden * kv_dtype.itemsize,
         layers,
     )
 
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-    splits = max(1, min(8, multiprocessors // (sessions * heads))) if rows <= 16 else 1
-    partials: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
-    if splits > 1:
-        partials = (
-            torch.zeros(splits, rows, heads, head_dim, **on),
-            torch.zeros(splits, rows, heads, **on),
-            torch.zeros(splits, rows, heads, **on),
-        )
-    for kind, window in (("global", config.max_position_embeddings), ("local", config.window_size)):
-        seen = min(context_len + ROWS, window)
-        yield Case(
-            f"paged_attention, {kind}, {splits} splits",
-            lambda i, pdl, w=window: paged_attention(
-                q,
-                pages[i % len(pages)],
-                table,
-                query_start,
-                context_lens,
-                start_offsets,
-                w,
-                attended,
-                max_queries=ROWS,
-                num_splits=splits,
-                partial=partials[0],
-                partial_max=partials[1],
-                partial_sum=partials[2],
-                pdl=pdl,
-            ),
-            len(pages),
-            sessions * seen * 2 * hidden * kv_dtype.itemsize + 2 * x_bytes,
-            sum(a == kind for a in config.attention_layers),
-        )
-
-    made, scale, size = weights(hidden, hidden, hidden)
-    if splits > 1:
-        yield Case(
-            "combine_out_proj",
-            lambda i, pdl, w=made, s=scale: combine_out_proj(*partials, w[i], s[i], zeros, x, pdl=pdl),
-            len(made),
-            size + (splits + 2) * x_bytes,
-            layers,
-        )
-    else:
-        yield Case(
-            "linear_residual, out_proj",
-            lambda i, pdl, w=made, s=scale: linear_residual(attended, w[i], s[i], zeros, x, transposed=False, pdl=pdl),
-            len(made),
-            size + 3 * x_bytes,
-            layers,
-        )
+    # For one agent all that might be chosen, so that a reading can say what should be.
+    for splits in (1, 2, 4, 8) if rows <= SMALL_ROWS else (1,):
+        partials: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+        if splits > 1:
+            partials = (
+                torch.zeros(splits, rows, heads, head_dim, **on),
+                torch.zeros(splits, rows, heads, **on),
+                torch.zeros(splits, rows, heads, **on),
+            )
+        for kind, window in (("global", config.max_position_embeddings), ("local", config.window_size)):
+            seen = min(context_len + ROWS, window)
+            yield Case(
+                f"paged_attention, {kind}, {splits} splits",
+                lambda i, pdl, w=window, n=splits, p=partials: paged_attention(
+                    q,
+                    pages[i % len(pages)],
+                    table,
+                    query_start,
+                    context_lens,
+                    start_offsets,
+                    w,
+                    attended,
+                    max_queries=ROWS,
+                    num_splits=n,
+                    partial=p[0],
+                    partial_max=p[1],
+                    partial_sum=p[2],
+                    pdl=pdl,
+                ),
+                len(pages),
+                sessions * seen * 2 * hidden * kv_dtype.itemsize + 2 * x_bytes,
+                sum(a == kind for a in config.attention_layers),
+            )
+        made, scale, size = weights(hidden, hidden, hidden)
+        if splits > 1:
+            yield Case(
+                f"combine_out_proj, {splits} splits",
+                lambda i, pdl, w=made, s=scale, p=partials: combine_out_proj(*p, w[i], s[i], zeros, x, pdl=pdl),
+                len(made),
+                size + (splits + 2) * x_bytes,
+                layers,
+            )
+        else:
+            yield Case(
+                "linear_residual, out_proj",
+                lambda i, pdl, w=made, s=scale: linear_residual(
+                    attended, w[i], s[i], zeros, x, transposed=False, pdl=pdl
+                ),
+                len(made),
+                size + 3 * x_bytes,
+                layers,
+            )
 
     made, scale, size = weights(4 * hidden, hidden, 4 * hidden)
     yield Case(
         "norm_linear, fc",
-        lambda i, pdl, w=made, s=scale: norm_linear(x, ones, zeros, w[i], s[i], inner_bias, inner, gelu=True, pdl=pdl),
+        lambda i, pdl, w=made, s=scale: norm_linear(
+            x, ones, zeros, w[i], s[i], inner_bias, inner, gelu=True, normed=normed, pdl=pdl
+        ),
         len(made),
         size + x_bytes + inner.nbytes,
         layers,

@@ -15,24 +15,23 @@ from ...kernels.head import head
 from ...kernels.image_encoder import encode_images
 from ...kernels.image_weights import make_image_scratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
+from ...kernels.projection import SMALL_ROWS
 from .step_inputs import ROWS, StepInputs, StepShape
 
 if TYPE_CHECKING:
     from .packing import Layer
     from .weights import CudaWeights
 
-_MAX_COMBINED_ROWS = 16
-"""Up to so many rows the splits of the keys are put together by the next kernel."""
-
-_MAX_SPLITS = 8
+_MAX_SPLITS = 4
+"""More would read keys in shorter ranges; but every program of the next kernel reads all partial sums."""
 
 
 class Scratch:
     """What lies between the kernels of a step; all graphs share it, since one step runs at a time. Rows of no session
     hold finite numbers, at first zeros.
 
-    x, the residual stream, and q are float32 [rows, H]; attended [rows, H] and inner [rows, 4H] have the dtype of the
-    activations; the partial sums of split keys are float32.
+    x, the residual stream, and q are float32 [rows, H]; normed, attended [rows, H] and inner [rows, 4H] have the dtype
+    of the activations; the partial sums of split keys are float32.
     """
 
     def __init__(self, weights: CudaWeights, sessions: int) -> None:
@@ -42,9 +41,10 @@ class Scratch:
         self.sessions = sessions
         self.x = torch.zeros(rows, hidden, device=device)
         self.q = torch.zeros(rows, hidden, device=device)
+        self.normed = torch.zeros(rows, hidden, device=device, dtype=weights.activation_dtype)
         self.attended = torch.zeros(rows, hidden, device=device, dtype=weights.activation_dtype)
         self.inner = torch.zeros(rows, weights.inner_size, device=device, dtype=weights.activation_dtype)
-        split_rows = min(rows, _MAX_COMBINED_ROWS)
+        split_rows = min(rows, SMALL_ROWS)
         self.partial = torch.zeros(_MAX_SPLITS * split_rows * hidden, device=device)
         self.partial_max = torch.zeros(_MAX_SPLITS * split_rows * heads, device=device)
         self.partial_sum = torch.zeros(_MAX_SPLITS * split_rows * heads, device=device)
@@ -69,7 +69,7 @@ class GraphStep:
         self._cache = cache
         self._scratch = scratch
         self._shape = shape
-        self._splits = _num_splits(weights, shape.sessions)
+        self._splits = num_splits(weights.num_multiprocessors, weights.config.num_heads, shape.sessions)
         device = weights.device
         self.inputs = StepInputs(shape, max_pages, weights.config.max_discrete_value, device)
         on_gpu = device.type == "cuda"
@@ -176,7 +176,10 @@ class GraphStep:
         scratch, given, pdl = self._scratch, self.inputs.device, self._weights.pdl
         rows, hidden = x.shape
         q, attended, inner = scratch.q[:rows], scratch.attended[:rows], scratch.inner[:rows]
-        norm_qkv(x, *layer.norm1, layer.qkv.weight, layer.qkv.scale, q, pages, given["slot_mapping"], pdl=pdl)
+        # Few rows are normed where they are multiplied, many once.
+        normed = scratch.normed[:rows] if rows > SMALL_ROWS else None
+        qkv, slots = layer.qkv, given["slot_mapping"]
+        norm_qkv(x, *layer.norm1, qkv.weight, qkv.scale, q, pages, slots, normed=normed, pdl=pdl)
 
         splits, heads = self._splits, pages.shape[2]
         by_head = splits, rows, heads
@@ -207,13 +210,13 @@ class GraphStep:
         else:
             linear_residual(attended, layer.out.weight, layer.out.scale, layer.out_bias, x, transposed=False, pdl=pdl)
 
-        norm_linear(x, *layer.norm2, layer.fc.weight, layer.fc.scale, layer.fc_bias, inner, gelu=True, pdl=pdl)
+        fc = layer.fc
+        norm_linear(x, *layer.norm2, fc.weight, fc.scale, layer.fc_bias, inner, gelu=True, normed=normed, pdl=pdl)
         linear_residual(inner, layer.proj.weight, layer.proj.scale, layer.proj_bias, x, transposed=True, pdl=pdl)
 
 
-def _num_splits(weights: CudaWeights, sessions: int) -> int:
+def num_splits(num_multiprocessors: int, num_heads: int, sessions: int) -> int:
     """Into how many programs the keys of a (session, head) are divided: as many as it takes to fill the GPU."""
-    if sessions * ROWS > _MAX_COMBINED_ROWS:
+    if sessions * ROWS > SMALL_ROWS:
         return 1
-    programs = sessions * weights.config.num_heads
-    return max(1, min(_MAX_SPLITS, weights.num_multiprocessors // programs))
+    return max(1, min(_MAX_SPLITS, num_multiprocessors // (sessions * num_heads)))
