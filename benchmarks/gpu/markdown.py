@@ -130,7 +130,7 @@ def summary(data: dict[str, Any]) -> str:
     for row in results.get("throughput", {}).get("agents", []):
         if isinstance(row, dict) and "agent-steps/s" in row:
             lines.append(
-                f"throughput  {row['agents']:5} agents  step {row['step ms']:8.3f} ms  "
+                f"throughput  {row['agents']:5} agents  {row['api']:8}  step {row['step ms']:8.3f} ms  "
                 f"{row['agent-steps/s']:9.0f} agent-steps/s"
             )
     return "\n".join(line.rstrip() for line in lines)

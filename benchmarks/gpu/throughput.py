@@ -1,7 +1,8 @@
-"""Many agents in one step: the whole `get_next_actions` and its decode alone, windows of 508 tokens, all full.
+"""Many agents in one step, windows of 508 tokens, all full: the whole call and its decode alone.
 
-A third of the agents each would mix the encoders' times in, so all have continuous observations. Floor: the blocks'
-weights once and every agent's keys and values, over the rate of a device-to-device copy.
+"batch" is `AgentBatch.get_next_actions`, arrays in and out; "sessions" is `JatEngine.get_next_actions`, which costs
+Python for every agent. A third of the agents each would mix the encoders' times in, so all have continuous observations.
+Floor: the blocks' weights once and every agent's keys and values, over the rate of a device-to-device copy.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .paths import PATHS, Agents
 from .workload import SPACES, block_bytes, cached_bytes, checkpoint, observation
 
 COUNTS = (1, 4, 16, 64, 256, 1024)
+SESSION_COUNTS = (1, 64, 1024)
 PATH, REDUCED_PATH = "graphs bfloat16", "torch float32"
 
 
@@ -34,48 +36,67 @@ def run(context: Context) -> None:
     bandwidth = copy_bandwidth()
     context.record("copy bandwidth GB/s", bandwidth / 1e9)
     decode = _TimedDecode(engine._backend)
-    sessions = [engine.open_session(window, seed=number) for number in range(largest)]
-    observations = [[observation("continuous", t, number) for number in range(largest)] for t in range(4)]
+    frames = [[observation("continuous", t, number) for number in range(largest)] for t in range(4)]
+    arrays = [np.stack([one["continuous_observation"] for one in frame]) for frame in frames]
+    space = SPACES["continuous"]
+    steps = window // 2 + 3
+    rows: list[dict[str, Any]] = []
 
-    def step(count: int, t: int) -> tuple[float, float]:
-        begin = time.perf_counter()
-        engine.get_next_actions(sessions[:count], observations[t % 4][:count], [0.1] * count, SPACES["continuous"])
-        return time.perf_counter() - begin, decode.seconds
-
-    began, steps = time.perf_counter(), window // 2 + 3
-    for t in range(steps):
-        step(largest, t)
-        if context.time_left() < 12 and not context.quick:
-            context.record("window not full", {"steps": t + 1, "of": steps})
-            break
-    context.record("filling", {"agents": largest, "steps": steps, "seconds": round(time.perf_counter() - began, 1)})
-    cached = sessions[0].num_cached_tokens
-    rows = []
-    for count in counts:
+    def measure(api: str, count: int, step: Any, cached: Any) -> None:
         try:
-            rows.append(_measure(context, engine, step, count, cached, bandwidth, PATHS[name].dtype))
+            began = time.perf_counter()
+            for t in range(steps):
+                step(t)
+                if context.time_left() < 12 and not context.quick:
+                    rows.append({"api": api, "agents": count, "error": f"no time left to fill windows: {t + 1} steps"})
+                    return
+            filling = time.perf_counter() - began
+            row = _measure(context, engine, decode, step, count, cached(), bandwidth, PATHS[name].dtype)
+            rows.append({"api": api, **row, "filling s": round(filling, 1)})
         except Exception as error:
-            rows.append({"agents": count, "error": describe(error)})
+            rows.append({"api": api, "agents": count, "error": describe(error)})
         context.record("agents", rows)
+
+    for count in counts:
+        with engine.open_batch(count, window, seed=0) as batch:
+
+            def step(t: int, batch: Any = batch, count: int = count) -> None:
+                batch.get_next_actions(
+                    continuous_observations=arrays[t % 4][:count], rewards=np.full(count, 0.1), action_space=space
+                )
+
+            measure("batch", count, step, lambda batch=batch: int(batch.num_cached_tokens[0]))
+    for count in counts if context.quick else SESSION_COUNTS:
+        sessions = [engine.open_session(window, seed=number) for number in range(count)]
+
+        def step(t: int, sessions: Any = sessions, count: int = count) -> None:
+            engine.get_next_actions(sessions, frames[t % 4][:count], [0.1] * count, space)
+
+        measure("sessions", count, step, lambda sessions=sessions: sessions[0].num_cached_tokens)
+        for session in sessions:
+            session.close()
     context.record("cache", _plain(engine.cache_stats))
 
 
 def _measure(
-    context: Context, engine: Any, step: Any, count: int, cached: int, bandwidth: float, dtype: str
+    context: Context,
+    engine: Any,
+    decode: _TimedDecode,
+    step: Any,
+    count: int,
+    cached: int,
+    bandwidth: float,
+    dtype: str,
 ) -> dict[str, Any]:
-    import torch
-
-    before = torch.cuda.memory_allocated() if context.has_gpu else 0
-    for t in range(5):
-        step(count, t)  # a bucket's graph is captured here
-    grown = torch.cuda.memory_allocated() - before if context.has_gpu else 0
     with GraphSpy() as spy:
         limit = min(6.0, context.time_left() / 4)
         repeats = 3 if context.quick else 200
         began, pairs = time.perf_counter(), []
         while len(pairs) < repeats and (len(pairs) < 3 or time.perf_counter() - began < limit):
-            pairs.append(step(count, len(pairs)))
-    whole, decode = np.array(pairs).T
+            begin = time.perf_counter()
+            step(len(pairs))
+            pairs.append((time.perf_counter() - begin, decode.seconds))
+    whole, decoded = np.array(pairs).T
     p50, p99 = np.percentile(whole, [50, 99])
     cache_bytes = count * cached_bytes(engine.config, cached + 3, dtype)
     num_bytes = block_bytes(engine.config, dtype) + cache_bytes
@@ -83,13 +104,12 @@ def _measure(
         "agents": count,
         "step ms": p50 * 1e3,
         "p99 ms": p99 * 1e3,
-        "decode ms": float(np.median(decode)) * 1e3,
+        "decode ms": float(np.median(decoded)) * 1e3,
         "agent-steps/s": count / p50,
-        "agent-steps/s, decode alone": count / float(np.median(decode)),
+        "agent-steps/s, decode alone": count / float(np.median(decoded)),
         "GB a step": num_bytes / 1e9,
-        "KV GB/s in decode": cache_bytes / float(np.median(decode)) / 1e9,
+        "KV GB/s in decode": cache_bytes / float(np.median(decoded)) / 1e9,
         "floor ms": num_bytes / bandwidth * 1e3,
-        "memory of the bucket MB": grown / 1e6,
         "n": len(pairs),
     }
     if spy.count >= len(pairs):
@@ -104,19 +124,20 @@ def _measure(
 
 
 class _TimedDecode:
-    """Replaces a backend's `decode` by itself with a clock."""
+    """Replaces a backend's `decode` and `decode_batch` by themselves with a clock."""
 
     def __init__(self, backend: Any) -> None:
         self.seconds = 0.0
-        original = backend.decode
+        backend.decode, backend.decode_batch = self._timed(backend.decode), self._timed(backend.decode_batch)
 
-        def decode(*arguments: Any) -> Any:
+    def _timed(self, original: Any) -> Any:
+        def call(*arguments: Any) -> Any:
             begin = time.perf_counter()
             result = original(*arguments)
             self.seconds = time.perf_counter() - begin
             return result
 
-        backend.decode = decode
+        return call
 
 
 def _plain(stats: Any) -> dict[str, Any]:
