@@ -1,8 +1,8 @@
 """Many agents in one step, windows of 508 tokens, all full: the whole call and its decode alone.
 
 "batch" is `AgentBatch.get_next_actions`, arrays in and out; "sessions" is `JatEngine.get_next_actions`, which costs
-Python for every agent. A third of the agents each would mix the encoders' times in, so all have continuous observations.
-Floor: the blocks' weights once and every agent's keys and values, over the rate of a device-to-device copy.
+Python for every agent. All have continuous observations, so that no encoder's time is mixed in. Floor: the blocks'
+weights once and every agent's keys and values, over the rate of a device-to-device copy.
 """
 
 from __future__ import annotations

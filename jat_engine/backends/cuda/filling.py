@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import BatchPlan, Plan
-from .step_inputs import StepInputs
+from .step_inputs import ROWS, StepInputs
 from .tokens import Token
 from .weights import CudaWeights
 
@@ -18,6 +18,8 @@ PAGE_SIZE = 16
 
 def fill(inputs: StepInputs, weights: CudaWeights, plan: Plan) -> Any:
     """Write a plan into a step's inputs. Returns what must stay alive until the step is done."""
+    if inputs.host["context_lens"].size == 1:
+        return _fill_one(inputs, weights, plan)
     host = inputs.host
     count, tokens = len(plan.num_new), plan.embeddings
     rows = len(tokens)
@@ -57,6 +59,35 @@ def fill(inputs: StepInputs, weights: CudaWeights, plan: Plan) -> Any:
             row[: noise.size] = noise
     _fill_observations(host, tokens)
     return heads
+
+
+def _fill_one(inputs: StepInputs, weights: CudaWeights, plan: Plan) -> Any:
+    """`fill` for one session: the same in a quarter of the time."""
+    host, tokens, table = inputs.host, plan.embeddings, plan.page_tables[0]
+    context, offset, space, noise = plan.context_lens[0], plan.start_offsets[0], plan.spaces[0], plan.noise[0]
+    rows = len(tokens)
+    padding = [0] * (ROWS - rows)
+    sizes = [token.values.size for token in tokens]
+    positions, slots, starts, used = [], [], [], 0
+    for position, size in enumerate(sizes, context):
+        page, slot = divmod(position + offset, PAGE_SIZE)
+        positions.append(position)
+        slots.append(int(table[page]) * PAGE_SIZE + slot)
+        starts.append(used)
+        used += size
+    rows_and_more = [0, rows, context, offset, space.size, noise is not None, *positions, *padding]
+    inputs.write_one_session([*rows_and_more, *slots, *([-1] * len(padding)), *sizes, *padding, *starts, *padding])
+    host["page_table"][0, : table.size] = table
+    host["source_ptrs"][:] = [token.address for token in tokens] + padding
+    head, bias = weights.head(space)
+    host["head_ptrs"][0] = head.data_ptr()
+    host["head_bias_ptrs"][0] = 0 if bias is None else bias.data_ptr()
+    if used:
+        np.concatenate([token.values for token in tokens], out=host["values"][:used])
+    if noise is not None:
+        host["log_noise"][0, : noise.size] = noise
+    _fill_observations(host, tokens)
+    return head, bias
 
 
 def _fill_observations(host: dict[str, np.ndarray], tokens: list[Token]) -> None:

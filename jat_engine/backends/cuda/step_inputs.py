@@ -13,6 +13,19 @@ from ...config import FRAME_SHAPE
 ROWS = 3
 """The most token rows a session has in a step: s_{t-1}, a_{t-1}, s_t."""
 
+ONE_SESSION = (
+    "query_start",
+    "context_lens",
+    "start_offsets",
+    "head_sizes",
+    "has_noise",
+    "positions",
+    "slot_mapping",
+    "source_sizes",
+    "value_starts",
+)
+"""Fields of int32 that every step writes."""
+
 _ALIGNMENT = 16
 
 
@@ -90,6 +103,14 @@ class StepInputs:
             self.host[name] = self._host[begin : begin + count].view(dtype).view(extent).numpy()
             self.device[name] = self._device[begin : begin + count].view(dtype).view(extent)
         self.host["slot_mapping"].fill(-1)  # no rows yet: nothing is written to the cache
+        self._words = self._host.view(torch.int32).numpy()
+        self._numbers = np.concatenate([_words_of(*places[name]) for name in ONE_SESSION])
+
+    def write_one_session(self, numbers: list[int]) -> None:
+        """The fields `ONE_SESSION` of inputs for one session, in one go: each write of an array by itself costs more
+        than what it writes.
+        """
+        self._words[self._numbers] = numbers
 
     @property
     def num_bytes(self) -> int:
@@ -99,3 +120,8 @@ class StepInputs:
     def copy(self) -> None:
         """Host to device, on the current stream."""
         self._device.copy_(self._host, non_blocking=True)
+
+
+def _words_of(begin: int, num_bytes: int) -> np.ndarray:
+    """Where 4-byte words lie in a buffer."""
+    return np.arange(begin // 4, (begin + num_bytes) // 4)
