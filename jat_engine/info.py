@@ -50,6 +50,7 @@ def collect() -> dict[str, Any]:
         "device": device(),
         "cpu": cpu(),
         "backend": backend(),
+        "gpu": gpu(),
         "extensions": {name: extension(name) for name in EXTENSIONS},
         "simulators": {domain: simulator(domain) for domain in SIMULATORS},
     }
@@ -127,6 +128,24 @@ def backend() -> dict[str, str]:
         "device": str(choice.device),
         "reason": choice.reason,
     }
+
+
+def gpu() -> dict[str, str]:
+    """Which ways of the cuda backend are open here: "yes", or why not."""
+    import torch
+
+    from .backends.choice import why_not_cuda
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {"graphs": why_not_cuda(device) or "yes", "one launch": _why_not_one_launch() or "yes"}
+
+
+def _why_not_one_launch() -> str:
+    try:
+        from . import _cuda
+    except ImportError as error:
+        return str(error)
+    return str(_cuda.device_facts().get("reason", ""))
 
 
 def cpu_name() -> str:

@@ -23,15 +23,15 @@ class ModelArguments:
     backend: str = field(
         default="auto",
         metadata={
-            "help": "cpu: native engine; torch: engine in plain torch; reference: JatModel, the published computation",
-            "choices": ["auto", "cpu", "torch", "reference"],
+            "help": "cpu, cuda: native engines; torch: engine in plain torch; reference: JatModel, as published",
+            "choices": ["auto", "cpu", "cuda", "torch", "reference"],
         },
     )
     dtype: str = field(
         default="auto",
         metadata={
             "help": "of weights and cache; see `jat-engine info` for what auto takes",
-            "choices": ["auto", "float32", "bfloat16", "int8"],
+            "choices": ["auto", "float32", "bfloat16", "float16", "int8"],
         },
     )
 

@@ -25,6 +25,8 @@ def run(argv: Sequence[str]) -> int:
     lines = {name: version or "not installed" for name, version in found["versions"].items()}
     lines |= {"platform": found["platform"], "device": _words(found["device"]), "cpu": _words(found["cpu"])}
     lines["backend"] = "{name}: {reason}".format(**found["backend"])
+    for way, state in found["gpu"].items():
+        lines[f"gpu, {way}"] = state
     for name, extension in found["extensions"].items():
         lines[f"extension {name}"] = extension["path"] if extension["built"] else extension["reason"]
     for domain, simulator in found["simulators"].items():
