@@ -113,7 +113,8 @@ class GraphStep:
             with torch.cuda.stream(stream):
                 self._run()  # compiles what is not compiled yet; with no rows in the inputs it changes nothing
             stream.synchronize()
-            with torch.cuda.graph(graph, stream=stream):
+            # Other threads may go on using the GPU, say for training.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._run()
         return graph
 

@@ -70,6 +70,7 @@ class OneLaunchStep:
             timeout_us=_TIMEOUT_US,
             device=self._device.index or 0,
         )
+        self._stream = -1
         self._kept = weights, cache, predictions  # the kernel has their addresses
 
     @property
@@ -93,6 +94,10 @@ class OneLaunchStep:
     def run(self) -> str:
         """Compute the step of `inputs` behind what is on the current stream. Returns "", or why it did not end well."""
         stream = torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
+        if stream != self._stream:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)  # a kernel clears its sums after it has answered
+            self._stream = stream
         return str(self._step.run(stream))
 
 
