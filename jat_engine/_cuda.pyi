@@ -9,6 +9,8 @@ from typing import Any
 DEVICE: str
 """Where steps run: "cuda", or "cpu" for the build that executes the kernel there."""
 MAX_ROWS: int
+MAX_VALUES: int
+"""Numbers of all continuous rows of a step."""
 PAGE_SIZE: int
 EXCHANGES_PER_LAYER: int
 CLUSTER_BARRIERS_PER_HEAD: int

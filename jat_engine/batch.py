@@ -57,6 +57,7 @@ class AgentBatch:
         self._last: _LastStep | None = None
         self._has_last = np.zeros(self.num_agents, bool)
         self._is_computed = np.zeros(self.num_agents, bool)  # whether s_{t-1}, as the next step needs it, is cached
+        self._noise = np.empty((0, 0), np.float32)  # drawn for a step that was refused
         self._finalizer = weakref.finalize(self, finalize, pages)
 
     @property
@@ -93,7 +94,7 @@ class AgentBatch:
             latter float32 [N, A], or float32 [N, n], the logits.
 
         Raises:
-            InputError: a field is not what the model takes; names the agent where it is one's.
+            InputError: a field is not what the model takes. No agent has taken a step.
             SessionError: the call does not fit the episodes so far; `reset()` starts new ones.
         """
         for name, value in (("deterministic", deterministic), ("return_predictions", return_predictions)):
@@ -127,6 +128,8 @@ class AgentBatch:
                     f"that are not finite for agents {bad[:8].tolist()}"
                 )
             actions = values if space.kind == "continuous" else choices
+            if plan.noise is not None:
+                self._noise = np.empty((0, 0), np.float32)
             self._advance(_LastStep(observations, embeddings, space, actions))
         actions = actions.copy()  # the batch keeps its own
         return (actions, values.copy()) if return_predictions else actions
@@ -135,7 +138,10 @@ class AgentBatch:
         """Start new episodes: of all agents, or of those that a bool mask [N] or a sequence of indices names."""
         if which is None:
             which = np.ones(self.num_agents, bool)
-        index = np.asarray(which)
+        try:
+            index = np.asarray(which)
+        except ValueError:  # ragged
+            index = np.empty((), object)
         if index.dtype == bool and index.shape == (self.num_agents,):
             mask = index
         elif index.ndim == 1 and (
@@ -185,8 +191,10 @@ class AgentBatch:
         pages, computed = self._pages, self._has_last & self._is_computed
         noise = None
         if space.kind == "discrete" and not deterministic:
-            drawn = torch.empty(self.num_agents, space.size).exponential_(generator=self._generator)
-            noise = drawn.log_().numpy()
+            if self._noise.shape[1] != space.size:
+                drawn = torch.empty(self.num_agents, space.size).exponential_(generator=self._generator)
+                self._noise = drawn.log_().numpy()
+            noise = self._noise
         return BatchPlan(
             context_lens=pages.num_tokens + computed,
             start_offsets=pages.start_offsets,

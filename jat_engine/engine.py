@@ -321,7 +321,7 @@ class JatEngine:
     ) -> list[Any]:
         """One step of several sessions at once, of any modalities and kinds of action, in one pass over the weights.
 
-        Each session's result is what it would be alone.
+        Each session's result is what it would be alone: on a CPU bit for bit, on a GPU within rounding.
 
         Args:
             sessions: open sessions of this engine, each at most once.
@@ -444,6 +444,8 @@ class JatEngine:
                 action = prediction.tolist()
             else:
                 chosen = action = choose(prediction, noise) if choice is None else choice
+                if noise is not None:
+                    step.session.sampler.used()
             self._advance(step, embedding, chosen)
             # The prediction is also the session's last action: the caller gets a copy.
             results.append((action, prediction.copy()) if with_prediction else action)
@@ -567,15 +569,20 @@ def _set_up(
             raise
         if choice.is_asked:
             raise InputError(f"device: expected one that can run this model, got {choice.device}; {failure}") from error
-        dtype = "auto" if choice.dtype == "float16" else choice.dtype
+        dtype = "auto" if choice.dtype == "float16" else choice.dtype  # the native backend has no float16
         instead = choose_backend("cpu", dtype, head_dim=config.hidden_size // config.num_heads)
-        warnings.warn(f"{choice.device} is not used: {failure}; {instead.backend} is", RuntimeWarning, stacklevel=4)
+        what = f"the {instead.backend} backend in {instead.dtype} is"
+        warnings.warn(f"{choice.device} is not used: {failure}; {what}", RuntimeWarning, stacklevel=4)
         instead = replace(instead, reason=f"{choice.device} failed: {failure}")
         return _set_up(config, weights, instead, options, limit)
     return choice, backend, num_pages
 
 
 def _make_backend(config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions) -> Backend:
+    if options.one_launch and choice.backend != "cuda":
+        raise InputError(
+            f"one_launch: expected None or False on the {choice.backend} backend, got True; {choice.reason}"
+        )
     if choice.backend == "cpu":
         from .backends.cpu import CpuBackend
 

@@ -31,7 +31,7 @@ class EngineOptions:
         one_launch: on a GPU, whether a single agent's step is one launch of a persistent kernel; None for where the
             GPU can, False for CUDA graphs always.
         fixed_order: on a GPU, sum in a fixed order in the one launch as well, so that a step is bitwise repeatable;
-            slower. CUDA graphs always are.
+            slower. CUDA graphs and the native CPU backend always are.
     """
 
     num_threads: int | None = None

@@ -167,10 +167,11 @@ def parse_observations(
         values = _array("image_observations", image_observations, expected)
         if values.dtype != np.uint8 or values.shape != shape:
             raise InputError(f"image_observations: expected {expected}, got {_describe(values)}")
+        values = np.ascontiguousarray(values)
     else:
         if modality == "discrete+text":
             is_list = isinstance(text_observations, list | tuple | np.ndarray)
-            if not is_list or len(text_observations) != num_agents:
+            if not is_list or np.shape(text_observations)[:1] != (num_agents,):
                 raise InputError(
                     f"text_observations: expected {num_agents} strings, got {_describe(text_observations)}"
                 )
@@ -186,7 +187,7 @@ def _continuous_rows(limits: Limits, num_agents: int, value: Any) -> np.ndarray:
     if array.ndim != 2 or len(array) != num_agents or not 1 <= array.shape[1] <= largest:
         raise InputError(f"continuous_observations: expected {expected}, got shape {array.shape}")
     with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
+        array = array.astype(np.float32, order="C")
     if not np.isfinite(array).all():
         agent, index = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise InputError(
@@ -205,7 +206,7 @@ def _discrete_rows(limits: Limits, num_agents: int, value: Any, with_text: bool)
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= limits.vocab_size:
         raise InputError(f"discrete_observations: expected values in [0, {limits.vocab_size}), got {low} to {high}")
-    return array.astype(np.int64)
+    return array.astype(np.int64, order="C")
 
 
 def _rewards(num_agents: int, value: Any) -> np.ndarray:
@@ -321,13 +322,13 @@ def _describe(value: Any) -> str:
 
 
 def _array(field: str, value: Any, expected: str) -> np.ndarray:
-    if hasattr(value, "detach"):  # a torch tensor, on any device
-        value = value.detach().cpu()
-        if value.is_floating_point():
-            value = value.float()  # numpy has no bfloat16
     try:
+        if hasattr(value, "detach"):  # a torch tensor, on any device
+            value = value.detach().cpu()
+            if value.is_floating_point():
+                value = value.float()  # numpy has no bfloat16
         array = np.asarray(value)
-    except (ValueError, TypeError) as error:  # ragged nested lists
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged nested lists, tensors without data
         raise InputError(f"{field}: expected {expected}, got {_describe(value)} ({error})") from None
     if array.dtype.kind not in "biuf":
         raise InputError(f"{field}: expected {expected}, got {_describe(value)}")

@@ -17,19 +17,30 @@ class Sampler:
     def __init__(self, generator: torch.Generator | None) -> None:
         """generator: None for torch's global one."""
         self._generator = generator
+        self._is_used = True
         self._resize(0)
 
     def draw(self, size: int) -> np.ndarray:
-        """log(q), float32 [size], to be subtracted from logits; valid until the next draw."""
+        """log(q), float32 [size], to be subtracted from logits; valid until the next draw.
+
+        The same again until it has been `used`: a step that is refused leaves the random numbers where they were.
+        """
         if size != self._noise.size:
             self._resize(size)
-        self._q.exponential_(generator=self._generator)
-        np.log(self._noise, out=self._noise)
+        if self._is_used:
+            self._q.exponential_(generator=self._generator)
+            np.log(self._noise, out=self._noise)
+            self._is_used = False
         return self._noise
+
+    def used(self) -> None:
+        """A step has been taken with what was drawn."""
+        self._is_used = True
 
     def _resize(self, size: int) -> None:
         self._q = torch.empty(size)
         self._noise = self._q.numpy()  # the same memory
+        self._is_used = True
 
 
 def choose(logits: np.ndarray, noise: np.ndarray | None) -> int:

@@ -40,7 +40,8 @@ def layer_norm_statistics(x_ptr, rows, num_rows, H: tl.constexpr, BLOCK_H: tl.co
         x = tl.load(x_ptr + rows[:, None] * H + column, mask=in_rows & (column < H), other=0.0)
         centred = tl.where(column < H, x - mean[:, None], 0.0)
         total += tl.sum(centred * centred, 1)
-    return mean, tl.rsqrt(total / H + _EPSILON)
+    # A variance that overflowed would make every row its bias, finite and wrong: 0 * inf makes it NaN.
+    return mean, tl.rsqrt(total / H + _EPSILON) + 0.0 * total
 
 
 @triton.jit(do_not_specialize=["num_rows"])

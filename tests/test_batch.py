@@ -8,10 +8,10 @@ from typing import Any
 import golden
 import numpy as np
 import pytest
+import spaces
 import torch
 from engines import BOX8, EPISODE, NATIVE, Load
 from golden import relative_error
-from gymnasium import spaces
 
 from jat_engine import CacheFullError, InputError, JatEngine, SessionError
 
@@ -142,10 +142,16 @@ def test_bad_input_changes_nothing(load: Load) -> None:
                         InputError,
                         "text_observations: expected 3 strings",
                     ),
+                    (
+                        {"discrete_observations": np.zeros((3, 148), int), "text_observations": np.array("go")},
+                        InputError,
+                        "text_observations: expected 3 strings",
+                    ),
+                    ({"continuous_observations": torch.empty(3, 4, device="meta")}, InputError, "got Tensor of shape"),
                 ]:
                     with pytest.raises(error, match=message):
                         batch.get_next_actions(**{"action_space": BOX8, **arguments})
-                for which in ([3], [-1], np.ones(2, bool), [0.5], "all"):
+                for which in ([3], [-1], np.ones(2, bool), [0.5], "all", [[0], [1, 2]]):
                     with pytest.raises(InputError, match="which: expected"):
                         batch.reset(which)
             actions: np.ndarray = batch.get_next_actions(continuous_observations=good[1], action_space=BOX8)
@@ -172,6 +178,49 @@ def test_room_is_given_back(tiny_folder: Path) -> None:
         batch.reset()
     engine.open_batch(2)  # dropped at once
     assert (engine.cache_stats.reserved, engine.cache_stats.used) == (before.reserved, before.used)
+
+
+@pytest.mark.parametrize("options", BACKENDS, ids=lambda o: o["backend"])
+def test_any_layout_of_arrays(options: dict[str, Any], load: Load) -> None:
+    """Transposed, strided, float64, bfloat16, tensors, lists: all that has the numbers."""
+    engine = load(dtype="float32", **options)
+    numbers = torch.tensor(np.random.default_rng(0).standard_normal((3, 4))).bfloat16().float().numpy()
+    wide = np.zeros((3, 8), np.float32)
+    wide[:, ::2] = numbers
+    results = []
+    for given in (
+        numbers,
+        np.asfortranarray(numbers),
+        wide[:, ::2],
+        numbers.astype(np.float64),
+        torch.tensor(numbers.T.copy()).T,
+        torch.tensor(numbers).bfloat16(),
+        numbers.tolist(),
+    ):
+        with engine.open_batch(3, 4) as batch:
+            results.append(batch.get_next_actions(continuous_observations=given, action_space=BOX8))
+    assert all(np.array_equal(results[0], result) for result in results)
+
+
+def test_a_refused_step_keeps_its_random_numbers(load: Load) -> None:
+    """Of a batch and of a session: the next step draws what it would have drawn without."""
+    engine, episode = load(backend="torch", dtype="float32"), EPISODE["continuous_discrete_action"]
+    results = []
+    for refused in (False, True):
+        with engine.open_batch(2, 8, seed=5) as batch, engine.open_session(8, seed=6) as session:
+            chosen: list[Any] = []
+            for t in range(6):
+                if refused and t == 3:
+                    with pytest.raises(InputError, match="not finite"):
+                        batch.get_next_actions(
+                            continuous_observations=np.full((2, 4), 1e38), action_space=episode.space
+                        )
+                    with pytest.raises(InputError, match="not finite"):
+                        session.get_next_action(continuous_observation=np.full(4, 1e38), action_space=episode.space)
+                chosen += batch.get_next_actions(**observations(episode, [t, t]), action_space=episode.space).tolist()
+                chosen.append(session.get_next_action(**episode.observation(t), action_space=episode.space))
+            results.append(chosen)
+    assert results[0] == results[1]
 
 
 def test_actions_are_the_callers_own(load: Load) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from engines import EPISODE, TOLERANCE, play
 from golden import relative_error
-from test_batch import check_like_sessions
+from test_batch import check_like_sessions, observations
 
 from jat_engine import InputError, JatEngine
 from jat_engine.backends import choice as choices
@@ -108,6 +108,44 @@ def test_contents_of_unused_memory_do_not_matter(graphs: Load) -> None:
     assert np.array_equal(*results)
 
 
+@pytest.mark.parametrize("scale", [1e19, 1e30, 1e38])
+def test_an_overflow_is_refused(scale: float, graphs: Load) -> None:
+    """Also where LayerNorm would make it finite again; and the session goes on as if it had not been."""
+    engine, episode = graphs("float32"), EPISODE["continuous_cw9"]
+    large = np.full(4, scale)
+    with engine.open_session(9) as session:
+        play(session, episode, 0)
+        with pytest.raises(InputError, match=r"continuous_observation: expected values of a size .* not finite"):
+            session.get_next_action(continuous_observation=large, action_space=episode.space, reward=0.0)
+        assert relative_error(play(session, episode, 1)[1], episode.predictions[1]) <= TOLERANCE
+
+
+def test_graphs_are_bounded(tiny_folder: Any, monkeypatch: pytest.MonkeyPatch, load: Load) -> None:
+    """More shapes of steps than are kept, a batch that grows in the middle of an episode: the same predictions."""
+    from jat_engine.backends.cuda import backend
+
+    monkeypatch.setattr(backend, "_MAX_GRAPHS", 2)
+    options: dict[str, Any] = {"device": DEVICE, "backend": "cuda", "dtype": "float32", "one_launch": False}
+    results = []
+    for engine in (
+        JatEngine.from_pretrained(tiny_folder, max_cached_tokens=640, **options),
+        load(backend="torch", dtype="float32"),
+    ):
+        sessions = [engine.open_session(4) for _ in range(9)]
+        predictions = []
+        for count, size in ((1, 4), (9, 4), (2, 4), (1, 100)):
+            for session in sessions if size == 100 else []:
+                session.reset()
+            observations = [{"continuous_observation": np.linspace(-1, 1, size) + i} for i in range(count)]
+            space = EPISODE["continuous_cw9"].space
+            result = engine.get_next_actions(sessions[:count], observations, None, space, return_predictions=True)
+            predictions += [prediction for _, prediction in result]
+            made = getattr(engine._backend, "_graphs", {})
+            assert len(made) <= 2
+        results.append(np.concatenate(predictions))
+    assert relative_error(*results) <= TOLERANCE
+
+
 def test_int8_weights(graphs: Load) -> None:
     """Weight-only: the error is that of the weights' rounding."""
     episode = EPISODE["continuous_cw9"]
@@ -165,13 +203,38 @@ def test_a_gpu_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch, tiny_fold
         JatEngine.from_pretrained(tiny_folder)
 
 
+def test_kernels_that_do_not_run_show_when_an_engine_is_made(monkeypatch: pytest.MonkeyPatch, tiny_folder: Any) -> None:
+    from jat_engine.backends.cuda.graph_step import GraphStep
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("PTX was compiled with an unsupported toolchain")
+
+    monkeypatch.setattr(GraphStep, "launch", fail)
+    options: dict[str, Any] = {"backend": "cuda", "one_launch": False, "max_cached_tokens": 64}
+    error = InputError if ON_GPU else RuntimeError  # a CPU is replaced by nothing
+    with pytest.raises(error, match="unsupported toolchain"):
+        JatEngine.from_pretrained(tiny_folder, device=DEVICE, **options)
+
+
 def _first(value: Any, then: Callable[..., Any]) -> Callable[..., Any]:
     """A function that returns `value` once, and from then on what `then` does."""
     values = [value]
     return lambda *args, **kwargs: values.pop() if values else then(*args, **kwargs)
 
 
-@pytest.mark.parametrize("name", ["continuous_cw9", "discrete_only", "atari_greedy_full"])
+@pytest.mark.parametrize("name", ["continuous_cw9", "babyai_greedy_full", "atari_greedy_full"])
 def test_an_agent_batch_is_its_agents_alone(name: str, graphs: Load, load: Load) -> None:
     reference = load(backend="torch", dtype="float32")
     check_like_sessions(graphs("float32"), reference, name, steps=5, window=5, tolerance=TOLERANCE)
+
+
+def test_sampling_in_a_batch(graphs: Load, load: Load) -> None:
+    """The choice is made where the logits are, from the host's draw: as plain torch chooses with the same seed."""
+    episode = EPISODE["discrete_only"]
+    chosen = []
+    for engine in (graphs("float32"), load(backend="torch", dtype="float32")):
+        with engine.open_batch(5, 10, seed=3) as batch:
+            steps = [observations(episode, [t + i for i in range(5)]) for t in range(3)]
+            chosen.append([batch.get_next_actions(**step, action_space=episode.space).tolist() for step in steps])
+    assert chosen[0] == chosen[1]
+    assert len(set(np.ravel(chosen[0]))) > 1

@@ -14,6 +14,7 @@ from typing import Any
 import golden
 import numpy as np
 import pytest
+import spaces
 import torch
 from engines import EPISODE, TOLERANCE, play
 from golden import relative_error
@@ -94,6 +95,35 @@ def test_low_precision(dtype: str, bound: float, one_launch: Load) -> None:
     assert np.mean(agreed) >= 0.95
 
 
+@pytest.mark.parametrize("scale", [1e19, 1e38])
+def test_an_overflow_is_refused(scale: float, one_launch: Load) -> None:
+    engine, episode = one_launch(dtype="float32"), EPISODE["continuous_cw9"]
+    with engine.open_session(9) as session:
+        play(session, episode, 0)
+        with pytest.raises(InputError, match=r"continuous_observation: expected values of a size .* not finite"):
+            session.get_next_action(continuous_observation=np.full(4, scale), action_space=episode.space)
+        assert relative_error(play(session, episode, 1)[1], episode.predictions[1]) <= TOLERANCE
+    assert engine.memory["one_launch"] > 0
+
+
+def test_more_numbers_than_a_launch_takes(one_launch: Load) -> None:
+    """Two observations and an action of the widest kind fit; a wider prediction goes by graphs. Neither gives it up."""
+    engine = one_launch(dtype="float32")
+    size = engine.config.max_continuous_size
+    with engine.open_session(3) as session:  # three rows a step from the third on
+        for _ in range(4):
+            action = session.get_next_action(
+                continuous_observation=np.linspace(-1, 1, size - 1), action_space=spaces.Box(-1, 1, (size,))
+            )
+            assert len(action) == size
+    backend: Any = engine._backend
+    backend._one_launch._max_values = 4
+    with engine.open_session(3) as session:
+        play(session, EPISODE["continuous_cw9"], 0)
+    backend._one_launch._max_values = 1152
+    assert backend.one_launch_reason == ""
+
+
 def test_fixed_order_is_bitwise_repeatable(one_launch: Load) -> None:
     engine = one_launch(dtype="float32", fixed_order=True)
     episode = EPISODE["continuous_cw9"]
@@ -152,10 +182,13 @@ def test_what_it_does_not_take_runs_through_graphs(tiny_folder: Path) -> None:
 
 
 def test_without_the_module_the_reason_is_given(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("jat_engine._cuda", raising=False)  # there once it was imported
     monkeypatch.setitem(sys.modules, "jat_engine._cuda", None)
     with pytest.raises(InputError, match=r"one_launch: expected what can be done here, got True; .*_cuda"):
         _load(tiny_folder)
     with pytest.raises(InputError, match="one_launch: expected True, False or None, got 1"):
         JatEngine.from_pretrained(tiny_folder, one_launch=1)
+    with pytest.raises(InputError, match="one_launch: expected None or False on the torch backend, got True"):
+        JatEngine.from_pretrained(tiny_folder, backend="torch", one_launch=True)
     with pytest.raises(InputError, match="fixed_order: expected True or False, got None"):
         JatEngine.from_pretrained(tiny_folder, fixed_order=None)

@@ -72,18 +72,26 @@ class GraphSpy:
         return replay
 
 
+_SHORT_WORK = 100_000
+"""Cycles, some 50 us, that keep the device busy while what is timed is queued: else the interval between two events
+holds the host's time of launching it.
+"""
+
+
 def isolated(call: Callable[[], Any], repeats: int) -> dict[str, float]:
     """Microseconds of device time of a call, by events: alone, half a millisecond after the last, and in a row."""
     alone = []
     for _ in range(repeats):
         time.sleep(0.0005)
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(_SHORT_WORK)
         begin.record()
         call()
         end.record()
         end.synchronize()
         alone.append(begin.elapsed_time(end) * 1e3)
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(10 * _SHORT_WORK)
     begin.record()
     for _ in range(repeats):
         call()

@@ -227,6 +227,15 @@ class Step {
 #endif
     model_.num_blocks = num_blocks > 0 ? num_blocks : best_blocks;
     lay_out(model_, max_positions_, facts.shared_bytes_per_block, max_slots);
+#ifndef JAT_HOST
+    // Another number of blocks is another layout: what it takes is not what was asked about above.
+    max_clusters_ = jat::max_active_clusters(model_, reason);
+    if (max_clusters_ * best_size < model_.num_blocks)
+      throw std::runtime_error("max_active_clusters: " + std::to_string(max_clusters_) + " clusters of " +
+                               std::to_string(best_size) + " blocks are resident together, " +
+                               std::to_string(model_.num_blocks / best_size) + " are needed" +
+                               (reason.empty() ? "" : "; " + reason));
+#endif
   }
 
   // Copies the plan into the kernel's argument; the GPU then never waits for the bus.
@@ -359,6 +368,7 @@ PYBIND11_MODULE(JAT_MODULE, module) {
   module.attr("DEVICE") = "cuda";
 #endif
   module.attr("MAX_ROWS") = jat::kStepRows;
+  module.attr("MAX_VALUES") = jat::kStepMaxValues;
   module.attr("PAGE_SIZE") = jat::kStepPageSize;
   module.attr("EXCHANGES_PER_LAYER") = jat::kExchangesPerLayer;
   module.attr("CLUSTER_BARRIERS_PER_HEAD") = jat::kClusterBarriersPerHead;

@@ -45,10 +45,13 @@ struct Launch {
   }
 };
 
+// The limit belongs to the kernel, which other geometries and other engines share: it is only ever raised.
 cudaError_t allow(const StepModel& model) {
   const auto kernel = reinterpret_cast<const void*>(kernel_of(model));
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, model.shared.bytes);
+  cudaFuncAttributes now;
+  cudaError_t error = cudaFuncGetAttributes(&now, kernel);
+  if (error == cudaSuccess && now.maxDynamicSharedSizeBytes < model.shared.bytes)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, model.shared.bytes);
   if (error == cudaSuccess && model.cluster_size > 8)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   return error;

@@ -189,7 +189,9 @@ class Block {
       const float centred = x[column] - mean;
       squares += centred * centred;
     }
-    const float scale = inverse_sqrt(sum_all(squares) / hidden + kNormEpsilon);
+    const float variance = sum_all(squares) / hidden;
+    // A variance that overflowed would make every row its bias, finite and wrong: 0 * inf makes it NaN.
+    const float scale = inverse_sqrt(variance + kNormEpsilon) + 0 * variance;
     for (int column = lane_; column < hidden; column += 32) {
       const float value = (x[column] - mean) * scale * vectors[column] + vectors[hidden + column];
       normed[column] = last < final ? rounded<W>(value) : value;  // the head's rows are float32

@@ -138,11 +138,14 @@ def _best(device: torch.device, head_dim: int) -> tuple[str, str]:
 
 
 def _device(device: str | torch.device, backend: str) -> torch.device:
+    """The device, a GPU by its number: "cuda" alone would be another one after `torch.cuda.set_device`."""
     if device == "auto":
-        return torch.device("cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu")
+        device = "cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, TypeError) as error:  # torch raises any of them
         raise InputError(f"device: expected auto or a device that torch has here, got {device!r} ({error})") from None
+    if str(chosen) == "cuda":
+        chosen = torch.device("cuda", torch.cuda.current_device())
     return chosen

@@ -191,7 +191,9 @@ class TorchBackend:
         encoder, linear = self._image_encoder
         # One frame at a time on a CPU, for the reason that `_matmul` gives.
         batches = x.split(1) if self.device.type == "cpu" else [x]
-        return list(linear(torch.cat([encoder.features((batch / 255 - 0.5) / 0.5) for batch in batches])))
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is float32
+            features = [encoder.features((batch / 255 - 0.5) / 0.5) for batch in batches]
+        return list(linear(torch.cat(features)))
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
@@ -227,7 +229,9 @@ class TorchBackend:
         return _Tokens(slice(end - count, end), positions, slots, slots[context:])
 
     def _norm(self, x: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
-        return F.layer_norm(x, (self.config.hidden_size,), *parameters, self.config.layer_norm_epsilon)
+        normed = F.layer_norm(x, (self.config.hidden_size,), *parameters, self.config.layer_norm_epsilon)
+        # A variance that overflowed would make every row its bias, finite and wrong: 0 * inf makes it NaN.
+        return normed + 0 * x.square().sum(dim=-1, keepdim=True)
 
     def decode_batch(self, plan: BatchPlan) -> BatchPrediction:
         return decode_by_agent(self, plan)

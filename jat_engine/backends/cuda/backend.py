@@ -20,6 +20,9 @@ from .tokens import Token
 from .weights import CudaWeights
 
 _MAX_GRAPHS = 48
+_MAX_GRAPH_BYTES = 1 << 30
+"""Of inputs, outputs and activations of images; one graph more may come on top."""
+
 _MIN_VALUES = 64
 _MIN_CAPACITY = 32
 
@@ -94,6 +97,10 @@ class CudaBackend:
         shape = config.num_layers, num_pages, 2, config.num_heads, self.page_size, head_dim
         self._cache = torch.empty(shape, dtype=self._weights.kv_dtype, device=self.device)
         self._prepare_one_launch()
+        # A step of nobody: what a GPU, its driver or its compiler cannot do shows now.
+        first = self._graph(StepShape(1, _MIN_VALUES, _MIN_CAPACITY, frames=False, integers=False))
+        first.launch()
+        first.wait()
 
     def wake(self) -> None:
         pass
@@ -167,9 +174,9 @@ class CudaBackend:
 
     def _decode_one(self, step: OneLaunchStep, plan: Plan) -> list[Prediction]:
         """An image or integers are encoded by a graph in front; the launch follows on the same stream."""
-        shape = self._shape(plan)
-        if not step.fits(shape):
+        if not step.fits(plan):
             return self._decode_by_graph(plan)
+        shape = self._shape(plan)
         if shape.frames or shape.integers:
             encoder = self._graph(shape._replace(capacity=0))
             fill(encoder.inputs, self._weights, plan._replace(noise=[None]))
@@ -206,11 +213,18 @@ class CudaBackend:
                 # Captured graphs hold addresses of the scratch they were captured with.
                 self._graphs.clear()
                 self._scratch = Scratch(self._weights, shape.sessions)
-            if len(self._graphs) >= _MAX_GRAPHS:
+            while len(self._graphs) >= _MAX_GRAPHS or self.memory["graphs"] > _MAX_GRAPH_BYTES:
                 del self._graphs[next(iter(self._graphs))]
-            graph = GraphStep(self._weights, self._cache, self._scratch, shape, self._max_pages)
+            try:
+                graph = self._new_graph(shape)
+            except torch.OutOfMemoryError:
+                self._graphs.clear()
+                graph = self._new_graph(shape)
         self._graphs[shape] = graph  # the last is the most recently used
         return graph
+
+    def _new_graph(self, shape: StepShape) -> GraphStep:
+        return GraphStep(self._weights, self._cache, self._scratch, shape, self._max_pages)
 
     def _prepare_one_launch(self) -> None:
         if not self.one_launch_reason:

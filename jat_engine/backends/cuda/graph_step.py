@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -105,6 +106,20 @@ class GraphStep:
             torch.cuda.current_stream(self._weights.device).synchronize()
 
     def _capture(self) -> torch.cuda.CUDAGraph:
+        try:
+            return self._captured()
+        except RuntimeError as error:
+            if not self._weights.pdl:
+                raise
+            self._weights.pdl = False
+            warnings.warn(
+                f"kernels are launched one after the other: programmatic dependent launch fails ({error})",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return self._captured()
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
         device = self._weights.device
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(device):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base import Plan
 from .packing import Layer
 from .step_inputs import ROWS, StepInputs, StepShape
 from .weights import CudaWeights
@@ -71,6 +72,7 @@ class OneLaunchStep:
             device=self._device.index or 0,
         )
         self._stream = -1
+        self._max_values = int(module.MAX_VALUES)
         self._kept = weights, cache, predictions  # the kernel has their addresses
 
     @property
@@ -88,8 +90,10 @@ class OneLaunchStep:
         """Bytes that a step must read of the device's memory at least."""
         return int(self._step.bytes_per_step(context_len))
 
-    def fits(self, shape: StepShape) -> bool:
-        return shape.capacity <= _CAPACITY
+    def fits(self, plan: Plan) -> bool:
+        """Whether a plan of one session can be run."""
+        num_values = sum(token.values.size for token in plan.embeddings)
+        return plan.spaces[0].size <= _CAPACITY and num_values <= self._max_values
 
     def run(self) -> str:
         """Compute the step of `inputs` behind what is on the current stream. Returns "", or why it did not end well."""
