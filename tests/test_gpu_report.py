@@ -79,7 +79,9 @@ def test_report_finds_the_errors_of_every_path(written: Path) -> None:
     }
     assert all(0 < row["p50 us"] <= row["p99 us"] for row in rows)
     agents = json.loads((written / "report.json").read_text())["sections"]["throughput"]["result"]["agents"]
-    assert [row["agents"] for row in agents] == [1, 2, 4]
+    assert [(row["api"], row["agents"]) for row in agents] == [
+        (api, n) for api in ("batch", "sessions") for n in (1, 2, 4)
+    ]
 
 
 def _running(command: bytes) -> bool:
