@@ -71,10 +71,10 @@ def timed(engine: Any, step: Any, repeats: int) -> dict[str, float]:
 
 
 def measure() -> list[dict[str, Any]]:
-    engine = make_engine()
     random = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     with recorded():
+        engine = make_engine()
         session = engine.open_session(WINDOW)
         for name, observation, space in (
             ("continuous", {"continuous_observation": random.standard_normal(39).astype(np.float32)}, SPACE),

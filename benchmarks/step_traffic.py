@@ -114,7 +114,8 @@ def count(config: JatConfig) -> dict[str, Any]:
     itemsize = 2
     torch_device = torch.device("cpu")
     backend = CudaBackend(config, Shapes(config), "bfloat16", torch_device, one_launch=False)
-    backend.allocate_cache(1)
+    with recorded():
+        backend.allocate_cache(1)
     weights = backend._weights
     weights.num_multiprocessors = NUM_MULTIPROCESSORS
     block_weights = sum(layer.num_bytes for layer in weights.layers)
