@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from .backends import Backend, Choice, Embedding, Plan, choose_backend
+from .backends import Choice, Embedding, Plan, choose_backend
+from .backends.setup import set_up
 from .batch import AgentBatch
 from .checkpoint import find_weight_files, read_config, take_hub_options
 from .config import JatConfig
 from .engine_options import STEP_TOKENS, EngineOptions
-from .errors import BatchError, CheckpointError, InputError, SessionError
+from .errors import BatchError, InputError, SessionError
 from .kv_cache import BatchPages, CacheStats, PagePool, Pages
 from .mission import Missions
 from .observation import (
@@ -64,7 +63,7 @@ class JatEngine:
         self._limit = config.max_position_embeddings - 4
         self._limits = Limits.of(config)
         self._lock = threading.RLock()
-        self.choice, self._backend, num_pages = _set_up(config, weights, choice, options, self._limit)
+        self.choice, self._backend, num_pages = set_up(config, weights, choice, options, self._limit)
         self._pool = PagePool(num_pages, self._backend.page_size, self._backend.page_bytes)
         self._abandoned: deque[Pages | BatchPages] = deque()  # filled by the garbage collector, at any time
         self._drop_in: AgentSession | None = None
@@ -551,49 +550,6 @@ def _fields(observation: Any) -> tuple[Any, Any, Any, Any]:
         raise InputError(f"observation: expected a mapping with keys of {list(_OBSERVATION_KEYS)}, got {got}")
     continuous, discrete, text, image = map(observation.get, _OBSERVATION_KEYS)
     return continuous, discrete, text, image
-
-
-def _set_up(
-    config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, limit: int
-) -> tuple[Choice, Backend, int]:
-    """The chosen backend with its cache, of so many pages; where a GPU was not asked for and cannot do it, another."""
-    try:
-        backend = _make_backend(config, weights, choice, options)
-        num_pages = options.num_pages(backend, limit)
-        backend.allocate_cache(num_pages)
-    except (InputError, CheckpointError):
-        raise
-    except Exception as error:  # whatever a GPU's driver, compiler or memory comes up with
-        failure = str(error).strip().partition("\n")[0] or type(error).__name__
-        if choice.device.type == "cpu":
-            raise
-        if choice.is_asked:
-            raise InputError(f"device: expected one that can run this model, got {choice.device}; {failure}") from error
-        dtype = "auto" if choice.dtype == "float16" else choice.dtype  # the native backend has no float16
-        instead = choose_backend("cpu", dtype, head_dim=config.hidden_size // config.num_heads)
-        what = f"the {instead.backend} backend in {instead.dtype} is"
-        warnings.warn(f"{choice.device} is not used: {failure}; {what}", RuntimeWarning, stacklevel=4)
-        instead = replace(instead, reason=f"{choice.device} failed: {failure}")
-        return _set_up(config, weights, instead, options, limit)
-    return choice, backend, num_pages
-
-
-def _make_backend(config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions) -> Backend:
-    if options.one_launch and choice.backend != "cuda":
-        raise InputError(
-            f"one_launch: expected None or False on the {choice.backend} backend, got True; {choice.reason}"
-        )
-    if choice.backend == "cpu":
-        from .backends.cpu import CpuBackend
-
-        return CpuBackend(config, weights, choice.dtype, options.num_threads, options.spin_us, options.instruction_set)
-    if choice.backend == "cuda":
-        from .backends.cuda.backend import CudaBackend
-
-        return CudaBackend(config, weights, choice.dtype, choice.device, options.one_launch, options.fixed_order)
-    from .backends.torch import TorchBackend
-
-    return TorchBackend(config, weights, choice.dtype, choice.device)
 
 
 def _check_config(config: JatConfig) -> None:

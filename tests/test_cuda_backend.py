@@ -191,14 +191,14 @@ def test_a_gpu_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch, tiny_fold
 
     monkeypatch.setattr(backend, "CudaWeights", fail)
     chosen = choices.Choice(torch.device("cuda"), "cuda", "bfloat16", "there is a GPU")
-    monkeypatch.setattr("jat_engine.engine.choose_backend", _first(chosen, choices.choose_backend))
+    monkeypatch.setattr("jat_engine.engine.choose_backend", lambda *_: chosen)
     with pytest.warns(RuntimeWarning, match="cuda is not used: CUDA out of memory.* 2.00 GiB; "):
         engine = JatEngine.from_pretrained(tiny_folder)
     assert engine.choice.device.type == "cpu"
     assert "cuda failed: CUDA out of memory" in engine.choice.reason
 
     asked = choices.Choice(torch.device("cuda"), "cuda", "bfloat16", "asked for", is_asked=True)
-    monkeypatch.setattr("jat_engine.engine.choose_backend", _first(asked, choices.choose_backend))
+    monkeypatch.setattr("jat_engine.engine.choose_backend", lambda *_: asked)
     with pytest.raises(InputError, match="device: expected one that can run this model, got cuda; CUDA out of memory"):
         JatEngine.from_pretrained(tiny_folder)
 
@@ -214,12 +214,6 @@ def test_kernels_that_do_not_run_show_when_an_engine_is_made(monkeypatch: pytest
     error = InputError if ON_GPU else RuntimeError  # a CPU is replaced by nothing
     with pytest.raises(error, match="unsupported toolchain"):
         JatEngine.from_pretrained(tiny_folder, device=DEVICE, **options)
-
-
-def _first(value: Any, then: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that returns `value` once, and from then on what `then` does."""
-    values = [value]
-    return lambda *args, **kwargs: values.pop() if values else then(*args, **kwargs)
 
 
 @pytest.mark.parametrize("name", ["continuous_cw9", "babyai_greedy_full", "atari_greedy_full"])
