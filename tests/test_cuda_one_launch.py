@@ -38,6 +38,7 @@ def _module(request: pytest.FixtureRequest) -> Any:
     module: ModuleType = request.getfixturevalue("cuda_host_module")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "jat_engine._cuda", module)
+        patch.setattr("jat_engine._cuda", module, raising=False)  # the real one is there once it was imported
         yield
 
 

@@ -34,10 +34,11 @@ def test_published_example(tiny_folder: Path) -> None:
 
 
 def test_engine_examples(tiny_folder: Path) -> None:
-    """The engine's two snippets, around them real environments of three domains."""
+    """The engine's three snippets, around them real environments of three domains."""
     pytest.importorskip("minigrid", reason="needs the babyai extra")
     pytest.importorskip("metaworld", reason="needs the metaworld extra")
-    _, drop_in, batch = re.findall(r"```python\n(.*?)```", README, re.S)
+    pytest.importorskip("mujoco", reason="needs the mujoco extra")
+    _, drop_in, sessions, arrays = re.findall(r"```python\n(.*?)```", README, re.S)
     assert drop_in.count('"jat-project/jat"') == 1
     code = f"""
 from jat_engine.envs import make
@@ -49,9 +50,17 @@ print(env.action_space.contains(action))
 envs = [make(name) for name in ("babyai-open", "metaworld-reach", "babyai-go-to")]
 observations = [env.reset(seed=1)[0] for env in envs]
 rewards = None
-{batch}
+{sessions}
 print(*(type(action).__name__ for action in actions), *(session.num_cached_tokens for session in sessions))
+
+import gymnasium
+import numpy as np
+vector = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("Hopper-v5")] * 4)
+observations, _ = vector.reset(seed=0)
+space, rewards, done = vector.single_action_space, None, np.array([True, False, False, True])
+{arrays.replace("1024", "4").replace("256", "9")}
+print(actions.shape, batch.num_cached_tokens)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["True", "int", "list", "int", "0", "0", "0"]
+    assert result.stdout.split() == ["True", "int", "list", "int", "0", "0", "0", "(4,", "3)", "[0", "0", "0", "0]"]
