@@ -149,6 +149,11 @@ class JatEngine:
             return self._backend.memory
 
     @property
+    def one_launch_reason(self) -> str:
+        """Why single agents' steps are not one launch each on a GPU; "" where they are."""
+        return str(getattr(self._backend, "one_launch_reason", f"the backend is {self.choice.backend}"))
+
+    @property
     def cache_stats(self) -> CacheStats:
         """The KV cache's counters."""
         with self._lock:
