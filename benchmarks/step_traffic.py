@@ -56,6 +56,13 @@ class Shapes:
         return torch.zeros(count, *self._shapes[name][1:])
 
 
+class Unchecked(CudaBackend):
+    """Kernels that are recorded compute nothing that could be checked."""
+
+    def _check(self) -> None:
+        pass
+
+
 def record(backend: CudaBackend, agents: int, context: int) -> list[Launch]:
     """The launches of a step of so many saturated agents with 39 continuous observations and 6 actions."""
     pages = np.zeros(-(-(context + ROWS + 15) // 16), np.int32)
@@ -113,7 +120,7 @@ def count(config: JatConfig) -> dict[str, Any]:
     """The table of all cases, bfloat16."""
     itemsize = 2
     torch_device = torch.device("cpu")
-    backend = CudaBackend(config, Shapes(config), "bfloat16", torch_device, one_launch=False)
+    backend = Unchecked(config, Shapes(config), "bfloat16", torch_device, one_launch=False)
     with recorded():
         backend.allocate_cache(1)
     weights = backend._weights

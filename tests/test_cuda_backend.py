@@ -203,6 +203,24 @@ def test_a_gpu_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch, tiny_fold
         JatEngine.from_pretrained(tiny_folder)
 
 
+def test_kernels_that_compute_something_else_show_when_an_engine_is_made(
+    monkeypatch: pytest.MonkeyPatch, tiny_folder: Any
+) -> None:
+    """Each engine holds a step against plain torch before it takes one."""
+    from jat_engine.backends.cuda import graph_step
+
+    right = graph_step.linear_residual
+
+    def wrong(a: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        right(a.roll(1, dims=1), *arguments, **options)
+
+    monkeypatch.setattr(graph_step, "linear_residual", wrong)
+    options: dict[str, Any] = {"backend": "cuda", "one_launch": False, "max_cached_tokens": 64, "dtype": "float32"}
+    error = InputError if ON_GPU else RuntimeError
+    with pytest.raises(error, match="do not compute what plain torch does"):
+        JatEngine.from_pretrained(tiny_folder, device=DEVICE, **options)
+
+
 def test_kernels_that_do_not_run_show_when_an_engine_is_made(monkeypatch: pytest.MonkeyPatch, tiny_folder: Any) -> None:
     from jat_engine.backends.cuda.graph_step import GraphStep
 

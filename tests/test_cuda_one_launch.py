@@ -174,6 +174,25 @@ def test_a_launch_that_does_not_end_is_given_up(tiny_folder: Path, monkeypatch: 
     assert engine.memory["one_launch"] == 0
 
 
+def test_a_launch_that_computes_something_else_is_not_used(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jat_engine.backends.cuda.one_launch import OneLaunchStep
+
+    run = OneLaunchStep.run
+
+    def wrong(step: OneLaunchStep) -> str:
+        result = run(step)
+        step.predictions[:] = step.predictions[::-1].copy()
+        return result
+
+    monkeypatch.setattr(OneLaunchStep, "run", wrong)
+    with pytest.warns(RuntimeWarning, match="the one-launch step is not used: its kernels do not compute what plain"):
+        engine = _load(tiny_folder, dtype="float32")
+    assert "plain torch" in engine.one_launch_reason
+    with engine.open_session(9) as session:
+        prediction = play(session, EPISODE["continuous_cw9"], 0)[1]
+    assert relative_error(prediction, EPISODE["continuous_cw9"].predictions[0]) <= TOLERANCE
+
+
 def test_what_it_does_not_take_runs_through_graphs(tiny_folder: Path) -> None:
     with pytest.raises(InputError, match=r"one_launch: expected what can be done here, got True; .*these are int8"):
         _load(tiny_folder, dtype="int8")

@@ -15,6 +15,7 @@ from ..base import BatchPlan, BatchPrediction, Plan, Prediction, machine_memory_
 from .filling import fill, fill_batch, values_per_agent
 from .graph_step import GraphStep, Scratch
 from .one_launch import OneLaunchStep, load_module
+from .self_check import disagreement, make_plan, reference
 from .step_inputs import StepShape
 from .tokens import Token
 from .weights import CudaWeights
@@ -97,10 +98,22 @@ class CudaBackend:
         shape = config.num_layers, num_pages, 2, config.num_heads, self.page_size, head_dim
         self._cache = torch.empty(shape, dtype=self._weights.kv_dtype, device=self.device)
         self._prepare_one_launch()
-        # A step of nobody: what a GPU, its driver or its compiler cannot do shows now.
-        first = self._graph(StepShape(1, _MIN_VALUES, _MIN_CAPACITY, frames=False, integers=False))
-        first.launch()
-        first.wait()
+        self._check()
+
+    def _check(self) -> None:
+        """A step both ways, beside plain torch: what a GPU, its driver or its compiler cannot do shows now."""
+        plan = make_plan(self._weights, self._cache)
+        expected = reference(self._weights, self._cache, plan)
+        if self.device.type == "cuda" or self._weights.dtype != "bfloat16":  # which the interpreter multiplies wrongly
+            failure = disagreement(self._weights, self._decode_by_graph(plan)[0].values, expected)
+            if failure:
+                raise RuntimeError(failure)
+        if self._one_launch is None:
+            return
+        failure = disagreement(self._weights, self._decode_one(self._one_launch, plan)[0].values, expected)
+        if failure:
+            warnings.warn(f"the one-launch step is not used: {failure}", RuntimeWarning, stacklevel=2)
+            self._one_launch, self.one_launch_reason = None, failure
 
     def wake(self) -> None:
         pass
