@@ -94,7 +94,7 @@ def device_bytes(launch: Launch, agents: int, context: int, config: JatConfig, i
 def l2_bytes(launch: Launch, agents: int, config: JatConfig, itemsize: int) -> int:
     """Activations, as often as programs read them, and what is written of them."""
     hidden, rows = config.hidden_size, agents * ROWS
-    given, programs = launch.arguments, _product(launch.grid)
+    given = launch.arguments
     blocks = launch.grid[0]  # of outputs: each reads all columns of its rows
     if launch.name in ("norm_qkv", "norm_linear"):
         # Normed here, three passes over x: mean, variance, product; the later ones may find it in the L1 cache.
@@ -113,7 +113,7 @@ def l2_bytes(launch: Launch, agents: int, config: JatConfig, itemsize: int) -> i
         return splits * rows * hidden * 4 + written
     if launch.name == "head":
         return agents * hidden * 4 * 3
-    return programs * 0 + rows * hidden * 4  # embed
+    return rows * hidden * 4  # embed
 
 
 def count(config: JatConfig) -> dict[str, Any]:

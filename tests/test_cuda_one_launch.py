@@ -185,8 +185,11 @@ def test_a_launch_that_computes_something_else_is_not_used(tiny_folder: Path, mo
         return result
 
     monkeypatch.setattr(OneLaunchStep, "run", wrong)
+    with pytest.raises(InputError, match=r"one_launch: expected what can be done here, got True; .* plain torch"):
+        _load(tiny_folder, dtype="float32")
+    options: dict[str, Any] = {"device": DEVICE, "backend": "cuda", "dtype": "float32", "max_cached_tokens": 64}
     with pytest.warns(RuntimeWarning, match="the one-launch step is not used: its kernels do not compute what plain"):
-        engine = _load(tiny_folder, dtype="float32")
+        engine = JatEngine.from_pretrained(tiny_folder, **options)
     assert "plain torch" in engine.one_launch_reason
     with engine.open_session(9) as session:
         prediction = play(session, EPISODE["continuous_cw9"], 0)[1]

@@ -14,7 +14,8 @@ import numpy as np
 
 from jat_engine import JatEngine
 
-from .workload import SPACES, observation, random_checkpoint
+from ..agents import SPACES, observation
+from .workload import random_checkpoint
 
 
 def resident_bytes() -> int:

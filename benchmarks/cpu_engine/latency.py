@@ -14,7 +14,8 @@ from jat_engine import JatEngine, JatModel, JatProcessor, _cpu
 from jat_engine.info import available_cores
 from jat_engine.weights import parameter_shapes
 
-from .workload import SPACES, random_checkpoint, step_arguments
+from ..agents import SPACES, step_arguments
+from .workload import random_checkpoint
 
 DTYPES = ("float32", "bfloat16", "int8")
 WINDOWS = (256, None)

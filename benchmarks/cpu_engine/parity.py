@@ -12,7 +12,8 @@ import torch
 
 from jat_engine import JatEngine, JatModel, JatProcessor
 
-from .workload import SPACES, force_action, random_checkpoint, step_arguments
+from ..agents import SPACES, step_arguments
+from .workload import force_action, random_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import golden

@@ -9,7 +9,8 @@ import numpy as np
 
 from jat_engine import JatEngine, JatModel, JatProcessor
 
-from .workload import SPACES, observation, random_checkpoint, random_engine, step_arguments
+from ..agents import SPACES, observation, step_arguments
+from .workload import random_checkpoint, random_engine
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 WARM_STEPS, TIMED_STEPS = 40, 20

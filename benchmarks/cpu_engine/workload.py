@@ -9,35 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from jat_engine import EngineOptions, JatConfig, JatEngine, JatModel, JatProcessor
 from jat_engine.backends import choose_backend
 from jat_engine.mission import Missions
 from jat_engine.weights import parameter_shapes
-
-SPACES: dict[str, Any] = {
-    "continuous": spaces.Box(-1, 1, (8,)),
-    "babyai": spaces.Discrete(7),
-    "atari": spaces.Discrete(18),
-}
-"""Action spaces of an Ant, of BabyAI, and of Atari with all its actions."""
-
-
-def observation(kind: str, step: int, seed: int = 0) -> dict[str, Any]:
-    """27 numbers, 148 integers with a mission, or four frames: random, the same for the same arguments."""
-    rng = np.random.default_rng([seed, step])
-    if kind == "continuous":
-        return {"continuous_observation": rng.standard_normal(27).astype(np.float32)}
-    if kind == "babyai":
-        return {"discrete_observation": rng.integers(0, 8, 148), "text_observation": "go to the red ball"}
-    return {"image_observation": rng.integers(0, 256, (84, 84, 4), dtype=np.uint8)}
-
-
-def step_arguments(kind: str, step: int, seed: int = 0) -> dict[str, Any]:
-    """Keyword arguments of `get_next_action`."""
-    return {**observation(kind, step, seed), "action_space": SPACES[kind], "reward": 0.1, "deterministic": True}
 
 
 def random_checkpoint(preset: str) -> Path:

@@ -220,7 +220,8 @@ def cudagraph_skips() -> int:
 
 
 def main() -> None:
-    from .workload import SPACES, small_checkpoint, step_arguments
+    from ..agents import SPACES, step_arguments
+    from .workload import small_checkpoint
 
     folder = small_checkpoint(Path(sys.argv[1]))
     model, processor = load_model(folder, torch.bfloat16, "cuda"), JatProcessor.from_pretrained(folder)

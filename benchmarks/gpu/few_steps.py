@@ -13,8 +13,9 @@ import torch
 
 from jat_engine.backends.cuda import one_launch
 
+from ..agents import step_arguments
 from .paths import Agents
-from .workload import golden, step_arguments
+from .workload import golden
 
 
 def main() -> None:

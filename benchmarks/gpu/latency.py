@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from ..agents import SPACES, step_arguments
 from . import machine
 from .context import Context, describe
 from .device_time import copy_bandwidth, of_step, profile
 from .paths import PATHS, Agents
-from .workload import SPACES, block_bytes, cached_bytes, checkpoint, encoder_bytes, step_arguments
+from .workload import block_bytes, cached_bytes, checkpoint, encoder_bytes
 
 AGENTS = (
     "JatModel bfloat16",

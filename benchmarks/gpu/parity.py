@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from ..agents import SPACES, step_arguments
 from .context import Context, describe
 from .paths import PATHS, Agents, file_name, force_action, is_one_launch
 from .process import Process, python_module
-from .workload import SPACES, golden, small_checkpoint, step_arguments, tiny_checkpoint
+from .workload import golden, small_checkpoint, tiny_checkpoint
 
 STEPS, WINDOW = 160, 300
 COMPILED_WINDOW = 256

@@ -83,6 +83,11 @@ class Agents:
             return compiled_agent(self._model, self._processor, window)
         return _ModelAgent(self._model, self._processor, window)
 
+    def _geometry(self) -> dict[str, int] | None:
+        """How the one-launch step lies on the GPU, where it is used."""
+        step = getattr(self.engine._backend, "_one_launch", None)
+        return None if step is None else step.geometry
+
     @property
     def facts(self) -> dict[str, Any]:
         """What an engine says of itself."""
@@ -95,7 +100,8 @@ class Agents:
             "reason": choice.reason,
             "weight_bytes": self.engine.weight_bytes,
             "memory": getattr(self.engine, "memory", None),
-            "one_launch_reason": getattr(self.engine._backend, "one_launch_reason", None),
+            "one_launch_reason": self.engine.one_launch_reason,
+            "one_launch": self._geometry(),
         }
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ..agents import SPACES, observation
 from .context import Context, describe
 from .device_time import GraphSpy, copy_bandwidth, isolated
 from .paths import PATHS, Agents
-from .workload import SPACES, block_bytes, cached_bytes, checkpoint, observation
+from .workload import block_bytes, cached_bytes, checkpoint
 
 COUNTS = (1, 4, 16, 64, 256, 1024)
 SESSION_COUNTS = (1, 64, 1024)

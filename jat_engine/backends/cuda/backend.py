@@ -112,8 +112,9 @@ class CudaBackend:
             return
         failure = disagreement(self._weights, self._decode_one(self._one_launch, plan)[0].values, expected)
         if failure:
-            warnings.warn(f"the one-launch step is not used: {failure}", RuntimeWarning, stacklevel=2)
             self._one_launch, self.one_launch_reason = None, failure
+            self._insist_on_one_launch()
+            warnings.warn(f"the one-launch step is not used: {failure}", RuntimeWarning, stacklevel=2)
 
     def wake(self) -> None:
         pass
@@ -245,6 +246,9 @@ class CudaBackend:
                 self._one_launch = self._make_one_launch()
             except (ImportError, RuntimeError, ValueError) as error:
                 self.one_launch_reason = str(error)
+        self._insist_on_one_launch()
+
+    def _insist_on_one_launch(self) -> None:
         if self.one_launch_reason and self._is_one_launch_asked:
             raise InputError(f"one_launch: expected what can be done here, got True; {self.one_launch_reason}")
 

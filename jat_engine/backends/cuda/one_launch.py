@@ -86,10 +86,6 @@ class OneLaunchStep:
         names = ("num_blocks", "cluster_size", "num_threads", "shared_bytes", "num_exchanges")
         return {name: getattr(self._step, name) for name in names}
 
-    def bytes_per_step(self, context_len: int) -> int:
-        """Bytes that a step must read of the device's memory at least."""
-        return int(self._step.bytes_per_step(context_len))
-
     def fits(self, plan: Plan) -> bool:
         """Whether a plan of one session can be run."""
         num_values = sum(token.values.size for token in plan.embeddings)
