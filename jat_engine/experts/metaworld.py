@@ -34,7 +34,7 @@ class ScriptedExpert:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "Environments clip response to [-1, 1]": done here
             action = self._policy.get_action(seen)
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+        return np.asarray(np.clip(action, -1.0, 1.0), np.float32)
 
     def executed(self, action: Any) -> None:
         """The policies keep nothing between steps."""

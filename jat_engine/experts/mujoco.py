@@ -53,7 +53,7 @@ class BalanceExpert:
     def act(self, observation: dict[str, Any]) -> np.ndarray:
         data = self._simulator.data
         action = -self._gain @ np.concatenate([data.qpos, data.qvel])
-        return np.clip(action, self._space.low, self._space.high).astype(np.float32)
+        return np.asarray(action.clip(self._space.low, self._space.high), np.float32)
 
     def executed(self, action: Any) -> None:
         """A regulator keeps nothing between steps."""
@@ -75,7 +75,7 @@ class ReachExpert:
     def act(self, observation: dict[str, Any]) -> np.ndarray:
         data = self._simulator.data
         action = self.stiffness * self._error(data.qpos[:2], data.qpos[2:4]) - self.damping * data.qvel[:2]
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+        return np.asarray(action.clip(-1.0, 1.0), np.float32)
 
     def executed(self, action: Any) -> None:
         """A controller keeps nothing between steps."""
