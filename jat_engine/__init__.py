@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .config import JatConfig
     from .engine import JatEngine
     from .engine_options import EngineOptions
-    from .errors import BatchError, CacheFullError, CheckpointError, InputError, SessionError
+    from .errors import BatchError, CacheFullError, CheckpointError, DataError, InputError, SessionError
     from .kv_cache import CacheStats
     from .model_session import ModelSession
     from .modeling import JatModel, JatOutput
@@ -35,6 +35,7 @@ _MODULES = {
     "CacheFullError": "errors",
     "CacheStats": "kv_cache",
     "CheckpointError": "errors",
+    "DataError": "errors",
     "EngineOptions": "engine_options",
     "InputError": "errors",
     "JatConfig": "config",
@@ -56,6 +57,7 @@ __all__ = [
     "CacheFullError",
     "CacheStats",
     "CheckpointError",
+    "DataError",
     "EngineOptions",
     "InputError",
     "JatConfig",

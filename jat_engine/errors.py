@@ -35,3 +35,7 @@ class BatchError(ValueError):
         first = min(errors)
         more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
         super().__init__(f"sessions[{first}]{more} of {len(actions)}: {errors[first]}")
+
+
+class DataError(ValueError):
+    """A dataset's columns or rows are not what they should be; the message names the file, row, column and step."""

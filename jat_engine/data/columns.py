@@ -1,0 +1,267 @@
+"""The columns of a dataset, as published, and what an episode must be before it is written or trained on.
+
+A row is an episode, a column has one entry a step. `rewards[t]` is what `actions[t]` gave; the observation that follows
+the last action is not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..envs import TASKS, Task
+from ..envs.tasks import unknown_task
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+OBSERVATION_COLUMNS: dict[str, tuple[str, ...]] = {
+    "continuous": ("continuous_observations",),
+    "discrete": ("discrete_observations",),
+    "discrete+text": ("text_observations", "discrete_observations"),
+    "image": ("image_observations",),
+}
+"""Kind of observation -> its columns."""
+
+ACTION_COLUMNS: dict[str, tuple[str, ...]] = {"continuous": ("continuous_actions",), "discrete": ("discrete_actions",)}
+"""Kind of action -> its columns."""
+
+RL_COLUMNS = (
+    "continuous_observations",
+    "text_observations",
+    "discrete_observations",
+    "image_observations",
+    "continuous_actions",
+    "discrete_actions",
+    "rewards",
+)
+"""Every column that a row of an RL task can have."""
+
+TEXT_COLUMNS = ("images", "text")
+"""The columns of text and caption datasets, which have one, the other or both."""
+
+FRAMES_SHAPE = (84, 84, 4)  # config.FRAME_SHAPE; importing that brings transformers, which takes seconds
+
+_TYPES: dict[str, tuple[int, str, str]] = {
+    # dimensions, first of which is the steps; dtype; in words
+    "continuous_observations": (2, "float32", "numbers [steps, size]"),
+    "discrete_observations": (2, "int64", "integers [steps, size]"),
+    "image_observations": (4, "uint8", "frames [steps, 84, 84, 4]"),
+    "continuous_actions": (2, "float32", "numbers [steps, size]"),
+    "discrete_actions": (1, "int64", "integers [steps]"),
+    "rewards": (1, "float32", "numbers [steps]"),
+}
+
+
+def action_kind(task: Task) -> str:
+    """ "continuous" or "discrete": what a task's actions are."""
+    return "continuous" if task.observation == "continuous" else "discrete"
+
+
+def task_columns(task: Task) -> tuple[str, ...]:
+    """The columns of a published task, in the order they are stored."""
+    return (*OBSERVATION_COLUMNS[task.observation], *ACTION_COLUMNS[action_kind(task)], "rewards")
+
+
+def task_features(task: Task) -> datasets.Features:
+    """The columns of a published task with their types, as the published dataset has them."""
+    from datasets import Features
+
+    return Features.from_dict(features_dict(task_columns(task)))
+
+
+def features_dict(names: Iterable[str]) -> dict[str, Any]:
+    """Types of RL columns as datasets writes them in JSON; all its versions read these."""
+    return {name: _feature(name) for name in names}
+
+
+def _feature(name: str) -> dict[str, Any]:
+    if name == "text_observations":
+        return _sequence({"dtype": "string", "_type": "Value"})
+    if name == "image_observations":
+        return _sequence({"_type": "Image"})
+    dimensions, dtype, _ = _TYPES[name]
+    feature: dict[str, Any] = {"dtype": dtype, "_type": "Value"}
+    for _ in range(dimensions):
+        feature = _sequence(feature)
+    return feature
+
+
+def _sequence(feature: dict[str, Any]) -> dict[str, Any]:
+    return {"feature": feature, "_type": "Sequence"}
+
+
+def check_columns(names: Iterable[str], *, source: str, task: str | None = None) -> tuple[str, ...]:
+    """Check which columns an RL dataset has.
+
+    Args:
+        names: of the dataset's columns.
+        source: the file or dataset, for the message.
+        task: a published task, whose columns it must have; None accepts one kind of observation and one of action.
+
+    Returns:
+        The columns, in the order they are stored.
+
+    Raises:
+        DataError: columns are missing, unknown, or of several kinds.
+        UnknownTaskError: no such task.
+    """
+    given = list(names)
+    unknown = [name for name in given if name not in RL_COLUMNS]
+    if unknown:
+        raise DataError(f"{source}: column {unknown[0]!r}: expected only {', '.join(RL_COLUMNS)}; rename or remove it")
+    if task is not None:
+        if task not in TASKS:
+            raise unknown_task(task)
+        expected: tuple[str, ...] = task_columns(TASKS[task])
+    else:
+        observations = _one_of("observation", OBSERVATION_COLUMNS, given, source)
+        expected = (*observations, *_one_of("action", ACTION_COLUMNS, given, source), "rewards")
+    missing = [name for name in expected if name not in given]
+    surplus = [name for name in given if name not in expected]
+    if missing or surplus:
+        name = (missing or surplus)[0]
+        what = "is missing" if missing else "does not belong to them"
+        whose = f" of {task}" if task else ""
+        raise DataError(
+            f"{source}: column {name!r} {what}: expected the columns{whose} {', '.join(expected)}; "
+            f"got {', '.join(given) or 'none'}"
+        )
+    return expected
+
+
+def _one_of(what: str, kinds: Mapping[str, tuple[str, ...]], given: list[str], source: str) -> tuple[str, ...]:
+    """The columns of the one kind of which `given` has any; of two kinds that fit the larger."""
+    fitting = [columns for columns in kinds.values() if set(columns) <= set(given)]
+    largest = max(fitting, key=len, default=())
+    others = [name for columns in kinds.values() for name in columns if name in given and name not in largest]
+    if not largest or others:
+        choices = " or ".join(" + ".join(columns) for columns in kinds.values())
+        got = [name for columns in kinds.values() for name in columns if name in given]
+        raise DataError(
+            f"{source}: {what} columns: expected {choices}; got {', '.join(dict.fromkeys(got)) or 'none of them'}"
+        )
+    return largest
+
+
+def check_episode(
+    columns: Mapping[str, Any], *, source: str, row: int | None = None, task: str | None = None
+) -> dict[str, Any]:
+    """Check one row of an RL dataset and return it in the dtypes of `features_dict`.
+
+    Args:
+        columns: name -> arrays or nested lists, time first; images as uint8 [steps, 84, 84, 4]; texts as strings.
+        source: the file or dataset, for the message.
+        row: of the source, for the message.
+        task: as in `check_columns`.
+
+    Returns:
+        Columns in the order they are stored: float32 [L, X], int64 [L, X] or [L], uint8 [L, 84, 84, 4]; texts as a list
+        of L strings. Arrays that are right already are returned as they are, without a copy.
+
+    Raises:
+        DataError: wrong columns; no steps, or columns that differ in their number; steps that differ in size; NaN or
+            infinity; negative integers; another dtype or shape. It names source, row, column and step.
+    """
+    where = source if row is None else f"{source}: row {row}"
+    names = check_columns(columns, source=where, task=task)
+    episode: dict[str, Any] = {}
+    for name in names:
+        values = columns[name]
+        check = _texts if name == "text_observations" else _numbers
+        episode[name] = check(values, name, f"{where}: column {name}")
+    lengths = {name: len(values) for name, values in episode.items()}
+    if min(lengths.values()) != max(lengths.values()):
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"{where}: expected the same number of steps in every column, got {listed}")
+    if task is not None and "discrete_observations" in names and TASKS[task].domain == "babyai":
+        size = episode["discrete_observations"].shape[1]
+        if size != _BABYAI_SIZE:
+            raise DataError(
+                f"{where}: column discrete_observations: expected {_BABYAI_SIZE} integers a step (the direction and "
+                f"7 x 7 x 3 of the view), got {size}"
+            )
+    return episode
+
+
+_BABYAI_SIZE = 148
+
+
+def _texts(values: Any, name: str, where: str) -> list[str]:
+    if isinstance(values, str) or not hasattr(values, "__len__"):
+        raise DataError(f"{where}: expected a list with a string for each step, got {type(values).__name__}")
+    texts = list(values)
+    if not texts:
+        raise DataError(f"{where}: expected at least one step, got none; leave the episode out")
+    for step, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"{where}, step {step}: expected a string, got {type(text).__name__}")
+    return texts
+
+
+def _numbers(values: Any, name: str, where: str) -> np.ndarray:
+    dimensions, dtype, words = _TYPES[name]
+    if not hasattr(values, "__len__"):
+        raise DataError(f"{where}: expected {words}, got {type(values).__name__}")
+    if len(values) == 0:
+        raise DataError(f"{where}: expected at least one step, got none; leave the episode out")
+    try:
+        array = np.asarray(values)
+    except ValueError:  # numpy: "inhomogeneous shape"
+        array = np.empty(0, object)
+    if array.dtype == object:
+        _explain(values, dimensions, words, where)
+    _check_dtype(array, dtype, words, where)
+    if array.ndim != dimensions or 0 in array.shape:
+        raise DataError(f"{where}: expected {words}, got shape {list(array.shape)}")
+    if name == "image_observations":
+        if array.shape[1:] != FRAMES_SHAPE:
+            raise DataError(f"{where}: expected {words}, got shape {list(array.shape)}")
+        return array
+    if dtype == "float32":
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32, copy=False)
+        _check_all(np.isfinite(array), array, "a finite number", where)
+    else:
+        array = array.astype(np.int64, copy=False)
+        _check_all(array >= 0, array, "an integer of at least 0", where)
+    return array
+
+
+def _check_dtype(array: np.ndarray, dtype: str, words: str, where: str) -> None:
+    kinds = {"float32": "fiu", "int64": "iu", "uint8": "u"}[dtype]
+    if array.dtype.kind not in kinds or (dtype == "uint8" and array.dtype != np.uint8):
+        raise DataError(f"{where}: expected {words} as {dtype}, got {array.dtype}")
+
+
+def _check_all(good: np.ndarray, array: np.ndarray, expected: str, where: str) -> None:
+    if not good.all():
+        index = np.unravel_index(int(np.argmin(good)), good.shape)
+        element = f" (element {int(index[1])})" if len(index) > 1 else ""
+        raise DataError(
+            f"{where}, step {int(index[0])}{element}: expected {expected}, got {array[index]}; repair the episode or "
+            "leave it out"
+        )
+
+
+def _explain(values: Any, dimensions: int, words: str, where: str) -> None:
+    """Raises `DataError` with the first step that keeps `values` from being one array of numbers."""
+    first: tuple[int, ...] | None = None
+    for step, value in enumerate(values):
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            array = np.empty(0, object)
+        if array.dtype == object:
+            got = "no value" if value is None else "missing values or rows of different sizes"
+            raise DataError(f"{where}, step {step}: expected {words}, got {got}; repair the episode or leave it out")
+        first = first if first is not None else array.shape
+        if array.shape != first:
+            raise DataError(
+                f"{where}, step {step}: expected shape {list(first)} as in step 0, got {list(array.shape)}; every step "
+                "of an episode has the same size"
+            )
+    raise DataError(f"{where}: expected {words}, got values of mixed types")
