@@ -12,6 +12,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "play": "watch or record an agent on one task",
     "eval": "score an agent on tasks, as published",
+    "collect": "collect expert episodes as a dataset",
     "tasks": "list the 157 tasks, or check that they run here",
     "info": "versions, device, compiled extensions, simulators",
     "demo": "one task of every domain, in about a minute, without a checkpoint",
@@ -20,6 +21,7 @@ COMMANDS = {
 _MODULES = {
     "play": "jat_engine.cli.play",
     "eval": "jat_engine.cli.evaluate",
+    "collect": "jat_engine.cli.collect",
     "tasks": "jat_engine.cli.tasks",
     "info": "jat_engine.cli.info",
     "demo": "jat_engine.demo",

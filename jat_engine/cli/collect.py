@@ -1,0 +1,159 @@
+"""`jat-engine collect`"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from ..data.requirements import require_train_extra
+from ..envs import TASKS
+from ..evaluation import normalize
+from .arguments import note, parse
+from .report import mean_std, number, print_table
+
+if TYPE_CHECKING:
+    from ..data.collection import Collection
+    from ..data.player import Steps
+    from ..data.unfinished import Progress
+
+
+@dataclass(kw_only=True)
+class CollectArguments:
+    tasks: list[str] = field(
+        metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all; of those, the ones with an expert"}
+    )
+    output_dir: str = field(metadata={"help": "the dataset; tasks that are in it are kept, and resumed if unfinished"})
+    num_episodes: int = field(default=100, metadata={"help": "stored per task, both splits together"})
+    seed: int = field(default=0, metadata={"help": "attempt i of a task has seed + i"})
+    num_workers: int | None = field(default=None, metadata={"help": "processes that play; by default one a core"})
+    noise: float = field(
+        default=0.0,
+        metadata={
+            "help": "standard deviation of what is added to continuous actions, probability of a random discrete one; "
+            "stored is always the expert's action"
+        },
+    )
+    test_fraction: float = field(default=0.1, metadata={"help": "of the episodes, for the split `test`"})
+    keep_failures: bool = field(default=False, metadata={"help": "store episodes that do not succeed, too"})
+    push_to_hub: bool = field(default=False, metadata={"help": "upload the dataset afterwards"})
+    repo_id: str | None = field(default=None, metadata={"help": "dataset on the hub to upload to"})
+
+    def check(self) -> None:
+        if self.push_to_hub and not self.repo_id:
+            raise ValueError("--push_to_hub needs --repo_id owner/name")
+
+
+def run(argv: Sequence[str]) -> int:
+    (arguments,) = parse(
+        "collect", "Collect expert episodes as a dataset in the published layout.", [CollectArguments], argv
+    )
+    arguments.check()
+    require_train_extra()
+    from ..data.collector import collect
+
+    with _Bars() as bars:
+        collected = collect(
+            arguments.tasks,
+            arguments.output_dir,
+            num_episodes=arguments.num_episodes,
+            seed=arguments.seed,
+            num_workers=arguments.num_workers,
+            noise=arguments.noise,
+            test_fraction=arguments.test_fraction,
+            keep_failures=arguments.keep_failures,
+            on_progress=bars.show,
+        )
+    _print(list(collected.values()))
+    folder = Path(arguments.output_dir)
+    note(f"wrote {folder}; load_dataset({str(folder)!r}, {next(iter(collected))!r}) reads it")
+    if arguments.push_to_hub:
+        from ..data.hub import push_to_hub
+
+        note(f"pushed to {push_to_hub(folder, arguments.repo_id)}")
+    return 0
+
+
+class _Bars:
+    """On standard error, if that is a terminal: all episodes, and those of the task that was heard of last."""
+
+    def __init__(self) -> None:
+        self._all = tqdm(desc="collect", unit="episode", disable=None, position=0)
+        self._task = tqdm(unit="episode", disable=None, position=1, leave=False)
+        self._progress: dict[str, Progress] = {}
+        self._steps: dict[str, int] = {}
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._task.close()
+        self._all.close()
+
+    def show(self, event: Progress | Steps | Collection) -> None:
+        """`on_progress` of `collect`."""
+        from ..data.collection import Collection
+        from ..data.player import Steps
+
+        if isinstance(event, Collection):
+            tqdm.write(_sentence(event), file=sys.stderr)
+            return
+        if self._all.disable:
+            return
+        if isinstance(event, Steps):
+            self._steps[event.task] = self._steps.get(event.task, 0) + event.count
+        else:
+            self._progress[event.task] = event
+        self._all.total = sum(progress.num_episodes for progress in self._progress.values())
+        self._all.n = sum(progress.episodes for progress in self._progress.values())
+        self._all.set_postfix_str(f"{sum(self._steps.values()):,} steps", refresh=False)
+        self._all.refresh()
+        self._show_task(event.task)
+
+    def _show_task(self, task: str) -> None:
+        progress = self._progress[task]
+        self._task.set_description(task, refresh=False)
+        self._task.total, self._task.n = progress.num_episodes, progress.episodes
+        words = [f"{self._steps.get(task, 0):,} steps"]
+        if progress.episodes:
+            words.append(f"return {number(progress.mean_return)}")
+        if progress.success_rate is not None:
+            words.append(f"success {progress.success_rate:.0%}")
+        self._task.set_postfix_str(", ".join(words), refresh=False)
+        self._task.refresh()
+
+
+def _sentence(collection: Collection) -> str:
+    return (
+        f"{collection.task}: {collection.num_episodes} episodes, {collection.steps:,} steps, "
+        f"return {mean_std(collection.returns)}, success {_success(collection)}, "
+        f"expert-normalised {_normalized(collection)}"
+    )
+
+
+def _success(collection: Collection) -> str:
+    rate = collection.success_rate
+    return "-" if rate is None else f"{rate:.1%} of {collection.attempts}"
+
+
+def _normalized(collection: Collection) -> str:
+    scores = normalize(collection.returns, TASKS[collection.task])
+    return "undefined" if scores is None else f"{float(np.mean(scores)):.3f}"
+
+
+def _print(collected: list[Collection]) -> None:
+    columns = {
+        "task": [c.task for c in collected],
+        "train": [str(c.splits.count("train")) for c in collected],
+        "test": [str(c.splits.count("test")) for c in collected],
+        "steps": [f"{c.steps:,}" for c in collected],
+        "return": [mean_std(c.returns) for c in collected],
+        "success": [_success(c) for c in collected],
+        "expert-normalised": [_normalized(c) for c in collected],
+    }
+    print_table(f"{len(collected)} tasks", columns, left=["task"], optional=["success", "steps"])

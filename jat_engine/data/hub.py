@@ -1,0 +1,50 @@
+"""Publishing a dataset on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from ..errors import DataError
+from .card import card, collections
+from .collection import FILE_NAME
+
+
+def push_to_hub(folder: Path, repo_id: str, *, api: HfApi | None = None) -> str:
+    """Upload all finished tasks of `folder` and their data card in one commit.
+
+    What the repository has of these tasks is replaced, shards that are no more included; its other folders stay, but
+    the card only lists what is uploaded.
+
+    Args:
+        api: with the token to use; by default that of `hf auth login` or `HF_TOKEN`.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        DataError: there is no finished task.
+    """
+    stored = collections(folder)
+    if not stored:
+        raise DataError(f"{folder}: expected tasks that `jat-engine collect` finished, got none")
+    api = api or HfApi()
+    repo = api.create_repo(repo_id=repo_id, repo_type="dataset", exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        upload = Path(name)
+        for collection in stored:
+            source, target = (folder / collection.task).resolve(), upload / collection.task
+            target.mkdir()
+            for file in (FILE_NAME, *(file for files in collection.files.values() for file in files)):
+                (target / file).symlink_to(source / file)
+        (upload / "README.md").write_text(card(repo_id, stored), encoding="utf-8")
+        api.upload_folder(
+            repo_id=repo_id,
+            repo_type="dataset",
+            folder_path=upload,
+            commit_message=f"Upload {len(stored)} tasks",
+            delete_patterns=[f"{collection.task}/*" for collection in stored],
+        )
+    return str(repo)
