@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,16 @@ A row is an episode, a column has one entry a step. `rewards[t]` is what the act
 observation after the last action is not stored. `image_observations` are 84 x 84 RGBA images, whose channels are the
 last four grey frames, oldest first.
 
-Collect them again: `jat-engine collect --tasks {example} --num_episodes {example_episodes} --seed {example_seed}
+Collect them again: `jat-engine collect --tasks {example} --num_episodes {example_episodes} --seed {example_seed}{flags}
 --output_dir DIR`.
 
 ## Tasks
 
 Returns are mean ± standard deviation of the stored episodes, both splits together. *Success* is the share of all
-attempts that succeeded{failures}. Published expert and random returns are those of the
-paper; *normalised* is (return - random) / (expert - random), where that is defined. *Noise* is what was executed beside
-the expert's action, which is what is stored: standard deviation (continuous actions) or probability of a random action.
+attempts that succeeded{failures}. Published expert and random returns are those of the paper;
+*normalised* is (return - random) / (expert - random), where that is defined. *Noise* disturbed the episodes with odd
+seeds: it is the standard deviation of what was added to the executed action, or the probability that a random one was
+executed instead. What is stored is always the expert's action.
 
 | task | train | test | steps | return | success | published expert | published random | normalised | noise | seeds |
 |---|---|---|---|---|---|---|---|---|---|---|
@@ -105,12 +107,18 @@ def card(name: str, stored: list[Collection]) -> str:
         example=example.task,
         example_episodes=example.num_episodes,
         example_seed=example.settings["seed"],
+        flags=_flags(example.settings),
         failures=failures,
         rows="\n".join(map(_row, stored)),
         experts="\n".join(_experts(stored)),
         versions="\n".join(_versions(stored)),
     )
     return f"---\n{data.to_yaml()}\n---\n{body}"
+
+
+def _flags(settings: Mapping[str, Any]) -> str:
+    noise = f" --noise {settings['noise']:g}" if settings["noise"] else ""
+    return noise + (" --keep_failures" if settings["keep_failures"] else "")
 
 
 def _config(collection: Collection) -> dict[str, Any]:

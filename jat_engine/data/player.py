@@ -136,7 +136,8 @@ class Player:
                 noise=job.noise,
                 on_step=lambda *_: self._count(job.task),
             )
-            kept = job.keep_failures or played.success is not False
+            # An expert that is lost at once leaves an episode without steps, which is none.
+            kept = played.length > 0 and (job.keep_failures or played.success is not False)
             if kept:
                 source = f"{job.task}: episode with seed {job.seed + index}"
                 rows.append(episode_row(check_episode(played.columns, source=source, task=job.task)))
