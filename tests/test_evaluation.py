@@ -24,8 +24,8 @@ from jat_engine.evaluation import (
     undefined_reason,
     write_grid,
 )
-from jat_engine.evaluation.results import write_json
 from jat_engine.evaluation.video import read_video
+from jat_engine.files import write_json
 
 
 class Scripted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..envs import DOMAINS, TASKS
+from ..files import write_text
 from .chunks import locked
 from .collection import Collection
 
@@ -62,13 +62,7 @@ def write_card(folder: Path) -> Path:
     """Make README.md of every `collection.json` in `folder`, as a whole or not at all."""
     path = folder / "README.md"
     with locked(folder):
-        text = card(folder.resolve().name, collections(folder))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, card(folder.resolve().name, collections(folder)))
     return path
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import DataError
+from ..files import write_json
 from .shards import RowWriter
 
 if sys.platform != "win32":
@@ -93,8 +94,6 @@ class ChunkFolder:
             raise
 
     def _check(self, settings: Mapping[str, Any]) -> None:
-        from ..evaluation.results import write_json  # brings torch, which the players do without
-
         path = self.folder / "settings.json"
         if path.exists():
             check_settings(json.loads(path.read_text()), settings, self.folder)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import DataError
+from ..files import write_json
 from .shards import read_rows
 
 FILE_NAME = "collection.json"
@@ -78,8 +79,6 @@ class Collection:
             ) from None
 
     def write(self, folder: Path) -> None:
-        from ..evaluation.results import write_json
-
         write_json(folder / FILE_NAME, asdict(self), indent=2)
 
     def rows(self, folder: Path) -> Iterator[pa.Table]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import write_json
 from ..info import versions
 from .rollout import EpisodeResult
 from .scores import Interval, Reference, interquartile_mean, normalize, undefined_reason
@@ -138,24 +136,3 @@ _REFERENCES: tuple[Reference, ...] = ("expert", "human")
 
 def _mean_std(values: np.ndarray) -> Statistic:
     return {"mean": float(values.mean()), "std": float(values.std())}
-
-
-def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write strict JSON (NaN and infinities become null) to a temporary file beside `path`, then rename it."""
-    text = json.dumps(_strict(value), indent=indent, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
