@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,17 +16,23 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from jat_engine.experts import demonstrate, make_expert
 
+from jat_engine import DataError
+from jat_engine.cli import main
 from jat_engine.cli.environment import evaluation_env
 from jat_engine.data import check_episode, collect
+from jat_engine.data.card import write_card
+from jat_engine.data.chunks import Attempt, ChunkFolder, write_chunk
 from jat_engine.data.collection import Collection, choose_splits
 from jat_engine.data.columns import task_columns
+from jat_engine.data.hub import push_to_hub
+from jat_engine.data.player import Steps
 from jat_engine.data.shards import ShardWriter, episode_row, read_rows, schema
-from jat_engine.data.unfinished import Progress
+from jat_engine.data.unfinished import Progress, Unfinished, replace_folder, restore_folder
 from jat_engine.envs import TASKS
+from jat_engine.experts import demonstrate, make_expert
 
-OPEN: dict[str, Any] = {"tasks": ["babyai-open"], "num_episodes": 20, "noise": 0.9}
+OPEN: dict[str, Any] = {"tasks": ["babyai-open"], "num_episodes": 12, "noise": 0.9}
 """Some of these fail: every second episode is noisy."""
 
 
@@ -42,19 +51,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- what is stored ------------------------------------------------------------------------------------------------
 
 
-def test_stored_are_the_first_successful_episodes_and_what_the_expert_did(whole: Path) -> None:
+def test_stored_are_the_first_successful_episodes_and_what_the_expert_did(whole: Path, tmp_path: Path) -> None:
     task = TASKS["babyai-open"]
     collection = Collection.read(whole / task.name)
     assert collection is not None
     assert collection.attempts == collection.seeds[-1] + 1
-    assert collection.successes == collection.num_episodes == 20
+    assert collection.successes == collection.num_episodes == 12
     assert 0.5 < collection.success_rate < 1  # type: ignore[operator]
     env = evaluation_env(task)
     expert = make_expert(task, env)
     played = {seed: demonstrate(env, expert, task=task, seed=seed, noise=0.9) for seed in range(6)}
     assert [seed for seed, episode in played.items() if episode.success] == [s for s in collection.seeds if s < 6]
-    splits = {split: datasets.load_dataset(str(whole), task.name, split=split) for split in ("train", "test")}
-    assert {split: len(rows) for split, rows in splits.items()} == {"train": 18, "test": 2}
+    splits = {
+        split: datasets.load_dataset(str(whole), task.name, split=split, cache_dir=str(tmp_path))
+        for split in ("train", "test")
+    }
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 11, "test": 1}
     positions = dict.fromkeys(splits, 0)
     for seed, split, return_ in zip(collection.seeds, collection.splits, collection.returns, strict=True):
         row = splits[split][positions[split]]
@@ -159,7 +171,7 @@ def interrupted(folder: Path, how: str, chunks: int) -> subprocess.CompletedProc
         call = f"collect(**{OPEN}, output_dir={str(folder)!r}, num_workers=2)"
         command = [sys.executable, "-c", f"from jat_engine.data import collect; {call}"]
     else:
-        flags = ["--tasks", *OPEN["tasks"], "--num_episodes", "20", "--noise", "0.9", "--num_workers", "2"]
+        flags = ["--tasks", *OPEN["tasks"], "--num_episodes", "12", "--noise", "0.9", "--num_workers", "2"]
         command = [sys.executable, "-m", "jat_engine.cli", "collect", *flags, "--output_dir", str(folder)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
@@ -201,15 +213,223 @@ def test_killed_interrupted_and_resumed_by_other_workers_it_is_the_same(whole: P
 
 
 def test_a_player_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
-    import multiprocessing
-
-    def kill_player(event: Any) -> None:
+    def kill_players(event: Any) -> None:
         if isinstance(event, Progress) and event.attempts:
             for process in multiprocessing.active_children():
                 process.kill()
 
-    with pytest.raises(RuntimeError, match=r"babyai-open, seed .*: the process that played was ended by signal 9"):
-        collect(["babyai-open"], tmp_path, num_episodes=40, num_workers=1, on_progress=kill_player)
+    with pytest.raises(RuntimeError, match=r"^babyai-open, seed .*: the process that played was ended by signal 9"):
+        collect(["babyai-open"], tmp_path, num_episodes=40, num_workers=1, on_progress=kill_players)
     assert multiprocessing.active_children() == []
     assert list(tmp_path.glob(".incomplete/babyai-open/episodes-*.parquet"))
-    assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+# ---- the same command again ----------------------------------------------------------------------------------------
+
+
+def test_a_finished_task_is_left_alone_extended_or_divided_anew(tmp_path: Path) -> None:
+    task = "mujoco-pendulum"
+    events: list[Any] = []
+    options: dict[str, Any] = {"tasks": [task], "num_workers": 1, "on_progress": events.append}
+
+    def loaded() -> list[int]:
+        read = datasets.load_dataset(str(tmp_path / "d"), task, cache_dir=str(tmp_path / "cache"))
+        return [len(rows) for rows in read.values()]
+
+    collect(**options, output_dir=tmp_path / "d", num_episodes=3)
+    assert loaded() == [2, 1]
+    before = contents(tmp_path / "d")
+    events.clear()
+    collection = collect(**options, output_dir=tmp_path / "d", num_episodes=2)[task]
+    assert events == [collection]
+    assert collection.num_episodes == 3
+    assert contents(tmp_path / "d") == before
+
+    events.clear()
+    collect(**options, output_dir=tmp_path / "d", num_episodes=5, test_fraction=0.5)
+    assert [e.attempts for e in events if isinstance(e, Progress)][:2] == [3, 3]  # what there was
+    assert loaded() == [3, 2]  # and not what datasets has in its cache
+    events.clear()
+    collect(**options, output_dir=tmp_path / "d", num_episodes=5, test_fraction=0.2)
+    assert not [e for e in events if isinstance(e, Steps)]
+    collect(**options, output_dir=tmp_path / "e" / "d", num_episodes=5, test_fraction=0.2)
+    assert contents(tmp_path / "d") == contents(tmp_path / "e" / "d")
+
+
+def test_other_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["collect", "--tasks", "mujoco-pendulum", "--output_dir", str(tmp_path), "--num_workers", "1"]
+    assert main([*flags, "--num_episodes", "1"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("1 task\n")
+    assert "mujoco-pendulum: 1 episodes, 1,000 steps" in captured.err
+    kept = contents(tmp_path)
+    for more, message in [
+        (["--seed", "1"], f"{tmp_path}/mujoco-pendulum: expected what was collected with seed 1, got 0; use the same"),
+        (["--noise", "0.5"], "expected what was collected with noise 0.5, got 0.0"),
+        (["--keep_failures"], "expected what was collected with keep_failures True, got False"),
+        (["--tasks", "mujoco-humanoid"], "tasks: mujoco-humanoid has no expert"),
+        (["--num_episodes", "0"], "num_episodes: expected at least 1, got 0"),
+        (["--num_workers", "0"], "num_workers: expected at least 1, got 0"),
+        (["--seed", "-1"], "seed: expected at least 0, got -1"),
+        (["--noise", "nan"], "noise: expected a finite number of at least 0, got nan"),
+        (["--test_fraction", "1"], "test_fraction: expected at least 0 and less than 1, got 1.0"),
+        (["--push_to_hub"], "--push_to_hub needs --repo_id"),
+    ]:
+        assert main([*flags, *more]) == 2
+        assert message in capsys.readouterr().err
+    path = tmp_path / "mujoco-pendulum" / "collection.json"
+    stored = json.loads(path.read_text())
+    stored["settings"]["versions"]["mujoco"] = "2.1"
+    path.write_text(json.dumps(stored))
+    assert main([*flags, "--num_episodes", "1"]) == 0  # nothing is to be played
+    assert main([*flags, "--num_episodes", "2"]) == 2
+    assert "with mujoco 3" in (error := capsys.readouterr().err)
+    assert "got 2.1" in error
+    path.write_text("{}")
+    assert main(flags) == 2
+    assert "collection.json: expected what `jat-engine collect` writes, got KeyError" in capsys.readouterr().err
+    path.unlink()
+    assert main(flags) == 2
+    assert "exists, but was not written by `jat-engine collect`" in capsys.readouterr().err
+    assert set(contents(tmp_path)) == set(kept) - {"mujoco-pendulum/collection.json"}
+
+
+def chunk(folder: Path, first: int, kept: list[bool]) -> Any:
+    names = task_columns(TASKS["babyai-open"])
+    columns = {
+        "text_observations": ["go"],
+        "discrete_observations": np.zeros((1, 148), np.int64),
+        "discrete_actions": [0],
+    }
+    attempts = [Attempt(first + i, 1.0, 1, success, success) for i, success in enumerate(kept)]
+    rows = [
+        episode_row(check_episode({**columns, "rewards": [attempt.index]}, source="x"))
+        for attempt in attempts
+        if attempt.kept
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_chunk(folder, schema(names), attempts, rows, "an expert")
+
+
+def begin(folder: Path, num_episodes: int, stored: Collection | None = None) -> Unfinished:
+    settings = {"seed": 100, "noise": 0.0, "keep_failures": False, "versions": {}}
+    return Unfinished(
+        TASKS["babyai-open"],
+        folder,
+        num_episodes=num_episodes,
+        test_fraction=0,
+        settings=settings,
+        stored=stored,
+    )
+
+
+def test_too_few_successes_end_it(tmp_path: Path) -> None:
+    task = begin(tmp_path, 50)
+    cache = tmp_path / ".incomplete" / "babyai-open"
+    task.add(chunk(cache, 0, [True] * 6 + [False] * 113))
+    task.add(chunk(cache, 119, [True, True]))  # 1 in 20 is enough
+    with pytest.raises(
+        DataError, match="babyai-open: 8 of the first 161 episodes succeeded, expected at least 1 in 20"
+    ):
+        task.add(chunk(cache, 121, [False] * 100))
+    task.close()
+
+
+def test_holes_are_played_first_and_chunks_that_overlap_what_is_stored_count_once(tmp_path: Path) -> None:
+    cache = tmp_path / ".incomplete" / "babyai-open"
+    begin(tmp_path, 5).close()
+    chunk(cache, 0, [True, False])
+    chunk(cache, 4, [True, True, False, True, True])  # left by a player that was quicker
+    (cache / "episodes-0000009-0000009.parquet").write_bytes(b"not parquet")
+    task = begin(tmp_path, 5)
+    assert not task.complete
+    job = task.next_job(players=2)
+    assert job is not None
+    assert (job.first, job.stop, job.seed) == (2, 4, 100)
+    assert task.next_job(players=2) is None  # what is being played should do
+    task.add(chunk(cache, 2, [False, True]))
+    collection = task.finish()
+    task.close()  # as if it had ended here, with the chunks still there
+    assert collection.seeds == [100, 103, 104, 105, 107]
+    assert (collection.attempts, collection.successes) == (8, 5)
+
+    task = begin(tmp_path, 7, stored=Collection.read(tmp_path / "babyai-open"))
+    assert task.progress().episodes == 6
+    job = task.next_job(players=1)
+    assert job is not None
+    assert (job.first, job.stop) == (9, 10)
+    task.add(chunk(cache, 9, [True]))
+    collection = task.finish()
+    task.remove()
+    assert collection.seeds == [100, 103, 104, 105, 107, 108, 109]
+    rows = list(collection.rows(tmp_path / "babyai-open"))
+    assert [row["rewards"][0].as_py()[0] + 100 for row in rows] == collection.seeds
+    assert not (tmp_path / ".incomplete").exists()
+
+
+def test_one_process_at_a_time_and_only_with_the_same_settings(tmp_path: Path) -> None:
+    folder = ChunkFolder(tmp_path / "x", {"seed": 0})
+    with pytest.raises(DataError, match="x: another process is collecting this task"):
+        ChunkFolder(tmp_path / "x", {"seed": 0})
+    folder.close()
+    with pytest.raises(DataError, match="x: expected what was collected with seed 1, got 0"):
+        ChunkFolder(tmp_path / "x", {"seed": 1})
+    ChunkFolder(tmp_path / "x", {"seed": 0}).remove()
+
+
+def test_a_replacement_that_is_interrupted_loses_nothing(tmp_path: Path) -> None:
+    folder, new = tmp_path / "task", tmp_path / ".incomplete" / "task" / "new"
+    for path, text in ((folder, "old"), (new, "new")):
+        path.mkdir(parents=True)
+        (path / "file").write_text(text)
+    folder.replace(new.with_name("old"))  # and no further
+    restore_folder(folder)
+    assert (folder / "file").read_text() == "old"
+    replace_folder(folder, new)
+    restore_folder(folder)
+    assert (folder / "file").read_text() == "new"
+    assert not list(new.parent.iterdir())
+
+
+# ---- card and hub --------------------------------------------------------------------------------------------------
+
+
+class FakeApi:
+    """Keeps what would be uploaded."""
+
+    def create_repo(self, **options: Any) -> str:
+        assert options["repo_type"] == "dataset"
+        return f"https://huggingface.co/datasets/{options['repo_id']}"
+
+    def upload_folder(self, *, folder_path: Path, delete_patterns: list[str], **_: Any) -> None:
+        self.files, self.deleted = contents(folder_path), delete_patterns
+
+
+def test_the_card_lists_what_is_stored_and_all_of_it_is_published(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "d")
+    folder = tmp_path / "d"
+    collect(["mujoco-pendulum"], folder, num_episodes=1, num_workers=1)
+    assert datasets.get_dataset_config_names(str(folder)) == ["babyai-open", "mujoco-pendulum"]
+    assert list(datasets.load_dataset(str(folder), "mujoco-pendulum", cache_dir=str(tmp_path / "c"))) == ["train"]
+    text = (folder / "README.md").read_text()
+    rows = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
+    assert rows["mujoco-pendulum"].startswith("| mujoco-pendulum | 1 | 0 | 1,000 | 1000.00 ± 0.00 | - | 475.398 ±")
+    collection = Collection.read(folder / "babyai-open")
+    assert collection is not None
+    assert f"| {collection.success_rate:.1%} |" in rows["babyai-open"]
+    assert f"| 0.9 | 0 to {collection.seeds[-1]} |" in rows["babyai-open"]
+    assert "license: apache-2.0" in text
+
+    (folder / ".incomplete").mkdir()
+    (folder / ".incomplete" / "half").write_bytes(b"x")
+    api = FakeApi()
+    assert push_to_hub(folder, "me/data", api=api).endswith("datasets/me/data")  # type: ignore[arg-type]
+    assert 'load_dataset("me/data", "babyai-open"' in api.files.pop("README.md").decode()
+    assert api.files == {name: file for name, file in contents(folder).items() if "/" in name and name[0] != "."}
+    assert api.deleted == ["babyai-open/*", "mujoco-pendulum/*"]
+
+    shutil.rmtree(folder / "babyai-open")
+    write_card(folder)
+    assert datasets.get_dataset_config_names(str(folder)) == ["mujoco-pendulum"]
+    with pytest.raises(DataError, match="expected tasks that `jat-engine collect` finished, got none"):
+        push_to_hub(tmp_path, "me/data", api=api)  # type: ignore[arg-type]

@@ -12,8 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.requirements import require_train_extra
-from ..envs import TASKS
+from ..envs import TASKS, expand_tasks
 from ..evaluation import normalize
+from ..experts import EXPERT_TASKS
 from .arguments import note, parse
 from .report import mean_std, number, print_table
 
@@ -57,6 +58,9 @@ def run(argv: Sequence[str]) -> int:
     require_train_extra()
     from ..data.collector import collect
 
+    without = [name for name in expand_tasks(arguments.tasks) if name not in EXPERT_TASKS]
+    if without:
+        note(f"{len(without)} tasks have no expert and are left out: {', '.join(without)}")
     with _Bars() as bars:
         collected = collect(
             arguments.tasks,
@@ -156,4 +160,9 @@ def _print(collected: list[Collection]) -> None:
         "success": [_success(c) for c in collected],
         "expert-normalised": [_normalized(c) for c in collected],
     }
-    print_table(f"{len(collected)} tasks", columns, left=["task"], optional=["success", "steps"])
+    print_table(
+        f"{len(collected)} task{'s' if len(collected) > 1 else ''}",
+        columns,
+        left=["task"],
+        optional=["success", "steps"],
+    )

@@ -117,8 +117,13 @@ def _flags(settings: Mapping[str, Any]) -> str:
 
 def _config(collection: Collection) -> dict[str, Any]:
     splits = [split for split, files in collection.files.items() if files]
-    files = [{"split": split, "path": f"{collection.task}/{split}-*.parquet"} for split in splits]
-    return {"config_name": collection.task, "data_files": files}
+    return {
+        "config_name": collection.task,
+        # datasets keeps what it loaded from a folder under a hash of these lines, not of the files: without the digest
+        # it would go on giving the episodes of before when a task is extended.
+        "description": f"{collection.num_episodes} episodes, SHA-256 {collection.sha256}",
+        "data_files": [{"split": split, "path": f"{collection.task}/{split}-*.parquet"} for split in splits],
+    }
 
 
 def _row(collection: Collection) -> str:

@@ -98,6 +98,8 @@ class ChunkFolder:
         if path.exists():
             check_settings(json.loads(path.read_text()), settings, self.folder)
         else:
+            for chunk in self.folder.glob("episodes-*.parquet"):  # left of a removal that was interrupted
+                chunk.unlink()
             write_json(path, dict(settings), indent=2)
 
     def chunks(self) -> Iterator[Chunk]:
@@ -126,12 +128,17 @@ class ChunkFolder:
 
 def check_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
     """Raises `DataError` for the first setting in which what is stored differs from what is wanted."""
-    for name in sorted({*stored, *wanted}):
-        if stored.get(name) != wanted.get(name):
+    before, now = _flat(stored), _flat(wanted)
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
             raise DataError(
-                f"{folder}: was collected with {name} {stored.get(name)!r}, not {wanted.get(name)!r}; use the same "
-                "again, another --output_dir, or delete that folder to start anew"
+                f"{folder}: expected what was collected with {name} {now.get(name)}, got {before.get(name)}; use the "
+                f"same again, or another --output_dir, or delete {folder} to start anew"
             )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, **settings.get("versions", {}), "versions": None}
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Collection:
         seeds, returns, lengths: of the stored episodes; returns are unclipped.
         splits: "train" or "test".
         files: split -> names of its files.
+        sha256: of all files together, one after the other, train before test.
     """
 
     task: str
@@ -45,6 +47,7 @@ class Collection:
     lengths: list[int]
     splits: list[str]
     files: dict[str, list[str]]
+    sha256: str
 
     @property
     def num_episodes(self) -> int:
@@ -101,6 +104,16 @@ class Collection:
 def _rows(folder: Path, names: list[str]) -> Iterator[pa.Table]:
     for name in names:
         yield from read_rows(folder / name)
+
+
+def digest(files: Iterable[Path]) -> str:
+    """SHA-256 of files, one after the other."""
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
 
 
 def choose_splits(count: int, test_fraction: float, seed: int) -> list[str]:

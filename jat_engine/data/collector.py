@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..cli.environment import require_simulators
-from ..envs import TASKS, expand_tasks
+from ..envs import TASKS, Task, expand_tasks
 from ..errors import DataError
 from ..experts import EXPERT_TASKS
 from ..info import available_cores
 from .card import write_card
-from .chunks import check_settings
+from .chunks import ChunkFolder, check_settings
 from .collection import Collection
 from .player import Played, Steps
 from .players import Players
@@ -47,7 +51,7 @@ def collect(
     Attempt i of a task has seed `seed + i`. Stored are the first `num_episodes` that succeed (all of them, where a task
     has no notion of success). What is stored depends neither on `num_workers` nor on interruptions: what was played is
     kept in `output_dir/.incomplete` until a task is finished, and the same call goes on from there. Finished tasks are
-    left as they are; with a larger `num_episodes` only the missing ones are played.
+    left as they are, also with a smaller `num_episodes`; with a larger one only the missing episodes are played.
 
     The processes that play are spawned: a script that calls this needs `if __name__ == "__main__":`.
 
@@ -73,85 +77,125 @@ def collect(
     """
     names = _tasks_with_expert(tasks)
     _check(num_episodes=num_episodes, seed=seed, num_workers=num_workers, noise=noise, test_fraction=test_fraction)
-    folder = Path(output_dir)
-    settings = {name: _settings(name, seed, noise, keep_failures) for name in names}
-    stored = {name: _stored(folder, name, settings[name]) for name in names}
-    wanted = {
-        name: max(num_episodes, collection.num_episodes if collection else 0) for name, collection in stored.items()
-    }
-    finished: dict[str, Collection] = {}
-    pending: list[str] = []
-    for name, collection in stored.items():
-        if collection is None:
-            pending.append(name)
-        elif wanted[name] > collection.num_episodes:
-            check_settings(collection.settings, settings[name], folder / name)
-            pending.append(name)
-        elif collection.test_fraction != test_fraction:  # only divided anew: whatever versions played, still did
-            settings[name] = collection.settings
-            pending.append(name)
-        else:
-            finished[name] = collection
-    require_simulators(pending)
-    tell = on_progress or (lambda _: None)
-    for collection in finished.values():
-        tell(collection)
-    for name in pending:
-        collection = stored[name]
-        kept = collection.num_episodes if collection else 0
-        tell(Progress(name, wanted[name], kept, attempts=kept, mean_return=math.nan, success_rate=None))
+    folder, tell = Path(output_dir), on_progress or (lambda _: None)
+    plans = [
+        _plan(folder, TASKS[name], num_episodes, test_fraction, _settings(TASKS[name], seed, noise, keep_failures))
+        for name in names
+    ]
+    pending = [plan for plan in plans if not plan.finished]
+    require_simulators(plan.task.name for plan in pending)
+    collected: dict[str, Collection] = {}
+    for plan in plans:
+        if plan.finished and plan.stored is not None:
+            _tidy(folder, plan)
+            collected[plan.task.name] = plan.stored
+            tell(plan.stored)
+    for plan in pending:
+        tell(plan.progress())
     folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(_play(folder, pending, num_workers or available_cores(), tell)) as playing:
+        for collection in playing:
+            collected[collection.task] = collection
+            tell(collection)
+    return {name: collected[name] for name in names}
 
-    players = Players(num_workers or available_cores())
-    unfinished: dict[str, Unfinished] = {}
 
-    def begin(name: str) -> Unfinished:
-        unfinished[name] = Unfinished(
-            TASKS[name],
+@dataclass(frozen=True)
+class _Plan:
+    """What is wanted of a task, and what there is of it."""
+
+    task: Task
+    num_episodes: int
+    test_fraction: float
+    settings: Mapping[str, Any]
+    stored: Collection | None
+
+    @property
+    def finished(self) -> bool:
+        wanted = (self.num_episodes, self.test_fraction)
+        return self.stored is not None and (self.stored.num_episodes, self.stored.test_fraction) == wanted
+
+    def progress(self) -> Progress:
+        kept = self.stored.num_episodes if self.stored else 0
+        return Progress(self.task.name, self.num_episodes, kept, kept, mean_return=math.nan, success_rate=None)
+
+    def begin(self, folder: Path) -> Unfinished:
+        return Unfinished(
+            self.task,
             folder,
-            num_episodes=wanted[name],
-            test_fraction=test_fraction,
-            settings=settings[name],
-            stored=stored[name],
+            num_episodes=self.num_episodes,
+            test_fraction=self.test_fraction,
+            settings=self.settings,
+            stored=self.stored,
         )
-        tell(unfinished[name].progress())
-        return unfinished[name]
 
-    def finish(task: Unfinished) -> None:
-        name = task.task.name
-        finished[name] = task.finish()
-        del unfinished[name]
-        write_card(folder)
-        tell(finished[name])
 
+def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, settings: Mapping[str, Any]) -> _Plan:
+    """Raises `DataError` if what there is of the task does not go with these settings."""
+    path = folder / task.name
+    restore_folder(path)
+    stored = Collection.read(path)
+    if stored is None and path.exists():
+        raise DataError(f"{path}: exists, but was not written by `jat-engine collect`; move it away")
+    if stored is not None and stored.num_episodes >= num_episodes:
+        # Nothing is played, so that only the arguments have to agree, and not what plays.
+        check_settings(stored.settings, {**settings, "versions": stored.settings["versions"]}, path)
+        num_episodes, settings = stored.num_episodes, stored.settings
+    elif stored is not None:
+        check_settings(stored.settings, settings, path)
+    begun = folder / INCOMPLETE / task.name / "settings.json"
+    if begun.exists():
+        check_settings(json.loads(begun.read_text(encoding="utf-8")), settings, begun.parent)
+    return _Plan(task, num_episodes, test_fraction, settings, stored)
+
+
+def _play(
+    folder: Path, pending: list[_Plan], num_workers: int, tell: Callable[[Progress | Steps], None]
+) -> Generator[Collection, None, None]:
+    """Let players play what is missing, task after task; a player that finds nothing left to do begins the next."""
+    waiting, players = deque(pending), Players(num_workers)
+    unfinished: dict[str, Unfinished] = {}
     try:
-        while pending or unfinished:
+        while waiting or unfinished:
             while players.idle():
-                job = next(filter(None, (task.next_job(players.count) for task in unfinished.values())), None)
+                job = next(filter(None, (task.next_job(num_workers) for task in unfinished.values())), None)
                 if job is not None:
                     players.give(job)
-                elif pending:
-                    task = begin(pending.pop(0))
-                    if task.ready:
-                        finish(task)
+                elif waiting:
+                    task = waiting.popleft().begin(folder)
+                    unfinished[task.name] = task
+                    tell(task.progress())
                 else:
                     break
-            if not players.busy():
-                continue
             for message in players.receive():
                 if isinstance(message, Played):
                     task = unfinished[message.job.task]
                     task.add(message.chunk)
                     tell(task.progress())
-                    if task.ready:
-                        finish(task)
                 else:
                     tell(message)
+            for name in [name for name, task in unfinished.items() if task.ready]:
+                yield _finish(folder, unfinished[name])
+                del unfinished[name]
     finally:
         players.close()
         for task in unfinished.values():
             task.close()
-    return {name: finished[name] for name in names}
+
+
+def _finish(folder: Path, task: Unfinished) -> Collection:
+    collection = task.finish()
+    write_card(folder)
+    task.remove()
+    return collection
+
+
+def _tidy(folder: Path, plan: _Plan) -> None:
+    """Do what an interruption after the last episode left undone."""
+    leftover = folder / INCOMPLETE / plan.task.name
+    if leftover.exists():
+        ChunkFolder(leftover, plan.settings).remove()
+        write_card(folder)
 
 
 def _tasks_with_expert(tasks: Iterable[str]) -> list[str]:
@@ -180,26 +224,10 @@ def _check(*, num_episodes: int, seed: int, num_workers: int | None, noise: floa
         raise ValueError(f"test_fraction: expected at least 0 and less than 1, got {test_fraction}")
 
 
-def _settings(name: str, seed: int, noise: float, keep_failures: bool) -> dict[str, Any]:
-    versions = {}
-    for distribution in ("jat-engine", "numpy", *_SIMULATORS[TASKS[name].domain]):
-        try:
+def _settings(task: Task, seed: int, noise: float, keep_failures: bool) -> dict[str, Any]:
+    """What an episode depends on, beside its number."""
+    versions = {"jat_engine": __version__}
+    for distribution in ("numpy", *_SIMULATORS[task.domain]):
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[distribution] = metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
     return {"seed": seed, "noise": float(noise), "keep_failures": keep_failures, "versions": versions}
-
-
-def _stored(folder: Path, name: str, settings: Mapping[str, Any]) -> Collection | None:
-    """What is there of a finished task; raises `DataError` unless it was collected with these arguments."""
-    restore_folder(folder / name)
-    collection = Collection.read(folder / name)
-    if collection is not None:
-        arguments = {key: value for key, value in settings.items() if key != "versions"}
-        check_settings({key: collection.settings.get(key) for key in arguments}, arguments, folder / name)
-    elif (folder / name).exists():
-        raise DataError(f"{folder / name}: exists, but was not written by `jat-engine collect`; move it away")
-    begun = folder / INCOMPLETE / name / "settings.json"
-    if begun.exists():
-        check_settings(json.loads(begun.read_text()), settings, begun.parent)
-    return collection

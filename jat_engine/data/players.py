@@ -34,9 +34,6 @@ class Players:
         """How many more jobs could be given."""
         return self.count - len(self._jobs)
 
-    def busy(self) -> bool:
-        return bool(self._jobs)
-
     def give(self, job: Job) -> None:
         """Send a job to a player that has none."""
         connection = next((c for c in self._processes if c not in self._jobs), None) or self._start()
@@ -54,13 +51,15 @@ class Players:
         return ours
 
     def receive(self) -> list[Played | Steps]:
-        """Wait for messages.
+        """Wait for messages; none come if nobody plays.
 
         Raises:
             DataError, OSError: a player met one.
             RuntimeError: a player failed otherwise, or its process ended.
         """
         messages: list[Played | Steps] = []
+        if not self._jobs:
+            return messages
         for connection in wait(list(self._processes)):
             assert isinstance(connection, Connection), "only those are waited for"
             try:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ..envs import Task
 from ..errors import DataError
 from .chunks import Attempt, Chunk, ChunkFolder, locked
-from .collection import Collection, choose_splits
+from .collection import Collection, choose_splits, digest
 from .columns import task_columns
 from .player import Job
 from .shards import ShardWriter, read_rows, schema
@@ -80,8 +80,9 @@ class Unfinished:
         self._attempts: dict[int, Attempt] = {}
         self._playing: set[int] = set()
         self._expert = "" if stored is None else stored.expert
+        self._first = 0 if stored is None else stored.attempts  # those before it are in `stored`
         # All attempts before `_next` are played; these two count among them.
-        self._next = 0 if stored is None else stored.attempts
+        self._next = self._first
         self._kept = 0 if stored is None else stored.num_episodes
         self._successes = (0 if stored is None else stored.successes) or 0
         self._cache = ChunkFolder(output_dir / INCOMPLETE / task.name, settings)
@@ -91,6 +92,10 @@ class Unfinished:
         except BaseException:
             self._cache.close()
             raise
+
+    @property
+    def name(self) -> str:
+        return self.task.name
 
     @property
     def complete(self) -> bool:
@@ -143,7 +148,7 @@ class Unfinished:
 
     def _add(self, chunk: Chunk) -> None:
         self._chunks[chunk.attempts[0].index] = chunk
-        self._attempts.update((attempt.index, attempt) for attempt in chunk.attempts)
+        self._attempts.update((a.index, a) for a in chunk.attempts if a.index >= self._first)
         self._expert = chunk.expert
         while self._next in self._attempts and not self.complete:
             attempt = self._attempts[self._next]
@@ -175,7 +180,7 @@ class Unfinished:
         )
 
     def finish(self) -> Collection:
-        """Write the task's folder, in the place of one that may be there, and remove what is not needed any more."""
+        """Write the task's folder, in the place of one that may be there."""
         assert self.ready, "a player would write into a folder that is gone"
         new = self._cache.folder / "new"
         shutil.rmtree(new, ignore_errors=True)
@@ -188,20 +193,17 @@ class Unfinished:
         collection = self._collection(splits, {split: writer.close() for split, writer in writers.items()})
         collection.write(new)
         replace_folder(self._folder, new)
-        self._cache.remove()
         return collection
 
     def _rows(self) -> Iterator[pa.Table]:
-        missing = self.num_episodes
         if self._stored is not None:
-            missing -= self._stored.num_episodes
             yield from self._stored.rows(self._folder)
         for first in sorted(self._chunks):
-            for row in read_rows(self._chunks[first].path):
-                if missing == 0:
-                    return
-                missing -= 1
-                yield row
+            chunk = self._chunks[first]
+            kept = [attempt for attempt in chunk.attempts if attempt.kept]
+            for attempt, row in zip(kept, read_rows(chunk.path), strict=True):
+                if self._first <= attempt.index < self._next:
+                    yield row
 
     def _collection(self, splits: list[str], files: Mapping[str, list[Path]]) -> Collection:
         kept = [self._attempts[i] for i in sorted(self._attempts) if i < self._next and self._attempts[i].kept]
@@ -221,7 +223,12 @@ class Unfinished:
             lengths=[*(stored.lengths if stored else []), *(attempt.length for attempt in kept)],
             splits=splits,
             files={split: [path.name for path in paths] for split, paths in files.items()},
+            sha256=digest(path for paths in files.values() for path in paths),
         )
+
+    def remove(self) -> None:
+        """What was played is stored elsewhere now."""
+        self._cache.remove()
 
     def close(self) -> None:
         """Leave what was played for the next time."""
@@ -232,6 +239,7 @@ def replace_folder(folder: Path, new: Path) -> None:
     """Rename `new` to `folder`. If this is interrupted between two renames, `restore_folder` makes up for it."""
     old = new.with_name("old")
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         folder.replace(old)
     new.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
