@@ -20,6 +20,7 @@ SIMULATORS = {
     "mujoco": ["mujoco>=3.3", "imageio"],
 }
 VIDEO = ["imageio-ffmpeg>=0.6"]
+TRAIN = ["accelerate>=1.1", "datasets>=3", "tensorboard>=2.16"]
 
 
 class CMakeBuild(build_ext):
@@ -106,9 +107,10 @@ setup(
     extras_require={
         **SIMULATORS,
         "video": VIDEO,
+        "train": TRAIN,
         "cuda": ["triton>=3.6"],
         "bench": ["matplotlib>=3.8"],
-        "all": sorted({package for packages in SIMULATORS.values() for package in packages} | set(VIDEO)),
+        "all": sorted({package for packages in SIMULATORS.values() for package in packages} | {*VIDEO, *TRAIN}),
         "dev": [
             "clang-format>=18",
             "cmake>=3.24",

@@ -1,0 +1,238 @@
+"""`jat-engine train`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from tqdm import tqdm
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..config import PRESETS, JatConfig
+from ..envs import TASKS
+from ..training import recipe, require_train_extra
+from .agent import quiet_loading
+from .arguments import note, parse
+
+
+@dataclass
+class TrainModelArguments:
+    """The model that is trained: a checkpoint's, or a new one."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "folder of a checkpoint, or its name on the hub, to go on from"}
+    )
+    preset: str | None = field(
+        default=None, metadata={"help": "a new model of a published size", "choices": list(PRESETS)}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "a new model of this config.json, its folder, or its name on the hub"}
+    )
+    processor_name: str | None = field(
+        default=None,
+        metadata={"help": "processor of a new model: folder or name on the hub; by default every byte is a token"},
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "where downloads and prepared data are kept"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "ignored: code in a checkpoint is never run"})
+
+    def check(self) -> None:
+        given = [self.model_name_or_path, self.preset, self.config_name]
+        if sum(value is not None for value in given) != 1:
+            raise ValueError("expected one of --model_name_or_path, --preset and --config_name")
+        if self.processor_name and self.model_name_or_path:
+            raise ValueError("--processor_name: expected none with --model_name_or_path, whose processor is used")
+        if self.trust_remote_code:
+            note("--trust_remote_code is ignored: code in a checkpoint is never run")
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    """What it is trained on."""
+
+    tasks: list[str] = field(metadata={"help": "tasks, domains (atari babyai metaworld mujoco), all, or text datasets"})
+    dataset: str = field(
+        default="jat-project/jat-dataset",
+        metadata={"help": "a folder that `jat-engine collect` wrote, or a dataset on the hub"},
+    )
+    loss_weights: list[str] = field(
+        default_factory=list, metadata={"help": "task=x or domain=x instead of the published weights"}
+    )
+    sampling_weights: list[str] = field(
+        default_factory=list, metadata={"help": "task=x or domain=x instead of the published weights"}
+    )
+    batch_sizes: list[str] = field(
+        default_factory=list, metadata={"help": "task=n or domain=n instead of --per_device_train_batch_size"}
+    )
+    eval_num_samples: int | None = field(
+        default=None, metadata={"help": "so many of the first test pieces of each task; by default all"}
+    )
+
+    def check(self) -> None:
+        if self.eval_num_samples is not None and self.eval_num_samples < 1:
+            raise ValueError(f"--eval_num_samples: expected at least 1, got {self.eval_num_samples}")
+
+
+@dataclass
+class JatTrainingArguments(TrainingArguments):
+    """transformers', with what batches of one task need."""
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:
+            raise ValueError("--output_dir: expected a folder for checkpoints, got none")
+        super().__post_init__()
+        self.remove_unused_columns = False  # batches are made for `forward`
+        loading: Any = self.accelerator_config
+        loading.even_batches = False  # batches differ in size, and are as many as processes need
+        loading.split_batches = loading.dispatch_batches = False
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = True  # a batch of one task leaves the other encoders out
+
+
+def run(argv: Sequence[str]) -> int:
+    require_train_extra()
+    model_arguments, data, arguments = parse(
+        "train",
+        "Train an agent, as the published one was.",
+        [TrainModelArguments, DataArguments, JatTrainingArguments],
+        argv,
+    )
+    from transformers import set_seed
+
+    from ..training.trainer import JatTrainer
+
+    model_arguments.check()
+    data.check()
+    tasks = recipe.expand(data.tasks)
+    loss_weights = {task: recipe.loss_weight(task) for task in tasks}
+    loss_weights |= recipe.overrides("--loss_weights", data.loss_weights, tasks, float)
+    sampling_weights = {task: recipe.sampling_weight(task) for task in tasks}
+    sampling_weights |= recipe.overrides("--sampling_weights", data.sampling_weights, tasks, float)
+    batch_sizes = recipe.overrides("--batch_sizes", data.batch_sizes, tasks, int)
+    resume = checkpoint_to_resume(arguments)
+
+    set_seed(arguments.seed)  # weights of a new model
+    model, processor = make_model(model_arguments)
+    with arguments.main_process_first(local=True, desc="preparing the data"):
+        train, test = load_pieces(data, tasks, model, processor, loss_weights, model_arguments.cache_dir, arguments)
+    trainer = JatTrainer(
+        model,
+        arguments,
+        train_dataset=train,
+        eval_dataset=test,
+        processor=processor,
+        sampling_weights=sampling_weights,
+        batch_sizes=batch_sizes,
+    )
+    if trainer.is_world_process_zero():
+        steps = sum(pieces.num_steps for pieces in train.tasks)
+        note(f"{len(tasks)} task(s), {len(train)} pieces, {steps} steps; an epoch is {len(trainer.sampler)} batches")
+    result = trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    if trainer.is_world_process_zero():
+        note(f"wrote {arguments.output_dir}")
+    return 0
+
+
+def checkpoint_to_resume(arguments: JatTrainingArguments) -> str | None:
+    """The checkpoint named, or with "latest" (also "true") the newest in the output folder.
+
+    Raises:
+        ValueError: there is none; or there is one, and it is not said whether to go on from it.
+    """
+    given = arguments.resume_from_checkpoint
+    folder = Path(str(arguments.output_dir))
+    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if given is None:
+        if newest is not None:
+            raise ValueError(
+                f"--output_dir: expected a folder without checkpoints, got one with {Path(newest).name}; go on from "
+                "it with --resume_from_checkpoint latest, or name another folder"
+            )
+        return None
+    if str(given).lower() in ("latest", "true"):
+        if newest is None:
+            raise ValueError(f"--resume_from_checkpoint latest: there is no checkpoint in {folder}")
+        return str(newest)
+    if not (Path(given) / "trainer_state.json").exists():
+        raise ValueError(f"--resume_from_checkpoint: expected the folder of a checkpoint, got {given}")
+    return str(given)
+
+
+def make_model(arguments: TrainModelArguments) -> tuple[Any, Any]:
+    """The model in float32, and its processor."""
+    from .. import JatModel, JatProcessor
+
+    options: dict[str, Any] = {"cache_dir": arguments.cache_dir}
+    with quiet_loading():
+        try:
+            if arguments.model_name_or_path is not None:
+                model = JatModel.from_pretrained(arguments.model_name_or_path, **options)
+                return model.float(), JatProcessor.from_pretrained(arguments.model_name_or_path, **options)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error
+        if arguments.preset is not None:
+            config = JatConfig.from_preset(arguments.preset)
+        else:
+            try:
+                config = JatConfig.from_pretrained(str(arguments.config_name), **options)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"--config_name {arguments.config_name}: {error}") from error
+        if arguments.processor_name is None:
+            processor = JatProcessor.byte_level(config)
+        else:
+            try:
+                processor = JatProcessor.from_pretrained(arguments.processor_name, **options)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"--processor_name {arguments.processor_name}: {error}") from error
+    if len(processor.tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"vocab_size: expected at least the {len(processor.tokenizer)} tokens of the tokenizer, "
+            f"got {config.vocab_size}"
+        )
+    return JatModel(config), processor
+
+
+def load_pieces(
+    data: DataArguments,
+    tasks: Sequence[str],
+    model: Any,
+    processor: Any,
+    loss_weights: dict[str, float],
+    cache_dir: str | None,
+    arguments: JatTrainingArguments,
+) -> tuple[Any, dict[str, Any]]:
+    """The training pieces of all tasks, and the test pieces by task if evaluations are asked for."""
+    from ..training.dataset import Pieces, TaskDataset
+    from ..training.prepare import PieceSettings, prepare
+    from ..training.sources import open_source
+
+    root = Path(cache_dir or constants.HF_HOME) / "jat_engine" / "pieces"
+    splits = ["train", "test"] if arguments.eval_strategy != "no" else ["train"]
+    pieces: dict[str, dict[str, Pieces]] = {split: {} for split in splits}
+    with tqdm(desc="preparing", unit="episode", disable=None, leave=False) as bar:
+        for task in tasks:
+            if task not in TASKS:
+                raise ValueError(f"--tasks: {task}: text datasets are not supported yet")
+            for split in splits:
+                bar.set_description(f"preparing {task}", refresh=False)
+                source = open_source(data.dataset, task, split, cache_dir=cache_dir)
+                if source is None:
+                    if split == "train":
+                        raise ValueError(f"--dataset {data.dataset}: {task}: expected a split train, got none")
+                    note(f"{task}: no test split; it is not evaluated")
+                    continue
+                settings = PieceSettings.of(
+                    task, split, recipe.piece_length(task, model.config), model.config, processor
+                )
+                folder = prepare(source, settings, processor.encode_mission, root, bar.update)
+                limit = data.eval_num_samples if split == "test" else None
+                pieces[split][task] = Pieces(folder, task, loss_weight=loss_weights[task], limit=limit)
+    test = {task: TaskDataset([found]) for task, found in pieces.get("test", {}).items()}
+    return TaskDataset(pieces["train"].values()), test

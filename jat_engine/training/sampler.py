@@ -1,0 +1,87 @@
+"""Which pieces make which batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class TaskBatchSampler(Sampler[list[int]]):
+    """Batches of one task each; every batch's task is drawn by weight, until every piece has been used.
+
+    A task whose pieces are used up before others are begins anew in another order. An epoch is as long as the first
+    draw makes it; later ones have the same number of batches of each task in another order, so that a run can be
+    resumed at any step. Everything follows from the seed.
+
+    Args:
+        num_pieces: of each task; pieces are numbered one task after the other.
+        batch_sizes: pieces in a batch of each task.
+        weights: how often a task is drawn, relative to the others.
+        multiple_of: the number of batches of an epoch; with several processes, theirs.
+    """
+
+    def __init__(
+        self,
+        num_pieces: Sequence[int],
+        batch_sizes: Sequence[int],
+        weights: Sequence[float],
+        *,
+        seed: int = 0,
+        multiple_of: int = 1,
+    ) -> None:
+        self.num_pieces = list(num_pieces)
+        self.batch_sizes = list(batch_sizes)
+        self.weights = np.asarray(weights, np.float64) / np.sum(weights)
+        self.seed = seed
+        self.epoch = 0
+        self.drop_last = False  # accelerate asks
+        self._first = np.cumsum([0, *self.num_pieces])
+        self._tasks = self._draw(multiple_of)  # [batches], task of each
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def tasks(self, epoch: int) -> np.ndarray:
+        """[batches], the task of each batch of an epoch."""
+        return self._tasks if epoch == 0 else self._generator(epoch).permutation(self._tasks)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch = self.epoch
+        orders = [self._order(task, epoch) for task in range(len(self.num_pieces))]
+        for task in self.tasks(epoch).tolist():
+            yield [next(orders[task]) for _ in range(self.batch_sizes[task])]
+
+    def _order(self, task: int, epoch: int) -> Iterator[int]:
+        """The pieces of a task, shuffled, again and again."""
+        repetition = 0
+        while True:
+            order = self._generator(epoch, task, repetition).permutation(self.num_pieces[task])
+            yield from (order + self._first[task]).tolist()
+            repetition += 1
+
+    def _draw(self, multiple_of: int) -> np.ndarray:
+        needed = -(-np.asarray(self.num_pieces) // np.asarray(self.batch_sizes))  # batches until all are used
+        generator = self._generator(0)
+        drawn = np.zeros(0, np.int64)
+        while True:
+            block = generator.choice(len(self.weights), size=max(1024, int(needed.sum())), p=self.weights)
+            drawn = np.concatenate((drawn, block))
+            last = [self._nth(drawn, task, int(count)) for task, count in enumerate(needed)]
+            length = max(last) + 1
+            length += -length % multiple_of
+            if length <= len(drawn):
+                return drawn[:length]
+
+    @staticmethod
+    def _nth(drawn: np.ndarray, task: int, count: int) -> int:
+        """Where `task` has been drawn `count` times; behind the end if it has not."""
+        places = np.flatnonzero(drawn == task)
+        return int(places[count - 1]) if len(places) >= count else len(drawn)
+
+    def _generator(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *key])

@@ -1,0 +1,150 @@
+"""Where episodes come from: a folder as `jat-engine collect` writes it, one of `save_to_disk`, or a hub dataset."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROWS = 16
+"""Rows read at once; an Atari episode's frames take megabytes."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a dataset.
+
+    Attributes:
+        table: the rows.
+        where: their file or dataset, for messages.
+        first: number of the first of them there.
+    """
+
+    table: pa.Table
+    where: str
+    first: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of one task.
+
+    Attributes:
+        where: folder or dataset, for messages.
+        fingerprint: changes when the data does; None where that cannot be known.
+        read: the rows, from the first on.
+    """
+
+    where: str
+    fingerprint: str | None
+    read: Callable[[], Iterator[Rows]]
+
+
+def open_source(
+    dataset: str, task: str, split: str, *, cache_dir: str | None = None, streaming: bool = False
+) -> Source | None:
+    """The split of a task, or None if the dataset has the task but not this split.
+
+    Args:
+        dataset: a folder, or the name of a dataset on the hub.
+        streaming: read hub data as it is needed, without keeping it.
+
+    Raises:
+        DataError: there is no such folder or dataset, or it does not have the task.
+    """
+    folder = Path(dataset)
+    if not folder.is_dir():
+        if dataset.startswith((".", "/", "~")) or dataset.count("/") != 1:
+            raise DataError(f"--dataset: expected a folder or the name of a dataset on the hub, got {dataset!r}")
+        return _hub(dataset, task, split, cache_dir, streaming)
+    if any((folder / task).glob("*.parquet")):
+        files = sorted((folder / task).glob(f"{split}-*.parquet"))
+        return _parquet(files) if files else None
+    if any((folder / task / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+        return _saved(folder / task, split)
+    if any(folder.glob("*.md")) or any(folder.rglob("*.parquet")):
+        return _hub(dataset, task, split, cache_dir, streaming)
+    raise DataError(f"{folder}: expected the task's folder {folder / task} with train-*.parquet, got none")
+
+
+def _parquet(files: list[Path]) -> Source:
+    import pyarrow.parquet as pq
+
+    def read() -> Iterator[Rows]:
+        for file in files:
+            first = 0
+            try:
+                with pq.ParquetFile(file) as parquet:
+                    for batch in parquet.iter_batches(batch_size=_ROWS):
+                        yield Rows(_table(batch), str(file), first)
+                        first += batch.num_rows
+            except OSError as error:  # arrow's errors for damaged files are of this kind, or the next
+                raise DataError(f"{file}: expected a parquet file, got one that cannot be read: {error}") from None
+
+    state = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    return Source(str(files[0].parent), hashlib.sha256(state.encode()).hexdigest(), _arrow_errors(read))
+
+
+def _saved(folder: Path, split: str) -> Source | None:
+    import datasets
+
+    loaded: Any = datasets.load_from_disk(str(folder))
+    if isinstance(loaded, dict):
+        if split not in loaded:
+            return None
+        loaded = loaded[split]
+    elif split != "train":
+        return None
+    return _dataset(loaded, str(folder))
+
+
+def _hub(name: str, task: str, split: str, cache_dir: str | None, streaming: bool) -> Source | None:
+    import datasets
+
+    try:
+        splits = datasets.get_dataset_split_names(name, task)
+        if split not in splits:
+            return None
+        loaded = datasets.load_dataset(name, task, split=split, cache_dir=cache_dir, streaming=streaming)
+    except (ValueError, OSError) as error:  # no such dataset or configuration, or no way to the hub
+        raise DataError(f"--dataset {name}: {task}: {' '.join(str(error).split())}") from error
+    return _dataset(loaded, f"{name} ({task}, {split})")
+
+
+def _dataset(dataset: Any, where: str) -> Source:
+    def read() -> Iterator[Rows]:
+        first = 0
+        for table in dataset.with_format("arrow").iter(batch_size=_ROWS):
+            yield Rows(table, where, first)
+            first += table.num_rows
+
+    return Source(where, getattr(dataset, "_fingerprint", None), _arrow_errors(read))
+
+
+def _arrow_errors(read: Callable[[], Iterator[Rows]]) -> Callable[[], Iterator[Rows]]:
+    """`read`, with a `DataError` for what arrow says of damaged files."""
+    import pyarrow as pa
+
+    def checked() -> Iterator[Rows]:
+        where = ""
+        try:
+            for rows in read():
+                where = rows.where
+                yield rows
+        except pa.ArrowException as error:
+            raise DataError(f"{where}: expected readable rows, got: {error}") from None
+
+    return checked
+
+
+def _table(batch: pa.RecordBatch) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.Table.from_batches([batch])

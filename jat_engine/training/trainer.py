@@ -1,0 +1,156 @@
+"""`JatTrainer`: transformers' Trainer over batches of one task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from .dataset import TASK, TaskDataset, as_batch, scale_frames
+from .sampler import TaskBatchSampler
+
+_SUMS = ("count", "loss", "action_loss", "observation_loss")
+
+
+class JatTrainer(Trainer):
+    """Trains a `JatModel`. The loss is the model's own.
+
+    Logs, beside the Trainer's: `action_loss`, `observation_loss`, and `loss/<task>` of the tasks that came since the
+    last time. Evaluation gives `eval_<task>_loss` for each task and their mean, `eval_loss`.
+
+    Args:
+        train_dataset: with the pieces of all tasks.
+        eval_dataset: task -> its test pieces.
+        sampling_weights, batch_sizes: by task; 1 and `per_device_train_batch_size` for those left out.
+    """
+
+    train_dataset: TaskDataset
+    processing_class: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        train_dataset: TaskDataset,
+        eval_dataset: Mapping[str, TaskDataset] | None = None,
+        processor: Any = None,
+        sampling_weights: Mapping[str, float] | None = None,
+        batch_sizes: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=dict(eval_dataset) if eval_dataset else None,
+            processing_class=processor,
+            data_collator=as_batch,
+            **options,
+        )
+        self._tasks = [pieces.task for pieces in train_dataset.tasks]
+        weights, sizes = sampling_weights or {}, batch_sizes or {}
+        self.sampler = TaskBatchSampler(
+            [len(pieces) for pieces in train_dataset.tasks],
+            [sizes.get(task, args.per_device_train_batch_size) for task in self._tasks],
+            [weights.get(task, 1.0) for task in self._tasks],
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            multiple_of=args.world_size,
+        )
+        # accelerate reaches the sampler only if nothing is wrapped around it, as when several processes resume.
+        self.add_callback(_EpochCallback(self.sampler))
+        self._sums: Tensor | None = None  # [tasks, len(_SUMS)], since the last log
+
+    # ---- batches -------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.train_dataset, self.sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        datasets: Any = self.eval_dataset
+        dataset = datasets[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        if not isinstance(dataset, TaskDataset):
+            raise ValueError(f"eval_dataset: expected a TaskDataset of one task, got {type(dataset).__name__}")
+        return self._loader(
+            dataset, BatchSampler(SequentialSampler(dataset), self.args.per_device_eval_batch_size, False)
+        )
+
+    def _loader(self, dataset: TaskDataset, batch_sampler: Any) -> DataLoader[Any]:
+        workers = self.args.dataloader_num_workers
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=batch_sampler,
+            collate_fn=as_batch,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    # ---- loss ----------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        inputs = dict(inputs)
+        task = inputs.pop(TASK)
+        if "image_observations" in inputs:
+            inputs["image_observations"] = scale_frames(inputs["image_observations"])
+        outputs = model(**inputs)
+        if model.training:
+            self._add(task, outputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _add(self, task: str, outputs: Any) -> None:
+        """Sums stay on the device: to read one would wait for it."""
+        loss = outputs.loss.detach().float()
+        if self._sums is None:
+            self._sums = torch.zeros(len(self._tasks), len(_SUMS), device=loss.device)
+        zero = torch.zeros_like(loss)
+        parts = (outputs.action_loss, outputs.observation_loss)
+        values = [zero + 1, loss, *(zero if part is None else part.detach().float() for part in parts)]
+        self._sums[self._tasks.index(task)] += torch.stack(values)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._sums is not None:
+            sums = self.accelerator.reduce(self._sums, reduction="sum").cpu()
+            self._sums = None
+            total = sums.sum(0)
+            for column in (2, 3):
+                logs[_SUMS[column]] = float(total[column] / total[0])
+            for task, (count, loss, *_) in zip(self._tasks, sums.tolist(), strict=True):
+                if count:
+                    logs[f"loss/{task}"] = loss / count
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        datasets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(datasets, dict):
+            losses = [metrics[f"{metric_key_prefix}_{task}_loss"] for task in datasets]
+            mean = {f"{metric_key_prefix}_loss": sum(losses) / len(losses)}
+            self.log(dict(mean))
+            metrics.update(mean)
+        return metrics
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the sampler which epoch begins."""
+
+    def __init__(self, sampler: TaskBatchSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.set_epoch(int(state.epoch))
