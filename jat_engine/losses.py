@@ -23,7 +23,8 @@ def mse_loss(predicted: Tensor, target: Tensor, mask: Tensor | None, weight: Ten
         loss = loss * mask
     if weight is not None:
         loss = loss * weight
-    return loss.sum() / (mask.sum() if mask is not None else loss.numel())
+    # Sequences of a single step have no next observation: no loss, rather than 0 / 0.
+    return loss.sum() / (mask.sum().clamp(min=1) if mask is not None else max(loss.numel(), 1))
 
 
 def cross_entropy_loss(logits: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:

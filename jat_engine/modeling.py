@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, GenerationMixin, GPTNeoModel
+from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoPreTrainedModel
 
@@ -29,6 +29,7 @@ from .modules import (
     cyclic_expand,
     discrete_decoder,
 )
+from .transformer import JatTransformer
 
 
 @dataclass
@@ -64,11 +65,12 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     # transformers' flash attention for GPT-Neo does not apply the local window.
     _supports_flash_attn = False
+    _supports_sdpa = True
 
     def __init__(self, config: JatConfig) -> None:
         super().__init__(config)
         hidden_size = config.hidden_size
-        self.transformer = GPTNeoModel(config)
+        self.transformer = JatTransformer(config)
         self.vit_encoder = PatchEncoder(config)
         self.continuous_encoder = nn.Linear(config.max_continuous_size, hidden_size)
         self.multi_discrete_encoder = DiscreteEncoder(config)
@@ -138,7 +140,7 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
             values = torch.cat((continuous_observations.to(self.dtype), reward), dim=-1)
             observations = self.continuous_encoder(cyclic_expand(values, self.config.max_continuous_size))
         elif discrete_observations is not None:
-            features = self.multi_discrete_encoder(self.transformer.wte(discrete_observations))
+            features = self.multi_discrete_encoder(discrete_observations, self.transformer.wte)
             observations = torch.cat((features, reward), dim=-1)
         elif image_observations is not None:
             observations = self.image_encoder(image_observations.to(self.dtype))
@@ -177,6 +179,7 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         loss_weight: Tensor | None = None,
+        loss_only: bool = False,
     ) -> JatOutput | tuple[Any, ...]:
         """Text (`input_ids` and / or `pixel_values`) or RL sequences (observations, actions, rewards).
 
@@ -191,6 +194,8 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
             rewards: [B, L]; required with observations.
             attention_mask: [B, L] over steps, or [B, S] over text tokens; 1 is valid.
             loss_weight: [B, L].
+            loss_only: for training: what is masked is at the end, and only losses are wanted. Predictions are None,
+                and are computed where a loss needs them; the losses are the same.
 
         Raises:
             ValueError: missing inputs, wrong sizes, or more tokens than `max_position_embeddings`.
@@ -208,11 +213,13 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
                 rewards,
             )
             token_mask = attention_mask.repeat_interleave(2, dim=1) if attention_mask is not None else None
+        if use_cache is None and (loss_only or self.training):
+            use_cache = False
         self._check_length(inputs_embeds.shape[1], past_key_values)
 
         outputs = self.transformer(
             past_key_values=past_key_values,
-            attention_mask=token_mask,
+            attention_mask=None if loss_only else token_mask,  # nothing attends to what comes after it
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
@@ -224,6 +231,17 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
         hidden = outputs.last_hidden_state
         if is_text:
             result = self._text_output(hidden, input_ids, token_mask, return_loss)
+        elif loss_only:
+            result = self._rl_losses(
+                hidden,
+                continuous_observations,
+                image_observations,
+                continuous_actions,
+                discrete_actions,
+                rewards,
+                attention_mask,
+                loss_weight,
+            )
         else:
             result = self._rl_output(
                 hidden,
@@ -322,6 +340,50 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
             pred_observations=pred_observations,
             pred_actions=pred_actions,
         )
+
+    def _rl_losses(
+        self,
+        hidden: Tensor,
+        continuous_observations: Tensor | None,
+        image_observations: Tensor | None,
+        continuous_actions: Tensor | None,
+        discrete_actions: Tensor | None,
+        rewards: Tensor | None,
+        mask: Tensor | None,
+        loss_weight: Tensor | None,
+    ) -> JatOutput:
+        """The losses of `_rl_output`; images and logits are decoded at valid steps only."""
+        at_observation, at_action = hidden[:, ::2], hidden[:, 1::2]
+        size = self.config.max_continuous_size
+        valid = mask.bool() if mask is not None else torch.ones_like(at_action[..., 0], dtype=torch.bool)  # [B, L]
+
+        def select(x: Tensor | None, where: Tensor) -> Tensor | None:
+            return None if x is None else x[where].unsqueeze(0)  # [1, valid steps, ...]
+
+        observation_loss = hidden.new_zeros((), dtype=torch.float32)
+        if self.config.observation_loss_coef != 0:
+            next_valid = valid[:, 1:]
+            next_weight = loss_weight[:, 1:] if loss_weight is not None else None
+            if continuous_observations is not None:
+                assert rewards is not None  # embed_rl has checked
+                values = torch.cat((continuous_observations, rewards.unsqueeze(-1)), dim=-1)[:, 1:]
+                predicted = self.continuous_decoder(at_action[:, :-1])
+                observation_loss = mse_loss(predicted, cyclic_expand(values, size), next_valid, next_weight)
+            elif image_observations is not None:
+                predicted = self.image_decoder(select(at_action[:, :-1], next_valid))
+                target = select(image_observations[:, 1:], next_valid)
+                assert target is not None
+                observation_loss = mse_loss(predicted, target, None, select(next_weight, next_valid))
+        if continuous_actions is not None:
+            target = cyclic_expand(continuous_actions, size)
+            action_loss = mse_loss(self.continuous_decoder(at_observation), target, valid, loss_weight)
+        else:
+            assert discrete_actions is not None  # embed_rl has checked that there are actions
+            logits = self.single_discrete_decoder(select(at_observation, valid))
+            target = discrete_actions[valid].unsqueeze(0)
+            action_loss = cross_entropy_loss(logits, target, None, select(loss_weight, valid))
+        loss = self.config.observation_loss_coef * observation_loss + self.config.action_loss_coef * action_loss
+        return JatOutput(loss=loss, observation_loss=observation_loss, action_loss=action_loss)
 
     # ---- text generation -----------------------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ class PerStep(nn.Module):
 
 
 class DiscreteEncoder(nn.Module):
-    """Embedded integers [B, L, X, H] -> observation features [B, L, H - 1]; the reward becomes feature H - 1."""
+    """Integers [B, L, X] -> observation features [B, L, H - 1]; the reward becomes feature H - 1."""
 
     def __init__(self, config: JatConfig) -> None:
         super().__init__()
@@ -110,9 +110,13 @@ class DiscreteEncoder(nn.Module):
         self.add_module("1", nn.Linear(config.hidden_size, features))
         self.add_module("4", nn.Linear(config.max_discrete_value * features, config.hidden_size - 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, integers: Tensor, embedding: nn.Embedding) -> Tensor:
         reduce, mix = self.get_submodule("1"), self.get_submodule("4")
-        out: Tensor = mix(F.relu(reduce(x)).flatten(2))
+        if integers.numel() <= embedding.num_embeddings:
+            features = F.relu(reduce(embedding(integers)))  # [B, L, X, F]
+        else:  # reducing every row once is less than reducing each integer's, and far less to gather
+            features = F.embedding(integers, F.relu(reduce(embedding.weight)))
+        out: Tensor = mix(features.flatten(2))
         return out
 
 

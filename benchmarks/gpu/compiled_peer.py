@@ -56,7 +56,7 @@ class DenseStep(nn.Module):
         if kind == "continuous":
             return self._continuous(torch.cat((values.to(dtype), reward.to(dtype))))
         if kind == "discrete":
-            features = model.multi_discrete_encoder(model.transformer.wte(values)[None, None])[0, 0]
+            features = model.multi_discrete_encoder(values[None, None], model.transformer.wte)[0, 0]
             return torch.cat((features, reward.to(dtype)))
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         frames = ((values.permute(2, 0, 1).to(exact) / 255 - 0.5) / 0.5).to(dtype)

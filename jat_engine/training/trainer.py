@@ -106,7 +106,7 @@ class JatTrainer(Trainer):
         task = inputs.pop(TASK)
         if "image_observations" in inputs:
             inputs["image_observations"] = scale_frames(inputs["image_observations"])
-        outputs = model(**inputs)
+        outputs = model(**inputs, loss_only=True)
         if model.training:
             self._add(task, outputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
