@@ -20,6 +20,7 @@ from .config import JatConfig
 from .engine_options import STEP_TOKENS, EngineOptions
 from .errors import BatchError, InputError, SessionError
 from .kv_cache import BatchPages, CacheStats, PagePool, Pages
+from .mini import resolve
 from .mission import Missions
 from .observation import (
     ActionSpace,
@@ -79,7 +80,7 @@ class JatEngine:
         backend: str = "auto",
         **engine_options: Any,
     ) -> JatEngine:
-        """Load a checkpoint folder or hub repository.
+        """Load a checkpoint folder, a hub repository, or "jat-mini".
 
         Weights are read from the memory-mapped safetensors one at a time and packed at once. Only safetensors are
         read, and every parameter that acting needs must be there, have the configured shape and be finite.
@@ -98,15 +99,16 @@ class JatEngine:
             CheckpointError: names the file and the parameter.
             InputError: an option is not known, or not possible here.
         """
+        source = resolve(path_or_hub_id)
         engine_options.pop("trust_remote_code", None)
         hub = take_hub_options(engine_options)
         variant = engine_options.pop("variant", None)
         options = EngineOptions.parse(engine_options)
-        config = read_config(path_or_hub_id, hub, {})
+        config = read_config(source, hub, {})
         choice = choose_backend(device, dtype, backend, config.hidden_size // config.num_heads)
         _check_config(config)
-        weights = CheckpointWeights(find_weight_files(path_or_hub_id, variant, hub), config)
-        missions = Missions.of_checkpoint(path_or_hub_id, hub, config.vocab_size)
+        weights = CheckpointWeights(find_weight_files(source, variant, hub), config)
+        missions = Missions.of_checkpoint(source, hub, config.vocab_size)
         return cls(config, weights, choice, options, missions)
 
     @classmethod

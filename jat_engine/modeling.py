@@ -19,6 +19,7 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoPreTrainedModel
 from .checkpoint import load_checkpoint
 from .config import JatConfig
 from .losses import cross_entropy_loss, mse_loss
+from .mini import resolve
 from .model_session import ModelSession
 from .modules import (
     DiscreteEncoder,
@@ -88,8 +89,8 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
     ) -> Any:
-        """Load a checkpoint folder or hub repository. Takes transformers' arguments (`dtype`, `device_map`, `revision`,
-        `cache_dir`, `token`, `subfolder`, `variant`, ...).
+        """Load a checkpoint folder, a hub repository, or "jat-mini". Takes transformers' arguments (`dtype`,
+        `device_map`, `revision`, `cache_dir`, `token`, `subfolder`, `variant`, ...).
 
         Only safetensors are read, and every parameter must be there, have the configured shape and be finite.
         `trust_remote_code` is accepted and ignored: code in a checkpoint is never run.
@@ -100,7 +101,8 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
         kwargs.pop("trust_remote_code", None)  # also keeps `custom_generate` code of a repository from being loaded
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
-        config, weights, generation_config = load_checkpoint(cls, pretrained_model_name_or_path, config, kwargs)
+        source = resolve(pretrained_model_name_or_path)
+        config, weights, generation_config = load_checkpoint(cls, source, config, kwargs)
         loaded = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.config._name_or_path = str(pretrained_model_name_or_path)
@@ -179,6 +181,7 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         loss_weight: Tensor | None = None,
+        action_inputs: Tensor | None = None,
         loss_only: bool = False,
     ) -> JatOutput | tuple[Any, ...]:
         """Text (`input_ids` and / or `pixel_values`) or RL sequences (observations, actions, rewards).
@@ -194,6 +197,7 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
             rewards: [B, L]; required with observations.
             attention_mask: [B, L] over steps, or [B, S] over text tokens; 1 is valid.
             loss_weight: [B, L].
+            action_inputs: of the actions' shape and kind, embedded in their place; the loss stays that of the actions.
             loss_only: for training: what is masked is at the end, and only losses are wanted. Predictions are None,
                 and are computed where a loss needs them; the losses are the same.
 
@@ -208,8 +212,8 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
                 continuous_observations,
                 discrete_observations,
                 image_observations,
-                continuous_actions,
-                discrete_actions,
+                continuous_actions if continuous_actions is None or action_inputs is None else action_inputs,
+                discrete_actions if discrete_actions is None or action_inputs is None else action_inputs,
                 rewards,
             )
             token_mask = attention_mask.repeat_interleave(2, dim=1) if attention_mask is not None else None

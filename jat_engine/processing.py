@@ -11,6 +11,7 @@ from transformers import BatchEncoding, CLIPImageProcessorPil, ProcessorMixin
 from transformers.utils import logging
 
 from .config import FRAME_SHAPE, MISSION_LENGTH, JatConfig
+from .mini import resolve
 
 logger = logging.get_logger(__name__)
 
@@ -91,13 +92,13 @@ class JatProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Load the processor of a checkpoint folder or hub repository.
+        """Load the processor of a checkpoint folder, a hub repository, or "jat-mini".
 
         Images are resized with Pillow, as when the model was trained. `trust_remote_code` is accepted and ignored:
         code in a checkpoint is never run.
         """
         kwargs["trust_remote_code"] = False
-        return super().from_pretrained(pretrained_model_name_or_path, backend="pil", **kwargs)
+        return super().from_pretrained(resolve(pretrained_model_name_or_path), backend="pil", **kwargs)
 
     @classmethod
     def byte_level(cls, config: JatConfig) -> JatProcessor:

@@ -31,7 +31,9 @@ class JatTransformer(GPTNeoModel):
         super().__init__(config)
         if config.activation_function == "gelu_new":
             for block in self.h:
-                cast(Any, block).mlp.act = nn.GELU(approximate="tanh")  # the same function, one operation instead of seven
+                cast(Any, block).mlp.act = nn.GELU(
+                    approximate="tanh"
+                )  # the same function, one operation instead of seven
 
 
 class FusedSelfAttention(modeling_gpt_neo.GPTNeoSelfAttention):

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 class ModelArguments:
     """Where the model comes from and what it runs on."""
 
-    model_name_or_path: str = field(metadata={"help": "folder of a checkpoint, or its name on the hub"})
+    model_name_or_path: str = field(metadata={"help": "folder of a checkpoint, its name on the hub, or jat-mini"})
     cache_dir: str | None = field(default=None, metadata={"help": "where downloads are kept"})
     trust_remote_code: bool = field(default=False, metadata={"help": "ignored: code in a checkpoint is never run"})
     use_cpu: bool = field(default=False, metadata={"help": "run on the CPU, also where there is a GPU"})

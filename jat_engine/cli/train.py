@@ -36,6 +36,9 @@ class TrainModelArguments:
         default=None,
         metadata={"help": "processor of a new model: folder or name on the hub; by default every byte is a token"},
     )
+    freeze: list[str] = field(
+        default_factory=list, metadata={"help": "beginnings of the names of parameters that are not trained"}
+    )
     cache_dir: str | None = field(default=None, metadata={"help": "where downloads and prepared data are kept"})
     trust_remote_code: bool = field(default=False, metadata={"help": "ignored: code in a checkpoint is never run"})
 
@@ -67,11 +70,19 @@ class DataArguments:
     batch_sizes: list[str] = field(
         default_factory=list, metadata={"help": "task=n or domain=n instead of --per_device_train_batch_size"}
     )
+    action_shuffle: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of actions shown to the model that are another step's, so that it cannot repeat itself"
+        },
+    )
     eval_num_samples: int | None = field(
         default=None, metadata={"help": "so many of the first test pieces of each task; by default all"}
     )
 
     def check(self) -> None:
+        if not 0 <= self.action_shuffle <= 1:
+            raise ValueError(f"--action_shuffle: expected a share in [0, 1], got {self.action_shuffle}")
         if self.eval_num_samples is not None and self.eval_num_samples < 1:
             raise ValueError(f"--eval_num_samples: expected at least 1, got {self.eval_num_samples}")
 
@@ -116,6 +127,7 @@ def run(argv: Sequence[str]) -> int:
 
     set_seed(arguments.seed)  # weights of a new model
     model, processor = make_model(model_arguments)
+    freeze(model, model_arguments.freeze)
     with arguments.main_process_first(local=True, desc="preparing the data"):
         train, test = load_pieces(data, tasks, model, processor, loss_weights, model_arguments.cache_dir, arguments)
     trainer = JatTrainer(
@@ -126,6 +138,7 @@ def run(argv: Sequence[str]) -> int:
         processor=processor,
         sampling_weights=sampling_weights,
         batch_sizes=batch_sizes,
+        action_shuffle=data.action_shuffle,
     )
     if trainer.is_world_process_zero():
         steps = sum(pieces.num_steps for pieces in train.tasks)
@@ -197,6 +210,20 @@ def make_model(arguments: TrainModelArguments) -> tuple[Any, Any]:
             f"got {config.vocab_size}"
         )
     return JatModel(config), processor
+
+
+def freeze(model: Any, beginnings: Sequence[str]) -> None:
+    """Take the parameters whose names begin so out of the training.
+
+    Raises:
+        ValueError: no parameter's name does.
+    """
+    for beginning in beginnings:
+        chosen = [parameter for name, parameter in model.named_parameters() if name.startswith(beginning)]
+        if not chosen:
+            raise ValueError(f"--freeze: expected the beginning of a parameter's name, got {beginning!r}")
+        for parameter in chosen:
+            parameter.requires_grad_(False)
 
 
 def load_pieces(

@@ -26,6 +26,9 @@ class JatTrainer(Trainer):
         train_dataset: with the pieces of all tasks.
         eval_dataset: task -> its test pieces.
         sampling_weights, batch_sizes: by task; 1 and `per_device_train_batch_size` for those left out.
+        action_shuffle: the share of actions that the model is shown another step's action of the batch for. What it has
+            to predict stays. An agent that sees its own last action can learn to repeat it, which scores well on
+            demonstrations and badly in play (arXiv 1905.11979).
     """
 
     train_dataset: TaskDataset
@@ -41,6 +44,7 @@ class JatTrainer(Trainer):
         processor: Any = None,
         sampling_weights: Mapping[str, float] | None = None,
         batch_sizes: Mapping[str, int] | None = None,
+        action_shuffle: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -53,6 +57,7 @@ class JatTrainer(Trainer):
             **options,
         )
         self._tasks = [pieces.task for pieces in train_dataset.tasks]
+        self._action_shuffle = action_shuffle
         weights, sizes = sampling_weights or {}, batch_sizes or {}
         self.sampler = TaskBatchSampler(
             [len(pieces) for pieces in train_dataset.tasks],
@@ -106,6 +111,8 @@ class JatTrainer(Trainer):
         task = inputs.pop(TASK)
         if "image_observations" in inputs:
             inputs["image_observations"] = scale_frames(inputs["image_observations"])
+        if model.training and self._action_shuffle:
+            inputs["action_inputs"] = _shuffle_actions(inputs, self._action_shuffle)
         outputs = model(**inputs, loss_only=True)
         if model.training:
             self._add(task, outputs)
@@ -144,6 +151,17 @@ class JatTrainer(Trainer):
             self.log(dict(mean))
             metrics.update(mean)
         return metrics
+
+
+def _shuffle_actions(inputs: dict[str, Any], share: float) -> Tensor | None:
+    """The batch's actions [B, L, ...], a share of them replaced by those of other steps."""
+    actions: Tensor | None = inputs.get("continuous_actions", inputs.get("discrete_actions"))
+    if actions is None:
+        return None
+    flat = actions.flatten(0, 1)
+    others = flat[torch.randperm(len(flat), device=flat.device)].view_as(actions)
+    chosen = torch.rand(actions.shape[:2], device=actions.device) < share
+    return torch.where(chosen.unsqueeze(-1) if actions.ndim == 3 else chosen, others, actions)
 
 
 class _EpochCallback(TrainerCallback):

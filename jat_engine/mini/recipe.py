@@ -1,0 +1,214 @@
+"""How jat-mini is made: which tasks, how many episodes, which model, which arguments of `jat-engine train`.
+
+Everything follows from the seeds. What differs from the published recipe, and why:
+
+- Demonstrations are of experts that are nearly always right, half of them disturbed by noise, since a small model makes
+  mistakes and must have seen how to recover from them.
+- Losses of continuous actions are weighted by the inverse of the actions' variance, for all tasks alike.
+- Observations are not predicted: it helps acting little and costs a third of the time.
+- Positions are not embedded. An agent whose episode is longer than its window sees every token at one of three
+  positions, which training never shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import JatConfig
+
+SEED = 0
+FIRST_EPISODE = 1_000_000
+"""Seed of the first demonstration; evaluations begin at 0."""
+
+
+@dataclass(frozen=True)
+class MiniTask:
+    """What a task contributes.
+
+    Attributes:
+        num_episodes: demonstrations, test split included.
+        noise: see `jat_engine.experts.demonstrate`.
+        batch_size: pieces in a batch.
+        sampling_weight: how often a batch is of this task.
+    """
+
+    num_episodes: int
+    noise: float
+    batch_size: int
+    sampling_weight: float = 1.0
+
+
+_BABYAI = MiniTask(num_episodes=9000, noise=0.1, batch_size=32, sampling_weight=2.0)
+_METAWORLD = MiniTask(num_episodes=150, noise=0.3, batch_size=5, sampling_weight=1.2)
+
+TASKS: dict[str, MiniTask] = {
+    "atari-pong": MiniTask(num_episodes=60, noise=0.05, batch_size=8, sampling_weight=3.0),
+    "babyai-go-to-local": _BABYAI,
+    "babyai-go-to-obj": MiniTask(num_episodes=5000, noise=0.1, batch_size=32, sampling_weight=1.5),
+    "babyai-go-to-red-ball-grey": _BABYAI,
+    "babyai-open-red-door": MiniTask(num_episodes=3000, noise=0.1, batch_size=32),
+    "metaworld-door-close": _METAWORLD,
+    "metaworld-door-unlock": _METAWORLD,
+    "metaworld-drawer-open": _METAWORLD,
+    "metaworld-faucet-close": _METAWORLD,
+    "metaworld-faucet-open": _METAWORLD,
+    "mujoco-doublependulum": MiniTask(num_episodes=40, noise=0.1, batch_size=4),
+    "mujoco-pendulum": MiniTask(num_episodes=40, noise=0.3, batch_size=4),
+    "mujoco-reacher": MiniTask(num_episodes=800, noise=0.2, batch_size=10),
+}
+
+MODEL: dict[str, Any] = {
+    "hidden_size": 192,
+    "num_layers": 4,
+    "num_heads": 6,
+    "max_position_embeddings": 256,
+    "max_continuous_size": 40,  # Meta-World's 39 values and the reward
+    "observation_loss_coef": 0.0,
+    "action_loss_coef": 1.0,
+    "resid_dropout": 0.0,
+    "embed_dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+VOCAB_SIZE = 320  # every byte, and words of the missions
+
+TRAINING: dict[str, Any] = {
+    "max_steps": 20000,
+    "learning_rate": 1.5e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 200,
+    "weight_decay": 0.01,
+    "adam_beta2": 0.99,
+    "max_grad_norm": 1.0,
+    "bf16": True,
+    "logging_steps": 100,
+    "save_steps": 1000,
+    "save_total_limit": 1,
+    "report_to": "tensorboard",
+    "seed": SEED,
+    "freeze": "transformer.wpe",
+    "action_shuffle": 1.0,
+}
+
+
+def collect(folder: Path, num_workers: int) -> None:
+    """Demonstrations of every task; what is there already is left as it is."""
+    from ..data import collect as collect_episodes
+
+    for name, task in TASKS.items():
+        collect_episodes(
+            [name],
+            folder,
+            num_episodes=task.num_episodes,
+            seed=FIRST_EPISODE,
+            noise=task.noise,
+            num_workers=num_workers,
+            on_progress=None,
+        )
+
+
+def initialize(data: Path, folder: Path) -> None:
+    """The model before training, with a tokenizer of the demonstrations' missions."""
+    from .. import JatModel, JatProcessor
+
+    processor = JatProcessor.byte_level(JatConfig(**MODEL, vocab_size=VOCAB_SIZE))
+    processor.tokenizer = processor.tokenizer.train_new_from_iterator(
+        sorted(_missions(data)), vocab_size=VOCAB_SIZE, show_progress=False
+    )
+    end = processor.tokenizer.eos_token_id
+    config = JatConfig(**MODEL, vocab_size=VOCAB_SIZE, bos_token_id=end, eos_token_id=end, pad_token_id=end)
+    torch.manual_seed(SEED)
+    model = JatModel(config)
+    torch.nn.init.zeros_(model.transformer.wpe.weight)
+    _scale_inputs(model.continuous_encoder, data)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def train(data: Path, initial: Path, folder: Path, *, resume: bool, overrides: dict[str, Any] | None = None) -> None:
+    """`jat-engine train`, with the arguments of `TASKS` and `TRAINING`."""
+    from ..cli.train import run
+
+    arguments: dict[str, Any] = {
+        "model_name_or_path": initial,
+        "dataset": data,
+        "output_dir": folder,
+        "cache_dir": folder / "cache",
+        "tasks": list(TASKS),
+        "batch_sizes": [f"{name}={task.batch_size}" for name, task in TASKS.items()],
+        "sampling_weights": [f"{name}={task.sampling_weight}" for name, task in TASKS.items()],
+        "loss_weights": [f"{name}={_loss_weight(data / name):.6g}" for name in TASKS],
+        **TRAINING,
+        **(overrides or {}),
+    }
+    if resume:
+        arguments["resume_from_checkpoint"] = "latest"
+    if not torch.cuda.is_available():
+        arguments["use_cpu"] = True
+    argv: list[str] = []
+    for name, value in arguments.items():
+        argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    run(argv)
+
+
+def export(trained: Path, folder: Path) -> None:
+    """The checkpoint that is shipped: bfloat16, and zeros where no task trains a parameter, so that it packs well."""
+    from .. import JatModel, JatProcessor
+
+    model = JatModel.from_pretrained(trained).to(torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if name.startswith(UNTRAINED):
+            torch.nn.init.zeros_(parameter)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder)
+    JatProcessor.from_pretrained(trained).save_pretrained(folder)
+
+
+UNTRAINED = ("image_decoder.", "multi_discrete_decoder.", "vit_encoder.", "transformer.wpe.")
+"""Decoders of observations, images of text tasks, positions."""
+
+
+def _scale_inputs(encoder: torch.nn.Linear, data: Path) -> None:
+    """Make differences of a typical size, within a task, differences of about 1 in the embedding.
+
+    Metres that matter in Meta-World are hundredths; from weights of the usual size that is learned very slowly.
+    """
+    deviations, means = [], []
+    for name in TASKS:
+        if name.startswith(("atari", "babyai")):
+            continue
+        values = np.concatenate([np.asarray(e, np.float64) for e in _columns(data / name, "continuous_observations")])
+        expanded = np.resize(np.arange(values.shape[1] + 1), encoder.in_features)  # the last is the reward
+        padded = np.concatenate([values, np.zeros((len(values), 1))], axis=1)
+        deviations.append(np.append(padded.std(axis=0)[:-1], 1.0)[expanded])
+        means.append(padded.mean(axis=0)[expanded])
+    scale = np.maximum(np.exp(np.log(np.maximum(deviations, 0.02)).mean(axis=0)), 0.02)  # [in_features]
+    with torch.no_grad():
+        weight = torch.randn(encoder.weight.shape) / encoder.in_features**0.5
+        encoder.weight.copy_(weight / torch.from_numpy(scale))
+        encoder.bias.copy_(-(encoder.weight.double() @ torch.from_numpy(np.mean(means, axis=0))))
+
+
+def _columns(folder: Path, column: str) -> list[Any]:
+    import pyarrow.parquet as pq
+
+    files = sorted(folder.glob("train-*.parquet"))
+    return [row for file in files for row in pq.read_table(file, columns=[column])[column].to_pylist()]
+
+
+def _missions(data: Path) -> set[str]:
+    names = [name for name in TASKS if name.startswith("babyai")]
+    return {text for name in names for episode in _columns(data / name, "text_observations") for text in episode}
+
+
+def _loss_weight(folder: Path) -> float:
+    """One over the variance of continuous actions, 1 for discrete ones."""
+    if "atari" in folder.name or "babyai" in folder.name:
+        return 1.0
+    actions = np.concatenate([np.asarray(e, np.float64) for e in _columns(folder, "continuous_actions")])
+    return float(1 / actions.var(axis=0).mean())
