@@ -212,6 +212,33 @@ def test_killed_interrupted_and_resumed_by_other_workers_it_is_the_same(whole: P
     }  # nothing is left in .incomplete
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_killed_parent_takes_its_players_along_in_the_middle_of_an_episode(tmp_path: Path) -> None:
+    script = (
+        "from jat_engine.data import collect; from jat_engine.data.player import Steps\n"
+        "collect(['atari-pong'], 'd', num_episodes=1, num_workers=1,\n"
+        "        on_progress=lambda event: print('playing', flush=True) if isinstance(event, Steps) else None)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"playing\n"
+    assert len(processes(process.pid)) >= 2
+    process.kill()
+    process.wait()
+    assert process.stdout.read() == b""
+    ended = time.monotonic()
+    while processes(process.pid) and time.monotonic() < ended + 10:
+        time.sleep(0.02)
+    assert processes(process.pid) == []
+    assert not list(tmp_path.glob("d/.incomplete/atari-pong/episodes-*"))  # it did not play to the end
+
+
 def test_a_player_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
     def kill_players(event: Any) -> None:
         if isinstance(event, Progress) and event.attempts:
@@ -358,7 +385,7 @@ def test_holes_are_played_first_and_chunks_that_overlap_what_is_stored_count_onc
     job = task.next_job(players=1)
     assert job is not None
     assert (job.first, job.stop) == (9, 10)
-    task.add(chunk(cache, 9, [True]))
+    task.add(chunk(cache, 8, [True, True]))  # the last again
     collection = task.finish()
     task.remove()
     assert collection.seeds == [100, 103, 104, 105, 107, 108, 109]

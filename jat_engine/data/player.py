@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 import traceback
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import parent_process
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +74,16 @@ class Failed:
 
 
 def play(connection: Connection) -> None:
-    """What a player does: jobs in, messages out, until the connection ends."""
+    """What a player does: jobs in, messages out, until the connection ends.
+
+    Of a parent that is killed it learns in the middle of an episode, when it next says how many steps it has played.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     os.dup2(2, 1)  # simulators print remarks, and standard output is for results
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     player = Player(connection)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), contextlib.closing(player):
         while True:
             player.run(connection.recv())
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed takes its players along; else they would play on for minutes."""
-    parent = parent_process()
-    assert parent is not None, "a player runs in a process of its own"
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 class Player:

@@ -37,7 +37,7 @@ class Progress:
         episodes: that there are.
         attempts: that were played for them.
         mean_return: of the episodes; NaN without any.
-        success_rate: of the attempts; None where failures are kept, too.
+        success_rate: of the attempts, as far as all before them are played; None where there is no notion of it.
     """
 
     task: str
@@ -76,7 +76,7 @@ class Unfinished:
     ) -> None:
         self.task, self.num_episodes, self._test_fraction = task, num_episodes, test_fraction
         self._folder, self._settings, self._stored = output_dir / task.name, dict(settings), stored
-        self._chunks: dict[int, Chunk] = {}
+        self._chunks: dict[tuple[int, int], Chunk] = {}  # first and last attempt
         self._attempts: dict[int, Attempt] = {}
         self._playing: set[int] = set()
         self._expert = "" if stored is None else stored.expert
@@ -147,7 +147,7 @@ class Unfinished:
         self._add(chunk)
 
     def _add(self, chunk: Chunk) -> None:
-        self._chunks[chunk.attempts[0].index] = chunk
+        self._chunks[chunk.attempts[0].index, chunk.attempts[-1].index] = chunk
         self._attempts.update((a.index, a) for a in chunk.attempts if a.index >= self._first)
         self._expert = chunk.expert
         while self._next in self._attempts and not self.complete:
@@ -176,7 +176,7 @@ class Unfinished:
             episodes=min(kept, self.num_episodes),
             attempts=played,
             mean_return=sum(returns) / len(returns) if returns else math.nan,
-            success_rate=kept / played if played and not self._settings["keep_failures"] else None,
+            success_rate=self._successes / self._next if self._next and self._known_success() else None,
         )
 
     def finish(self) -> Collection:
@@ -198,26 +198,24 @@ class Unfinished:
     def _rows(self) -> Iterator[pa.Table]:
         if self._stored is not None:
             yield from self._stored.rows(self._folder)
-        for first in sorted(self._chunks):
-            chunk = self._chunks[first]
+        index = self._first
+        for _, chunk in sorted(self._chunks.items(), key=lambda item: item[0]):
             kept = [attempt for attempt in chunk.attempts if attempt.kept]
             for attempt, row in zip(kept, read_rows(chunk.path), strict=True):
-                if self._first <= attempt.index < self._next:
+                if index <= attempt.index < self._next:  # a chunk can overlap what is stored, or another
+                    index = attempt.index + 1
                     yield row
 
     def _collection(self, splits: list[str], files: Mapping[str, list[Path]]) -> Collection:
         kept = [self._attempts[i] for i in sorted(self._attempts) if i < self._next and self._attempts[i].kept]
         seed, stored = self._settings["seed"], self._stored
-        known = any(attempt.success is not None for attempt in self._attempts.values())
-        if stored is not None:
-            known = known or stored.successes is not None
         return Collection(
             task=self.task.name,
             settings=self._settings,
             expert=self._expert,
             test_fraction=self._test_fraction,
             attempts=self._next,
-            successes=self._successes if known else None,
+            successes=self._successes if self._known_success() else None,
             seeds=[*(stored.seeds if stored else []), *(seed + attempt.index for attempt in kept)],
             returns=[*(stored.returns if stored else []), *(attempt.return_ for attempt in kept)],
             lengths=[*(stored.lengths if stored else []), *(attempt.length for attempt in kept)],
@@ -229,6 +227,12 @@ class Unfinished:
     def remove(self) -> None:
         """What was played is stored elsewhere now."""
         self._cache.remove()
+
+    def _known_success(self) -> bool:
+        """Whether the task has a notion of success."""
+        if self._stored is not None and self._stored.successes is not None:
+            return True
+        return any(attempt.success is not None for attempt in self._attempts.values())
 
     def close(self) -> None:
         """Leave what was played for the next time."""
