@@ -24,6 +24,7 @@ from jat_engine.data import check_episode, collect
 from jat_engine.data.card import write_card
 from jat_engine.data.chunks import Attempt, ChunkFolder, write_chunk
 from jat_engine.data.collection import Collection, choose_splits
+from jat_engine.data.collector import episode_settings
 from jat_engine.data.columns import task_columns
 from jat_engine.data.hub import push_to_hub
 from jat_engine.data.player import Steps
@@ -321,6 +322,15 @@ def test_other_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert set(contents(tmp_path)) == set(kept) - {"mujoco-pendulum/collection.json"}
 
 
+def test_what_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert main(["collect", "--tasks", "mujoco", "--output_dir", str(tmp_path / "d")]) == 2
+    assert capsys.readouterr().err.endswith("datasets need datasets; pip install 'jat-engine[train]'\n")
+    assert not (tmp_path / "d").exists()
+
+
 def chunk(folder: Path, first: int, kept: list[bool]) -> Any:
     names = task_columns(TASKS["babyai-open"])
     columns = {
@@ -360,6 +370,18 @@ def test_too_few_successes_end_it(tmp_path: Path) -> None:
     ):
         task.add(chunk(cache, 121, [False] * 100))
     task.close()
+
+
+@pytest.mark.parametrize("played", [99, 100])  # the hundredth ends it, or was played the last time
+def test_a_task_that_is_given_up_does_not_keep_others_from_being_finished(played: int, tmp_path: Path) -> None:
+    cache = ChunkFolder(tmp_path / ".incomplete/babyai-open", episode_settings(TASKS["babyai-open"], 0, 0.0, False))
+    chunk(cache.folder, 0, [False] * played)
+    cache.close()
+    with pytest.raises(DataError, match=r"^babyai-open: [01] of the first 100 episodes succeeded"):
+        collect(["babyai-open", "mujoco-pendulum"], tmp_path, num_episodes=1, num_workers=1)
+    assert not (tmp_path / "babyai-open").exists()
+    assert (tmp_path / "mujoco-pendulum").exists()
+    ChunkFolder(cache.folder, json.loads((cache.folder / "settings.json").read_text())).close()  # it is not held
 
 
 def test_holes_are_played_first_and_chunks_that_overlap_what_is_stored_count_once(tmp_path: Path) -> None:

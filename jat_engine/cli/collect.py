@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from ..data.requirements import require_train_extra
 from ..envs import TASKS, expand_tasks
 from ..evaluation import normalize
 from ..experts import EXPERT_TASKS
@@ -36,8 +35,8 @@ class CollectArguments:
     noise: float = field(
         default=0.0,
         metadata={
-            "help": "standard deviation of what is added to continuous actions, probability of a random discrete one; "
-            "stored is always the expert's action"
+            "help": "standard deviation of what is added to continuous actions, probability of a random discrete one, "
+            "in episodes with odd seeds; stored is always the expert's action"
         },
     )
     test_fraction: float = field(default=0.1, metadata={"help": "of the episodes, for the split `test`"})
@@ -55,11 +54,10 @@ def run(argv: Sequence[str]) -> int:
         "collect", "Collect expert episodes as a dataset in the published layout.", [CollectArguments], argv
     )
     arguments.check()
-    require_train_extra()
-    from ..data.collector import collect
+    from ..data import collect
 
-    without = [name for name in expand_tasks(arguments.tasks) if name not in EXPERT_TASKS]
-    if without:
+    domains = expand_tasks(name for name in arguments.tasks if name not in TASKS)
+    if without := [name for name in domains if name not in EXPERT_TASKS]:
         note(f"{len(without)} tasks have no expert and are left out: {', '.join(without)}")
     with _Bars() as bars:
         collected = collect(

@@ -15,6 +15,9 @@ __all__ = ["check_columns", "check_episode", "collect", "task_columns", "task_fe
 def __getattr__(name: str) -> Any:
     if name != "collect":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .collector import collect  # needs pyarrow, which checking does not
+    from .requirements import require_train_extra
+
+    require_train_extra()
+    from .collector import collect
 
     return collect

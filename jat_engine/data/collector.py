@@ -21,9 +21,9 @@ from ..info import available_cores
 from .card import write_card
 from .chunks import ChunkFolder, check_settings
 from .collection import Collection
-from .player import Played, Steps
+from .player import Steps
 from .players import Players
-from .unfinished import INCOMPLETE, Progress, Unfinished, restore_folder
+from .unfinished import INCOMPLETE, Progress, TooFewSuccessesError, Unfinished, restore_folder
 
 _SIMULATORS = {
     "atari": ("gymnasium", "ale-py", "opencv-python", "opencv-python-headless"),
@@ -72,14 +72,17 @@ def collect(
 
     Raises:
         ValueError: an argument; a task without an expert; as `DataError`, what is in `output_dir` was collected with
-            other arguments or versions, or fewer than 1 in 20 of 100 attempts or more succeeded.
+            other arguments or versions; when all other tasks are finished, fewer than 1 in 20 attempts, and at least
+            100, of a task succeeded.
         MissingSimulatorError: names what to install.
     """
     names = _tasks_with_expert(tasks)
     _check(num_episodes=num_episodes, seed=seed, num_workers=num_workers, noise=noise, test_fraction=test_fraction)
     folder, tell = Path(output_dir), on_progress or (lambda _: None)
     plans = [
-        _plan(folder, TASKS[name], num_episodes, test_fraction, _settings(TASKS[name], seed, noise, keep_failures))
+        _plan(
+            folder, TASKS[name], num_episodes, test_fraction, episode_settings(TASKS[name], seed, noise, keep_failures)
+        )
         for name in names
     ]
     pending = [plan for plan in plans if not plan.finished]
@@ -152,9 +155,13 @@ def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, set
 def _play(
     folder: Path, pending: list[_Plan], num_workers: int, tell: Callable[[Progress | Steps], None]
 ) -> Generator[Collection, None, None]:
-    """Let players play what is missing, task after task; a player that finds nothing left to do begins the next."""
+    """Let players play what is missing, task after task; a player that finds nothing left to do begins the next.
+
+    A task in which too few attempts succeed is given up, and raises its error when all others are finished.
+    """
     waiting, players = deque(pending), Players(num_workers)
     unfinished: dict[str, Unfinished] = {}
+    given_up: list[str] = []
     try:
         while waiting or unfinished:
             while players.idle():
@@ -162,18 +169,27 @@ def _play(
                 if job is not None:
                     players.give(job)
                 elif waiting:
-                    task = waiting.popleft().begin(folder)
-                    unfinished[task.name] = task
-                    tell(task.progress())
+                    plan = waiting.popleft()
+                    try:
+                        task = unfinished[plan.task.name] = plan.begin(folder)
+                    except TooFewSuccessesError as error:
+                        given_up.append(str(error))
+                    else:
+                        tell(task.progress())
                 else:
                     break
             for message in players.receive():
-                if isinstance(message, Played):
-                    task = unfinished[message.job.task]
-                    task.add(message.chunk)
-                    tell(task.progress())
-                else:
+                if isinstance(message, Steps):
                     tell(message)
+                elif message.job.task in unfinished:
+                    task = unfinished[message.job.task]
+                    try:
+                        task.add(message.chunk)
+                    except TooFewSuccessesError as error:
+                        given_up.append(str(error))
+                        unfinished.pop(task.name).close()
+                    else:
+                        tell(task.progress())
             for name in [name for name, task in unfinished.items() if task.ready]:
                 yield _finish(folder, unfinished[name])
                 del unfinished[name]
@@ -181,6 +197,8 @@ def _play(
         players.close()
         for task in unfinished.values():
             task.close()
+    if given_up:
+        raise TooFewSuccessesError("; ".join(given_up))
 
 
 def _finish(folder: Path, task: Unfinished) -> Collection:
@@ -224,7 +242,7 @@ def _check(*, num_episodes: int, seed: int, num_workers: int | None, noise: floa
         raise ValueError(f"test_fraction: expected at least 0 and less than 1, got {test_fraction}")
 
 
-def _settings(task: Task, seed: int, noise: float, keep_failures: bool) -> dict[str, Any]:
+def episode_settings(task: Task, seed: int, noise: float, keep_failures: bool) -> dict[str, Any]:
     """What an episode depends on, beside its number."""
     versions = {"jat_engine": __version__}
     for distribution in ("numpy", *_SIMULATORS[task.domain]):

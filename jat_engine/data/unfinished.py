@@ -27,6 +27,10 @@ _JOB_EPISODES = {"atari": 1, "babyai": 32, "metaworld": 16, "mujoco": 4}
 _MIN_ATTEMPTS, _MIN_SUCCESS = 100, 1 / 20
 
 
+class TooFewSuccessesError(DataError):
+    """A task would take many times the episodes that are asked for, or never end."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a task is.
@@ -61,7 +65,8 @@ class Unfinished:
         stored: the episodes that are there already; they are not played again.
 
     Raises:
-        DataError: see `ChunkFolder`; too few attempts succeed.
+        DataError: see `ChunkFolder`.
+        TooFewSuccessesError: among what was played before.
     """
 
     def __init__(
@@ -141,7 +146,7 @@ class Unfinished:
         """Take what a job played.
 
         Raises:
-            DataError: too few attempts succeed for this to end.
+            TooFewSuccessesError: of `_MIN_ATTEMPTS` attempts or more, fewer than `_MIN_SUCCESS` are kept.
         """
         self._playing.difference_update(attempt.index for attempt in chunk.attempts)
         self._add(chunk)
@@ -156,7 +161,7 @@ class Unfinished:
             self._kept += attempt.kept
             self._successes += attempt.success is True
             if self._next >= _MIN_ATTEMPTS and self._kept < self._next * _MIN_SUCCESS:
-                raise DataError(
+                raise TooFewSuccessesError(
                     f"{self.task.name}: {self._kept} of the first {self._next} episodes succeeded, expected at least 1 "
                     f"in {round(1 / _MIN_SUCCESS)}; use less --noise, or --keep_failures to store all"
                 )
