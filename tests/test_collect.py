@@ -79,6 +79,13 @@ def test_stored_are_the_first_successful_episodes_and_what_the_expert_did(whole:
                 assert np.array_equal(episode[name], values), name
 
 
+def test_a_bot_that_plans_in_circles_fails_and_does_not_hang() -> None:
+    task = TASKS["babyai-unlock-to-unlock"]
+    env = evaluation_env(task)
+    played = demonstrate(env, make_expert(task, env), task=task, seed=4)
+    assert (played.success, played.length) == (False, 1)
+
+
 def test_every_kind_of_task_is_read_by_datasets(tmp_path: Path) -> None:
     """Frames included, whose fourth channel image software likes to take for transparency."""
     rng = np.random.default_rng(0)

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .demonstration import ExpertLostError
 
 if TYPE_CHECKING:
     import gymnasium
+
+
+_MAX_SUBGOALS = 1000
+"""That the bot may set itself in one step; a plan needs some ten."""
+
+
+class Plan(list[Any]):
+    """The bot's stack of subgoals. Some states let it set itself the same subgoals for ever, without this."""
+
+    def __init__(self, subgoals: Iterable[Any]) -> None:
+        super().__init__(subgoals)
+        self.added = 0
+
+    def append(self, subgoal: Any) -> None:
+        self.added += 1
+        if self.added > _MAX_SUBGOALS:
+            raise ExpertLostError(f"BabyAIBot: {_MAX_SUBGOALS} subgoals in one step, and still no action")
+        super().append(subgoal)
 
 
 class BotExpert:
@@ -22,9 +41,11 @@ class BotExpert:
         from minigrid.utils.baby_ai_bot import BabyAIBot
 
         self._bot = BabyAIBot(self._env)
+        self._bot.stack = Plan(self._bot.stack)
         self._last = None
 
     def act(self, observation: dict[str, Any]) -> int:
+        self._bot.stack.added = 0
         try:
             return int(self._bot.replan(self._last))
         except Exception as error:  # it asserts, and raises errors of its own, when its plan no longer fits
