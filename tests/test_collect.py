@@ -27,7 +27,8 @@ from jat_engine.data.collection import Collection, choose_splits
 from jat_engine.data.collector import episode_settings
 from jat_engine.data.columns import task_columns
 from jat_engine.data.hub import push_to_hub
-from jat_engine.data.player import Steps
+from jat_engine.data.player import Job, Steps
+from jat_engine.data.players import Players
 from jat_engine.data.shards import ShardWriter, episode_row, read_rows, schema
 from jat_engine.data.unfinished import Progress, Unfinished, replace_folder, restore_folder
 from jat_engine.envs import TASKS
@@ -221,30 +222,34 @@ def test_killed_interrupted_and_resumed_by_other_workers_it_is_the_same(whole: P
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_a_killed_parent_takes_its_players_along_in_the_middle_of_an_episode(tmp_path: Path) -> None:
-    script = (
-        "from jat_engine.data import collect; from jat_engine.data.player import Steps\n"
-        "collect(['atari-pong'], 'd', num_episodes=1, num_workers=1,\n"
-        "        on_progress=lambda event: print('playing', flush=True) if isinstance(event, Steps) else None)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"playing\n"
-    assert len(processes(process.pid)) >= 2
-    process.kill()
-    process.wait()
-    assert process.stdout.read() == b""
-    ended = time.monotonic()
-    while processes(process.pid) and time.monotonic() < ended + 10:
+def test_a_killed_parent_takes_its_players_along_whatever_they_do(tmp_path: Path) -> None:
+    script = f"""
+import subprocess, time
+from pathlib import Path
+from jat_engine.data.player import Job, Steps
+from jat_engine.data.players import Players
+players = Players(1)
+players.give(Job("atari-pong", 0, 99, Path({str(tmp_path)!r}), seed=0, noise=0.0, keep_failures=False))
+while not any(isinstance(message, Steps) for message in players.receive()):
+    pass
+connection, process = next(iter(players._processes.items()))
+holder = subprocess.Popen(["sleep", "60"], pass_fds=[connection.fileno()])  # the connection outlives this process
+print(process.pid, holder.pid, flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    assert parent.stdout is not None
+    player, holder = map(int, parent.stdout.readline().split())
+    assert set(processes(parent.pid)) >= {parent.pid, player, holder}
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 10
+    while player in processes(parent.pid) and time.monotonic() < until:
         time.sleep(0.02)
-    assert processes(process.pid) == []
-    assert not list(tmp_path.glob("d/.incomplete/atari-pong/episodes-*"))  # it did not play to the end
+    left = processes(parent.pid)
+    os.kill(holder, signal.SIGKILL)
+    parent.stdout.close()
+    assert player not in left
 
 
 def test_a_player_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -253,10 +258,30 @@ def test_a_player_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None
             for process in multiprocessing.active_children():
                 process.kill()
 
-    with pytest.raises(RuntimeError, match=r"^babyai-open, seed .*: the process that played was ended by signal 9"):
+    with pytest.raises(
+        ChildProcessError, match=r"^babyai-open, seed .*: the process that played was ended by signal 9"
+    ):
         collect(["babyai-open"], tmp_path, num_episodes=40, num_workers=1, on_progress=kill_players)
     assert multiprocessing.active_children() == []
     assert list(tmp_path.glob(".incomplete/babyai-open/episodes-*.parquet"))
+
+
+def test_what_a_player_meets_is_raised_with_the_seeds_it_played(tmp_path: Path) -> None:
+    players = Players(1)
+    options: dict[str, Any] = {"seed": 7, "noise": 0.0, "keep_failures": False}
+    players.give(Job("mujoco-ant", 0, 3, tmp_path, **options))
+    assert players.idle() == 0
+    with pytest.raises(
+        RuntimeError, match=r"(?s)^mujoco-ant, seed 7 to 9 failed:\nTraceback .* expected one with an exp"
+    ):
+        players.receive()
+    players.give(Job("babyai-open", 0, 1, tmp_path / "gone", **options))  # it lives
+    with pytest.raises(OSError, match="gone"):  # noqa: PT012 (steps are told first)
+        while not players.idle():
+            players.receive()
+    assert players.receive() == []
+    players.close()
+    assert multiprocessing.active_children() == []
 
 
 # ---- the same command again ----------------------------------------------------------------------------------------

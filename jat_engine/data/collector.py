@@ -75,6 +75,7 @@ def collect(
             other arguments or versions; when all other tasks are finished, fewer than 1 in 20 attempts, and at least
             100, of a task succeeded.
         MissingSimulatorError: names what to install.
+        ChildProcessError, RuntimeError: a process that plays was killed, or a simulator or expert failed or hangs.
     """
     names = _tasks_with_expert(tasks)
     _check(num_episodes=num_episodes, seed=seed, num_workers=num_workers, noise=noise, test_fraction=test_fraction)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
+import threading
 import time
 import traceback
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,9 @@ from .columns import check_episode, task_columns
 from .shards import episode_row, schema
 
 _REPORT_SECONDS = 0.5
+
+_HANG_SECONDS = 600
+"""Without a step or an episode's end: then the traceback is printed, and the process ends."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +80,22 @@ class Failed:
 
 
 def play(connection: Connection) -> None:
-    """What a player does: jobs in, messages out, until the connection ends.
-
-    Of a parent that is killed it learns in the middle of an episode, when it next says how many steps it has played.
-    """
+    """What a player does: jobs in, messages out, until the connection or the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     os.dup2(2, 1)  # simulators print remarks, and standard output is for results
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     player = Player(connection)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), contextlib.closing(player):
         while True:
             player.run(connection.recv())
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed takes its players along, whatever a simulator is doing."""
+    parent = parent_process()
+    assert parent is not None, "a player runs in a process of its own"
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 class Player:
@@ -98,15 +110,15 @@ class Player:
 
     def run(self, job: Job) -> None:
         """Play `job` and send what came of it."""
+        message: Played | Failed
         try:
             self._open(job.task)
-            chunk = self._play(job)
+            message = Played(job, self._play(job))
         except Exception as error:  # whatever a simulator raises is the parent's to report
             known = isinstance(error, DataError | OSError)
-            message = type(error)(str(error)) if known else None
-            self._connection.send(Failed(job, message, traceback.format_exc()))
-        else:
-            self._connection.send(Played(job, chunk))
+            message = Failed(job, type(error)(str(error)) if known else None, traceback.format_exc())
+        faulthandler.cancel_dump_traceback_later()
+        self._connection.send(message)
 
     def _open(self, task: str) -> None:
         if self._task != task:
@@ -120,6 +132,7 @@ class Player:
         attempts: list[Attempt] = []
         rows: list[pa.Table] = []
         for index in range(job.first, job.stop):
+            faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
             played = demonstrate(
                 self._env,
                 self._expert,
@@ -142,6 +155,7 @@ class Player:
         if now - self._reported > _REPORT_SECONDS:
             self._connection.send(Steps(task, self._steps))
             self._reported, self._steps = now, 0
+            faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)  # anew from here
 
     def close(self) -> None:
         if self._env is not None:

@@ -55,7 +55,8 @@ class Players:
 
         Raises:
             DataError, OSError: a player met one.
-            RuntimeError: a player failed otherwise, or its process ended.
+            ChildProcessError: a player's process ended.
+            RuntimeError: a player failed otherwise; the message has its traceback.
         """
         messages: list[Played | Steps] = []
         if not self._jobs:
@@ -65,7 +66,7 @@ class Players:
             try:
                 message = connection.recv()
             except (EOFError, ConnectionResetError):
-                raise RuntimeError(self._ended(connection)) from None
+                raise ChildProcessError(self._ended(connection)) from None
             if isinstance(message, Steps):
                 messages.append(message)
                 continue
@@ -83,7 +84,7 @@ class Players:
         process.join(_END_SECONDS)
         code = process.exitcode
         how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        hint = " (out of memory?)" if code == -signal.SIGKILL else "" if not code else "; its last words are above"
         job = self._jobs.get(connection)
         return f"{_words(job) if job else 'a player without a job'}: the process that played {how}{hint}"
 
