@@ -34,7 +34,9 @@ from jat_engine.data.unfinished import Progress, Unfinished, replace_folder, res
 from jat_engine.envs import TASKS
 from jat_engine.experts import demonstrate, make_expert
 
-OPEN: dict[str, Any] = {"tasks": ["babyai-open"], "num_episodes": 12, "noise": 0.9}
+TASK = "babyai-go-to-local"
+
+WHOLE: dict[str, Any] = {"tasks": [TASK], "num_episodes": 40, "noise": 0.9}
 """Some of these fail: every second episode is noisy."""
 
 
@@ -46,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Collected in one go by one process."""
     folder = tmp_path_factory.mktemp("one") / "whole"
-    collect(**OPEN, output_dir=folder, num_workers=1)
+    collect(**WHOLE, output_dir=folder, num_workers=1)
     return folder
 
 
@@ -54,11 +56,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stored_are_the_first_successful_episodes_and_what_the_expert_did(whole: Path, tmp_path: Path) -> None:
-    task = TASKS["babyai-open"]
+    task = TASKS[TASK]
     collection = Collection.read(whole / task.name)
     assert collection is not None
     assert collection.attempts == collection.seeds[-1] + 1
-    assert collection.successes == collection.num_episodes == 12
+    assert collection.successes == collection.num_episodes == 40
     assert 0.5 < collection.success_rate < 1  # type: ignore[operator]
     env = evaluation_env(task)
     expert = make_expert(task, env)
@@ -68,7 +70,7 @@ def test_stored_are_the_first_successful_episodes_and_what_the_expert_did(whole:
         split: datasets.load_dataset(str(whole), task.name, split=split, cache_dir=str(tmp_path))
         for split in ("train", "test")
     }
-    assert {split: len(rows) for split, rows in splits.items()} == {"train": 11, "test": 1}
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 36, "test": 4}
     positions = dict.fromkeys(splits, 0)
     for seed, split, return_ in zip(collection.seeds, collection.splits, collection.returns, strict=True):
         row = splits[split][positions[split]]
@@ -174,23 +176,33 @@ def processes(group: int) -> list[int]:
     return found
 
 
-def interrupted(folder: Path, how: str, chunks: int) -> subprocess.CompletedProcess[str]:
-    """Collect in a process, ended once so many chunks are there: by "kill", of the parent alone, or by "ctrl-c"."""
+def interrupted(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
+    """Collect in a process that ends with its second chunk: by "kill", of itself, or by "ctrl-c", of its group."""
     if how == "kill":
-        call = f"collect(**{OPEN}, output_dir={str(folder)!r}, num_workers=2)"
-        command = [sys.executable, "-c", f"from jat_engine.data import collect; {call}"]
+        script = f"""
+from jat_engine.data import collect
+collect(**{WHOLE}, output_dir={str(folder)!r}, num_workers=2, on_progress=tell)"""
     else:
-        flags = ["--tasks", *OPEN["tasks"], "--num_episodes", "12", "--noise", "0.9", "--num_workers", "2"]
-        command = [sys.executable, "-m", "jat_engine.cli", "collect", *flags, "--output_dir", str(folder)]
+        script = f"""
+from jat_engine.cli import collect, main
+show = collect._Bars.show
+collect._Bars.show = lambda bars, event: (tell(event), show(bars, event))
+flags = ["--tasks", {WHOLE["tasks"][0]!r}, "--num_episodes", "40", "--noise", "0.9", "--num_workers", "2"]
+raise SystemExit(main(["collect", *flags, "--output_dir", {str(folder)!r}]))"""
+    script = f"""
+import os, signal
+seen = []
+def tell(event):
+    attempts = getattr(event, "attempts", 0)
+    if attempts and attempts not in seen:
+        seen.append(attempts)
+        if len(seen) == 2:
+            {"os.kill(os.getpid(), signal.SIGKILL)" if how == "kill" else "os.killpg(0, signal.SIGINT)"}
+{script}"""
+    command = [sys.executable, "-c", script]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
-    while process.poll() is None and len(list(folder.glob(".incomplete/*/episodes-*.parquet"))) < chunks:
-        time.sleep(0.005)
-    if how == "kill":
-        process.kill()
-    else:
-        os.killpg(process.pid, signal.SIGINT)
-    error = process.stderr.read()
+    error = process.stderr.read()  # to its end: players have it, too
     process.wait()
     until = time.monotonic() + 10
     while processes(process.pid) and time.monotonic() < until:
@@ -202,17 +214,17 @@ def interrupted(folder: Path, how: str, chunks: int) -> subprocess.CompletedProc
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_killed_interrupted_and_resumed_by_other_workers_it_is_the_same(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "whole"
-    assert interrupted(folder, "kill", 1).returncode == -signal.SIGKILL
-    assert not (folder / "babyai-open").exists()
-    done = len(list(folder.glob(".incomplete/*/episodes-*.parquet")))
-    stopped = interrupted(folder, "ctrl-c", done + 1)
+    assert interrupted(folder, "kill").returncode == -signal.SIGKILL
+    assert not (folder / TASK).exists()
+    assert list(folder.glob(".incomplete/*/episodes-*.parquet"))
+    stopped = interrupted(folder, "ctrl-c")
     assert stopped.returncode == 130
     assert stopped.stderr.splitlines() == ["jat-engine: interrupted"]
-    assert not (folder / "babyai-open").exists()
-    (folder / ".incomplete/babyai-open/episodes-0000000-0000009.parquet.1.tmp").write_bytes(b"half")
+    assert not (folder / TASK).exists()
+    (folder / ".incomplete" / TASK / "episodes-0000000-0000009.parquet.1.tmp").write_bytes(b"half")
 
     events: list[Any] = []
-    collect(**OPEN, output_dir=folder, num_workers=2, on_progress=events.append)
+    collect(**WHOLE, output_dir=folder, num_workers=2, on_progress=events.append)
     first = next(e for e in events if isinstance(e, Progress) and e.attempts)  # what the others left
     collection = events[-1]
     assert 0 < first.attempts < collection.attempts
@@ -490,26 +502,26 @@ def test_the_card_lists_what_is_stored_and_all_of_it_is_published(whole: Path, t
     shutil.copytree(whole, tmp_path / "d")
     folder = tmp_path / "d"
     collect(["mujoco-pendulum"], folder, num_episodes=1, num_workers=1)
-    assert datasets.get_dataset_config_names(str(folder)) == ["babyai-open", "mujoco-pendulum"]
+    assert datasets.get_dataset_config_names(str(folder)) == [TASK, "mujoco-pendulum"]
     assert list(datasets.load_dataset(str(folder), "mujoco-pendulum", cache_dir=str(tmp_path / "c"))) == ["train"]
     text = (folder / "README.md").read_text()
     rows = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
     assert rows["mujoco-pendulum"].startswith("| mujoco-pendulum | 1 | 0 | 1,000 | 1000.00 ± 0.00 | - | 475.398 ±")
-    collection = Collection.read(folder / "babyai-open")
+    collection = Collection.read(folder / TASK)
     assert collection is not None
-    assert f"| {collection.success_rate:.1%} |" in rows["babyai-open"]
-    assert f"| 0.9 | 0 to {collection.seeds[-1]} |" in rows["babyai-open"]
+    assert f"| {collection.success_rate:.1%} |" in rows[TASK]
+    assert f"| 0.9 | 0 to {collection.seeds[-1]} |" in rows[TASK]
     assert "license: apache-2.0" in text
 
     (folder / ".incomplete").mkdir()
     (folder / ".incomplete" / "half").write_bytes(b"x")
     api = FakeApi()
     assert push_to_hub(folder, "me/data", api=api).endswith("datasets/me/data")  # type: ignore[arg-type]
-    assert 'load_dataset("me/data", "babyai-open"' in api.files.pop("README.md").decode()
+    assert f'load_dataset("me/data", "{TASK}"' in api.files.pop("README.md").decode()
     assert api.files == {name: file for name, file in contents(folder).items() if "/" in name and name[0] != "."}
-    assert api.deleted == ["babyai-open/*", "mujoco-pendulum/*"]
+    assert api.deleted == [f"{TASK}/*", "mujoco-pendulum/*"]
 
-    shutil.rmtree(folder / "babyai-open")
+    shutil.rmtree(folder / TASK)
     write_card(folder)
     assert datasets.get_dataset_config_names(str(folder)) == ["mujoco-pendulum"]
     with pytest.raises(DataError, match="expected tasks that `jat-engine collect` finished, got none"):
