@@ -199,7 +199,8 @@ def _play(
         for task in unfinished.values():
             task.close()
     if given_up:
-        raise TooFewSuccessesError("; ".join(given_up))
+        less_noise = ", less --noise" if pending[0].settings["noise"] else ""
+        raise TooFewSuccessesError(f"{'; '.join(given_up)}. Use --keep_failures{less_noise}, or leave out what fails")
 
 
 def _finish(folder: Path, task: Unfinished) -> Collection:

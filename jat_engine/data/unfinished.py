@@ -163,7 +163,7 @@ class Unfinished:
             if self._next >= _MIN_ATTEMPTS and self._kept < self._next * _MIN_SUCCESS:
                 raise TooFewSuccessesError(
                     f"{self.task.name}: {self._kept} of the first {self._next} episodes succeeded, expected at least 1 "
-                    f"in {round(1 / _MIN_SUCCESS)}; use less --noise, or --keep_failures to store all"
+                    f"in {round(1 / _MIN_SUCCESS)}"
                 )
 
     def _totals(self) -> tuple[int, int]:
