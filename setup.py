@@ -86,6 +86,7 @@ setup(
         "jat_engine": ["py.typed", "*.pyi"],
         "jat_engine.envs": ["*.csv"],
         "jat_engine.kernels": ["*.md"],
+        "jat_engine.mini": ["card.md", "checkpoint/*"],
     },
     ext_modules=[
         Extension("jat_engine._cpu", sources=[], optional=True),

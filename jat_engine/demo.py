@@ -1,14 +1,19 @@
-"""`jat-engine demo`: one task of every domain, played by a model with random weights. It needs no checkpoint."""
+"""`jat-engine demo`: one task of every domain, played by jat-mini, with a short video. It downloads nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from . import mini
 from .cli.agent import default_device, describe, load_agent
 from .cli.arguments import EpisodeArguments, ModelArguments, note, parse
 from .cli.environment import evaluation_env, missing_simulators
@@ -17,33 +22,32 @@ from .cli.report import console, mean_std, milliseconds, number, print_table, sc
 from .config import PRESETS, JatConfig
 from .engine import JatEngine
 from .envs import TASKS, MissingSimulatorError, Task, expand_tasks
-from .evaluation import EpisodeResult
+from .evaluation import EpisodeResult, MissingVideoError, VideoWriter, normalize, write_grid
 from .modeling import JatModel
 from .processing import JatProcessor
 
-DEMO_TASKS = ("atari-pong", "babyai-go-to-local", "metaworld-reach", "mujoco-hopper")
-"""One of each domain."""
+DEMO_TASKS = ("atari-pong", "babyai-go-to-local", "metaworld-drawer-open", "mujoco-reacher")
+"""One of each domain, all known to jat-mini."""
 
-MAX_STEPS = 100
-"""Per episode: whole ones of every domain but Atari, whose games take thousands of steps."""
+MAX_FRAMES = 300
+"""Of each task's part of the video."""
 
 
 @dataclass
 class DemoArguments(ModelArguments):
     model_name_or_path: str = field(
-        default="", metadata={"help": "folder or hub name of a checkpoint instead of random weights"}
+        default=mini.NAME, metadata={"help": "folder or hub name of another checkpoint than jat-mini"}
     )
-    preset: str = field(
-        default="small", metadata={"help": "size of the model with random weights", "choices": list(PRESETS)}
+    preset: str | None = field(
+        default=None, metadata={"help": "a model of this size with random weights instead", "choices": list(PRESETS)}
     )
     tasks: list[str] = field(default_factory=lambda: list(DEMO_TASKS), metadata={"help": "tasks or domains to play"})
+    video: str = field(default="demo.mp4", metadata={"help": "where the video goes; '' for none"})
 
 
 @dataclass
 class DemoEpisodes(EpisodeArguments):
-    max_steps: int | None = field(
-        default=MAX_STEPS, metadata={"help": "stop each episode after so many steps; the table says which"}
-    )
+    deterministic: bool = field(default=True, metadata={"help": "the most likely discrete action"})
 
 
 def random_agent(preset: str = "small", seed: int = 0) -> tuple[JatModel, JatProcessor]:
@@ -55,9 +59,9 @@ def random_agent(preset: str = "small", seed: int = 0) -> tuple[JatModel, JatPro
     return model, JatProcessor.byte_level(config)
 
 
-def random_engine(arguments: DemoArguments, seed: int) -> tuple[JatEngine | JatModel, JatProcessor | None]:
-    """What plays without a checkpoint: an engine, or with `--backend reference` a `JatModel` and its processor."""
-    model, processor = random_agent(arguments.preset, seed)
+def random_engine(preset: str, arguments: DemoArguments, seed: int) -> tuple[JatEngine | JatModel, JatProcessor | None]:
+    """What plays with random weights: an engine, or with `--backend reference` a `JatModel` and its processor."""
+    model, processor = random_agent(preset, seed)
     if arguments.backend == "reference":
         model.to(default_device(arguments.use_cpu))  # type: ignore[arg-type]  # transformers' wrapper is mistyped
         return model, processor
@@ -77,29 +81,56 @@ def run(argv: Sequence[str]) -> int:
     for domain, reason in missing.items():
         note(f"{domain} is left out: {reason}")
 
-    if arguments.model_name_or_path:
+    if arguments.preset is not None:
+        agent, processor = random_engine(arguments.preset, arguments, episodes.seed)
+        title = f"random weights, size {arguments.preset}: the returns show nothing but that everything runs"
+    else:
         agent, processor = load_agent(arguments)
         title = arguments.model_name_or_path
-    else:
-        agent, processor = random_engine(arguments, episodes.seed)
-        title = f"random weights, size {arguments.preset}: the returns show nothing but that everything runs"
-    rows = [_row(task, play(agent, processor, task, episodes)) for task in tasks]
+    rows, parts = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for task in tasks:
+            part = Path(folder) / f"{task.name}.mp4" if arguments.video else None
+            rows.append(_row(task, play(agent, processor, task, episodes, part)))
+            if part is not None and part.exists():
+                parts.append(part)
+        video = write_grid(parts, Path(arguments.video)) if parts else None
     print_table(title, {name: [row[name] for row in rows] for name in rows[0]}, left=["task"])
-    console().print(f"random, expert: published mean returns; {describe(agent)}")
+    console().print(f"random, expert: published mean returns, 0 and 1 of the score; {describe(agent)}")
+    if video is not None:
+        note(f"wrote {video}")
     return 0
 
 
-def play(agent: Any, processor: Any, task: Task, arguments: EpisodeArguments) -> list[EpisodeResult]:
-    """All episodes of one task."""
-    env = evaluation_env(task)
-    try:
-        return list(play_episodes(agent, processor, env, arguments.num_episodes, task=task, **arguments.options))
-    finally:
-        env.close()
+def play(
+    agent: Any, processor: Any, task: Task, arguments: EpisodeArguments, video: Path | None = None
+) -> list[EpisodeResult]:
+    """All episodes of one task; the first frames into `video`, where frames can be rendered."""
+    with contextlib.ExitStack() as stack:
+        on_frame = None
+        if video is not None:
+            try:
+                missing_simulators([task.name], render=True)
+                fps = 30.0
+                on_frame = _first_frames(stack.enter_context(VideoWriter(video, fps)))
+            except (ValueError, MissingVideoError) as error:
+                note(f"no video of {task.name}: {error}")
+        env = stack.enter_context(contextlib.closing(evaluation_env(task, "rgb_array" if on_frame else None)))
+        return list(
+            play_episodes(
+                agent, processor, env, arguments.num_episodes, task=task, on_frame=on_frame, **arguments.options
+            )
+        )
+
+
+def _first_frames(video: VideoWriter) -> Callable[[np.ndarray], None]:
+    count = itertools.count()
+    return lambda frame: video.append(frame) if next(count) < MAX_FRAMES else None
 
 
 def _row(task: Task, episodes: list[EpisodeResult]) -> dict[str, str]:
     returns = [episode.return_ for episode in episodes]
+    scores = normalize(returns, task)
     steps = sum(episode.length for episode in episodes)
     p50, p99 = np.percentile(np.concatenate([episode.latencies_us for episode in episodes]), [50, 99])
     capped = any(episode.capped for episode in episodes)
@@ -108,6 +139,7 @@ def _row(task: Task, episodes: list[EpisodeResult]) -> dict[str, str]:
         "return": mean_std(returns) if len(returns) > 1 else number(returns[0]),
         "random": score(task.random),
         "expert": score(task.expert),
+        "score": "undefined" if scores is None else number(float(scores.mean())),
         "steps": f"{steps} (capped)" if capped else str(steps),
         "latency p50": milliseconds(float(p50)),
         "p99": milliseconds(float(p99)),

@@ -39,7 +39,8 @@ def run(argv: Sequence[str]) -> int:
     if "evaluate" in arguments.stages:
         from . import card, scores
 
-        card.write(checkpoint, scores.evaluate(checkpoint, recipe.TASKS, arguments.num_episodes, note))
+        workers = arguments.num_workers or available_cores()
+        card.write(checkpoint, scores.evaluate(checkpoint, recipe.TASKS, arguments.num_episodes, workers, note))
     return 0
 
 
