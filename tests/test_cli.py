@@ -13,6 +13,7 @@ import pytest
 
 from jat_engine import cli
 from jat_engine.cli import main
+from jat_engine.demo import DEMO_TASKS
 from jat_engine.envs import TASKS, MissingSimulatorError
 from jat_engine.evaluation.video import read_video
 
@@ -425,12 +426,15 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert "missing no_such_module; pip install 'jat-engine[atari]'" in out
 
 
-def test_demo_plays_every_domain(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--model_name_or_path", str(tiny_folder), "--use_cpu", "--max_steps", "4"]) == 0
+def test_demo_plays_every_domain(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--use_cpu", "--max_steps", "4", "--video", str(tmp_path / "demo.mp4")]
+    assert main(["demo", "--model_name_or_path", str(tiny_folder), *flags]) == 0
     out = capsys.readouterr().out
-    for task in ("atari-pong", "babyai-go-to-local", "metaworld-reach", "mujoco-hopper"):
+    for task in DEMO_TASKS:
         assert task in out
     assert "4 (capped)" in out
+    frames = list(read_video(tmp_path / "demo.mp4"))
+    assert len(frames) == 4
     assert "random weights" not in out
 
 
@@ -447,12 +451,12 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_demo_without_a_checkpoint_says_that_the_weights_are_random(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["demo", "--use_cpu", "--max_steps", "2", "--tasks", "mujoco-pendulum", "babyai-open"]) == 0
+    flags = ["--use_cpu", "--preset", "small", "--video", "", "--max_steps", "2", "--tasks", "mujoco-pendulum"]
+    assert main(["demo", *flags, "babyai-open"]) == 0
     out = capsys.readouterr().out
     assert "random weights, size small" in out
     assert "JatEngine, backend" in out
-    flags = ["--use_cpu", "--max_steps", "2", "--tasks", "mujoco-pendulum", "--backend", "reference"]
-    assert main(["demo", *flags]) == 0
+    assert main(["demo", *flags, "--backend", "reference"]) == 0
     assert "JatModel, float32" in capsys.readouterr().out
 
 
