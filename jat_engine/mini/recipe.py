@@ -44,10 +44,10 @@ class MiniTask:
 
 
 _BABYAI = MiniTask(num_episodes=9000, noise=0.1, batch_size=32, sampling_weight=2.0)
-_METAWORLD = MiniTask(num_episodes=150, noise=0.3, batch_size=5, sampling_weight=1.2)
+_METAWORLD = MiniTask(num_episodes=150, noise=0.3, batch_size=5, sampling_weight=0.8)
 
 TASKS: dict[str, MiniTask] = {
-    "atari-pong": MiniTask(num_episodes=60, noise=0.05, batch_size=8, sampling_weight=3.0),
+    "atari-pong": MiniTask(num_episodes=60, noise=0.05, batch_size=8, sampling_weight=4.0),
     "babyai-go-to-local": _BABYAI,
     "babyai-go-to-obj": MiniTask(num_episodes=5000, noise=0.1, batch_size=32, sampling_weight=1.5),
     "babyai-go-to-red-ball-grey": _BABYAI,
@@ -77,7 +77,7 @@ MODEL: dict[str, Any] = {
 VOCAB_SIZE = 320  # every byte, and words of the missions
 
 TRAINING: dict[str, Any] = {
-    "max_steps": 20000,
+    "max_steps": 12000,
     "learning_rate": 1.5e-3,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 200,
@@ -125,6 +125,7 @@ def initialize(data: Path, folder: Path) -> None:
     model = JatModel(config)
     torch.nn.init.zeros_(model.transformer.wpe.weight)
     _scale_inputs(model.continuous_encoder, data)
+    _scale_integers(model)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -192,6 +193,14 @@ def _scale_inputs(encoder: torch.nn.Linear, data: Path) -> None:
         weight = torch.randn(encoder.weight.shape) / encoder.in_features**0.5
         encoder.weight.copy_(weight / torch.from_numpy(scale))
         encoder.bias.copy_(-(encoder.weight.double() @ torch.from_numpy(np.mean(means, axis=0))))
+
+
+def _scale_integers(model: Any) -> None:
+    """Make embeddings of integers and what is computed of them of size 1, for the same reason."""
+    reduce, mix = (model.multi_discrete_encoder.get_submodule(name) for name in ("1", "4"))
+    torch.nn.init.normal_(model.transformer.wte.weight)
+    for layer in (reduce, mix):
+        torch.nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
 
 def _columns(folder: Path, column: str) -> list[Any]:
