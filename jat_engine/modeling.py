@@ -234,7 +234,7 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         if is_text:
-            result = self._text_output(hidden, input_ids, token_mask, return_loss)
+            result = self._text_output(hidden, input_ids, token_mask, return_loss, loss_only)
         elif loss_only:
             result = self._rl_losses(
                 hidden,
@@ -274,8 +274,19 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
             )
 
     def _text_output(
-        self, hidden: Tensor, input_ids: Tensor | None, token_mask: Tensor | None, return_loss: bool
+        self,
+        hidden: Tensor,
+        input_ids: Tensor | None,
+        token_mask: Tensor | None,
+        return_loss: bool,
+        loss_only: bool,
     ) -> JatOutput:
+        if loss_only and input_ids is not None:  # of the positions before a token that counts
+            num_text = input_ids.shape[1]
+            valid = torch.ones_like(input_ids) if token_mask is None else token_mask[:, -num_text:]
+            before = valid[:, 1:].bool()
+            logits = self.single_discrete_decoder(hidden[:, -num_text:-1][before].unsqueeze(0))
+            return JatOutput(loss=cross_entropy_loss(logits, input_ids[:, 1:][before].unsqueeze(0), None, None))
         logits = self.single_discrete_decoder(hidden)
         loss = None
         if return_loss:

@@ -89,7 +89,8 @@ def _products(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Ten
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))
     mask = torch.zeros_like(allowed[0], dtype=query.dtype).masked_fill(~allowed[0], -torch.inf)
     scores = torch.baddbmm(mask.expand(len(query), -1, -1), query, key.transpose(1, 2))
-    return torch.bmm(F.softmax(scores, dim=-1).to(value.dtype), value).view(shape)
+    with torch.autocast(query.device.type, enabled=False):  # it would have the softmax write float32
+        return torch.bmm(F.softmax(scores, dim=-1), value).view(shape)
 
 
 # How transformers knows implementations by the name it gives them. GPT-Neo has none of this name.

@@ -13,7 +13,6 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import PRESETS, JatConfig
-from ..envs import TASKS
 from ..training import recipe, require_train_extra
 from .agent import quiet_loading
 from .arguments import note, parse
@@ -118,8 +117,7 @@ def run(argv: Sequence[str]) -> int:
     model_arguments.check()
     data.check()
     tasks = recipe.expand(data.tasks)
-    loss_weights = {task: recipe.loss_weight(task) for task in tasks}
-    loss_weights |= recipe.overrides("--loss_weights", data.loss_weights, tasks, float)
+    loss_weights = recipe.overrides("--loss_weights", data.loss_weights, tasks, float)
     sampling_weights = {task: recipe.sampling_weight(task) for task in tasks}
     sampling_weights |= recipe.overrides("--sampling_weights", data.sampling_weights, tasks, float)
     batch_sizes = recipe.overrides("--batch_sizes", data.batch_sizes, tasks, int)
@@ -237,7 +235,8 @@ def load_pieces(
 ) -> tuple[Any, dict[str, Any]]:
     """The training pieces of all tasks, and the test pieces by task if evaluations are asked for."""
     from ..training.dataset import Pieces, TaskDataset
-    from ..training.prepare import PieceSettings, prepare
+    from ..training.pieces import PieceSettings
+    from ..training.prepare import prepare
     from ..training.sources import open_source
 
     root = Path(cache_dir or constants.HF_HOME) / "jat_engine" / "pieces"
@@ -245,8 +244,6 @@ def load_pieces(
     pieces: dict[str, dict[str, Pieces]] = {split: {} for split in splits}
     with tqdm(desc="preparing", unit="episode", disable=None, leave=False) as bar:
         for task in tasks:
-            if task not in TASKS:
-                raise ValueError(f"--tasks: {task}: text datasets are not supported yet")
             for split in splits:
                 bar.set_description(f"preparing {task}", refresh=False)
                 source = open_source(data.dataset, task, split, cache_dir=cache_dir)
@@ -258,8 +255,15 @@ def load_pieces(
                 settings = PieceSettings.of(
                     task, split, recipe.piece_length(task, model.config), model.config, processor
                 )
-                folder = prepare(source, settings, processor.encode_mission, root, bar.update)
+                folder = prepare(source, settings, processor, root, bar.update)
                 limit = data.eval_num_samples if split == "test" else None
-                pieces[split][task] = Pieces(folder, task, loss_weight=loss_weights[task], limit=limit)
+                pieces[split][task] = Pieces(
+                    folder,
+                    task,
+                    loss_weight=loss_weights.get(task, recipe.loss_weight(task)),
+                    own_weight=task not in loss_weights,
+                    limit=limit,
+                    image_processor=processor.image_processor,
+                )
     test = {task: TaskDataset([found]) for task, found in pieces.get("test", {}).items()}
     return TaskDataset(pieces["train"].values()), test

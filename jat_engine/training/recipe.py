@@ -34,7 +34,9 @@ def sampling_weight(task: str) -> float:
 
 
 def piece_length(task: str, config: JatConfig) -> int:
-    """Steps of an RL task's longest pieces: a step is two tokens; Atari's are shorter."""
+    """Steps of an RL task's longest pieces: a step is two tokens; Atari's are shorter. Tokens of a text's."""
+    if task not in TASKS:
+        return int(config.max_position_embeddings)
     longest = int(config.max_position_embeddings) // 2
     return min(_ATARI_STEPS, longest) if TASKS[task].domain == "atari" else longest
 

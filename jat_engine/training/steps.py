@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import FRAME_SHAPE
+from ..data.columns import RL_COLUMNS, check_columns, check_episode
 from ..errors import DataError
 from .sources import Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-OBSERVATIONS = ("continuous_observations", "discrete_observations", "image_observations")
-ACTIONS = ("continuous_actions", "discrete_actions")
-_FLOAT = ("continuous_observations", "continuous_actions", "rewards", "loss_weight")
-_INT = ("discrete_observations", "discrete_actions", "attention_mask")
+TOKENIZED_COLUMNS = ("attention_mask", "loss_weight")
+"""What rows of a tokenized dataset have beside the published columns."""
+
 _NESTED = ("continuous_observations", "continuous_actions", "discrete_observations")
-_COLUMNS = (*OBSERVATIONS, "text_observations", *ACTIONS, "rewards", "attention_mask", "loss_weight")
+_INT = ("discrete_observations", "discrete_actions", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Steps:
 
     Attributes:
         lengths: [episodes], steps of each.
-        columns: name -> [steps, ...]; float32, int64 or str; images are [steps] PNG files as `bytes`.
+        columns: name -> [steps, ...]; float32, int64 or str; images are [steps] PNG files as `bytes`, or uint8
+            [steps, 84, 84, 4].
         rows: where they are from, for messages.
     """
 
@@ -46,71 +47,71 @@ class Steps:
         return f"{self.rows.where}: row {self.rows.first + episode}, step {step - start}"
 
 
+class _WrongError(Exception):
+    """Some value is not what it should be; which one, `check_episode` says."""
+
+
 def read_steps(rows: Rows) -> Steps:
-    """The published columns of some rows.
+    """The published columns of some rows, and those of a tokenized dataset.
+
+    Whole columns are checked at once; only if something is wrong are single episodes looked at, to say what.
 
     Raises:
         DataError: a column is missing, columns of an episode differ in length, an episode is empty, steps differ in
             width, or values are of another type, null, NaN or infinite.
     """
-    names = [name for name in _COLUMNS if name in rows.table.column_names]
-    _check_columns(names, rows)
-    lengths: np.ndarray | None = None
-    columns: dict[str, np.ndarray] = {}
-    for name in names:
-        column_lengths, column = _read_column(name, rows)
-        if lengths is None:
-            lengths = column_lengths
-            if (lengths == 0).any():
-                row = rows.first + int(np.argmin(lengths))
-                raise DataError(f"{rows.where}: row {row}: {name}: expected at least one step, got an empty episode")
-        elif not np.array_equal(column_lengths, lengths):
-            row = int(np.argmax(column_lengths != lengths))
-            raise DataError(
-                f"{rows.where}: row {rows.first + row}: {name}: expected {lengths[row]} steps, as {names[0]} has, "
-                f"got {column_lengths[row]}"
-            )
-        columns[name] = column
-    assert lengths is not None  # rewards are among the columns
-    steps = Steps(lengths, columns, rows)
-    for name in columns:
-        if columns[name].dtype.kind == "f" and not (finite := np.isfinite(columns[name])).all():
-            step = int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
-            raise DataError(f"{steps.at(step)}: {name}: expected finite numbers, got NaN or infinity")
-    return steps
+    extra = [name for name in TOKENIZED_COLUMNS if name in rows.table.column_names]
+    names = [name for name in rows.table.column_names if name in RL_COLUMNS]
+    names = [*check_columns(names, source=rows.where), *extra]
+    try:
+        read = {name: _read_column(rows.table[name], name) for name in names}
+        lengths = read["rewards"][0]
+        if any(not np.array_equal(other, lengths) for other, _ in read.values()) or not lengths.all():
+            raise _WrongError("lengths of columns")
+    except _WrongError as error:
+        _explain(rows, names)
+        raise DataError(
+            f"{rows.where}: rows from {rows.first}: expected well-formed columns, got wrong {error}"
+        ) from None
+    return Steps(lengths, {name: values for name, (_, values) in read.items()}, rows)
 
 
-def _check_columns(names: list[str], rows: Rows) -> None:
-    found = ", ".join(rows.table.column_names)
-    for group in (OBSERVATIONS, ACTIONS):
-        if len([name for name in names if name in group]) != 1:
-            raise DataError(f"{rows.where}: expected one of the columns {', '.join(group)}, got {found}")
-    if "rewards" not in names:
-        raise DataError(f"{rows.where}: rewards: expected this column, got {found}")
+def _explain(rows: Rows, names: list[str]) -> None:
+    """Raises `DataError` for the first episode that is wrong."""
+    for row, episode in enumerate(rows.table.select(names).to_pylist()):
+        where = f"{rows.where}: row {rows.first + row}"
+        steps = len(episode["rewards"] or ())
+        for name in names:
+            if episode[name] is None:
+                raise DataError(f"{where}: column {name}: expected a list, got no value")
+            if name in TOKENIZED_COLUMNS and len(episode[name]) != steps:
+                raise DataError(
+                    f"{where}: column {name}: expected {steps} steps, as rewards has, got {len(episode[name])}"
+                )
+        columns = {name: episode[name] for name in names if name not in TOKENIZED_COLUMNS}
+        if "image_observations" in columns:  # decoded later, one by one; here their number counts
+            columns["image_observations"] = np.zeros((len(columns["image_observations"]), *FRAME_SHAPE), np.uint8)
+        check_episode(columns, source=rows.where, row=rows.first + row)
 
 
-def _read_column(name: str, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+def _read_column(column: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps of each row, and all steps' values."""
-    lengths, values = _unnest(rows.table[name], name, rows, rows.first, "row")
+    lengths, values = _unnest(column, name)
     if name in _NESTED:
-        widths, values = _unnest(values, name, rows, 0, "step")
-        if len(widths) and (widths != widths[0]).any():
-            step = int(np.argmax(widths != widths[0]))
-            row = rows.first + int(np.searchsorted(np.cumsum(lengths), step, side="right"))
-            raise DataError(
-                f"{rows.where}: row {row}: {name}: expected steps of one width, {widths[0]}, got {widths[step]}"
-            )
-        return lengths, _numbers(values, name, rows).reshape(len(widths), -1)
+        widths, values = _unnest(values, name)
+        if len(widths) and ((widths != widths[0]).any() or widths[0] == 0):
+            raise _WrongError(name)
+        return lengths, _numbers(values, name).reshape(len(widths), -1)
     if name == "text_observations":
-        if values.null_count or not _is_text(values):
-            raise DataError(f"{rows.where}: {name}: expected strings, got {values.type}")
+        if values.null_count or str(values.type) not in ("string", "large_string"):
+            raise _WrongError(name)
         return lengths, np.array(values.to_pylist(), object)
     if name == "image_observations":
-        return lengths, _images(values, name, rows)
-    return lengths, _numbers(values, name, rows)
+        return lengths, _images(values, name)
+    return lengths, _numbers(values, name)
 
 
-def _unnest(array: Any, name: str, rows: Rows, first: int, unit: str) -> tuple[np.ndarray, Any]:
+def _unnest(array: Any, name: str) -> tuple[np.ndarray, Any]:
     """A list array -> length of each list, and all their elements."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -119,44 +120,60 @@ def _unnest(array: Any, name: str, rows: Rows, first: int, unit: str) -> tuple[n
         array = array.combine_chunks()
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
-    if not any(check(array.type) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
-        raise DataError(f"{rows.where}: {name}: expected lists, got {array.type}")
-    if array.null_count:
-        missing = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
-        raise DataError(f"{rows.where}: {name}: {unit} {first + missing}: expected a list, got null")
-    lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False).astype(np.int64)
-    return lengths, array.flatten()
+    if not _is_list(array) or array.null_count:
+        raise _WrongError(name)
+    return pc.list_value_length(array).to_numpy(zero_copy_only=False).astype(np.int64), array.flatten()
 
 
-def _numbers(values: pa.Array, name: str, rows: Rows) -> np.ndarray:
+def _is_list(array: Any) -> bool:
     import pyarrow as pa
 
-    if values.null_count:
-        raise DataError(f"{rows.where}: rows from {rows.first}: {name}: expected numbers, got null")
-    is_int = pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)
-    if not (is_int or (name in _FLOAT and pa.types.is_floating(values.type))):
-        kind = "integers" if name in _INT else "numbers"
-        raise DataError(f"{rows.where}: {name}: expected {kind}, got {values.type}")
+    return any(check(array.type) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _numbers(values: pa.Array, name: str) -> np.ndarray:
+    import pyarrow as pa
+
+    whole = pa.types.is_integer(values.type) or (name == "attention_mask" and pa.types.is_boolean(values.type))
+    if values.null_count or not (whole or (name not in _INT and pa.types.is_floating(values.type))):
+        raise _WrongError(name)
     array: np.ndarray = values.to_numpy(zero_copy_only=False)
-    return array.astype(np.float32 if name in _FLOAT else np.int64)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.int64 if name in _INT else np.float32)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise _WrongError(name)
+    return array
 
 
-def _is_text(values: pa.Array) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_string(values.type) or pa.types.is_large_string(values.type))
-
-
-def _images(values: pa.Array, name: str, rows: Rows) -> np.ndarray:
+def _images(values: Any, name: str) -> np.ndarray:
     import pyarrow as pa
 
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
-    if not pa.types.is_struct(values.type) or values.type.get_field_index("bytes") < 0:
-        raise DataError(f"{rows.where}: {name}: expected images, got {values.type}")
-    files = np.empty(len(values), object)
-    files[:] = values.field("bytes").to_pylist()
-    return files
+    if pa.types.is_struct(values.type) and values.type.get_field_index("bytes") >= 0:
+        files = np.empty(len(values), object)
+        files[:] = values.field("bytes").to_pylist()
+        return files
+    return _frames(values, name)
+
+
+def _frames(values: Any, name: str) -> np.ndarray:
+    """Frames that are stored as numbers, as in a tokenized dataset: uint8, or as the processor makes them."""
+    shape = [len(values)]
+    while _is_list(values) or not hasattr(values.type, "bit_width"):
+        widths, values = _unnest(values, name)
+        if not len(widths) or (widths != widths[0]).any():
+            raise _WrongError(name)
+        shape.append(int(widths[0]))
+    height, width, planes = FRAME_SHAPE
+    if values.null_count or shape[1:] not in ([height, width, planes], [planes, height, width]):
+        raise _WrongError(name)
+    frames: np.ndarray = values.to_numpy(zero_copy_only=False).reshape(shape)
+    if frames.dtype.kind == "f":
+        frames = np.rint((frames * 0.5 + 0.5) * 255)
+    if frames.min() < 0 or frames.max() > 255:
+        raise _WrongError(name)
+    return (frames if shape[1] == height else frames.transpose(0, 2, 3, 1)).astype(np.uint8)
 
 
 def decode_frames(steps: Steps) -> Iterator[np.ndarray]:
@@ -168,6 +185,9 @@ def decode_frames(steps: Steps) -> Iterator[np.ndarray]:
     from PIL import Image, UnidentifiedImageError
 
     for number, data in enumerate(steps.columns["image_observations"]):
+        if isinstance(data, np.ndarray):
+            yield data
+            continue
         try:
             with Image.open(io.BytesIO(data)) as image:
                 frame = np.asarray(image)
