@@ -77,6 +77,7 @@ def open_source(
 
 
 def _parquet(files: list[Path]) -> Source:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     def read() -> Iterator[Rows]:
@@ -87,11 +88,11 @@ def _parquet(files: list[Path]) -> Source:
                     for batch in parquet.iter_batches(batch_size=_rows_at_once(parquet.schema_arrow.names)):
                         yield Rows(_table(batch), str(file), first)
                         first += batch.num_rows
-            except OSError as error:  # arrow's errors for damaged files are of this kind, or the next
+            except (OSError, pa.ArrowException) as error:
                 raise DataError(f"{file}: expected a parquet file, got one that cannot be read: {error}") from None
 
     state = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-    return Source(str(files[0].parent), hashlib.sha256(state.encode()).hexdigest(), _arrow_errors(read))
+    return Source(str(files[0].parent), hashlib.sha256(state.encode()).hexdigest(), read)
 
 
 def _saved(folder: Path, split: str) -> Source | None:
@@ -127,23 +128,7 @@ def _dataset(dataset: Any, where: str) -> Source:
             yield Rows(table, where, first)
             first += table.num_rows
 
-    return Source(where, getattr(dataset, "_fingerprint", None), _arrow_errors(read))
-
-
-def _arrow_errors(read: Callable[[], Iterator[Rows]]) -> Callable[[], Iterator[Rows]]:
-    """`read`, with a `DataError` for what arrow says of damaged files."""
-    import pyarrow as pa
-
-    def checked() -> Iterator[Rows]:
-        where = ""
-        try:
-            for rows in read():
-                where = rows.where
-                yield rows
-        except pa.ArrowException as error:
-            raise DataError(f"{where}: expected readable rows, got: {error}") from None
-
-    return checked
+    return Source(where, getattr(dataset, "_fingerprint", None), read)
 
 
 def _table(batch: pa.RecordBatch) -> pa.Table:

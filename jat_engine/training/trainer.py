@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from .dataset import TASK, TaskDataset, as_batch, scale_frames
 from .sampler import TaskBatchSampler
 
-_SUMS = ("count", "loss", "action_loss", "observation_loss")
+_SUMS = ("count", "loss", "rl_count", "action_loss", "observation_loss")
 
 
 class JatTrainer(Trainer):
@@ -109,8 +109,9 @@ class JatTrainer(Trainer):
     ) -> Any:
         inputs = dict(inputs)
         task = inputs.pop(TASK)
-        if "image_observations" in inputs:
-            inputs["image_observations"] = scale_frames(inputs["image_observations"])
+        frames = inputs.get("image_observations")
+        if frames is not None and frames.dtype == torch.uint8:
+            inputs["image_observations"] = scale_frames(frames)
         if model.training and self._action_shuffle:
             inputs["action_inputs"] = _shuffle_actions(inputs, self._action_shuffle)
         outputs = model(**inputs, loss_only=True)
@@ -123,18 +124,19 @@ class JatTrainer(Trainer):
         loss = outputs.loss.detach().float()
         if self._sums is None:
             self._sums = torch.zeros(len(self._tasks), len(_SUMS), device=loss.device)
-        zero = torch.zeros_like(loss)
-        parts = (outputs.action_loss, outputs.observation_loss)
-        values = [zero + 1, loss, *(zero if part is None else part.detach().float() for part in parts)]
-        self._sums[self._tasks.index(task)] += torch.stack(values)
+        values = [torch.ones_like(loss), loss]
+        if outputs.action_loss is not None:
+            values += [torch.ones_like(loss), outputs.action_loss.detach().float(), outputs.observation_loss.detach()]
+        self._sums[self._tasks.index(task), : len(values)] += torch.stack(values)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._sums is not None:
             sums = self.accelerator.reduce(self._sums, reduction="sum").cpu()
             self._sums = None
-            total = sums.sum(0)
-            for column in (2, 3):
-                logs[_SUMS[column]] = float(total[column] / total[0])
+            total = dict(zip(_SUMS, sums.sum(0).tolist(), strict=True))
+            if total["rl_count"]:
+                for name in ("action_loss", "observation_loss"):
+                    logs[name] = total[name] / total["rl_count"]
             for task, (count, loss, *_) in zip(self._tasks, sums.tolist(), strict=True):
                 if count:
                     logs[f"loss/{task}"] = loss / count

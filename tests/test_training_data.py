@@ -1,0 +1,307 @@
+"""From files to batches: what is cut, cached, checked and drawn."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("datasets", reason="the extra train is not installed")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import training_data
+from training_data import KINDS, LENGTHS, episode, table, tiny_config, write_split
+
+from jat_engine import JatProcessor
+from jat_engine.envs import UnknownTaskError
+from jat_engine.errors import DataError
+from jat_engine.training import recipe
+from jat_engine.training.dataset import Pieces, TaskDataset, scale_frames
+from jat_engine.training.pieces import PieceSettings
+from jat_engine.training.prepare import prepare
+from jat_engine.training.sampler import TaskBatchSampler
+from jat_engine.training.sources import open_source
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return JatProcessor.byte_level(tiny_config())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training_data.write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def make_pieces(data: Path, task: str, root: Path, processor: Any, length: int = STEPS, split: str = "train") -> Pieces:
+    source = open_source(str(data), task, split)
+    assert source is not None
+    settings = PieceSettings.of(task, split, length, tiny_config(), processor)
+    return Pieces(prepare(source, settings, processor, root), task, loss_weight=3.0)
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_pieces_are_those_of_the_processor(task: str, data: Path, tmp_path: Path, processor: Any) -> None:
+    """Equal tensors, however the steps are stored: rewards shifted, remainders kept, the first step as padding."""
+    number = list(KINDS).index(task)
+    episodes = [episode(KINDS[task], n, 100 * number + i) for i, n in enumerate(LENGTHS[task])]
+    fields = {name: [e[name] for e in episodes] for name in episodes[0]}
+    fields["rewards"] = [[0.0, *e["rewards"][:-1].tolist()] for e in episodes]
+    expected = processor(
+        **fields, truncation="preserve", padding="max_length", max_length=2 * STEPS, return_tensors="pt"
+    )
+    pieces = make_pieces(data, task, tmp_path, processor)
+    assert len(pieces) == sum(-(-n // STEPS) for n in LENGTHS[task])
+    batch = TaskDataset([pieces]).__getitems__(range(len(pieces)))
+    assert batch.pop("task") == task
+    assert (batch.pop("loss_weight") == 3).all()
+    if "image_observations" in batch:
+        assert batch["image_observations"].dtype == torch.uint8
+        batch["image_observations"] = scale_frames(batch["image_observations"])
+    assert set(batch) == set(expected)
+    for name, values in batch.items():
+        assert values.dtype == expected[name].dtype, name
+        assert torch.equal(values, expected[name]), name
+
+
+def test_planes_are_stored_once(data: Path, tmp_path: Path, processor: Any) -> None:
+    pieces = make_pieces(data, "atari-pong", tmp_path, processor)
+    assert len(np.load(pieces.folder / "planes.npy", mmap_mode="r")) == sum(LENGTHS["atari-pong"])
+
+
+def test_a_batch_is_as_long_as_its_longest_piece(data: Path, tmp_path: Path, processor: Any) -> None:
+    pieces = make_pieces(data, "mujoco-hopper", tmp_path, processor)  # 30, 12, 25 and 7 steps in fives
+    lengths = [5] * 6 + [5, 5, 2] + [5] * 5 + [5, 2]
+    for numbers, longest in (([8], 2), ([8, 15], 2), ([0, 8], 5)):
+        batch = pieces.gather(np.array(numbers))
+        assert batch["rewards"].shape == (len(numbers), longest)
+        assert batch["attention_mask"].sum(1).tolist() == [lengths[n] for n in numbers]
+
+
+def test_prepared_once_and_again_when_anything_changes(data: Path, tmp_path: Path, processor: Any) -> None:
+    first = make_pieces(data, "mujoco-hopper", tmp_path, processor)
+    written = (first.folder / "rewards.npy").stat().st_mtime_ns
+    assert make_pieces(data, "mujoco-hopper", tmp_path, processor).folder == first.folder
+    assert (first.folder / "rewards.npy").stat().st_mtime_ns == written
+    assert make_pieces(data, "mujoco-hopper", tmp_path, processor, length=4).folder != first.folder
+    other = write_split(tmp_path / "other", "mujoco-hopper", "train", [episode("continuous", 9, 1)])
+    changed = make_pieces(tmp_path / "other", "mujoco-hopper", tmp_path, processor)
+    pq.write_table(table([episode("continuous", 9, 2), episode("continuous", 9, 3)]), other)
+    assert len(make_pieces(tmp_path / "other", "mujoco-hopper", tmp_path, processor)) == 2 * len(changed)
+
+
+def test_workers_map_the_files_themselves(data: Path, tmp_path: Path, processor: Any) -> None:
+    pieces = make_pieces(data, "atari-pong", tmp_path, processor)
+    batch = pieces.gather(np.arange(2))
+    copied = pickle.dumps(pieces)
+    assert len(copied) < 10_000
+    assert torch.equal(pickle.loads(copied).gather(np.arange(2))["image_observations"], batch["image_observations"])
+
+
+# ---- other sources -------------------------------------------------------------------------------------------------
+
+
+def test_folders_of_save_to_disk_and_of_datasets_give_the_same_pieces(
+    data: Path, tmp_path: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    train = datasets.Dataset.from_parquet(
+        str(data / "babyai-go-to-local/train-00000-of-00001.parquet"), cache_dir=str(tmp_path / "hf")
+    )
+    datasets.DatasetDict({"train": train}).save_to_disk(tmp_path / "saved/babyai-go-to-local")
+    hub = tmp_path / "hub"  # as a dataset on the hub: its card says where the files of a task are
+    (hub / "data").mkdir(parents=True)
+    train.to_parquet(hub / "data/go.parquet")
+    card = "configs:\n- config_name: babyai-go-to-local\n  data_files:\n  - split: train\n    path: data/go.parquet\n"
+    (hub / "README.md").write_text(f"---\n{card}---\n")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    expected = make_pieces(data, "babyai-go-to-local", tmp_path / "a", processor)
+    for number, folder in enumerate((tmp_path / "saved", hub)):
+        pieces = make_pieces(folder, "babyai-go-to-local", tmp_path / f"b{number}", processor)
+        assert len(pieces) == len(expected)
+        everything = np.arange(len(pieces))
+        for name, values in pieces.gather(everything).items():
+            assert torch.equal(values, expected.gather(everything)[name]), name
+        assert open_source(str(folder), "babyai-go-to-local", "test") is None
+
+
+def test_tokenized_rows_are_pieces_already(tmp_path: Path, processor: Any) -> None:
+    given = episode("continuous", 6, 0)
+    rows = table([given, given])
+    rows = rows.append_column("attention_mask", pa.array([[1, 1, 1, 1, 0, 0], [1] * 6], pa.list_(pa.int64())))
+    rows = rows.append_column("loss_weight", pa.array([[7.0] * 6] * 2, pa.list_(pa.float32())))
+    path = tmp_path / "data/mujoco-hopper/train-0.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(rows, path)
+    pieces = make_pieces(tmp_path / "data", "mujoco-hopper", tmp_path, processor, length=6)
+    batch = pieces.gather(np.arange(2))
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [1] * 6]
+    assert (batch["loss_weight"] == 7).all()
+    assert np.array_equal(batch["rewards"][1], given["rewards"])  # shifted when they were tokenized
+    pieces.options["own_weight"] = False
+    assert (pieces.gather(np.arange(2))["loss_weight"] == 3).all()
+
+
+def test_texts_and_captions(tmp_path: Path, processor: Any) -> None:
+    data = tmp_path / "data"
+    for name in ("wikipedia", "captions"):
+        (data / name).mkdir(parents=True)
+    texts = ["abcdefg", "x", "hi there"]
+    pq.write_table(pa.table({"text": texts}), data / "wikipedia/train-0.parquet")
+    pieces = make_pieces(data, "wikipedia", tmp_path, processor, length=6)
+    batch = pieces.gather(np.arange(len(pieces)))  # "g" and "x" are one token, which predicts nothing
+    decoded = [
+        processor.tokenizer.decode(ids[mask.bool()])
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert decoded == ["abcdef", "hi the", "re"]
+    assert "loss_weight" not in batch
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    rgba = np.dstack((picture, np.full((40, 50), 255, np.uint8)))
+    images = [training_data.png(rgba), training_data.png(rgba[:, ::-1])]
+    pq.write_table(pa.table({"text": ["a long caption", "b"], "images": images}), data / "captions/train-0.parquet")
+    captions = make_pieces(data, "captions", tmp_path, processor, length=4 + 5)  # 4 patches
+    batch = Pieces(captions.folder, "captions", image_processor=processor.image_processor).gather(np.arange(1))
+    assert len(captions) == 1
+    assert processor.tokenizer.decode(batch["input_ids"][0]) == "a lon"
+    assert torch.equal(batch["pixel_values"], processor(images=[picture], return_tensors="pt")["pixel_values"])
+
+
+# ---- data that is wrong --------------------------------------------------------------------------------------------
+
+
+def _without(rows: pa.Table, name: str) -> pa.Table:
+    return rows.drop_columns([name])
+
+
+def _replace(rows: pa.Table, name: str, row: int, values: Any) -> pa.Table:
+    column = rows[name].to_pylist()
+    column[row] = values
+    kind = rows[name].type
+    return rows.set_column(rows.column_names.index(name), name, pa.array(column, kind))
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
+        ("mujoco-hopper", lambda t: _without(t, "rewards"), "column 'rewards' is missing"),
+        ("mujoco-hopper", lambda t: _without(t, "continuous_actions"), "action columns: expected continuous_actions"),
+        ("mujoco-hopper", lambda t: _replace(t, "rewards", 1, [1.0, 2.0]), "row 1.*same number of steps"),
+        ("mujoco-hopper", lambda t: _replace(t, "rewards", 1, []), "row 1.*rewards.*at least one step, got none"),
+        ("mujoco-hopper", lambda t: _replace(t, "rewards", 1, None), "row 1: column rewards: expected a list"),
+        ("mujoco-hopper", lambda t: _replace(t, "rewards", 0, [0.0] * 5 + [np.nan]), "row 0.*rewards, step 5.*finite"),
+        (
+            "mujoco-hopper",
+            lambda t: _replace(t, "continuous_observations", 1, [[0.0] * 11] * 3 + [[0.0] * 10] * 3),
+            "row 1.*continuous_observations, step 3.*11.*got \\[10\\]",
+        ),
+        ("babyai-go-to-local", lambda t: _replace(t, "discrete_actions", 1, [0, 0, 0, 0, 0, 257]), "step 5.*0 to 256"),
+        ("babyai-go-to-local", lambda t: _replace(t, "text_observations", 0, [None] * 6), "row 0.*expected a string"),
+        ("atari-pong", lambda t: _replace(t, "image_observations", 0, [{"bytes": b"no"}] * 6), "row 0, step 0.*PNG"),
+    ],
+)
+def test_wrong_data_is_named_and_nothing_is_left(
+    task: str, change: Any, message: str, tmp_path: Path, processor: Any
+) -> None:
+    path = write_split(tmp_path / "data", task, "train", [episode(KINDS[task], 6, seed) for seed in (0, 1)])
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(DataError, match=message) as error:
+        make_pieces(tmp_path / "data", task, tmp_path / "cache", processor)
+    assert str(path) in str(error.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_episodes_of_another_width(tmp_path: Path, processor: Any) -> None:
+    narrow = episode("continuous", 6, 0)
+    narrow["continuous_observations"] = narrow["continuous_observations"][:, :5]
+    write_split(tmp_path / "data", "mujoco-hopper", "train", [episode("continuous", 6, 0)])
+    pq.write_table(table([narrow]), tmp_path / "data/mujoco-hopper/train-00001-of-00002.parquet")
+    with pytest.raises(DataError, match=r"00001-of-00002.*continuous_observations \[11\].*got.*\[5\]"):
+        make_pieces(tmp_path / "data", "mujoco-hopper", tmp_path / "cache", processor)
+
+
+def test_a_file_that_is_cut_off(tmp_path: Path, processor: Any) -> None:
+    path = write_split(tmp_path / "data", "mujoco-hopper", "train", [episode("continuous", 6, 0)])
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"train-00000-of-00001.parquet"):
+        make_pieces(tmp_path / "data", "mujoco-hopper", tmp_path / "cache", processor)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+# ---- which batch when ----------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_uses_every_piece_and_draws_tasks_by_weight() -> None:
+    sizes, batches, weights = [4000, 100, 7], [4, 2, 3], [3.0, 1.0, 1.0]
+    sampler = TaskBatchSampler(sizes, batches, weights, seed=1, multiple_of=8)
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler)
+    assert len(sampler) % 8 == 0
+    edges = np.cumsum([0, *sizes])
+    tasks = np.array([int(np.searchsorted(edges, batch[0], side="right")) - 1 for batch in drawn])
+    for batch, task in zip(drawn, tasks, strict=True):
+        assert len(batch) == batches[task]
+        assert all(edges[task] <= piece < edges[task + 1] for piece in batch)
+    assert {piece for batch in drawn for piece in batch} == set(range(edges[-1]))
+    counts = np.bincount(tasks)
+    assert abs(counts[0] / len(tasks) - 0.6) < 0.05
+    # A task that ran out begins anew only when all its pieces were used.
+    rounds = [piece for batch, task in zip(drawn, tasks, strict=True) if task == 2 for piece in batch]
+    for begin in range(0, len(rounds) - 6, 7):
+        assert sorted(rounds[begin : begin + 7]) == list(range(4100, 4107))
+    assert rounds[:7] != rounds[7:14]
+
+
+def test_epochs_differ_and_repeat_themselves() -> None:
+    sampler = TaskBatchSampler([40, 9], [4, 2], [1.0, 2.0], seed=3)
+    first = list(sampler)
+    assert list(TaskBatchSampler([40, 9], [4, 2], [1.0, 2.0], seed=3)) == first
+    assert list(TaskBatchSampler([40, 9], [4, 2], [1.0, 2.0], seed=4)) != first
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert second != first
+    assert len(second) == len(first)
+    assert {piece for batch in second for piece in batch} == set(range(49))
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+
+
+# ---- the recipe ----------------------------------------------------------------------------------------------------
+
+
+def test_published_numbers() -> None:
+    tasks = ("mujoco-ant", "metaworld-reach", "mujoco-pendulum", "mujoco-doublependulum", "atari-pong", "babyai-go-to")
+    assert [recipe.loss_weight(task) for task in tasks] == [10, 50, 50, 20, 1, 1]
+    assert [recipe.sampling_weight(task) for task in ("oscar", "atari-pong")] == [10, 1]
+    config = tiny_config()
+    config.max_position_embeddings = 512
+    assert [recipe.piece_length(task, config) for task in ("atari-pong", "mujoco-ant", "oscar")] == [32, 256, 512]
+
+
+def test_overrides() -> None:
+    tasks = ["mujoco-ant", "mujoco-hopper", "oscar"]
+    chosen = recipe.overrides("--loss_weights", ["mujoco-ant=2", "mujoco=5.5"], tasks, float)
+    assert chosen == {"mujoco-ant": 2.0, "mujoco-hopper": 5.5}
+    for given, message in (
+        ("mujoco", "--loss_weights: expected task=number"),
+        ("atari=2", "expected a task or domain that is trained, got 'atari'"),
+        ("oscar=x", "oscar: expected a number above 0, got 'x'"),
+        ("oscar=0", "oscar: expected a number above 0, got '0'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recipe.overrides("--loss_weights", [given], tasks, float)
+
+
+def test_names_of_tasks_and_texts() -> None:
+    assert recipe.expand(["oscar", "text:my-books", "mujoco-ant", "mujoco"])[:3] == ["oscar", "my-books", "mujoco-ant"]
+    assert len(recipe.expand(["all"])) == 157
+    with pytest.raises(UnknownTaskError, match=r"mujoco-hoper.*did you mean mujoco-hopper.*text:NAME"):
+        recipe.expand(["mujoco-hoper"])
