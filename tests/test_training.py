@@ -190,6 +190,26 @@ def test_a_training_learns_and_an_engine_plays_it(folder: Path, tmp_path: Path) 
     jat_engine.JatProcessor.from_pretrained(output)
 
 
+def test_a_stream_trains(folder: Path, tmp_path: Path) -> None:
+    more = [
+        "--streaming",
+        "--max_steps",
+        "6",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "3",
+        "--learning_rate",
+        "0.01",
+    ]
+    assert main(flags(folder, tmp_path / "whole", *more)) == 0
+    resume = ["--resume_from_checkpoint", str(tmp_path / "whole/checkpoint-3")]
+    assert main(flags(folder, tmp_path / "resumed", *more, *resume)) == 0
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "resumed").items())
+    assert any(change.any() for change in changes(folder, tmp_path / "whole").values())
+
+
 def test_what_a_batch_does_not_use_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
     """Weight decay included: a parameter without gradient is left out of the step."""
     more = ["--max_steps", "2", "--weight_decay", "0.5", "--learning_rate", "0.1"]
@@ -273,6 +293,8 @@ def test_two_processes_give_the_gradient_of_one(folder: Path, tmp_path: Path) ->
         (["--preset", "small"], "expected one of --model_name_or_path, --preset and --config_name"),
         (["--loss_weights", "mujoco"], "--loss_weights: expected task=number"),
         (["--batch_sizes", "mujoco=1.5"], "--batch_sizes: mujoco: expected a number above 0, got '1.5'"),
+        (["--fsdp", "full_shard"], "--fsdp: expected GPUs, got the CPU"),
+        (["--streaming"], "--streaming: expected --max_steps"),
         (["--eval_num_samples", "0"], "--eval_num_samples: expected at least 1, got 0"),
         (["--resume_from_checkpoint", "latest"], "there is no checkpoint in"),
         (["--model_name_or_path", "/nowhere"], "--model_name_or_path /nowhere"),

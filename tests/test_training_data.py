@@ -26,6 +26,7 @@ from jat_engine.training.pieces import PieceSettings
 from jat_engine.training.prepare import prepare
 from jat_engine.training.sampler import TaskBatchSampler
 from jat_engine.training.sources import open_source
+from jat_engine.training.stream import StreamedTask, TaskStream
 
 STEPS = 5
 
@@ -241,7 +242,7 @@ def test_a_file_that_is_cut_off(tmp_path: Path, processor: Any) -> None:
 
 def test_an_epoch_uses_every_piece_and_draws_tasks_by_weight() -> None:
     sizes, batches, weights = [4000, 100, 7], [4, 2, 3], [3.0, 1.0, 1.0]
-    sampler = TaskBatchSampler(sizes, batches, weights, seed=1, multiple_of=8)
+    sampler = TaskBatchSampler(sizes, batches, weights, seed=1, num_processes=8)
     drawn = list(sampler)
     assert len(drawn) == len(sampler)
     assert len(sampler) % 8 == 0
@@ -272,6 +273,72 @@ def test_epochs_differ_and_repeat_themselves() -> None:
     assert {piece for batch in second for piece in batch} == set(range(49))
     sampler.set_epoch(0)
     assert list(sampler) == first
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_processes_can_be_kept_on_one_task(epoch: int) -> None:
+    sampler = TaskBatchSampler([40, 90], [4, 2], [1.0, 2.0], seed=3, num_processes=4, same_task=True)
+    sampler.set_epoch(epoch)
+    tasks = [int(batch[0] >= 40) for batch in sampler]
+    steps = np.array(tasks).reshape(-1, 4)
+    assert (steps == steps[:, :1]).all()
+    assert set(steps[:, 0]) == {0, 1}
+    assert {piece for batch in sampler for piece in batch} == set(range(130))
+
+
+# ---- streams -------------------------------------------------------------------------------------------------------
+
+
+def make_stream(data: Path, processor: Any, tasks: Any, **options: Any) -> TaskStream:
+    streamed = []
+    for task, weight in tasks.items():
+        source = open_source(str(data), task, "train", streaming=True)
+        assert source is not None
+        settings = PieceSettings.of(task, "train", STEPS, tiny_config(), processor)
+        streamed.append(StreamedTask(source, settings, 3, weight, loss_weight=3.0, own_weight=True))
+    return TaskStream(streamed, processor, seed=1, **options)
+
+
+def rows_of(batch: dict[str, Any]) -> list[bytes]:
+    """The real steps' rewards of each piece, which tell one from another."""
+    pairs = zip(batch["rewards"], batch["attention_mask"].bool(), strict=True)
+    return [rewards[mask].numpy().tobytes() for rewards, mask in pairs]
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_a_stream_has_the_same_pieces(task: str, data: Path, tmp_path: Path, processor: Any) -> None:
+    pieces = make_pieces(data, task, tmp_path, processor)
+    expected = {row: n for n in range(len(pieces)) for row in rows_of(pieces.gather(np.array([n])))}
+    seen = set()
+    for batch, _ in zip(make_stream(data, processor, {task: 1.0}), range(150), strict=False):
+        assert batch.pop("task") == task
+        numbers = [expected[row] for row in rows_of(batch)]
+        seen |= set(numbers)
+        same = pieces.gather(np.array(numbers))
+        assert batch.keys() == same.keys()
+        assert all(torch.equal(batch[name], values) for name, values in same.items())
+    assert seen == set(range(len(pieces)))
+
+
+def test_a_stream_draws_tasks_by_weight_and_repeats_itself(data: Path, processor: Any) -> None:
+    tasks = {"mujoco-hopper": 3.0, "babyai-go-to-local": 1.0}
+    first = [batch for batch, _ in zip(make_stream(data, processor, tasks), range(200), strict=False)]
+    again = [batch for batch, _ in zip(make_stream(data, processor, tasks), range(200), strict=False)]
+    assert [rows_of(a) for a in first] == [rows_of(b) for b in again]
+    assert abs(sum(batch["task"] == "mujoco-hopper" for batch in first) / 200 - 0.75) < 0.1
+
+
+def test_processes_stream_different_rows(tmp_path: Path, processor: Any) -> None:
+    for shard in range(2):  # rows are shared out as they are read: at most a file at once
+        path = write_split(tmp_path / str(shard), "mujoco-hopper", "train", [episode("continuous", 5, shard)])
+        (tmp_path / "data/mujoco-hopper").mkdir(parents=True, exist_ok=True)
+        path.rename(tmp_path / f"data/mujoco-hopper/train-{shard}.parquet")
+    seen = []
+    for rank in range(2):
+        stream = make_stream(tmp_path / "data", processor, {"mujoco-hopper": 1.0}, rank=rank, world_size=2)
+        seen.append({row for batch, _ in zip(stream, range(20), strict=False) for row in rows_of(batch)})
+    assert len(seen[0]) == len(seen[1]) == 1
+    assert seen[0] != seen[1]
 
 
 # ---- the recipe ----------------------------------------------------------------------------------------------------

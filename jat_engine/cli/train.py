@@ -79,6 +79,10 @@ class DataArguments:
         default=None, metadata={"help": "so many of the first test pieces of each task; by default all"}
     )
 
+    streaming: bool = field(
+        default=False, metadata={"help": "read data as it is needed, without keeping any; needs --max_steps"}
+    )
+
     def check(self) -> None:
         if not 0 <= self.action_shuffle <= 1:
             raise ValueError(f"--action_shuffle: expected a share in [0, 1], got {self.action_shuffle}")
@@ -94,6 +98,8 @@ class JatTrainingArguments(TrainingArguments):
         if self.output_dir is None:
             raise ValueError("--output_dir: expected a folder for checkpoints, got none")
         super().__post_init__()
+        if self.fsdp and self.device.type == "cpu":
+            raise ValueError("--fsdp: expected GPUs, got the CPU, where accelerate does not shard; leave --fsdp out")
         self.remove_unused_columns = False  # batches are made for `forward`
         loading: Any = self.accelerator_config
         loading.even_batches = False  # batches differ in size, and are as many as processes need
@@ -116,6 +122,10 @@ def run(argv: Sequence[str]) -> int:
 
     model_arguments.check()
     data.check()
+    if data.streaming and arguments.max_steps <= 0:
+        raise ValueError("--streaming: expected --max_steps, since a stream has no end, got none")
+    if data.streaming and arguments.eval_strategy != "no":
+        raise ValueError("--streaming: expected --eval_strategy no, got another; evaluate without --streaming")
     tasks = recipe.expand(data.tasks)
     loss_weights = recipe.overrides("--loss_weights", data.loss_weights, tasks, float)
     sampling_weights = {task: recipe.sampling_weight(task) for task in tasks}
@@ -126,8 +136,14 @@ def run(argv: Sequence[str]) -> int:
     set_seed(arguments.seed)  # weights of a new model
     model, processor = make_model(model_arguments)
     freeze(model, model_arguments.freeze)
-    with arguments.main_process_first(local=True, desc="preparing the data"):
-        train, test = load_pieces(data, tasks, model, processor, loss_weights, model_arguments.cache_dir, arguments)
+    options = Recipe(loss_weights, sampling_weights, batch_sizes)
+    train: Any
+    test: dict[str, Any] = {}
+    if data.streaming:
+        train = open_stream(data, tasks, model, processor, options, model_arguments.cache_dir, arguments)
+    else:
+        with arguments.main_process_first(local=True, desc="preparing the data"):
+            train, test = load_pieces(data, tasks, model, processor, loss_weights, model_arguments.cache_dir, arguments)
     trainer = JatTrainer(
         model,
         arguments,
@@ -139,8 +155,7 @@ def run(argv: Sequence[str]) -> int:
         action_shuffle=data.action_shuffle,
     )
     if trainer.is_world_process_zero():
-        steps = sum(pieces.num_steps for pieces in train.tasks)
-        note(f"{len(tasks)} task(s), {len(train)} pieces, {steps} steps; an epoch is {len(trainer.sampler)} batches")
+        note(describe(train, trainer.sampler))
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
@@ -149,6 +164,24 @@ def run(argv: Sequence[str]) -> int:
     if trainer.is_world_process_zero():
         note(f"wrote {arguments.output_dir}")
     return 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Numbers by task: loss weights that were asked for, sampling weights of all, batch sizes that were asked for."""
+
+    loss_weights: dict[str, float]
+    sampling_weights: dict[str, float]
+    batch_sizes: dict[str, int]
+
+
+def describe(train: Any, sampler: Any) -> str:
+    """What is trained on, in words."""
+    if sampler is None:
+        return f"{len(train.tasks)} task(s), read as they are needed"
+    steps = sum(pieces.num_steps for pieces in train.tasks)
+    pieces = f"{len(train)} pieces, {steps} steps or tokens"
+    return f"{len(train.tasks)} task(s), {pieces}; an epoch is {len(sampler)} batches"
 
 
 def checkpoint_to_resume(arguments: JatTrainingArguments) -> str | None:
@@ -267,3 +300,37 @@ def load_pieces(
                 )
     test = {task: TaskDataset([found]) for task, found in pieces.get("test", {}).items()}
     return TaskDataset(pieces["train"].values()), test
+
+
+def open_stream(
+    data: DataArguments,
+    tasks: Sequence[str],
+    model: Any,
+    processor: Any,
+    options: Recipe,
+    cache_dir: str | None,
+    arguments: JatTrainingArguments,
+) -> Any:
+    """Batches of all tasks without end."""
+    from ..training.pieces import PieceSettings
+    from ..training.sources import open_source
+    from ..training.stream import StreamedTask, TaskStream
+
+    streamed = []
+    for task in tasks:
+        source = open_source(data.dataset, task, "train", cache_dir=cache_dir, streaming=True)
+        if source is None:
+            raise ValueError(f"--dataset {data.dataset}: {task}: expected a split train, got none")
+        length = recipe.piece_length(task, model.config)
+        streamed.append(
+            StreamedTask(
+                source,
+                PieceSettings.of(task, "train", length, model.config, processor),
+                batch_size=options.batch_sizes.get(task, arguments.per_device_train_batch_size),
+                sampling_weight=options.sampling_weights[task],
+                loss_weight=options.loss_weights.get(task, recipe.loss_weight(task)),
+                own_weight=task not in options.loss_weights,
+            )
+        )
+    seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed
+    return TaskStream(streamed, processor, seed=seed, rank=arguments.process_index, world_size=arguments.world_size)

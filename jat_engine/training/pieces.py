@@ -73,12 +73,12 @@ class Cutter:
         self.processor = processor
         self.num_episodes = 0
         self._missions: dict[str, int] = {}
+        self._mission_tokens: list[list[int]] = []
 
     @property
     def missions(self) -> np.ndarray:
         """[missions, 64], int32: tokens of every mission so far."""
-        tokens = [self.processor.encode_mission(text) for text in self._missions]
-        return np.array(tokens, np.int32).reshape(-1, MISSION_LENGTH)
+        return np.array(self._mission_tokens, np.int32).reshape(-1, MISSION_LENGTH)
 
     def cut(self, rows: Rows) -> Arrays:
         """Pieces of some rows; counted from the first of these rows, but for `mission_index`.
@@ -112,8 +112,10 @@ class Cutter:
             elif name == "discrete_actions":
                 columns[name] = self._identifiers(name, values, steps)
             elif name == "text_observations":
-                for text in values:
-                    self._missions.setdefault(text, len(self._missions))
+                for text in dict.fromkeys(values):
+                    if text not in self._missions:
+                        self._missions[text] = len(self._missions)
+                        self._mission_tokens.append(self.processor.encode_mission(text))
                 columns["mission_index"] = np.array([self._missions[text] for text in values], np.int32)
             elif name == "image_observations":
                 columns.update(_planes(steps))

@@ -19,7 +19,8 @@ class TaskBatchSampler(Sampler[list[int]]):
         num_pieces: of each task; pieces are numbered one task after the other.
         batch_sizes: pieces in a batch of each task.
         weights: how often a task is drawn, relative to the others.
-        multiple_of: the number of batches of an epoch; with several processes, theirs.
+        num_processes: which take batches in turn; an epoch has as many for each.
+        same_task: at every step all processes get batches of the same task.
     """
 
     def __init__(
@@ -29,7 +30,8 @@ class TaskBatchSampler(Sampler[list[int]]):
         weights: Sequence[float],
         *,
         seed: int = 0,
-        multiple_of: int = 1,
+        num_processes: int = 1,
+        same_task: bool = False,
     ) -> None:
         self.num_pieces = list(num_pieces)
         self.batch_sizes = list(batch_sizes)
@@ -38,7 +40,9 @@ class TaskBatchSampler(Sampler[list[int]]):
         self.epoch = 0
         self.drop_last = False  # accelerate asks
         self._first = np.cumsum([0, *self.num_pieces])
-        self._tasks = self._draw(multiple_of)  # [batches], task of each
+        self._group = num_processes if same_task else 1
+        draws = self._draw(num_processes // self._group)
+        self._tasks = np.repeat(draws, self._group)  # [batches], task of each
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -48,7 +52,9 @@ class TaskBatchSampler(Sampler[list[int]]):
 
     def tasks(self, epoch: int) -> np.ndarray:
         """[batches], the task of each batch of an epoch."""
-        return self._tasks if epoch == 0 else self._generator(epoch).permutation(self._tasks)
+        if epoch == 0:
+            return self._tasks
+        return np.repeat(self._generator(epoch).permutation(self._tasks[:: self._group]), self._group)
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch = self.epoch
@@ -65,7 +71,8 @@ class TaskBatchSampler(Sampler[list[int]]):
             repetition += 1
 
     def _draw(self, multiple_of: int) -> np.ndarray:
-        needed = -(-np.asarray(self.num_pieces) // np.asarray(self.batch_sizes))  # batches until all are used
+        # Draws until all are used.
+        needed = -(-np.asarray(self.num_pieces) // (np.asarray(self.batch_sizes) * self._group))
         generator = self._generator(0)
         drawn = np.zeros(0, np.int64)
         while True:

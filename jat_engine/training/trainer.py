@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .dataset import TASK, TaskDataset, as_batch, scale_frames
 from .sampler import TaskBatchSampler
+from .stream import TaskStream
 
 _SUMS = ("count", "loss", "rl_count", "action_loss", "observation_loss")
 
@@ -23,15 +24,16 @@ class JatTrainer(Trainer):
     last time. Evaluation gives `eval_<task>_loss` for each task and their mean, `eval_loss`.
 
     Args:
-        train_dataset: with the pieces of all tasks.
+        train_dataset: with the pieces of all tasks, or a stream of their batches.
         eval_dataset: task -> its test pieces.
-        sampling_weights, batch_sizes: by task; 1 and `per_device_train_batch_size` for those left out.
+        sampling_weights, batch_sizes: by task; 1 and `per_device_train_batch_size` for those left out. A stream has its
+            own.
         action_shuffle: the share of actions that the model is shown another step's action of the batch for. What it has
             to predict stays. An agent that sees its own last action can learn to repeat it, which scores well on
             demonstrations and badly in play (arXiv 1905.11979).
     """
 
-    train_dataset: TaskDataset
+    train_dataset: TaskDataset | TaskStream
     processing_class: Any
 
     def __init__(
@@ -39,7 +41,7 @@ class JatTrainer(Trainer):
         model: nn.Module,
         args: TrainingArguments,
         *,
-        train_dataset: TaskDataset,
+        train_dataset: TaskDataset | TaskStream,
         eval_dataset: Mapping[str, TaskDataset] | None = None,
         processor: Any = None,
         sampling_weights: Mapping[str, float] | None = None,
@@ -56,23 +58,37 @@ class JatTrainer(Trainer):
             data_collator=as_batch,
             **options,
         )
-        self._tasks = [pieces.task for pieces in train_dataset.tasks]
         self._action_shuffle = action_shuffle
-        weights, sizes = sampling_weights or {}, batch_sizes or {}
-        self.sampler = TaskBatchSampler(
-            [len(pieces) for pieces in train_dataset.tasks],
-            [sizes.get(task, args.per_device_train_batch_size) for task in self._tasks],
-            [weights.get(task, 1.0) for task in self._tasks],
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-            multiple_of=args.world_size,
-        )
-        # accelerate reaches the sampler only if nothing is wrapped around it, as when several processes resume.
-        self.add_callback(_EpochCallback(self.sampler))
+        self.sampler: TaskBatchSampler | None = None
+        if isinstance(train_dataset, TaskStream):
+            self._tasks = [task.name for task in train_dataset.tasks]
+        else:
+            self._tasks = [pieces.task for pieces in train_dataset.tasks]
+            weights, sizes = sampling_weights or {}, batch_sizes or {}
+            self.sampler = TaskBatchSampler(
+                [len(pieces) for pieces in train_dataset.tasks],
+                [sizes.get(task, args.per_device_train_batch_size) for task in self._tasks],
+                [weights.get(task, 1.0) for task in self._tasks],
+                seed=args.data_seed if args.data_seed is not None else args.seed,
+                num_processes=args.world_size,
+                same_task=self.is_fsdp_enabled,  # FSDP2 sums gradients of the parameters that one process has used
+            )
+            # accelerate reaches the sampler only if nothing is wrapped around it, as when several processes resume.
+            self.add_callback(_EpochCallback(self.sampler))
         self._sums: Tensor | None = None  # [tasks, len(_SUMS)], since the last log
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        if isinstance(self.train_dataset, TaskStream):  # batches already, of this process's own rows
+            return DataLoader(
+                self.train_dataset,
+                batch_size=None,
+                collate_fn=as_batch,
+                num_workers=self.args.dataloader_num_workers,
+                pin_memory=self.args.dataloader_pin_memory,
+                prefetch_factor=self.args.dataloader_prefetch_factor if self.args.dataloader_num_workers else None,
+            )
         return self._loader(self.train_dataset, self.sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
