@@ -201,8 +201,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         for task in arguments.tasks:
-            rows += measure(arguments.dataset, task, config, arguments, Path(cache))
-            print(table(rows[-4:]), flush=True)
+            measured = measure(arguments.dataset, task, config, arguments, Path(cache))
+            print(table(measured), flush=True)
+            rows += measured
     machine = f"{cpu_name()}, {arguments.threads} threads, {platform.platform()}"
     report = {"machine": machine, "versions": versions(), "model": SMALL, "batch_sizes": BATCH_SIZES, "rows": rows}
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -36,6 +36,28 @@ print(len(model.get_next_action(processor, continuous_observation=[1.0, 2.0], ac
     assert python(code) == "3"
 
 
+def test_only_training_needs_the_packages_for_training() -> None:
+    """A model acts and learns without them; the command says what to install."""
+    code = """
+import sys
+for name in ("accelerate", "datasets", "pyarrow", "tensorboard"):
+    sys.modules[name] = None
+import torch, jat_engine
+from jat_engine.cli import main
+config = jat_engine.JatConfig(hidden_size=64, num_layers=2, num_heads=4)
+x = torch.ones(1, 2, 3)
+jat_engine.JatModel(config)(continuous_observations=x, continuous_actions=x, rewards=x[..., 0]).loss.backward()
+sys.stderr = sys.stdout
+print(main(["train", "--tasks", "mujoco", "--preset", "small", "--output_dir", "never"]))
+"""
+    message, code = python(code).splitlines()
+    assert message == (
+        "jat-engine: error: training needs accelerate, datasets, pyarrow, not installed here; "
+        "pip install 'jat-engine[train]'"
+    )
+    assert code == "2"
+
+
 def test_engine_steps_and_tests_helpers_need_no_gymnasium(tiny_folder: Path) -> None:
     """As on a machine that has a GPU and nothing else: an engine steps, and what the tests share can be imported."""
     code = f"""
