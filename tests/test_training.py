@@ -254,6 +254,7 @@ def test_two_processes_give_the_gradient_of_one(folder: Path, tmp_path: Path) ->
     step = [*SGD, "--max_steps", "1"]
     even: dict[str, Any] = {"data": "even", "tasks": ["mujoco-hopper"]}
     long = ["--max_steps", "8", "--save_strategy", "steps", "--save_steps", "5", "--per_device_train_batch_size", "8"]
+    long += ["--eval_strategy", "steps", "--eval_steps", "8"]  # of fewer batches than there are processes
     resume = ["--resume_from_checkpoint", str(tmp_path / "long" / "checkpoint-5")]
     runs = [
         flags(folder, tmp_path / "mixed", *step, "--data_seed", "1"),
@@ -263,7 +264,7 @@ def test_two_processes_give_the_gradient_of_one(folder: Path, tmp_path: Path) ->
     ]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(Path(__file__).parent / "training_process.py"), json.dumps(runs)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
 
     state = json.loads((tmp_path / "long/checkpoint-5/trainer_state.json").read_text())

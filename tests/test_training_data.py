@@ -131,7 +131,8 @@ def test_folders_of_save_to_disk_and_of_datasets_give_the_same_pieces(
         everything = np.arange(len(pieces))
         for name, values in pieces.gather(everything).items():
             assert torch.equal(values, expected.gather(everything)[name]), name
-        assert open_source(str(folder), "babyai-go-to-local", "test") is None
+        for streaming in (False, True):
+            assert open_source(str(folder), "babyai-go-to-local", "test", streaming=streaming) is None
 
 
 def test_tokenized_rows_are_pieces_already(tmp_path: Path, processor: Any) -> None:

@@ -76,8 +76,8 @@ class TaskBatchSampler(Sampler[list[int]]):
         generator = self._generator(0)
         drawn = np.zeros(0, np.int64)
         while True:
-            block = generator.choice(len(self.weights), size=max(1024, int(needed.sum())), p=self.weights)
-            drawn = np.concatenate((drawn, block))
+            size = max(1024, int(needed.sum()), len(drawn))  # twice as many each time
+            drawn = np.concatenate((drawn, generator.choice(len(self.weights), size=size, p=self.weights)))
             last = [self._nth(drawn, task, int(count)) for task, count in enumerate(needed)]
             length = max(last) + 1
             length += -length % multiple_of
@@ -92,3 +92,23 @@ class TaskBatchSampler(Sampler[list[int]]):
 
     def _generator(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *key])
+
+
+class InOrderBatchSampler(Sampler[list[int]]):
+    """All pieces of a dataset in order, the same number of batches for every process: some come twice for that.
+
+    Processes gather their losses after every batch, so one that had none would keep the others waiting.
+    """
+
+    def __init__(self, num_pieces: int, batch_size: int, num_processes: int) -> None:
+        starts = range(0, num_pieces, batch_size)
+        batches = [list(range(start, min(start + batch_size, num_pieces))) for start in starts]
+        needed = -(-len(batches) // num_processes) * num_processes
+        self._batches = [batches[number % len(batches)] for number in range(needed)]
+        self.drop_last = False  # accelerate asks
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)

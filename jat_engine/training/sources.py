@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +113,12 @@ def _hub(name: str, task: str, split: str, cache_dir: str | None, streaming: boo
     import datasets
 
     try:
-        splits = datasets.get_dataset_split_names(name, task)
-        if split not in splits:
-            return None
         loaded = datasets.load_dataset(name, task, split=split, cache_dir=cache_dir, streaming=streaming)
-    except (ValueError, OSError) as error:  # no such dataset or configuration, or no way to the hub
+    except (ValueError, OSError) as error:
+        # Asked for this way, since a list of the splits cannot be had without the hub.
+        if re.match(r"(Unknown|Bad) split", str(error)):
+            return None
+        # There is no such dataset or configuration, or no way to the hub.
         raise DataError(f"--dataset {name}: {task}: {' '.join(str(error).split())}") from error
     return _dataset(loaded, f"{name} ({task}, {split})")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .dataset import TASK, TaskDataset, as_batch, scale_frames
-from .sampler import TaskBatchSampler
+from .sampler import InOrderBatchSampler, TaskBatchSampler
 from .stream import TaskStream
 
 _SUMS = ("count", "loss", "rl_count", "action_loss", "observation_loss")
@@ -96,9 +96,8 @@ class JatTrainer(Trainer):
         dataset = datasets[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         if not isinstance(dataset, TaskDataset):
             raise ValueError(f"eval_dataset: expected a TaskDataset of one task, got {type(dataset).__name__}")
-        return self._loader(
-            dataset, BatchSampler(SequentialSampler(dataset), self.args.per_device_eval_batch_size, False)
-        )
+        sampler = InOrderBatchSampler(len(dataset), self.args.per_device_eval_batch_size, self.args.world_size)
+        return self._loader(dataset, sampler)
 
     def _loader(self, dataset: TaskDataset, batch_sampler: Any) -> DataLoader[Any]:
         workers = self.args.dataloader_num_workers
