@@ -17,7 +17,10 @@ from transformers.models.gpt_neo import modeling_gpt_neo
 from .config import JatConfig
 
 _SHORT = 256
-"""Tokens up to which three products are faster on a CPU than torch's fused kernel."""
+"""Tokens up to which products are faster on a CPU than torch's fused kernel."""
+
+_QUERIES = 128
+"""Queries in one product; the future of the last of them is not computed."""
 
 
 class JatTransformer(GPTNeoModel):
@@ -68,7 +71,8 @@ class FusedSelfAttention(modeling_gpt_neo.GPTNeoSelfAttention):
         dropout = float(self.attn_dropout.p) if self.training else 0.0
         # No 1 / sqrt(head_dim): GPT-Neo omits it.
         if attention_mask is None and not dropout and query.device.type == "cpu" and _few(query):
-            attended = _products(query, key, value, allowed)
+            window = self.config.window_size if self.attention_type == "local" else length
+            attended = _products(query, key, value, allowed, window)
         elif attention_mask is None and (self.attention_type == "global" or length <= self.config.window_size):
             attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout, scale=1.0)
         else:
@@ -79,18 +83,29 @@ class FusedSelfAttention(modeling_gpt_neo.GPTNeoSelfAttention):
 
 
 def _few(query: Tensor) -> bool:
-    """Whether three products are faster than torch's fused kernel, which computes its gradient in float32."""
+    """Whether products are faster than torch's fused kernel, which computes its gradient in float32."""
     return query.dtype == torch.bfloat16 or query.shape[2] <= _SHORT
 
 
-def _products(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
-    """softmax(Q K^T, where allowed) V; query, key, value: [B, heads, T, head_dim]; allowed: [1, 1, T, T]."""
-    shape = query.shape
+def _products(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, window: int) -> Tensor:
+    """softmax(Q K^T, where allowed) V, for some queries at a time and the keys that the first to the last of them see.
+
+    Args:
+        query, key, value: [B, heads, T, head_dim].
+        allowed: [1, 1, T, T].
+        window: a query sees no key that is so many or more tokens before it.
+    """
+    shape, length = query.shape, query.shape[2]
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))
     mask = torch.zeros_like(allowed[0], dtype=query.dtype).masked_fill(~allowed[0], -torch.inf)
-    scores = torch.baddbmm(mask.expand(len(query), -1, -1), query, key.transpose(1, 2))
+    attended = []
     with torch.autocast(query.device.type, enabled=False):  # it would have the softmax write float32
-        return torch.bmm(F.softmax(scores, dim=-1), value).view(shape)
+        for start in range(0, length, _QUERIES):
+            end, first = min(start + _QUERIES, length), max(0, start - window + 1)
+            bias = mask[:, start:end, first:end].expand(len(query), -1, -1)
+            scores = torch.baddbmm(bias, query[:, start:end], key[:, first:end].transpose(1, 2))
+            attended.append(torch.bmm(F.softmax(scores, dim=-1), value[:, first:end]))
+    return torch.cat(attended, dim=1).view(shape)
 
 
 # How transformers knows implementations by the name it gives them. GPT-Neo has none of this name.

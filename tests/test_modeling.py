@@ -134,3 +134,41 @@ def test_byte_level_processor_round_trip() -> None:
     assert len(ids) == len(text.encode())
     assert processor.decode(ids) == text
     assert processor.tokenizer.pad_token_id == 256
+
+
+@pytest.mark.parametrize("steps", [1, 64, 65, 150])
+@pytest.mark.parametrize("window", [100, 128, 256])
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_fused_attention_is_the_eager_one(steps: int, window: int, autocast: bool) -> None:
+    """Outputs and gradients, where the window is shorter and longer than what is computed at once."""
+    config = JatConfig(
+        hidden_size=52,
+        num_layers=2,
+        num_heads=2,
+        max_position_embeddings=300,
+        window_size=window,
+        max_continuous_size=8,
+        vocab_size=60,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(0)
+    inputs = {
+        "continuous_observations": torch.randn(2, steps, 5),
+        "continuous_actions": torch.randn(2, steps, 2),
+        "rewards": torch.randn(2, steps),
+    }
+    outcomes = []
+    for implementation in ("eager", "sdpa"):
+        torch.manual_seed(1)
+        model = JatModel._from_config(config, attn_implementation=implementation).train()
+        for block in model.transformer.h:  # sharp attention: sums over everything would hide a wrong mask
+            block.attn.attention.q_proj.weight.data *= 30
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = model(**inputs)
+        output.loss.backward()
+        gradient = model.transformer.h[0].attn.attention.k_proj.weight.grad
+        outcomes.append((output.pred_actions.detach().float(), gradient))
+    tolerance = 0.05 if autocast else 1e-4
+    for eager, fused in zip(*outcomes, strict=True):
+        assert (fused - eager).norm() <= tolerance * eager.norm()
