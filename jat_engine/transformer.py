@@ -33,10 +33,8 @@ class JatTransformer(GPTNeoModel):
     def __init__(self, config: JatConfig) -> None:
         super().__init__(config)
         if config.activation_function == "gelu_new":
-            for block in self.h:
-                cast(Any, block).mlp.act = nn.GELU(
-                    approximate="tanh"
-                )  # the same function, one operation instead of seven
+            for block in self.h:  # the same function in one operation instead of seven
+                cast(Any, block).mlp.act = nn.GELU(approximate="tanh")
 
 
 class FusedSelfAttention(modeling_gpt_neo.GPTNeoSelfAttention):
