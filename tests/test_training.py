@@ -222,6 +222,29 @@ def test_what_a_batch_does_not_use_stays_as_it_is(folder: Path, tmp_path: Path) 
     }
 
 
+def test_frozen_parameters_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
+    more = ["--max_steps", "2", "--weight_decay", "0.5", "--learning_rate", "0.1", "--freeze", "transformer."]
+    assert main(flags(folder, tmp_path, *more, "continuous_decoder", tasks=["mujoco-hopper"])) == 0
+    changed = {name for name, change in changes(folder, tmp_path).items() if change.any()}
+    assert changed == {"continuous_encoder.weight", "continuous_encoder.bias"}
+
+
+def test_shuffled_actions_are_shown_but_not_predicted(folder: Path, trainer: Callable[..., JatTrainer]) -> None:
+    model = jat_engine.JatModel.from_pretrained(folder / "model").train()
+    made = trainer(model)
+    batch = made.train_dataset[0]
+    made._action_shuffle = 1.0
+    torch.manual_seed(0)
+    loss = made.compute_loss(model, batch)
+    torch.manual_seed(0)
+    inputs = {name: value for name, value in batch.items() if name != TASK}
+    shown = inputs["continuous_actions"][:, torch.randperm(12)]
+    assert not torch.equal(shown, inputs["continuous_actions"])
+    expected = model(**inputs, action_inputs=shown)
+    assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    assert loss.item() != pytest.approx(model(**inputs).loss.item(), rel=1e-4)
+
+
 def test_a_killed_training_goes_on_as_if_nothing_had_been(folder: Path, tmp_path: Path) -> None:
     more = ["--save_strategy", "steps", "--save_steps", "3", "--max_steps", "12", "--gradient_accumulation_steps", "2"]
     more += ["--logging_steps", "1"]
@@ -295,6 +318,8 @@ def test_two_processes_give_the_gradient_of_one(folder: Path, tmp_path: Path) ->
         (["--batch_sizes", "mujoco=1.5"], "--batch_sizes: mujoco: expected a number above 0, got '1.5'"),
         (["--fsdp", "full_shard"], "--fsdp: expected GPUs, got the CPU"),
         (["--streaming"], "--streaming: expected --max_steps"),
+        (["--action_shuffle", "2"], "--action_shuffle: expected a share in [0, 1], got 2.0"),
+        (["--freeze", "head"], "--freeze: expected the beginning of a parameter's name, got 'head'"),
         (["--eval_num_samples", "0"], "--eval_num_samples: expected at least 1, got 0"),
         (["--resume_from_checkpoint", "latest"], "there is no checkpoint in"),
         (["--model_name_or_path", "/nowhere"], "--model_name_or_path /nowhere"),
