@@ -152,6 +152,25 @@ def test_tokenized_rows_are_pieces_already(tmp_path: Path, processor: Any) -> No
     assert (pieces.gather(np.arange(2))["loss_weight"] == 3).all()
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_tokenized_frames(scaled: bool, tmp_path: Path, processor: Any) -> None:
+    """As numbers in place of files: uint8, or as the processor makes them."""
+    given = episode("image", 3, 0)
+    frames = np.stack(given["image_observations"])
+    expected = processor(
+        image_observations=[frames], discrete_actions=[given["discrete_actions"]], return_tensors="pt"
+    )["image_observations"]
+    numbers = expected[0].tolist() if scaled else frames.tolist()
+    rows = table([{name: values for name, values in given.items() if name != "image_observations"}])
+    rows = rows.append_column("image_observations", pa.array([numbers]))
+    rows = rows.append_column("attention_mask", pa.array([[1, 1, 1]]))
+    path = tmp_path / "data/atari-pong/train-0.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(rows, path)
+    batch = make_pieces(tmp_path / "data", "atari-pong", tmp_path, processor).gather(np.arange(1))
+    assert torch.equal(scale_frames(batch["image_observations"]), expected)
+
+
 def test_texts_and_captions(tmp_path: Path, processor: Any) -> None:
     data = tmp_path / "data"
     for name in ("wikipedia", "captions"):

@@ -160,7 +160,7 @@ def _images(values: Any, name: str) -> np.ndarray:
 def _frames(values: Any, name: str) -> np.ndarray:
     """Frames that are stored as numbers, as in a tokenized dataset: uint8, or as the processor makes them."""
     shape = [len(values)]
-    while _is_list(values) or not hasattr(values.type, "bit_width"):
+    while _is_list(values):
         widths, values = _unnest(values, name)
         if not len(widths) or (widths != widths[0]).any():
             raise _WrongError(name)
@@ -169,6 +169,8 @@ def _frames(values: Any, name: str) -> np.ndarray:
     if values.null_count or shape[1:] not in ([height, width, planes], [planes, height, width]):
         raise _WrongError(name)
     frames: np.ndarray = values.to_numpy(zero_copy_only=False).reshape(shape)
+    if frames.dtype.kind not in "fui" or (frames.dtype.kind == "f" and not np.isfinite(frames).all()):
+        raise _WrongError(name)
     if frames.dtype.kind == "f":
         frames = np.rint((frames * 0.5 + 0.5) * 255)
     if frames.min() < 0 or frames.max() > 255:
