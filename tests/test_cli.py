@@ -280,6 +280,7 @@ _REQUIRED = {
     "play": ["--model_name_or_path", "x", "--task", "atari-pong"],
     "eval": ["--model_name_or_path", "x", "--tasks", "all"],
     "collect": ["--tasks", "all", "--output_dir", "x"],
+    "train": ["--tasks", "all", "--output_dir", "x"],
 }
 
 

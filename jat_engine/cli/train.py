@@ -95,6 +95,7 @@ class JatTrainingArguments(TrainingArguments):
     """transformers', with what batches of one task need."""
 
     def __post_init__(self) -> None:
+        require_train_extra()
         if self.output_dir is None:
             raise ValueError("--output_dir: expected a folder for checkpoints, got none")
         super().__post_init__()
@@ -109,7 +110,6 @@ class JatTrainingArguments(TrainingArguments):
 
 
 def run(argv: Sequence[str]) -> int:
-    require_train_extra()
     model_arguments, data, arguments = parse(
         "train",
         "Train an agent, as the published one was.",
