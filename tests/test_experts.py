@@ -31,6 +31,7 @@ def show(name: str, seed: int = 0, noise: float = 0.0) -> Demonstration:
         ("mujoco-doublependulum", 0.99),
         ("mujoco-pendulum", 0.99),
         ("mujoco-reacher", 0.8),
+        ("mujoco-swimmer", 0.8),
     ],
 )
 def test_an_expert_comes_near_the_published_one(name: str, share: float) -> None:

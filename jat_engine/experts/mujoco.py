@@ -94,10 +94,10 @@ class ReachExpert:
 
 
 class SwimExpert:
-    """A wave along the body: both joints follow a sine, the second a fifth of a period behind."""
+    """A wave along the body: both joints follow a sine, the second a fifth of a period behind; bent to swim straight."""
 
-    frequency, lag = 4.0, 1.2
-    """Radians a second, radians."""
+    amplitude, frequency, lag, steering = 0.8, 4.0, 1.2, 0.4
+    """Of the wave; radians a second; radians; torque a radian off course."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         self._simulator: Any = env.unwrapped
@@ -106,8 +106,12 @@ class SwimExpert:
         """The wave begins anew with the simulator's clock."""
 
     def act(self, observation: dict[str, Any]) -> np.ndarray:
-        phase = self.frequency * self._simulator.data.time
-        return np.array([np.sin(phase), np.sin(phase - self.lag)], np.float32)
+        data = self._simulator.data
+        phase = self.frequency * data.time
+        wave = self.amplitude * np.sin([phase, phase - self.lag])
+        front, first, second = data.qpos[2:5]
+        heading = front + (2 * first + second) / 3  # mean of the three links
+        return np.asarray((wave + self.steering * heading).clip(-1.0, 1.0), np.float32)
 
     def executed(self, action: Any) -> None:
         """The wave follows the clock, whatever was executed."""
