@@ -94,7 +94,7 @@ class ReachExpert:
 
 
 class SwimExpert:
-    """A wave along the body: both joints follow a sine, the second a fifth of a period behind; bent to swim straight."""
+    """A wave along the body: both joints follow a sine, the second a fifth of a period behind, and keep the course."""
 
     amplitude, frequency, lag, steering = 0.8, 4.0, 1.2, 0.4
     """Of the wave; radians a second; radians; torque a radian off course."""
