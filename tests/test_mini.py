@@ -19,8 +19,8 @@ from jat_engine.mini import card, recipe
 for simulator in ("minigrid", "metaworld", "mujoco"):
     pytest.importorskip(simulator)
 
-RECORD: dict[str, Any] = json.loads((mini.FOLDER / "scores.json").read_text())
-SCORES: dict[str, Any] = RECORD["tasks"]
+shipped = pytest.mark.skipif(not mini.is_there(), reason="jat-mini's weights are not there: make train-mini")
+SCORES: dict[str, Any] = json.loads((mini.FOLDER / "scores.json").read_text())["tasks"] if mini.is_there() else {}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def play(agent: Any, processor: Any, name: str, seed: int) -> float:
         return run_episode(agent, processor, env, task=task, seed=seed, deterministic=True).return_
 
 
+@shipped
 def test_it_is_small_and_plays_ten_tasks_of_all_domains() -> None:
     assert (mini.FOLDER / "model.safetensors").stat().st_size <= 20_000_000
     assert list(SCORES) == list(recipe.TASKS)
@@ -47,16 +48,19 @@ def test_it_is_small_and_plays_ten_tasks_of_all_domains() -> None:
         assert all(len(row[agent]) >= 30 for agent in ("random", "demonstrator", *card.AGENTS))
 
 
+@shipped
 def test_the_card_is_made_of_the_scores() -> None:
     assert card.render(mini.FOLDER) == (mini.FOLDER / "README.md").read_text(encoding="utf-8")
 
 
+@shipped
 @pytest.mark.parametrize("name", ["babyai-go-to-obj", "babyai-open-red-door", "mujoco-reacher"])
 def test_episodes_have_the_recorded_returns(engine: JatEngine, name: str) -> None:
     for seed in (0, 1, 2):
         assert play(engine, None, name, seed) == pytest.approx(SCORES[name]["engine_float32"][seed], rel=1e-3)
 
 
+@shipped
 def test_the_reference_plays_the_same_episodes() -> None:
     model = JatModel.from_pretrained("jat-mini", dtype=torch.float32).eval()
     processor = JatProcessor.from_pretrained("jat-mini")
@@ -64,6 +68,7 @@ def test_the_reference_plays_the_same_episodes() -> None:
         assert play(model, processor, name, 0) == pytest.approx(SCORES[name]["engine_float32"][0], rel=1e-3)
 
 
+@shipped
 def test_a_meta_world_robot_does_most_of_its_task(engine: JatEngine) -> None:
     # A simulator lets rounding grow, so this is no comparison of digits.
     name = "metaworld-faucet-open"
@@ -79,6 +84,7 @@ def test_a_folder_of_the_same_name_goes_first(tmp_path: Path, monkeypatch: pytes
     assert mini.resolve("owner/jat-mini") == "owner/jat-mini"
 
 
+@shipped
 def test_what_no_task_trains_is_zero() -> None:
     model = JatModel.from_pretrained("jat-mini")
     untrained = [p for name, p in model.named_parameters() if name.startswith(recipe.UNTRAINED)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,24 @@ def test_epochs_differ_and_repeat_themselves() -> None:
     assert {piece for batch in second for piece in batch} == set(range(49))
     sampler.set_epoch(0)
     assert list(sampler) == first
+
+
+@pytest.mark.parametrize(("num_pieces", "batch_size"), [(1000, 7), (5, 7), (7, 7), (64, 1), (20, 7)])
+def test_batches_of_similar_lengths_use_every_piece_as_early(num_pieces: int, batch_size: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 100, num_pieces)
+    sampler = TaskBatchSampler([num_pieces], [batch_size], [1.0], seed=3, lengths=lengths)
+    plain = TaskBatchSampler([num_pieces], [batch_size], [1.0], seed=3)
+    batches = list(sampler)
+    assert len(batches) == len(plain) == -(-num_pieces // batch_size)
+    assert all(len(batch) == batch_size for batch in batches)
+    assert {piece for batch in batches for piece in batch} == set(range(num_pieces))
+    assert list(sampler) == batches
+    # Many repetitions: each piece as often as any other.
+    pieces = list(itertools.islice(sampler._order_by_length(0, 0), num_pieces * 6))
+    assert set(np.bincount(pieces)) == {6}
+    if num_pieces == 1000:
+        spread = np.mean([np.ptp(lengths[batch]) for batch in batches])
+        assert spread < 0.2 * np.mean([np.ptp(lengths[batch]) for batch in plain])
 
 
 @pytest.mark.parametrize("epoch", [0, 3])

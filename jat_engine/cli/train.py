@@ -101,6 +101,10 @@ class JatTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.fsdp and self.device.type == "cpu":
             raise ValueError("--fsdp: expected GPUs, got the CPU, where accelerate does not shard; leave --fsdp out")
+        if self.train_sampling_strategy not in ("random", "group_by_length"):
+            raise ValueError(
+                f"--train_sampling_strategy: expected random or group_by_length, got {self.train_sampling_strategy}"
+            )
         self.remove_unused_columns = False  # batches are made for `forward`
         loading: Any = self.accelerator_config
         loading.even_batches = False  # batches differ in size, and are as many as processes need

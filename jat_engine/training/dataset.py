@@ -103,6 +103,11 @@ class Pieces:
     def __len__(self) -> int:
         return self._num_pieces
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of each piece, int64 [pieces]."""
+        return map_array(self.folder, "piece_length")[: self._num_pieces]
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": None}  # a worker maps the files itself
 

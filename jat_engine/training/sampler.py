@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
+
+_POOL = 50
+"""Batches within which pieces are put in order of their lengths."""
 
 
 class TaskBatchSampler(Sampler[list[int]]):
@@ -21,6 +25,7 @@ class TaskBatchSampler(Sampler[list[int]]):
         weights: how often a task is drawn, relative to the others.
         num_processes: which take batches in turn; an epoch has as many for each.
         same_task: at every step all processes get batches of the same task.
+        lengths: of all pieces; batches are then made of pieces of similar lengths. None for any lengths.
     """
 
     def __init__(
@@ -32,10 +37,12 @@ class TaskBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         num_processes: int = 1,
         same_task: bool = False,
+        lengths: np.ndarray | None = None,
     ) -> None:
         self.num_pieces = list(num_pieces)
         self.batch_sizes = list(batch_sizes)
         self.weights = np.asarray(weights, np.float64) / np.sum(weights)
+        self.lengths = lengths
         self.seed = seed
         self.epoch = 0
         self.drop_last = False  # accelerate asks
@@ -58,7 +65,8 @@ class TaskBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch = self.epoch
-        orders = [self._order(task, epoch) for task in range(len(self.num_pieces))]
+        order = self._order if self.lengths is None else self._order_by_length
+        orders = [order(task, epoch) for task in range(len(self.num_pieces))]
         for task in self.tasks(epoch).tolist():
             yield [next(orders[task]) for _ in range(self.batch_sizes[task])]
 
@@ -69,6 +77,26 @@ class TaskBatchSampler(Sampler[list[int]]):
             order = self._generator(epoch, task, repetition).permutation(self.num_pieces[task])
             yield from (order + self._first[task]).tolist()
             repetition += 1
+
+    def _order_by_length(self, task: int, epoch: int) -> Iterator[int]:
+        """`_order`, in which the pieces of a batch have similar lengths: 50 batches are sorted, cut, and shuffled.
+
+        What is left of all pieces is in the very next batch, so that every piece is used as early as without sorting.
+        """
+        assert self.lengths is not None, "__iter__ chooses"
+        size = self.batch_sizes[task]
+        pieces = self._order(task, epoch)
+        generator = self._generator(epoch, task, len(self.num_pieces))
+        rest = 0  # pieces of the batch across the end of a repetition
+        while True:
+            yield from itertools.islice(pieces, (size - rest) % size)
+            count = max(0, self.num_pieces[task] - (size - rest) % size)
+            for first in range(0, count // size * size, size * _POOL):
+                pool = np.fromiter(itertools.islice(pieces, min(size * _POOL, count // size * size - first)), np.int64)
+                batches = pool[np.argsort(self.lengths[pool], kind="stable")].reshape(-1, size)
+                yield from generator.permutation(batches).flatten().tolist()
+            rest = count % size
+            yield from itertools.islice(pieces, rest)
 
     def _draw(self, multiple_of: int) -> np.ndarray:
         # Draws until all are used.

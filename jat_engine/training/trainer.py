@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -71,6 +72,7 @@ class JatTrainer(Trainer):
                 [weights.get(task, 1.0) for task in self._tasks],
                 seed=args.data_seed if args.data_seed is not None else args.seed,
                 num_processes=args.world_size,
+                lengths=_lengths(train_dataset) if args.train_sampling_strategy == "group_by_length" else None,
                 same_task=self.is_fsdp_enabled,  # FSDP2 sums gradients of the parameters that one process has used
             )
             # accelerate reaches the sampler only if nothing is wrapped around it, as when several processes resume.
@@ -168,6 +170,11 @@ class JatTrainer(Trainer):
             self.log(dict(mean))
             metrics.update(mean)
         return metrics
+
+
+def _lengths(dataset: TaskDataset) -> np.ndarray:
+    """Steps of all pieces."""
+    return np.concatenate([pieces.lengths for pieces in dataset.tasks])
 
 
 def _shuffle_actions(inputs: dict[str, Any], share: float) -> Tensor | None:
