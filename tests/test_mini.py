@@ -103,7 +103,8 @@ def test_the_recipe_trains_from_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     data, initial, run, made = (tmp_path / name for name in ("data", "initial", "run", "made"))
     recipe.collect(data, num_workers=1)
     recipe.initialize(data, initial)
-    recipe.train(data, initial, run, resume=False, overrides={"max_steps": 3, "logging_steps": 1, "report_to": "none"})
+    few_steps = {"max_steps": 3, "warmup_steps": 0, "logging_steps": 1, "report_to": "none"}
+    recipe.train(data, initial, run, resume=False, overrides=few_steps)
     recipe.export(run, made)
     before, after = JatModel.from_pretrained(initial), JatModel.from_pretrained(made)
     assert after.dtype == torch.bfloat16
