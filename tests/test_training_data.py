@@ -225,6 +225,16 @@ def _replace(rows: pa.Table, name: str, row: int, values: Any) -> pa.Table:
             lambda t: _replace(t, "continuous_observations", 1, [[0.0] * 11] * 3 + [[0.0] * 10] * 3),
             "row 1.*continuous_observations, step 3.*11.*got \\[10\\]",
         ),
+        (
+            "mujoco-hopper",
+            lambda t: _replace(t, "continuous_observations", 1, [[0.0] * 10] * 6),
+            "row 1: column continuous_observations: expected 11 values a step, as in the rows before, got 10",
+        ),
+        (
+            "mujoco-hopper",
+            lambda t: t.append_column("loss_weight", pa.array([[1.0] * 6, [1.0] * 5 + [np.nan]])),
+            "row 1: column loss_weight, step 5: expected a finite number, got nan",
+        ),
         ("babyai-go-to-local", lambda t: _replace(t, "discrete_actions", 1, [0, 0, 0, 0, 0, 257]), "step 5.*0 to 256"),
         ("babyai-go-to-local", lambda t: _replace(t, "text_observations", 0, [None] * 6), "row 0.*expected a string"),
         ("atari-pong", lambda t: _replace(t, "image_observations", 0, [{"bytes": b"no"}] * 6), "row 0, step 0.*PNG"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,7 @@ def read_steps(rows: Rows) -> Steps:
 
 def _explain(rows: Rows, names: list[str]) -> None:
     """Raises `DataError` for the first episode that is wrong."""
+    sizes: dict[str, int] = {}
     for row, episode in enumerate(rows.table.select(names).to_pylist()):
         where = f"{rows.where}: row {rows.first + row}"
         steps = len(episode["rewards"] or ())
@@ -91,7 +93,16 @@ def _explain(rows: Rows, names: list[str]) -> None:
         columns = {name: episode[name] for name in names if name not in TOKENIZED_COLUMNS}
         if "image_observations" in columns:  # decoded later, one by one; here their number counts
             columns["image_observations"] = np.zeros((len(columns["image_observations"]), *FRAME_SHAPE), np.uint8)
-        check_episode(columns, source=rows.where, row=rows.first + row)
+        checked = check_episode(columns, source=rows.where, row=rows.first + row)
+        for name in set(checked).intersection(_NESTED):
+            size = checked[name].shape[1]
+            if size != sizes.setdefault(name, size):
+                raise DataError(
+                    f"{where}: column {name}: expected {sizes[name]} values a step, as in the rows before, got {size}"
+                )
+        for step, weight in enumerate(episode.get("loss_weight", ())):
+            if not (isinstance(weight, int | float) and math.isfinite(weight)):
+                raise DataError(f"{where}: column loss_weight, step {step}: expected a finite number, got {weight!r}")
 
 
 def _read_column(column: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
