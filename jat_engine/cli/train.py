@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,15 @@ class JatTrainingArguments(TrainingArguments):
         require_train_extra()
         if self.output_dir is None:
             raise ValueError("--output_dir: expected a folder for checkpoints, got none")
-        super().__post_init__()
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}: expected at least 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise ValueError(f"--learning_rate: expected a finite number of at least 0, got {self.learning_rate}")
+        try:
+            super().__post_init__()
+        except ValueError as error:  # flags that do not go together, or not with this machine
+            raise ValueError(str(error)) from error
         if self.fsdp and self.device.type == "cpu":
             raise ValueError("--fsdp: expected GPUs, got the CPU, where accelerate does not shard; leave --fsdp out")
         if self.train_sampling_strategy not in ("random", "group_by_length"):
@@ -259,6 +268,8 @@ def freeze(model: Any, beginnings: Sequence[str]) -> None:
             raise ValueError(f"--freeze: expected the beginning of a parameter's name, got {beginning!r}")
         for parameter in chosen:
             parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"--freeze: expected parameters that are left to train, got {' '.join(map(repr, beginnings))}")
 
 
 def load_pieces(
