@@ -371,7 +371,9 @@ def test_what_is_not_installed_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert main(["collect", "--tasks", "mujoco", "--output_dir", str(tmp_path / "d")]) == 2
-    assert capsys.readouterr().err.endswith("datasets need datasets; pip install 'jat-engine[train]'\n")
+    assert capsys.readouterr().err.endswith(
+        "collecting and training need datasets, not installed here; pip install 'jat-engine[train]'\n"
+    )
     assert not (tmp_path / "d").exists()
 
 

@@ -13,6 +13,7 @@ import torch
 
 from jat_engine import JatEngine, JatModel, JatProcessor, mini
 from jat_engine.envs import DOMAINS, TASKS
+from jat_engine.errors import CheckpointError
 from jat_engine.evaluation import run_episode
 from jat_engine.mini import card, recipe
 
@@ -78,6 +79,11 @@ def test_a_meta_world_robot_does_most_of_its_task(engine: JatEngine) -> None:
 
 def test_a_folder_of_the_same_name_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mini, "FOLDER", tmp_path / "packaged")
+    with pytest.raises(CheckpointError, match="jat-mini: its weights are not there; in a checkout `make train-mini`"):
+        mini.resolve("jat-mini")
+    mini.FOLDER.mkdir()
+    (mini.FOLDER / "model.safetensors").touch()
     assert mini.resolve("jat-mini") == mini.FOLDER
     (tmp_path / "jat-mini").mkdir()
     assert mini.resolve("jat-mini") == "jat-mini"

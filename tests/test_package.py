@@ -52,7 +52,7 @@ print(main(["train", "--tasks", "mujoco", "--preset", "small", "--output_dir", "
 """
     message, code = python(code).splitlines()
     assert message == (
-        "jat-engine: error: training needs accelerate, datasets, pyarrow, not installed here; "
+        "jat-engine: error: collecting and training need accelerate, datasets, pyarrow, not installed here; "
         "pip install 'jat-engine[train]'"
     )
     assert code == "2"

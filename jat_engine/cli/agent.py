@@ -12,7 +12,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from ..engine import JatEngine
-from ..mini import resolve
+from ..mini import NAME
 from .arguments import ModelArguments, note
 
 if TYPE_CHECKING:  # their import takes seconds, and an engine does without
@@ -29,11 +29,7 @@ def load_agent(arguments: ModelArguments) -> tuple[JatEngine | JatModel, JatProc
     source = arguments.model_name_or_path
     if arguments.trust_remote_code:
         note("--trust_remote_code is ignored: code in a checkpoint is never run")
-    if (
-        resolve(source) == source
-        and not Path(source).is_dir()
-        and (source.startswith((".", "/", "~")) or source.count("/") != 1)
-    ):
+    if source != NAME and not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
         raise ValueError(f"--model_name_or_path: there is no folder {source}, and it is no name on the hub")
     with quiet_loading():
         try:

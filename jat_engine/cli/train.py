@@ -14,7 +14,9 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import PRESETS, JatConfig
-from ..training import recipe, require_train_extra
+from ..data.requirements import require_train_extra
+from ..envs import TASKS
+from ..training import recipe
 from .agent import quiet_loading
 from .arguments import note, parse
 
@@ -139,7 +141,7 @@ def run(argv: Sequence[str]) -> int:
         raise ValueError("--streaming: expected --max_steps, since a stream has no end, got none")
     if data.streaming and arguments.eval_strategy != "no":
         raise ValueError("--streaming: expected --eval_strategy no, got another; evaluate without --streaming")
-    tasks = recipe.expand(data.tasks)
+    tasks = collected_tasks(data)
     loss_weights = recipe.overrides("--loss_weights", data.loss_weights, tasks, float)
     sampling_weights = {task: recipe.sampling_weight(task) for task in tasks}
     sampling_weights |= recipe.overrides("--sampling_weights", data.sampling_weights, tasks, float)
@@ -195,6 +197,20 @@ def describe(train: Any, sampler: Any) -> str:
     steps = sum(pieces.num_steps for pieces in train.tasks)
     pieces = f"{len(train)} pieces, {steps} steps or tokens"
     return f"{len(train.tasks)} task(s), {pieces}; an epoch is {len(sampler)} batches"
+
+
+def collected_tasks(data: DataArguments) -> list[str]:
+    """The tasks to train on. Of a domain, or of all, those that a local folder has; a task named must be there."""
+    tasks, folder = recipe.expand(data.tasks), Path(data.dataset)
+    if not folder.is_dir():
+        return tasks
+    absent = [task for task in tasks if task not in data.tasks and task in TASKS and not (folder / task).is_dir()]
+    if len(absent) == len(tasks):
+        raise ValueError(f"--tasks {' '.join(data.tasks)}: expected tasks that {folder} has, got none of them")
+    if absent:
+        shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+        note(f"{folder} does not have {shown}")
+    return [task for task in tasks if task not in absent]
 
 
 def checkpoint_to_resume(arguments: JatTrainingArguments) -> str | None:

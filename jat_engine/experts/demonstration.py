@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -90,8 +91,9 @@ def demonstrate(
             with noise, so that what the expert does undisturbed is there too.
         on_step: called with the number of steps and the return so far.
     """
-    if noise < 0:
-        raise ValueError(f"noise: expected at least 0, got {noise}")
+    discrete = task.domain in ("atari", "babyai")
+    if not 0 <= noise <= (1 if discrete else math.inf):
+        raise ValueError(f"noise: expected {'a probability' if discrete else 'at least 0'}, got {noise}")
     rng = np.random.default_rng(seed)
     disturbed = noise > 0 and seed % 2 == 1
     observation, _ = env.reset(seed=seed)
@@ -122,7 +124,7 @@ def demonstrate(
         if on_step is not None:
             on_step(len(rewards), total)
     columns: Columns = {key: _column(key, values) for key, values in steps.items()}
-    if task.domain in ("atari", "babyai"):
+    if discrete:
         columns["discrete_actions"] = np.asarray(actions, np.int64)
     else:
         columns["continuous_actions"] = np.asarray(actions, np.float32)

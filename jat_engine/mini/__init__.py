@@ -5,6 +5,8 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
+from ..errors import CheckpointError
+
 NAME = "jat-mini"
 
 FOLDER = Path(__file__).parent / "checkpoint"
@@ -12,8 +14,16 @@ FOLDER = Path(__file__).parent / "checkpoint"
 
 
 def resolve(source: str | PathLike[str]) -> str | PathLike[str]:
-    """Where a checkpoint is: `FOLDER` for "jat-mini", unless there is a folder of that name; else `source`."""
-    return FOLDER if source == NAME and not Path(NAME).is_dir() else source
+    """Where a checkpoint is: `FOLDER` for "jat-mini", unless there is a folder of that name; else `source`.
+
+    Raises:
+        CheckpointError: jat-mini's weights are not there.
+    """
+    if source != NAME or Path(NAME).is_dir():
+        return source
+    if not is_there():
+        raise CheckpointError(f"{NAME}: its weights are not there; in a checkout `make train-mini` makes them")
+    return FOLDER
 
 
 def is_there() -> bool:

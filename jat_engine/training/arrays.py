@@ -56,9 +56,6 @@ class ArrayFolder:
     def num_rows(self, name: str) -> int:
         return self._arrays[name].num_rows if name in self._arrays else 0
 
-    def row_shape(self, name: str) -> tuple[int, ...] | None:
-        return self._arrays[name].row_shape if name in self._arrays else None
-
     def __enter__(self) -> Self:
         return self
 
