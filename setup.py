@@ -120,6 +120,7 @@ setup(
             "pybind11>=3.0",
             "pytest>=8",
             "pytest-benchmark>=5",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
             "triton>=3.9; platform_system == 'Linux'",  # older interpreters fail with numpy 2.4
         ],
