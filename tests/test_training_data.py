@@ -216,6 +216,16 @@ def _replace(rows: pa.Table, name: str, row: int, values: Any) -> pa.Table:
     [
         ("mujoco-hopper", lambda t: _without(t, "rewards"), "column 'rewards' is missing"),
         ("mujoco-hopper", lambda t: _without(t, "continuous_actions"), "action columns: expected continuous_actions"),
+        (
+            "mujoco-hopper",
+            lambda t: t.append_column("text", pa.array(["a"] * 2)),
+            "column 'text': expected the columns of",
+        ),
+        (
+            "mujoco-hopper",
+            lambda t: t.rename_columns({"continuous_actions": "discrete_actions"}),
+            "column 'discrete_actions': expected the columns of mujoco-hopper, continuous_observations",
+        ),
         ("mujoco-hopper", lambda t: _replace(t, "rewards", 1, [1.0, 2.0]), "row 1.*same number of steps"),
         ("mujoco-hopper", lambda t: _replace(t, "rewards", 1, []), "row 1.*rewards.*at least one step, got none"),
         ("mujoco-hopper", lambda t: _replace(t, "rewards", 1, None), "row 1: column rewards: expected a list"),

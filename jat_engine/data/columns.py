@@ -133,6 +133,20 @@ def check_columns(names: Iterable[str], *, source: str, task: str | None = None)
     return expected
 
 
+def check_belong(names: Iterable[str], task: str, *, source: str) -> None:
+    """Check that no column of a dataset is of another kind than a published task's: actions of another kind, texts.
+
+    Columns that may be missing, such as missions in tokenized data, are not asked for here.
+
+    Raises:
+        DataError: names the column.
+    """
+    expected = task_columns(TASKS[task])
+    for name in names:
+        if name in (*RL_COLUMNS, "text", "images") and name not in expected:
+            raise DataError(f"{source}: column {name!r}: expected the columns of {task}, {', '.join(expected)}")
+
+
 def _one_of(what: str, kinds: Mapping[str, tuple[str, ...]], given: list[str], source: str) -> tuple[str, ...]:
     """The columns of the one kind of which `given` has any; of two kinds that fit the larger."""
     fitting = [columns for columns in kinds.values() if set(columns) <= set(given)]

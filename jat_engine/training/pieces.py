@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..config import MISSION_LENGTH, JatConfig
+from ..data.columns import check_belong
+from ..envs.tasks import TASKS
 from ..errors import DataError
 from .sources import Rows
 from .steps import Steps, decode_frames, read_steps
@@ -88,6 +90,8 @@ class Cutter:
         """
         self.num_episodes += rows.table.num_rows
         names = rows.table.column_names
+        if self.settings.task in TASKS:
+            check_belong(names, self.settings.task, source=rows.where)
         if "text" in names or "images" in names:
             return self._cut_texts(rows)
         steps = read_steps(rows)
