@@ -191,6 +191,7 @@ flags = ["--tasks", {WHOLE["tasks"][0]!r}, "--num_episodes", "40", "--noise", "0
 raise SystemExit(main(["collect", *flags, "--output_dir", {str(folder)!r}]))"""
     script = f"""
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started without it
 seen = []
 def tell(event):
     attempts = getattr(event, "attempts", 0)
