@@ -19,7 +19,7 @@ help:
 	@echo "make demo    play an agent in real environments of all four domains"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, mypy, clang-format"
-	@echo "make train-mini  make jat-mini anew: demonstrations, training, scores (two hours on two cores)"
+	@echo "make train-mini  make jat-mini anew: demonstrations, training, scores (hours on two cores)"
 	@echo "make format  apply the formatters"
 	@echo "make clean   remove $(VENV) and build output"
 

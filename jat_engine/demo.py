@@ -23,6 +23,7 @@ from .config import PRESETS, JatConfig
 from .engine import JatEngine
 from .envs import TASKS, MissingSimulatorError, Task, expand_tasks
 from .evaluation import EpisodeResult, MissingVideoError, VideoWriter, normalize, write_grid
+from .evaluation.video import ffmpeg
 from .modeling import JatModel
 from .processing import JatProcessor
 
@@ -111,15 +112,17 @@ def play(
 ) -> list[EpisodeResult]:
     """All episodes of one task; the first frames into `video`, where frames can be rendered."""
     with contextlib.ExitStack() as stack:
+        try:
+            if video is not None:
+                ffmpeg()
+                missing_simulators([task.name], render=True)
+        except (ValueError, MissingVideoError) as error:
+            note(f"no video of {task.name}: {error}")
+            video = None
+        env = stack.enter_context(contextlib.closing(evaluation_env(task, "rgb_array" if video else None)))
         on_frame = None
         if video is not None:
-            try:
-                missing_simulators([task.name], render=True)
-                fps = 30.0
-                on_frame = _first_frames(stack.enter_context(VideoWriter(video, fps)))
-            except (ValueError, MissingVideoError) as error:
-                note(f"no video of {task.name}: {error}")
-        env = stack.enter_context(contextlib.closing(evaluation_env(task, "rgb_array" if on_frame else None)))
+            on_frame = _first_frames(stack.enter_context(VideoWriter(video, env.metadata["render_fps"])))
         return list(
             play_episodes(
                 agent, processor, env, arguments.num_episodes, task=task, on_frame=on_frame, **arguments.options

@@ -116,7 +116,7 @@ def test_a_task_without_an_expert_is_refused() -> None:
 
 
 def test_negative_noise_is_refused() -> None:
-    with pytest.raises(ValueError, match="noise: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match="noise: expected a finite number of at least 0, got -1"):
         show("mujoco-pendulum", noise=-1)
-    with pytest.raises(ValueError, match=r"noise: expected a probability, got 1.5"):
+    with pytest.raises(ValueError, match=r"noise: expected a probability for babyai-go-to-obj, got 1.5"):
         show("babyai-go-to-obj", noise=1.5)

@@ -243,11 +243,25 @@ def _replace(rows: pa.Table, name: str, row: int, values: Any) -> pa.Table:
         (
             "mujoco-hopper",
             lambda t: t.append_column("loss_weight", pa.array([[1.0] * 6, [1.0] * 5 + [np.nan]])),
-            "row 1: column loss_weight, step 5: expected a finite number, got nan",
+            "row 1: column loss_weight, step 5: expected a finite number of at least 0, got nan",
+        ),
+        (
+            "mujoco-hopper",
+            lambda t: t.append_column("loss_weight", pa.array([[1.0] * 6, [-1.0] * 6])),
+            "row 1: column loss_weight, step 0: expected a finite number of at least 0, got -1.0",
         ),
         ("babyai-go-to-local", lambda t: _replace(t, "discrete_actions", 1, [0, 0, 0, 0, 0, 257]), "step 5.*0 to 256"),
         ("babyai-go-to-local", lambda t: _replace(t, "text_observations", 0, [None] * 6), "row 0.*expected a string"),
-        ("atari-pong", lambda t: _replace(t, "image_observations", 0, [{"bytes": b"no"}] * 6), "row 0, step 0.*PNG"),
+        (
+            "atari-pong",
+            lambda t: _replace(t, "image_observations", 0, [{"bytes": b"no"}] * 6),
+            "step 0.*got 2 bytes",
+        ),
+        (
+            "atari-pong",
+            lambda t: _replace(t, "image_observations", 0, [None] * 6),
+            "step 0.*got no value",
+        ),
     ],
 )
 def test_wrong_data_is_named_and_nothing_is_left(

@@ -16,7 +16,7 @@ from .. import __version__
 from ..cli.environment import require_simulators
 from ..envs import TASKS, Task, expand_tasks
 from ..errors import DataError
-from ..experts import EXPERT_TASKS
+from ..experts import EXPERT_TASKS, check_noise
 from ..info import available_cores
 from .card import write_card
 from .chunks import ChunkFolder, check_settings
@@ -78,7 +78,9 @@ def collect(
         ChildProcessError, RuntimeError: a process that plays was killed, or a simulator or expert failed or hangs.
     """
     names = _tasks_with_expert(tasks)
-    _check(num_episodes=num_episodes, seed=seed, num_workers=num_workers, noise=noise, test_fraction=test_fraction)
+    _check(num_episodes=num_episodes, seed=seed, num_workers=num_workers, test_fraction=test_fraction)
+    for name in names:
+        check_noise(TASKS[name], noise)
     folder, tell = Path(output_dir), on_progress or (lambda _: None)
     plans = [
         _plan(
@@ -231,15 +233,13 @@ def _tasks_with_expert(tasks: Iterable[str]) -> list[str]:
     return names
 
 
-def _check(*, num_episodes: int, seed: int, num_workers: int | None, noise: float, test_fraction: float) -> None:
+def _check(*, num_episodes: int, seed: int, num_workers: int | None, test_fraction: float) -> None:
     if num_episodes < 1:
         raise ValueError(f"num_episodes: expected at least 1, got {num_episodes}")
     if seed < 0:
         raise ValueError(f"seed: expected at least 0, got {seed}")
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"num_workers: expected at least 1, got {num_workers}")
-    if not (math.isfinite(noise) and noise >= 0):
-        raise ValueError(f"noise: expected a finite number of at least 0, got {noise}")
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction: expected at least 0 and less than 1, got {test_fraction}")
 

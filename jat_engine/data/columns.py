@@ -143,7 +143,7 @@ def check_belong(names: Iterable[str], task: str, *, source: str) -> None:
     """
     expected = task_columns(TASKS[task])
     for name in names:
-        if name in (*RL_COLUMNS, "text", "images") and name not in expected:
+        if name in (*RL_COLUMNS, *TEXT_COLUMNS) and name not in expected:
             raise DataError(f"{source}: column {name!r}: expected the columns of {task}, {', '.join(expected)}")
 
 

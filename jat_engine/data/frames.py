@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -20,8 +19,3 @@ def encode_frames(frames: np.ndarray) -> list[bytes]:
         Image.fromarray(frame).save(file, "PNG", **_COMPRESSION)
         files.append(file.getvalue())
     return files
-
-
-def decode_frames(files: Iterable[bytes]) -> np.ndarray:
-    """PNG files of RGBA images, as `encode_frames` makes them -> uint8 [steps, 84, 84, 4]."""
-    return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGBA")) for file in files])

@@ -91,9 +91,7 @@ def demonstrate(
             with noise, so that what the expert does undisturbed is there too.
         on_step: called with the number of steps and the return so far.
     """
-    discrete = task.domain in ("atari", "babyai")
-    if not 0 <= noise <= (1 if discrete else math.inf):
-        raise ValueError(f"noise: expected {'a probability' if discrete else 'at least 0'}, got {noise}")
+    check_noise(task, noise)
     rng = np.random.default_rng(seed)
     disturbed = noise > 0 and seed % 2 == 1
     observation, _ = env.reset(seed=seed)
@@ -124,13 +122,25 @@ def demonstrate(
         if on_step is not None:
             on_step(len(rewards), total)
     columns: Columns = {key: _column(key, values) for key, values in steps.items()}
-    if discrete:
+    if _is_discrete(task):
         columns["discrete_actions"] = np.asarray(actions, np.int64)
     else:
         columns["continuous_actions"] = np.asarray(actions, np.float32)
     columns["rewards"] = np.asarray(rewards, np.float32)
     success = False if lost else _success(task, total, solved)
     return Demonstration(columns, total, len(rewards), success, seed, noise if disturbed else 0.0)
+
+
+def check_noise(task: Task, noise: float) -> None:
+    """Raises `ValueError` unless `noise` is what `demonstrate` takes."""
+    if _is_discrete(task) and not 0 <= noise <= 1:
+        raise ValueError(f"noise: expected a probability for {task.name}, got {noise}")
+    if not (math.isfinite(noise) and noise >= 0):
+        raise ValueError(f"noise: expected a finite number of at least 0, got {noise}")
+
+
+def _is_discrete(task: Task) -> bool:
+    return task.observation != "continuous"
 
 
 def _disturb(action: Any, space: Any, noise: float, rng: np.random.Generator) -> Any:

@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     work, checkpoint = Path(arguments.output_dir), Path(arguments.checkpoint_dir)
     data, initial, trained = work / "data", work / "initial", work / "run"
     if "collect" in arguments.stages:
-        recipe.collect(data, arguments.num_workers or available_cores())
+        recipe.collect(data, arguments.num_workers)
     if "train" in arguments.stages:
         if not (initial / "model.safetensors").exists():
             recipe.initialize(data, initial)

@@ -5,7 +5,7 @@ Everything follows from the seeds. What differs from the published recipe, and w
 - Demonstrations are of experts that are nearly always right, half of them disturbed by noise, since a small model makes
   mistakes and must have seen how to recover from them.
 - Losses of continuous actions are weighted by the inverse of the actions' variance, for all tasks alike.
-- Observations are not predicted: it helps acting little and costs a third of the time.
+- Observations are not predicted: acting does not need it, and decoding images takes as many convolutions again.
 - The agent is never shown its own actions while it learns, or it would learn to repeat them.
 - Encoders begin with larger weights: what matters in metres and integers is small beside a layer norm.
 - Positions are not embedded. An agent whose episode is longer than its window sees every token at one of three
@@ -97,20 +97,29 @@ TRAINING: dict[str, Any] = {
 }
 
 
-def collect(folder: Path, num_workers: int) -> None:
-    """Demonstrations of every task; what is there already is left as it is."""
-    from ..data import collect as collect_episodes
+def collect(folder: Path, num_workers: int | None) -> None:
+    """`jat-engine collect`, task by task, since noise differs; what is there already is left as it is."""
+    from ..cli.collect import run
 
     for name, task in TASKS.items():
-        collect_episodes(
-            [name],
-            folder,
-            num_episodes=task.num_episodes,
-            seed=FIRST_EPISODE,
-            noise=task.noise,
-            num_workers=num_workers,
-            on_progress=None,
-        )
+        arguments: dict[str, Any] = {
+            "tasks": name,
+            "output_dir": folder,
+            "num_episodes": task.num_episodes,
+            "seed": FIRST_EPISODE,
+            "noise": task.noise,
+        }
+        if num_workers is not None:
+            arguments["num_workers"] = num_workers
+        run(_flags(arguments))
+
+
+def _flags(arguments: dict[str, Any]) -> list[str]:
+    """As they stand on a command line."""
+    flags: list[str] = []
+    for name, value in arguments.items():
+        flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
 
 
 def initialize(data: Path, folder: Path) -> None:
@@ -152,10 +161,7 @@ def train(data: Path, initial: Path, folder: Path, *, resume: bool, overrides: d
         arguments["resume_from_checkpoint"] = "latest"
     if not torch.cuda.is_available():
         arguments["use_cpu"] = True
-    argv: list[str] = []
-    for name, value in arguments.items():
-        argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    run(argv)
+    run(_flags(arguments))
 
 
 def export(trained: Path, folder: Path) -> None:

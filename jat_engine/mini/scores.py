@@ -74,6 +74,8 @@ def evaluate(
             if len(done) == num_episodes:
                 returns = [episode.return_ for episode in done]
                 tell(f"{job.task}: {job.agent}: {np.mean(returns):.2f} +/- {np.std(returns):.2f}")
+        pool.close()
+        pool.join()
     return {task: _row({agent: played[task, agent] for agent in agents}) for task in names}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..config import MISSION_LENGTH, JatConfig
-from ..data.columns import check_belong
+from ..data.columns import TEXT_COLUMNS, check_belong
 from ..envs.tasks import TASKS
 from ..errors import DataError
 from .sources import Rows
@@ -92,7 +92,7 @@ class Cutter:
         names = rows.table.column_names
         if self.settings.task in TASKS:
             check_belong(names, self.settings.task, source=rows.where)
-        if "text" in names or "images" in names:
+        if set(TEXT_COLUMNS).intersection(names):
             return self._cut_texts(rows)
         steps = read_steps(rows)
         arrays = self._columns(steps)

@@ -101,8 +101,10 @@ def _explain(rows: Rows, names: list[str]) -> None:
                     f"{where}: column {name}: expected {sizes[name]} values a step, as in the rows before, got {size}"
                 )
         for step, weight in enumerate(episode.get("loss_weight", ())):
-            if not (isinstance(weight, int | float) and math.isfinite(weight)):
-                raise DataError(f"{where}: column loss_weight, step {step}: expected a finite number, got {weight!r}")
+            if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
+                raise DataError(
+                    f"{where}: column loss_weight, step {step}: expected a finite number of at least 0, got {weight!r}"
+                )
 
 
 def _read_column(column: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -152,6 +154,8 @@ def _numbers(values: pa.Array, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         array = array.astype(np.int64 if name in _INT else np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise _WrongError(name)
+    if name == "loss_weight" and (array < 0).any():  # it would be trained to be wrong
         raise _WrongError(name)
     return array
 
@@ -204,7 +208,10 @@ def decode_frames(steps: Steps) -> Iterator[np.ndarray]:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 frame = np.asarray(image)
-        except (UnidentifiedImageError, OSError, TypeError) as error:
+        except UnidentifiedImageError:  # its own message has an address
+            got = "no value" if data is None else f"{len(data)} bytes of something else"
+            raise DataError(f"{steps.at(number)}: image_observations: expected a PNG file, got {got}") from None
+        except OSError as error:
             raise DataError(f"{steps.at(number)}: image_observations: expected a PNG file, got {error}") from None
         if frame.shape != FRAME_SHAPE or frame.dtype != np.uint8:
             raise DataError(
