@@ -12,13 +12,14 @@ CONSTRAINTS := -c constraints-cpu.txt
 TORCH_INDEX := --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help setup demo test lint format train-mini clean
+.PHONY: help setup demo test lint format bench train-mini clean
 
 help:
 	@echo "make setup   create $(VENV) with the package, all simulators and the development tools"
 	@echo "make demo    play an agent in real environments of all four domains"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, mypy, clang-format"
+	@echo "make bench   measure this machine, beside every peer that is installed (15 minutes)"
 	@echo "make train-mini  make jat-mini anew: demonstrations, training, scores (hours on two cores)"
 	@echo "make format  apply the formatters"
 	@echo "make clean   remove $(VENV) and build output"
@@ -50,6 +51,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'csrc/*.inl')
+
+bench: setup
+	$(BIN)/pip install -q $(CONSTRAINTS) -e '.[peers]'
+	$(BIN)/jat-engine bench all --output-json results.json
 
 # Without these, large tensors are fresh pages from the kernel each time, and threads sleep at every barrier.
 train-mini: setup

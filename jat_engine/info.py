@@ -25,6 +25,8 @@ PACKAGES = (
     "opencv-python",
     "opencv-python-headless",
     "imageio-ffmpeg",
+    "onnxruntime",
+    "openvino",
 )
 """Distributions whose version can change a result."""
 

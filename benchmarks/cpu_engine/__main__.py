@@ -1,9 +1,10 @@
-"""The engine on this CPU, in one run: parity, latency, batches, growth, endurance.
+"""The engine on this CPU: how exact it is, how a step grows with its cache, and whether it lasts.
 
     python -m benchmarks.cpu_engine --out benchmarks/results
 
-Prints one table a section and writes cpu_engine.json, cpu_engine.md and cpu_engine_growth.png. About 15 minutes on two
-cores, which should have nothing else to do. --sections runs some of it.
+Prints one table a section and writes cpu_engine.json, cpu_engine.md and cpu_engine_growth.png. About 7 minutes on two
+cores, which should have nothing else to do. --sections runs some of it. Times beside other agents' are `jat-engine
+bench`'s.
 """
 
 from __future__ import annotations
@@ -17,15 +18,12 @@ from typing import Any
 
 from jat_engine import info
 
-from . import endurance, latency, parity, scaling
+from . import growth, parity, soak
 
 SECTIONS: dict[str, Any] = {
     "parity": parity.run,
-    "latency": latency.run,
-    "batches": scaling.batches,
-    "growth": scaling.growth,
-    "soak": endurance.soak,
-    "cold start": endurance.cold_start,
+    "growth": growth.run,
+    "soak": soak.run,
 }
 
 
@@ -50,10 +48,7 @@ def report(results: dict[str, Any]) -> str:
         if found is None:
             continue
         parts.append(f"## {section}")
-        if section == "latency":
-            parts.append("read bandwidth, GB/s: " + json.dumps(found["read bandwidth GB/s"]))
-            parts += [table(found["steps"]), table(found["overhead"])]
-        elif section == "growth":
+        if section == "growth":
             parts.append(table([row for row in found if row["cached tokens"] % 64 == 0 or row["cached tokens"] == 508]))
         else:
             parts.append(table(found if isinstance(found, list) else [found]))

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from jat_engine import JatEngine, JatModel, JatProcessor
+from jat_engine.bench.workload import SPACES, step_arguments
 
-from ..agents import SPACES, step_arguments
-from .workload import force_action, random_checkpoint
+from .workload import force_action, small_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import golden
@@ -84,7 +84,7 @@ def tiny() -> list[dict[str, Any]]:
 
 def full_size() -> list[dict[str, Any]]:
     """The published size with random weights, each step given the float32 reference's action."""
-    folder = random_checkpoint("small")
+    folder = small_checkpoint()
     processor = JatProcessor.from_pretrained(folder)
     model = JatModel.from_pretrained(folder)
     arguments = {kind: [step_arguments(kind, step) for step in range(STEPS)] for kind in SPACES}

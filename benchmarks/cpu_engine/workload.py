@@ -1,9 +1,8 @@
-"""What is measured: observations of the three kinds, and checkpoints of the published sizes with random weights."""
+"""What is measured: models of the published sizes with random weights."""
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,15 @@ from torch import Tensor
 
 from jat_engine import EngineOptions, JatConfig, JatEngine, JatModel, JatProcessor
 from jat_engine.backends import choose_backend
+from jat_engine.bench.workload import open_checkpoint
 from jat_engine.mission import Missions
 from jat_engine.weights import parameter_shapes
 
 
-def random_checkpoint(preset: str) -> Path:
-    """A folder with a model of a published size, as `save_pretrained` writes it; kept for the next run."""
-    folder = Path(tempfile.gettempdir()) / f"jat-engine-benchmark-{preset}"
-    if not (folder / "complete").exists():
-        config = JatConfig.from_preset(preset)
-        torch.manual_seed(0)
-        JatModel(config).save_pretrained(folder)
-        JatProcessor.byte_level(config).save_pretrained(folder)
-        (folder / "complete").touch()
-    return folder
+def small_checkpoint() -> Path:
+    """The published size with random weights; kept for the next run."""
+    with open_checkpoint("small") as folder:
+        return folder
 
 
 class RandomWeights:

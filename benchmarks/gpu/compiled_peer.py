@@ -220,7 +220,8 @@ def cudagraph_skips() -> int:
 
 
 def main() -> None:
-    from ..agents import SPACES, step_arguments
+    from jat_engine.bench.workload import SPACES, step_arguments
+
     from .workload import small_checkpoint
 
     folder = small_checkpoint(Path(sys.argv[1]))

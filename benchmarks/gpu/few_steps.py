@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from jat_engine.backends.cuda import one_launch
+from jat_engine.bench.workload import step_arguments
 
-from ..agents import step_arguments
 from .paths import Agents
 from .workload import golden
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..agents import SPACES, step_arguments
+from jat_engine.bench.workload import SPACES, step_arguments
+
 from . import machine
 from .context import Context, describe
 from .device_time import copy_bandwidth, of_step, profile

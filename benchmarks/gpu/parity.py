@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ..agents import SPACES, step_arguments
+from jat_engine.bench.workload import SPACES, step_arguments
+
 from .context import Context, describe
 from .paths import PATHS, Agents, file_name, force_action, is_one_launch
 from .process import Process, python_module

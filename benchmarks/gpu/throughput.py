@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..agents import SPACES, observation
+from jat_engine.bench.workload import SPACES, observation
+
 from .context import Context, describe
 from .device_time import GraphSpy, copy_bandwidth, isolated
 from .paths import PATHS, Agents

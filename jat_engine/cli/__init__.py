@@ -14,9 +14,10 @@ COMMANDS = {
     "eval": "score an agent on tasks, as published",
     "collect": "collect expert episodes as a dataset",
     "train": "train an agent on a dataset, as published",
+    "bench": "measure the engine beside its peers, or compare two measurements",
     "tasks": "list the 157 tasks, or check that they run here",
     "info": "versions, device, compiled extensions, simulators",
-    "demo": "one task of every domain, in about a minute, without a checkpoint",
+    "demo": "jat-mini plays one task of every domain, in about a minute",
 }
 
 _MODULES = {
@@ -24,6 +25,7 @@ _MODULES = {
     "eval": "jat_engine.cli.evaluate",
     "collect": "jat_engine.cli.collect",
     "train": "jat_engine.cli.train",
+    "bench": "jat_engine.cli.bench",
     "tasks": "jat_engine.cli.tasks",
     "info": "jat_engine.cli.info",
     "demo": "jat_engine.demo",

@@ -1,0 +1,113 @@
+"""Two runs: what became slower or faster by more than noise.
+
+The machine may have changed between the runs as well. So where a case has its reference in both runs, times are taken
+in relation to it, round by round; only what has none is compared as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .results import Results, Row
+from .statistics import Interval, ratio
+
+SLOWER, FASTER, SAME, DIFFERS = "slower", "faster", "within noise", "outputs differ"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Attributes:
+    row: of the second run.
+    time: second run's time over the first's.
+    relative: the same, each in relation to its run's reference; None where there is none.
+    verdict: `SLOWER`, `FASTER`, `SAME`, or `DIFFERS` where outputs were right and no longer are.
+    """
+
+    row: Row
+    time: Interval | None
+    relative: Interval | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Attributes:
+    changes: of what both runs measured.
+    only_first, only_second: names of what one alone did.
+    remarks: machines or versions that differ.
+    """
+
+    changes: list[Change]
+    only_first: list[str]
+    only_second: list[str]
+    remarks: list[str]
+
+    @property
+    def is_worse(self) -> bool:
+        return any(change.verdict in (SLOWER, DIFFERS) for change in self.changes)
+
+
+def compare(first: Results, second: Results, threshold: float) -> Comparison:
+    """threshold: share of the time that does not count as a difference, besides what the samples' spread explains."""
+    before = {row.key: row for row in first.rows}
+    after = {row.key: row for row in second.rows}
+    changes = [
+        _change(before[key], row, first.rows, second.rows, threshold) for key, row in after.items() if key in before
+    ]
+    return Comparison(
+        changes,
+        [label(row) for key, row in before.items() if key not in after],
+        [label(row) for key, row in after.items() if key not in before],
+        _remarks(first, second),
+    )
+
+
+def label(row: Row) -> str:
+    case = ", ".join(f"{name} {value}" for name, value in row.case.items())
+    return f"{row.suite}: {case}: {row.name}"
+
+
+def _change(before: Row, after: Row, first: Sequence[Row], second: Sequence[Row], threshold: float) -> Change:
+    if not after.agrees:
+        return Change(after, None, None, DIFFERS if before.agrees else SAME)
+    time = ratio(after.round_medians, before.round_medians)
+    own, other = _relative(before, first), _relative(after, second)
+    relative = ratio(other, own) if own is not None and other is not None else None
+    judged = relative or time
+    verdict = SAME
+    if judged.low > 1 + threshold:
+        verdict = SLOWER
+    elif judged.high < 1 / (1 + threshold):
+        verdict = FASTER
+    return Change(after, time, relative, verdict)
+
+
+def _relative(row: Row, rows: Sequence[Row]) -> list[float] | None:
+    """Round by round, the row's time over its reference's."""
+    if row.faster is None:
+        return None
+    reference = next(
+        (r for r in rows if r.suite == row.suite and r.case == row.case and r.error is None and r.faster is None), None
+    )
+    if reference is None or len(reference.round_medians) != len(row.round_medians):
+        return None
+    return list(np.divide(row.round_medians, reference.round_medians))
+
+
+def _remarks(first: Results, second: Results) -> list[str]:
+    remarks = []
+    for name in ("name", "cores"):
+        a, b = first.machine["cpu"].get(name), second.machine["cpu"].get(name)
+        if a != b:
+            remarks.append(f"the machines differ: cpu {name} {a}, then {b}")
+    for name in ("torch", "transformers", "python", "onnxruntime", "openvino"):
+        a, b = first.machine["versions"].get(name), second.machine["versions"].get(name)
+        if a != b:
+            remarks.append(f"versions differ: {name} {a}, then {b}")
+    a, b = (r.machine.get("bandwidth GB/s", {}).get("median") for r in (first, second))
+    if a and b:
+        remarks.append(f"memory gave {a:.1f} GB/s, then {b:.1f}")
+    return remarks

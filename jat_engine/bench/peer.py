@@ -1,0 +1,52 @@
+"""Who is measured: anything that runs one agent's steps from a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Unavailable(Exception):  # noqa: N818 -- a state, not a mistake
+    """A peer cannot run here; the message says why, and what to install."""
+
+
+class Agent(Protocol):
+    """One agent in one episode."""
+
+    def get_next_action(self, **arguments: Any) -> Any:
+        """What a user would call, and what is timed. Takes what `workload.step_arguments` gives, and
+        `return_prediction`, with which it returns `(action, prediction)`: float32 [A], or the logits [n].
+        """
+
+    def force_action(self, action: Any) -> None:
+        """Let the next step follow on `action` instead of the one that was chosen, so that runs stay comparable."""
+
+
+class Peer(Protocol):
+    """A way to run a checkpoint.
+
+    Attributes:
+        name: as tables show it, without the dtype.
+        dtype: "float32", "bfloat16" or "int8".
+    """
+
+    name: str
+    dtype: str
+
+    def open(self, window: int) -> Agent:
+        """A new agent that looks back on `window` tokens (even)."""
+
+    def close(self) -> None:
+        """Give back memory, threads and processes."""
+
+
+class BatchPeer(Peer, Protocol):
+    def open_batch(self, num_agents: int, window: int, kind: str) -> Batch:
+        """Agents of one modality that step together; see `Batch`."""
+
+
+class Batch(Protocol):
+    def get_next_actions(self, arguments: dict[str, Any]) -> Any:
+        """The actions. `arguments`: those of `AgentBatch.get_next_actions`, arrays with a row for each agent."""
+
+    def close(self) -> None:
+        """Give back the agents' memory."""

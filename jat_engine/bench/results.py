@@ -1,0 +1,202 @@
+"""`results.json`: what was measured, on what, and how it spread."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .. import info
+from .statistics import Interval, paired_ratio, percentiles, round_medians
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One agent in one case.
+
+    Attributes:
+        suite: "latency", ...
+        case: what is measured, e.g. {"model": "small", "observation": "atari", "window": 256}.
+        agent: who, without the dtype.
+        dtype: of its weights.
+        seconds: percentile -> seconds of a call, over all calls.
+        round_medians: seconds, of each round.
+        num_calls: timed ones.
+        facts: further figures, by the header of their column, unit included.
+        error: largest relative error of a prediction; None where nothing can be compared.
+        tolerance: what `error` may be.
+        faster: how many times faster than the case's reference, in the same rounds; None for the reference, and where
+            outputs do not agree.
+    """
+
+    suite: str
+    case: dict[str, str | int]
+    agent: str
+    dtype: str
+    seconds: dict[str, float]
+    round_medians: list[float]
+    num_calls: int
+    facts: dict[str, float] = field(default_factory=dict)
+    error: float | None = None
+    tolerance: float | None = None
+    faster: Interval | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What the same measurement of another run has too."""
+        return self.suite, *sorted(self.case.items()), self.agent, self.dtype
+
+    @property
+    def name(self) -> str:
+        return f"{self.agent} {self.dtype}"
+
+    @property
+    def agrees(self) -> bool:
+        """False if its outputs are not the reference's, so that its times mean nothing."""
+        return self.error is None or self.tolerance is None or self.error <= self.tolerance
+
+    @property
+    def p50(self) -> float:
+        return self.seconds["50"]
+
+
+def make_row(
+    suite: str,
+    case: dict[str, str | int],
+    name: str,
+    seconds: Sequence[Sequence[float]],
+    *,
+    reference: Sequence[Sequence[float]] | None = None,
+    error: float | None = None,
+    tolerance: float | None = None,
+    facts: dict[str, float] | None = None,
+) -> Row:
+    """From seconds by round. name: agent and dtype. reference: seconds of the case's reference, of the same rounds."""
+    agent, _, dtype = name.rpartition(" ")
+    medians = round_medians(seconds)
+    agrees = error is None or tolerance is None or error <= tolerance
+    return Row(
+        suite=suite,
+        case=case,
+        agent=agent,
+        dtype=dtype,
+        seconds=percentiles(seconds),
+        round_medians=medians,
+        num_calls=sum(map(len, seconds)),
+        facts=facts or {},
+        error=error,
+        tolerance=tolerance,
+        faster=paired_ratio(round_medians(reference), medians) if reference is not None and agrees else None,
+    )
+
+
+@dataclass
+class Results:
+    """Attributes:
+    machine: hardware, versions, commit, date, and the memory's speed while it was measured.
+    settings: options of the run.
+    rows: what was measured.
+    skipped: agent -> why it was not.
+    """
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = {"format": FORMAT, **asdict(self)}
+        path.write_text(json.dumps(_finite(found), indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Raises `ValueError`: the file is not there, or not one that `write` wrote; names the field."""
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: expected the results of a benchmark, got {error}") from None
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            got = found.get("format") if isinstance(found, dict) else type(found).__name__
+            raise ValueError(f"{path}: expected results with format {FORMAT}, got {got!r}")
+        try:
+            rows = [_row(values) for values in found["rows"]]
+            return cls(dict(found["machine"]), dict(found["settings"]), rows, dict(found["skipped"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: expected the results of a benchmark, got a broken one: {error!r}") from None
+
+    def of_suite(self, suite: str) -> list[Row]:
+        return [row for row in self.rows if row.suite == suite]
+
+    @property
+    def suites(self) -> list[str]:
+        return list(dict.fromkeys(row.suite for row in self.rows))
+
+
+def _row(values: dict[str, Any]) -> Row:
+    unknown = values.keys() - {field.name for field in fields(Row)}
+    if unknown:
+        raise ValueError(f"row: unknown field {sorted(unknown)[0]}")
+    faster = values.get("faster")
+    error = math.inf if values.get("error") == _INFINITE else values.get("error")
+    row = Row(**{**values, "error": error, "faster": None if faster is None else Interval(**faster)})
+    if not row.round_medians or "50" not in row.seconds:
+        raise ValueError(f"row {row.name}: expected round_medians and percentiles")
+    return row
+
+
+_INFINITE = "infinite"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return _INFINITE
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
+
+
+def machine() -> dict[str, Any]:
+    """Hardware, versions and commit."""
+    found = info.collect()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "platform": platform.platform(),
+        **{key: found[key] for key in ("device", "cpu", "versions", "backend")},
+    }
+
+
+def commit() -> str:
+    """Of the checkout the package is imported from; empty if it is installed."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def disagreeing(rows: Iterable[Row]) -> list[str]:
+    """Remarks on rows whose outputs are not the reference's."""
+    return [
+        f"{describe(row.case)}, {row.name}: outputs differ by {row.error:.3g}, expected at most {row.tolerance:.3g}; "
+        "it is not compared"
+        for row in rows
+        if not row.agrees
+    ]
+
+
+def describe(case: dict[str, str | int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in case.items())

@@ -1,0 +1,58 @@
+"""Medians, their spread, and what can be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A ratio of times, and where it lies with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+def percentiles(seconds: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Of all calls of all rounds, in seconds, by `PERCENTILES`."""
+    flat = np.concatenate([np.asarray(values, np.float64) for values in seconds])
+    return {str(p): float(v) for p, v in zip(PERCENTILES, np.percentile(flat, PERCENTILES), strict=True)}
+
+
+def round_medians(seconds: Sequence[Sequence[float]]) -> list[float]:
+    return [float(np.median(values)) for values in seconds]
+
+
+def paired_ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Interval:
+    """Median over rounds of numerator / denominator, both of the same round; interval by bootstrap of rounds.
+
+    Raises:
+        ValueError: not the same number of rounds, or none.
+    """
+    if len(numerators) != len(denominators) or not numerators:
+        raise ValueError(f"rounds: expected as many of both, got {len(numerators)} and {len(denominators)}")
+    ratios = np.asarray(numerators, np.float64) / np.asarray(denominators, np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
+    low, high = np.percentile(np.median(ratios[picks], axis=1), [2.5, 97.5])
+    return Interval(float(np.median(ratios)), float(low), float(high))
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Interval:
+    """Ratio of two medians that were not measured together; interval by bootstrap of either's rounds."""
+    rng = np.random.default_rng(seed)
+    medians = []
+    for values in (numerators, denominators):
+        if not values:
+            raise ValueError("rounds: expected at least one, got none")
+        array = np.asarray(values, np.float64)
+        medians.append(np.median(array[rng.integers(0, len(array), (_RESAMPLES, len(array)))], axis=1))
+    low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])
+    return Interval(float(np.median(numerators) / np.median(denominators)), float(low), float(high))

@@ -1,0 +1,1 @@
+"""One file a suite: each has `run(context)`, which adds rows to the results."""

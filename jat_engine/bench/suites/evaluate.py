@@ -1,0 +1,93 @@
+"""Whole episodes in real simulators: time of a step, the simulator's included, of trained weights."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import numpy as np
+from gymnasium.error import DependencyNotInstalled
+
+from ... import JatEngine, JatModel, JatProcessor, mini
+from ...envs import TASKS, make
+from ...evaluation import run_episode
+from ..agreement import TOLERANCES
+from ..context import Context
+from ..measure import Contender, take_turns
+from ..peers import REFERENCE
+from ..results import make_row
+
+SUITE = "eval"
+
+EPISODES = {
+    "atari-pong": 40,
+    "babyai-go-to-obj": 40,
+    "metaworld-drawer-open": 40,
+    "mujoco-reacher": 40,
+}
+"""Task -> most steps of an episode; one of each domain that jat-mini plays."""
+
+
+def run(context: Context) -> None:
+    options = context.options
+    agents: dict[str, tuple[Any, Any]] = {
+        REFERENCE: (
+            JatModel.from_pretrained(mini.NAME, dtype="float32").to(options.device),
+            JatProcessor.from_pretrained(mini.NAME),
+        )
+    }
+    for dtype in options.dtypes:
+        agents[f"JatEngine {dtype}"] = JatEngine.from_pretrained(mini.NAME, device=options.device, dtype=dtype), None
+    for task, steps in EPISODES.items():
+        context.note(f"eval: {task} ...")
+        try:
+            env = make(task, clip_reward=False) if task.startswith("atari") else make(task)
+        except (ImportError, DependencyNotInstalled, ValueError) as error:
+            context.results.skipped[f"eval of {task}"] = str(error).splitlines()[0]
+            continue
+        with contextlib.closing(env):
+            measure_task(context, agents, task, steps, env)
+
+
+def measure_task(context: Context, agents: dict[str, tuple[Any, Any]], task: str, steps: int, env: Any) -> None:
+    def play(name: str) -> Any:
+        agent, processor = agents[name]
+        return run_episode(agent, processor, env, task=TASKS[task], seed=0, deterministic=True, max_steps=steps)
+
+    played = {name: play(name) for name in agents}
+    contenders = {name: Contender(lambda _, name=name: name, play) for name in agents}  # type: ignore[misc]
+    rounds = take_turns(contenders, min(context.options.num_iters, 5), num_warmup=1)
+    seconds = {name: [[v / played[name].length for v in values] for values in found] for name, found in rounds.items()}
+    alone = simulator_alone(env, steps)
+    case: dict[str, str | int] = {"model": mini.NAME, "task": task, "steps": steps}
+    for name, values in seconds.items():
+        is_float32 = name.endswith("float32") and name != REFERENCE  # rounding leads to other episodes
+        expected = played[REFERENCE].return_
+        row = make_row(
+            SUITE,
+            case,
+            name,
+            values,
+            reference=None if name == REFERENCE else seconds[REFERENCE],
+            error=abs(played[name].return_ - expected) / max(1.0, abs(expected)) if is_float32 else None,
+            tolerance=TOLERANCES["float32"] if is_float32 else None,
+        )
+        row.facts["steps/s"] = 1 / row.p50
+        row.facts["simulator alone ms"] = alone * 1e3
+        context.results.rows.append(row)
+
+
+def simulator_alone(env: Any, steps: int) -> float:
+    """Seconds of a step with random actions."""
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    seconds = []
+    for _ in range(steps):
+        action = env.action_space.sample()
+        begin = time.perf_counter()
+        _, _, terminated, truncated, _ = env.step(action)
+        seconds.append(time.perf_counter() - begin)
+        if terminated or truncated:
+            env.reset()
+    return float(np.median(seconds))

@@ -1,0 +1,102 @@
+"""Many agents in one step: 1 to 1024 of them, beside `JatModel` that serves them one after the other."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+
+from ..agreement import TOLERANCES, error
+from ..context import Context
+from ..measure import Contender, take_turns
+from ..own import EnginePeer
+from ..peers import REFERENCE, Peers, load
+from ..results import describe, make_row
+from ..workload import REWARD, SPACES, observation, open_checkpoint, step_arguments
+
+SUITE = "throughput"
+
+WINDOW = 32
+"""Tokens; what the published evaluation gives Atari. Longer ones take long to fill for a thousand agents."""
+
+PEERS = ("onnxruntime", "openvino")
+"""Those of which a step can be made of many agents."""
+
+PEER_AGENTS = 64
+"""Peers' caches of more agents do not fit into small machines."""
+
+_KIND = "continuous"
+
+
+def run(context: Context) -> None:
+    options = context.options
+    model = options.models[0]
+    names = [name for name in options.peers if name in PEERS]
+    most = max(options.batch_sizes)
+    with open_checkpoint(model) as folder:
+        peers = load(
+            folder, options.dtypes, names, options.device, None, context.note, max_cached_tokens=most * (WINDOW + 48)
+        )
+        context.results.skipped.update(peers.skipped)
+        for num_agents in options.batch_sizes:
+            measure_case(context, peers, {"model": model, "observation": _KIND, "window": WINDOW, "agents": num_agents})
+            gc.collect()
+        peers.close()
+        gc.collect()
+
+
+def batch_arguments(num_agents: int, step: int) -> dict[str, Any]:
+    """Keyword arguments of `AgentBatch.get_next_actions`; agent 0 sees what a single agent would."""
+    first = observation(_KIND, step)["continuous_observation"]
+    rest = np.random.default_rng([1, step]).standard_normal((num_agents - 1, len(first)), np.float32)
+    return {
+        "continuous_observations": np.concatenate([first[None], rest]),
+        "rewards": np.full(num_agents, REWARD, np.float32),
+        "action_space": SPACES[_KIND],
+    }
+
+
+def measure_case(context: Context, peers: Peers, case: dict[str, Any]) -> None:
+    num_agents = case["agents"]
+    context.note(f"throughput: {describe(case)} ...")
+    reference = peers.found[REFERENCE].open(WINDOW)
+    batches: dict[str, Any] = {}
+    for name, peer in peers.found.items():
+        if hasattr(peer, "open_batch") and (isinstance(peer, EnginePeer) or num_agents <= PEER_AGENTS):
+            batches[name] = peer.open_batch(num_agents, WINDOW, _KIND)
+    actions: dict[str, list[Any]] = {name: [] for name in [REFERENCE, *batches]}
+    for step in range(WINDOW // 2 + 4):
+        arguments = step_arguments(_KIND, step)
+        actions[REFERENCE].append(reference.get_next_action(**arguments))
+        many = batch_arguments(num_agents, step)
+        for name, batch in batches.items():
+            actions[name].append(batch.get_next_actions(many)[0])
+    contenders = {
+        name: Contender(lambda number: batch_arguments(num_agents, number), batch.get_next_actions)
+        for name, batch in batches.items()
+    }
+    contenders[REFERENCE] = Contender(
+        lambda number: step_arguments(_KIND, number), lambda a: reference.get_next_action(**a)
+    )
+    options = context.options
+    rounds = int(np.clip(options.num_iters * PEER_AGENTS // num_agents, 3, options.num_iters))
+    seconds = take_turns(contenders, rounds, num_warmup=1, on_round=context.bandwidth.sample)
+    one_by_one = [[value * num_agents for value in values] for values in seconds.pop(REFERENCE)]
+    context.results.rows.append(
+        make_row(SUITE, case, REFERENCE, one_by_one, facts={"agent-steps/s": num_agents / np.median(one_by_one)})
+    )
+    for name, values in seconds.items():
+        row = make_row(
+            SUITE,
+            case,
+            name,
+            values,
+            reference=one_by_one,
+            error=error(actions[name], actions[REFERENCE]),
+            tolerance=TOLERANCES[peers.found[name].dtype],
+        )
+        row.facts["agent-steps/s"] = num_agents / row.p50
+        context.results.rows.append(row)
+    for batch in batches.values():
+        batch.close()

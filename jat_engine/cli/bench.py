@@ -1,0 +1,199 @@
+"""`jat-engine bench`"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..bench import compare as comparisons
+from ..bench import plot, table, verdict
+from ..bench.bandwidth import Bandwidth
+from ..bench.context import Context, Options
+from ..bench.peers import DTYPES, NAMES
+from ..bench.results import Results, disagreeing, machine
+from ..bench.suites import evaluate, generate, host, latency, load, throughput, train
+from ..bench.workload import SPACES
+from .agent import default_device, quiet_loading
+from .arguments import note, parse
+from .report import console, print_table
+
+SUITES: dict[str, tuple[Callable[[Context], None], ...]] = {
+    "latency": (latency.run, host.run),
+    "throughput": (throughput.run,),
+    "load": (load.run,),
+    "generate": (generate.run,),
+    "train": (train.run,),
+    "eval": (evaluate.run,),
+}
+
+_USAGE = f"""usage: jat-engine bench {{{",".join(SUITES)},all}} [options]
+       jat-engine bench compare A.json B.json [--threshold SHARE]
+
+  latency      one agent's step, beside JatModel, the published package, torch.compile, ONNX Runtime and OpenVINO
+  throughput   1 to 1024 agents in a step
+  load         from the start of a process to its first action
+  generate     text, by JatModel
+  train        a training step
+  eval         steps in real simulators, of jat-mini
+  all          all of these into one file
+  compare      two results: what became slower or faster by more than noise; exit code 1 if anything did become slower
+
+`jat-engine bench latency --help` lists the options."""
+
+
+@dataclass
+class BenchArguments:
+    num_iters: int = field(default=12, metadata={"help": "rounds; in each, every agent takes a turn of several calls"})
+    num_iters_warmup: int = field(default=3, metadata={"help": "untimed calls of each agent before the first round"})
+    output_json: str = field(default="results.json", metadata={"help": "where results go; plots go beside it"})
+    batch_size: list[int] = field(
+        default_factory=lambda: [1, 8, 64, 256, 1024], metadata={"help": "throughput: agents in a step"}
+    )
+    models: list[str] = field(
+        default_factory=lambda: ["small"],
+        metadata={"help": "presets with random weights (small, medium) or folders of checkpoints; peers run the first"},
+    )
+    dtypes: list[str] = field(
+        default_factory=lambda: list(DTYPES), metadata={"help": "of the engine and its peers", "choices": list(DTYPES)}
+    )
+    observations: list[str] = field(
+        default_factory=lambda: list(SPACES), metadata={"help": "what agents see", "choices": list(SPACES)}
+    )
+    windows: list[int] = field(
+        default_factory=lambda: [16, 256, 508], metadata={"help": "latency: tokens an agent looks back on"}
+    )
+    peers: list[str] = field(
+        default_factory=lambda: list(NAMES), metadata={"help": "what stands beside the engine", "choices": list(NAMES)}
+    )
+    no_peers: bool = field(default=False, metadata={"help": "the engine and the reference alone"})
+    upstream: str | None = field(
+        default=None, metadata={"help": "a Python in which the published package, `import jat`, works"}
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "run on the CPU, also where there is a GPU"})
+
+    def check(self) -> None:
+        """Raises `ValueError` for what cannot be measured."""
+        for name, values in (
+            ("num_iters", [self.num_iters]),
+            ("num_iters_warmup", [self.num_iters_warmup]),
+            ("batch_size", self.batch_size),
+            ("windows", self.windows),
+        ):
+            for value in values:
+                if value < 1:
+                    raise ValueError(f"--{name}: expected at least 1, got {value}")
+        for window in self.windows:
+            if window % 2:
+                raise ValueError(f"--windows: expected even numbers, a step being two tokens, got {window}")
+        parent = Path(self.output_json).absolute().parent
+        if not parent.is_dir():
+            raise ValueError(f"--output_json: there is no folder {parent}")
+
+
+@dataclass
+class CompareArguments:
+    threshold: float = field(
+        default=0.05, metadata={"help": "share of the time that is no difference, beside what the spread explains"}
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0
+    name, rest = argv[0], list(argv[1:])
+    if name == "compare":
+        return run_compare(rest)
+    if name != "all" and name not in SUITES:
+        raise ValueError(f"bench: expected one of {', '.join(SUITES)}, all, compare, got {name!r}")
+    (arguments,) = parse(
+        f"bench {name}", "Measure, in turns with what a user would run instead.", [BenchArguments], rest
+    )
+    arguments.check()
+    return run_suites(list(SUITES) if name == "all" else [name], arguments)
+
+
+def run_suites(names: Sequence[str], arguments: BenchArguments) -> int:
+    options = Options(
+        num_iters=arguments.num_iters,
+        num_iters_warmup=arguments.num_iters_warmup,
+        batch_sizes=tuple(arguments.batch_size),
+        models=tuple(arguments.models),
+        dtypes=tuple(arguments.dtypes),
+        observations=tuple(arguments.observations),
+        windows=tuple(arguments.windows),
+        peers=() if arguments.no_peers else tuple(arguments.peers),
+        upstream=arguments.upstream,
+        device=str(default_device(arguments.use_cpu)),
+    )
+    results = Results(machine(), {"suites": list(names), **asdict(options)})
+    context = Context(options, results, Bandwidth(options.device), note)
+    path = Path(arguments.output_json)
+    with quiet_loading():
+        for name in names:
+            for suite in SUITES[name]:
+                suite(context)
+                results.machine["bandwidth GB/s"] = context.bandwidth.facts()
+                results.write(path)
+    print_results(results)
+    for line in disagreeing(results.rows):
+        note(line)
+    try:
+        for plotted in plot.write(results, path):
+            note(f"wrote {plotted}")
+    except ValueError as error:
+        note(f"no plots: {error}")
+    note(f"wrote {path}")
+    return 1 if disagreeing(results.rows) else 0
+
+
+def print_results(results: Results) -> None:
+    for suite in results.suites:
+        rows = results.of_suite(suite)
+        print_table(suite, table.columns(rows), left=("agent", "dtype", "observation", "model", "task"))
+        if suite == "latency" and (standing := verdict.columns(rows)):
+            print_table("beside the fastest other agent of its dtype", standing, left=("observation", "model", "dtype"))
+    speed = results.machine.get("bandwidth GB/s", {})
+    if speed:
+        console().print(f"memory: {speed['median']:.1f} GB/s read ({speed['p10']:.1f} to {speed['p90']:.1f})")
+    for name, reason in results.skipped.items():
+        console().print(f"skipped {name}: {reason}")
+
+
+def run_compare(argv: Sequence[str]) -> int:
+    files = [text for text in argv if text.endswith(".json")]
+    rest = [text for text in argv if text not in files]
+    if len(files) != 2 and not {"-h", "--help"} & set(rest):
+        raise ValueError(f"bench compare: expected two files of results, A.json B.json, got {len(files)}")
+    (arguments,) = parse("bench compare A.json B.json", "What changed by more than noise.", [CompareArguments], rest)
+    if not 0 <= arguments.threshold < 1:
+        raise ValueError(f"--threshold: expected a share in [0, 1), got {arguments.threshold}")
+    first, second = (Results.read(Path(name)) for name in files)
+    found = comparisons.compare(first, second, arguments.threshold)
+    if not found.changes:
+        raise ValueError("bench compare: expected runs that share a measurement, got none")
+    print_table(
+        f"{files[1]} over {files[0]}: times, less is faster",
+        _comparison_columns(found.changes),
+        left=("what", "verdict"),
+    )
+    for remark in found.remarks:
+        console().print(remark)
+    for title, names in (("only in the first", found.only_first), ("only in the second", found.only_second)):
+        for name in names:
+            console().print(f"{title}: {name}")
+    return 1 if found.is_worse else 0
+
+
+def _comparison_columns(changes: Sequence[comparisons.Change]) -> dict[str, list[str]]:
+    def interval(value: Any) -> str:
+        return "" if value is None else f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+
+    return {
+        "what": [comparisons.label(change.row) for change in changes],
+        "time": [interval(change.time) for change in changes],
+        "in relation to the reference": [interval(change.relative) for change in changes],
+        "verdict": [change.verdict for change in changes],
+    }
