@@ -111,6 +111,7 @@ setup(
         "train": TRAIN,
         "cuda": ["triton>=3.6"],
         "bench": ["matplotlib>=3.8"],
+        "peers": ["nncf>=3", "onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.5", "openvino>=2025.3"],
         "all": sorted({package for packages in SIMULATORS.values() for package in packages} | {*VIDEO, *TRAIN}),
         "dev": [
             "clang-format>=18",

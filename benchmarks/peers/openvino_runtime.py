@@ -1,0 +1,121 @@
+"""OpenVINO on the CPU: float32, bfloat16, and int8 weights by NNCF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jat_engine import JatProcessor
+from jat_engine.bench.peer import Unavailable
+from jat_engine.info import available_cores
+
+from .dense import ENCODERS, ROWS, DensePeer, Host, RunTrunk, Trunk, encoder_example, load_model, trunk_example
+
+INSTALL = {"float32": "openvino", "bfloat16": "openvino", "int8": "openvino nncf"}
+
+
+def open_peer(folder: Path, dtype: str) -> DensePeer:
+    if dtype not in INSTALL:
+        raise Unavailable(f"openvino: expected one of {', '.join(INSTALL)}, got {dtype}")
+    try:
+        import openvino  # noqa: F401
+
+        if dtype == "int8":
+            import nncf  # noqa: F401
+    except ImportError as error:
+        raise Unavailable(f"{error.name} is not installed; pip install {INSTALL[dtype]}") from None
+    model = load_model(folder)
+    return DensePeer("openvino", dtype, Host(model, JatProcessor.from_pretrained(folder)), OpenVino(model, dtype))
+
+
+class OpenVino:
+    """A compiled graph for each number of agents and slots: fixed shapes spare it their inference in every step."""
+
+    def __init__(self, model: Any, dtype: str) -> None:
+        import openvino
+
+        self._core = openvino.Core()
+        self._config, self._dtype = model.config, dtype
+        self._type = openvino.Type.bf16 if dtype == "bfloat16" else openvino.Type.f32
+        self.cache_dtype = np.uint16 if dtype == "bfloat16" else np.float32
+        self._graphs = {"trunk": self._graph(Trunk(model), trunk_example(model.config, 1, 8, torch.float32))}
+        for kind, encoder in ENCODERS.items():
+            self._graphs[kind] = self._graph(encoder(model), encoder_example(model.config, kind, 1))
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+
+    def _graph(self, module: torch.nn.Module, example: tuple[Any, ...]) -> Any:
+        import openvino
+
+        graph = openvino.convert_model(module.eval(), example_input=example)
+        if self._dtype == "int8":
+            import nncf
+
+            graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+        return graph
+
+    def _request(self, name: str, shapes: list[tuple[int, ...]]) -> Any:
+        """A new request of the graph `name` for inputs of these shapes."""
+        import openvino
+
+        key = (name, *shapes)
+        if key not in self._compiled:
+            graph = self._graphs[name].clone()
+            graph.reshape({port: list(shape) for port, shape in zip(graph.inputs, shapes, strict=True)})
+            if name == "trunk" and self._dtype == "bfloat16":  # the cache as bfloat16: half of it to read
+                prepared = openvino.preprocess.PrePostProcessor(graph)
+                for index in range(3, len(shapes)):
+                    prepared.input(index).tensor().set_element_type(self._type)
+                prepared.output(1).tensor().set_element_type(self._type)
+                graph = prepared.build()
+            options = {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": available_cores(),
+                "INFERENCE_PRECISION_HINT": self._type,
+            }
+            self._compiled[key] = self._core.compile_model(graph, "CPU", options)
+        return self._compiled[key].create_infer_request()
+
+    def open_trunk(self, caches: np.ndarray) -> RunTrunk:
+        from openvino import Tensor
+
+        num_tensors, num_agents, num_heads, window, head_dim = caches.shape
+        x = np.zeros((num_agents, ROWS, num_heads * head_dim), np.float32)
+        masks = [np.zeros((ROWS, window + ROWS), np.float32) for _ in range(2)]
+        request = self._request("trunk", [x.shape, *(mask.shape for mask in masks), *(c.shape for c in caches)])
+        hidden = np.empty((num_agents, num_heads * head_dim), np.float32)
+        new = np.empty((num_tensors, num_agents, num_heads, ROWS, head_dim), caches.dtype)
+        for index, array in enumerate((x, *masks)):
+            request.set_input_tensor(index, Tensor(array, shared_memory=True))
+        for index, array in enumerate(caches, 3):
+            request.set_input_tensor(index, Tensor(array, array.shape, self._type))
+        request.set_output_tensor(0, Tensor(hidden, shared_memory=True))
+        request.set_output_tensor(1, Tensor(new, new.shape, self._type))
+
+        def run(*inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            for bound, given in zip((x, *masks), inputs, strict=True):
+                np.copyto(bound, given)
+            request.infer()
+            return hidden, new
+
+        return run
+
+    def open_encoder(self, kind: str, num_agents: int) -> Callable[..., np.ndarray]:
+        from openvino import Tensor
+
+        arrays = [np.zeros(each.shape, each.numpy().dtype) for each in encoder_example(self._config, kind, num_agents)]
+        request = self._request(kind, [array.shape for array in arrays])
+        for index, array in enumerate(arrays):
+            request.set_input_tensor(index, Tensor(array, shared_memory=True))
+        encoded = request.get_output_tensor(0).data
+
+        def run(*inputs: np.ndarray) -> np.ndarray:
+            for bound, given in zip(arrays, inputs, strict=True):
+                np.copyto(bound, given)
+            request.infer()
+            return encoded
+
+        return run
