@@ -27,7 +27,7 @@ from .evaluation.video import ffmpeg
 from .modeling import JatModel
 from .processing import JatProcessor
 
-DEMO_TASKS = ("atari-pong", "babyai-go-to-local", "metaworld-drawer-open", "mujoco-reacher")
+DEMO_TASKS = ("atari-pong", "babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
 """One of each domain, all known to jat-mini."""
 
 MAX_FRAMES = 300
@@ -82,13 +82,9 @@ def run(argv: Sequence[str]) -> int:
     for domain, reason in missing.items():
         note(f"{domain} is left out: {reason}")
 
-    preset = arguments.preset
-    if preset is None and arguments.model_name_or_path == mini.NAME and not mini.is_there():
-        note("jat-mini's weights are not there; `make train-mini` makes them")
-        preset = "small"
-    if preset is not None:
-        agent, processor = random_engine(preset, arguments, episodes.seed)
-        title = f"random weights, size {preset}: the returns show nothing but that everything runs"
+    if arguments.preset is not None:
+        agent, processor = random_engine(arguments.preset, arguments, episodes.seed)
+        title = f"random weights, size {arguments.preset}: the returns show nothing but that everything runs"
     else:
         agent, processor = load_agent(arguments)
         title = arguments.model_name_or_path

@@ -21,11 +21,6 @@ def resolve(source: str | PathLike[str]) -> str | PathLike[str]:
     """
     if source != NAME or Path(NAME).is_dir():
         return source
-    if not is_there():
+    if not (FOLDER / "model.safetensors").exists():
         raise CheckpointError(f"{NAME}: its weights are not there; in a checkout `make train-mini` makes them")
     return FOLDER
-
-
-def is_there() -> bool:
-    """Whether the weights are."""
-    return (FOLDER / "model.safetensors").exists()

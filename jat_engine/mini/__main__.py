@@ -33,9 +33,8 @@ def run(argv: Sequence[str]) -> int:
         recipe.collect(data, arguments.num_workers)
     if "train" in arguments.stages:
         if not (initial / "model.safetensors").exists():
-            recipe.initialize(data, initial)
-        recipe.train(data, initial, trained, resume=any(trained.glob("checkpoint-*")))
-        recipe.export(trained, checkpoint)
+            recipe.initialize(data / "0", initial)
+        recipe.export(recipe.train(data, initial, trained), checkpoint)
     if "evaluate" in arguments.stages:
         from . import card, scores
 
