@@ -30,7 +30,7 @@ SUITES = {
     "load": "From the start of a process to its first action.",
     "generate": "Text, greedily. By `JatModel`: the engine acts and does not write.",
     "train": "A training step of a small model (4 layers of 192), on random data: forward, backward, AdamW.",
-    "eval": "A step in real simulators with jat-mini, the simulator's time included.",
+    "eval": "A step in real simulators with jat-mini, the simulator's and a share of its reset included.",
 }
 
 
@@ -69,12 +69,14 @@ def page(results: Results) -> str:
 
 def how_to_read() -> str:
     return (
-        "Everything in a table took turns: in each round every agent takes a few steps, in an order that changes, "
+        "What a table compares took turns: in each round every agent takes a few steps, in an order that changes, "
         "after a pause in which other agents' threads fall asleep. A time is the median of all calls, beside it the "
         "5th and 95th percentile; `times faster` is the median over rounds of the ratio to the case's reference within "
-        "a round, with a 95 % interval. `error` is the largest distance of a prediction from `JatModel`'s in float32, "
-        "over their root mean square, while the window filled with the same observations and actions; an agent whose "
-        "error exceeds its dtype's tolerance (0.001, 0.05, 0.2) is not compared."
+        "a round, with a 95 % interval (of fewer than 6 rounds, their range). `error` is the largest distance of a "
+        "prediction from `JatModel`'s in float32, over their root mean square, while the window filled with the same "
+        "observations; in training it is of the loss, in simulators of an action, in generation the share of other "
+        "tokens. An agent whose error exceeds its tolerance (float32 0.001, bfloat16 0.05, int8 0.2) is not compared, "
+        "nor is one in another precision where its outputs cannot be held against the reference's."
     )
 
 

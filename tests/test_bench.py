@@ -20,12 +20,12 @@ import pytest
 from jat_engine.bench import agreement, compare, measure, statistics, table, verdict
 from jat_engine.bench.bandwidth import Bandwidth
 from jat_engine.bench.context import Context, Options
-from jat_engine.bench.own import EnginePeer, ModelPeer
+from jat_engine.bench.own import EngineBatch, EnginePeer, ModelPeer
 from jat_engine.bench.peer import Unavailable
 from jat_engine.bench.peers import REFERENCE, Peers, load
 from jat_engine.bench.published import PublishedPeer
 from jat_engine.bench.results import Results, disagreeing, machine, make_row
-from jat_engine.bench.suites import latency
+from jat_engine.bench.suites import latency, throughput
 from jat_engine.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +77,7 @@ def run(tiny_folder: Path) -> Callable[[type[EnginePeer]], Results]:
                 ENGINE: planted.load(tiny_folder, "float32", "cpu"),
             }
             results = Results(machine(), {})
-            context = Context(options, results, Bandwidth("cpu"), lambda _: None)
+            context = Context(options, results, Bandwidth("cpu"), lambda _: None, lambda: None)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(measure, "clock", time.process_time)
                 latency.measure_case(context, Peers(found), dict(CASE))
@@ -122,10 +122,70 @@ def test_planted_wrong_output_is_found(run: Callable[[type[EnginePeer]], Results
     assert "outputs differ" in remark
     shown = table.columns(wrong.rows)
     assert shown["p50 ms"][1] == "outputs differ"
-    assert shown["times faster"][1] == "" if "times faster" in shown else True
+    assert "times faster" not in shown
     assert verdict.columns(wrong.rows) == {}, "an agent that computes something else is ahead of nobody"
-    changes = {c.row.name: c.verdict for c in compare.compare(honest, wrong, 0.05).changes}
-    assert changes[ENGINE] == compare.DIFFERS
+    for first, second, verdict_, is_worse in (
+        (honest, wrong, compare.DIFFERS, True),
+        (wrong, wrong, compare.DIFFERS, True),
+        (wrong, honest, compare.REPAIRED, False),
+    ):
+        found = compare.compare(first, second, 0.05)
+        (change,) = (change for change in found.changes if change.row.name == ENGINE)
+        assert change.verdict == verdict_
+        assert change.time is None, "times of wrong outputs are not compared"
+        assert found.is_worse == is_worse
+
+
+def test_the_command_fails_where_outputs_differ(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jat_engine.bench.own.EnginePeer", ForgetfulPeer)
+    options = ["--models", str(tiny_folder), "--no_peers", "--num-iters", "2", "--dtypes", "float32", "--windows", "8"]
+    options += ["--observations", "babyai", "--output-json", str(tmp_path / "results.json")]
+    assert main(["bench", "latency", *options]) == 1
+    captured = capsys.readouterr()
+    assert "outputs differ" in captured.out
+    assert "it is not compared" in captured.err
+
+
+class FailingPeer(EnginePeer):
+    def open(self, window: int) -> Any:
+        raise OSError("out of order")
+
+
+def test_a_peer_that_fails_leaves_the_others(tiny_folder: Path) -> None:
+    peers = Peers({REFERENCE: ModelPeer.load(tiny_folder, "float32", "cpu")})
+    peers.found["Failing float32"] = FailingPeer.load(tiny_folder, "float32", "cpu")
+    peers.found[ENGINE] = EnginePeer.load(tiny_folder, "float32", "cpu")
+    options = Options(2, 1, (1,), ("tiny",), ("float32",), ("babyai",), (16,), (), None, "cpu")
+    context = Context(options, Results(machine(), {}), Bandwidth("cpu"), lambda _: None, lambda: None)
+    latency.measure_case(context, peers, dict(CASE))
+    assert [row.name for row in context.results.rows] == [REFERENCE, ENGINE]
+    assert peers.skipped == {"Failing float32": "OSError: out of order"}
+
+
+class MixedUpBatch(EngineBatch):
+    """Gives its last agent the first one's action."""
+
+    def get_next_actions(self, arguments: dict[str, Any]) -> Any:
+        actions = super().get_next_actions(arguments)
+        actions[-1] = actions[0]
+        return actions
+
+
+class MixedUpPeer(EnginePeer):
+    def open_batch(self, num_agents: int, window: int, kind: str) -> EngineBatch:
+        return MixedUpBatch(self.engine.open_batch(num_agents, window, seed=0))
+
+
+@pytest.mark.parametrize(("planted", "agrees"), [(EnginePeer, True), (MixedUpPeer, False)])
+def test_a_batch_is_checked_beyond_its_first_agent(tiny_folder: Path, planted: type[EnginePeer], agrees: bool) -> None:
+    peers = Peers({REFERENCE: ModelPeer.load(tiny_folder, "float32", "cpu")})
+    peers.found[ENGINE] = planted.load(tiny_folder, "float32", "cpu")
+    options = Options(2, 1, (5,), ("tiny",), ("float32",), ("continuous",), (16,), (), None, "cpu")
+    context = Context(options, Results(machine(), {}), Bandwidth("cpu"), lambda _: None, lambda: None)
+    throughput.measure_case(context, peers, {"model": "tiny", "agents": 5})
+    assert engine_row(context.results).agrees == agrees
 
 
 def test_outputs_that_are_not_finite_never_agree() -> None:
@@ -168,6 +228,13 @@ def test_ratio_within_rounds_does_not_see_the_machine_slow_down() -> None:
         statistics.paired_ratio([1.0], [])
 
 
+def test_few_rounds_give_their_range() -> None:
+    found = statistics.paired_ratio([1.0, 4.0, 3.0], [1.0, 1.0, 1.0])
+    assert (found.value, found.low, found.high) == (3.0, 1.0, 4.0)
+    apart = statistics.ratio([2.0, 3.0], [1.0, 2.0])
+    assert (apart.low, apart.high) == (1.0, 3.0)
+
+
 def test_a_slower_machine_is_no_slower_engine() -> None:
     """Both runs differ by the machine alone: times doubled, relations as they were."""
 
@@ -186,6 +253,7 @@ def test_a_slower_machine_is_no_slower_engine() -> None:
     assert change.time is not None
     assert change.time.low > 1.5
     assert change.verdict == compare.SAME
+    assert not found.is_worse
 
 
 def test_results_come_back_as_written(run: Callable[[type[EnginePeer]], Results], tmp_path: Path) -> None:
@@ -269,7 +337,7 @@ def test_peers_that_are_missing_say_why(tiny_folder: Path) -> None:
         (["latencies"], "expected one of latency"),
         (["latency", "--num-iters", "0"], "--num_iters: expected at least 1"),
         (["latency", "--windows", "7"], "--windows: expected even"),
-        (["latency", "--models", "huge"], "--models: expected"),
+        (["latency", "--models", "huge"], "--models: expected a folder"),
         (["latency", "--output-json", "/nowhere/at/all.json"], "--output_json: there is no folder"),
         (["compare", "a.json"], "expected two files"),
         (["compare", "/nowhere/a.json", "/nowhere/b.json"], "expected the results of a benchmark"),
@@ -313,4 +381,4 @@ def test_pytest_benchmarks_run(tiny_folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-500:]
-    assert "7 passed" in done.stdout
+    assert "10 passed" in done.stdout

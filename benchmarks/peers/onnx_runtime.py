@@ -99,9 +99,10 @@ def exported(model: JatModel, folder: Path, dtype: str) -> Path:
     weights = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.glob("*.safetensors"))
     sources = [Path(path).read_bytes() for path in (__file__, dense.__file__)]
     key = hashlib.sha256(repr((torch.__version__, onnx.__version__, weights, sources)).encode()).hexdigest()[:12]
-    target = folder.parent / f"{folder.name}-onnx-{key}-{dtype}"
+    place = folder.parent if os.access(folder.parent, os.W_OK) else Path(tempfile.gettempdir())
+    target = place / f"{folder.name}-onnx-{key}-{dtype}"
     if not target.exists():
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-onnx-"))
+        made = Path(tempfile.mkdtemp(dir=place, prefix=f"{folder.name}-onnx-"))
         try:
             if dtype == "float32":
                 export(model, made)

@@ -1,7 +1,7 @@
 """Two runs: what became slower or faster by more than noise.
 
-The machine may have changed between the runs as well. So where a case has its reference in both runs, times are taken
-in relation to it, round by round; only what has none is compared as it is.
+The machine may have changed between the runs as well. So times are taken in relation to their case's reference, round
+by round; what has none is shown and not judged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 from .results import Results, Row
 from .statistics import Interval, ratio
 
-SLOWER, FASTER, SAME, DIFFERS = "slower", "faster", "within noise", "outputs differ"
+SLOWER, FASTER, SAME = "slower", "faster", "within noise"
+DIFFERS, REPAIRED, ALONE = "outputs differ", "outputs differed before", "no reference"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Change:
     row: of the second run.
     time: second run's time over the first's.
     relative: the same, each in relation to its run's reference; None where there is none.
-    verdict: `SLOWER`, `FASTER`, `SAME`, or `DIFFERS` where outputs were right and no longer are.
+    verdict: `SLOWER`, `FASTER`, `SAME`; `DIFFERS` where outputs are not right, `REPAIRED` where they were not; `ALONE`
+        where there is nothing to tell the engine from the machine by.
     """
 
     row: Row
@@ -71,16 +73,15 @@ def label(row: Row) -> str:
 
 
 def _change(before: Row, after: Row, first: Sequence[Row], second: Sequence[Row], threshold: float) -> Change:
-    if not after.agrees:
-        return Change(after, None, None, DIFFERS if before.agrees else SAME)
+    if not after.agrees or not before.agrees:
+        return Change(after, None, None, REPAIRED if after.agrees else DIFFERS)
     time = ratio(after.round_medians, before.round_medians)
     own, other = _relative(before, first), _relative(after, second)
     relative = ratio(other, own) if own is not None and other is not None else None
-    judged = relative or time
-    verdict = SAME
-    if judged.low > 1 + threshold:
+    verdict = ALONE if relative is None else SAME
+    if relative is not None and relative.low > 1 + threshold:
         verdict = SLOWER
-    elif judged.high < 1 / (1 + threshold):
+    elif relative is not None and relative.high < 1 / (1 + threshold):
         verdict = FASTER
     return Change(after, time, relative, verdict)
 
@@ -100,11 +101,11 @@ def _relative(row: Row, rows: Sequence[Row]) -> list[float] | None:
 def _remarks(first: Results, second: Results) -> list[str]:
     remarks = []
     for name in ("name", "cores"):
-        a, b = first.machine["cpu"].get(name), second.machine["cpu"].get(name)
+        a, b = (r.machine.get("cpu", {}).get(name) for r in (first, second))
         if a != b:
             remarks.append(f"the machines differ: cpu {name} {a}, then {b}")
     for name in ("torch", "transformers", "python", "onnxruntime", "openvino"):
-        a, b = first.machine["versions"].get(name), second.machine["versions"].get(name)
+        a, b = (r.machine.get("versions", {}).get(name) for r in (first, second))
         if a != b:
             remarks.append(f"versions differ: {name} {a}, then {b}")
     a, b = (r.machine.get("bandwidth GB/s", {}).get("median") for r in (first, second))

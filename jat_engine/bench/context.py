@@ -42,12 +42,14 @@ class Options:
 class Context:
     """Attributes:
     note: says to a person what goes on.
+    save: writes what has been measured so far.
     """
 
     options: Options
     results: Results
     bandwidth: Bandwidth
     note: Callable[[str], object]
+    save: Callable[[], object]
 
     @property
     def torch_device(self) -> torch.device:

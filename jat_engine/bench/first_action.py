@@ -1,6 +1,7 @@
 """`python -m jat_engine.bench.first_action NAME DTYPE FOLDER`: from nothing to the first action.
 
-Imports what the named agent needs and nothing else; prints when it was imported, loaded and had acted (time.time()).
+NAME: JatEngine, of which nothing else is imported, or JatModel. Prints when it was imported, loaded and had acted
+(time.time()), and the action.
 """
 
 from __future__ import annotations
@@ -22,19 +23,14 @@ def main() -> None:
 
         imported = time.time()
         agent = JatEngine.from_pretrained(folder, device="cpu", dtype=dtype)
-    elif name == "JatModel":
+    else:
         from .own import ModelPeer
 
         imported = time.time()
         agent = ModelPeer.load(Path(folder), dtype, "cpu").open(256)
-    else:
-        from .peers import exported
-
-        imported = time.time()
-        agent = exported(name, Path(folder), dtype, "cpu").open(256)
     loaded = time.time()
-    agent.get_next_action(**step_arguments("continuous", 0))
-    print(json.dumps({"imported": imported, "loaded": loaded, "acted": time.time()}))
+    action = agent.get_next_action(**step_arguments("continuous", 0))
+    print(json.dumps({"imported": imported, "loaded": loaded, "acted": time.time(), "action": action}))
 
 
 if __name__ == "__main__":

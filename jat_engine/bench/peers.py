@@ -26,11 +26,17 @@ EXPORTED = {
 NAMES = ("published", "JatModel", *EXPORTED)
 
 
+def reason(error: Exception) -> str:
+    """One line of why a peer does not take part."""
+    text = str(error).strip().splitlines() or [""]
+    return text[0] if isinstance(error, Unavailable) else f"{type(error).__name__}: {text[0]}"
+
+
 @dataclass
 class Peers:
     """Attributes:
     found: name with dtype -> peer, the reference first.
-    skipped: name with dtype -> why not.
+    skipped: name with dtype -> why not, or why no longer.
     """
 
     found: dict[str, Any] = field(default_factory=dict)
@@ -39,10 +45,15 @@ class Peers:
     def add(self, name: str, make: Callable[[], Peer]) -> None:
         try:
             peer = make()
-        except Unavailable as error:
-            self.skipped[name] = str(error)
+        except Exception as error:  # whatever another's software does, the others are measured
+            self.skipped[name] = reason(error)
         else:
             self.found[name] = peer
+
+    def drop(self, name: str, error: Exception) -> None:
+        """It has failed; the others go on."""
+        self.skipped[name] = reason(error)
+        self.found.pop(name).close()
 
     def close(self) -> None:
         for peer in self.found.values():
@@ -71,11 +82,11 @@ def load(
 
     names, dtypes = list(names), list(dtypes)
     peers = Peers()
-    peers.add(REFERENCE, lambda: ModelPeer.load(folder, "float32", device))
+    peers.found[REFERENCE] = ModelPeer.load(folder, "float32", device)  # without it there is nothing to measure
     if "JatModel" in names and "bfloat16" in dtypes:
         peers.add("JatModel bfloat16", lambda: ModelPeer.load(folder, "bfloat16", device))
     if "published" in names:
-        peers.add("published package float32", lambda: _published(upstream, folder))
+        peers.add("published package float32", lambda: _published(upstream, folder, device))
     for name in names:
         for dtype in (dtype for dtype in EXPORTED.get(name, ()) if dtype in dtypes):
             note(f"loading {name} {dtype} ...")
@@ -85,7 +96,9 @@ def load(
     return peers
 
 
-def _published(upstream: str | None, folder: Path) -> Peer:
+def _published(upstream: str | None, folder: Path, device: str) -> Peer:
+    if device != "cpu":
+        raise Unavailable("measured on CPUs only")
     if upstream is None:
         raise Unavailable("--upstream names no Python with the published package")
     from .published import PublishedPeer

@@ -41,7 +41,7 @@ def draw_latency(rows: Sequence[Row]) -> Any:
     shown = [row for row in rows if row.case["model"] == model and row.case["window"] == window]
     kinds = list(dict.fromkeys(str(row.case["observation"]) for row in shown))
     names = list(dict.fromkeys(row.name for row in shown))
-    figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds), 0.5 + 0.3 * len(names)), squeeze=False)
+    figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds), 1.5 + 0.25 * len(names)), squeeze=False)
     for axis, kind in zip(axes[0], kinds, strict=True):
         of_kind = {row.name: row for row in shown if row.case["observation"] == kind}
         present = [name for name in reversed(names) if name in of_kind]
@@ -49,7 +49,9 @@ def draw_latency(rows: Sequence[Row]) -> Any:
         colors = [_COLORS.get(of_kind[name].agent, "tab:orange") for name in present]
         bars = axis.barh(present, times, color=colors)
         axis.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
-        axis.set(title=f"{kind}, window {window}", xlabel="ms a step", xscale="log", xlim=(1, max(times) * 3))
+        axis.set(
+            title=f"{kind}, window {window}", xlabel="ms a step", xscale="log", xlim=(min(times) / 2, max(times) * 3)
+        )
         axis.tick_params(labelsize=8, labelleft=kind == kinds[0])
     figure.tight_layout()
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,20 @@ class PublishedPeer:
 
     def __init__(self, interpreter: str, folder: Path) -> None:
         worker = Path(__file__).with_name("published_worker.py")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the peer
         try:
             self._process = subprocess.Popen(
                 [interpreter, str(worker), str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=self._errors,  # a pipe that nobody reads would stop it when it is full
                 text=True,
             )
         except OSError as error:
             raise Unavailable(f"--upstream {interpreter}: {error}") from None
         hello = self._process.stdout.readline() if self._process.stdout else ""
         if not hello:
-            _, errors = self._process.communicate()
-            lines = errors.strip().splitlines() or ["it ended without a word"]
-            raise Unavailable(f"--upstream {interpreter}: {lines[-1]}")
+            raise Unavailable(f"--upstream {interpreter}: {self._last_words()}")
         self.versions: dict[str, str] = json.loads(hello)
 
     def open(self, window: int) -> PublishedAgent:
@@ -65,11 +65,18 @@ class PublishedPeer:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise RuntimeError("the published package's process has ended")
+            raise RuntimeError(f"the published package's process has ended: {self._last_words()}")
         return json.loads(answer)
 
     def close(self) -> None:
         self._process.communicate()  # it ends with its input
+        self._errors.close()
+
+    def _last_words(self) -> str:
+        self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        return lines[-1] if lines else "it ended without a word"
 
 
 class PublishedAgent:

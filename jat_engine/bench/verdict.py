@@ -10,6 +10,8 @@ from .table import number
 
 ENGINE = "JatEngine"
 
+_FEWEST = 3
+
 
 def columns(rows: Iterable[Row]) -> dict[str, list[str]]:
     """Header -> cells: a line for each case and dtype of the engine that another agent has been measured in."""
@@ -30,6 +32,8 @@ def columns(rows: Iterable[Row]) -> dict[str, list[str]]:
             line |= {"fastest other": best.agent, "its ms": number(best.p50 * 1e3)}
             line["times faster"] = f"{number(ratio.value)} [{number(ratio.low)}, {number(ratio.high)}]"
             line["ahead"] = "yes" if ratio.low > 1 else "no" if ratio.high < 1 else "within noise"
+            if len(engine.round_medians) < _FEWEST:
+                line["ahead"] = "too few rounds"
             for name, cell in line.items():
                 found.setdefault(name, []).append(cell)
     return found

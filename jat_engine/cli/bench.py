@@ -15,6 +15,7 @@ from ..bench.peers import DTYPES, NAMES
 from ..bench.results import Results, disagreeing, machine
 from ..bench.suites import evaluate, generate, host, latency, load, throughput, train
 from ..bench.workload import SPACES
+from ..config import PRESETS
 from .agent import default_device, quiet_loading
 from .arguments import note, parse
 from .report import console, print_table
@@ -45,7 +46,10 @@ _USAGE = f"""usage: jat-engine bench {{{",".join(SUITES)},all}} [options]
 
 @dataclass
 class BenchArguments:
-    num_iters: int = field(default=12, metadata={"help": "rounds; in each, every agent takes a turn of several calls"})
+    num_iters: int = field(
+        default=12,
+        metadata={"help": "rounds; in each, every agent takes a turn of several calls; what takes seconds has fewer"},
+    )
     num_iters_warmup: int = field(default=3, metadata={"help": "untimed calls of each agent before the first round"})
     output_json: str = field(default="results.json", metadata={"help": "where results go; plots go beside it"})
     batch_size: list[int] = field(
@@ -87,6 +91,9 @@ class BenchArguments:
         for window in self.windows:
             if window % 2:
                 raise ValueError(f"--windows: expected even numbers, a step being two tokens, got {window}")
+        for model in self.models:
+            if model not in PRESETS and not Path(model).is_dir():
+                raise ValueError(f"--models: expected a folder or one of {', '.join(PRESETS)}, got {model}")
         parent = Path(self.output_json).absolute().parent
         if not parent.is_dir():
             raise ValueError(f"--output_json: there is no folder {parent}")
@@ -129,14 +136,18 @@ def run_suites(names: Sequence[str], arguments: BenchArguments) -> int:
         device=str(default_device(arguments.use_cpu)),
     )
     results = Results(machine(), {"suites": list(names), **asdict(options)})
-    context = Context(options, results, Bandwidth(options.device), note)
-    path = Path(arguments.output_json)
+    bandwidth, path = Bandwidth(options.device), Path(arguments.output_json)
+
+    def save() -> None:
+        results.machine["bandwidth GB/s"] = bandwidth.facts()
+        results.write(path)
+
+    context = Context(options, results, bandwidth, note, save)
     with quiet_loading():
         for name in names:
             for suite in SUITES[name]:
                 suite(context)
-                results.machine["bandwidth GB/s"] = context.bandwidth.facts()
-                results.write(path)
+                save()
     print_results(results)
     for line in disagreeing(results.rows):
         note(line)
@@ -159,7 +170,7 @@ def print_results(results: Results) -> None:
     if speed:
         console().print(f"memory: {speed['median']:.1f} GB/s read ({speed['p10']:.1f} to {speed['p90']:.1f})")
     for name, reason in results.skipped.items():
-        console().print(f"skipped {name}: {reason}")
+        console().print(f"skipped {name}: {reason}", markup=False, soft_wrap=True)
 
 
 def run_compare(argv: Sequence[str]) -> int:
@@ -180,10 +191,10 @@ def run_compare(argv: Sequence[str]) -> int:
         left=("what", "verdict"),
     )
     for remark in found.remarks:
-        console().print(remark)
+        console().print(remark, markup=False)
     for title, names in (("only in the first", found.only_first), ("only in the second", found.only_second)):
         for name in names:
-            console().print(f"{title}: {name}")
+            console().print(f"{title}: {name}", markup=False)
     return 1 if found.is_worse else 0
 
 

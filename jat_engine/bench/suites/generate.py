@@ -35,26 +35,26 @@ def run(context: Context) -> None:
         published = None
         if "published" in options.peers:
             try:
-                if options.upstream is None:
-                    raise Unavailable("--upstream names no Python with the published package")
+                if options.upstream is None or options.device != "cpu":
+                    raise Unavailable("--upstream names no Python with the published package, or this is no CPU")
                 published = PublishedPeer(options.upstream, folder)
                 writers["published package float32"] = published.generate
             except Unavailable as error:
                 context.results.skipped["published package float32"] = str(error)
     written = {name: write(prompt) for name, write in writers.items()}
     contenders = {name: Contender(lambda _: prompt, write) for name, write in writers.items()}
-    seconds = take_turns(contenders, min(options.num_iters, _ROUNDS), num_warmup=1)
+    seconds = take_turns(contenders, min(options.num_iters, _ROUNDS), num_warmup=min(options.num_iters_warmup, 1))
     if published is not None:
         published.close()
     case: dict[str, str | int] = {"model": options.models[0], "prompt": PROMPT_TOKENS, "new tokens": NEW_TOKENS}
     for name, values in seconds.items():
-        is_float32 = name.endswith("float32") and name != REFERENCE  # rounding can choose another token
+        is_float32 = name.endswith("float32") and name != REFERENCE  # rounding can choose another token: not compared
         row = make_row(
             SUITE,
             case,
             name,
             values,
-            reference=None if name == REFERENCE else seconds[REFERENCE],
+            reference=seconds[REFERENCE] if is_float32 else None,
             error=float(np.mean(np.not_equal(written[name], written[REFERENCE]))) if is_float32 else None,
             tolerance=0.0 if is_float32 else None,
         )

@@ -7,8 +7,10 @@ against the reference's.
 from __future__ import annotations
 
 import gc
+from collections.abc import Container
 from typing import Any
 
+from ...config import JatConfig
 from ..agreement import TOLERANCES, error
 from ..context import Context
 from ..measure import Contender, take_turns
@@ -24,36 +26,49 @@ ONE_WINDOW = {"torch.compile float32", "torch.compile bfloat16", "JatModel bfloa
 """Agents that are measured at one window only, since they take minutes to compile or to fill one."""
 
 THE_WINDOW = 256
-"""The one window; what the published evaluation takes for most tasks."""
+"""The one window, what the published evaluation takes for most tasks; the longest there is if it is not measured."""
 
 
 def run(context: Context) -> None:
     options = context.options
     for model in options.models:
+        is_first = model == options.models[0]
         with open_checkpoint(model) as folder:
-            names = options.peers if model == options.models[0] else ()
+            limit = JatConfig.from_pretrained(folder).max_position_embeddings - 4
+            wanted = options.windows if is_first else OTHER_WINDOWS
+            windows = sorted({min(window, limit - limit % 2) for window in wanted})
+            names = options.peers if is_first else ()
             peers = load(folder, options.dtypes, names, options.device, options.upstream, context.note)
             context.results.skipped.update(peers.skipped)
-            for observation in options.observations if model == options.models[0] else options.observations[:1]:
-                for window in options.windows if model == options.models[0] else OTHER_WINDOWS:
-                    measure_case(context, peers, {"model": model, "observation": observation, "window": window})
+            for name, peer in peers.found.items():
+                if hasattr(peer, "versions"):
+                    context.results.machine.setdefault("peers", {})[name] = peer.versions
+            for observation in options.observations if is_first else options.observations[:1]:
+                for window in windows:
+                    case: dict[str, Any] = {"model": model, "observation": observation, "window": window}
+                    one_window = THE_WINDOW if THE_WINDOW in windows else windows[-1]
+                    left_out = ONE_WINDOW if window != one_window else set()
+                    measure_case(context, peers, case, left_out)
+                    context.save()
+            for name in ONE_WINDOW & peers.found.keys() if len(windows) > 1 else ():
+                context.results.skipped[f"{name}, other windows than {one_window}"] = "one window only, to save time"
+            context.results.skipped.update(peers.skipped)
             peers.close()
             gc.collect()
 
 
-def measure_case(context: Context, peers: Peers, case: dict[str, Any]) -> None:
+def measure_case(context: Context, peers: Peers, case: dict[str, Any], left_out: Container[str] = ()) -> None:
+    """left_out: peers that do not take part in this case."""
     kind, window = case["observation"], case["window"]
     context.note(f"latency: {describe(case)} ...")
-    found = {name: peer for name, peer in peers.found.items() if window == THE_WINDOW or name not in ONE_WINDOW}
-    for name in [name for name in peers.found if name not in found]:
-        context.results.skipped[f"{name}, window {window}"] = f"measured at a window of {THE_WINDOW} only, to save time"
-    agents = {name: peer.open(window) for name, peer in found.items()}
-    errors = fill(agents, kind, window)
+    agents = open_agents(peers, window, left_out)
+    errors = fill(agents, kind, window, peers)
     contenders = {name: Contender(lambda n: step_arguments(kind, n), Call(agent)) for name, agent in agents.items()}
     options, bandwidth = context.options, context.bandwidth
     rounds = options.num_iters if case["model"] == options.models[0] else -(-options.num_iters // 2)
     seconds = take_turns(contenders, rounds, num_warmup=options.num_iters_warmup, on_round=bandwidth.sample)
-    for name, peer in found.items():
+    for name in agents:
+        peer = peers.found[name]
         is_reference = name == REFERENCE
         row = make_row(
             SUITE,
@@ -64,11 +79,23 @@ def measure_case(context: Context, peers: Peers, case: dict[str, Any]) -> None:
             error=None if is_reference else errors[name],
             tolerance=None if is_reference else TOLERANCES[peer.dtype],
         )
-        if isinstance(peer, EnginePeer):
+        if isinstance(peer, EnginePeer) and bandwidth.is_limit:
             num_bytes = peer.step_bytes(kind) + peer.cache_bytes(window)
             row.facts["MB read"] = num_bytes / 1e6
             row.facts["share of bandwidth"] = num_bytes / bandwidth.median / row.p50
         context.results.rows.append(row)
+
+
+def open_agents(peers: Peers, window: int, left_out: Container[str]) -> dict[str, Any]:
+    agents = {}
+    for name in [name for name in peers.found if name not in left_out]:
+        try:
+            agents[name] = peers.found[name].open(window)
+        except Exception as failure:
+            if name == REFERENCE:
+                raise
+            peers.drop(name, failure)
+    return agents
 
 
 class Call:
@@ -79,15 +106,25 @@ class Call:
         return self._agent.get_next_action(**arguments)
 
 
-def fill(agents: dict[str, Any], kind: str, window: int) -> dict[str, float]:
-    """Step all agents until their windows are full and have moved on; name -> error against the reference."""
+def fill(agents: dict[str, Any], kind: str, window: int, peers: Peers | None = None) -> dict[str, float]:
+    """Step all agents until their windows are full and have moved on; name -> error against the reference.
+
+    Agents that fail are taken out of `agents` and of `peers`.
+    """
     predictions: dict[str, list[Any]] = {name: [] for name in agents}
     for step in range(window // 2 + 4):
         arguments = step_arguments(kind, step)
-        actions = {}
-        for name, agent in agents.items():
-            actions[name], prediction = agent.get_next_action(**arguments, return_prediction=True)
+        chosen = None
+        for name in sorted(agents, key=lambda name: name != REFERENCE):  # the reference chooses
+            try:
+                action, prediction = agents[name].get_next_action(**arguments, return_prediction=True)
+                chosen = action if name == REFERENCE else chosen
+                agents[name].force_action(chosen)
+            except Exception as failure:
+                if name == REFERENCE or peers is None:
+                    raise
+                peers.drop(name, failure)
+                del agents[name]
+                continue
             predictions[name].append(prediction)
-        for agent in agents.values():
-            agent.force_action(actions[REFERENCE])
-    return {name: error(values, predictions[REFERENCE]) for name, values in predictions.items()}
+    return {name: error(predictions[name], predictions[REFERENCE]) for name in agents}

@@ -26,6 +26,9 @@ PEERS = ("onnxruntime", "openvino")
 PEER_AGENTS = 64
 """Peers' caches of more agents do not fit into small machines."""
 
+CHECKED = 3
+"""Agents of a batch that are held against one of the reference's: the first, the last, one between them."""
+
 _KIND = "continuous"
 
 
@@ -38,20 +41,25 @@ def run(context: Context) -> None:
         peers = load(
             folder, options.dtypes, names, options.device, None, context.note, max_cached_tokens=most * (WINDOW + 48)
         )
-        context.results.skipped.update(peers.skipped)
         for num_agents in options.batch_sizes:
             measure_case(context, peers, {"model": model, "observation": _KIND, "window": WINDOW, "agents": num_agents})
+            context.save()
             gc.collect()
+        for name in options.peers:
+            if name not in PEERS:
+                context.results.skipped[f"throughput, {name}"] = "it has no step of many agents"
+            elif most > PEER_AGENTS:
+                context.results.skipped[f"throughput, {name}, more than {PEER_AGENTS} agents"] = "to save memory"
+        context.results.skipped.update(peers.skipped)
         peers.close()
         gc.collect()
 
 
 def batch_arguments(num_agents: int, step: int) -> dict[str, Any]:
-    """Keyword arguments of `AgentBatch.get_next_actions`; agent 0 sees what a single agent would."""
-    first = observation(_KIND, step)["continuous_observation"]
-    rest = np.random.default_rng([1, step]).standard_normal((num_agents - 1, len(first)), np.float32)
+    """Keyword arguments of `AgentBatch.get_next_actions`."""
+    shape = observation(_KIND, step)["continuous_observation"].shape
     return {
-        "continuous_observations": np.concatenate([first[None], rest]),
+        "continuous_observations": np.random.default_rng([1, step]).standard_normal((num_agents, *shape), np.float32),
         "rewards": np.full(num_agents, REWARD, np.float32),
         "action_space": SPACES[_KIND],
     }
@@ -60,18 +68,15 @@ def batch_arguments(num_agents: int, step: int) -> dict[str, Any]:
 def measure_case(context: Context, peers: Peers, case: dict[str, Any]) -> None:
     num_agents = case["agents"]
     context.note(f"throughput: {describe(case)} ...")
-    reference = peers.found[REFERENCE].open(WINDOW)
     batches: dict[str, Any] = {}
-    for name, peer in peers.found.items():
+    for name, peer in list(peers.found.items()):
         if hasattr(peer, "open_batch") and (isinstance(peer, EnginePeer) or num_agents <= PEER_AGENTS):
-            batches[name] = peer.open_batch(num_agents, WINDOW, _KIND)
-    actions: dict[str, list[Any]] = {name: [] for name in [REFERENCE, *batches]}
-    for step in range(WINDOW // 2 + 4):
-        arguments = step_arguments(_KIND, step)
-        actions[REFERENCE].append(reference.get_next_action(**arguments))
-        many = batch_arguments(num_agents, step)
-        for name, batch in batches.items():
-            actions[name].append(batch.get_next_actions(many)[0])
+            try:
+                batches[name] = peer.open_batch(num_agents, WINDOW, _KIND)
+            except Exception as failure:
+                peers.drop(name, failure)
+    reference = peers.found[REFERENCE].open(WINDOW)
+    errors = fill(peers, reference, batches, num_agents)
     contenders = {
         name: Contender(lambda number: batch_arguments(num_agents, number), batch.get_next_actions)
         for name, batch in batches.items()
@@ -81,7 +86,7 @@ def measure_case(context: Context, peers: Peers, case: dict[str, Any]) -> None:
     )
     options = context.options
     rounds = int(np.clip(options.num_iters * PEER_AGENTS // num_agents, 3, options.num_iters))
-    seconds = take_turns(contenders, rounds, num_warmup=1, on_round=context.bandwidth.sample)
+    seconds = take_turns(contenders, rounds, num_warmup=options.num_iters_warmup, on_round=context.bandwidth.sample)
     one_by_one = [[value * num_agents for value in values] for values in seconds.pop(REFERENCE)]
     context.results.rows.append(
         make_row(SUITE, case, REFERENCE, one_by_one, facts={"agent-steps/s": num_agents / np.median(one_by_one)})
@@ -93,10 +98,33 @@ def measure_case(context: Context, peers: Peers, case: dict[str, Any]) -> None:
             name,
             values,
             reference=one_by_one,
-            error=error(actions[name], actions[REFERENCE]),
+            error=errors[name],
             tolerance=TOLERANCES[peers.found[name].dtype],
         )
         row.facts["agent-steps/s"] = num_agents / row.p50
         context.results.rows.append(row)
     for batch in batches.values():
         batch.close()
+
+
+def fill(peers: Peers, reference: Any, batches: dict[str, Any], num_agents: int) -> dict[str, float]:
+    """Step all batches until their windows are full and have moved on; name -> error of the agents that are checked.
+
+    reference: an agent that is left with its window full. Batches that fail are taken out.
+    """
+    checked = sorted({0, num_agents // 2, num_agents - 1})[:CHECKED]
+    agents = [reference, *(peers.found[REFERENCE].open(WINDOW) for _ in checked[1:])]
+    expected: list[Any] = []
+    actions: dict[str, list[Any]] = {name: [] for name in batches}
+    for step in range(WINDOW // 2 + 4):
+        arguments = batch_arguments(num_agents, step)
+        for number, agent in zip(checked, agents, strict=True):
+            fields = {"continuous_observation": arguments["continuous_observations"][number]}
+            expected.append(agent.get_next_action(**fields, reward=REWARD, action_space=SPACES[_KIND]))
+        for name in list(batches):
+            try:
+                actions[name] += list(np.array(batches[name].get_next_actions(arguments))[checked])
+            except Exception as failure:
+                peers.drop(name, failure)
+                del batches[name]
+    return {name: error(actions[name], expected) for name in batches}
