@@ -1,7 +1,7 @@
 """Write what documents say of committed results: docs/benchmarks.md, and the table in the README.
 
-jat-engine bench all --output-json benchmarks/results/cpu.json
-python benchmarks/write_docs.py
+Results come from `jat-engine bench all --output-json benchmarks/results/cpu.json`, and from `jat-engine bench latency
+--models medium --output-json benchmarks/results/cpu_medium.json`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from jat_engine.bench import table, verdict
 from jat_engine.bench.results import Results, Row
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks/results/cpu.json"
+RUNS = ("cpu", "cpu_medium")
+HEADLINE_RUN = "cpu"
 README, PAGE = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 
 BEGIN, END = "<!-- from benchmarks/results/cpu.json: begin -->", "<!-- end -->"
@@ -26,7 +27,8 @@ SUITES = {
     "`share of bandwidth`: the time that reading them takes at the memory's measured speed, over the step's time.",
     "host": "What a call of the engine costs beside its native parts: checks, sessions, Python.",
     "throughput": "Agents that step together, windows of 32 tokens. `JatModel` serves them one after the other: its "
-    "times are those of one agent, as often as there are agents.",
+    "times are those of one agent, as often as there are agents. Agents follow their own actions here, so rounding "
+    "adds up over the steps and errors are larger than for one agent.",
     "load": "From the start of a process to its first action.",
     "generate": "Text, greedily. By `JatModel`: the engine acts and does not write.",
     "train": "A training step of a small model (4 layers of 192), on random data: forward, backward, AdamW.",
@@ -34,37 +36,54 @@ SUITES = {
 }
 
 
-def page(results: Results) -> str:
-    machine = results.machine
-    bandwidth = machine["bandwidth GB/s"]
-    versions = {name: version for name, version in machine["versions"].items() if version}
+def read() -> dict[str, Results]:
+    """The committed runs, by the name of their files."""
+    return {name: Results.read(ROOT / f"benchmarks/results/{name}.json") for name in RUNS}
+
+
+def page(runs: dict[str, Results]) -> str:
     parts = [
         "# Benchmarks",
-        "Written by `benchmarks/write_docs.py` from [cpu.json](../benchmarks/results/cpu.json), which has every row's "
-        "percentiles and rounds. To measure a machine of yours:",
+        "Written by `benchmarks/write_docs.py` from "
+        + " and ".join(f"[{name}.json](../benchmarks/results/{name}.json)" for name in runs)
+        + ", which have every row's percentiles and rounds. To measure a machine of yours:",
         "```\njat-engine bench all --output-json mine.json\n"
         "jat-engine bench compare benchmarks/results/cpu.json mine.json\n```",
         how_to_read(),
-        f"## {machine['cpu']['name']}, {machine['cpu']['cores']} cores",
+        *(section(name, results) for name, results in runs.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def section(name: str, results: Results) -> str:
+    """What one run measured. name: of its files."""
+    machine = results.machine
+    bandwidth = machine["bandwidth GB/s"]
+    versions = [f"{package} {version}" for package, version in machine["versions"].items() if version]
+    for peer, found in machine.get("peers", {}).items():
+        versions.append(f"{peer} with " + ", ".join(f"{package} {version}" for package, version in found.items()))
+    models = " and ".join(results.settings["models"])
+    parts = [
+        f"## {machine['cpu']['name']}, {machine['cpu']['cores']} cores: {models}",
         f"Commit {machine['commit']}, {machine['date'][:10]}. Memory read at {bandwidth['median']:.1f} GB/s "
-        f"({bandwidth['p10']:.1f} to {bandwidth['p90']:.1f}), measured between the rounds. "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ".",
+        f"({bandwidth['p10']:.1f} to {bandwidth['p90']:.1f}), measured between the rounds. {'; '.join(versions)}.",
     ]
     for suite, explanation in SUITES.items():
         rows = results.of_suite(suite)
         if not rows:
             continue
-        parts += [f"### {suite}", explanation]
+        parts += [f"### {suite}, {models}", explanation]
+        if suite in ("latency", "throughput"):
+            parts += [f"![{suite}](../benchmarks/results/{name}_{suite}.png)"]
         if suite == "latency":
-            parts += ["![latency](../benchmarks/results/cpu_latency.png)"]
             parts += ["Beside the fastest other agent of its dtype:", table.markdown(verdict.columns(rows))]
-        if suite == "throughput":
-            parts += ["![throughput](../benchmarks/results/cpu_throughput.png)"]
         parts += [table.markdown(table.columns(rows))]
     if results.skipped:
-        parts += ["### Not measured", "\n".join(f"- {name}: {why}" for name, why in results.skipped.items())]
-    return "\n\n".join(parts) + "\n"
+        parts += [
+            f"### Not measured, {models}",
+            "\n".join(f"- {what}: {why}" for what, why in results.skipped.items()),
+        ]
+    return "\n\n".join(parts)
 
 
 def how_to_read() -> str:
@@ -117,9 +136,9 @@ def with_headline(readme: str, text: str) -> str:
 
 
 def main() -> None:
-    results = Results.read(RESULTS)
-    PAGE.write_text(page(results))
-    README.write_text(with_headline(README.read_text(), headline(results)))
+    runs = read()
+    PAGE.write_text(page(runs))
+    README.write_text(with_headline(README.read_text(), headline(runs[HEADLINE_RUN])))
 
 
 if __name__ == "__main__":

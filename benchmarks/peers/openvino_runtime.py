@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class OpenVino:
         if self._dtype == "int8":
             import nncf
 
+            logging.getLogger("nncf").setLevel(logging.ERROR)  # its tables are not ours
             graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
         return graph
 

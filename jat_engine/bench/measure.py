@@ -52,7 +52,7 @@ def take_turns(
 
     Args:
         num_warmup: untimed calls of each contender before the first round, and what the number of calls a turn is
-            chosen from: as many as take `TURN_S`, at least 2 and at most 16.
+            chosen from: as many as take `TURN_S`, at least 1 and at most 16.
         on_round: called before each round.
     """
     numbers = dict.fromkeys(contenders, 0)
@@ -69,7 +69,7 @@ def take_turns(
     for name in contenders:
         time.sleep(pause_s)
         fastest = min(time_call(name) for _ in range(max(1, num_warmup)))
-        calls[name] = int(np.clip(TURN_S / fastest, 2, _MOST_CALLS))
+        calls[name] = int(np.clip(TURN_S / fastest, 1, _MOST_CALLS))
     rng = np.random.default_rng(seed)
     names = list(contenders)
     seconds: dict[str, list[list[float]]] = {name: [] for name in names}

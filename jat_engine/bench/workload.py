@@ -79,7 +79,19 @@ def random_checkpoint(preset: str, folder: Path) -> Path:
         config = JatConfig.from_preset(preset)
         torch.manual_seed(0)
         model: Any = JatModel(config)
+        _spread_scores_alike(model)
         model.to(torch.float32 if preset == "small" else torch.bfloat16).save_pretrained(folder)
         JatProcessor.byte_level(config).save_pretrained(folder)
         (folder / "complete").touch()
     return folder
+
+
+def _spread_scores_alike(model: Any) -> None:
+    """Scale keys so that attention scores of random weights spread as in the small model, whatever the size.
+
+    They grow with hidden_size * sqrt(head_dim) else, until the largest key alone counts and rounding decides which.
+    """
+    config = model.config
+    scale = 768 * 64**0.5 / (config.hidden_size * (config.hidden_size // config.num_heads) ** 0.5)
+    for block in model.transformer.h:
+        block.attn.attention.k_proj.weight.data.mul_(scale)

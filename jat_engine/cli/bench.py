@@ -47,13 +47,13 @@ _USAGE = f"""usage: jat-engine bench {{{",".join(SUITES)},all}} [options]
 @dataclass
 class BenchArguments:
     num_iters: int = field(
-        default=12,
+        default=8,
         metadata={"help": "rounds; in each, every agent takes a turn of several calls; what takes seconds has fewer"},
     )
     num_iters_warmup: int = field(default=3, metadata={"help": "untimed calls of each agent before the first round"})
     output_json: str = field(default="results.json", metadata={"help": "where results go; plots go beside it"})
     batch_size: list[int] = field(
-        default_factory=lambda: [1, 8, 64, 256, 1024], metadata={"help": "throughput: agents in a step"}
+        default_factory=lambda: [1, 16, 256, 1024], metadata={"help": "throughput: agents in a step"}
     )
     models: list[str] = field(
         default_factory=lambda: ["small"],
@@ -135,7 +135,8 @@ def run_suites(names: Sequence[str], arguments: BenchArguments) -> int:
         upstream=arguments.upstream,
         device=str(default_device(arguments.use_cpu)),
     )
-    results = Results(machine(), {"suites": list(names), **asdict(options)})
+    settings = {**asdict(options), "suites": list(names), "upstream": options.upstream is not None}
+    results = Results(machine(), settings)
     bandwidth, path = Bandwidth(options.device), Path(arguments.output_json)
 
     def save() -> None:

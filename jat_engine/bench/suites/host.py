@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ... import JatEngine
 from ..context import Context
 from ..own import EnginePeer
 from ..results import make_row
@@ -23,6 +24,11 @@ def run(context: Context) -> None:
     context.note("host overhead ...")
     with open_checkpoint(options.models[0]) as folder:
         engine = EnginePeer.load(folder, options.dtypes[-1], "cpu").engine
+        measure(context, engine)
+
+
+def measure(context: Context, engine: JatEngine) -> None:
+    options = context.options
     native: Any = getattr(engine._backend, "_model", None)
     if not hasattr(native, "seconds"):
         context.results.skipped["host overhead"] = f"backend {engine.choice.backend} does not tell its own time"
