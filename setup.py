@@ -117,6 +117,7 @@ setup(
             "clang-format>=18",
             "cmake>=3.24",
             "hypothesis>=6",
+            "matplotlib>=3.8",
             "mypy>=1.15",
             "pybind11>=3.0",
             "pytest>=8",
