@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,7 +110,10 @@ class CompareArguments:
 def run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_USAGE)
-        return 0
+        sys.exit(0)
+    if argv[0].startswith("-"):
+        parse("bench", "Measure.", [BenchArguments], argv)  # so that an unknown flag is told first
+        raise ValueError(f"bench: expected one of {', '.join(SUITES)}, all, compare before the options")
     name, rest = argv[0], list(argv[1:])
     if name == "compare":
         return run_compare(rest)
