@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,10 @@ sys.exit(section.main())
     section = report.SECTIONS[0]
     entry = report.run_section(section, out, 8.0, {})
     out.add(section, entry)
-    assert not _running(b"sleep\x00987\x00"), "what the section had started runs on"
+    deadline = time.monotonic() + 10  # a killed process is gone soon, not at once
+    while _running(b"sleep\x00987\x00"):
+        assert time.monotonic() < deadline, "what the section had started runs on"
+        time.sleep(0.05)
     entry = json.loads((tmp_path / "report.json").read_text())["sections"]["machine"]
     assert entry["status"] == ("timed out" if mode == "hangs" else "failed")
     assert entry["result"]["before"] == [1, 2]
