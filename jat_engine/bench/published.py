@@ -15,7 +15,7 @@ from .peer import Unavailable
 
 
 class PublishedPeer:
-    """A process of `published_worker.py`, asked over pipes; that adds about 0.2 ms to a call.
+    """A process of `published_worker.py`, asked over pipes, whose time counts as the call's.
 
     Args:
         interpreter: a Python in which `import jat` works (PYTHONPATH is passed on).
