@@ -11,7 +11,7 @@ Rows of the tables, for each task:
   ours: `TaskDataset`: one indexing operation for each column of a batch, padded to the longest piece of the batch.
   limit: a copy of the bytes of our batch, the least that handing over a batch can cost.
 A training step is forward, backward and AdamW on a small model: of the published way with everything decoded and
-transformers' eager attention, of ours as `JatTrainer` does it. Both in bfloat16 (autocast).
+the published attention, of ours as `JatTrainer` does it. Both in bfloat16 (autocast).
 
 Prediction, before measuring: reading a padded piece as nested lists costs milliseconds a sample (0.1 us for each of
 its numbers), a gathered one its copy. So input is 100 times faster for continuous and discrete tasks, and, decoding PNG
@@ -131,7 +131,8 @@ def measure(
     models = {}
     for name in step_s:
         torch.manual_seed(0)
-        model = JatModel._from_config(config, attn_implementation="sdpa" if name == "ours" else "eager")
+        model = JatModel(config)
+        model.transformer.plain_attention = name != "ours"
         models[name] = model, torch.optim.AdamW(model.parameters())
     for repetition in range(arguments.repetitions + 1):
         for name, iterator in batches.items():

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers.utils import cached_file
 
+from .checkpoint_files import HUB_OPTIONS, find_file
 from .config import JatConfig
 from .errors import CheckpointError
 
@@ -31,15 +31,6 @@ EMBEDDING_ALIASES = ("single_discrete_encoder.weight", "multi_discrete_encoder.0
 _ATTENTION_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.attention\.(bias|masked_bias)")
 """Causal masks that older files hold beside the parameters."""
 
-_HUB_OPTIONS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-)
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -72,23 +63,22 @@ def load_checkpoint(
     weights = read_weights(find_weight_files(source, variant, hub), expected)
     from transformers import GenerationConfig  # slow to import, and acting does not need it
 
-    path = cached_file(source, "generation_config.json", **hub, **_QUIET)
-    generation_config = GenerationConfig.from_pretrained(Path(path).parent) if path else None
+    path = find_file(source, "generation_config.json", hub)
+    generation_config = GenerationConfig.from_pretrained(path.parent) if path else None
     return config, weights, generation_config
 
 
 def take_hub_options(options: dict[str, Any]) -> dict[str, Any]:
     """Those of `options` that say where to look; they are taken out of it."""
-    return {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
+    return {key: options.pop(key) for key in HUB_OPTIONS if key in options}
 
 
 def read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: dict[str, Any]) -> JatConfig:
     """`config.json`, with the fields in `options` replaced and taken out of there."""
-    path = cached_file(source, "config.json", **hub, **_QUIET)
-    if path is None:
-        raise CheckpointError(f"{source}: expected config.json, got no such file")
+    path = find_file(source, "config.json", hub, required=True)
+    assert path is not None  # required
     try:
-        fields = json.loads(Path(path).read_text())
+        fields = json.loads(path.read_text())
         model_type = fields.get("model_type")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: expected a JSON object, got {error}") from None
@@ -104,21 +94,18 @@ def read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: di
     return config
 
 
-_QUIET = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-
-
 def find_weight_files(source: str | os.PathLike[str], variant: str | None, hub: dict[str, Any]) -> list[Path]:
     """The safetensors files of a checkpoint: `model.safetensors`, or the shards its index names."""
     suffix = f".{variant}" if variant else ""
     single, index = f"model{suffix}.safetensors", f"model.safetensors.index{suffix}.json"
-    path = cached_file(source, single, **hub, **_QUIET)
+    path = find_file(source, single, hub)
     if path is not None:
-        return [Path(path)]
-    index_path = cached_file(source, index, **hub, **_QUIET)
+        return [path]
+    index_path = find_file(source, index, hub)
     if index_path is not None:
-        return _shards(source, Path(index_path), hub)
+        return _shards(source, index_path, hub)
     for pickled in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
-        if cached_file(source, pickled, **hub, **_QUIET) is not None:
+        if find_file(source, pickled, hub) is not None:
             raise CheckpointError(
                 f"{source}: expected {single}, got only {pickled}; pickled weights are not read, because loading "
                 "them can run code. Convert them once with transformers' save_pretrained"
@@ -135,10 +122,10 @@ def _shards(source: str | os.PathLike[str], index: Path, hub: dict[str, Any]) ->
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index}: expected names of .safetensors files beside it, got {name!r}")
-        path = cached_file(source, name, **hub, **_QUIET)
+        path = find_file(source, name, hub)
         if path is None:
             raise CheckpointError(f"{index}: names the shard {name}, which is missing")
-        shards.append(Path(path))
+        shards.append(path)
     return shards
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import GPTNeoConfig
+from transformers import PreTrainedConfig
 
 MISSION_LENGTH = 64
 """Tokens that a text observation is padded or truncated to; the last entries of a discrete observation."""
@@ -39,10 +39,21 @@ _SIZES = (
 
 
 @strict
-class JatConfig(GPTNeoConfig):
-    r"""Configuration of a `JatModel`: GPT-Neo's, plus the encoders' and the losses'. The defaults are `small`.
+class JatConfig(PreTrainedConfig):
+    r"""Configuration of a `JatModel`: the transformer, the encoders and the losses. The defaults are `small`.
 
     Args:
+        vocab_size (`int`, defaults to 50257): tokens, and rows of the embedding of discrete actions and observations.
+        max_position_embeddings (`int`, defaults to 512): most tokens of a sequence; a time step takes two.
+        hidden_size, num_layers, num_heads (`int`, defaults to 768, 12, 12): of the transformer.
+        attention_types (`list`, defaults to `[[["global", "local"], num_layers // 2]]`): groups of layers, each the
+            kinds of its layers and how often the group is repeated. Global layers see all tokens.
+        window_size (`int`, defaults to 256): tokens that a local layer sees, the newest included.
+        intermediate_size (`int`, defaults to `4 * hidden_size`): width inside the MLPs.
+        activation_function (`str`, defaults to `"gelu_new"`): of the MLPs; see `transformer.ACTIVATIONS`.
+        resid_dropout, embed_dropout, attention_dropout (`float`, default to 0): dropout rates in training.
+        layer_norm_epsilon (`float`, defaults to 1e-5): added to variances.
+        initializer_range (`float`, defaults to 0.02): standard deviation of new weights.
         max_continuous_size (`int`, defaults to 377): width that continuous observations (with their reward) and
             actions are cyclically repeated to.
         max_discrete_value (`int`, defaults to 212): integers in a discrete observation, mission tokens included.
@@ -52,11 +63,27 @@ class JatConfig(GPTNeoConfig):
     """
 
     model_type = "jat"
+    attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}  # noqa: RUF012
 
+    vocab_size: int = 50257
     max_position_embeddings: int = 512
     hidden_size: int = 768
     num_layers: int = 12
     num_heads: int = 12
+    attention_types: list[Any] | tuple[Any, ...] | None = None
+    window_size: int = 256
+    intermediate_size: int | None = None
+    activation_function: str = "gelu_new"
+    resid_dropout: float | int = 0.0
+    embed_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    bos_token_id: int | None = 50256
+    eos_token_id: int | list[int] | None = 50256
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = True
     max_continuous_size: int = 377
     max_discrete_value: int = 212
     image_size: int = 224
@@ -70,8 +97,15 @@ class JatConfig(GPTNeoConfig):
         kwargs.pop("auto_map", None)
         if self.attention_types is None and isinstance(self.num_layers, int):
             self.attention_types = [[["global", "local"], self.num_layers // 2]]
+        saved_layers = kwargs.pop("attention_layers", None)  # older files hold what follows from attention_types
         super().__post_init__(**kwargs)
+        self.attention_layers = _expand_attention_types(self.attention_types)
         self._check_sizes()
+        if saved_layers is not None and list(saved_layers) != self.attention_layers:
+            raise ValueError(
+                f"attention_layers: expected {self.attention_layers}, which follows from attention_types, "
+                f"got {saved_layers}; remove the field that is wrong"
+            )
 
     def _check_sizes(self) -> None:
         for name in _SIZES:
@@ -94,7 +128,7 @@ class JatConfig(GPTNeoConfig):
             raise ValueError(
                 f"max_position_embeddings: expected at least the 5 of one step, got {self.max_position_embeddings}"
             )
-        if not isinstance(self.attention_layers, list) or len(self.attention_layers) != self.num_layers:
+        if len(self.attention_layers) != self.num_layers:
             raise ValueError(
                 f"attention_types: expected one attention for each of num_layers={self.num_layers}, "
                 f"got {self.attention_layers}"
@@ -116,3 +150,17 @@ class JatConfig(GPTNeoConfig):
     def discrete_feature_size(self) -> int:
         """Features each integer of a discrete observation is reduced to."""
         return int(self.hidden_size // 50)
+
+
+def _expand_attention_types(attention_types: Any) -> list[str]:
+    """Return each layer's kind of attention: `[[["global", "local"], 2]]` -> `["global", "local"] * 2`."""
+    try:
+        layers = [kind for kinds, repeats in attention_types for _ in range(repeats) for kind in kinds]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"attention_types: expected groups like [['global', 'local'], 6], got {attention_types!r}"
+        ) from None
+    unknown = [kind for kind in layers if kind not in ("global", "local")]
+    if unknown:
+        raise ValueError(f"attention_types: expected 'global' and 'local' layers, got {unknown[0]!r}")
+    return layers

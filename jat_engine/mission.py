@@ -7,13 +7,12 @@ import json
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers.utils import cached_file
 
+from .checkpoint_files import find_file
 from .config import MISSION_LENGTH
 from .errors import CheckpointError, InputError
 
@@ -73,19 +72,18 @@ class Missions:
 
 def _read_tokenizer(source: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Encode, int]:
     """From `tokenizer.json`, without transformers' tokenizers and processors, whose import takes seconds."""
-    options = {**hub, "_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    path = cached_file(source, "tokenizer.json", **options)
+    path = find_file(source, "tokenizer.json", hub)
     if path is None:
         raise CheckpointError(f"{source}: expected tokenizer.json for the text observation, got no such file")
     try:
-        tokenizer = Tokenizer.from_file(path)
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises no other class
         raise CheckpointError(f"{path}: not a readable tokenizer: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = cached_file(source, name, **options)
-        pad = json.loads(Path(path).read_text()).get("pad_token") if path else None
+        path = find_file(source, name, hub)
+        pad = json.loads(path.read_text()).get("pad_token") if path else None
         content = pad.get("content") if isinstance(pad, dict) else pad
         pad_id = tokenizer.token_to_id(content) if content else None
         if pad_id is not None:

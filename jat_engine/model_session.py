@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from .config import JatConfig
 from .errors import SessionError
@@ -22,6 +21,7 @@ from .observation import (
     parse_action_space,
     parse_observation,
 )
+from .transformer import KeyValueCache
 
 if TYPE_CHECKING:
     from .modeling import JatModel
@@ -53,12 +53,12 @@ class ModelSession:
 
     def reset(self) -> None:
         """Start a new episode."""
-        self._cache: list[tuple[Tensor, Tensor]] = []  # a layer: keys, values [1, heads, C, head_dim]
+        self._cache = KeyValueCache()
         self._last: _Step | None = None
 
     @property
     def num_cached_tokens(self) -> int:
-        return self._cache[0][0].shape[2] if self._cache else 0
+        return self._cache.get_seq_length()
 
     @torch.no_grad()
     def get_next_action(
@@ -115,14 +115,12 @@ class ModelSession:
         if self._last is not None:
             check_same_episode(self._last.observation, self._last.space, observation, space)
 
-        if self._model.training and self._model.transformer.gradient_checkpointing:
+        if self._model.training and self._model.transformer.recomputes_activations:
             raise SessionError("model: expected eval mode to act, got training with gradient checkpointing (no cache)")
 
         inputs = self._inputs(processor, observation, space)
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self._cache):
-            cache.update(keys, values, layer)
-        outputs = self._model(**inputs, past_key_values=cache, use_cache=True, return_loss=False, return_dict=True)
+        cache = KeyValueCache(self._cache.layers)  # a failed step leaves the session's own as it was
+        outputs = self._model(**inputs, cache=cache, return_loss=False, return_dict=True)
         prediction = outputs.pred_actions[0, -1, : space.size].float()
         if not torch.isfinite(prediction).all():
             raise not_finite(observation)
@@ -134,7 +132,7 @@ class ModelSession:
             action = int(prediction.argmax())
         else:
             action = int(torch.multinomial(prediction.softmax(dim=-1), num_samples=1))
-        self._cache = self._kept(outputs.past_key_values, window)
+        self._cache = self._kept(cache, window)
         self._last = _Step(observation, space, action)
         return (action, _to_numpy(prediction)) if return_prediction else action
 
@@ -157,15 +155,13 @@ class ModelSession:
         inputs: dict[str, Tensor] = processor(**fields, return_tensors="pt").to(self._model.device)
         return inputs
 
-    def _kept(self, cache: DynamicCache, window: int | None) -> list[tuple[Tensor, Tensor]]:
-        """All tokens but s_t and the fake action, and of those the newest that the limits allow."""
+    def _kept(self, cache: KeyValueCache, window: int | None) -> KeyValueCache:
+        """Return all tokens but s_t and the fake action, and of those the newest that the limits allow."""
         limit = self._config.max_position_embeddings - 4
         if window is not None:
             limit = min(limit, window)
         end = cache.get_seq_length() - 2
-        start = max(0, end - limit)
-        layers: list[Any] = cache.layers
-        return [(layer.keys[:, :, start:end].clone(), layer.values[:, :, start:end].clone()) for layer in layers]
+        return cache.select(max(0, end - limit), end)
 
 
 def _to_numpy(prediction: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`JatModel`: the reference model and the one that is trained. Plain PyTorch around transformers' GPT-Neo.
+"""`JatModel`: the reference model and the one that is trained, in plain PyTorch.
 
 A time step is two tokens, observation then action; the hidden state at an observation predicts the action, the one at
 an action predicts the next observation. Inputs, outputs and losses are those of the published model (arXiv 2402.09844).
@@ -7,14 +7,13 @@ an action predicts the next observation. Inputs, outputs and losses are those of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, GenerationMixin
-from transformers.modeling_outputs import ModelOutput
-from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoPreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .checkpoint import load_checkpoint
 from .config import JatConfig
@@ -30,12 +29,15 @@ from .modules import (
     cyclic_expand,
     discrete_decoder,
 )
-from .transformer import JatTransformer
+from .transformer import JatTransformer, KeyValueStore
 
 
 @dataclass
 class JatOutput(ModelOutput):
-    """What `JatModel.forward` returns; fields that do not apply are None.
+    """Output of `JatModel.forward`; fields that do not apply are None.
+
+    The cache goes by two names, as attributes and as keys: transformers calls it `cache` since 5.24 and
+    `past_key_values` before, and its `generate` asks for the one it knows.
 
     Attributes:
         loss: scalar. RL: `observation_loss_coef * observation_loss + action_loss_coef * action_loss`.
@@ -44,7 +46,7 @@ class JatOutput(ModelOutput):
         pred_observations: [B, L, X] or [B, L, 4, 84, 84], observations of steps 1..L; None for discrete ones.
         pred_actions: [B, L, A] values, or [B, L, vocab_size] logits, of steps 0..L-1.
         logits: [B, T, vocab_size], text only; T counts the image's patches too.
-        past_key_values: transformers `Cache`.
+        cache, past_key_values: transformers `Cache`, with `use_cache`.
         hidden_states, attentions: tuples over layers, if asked for.
     """
 
@@ -54,19 +56,44 @@ class JatOutput(ModelOutput):
     pred_observations: Tensor | None = None
     pred_actions: Tensor | None = None
     logits: Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
+    @property
+    def past_key_values(self) -> Cache | None:
+        return self.cache
 
-class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
-    """The JAT agent. `forward` trains it, `get_next_action` acts with it, `generate` writes text with it."""
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(_cache_key(key))
+
+    def __contains__(self, key: Any) -> bool:
+        return super().__contains__(_cache_key(key))
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get(_cache_key(key), default)
+
+
+def _cache_key(key: Any) -> Any:
+    return "cache" if isinstance(key, str) and key == "past_key_values" else key
+
+
+class JatModel(PreTrainedModel, GenerationMixin):
+    """The JAT agent. `forward` trains it, `get_next_action` acts with it, `generate` writes text with it.
+
+    Attention is the model's own: `attn_implementation` is accepted and changes nothing. `transformer.plain_attention`
+    takes the published computation in training too.
+    """
 
     config_class = JatConfig
     main_input_name = "input_ids"
-    # transformers' flash attention for GPT-Neo does not apply the local window.
-    _supports_flash_attn = False
+    supports_gradient_checkpointing = True
+
+    # Class attributes that `PreTrainedModel` reads: all of them are here, and a test holds that it still has them.
+    _no_split_modules = ["JatBlock"]  # noqa: RUF012 (declared without ClassVar there)
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
+    _supports_context_parallel = False  # local layers would see all tokens
 
     def __init__(self, config: JatConfig) -> None:
         super().__init__(config)
@@ -105,12 +132,20 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
         config, weights, generation_config = load_checkpoint(cls, source, config, kwargs)
         loaded = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.config._name_or_path = str(pretrained_model_name_or_path)
+        model.config.name_or_path = str(pretrained_model_name_or_path)
         if generation_config is not None:
             model.generation_config = generation_config
         return loaded
 
     # ---- embeddings ----------------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the embedding of tokens and of discrete actions and observations."""
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding; `single_discrete_decoder` is a matrix of its own and stays."""
+        self.transformer.wte = cast(nn.Embedding, value)
 
     def embed_text(
         self, input_ids: Tensor | None, pixel_values: Tensor | None, attention_mask: Tensor | None
@@ -171,7 +206,7 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
         continuous_actions: Tensor | None = None,
         discrete_actions: Tensor | None = None,
         rewards: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: KeyValueStore | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -183,6 +218,7 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
         loss_weight: Tensor | None = None,
         action_inputs: Tensor | None = None,
         loss_only: bool = False,
+        cache: KeyValueStore | None = None,
     ) -> JatOutput | tuple[Any, ...]:
         """Text (`input_ids` and / or `pixel_values`) or RL sequences (observations, actions, rewards).
 
@@ -200,6 +236,8 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
             action_inputs: of the actions' shape and kind, embedded in their place; the loss stays that of the actions.
             loss_only: for training: what is masked is at the end, and only losses are wanted. Predictions are None,
                 and are computed where a loss needs them; the losses are the same.
+            cache: keys and values of earlier tokens; the new ones are appended. `past_key_values` is its older name.
+            use_cache: start a cache if none is given. By default `config.use_cache`, but not in training.
 
         Raises:
             ValueError: missing inputs, wrong sizes, or more tokens than `max_position_embeddings`.
@@ -217,20 +255,20 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
                 rewards,
             )
             token_mask = attention_mask.repeat_interleave(2, dim=1) if attention_mask is not None else None
-        if use_cache is None and (loss_only or self.training):
-            use_cache = False
-        self._check_length(inputs_embeds.shape[1], past_key_values)
+        if token_type_ids is not None:
+            inputs_embeds = inputs_embeds + self.transformer.wte(token_type_ids)
+        cache = self._choose_cache(cache, past_key_values, use_cache, loss_only)
+        self._check_length(inputs_embeds.shape[1], cache)
 
         outputs = self.transformer(
-            past_key_values=past_key_values,
+            inputs_embeds,
+            cache=cache,
             attention_mask=None if loss_only else token_mask,  # nothing attends to what comes after it
-            token_type_ids=token_type_ids,
             position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
+            output_attentions=self.config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=(
+                self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+            ),
         )
         hidden = outputs.last_hidden_state
         if is_text:
@@ -258,15 +296,35 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
                 return_loss,
                 loss_weight,
             )
-        result.past_key_values = outputs.past_key_values
+        result.cache = cast(Cache, cache)
         result.hidden_states = outputs.hidden_states
         result.attentions = outputs.attentions
         if return_dict is None:
             return_dict = self.config.return_dict
         return result if return_dict else result.to_tuple()
 
-    def _check_length(self, num_new: int, past_key_values: Cache | None) -> None:
-        total = num_new + (past_key_values.get_seq_length() if past_key_values is not None else 0)
+    def _choose_cache(
+        self,
+        cache: KeyValueStore | None,
+        past_key_values: KeyValueStore | None,
+        use_cache: bool | None,
+        loss_only: bool,
+    ) -> KeyValueStore | None:
+        """Return the given cache, a new one, or None, as the arguments of `forward` ask for."""
+        if cache is not None and past_key_values is not None and cache is not past_key_values:
+            raise ValueError("cache: expected one cache, got another one as past_key_values; pass one of the two")
+        cache = past_key_values if cache is None else cache
+        if use_cache is None:
+            use_cache = cache is not None or (self.config.use_cache and not loss_only and not self.training)
+        if (use_cache or cache is not None) and self.training and self.transformer.recomputes_activations:
+            raise ValueError(
+                "use_cache: expected False in training with gradient checkpointing, which computes layers twice, got a "
+                "cache or True; call model.eval() or leave use_cache out"
+            )
+        return DynamicCache() if use_cache and cache is None else cache
+
+    def _check_length(self, num_new: int, cache: KeyValueStore | None) -> None:
+        total = num_new + (int(cache.get_seq_length()) if cache is not None else 0)
         if total > self.config.max_position_embeddings:
             raise ValueError(
                 f"sequence length: expected at most max_position_embeddings={self.config.max_position_embeddings} "
@@ -405,30 +463,48 @@ class JatModel(GPTNeoPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
+        next_sequence_length: int | None = None,
         past_key_values: Cache | None = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         use_cache: bool | None = None,
+        is_first_iteration: bool = False,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The whole prompt first, with the image; afterwards the tokens that are not in the cache yet."""
-        cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        """Select the inputs of the next forward pass: the tokens that are not cached yet, and the image with the first.
+
+        Args:
+            input_ids: [B, S], tokens of the text.
+            next_sequence_length: how many of them to compute, from the end; None for all.
+            attention_mask: [B, S'] over all tokens of the text, including cached ones that `input_ids` lacks; None if
+                all are valid.
+            pixel_values: [B, 3, image_size, image_size], the image before the text.
+            is_first_iteration: this is the prompt, or a part of it.
+            cache: what has been computed, image patches included. `past_key_values` is its older name.
+
+        Raises:
+            ValueError: padding in a prompt with an image.
+        """
+        cache = past_key_values if cache is None else cache
+        num_cached = int(cache.get_seq_length()) if cache is not None else 0
         num_patches = self.config.num_image_tokens if pixel_values is not None else 0
-        inputs: dict[str, Any] = {
-            "past_key_values": past_key_values,
-            "use_cache": use_cache,
-            "return_loss": False,
-        }
-        if cached:
-            inputs["input_ids"] = input_ids[:, cached - num_patches :]
-        else:
-            inputs["input_ids"] = input_ids
+
+        if next_sequence_length is not None:
+            if is_first_iteration and num_cached:  # counted without knowing of patches in the cache
+                next_sequence_length += num_patches
+            input_ids = input_ids[:, -next_sequence_length:]
+        inputs = {"input_ids": input_ids, "cache": cache, "use_cache": use_cache, "return_loss": False}
+        if not num_cached:
             inputs["pixel_values"] = pixel_values
+
         if attention_mask is not None and not bool(attention_mask.all()):
             if num_patches:  # padding between image and text would shift what local layers see
-                raise ValueError("attention_mask: expected prompts without padding beside pixel_values, got padding")
+                raise ValueError(
+                    "attention_mask: expected prompts without padding together with pixel_values, got padding"
+                )
             # Masked tokens are skipped by positions too, so that each row equals its lone run.
-            inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, cached:]
+            inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, num_cached:]
             inputs["attention_mask"] = attention_mask
         return inputs
 

@@ -10,6 +10,7 @@ import golden
 import numpy as np
 import pytest
 import torch
+from checkpointing import enable_checkpointing
 from gymnasium import spaces
 
 from jat_engine import InputError, JatModel, JatProcessor, ModelSession, SessionError
@@ -239,7 +240,7 @@ def test_acting_beside_training(tiny_folder: Any, tiny_processor: JatProcessor) 
     session = model.open_session()
     predictions = [step(session, tiny_processor, CONTINUOUS, t) for t in range(3)]
     assert golden.relative_error(predictions, CONTINUOUS.predictions[:3]) <= 1e-5
-    model.gradient_checkpointing_enable()
+    enable_checkpointing(model)
     with pytest.raises(SessionError, match="expected eval mode"):
         step(session, tiny_processor, CONTINUOUS, 3)
     model.eval()

@@ -21,6 +21,7 @@ for package in ("accelerate", "datasets", "tensorboard"):
 import numpy as np
 import torch
 import training_data
+from checkpointing import enable_checkpointing
 from safetensors.torch import load_file
 from training_data import KINDS, episode, tiny_config, write_split
 
@@ -136,7 +137,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder: Path, trainer: Calla
         model = jat_engine.JatModel.from_pretrained(folder / "model").train()
         made = trainer(model)
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            enable_checkpointing(model)
         for number in (0, 3, 10):  # one piece of each task
             made.compute_loss(model, made.train_dataset[number]).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
@@ -231,6 +232,7 @@ def test_frozen_parameters_stay_as_they_are(folder: Path, tmp_path: Path) -> Non
 
 def test_shuffled_actions_are_shown_but_not_predicted(folder: Path, trainer: Callable[..., JatTrainer]) -> None:
     model = jat_engine.JatModel.from_pretrained(folder / "model").train()
+    model.continuous_encoder.weight.data *= 10  # so that the model's answer depends on what it is shown
     made = trainer(model)
     batch = made.train_dataset[0]
     made._action_shuffle = 1.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import constants
 from tqdm import tqdm
 from transformers import TrainingArguments
@@ -122,6 +123,12 @@ class JatTrainingArguments(TrainingArguments):
         loading.split_batches = loading.dispatch_batches = False
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True  # a batch of one task leaves the other encoders out
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process. accelerate numbers CPUs, and torch loads no checkpoint to a "cpu:0"."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
 
 def run(argv: Sequence[str]) -> int:

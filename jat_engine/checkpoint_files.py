@@ -1,0 +1,70 @@
+"""Files of a checkpoint: in a local folder, or in a hub repository, downloaded to the cache if need be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .errors import CheckpointError
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+"""Options of `from_pretrained` that say where files are looked for."""
+
+
+def find_file(source: str | os.PathLike[str], name: str, hub: dict[str, Any], *, required: bool = False) -> Path | None:
+    """Return the path of a checkpoint's file.
+
+    Args:
+        source: a folder, or a repository id on the hub.
+        name: of the file.
+        hub: options out of `HUB_OPTIONS`; for a folder only `subfolder` matters.
+        required: raise an error if there is no such file, instead of returning None.
+
+    Raises:
+        CheckpointError: there is no such folder, repository or revision, or a required file is missing.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        path = folder / (hub.get("subfolder") or "") / name
+        if path.is_file():
+            return path
+        reason = "no such file"
+    elif folder.exists():
+        raise CheckpointError(f"{source}: expected a folder or a repository id, got a file; name the folder it is in")
+    else:
+        try:
+            return Path(hf_hub_download(str(source), name, **hub))
+        except HFValidationError:
+            raise CheckpointError(
+                f"{source}: expected a folder or a repository id (user/name), got neither; check the path"
+            ) from None
+        except LocalEntryNotFoundError:
+            reason = "no such folder, no such file in the hub's cache, and no answer from the hub (offline?)"
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+            raise CheckpointError(f"{source}: {_EXPECTED[type(error)]}, got: {str(error).splitlines()[-1]}") from error
+        except EntryNotFoundError:
+            reason = "no such file in the repository"
+        except (HfHubHTTPError, OSError) as error:
+            raise CheckpointError(f"{source}: expected to download {name}, got {error}") from error
+    if required:
+        raise CheckpointError(f"{source}: expected {name}, got {reason}")
+    return None
+
+
+_EXPECTED = {
+    GatedRepoError: "expected a repository that this account may read",
+    RepositoryNotFoundError: "expected a folder or a repository on the hub",
+    RevisionNotFoundError: "expected a revision of the repository",
+}
