@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,21 @@ def find_file(source: str | os.PathLike[str], name: str, hub: dict[str, Any], *,
     if required:
         raise CheckpointError(f"{source}: expected {name}, got {reason}")
     return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        CheckpointError: the file holds none.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected a JSON object, got {error}") from None
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(fields).__name__}")
+    return fields
 
 
 _EXPECTED = {

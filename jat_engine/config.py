@@ -135,6 +135,28 @@ class JatConfig(PreTrainedConfig):
             )
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Load `config.json` of a checkpoint folder, a hub repository, or "jat-mini".
+
+        Args:
+            kwargs: fields to replace; `return_unused_kwargs=True` to get those that are none, as `(config, unused)`;
+                and transformers' options that say where to look (`revision`, `subfolder`, ...). `trust_remote_code` is
+                accepted and ignored: code in a checkpoint is never run.
+
+        Raises:
+            CheckpointError: there is none, it is another model's, or a field is wrong.
+        """
+        from .checkpoint import read_config, take_hub_options
+        from .mini import resolve
+
+        kwargs.pop("trust_remote_code", None)
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        hub = take_hub_options(kwargs)
+        config = read_config(resolve(pretrained_model_name_or_path), hub, kwargs)
+        config.name_or_path = str(pretrained_model_name_or_path)
+        return (config, kwargs) if return_unused else config
+
+    @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> JatConfig:
         """The configuration of a published size: `small`, `medium` or `large`."""
         if name not in PRESETS:

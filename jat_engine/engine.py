@@ -96,7 +96,7 @@ class JatEngine:
                 `cache_dir`, `token`, `subfolder`, `variant`, `local_files_only`, ...).
 
         Raises:
-            CheckpointError: names the file and the parameter.
+            CheckpointError: names the file and the parameter; what `JatModel` refuses, an engine refuses.
             InputError: an option is not known, or not possible here.
         """
         source = resolve(path_or_hub_id)
@@ -108,6 +108,7 @@ class JatEngine:
         choice = choose_backend(device, dtype, backend, config.hidden_size // config.num_heads)
         _check_config(config)
         weights = CheckpointWeights(find_weight_files(source, variant, hub), config)
+        weights.check_unread()
         missions = Missions.of_checkpoint(source, hub, config.vocab_size)
         return cls(config, weights, choice, options, missions)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from .checkpoint_files import find_file
+from .checkpoint_files import find_file, read_json
 from .config import MISSION_LENGTH
 from .errors import CheckpointError, InputError
 
@@ -71,7 +70,8 @@ class Missions:
 
 
 def _read_tokenizer(source: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Encode, int]:
-    """From `tokenizer.json`, without transformers' tokenizers and processors, whose import takes seconds."""
+    """Read `tokenizer.json`, without transformers' tokenizers and processors, whose import takes seconds."""
+    check_tokenizer_files(source, hub)
     path = find_file(source, "tokenizer.json", hub)
     if path is None:
         raise CheckpointError(f"{source}: expected tokenizer.json for the text observation, got no such file")
@@ -83,9 +83,45 @@ def _read_tokenizer(source: str | os.PathLike[str], hub: dict[str, Any]) -> tupl
     tokenizer.no_padding()
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = find_file(source, name, hub)
-        pad = json.loads(path.read_text()).get("pad_token") if path else None
+        pad = read_json(path).get("pad_token") if path else None
         content = pad.get("content") if isinstance(pad, dict) else pad
         pad_id = tokenizer.token_to_id(content) if content else None
         if pad_id is not None:
             return lambda text: list(tokenizer.encode(text).ids), pad_id
     raise CheckpointError(f"{source}: expected a pad_token of the tokenizer in tokenizer_config.json, got none")
+
+
+def check_tokenizer_files(source: str | os.PathLike[str], hub: dict[str, Any]) -> None:
+    """Raise `CheckpointError` if files that describe the same tokenizer disagree; which is right cannot be known.
+
+    `vocab.json` and `merges.txt` are compared with `tokenizer.json`, and the padding token of `tokenizer_config.json`
+    with that of `special_tokens_map.json`.
+    """
+    tokenizer = find_file(source, "tokenizer.json", hub)
+    if tokenizer is not None:
+        model = read_json(tokenizer).get("model") or {}
+        vocabulary, merges = find_file(source, "vocab.json", hub), find_file(source, "merges.txt", hub)
+        if vocabulary is not None and read_json(vocabulary) != model.get("vocab"):
+            raise _disagreement(source, "vocab.json", "tokenizer.json", "tokens")
+        if merges is not None:
+            lines = merges.read_text(encoding="utf-8").splitlines()
+            pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+            if pairs != [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])]:
+                raise _disagreement(source, "merges.txt", "tokenizer.json", "merges")
+
+    pads = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = find_file(source, name, hub)
+        pad = read_json(path).get("pad_token") if path is not None else None
+        if pad is not None:
+            pads[name] = pad.get("content") if isinstance(pad, dict) else pad
+    if len(set(pads.values())) > 1:
+        raise _disagreement(source, *pads, "padding tokens")
+
+
+def _disagreement(source: str | os.PathLike[str], *names: str) -> CheckpointError:
+    *files, what = names
+    return CheckpointError(
+        f"{source}: expected {' and '.join(files)} of one tokenizer, got different {what}; remove the file that is out "
+        "of date"
+    )

@@ -12,11 +12,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .checkpoint import load_checkpoint
+from .checkpoint import find_weight_files, read_config, take_hub_options
+from .checkpoint_files import find_file
 from .config import JatConfig
+from .errors import CheckpointError
 from .losses import cross_entropy_loss, mse_loss
 from .mini import resolve
 from .model_session import ModelSession
@@ -30,6 +32,7 @@ from .modules import (
     discrete_decoder,
 )
 from .transformer import JatTransformer, KeyValueStore
+from .weights import CheckpointWeights
 
 
 @dataclass
@@ -129,12 +132,23 @@ class JatModel(PreTrainedModel, GenerationMixin):
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
         source = resolve(pretrained_model_name_or_path)
-        config, weights, generation_config = load_checkpoint(cls, source, config, kwargs)
+        hub, variant = take_hub_options(kwargs), kwargs.pop("variant", None)
+        if kwargs.pop("use_safetensors", None) is False:
+            raise CheckpointError("use_safetensors: expected True, got False; only safetensors files are read")
+        kwargs.pop("weights_only", None)
+        for name in ("dtype", "torch_dtype"):
+            if kwargs.get(name) == "auto":  # the type of the file, as without the option
+                del kwargs[name]
+        if not isinstance(config, JatConfig):
+            config = read_config(source if config is None else config, hub, kwargs)
+        weights = CheckpointWeights(find_weight_files(source, variant, hub), config).all_stored()
+
         loaded = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.config.name_or_path = str(pretrained_model_name_or_path)
+        generation_config = find_file(source, "generation_config.json", hub)
         if generation_config is not None:
-            model.generation_config = generation_config
+            model.generation_config = GenerationConfig.from_pretrained(generation_config.parent)
         return loaded
 
     # ---- embeddings ----------------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ from PIL import Image
 from transformers import BatchEncoding, CLIPImageProcessorPil, ProcessorMixin
 from transformers.utils import logging
 
+from .checkpoint_files import HUB_OPTIONS
 from .config import FRAME_SHAPE, MISSION_LENGTH, JatConfig
 from .mini import resolve
+from .mission import check_tokenizer_files
 
 logger = logging.get_logger(__name__)
 
@@ -97,8 +99,10 @@ class JatProcessor(ProcessorMixin):
         Images are resized with Pillow, as when the model was trained. `trust_remote_code` is accepted and ignored:
         code in a checkpoint is never run.
         """
+        source = resolve(pretrained_model_name_or_path)
+        check_tokenizer_files(source, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
         kwargs["trust_remote_code"] = False
-        return super().from_pretrained(resolve(pretrained_model_name_or_path), backend="pil", **kwargs)
+        return super().from_pretrained(source, backend="pil", **kwargs)
 
     @classmethod
     def byte_level(cls, config: JatConfig) -> JatProcessor:

@@ -1,11 +1,12 @@
-"""What an engine reads of a checkpoint: one parameter at a time, checked, in float32. No forward maths.
+"""Weights of a checkpoint or a model for an engine: one parameter at a time, checked, in float32. No forward maths.
 
 Of the published 192.7 M parameters, acting needs about 100 M: the blocks, the encoders, and those rows of the embedding
-and of the heads that an action space has. The rest is not read.
+and of the heads that an action space has. The rest is checked and not kept.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,13 +15,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .checkpoint import EMBEDDING, EMBEDDING_ALIASES, check_header, check_tensor
+from .checkpoint import check_finite, check_header
 from .config import JatConfig
 from .errors import CheckpointError
+
+EMBEDDING = "transformer.wte.weight"
+EMBEDDING_ALIASES = ("single_discrete_encoder.weight", "multi_discrete_encoder.0.weight")
+"""Other names under which published files hold the one embedding matrix."""
 
 HEAD = "single_discrete_decoder.weight"
 _READ_LATER = (EMBEDDING, HEAD, "continuous_decoder.weight", "continuous_decoder.bias")
 """Parameters of which an action space needs some rows, read when it first comes."""
+
+
+_ATTENTION_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.attention\.(bias|masked_bias)")
+"""Causal masks that older files hold among the parameters."""
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class Weights(Protocol):
@@ -38,7 +49,7 @@ class Weights(Protocol):
 
 
 def parameter_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter that acting needs."""
+    """Return name -> shape of every parameter that acting needs."""
     hidden = config.hidden_size
     inner = config.intermediate_size or 4 * hidden
     features = config.discrete_feature_size
@@ -79,15 +90,42 @@ def parameter_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def checkpoint_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every parameter of a `JatModel`, those that only training and text need included."""
+    hidden, patch, features = config.hidden_size, config.patch_size, config.discrete_feature_size
+    shapes = {
+        **parameter_shapes(config),
+        "vit_encoder.projection.weight": (hidden, config.num_channels, patch, patch),
+        "vit_encoder.projection.bias": (hidden,),
+        "multi_discrete_decoder.0.weight": (config.max_discrete_value * features, hidden),
+        "multi_discrete_decoder.0.bias": (config.max_discrete_value * features,),
+        "multi_discrete_decoder.3.weight": (hidden, features),
+        "multi_discrete_decoder.3.bias": (hidden,),
+        "multi_discrete_decoder.5.weight": (8, hidden),
+        "image_decoder.module.fc.weight": (128 * 11 * 11, hidden),
+        "image_decoder.module.fc.bias": (128 * 11 * 11,),
+    }
+    for stage, (in_channels, out_channels) in enumerate(((128, 64), (64, 32), (32, 4)), start=1):
+        shapes[f"image_decoder.module.deconv{stage}.weight"] = (in_channels, out_channels, 3, 3)
+        shapes[f"image_decoder.module.deconv{stage}.bias"] = (out_channels,)
+    for stage, channels in enumerate((64, 32), start=1):
+        shapes[f"image_decoder.module.att{stage}.fc.0.weight"] = (channels // 8, channels)
+        shapes[f"image_decoder.module.att{stage}.fc.2.weight"] = (channels, channels // 8)
+    return shapes
+
+
 class CheckpointWeights:
     """Parameters of safetensors files, memory-mapped. Files stay open, so replacing them does not mix weights.
+
+    `JatModel` and engines read checkpoints through this class, so they refuse the same files: those with a parameter
+    that is missing, unknown, given twice, or of another shape or type than the configuration says.
 
     Raises:
         CheckpointError: names the file and the parameter.
     """
 
     def __init__(self, files: list[Path], config: JatConfig) -> None:
-        self._shapes = parameter_shapes(config)
+        self._shapes, self._needed = checkpoint_shapes(config), parameter_shapes(config)
         self._files: dict[str, Path] = {}  # parameter -> file
         self._names: dict[str, str] = {}  # parameter -> its name there
         self._open: dict[Path, Any] = {}
@@ -105,18 +143,29 @@ class CheckpointWeights:
             raise CheckpointError(f"{', '.join(map(str, files))}: missing parameter {', '.join(missing[:3])}{more}")
 
     def _add(self, file: Path, name: str) -> None:
+        if _ATTENTION_BUFFER.fullmatch(name):
+            return
         target = EMBEDDING if name in EMBEDDING_ALIASES else name
         if target not in self._shapes:
-            return
-        shape = self._open[file].get_slice(name).get_shape()
-        if tuple(shape) != self._shapes[target]:
-            raise CheckpointError(f"{file}: {name}: expected shape {list(self._shapes[target])}, got {shape}")
+            raise CheckpointError(f"{file}: unexpected parameter {name}; {_hint(name)}")
+        stored = self._open[file].get_slice(name)
+        if tuple(stored.get_shape()) != self._shapes[target]:
+            raise CheckpointError(
+                f"{file}: {name}: expected shape {list(self._shapes[target])}, got {stored.get_shape()}"
+            )
+        if stored.get_dtype() not in _DTYPES:
+            raise CheckpointError(
+                f"{file}: {name}: expected a floating-point type of 16 bits or more, got {stored.get_dtype()}"
+            )
         if target not in self._files:
             self._files[target], self._names[target] = file, name
         elif name == self._names[target]:
             raise CheckpointError(f"{file}: {name} is also in another shard, {self._files[target]}")
         elif not torch.equal(self._read(target), self._read_as(file, name)):
-            raise CheckpointError(f"{file}: {name} differs from {self._names[target]}; both name the one embedding")
+            raise CheckpointError(
+                f"{file}: {name} differs from {self._names[target]} in {self._files[target]}; both name the one "
+                "embedding matrix"
+            )
 
     def _read(self, name: str) -> Tensor:
         return self._read_as(self._files[name], self._names[name])
@@ -127,23 +176,36 @@ class CheckpointWeights:
             tensor: Tensor = tensors.get_tensor(name)
         return tensor
 
-    def get(self, name: str) -> Tensor:
+    def stored(self, name: str) -> Tensor:
+        """Return a parameter as the file has it, memory-mapped, in the file's type."""
         tensor = self._read(name)
-        check_tensor(f"{self._files[name]}: {self._names[name]}", tensor, self._shapes[name])
-        return tensor.float().contiguous()
+        check_finite(f"{self._files[name]}: {self._names[name]}", tensor)
+        return tensor
+
+    def all_stored(self) -> dict[str, Tensor]:
+        """Return every parameter by name, as the files have them."""
+        return {name: self.stored(name) for name in self._shapes}
+
+    def get(self, name: str) -> Tensor:
+        return self.stored(name).float().contiguous()
+
+    def check_unread(self) -> None:
+        """Read the parameters that acting does not need, so that damage in them is refused as in a `JatModel`."""
+        for name in sorted(set(self._shapes) - set(self._needed)):
+            self.stored(name)
 
     def pieces(self, name: str, rows: int = 2048) -> Iterator[Tensor]:
         file, stored, shape = self._files[name], self._names[name], self._shapes[name]
         for first in range(0, shape[0], rows):
             with safe_open(file, framework="pt") as tensors:
                 piece: Tensor = tensors.get_slice(stored)[first : first + rows]
-            check_tensor(f"{file}: {stored}", piece, (min(rows, shape[0] - first), *shape[1:]))
+            check_finite(f"{file}: {stored}", piece)
             yield piece.float().contiguous()
 
     def rows(self, name: str, count: int) -> Tensor:
         file, stored = self._files[name], self._names[name]
         tensor: Tensor = self._open[file].get_slice(stored)[:count]
-        check_tensor(f"{file}: {stored}", tensor, (count, *self._shapes[name][1:]))
+        check_finite(f"{file}: {stored}", tensor)
         return tensor.float().contiguous()
 
 
@@ -157,7 +219,7 @@ class ModelWeights:
 
     def get(self, name: str) -> Tensor:
         tensor = self._kept.get(name, self._parameters[name]).detach().to("cpu", torch.float32, copy=True).contiguous()
-        check_tensor(name, tensor, tuple(tensor.shape))
+        check_finite(name, tensor)
         return tensor
 
     def pieces(self, name: str, rows: int = 2048) -> Iterator[Tensor]:
@@ -165,6 +227,14 @@ class ModelWeights:
 
     def rows(self, name: str, count: int) -> Tensor:
         return self._kept[name][:count].cpu().float().contiguous()
+
+
+def _hint(name: str) -> str:
+    if "lora_" in name or ".base_layer." in name:
+        return "merge the adapter into the model before saving it (PEFT: merge_and_unload)"
+    if re.match(r"transformer\.h\.\d+\.", name):
+        return "config.json has fewer layers than the file, or it is another model's"
+    return "a JAT checkpoint has no such parameter"
 
 
 def fold_cyclic(weight: Tensor, size: int) -> Tensor:

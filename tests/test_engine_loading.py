@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import golden
 import numpy as np
 import pytest
+import spaces
 import torch
 from engines import EPISODE, TOLERANCE, Load, native, play
 from golden import relative_error
@@ -21,6 +23,7 @@ from jat_engine import (
     JatProcessor,
 )
 
+SIX = spaces.Discrete(6)
 CONTINUOUS, BABYAI, ATARI = EPISODE["continuous_cw16"], EPISODE["babyai_greedy_full"], EPISODE["atari_greedy_full"]
 
 
@@ -68,18 +71,15 @@ def test_without_the_native_module_plain_torch_is_taken(monkeypatch: pytest.Monk
 
 
 def test_checkpoints_of_all_forms(tmp_path: Path, tiny_folder: Path) -> None:
-    """Aliases of the embedding, bfloat16, shards: the same engine. Damage is refused, unneeded parameters may lack."""
+    """Aliases of the embedding and shards give the same engine. Damage is refused, in parameters for training too."""
     tensors = golden.weights()
     embedding = tensors.pop("transformer.wte.weight")
     renamed = golden.write_checkpoint(tmp_path / "renamed", {**tensors, "single_discrete_encoder.weight": embedding})
     tensors["transformer.wte.weight"] = embedding
     JatModel.from_pretrained(tiny_folder).save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
     (tmp_path / "sharded" / "tokenizer.json").write_text((tiny_folder / "tokenizer.json").read_text())
-    few = golden.write_checkpoint(
-        tmp_path / "few", {k: v for k, v in tensors.items() if not k.startswith(("image_decoder", "vit_encoder"))}
-    )
     expected = None
-    for folder in (tiny_folder, renamed, tmp_path / "sharded", few):
+    for folder in (tiny_folder, renamed, tmp_path / "sharded"):
         with JatEngine.from_pretrained(folder, dtype="float32").open_session() as session:
             results = [play(session, CONTINUOUS, t)[1] for t in range(3)]
         expected = results if expected is None else expected
@@ -90,6 +90,8 @@ def test_checkpoints_of_all_forms(tmp_path: Path, tiny_folder: Path) -> None:
         folder = golden.write_checkpoint(tmp_path / name, changed)
         with pytest.raises(CheckpointError, match=message):
             JatEngine.from_pretrained(folder)
+        with pytest.raises(CheckpointError, match=message):
+            JatModel.from_pretrained(folder)
 
     bias = tensors["transformer.h.1.mlp.c_fc.bias"]
     refused("missing", {"transformer.h.1.mlp.c_fc.bias": None}, "missing parameter transformer.h.1.mlp.c_fc.bias")
@@ -98,7 +100,68 @@ def test_checkpoints_of_all_forms(tmp_path: Path, tiny_folder: Path) -> None:
     head = tensors["single_discrete_decoder.weight"].copy()
     head[200, 3] = np.inf
     refused("head", {"single_discrete_decoder.weight": head}, "single_discrete_decoder.weight: expected finite")
+    refused("decoder", {"image_decoder.module.fc.bias": None}, "missing parameter image_decoder.module.fc.bias")
+    patches = tensors["vit_encoder.projection.weight"]
+    refused("patches", {"vit_encoder.projection.weight": patches * np.nan}, "projection.weight: expected finite")
+    layer = tensors["transformer.h.0.ln_1.weight"]
+    refused("layers", {"transformer.h.4.ln_1.weight": layer}, "has fewer layers than the file")
+    lora = np.ones((4, 64), np.float32)
+    refused("lora", {"transformer.h.0.attn.attention.q_proj.lora_A.weight": lora}, "merge the adapter into the model")
+    refused("lm_head", {"lm_head.weight": embedding}, r"unexpected parameter lm_head\.weight")
+    refused("integers", {"transformer.h.0.ln_1.weight": layer.astype(np.int32)}, "expected a floating-point type")
     refused("twins", {"single_discrete_encoder.weight": embedding + 1}, "both name the one embedding")
+
+
+def test_what_another_save_left_behind_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    """A single file of an older save with the shards of a newer one, and the other way round."""
+    model = JatModel.from_pretrained(tiny_folder)
+    model.save_pretrained(tmp_path, max_shard_size="200KB")
+    (tmp_path / "model.safetensors").write_bytes((tiny_folder / "model.safetensors").read_bytes())
+    for load in (JatEngine.from_pretrained, JatModel.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"expected model\.safetensors or .*index\.json, got both"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("kinds", [["global", "sliding"], ["global", None]])
+def test_unknown_attention_is_refused(kinds: list[Any], tmp_path: Path) -> None:
+    folder = golden.write_checkpoint(tmp_path / "checkpoint")
+    fields = json.loads((folder / "config.json").read_text())
+    for change, message in (
+        ({"attention_types": [[kinds, 2]]}, "attention_types: expected 'global' and 'local' layers"),
+        ({"attention_layers": kinds * 2}, "attention_layers: expected .* which follows from attention_types"),
+        ({"attention_types": 3}, "attention_types: expected groups like"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**fields, **change}))
+        for load in (JatEngine.from_pretrained, JatModel.from_pretrained):
+            with pytest.raises(CheckpointError, match=message):
+                load(folder)
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "merges.txt", "special_tokens_map.json"])
+def test_files_of_two_tokenizers_are_refused(file: str, tmp_path: Path) -> None:
+    folder = golden.write_checkpoint(tmp_path / "checkpoint")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in tokenizer["merges"]]
+    pad = json.loads((folder / "tokenizer_config.json").read_text())["pad_token"]
+    right = {
+        "vocab.json": json.dumps(tokenizer["vocab"]),
+        "merges.txt": "\n".join(["#version: 0.2", *merges]),
+        "special_tokens_map.json": json.dumps({"pad_token": pad}),
+    }
+    wrong = {
+        "vocab.json": json.dumps({**tokenizer["vocab"], "a": 3}),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, "Ġ Ġ"]),
+        "special_tokens_map.json": json.dumps({"pad_token": "!"}),
+    }
+    observation = {"discrete_observation": [0] * 148, "text_observation": "go to the red ball"}
+    (folder / file).write_text(right[file])
+    JatProcessor.from_pretrained(folder)
+    JatEngine.from_pretrained(folder).get_next_action(**observation, action_space=SIX)
+    (folder / file).write_text(wrong[file])
+    with pytest.raises(CheckpointError, match=f"{file}.* of one tokenizer, got different"):
+        JatProcessor.from_pretrained(folder)
+    with pytest.raises(CheckpointError, match=f"{file}.* of one tokenizer, got different"):
+        JatEngine.from_pretrained(folder).get_next_action(**observation, action_space=SIX)
 
 
 def test_engine_of_a_model_keeps_its_weights(tiny_folder: Path, tiny_processor: JatProcessor) -> None:

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jat_engine import CheckpointError, InputError, JatConfig, JatModel
-from jat_engine.checkpoint import read_weights
+from jat_engine import CheckpointError, InputError, JatConfig
 from jat_engine.observation import Limits, check_context_window, parse_action_space, parse_observation
+from jat_engine.weights import CheckpointWeights, checkpoint_shapes
 
 CONFIG = JatConfig(vocab_size=257, max_discrete_value=70, hidden_size=64, num_heads=4, num_layers=2)
 LIMITS = Limits.of(CONFIG)
@@ -103,18 +103,17 @@ def test_context_windows(window: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path, dict[str, tuple[int, ...]]]:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path, JatConfig]:
     folder = golden.write_checkpoint(tmp_path_factory.mktemp("fuzz"))
-    model = JatModel.from_pretrained(folder)
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    return (folder / "model.safetensors").read_bytes(), folder / "damaged.safetensors", expected
+    config = JatConfig.from_pretrained(folder)
+    return (folder / "model.safetensors").read_bytes(), folder / "damaged.safetensors", config
 
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_damaged_headers(checkpoint: tuple[bytes, Path, dict[str, tuple[int, ...]]], data: st.DataObject) -> None:
+def test_damaged_headers(checkpoint: tuple[bytes, Path, JatConfig], data: st.DataObject) -> None:
     """Bytes of the header overwritten at random: refused, or still every parameter with its shape, finite."""
-    raw, file, expected = checkpoint
+    raw, file, config = checkpoint
     header_size = 8 + int.from_bytes(raw[:8], "little")
     damaged = bytearray(raw)
     for position, byte in data.draw(
@@ -123,9 +122,9 @@ def test_damaged_headers(checkpoint: tuple[bytes, Path, dict[str, tuple[int, ...
         damaged[position] = byte
     file.write_bytes(damaged)
     try:
-        weights = read_weights([file], expected)
+        weights = CheckpointWeights([file], config).all_stored()
     except CheckpointError as error:
         assert str(file) in str(error)
         return
-    assert {name: tuple(w.shape) for name, w in weights.items()} == expected
+    assert {name: tuple(w.shape) for name, w in weights.items()} == checkpoint_shapes(config)
     assert all(torch.isfinite(w).all() for w in weights.values())
