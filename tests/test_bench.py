@@ -20,10 +20,9 @@ import pytest
 from jat_engine.bench import agreement, compare, measure, statistics, table, verdict
 from jat_engine.bench.bandwidth import Bandwidth
 from jat_engine.bench.context import Context, Options
-from jat_engine.bench.own import EngineBatch, EnginePeer, ModelPeer
-from jat_engine.bench.peer import Unavailable
-from jat_engine.bench.peers import REFERENCE, Peers, load
-from jat_engine.bench.published import PublishedPeer
+from jat_engine.bench.peers import REFERENCE, Peers, Unavailable, load
+from jat_engine.bench.peers.jat import EngineBatch, EnginePeer, ModelPeer
+from jat_engine.bench.peers.published import PublishedPeer
 from jat_engine.bench.results import Results, disagreeing, machine, make_row
 from jat_engine.bench.suites import latency, throughput
 from jat_engine.cli import main
@@ -139,7 +138,7 @@ def test_planted_wrong_output_is_found(run: Callable[[type[EnginePeer]], Results
 def test_the_command_fails_where_outputs_differ(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jat_engine.bench.own.EnginePeer", ForgetfulPeer)
+    monkeypatch.setattr("jat_engine.bench.peers.jat.EnginePeer", ForgetfulPeer)
     options = ["--models", str(tiny_folder), "--no_peers", "--num-iters", "2", "--dtypes", "float32", "--windows", "8"]
     options += ["--observations", "babyai", "--output-json", str(tmp_path / "results.json")]
     assert main(["bench", "latency", *options]) == 1

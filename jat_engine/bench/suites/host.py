@@ -7,7 +7,7 @@ from typing import Any
 
 from ... import JatEngine
 from ..context import Context
-from ..own import EnginePeer
+from ..peers.jat import EnginePeer
 from ..results import make_row
 from ..workload import SPACES, open_checkpoint, step_arguments
 
