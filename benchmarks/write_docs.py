@@ -73,7 +73,7 @@ def section(name: str, results: Results) -> str:
         rows = results.of_suite(suite)
         if not rows:
             continue
-        parts += [f"### {suite}, {models}", explanation]
+        parts += [f"### {table.title(suite, results.settings)}, {models}", explanation]
         if suite in ("latency", "throughput"):
             parts += [f"![{suite}](../benchmarks/results/{name}_{suite}.png)"]
         if suite == "latency":

@@ -302,6 +302,26 @@ def test_suites_by_the_command_line(tiny_folder: Path, tmp_path: Path, capsys: p
     assert [row.case["agents"] for row in throughput] == [1, 3]
 
 
+def test_plain_torch_is_not_passed_off_as_the_engine(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the native module, standard error, the tables, the file and a comparison all say what was measured."""
+    monkeypatch.setitem(sys.modules, "jat_engine._cpu", None)
+    options = ["--models", str(tiny_folder), "--no_peers", "--num-iters", "2", "--num-iters-warmup", "1", "--use_cpu"]
+    options += ["--observations", "continuous", "--windows", "8", "--dtypes", "float32"]
+    results = load_results(tiny_folder, tmp_path, "latency", options)
+    assert [row.name for row in results] == [REFERENCE, ENGINE]
+    captured = capsys.readouterr()
+    assert captured.err.startswith("WARNING: JatEngine is measured in PLAIN TORCH, not with its native kernels: ")
+    assert "install a C++17 compiler" in captured.err
+    assert "latency: JatEngine in PLAIN TORCH" in captured.out
+    found = Results.read(tmp_path / "latency.json")
+    assert "does not load" in found.settings["plain_torch"]
+    native = dataclasses.replace(found, settings={**found.settings, "plain_torch": ""})
+    assert "the engines differ: native kernels, then plain torch" in compare.compare(native, found, 0.05).remarks
+    assert table.title("latency", native.settings) == "latency"
+
+
 def load_results(folder: Path, tmp_path: Path, suite: str, options: list[str]) -> Any:
     path = tmp_path / f"{suite}.json"
     assert main(["bench", suite, *options, "--output-json", str(path)]) == 0

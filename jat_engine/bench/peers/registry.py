@@ -28,6 +28,10 @@ NAMES = (PUBLISHED, MODEL, *EXPORTED)
 """Peers that can be asked for; the engine and the reference always take part."""
 
 
+CPU_ONLY = "measured on CPUs only; for GPUs see the repository's benchmarks/gpu_report.py"
+"""Why a suite or a peer does not take part on a GPU."""
+
+
 def open_peer(
     name: str, folder: Path, dtype: str, device: str = "cpu", *, upstream: str | None = None, **engine_options: Any
 ) -> Peer:
@@ -58,14 +62,14 @@ def open_peer(
     if name not in EXPORTED:
         raise ValueError(f"peer: expected one of {', '.join((ENGINE, *NAMES))}, got {name!r}")
     if device != "cpu":
-        raise Unavailable("measured on CPUs only; for GPUs see benchmarks/gpu_report.py")
+        raise Unavailable(CPU_ONLY)
     peer: Peer = importlib.import_module(f".{EXPORTED[name][0]}", __package__).open_peer(folder, dtype)
     return peer
 
 
 def _open_published(folder: Path, device: str, upstream: str | None) -> Peer:
     if device != "cpu":
-        raise Unavailable("measured on CPUs only")
+        raise Unavailable(CPU_ONLY)
     if upstream is None:
         raise Unavailable("--upstream names no Python with the published package")
     from .published import PublishedPeer
