@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from jat_engine.bench import table, verdict
+from jat_engine.bench.peers import ENGINE
 from jat_engine.bench.results import Results, Row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +73,7 @@ def section(name: str, results: Results) -> str:
         rows = results.of_suite(suite)
         if not rows:
             continue
-        parts += [f"### {suite}, {models}", explanation]
+        parts += [f"### {table.title(suite, results.settings)}, {models}", explanation]
         if suite in ("latency", "throughput"):
             parts += [f"![{suite}](../benchmarks/results/{name}_{suite}.png)"]
         if suite == "latency":
@@ -114,7 +115,7 @@ def headline(results: Results) -> str:
         found = {str(row.case["observation"]): row for row in rows if row.name == name}
         cells = [table.number(found[kind].p50 * 1e3) if kind in found else "" for kind in kinds]
         errors = [row.error for row in found.values() if row.error is not None]
-        label = f"**{name}**" if name.startswith(verdict.ENGINE) else name
+        label = f"**{name}**" if name.startswith(ENGINE) else name
         lines.append(f"| {label} | {' | '.join(cells)} | {f'{max(errors):.1g}' if errors else ''} |")
     machine = results.machine
     caption = (

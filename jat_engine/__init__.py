@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from .config import JatConfig
     from .engine import JatEngine
     from .engine_options import EngineOptions
-    from .errors import BatchError, CacheFullError, CheckpointError, DataError, InputError, SessionError
+    from .errors import (
+        BatchError,
+        CacheFullError,
+        CheckpointError,
+        DataError,
+        InputError,
+        NativeModuleWarning,
+        SessionError,
+    )
     from .kv_cache import CacheStats
     from .model_session import ModelSession
     from .modeling import JatModel, JatOutput
@@ -44,6 +52,7 @@ _MODULES = {
     "JatOutput": "modeling",
     "JatProcessor": "auto",
     "ModelSession": "model_session",
+    "NativeModuleWarning": "errors",
     "SessionError": "errors",
 }
 
@@ -66,6 +75,7 @@ __all__ = [
     "JatOutput",
     "JatProcessor",
     "ModelSession",
+    "NativeModuleWarning",
     "SessionError",
     "__version__",
 ]

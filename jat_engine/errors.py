@@ -1,4 +1,4 @@
-"""The errors a caller can make. Each message names the field, what was expected and what came."""
+"""The errors a caller can make, and warnings. Each message names the field, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -39,3 +39,7 @@ class BatchError(ValueError):
 
 class DataError(ValueError):
     """A dataset's columns or rows are not what they should be; the message names the file, row, column and step."""
+
+
+class NativeModuleWarning(RuntimeWarning):
+    """An engine computes in plain torch on a CPU because the native module is missing. Given once a process."""

@@ -20,10 +20,9 @@ import pytest
 from jat_engine.bench import agreement, compare, measure, statistics, table, verdict
 from jat_engine.bench.bandwidth import Bandwidth
 from jat_engine.bench.context import Context, Options
-from jat_engine.bench.own import EngineBatch, EnginePeer, ModelPeer
-from jat_engine.bench.peer import Unavailable
-from jat_engine.bench.peers import REFERENCE, Peers, load
-from jat_engine.bench.published import PublishedPeer
+from jat_engine.bench.peers import REFERENCE, Peers, Unavailable, load
+from jat_engine.bench.peers.jat import EngineBatch, EnginePeer, ModelPeer
+from jat_engine.bench.peers.published import PublishedPeer
 from jat_engine.bench.results import Results, disagreeing, machine, make_row
 from jat_engine.bench.suites import latency, throughput
 from jat_engine.cli import main
@@ -139,7 +138,7 @@ def test_planted_wrong_output_is_found(run: Callable[[type[EnginePeer]], Results
 def test_the_command_fails_where_outputs_differ(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jat_engine.bench.own.EnginePeer", ForgetfulPeer)
+    monkeypatch.setattr("jat_engine.bench.peers.jat.EnginePeer", ForgetfulPeer)
     options = ["--models", str(tiny_folder), "--no_peers", "--num-iters", "2", "--dtypes", "float32", "--windows", "8"]
     options += ["--observations", "babyai", "--output-json", str(tmp_path / "results.json")]
     assert main(["bench", "latency", *options]) == 1
@@ -301,6 +300,26 @@ def test_suites_by_the_command_line(tiny_folder: Path, tmp_path: Path, capsys: p
         assert "p50" in capsys.readouterr().out
     throughput = [row for row in load_results(tiny_folder, tmp_path, "throughput", options) if row.agent == "JatEngine"]
     assert [row.case["agents"] for row in throughput] == [1, 3]
+
+
+def test_plain_torch_is_not_passed_off_as_the_engine(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the native module, standard error, the tables, the file and a comparison all say what was measured."""
+    monkeypatch.setitem(sys.modules, "jat_engine._cpu", None)
+    options = ["--models", str(tiny_folder), "--no_peers", "--num-iters", "2", "--num-iters-warmup", "1", "--use_cpu"]
+    options += ["--observations", "continuous", "--windows", "8", "--dtypes", "float32"]
+    results = load_results(tiny_folder, tmp_path, "latency", options)
+    assert [row.name for row in results] == [REFERENCE, ENGINE]
+    captured = capsys.readouterr()
+    assert captured.err.startswith("WARNING: JatEngine is measured in PLAIN TORCH, not with its native kernels: ")
+    assert "install a C++17 compiler" in captured.err
+    assert "latency: JatEngine in PLAIN TORCH" in captured.out
+    found = Results.read(tmp_path / "latency.json")
+    assert "does not load" in found.settings["plain_torch"]
+    native = dataclasses.replace(found, settings={**found.settings, "plain_torch": ""})
+    assert "the engines differ: native kernels, then plain torch" in compare.compare(native, found, 0.05).remarks
+    assert table.title("latency", native.settings) == "latency"
 
 
 def load_results(folder: Path, tmp_path: Path, suite: str, options: list[str]) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from jat_engine import (
     JatEngine,
     JatModel,
     JatProcessor,
+    NativeModuleWarning,
 )
+from jat_engine.backends.choice import warn_of_plain_torch
 
 SIX = spaces.Discrete(6)
 CONTINUOUS, BABYAI, ATARI = EPISODE["continuous_cw16"], EPISODE["babyai_greedy_full"], EPISODE["atari_greedy_full"]
@@ -61,12 +65,21 @@ def test_auto_takes_the_native_backend(tiny_folder: Path) -> None:
 
 
 def test_without_the_native_module_plain_torch_is_taken(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "jat_engine._cpu", None)
-    monkeypatch.delattr("jat_engine._cpu", raising=False)
-    engine = JatEngine.from_pretrained(tiny_folder, device="cpu")
+    """With one warning in a process, which says how to get the module; none where plain torch was asked for."""
+    monkeypatch.setitem(sys.modules, "jat_engine._cpu", None)
+    warn_of_plain_torch.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        JatEngine.from_pretrained(tiny_folder, device="cpu", backend="torch")
+    with pytest.warns(NativeModuleWarning, match="install a C\\+\\+17 compiler .* or install a wheel") as caught:
+        engine = JatEngine.from_pretrained(tiny_folder, device="cpu")
+    assert [Path(one.filename).name for one in caught] == [Path(__file__).name]
     assert (engine.choice.backend, engine.choice.dtype) == ("torch", "float32")
     assert "does not load" in engine.choice.reason
-    with pytest.raises(InputError, match="a C\\+\\+ compiler at install time builds it"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        JatEngine.from_model(JatModel.from_pretrained(tiny_folder), device="cpu")
+    with pytest.raises(InputError, match="install a C\\+\\+17 compiler"):
         JatEngine.from_pretrained(tiny_folder, device="cpu", backend="cpu")
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/peers: each computes what `JatModel` does, so that what is timed is the same work."""
+"""The peers of the bench: each computes what `JatModel` does, so that what is timed is the same work."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ import pytest
 from golden import relative_error
 
 from jat_engine import JatModel, JatProcessor
-from jat_engine.bench.peer import Unavailable
+from jat_engine.bench.peers import Unavailable, open_peer, torch_compile
+from jat_engine.bench.peers.registry import EXPORTED
+from jat_engine.bench.peers.static_step import masks
 from jat_engine.bench.workload import SPACES, observation, step_arguments
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.peers import PEERS, compiled
-from benchmarks.peers.dense import masks
 
 WINDOW, STEPS = 16, 26  # the ring is full after 9 steps and turns; local layers see 12 tokens
 KEYS = {
@@ -30,31 +28,31 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def open_peer(tiny_folder: Path) -> Iterator[Callable[[str], Any]]:
+def opened(tiny_folder: Path) -> Iterator[Callable[[str], Any]]:
     """Peers in float32, each made once."""
     made: dict[str, Any] = {}
 
-    def open_peer(name: str) -> Any:
+    def opened(name: str) -> Any:
         if name not in made:
             try:
                 if name == "torch.compile":  # compiling takes a minute
-                    made[name] = compiled.open_peer(tiny_folder, "float32", backend="eager")
+                    made[name] = torch_compile.open_peer(tiny_folder, "float32", backend="eager")
                 else:
-                    made[name] = PEERS[name](tiny_folder, "float32")
+                    made[name] = open_peer(name, tiny_folder, "float32")
             except Unavailable as reason:
                 pytest.skip(str(reason))
         return made[name]
 
-    yield open_peer
+    yield opened
     for peer in made.values():
         peer.close()
 
 
 @pytest.mark.parametrize("kind", SPACES)
-@pytest.mark.parametrize("name", PEERS)
-def test_like_the_model(name: str, kind: str, tiny_folder: Path, open_peer: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize("name", EXPORTED)
+def test_like_the_model(name: str, kind: str, tiny_folder: Path, opened: Callable[[str], Any]) -> None:
     """Past a full ring, with actions that are not the ones it chose; and again after `reset`."""
-    agent = open_peer(name).open(WINDOW)
+    agent = opened(name).open(WINDOW)
     model, processor = JatModel.from_pretrained(tiny_folder).eval(), JatProcessor.from_pretrained(tiny_folder)
     rng = np.random.default_rng(0)
     for steps in (STEPS, 2):
@@ -78,8 +76,8 @@ def test_like_the_model(name: str, kind: str, tiny_folder: Path, open_peer: Call
 
 @pytest.mark.parametrize("kind", SPACES)
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_batch_like_single_agents(name: str, kind: str, open_peer: Callable[[str], Any]) -> None:
-    peer = open_peer(name)
+def test_batch_like_single_agents(name: str, kind: str, opened: Callable[[str], Any]) -> None:
+    peer = opened(name)
     seeds = (0, 1, 2)
     batch, agents = peer.open_batch(len(seeds), 4, kind), [peer.open(4) for _ in seeds]
     for step in range(5):
@@ -110,13 +108,13 @@ def test_a_missing_package_is_told(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # its import fails
     with pytest.raises(Unavailable, match=rf"pip install .*{package}"):
-        PEERS[name](tiny_folder, dtype)
+        open_peer(name, tiny_folder, dtype)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("torch.compile", "int8"), ("onnxruntime", "bfloat16")])
 def test_dtypes_a_peer_has_not(name: str, dtype: str, tiny_folder: Path) -> None:
     with pytest.raises(Unavailable, match=dtype):
-        PEERS[name](tiny_folder, dtype)
+        open_peer(name, tiny_folder, dtype)
 
 
 def test_masks() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import warnings
 from dataclasses import dataclass
@@ -10,10 +12,12 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, NativeModuleWarning
 
 BACKENDS = ("auto", "torch", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+
+GET_NATIVE = "install a C++17 compiler (Debian: g++) and reinstall jat-engine, or install a wheel that has the module"
 
 _CPU_DTYPES = ("float32", "bfloat16", "int8")
 _CUDA_HEAD_DIMS = range(16, 129)
@@ -22,24 +26,42 @@ _OLDEST_GPU = 8
 
 @dataclass(frozen=True)
 class Choice:
-    """`reason` says why this backend, for people. `is_asked`: device or backend was named, and stays."""
+    """What an engine runs on.
+
+    Attributes:
+        reason: why this backend, for people.
+        is_asked: device or backend was named, and stays.
+        lacks_native: plain torch stands in for the native module, which is missing.
+    """
 
     device: torch.device
     backend: str
     dtype: str
     reason: str
     is_asked: bool = False
+    lacks_native: bool = False
 
 
 def native_module(head_dim: int = 64) -> tuple[Any, str]:
-    """The compiled module `jat_engine._cpu`, or None and why it cannot be used."""
+    """Return the compiled module `jat_engine._cpu`, or None and why it cannot be used."""
     try:
-        from .. import _cpu
+        _cpu = importlib.import_module("jat_engine._cpu")
     except ImportError as error:
-        return None, f"the native module does not load ({error}); a C++ compiler at install time builds it"
+        return None, f"the native module does not load ({error}); {GET_NATIVE}"
     if head_dim > _cpu.MAX_HEAD_DIM:
         return None, f"the native kernels take a head_dim of at most {_cpu.MAX_HEAD_DIM}, got {head_dim}"
     return _cpu, ""
+
+
+@functools.cache
+def warn_of_plain_torch() -> None:
+    """Warn, once per process, that an engine computes in plain torch because the native module is missing."""
+    warnings.warn(
+        f"JatEngine computes in plain torch, which is slower than its native kernels: {native_module()[1]}; "
+        'backend="torch" takes plain torch without this warning',
+        NativeModuleWarning,
+        stacklevel=5,  # whoever makes the engine
+    )
 
 
 def why_no_gpu() -> str:
@@ -91,12 +113,13 @@ def choose_backend(
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     chosen = _device(device, backend)
-    is_asked = backend != "auto" or device != "auto"
+    is_asked, lacks_native = backend != "auto" or device != "auto", False
     if backend != "auto":
         reason = "asked for"
         _check_asked(backend, chosen, head_dim)
     else:
         backend, reason = _best(chosen, head_dim)
+        lacks_native = backend == "torch" and chosen.type == "cpu" and native_module()[0] is None
     if dtype == "auto":
         if backend == "cpu" or (chosen.type == "cuda" and torch.cuda.is_bf16_supported()):
             dtype = "bfloat16"
@@ -104,7 +127,7 @@ def choose_backend(
             dtype = "float32"
     if backend == "cpu" and dtype not in _CPU_DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(_CPU_DTYPES)} on the cpu backend, got {dtype!r}")
-    return Choice(chosen, backend, dtype, reason, is_asked)
+    return Choice(chosen, backend, dtype, reason, is_asked, lacks_native)
 
 
 def _check_asked(backend: str, device: torch.device, head_dim: int) -> None:

@@ -10,13 +10,15 @@ from ..engine_options import EngineOptions
 from ..errors import CheckpointError, InputError
 from ..weights import Weights
 from .base import Backend
-from .choice import Choice, choose_backend
+from .choice import Choice, choose_backend, warn_of_plain_torch
 
 
 def set_up(
     config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, limit: int
 ) -> tuple[Choice, Backend, int]:
     """The chosen backend with its cache, of so many pages; where a GPU was not asked for and cannot do it, another."""
+    if choice.lacks_native:
+        warn_of_plain_torch()
     try:
         backend = _make_backend(config, weights, choice, options)
         num_pages = options.num_pages(backend, limit)

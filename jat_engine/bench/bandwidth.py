@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from importlib import util
 
 import numpy as np
 import torch
 
+from ..backends.choice import native_module
 from ..info import available_cores
 
 _READ_BYTES = 1 << 28
@@ -31,17 +31,15 @@ class Bandwidth:
     def _measure(self) -> float:
         if self._device.type == "cuda":
             return _copy_bandwidth(self._device)
-        try:
-            from .. import _cpu
-        except ImportError:
-            values = np.ones(_READ_BYTES // 8)
-            return _numpy_bandwidth(values)
-        return _cpu.read_bandwidth(_READ_BYTES, available_cores(), 3)
+        native, _ = native_module()
+        if native is None:
+            return _numpy_bandwidth(np.ones(_READ_BYTES // 8))
+        return float(native.read_bandwidth(_READ_BYTES, available_cores(), 3))
 
     @property
     def is_limit(self) -> bool:
         """Whether all cores read; without the native extension one does, and more than that can be had."""
-        return self._device.type == "cuda" or util.find_spec("jat_engine._cpu") is not None
+        return self._device.type == "cuda" or native_module()[0] is not None
 
     @property
     def median(self) -> float:

@@ -108,6 +108,9 @@ def _remarks(first: Results, second: Results) -> list[str]:
         a, b = (r.machine.get("versions", {}).get(name) for r in (first, second))
         if a != b:
             remarks.append(f"versions differ: {name} {a}, then {b}")
+    a, b = ("plain torch" if r.settings.get("plain_torch") else "native kernels" for r in (first, second))
+    if a != b:
+        remarks.append(f"the engines differ: {a}, then {b}")
     a, b = (r.machine.get("bandwidth GB/s", {}).get("median") for r in (first, second))
     if a and b:
         remarks.append(f"memory gave {a:.1f} GB/s, then {b:.1f}")

@@ -24,7 +24,7 @@ def main() -> None:
         imported = time.time()
         agent = JatEngine.from_pretrained(folder, device="cpu", dtype=dtype)
     else:
-        from .own import ModelPeer
+        from .peers.jat import ModelPeer
 
         imported = time.time()
         agent = ModelPeer.load(Path(folder), dtype, "cpu").open(256)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .results import Row
 
@@ -13,6 +14,11 @@ _SCALES = {"us": 1e6, "ms": 1e3, "s": 1.0}
 
 _WITHHELD = "outputs differ"
 """In place of every figure of an agent whose outputs are not the reference's."""
+
+
+def title(suite: str, settings: Mapping[str, Any]) -> str:
+    """Return a table's title, which says so if the engine was measured without its native module."""
+    return f"{suite}: JatEngine in PLAIN TORCH, its native module is missing" if settings.get("plain_torch") else suite
 
 
 def columns(rows: Sequence[Row]) -> dict[str, list[str]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .peers import ENGINE
 from .results import Row
 from .statistics import paired_ratio
 from .table import number
-
-ENGINE = "JatEngine"
 
 _FEWEST = 3
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..backends.choice import choose_backend, native_module
 from ..bench import compare as comparisons
 from ..bench import plot, table, verdict
 from ..bench.bandwidth import Bandwidth
@@ -139,7 +140,15 @@ def run_suites(names: Sequence[str], arguments: BenchArguments) -> int:
         upstream=arguments.upstream,
         device=str(default_device(arguments.use_cpu)),
     )
-    settings = {**asdict(options), "suites": list(names), "upstream": options.upstream is not None}
+    plain_torch = native_module()[1] if choose_backend(options.device).lacks_native else ""
+    if plain_torch:
+        note(f"WARNING: JatEngine is measured in PLAIN TORCH, not with its native kernels: {plain_torch}")
+    settings = {
+        **asdict(options),
+        "suites": list(names),
+        "upstream": options.upstream is not None,
+        "plain_torch": plain_torch,  # why the engine's native kernels are not what is measured; "" where they are
+    }
     results = Results(machine(), settings)
     bandwidth, path = Bandwidth(options.device), Path(arguments.output_json)
 
@@ -168,7 +177,11 @@ def run_suites(names: Sequence[str], arguments: BenchArguments) -> int:
 def print_results(results: Results) -> None:
     for suite in results.suites:
         rows = results.of_suite(suite)
-        print_table(suite, table.columns(rows), left=("agent", "dtype", "observation", "model", "task"))
+        print_table(
+            table.title(suite, results.settings),
+            table.columns(rows),
+            left=("agent", "dtype", "observation", "model", "task"),
+        )
         if suite == "latency" and (standing := verdict.columns(rows)):
             print_table("beside the fastest other agent of its dtype", standing, left=("observation", "model", "dtype"))
     speed = results.machine.get("bandwidth GB/s", {})

@@ -9,10 +9,9 @@ import torch
 
 from ..context import Context
 from ..measure import Contender, take_turns
-from ..own import ModelPeer
-from ..peer import Unavailable
-from ..peers import REFERENCE
-from ..published import PublishedPeer
+from ..peers import REFERENCE, Unavailable
+from ..peers.jat import ModelPeer
+from ..peers.published import PublishedPeer
 from ..results import make_row
 from ..workload import open_checkpoint
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from ... import JatEngine
 from ..context import Context
-from ..own import EnginePeer
+from ..peers import CPU_ONLY
+from ..peers.jat import EnginePeer
 from ..results import make_row
 from ..workload import SPACES, open_checkpoint, step_arguments
 
@@ -19,7 +20,7 @@ _WINDOW, _CALLS = 64, 20
 def run(context: Context) -> None:
     options = context.options
     if options.device != "cpu":
-        context.results.skipped["host overhead"] = "measured on CPUs; for GPUs see benchmarks/gpu_report.py"
+        context.results.skipped["host overhead"] = CPU_ONLY
         return
     context.note("host overhead ...")
     with open_checkpoint(options.models[0]) as folder:

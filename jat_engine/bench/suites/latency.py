@@ -14,9 +14,8 @@ from ...config import JatConfig
 from ..agreement import TOLERANCES, error
 from ..context import Context
 from ..measure import Contender, take_turns
-from ..own import EnginePeer
-from ..peer import Agent
-from ..peers import REFERENCE, Peers, load
+from ..peers import REFERENCE, Agent, Peers, load
+from ..peers.jat import EnginePeer
 from ..results import describe, make_row
 from ..workload import OTHER_WINDOWS, open_checkpoint, step_arguments
 

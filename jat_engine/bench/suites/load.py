@@ -14,7 +14,7 @@ import numpy as np
 
 from ..agreement import TOLERANCES, error
 from ..context import Context
-from ..peers import REFERENCE
+from ..peers import CPU_ONLY, REFERENCE
 from ..results import make_row
 from ..workload import open_checkpoint
 
@@ -26,7 +26,7 @@ _ROUNDS = 3
 def run(context: Context) -> None:
     options = context.options
     if options.device != "cpu":
-        context.results.skipped["load"] = "measured on CPUs; for GPUs see benchmarks/gpu_report.py"
+        context.results.skipped["load"] = CPU_ONLY
         return
     rounds = min(options.num_iters, _ROUNDS)
     with open_checkpoint(options.models[0]) as folder:

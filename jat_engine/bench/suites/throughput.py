@@ -10,8 +10,8 @@ import numpy as np
 from ..agreement import TOLERANCES, error
 from ..context import Context
 from ..measure import Contender, take_turns
-from ..own import EnginePeer
 from ..peers import REFERENCE, Peers, load
+from ..peers.jat import EnginePeer
 from ..results import describe, make_row
 from ..workload import REWARD, SPACES, observation, open_checkpoint, step_arguments
 

@@ -1,4 +1,4 @@
-"""Runs the published package for `published.py`: a JSON message a line in, an answer a line out.
+"""Run the published package for `published.py`: a JSON message a line in, an answer a line out.
 
 Needs numpy, gymnasium, transformers of its time (4.36) and the package `jat`; nothing of jat_engine.
 """

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: float32, and int8 by its dynamic quantization."""
+"""Run the static step by ONNX Runtime on the CPU: float32, and int8 by its dynamic quantization."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from jat_engine import JatModel, JatProcessor
-from jat_engine.bench.peer import Unavailable
-from jat_engine.info import available_cores
-
-from . import dense
-from .dense import ENCODERS, DensePeer, Host, RunTrunk, Trunk, encoder_example, load_model, trunk_example
+from ... import JatConfig, JatProcessor
+from ...info import available_cores
+from . import static_step
+from .base import Unavailable
+from .static_step import ENCODERS, Host, RunTrunk, StaticPeer, Trunk, encoder_example, load_model, trunk_example
 
 INSTALL = "pip install onnx onnxscript onnxruntime"
 
 
-def open_peer(folder: Path, dtype: str) -> DensePeer:
+def open_peer(folder: Path, dtype: str) -> StaticPeer:
+    """Export a checkpoint, unless that was done before, and open it.
+
+    Raises:
+        Unavailable: a package is missing, or the dtype is not float32 or int8.
+    """
     if dtype not in ("float32", "int8"):
         raise Unavailable(f"onnxruntime has no {dtype} kernels on a CPU; use float32 or int8")
     try:
@@ -34,11 +38,11 @@ def open_peer(folder: Path, dtype: str) -> DensePeer:
         raise Unavailable(f"{error.name} is not installed; {INSTALL}") from None
     model = load_model(folder)
     runtime = OnnxRuntime(exported(model, folder, dtype))
-    return DensePeer("onnxruntime", dtype, Host(model, JatProcessor.from_pretrained(folder)), runtime)
+    return StaticPeer("onnxruntime", dtype, Host(model, JatProcessor.from_pretrained(folder)), runtime)
 
 
 class OnnxRuntime:
-    """Sessions of the exported graphs; inputs and outputs are bound to numpy arrays once, so nothing is copied."""
+    """Run the exported graphs; inputs and outputs are bound to numpy arrays once, so nothing is copied."""
 
     cache_dtype = np.float32
 
@@ -64,7 +68,7 @@ class OnnxRuntime:
         session = self._session("trunk")
         names = [each.name for each in session.get_inputs()]
         num_tensors, num_agents, num_heads, window, head_dim = caches.shape
-        rows = dense.ROWS
+        rows = static_step.ROWS
         x = np.empty((num_agents, rows, num_heads * head_dim), np.float32)
         mask_global, mask_local = (np.empty((rows, window + rows), np.float32) for _ in range(2))
         hidden = np.empty((num_agents, num_heads * head_dim), np.float32)
@@ -92,12 +96,12 @@ class OnnxRuntime:
 # ---- export ----------------------------------------------------------------------------------------------------------
 
 
-def exported(model: JatModel, folder: Path, dtype: str) -> Path:
-    """The folder of the graphs, beside the checkpoint; made once for each state of it, of torch and of onnx."""
+def exported(model: Any, folder: Path, dtype: str) -> Path:
+    """Return the folder of the graphs, next to the checkpoint; made once for each state of it, of torch and of onnx."""
     import onnx
 
     weights = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.glob("*.safetensors"))
-    sources = [Path(path).read_bytes() for path in (__file__, dense.__file__)]
+    sources = [Path(path).read_bytes() for path in (__file__, static_step.__file__)]
     key = hashlib.sha256(repr((torch.__version__, onnx.__version__, weights, sources)).encode()).hexdigest()[:12]
     place = folder.parent if os.access(folder.parent, os.W_OK) else Path(tempfile.gettempdir())
     target = place / f"{folder.name}-onnx-{key}-{dtype}"
@@ -115,15 +119,16 @@ def exported(model: JatModel, folder: Path, dtype: str) -> Path:
     return target
 
 
-def export(model: JatModel, target: Path) -> None:
-    """trunk.onnx, and an encoder a modality. B and N stay dynamic."""
+def export(model: Any, target: Path) -> None:
+    """Write trunk.onnx, and an encoder for each modality. B and N stay dynamic."""
     agents, slots = torch.export.Dim("agents", max=4096), torch.export.Dim("slots", max=1 << 16)
-    masks, cache = {1: slots + dense.ROWS}, {0: agents, 2: slots}
-    example = trunk_example(model.config, 2, 8, torch.float32)
+    masks, cache = {1: slots + static_step.ROWS}, {0: agents, 2: slots}
+    config: JatConfig = model.config
+    example = trunk_example(config, 2, 8, torch.float32)
     shapes = ({0: agents}, masks, masks, tuple(cache for _ in example[3:]))
     _export(Trunk(model).eval(), example, shapes, target / "trunk.onnx")
     for kind, encoder in ENCODERS.items():
-        example = encoder_example(model.config, kind, 2)
+        example = encoder_example(config, kind, 2)
         _export(encoder(model).eval(), example, tuple({0: agents} for _ in example), target / f"{kind}.onnx")
 
 
@@ -134,7 +139,7 @@ def _export(module: torch.nn.Module, example: tuple[Any, ...], shapes: Any, path
 
 
 def quantize(source: Path, target: Path) -> None:
-    """Weights of matrix products to int8, a scale a channel; activations to uint8 as they come."""
+    """Write the graphs with matrix products in int8: one scale per channel; activations to uint8 as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     for path in source.glob("*.onnx"):

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: float32, bfloat16, and int8 weights by NNCF."""
+"""Run the static step by OpenVINO on the CPU: float32, bfloat16, and int8 weights by NNCF."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from jat_engine import JatProcessor
-from jat_engine.bench.peer import Unavailable
-from jat_engine.info import available_cores
-
-from .dense import ENCODERS, ROWS, DensePeer, Host, RunTrunk, Trunk, encoder_example, load_model, trunk_example
+from ... import JatProcessor
+from ...info import available_cores
+from .base import Unavailable
+from .static_step import ENCODERS, ROWS, Host, RunTrunk, StaticPeer, Trunk, encoder_example, load_model, trunk_example
 
 INSTALL = {"float32": "openvino", "bfloat16": "openvino", "int8": "openvino nncf"}
 
 
-def open_peer(folder: Path, dtype: str) -> DensePeer:
+def open_peer(folder: Path, dtype: str) -> StaticPeer:
+    """Open a checkpoint.
+
+    Raises:
+        Unavailable: a package is missing, or the dtype is none of openvino's here.
+    """
     if dtype not in INSTALL:
         raise Unavailable(f"openvino: expected one of {', '.join(INSTALL)}, got {dtype}")
     try:
@@ -30,11 +34,11 @@ def open_peer(folder: Path, dtype: str) -> DensePeer:
     except ImportError as error:
         raise Unavailable(f"{error.name} is not installed; pip install {INSTALL[dtype]}") from None
     model = load_model(folder)
-    return DensePeer("openvino", dtype, Host(model, JatProcessor.from_pretrained(folder)), OpenVino(model, dtype))
+    return StaticPeer("openvino", dtype, Host(model, JatProcessor.from_pretrained(folder)), OpenVino(model, dtype))
 
 
 class OpenVino:
-    """A compiled graph for each number of agents and slots: fixed shapes spare it their inference in every step."""
+    """Compile a graph for each number of agents and slots: fixed shapes spare it their inference in every step."""
 
     def __init__(self, model: Any, dtype: str) -> None:
         import openvino
@@ -60,7 +64,7 @@ class OpenVino:
         return graph
 
     def _request(self, name: str, shapes: list[tuple[int, ...]]) -> Any:
-        """A new request of the graph `name` for inputs of these shapes."""
+        """Return a new request of the graph `name` for inputs of these shapes."""
         import openvino
 
         key = (name, *shapes)
@@ -112,7 +116,7 @@ class OpenVino:
         request = self._request(kind, [array.shape for array in arrays])
         for index, array in enumerate(arrays):
             request.set_input_tensor(index, Tensor(array, shared_memory=True))
-        encoded = request.get_output_tensor(0).data
+        encoded: np.ndarray = request.get_output_tensor(0).data
 
         def run(*inputs: np.ndarray) -> np.ndarray:
             for bound, given in zip(arrays, inputs, strict=True):

@@ -1,4 +1,4 @@
-"""The published package as a peer: in an interpreter of its own, since it does not run on today's transformers."""
+"""Run the published package as a peer, in an interpreter of its own: it does not run on today's transformers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .peer import Unavailable
+from .base import Unavailable
 
 
 class PublishedPeer:
@@ -27,14 +27,15 @@ class PublishedPeer:
     name, dtype = "published package", "float32"
 
     def __init__(self, interpreter: str, folder: Path) -> None:
-        worker = Path(__file__).with_name("published_worker.py")
+        # Its text and not its path: then this folder is not searched, where jat.py and openvino.py are other modules.
+        worker = Path(__file__).with_name("published_worker.py").read_text()
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the peer
         try:
             self._process = subprocess.Popen(
-                [interpreter, str(worker), str(folder)],
+                [interpreter, "-c", worker, str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._errors,  # a pipe that nobody reads would stop it when it is full
+                stderr=self._errors,  # an unread pipe would stop it when it is full
                 text=True,
             )
         except OSError as error:
@@ -45,16 +46,21 @@ class PublishedPeer:
         self.versions: dict[str, str] = json.loads(hello)
 
     def open(self, window: int) -> PublishedAgent:
-        """The one agent there is, in a new episode."""
+        """Start a new episode of the only agent there is."""
         self.ask({"reset": True})
         return PublishedAgent(self, window)
 
     def generate(self, prompt: list[int]) -> list[int]:
-        """The prompt and 32 more tokens, greedily."""
+        """Return the prompt and 32 more tokens, greedily."""
         tokens: list[int] = self.ask({"generate": prompt})
         return tokens
 
     def ask(self, message: dict[str, Any]) -> Any:
+        """Send a message to the process and return its answer.
+
+        Raises:
+            RuntimeError: the process has ended; with the last line of what it said.
+        """
         process = self._process
         assert process.stdin is not None, "the process has pipes"
         assert process.stdout is not None, "the process has pipes"

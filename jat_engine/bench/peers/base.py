@@ -1,4 +1,4 @@
-"""Who is measured: anything that runs one agent's steps from a checkpoint."""
+"""Define a peer: anything that runs one agent's steps from a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ class Agent(Protocol):
     """One agent in one episode."""
 
     def get_next_action(self, **arguments: Any) -> Any:
-        """What a user would call, and what is timed. Takes what `workload.step_arguments` gives, and
-        `return_prediction`, with which it returns `(action, prediction)`: float32 [A], or the logits [n].
+        """Take a step, as a user would; this call is timed.
+
+        Args:
+            arguments: what `workload.step_arguments` gives, and `return_prediction`.
+
+        Returns:
+            The action: an int, or a list of floats [A]. With `return_prediction=True` a pair of it and the prediction:
+            float32 [A], or the logits [n].
         """
 
     def force_action(self, action: Any) -> None:
@@ -33,20 +39,28 @@ class Peer(Protocol):
     dtype: str
 
     def open(self, window: int) -> Agent:
-        """A new agent that looks back on `window` tokens (even)."""
+        """Open an agent, in a new episode, that looks back on `window` tokens (even)."""
 
     def close(self) -> None:
         """Give back memory, threads and processes."""
 
 
 class BatchPeer(Peer, Protocol):
+    """A peer that can also step many agents at once."""
+
     def open_batch(self, num_agents: int, window: int, kind: str) -> Batch:
-        """Agents of one modality that step together; see `Batch`."""
+        """Open agents of one modality (`kind`, a key of `workload.SPACES`) that step together."""
 
 
 class Batch(Protocol):
+    """Agents in lockstep."""
+
     def get_next_actions(self, arguments: dict[str, Any]) -> Any:
-        """The actions. `arguments`: those of `AgentBatch.get_next_actions`, arrays with a row for each agent."""
+        """Return the actions of all agents, [B] or [B, A].
+
+        Args:
+            arguments: those of `AgentBatch.get_next_actions`, arrays with a row for each agent.
+        """
 
     def close(self) -> None:
         """Give back the agents' memory."""

@@ -1,4 +1,4 @@
-"""The engine and `JatModel` as peers."""
+"""Run `JatEngine` and `JatModel` as peers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import JatEngine, JatModel, JatProcessor
-from ..batch import AgentBatch
-from ..session import AgentSession
-from ..weights import parameter_shapes
+from ... import JatEngine, JatModel, JatProcessor
+from ...batch import AgentBatch
+from ...session import AgentSession
+from ...weights import parameter_shapes
 
 
 class EnginePeer:
-    """`JatEngine`, on the device and backend that "auto" takes."""
+    """Run `JatEngine`, on the backend that "auto" takes."""
 
     name = "JatEngine"
 
@@ -39,7 +39,7 @@ class EnginePeer:
         del self.engine
 
     def step_bytes(self, kind: str) -> int:
-        """Bytes of weights that a step reads: the blocks, and the large layer of the observation's encoder."""
+        """Return the bytes of weights that a step reads: the blocks, and the encoder's large layer."""
         config = self.engine.config
         shapes = parameter_shapes(config)
         blocks = config.num_layers * 12 * config.hidden_size**2
@@ -47,7 +47,7 @@ class EnginePeer:
         return int((blocks + encoder) * _WEIGHT_BYTES[self.dtype])
 
     def cache_bytes(self, window: int) -> int:
-        """Bytes of keys and values that a step reads: local layers see at most their own window."""
+        """Return the bytes of keys and values that a step reads: local layers see at most their own window."""
         config = self.engine.config
         tokens = sum(min(window, config.window_size) if a == "local" else window for a in config.attention_layers)
         return int(tokens * 2 * config.hidden_size * (4 if self.dtype == "float32" else 2))
@@ -84,7 +84,7 @@ class EngineAgent:
 
 
 class ModelPeer:
-    """`JatModel`, eager: the published computation on today's transformers."""
+    """Run `JatModel`, eager: the published computation on today's transformers."""
 
     name = "JatModel"
 

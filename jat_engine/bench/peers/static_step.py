@@ -1,8 +1,8 @@
-"""The agent's step as one would write it for a compiler: a static cache, three rows a step, graphs without branches.
+"""Write the agent's step for a compiler: a static cache, three rows a step, graphs without branches.
 
 A step always computes [s_{t-1}, a_{t-1}, s_t]; the first [-, -, s_0]. The host, in numpy, makes token embeddings out of
 what the encoders give, keeps keys and values in a ring of N = window slots, and applies the head. s_{t-1} is encoded
-once. Shared by all peers of this folder; what differs is who runs the graphs, a `Runtime`.
+once. Shared by torch_compile.py, onnxruntime.py and openvino.py; what differs is who runs the graphs, a `Runtime`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jat_engine import JatConfig, JatModel, JatProcessor
-from jat_engine.mission import Missions
-from jat_engine.observation import Limits, parse_action_space, parse_observation, parse_observations
+from ... import JatConfig, JatModel, JatProcessor
+from ...mission import Missions
+from ...observation import Limits, parse_action_space, parse_observation, parse_observations
 
 ROWS = 3
 HIDDEN = -1e9
-"""What a mask adds to a score that does not count. Finite, so that no row is empty of numbers in any arithmetic."""
+"""Added by masks to scores that do not count. Finite, so that no row is empty of numbers in any arithmetic."""
 
 # ---- graphs ----------------------------------------------------------------------------------------------------------
 
@@ -31,18 +31,24 @@ HIDDEN = -1e9
 class Trunk(nn.Module):
     """The transformer. B and N are dynamic; the caches are read where they lie, never joined with the new keys."""
 
-    def __init__(self, model: JatModel) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        config = model.config
+        config, transformer = model.config, model.transformer
         self.num_heads, self.kinds = config.num_heads, config.attention_layers
-        self.blocks, self.ln_f = model.transformer.h, model.transformer.ln_f
-        self.qkv = nn.ModuleList(_joined(block.attn.attention) for block in self.blocks)  # one product instead of three
+        self.blocks: Any = transformer.h
+        self.ln_f: Any = transformer.ln_f
+        self.qkv: Any = nn.ModuleList(_joined(block.attn.attention) for block in self.blocks)  # one product, not three
 
     def forward(self, x: Tensor, mask_global: Tensor, mask_local: Tensor, *caches: Tensor) -> tuple[Tensor, Tensor]:
-        """-> the last row's hidden state [B, H], float32, and the new keys and values [2 * layers, B, heads, 3, D].
+        """Return the last row's hidden state and the new keys and values.
 
-        x: float32 [B, 3, H], embeddings with positions; masks: float32 [3, N + 3], added to the scores;
-        caches: [B, heads, N, D], keys and values in turn, a pair a layer. New ones have the same order.
+        Args:
+            x: float32 [B, 3, H], embeddings with positions.
+            mask_global, mask_local: float32 [3, N + 3], added to the scores.
+            caches: [B, heads, N, D], keys and values in turn, one pair per layer.
+
+        Returns:
+            float32 [B, H], and [2 * layers, B, heads, 3, D] in the order of `caches`.
         """
         new = []
         hidden_size = x.shape[2]
@@ -76,10 +82,11 @@ def _joined(attention: Any) -> nn.Linear:
 class IntegerEncoder(nn.Module):
     """int64 [B, 212], rewards float32 [B, 1] -> float32 [B, H]."""
 
-    def __init__(self, model: JatModel) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         reduce, self.mix = (model.multi_discrete_encoder.get_submodule(name) for name in ("1", "4"))
         # Every integer's features beforehand: a row of H // 50 to gather instead of one of H to reduce.
+        self.features: Tensor
         self.register_buffer("features", F.relu(reduce(model.transformer.wte.weight)))
 
     def forward(self, values: Tensor, rewards: Tensor) -> Tensor:
@@ -90,13 +97,14 @@ class IntegerEncoder(nn.Module):
 class FrameEncoder(nn.Module):
     """uint8 [B, 84, 84, 4] -> float32 [B, H]."""
 
-    def __init__(self, model: JatModel) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.encoder = model.image_encoder.module
+        self.encoder: Any = model.image_encoder.module
 
     def forward(self, values: Tensor) -> Tensor:
         frames = (values.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-        return self.encoder(frames.to(self.encoder.fc.weight.dtype)).float()
+        encoded: Tensor = self.encoder(frames.to(self.encoder.fc.weight.dtype))
+        return encoded.float()
 
 
 ENCODERS: dict[str, type[nn.Module]] = {"discrete": IntegerEncoder, "image": FrameEncoder}
@@ -104,7 +112,7 @@ ENCODERS: dict[str, type[nn.Module]] = {"discrete": IntegerEncoder, "image": Fra
 
 
 def trunk_example(config: JatConfig, num_agents: int, window: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Inputs of `Trunk` to trace it with."""
+    """Return inputs to trace `Trunk` with."""
     head_dim = config.hidden_size // config.num_heads
     mask = torch.zeros(ROWS, window + ROWS)
     caches = [
@@ -114,13 +122,16 @@ def trunk_example(config: JatConfig, num_agents: int, window: int, dtype: torch.
 
 
 def encoder_example(config: JatConfig, kind: str, num_agents: int) -> tuple[Tensor, ...]:
+    """Return inputs to trace `ENCODERS[kind]` with."""
     if kind == "image":
         return (torch.zeros(num_agents, 84, 84, 4, dtype=torch.uint8),)
     return torch.zeros(num_agents, config.max_discrete_value, dtype=torch.int64), torch.zeros(num_agents, 1)
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> JatModel:
-    return JatModel.from_pretrained(folder, dtype=torch.float32).to(dtype).eval().requires_grad_(False)
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Return the checkpoint's `JatModel`, frozen, with its weights cast to `dtype`."""
+    model: Any = JatModel.from_pretrained(folder, dtype=torch.float32)
+    return model.to(dtype).eval().requires_grad_(False)
 
 
 # ---- host ------------------------------------------------------------------------------------------------------------
@@ -130,7 +141,7 @@ RunTrunk = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.n
 
 
 class Runtime(Protocol):
-    """Who runs the graphs.
+    """Run the graphs.
 
     Attributes:
         cache_dtype: of the cache; bfloat16 as uint16, which is what numpy can hold it in.
@@ -139,17 +150,21 @@ class Runtime(Protocol):
     cache_dtype: Any
 
     def open_trunk(self, caches: np.ndarray) -> RunTrunk:
-        """caches: [2 * layers, B, heads, N, D]; read in each call, at this address."""
+        """Return a function that runs `Trunk`.
+
+        Args:
+            caches: [2 * layers, B, heads, N, D]; read in each call, at this address.
+        """
 
     def open_encoder(self, kind: str, num_agents: int) -> Callable[..., np.ndarray]:
-        """Runs the encoder of `ENCODERS[kind]`."""
+        """Return a function that runs the encoder `ENCODERS[kind]`."""
 
 
 class Host:
-    """What the host keeps of a checkpoint, float32."""
+    """Compute, in numpy and float32, what is not in the graphs: small products, embeddings, heads."""
 
-    def __init__(self, model: JatModel, processor: JatProcessor) -> None:
-        self.config = model.config
+    def __init__(self, model: Any, processor: JatProcessor) -> None:
+        self.config: JatConfig = model.config
         self.limits = Limits.of(self.config)
         self.missions = Missions.of_processor(processor, self.config.vocab_size)
         self.token_embeddings = _array(model.transformer.wte.weight)  # [V, H]
@@ -166,7 +181,8 @@ class Host:
         if size not in self._folded:
             columns = [self.encoder[:, j::size].sum(axis=1) for j in range(size)]
             self._folded[size] = np.ascontiguousarray(np.stack(columns))  # [X, H]
-        return values @ self._folded[size] + self.encoder_bias
+        encoded: np.ndarray = values @ self._folded[size] + self.encoder_bias
+        return encoded
 
     def encode_actions(self, kind: str, actions: np.ndarray) -> np.ndarray:
         """int64 [B] or float32 [B, A] -> [B, H]."""
@@ -175,8 +191,10 @@ class Host:
     def predict(self, kind: str, size: int, hidden: np.ndarray) -> np.ndarray:
         """[B, H] -> [B, size]."""
         if kind == "discrete":
-            return hidden @ self.choices[:size].T
-        return hidden @ self.decoder[:size].T + self.decoder_bias[:size]
+            scores: np.ndarray = hidden @ self.choices[:size].T
+            return scores
+        values: np.ndarray = hidden @ self.decoder[:size].T + self.decoder_bias[:size]
+        return values
 
 
 def _array(weight: Tensor) -> np.ndarray:
@@ -185,7 +203,7 @@ def _array(weight: Tensor) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4096)
 def masks(window: int, local_window: int, cached: int, oldest: int) -> tuple[np.ndarray, np.ndarray]:
-    """(mask_global, mask_local), float32 [3, window + 3], of a ring with `cached` tokens, the oldest in slot `oldest`.
+    """Return (mask_global, mask_local), float32 [3, window + 3], of a ring of `cached` tokens from slot `oldest` on.
 
     Row i has index cached + i, counted from the oldest; it sees what is not newer, and in local layers the keys j
     with cached + i - local_window < j. A full ring's local masks turn with it, so there are window / 2 of them.
@@ -194,19 +212,22 @@ def masks(window: int, local_window: int, cached: int, oldest: int) -> tuple[np.
     never = cached + ROWS
     keys = np.concatenate((np.where(order < cached, order, never), cached + np.arange(ROWS)))
     ages = cached + np.arange(ROWS)[:, None] - keys
-    return tuple(np.where((ages >= 0) & (ages < w), 0, HIDDEN).astype(np.float32) for w in (never, local_window))
+    mask_global, mask_local = (
+        np.where((ages >= 0) & (ages < limit), 0, HIDDEN).astype(np.float32) for limit in (never, local_window)
+    )
+    return mask_global, mask_local
 
 
 @functools.lru_cache(maxsize=64)
 def first_mask(window: int) -> np.ndarray:
-    """float32 [3, window + 3] of the first step: each row sees itself, so that s_0 in the last is alone."""
+    """Return the first step's mask, float32 [3, window + 3]: a row sees itself, so that s_0 in the last is alone."""
     mask = np.full((ROWS, window + ROWS), HIDDEN, np.float32)
     mask[:, window:][np.eye(ROWS, dtype=bool)] = 0
     return mask
 
 
 class Lockstep:
-    """B agents' episodes, a step of all at a time: token embeddings in, hidden states of s_t out."""
+    """Step B agents' episodes together: token embeddings in, hidden states of s_t out."""
 
     def __init__(self, host: Host, runtime: Runtime, num_agents: int, window: int) -> None:
         config = host.config
@@ -219,6 +240,7 @@ class Lockstep:
         self._caches = np.zeros(shape, runtime.cache_dtype)
         self._run_trunk = runtime.open_trunk(self._caches)
         self._x = np.zeros((num_agents, ROWS, config.hidden_size), np.float32)
+        self._observed = np.zeros((num_agents, config.hidden_size), np.float32)  # of the step before
         self.reset()
 
     def reset(self) -> None:
@@ -233,6 +255,7 @@ class Lockstep:
             x[:, :2] = 0
             np.add(observed, self._positions[0], out=x[:, 2])
         else:
+            assert acted is not None, "every step but the first follows on an action"
             oldest = self._next if cached == self.window else 0
             mask_global, mask_local = masks(self.window, self._local_window, cached, oldest)
             np.add(self._observed, self._positions[cached], out=x[:, 0])
@@ -248,7 +271,7 @@ class Lockstep:
 
 
 class _Acting:
-    """What one agent and many have in common: B agents of one modality, arrays in, predictions out."""
+    """Step B agents of one modality: arrays in, predictions out."""
 
     def __init__(self, host: Host, runtime: Runtime, num_agents: int, window: int) -> None:
         self._host, self._runtime, self._num_agents = host, runtime, num_agents
@@ -274,7 +297,7 @@ class _Acting:
         return host.predict(space.kind, space.size, self._lockstep.step(observed, acted))
 
 
-class DenseAgent(_Acting):
+class StaticAgent(_Acting):
     """One agent: `get_next_action` with the arguments of the engine's sessions."""
 
     def __init__(self, host: Host, runtime: Runtime, window: int) -> None:
@@ -309,7 +332,7 @@ class DenseAgent(_Acting):
         self.actions = np.array([action], np.int64 if isinstance(action, int) else np.float32)
 
 
-class DenseBatch(_Acting):
+class StaticBatch(_Acting):
     """Agents of one modality in lockstep: the arguments of `AgentBatch.get_next_actions`."""
 
     def get_next_actions(self, arguments: dict[str, Any]) -> Any:
@@ -329,7 +352,7 @@ class DenseBatch(_Acting):
         return (self.actions, predictions) if with_predictions else self.actions
 
     def close(self) -> None:
-        """Gives back the cache."""
+        """Give back the cache."""
         del self._lockstep
 
 
@@ -337,23 +360,23 @@ def _sample(predictions: np.ndarray) -> np.ndarray:
     return torch.multinomial(torch.from_numpy(predictions).softmax(-1), 1)[:, 0].numpy()
 
 
-class DensePeer:
-    """A `BatchPeer` of a `Runtime`."""
+class StaticPeer:
+    """Make a `BatchPeer` of a `Runtime`."""
 
     def __init__(self, name: str, dtype: str, host: Host, runtime: Runtime) -> None:
         self.name, self.dtype = name, dtype
         self._host: Host | None = host
         self._runtime: Runtime | None = runtime
 
-    def open(self, window: int) -> DenseAgent:
-        return DenseAgent(*self._opened(), window)
+    def open(self, window: int) -> StaticAgent:
+        return StaticAgent(*self._opened(), window)
 
-    def open_batch(self, num_agents: int, window: int, kind: str) -> DenseBatch:
-        """kind: of the workload; the batch takes any modality, but one only."""
-        return DenseBatch(*self._opened(), num_agents, window)
+    def open_batch(self, num_agents: int, window: int, kind: str) -> StaticBatch:
+        """Open agents that step together; of any modality, but all of the same."""
+        return StaticBatch(*self._opened(), num_agents, window)
 
     def close(self) -> None:
-        """What agents still hold goes with them."""
+        """Give up the graphs; what agents still hold goes with them."""
         self._host = self._runtime = None
 
     def _opened(self) -> tuple[Host, Runtime]:
