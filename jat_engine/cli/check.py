@@ -47,7 +47,7 @@ class CheckArguments:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Exit code 1 if a check fails; one that cannot be made here is no failure."""
+    """Run the checks and print them. Exit code 1 if one fails; one that cannot be made here is no failure."""
     arguments, positional = parse(
         "check",
         "Load a checkpoint in JatModel and JatEngine, compare the two on recorded observations, and play episodes.",

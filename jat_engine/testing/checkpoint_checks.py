@@ -215,7 +215,7 @@ class CheckpointChecks:
                 f"JatEngine {_numbers(predictions[worst])}"
             )
         remark = f"; {num_restarts} choices between nearly equal logits differ" if num_restarts else ""
-        return f"{len(step_errors)} steps, largest error {step_errors[worst]:.1g} of at most {tolerance:g}{remark}"
+        return f"{len(step_errors)} steps, largest error {step_errors[worst]:.2g} of at most {tolerance:g}{remark}"
 
     def generate(self) -> str:
         """Write some tokens with the key-value cache, and without."""

@@ -34,7 +34,12 @@ class Outcome:
 
 
 def run_check(name: str, check: Callable[[], str]) -> Outcome:
-    """Run `check`, which returns what it found, and time it. Whatever it raises but an interrupt is its outcome."""
+    """Run and time a check.
+
+    Args:
+        name: of the outcome.
+        check: returns what it found. An exception it raises becomes the outcome; an interrupt does not.
+    """
     began = time.perf_counter()
     status: Literal["PASS", "FAIL", "SKIPPED"]
     try:

@@ -61,7 +61,7 @@ def record(name: str, steps: range) -> Recording:
 
 
 def _copy(value: Any) -> Any:
-    """Environments may reuse their arrays."""
+    """Copy an array, since environments may reuse theirs."""
     return value if isinstance(value, str) else value.copy()
 
 
