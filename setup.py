@@ -98,6 +98,7 @@ setup(
         "jat_engine.envs": ["*.csv"],
         "jat_engine.kernels": ["*.md"],
         "jat_engine.mini": ["card.md", "checkpoint/*"],
+        "jat_engine.testing": ["*.npz"],
     },
     ext_modules=[
         Extension("jat_engine._cpu", sources=[], optional=True),
