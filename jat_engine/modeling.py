@@ -275,7 +275,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
         self._check_length(inputs_embeds.shape[1], cache)
 
         outputs = self.transformer(
-            inputs_embeds,
+            inputs_embeds=inputs_embeds,
             cache=cache,
             attention_mask=None if loss_only else token_mask,  # nothing attends to what comes after it
             position_ids=position_ids,
