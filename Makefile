@@ -55,7 +55,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-versions: setup
-	OMP_NUM_THREADS=1 $(BIN)/python tests/versions.py
+	OMP_NUM_THREADS=1 $(BIN)/python requirements/versions.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -18,11 +18,13 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "jat_engine/__init__.py").r
 SIMULATORS = {
     "atari": ["ale-py>=0.11", "opencv-python-headless>=4.10.0.84"],  # OpenCV: the first with numpy 2
     "babyai": ["minigrid>=3.0"],
-    "metaworld": ["metaworld>=3.1.1,<3.2"],  # a release pins one MuJoCo (3.1.1: 3.3.0), and with it how objects move
+    # Meta-World: goals are set through private names, and a release pins one MuJoCo (3.1.1: 3.3.0).
+    "metaworld": ["metaworld>=3.1.1,<3.2"],
     "mujoco": ["mujoco>=3.3,<3.5", "imageio>=2.34"],  # from 3.5 on ant and standup no longer move as published
 }
 VIDEO = ["imageio-ffmpeg>=0.6"]
-# accelerate: 1.2 lacks an argument that transformers' Trainer passes. tensorboard: 2.19 needs setuptools' old pkg_resources.
+# accelerate: 1.2 lacks an argument that transformers' Trainer passes.
+# tensorboard: 2.19 imports pkg_resources, which setuptools no longer has.
 TRAIN = ["accelerate>=1.3", "datasets>=4.0", "pyarrow>=21", "tensorboard>=2.20"]
 
 
@@ -144,7 +146,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.9",
             "setuptools>=77",
-            "triton>=3.6; platform_system == 'Linux'",  # a CUDA build of torch pins its own; without a GPU, see the lock
+            "triton>=3.6; platform_system == 'Linux'",  # no higher: a CUDA build of torch pins its own
             "uv>=0.9",
         ],
     },

@@ -4,9 +4,9 @@
     make lock UPGRADE=numpy      # takes the newest release of one package; or of several: UPGRADE="numpy scipy"
     make lock UPGRADE=all        # takes the newest of everything
 
-cpu.txt and cuda.txt are complete, except for torch (see torch.txt), and hold for every Python from 3.11 on. peers.txt adds what
-`jat-engine bench` measures the engine against. oldest.txt has the oldest release that setup.py allows of each of its packages, on
-Python 3.11; `make test-versions` tests them.
+cpu.txt and cuda.txt are complete, except for torch (see torch.txt), and hold for every Python from 3.11 on. peers.txt
+adds what `jat-engine bench` measures the engine against. oldest.txt has the oldest releases that setup.py allows, on
+Python 3.11, with today's releases of what those require in turn; `make test-versions` tests them.
 """
 
 from __future__ import annotations
