@@ -57,26 +57,36 @@ def cpu_build() -> str:
     return "\n".join([*lines, f"requires-dist = {json.dumps(needs)}"])
 
 
-def resolve(wanted: list[Requirement], *options: str, settings: str = "") -> None:
+def resolve(wanted: list[Requirement], output: Path, *options: str, settings: str = "", python: str = "3.11") -> None:
     """Run `uv pip compile` on `wanted` and torch, with wheels from PyPI only.
 
     Args:
         wanted: the direct requirements.
+        output: the file to write; releases that it pins already stay.
         options: further options of `uv pip compile`.
         settings: content of uv's configuration file; that of the user or the machine is not read.
+        python: the oldest Python that the releases must work with.
     """
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "uv.toml"
         config.write_text(settings)
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--config-file", str(config)]
-        command += ["--python-version", "3.11", "--only-binary", ":all:", "--no-emit-package", "torch", *options, "-"]
+        command += ["--python-version", python, "--only-binary", ":all:", "--no-emit-package", "torch"]
+        command += ["--output-file", str(output), *options, "-"]
         subprocess.run(command, input="\n".join([TORCH, *map(str, wanted)]), text=True, check=True)
 
 
 def lock(name: str, wanted: list[Requirement], *options: str, settings: str = "") -> None:
-    """Write `name` in this folder; releases that it pins already stay, unless `options` upgrade them."""
-    output = ["--output-file", str(FOLDER / name), "--generate-hashes", "--no-annotate"]
-    resolve(wanted, *output, "--custom-compile-command", "make lock", *options, settings=settings)
+    """Write `name` in this folder, unless it would stay as it is: make installs what is newer than the environment."""
+    committed = FOLDER / name
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / name
+        if committed.exists():
+            output.write_bytes(committed.read_bytes())
+        header = ["--custom-compile-command", "make lock", "--no-annotate"]
+        resolve(wanted, output, "--generate-hashes", *header, *options, settings=settings)
+        if not committed.exists() or output.read_bytes() != committed.read_bytes():
+            committed.write_bytes(output.read_bytes())
 
 
 def main(upgrade: list[str]) -> None:

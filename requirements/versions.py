@@ -44,8 +44,9 @@ def locked_releases(name: str, folder: Path) -> Path:
             raise VersionsError("the oldest releases are those for Python 3.11: make test-versions PYTHON=python3.11")
         return lock.FOLDER / "oldest.txt"
     newest = folder / "newest.txt"
-    options = ["--output-file", str(newest), "--refresh", "--python-version", "{}.{}".format(*sys.version_info)]
-    lock.resolve([*lock.requirements("all"), *lock.test_tools()], *options, settings=lock.cpu_build())
+    wanted = [*lock.requirements("all"), *lock.test_tools()]
+    python = "{}.{}".format(*sys.version_info)
+    lock.resolve(wanted, newest, "--refresh", settings=lock.cpu_build(), python=python)
     return newest
 
 
