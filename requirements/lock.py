@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 
 FOLDER = Path(__file__).parent
 TORCH = (FOLDER / "torch.txt").read_text().splitlines()[-1]
-ALL = ("all", "dev")
+EXTRAS = ("all", "dev")
 TEST_TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist")
 
 
@@ -93,8 +93,8 @@ def main(upgrade: list[str]) -> None:
     options = [f"--upgrade-package={canonicalize_name(name)}" for name in upgrade]
     if "all" in upgrade:
         options = ["--upgrade"]
-    lock("cpu.txt", requirements(*ALL), "--universal", *options, settings=cpu_build())
-    lock("cuda.txt", requirements(*ALL), "--universal", *options)
+    lock("cpu.txt", requirements(*EXTRAS), "--universal", *options, settings=cpu_build())
+    lock("cuda.txt", requirements(*EXTRAS), "--universal", *options)
     lock("peers.txt", requirements("peers"), "--universal", *options, settings=cpu_build())
     oldest = [at_floor(r) for r in [*requirements("all"), *test_tools()]]
     lock("oldest.txt", oldest, *options, settings=cpu_build())

@@ -68,7 +68,7 @@ def run_tests(python: Path, report: Path) -> dict[str, Counter[str]]:
     files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.versions" in file.read_text()]
     command = [str(python), "-m", "pytest", "-q", "-m", "versions", "-n", "auto", "--dist", "loadfile", *files]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command += ["-p", "no:cacheprovider", f"--junit-xml={report}"]
+    command += ["-p", "no:cacheprovider", "-p", "no:benchmark", f"--junit-xml={report}"]
     subprocess.run(command, check=False, cwd=ROOT, env=environment)
 
     if not report.exists():
