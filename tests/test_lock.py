@@ -11,6 +11,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
 from requirements import lock
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,7 @@ def pins(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_line_is_a_release_with_its_hashes(name: str) -> None:
-    """No index, folder, address or local version, which another machine would not have; torch stands in its own file."""
+    """No index, folder, address or local version, which other machines lack; torch stands in its own file."""
     assert len(lines(name)) > 30
     assert [line for line in lines(name) if not PINNED.fullmatch(line)] == []
     assert "torch" not in {PINNED.fullmatch(line)[1] for line in lines(name)}  # type: ignore[index]
@@ -68,7 +69,7 @@ def test_the_build_is_locked() -> None:
 
 
 def test_the_lock_of_this_machine_is_complete() -> None:
-    """It is installed without resolving anything, so all that its packages require must be in it, at a version they take."""
+    """It is installed as it is: what its packages require must be in it too, at versions they take."""
     pinned = pins("cuda.txt" if torch.version.cuda else "cpu.txt")
     todo = [*lock.requirements(*lock.EXTRAS), Requirement("torch")]
     seen: dict[str, set[str]] = {}
