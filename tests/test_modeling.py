@@ -15,6 +15,8 @@ from jat_engine import JatConfig, JatModel, JatProcessor
 from jat_engine.modules import cyclic_expand
 from jat_engine.transformer import KeyValueCache
 
+pytestmark = pytest.mark.versions
+
 RL = {name: torch.from_numpy(value) for name, value in golden._rl_case("forward_continuous_discrete", 1).items()}
 
 
