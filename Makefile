@@ -9,11 +9,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # torch stands alone: without a GPU its CPU build is taken, whose index is asked for nothing else.
 HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 ifeq ($(HAS_GPU),0)
-LOCK := requirements/cpu.txt
+BUILD := cpu
 TORCH_INDEX ?= --index-url https://download.pytorch.org/whl/cpu --retries 1
 else
-LOCK := requirements/cuda.txt
+BUILD := cuda
 endif
+LOCK := requirements/$(BUILD).txt
+TORCH := requirements/torch-$(BUILD).txt
 PIP := $(BIN)/python -m pip install --no-deps --no-compile --disable-pip-version-check
 INSTALL := $(PIP) -qq --require-hashes --only-binary :all:
 INSTALLED := $(VENV)/.installed
@@ -35,12 +37,12 @@ help:
 
 setup: $(READY)
 
-$(INSTALLED): requirements/torch.txt $(LOCK)
+$(INSTALLED): $(TORCH) $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "jat_engine needs Python >= 3.11; choose one with make PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "No virtual environment: on Debian, apt-get install python3-venv"; exit 1; }
-	$(PIP) -qq $(TORCH_INDEX) -r requirements/torch.txt
+	$(PIP) -qq $(TORCH_INDEX) -r $(TORCH)
 	$(INSTALL) -r $(LOCK)
 	@touch $@
 

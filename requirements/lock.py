@@ -4,9 +4,10 @@
     make lock UPGRADE=numpy      # takes the newest release of one package; or of several: UPGRADE="numpy scipy"
     make lock UPGRADE=all        # takes the newest of everything
 
-cpu.txt and cuda.txt are complete, except for torch (see torch.txt), and hold for every Python from 3.11 on. peers.txt
-adds what `jat-engine bench` measures the engine against. oldest.txt has the oldest releases that setup.py allows, on
-Python 3.11, with today's releases of what those require in turn; `make test-versions` tests them.
+cpu.txt and cuda.txt are complete, except for torch, which torch-cpu.txt and torch-cuda.txt pin, and hold for every
+Python from 3.11 on. peers.txt adds what `jat-engine bench` measures the engine against. oldest.txt has the oldest
+releases that setup.py allows, on Python 3.11, with today's releases of what those require in turn; `make test-versions`
+tests them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 FOLDER = Path(__file__).parent
-TORCH = (FOLDER / "torch.txt").read_text().splitlines()[-1]
 EXTRAS = ("all", "dev")
 TEST_TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist")
 
@@ -49,34 +49,44 @@ def at_floor(requirement: Requirement) -> Requirement:
     return Requirement(f"{requirement.name}=={floor}")
 
 
+def torch(build: str) -> Requirement:
+    """Return the pin of torch for `build`, "cpu" or "cuda"."""
+    return Requirement((FOLDER / f"torch-{build}.txt").read_text().splitlines()[-1])
+
+
 def cpu_build() -> str:
     """Return uv's settings that give torch the requirements of its CPU build, which PyPI does not have."""
     needs = [r for r in metadata.requires("torch") or [] if not re.match("cuda|nvidia|triton", r)]
-    version = Requirement(TORCH).specifier
-    lines = ["[[dependency-metadata]]", 'name = "torch"', f'version = "{str(version).lstrip("=")}"']
-    return "\n".join([*lines, f"requires-dist = {json.dumps(needs)}"])
+    version = str(torch("cpu").specifier).removeprefix("==")
+    lines = [
+        "[[dependency-metadata]]",
+        'name = "torch"',
+        f'version = "{version}"',
+        f"requires-dist = {json.dumps(needs)}",
+    ]
+    return "\n".join(lines)
 
 
-def resolve(wanted: list[Requirement], output: Path, *options: str, settings: str = "", python: str = "3.11") -> None:
+def resolve(wanted: list[Requirement], output: Path, *options: str, build: str = "cpu", python: str = "3.11") -> None:
     """Run `uv pip compile` on `wanted` and torch, with wheels from PyPI only.
 
     Args:
-        wanted: the direct requirements.
+        wanted: the direct requirements, without torch.
         output: the file to write; releases that it pins already stay.
         options: further options of `uv pip compile`.
-        settings: content of uv's configuration file; that of the user or the machine is not read.
+        build: of torch, "cpu" or "cuda".
         python: the oldest Python that the releases must work with.
     """
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "uv.toml"
-        config.write_text(settings)
+        config.write_text(cpu_build() if build == "cpu" else "")  # and no settings of the user or the machine
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--config-file", str(config)]
         command += ["--python-version", python, "--only-binary", ":all:", "--no-emit-package", "torch"]
         command += ["--output-file", str(output), *options, "-"]
-        subprocess.run(command, input="\n".join([TORCH, *map(str, wanted)]), text=True, check=True)
+        subprocess.run(command, input="\n".join(map(str, [torch(build), *wanted])), text=True, check=True)
 
 
-def lock(name: str, wanted: list[Requirement], *options: str, settings: str = "") -> None:
+def lock(name: str, wanted: list[Requirement], *options: str, build: str = "cpu") -> None:
     """Write `name` in this folder, unless it would stay as it is: make installs what is newer than the environment."""
     committed = FOLDER / name
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +94,7 @@ def lock(name: str, wanted: list[Requirement], *options: str, settings: str = ""
         if committed.exists():
             output.write_bytes(committed.read_bytes())
         header = ["--custom-compile-command", "make lock", "--no-annotate"]
-        resolve(wanted, output, "--generate-hashes", *header, *options, settings=settings)
+        resolve(wanted, output, "--generate-hashes", *header, *options, build=build)
         if not committed.exists() or output.read_bytes() != committed.read_bytes():
             committed.write_bytes(output.read_bytes())
 
@@ -93,11 +103,11 @@ def main(upgrade: list[str]) -> None:
     options = [f"--upgrade-package={canonicalize_name(name)}" for name in upgrade]
     if "all" in upgrade:
         options = ["--upgrade"]
-    lock("cpu.txt", requirements(*EXTRAS), "--universal", *options, settings=cpu_build())
-    lock("cuda.txt", requirements(*EXTRAS), "--universal", *options)
-    lock("peers.txt", requirements("peers"), "--universal", *options, settings=cpu_build())
     oldest = [at_floor(r) for r in [*requirements("all"), *test_tools()]]
-    lock("oldest.txt", oldest, *options, settings=cpu_build())
+    lock("cpu.txt", requirements(*EXTRAS), "--universal", *options)
+    lock("cuda.txt", requirements(*EXTRAS), "--universal", *options, build="cuda")
+    lock("peers.txt", requirements("peers"), "--universal", *options)
+    lock("oldest.txt", oldest, *options)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def locked_releases(name: str, folder: Path) -> Path:
     newest = folder / "newest.txt"
     wanted = [*lock.requirements("all"), *lock.test_tools()]
     python = "{}.{}".format(*sys.version_info)
-    lock.resolve(wanted, newest, "--refresh", settings=lock.cpu_build(), python=python)
+    lock.resolve(wanted, newest, "--refresh", python=python)
     return newest
 
 

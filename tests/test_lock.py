@@ -29,7 +29,8 @@ def lines(name: str) -> list[str]:
 
 def pins(name: str) -> dict[str, str]:
     """Return the version of each package that a lock gives the Python and the platform of this test."""
-    requirements = [Requirement(line.partition(" --hash")[0]) for line in [*lines(name), *lines("torch.txt")]]
+    torch_pin = "torch-cuda.txt" if name == "cuda.txt" else "torch-cpu.txt"
+    requirements = [Requirement(line.partition(" --hash")[0]) for line in [*lines(name), *lines(torch_pin)]]
     chosen = [r for r in requirements if r.marker is None or r.marker.evaluate()]
     assert len({r.name for r in chosen}) == len(chosen)
     return {r.name: str(r.specifier).removeprefix("==") for r in chosen}
@@ -45,9 +46,10 @@ def test_every_line_is_a_release_with_its_hashes(name: str) -> None:
     assert [line for line in comments if "/" in line] == []
 
 
-def test_torch_has_one_release_without_a_hash() -> None:
+@pytest.mark.parametrize("name", ["torch-cpu.txt", "torch-cuda.txt"])
+def test_torch_is_a_release_without_a_hash(name: str) -> None:
     """Its builds for CPUs and for GPUs are different files of one version."""
-    (line,) = lines("torch.txt")
+    (line,) = lines(name)
     assert re.fullmatch(r"torch==[\d.]+", line)
 
 
@@ -89,7 +91,7 @@ def test_a_gpu_adds_cuda_and_changes_nothing_else() -> None:
     cpu, cuda = pins("cpu.txt"), pins("cuda.txt")
     assert {name: version for name, version in cuda.items() if not CUDA.match(name)}.keys() == cpu.keys()
     assert any(map(CUDA.match, cuda)) or not torch.version.cuda
-    assert {name for name in cpu if cpu[name] != cuda[name]} <= {"triton"}  # a CUDA build of torch pins its own
+    assert {name for name in cpu if cpu[name] != cuda[name]} <= {"torch", "triton"}
 
 
 def test_the_oldest_releases_are_the_floors_of_setup() -> None:
