@@ -46,7 +46,7 @@ $(INSTALLED): $(TORCH) $(LOCK)
 	$(INSTALL) -r $(LOCK)
 	@touch $@
 
-$(READY): $(INSTALLED) setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+$(READY): $(INSTALLED) setup.py CMakeLists.txt $(shell find csrc -type f)
 	$(PIP) -q --no-build-isolation -e .
 	@touch $@
 
