@@ -15,7 +15,7 @@ import torch
 
 from jat_engine import JatModel, JatProcessor
 from jat_engine.bench.peer import Unavailable
-from jat_engine.info import available_cores
+from jat_engine.machine import available_cores
 
 from . import dense
 from .dense import ENCODERS, DensePeer, Host, RunTrunk, Trunk, encoder_example, load_model, trunk_example

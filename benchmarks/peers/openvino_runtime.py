@@ -12,7 +12,7 @@ import torch
 
 from jat_engine import JatProcessor
 from jat_engine.bench.peer import Unavailable
-from jat_engine.info import available_cores
+from jat_engine.machine import available_cores
 
 from .dense import ENCODERS, ROWS, DensePeer, Host, RunTrunk, Trunk, encoder_example, load_model, trunk_example
 

@@ -8,7 +8,7 @@ from importlib import util
 import numpy as np
 import torch
 
-from ..info import available_cores
+from ..machine import available_cores
 
 _READ_BYTES = 1 << 28
 
