@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from .checkpoint import find_weight_files, read_config, take_hub_options
 from .config import JatConfig
 from .engine_options import STEP_TOKENS, EngineOptions
 from .errors import BatchError, InputError, SessionError
+from .fork_lock import make_lock
 from .kv_cache import BatchPages, CacheStats, PagePool, Pages
 from .mini import resolve
 from .mission import Missions
@@ -63,7 +63,7 @@ class JatEngine:
         self._missions = missions
         self._limit = config.max_position_embeddings - 4
         self._limits = Limits.of(config)
-        self._lock = threading.RLock()
+        self._lock = make_lock()
         self.choice, self._backend, num_pages = set_up(config, weights, choice, options, self._limit)
         self._pool = PagePool(num_pages, self._backend.page_size, self._backend.page_bytes)
         self._abandoned: deque[Pages | BatchPages] = deque()  # filled by the garbage collector, at any time
@@ -357,7 +357,6 @@ class JatEngine:
         errors: dict[int, Exception] = {}
         steps: list[_Step] = []
         with self._lock:
-            self._backend.wake()
             for index in range(count):
                 try:
                     fields = _fields(observations[index])
@@ -389,7 +388,6 @@ class JatEngine:
         """What `AgentSession.get_next_action` does: a batch of one, whose error is raised as it is."""
         _check_flags(deterministic=deterministic, return_prediction=return_prediction)
         with self._lock:
-            self._backend.wake()
             step = self._parse(
                 0,
                 session,
