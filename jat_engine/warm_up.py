@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-import torch
 
 from .errors import InputError
 from .observation import OBSERVATION_KEYS
@@ -46,7 +42,7 @@ def find_example(observation: dict[str, Any], action_space: Any, task: str | Tas
         raise InputError(f"task: expected it alone, or an observation and an action_space, got it with {given[0]}")
     from .envs import make
 
-    with _kept_generators(), contextlib.closing(make(task if isinstance(task, str) else task.name)) as env:
+    with contextlib.closing(make(task if isinstance(task, str) else task.name)) as env:
         first, _ = env.reset(seed=0)
         return Example(first, env.action_space)
 
@@ -64,15 +60,3 @@ def play_batch(batch: AgentBatch, fields: Sequence[Any], action_space: Any) -> N
     }
     for number in range(STEPS):
         batch.get_next_actions(**rows, action_space=action_space, deterministic=bool(number % 2))
-
-
-@contextlib.contextmanager
-def _kept_generators() -> Iterator[None]:
-    """Leave the global random generators of Python, NumPy and torch as they were; simulators may use them."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the global one is what is kept
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
