@@ -93,6 +93,19 @@ def test_the_first_call_after_warm_up_prepares_nothing(kind: str, backend: str, 
     assert tokenised.misses == (1 if kind.startswith("babyai") else 0)
 
 
+def test_no_graph_is_captured_after_warm_up(tiny_folder: Any) -> None:
+    pytest.importorskip("triton", reason="needs Triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    engine = JatEngine.from_pretrained(tiny_folder, device=device, backend="cuda", dtype="float32", one_launch=False)
+    engine.warm_up(continuous_observation=np.zeros(27), action_space=BOX8)
+    captured = engine.memory["graphs"]
+    assert captured > 0
+    with engine.open_session(4) as session:
+        for _ in range(5):
+            session.get_next_action(continuous_observation=np.zeros(27), action_space=BOX8)
+    assert engine.memory["graphs"] == captured
+
+
 def test_warm_up_for_a_task_leaves_global_generators(load: Load) -> None:
     pytest.importorskip("minigrid", reason="needs the babyai extra")
     engine = load(dtype="float32")
