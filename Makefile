@@ -3,36 +3,49 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# Without a GPU torch is pinned to a release that has a CPU build, so that no CUDA packages are downloaded.
+# Everything comes from the locks in requirements/, which are complete: nothing is resolved, and no newer release is taken.
+# torch stands alone: without a GPU its CPU build is taken, whose index is asked for nothing else.
 HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 ifeq ($(HAS_GPU),0)
-CONSTRAINTS := -c constraints-cpu.txt
-TORCH_INDEX := --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
+LOCK := requirements/cpu.txt
+TORCH_INDEX ?= --index-url https://download.pytorch.org/whl/cpu --retries 1
+else
+LOCK := requirements/cuda.txt
 endif
+PIP := $(BIN)/python -m pip install --no-deps --no-compile --disable-pip-version-check
+INSTALL := $(PIP) -qq --require-hashes --only-binary :all:
+INSTALLED := $(VENV)/.installed
+READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint format bench train-mini clean
+.PHONY: help setup demo test test-versions lint format lock bench train-mini clean
 
 help:
 	@echo "make setup   create $(VENV) with the package, all simulators and the development tools"
 	@echo "make demo    play an agent in real environments of all four domains"
 	@echo "make test    run the tests"
+	@echo "make test-versions  run a part of the tests with the oldest and the newest releases of what is required"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   measure this machine, beside every peer that is installed (15 minutes)"
 	@echo "make train-mini  make jat-mini anew: demonstrations, training, scores (hours on two cores)"
 	@echo "make format  apply the formatters"
+	@echo "make lock    write requirements/*.txt; UPGRADE=numpy takes its newest release, UPGRADE=all that of everything"
 	@echo "make clean   remove $(VENV) and build output"
 
 setup: $(READY)
 
-$(READY): setup.py pyproject.toml constraints-cpu.txt CMakeLists.txt $(shell find csrc -type f)
+$(INSTALLED): requirements/torch.txt $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "jat_engine needs Python >= 3.11; choose one with make PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "No virtual environment: on Debian, apt-get install python3-venv"; exit 1; }
-	$(BIN)/pip install -q $(CONSTRAINTS) $(TORCH_INDEX) torch
-	$(BIN)/pip install -q $(CONSTRAINTS) -e '.[all,dev]'
+	$(PIP) -qq $(TORCH_INDEX) -r requirements/torch.txt
+	$(INSTALL) -r $(LOCK)
+	@touch $@
+
+$(READY): $(INSTALLED) setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+	$(PIP) -q --no-build-isolation -e .
 	@touch $@
 
 demo: setup
@@ -40,6 +53,9 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+test-versions: setup
+	OMP_NUM_THREADS=1 $(BIN)/python requirements/versions.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -52,8 +68,11 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'csrc/*.inl')
 
+lock: setup
+	$(BIN)/python requirements/lock.py $(UPGRADE)
+
 bench: setup
-	$(BIN)/pip install -q $(CONSTRAINTS) -e '.[peers]'
+	$(INSTALL) -r requirements/peers.txt
 	$(BIN)/jat-engine bench all --output-json results.json
 
 # Without these, large tensors are fresh pages from the kernel each time, and threads sleep at every barrier.

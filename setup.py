@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,14 +20,18 @@ ROOT = Path(__file__).parent.resolve()
 PREBUILT = os.environ.get("JAT_ENGINE_PREBUILT")
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "jat_engine/__init__.py").read_text()).group(1)
 
+# Floors are releases that `make test-versions` tests. A ceiling has its reason beside it.
 SIMULATORS = {
-    "atari": ["ale-py>=0.11", "opencv-python-headless>=4.10"],
+    "atari": ["ale-py>=0.11", "opencv-python-headless>=4.10.0.84"],  # OpenCV: the first with numpy 2
     "babyai": ["minigrid>=3.0"],
-    "metaworld": ["metaworld>=3.1.1"],  # pins its mujoco
-    "mujoco": ["mujoco>=3.3", "imageio"],
+    # Meta-World: goals are set through private names, and a release pins one MuJoCo (3.1.1: 3.3.0).
+    "metaworld": ["metaworld>=3.1.1,<3.2"],
+    "mujoco": ["mujoco>=3.3,<3.5", "imageio>=2.34"],  # from 3.5 on ant and standup no longer move as published
 }
 VIDEO = ["imageio-ffmpeg>=0.6"]
-TRAIN = ["accelerate>=1.1", "datasets>=3", "tensorboard>=2.16"]
+# accelerate: 1.2 lacks an argument that transformers' Trainer passes.
+# tensorboard: 2.19 imports pkg_resources, which setuptools no longer has.
+TRAIN = ["accelerate>=1.3", "datasets>=4.0", "pyarrow>=21", "tensorboard>=2.20"]
 
 
 class CMakeBuild(build_ext):
@@ -40,6 +45,15 @@ class CMakeBuild(build_ext):
             self.skip(f"CMake could not configure the build ({error})")
             self.extensions = []
             return
+
+        # All at once keeps every core busy. One that fails is built again by itself below, which says what failed.
+        targets = [extension.name.rpartition(".")[2] for extension in self.extensions]
+        build = Path(self.build_temp).resolve()
+        subprocess.run(
+            ["cmake", "--build", str(build), "--parallel", "--target", *filter(self.configured, targets)],
+            check=False,
+            capture_output=True,
+        )
         super().run()
 
     def configure(self) -> None:
@@ -52,7 +66,13 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]
+        if shutil.which("ninja"):
+            options += ["-G", "Ninja"]  # a build requirement: there is not always a make
         subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), *options], check=True)
+
+    def configured(self, target: str) -> bool:
+        """Tell if CMake found what `target` needs."""
+        return target != "_cuda" or any(Path(self.build_temp).glob("CMakeFiles/*/CMakeCUDACompiler.cmake"))
 
     def build_extension(self, extension: Extension) -> None:
         target = extension.name.rpartition(".")[2]
@@ -63,7 +83,7 @@ class CMakeBuild(build_ext):
                 self.copy_file(str(built), str(output))
             return
         build = Path(self.build_temp).resolve()
-        if target == "_cuda" and not any(build.glob("CMakeFiles/*/CMakeCUDACompiler.cmake")):
+        if not self.configured(target):
             self.announce("No CUDA compiler: jat_engine is installed without its one-launch step", level=2)
             return
         try:
@@ -98,6 +118,7 @@ setup(
         "jat_engine.envs": ["*.csv"],
         "jat_engine.kernels": ["*.md"],
         "jat_engine.mini": ["card.md", "checkpoint/*"],
+        "jat_engine.testing": ["*.npz"],
     },
     ext_modules=[
         Extension("jat_engine._cpu", sources=[], optional=True),
@@ -106,15 +127,15 @@ setup(
     cmdclass={"build_ext": CMakeBuild},
     install_requires=[
         "torch>=2.11",
-        "transformers>=5.17",
-        "huggingface_hub>=1.0",
-        "safetensors>=0.6",
+        "transformers>=5.17,<6",  # 5 broke what was written for 4
+        "huggingface_hub>=1.5",  # as transformers 5.17 requires
+        "safetensors>=0.8",  # as transformers 5.17 requires
         "gymnasium>=1.4,<2",  # 2 may drop the v4 ids
-        "numpy>=1.26",
+        "numpy>=2.0",  # older ones cannot be imported beside today's pyarrow
         "pillow>=10.1",
         "rich>=13",
-        "scipy>=1.11",
-        "tqdm>=4.66",
+        "scipy>=1.13",  # the first with numpy 2
+        "tqdm>=4.66.3",
     ],
     extras_require={
         **SIMULATORS,
@@ -130,12 +151,15 @@ setup(
             "hypothesis>=6",
             "matplotlib>=3.8",
             "mypy>=1.15",
+            "ninja>=1.11",
             "pybind11>=3.0",
             "pytest>=8",
             "pytest-benchmark>=5",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
-            "triton>=3.9; platform_system == 'Linux'",  # older interpreters fail with numpy 2.4
+            "setuptools>=77",
+            "triton>=3.6; platform_system == 'Linux'",  # no higher: a CUDA build of torch pins its own
+            "uv>=0.9",
         ],
     },
     entry_points={"console_scripts": ["jat-engine = jat_engine.cli:main"]},

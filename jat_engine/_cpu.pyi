@@ -83,9 +83,6 @@ class Model:
     ) -> list[tuple[NDArray[np.float32], bool]]:
         """A step; the lists are of S sessions, embeddings of all new tokens [H]. Predictions, and are they finite."""
 
-    def wake(self) -> None:
-        """A call is about to come: threads that sleep shall wait actively."""
-
     def embed(self, linear: Linear, values: NDArray[np.float32], last: float = ...) -> NDArray[np.float32]:
         """[padded_rows] of the values [X], or of [X, last] if that is given."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from .engine_arguments import (
 )
 from .engine_options import STEP_TOKENS, EngineOptions
 from .errors import BatchError, InputError, SessionError
+from .fork_lock import make_lock
 from .kv_cache import BatchPages, CacheStats, PagePool, Pages
 from .mini import resolve
 from .mission import Missions
@@ -80,7 +80,7 @@ class JatEngine:
         self._missions = missions
         self._limit = config.max_position_embeddings - 4
         self._limits = Limits.of(config)
-        self._lock = threading.RLock()
+        self._lock = make_lock()
         self.choice, self._backend, num_pages = set_up(config, weights, choice, options, self._limit)
         self._pool = PagePool(num_pages, self._backend.page_size, self._backend.page_bytes)
         self._abandoned: deque[Pages | BatchPages] = deque()  # filled by the garbage collector, at any time
@@ -320,7 +320,6 @@ class JatEngine:
             sessions = [stack.enter_context(self.open_session(WINDOW, seed=0)) for _ in range(count)]
             for number in range(STEPS):
                 with self._lock:
-                    self._backend.wake()
                     steps = [self._parse(i, s, *fields, None, example.action_space) for i, s in enumerate(sessions)]
                     results = self._step(steps, bool(number % 2), False)
                 for result in results:
@@ -434,7 +433,6 @@ class JatEngine:
         errors: dict[int, Exception] = {}
         steps: list[_Step] = []
         with self._lock:
-            self._backend.wake()
             for index in range(count):
                 try:
                     fields = observation_fields(observations[index])
@@ -469,7 +467,6 @@ class JatEngine:
         begin_ns = perf_counter_ns()
         check_flags(deterministic=deterministic, return_prediction=return_prediction)
         with self._lock:
-            self._backend.wake()
             fields = continuous_observation, discrete_observation, text_observation, image_observation
             step = self._parse(0, session, *fields, reward, action_space)
             (result,) = self._step([step], deterministic, return_prediction)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
+
+from .machine import allowed_cores, cpu_quota
 
 PACKAGES = (
     "torch",
@@ -91,21 +92,17 @@ def device() -> dict[str, Any]:
 
 
 def cpu() -> dict[str, Any]:
-    """Name, cores this process may use, torch's threads and the instruction sets that matter."""
+    """Name, cores this process may use, its quota of their time, torch's threads, instruction sets that matter."""
     import torch
 
     return {
         "name": cpu_name(),
-        "cores": available_cores(),
+        "cores": allowed_cores(),
+        "quota": cpu_quota(),
         "torch_threads": torch.get_num_threads(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "features": cpu_features(),
     }
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_features() -> list[str]:

@@ -71,7 +71,7 @@ class JatOutput(ModelOutput):
         return super().__getitem__(_cache_key(key))
 
     def __contains__(self, key: Any) -> bool:
-        return super().__contains__(_cache_key(key))
+        return bool(super().__contains__(_cache_key(key)))
 
     def get(self, key: Any, default: Any = None) -> Any:
         return super().get(_cache_key(key), default)
@@ -275,7 +275,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
         self._check_length(inputs_embeds.shape[1], cache)
 
         outputs = self.transformer(
-            inputs_embeds,
+            inputs_embeds=inputs_embeds,
             cache=cache,
             attention_mask=None if loss_only else token_mask,  # nothing attends to what comes after it
             position_ids=position_ids,
@@ -474,7 +474,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
 
     # ---- text generation -----------------------------------------------------------------------------------------
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,

@@ -26,8 +26,16 @@ def missing_tools() -> str:
     return f"needs {', '.join(lacking)}" if lacking else ""
 
 
+def sanitizer_library() -> str:
+    """The path of libtsan.so, or nothing."""
+    if shutil.which("gcc") is None:
+        return ""
+    path = subprocess.run(["gcc", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True).stdout
+    return path.strip() if Path(path.strip()).is_absolute() else ""
+
+
 def build(folder: Path, *targets: str) -> list[Path]:
-    """The folders that hold the modules `_cuda_host` of these CMake targets."""
+    """Build CMake targets; return where each is: the folder of a module `_cuda_host`, or a program."""
     import pybind11
 
     options = [

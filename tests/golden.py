@@ -45,7 +45,12 @@ def relative_error(actual: Any, expected: Any) -> float:
 
 def weight(name: str, shape: list[int]) -> np.ndarray:
     x = np.random.default_rng([SEED, zlib.crc32(name.encode())]).standard_normal(shape).astype(np.float32)
-    if len(shape) == 1:
+    return scaled(name, x)
+
+
+def scaled(name: str, x: np.ndarray) -> np.ndarray:
+    """Standard normal float32 -> a parameter of that name and shape."""
+    if x.ndim == 1:
         return 1 + np.float32(0.1) * x if name.endswith(".weight") else np.float32(0.05) * x
     if name in ("transformer.wte.weight", "transformer.wpe.weight"):
         return np.float32(0.5) * x
@@ -54,7 +59,7 @@ def weight(name: str, shape: list[int]) -> np.ndarray:
         gain = 0.7
     elif name.startswith("single_discrete_decoder"):
         gain = 2.0
-    return x * np.float32(gain / np.sqrt(np.prod(shape[1:])))
+    return x * np.float32(gain / np.sqrt(np.prod(x.shape[1:])))
 
 
 def weights() -> dict[str, np.ndarray]:

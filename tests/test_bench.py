@@ -193,6 +193,11 @@ def test_outputs_that_are_not_finite_never_agree() -> None:
         agreement.error([[1.0]], [[1.0, 2.0]])
 
 
+def test_outputs_agree_with_zeros_only_if_they_are_zeros() -> None:
+    assert agreement.errors([[0.0, 0.0]], [[0.0, 0.0]]).tolist() == [0.0]
+    assert agreement.errors([[0.0, 0.0], [0.0, 1e-9]], np.zeros((2, 2))).tolist() == [0.0, np.inf]
+
+
 def test_error_is_of_the_worst_step() -> None:
     expected = np.ones((100, 4))
     got = expected.copy()

@@ -27,6 +27,7 @@ def same_parameters(a: JatModel, b: JatModel) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     "names",
     [[alias] for alias in EMBEDDING_ALIASES] + [[EMBEDDING, *EMBEDDING_ALIASES]],
@@ -48,6 +49,7 @@ def test_attention_buffers_of_older_files_are_skipped(tmp_path: Path, tiny_model
     assert same_parameters(JatModel.from_pretrained(golden.write_checkpoint(tmp_path, tensors)), tiny_model)
 
 
+@pytest.mark.versions
 def test_save_and_load(tmp_path: Path, tiny_model: JatModel, tiny_processor: JatProcessor) -> None:
     tiny_model.save_pretrained(tmp_path)
     tiny_processor.save_pretrained(tmp_path)
@@ -59,6 +61,7 @@ def test_save_and_load(tmp_path: Path, tiny_model: JatModel, tiny_processor: Jat
     assert jat_engine.AutoProcessor.from_pretrained(tmp_path)(text=text) == tiny_processor(text=text)
 
 
+@pytest.mark.versions
 def test_sharded(tmp_path: Path, tiny_model: JatModel) -> None:
     tiny_model.save_pretrained(tmp_path, max_shard_size="500KB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
@@ -69,6 +72,7 @@ def test_sharded(tmp_path: Path, tiny_model: JatModel) -> None:
         JatModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.versions
 def test_dtype(tiny_folder: Path) -> None:
     model = JatModel.from_pretrained(tiny_folder, dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -157,6 +161,7 @@ def twice(raw: bytes) -> bytes:
     return raw[:8] + header.replace(b"transformer.h.1.ln_1.weight", b"transformer.h.0.ln_1.weight") + raw[8 + length :]
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("damage", [truncated, cut_in_header, empty, broken_header, huge_header, twice])
 def test_damaged_files_are_refused(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     file = golden.write_checkpoint(tmp_path) / "model.safetensors"

@@ -427,6 +427,7 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert "missing no_such_module; pip install 'jat-engine[atari]'" in out
 
 
+@pytest.mark.versions
 def test_demo_plays_every_domain(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--use_cpu", "--max_steps", "4", "--video", str(tmp_path / "demo.mp4")]
     assert main(["demo", "--model_name_or_path", str(tiny_folder), *flags]) == 0

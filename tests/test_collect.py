@@ -89,6 +89,7 @@ def test_a_bot_that_plans_in_circles_fails_and_does_not_hang() -> None:
     assert (played.success, played.length) == (False, 1)
 
 
+@pytest.mark.versions
 def test_every_kind_of_task_is_read_by_datasets(tmp_path: Path) -> None:
     """Frames included, whose fourth channel image software likes to take for transparency."""
     rng = np.random.default_rng(0)

@@ -279,23 +279,15 @@ def test_what_a_step_says_of_itself(module: ModuleType) -> None:
 # ---- ThreadSanitizer -----------------------------------------------------------------------------------------------
 
 
-def sanitizer_library() -> str:
-    """The path of libtsan.so, or nothing."""
-    if shutil.which("gcc") is None:
-        return ""
-    path = subprocess.run(["gcc", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True).stdout
-    return path.strip() if Path(path.strip()).is_absolute() else ""
-
-
 @pytest.fixture(scope="module")
 def sanitized(cuda_host_folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a script of this folder with one of the sanitized modules."""
-    if not sanitizer_library():
+    if not cuda_host.sanitizer_library():
         pytest.skip("needs gcc with libtsan")
     names = ["cuda_host_tsan", "cuda_host_missing_barrier", "cuda_host_relaxed_exchange"]
     folders = dict(zip(names, cuda_host.build(cuda_host_folder, *names), strict=True))
     environment = os.environ | {
-        "LD_PRELOAD": sanitizer_library(),
+        "LD_PRELOAD": cuda_host.sanitizer_library(),
         "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=0 exitcode=66",
     }
     # The sanitizer wants its address ranges free, which randomised addresses may not leave.

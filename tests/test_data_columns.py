@@ -14,6 +14,8 @@ from jat_engine.data import check_columns, check_episode, task_columns, task_fea
 from jat_engine.data.columns import FRAMES_SHAPE
 from jat_engine.envs import TASKS, UnknownTaskError
 
+pytestmark = pytest.mark.versions
+
 
 def continuous(**changed: Any) -> dict[str, Any]:
     columns = {

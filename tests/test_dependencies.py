@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.versions
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = sorted([*(ROOT / "jat_engine").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 

@@ -24,6 +24,7 @@ from jat_engine import (
 # ---- parity --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("options", variants("float32"))
 @pytest.mark.parametrize("episode", golden.EPISODES, ids=lambda e: e.name)
 def test_golden_episode(episode: golden.Episode, options: dict[str, Any], load: Load) -> None:

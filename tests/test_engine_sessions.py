@@ -86,6 +86,7 @@ def test_bad_input_is_refused_and_changes_nothing(
         assert relative_error(predictions, episode.predictions[:12]) <= TOLERANCE
 
 
+@pytest.mark.versions
 def test_windows(load: Load) -> None:
     engine = load(backend="auto", dtype="float32")
     for window in (0, -1, 1.5, True, "8"):
@@ -102,6 +103,7 @@ def test_windows(load: Load) -> None:
         assert lengths == [min(2 * t, limit) for t in range(30)]
 
 
+@pytest.mark.versions
 def test_the_drop_in_agent_takes_another_window_at_any_step(
     load: Load, tiny_model: JatModel, tiny_processor: JatProcessor
 ) -> None:
@@ -141,6 +143,7 @@ def test_many_sizes_do_not_add_up(tiny_folder: Path) -> None:
     assert engine.weight_bytes == before
 
 
+@pytest.mark.versions
 def test_closed_sessions(load: Load) -> None:
     engine = load(backend="auto", dtype="float32")
     session = engine.open_session()
@@ -184,6 +187,7 @@ def test_a_full_cache_refuses_the_newcomer_alone(backend: str, tiny_folder: Path
     assert np.array_equal([play(third, CONTINUOUS, t)[1] for t in range(5)], results[:5])
 
 
+@pytest.mark.versions
 def test_counters(load: Load, tiny_folder: Path) -> None:
     engine = JatEngine.from_pretrained(tiny_folder, device="cpu", max_cached_tokens=160)
     stats = engine.cache_stats

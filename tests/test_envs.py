@@ -109,6 +109,7 @@ def test_wrong_requests() -> None:
 # ---- every domain
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("task", SAMPLE)
 def test_random_steps(task: str) -> None:
     need(task)
@@ -123,6 +124,7 @@ def test_random_steps(task: str) -> None:
     env.close()
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("task", ["atari-breakout", "babyai-go-to-local", "metaworld-reach", "mujoco-hopper"])
 def test_seeds(task: str) -> None:
     """A seed fixes an episode: at make or at reset, in a new environment or in one that was in use."""

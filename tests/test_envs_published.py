@@ -127,6 +127,7 @@ RECORDED_ATARI = {
 }
 
 
+@pytest.mark.versions
 @needs("atari")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="OpenCV may round otherwise elsewhere")
 @pytest.mark.parametrize("name", RECORDED_ATARI)
@@ -193,6 +194,7 @@ def test_atari_settings() -> None:
 # ---- BabyAI
 
 
+@pytest.mark.versions
 @needs("babyai")
 def test_long_missions_are_wrapped() -> None:
     env = make("babyai-boss-level", seed=0, render_mode="rgb_array")
@@ -267,6 +269,7 @@ RECORDED_METAWORLD = {
 }
 
 
+@pytest.mark.versions
 @needs("metaworld")
 @pytest.mark.parametrize("name", RECORDED_METAWORLD)
 def test_metaworld_is_the_published(name: str) -> None:
@@ -318,6 +321,7 @@ RECORDED_MUJOCO = {
 }
 
 
+@pytest.mark.versions
 @needs("mujoco")
 @pytest.mark.parametrize("name", RECORDED_MUJOCO)
 def test_mujoco_is_the_published(name: str) -> None:

@@ -326,6 +326,7 @@ def _write_video(path: Path, frames: int, fps: int, shape: tuple[int, int] = (32
     return path
 
 
+@pytest.mark.versions
 def test_video_can_be_read_back(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "v.mp4"
     with VideoWriter(path, fps=20) as video:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from golden import INDEX, OUTPUTS, relative_error
 
+pytestmark = pytest.mark.versions
+
 TOLERANCE = 1e-5
 
 

@@ -52,12 +52,14 @@ def test_the_card_is_made_of_the_scores() -> None:
     assert card.render(mini.FOLDER) == (mini.FOLDER / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("name", ["babyai-go-to-obj", "babyai-open-red-door", "mujoco-reacher"])
 def test_episodes_have_the_recorded_returns(engine: JatEngine, name: str) -> None:
     for seed in (0, 1, 2):
         assert play(engine, None, name, seed) == pytest.approx(SCORES[name]["engine_float32"][seed], rel=1e-3)
 
 
+@pytest.mark.versions
 def test_the_reference_plays_the_same_episodes() -> None:
     model = JatModel.from_pretrained("jat-mini", dtype=torch.float32).eval()
     processor = JatProcessor.from_pretrained("jat-mini")

@@ -15,6 +15,8 @@ from jat_engine import JatConfig, JatModel, JatProcessor
 from jat_engine.modules import cyclic_expand
 from jat_engine.transformer import KeyValueCache
 
+pytestmark = pytest.mark.versions
+
 RL = {name: torch.from_numpy(value) for name, value in golden._rl_case("forward_continuous_discrete", 1).items()}
 
 
@@ -48,7 +50,7 @@ def fed(tiny_model: JatModel) -> Iterator[list[int]]:
     """Numbers of tokens that the transformer computes in each forward pass."""
     lengths: list[int] = []
     hook = tiny_model.transformer.register_forward_pre_hook(
-        lambda module, args: lengths.append(args[0].shape[1])  # type: ignore[func-returns-value]
+        lambda module, args, inputs: lengths.append(inputs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     yield lengths
     hook.remove()

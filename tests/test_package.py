@@ -147,6 +147,7 @@ def test_build_without_a_compiler_is_a_message_not_a_failure(tmp_path: Path) -> 
     assert not list(library.glob("*.so"))
     assert (library / "kernels" / "README.md").exists()
     assert (library / "envs" / "published_tasks.csv").exists()
+    assert (library / "testing" / "recordings.npz").exists()
 
 
 def test_native_module() -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from jat_engine import JatConfig, JatProcessor
 
+pytestmark = pytest.mark.versions
+
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (40, 50, 4), dtype=np.uint8)
 

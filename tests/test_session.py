@@ -15,6 +15,8 @@ from gymnasium import spaces
 
 from jat_engine import InputError, JatModel, JatProcessor, ModelSession, SessionError
 
+pytestmark = pytest.mark.versions
+
 EPISODE = {episode.name: episode for episode in golden.EPISODES}
 CONTINUOUS = EPISODE["continuous_cw16"]  # 27 numbers, Box(8)
 BABYAI = EPISODE["babyai_greedy_full"]

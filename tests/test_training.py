@@ -100,6 +100,7 @@ def trainer(folder: Path, tmp_path: Path) -> Callable[..., JatTrainer]:
 # ---- the loss ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.versions
 def test_the_trainers_loss_is_the_published_one(tiny_folder: Path, trainer: Callable[..., JatTrainer]) -> None:
     model = jat_engine.JatModel.from_pretrained(tiny_folder).train()
     made = trainer(model)
@@ -165,6 +166,7 @@ def test_bfloat16_is_near_float32(folder: Path, trainer: Callable[..., JatTraine
 # ---- whole trainings -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.versions
 def test_a_training_learns_and_an_engine_plays_it(folder: Path, tmp_path: Path) -> None:
     more = ["--max_steps", "60", "--learning_rate", "0.003", "--logging_steps", "20", "--weight_decay", "0.01"]
     more += ["--eval_strategy", "steps", "--eval_steps", "30", "--eval_num_samples", "1", "--bf16", "--report_to"]
@@ -191,6 +193,7 @@ def test_a_training_learns_and_an_engine_plays_it(folder: Path, tmp_path: Path) 
     jat_engine.JatProcessor.from_pretrained(output)
 
 
+@pytest.mark.versions
 def test_a_stream_trains(folder: Path, tmp_path: Path) -> None:
     more = [
         "--streaming",

@@ -49,6 +49,7 @@ def make_pieces(data: Path, task: str, root: Path, processor: Any, length: int =
     return Pieces(prepare(source, settings, processor, root), task, loss_weight=3.0)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("task", KINDS)
 def test_pieces_are_those_of_the_processor(task: str, data: Path, tmp_path: Path, processor: Any) -> None:
     """Equal tensors, however the steps are stored: rewards shifted, remainders kept, the first step as padding."""
@@ -378,6 +379,7 @@ def rows_of(batch: dict[str, Any]) -> list[bytes]:
     return [rewards[mask].numpy().tobytes() for rewards, mask in pairs]
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("task", KINDS)
 def test_a_stream_has_the_same_pieces(task: str, data: Path, tmp_path: Path, processor: Any) -> None:
     pieces = make_pieces(data, task, tmp_path, processor)

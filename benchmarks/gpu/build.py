@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jat_engine import info
+from jat_engine import info, machine
 
 from .context import ROOT, Context
 from .process import Finished, Process, python_module
@@ -93,7 +93,7 @@ def _build(context: Context, folder: Path, target: str, built: dict[str, Path]) 
     )
     if not re.search(rf"(^|\s){target}(:|\s|$)", listed.stdout, re.MULTILINE):
         return {"not run": f"CMake has no target {target} here"}
-    jobs = str(min(info.available_cores(), 16))
+    jobs = str(min(machine.available_cores(), 16))
     command = ["cmake", "--build", str(folder), "--target", target, "--parallel", jobs, "--verbose"]
     done = run_process(command, folder / f"{target}.log", context.time_left() - 8)
     if done.code != 0:

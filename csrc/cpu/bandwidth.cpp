@@ -14,18 +14,19 @@ namespace jat {
 
 double read_bandwidth(size_t num_bytes, int num_threads, int repeats) {
   constexpr int kSums = 32;  // as many as keep several loads of a vector in flight
-  const size_t words = num_bytes / sizeof(uint64_t) / num_threads / kSums * kSums;  // of one thread
-  const Buffer buffer(words * num_threads * sizeof(uint64_t));
+  constexpr size_t kPieceWords = (4 << 20) / sizeof(uint64_t);  // some 200 us
+  const int num_pieces = static_cast<int>(std::max<size_t>(num_bytes / sizeof(uint64_t) / kPieceWords, 1));
+  const Buffer buffer(num_pieces * kPieceWords * sizeof(uint64_t));
   std::memset(buffer.as<uint8_t>(), 1, buffer.bytes());  // else all of it could be one page of zeros
   ThreadPool pool(num_threads, 1000);
   std::atomic<uint64_t> total{0};
   std::vector<double> rates;
   for (int repeat = 0; repeat < repeats; ++repeat) {
     const auto begin = std::chrono::steady_clock::now();
-    pool.run([&](int thread) {
-      const uint64_t* data = buffer.as<uint64_t>() + words * thread;
+    pool.run(num_pieces, 1, [&](int piece, int, int) {
+      const uint64_t* data = buffer.as<uint64_t>() + kPieceWords * piece;
       uint64_t sums[kSums] = {};
-      for (size_t i = 0; i < words; i += kSums) {
+      for (size_t i = 0; i < kPieceWords; i += kSums) {
         for (int j = 0; j < kSums; j += 8)
           __builtin_prefetch(data + i + j + 1024);  // 8 KiB ahead, a line each
         for (int j = 0; j < kSums; ++j) sums[j] += data[i + j];

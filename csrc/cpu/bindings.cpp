@@ -307,7 +307,6 @@ PYBIND11_MODULE(_cpu, module) {
       .def_readonly("seconds", &jat::Model::seconds)
       .def("decode", &decode, py::arg("embeddings"), py::arg("num_new"), py::arg("context_lens"),
            py::arg("start_offsets"), py::arg("page_tables"), py::arg("pool").noconvert(), py::arg("heads"))
-      .def("wake", &jat::Model::wake)
       .def("embed", &embed, py::arg("linear"), py::arg("values").noconvert(),
            py::arg("last") = std::numeric_limits<float>::quiet_NaN());
 

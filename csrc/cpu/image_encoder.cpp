@@ -21,7 +21,6 @@ void ImageEncoder::add_stage(int in_channels, int out_channels, int in_size, con
   stage.view = {in_channels, out_channels, in_size, (in_size + 1) / 2, nullptr};
   stages_.push_back(std::move(stage));
   stages_.back().view.weight = stages_.back().weight.data();
-  queues_ = std::vector<WorkQueue>(3 * stages_.size() + 1);
 }
 
 bool ImageEncoder::is_complete() const {
@@ -32,16 +31,14 @@ bool ImageEncoder::is_complete() const {
   return linear_ && !stages_.empty() && linear_->columns() == static_cast<int>(stages_.back().out_floats());
 }
 
-void ImageEncoder::reserve(int num_frames) {
-  if (num_frames <= capacity_) return;
-  const size_t frames = num_frames;
+void ImageEncoder::reserve(int num_threads, int num_frames) {
   for (Stage& stage : stages_) {
     stage.view.weight = stage.weight.data();
-    stage.in.assign(frames * stage.in_floats(), 0.0F);  // borders stay zero
-    stage.out.resize(frames * stage.out_floats());
-    stage.means.resize(frames * stage.view.out_channels);
+    stage.in.resize(num_threads * stage.in_floats());  // zero, and borders stay so
+    stage.out.resize(num_threads * stage.out_floats());
   }
-  capacity_ = num_frames;  // last: memory may run out before
+  const size_t floats = num_frames * stages_.back().out_floats();
+  if (features_.size() < floats) features_.resize(floats);
 }
 
 // sigmoid(gate_out relu(gate_in means))
@@ -57,66 +54,54 @@ void ImageEncoder::gate(const Stage& stage, const float* means, float* gates) {
   for (int c = 0; c < channels; ++c) gates[c] = 1.0F / (1.0F + std::exp(-gates[c]));
 }
 
-void ImageEncoder::encode(Model& model, const uint8_t* const* frames, int num_frames, float* out) {
+// features: [out_floats() of the last stage], what the linear layer multiplies.
+void ImageEncoder::convolve(const Kernels& kernels, const uint8_t* frame, int thread, float* features) {
   constexpr int kMaxChannels = 128;
-  reserve(num_frames);
-  for (WorkQueue& queue : queues_) queue.reset();
-  const Kernels& kernels = model.kernels_;
-  model.pool_.run([&](int) {
-    int begin, end;
-    const Stage& first = stages_.front();
-    const int size = first.view.in_size, row = size * first.view.in_channels;
-    const int padded_row = (size + 2) * first.view.in_channels;
-    while (queues_.back().take(num_frames * size, 12, begin, end)) {
-      for (int i = begin; i < end; ++i) {
-        const int frame = i / size, y = i % size;
-        const uint8_t* source = frames[frame] + static_cast<size_t>(y) * row;
-        float* target = stages_.front().in.data() + frame * first.in_floats() +
-                        static_cast<size_t>(y + 1) * padded_row + first.view.in_channels;
-        for (int j = 0; j < row; ++j) target[j] = (static_cast<float>(source[j]) / 255.0F - 0.5F) / 0.5F;
-      }
-    }
-    model.pool_.barrier();
+  Stage& first = stages_.front();
+  const int size = first.view.in_size, row = size * first.view.in_channels;
+  const int padded_row = (size + 2) * first.view.in_channels;
+  for (int y = 0; y < size; ++y) {
+    const uint8_t* source = frame + static_cast<size_t>(y) * row;
+    float* target = first.in.data() + thread * first.in_floats() + static_cast<size_t>(y + 1) * padded_row +
+                    first.view.in_channels;
+    for (int j = 0; j < row; ++j) target[j] = (static_cast<float>(source[j]) / 255.0F - 0.5F) / 0.5F;
+  }
 
-    for (size_t s = 0; s < stages_.size(); ++s) {
-      Stage& stage = stages_[s];
-      const int side = stage.view.out_size, channels = stage.view.out_channels,
-                blocks = channels / kBlockRows;
-      const int out_row = side * channels;
-      while (queues_[3 * s].take(num_frames * side, 1, begin, end)) {
-        const int frame = begin / side, y = begin % side;
-        kernels.convolve_row(
-            stage.view, stage.in.data() + frame * stage.in_floats(), y,
-            stage.out.data() + frame * stage.out_floats() + static_cast<size_t>(y) * out_row);
-      }
-      model.pool_.barrier();
-      while (queues_[3 * s + 1].take(num_frames * blocks, 1, begin, end)) {
-        const int frame = begin / blocks, channel = begin % blocks * kBlockRows;
-        kernels.normalize_channels(stage.out.data() + frame * stage.out_floats() + channel, side * side,
-                                   channels,
-                                   stage.means.data() + static_cast<size_t>(frame) * channels + channel);
-      }
-      model.pool_.barrier();
-      // Gate the channels: into the next stage's input, or in place for the linear layer.
-      float* next = s + 1 < stages_.size() ? stages_[s + 1].in.data() : nullptr;
-      const size_t next_floats = next ? stages_[s + 1].in_floats() : 0;
-      while (queues_[3 * s + 2].take(num_frames, 1, begin, end)) {
-        float gates[kMaxChannels];
-        gate(stage, stage.means.data() + static_cast<size_t>(begin) * channels, gates);
-        float* source = stage.out.data() + begin * stage.out_floats();
-        for (int y = 0; y < side; ++y) {
-          float* from = source + static_cast<size_t>(y) * out_row;
-          float* to =
-              next ? next + begin * next_floats + (static_cast<size_t>(y + 1) * (side + 2) + 1) * channels
-                   : from;
-          for (int x = 0; x < side; ++x)
-            for (int c = 0; c < channels; ++c) to[x * channels + c] = from[x * channels + c] * gates[c];
-        }
-      }
-      model.pool_.barrier();
+  for (size_t s = 0; s < stages_.size(); ++s) {
+    Stage& stage = stages_[s];
+    const int side = stage.view.out_size, channels = stage.view.out_channels, out_row = side * channels;
+    const float* in = stage.in.data() + thread * stage.in_floats();
+    float* out = stage.out.data() + thread * stage.out_floats();
+    float means[kMaxChannels], gates[kMaxChannels];
+    for (int y = 0; y < side; ++y)
+      kernels.convolve_row(stage.view, in, y, out + static_cast<size_t>(y) * out_row);
+    for (int channel = 0; channel < channels; channel += kBlockRows)
+      kernels.normalize_channels(out + channel, side * side, channels, means + channel);
+    gate(stage, means, gates);
+
+    // Gate the channels: into the inner part of the next stage's input, or for the linear layer.
+    const bool is_last = s + 1 == stages_.size();
+    float* next = is_last ? features : stages_[s + 1].in.data() + thread * stages_[s + 1].in_floats();
+    const size_t next_row = static_cast<size_t>(is_last ? side : side + 2) * channels;
+    if (!is_last) next += next_row + channels;
+    for (int y = 0; y < side; ++y) {
+      const float* from = out + static_cast<size_t>(y) * out_row;
+      float* to = next + y * next_row;
+      for (int x = 0; x < side; ++x)
+        for (int c = 0; c < channels; ++c) to[x * channels + c] = from[x * channels + c] * gates[c];
     }
+  }
+}
+
+void ImageEncoder::encode(Model& model, const uint8_t* const* frames, int num_frames, float* out) {
+  reserve(model.num_threads(), num_frames);
+  // A frame is one piece: its 0.5 ms are soon lost if it travels between the cores' caches from stage to
+  // stage.
+  const size_t floats = stages_.back().out_floats();
+  model.pool_.run(num_frames, 1, [&](int frame, int, int thread) {
+    convolve(model.kernels_, frames[frame], thread, features_.data() + frame * floats);
   });
-  model.apply(*linear_, stages_.back().out.data(), num_frames, out);
+  model.apply(*linear_, features_.data(), num_frames, out);
 }
 
 }  // namespace jat

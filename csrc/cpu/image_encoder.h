@@ -32,7 +32,7 @@ class ImageEncoder {
   struct Stage {
     ConvView view;
     std::vector<float> weight, gate_in, gate_out;
-    std::vector<float> in, out, means;  // of all frames: padded input, output, the output's channel means
+    std::vector<float> in, out;  // of each thread: padded input, output
     size_t in_floats() const {
       return static_cast<size_t>(view.in_size + 2) * (view.in_size + 2) * view.in_channels;
     }
@@ -41,13 +41,13 @@ class ImageEncoder {
     }
   };
 
-  void reserve(int num_frames);
+  void reserve(int num_threads, int num_frames);
+  void convolve(const Kernels& kernels, const uint8_t* frame, int thread, float* features);
   static void gate(const Stage& stage, const float* means, float* gates);
 
   std::vector<Stage> stages_;
   std::shared_ptr<Linear> linear_;
-  int capacity_ = 0;
-  std::vector<WorkQueue> queues_;
+  std::vector<float> features_;  // of all frames
 };
 
 }  // namespace jat

@@ -476,30 +476,42 @@ void convolve_row(const ConvView& conv, const float* in, int y, float* out) {
   }
 }
 
+// The sum of value(p) over pixels p. Most pixels of real frames are alike: added one by one, every addition
+// to a large sum would round the same way. So the sums of short runs are added.
+template <class Value>
+inline V sum_pixels(int num_pixels, Value value) {
+  constexpr int kRun = 32;
+  V sum = broadcast(0.0F);
+  for (int begin = 0; begin < num_pixels; begin += kRun) {
+    const int end = begin + kRun < num_pixels ? begin + kRun : num_pixels;
+    V run = broadcast(0.0F);
+    for (int p = begin; p < end; ++p) run = add(run, value(p));
+    sum = add(sum, run);
+  }
+  return sum;
+}
+
 void normalize_channels(float* x, int num_pixels, int channels, float* means) {
-  const float share = 1.0F / static_cast<float>(num_pixels);
+  const V share = broadcast(1.0F / static_cast<float>(num_pixels));
   for (int i = 0; i < kBlockRows; i += kLanes) {
-    V sum = broadcast(0.0F);
-    for (int p = 0; p < num_pixels; ++p) sum = add(sum, load(x + static_cast<size_t>(p) * channels + i));
-    const V mean = mul(sum, broadcast(share));
-    V squares = broadcast(0.0F);
-    for (int p = 0; p < num_pixels; ++p) {
-      const V centred = sub(load(x + static_cast<size_t>(p) * channels + i), mean);
-      squares = fma(centred, centred, squares);
-    }
+    const auto pixel = [&](int p) { return x + static_cast<size_t>(p) * channels + i; };
+    const V mean = mul(sum_pixels(num_pixels, [&](int p) { return load(pixel(p)); }), share);
+    const V squares = sum_pixels(num_pixels, [&](int p) {
+      const V centred = sub(load(pixel(p)), mean);
+      return mul(centred, centred);
+    });
     float variance[kLanes];
-    store(variance, mul(squares, broadcast(share)));
+    store(variance, mul(squares, share));
     for (float& v : variance) v = 1.0F / __builtin_sqrtf(v + kNormEpsilon);
     const V inverse = load(variance);
-    V after = broadcast(0.0F);
-    for (int p = 0; p < num_pixels; ++p) {
-      float* pixel = x + static_cast<size_t>(p) * channels + i;
-      const V normal = mul(sub(load(pixel), mean), inverse);
+
+    const V after = sum_pixels(num_pixels, [&](int p) {
+      const V normal = mul(sub(load(pixel(p)), mean), inverse);
       const V leaky = max(normal, mul(normal, broadcast(0.01F)));
-      store(pixel, leaky);
-      after = add(after, leaky);
-    }
-    store(means + i, mul(after, broadcast(share)));
+      store(pixel(p), leaky);
+      return leaky;
+    });
+    store(means + i, mul(after, share));
   }
 }
 

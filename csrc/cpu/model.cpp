@@ -7,8 +7,23 @@ namespace jat {
 
 namespace {
 
-// Ranges that a thread's part of a phase is taken in: evens out threads that are held up.
-constexpr int kShares = 6;
+// Pieces that a thread's part of a phase is taken in: evens out threads that are late or slow.
+constexpr int kPiecesPerThread = 6;
+// Bytes of weights, keys or values that a piece reads at least: 2 us, ten times what it costs to hand one
+// out.
+constexpr size_t kMinPieceBytes = 48 << 10;
+// A phase that reads less than this, 15 us, stays with the caller: sharing one costs some microseconds, as
+// the activations travel between cores.
+constexpr size_t kMinSharedBytes = 384 << 10;
+constexpr int kTokensPerPiece = 8;  // in phases that do little for each token: some microseconds, too
+
+// Parts in a piece of a phase. part_bytes: what one reads, times how often that is used if that is many
+// times.
+int piece_size(int num_parts, size_t part_bytes, int num_threads) {
+  if (num_parts * part_bytes < kMinSharedBytes) return num_parts;
+  const int least = static_cast<int>(kMinPieceBytes / part_bytes) + 1;
+  return std::max(least, num_parts / (kPiecesPerThread * num_threads));
+}
 
 }  // namespace
 
@@ -29,15 +44,13 @@ void Model::set_final_norm(std::vector<float> weight, std::vector<float> bias) {
   final_weight_ = std::move(weight);
   final_bias_ = std::move(bias);
   for (const Layer& layer : layers_) max_inner_ = std::max(max_inner_, layer.mlp_in->padded_rows());
-  queues_ = std::vector<WorkQueue>(5 * layers_.size() + 1);
   const size_t slots = positions_.size() / hidden_size_ + 2 * kPageSize;
   for (Scratch& scratch : scratch_) {
-    scratch.floats.resize(std::max(max_inner_, padded_hidden_));
-    scratch.groups.resize(static_cast<size_t>(kMaxOwnTokens) * operand_words());
-    scratch.scales.resize(kMaxOwnTokens);
+    scratch.normal.resize(padded_hidden_);
+    scratch.groups.resize(padded_hidden_);
     scratch.scores.resize(kMaxQueries * slots);
   }
-  reserve(kMaxOwnTokens);
+  reserve(kMaxQueries);
 }
 
 size_t Model::page_bytes() const {
@@ -61,40 +74,99 @@ void Model::reserve(int num_tokens) {
   capacity_ = static_cast<int>(tokens);  // last: memory may run out before
 }
 
-Operand Model::prepare(int thread, DType dtype, const float* x, int x_stride, int columns, const int* rows,
+Operand Model::prepare(DType dtype, const float* x, int x_stride, int columns, const int* rows,
                        int num_tokens, const float* norm_weight, const float* norm_bias) {
-  Scratch& own = scratch_[thread];
-  const bool shared = num_tokens > kMaxOwnTokens;
   const int stride = num_groups(dtype, columns);
-  uint32_t* groups = shared ? groups_.data() : own.groups.data();
-  float* scales = shared ? scales_.data() : own.scales.data();
-  const int step = shared ? pool_.size() : 1;
-  for (int t = shared ? thread : 0; t < num_tokens; t += step) {
-    const float* source = x + static_cast<size_t>(rows ? rows[t] : t) * x_stride;
-    if (norm_weight != nullptr) {
-      kernels_.layer_norm(source, norm_weight, norm_bias, columns, own.floats.data());
-      source = own.floats.data();
+  pool_.run(num_tokens, kTokensPerPiece, [&](int begin, int end, int thread) {
+    float* normal = scratch_[thread].normal.data();
+    for (int t = begin; t < end; ++t) {
+      const float* source = x + static_cast<size_t>(rows ? rows[t] : t) * x_stride;
+      if (norm_weight != nullptr) {
+        kernels_.layer_norm(source, norm_weight, norm_bias, columns, normal);
+        source = normal;
+      }
+      kernels_.prepare(dtype, source, columns, groups_.data() + static_cast<size_t>(t) * stride,
+                       scales_.data() + t);
     }
-    kernels_.prepare(dtype, source, columns, groups + static_cast<size_t>(t) * stride, scales + t);
-  }
-  if (shared) pool_.barrier();
-  return {groups, scales, stride};
+  });
+  return {groups_.data(), scales_.data(), stride};
 }
 
-void Model::multiply(WorkQueue& queue, const Linear& linear, const Operand& operand, int num_tokens,
-                     Epilogue epilogue, float* out, int out_stride, const int* rows) {
-  const int total = linear.num_blocks();
-  const int size = std::max(2, round_up(total / (kShares * pool_.size()), 2));
+void Model::multiply(const Linear& linear, const Operand& operand, int num_tokens, Epilogue epilogue,
+                     float* out, int out_stride, const int* rows) {
   const LinearView view = linear.view();
-  int begin, end;
-  while (queue.take(total, size, begin, end))
+  const int num_blocks = linear.num_blocks();
+  const size_t block_bytes = static_cast<size_t>(view.num_groups) * kGroupBytes;
+  // Whole panels.
+  const int size =
+      round_up(piece_size(num_blocks, block_bytes * std::max(1, num_tokens / kMaxQueries), pool_.size()), 2);
+  pool_.run(num_blocks, size, [&](int begin, int end, int) {
     kernels_.linear(view, operand, num_tokens, begin, end, epilogue, out, out_stride, rows);
+  });
+}
+
+void Model::attend(const Plan& plan, size_t layer, uint8_t* pool) {
+  const bool is_last = layer + 1 == layers_.size();
+  const int window = layers_[layer].window;
+  const int qkv_stride = round_up(3 * hidden_size_, kPanelRows);
+  const size_t element = kv_dtype_ == DType::kFloat32 ? 4 : 2;
+  const size_t head_bytes = static_cast<size_t>(kPageSize) * padded_head_dim_ * element;  // keys, or values
+  const size_t layer_bytes = 2 * num_heads_ * head_bytes;
+
+  size_t num_keys = 0;
+  for (int session = 0; session < plan.num_sessions; ++session)
+    num_keys += std::min(plan.context_lens[session] + plan.num_new[session], window);
+  const size_t part_bytes = num_keys / plan.num_sessions * 2 * padded_head_dim_ * element;
+  const int num_parts = plan.num_sessions * num_heads_;
+
+  const auto attend_head = [&](int session, int head, Scratch& own) {
+    const int first = first_tokens_[session], count = plan.num_new[session];
+    const float* q = qkv_.data() + static_cast<size_t>(first) * qkv_stride + head * head_dim_;
+    kernels_.attend({kv_dtype_,
+                     head_dim_,
+                     padded_head_dim_,
+                     count,
+                     is_last ? count - 1 : 0,
+                     plan.context_lens[session],
+                     plan.start_offsets[session],
+                     window,
+                     q,
+                     q + hidden_size_,
+                     q + 2 * hidden_size_,
+                     qkv_stride,
+                     pool + layer * layer_bytes + head * 2 * head_bytes,
+                     page_bytes(),
+                     head_bytes,
+                     plan.page_tables[session],
+                     attended_.data() + static_cast<size_t>(first) * padded_hidden_ + head * head_dim_,
+                     padded_hidden_,
+                     own.scores.data(),
+                     static_cast<int>(own.scores.size()) / kMaxQueries});
+  };
+  pool_.run(num_parts, piece_size(num_parts, part_bytes, pool_.size()), [&](int begin, int end, int thread) {
+    for (int i = begin; i < end; ++i) attend_head(i / num_heads_, i % num_heads_, scratch_[thread]);
+  });
+}
+
+void Model::apply_heads(const Plan& plan) {
+  const auto apply_head = [&](int session, Scratch& own) {
+    const Linear& head = *plan.heads[session];
+    const float* x = x_.data() + static_cast<size_t>(last_tokens_[session]) * padded_hidden_;
+    float scale = 0;
+    kernels_.layer_norm(x, final_weight_.data(), final_bias_.data(), hidden_size_, own.normal.data());
+    kernels_.prepare(head.dtype(), own.normal.data(), hidden_size_, own.groups.data(), &scale);
+    kernels_.linear(head.view(), {own.groups.data(), &scale, head.operand_stride()}, 1, 0, head.num_blocks(),
+                    Epilogue::kStore, plan.out[session], 0, nullptr);
+  };
+  const int size = piece_size(plan.num_sessions, plan.heads[0]->bytes(), pool_.size());
+  pool_.run(plan.num_sessions, size, [&](int begin, int end, int thread) {
+    for (int session = begin; session < end; ++session) apply_head(session, scratch_[thread]);
+  });
 }
 
 void Model::decode(const Plan& plan, uint8_t* pool) {
   const int num_tokens = plan.num_tokens;
   reserve(num_tokens);
-  for (WorkQueue& queue : queues_) queue.reset();
   for (int session = 0, t = 0; session < plan.num_sessions; ++session) {
     first_tokens_[session] = t;
     for (int i = 0; i < plan.num_new[session]; ++i, ++t) {
@@ -108,112 +180,38 @@ void Model::decode(const Plan& plan, uint8_t* pool) {
   }
 
   const int qkv_stride = round_up(3 * hidden_size_, kPanelRows);
-  const size_t element = kv_dtype_ == DType::kFloat32 ? 4 : 2;
-  const size_t head_bytes = static_cast<size_t>(kPageSize) * padded_head_dim_ * element;  // keys, or values
-  const size_t layer_bytes = 2 * num_heads_ * head_bytes;
-  const size_t bytes_per_page = page_bytes();
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const Layer& layer = layers_[l];
+    // Of the last layer only the last tokens are read; the others leave keys and values.
+    const bool is_last = l + 1 == layers_.size();
+    const int* rows = is_last ? last_tokens_.data() : nullptr;
+    const int active = is_last ? plan.num_sessions : num_tokens;
 
-  pool_.run([&](int thread) {
-    float* scores = scratch_[thread].scores.data();
-    const int score_stride = static_cast<int>(scratch_[thread].scores.size()) / kMaxQueries;
-    for (size_t l = 0; l < layers_.size(); ++l) {
-      const Layer& layer = layers_[l];
-      WorkQueue* queues = queues_.data() + 5 * l;
-      // Of the last layer only the last tokens are read; the others leave keys and values.
-      const bool last = l + 1 == layers_.size();
-      const int* rows = last ? last_tokens_.data() : nullptr;
-      const int active = last ? plan.num_sessions : num_tokens;
+    Operand operand = prepare(layer.qkv->dtype(), x_.data(), padded_hidden_, hidden_size_, nullptr,
+                              num_tokens, layer.norm1_weight.data(), layer.norm1_bias.data());
+    multiply(*layer.qkv, operand, num_tokens, Epilogue::kStore, qkv_.data(), qkv_stride, nullptr);
+    attend(plan, l, pool);
+    operand = prepare(layer.attention_out->dtype(), attended_.data(), padded_hidden_, hidden_size_, rows,
+                      active, nullptr, nullptr);
+    multiply(*layer.attention_out, operand, active, Epilogue::kAdd, x_.data(), padded_hidden_, rows);
 
-      Operand operand = prepare(thread, layer.qkv->dtype(), x_.data(), padded_hidden_, hidden_size_, nullptr,
-                                num_tokens, layer.norm1_weight.data(), layer.norm1_bias.data());
-      multiply(queues[0], *layer.qkv, operand, num_tokens, Epilogue::kStore, qkv_.data(), qkv_stride,
-               nullptr);
-      pool_.barrier();
-
-      int begin, end;
-      while (queues[1].take(plan.num_sessions * num_heads_, 1, begin, end)) {
-        const int session = begin / num_heads_, head = begin % num_heads_;
-        const int first = first_tokens_[session], count = plan.num_new[session];
-        const float* q = qkv_.data() + static_cast<size_t>(first) * qkv_stride + head * head_dim_;
-        kernels_.attend({kv_dtype_,
-                         head_dim_,
-                         padded_head_dim_,
-                         count,
-                         last ? count - 1 : 0,
-                         plan.context_lens[session],
-                         plan.start_offsets[session],
-                         layer.window,
-                         q,
-                         q + hidden_size_,
-                         q + 2 * hidden_size_,
-                         qkv_stride,
-                         pool + l * layer_bytes + head * 2 * head_bytes,
-                         bytes_per_page,
-                         head_bytes,
-                         plan.page_tables[session],
-                         attended_.data() + static_cast<size_t>(first) * padded_hidden_ + head * head_dim_,
-                         padded_hidden_,
-                         scores,
-                         score_stride});
-      }
-      pool_.barrier();
-
-      operand = prepare(thread, layer.attention_out->dtype(), attended_.data(), padded_hidden_, hidden_size_,
-                        rows, active, nullptr, nullptr);
-      multiply(queues[2], *layer.attention_out, operand, active, Epilogue::kAdd, x_.data(), padded_hidden_,
-               rows);
-      pool_.barrier();
-
-      operand = prepare(thread, layer.mlp_in->dtype(), x_.data(), padded_hidden_, hidden_size_, rows, active,
-                        layer.norm2_weight.data(), layer.norm2_bias.data());
-      multiply(queues[3], *layer.mlp_in, operand, active, Epilogue::kGelu, inner_.data(), max_inner_,
-               nullptr);
-      pool_.barrier();
-
-      operand = prepare(thread, layer.mlp_out->dtype(), inner_.data(), max_inner_, layer.mlp_out->columns(),
-                        nullptr, active, nullptr, nullptr);
-      multiply(queues[4], *layer.mlp_out, operand, active, Epilogue::kAdd, x_.data(), padded_hidden_, rows);
-      pool_.barrier();
-    }
-
-    // Heads, a session at a time.
-    Scratch& own = scratch_[thread];
-    int begin, end;
-    while (queues_.back().take(plan.num_sessions, 1, begin, end)) {
-      const Linear& head = *plan.heads[begin];
-      const float* x = x_.data() + static_cast<size_t>(last_tokens_[begin]) * padded_hidden_;
-      kernels_.layer_norm(x, final_weight_.data(), final_bias_.data(), hidden_size_, own.floats.data());
-      kernels_.prepare(head.dtype(), own.floats.data(), hidden_size_, own.groups.data(), own.scales.data());
-      kernels_.linear(head.view(), {own.groups.data(), own.scales.data(), head.operand_stride()}, 1, 0,
-                      head.num_blocks(), Epilogue::kStore, plan.out[begin], 0, nullptr);
-    }
-  });
+    operand = prepare(layer.mlp_in->dtype(), x_.data(), padded_hidden_, hidden_size_, rows, active,
+                      layer.norm2_weight.data(), layer.norm2_bias.data());
+    multiply(*layer.mlp_in, operand, active, Epilogue::kGelu, inner_.data(), max_inner_, nullptr);
+    operand = prepare(layer.mlp_out->dtype(), inner_.data(), max_inner_, layer.mlp_out->columns(), nullptr,
+                      active, nullptr, nullptr);
+    multiply(*layer.mlp_out, operand, active, Epilogue::kAdd, x_.data(), padded_hidden_, rows);
+  }
+  apply_heads(plan);
 }
 
 void Model::apply(const Linear& linear, const float* x, int num_tokens, float* out) {
-  const int columns = linear.columns(), stride = linear.operand_stride();
-  const size_t words = static_cast<size_t>(num_tokens) * stride;
+  const size_t words = static_cast<size_t>(num_tokens) * linear.operand_stride();
   if (groups_.size() < words) groups_.resize(words);
   if (scales_.size() < static_cast<size_t>(num_tokens)) scales_.resize(num_tokens);
-  const Operand operand{groups_.data(), scales_.data(), stride};
-  const auto prepare_token = [&](int t) {
-    kernels_.prepare(linear.dtype(), x + static_cast<size_t>(t) * columns, columns,
-                     groups_.data() + static_cast<size_t>(t) * stride, scales_.data() + t);
-  };
-  constexpr size_t kFewBytes = 1 << 18;  // not worth waking threads for
-  if (linear.bytes() * num_tokens < kFewBytes) {
-    for (int t = 0; t < num_tokens; ++t) prepare_token(t);
-    kernels_.linear(linear.view(), operand, num_tokens, 0, linear.num_blocks(), Epilogue::kStore, out,
-                    linear.padded_rows(), nullptr);
-    return;
-  }
-  WorkQueue& queue = queues_[0];
-  queue.reset();
-  pool_.run([&](int thread) {
-    for (int t = thread; t < num_tokens; t += pool_.size()) prepare_token(t);
-    pool_.barrier();
-    multiply(queue, linear, operand, num_tokens, Epilogue::kStore, out, linear.padded_rows(), nullptr);
-  });
+  const Operand operand =
+      prepare(linear.dtype(), x, linear.columns(), linear.columns(), nullptr, num_tokens, nullptr, nullptr);
+  multiply(linear, operand, num_tokens, Epilogue::kStore, out, linear.padded_rows(), nullptr);
 }
 
 }  // namespace jat

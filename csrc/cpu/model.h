@@ -40,15 +40,12 @@ class Model {
   size_t page_bytes() const;
   int hidden_size() const { return hidden_size_; }
   int num_layers() const { return static_cast<int>(layers_.size()); }
-  bool is_complete() const { return !queues_.empty(); }  // after set_final_norm
+  bool is_complete() const { return capacity_ > 0; }  // after set_final_norm
   int max_positions() const { return static_cast<int>(positions_.size()) / hidden_size_; }
   const char* instruction_set() const { return kernels_.name; }
   int num_threads() const { return pool_.size(); }
 
   void decode(const Plan& plan, uint8_t* pool);
-
-  // A call is about to come.
-  void wake() { pool_.wake(); }
 
   // out: [num_tokens, linear.padded_rows()] = x [num_tokens, linear.columns()] times the weights.
   void apply(const Linear& linear, const float* x, int num_tokens, float* out);
@@ -58,24 +55,25 @@ class Model {
  private:
   friend class ImageEncoder;
 
-  // Each thread's own copy of few tokens' activations, so that preparing them needs no barrier.
-  static constexpr int kMaxOwnTokens = 4;
-
+  // A thread's own.
   struct Scratch {
-    std::vector<float> floats;
-    std::vector<uint32_t> groups;
-    std::vector<float> scales;
-    std::vector<float> scores;
+    std::vector<float> normal;     // a token after its norm
+    std::vector<uint32_t> groups;  // the same, as a head's operand
+    std::vector<float> scores;     // of attention
   };
 
   void reserve(int num_tokens);
   int operand_words() const;
-  // Activations x[rows[t]], normalised first if there are weights for that. Ends with a barrier if there are
-  // many.
-  Operand prepare(int thread, DType dtype, const float* x, int x_stride, int columns, const int* rows,
-                  int num_tokens, const float* norm_weight, const float* norm_bias);
-  void multiply(WorkQueue& queue, const Linear& linear, const Operand& operand, int num_tokens,
-                Epilogue epilogue, float* out, int out_stride, const int* rows);
+  // The phases of a step, shared by the threads. Each output element is computed by one piece in one order,
+  // whoever computes it and however many pieces there are.
+  //
+  // Activations x[rows[t]], normalised first if there are weights for that; valid until the next call.
+  Operand prepare(DType dtype, const float* x, int x_stride, int columns, const int* rows, int num_tokens,
+                  const float* norm_weight, const float* norm_bias);
+  void multiply(const Linear& linear, const Operand& operand, int num_tokens, Epilogue epilogue, float* out,
+                int out_stride, const int* rows);
+  void attend(const Plan& plan, size_t layer, uint8_t* pool);
+  void apply_heads(const Plan& plan);
 
   const int hidden_size_, num_heads_, head_dim_, padded_head_dim_, padded_hidden_;
   const DType kv_dtype_;
@@ -87,11 +85,10 @@ class Model {
 
   int capacity_ = 0, max_inner_ = 0;  // tokens reserved for; widest layer
   std::vector<float> x_, qkv_, attended_, inner_;
-  std::vector<uint32_t> groups_;  // of many tokens
+  std::vector<uint32_t> groups_;  // the operand
   std::vector<float> scales_;
   std::vector<int> first_tokens_, last_tokens_;  // of each session
-  std::vector<Scratch> scratch_;                 // a thread's
-  std::vector<WorkQueue> queues_;
+  std::vector<Scratch> scratch_;                 // of each thread
 };
 
 }  // namespace jat

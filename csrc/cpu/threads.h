@@ -1,17 +1,19 @@
-// Threads that run one function together, many times a second: they spin for a while, then sleep.
+// Threads that share the work of one caller, many times a second. The caller never waits for a thread, only
+// for pieces of work that a thread has taken: who comes late helps late, and if nobody comes the caller does
+// it all.
 #pragma once
 
-#include <atomic>
-#include <condition_variable>
 #include <memory>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 namespace jat {
 
-// The caller is thread 0 of `num_threads`. One call of `run` at a time. After a fork the child makes its own
-// threads.
+// `num_threads` are the caller and its workers. One call of `run` at a time. After a fork the child makes its
+// own workers.
+//
+// Workers wait actively for `spin_us` after their last piece and then sleep. They are kept off the core that
+// the caller runs on: a woken thread would else be put there, and hold up the one that waits for it. A worker
+// that lost its core with a piece in hand, as it does beside a busy program, sits out a number of runs that
+// grows each time.
 class ThreadPool {
  public:
   ThreadPool(int num_threads, int spin_us);
@@ -21,46 +23,33 @@ class ThreadPool {
 
   int size() const { return num_threads_; }
 
-  // Call task(thread) on every thread; returns when all have. The task must not throw.
+  // Call task(begin, end, thread) for the parts [0, num_parts) in pieces of `piece_size`, each part once;
+  // returns when all are done. `thread` is below size(), and no two pieces run at the same time with the same
+  // one. The task must not throw.
   template <typename Task>
-  void run(const Task& task) {
-    run_erased([](const void* context, int thread) { (*static_cast<const Task*>(context))(thread); }, &task);
+  void run(int num_parts, int piece_size, const Task& task) {
+    const auto run_piece = [&](int piece, int thread) {
+      const int begin = piece * piece_size, rest = num_parts - begin;
+      task(begin, begin + (rest < piece_size ? rest : piece_size), thread);
+    };
+    run_pieces((num_parts + piece_size - 1) / piece_size,
+               [](const void* context, int piece, int thread) {
+                 (*static_cast<const decltype(run_piece)*>(context))(piece, thread);
+               },
+               &run_piece);
   }
 
-  // A call of `run` is about to come: threads that sleep shall spin again.
-  void wake();
-
-  // Within a task: wait until every thread has come here.
-  void barrier();
-
  private:
-  using Function = void (*)(const void*, int);
+  using Function = void (*)(const void* context, int piece, int thread);
+  struct Worker;
   struct Workers;  // what dies with the process that made it
 
-  void run_erased(Function function, const void* context);
+  void run_pieces(int num_pieces, Function function, const void* context);
   void start();
-  static void stop(Workers& workers);
-  void wait_for_all(Workers& workers);
   void work(Workers& workers, int thread);
 
   const int num_threads_, spin_us_;
   std::unique_ptr<Workers> workers_;
-};
-
-// Parts of a phase, handed out to whoever comes first.
-class WorkQueue {
- public:
-  void reset() { next_.store(0, std::memory_order_relaxed); }
-  // The next range of at most `size` of `total` parts; false when there is none.
-  bool take(int total, int size, int& begin, int& end) {
-    begin = next_.fetch_add(size, std::memory_order_relaxed);
-    if (begin >= total) return false;
-    end = begin + size < total ? begin + size : total;
-    return true;
-  }
-
- private:
-  alignas(64) std::atomic<int> next_{0};
 };
 
 }  // namespace jat

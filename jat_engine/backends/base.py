@@ -145,10 +145,6 @@ class Backend(Protocol):
         """Memory for the KV cache's pages. Called once."""
         ...
 
-    def wake(self) -> None:
-        """A step is about to come. What sleeps can wake while its input is parsed."""
-        ...
-
     def embed_continuous(self, values: np.ndarray, reward: float | None) -> Embedding:
         """An observation with its reward, or an action without: float32 [X]."""
         ...

@@ -7,6 +7,7 @@ softmax and sums are float32 always. Keys and values are float32 or, with bfloat
 
 from __future__ import annotations
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from .. import _cpu
 from ..config import FRAME_SHAPE, JatConfig
 from ..errors import InputError
-from ..info import available_cores
+from ..machine import allowed_cores, available_cores, cpu_quota
 from ..observation import ActionSpace
 from ..weights import EMBEDDING, HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
 from .base import BatchPlan, BatchPrediction, Plan, Prediction, machine_memory_bytes, remember
@@ -41,8 +42,9 @@ class CpuBackend:
         """
         Args:
             dtype: "float32", "bfloat16" or "int8".
-            num_threads: by default the cores this process may use, at most 16.
-            spin_us: microseconds that idle threads wait for the next call before they sleep.
+            num_threads: that share a step; by default the cores this process may use, at most 16. More than that is
+                warned of.
+            spin_us: microseconds that idle threads wait for the next call before they sleep; at least 50.
             instruction_set: "avx512", "avx2", "generic" or "auto", the best there is.
         """
         self._config = config
@@ -50,6 +52,8 @@ class CpuBackend:
         self._weights = weights
         self._shapes = parameter_shapes(config)
         self._linears: list[_cpu.Linear] = []
+        if num_threads is not None:
+            _check_threads(num_threads)
         threads = num_threads or min(available_cores(), _MAX_DEFAULT_THREADS)
         available = ("auto", *_cpu.instruction_sets())
         if instruction_set not in available:
@@ -105,9 +109,6 @@ class CpuBackend:
         memory = np.empty(size + _ALIGNMENT, np.uint8)
         begin = -memory.ctypes.data % _ALIGNMENT
         self._pool = memory[begin : begin + size]
-
-    def wake(self) -> None:
-        self._model.wake()
 
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
@@ -231,7 +232,25 @@ class CpuBackend:
 
 
 _MAX_DEFAULT_THREADS = 16
-"""Fewer saturate the memory, and each more makes the barriers slower."""
+"""Fewer saturate the memory."""
+
+
+def _check_threads(num_threads: int) -> None:
+    """Warn of more threads than the system will run at a time."""
+    cores, quota = allowed_cores(), cpu_quota()
+    if num_threads > cores:
+        message = (
+            f"expected at most the cores this process may run on, {cores}, got {num_threads}; they will take turns"
+        )
+    elif quota is not None and num_threads > quota:
+        message = (
+            f"expected at most the CPU quota of this process, {quota:g} cores, got {num_threads}; the system will "
+            "stop all of them for milliseconds when it is used up"
+        )
+    else:
+        return
+    warnings.warn(f"num_threads: {message}", RuntimeWarning, stacklevel=2)
+
 
 _ALIGNMENT = 64  # a cache line, so that no load of a vector crosses two
 

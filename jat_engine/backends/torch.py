@@ -153,9 +153,6 @@ class TorchBackend:
             (config.num_layers, 2, slots, config.num_heads, head_dim), dtype=self._kv_dtype, device=self.device
         )
 
-    def wake(self) -> None:
-        pass
-
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
     def embed_continuous(self, values: np.ndarray, reward: float | None) -> Tensor:

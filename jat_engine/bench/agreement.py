@@ -12,14 +12,26 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.2}
 
 
 def error(predictions: Sequence[Any], expected: Sequence[Any]) -> float:
-    """The largest distance of a prediction from what was expected, over the root mean square of what was expected.
+    """Return the largest of `errors`."""
+    return float(errors(predictions, expected).max())
 
-    Predictions: [steps][values]. Infinite where one is not finite.
+
+def errors(predictions: Sequence[Any], expected: Sequence[Any]) -> np.ndarray:
+    """Return each step's distance from what was expected, over the root mean square of what was expected.
+
+    Args:
+        predictions, expected: [steps][values].
+
+    Returns:
+        float64 [steps]; infinite where a prediction is not finite, or differs from zeros.
     """
     got, wanted = np.asarray(predictions, np.float64), np.asarray(expected, np.float64)
     if got.shape != wanted.shape:
         raise ValueError(f"predictions: expected shape {wanted.shape}, got {got.shape}")
-    if not np.isfinite(got).all():
-        return float("inf")
+
+    distances = np.sqrt(((got - wanted) ** 2).sum(axis=-1))
+    distances[~np.isfinite(got).all(axis=-1)] = np.inf
     norm = np.sqrt((wanted**2).sum(axis=-1).mean())
-    return float(np.sqrt(((got - wanted) ** 2).sum(axis=-1)).max() / norm)
+    if norm == 0:
+        return np.where(distances > 0, np.inf, 0.0)
+    return np.asarray(distances / norm)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..backends.choice import native_module
-from ..info import available_cores
+from ..machine import available_cores
 
 _READ_BYTES = 1 << 28
 

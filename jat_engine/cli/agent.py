@@ -29,8 +29,7 @@ def load_agent(arguments: ModelArguments) -> tuple[JatEngine | JatModel, JatProc
     source = arguments.model_name_or_path
     if arguments.trust_remote_code:
         note("--trust_remote_code is ignored: code in a checkpoint is never run")
-    if source != NAME and not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
-        raise ValueError(f"--model_name_or_path: there is no folder {source}, and it is no name on the hub")
+    check_source("--model_name_or_path", source)
     with quiet_loading():
         try:
             if arguments.backend == "reference":
@@ -45,6 +44,12 @@ def load_agent(arguments: ModelArguments) -> tuple[JatEngine | JatModel, JatProc
         except (OSError, ValueError) as error:
             raise ValueError(f"--model_name_or_path {source}: {error}") from error
     return engine, None
+
+
+def check_source(field: str, source: str) -> None:
+    """Raise `ValueError` for what is neither jat-mini, nor a folder, nor of the form of a name on the hub."""
+    if source != NAME and not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        raise ValueError(f"{field}: there is no folder {source}, and it is no name on the hub")
 
 
 def load_model(arguments: ModelArguments) -> tuple[JatModel, JatProcessor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,24 @@ class EpisodeArguments:
         return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps}
 
 
-def parse(command: str, description: str, types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...]:
+def parse(
+    command: str,
+    description: str,
+    types: Sequence[Any],
+    argv: Sequence[str],
+    positional: Mapping[str, str] | None = None,
+) -> tuple[Any, ...]:
     """One instance of each dataclass in `types`. Flags take `_` and `-` alike.
 
     A single argument that ends in `.json` names a file with the arguments, as in the published scripts.
+
+    Args:
+        positional: name -> help of arguments without a flag; their values come last, as one namespace.
     """
     parser = HfArgumentParser(list(types), prog=f"jat-engine {command}", description=description, allow_abbrev=False)
-    if len(argv) == 1 and argv[0].endswith(".json"):
+    for name, text in (positional or {}).items():
+        parser.add_argument(name, metavar=name.upper(), help=text)
+    if not positional and len(argv) == 1 and argv[0].endswith(".json"):
         try:
             given = json.loads(Path(argv[0]).read_text())
             argv = [text for key, value in given.items() for text in _flag(key, value)]

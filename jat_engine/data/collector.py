@@ -17,7 +17,7 @@ from ..cli.environment import require_simulators
 from ..envs import TASKS, Task, expand_tasks
 from ..errors import DataError
 from ..experts import EXPERT_TASKS, check_noise
-from ..info import available_cores
+from ..machine import available_cores
 from .card import write_card
 from .chunks import ChunkFolder, check_settings
 from .collection import Collection

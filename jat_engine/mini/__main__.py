@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cli.arguments import note, parse
-from ..info import available_cores
+from ..machine import available_cores
 from . import FOLDER, recipe
 
 STAGES = ("collect", "train", "evaluate")

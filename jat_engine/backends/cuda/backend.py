@@ -116,9 +116,6 @@ class CudaBackend:
             self._insist_on_one_launch()
             warnings.warn(f"the one-launch step is not used: {failure}", RuntimeWarning, stacklevel=2)
 
-    def wake(self) -> None:
-        pass
-
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
     def embed_continuous(self, values: np.ndarray, reward: float | None) -> Token:

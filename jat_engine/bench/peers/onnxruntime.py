@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ... import JatConfig, JatProcessor
-from ...info import available_cores
+from ...machine import available_cores
 from . import static_step
 from .base import Unavailable
 from .static_step import ENCODERS, Host, RunTrunk, StaticPeer, Trunk, encoder_example, load_model, trunk_example

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ... import JatProcessor
-from ...info import available_cores
+from ...machine import available_cores
 from .base import Unavailable
 from .static_step import ENCODERS, ROWS, Host, RunTrunk, StaticPeer, Trunk, encoder_example, load_model, trunk_example
 

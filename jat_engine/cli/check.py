@@ -1,0 +1,118 @@
+"""`jat-engine check`"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from ..envs import TASKS, MissingSimulatorError, Task, expand_tasks
+from ..evaluation import run_episode
+from ..testing.checkpoint_checks import CheckpointChecks
+from ..testing.outcome import CheckFailedError, Outcome, SkipCheckError, run_check
+from .agent import check_source, quiet_loading
+from .arguments import parse
+from .environment import evaluation_env
+from .progress import simulator_output
+from .report import milliseconds, number, score
+
+TASKS_PLAYED = ("babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
+"""One task of each domain whose episodes take seconds; a game of Atari takes a minute."""
+
+
+@dataclass
+class CheckArguments:
+    tasks: list[str] = field(
+        default_factory=lambda: list(TASKS_PLAYED), metadata={"help": "tasks or domains to play an episode of"}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "of the engine; it is held against JatModel in float32",
+            "choices": ["float32", "bfloat16", "float16", "int8"],
+        },
+    )
+    backend: str = field(
+        default="auto", metadata={"help": "of the engine", "choices": ["auto", "cpu", "cuda", "torch"]}
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "run on the CPU, also where there is a GPU"})
+    cache_dir: str | None = field(default=None, metadata={"help": "where downloads are kept"})
+    json: bool = field(default=False, metadata={"help": "print JSON"})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the checks and print them. Exit code 1 if one fails; one that cannot be made here is no failure."""
+    arguments, positional = parse(
+        "check",
+        "Load a checkpoint in JatModel and JatEngine, compare the two on recorded observations, and play episodes.",
+        [CheckArguments],
+        argv,
+        positional={"source": "folder of a checkpoint, its name on the hub, or jat-mini"},
+    )
+    source: str = positional.source
+    check_source("source", source)
+    tasks = [TASKS[name] for name in expand_tasks(arguments.tasks)]
+
+    began = time.perf_counter()
+    outcomes = []
+    for outcome in check(source, arguments, tasks):
+        outcomes.append(outcome)
+        if not arguments.json:
+            print(f"{outcome.status:<7}  {outcome.name:<29} {outcome.seconds:5.1f} s  {outcome.detail}", flush=True)
+    seconds = time.perf_counter() - began
+
+    statuses = [outcome.status for outcome in outcomes]
+    counts = {status: statuses.count(status) for status in ("PASS", "FAIL", "SKIPPED")}
+    if arguments.json:
+        found = {"source": source, "seconds": seconds, "counts": counts}
+        print(json.dumps(found | {"checks": [asdict(outcome) for outcome in outcomes]}, indent=2))
+    else:
+        words = f"{counts['PASS']} passed, {counts['FAIL']} failed, {counts['SKIPPED']} skipped"
+        print(f"{source}: {words}, in {seconds:.1f} s")
+    return int(counts["FAIL"] > 0)
+
+
+def check(source: str, arguments: CheckArguments, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    """Run the checks of a checkpoint, then play an episode of each task."""
+    checks = CheckpointChecks(
+        source,
+        device="cpu" if arguments.use_cpu else "auto",
+        dtype=arguments.dtype,
+        backend=arguments.backend,
+        cache_dir=arguments.cache_dir,
+    )
+    outcomes = checks.run()
+    files = next(outcomes)  # with the progress bars of a download
+    yield files
+    if files.status == "FAIL":
+        return
+
+    with quiet_loading():
+        yield from outcomes
+    for task in tasks:
+        yield run_check(f"episode {task.name}", functools.partial(play_episode, checks, task))
+
+
+def play_episode(checks: CheckpointChecks, task: Task) -> str:
+    """Play one greedy episode with the engine; the return is told, not judged: one episode says little."""
+    engine = checks.require_engine()
+    with simulator_output(), contextlib.ExitStack() as stack:
+        try:
+            env = stack.enter_context(contextlib.closing(evaluation_env(task)))
+        except MissingSimulatorError as error:
+            raise SkipCheckError(str(error)) from None
+        observation, _ = env.reset(seed=0)
+        checks.require_input(observation, env.action_space)
+        episode = run_episode(engine, None, env, task=task, seed=0, deterministic=True)
+
+    if not math.isfinite(episode.return_):
+        raise CheckFailedError(f"expected a finite return, got {episode.return_} after {episode.length} steps")
+    published = f"published random {score(task.random)}, expert {score(task.expert)}"
+    latency = milliseconds(float(np.median(episode.latencies_us)))
+    return f"return {number(episode.return_)} ({published}), {episode.length} steps, {latency} each"

@@ -1,0 +1,34 @@
+"""Locks that a fork waits for, so that a forked child finds them open and what they guard complete."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+_locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
+_taken = threading.local()
+
+
+def make_lock() -> threading.RLock:
+    """Return a new lock that no other thread holds at the moment a process is forked."""
+    lock = threading.RLock()
+    _locks.add(lock)
+    return lock
+
+
+def _take_all() -> None:
+    _taken.locks = []
+    for lock in list(_locks):
+        lock.acquire()
+        _taken.locks.append(lock)
+
+
+def _release_all() -> None:
+    for lock in _taken.locks:
+        lock.release()
+    _taken.locks = []
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_take_all, after_in_parent=_release_all, after_in_child=_release_all)

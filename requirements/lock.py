@@ -1,0 +1,104 @@
+"""Write the locked requirements: the exact releases, with hashes, that a checkout is installed with.
+
+    make lock                    # adds what is missing and drops what is no longer needed; no other release changes
+    make lock UPGRADE=numpy      # takes the newest release of one package; or of several: UPGRADE="numpy scipy"
+    make lock UPGRADE=all        # takes the newest of everything
+
+cpu.txt and cuda.txt are complete, except for torch (see torch.txt), and hold for every Python from 3.11 on. peers.txt
+adds what `jat-engine bench` measures the engine against. oldest.txt has the oldest releases that setup.py allows, on
+Python 3.11, with today's releases of what those require in turn; `make test-versions` tests them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+FOLDER = Path(__file__).parent
+TORCH = (FOLDER / "torch.txt").read_text().splitlines()[-1]
+EXTRAS = ("all", "dev")
+TEST_TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist")
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    """Return the direct requirements of the installed jat-engine, with those of `extras`, except torch."""
+    found = []
+    for line in metadata.requires("jat-engine") or []:
+        extra = re.search(r"""( and|;) extra == ["'](\w+)["']""", line)
+        if extra is None or extra[2] in extras:
+            found.append(Requirement(line.replace(extra[0], "") if extra else line))
+    return [r for r in found if r.name != "torch"]
+
+
+def test_tools() -> list[Requirement]:
+    """Return what the tests are run with, out of the extra `dev`."""
+    return [r for r in requirements("dev") if r.name in TEST_TOOLS]
+
+
+def at_floor(requirement: Requirement) -> Requirement:
+    """Return the requirement of the oldest release that `requirement` allows."""
+    (floor,) = (s.version for s in requirement.specifier if s.operator == ">=")
+    return Requirement(f"{requirement.name}=={floor}")
+
+
+def cpu_build() -> str:
+    """Return uv's settings that give torch the requirements of its CPU build, which PyPI does not have."""
+    needs = [r for r in metadata.requires("torch") or [] if not re.match("cuda|nvidia|triton", r)]
+    version = Requirement(TORCH).specifier
+    lines = ["[[dependency-metadata]]", 'name = "torch"', f'version = "{str(version).lstrip("=")}"']
+    return "\n".join([*lines, f"requires-dist = {json.dumps(needs)}"])
+
+
+def resolve(wanted: list[Requirement], output: Path, *options: str, settings: str = "", python: str = "3.11") -> None:
+    """Run `uv pip compile` on `wanted` and torch, with wheels from PyPI only.
+
+    Args:
+        wanted: the direct requirements.
+        output: the file to write; releases that it pins already stay.
+        options: further options of `uv pip compile`.
+        settings: content of uv's configuration file; that of the user or the machine is not read.
+        python: the oldest Python that the releases must work with.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "uv.toml"
+        config.write_text(settings)
+        command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--config-file", str(config)]
+        command += ["--python-version", python, "--only-binary", ":all:", "--no-emit-package", "torch"]
+        command += ["--output-file", str(output), *options, "-"]
+        subprocess.run(command, input="\n".join([TORCH, *map(str, wanted)]), text=True, check=True)
+
+
+def lock(name: str, wanted: list[Requirement], *options: str, settings: str = "") -> None:
+    """Write `name` in this folder, unless it would stay as it is: make installs what is newer than the environment."""
+    committed = FOLDER / name
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / name
+        if committed.exists():
+            output.write_bytes(committed.read_bytes())
+        header = ["--custom-compile-command", "make lock", "--no-annotate"]
+        resolve(wanted, output, "--generate-hashes", *header, *options, settings=settings)
+        if not committed.exists() or output.read_bytes() != committed.read_bytes():
+            committed.write_bytes(output.read_bytes())
+
+
+def main(upgrade: list[str]) -> None:
+    options = [f"--upgrade-package={canonicalize_name(name)}" for name in upgrade]
+    if "all" in upgrade:
+        options = ["--upgrade"]
+    lock("cpu.txt", requirements(*EXTRAS), "--universal", *options, settings=cpu_build())
+    lock("cuda.txt", requirements(*EXTRAS), "--universal", *options)
+    lock("peers.txt", requirements("peers"), "--universal", *options, settings=cpu_build())
+    oldest = [at_floor(r) for r in [*requirements("all"), *test_tools()]]
+    lock("oldest.txt", oldest, *options, settings=cpu_build())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
