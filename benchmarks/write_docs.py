@@ -1,4 +1,4 @@
-"""Write what documents say of committed results: docs/benchmarks.md, and the table in the README.
+"""Write what documents say of committed results: docs/benchmarks.md, and the tables in the README.
 
 Results come from `jat-engine bench all --output-json benchmarks/results/cpu.json`, and from `jat-engine bench latency
 --models medium --output-json benchmarks/results/cpu_medium.json`.
@@ -10,8 +10,10 @@ import re
 from pathlib import Path
 
 from jat_engine.bench import table, verdict
+from jat_engine.bench.pacing import BACK_TO_BACK, SLEEP
 from jat_engine.bench.peers import ENGINE
 from jat_engine.bench.results import Results, Row
+from jat_engine.bench.suites.loop import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ("cpu", "cpu_medium")
@@ -26,6 +28,15 @@ HEADLINE = {"model": "small", "window": 256}
 SUITES = {
     "latency": "One agent: a whole `get_next_action`, its window full. `MB read`: weights and cache that a step needs; "
     "`share of bandwidth`: the time that reading them takes at the memory's measured speed, over the step's time.",
+    "loop": "One agent at a fixed rate, as a robot calls it. `pace`: what is between calls; `sleep`: nothing, `busy`: "
+    "an environment that computes for half of the period, `mujoco-ant`: the real one, stepped by the agent's actions; "
+    "`back to back` and `evicted` have no rate, the latter with twice the last-level cache read between calls. "
+    "`neighbour` busy: another process computes on one core. `missed`: calls that, with the environment's step, "
+    "took longer than the period. `one pinned thread` and `never sleeping` are the floors: an engine of one thread "
+    "on one core, with nothing to wake, and one whose threads compute on between calls, which costs every core; "
+    "`over floor`: the engine's percentile over that of the better floor. `over back to back`: the median over that "
+    "of calls without pauses, in the same rounds. It is more than 1 since in a pause other data goes through the "
+    "caches (`evicted` has that part alone) and threads fall asleep, which must be woken (the floors do without).",
     "host": "What a call of the engine costs beside its native parts: checks, sessions, Python.",
     "throughput": "Agents that step together, windows of 32 tokens. `JatModel` serves them one after the other: its "
     "times are those of one agent, as often as there are agents. Agents follow their own actions here, so rounding "
@@ -74,9 +85,9 @@ def section(name: str, results: Results) -> str:
         if not rows:
             continue
         parts += [f"### {table.title(suite, results.settings)}, {models}", explanation]
-        if suite in ("latency", "throughput"):
+        if suite in ("latency", "loop", "throughput"):
             parts += [f"![{suite}](../benchmarks/results/{name}_{suite}.png)"]
-        if suite == "latency":
+        if suite in ("latency", "loop"):
             parts += ["Beside the fastest other agent of its dtype:", table.markdown(verdict.columns(rows))]
         parts += [table.markdown(table.columns(rows))]
     if results.skipped:
@@ -100,8 +111,58 @@ def how_to_read() -> str:
     )
 
 
+LOOP_RATE = 50
+"""Calls a second at which the README shows a busy neighbour and missed deadlines, if it was measured."""
+
+
 def headline(results: Results) -> str:
-    """The README's table: medians of one case, a column a modality."""
+    """Return the README's tables: paced calls, where they were measured, above calls back to back."""
+    is_paced = any(row.case["pace"] == SLEEP for row in results.of_suite("loop"))
+    parts = [loop_table(results)] if is_paced else []
+    return "\n\n".join([*parts, latency_table(results)])
+
+
+def loop_table(results: Results) -> str:
+    """Return p50 and p99 of paced calls, sleeping between them: a column a rate, and one with a busy neighbour."""
+    rows = [row for row in results.of_suite("loop") if row.agrees and row.case["model"] == HEADLINE["model"]]
+    rows = [row for row in rows if row.case["pace"] in (BACK_TO_BACK, SLEEP) and row.agent not in FLOORS]
+    rates = sorted({row.case["hz"] for row in rows if isinstance(row.case["hz"], int)})
+    rate = LOOP_RATE if LOOP_RATE in rates else rates[0]
+    columns: dict[str, dict[str, object]] = {"back to back": {"hz": "none", "neighbour": "none"}}
+    columns |= {f"{hz} Hz": {"hz": hz, "neighbour": "none"} for hz in rates}
+    columns |= {f"{rate} Hz, busy neighbour": {"hz": rate, "neighbour": "busy"}}
+    found = {
+        title: {row.name: row for row in rows if case.items() <= row.case.items()} for title, case in columns.items()
+    }
+    found = {title: by_name for title, by_name in found.items() if by_name}
+    last = list(found)[-1]
+    order = sorted(dict.fromkeys(row.name for row in rows), key=lambda name: -_median(rows, name, rate))
+    lines = [f"| ms a call, p50 (p99) | {' | '.join(found)} | missed there |", "| --- " * (len(found) + 2) + "|"]
+    for name in order:
+        cells = []
+        for by_name in found.values():
+            row = by_name.get(name)
+            cells.append(f"{table.number(row.p50 * 1e3)} ({table.number(row.seconds['99'] * 1e3)})" if row else "")
+        missed = found[last][name].facts.get("missed %") if name in found[last] else None
+        label = f"**{name}**" if name.rpartition(" ")[0] == ENGINE else name
+        cells.append("" if missed is None else f"{table.number(missed)} %")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    machine, window = results.machine, rows[0].case["window"]
+    caption = (
+        f"As a robot calls it, at a fixed rate and asleep between calls: {machine['cpu']['name']}, "
+        f"{machine['cpu']['cores']} cores, published size with random weights, a full window of {window} tokens, all "
+        f"in one run ({machine['date'][:10]}). A busy neighbour is another process that computes on one core; a "
+        "deadline is missed when a call takes longer than the period."
+    )
+    return caption + "\n\n" + "\n".join(lines)
+
+
+def _median(rows: list[Row], name: str, hz: object) -> float:
+    return max((row.p50 for row in rows if row.name == name and row.case["hz"] == hz), default=0.0)
+
+
+def latency_table(results: Results) -> str:
+    """Return medians of calls back to back in one case, a column a modality."""
     rows = [
         row
         for row in results.of_suite("latency")
@@ -118,9 +179,10 @@ def headline(results: Results) -> str:
         label = f"**{name}**" if name.startswith(ENGINE) else name
         lines.append(f"| {label} | {' | '.join(cells)} | {f'{max(errors):.1g}' if errors else ''} |")
     machine = results.machine
+    before = "Back to back: " if results.of_suite("loop") else ""
     caption = (
-        f"{machine['cpu']['name']}, {machine['cpu']['cores']} cores, published size with random weights, a full window "
-        f"of {HEADLINE['window']} tokens, all in one run ({machine['date'][:10]})."
+        f"{before}{machine['cpu']['name']}, {machine['cpu']['cores']} cores, published size with random weights, a "
+        f"full window of {HEADLINE['window']} tokens, all in one run ({machine['date'][:10]})."
     )
     return caption + "\n\n" + "\n".join(lines)
 

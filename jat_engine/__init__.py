@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .modeling import JatModel, JatOutput
     from .processing import JatProcessor
     from .session import AgentSession
+    from .stats import EngineStats
 
 _MODULES = {
     "AgentBatch": "batch",
@@ -45,6 +46,7 @@ _MODULES = {
     "CheckpointError": "errors",
     "DataError": "errors",
     "EngineOptions": "engine_options",
+    "EngineStats": "stats",
     "InputError": "errors",
     "JatConfig": "config",
     "JatEngine": "engine",
@@ -68,6 +70,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "EngineOptions",
+    "EngineStats",
     "InputError",
     "JatConfig",
     "JatEngine",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from time import perf_counter_ns
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from .errors import InputError, SessionError
 from .kv_cache import BatchPages
 from .mission import Missions
 from .observation import ActionSpace, Limits, Observations, check_same_kind, parse_action_space, parse_observations
+from .stats import CallTimes
 
 
 class _LastStep(NamedTuple):
@@ -44,6 +46,7 @@ class AgentBatch:
         limit: int,
         generator: torch.Generator | None,
         finalize: Callable[[BatchPages], object],
+        calls: CallTimes,
     ) -> None:
         self.num_agents = len(pages.num_tokens)
         self.closed = False
@@ -54,6 +57,7 @@ class AgentBatch:
         self._pages = pages
         self._limit = limit
         self._generator = generator
+        self._calls = calls
         self._last: _LastStep | None = None
         self._has_last = np.zeros(self.num_agents, bool)
         self._is_computed = np.zeros(self.num_agents, bool)  # whether s_{t-1}, as the next step needs it, is cached
@@ -97,6 +101,7 @@ class AgentBatch:
             InputError: a field is not what the model takes. No agent has taken a step.
             SessionError: the call does not fit the episodes so far; `reset()` starts new ones.
         """
+        begin_ns = perf_counter_ns()
         for name, value in (("deterministic", deterministic), ("return_predictions", return_predictions)):
             if not isinstance(value, bool | np.bool_):
                 raise InputError(f"{name}: expected True or False, got {value!r}")
@@ -131,6 +136,7 @@ class AgentBatch:
             if plan.noise is not None:
                 self._noise = np.empty((0, 0), np.float32)
             self._advance(_LastStep(observations, embeddings, space, actions))
+            self._calls.add(begin_ns)
         actions = actions.copy()  # the batch keeps its own
         return (actions, values.copy()) if return_predictions else actions
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +18,14 @@ from .backends.setup import set_up
 from .batch import AgentBatch
 from .checkpoint import find_weight_files, read_config, take_hub_options
 from .config import JatConfig
+from .engine_arguments import (
+    check_config,
+    check_flags,
+    check_num_agents,
+    list_items,
+    make_generator,
+    observation_fields,
+)
 from .engine_options import STEP_TOKENS, EngineOptions
 from .errors import BatchError, InputError, SessionError
 from .fork_lock import make_lock
@@ -23,10 +33,12 @@ from .kv_cache import BatchPages, CacheStats, PagePool, Pages
 from .mini import resolve
 from .mission import Missions
 from .observation import (
+    OBSERVATION_KEYS,
     ActionSpace,
     Limits,
     Observation,
     check_context_window,
+    check_processor,
     check_same_episode,
     not_finite,
     parse_action_space,
@@ -34,7 +46,12 @@ from .observation import (
 )
 from .sampling import Sampler, choose
 from .session import AgentSession, LastStep
+from .stats import CallTimes, EngineStats, make_stats
+from .warm_up import STEPS, WINDOW, find_example, play_batch
 from .weights import CheckpointWeights, ModelWeights, Weights
+
+if TYPE_CHECKING:
+    from .envs import Task
 
 
 class _Step(NamedTuple):
@@ -68,6 +85,7 @@ class JatEngine:
         self._pool = PagePool(num_pages, self._backend.page_size, self._backend.page_bytes)
         self._abandoned: deque[Pages | BatchPages] = deque()  # filled by the garbage collector, at any time
         self._drop_in: AgentSession | None = None
+        self._calls = CallTimes()
 
     # ---- loading ---------------------------------------------------------------------------------------------------
 
@@ -106,7 +124,7 @@ class JatEngine:
         options = EngineOptions.parse(engine_options)
         config = read_config(source, hub, {})
         choice = choose_backend(device, dtype, backend, config.hidden_size // config.num_heads)
-        _check_config(config)
+        check_config(config)
         weights = CheckpointWeights(find_weight_files(source, variant, hub), config)
         weights.check_unread()
         missions = Missions.of_checkpoint(source, hub, config.vocab_size)
@@ -129,7 +147,7 @@ class JatEngine:
         """
         options = EngineOptions.parse(engine_options)
         choice = choose_backend(device, dtype, backend, model.config.hidden_size // model.config.num_heads)
-        _check_config(model.config)
+        check_config(model.config)
         missions = Missions.of_processor(processor, model.config.vocab_size)
         return cls(model.config, ModelWeights(model), choice, options, missions)
 
@@ -163,6 +181,14 @@ class JatEngine:
             self._collect_abandoned()
             return self._pool.stats
 
+    @property
+    def stats(self) -> EngineStats:
+        """Counters of calls, latencies and pages. May be read from any thread; it waits for a call that runs."""
+        with self._lock:
+            calls, recent = self._calls.count, self._calls.recent()
+            cache = self.cache_stats
+        return make_stats(calls, recent, cache.used, cache.free)
+
     def __repr__(self) -> str:
         choice = self.choice
         return f"JatEngine(backend={choice.backend!r}, dtype={choice.dtype!r}, device={str(choice.device)!r})"
@@ -181,7 +207,7 @@ class JatEngine:
             InputError: an argument is not as above.
             CacheFullError: there is no room for another session.
         """
-        limit, generator = self._window(context_window), _generator(seed)
+        limit, generator = self._window(context_window), make_generator(seed)
         with self._lock:
             self._collect_abandoned()
             session = AgentSession(self, Pages(self._pool, limit + STEP_TOKENS), limit, Sampler(generator))
@@ -200,14 +226,26 @@ class JatEngine:
             InputError: an argument is not as above.
             CacheFullError: there is no room for so many.
         """
-        if isinstance(num_agents, bool) or not isinstance(num_agents, int | np.integer) or num_agents < 1:
-            raise InputError(f"num_agents: expected an integer >= 1, got {num_agents!r}")
-        limit, generator = self._window(context_window), _generator(seed)
+        num_agents = check_num_agents(num_agents)
+        limit, generator = self._window(context_window), make_generator(seed)
+        return self._make_batch(num_agents, limit, generator, self._calls)
+
+    def _make_batch(
+        self, num_agents: int, limit: int, generator: torch.Generator | None, calls: CallTimes
+    ) -> AgentBatch:
         with self._lock:
             self._collect_abandoned()
-            pages = BatchPages(self._pool, int(num_agents), limit + STEP_TOKENS)
+            pages = BatchPages(self._pool, num_agents, limit + STEP_TOKENS)
         return AgentBatch(
-            self._backend, self._limits, self._missions, self._lock, pages, limit, generator, self._abandoned.append
+            self._backend,
+            self._limits,
+            self._missions,
+            self._lock,
+            pages,
+            limit,
+            generator,
+            self._abandoned.append,
+            calls,
         )
 
     def _window(self, context_window: Any) -> int:
@@ -245,6 +283,51 @@ class JatEngine:
         self._check_own(session)
         if session.closed:
             raise SessionError("session: expected an open one, got one that was closed")
+
+    def warm_up(
+        self,
+        *,
+        continuous_observation: Any = None,
+        discrete_observation: Any = None,
+        text_observation: str | None = None,
+        image_observation: Any = None,
+        action_space: Any = None,
+        task: str | Task | None = None,
+        num_agents: int = 1,
+    ) -> None:
+        """Make the first call as fast as the next ones, by a few steps of sessions that are closed again.
+
+        What a step needs for the first time is done here: rows of the heads are selected and packed, the mission is
+        tokenised, threads start, memory is allocated and, on a GPU, kernels are compiled and graphs captured. Open
+        sessions, random generators and `stats` stay as they are.
+
+        Args:
+            continuous_observation, discrete_observation, text_observation, image_observation, action_space: an example
+                of what `get_next_action` will be given; values do not matter, shapes and missions do.
+            task: instead of these, a published task or its name; its environment is made, and closed again.
+            num_agents: how many will step together, in sessions or as a batch.
+
+        Raises:
+            InputError: an argument is not as above.
+            CacheFullError: open sessions have left no room for `num_agents` short ones; warm up before they open.
+            MissingSimulatorError, UnknownTaskError: for a task, see `jat_engine.envs.make`.
+        """
+        count = check_num_agents(num_agents)
+        given = continuous_observation, discrete_observation, text_observation, image_observation
+        example = find_example(dict(zip(OBSERVATION_KEYS, given, strict=True)), action_space, task)
+        fields = observation_fields(example.observation)
+        with contextlib.ExitStack() as stack:
+            sessions = [stack.enter_context(self.open_session(WINDOW, seed=0)) for _ in range(count)]
+            for number in range(STEPS):
+                with self._lock:
+                    steps = [self._parse(i, s, *fields, None, example.action_space) for i, s in enumerate(sessions)]
+                    results = self._step(steps, bool(number % 2), False)
+                for result in results:
+                    if isinstance(result, InputError):
+                        raise result
+        if count > 1:
+            with self._make_batch(count, WINDOW, make_generator(0), CallTimes()) as batch:
+                play_batch(batch, fields, example.action_space)
 
     # ---- acting ----------------------------------------------------------------------------------------------------
 
@@ -291,23 +374,15 @@ class JatEngine:
             SessionError: the call does not fit the episode so far; `reset_rl()` starts a new one.
             CacheFullError: open sessions have left no room for the drop-in agent.
         """
+        check_processor(processor, is_needed=False)
         limit = self._window(context_window)
+        fields = continuous_observation, discrete_observation, text_observation, image_observation
         with self._lock:
             session = self._drop_in_session()
             before = session.limit
             session.limit = limit
             try:
-                return self.step_one(
-                    session,
-                    continuous_observation,
-                    discrete_observation,
-                    text_observation,
-                    image_observation,
-                    action_space,
-                    reward,
-                    deterministic,
-                    return_prediction,
-                )
+                return self.step_one(session, *fields, action_space, reward, deterministic, return_prediction)
             except BaseException:
                 session.limit = before
                 raise
@@ -343,13 +418,14 @@ class JatEngine:
             InputError: the arguments do not fit together; no session has taken a step.
             BatchError: some sessions' inputs were refused. The others have taken their step; `.actions` has theirs.
         """
-        _check_flags(deterministic=deterministic, return_predictions=return_predictions)
-        sessions = _items("sessions", sessions, None)
+        begin_ns = perf_counter_ns()
+        check_flags(deterministic=deterministic, return_predictions=return_predictions)
+        sessions = list_items("sessions", sessions, None)
         count = len(sessions)
-        observations = _items("observations", observations, count)
-        rewards = _items("rewards", [None] * count if rewards is None else rewards, count)
+        observations = list_items("observations", observations, count)
+        rewards = list_items("rewards", [None] * count if rewards is None else rewards, count)
         is_single = not isinstance(action_spaces, list | tuple)
-        action_spaces = _items("action_spaces", [action_spaces] * count if is_single else action_spaces, count)
+        action_spaces = list_items("action_spaces", [action_spaces] * count if is_single else action_spaces, count)
         if len({id(session) for session in sessions}) != count:
             raise InputError("sessions: expected each at most once, got one twice")
 
@@ -359,7 +435,7 @@ class JatEngine:
         with self._lock:
             for index in range(count):
                 try:
-                    fields = _fields(observations[index])
+                    fields = observation_fields(observations[index])
                     step = self._parse(index, sessions[index], *fields, rewards[index], action_spaces[index])
                     steps.append(step)
                 except Exception as error:  # nothing has changed yet: whatever it is, it is this session's alone
@@ -369,6 +445,8 @@ class JatEngine:
                     errors[step.number] = result
                 else:
                     actions[step.number] = result
+            if not errors:
+                self._calls.add(begin_ns)
         if errors:
             raise BatchError(actions, errors)
         return actions
@@ -386,21 +464,15 @@ class JatEngine:
         return_prediction: bool,
     ) -> Any:
         """What `AgentSession.get_next_action` does: a batch of one, whose error is raised as it is."""
-        _check_flags(deterministic=deterministic, return_prediction=return_prediction)
+        begin_ns = perf_counter_ns()
+        check_flags(deterministic=deterministic, return_prediction=return_prediction)
         with self._lock:
-            step = self._parse(
-                0,
-                session,
-                continuous_observation,
-                discrete_observation,
-                text_observation,
-                image_observation,
-                reward,
-                action_space,
-            )
+            fields = continuous_observation, discrete_observation, text_observation, image_observation
+            step = self._parse(0, session, *fields, reward, action_space)
             (result,) = self._step([step], deterministic, return_prediction)
-        if isinstance(result, InputError):
-            raise result
+            if isinstance(result, InputError):
+                raise result
+            self._calls.add(begin_ns)
         return result
 
     def _parse(
@@ -518,49 +590,3 @@ class JatEngine:
         # s_t lies behind the kept tokens. It is what the next step would compute unless its position changes.
         session.is_computed = not dropped
         session.last = LastStep(step.observation, embedding, step.space, action)
-
-
-def _generator(seed: Any) -> torch.Generator | None:
-    if seed is None:
-        return None
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise InputError(f"seed: expected None or an integer in [0, 2^63), got {seed!r}")
-    return torch.Generator().manual_seed(int(seed))
-
-
-_OBSERVATION_KEYS = dict.fromkeys(
-    ("continuous_observation", "discrete_observation", "text_observation", "image_observation")
-)
-
-
-def _check_flags(**flags: Any) -> None:
-    for name, value in flags.items():
-        if not isinstance(value, bool | np.bool_):
-            raise InputError(f"{name}: expected True or False, for all sessions alike, got {value!r}")
-
-
-def _items(name: str, values: Any, count: int | None) -> list[Any]:
-    """A list of `count` items, if that is given."""
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise InputError(f"{name}: expected a sequence with an item for each session, got {type(values).__name__}")
-    items = list(values)
-    if count is not None and len(items) != count:
-        raise InputError(f"{name}: expected one for each of {count} sessions, got {len(items)}")
-    return items
-
-
-def _fields(observation: Any) -> tuple[Any, Any, Any, Any]:
-    """The values of a mapping's keys, in the order of `get_next_action`; None where one is missing."""
-    if not isinstance(observation, Mapping) or not observation.keys() <= _OBSERVATION_KEYS.keys():
-        got = sorted(map(str, observation)) if isinstance(observation, Mapping) else type(observation).__name__
-        raise InputError(f"observation: expected a mapping with keys of {list(_OBSERVATION_KEYS)}, got {got}")
-    continuous, discrete, text, image = map(observation.get, _OBSERVATION_KEYS)
-    return continuous, discrete, text, image
-
-
-def _check_config(config: JatConfig) -> None:
-    """Raise `InputError` for what only `JatModel` computes."""
-    if config.activation_function != "gelu_new":
-        raise InputError(f"config.activation_function: expected 'gelu_new', got {config.activation_function!r}")
-    if config.layer_norm_epsilon != 1e-5:
-        raise InputError(f"config.layer_norm_epsilon: expected 1e-05, got {config.layer_norm_epsilon!r}")

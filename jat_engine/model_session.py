@@ -16,6 +16,7 @@ from .observation import (
     Limits,
     Observation,
     check_context_window,
+    check_processor,
     check_same_episode,
     not_finite,
     parse_action_space,
@@ -99,6 +100,7 @@ class ModelSession:
             InputError: a field is not what the model takes, or so large that the prediction is not finite.
             SessionError: the call does not fit the episode so far; `reset()` starts a new one.
         """
+        check_processor(processor, is_needed=True)
         limits = Limits.of(self._config)
         observation = parse_observation(
             limits,

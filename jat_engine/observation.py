@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +21,11 @@ _MODALITIES: dict[tuple[bool, bool, bool, bool], Modality] = {
     (False, True, True, False): "discrete+text",
     (False, False, False, True): "image",
 }
+
+OBSERVATION_KEYS = ("continuous_observation", "discrete_observation", "text_observation", "image_observation")
+"""Keyword arguments of `get_next_action` that an observation comes by."""
+
+_ALL_KEYS = " or ".join(f"{key}=..." for key in OBSERVATION_KEYS)
 
 
 class Limits(NamedTuple):
@@ -256,6 +262,40 @@ def _space_kind(cls: Any) -> str | None:
     """ "Box" or "Discrete", if the class is one by name."""
     names = {base.__name__ for base in cls.__mro__}
     return next((kind for kind in ("Box", "Discrete") if kind in names), None)
+
+
+def check_processor(processor: Any, is_needed: bool) -> None:
+    """Refuse what cannot be a processor, such as an observation that was passed as the first argument.
+
+    Args:
+        is_needed: whether None is refused as well.
+
+    Raises:
+        InputError: names the keyword that such an observation is passed by.
+    """
+    if callable(processor) or (processor is None and not is_needed):
+        return
+    expected = "a JatProcessor" if is_needed else "a JatProcessor or nothing"
+    got = "None" if processor is None else _describe(processor)
+    hint = "" if processor is None else f"; pass an observation as {_meant(processor)}"
+    raise InputError(f"processor: expected {expected}, got {got}{hint}")
+
+
+def _meant(value: Any) -> str:
+    """Return the keyword argument that an observation of this kind is passed by."""
+    if isinstance(value, Mapping):
+        return "keyword arguments, **observation" if value.keys() <= set(OBSERVATION_KEYS) else _ALL_KEYS
+    if isinstance(value, str):
+        return "text_observation=... next to discrete_observation=..."
+    try:
+        array = _array("observation", value, "numbers")
+    except InputError:
+        return _ALL_KEYS
+    if array.ndim >= 2:
+        return "image_observation=..."
+    if array.dtype.kind == "f":
+        return "continuous_observation=..."
+    return "continuous_observation=..., or as discrete_observation=... if its integers are categories"
 
 
 def check_context_window(context_window: Any) -> int | None:

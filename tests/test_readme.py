@@ -1,4 +1,4 @@
-"""The README's example runs from reset to close; changed are the checkpoint's name, the device and the window."""
+"""Examples of the documents run; changed are the checkpoint's name, the device, the window, and how long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_published_example(tiny_folder: Path) -> None:
@@ -64,3 +65,43 @@ print(actions.shape, batch.num_cached_tokens)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["True", "int", "list", "int", "0", "0", "0", "(4,", "3)", "[0", "0", "0", "0]"]
+
+
+FAILING_ARM = """
+class Arm(Arm):
+    'A sensor fails in every fifth step and once for good; an episode takes eight steps; once a sensor is missing.'
+    steps = 0
+
+    def step(self, action):
+        assert space.contains(np.asarray(action, np.float32)), action
+        observation, reward, _ = super().step(action)
+        Arm.steps += 1
+        if Arm.steps % 5 == 3 or Arm.steps >= 30:
+            observation[4] = np.nan
+        return observation[:10] if Arm.steps == 20 else observation, reward, Arm.steps % 8 == 0 and Arm.steps < 30
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["as it is", "with failures"])
+def test_control_loop(fails: bool) -> None:
+    """The page's program, for half a second; the second time with an arm that gives its error handling work."""
+    pytest.importorskip("gymnasium", reason="needs the mujoco extra")
+    program, affinity = re.findall(r"```python\n(.*?)```", (ROOT / "docs/control_loop.md").read_text(), re.S)
+    changes = {"HZ, SECONDS = 100, 10": "HZ, SECONDS = 100, 0.5"}
+    if fails:
+        changes["arm = Arm()"] = FAILING_ARM + "arm = Arm()"
+    for written, here in changes.items():
+        assert program.count(written) == 1
+        program = program.replace(written, here)
+    code = affinity + program + "print(loop.stats.steps, engine.stats.calls)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if fails:
+        assert result.returncode == 1, result.stderr
+        assert result.stderr.strip() == "no action for too long: the arm is stopped"
+        assert "step 3: continuous_observation: expected finite float32 values, got nan at 4" in result.stdout
+        assert "step 20: continuous_observation: expected 11 values as before in this episode, got 10" in result.stdout
+        assert "step 40: " in result.stdout
+        assert "step 41: " not in result.stdout, "ten failures in a row are borne"
+    else:
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines()[-1] == "50 50"

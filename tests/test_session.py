@@ -188,8 +188,12 @@ def test_bad_input_leaves_the_session_unchanged(
 def test_failing_processor_leaves_the_session_unchanged(tiny_model: JatModel, tiny_processor: JatProcessor) -> None:
     session = tiny_model.open_session()
     step(session, tiny_processor, CONTINUOUS, 0)
-    with pytest.raises(TypeError):
-        session.get_next_action(None, **CONTINUOUS.observation(1), action_space=BOX8)
+
+    def failing(**inputs: Any) -> Any:
+        raise OSError("out of order")
+
+    with pytest.raises(OSError, match="out of order"):
+        session.get_next_action(failing, **CONTINUOUS.observation(1), action_space=BOX8)
     assert golden.relative_error(step(session, tiny_processor, CONTINUOUS, 1), CONTINUOUS.predictions[1]) <= 1e-5
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -63,8 +64,24 @@ def compare(first: Results, second: Results, threshold: float) -> Comparison:
         changes,
         [label(row) for key, row in before.items() if key not in after],
         [label(row) for key, row in after.items() if key not in before],
-        _remarks(first, second),
+        [*_remarks(first, second), *_missed_deadlines(before, after)],
     )
+
+
+MISSED = 5.0
+"""Percentage points by which missed deadlines differ before it is told."""
+
+
+def _missed_deadlines(before: dict[Any, Row], after: dict[Any, Row]) -> list[str]:
+    """Return remarks on shares of missed deadlines, which medians do not show. They are told and not judged."""
+    remarks = []
+    for key, row in after.items():
+        if key not in before or not row.agrees or not before[key].agrees:
+            continue
+        was, now = before[key].facts.get("missed %"), row.facts.get("missed %")
+        if was is not None and now is not None and abs(now - was) >= MISSED:
+            remarks.append(f"missed deadlines: {label(row)}: {was:.3g} %, then {now:.3g} %")
+    return remarks
 
 
 def label(row: Row) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .bandwidth import Bandwidth
+from .pacing import PACES
 from .results import Results
 
 
@@ -24,6 +25,10 @@ class Options:
     peers: names of `peers.NAMES`.
     upstream: a Python with the published package.
     device: "cpu" or "cuda".
+    hz: calls a second, of the loop suite.
+    paces: of `pacing.PACES`.
+    neighbours: "none", "busy", or both.
+    minutes: what the loop suite's calls may take together.
     """
 
     num_iters: int
@@ -36,6 +41,10 @@ class Options:
     peers: tuple[str, ...]
     upstream: str | None
     device: str
+    hz: tuple[int, ...] = (20, 50, 100, 200)
+    paces: tuple[str, ...] = PACES
+    neighbours: tuple[str, ...] = ("none", "busy")
+    minutes: float = 30.0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,15 @@ HEADLINE_WINDOW = 256
 
 _COLORS = {"JatEngine": "tab:blue", "JatModel": "tab:gray", "published package": "black"}
 
+_LINE_COLORS = {
+    **_COLORS,
+    "JatEngine one pinned thread": "tab:green",
+    "JatEngine never sleeping": "tab:olive",
+    "torch.compile": "tab:purple",
+    "onnxruntime": "tab:red",
+    "openvino": "tab:orange",
+}
+
 
 def write(results: Results, path: Path) -> list[Path]:
     """Plots beside `path`, one a suite that has one; none, with a `ValueError`, without matplotlib."""
@@ -21,7 +30,7 @@ def write(results: Results, path: Path) -> list[Path]:
         raise ValueError("matplotlib is not installed; pip install 'jat-engine[bench]'") from None
     matplotlib.use("Agg")
     written = []
-    for suite, draw in (("latency", draw_latency), ("throughput", draw_throughput)):
+    for suite, draw in (("latency", draw_latency), ("loop", draw_loop), ("throughput", draw_throughput)):
         rows = [row for row in results.of_suite(suite) if row.agrees]
         if rows:
             figure = draw(rows)
@@ -54,6 +63,48 @@ def draw_latency(rows: Sequence[Row]) -> Any:
         )
         axis.tick_params(labelsize=8, labelleft=kind == kinds[0])
     figure.tight_layout()
+    return figure
+
+
+_TAIL = ("50", "75", "90", "95", "99", "99.9", "max")
+"""Percentiles from left to right."""
+
+
+def draw_loop(rows: Sequence[Row]) -> Any:
+    """Lines: latency over percentiles, which shows jitter as slope; an axis for each rate and neighbour.
+
+    Of the first model and its first pace with a rate. Each agent in the dtype that is fastest there.
+    """
+    import matplotlib.pyplot as plt
+
+    paced = [row for row in rows if row.case["hz"] != "none"] or list(rows)
+    first = paced[0].case
+    shown = [row for row in paced if all(row.case[name] == first[name] for name in ("model", "pace"))]
+    rates = list(dict.fromkeys(row.case["hz"] for row in shown))
+    neighbours = list(dict.fromkeys(row.case["neighbour"] for row in shown))
+    fastest: dict[str, str] = {}
+    for row in sorted(shown, key=lambda row: row.p50):
+        fastest.setdefault(row.agent, row.dtype)
+    size = 3.2 * len(rates) + 2.6, 2.8 * len(neighbours) + 0.4
+    figure = plt.figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(neighbours), len(rates), squeeze=False, sharey=True)
+    for (neighbour, hz), axis in zip(((n, hz) for n in neighbours for hz in rates), axes.flat, strict=True):
+        for agent, dtype in fastest.items():
+            case = {"neighbour": neighbour, "hz": hz}
+            found = [row for row in shown if row.name == f"{agent} {dtype}" and case.items() <= row.case.items()]
+            for row in found:
+                times = [row.seconds[percentile] * 1e3 for percentile in _TAIL]
+                style = {"color": _LINE_COLORS.get(agent), "linestyle": "--" if agent.startswith("JatEngine ") else "-"}
+                axis.plot(range(len(_TAIL)), times, marker=".", label=row.name, **style)
+        if isinstance(hz, int):
+            axis.axhline(1e3 / hz, color="tab:red", linewidth=0.8)
+        title = f"{hz} Hz" + (", busy neighbour" if neighbour == "busy" else "")
+        axis.set(title=title, yscale="log", xticks=range(len(_TAIL)), xlabel="percentile of calls")
+        axis.set_xticklabels(_TAIL, fontsize=8)
+        axis.grid(alpha=0.3)
+    for row_of_axes in axes:
+        row_of_axes[0].set_ylabel(f"ms a call, {first['pace']}; red: the period")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return figure
 
 

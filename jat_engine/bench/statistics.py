@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9)
+
+MOST = "max"
+"""The largest, among percentiles."""
 
 _RESAMPLES = 2000
 
@@ -26,9 +29,10 @@ class Interval:
 
 
 def percentiles(seconds: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Of all calls of all rounds, in seconds, by `PERCENTILES`."""
+    """Return `PERCENTILES` and `MOST` of all calls of all rounds, in seconds."""
     flat = np.concatenate([np.asarray(values, np.float64) for values in seconds])
-    return {str(p): float(v) for p, v in zip(PERCENTILES, np.percentile(flat, PERCENTILES), strict=True)}
+    found = {str(p): float(v) for p, v in zip(PERCENTILES, np.percentile(flat, PERCENTILES), strict=True)}
+    return {**found, MOST: float(flat.max())}
 
 
 def round_medians(seconds: Sequence[Sequence[float]]) -> list[float]:

@@ -7,8 +7,20 @@ from typing import Any
 
 from .results import Row
 
-UNITS = {"latency": "ms", "host": "us", "throughput": "ms", "load": "s", "generate": "ms", "train": "ms", "eval": "ms"}
+UNITS = {
+    "latency": "ms",
+    "loop": "ms",
+    "host": "us",
+    "throughput": "ms",
+    "load": "s",
+    "generate": "ms",
+    "train": "ms",
+    "eval": "ms",
+}
 """Suite -> unit of its times."""
+
+TAILS = {"loop": {"99": "p99", "99.9": "p99.9", "max": "max"}}
+"""Suite -> further percentiles its table shows, and their headers."""
 
 _SCALES = {"us": 1e6, "ms": 1e3, "s": 1.0}
 
@@ -35,6 +47,8 @@ def columns(rows: Sequence[Row]) -> dict[str, list[str]]:
         f"{number(row.seconds['5'] * scale)} to {number(row.seconds['95'] * scale)}" if row.agrees else ""
         for row in rows
     ]
+    for percentile, header in TAILS.get(rows[0].suite, {}).items():
+        found[f"{header} {unit}"] = [number(row.seconds[percentile] * scale) if row.agrees else "" for row in rows]
     if any(row.faster for row in rows):
         found["times faster"] = [times_faster(row) for row in rows]
     for name in dict.fromkeys(name for row in rows for name in row.facts):

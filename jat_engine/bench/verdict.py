@@ -21,7 +21,7 @@ def columns(rows: Iterable[Row]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for case, measured in cases.items():
         for engine in (row for row in measured if row.agent == ENGINE):
-            others = [row for row in measured if row.agent != ENGINE and row.dtype == engine.dtype]
+            others = [row for row in measured if not row.agent.startswith(ENGINE) and row.dtype == engine.dtype]
             if not others:
                 continue
             best = min(others, key=lambda row: row.p50)

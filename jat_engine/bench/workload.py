@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import mini
 from ..config import PRESETS
 
 
@@ -52,16 +53,25 @@ OTHER_WINDOWS = (64,)
 """Windows of models other than the first: they take long to fill."""
 
 
+def check_model(model: str) -> Path | None:
+    """Return a checkpoint's folder; None for a preset. Raises `ValueError` if it is neither."""
+    if model in PRESETS:
+        return None
+    folder = Path(mini.resolve(model))
+    if not folder.is_dir():
+        raise ValueError(f"--models: expected a folder or one of {', '.join((*PRESETS, mini.NAME))}, got {model}")
+    return folder
+
+
 @contextlib.contextmanager
 def open_checkpoint(model: str) -> Iterator[Path]:
-    """A folder with a checkpoint: that folder, or for a preset one with random weights.
+    """A folder with a checkpoint: that folder, jat-mini's, or for a preset one with random weights.
 
     The small one is kept for the next run; larger ones, which take gigabytes, are not.
     """
-    if model not in PRESETS:
-        if not Path(model).is_dir():
-            raise ValueError(f"--models: expected a checkpoint's folder or one of {', '.join(PRESETS)}, got {model}")
-        yield Path(model)
+    found = check_model(model)
+    if found is not None:
+        yield found
     elif model == "small":
         yield random_checkpoint(model, Path(tempfile.gettempdir()) / "jat-engine-benchmark-small")
     else:

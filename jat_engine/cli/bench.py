@@ -13,17 +13,18 @@ from ..bench import compare as comparisons
 from ..bench import plot, table, verdict
 from ..bench.bandwidth import Bandwidth
 from ..bench.context import Context, Options
+from ..bench.pacing import PACES
 from ..bench.peers import DTYPES, NAMES
 from ..bench.results import Results, disagreeing, machine
-from ..bench.suites import evaluate, generate, host, latency, load, throughput, train
-from ..bench.workload import SPACES
-from ..config import PRESETS
+from ..bench.suites import evaluate, generate, host, latency, load, loop, throughput, train
+from ..bench.workload import SPACES, check_model
 from .agent import default_device, quiet_loading
 from .arguments import note, parse
 from .report import console, print_table
 
 SUITES: dict[str, tuple[Callable[[Context], None], ...]] = {
     "latency": (latency.run, host.run),
+    "loop": (loop.run,),
     "throughput": (throughput.run,),
     "load": (load.run,),
     "generate": (generate.run,),
@@ -35,6 +36,7 @@ _USAGE = f"""usage: jat-engine bench {{{",".join(SUITES)},all}} [options]
        jat-engine bench compare A.json B.json [--threshold SHARE]
 
   latency      one agent's step, beside JatModel, the published package, torch.compile, ONNX Runtime and OpenVINO
+  loop         one agent at a fixed rate, as a robot calls it: p50 to p99.9, missed deadlines, with a busy neighbour too
   throughput   1 to 1024 agents in a step
   load         from the start of a process to its first action
   generate     text, by JatModel
@@ -44,6 +46,10 @@ _USAGE = f"""usage: jat-engine bench {{{",".join(SUITES)},all}} [options]
   compare      two results: what became slower or faster by more than noise; exit code 1 if anything did become slower
 
 `jat-engine bench latency --help` lists the options."""
+
+
+_WORDS = ("agent", "dtype", "observation", "model", "task", "pace", "neighbour")
+"""Columns of words, which are set to the left."""
 
 
 @dataclass
@@ -59,7 +65,10 @@ class BenchArguments:
     )
     models: list[str] = field(
         default_factory=lambda: ["small"],
-        metadata={"help": "presets with random weights (small, medium) or folders of checkpoints; peers run the first"},
+        metadata={
+            "help": "presets with random weights (small, medium), jat-mini, or folders of checkpoints; peers run the "
+            "first"
+        },
     )
     dtypes: list[str] = field(
         default_factory=lambda: list(DTYPES), metadata={"help": "of the engine and its peers", "choices": list(DTYPES)}
@@ -69,6 +78,24 @@ class BenchArguments:
     )
     windows: list[int] = field(
         default_factory=lambda: [16, 256, 508], metadata={"help": "latency: tokens an agent looks back on"}
+    )
+    hz: list[int] = field(
+        default_factory=lambda: [20, 50, 100, 200], metadata={"help": "loop: calls a second that agents are held to"}
+    )
+    paces: list[str] = field(
+        default_factory=lambda: list(PACES),
+        metadata={
+            "help": "loop: between calls sleep, or an environment computes, or the real one steps; evicted: back to "
+            "back with caches that other data went through",
+            "choices": list(PACES),
+        },
+    )
+    neighbour: list[str] = field(
+        default_factory=lambda: ["none", "busy"],
+        metadata={"help": "loop: alone, or with another process busy on one core", "choices": ["none", "busy"]},
+    )
+    minutes: float = field(
+        default=30.0, metadata={"help": "loop: what all calls may take together; less means fewer calls"}
     )
     peers: list[str] = field(
         default_factory=lambda: list(NAMES), metadata={"help": "what stands beside the engine", "choices": list(NAMES)}
@@ -86,6 +113,7 @@ class BenchArguments:
             ("num_iters_warmup", [self.num_iters_warmup]),
             ("batch_size", self.batch_size),
             ("windows", self.windows),
+            ("hz", self.hz),
         ):
             for value in values:
                 if value < 1:
@@ -93,9 +121,10 @@ class BenchArguments:
         for window in self.windows:
             if window % 2:
                 raise ValueError(f"--windows: expected even numbers, a step being two tokens, got {window}")
+        if not 0 < self.minutes < float("inf"):
+            raise ValueError(f"--minutes: expected a positive number, got {self.minutes}")
         for model in self.models:
-            if model not in PRESETS and not Path(model).is_dir():
-                raise ValueError(f"--models: expected a folder or one of {', '.join(PRESETS)}, got {model}")
+            check_model(model)
         parent = Path(self.output_json).absolute().parent
         if not parent.is_dir():
             raise ValueError(f"--output_json: there is no folder {parent}")
@@ -139,6 +168,10 @@ def run_suites(names: Sequence[str], arguments: BenchArguments) -> int:
         peers=() if arguments.no_peers else tuple(arguments.peers),
         upstream=arguments.upstream,
         device=str(default_device(arguments.use_cpu)),
+        hz=tuple(arguments.hz),
+        paces=tuple(arguments.paces),
+        neighbours=tuple(arguments.neighbour),
+        minutes=arguments.minutes,
     )
     plain_torch = native_module()[1] if choose_backend(options.device).lacks_native else ""
     if plain_torch:
@@ -180,10 +213,10 @@ def print_results(results: Results) -> None:
         print_table(
             table.title(suite, results.settings),
             table.columns(rows),
-            left=("agent", "dtype", "observation", "model", "task"),
+            left=_WORDS,
         )
-        if suite == "latency" and (standing := verdict.columns(rows)):
-            print_table("beside the fastest other agent of its dtype", standing, left=("observation", "model", "dtype"))
+        if suite in ("latency", "loop") and (standing := verdict.columns(rows)):
+            print_table("compared with the fastest other agent of its dtype", standing, left=_WORDS)
     speed = results.machine.get("bandwidth GB/s", {})
     if speed:
         console().print(f"memory: {speed['median']:.1f} GB/s read ({speed['p10']:.1f} to {speed['p90']:.1f})")
