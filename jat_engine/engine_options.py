@@ -22,11 +22,13 @@ class EngineOptions:
     """How an engine uses the machine.
 
     Args:
-        num_threads: of the native CPU backend; by default the cores this process may use, at most 16.
+        num_threads: of the native CPU backend; by default the cores this process may use, within its CPU quota, at most
+            16. More than that are warned of. Steps of small models are computed by the caller alone all the same.
         max_cached_tokens: room of the KV cache, shared by all sessions; each reserves its context_window plus a few.
             By default that of 64 full windows, or as much as fits into a quarter of the machine's memory.
         max_cache_bytes: the same in bytes; give one of the two.
-        spin_us: microseconds that idle threads of the native CPU backend wait actively for the next call.
+        spin_us: microseconds that idle threads of the native CPU backend wait actively for the next call; less than 50
+            count as 50, which lie within a step.
         instruction_set: of the native CPU backend: "avx512", "avx2", "generic", or "auto" for the best there is.
         one_launch: on a GPU, whether a single agent's step is one launch of a persistent kernel; None for where the
             GPU can, False for CUDA graphs always.

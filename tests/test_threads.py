@@ -115,9 +115,11 @@ def stopped(threads: list[int]) -> Iterator[None]:
     for thread in threads:
         _ptrace(_INTERRUPT, thread)
         os.waitpid(thread, _WAIT_FOR_ALL)
-    yield
-    for thread in threads:
-        _ptrace(_DETACH, thread)
+    try:
+        yield
+    finally:
+        for thread in threads:
+            _ptrace(_DETACH, thread)
 
 
 @linux
@@ -155,8 +157,7 @@ def test_a_step_does_not_wait_for_absent_threads() -> None:
 def _play_and_send(queue: Any, engines: list[JatEngine]) -> None:
     answer = digest(play(engines[0]))
     num_workers = len(workers())
-    engines.clear()
-    gc.collect()
+    _end(engines)
     queue.put((answer, num_workers, len(workers())))
 
 
@@ -202,11 +203,16 @@ def test_a_fork_during_a_step() -> None:
         thread.join()
 
 
+def _end(engines: list[JatEngine]) -> None:
+    engines.clear()
+    gc.collect()
+
+
 def test_an_engine_that_is_not_used_ends_in_a_forked_child() -> None:
     engines = [make_engine(num_threads=2)]
     play(engines[0], steps=1)
     context = multiprocessing.get_context("fork")
-    process = context.Process(target=engines.clear)
+    process = context.Process(target=_end, args=(engines,))
     process.start()
     process.join(timeout=60)
     assert process.exitcode == 0
@@ -232,8 +238,10 @@ def on_core(core: int) -> Iterator[None]:
     """The calling thread runs there."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
-    yield
-    os.sched_setaffinity(0, allowed)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 @linux

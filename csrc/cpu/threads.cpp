@@ -28,9 +28,9 @@ constexpr int kWakes = 2;          // sleepers that one thread wakes at a time; 
 constexpr std::chrono::microseconds kPatience{500};
 
 // A worker that was overdue may go on if the caller has worked this many times as long since it last was:
-// then it has helped more than that cost. Else it sits out as much of the caller's work, and twice as much
-// each time.
-constexpr int kReliable = 8;
+// then it has helped more than that cost. Else it sits out work of the caller: first this many times as much
+// as it has delayed, later twice as much each time.
+constexpr int kReliable = 3, kFirstRest = 8;
 constexpr std::chrono::seconds kMaxRest{2};
 
 #if defined(JAT_PLANT_RELAXED_FINISH)  // an error for the tests to find
@@ -65,7 +65,7 @@ struct alignas(64) ThreadPool::Worker {
 
   // The caller's alone, in its working time:
   Clock::duration back_at{0};  // when it was last overdue, or the end of its last rest
-  Clock::duration rest{0};     // how long that was
+  Clock::duration rest{0};     // how long that was; halved when it would have had to rest, and need not
 };
 
 struct ThreadPool::Workers {
@@ -122,13 +122,14 @@ struct ThreadPool::Workers {
   void begin_rest(Worker& worker, Clock::duration waited) {
     if (worker.rests.load(std::memory_order_relaxed)) return;  // it had not noticed yet
     if (worked - worker.back_at > kReliable * waited) {
-      worker.rest = Clock::duration{0};
+      worker.rest /= 2;
+      worker.back_at = worked;
     } else {
-      worker.rest = std::min<Clock::duration>(std::max(2 * worker.rest, kReliable * waited), kMaxRest);
+      worker.rest = std::min<Clock::duration>(std::max(2 * worker.rest, kFirstRest * waited), kMaxRest);
+      worker.back_at = worked + worker.rest;
       worker.rests.store(true, std::memory_order_relaxed);
       ++num_resting;
     }
-    worker.back_at = worked + worker.rest;
   }
 
   // Until the workers have finished so many pieces. own_time: of the caller's pieces in this run.

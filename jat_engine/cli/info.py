@@ -45,6 +45,6 @@ def _words(values: dict[str, Any]) -> str:
     rest = [
         f"{key.replace('_', ' ')} {' '.join(value) if isinstance(value, list) else value}"
         for key, value in values.items()
-        if key not in ("name", "kind")
+        if key not in ("name", "kind") and value is not None
     ]
     return ", ".join([name, *rest])
