@@ -27,7 +27,7 @@ help:
 	@echo "make setup   create $(VENV) with the package, all simulators and the development tools"
 	@echo "make demo    play an agent in real environments of all four domains"
 	@echo "make test    run the tests"
-	@echo "make test-versions  run a part of the tests with the oldest and the newest releases of what is required"
+	@echo "make test-versions  run a part of the tests with the oldest and the newest releases of the dependencies"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   measure this machine, beside every peer that is installed (15 minutes)"
 	@echo "make train-mini  make jat-mini anew: demonstrations, training, scores (hours on two cores)"
@@ -38,8 +38,8 @@ help:
 setup: $(READY)
 
 $(INSTALLED): $(TORCH) $(LOCK)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "jat_engine needs Python >= 3.11; choose one with make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "Python 3.11 to 3.13 is needed (Meta-World's MuJoCo has no later one): make PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "No virtual environment: on Debian, apt-get install python3-venv"; exit 1; }
 	$(PIP) -qq $(TORCH_INDEX) -r $(TORCH)
@@ -57,7 +57,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-versions: setup
-	OMP_NUM_THREADS=1 $(BIN)/python requirements/versions.py
+	OMP_NUM_THREADS=1 $(BIN)/python requirements/versions.py $(SETS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -41,19 +41,11 @@ class CMakeBuild(build_ext):
         try:
             if PREBUILT is None:
                 self.configure()
+                self.compile_together()
         except (ImportError, OSError, subprocess.CalledProcessError) as error:
             self.skip(f"CMake could not configure the build ({error})")
             self.extensions = []
             return
-
-        # All at once keeps every core busy. One that fails is built again by itself below, which says what failed.
-        targets = [extension.name.rpartition(".")[2] for extension in self.extensions]
-        build = Path(self.build_temp).resolve()
-        subprocess.run(
-            ["cmake", "--build", str(build), "--parallel", "--target", *filter(self.configured, targets)],
-            check=False,
-            capture_output=True,
-        )
         super().run()
 
     def configure(self) -> None:
@@ -69,6 +61,12 @@ class CMakeBuild(build_ext):
         if shutil.which("ninja"):
             options += ["-G", "Ninja"]  # a build requirement: there is not always a make
         subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), *options], check=True)
+
+    def compile_together(self) -> None:
+        """Build all targets at once, which keeps every core busy; `build_extension` tells which of them failed."""
+        targets = [extension.name.rpartition(".")[2] for extension in self.extensions]
+        command = ["cmake", "--build", str(Path(self.build_temp).resolve()), "--parallel", "--target"]
+        subprocess.run([*command, *filter(self.configured, targets)], check=False, capture_output=True)
 
     def configured(self, target: str) -> bool:
         """Tell if CMake found what `target` needs."""

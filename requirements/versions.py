@@ -1,6 +1,6 @@
 """Run the tests marked `versions` with the oldest and the newest releases of what jat-engine requires.
 
-    make test-versions    or    python requirements/versions.py [oldest] [newest]
+    make test-versions    # or only one set: make test-versions SETS=newest
 
 Each set of releases gets an environment that is thrown away. The oldest are those of oldest.txt; the newest are what
 PyPI has today within the limits of setup.py. torch, and the package with its native module, are shared with the
