@@ -30,7 +30,7 @@ help:
 	@echo "make test-versions  run a part of the tests with the oldest and the newest releases of the dependencies"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   measure this machine, beside every peer that is installed (15 minutes)"
-	@echo "make train-mini  make jat-mini anew: demonstrations, training, scores (hours on two cores)"
+	@echo "make train-mini  make jat-mini again: demonstrations, training, scores (hours on two cores)"
 	@echo "make format  apply the formatters"
 	@echo "make lock    write requirements/*.txt; UPGRADE=numpy takes its newest release, UPGRADE=all that of everything"
 	@echo "make clean   remove $(VENV) and build output"

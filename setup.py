@@ -129,7 +129,7 @@ setup(
         "huggingface_hub>=1.5",  # as transformers 5.17 requires
         "safetensors>=0.8",  # as transformers 5.17 requires
         "gymnasium>=1.4,<2",  # 2 may drop the v4 ids
-        "numpy>=2.0",  # older ones cannot be imported beside today's pyarrow
+        "numpy>=2.0",  # older ones cannot be imported together with today's pyarrow
         "pillow>=10.1",
         "rich>=13",
         "scipy>=1.13",  # the first with numpy 2

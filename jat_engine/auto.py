@@ -17,7 +17,7 @@ from .processing import JatProcessor
 
 
 class AutoConfig:
-    """The configuration of a JAT checkpoint."""
+    """Load the configuration of a JAT checkpoint."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> JatConfig:
@@ -27,7 +27,7 @@ class AutoConfig:
 
 
 class AutoModelForCausalLM:
-    """The model of a JAT checkpoint."""
+    """Load the model of a JAT checkpoint, or make one with random weights."""
 
     @classmethod
     def from_pretrained(
@@ -44,7 +44,7 @@ class AutoModelForCausalLM:
 
 
 class AutoProcessor:
-    """The processor of a JAT checkpoint."""
+    """Load the processor of a JAT checkpoint."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> JatProcessor:

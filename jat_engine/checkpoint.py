@@ -5,12 +5,13 @@ Nothing is unpickled and no code of a checkpoint is run.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,30 +20,49 @@ from .checkpoint_files import HUB_OPTIONS, find_file, read_json
 from .config import JatConfig
 from .errors import CheckpointError
 
-if TYPE_CHECKING:
-    pass
-
 _MAX_HEADER_BYTES = 100_000_000
 
 
 def take_hub_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of `options` that say where to look; they are taken out of it."""
+    """Take the options that say where to look out of `options`, and return them."""
     return {key: options.pop(key) for key in HUB_OPTIONS if key in options}
 
 
 def read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: dict[str, Any]) -> JatConfig:
-    """`config.json`, with the fields in `options` replaced and taken out of there."""
+    """Read `config.json`.
+
+    Args:
+        source: a folder, or a repository id on the hub.
+        hub: options that say where to look.
+        options: fields to replace, which are taken out; others stay.
+
+    Raises:
+        CheckpointError: names the file and the field.
+    """
     path = find_file(source, "config.json", hub, required=True)
     assert path is not None  # required
     fields = read_json(path)
     if fields.get("model_type") != "jat":
         raise CheckpointError(f"{path}: model_type: expected 'jat', got {fields.get('model_type')!r}")
+    if fields.get("quantization_config") is not None:
+        raise CheckpointError(
+            f"{path}: quantization_config: expected none, got one; load the checkpoint that was quantised"
+        )
+    dtype = fields.get("dtype", fields.get("torch_dtype"))
+    if dtype not in (None, "auto") and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+        raise CheckpointError(f"{path}: dtype: expected a type of torch, such as 'float32', got {dtype!r}")
+    for alias, name in JatConfig.attribute_map.items():
+        if alias in fields and fields.get(name, fields[alias]) != fields[alias]:
+            raise CheckpointError(f"{path}: {alias}: expected {name}={fields[name]!r}, got {fields[alias]!r}")
+
+    known = {field.name for field in dataclasses.fields(JatConfig)} - {"dtype"}
+    replaced = {name: options.pop(name) for name in sorted(known & set(options))}
+    if replaced.keys() & {"num_layers", "attention_types"}:
+        fields.pop("attention_layers", None)  # follows from the two
     try:
-        config, unused = JatConfig.from_dict(fields, return_unused_kwargs=True, **options)
-    except (ValueError, TypeError) as error:
+        config = JatConfig.from_dict({**fields, **replaced})
+    except Exception as error:  # transformers' checks of fields raise many classes
         raise CheckpointError(f"{path}: {error}") from error
-    for key in set(options) - set(unused):
-        del options[key]
     assert isinstance(config, JatConfig)
     return config
 
@@ -55,6 +75,12 @@ def find_weight_files(source: str | os.PathLike[str], variant: str | None, hub: 
     """
     suffix = f".{variant}" if variant else ""
     single, index = f"model{suffix}.safetensors", f"model.safetensors.index{suffix}.json"
+    adapter = find_file(source, "adapter_config.json", hub)
+    if adapter is not None:
+        raise CheckpointError(
+            f"{adapter}: expected whole weights, got an adapter; merge it into the model before saving (PEFT: "
+            "merge_and_unload)"
+        )
     path, index_path = find_file(source, single, hub), find_file(source, index, hub)
     if path is not None and index_path is not None:
         raise CheckpointError(
@@ -76,9 +102,11 @@ def find_weight_files(source: str | os.PathLike[str], variant: str | None, hub: 
 
 def _shards(source: str | os.PathLike[str], index: Path, hub: dict[str, Any]) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: expected JSON with a weight_map, got {error!r}") from None
+    if not names:
+        raise CheckpointError(f"{index}: expected a weight_map that names files, got an empty one")
     shards = []
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
@@ -121,11 +149,11 @@ def check_header(file: Path) -> None:
         raw = stream.read(length)
     try:
         header = json.loads(raw, object_pairs_hook=no_duplicates)
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        needed = 8 + length + end
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{file}: not a safetensors file: its header is damaged ({error!r})") from None
-    needed = 8 + length + max(ends, default=0)
     if needed != size:
         raise CheckpointError(f"{file}: expected {needed} bytes, got {size}; the file is truncated or damaged")

@@ -16,6 +16,9 @@ MISSION_LENGTH = 64
 FRAME_SHAPE = (84, 84, 4)
 """Height, width and stacked frames of an image observation (uint8, channel last)."""
 
+ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu", "swish", "tanh")
+"""Values of `JatConfig.activation_function`. Published checkpoints use "gelu_new", and engines take no other."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "max_position_embeddings": 512},
     "medium": {"hidden_size": 2048, "num_layers": 24, "num_heads": 16, "max_position_embeddings": 1024},
@@ -50,7 +53,7 @@ class JatConfig(PreTrainedConfig):
             kinds of its layers and how often the group is repeated. Global layers see all tokens.
         window_size (`int`, defaults to 256): tokens that a local layer sees, the newest included.
         intermediate_size (`int`, defaults to `4 * hidden_size`): width inside the MLPs.
-        activation_function (`str`, defaults to `"gelu_new"`): of the MLPs; see `transformer.ACTIVATIONS`.
+        activation_function (`str`, defaults to `"gelu_new"`): of the MLPs; see `ACTIVATIONS`.
         resid_dropout, embed_dropout, attention_dropout (`float`, default to 0): dropout rates in training.
         layer_norm_epsilon (`float`, defaults to 1e-5): added to variances.
         initializer_range (`float`, defaults to 0.02): standard deviation of new weights.
@@ -93,8 +96,9 @@ class JatConfig(PreTrainedConfig):
     action_loss_coef: float = 0.995
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # An `auto_map` names code inside the checkpoint. That code is never run, so it is not carried on either.
-        kwargs.pop("auto_map", None)
+        # These name code: inside the checkpoint, or attention kernels on the hub. It is never run, nor carried on.
+        for name in ("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation"):
+            kwargs.pop(name, None)
         if self.attention_types is None and isinstance(self.num_layers, int):
             self.attention_types = [[["global", "local"], self.num_layers // 2]]
         saved_layers = kwargs.pop("attention_layers", None)  # older files hold what follows from attention_types
@@ -117,6 +121,13 @@ class JatConfig(PreTrainedConfig):
                 "hidden_size: expected at least 50 and a multiple of "
                 f"num_heads={self.num_heads}, got {self.hidden_size}"
             )
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"activation_function: expected one of {', '.join(ACTIVATIONS)}, got {self.activation_function!r}"
+            )
+        for name in ("resid_dropout", "embed_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a rate in [0, 1), got {getattr(self, name)}")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size: expected a multiple of patch_size={self.patch_size}, got {self.image_size}")
         if self.max_discrete_value <= MISSION_LENGTH:

@@ -149,7 +149,7 @@ class JatEngine:
         choice = choose_backend(device, dtype, backend, model.config.hidden_size // model.config.num_heads)
         check_config(model.config)
         missions = Missions.of_processor(processor, model.config.vocab_size)
-        return cls(model.config, ModelWeights(model), choice, options, missions)
+        return cls(model.config, ModelWeights(model, model.config), choice, options, missions)
 
     # ---- what it is ------------------------------------------------------------------------------------------------
 

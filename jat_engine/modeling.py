@@ -6,13 +6,14 @@ an action predicts the next observation. Inputs, outputs and losses are those of
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel, StaticCache
 from transformers.utils import ModelOutput
 
 from .checkpoint import find_weight_files, read_config, take_hub_options
@@ -67,8 +68,15 @@ class JatOutput(ModelOutput):
     def past_key_values(self) -> Cache | None:
         return self.cache
 
+    @past_key_values.setter
+    def past_key_values(self, value: Cache | None) -> None:
+        self.cache = value
+
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(_cache_key(key))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(_cache_key(key), value)
 
     def __contains__(self, key: Any) -> bool:
         return bool(super().__contains__(_cache_key(key)))
@@ -84,8 +92,8 @@ def _cache_key(key: Any) -> Any:
 class JatModel(PreTrainedModel, GenerationMixin):
     """The JAT agent. `forward` trains it, `get_next_action` acts with it, `generate` writes text with it.
 
-    Attention is the model's own: `attn_implementation` is accepted and changes nothing. `transformer.plain_attention`
-    takes the published computation in training too.
+    Attention is the model's own: `attn_implementation="eager"` and "sdpa" are accepted and change nothing.
+    `transformer.plain_attention` takes the published computation in training too.
     """
 
     config_class = JatConfig
@@ -139,6 +147,8 @@ class JatModel(PreTrainedModel, GenerationMixin):
         for name in ("dtype", "torch_dtype"):
             if kwargs.get(name) == "auto":  # the type of the file, as without the option
                 del kwargs[name]
+        if config is not None and not isinstance(config, JatConfig | str | os.PathLike):
+            raise CheckpointError(f"config: expected a JatConfig or a path, got {type(config).__name__}")
         if not isinstance(config, JatConfig):
             config = read_config(source if config is None else config, hub, kwargs)
         weights = CheckpointWeights(find_weight_files(source, variant, hub), config).all_stored()
@@ -148,7 +158,10 @@ class JatModel(PreTrainedModel, GenerationMixin):
         model.config.name_or_path = str(pretrained_model_name_or_path)
         generation_config = find_file(source, "generation_config.json", hub)
         if generation_config is not None:
-            model.generation_config = GenerationConfig.from_pretrained(generation_config.parent)
+            try:
+                model.generation_config = GenerationConfig.from_pretrained(generation_config.parent)
+            except Exception as error:  # transformers' checks of fields raise many classes
+                raise CheckpointError(f"{generation_config}: {error}") from error
         return loaded
 
     # ---- embeddings ----------------------------------------------------------------------------------------------
@@ -498,11 +511,16 @@ class JatModel(PreTrainedModel, GenerationMixin):
             cache: what has been computed, image patches included. `past_key_values` is its older name.
 
         Raises:
-            ValueError: padding in a prompt with an image.
+            ValueError: padding in a prompt with an image, or a static cache with one.
         """
         cache = past_key_values if cache is None else cache
         num_cached = int(cache.get_seq_length()) if cache is not None else 0
         num_patches = self.config.num_image_tokens if pixel_values is not None else 0
+        if num_patches and isinstance(cache, StaticCache):
+            raise ValueError(
+                "cache_implementation: expected a cache that grows together with pixel_values, got a static one, which "
+                "is made without room for the image's patches; leave cache_implementation out"
+            )
 
         if next_sequence_length is not None:
             if is_first_iteration and num_cached:  # counted without knowing of patches in the cache

@@ -9,6 +9,8 @@ Letters in shapes: B batch, T new tokens, S cached and new tokens, H hidden size
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -17,16 +19,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .config import JatConfig
+from .config import ACTIVATIONS, JatConfig
 
-ACTIVATIONS: dict[str, type[nn.Module] | nn.Module] = {
-    "gelu_new": nn.GELU(approximate="tanh"),
-    "gelu_pytorch_tanh": nn.GELU(approximate="tanh"),
-    "gelu": nn.GELU(),
-    "relu": nn.ReLU(),
-    "silu": nn.SiLU(),
+_MAKE_ACTIVATION: dict[str, Callable[[], nn.Module]] = {
+    "gelu_new": functools.partial(nn.GELU, approximate="tanh"),
+    "gelu_pytorch_tanh": functools.partial(nn.GELU, approximate="tanh"),
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "swish": nn.SiLU,
+    "tanh": nn.Tanh,
 }
-"""Activations by the name that `JatConfig.activation_function` gives them. Published checkpoints use "gelu_new"."""
+assert tuple(_MAKE_ACTIVATION) == ACTIVATIONS
 
 _FEW_TOKENS = 256
 """Up to so many tokens, matrix products are faster on a CPU than torch's fused attention kernel."""
@@ -107,9 +111,10 @@ class VisibleKeys:
         distance = torch.arange(num_cached, total, device=device)[:, None] - torch.arange(total, device=device)
         allowed = ((distance >= 0) & (distance < window))[None, None]
         if padding is not None:
-            allowed = allowed & padding[:, None, None, :].bool()
-            # A padded query may see no key at all; its output is not used, but must not become NaN.
-            allowed = allowed | ~allowed.any(-1, keepdim=True)
+            valid = allowed & padding[:, None, None, :].bool()
+            # A padded query may see no valid key. It sees the padding then, but never what comes after it: its hidden
+            # state must not be NaN, and predicts the token that follows.
+            allowed = valid | (allowed & ~valid.any(-1, keepdim=True))
         return cls(allowed, window, only_causal=padding is None and num_cached == 0)
 
 
@@ -209,7 +214,7 @@ class MLP(nn.Module):
         inner_size = config.intermediate_size or 4 * config.hidden_size
         self.c_fc = nn.Linear(config.hidden_size, inner_size)
         self.c_proj = nn.Linear(inner_size, config.hidden_size)
-        self.act = ACTIVATIONS[config.activation_function]
+        self.act = _MAKE_ACTIVATION[config.activation_function]()
         self.dropout = nn.Dropout(float(config.resid_dropout))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .checkpoint import check_finite, check_header
 from .config import JatConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, InputError
 
 EMBEDDING = "transformer.wte.weight"
 EMBEDDING_ALIASES = ("single_discrete_encoder.weight", "multi_discrete_encoder.0.weight")
@@ -212,8 +212,19 @@ class CheckpointWeights:
 class ModelWeights:
     """Parameters of a model in memory, as they are when an engine is made of it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, config: JatConfig) -> None:
         self._parameters = dict(model.named_parameters())
+        shapes = checkpoint_shapes(config)
+        for name, parameter in self._parameters.items():
+            if name not in shapes:
+                raise InputError(f"model: unexpected parameter {name}; {_hint(name)}")
+            if tuple(parameter.shape) != shapes[name]:
+                raise InputError(
+                    f"model: {name}: expected shape {list(shapes[name])}, as configured, got {list(parameter.shape)}"
+                )
+        if missing := sorted(set(shapes) - set(self._parameters)):
+            raise InputError(f"model: expected a JatModel, got one without the parameter {missing[0]}")
+
         # Rows that are read later must not change when training goes on.
         self._kept = {name: self._parameters[name].detach().clone() for name in _READ_LATER}
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import jat_engine
-from jat_engine import CheckpointError, JatConfig, JatModel, JatProcessor
+from jat_engine import CheckpointError, JatConfig, JatEngine, JatModel, JatProcessor
 from jat_engine.weights import EMBEDDING, EMBEDDING_ALIASES, checkpoint_shapes
 
 WEIGHTS = golden.weights()
@@ -222,6 +222,64 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"got only pytorch_model\.bin"):
         JatModel.from_pretrained(tmp_path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config: expected none"),
+        ({"dtype": "nonsense"}, "dtype: expected a type of torch, such as 'float32', got 'nonsense'"),
+        ({"num_attention_heads": 2}, "num_attention_heads: expected num_heads=4, got 2"),
+        ({"activation_function": "softsign"}, "activation_function: expected one of gelu_new"),
+        ({"resid_dropout": 2.0}, r"resid_dropout: expected a rate in \[0, 1\), got 2.0"),
+        ({"window_size": None}, "window_size"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_wrong_configurations_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = golden.write_checkpoint(tmp_path)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    for load in (JatConfig.from_pretrained, JatModel.from_pretrained, JatEngine.from_pretrained):
+        with pytest.raises(CheckpointError, match=message):
+            load(folder)
+
+
+def test_names_of_foreign_kernels_have_no_effect(tmp_path: Path) -> None:
+    """transformers would load attention from a repository on the hub that `config.json` names."""
+    folder = golden.write_checkpoint(tmp_path)
+    path = folder / "config.json"
+    names = dict.fromkeys(("attn_implementation", "_attn_implementation", "experts_implementation"), "someone/kernel")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **names}))
+    assert "someone" not in json.dumps(JatModel.from_pretrained(folder).config.to_dict())
+
+
+def test_replaced_fields_are_checked_and_lead_to_others(tiny_folder: Path, tmp_path: Path) -> None:
+    config = JatConfig.from_pretrained(tiny_folder, attention_types=[[["global"], 4]])
+    assert config.attention_layers == ["global"] * 4
+    model = JatModel.from_pretrained(tiny_folder, attention_types=[[["global"], 4]])
+    assert not any(block.is_local for block in model.transformer.h)
+    model.save_pretrained(tmp_path)
+    assert JatConfig.from_pretrained(tmp_path).attention_layers == ["global"] * 4
+    for fields in ({"window_size": 0}, {"num_heads": 5}, {"attention_types": [[["x"], 4]]}, {"num_layers": 2}):
+        with pytest.raises(CheckpointError, match="attention_types" if "num_layers" in fields else next(iter(fields))):
+            JatModel.from_pretrained(tiny_folder, **fields)
+
+
+def test_an_adapter_is_not_ignored(tmp_path: Path) -> None:
+    folder = golden.write_checkpoint(tmp_path)
+    (folder / "adapter_config.json").write_text("{}")
+    for load in (JatModel.from_pretrained, JatEngine.from_pretrained):
+        with pytest.raises(CheckpointError, match="expected whole weights, got an adapter"):
+            load(folder)
+
+
+def test_a_damaged_generation_config_is_named(tmp_path: Path) -> None:
+    folder = golden.write_checkpoint(tmp_path)
+    for text in ("{", "[]"):
+        (folder / "generation_config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"generation_config\.json: "):
+            JatModel.from_pretrained(folder)
 
 
 def test_shapes_of_a_checkpoint_are_those_of_a_model(tiny_model: JatModel) -> None:

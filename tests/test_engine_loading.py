@@ -177,6 +177,24 @@ def test_files_of_two_tokenizers_are_refused(file: str, tmp_path: Path) -> None:
         JatEngine.from_pretrained(folder).get_next_action(**observation, action_space=SIX)
 
 
+def test_a_model_that_was_changed_is_refused(tiny_folder: Path) -> None:
+    """A bias, as an adapter's parameters, would be left out of the engine's step."""
+    model = JatModel.from_pretrained(tiny_folder)
+    model.transformer.h[0].attn.attention.q_proj = torch.nn.Linear(64, 64)
+    with pytest.raises(InputError, match=r"model: unexpected parameter transformer\.h\.0.*q_proj\.bias"):
+        JatEngine.from_model(model)
+    with pytest.raises(InputError, match="model: unexpected parameter module"):
+        JatEngine.from_model(Wrapped(JatModel.from_pretrained(tiny_folder)))
+
+
+class Wrapped(torch.nn.Module):
+    """A model inside another, as trainings hand it over."""
+
+    def __init__(self, model: JatModel) -> None:
+        super().__init__()
+        self.module, self.config = model, model.config
+
+
 def test_engine_of_a_model_keeps_its_weights(tiny_folder: Path, tiny_processor: JatProcessor) -> None:
     """Training goes on; the engine is of the moment it was made."""
     model = JatModel.from_pretrained(tiny_folder)
@@ -238,8 +256,8 @@ def test_processes(method: str, tiny_folder: Path) -> None:
     queue = context.Queue()
     process = context.Process(target=_act, args=(queue, engine, tiny_folder))
     process.start()
-    predictions = queue.get(timeout=60)
-    process.join(timeout=60)
+    predictions = queue.get(timeout=180)
+    process.join(timeout=180)
     assert process.exitcode == 0
     assert relative_error(predictions, CONTINUOUS.predictions[:4]) <= TOLERANCE
 

@@ -125,6 +125,34 @@ def test_a_cache_goes_by_both_names(name: str, kind: Any, tiny_model: JatModel) 
         tiny_model(input_ids=ids, return_loss=False, cache=cache, past_key_values=DynamicCache())
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_no_position_sees_what_comes_after_it(training: bool, tiny_model: JatModel) -> None:
+    """Padding at the left and holes included: a padded position predicts the first token of the text."""
+    ids = torch.from_numpy(golden.text_ids())
+    mask = torch.ones_like(ids)
+    mask[0, :5], mask[1, 3:] = 0, 0
+    changed = ids.clone()
+    changed[:, 5:] = changed[:, 5:].flip(1)
+    tiny_model.train(training)
+    try:
+        with torch.no_grad():
+            one, other = (tiny_model(input_ids=x, attention_mask=mask).logits[:, :5] for x in (ids, changed))
+    finally:
+        tiny_model.eval()
+    assert torch.equal(one, other)
+
+
+def test_a_static_cache_has_no_room_for_an_image(tiny_model: JatModel) -> None:
+    ids, pixels = torch.from_numpy(golden.text_ids())[:, :8], torch.from_numpy(golden.pixel_values())
+    with pytest.raises(ValueError, match="cache_implementation: expected a cache that grows"):
+        tiny_model.generate(ids, pixel_values=pixels, max_new_tokens=3, cache_implementation="static")
+
+
+def test_activations_belong_to_one_layer(tiny_model: JatModel) -> None:
+    layers = [module for name, module in tiny_model.named_modules() if name.endswith("mlp.act")]
+    assert len(layers) == len({id(layer) for layer in layers}) == tiny_model.config.num_layers
+
+
 def test_a_padded_query_that_sees_nothing_is_finite(tiny_model: JatModel) -> None:
     """The first tokens of a left-padded prompt see no valid key; attention must not become NaN there."""
     ids = torch.from_numpy(golden.text_ids())

@@ -126,7 +126,7 @@ class JatTrainingArguments(TrainingArguments):
 
     @property
     def device(self) -> torch.device:
-        """The device of this process. accelerate numbers CPUs, and torch loads no checkpoint to a "cpu:0"."""
+        """Return the device of this process. accelerate numbers CPUs, and torch loads no checkpoint to a "cpu:0"."""
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
