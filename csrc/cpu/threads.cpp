@@ -31,7 +31,7 @@ constexpr std::chrono::microseconds kPatience{500};
 // then it has helped more than that cost. Else it sits out work of the caller: first this many times as much
 // as it has delayed, later twice as much each time.
 constexpr int kReliable = 3, kFirstRest = 8;
-constexpr std::chrono::seconds kMaxRest{2};
+constexpr std::chrono::seconds kMaxRest{1};
 
 #if defined(JAT_PLANT_RELAXED_FINISH)  // an error for the tests to find
 constexpr auto kFinish = std::memory_order_relaxed;
@@ -65,7 +65,7 @@ struct alignas(64) ThreadPool::Worker {
 
   // The caller's alone, in its working time:
   Clock::duration back_at{0};  // when it was last overdue, or the end of its last rest
-  Clock::duration rest{0};     // how long that was; halved when it would have had to rest, and need not
+  Clock::duration rest{0};     // how long that was
 };
 
 struct ThreadPool::Workers {
@@ -122,7 +122,7 @@ struct ThreadPool::Workers {
   void begin_rest(Worker& worker, Clock::duration waited) {
     if (worker.rests.load(std::memory_order_relaxed)) return;  // it had not noticed yet
     if (worked - worker.back_at > kReliable * waited) {
-      worker.rest /= 2;
+      worker.rest = Clock::duration{0};
       worker.back_at = worked;
     } else {
       worker.rest = std::min<Clock::duration>(std::max(2 * worker.rest, kFirstRest * waited), kMaxRest);
