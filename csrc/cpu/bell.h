@@ -1,5 +1,5 @@
-// Where one thread sleeps until others ring. Ringing never waits for anybody: with a condition variable it
-// could, for a sleeper that lost its core while it held the lock.
+// Where one thread sleeps until others ring. Ringing takes no lock: with a mutex it would wait for a sleeper
+// that lost its core while it held that.
 #pragma once
 
 #include <atomic>

@@ -88,6 +88,7 @@ py::list decode(jat::Model& model, const std::vector<Array<float>>& embeddings,
   expect(context_lens.size() == sessions && start_offsets.size() == sessions &&
              page_tables.size() == sessions && heads.size() == sessions,
          "plan: lists are of different numbers of sessions");
+  expect(sessions >= 1, "plan: expected at least one session");
   expect(model.is_complete(), "model: expected set_final_norm to have been called");
   const int64_t num_pages = pool.size() / static_cast<py::ssize_t>(model.page_bytes());
   std::vector<const float*> tokens;

@@ -19,9 +19,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kSpinsPerLook = 64;  // between looks at the clock: about a microsecond
-constexpr int kMinSpinUs = 50;     // runs of one step follow each other within that
-constexpr int kWakes = 2;          // sleepers that one thread wakes at a time; the woken ones wake the others
+constexpr unsigned kSpinsPerLook = 64;  // between looks at the clock: about a microsecond
+constexpr int kMinSpinUs = 50;          // runs of one step follow each other within that
+constexpr int kWakes = 2;  // sleepers that one thread wakes at a time; the woken ones wake the others
 
 // A piece is overdue after what the caller worked for itself in this run, and this. The system takes a core
 // away for 1 to 4 ms; interrupts and faults of pages stay below.
@@ -77,8 +77,8 @@ struct ThreadPool::Workers {
       if (worker.thread.joinable()) worker.thread.join();
   }
 
-  // The next piece, or -1. Until `finished` counts it, the caller stays in its run: so a thread that was held
-  // up here for any time gets a piece of the run that is now, or none.
+  // Take the next piece; -1 if there is none. Until `finished` counts it, the caller stays in its run: so a
+  // thread that was held up here for any time gets a piece of the run that is now, or none.
   int take() {
     int left = pieces_left.load(std::memory_order_relaxed);
     while (left > 0) {
@@ -118,7 +118,7 @@ struct ThreadPool::Workers {
     }
   }
 
-  // One that kept the caller waiting for so long.
+  // Let a worker that kept the caller waiting for that long sit out the next runs, unless it is reliable.
   void begin_rest(Worker& worker, Clock::duration waited) {
     if (worker.rests.load(std::memory_order_relaxed)) return;  // it had not noticed yet
     if (worked - worker.back_at > kReliable * waited) {
@@ -132,11 +132,11 @@ struct ThreadPool::Workers {
     }
   }
 
-  // Until the workers have finished so many pieces. own_time: of the caller's pieces in this run.
+  // Wait until the workers have finished so many pieces. own_time: of the caller's pieces in this run.
   void wait(int pieces, Clock::duration own_time) {
     const auto begin = Clock::now();
     Worker* overdue = nullptr;
-    for (int spins = 1; finished.load(std::memory_order_acquire) < pieces; ++spins) {
+    for (unsigned spins = 1; finished.load(std::memory_order_acquire) < pieces; ++spins) {
       pause();
       if (spins % kSpinsPerLook != 0 || Clock::now() - begin < own_time + kPatience) continue;
       for (Worker& worker : all)
@@ -197,7 +197,7 @@ void ThreadPool::work(Workers& workers, int thread) {
   Worker& self = workers.all[thread - 1];
   const std::chrono::microseconds spin(spin_us_);
   auto sleep_at = Clock::now() + spin;
-  for (int spins = 1; !workers.stop.load(std::memory_order_relaxed); ++spins) {
+  for (unsigned spins = 1; !workers.stop.load(std::memory_order_relaxed); ++spins) {
     bool has_worked = false;
     while (!self.rests.load(std::memory_order_relaxed)) {
       const int piece = workers.take();

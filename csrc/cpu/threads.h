@@ -1,19 +1,19 @@
-// Threads that share the work of one caller, many times a second. The caller never waits for a thread, only
-// for pieces of work that a thread has taken: who comes late helps late, and if nobody comes the caller does
-// it all.
+// Threads that share the work of one caller, many times a second. The caller waits for pieces of work that a
+// thread has taken, never for a thread: one that comes late helps late, and without any the caller does all
+// of it.
 #pragma once
 
 #include <memory>
 
 namespace jat {
 
-// `num_threads` are the caller and its workers. One call of `run` at a time. After a fork the child makes its
-// own workers.
+// `num_threads` are the caller and its workers. One call of `run` at a time. After a fork the child starts
+// workers of its own.
 //
-// Workers wait actively for `spin_us` after their last piece and then sleep. They are kept off the core that
-// the caller runs on: a woken thread would else be put there, and hold up the one that waits for it. A worker
-// that lost its core with a piece in hand, as it does beside a busy program, sits out a number of runs that
-// grows each time.
+// Workers spin for `spin_us` after their last piece, then sleep. They are kept off the core that the caller
+// runs on: Linux would put a woken thread there, where it could not run. A worker that loses its core with a
+// piece in hand, to another program, delays the run until it is back; it then sits out some runs, and more
+// each time.
 class ThreadPool {
  public:
   ThreadPool(int num_threads, int spin_us);
