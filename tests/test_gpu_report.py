@@ -37,7 +37,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
         check=False,
         cwd=out,
-        timeout=170,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     assert "parity      torch float32" in done.stdout
