@@ -17,7 +17,7 @@ RECENT_STEPS = 10_000
 
 @dataclass(frozen=True)
 class LoopStats:
-    """What a `Loop` has seen. Times are microseconds of the last `RECENT_STEPS` steps; None before the first.
+    """Statistics of a `Loop`. Times are microseconds of the last `RECENT_STEPS` steps; None before the first.
 
     Attributes:
         steps: steps that were begun.

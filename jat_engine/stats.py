@@ -32,7 +32,7 @@ class EngineStats:
 
 
 class CallTimes:
-    """How many calls there were, and how long the last of them took. Guarded by its engine's lock."""
+    """Count calls and keep the times of the last of them. Guarded by the engine's lock."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -26,7 +26,7 @@ _OLDEST_GPU = 8
 
 @dataclass(frozen=True)
 class Choice:
-    """What an engine runs on.
+    """Backend, device and type that an engine runs with.
 
     Attributes:
         reason: why this backend, for people.

@@ -31,14 +31,14 @@ BUSY_SHARE = 0.5
 BACK_TO_BACK, SLEEP, BUSY, ANT, EVICTED = "back to back", "sleep", "busy", "mujoco-ant", "evicted"
 
 PACES = (SLEEP, BUSY, ANT, EVICTED)
-"""What can be asked for: at a rate, with sleep between calls, an environment that computes, or the real one; and back
+"""Paces of the suite: at a rate, with sleep between calls, an environment that computes, or the real one; and back
 to back with caches that other data went through, which tells what of a slow-down is the caches'."""
 
 _KIND = "continuous"
 
 
 class Environment(Protocol):
-    """What happens between two calls."""
+    """Environment that runs between two calls."""
 
     def observe(self) -> dict[str, Any]:
         """Return the next call's keyword arguments; belongs to nothing that is timed."""

@@ -36,7 +36,7 @@ from .latency import THE_WINDOW, Call, fill, open_agents
 SUITE = "loop"
 
 KIND = "continuous"
-"""What agents see: 27 numbers, as of MuJoCo's Ant."""
+"""Observation of the agents: 27 numbers, as of MuJoCo's Ant."""
 
 ONE_THREAD, NEVER_SLEEPING = f"{ENGINE} one pinned thread", f"{ENGINE} never sleeping"
 FLOORS = (ONE_THREAD, NEVER_SLEEPING)
