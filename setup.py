@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.resolve()
 PREBUILT = os.environ.get("JAT_ENGINE_PREBUILT")
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "jat_engine/__init__.py").read_text()).group(1)
 
-# Floors are releases that `make test-versions` tests. A ceiling has its reason beside it.
+# Floors are releases that `make test-versions` tests. A ceiling has its reason next to it.
 SIMULATORS = {
     "atari": ["ale-py>=0.11", "opencv-python-headless>=4.10.0.84"],  # OpenCV: the first with numpy 2
     "babyai": ["minigrid>=3.0"],
