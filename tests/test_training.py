@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from training_data import KINDS, episode, tiny_config, write_split
 
 import jat_engine
 from jat_engine.cli import main
-from jat_engine.cli.train import JatTrainingArguments
+from jat_engine.cli.train import JatTrainingArguments, is_complete
 from jat_engine.training.dataset import TASK, Pieces, TaskDataset
 from jat_engine.training.pieces import PieceSettings
 from jat_engine.training.prepare import prepare
@@ -259,13 +260,15 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(folder: Path, tmp_path
     command = [sys.executable, "-m", "jat_engine.cli", *flags(folder, killed, *more)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (killed / "checkpoint-3" / "trainer_state.json").exists():
+    while not is_complete(killed / "checkpoint-3"):
         assert process.poll() is None, "the training ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed / "checkpoint-12").exists()
+    torn = shutil.copytree(killed / "checkpoint-3", killed / "checkpoint-11") / "trainer_state.json"
+    torn.write_bytes(torn.read_bytes()[:40])  # as of a training killed while it wrote its newest checkpoint
 
     assert main(flags(folder, killed, *more, "--resume_from_checkpoint", "latest")) == 0
     expected, actual = weights(tmp_path / "whole"), weights(killed)
@@ -331,7 +334,7 @@ def test_two_processes_give_the_gradient_of_one(folder: Path, tmp_path: Path) ->
         (["--learning_rate", "nan"], "--learning_rate: expected a finite number of at least 0, got nan"),
         (["--fp16", "--bf16"], "fp16 and bf16"),
         (["--eval_num_samples", "0"], "--eval_num_samples: expected at least 1, got 0"),
-        (["--resume_from_checkpoint", "latest"], "there is no checkpoint in"),
+        (["--resume_from_checkpoint", "latest"], "there is no complete checkpoint in"),
         (["--model_name_or_path", "/nowhere"], "--model_name_or_path /nowhere"),
     ],
 )
@@ -356,5 +359,6 @@ def test_a_finished_training_is_not_written_over(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "checkpoint-7").mkdir()
+    (tmp_path / "checkpoint-7" / "trainer_state.json").write_text('{"global_step": 7}')
     assert main(flags(folder, tmp_path)) == 2
     assert "got one with checkpoint-7; go on from it with --resume_from_checkpoint latest" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ import torch
 from huggingface_hub import constants
 from tqdm import tqdm
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import PRESETS, JatConfig
 from ..data.requirements import require_train_extra
@@ -228,21 +228,44 @@ def checkpoint_to_resume(arguments: JatTrainingArguments) -> str | None:
     """
     given = arguments.resume_from_checkpoint
     folder = Path(str(arguments.output_dir))
-    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    newest = newest_checkpoint(folder)
     if given is None:
         if newest is not None:
             raise ValueError(
-                f"--output_dir: expected a folder without checkpoints, got one with {Path(newest).name}; go on from "
+                f"--output_dir: expected a folder without checkpoints, got one with {newest.name}; go on from "
                 "it with --resume_from_checkpoint latest, or name another folder"
             )
         return None
     if str(given).lower() in ("latest", "true"):
         if newest is None:
-            raise ValueError(f"--resume_from_checkpoint latest: there is no checkpoint in {folder}")
+            raise ValueError(f"--resume_from_checkpoint latest: there is no complete checkpoint in {folder}")
         return str(newest)
-    if not (Path(given) / "trainer_state.json").exists():
-        raise ValueError(f"--resume_from_checkpoint: expected the folder of a checkpoint, got {given}")
+    if not is_complete(Path(given)):
+        raise ValueError(
+            f"--resume_from_checkpoint: expected the folder of a complete checkpoint, got {given}, "
+            "whose trainer_state.json is missing or cut off"
+        )
     return str(given)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint of a training's output folder, None without one."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    found.sort(key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+    for path in found:
+        if is_complete(path):
+            return path
+        note(f"passing over {path}, which a training was stopped in the middle of writing")
+    return None
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Return whether a checkpoint was written to its end. The trainer writes trainer_state.json last."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict) and "global_step" in state
 
 
 def make_model(arguments: TrainModelArguments) -> tuple[Any, Any]:
