@@ -28,7 +28,7 @@ help:
 	@echo "make demo    play an agent in real environments of all four domains"
 	@echo "make test    run the tests"
 	@echo "make test-versions  run a part of the tests with the oldest and the newest releases of the dependencies"
-	@echo "make lint    ruff, mypy, clang-format"
+	@echo "make lint    ruff, import-linter, mypy, clang-format"
 	@echo "make bench   measure this machine, beside every peer that is installed (15 minutes)"
 	@echo "make train-mini  make jat-mini again: demonstrations, training, scores (hours on two cores)"
 	@echo "make format  apply the formatters"
@@ -62,6 +62,7 @@ test-versions: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'csrc/*.inl')
 
@@ -80,7 +81,7 @@ bench: setup
 # Without these, large tensors are fresh pages from the kernel each time, and threads sleep at every barrier.
 train-mini: setup
 	GOMP_SPINCOUNT=20000 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 \
-		$(BIN)/python -m jat_engine.mini
+		$(BIN)/python -m jat_engine.recipes.jat_mini
 
 clean:
 	rm -rf $(VENV) build *.egg-info jat_engine/*.so

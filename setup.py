@@ -112,11 +112,11 @@ setup(
     packages=[*find_packages(include=["jat_engine", "jat_engine.*"]), "jat_engine.kernels"],
     package_dir={"jat_engine.kernels": "kernels"},
     package_data={
-        "jat_engine": ["py.typed", "*.pyi"],
+        "jat_engine": ["py.typed", "*.pyi", "checkpoints/*/*"],
         "jat_engine.envs": ["*.csv"],
         "jat_engine.kernels": ["*.md"],
-        "jat_engine.mini": ["card.md", "checkpoint/*"],
-        "jat_engine.testing": ["*.npz"],
+        "jat_engine.recipes.jat_mini": ["card.md"],
+        "jat_engine.testing": ["*.npz", "golden_data/*", "golden_data/checkpoint/*"],
     },
     ext_modules=[
         Extension("jat_engine._cpu", sources=[], optional=True),
@@ -147,6 +147,7 @@ setup(
             "clang-format>=18",
             "cmake>=3.24",
             "hypothesis>=6",
+            "import-linter>=2.9",
             "matplotlib>=3.8",
             "mypy>=1.15",
             "ninja>=1.11",

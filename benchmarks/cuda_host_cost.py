@@ -24,10 +24,10 @@ from gymnasium import spaces
 
 from jat_engine.backends import Choice
 from jat_engine.backends.cuda.backend import CudaBackend
+from jat_engine.backends.options import EngineOptions
+from jat_engine.backends.report import collect
 from jat_engine.config import JatConfig
-from jat_engine.engine import JatEngine
-from jat_engine.engine_options import EngineOptions
-from jat_engine.info import collect
+from jat_engine.engine.engine import JatEngine
 
 from .step_traffic import Shapes
 from .triton_launches import recorded

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from jat_engine.backends import Plan
 from jat_engine.backends.cuda.backend import CudaBackend
+from jat_engine.checkpoint.weights import parameter_shapes
 from jat_engine.config import JatConfig
 from jat_engine.observation import ActionSpace
-from jat_engine.weights import parameter_shapes
 
 from .triton_launches import Launch, recorded
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from jat_engine.bench.agreement import TOLERANCES
 from jat_engine.bench.peers import REFERENCE
 from jat_engine.bench.peers.jat import EnginePeer, ModelPeer
 from jat_engine.bench.suites.latency import fill
 from jat_engine.bench.suites.throughput import batch_arguments
 from jat_engine.bench.workload import SPACES, open_checkpoint, step_arguments
+from jat_engine.testing.agreement import TOLERANCES
 
 WINDOW = 32
 

@@ -43,14 +43,14 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from jat_engine import JatConfig, JatModel, JatProcessor
-from jat_engine.data.columns import task_features
+from jat_engine.datasets.schema import task_features
 from jat_engine.envs import TASKS
-from jat_engine.info import cpu_name, versions
+from jat_engine.installation import cpu_name, versions
 from jat_engine.training import recipe
 from jat_engine.training.dataset import TASK, Pieces, TaskDataset, as_batch, scale_frames
-from jat_engine.training.pieces import PieceSettings
 from jat_engine.training.prepare import prepare
 from jat_engine.training.sampler import TaskBatchSampler
+from jat_engine.training.segments import PieceSettings
 from jat_engine.training.sources import open_source
 
 SMALL = {"hidden_size": 192, "num_layers": 4, "num_heads": 6, "max_continuous_size": 40, "vocab_size": 257}

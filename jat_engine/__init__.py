@@ -14,10 +14,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .auto import AutoConfig, AutoModelForCausalLM, AutoProcessor
-    from .batch import AgentBatch
+    from .backends.options import EngineOptions
     from .config import JatConfig
-    from .engine import JatEngine
-    from .engine_options import EngineOptions
+    from .engine.batch import AgentBatch
+    from .engine.engine import JatEngine
+    from .engine.kv_cache import CacheStats
+    from .engine.session import AgentSession
+    from .engine.stats import EngineStats
     from .errors import (
         BatchError,
         CacheFullError,
@@ -27,33 +30,30 @@ if TYPE_CHECKING:
         NativeModuleWarning,
         SessionError,
     )
-    from .kv_cache import CacheStats
-    from .model_session import ModelSession
-    from .modeling import JatModel, JatOutput
-    from .processing import JatProcessor
-    from .session import AgentSession
-    from .stats import EngineStats
+    from .model.modeling import JatModel, JatOutput
+    from .model.processing import JatProcessor
+    from .model.session import ModelSession
 
 _MODULES = {
-    "AgentBatch": "batch",
-    "AgentSession": "session",
+    "AgentBatch": "engine.batch",
+    "AgentSession": "engine.session",
     "AutoConfig": "auto",
     "AutoModelForCausalLM": "auto",
     "AutoProcessor": "auto",
     "BatchError": "errors",
     "CacheFullError": "errors",
-    "CacheStats": "kv_cache",
+    "CacheStats": "engine.kv_cache",
     "CheckpointError": "errors",
     "DataError": "errors",
-    "EngineOptions": "engine_options",
-    "EngineStats": "stats",
+    "EngineOptions": "backends.options",
+    "EngineStats": "engine.stats",
     "InputError": "errors",
     "JatConfig": "config",
-    "JatEngine": "engine",
+    "JatEngine": "engine.engine",
     "JatModel": "auto",
-    "JatOutput": "modeling",
+    "JatOutput": "model.modeling",
     "JatProcessor": "auto",
-    "ModelSession": "model_session",
+    "ModelSession": "model.session",
     "NativeModuleWarning": "errors",
     "SessionError": "errors",
 }

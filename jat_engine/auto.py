@@ -12,8 +12,8 @@ from typing import Any
 import transformers
 
 from .config import JatConfig
-from .modeling import JatModel
-from .processing import JatProcessor
+from .model.modeling import JatModel
+from .model.processing import JatProcessor
 
 
 class AutoConfig:

@@ -1,4 +1,4 @@
-"""Files of a checkpoint: in a local folder, or in a hub repository, downloaded to the cache if need be."""
+"""Find a checkpoint's files: in a local folder, in a hub repository (downloaded to the cache), or in this package."""
 
 from __future__ import annotations
 
@@ -20,8 +20,32 @@ from huggingface_hub.errors import (
 
 from .errors import CheckpointError
 
+JAT_MINI = "jat-mini"
+"""Name of the small trained checkpoint that comes with the package."""
+
+JAT_MINI_FOLDER = Path(__file__).parent / "checkpoints" / JAT_MINI
+"""Weights, configuration, tokenizer, card and scores; made by `make train-mini`."""
+
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 """Options of `from_pretrained` that say where files are looked for."""
+
+
+def resolve(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return `JAT_MINI_FOLDER` for "jat-mini", unless there is a folder of that name; any other `source` as it is.
+
+    Raises:
+        CheckpointError: jat-mini's weights are not there.
+    """
+    if source != JAT_MINI or Path(JAT_MINI).is_dir():
+        return source
+    if not (JAT_MINI_FOLDER / "model.safetensors").exists():
+        raise CheckpointError(f"{JAT_MINI}: its weights are not there; in a checkout `make train-mini` makes them")
+    return JAT_MINI_FOLDER
+
+
+def take_hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options that say where to look out of `options`, and return them."""
+    return {key: options.pop(key) for key in HUB_OPTIONS if key in options}
 
 
 def find_file(source: str | os.PathLike[str], name: str, hub: dict[str, Any], *, required: bool = False) -> Path | None:

@@ -5,10 +5,16 @@ Numbers: arXiv 2402.09844 and the configuration files of its published checkpoin
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from .checkpoint_files import find_file, read_json, resolve, take_hub_options
+from .errors import CheckpointError
 
 MISSION_LENGTH = 64
 """Tokens that a text observation is padded or truncated to; the last entries of a discrete observation."""
@@ -157,8 +163,7 @@ class JatConfig(PreTrainedConfig):
         Raises:
             CheckpointError: there is none, it is another model's, or a field is wrong.
         """
-        from .checkpoint import read_config, take_hub_options
-        from .mini import resolve
+        from .config import read_config
 
         kwargs.pop("trust_remote_code", None)
         return_unused = kwargs.pop("return_unused_kwargs", False)
@@ -183,6 +188,45 @@ class JatConfig(PreTrainedConfig):
     def discrete_feature_size(self) -> int:
         """Features each integer of a discrete observation is reduced to."""
         return int(self.hidden_size // 50)
+
+
+def read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: dict[str, Any]) -> JatConfig:
+    """Read `config.json`.
+
+    Args:
+        source: a folder, or a repository id on the hub.
+        hub: options that say where to look.
+        options: fields to replace, which are taken out; others stay.
+
+    Raises:
+        CheckpointError: names the file and the field.
+    """
+    path = find_file(source, "config.json", hub, required=True)
+    assert path is not None  # required
+    fields = read_json(path)
+    if fields.get("model_type") != "jat":
+        raise CheckpointError(f"{path}: model_type: expected 'jat', got {fields.get('model_type')!r}")
+    if fields.get("quantization_config") is not None:
+        raise CheckpointError(
+            f"{path}: quantization_config: expected none, got one; load the checkpoint that was quantised"
+        )
+    dtype = fields.get("dtype", fields.get("torch_dtype"))
+    if dtype not in (None, "auto") and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+        raise CheckpointError(f"{path}: dtype: expected a type of torch, such as 'float32', got {dtype!r}")
+    for alias, name in JatConfig.attribute_map.items():
+        if alias in fields and fields.get(name, fields[alias]) != fields[alias]:
+            raise CheckpointError(f"{path}: {alias}: expected {name}={fields[name]!r}, got {fields[alias]!r}")
+
+    known = {field.name for field in dataclasses.fields(JatConfig)} - {"dtype"}
+    replaced = {name: options.pop(name) for name in sorted(known & set(options))}
+    if replaced.keys() & {"num_layers", "attention_types"}:
+        fields.pop("attention_layers", None)  # follows from the two
+    try:
+        config = JatConfig.from_dict({**fields, **replaced})
+    except Exception as error:  # transformers' checks of fields raise many classes
+        raise CheckpointError(f"{path}: {error}") from error
+    assert isinstance(config, JatConfig)
+    return config
 
 
 def _expand_attention_types(attention_types: Any) -> list[str]:

@@ -9,10 +9,11 @@ from typing import Any
 # The tiny model gains nothing from threads, and on a busy machine loses a lot. Subprocesses inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import cuda_host
-import golden
 import pytest
 import torch
+from helpers import cuda_host
+
+from jat_engine.testing import golden
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: before anything imports one

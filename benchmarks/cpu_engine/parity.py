@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import golden
 import numpy as np
 import torch
 
@@ -14,9 +14,6 @@ from jat_engine import JatEngine, JatModel, JatProcessor
 from jat_engine.bench.workload import SPACES, step_arguments
 
 from .workload import force_action, small_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-import golden
 
 STEPS, WINDOW = 60, 32
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from jat_engine import EngineOptions, JatConfig, JatEngine, JatModel, JatProcessor
 from jat_engine.backends import choose_backend
 from jat_engine.bench.workload import open_checkpoint
-from jat_engine.mission import Missions
-from jat_engine.weights import parameter_shapes
+from jat_engine.checkpoint.weights import parameter_shapes
+from jat_engine.engine.missions import Missions
 
 
 def small_checkpoint() -> Path:

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jat_engine import info, machine
+from jat_engine import installation as info
+from jat_engine import machine
 
 from .context import ROOT, Context
 from .process import Finished, Process, python_module

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jat_engine import JatModel, JatProcessor
-from jat_engine.mission import Missions
-from jat_engine.modules import cyclic_expand
+from jat_engine.engine.missions import Missions
+from jat_engine.model.modules import cyclic_expand
 from jat_engine.observation import Limits, parse_action_space, parse_observation
 
 ROWS = 3

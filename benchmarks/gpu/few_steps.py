@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jat_engine.backends.cuda import one_launch
+from jat_engine.backends.cuda import persistent as one_launch
 from jat_engine.bench.workload import step_arguments
 
 from .paths import Agents

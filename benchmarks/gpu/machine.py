@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from jat_engine import info
+from jat_engine.backends.report import collect
 
 from .context import Context
 
@@ -34,7 +34,7 @@ TOOLS = ("nvcc", "cmake", "ninja", "g++", "ncu", "compute-sanitizer", "cuobjdump
 
 
 def run(context: Context) -> None:
-    context.guard("engine", info.collect)
+    context.guard("engine", collect)
     context.guard("gpu", _torch_device)
     context.guard("nvidia-smi", clocks)
     context.guard("tools", lambda: {tool: _version(tool) for tool in TOOLS})

@@ -64,7 +64,7 @@ def _run_file(context: Context, command: list[str], path: Path) -> dict[str, Any
 def files() -> tuple[list[Path], dict[str, str]]:
     """Test files whose imports at the top are installed here, and why others are left out."""
     chosen, left_out = [], {}
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
         text = path.read_text()
         imports = re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE)
         missing = sorted({name for name in imports if name in _MODULES and util.find_spec(name) is None})

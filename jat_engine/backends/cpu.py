@@ -15,11 +15,11 @@ import numpy as np
 from torch import Tensor
 
 from .. import _cpu
+from ..checkpoint.weights import EMBEDDING, HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
 from ..config import FRAME_SHAPE, JatConfig
 from ..errors import InputError
 from ..machine import allowed_cores, available_cores, cpu_quota
 from ..observation import ActionSpace
-from ..weights import EMBEDDING, HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
 from .base import BatchPlan, BatchPrediction, Plan, Prediction, machine_memory_bytes, remember
 from .by_agent import decode_by_agent
 

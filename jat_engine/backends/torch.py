@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checkpoint.weights import EMBEDDING, HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
 from ..config import JatConfig
-from ..modules import ImageEncoder
+from ..model.modules import ImageEncoder
 from ..observation import ActionSpace
-from ..weights import EMBEDDING, HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
 from .base import BatchPlan, BatchPrediction, Plan, Prediction, machine_memory_bytes, remember
 from .by_agent import decode_by_agent
 

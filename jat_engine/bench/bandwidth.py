@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from ..backends.choice import native_module
+from ..backends.select import native_module
 from ..machine import available_cores
 
 _READ_BYTES = 1 << 28

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .. import info
+from ..backends.report import collect
 from .statistics import Interval, paired_ratio, percentiles, round_medians
 
 FORMAT = 1
@@ -167,7 +167,7 @@ def _finite(value: Any) -> Any:
 
 def machine() -> dict[str, Any]:
     """Hardware, versions and commit."""
-    found = info.collect()
+    found = collect()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),

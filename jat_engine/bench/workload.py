@@ -5,30 +5,16 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import mini
+from ..checkpoint_files import JAT_MINI, resolve
 from ..config import PRESETS
+from ..testing.spaces import Box, Discrete
 
-
-@dataclass(frozen=True)
-class Box:
-    """Has the name and the field that the engine knows gymnasium's by; so none is needed."""
-
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Discrete:
-    n: int
-    start: int = 0
-
-
-SPACES: dict[str, Any] = {"continuous": Box((8,)), "babyai": Discrete(7), "atari": Discrete(18)}
+SPACES: dict[str, Any] = {"continuous": Box(-1, 1, (8,)), "babyai": Discrete(7), "atari": Discrete(18)}
 """Modality -> action space: of an Ant, of BabyAI, and of Atari with all its actions."""
 
 REWARD = 0.1
@@ -57,9 +43,9 @@ def check_model(model: str) -> Path | None:
     """Return a checkpoint's folder; None for a preset. Raises `ValueError` if it is neither."""
     if model in PRESETS:
         return None
-    folder = Path(mini.resolve(model))
+    folder = Path(resolve(model))
     if not folder.is_dir():
-        raise ValueError(f"--models: expected a folder or one of {', '.join((*PRESETS, mini.NAME))}, got {model}")
+        raise ValueError(f"--models: expected a folder or one of {', '.join((*PRESETS, JAT_MINI))}, got {model}")
     return folder
 
 

@@ -30,7 +30,7 @@ _MODULES = {
     "check": "jat_engine.cli.check",
     "tasks": "jat_engine.cli.tasks",
     "info": "jat_engine.cli.info",
-    "demo": "jat_engine.demo",
+    "demo": "jat_engine.cli.demo",
 }
 
 _USAGE_ERROR, _INTERRUPTED = 2, 130

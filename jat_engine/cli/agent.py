@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ..engine import JatEngine
-from ..mini import NAME
+from ..checkpoint_files import JAT_MINI
+from ..engine.engine import JatEngine
 from .arguments import ModelArguments, note
 
 if TYPE_CHECKING:  # their import takes seconds, and an engine does without
-    from ..modeling import JatModel
-    from ..processing import JatProcessor
+    from ..model.modeling import JatModel
+    from ..model.processing import JatProcessor
 
 
 def load_agent(arguments: ModelArguments) -> tuple[JatEngine | JatModel, JatProcessor | None]:
@@ -48,7 +48,11 @@ def load_agent(arguments: ModelArguments) -> tuple[JatEngine | JatModel, JatProc
 
 def check_source(field: str, source: str) -> None:
     """Raise `ValueError` for what is neither jat-mini, nor a folder, nor of the form of a name on the hub."""
-    if source != NAME and not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+    if (
+        source != JAT_MINI
+        and not Path(source).is_dir()
+        and (source.startswith((".", "/", "~")) or source.count("/") != 1)
+    ):
         raise ValueError(f"{field}: there is no folder {source}, and it is no name on the hub")
 
 
@@ -84,7 +88,7 @@ def describe(agent: JatEngine | JatModel) -> str:
 
 def device_name(device: Any, num_threads: int) -> str:
     """What `device` is, in words."""
-    from ..info import cpu_name
+    from ..installation import cpu_name
 
     device = torch.device(device)
     if device.type == "cuda":

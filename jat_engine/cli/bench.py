@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..backends.choice import choose_backend, native_module
+from ..backends.select import choose_backend, native_module
 from ..bench import compare as comparisons
 from ..bench import plot, table, verdict
 from ..bench.bandwidth import Bandwidth

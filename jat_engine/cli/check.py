@@ -14,12 +14,12 @@ import numpy as np
 
 from ..envs import TASKS, MissingSimulatorError, Task, expand_tasks
 from ..evaluation import run_episode
+from ..evaluation.environment import evaluation_env
+from ..evaluation.progress import simulator_output
 from ..testing.checkpoint_checks import CheckpointChecks
 from ..testing.outcome import CheckFailedError, Outcome, SkipCheckError, run_check
 from .agent import check_source, quiet_loading
 from .arguments import parse
-from .environment import evaluation_env
-from .progress import simulator_output
 from .report import milliseconds, number, score
 
 TASKS_PLAYED = ("babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")

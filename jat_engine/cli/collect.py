@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from ..collect.experts import EXPERT_TASKS
 from ..envs import TASKS, expand_tasks
 from ..evaluation import normalize
-from ..experts import EXPERT_TASKS
 from .arguments import note, parse
 from .report import mean_std, number, print_table
 
 if TYPE_CHECKING:
-    from ..data.collection import Collection
-    from ..data.player import Steps
-    from ..data.unfinished import Progress
+    from ..collect.task import Progress
+    from ..collect.worker import Steps
+    from ..datasets.collection import Collection
 
 
 @dataclass(kw_only=True)
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
         "collect", "Collect expert episodes as a dataset in the published layout.", [CollectArguments], argv
     )
     arguments.check()
-    from ..data import collect
+    from ..collect import collect
 
     domains = expand_tasks(name for name in arguments.tasks if name not in TASKS)
     if without := [name for name in domains if name not in EXPERT_TASKS]:
@@ -75,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
     folder = Path(arguments.output_dir)
     note(f"wrote {folder}; load_dataset({str(folder)!r}, {next(iter(collected))!r}) reads it")
     if arguments.push_to_hub:
-        from ..data.hub import push_to_hub
+        from ..datasets.hub import push_to_hub
 
         note(f"pushed to {push_to_hub(folder, arguments.repo_id)}")
     return 0
@@ -99,8 +99,8 @@ class _Bars:
 
     def show(self, event: Progress | Steps | Collection) -> None:
         """`on_progress` of `collect`."""
-        from ..data.collection import Collection
-        from ..data.player import Steps
+        from ..collect.worker import Steps
+        from ..datasets.collection import Collection
 
         if isinstance(event, Collection):
             tqdm.write(_sentence(event), file=sys.stderr)

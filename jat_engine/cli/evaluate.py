@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from ..envs import TASKS, Task, expand_tasks
 from ..evaluation import Agent, Results, VideoWriter, normalize, undefined_reason, write_grid
+from ..evaluation.environment import evaluation_env, require_simulators
+from ..evaluation.progress import play_episodes
 from ..evaluation.video import ffmpeg
 from .agent import describe, load_agent, load_model
 from .arguments import EpisodeArguments, ModelArguments, note, parse
-from .environment import evaluation_env, require_simulators
-from .progress import play_episodes
 from .report import console, interval, mean_std, milliseconds, print_table, score
 
 

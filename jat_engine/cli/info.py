@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..info import collect
+from ..backends.report import collect
 from .arguments import parse
 
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from ..envs import TASKS, expand_tasks
 from ..evaluation import EpisodeResult, VideoWriter, normalize, undefined_reason
+from ..evaluation.environment import evaluation_env, require_display, require_simulators
+from ..evaluation.progress import play_episodes
 from ..evaluation.video import ffmpeg
 from .agent import load_agent
 from .arguments import EpisodeArguments, ModelArguments, note, parse
-from .environment import evaluation_env, require_display, require_simulators
-from .progress import play_episodes
 from .report import milliseconds, number
 
 

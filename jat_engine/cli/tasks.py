@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from tqdm import tqdm
 
 from ..envs import DOMAINS, TASKS, MissingSimulatorError, Task, make
+from ..evaluation.progress import simulator_output
 from .arguments import parse
-from .progress import simulator_output
 from .report import print_table, score
 
 _CHECK_STEPS = 10

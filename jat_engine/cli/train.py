@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import TrainingArguments
 
 from ..config import PRESETS, JatConfig
-from ..data.requirements import require_train_extra
+from ..datasets.requirements import require_train_extra
 from ..envs import TASKS
 from ..training import recipe
 from .agent import quiet_loading
@@ -329,8 +329,8 @@ def load_pieces(
 ) -> tuple[Any, dict[str, Any]]:
     """The training pieces of all tasks, and the test pieces by task if evaluations are asked for."""
     from ..training.dataset import Pieces, TaskDataset
-    from ..training.pieces import PieceSettings
     from ..training.prepare import prepare
+    from ..training.segments import PieceSettings
     from ..training.sources import open_source
 
     root = Path(cache_dir or constants.HF_HOME) / "jat_engine" / "pieces"
@@ -373,7 +373,7 @@ def open_stream(
     arguments: JatTrainingArguments,
 ) -> Any:
     """Batches of all tasks without end."""
-    from ..training.pieces import PieceSettings
+    from ..training.segments import PieceSettings
     from ..training.sources import open_source
     from ..training.stream import StreamedTask, TaskStream
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import write_json
-from ..info import versions
+from ..atomic_io import write_json
+from ..installation import versions
 from .rollout import EpisodeResult
 from .scores import Interval, Reference, interquartile_mean, normalize, undefined_reason
 

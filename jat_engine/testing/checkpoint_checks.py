@@ -11,15 +11,15 @@ import torch
 from safetensors import safe_open
 from transformers.utils import cached_file
 
-from ..bench.agreement import TOLERANCES as BENCH_TOLERANCES
-from ..bench.agreement import errors
-from ..checkpoint import check_header, find_weight_files, read_config
-from ..config import JatConfig
-from ..engine import JatEngine
+from ..checkpoint.reader import check_header, find_weight_files
+from ..checkpoint_files import resolve
+from ..config import JatConfig, read_config
+from ..engine.engine import JatEngine
+from ..engine.missions import Missions
 from ..errors import InputError
-from ..mini import resolve
-from ..mission import Missions
 from ..observation import Limits, parse_action_space, parse_observation
+from .agreement import TOLERANCES as BENCH_TOLERANCES
+from .agreement import errors
 from .outcome import CheckFailedError, Outcome, SkipCheckError, run_check
 from .recordings import Recording, load_recordings
 
@@ -122,7 +122,7 @@ class CheckpointChecks:
 
     def load_model(self) -> str:
         """Load the reference."""
-        from ..modeling import JatModel
+        from ..model.modeling import JatModel
 
         self.model = JatModel.from_pretrained(self._source, dtype=torch.float32, **self._hub).eval()
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -136,7 +136,7 @@ class CheckpointChecks:
 
     def load_processor(self) -> str:
         """Load the tokenizer, and hold the tokens of both sides' missions against each other."""
-        from ..processing import JatProcessor
+        from ..model.processing import JatProcessor
 
         config = self._config()
         # What is continuous or an image needs a processor too, but none of its tokens.

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from ..bench.workload import Box, Discrete
-from ..cli.environment import evaluation_env
-from ..cli.progress import simulator_output
+from ..collect.experts import EXPERT_TASKS, make_expert
 from ..envs import TASKS
-from ..experts import EXPERT_TASKS, make_expert
+from ..evaluation.environment import evaluation_env
+from ..evaluation.progress import simulator_output
 from .recordings import FILE, Recording, save_recordings
+from .spaces import Box, Discrete
 
 STEPS = {
     "metaworld-drawer-open": range(30),
@@ -56,7 +56,7 @@ def record(name: str, steps: range) -> Recording:
             observations.append({key: _copy(value) for key, value in observation.items()})
             rewards.append(float(reward))
         space: Any = env.action_space
-        spec = Discrete(int(space.n)) if hasattr(space, "n") else Box(tuple(space.shape))
+        spec = Discrete(int(space.n)) if hasattr(space, "n") else Box(-1, 1, tuple(space.shape))
     return Recording(task, spec, observations[steps.start :], [None, *rewards[steps.start + 1 :]])
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..bench.workload import Box, Discrete
 from ..config import FRAME_SHAPE
 from ..envs.tasks import TASKS, Task
+from .spaces import Box, Discrete
 
 FILE = Path(__file__).with_name("recordings.npz")
 
@@ -74,7 +74,11 @@ class Recording:
                 {"discrete_observation": values.astype(np.int64), "text_observation": str(mission)}
                 for values, mission in zip(arrays["discrete"], arrays["missions"], strict=True)
             ]
-        space = Box((int(arrays["num_values"]),)) if "num_values" in arrays else Discrete(int(arrays["num_choices"]))
+        space: Box | Discrete
+        if "num_values" in arrays:
+            space = Box(-1, 1, (int(arrays["num_values"]),))
+        else:
+            space = Discrete(int(arrays["num_choices"]))
         return cls(TASKS[task], space, observations, [None, *map(float, arrays["rewards"][1:])])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .arrays import map_array
-from .pieces import Arrays
+from .segments import Arrays
 
 Batch = dict[str, Any]
 

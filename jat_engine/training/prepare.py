@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import DataError
 from .arrays import ArrayFolder
-from .pieces import Cutter, PieceSettings
+from .segments import Cutter, PieceSettings
 from .sources import Source
 
 _VERSION = 1

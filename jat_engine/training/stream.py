@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import DataError
 from .dataset import TASK, Batch, gather
-from .pieces import Cutter, PieceSettings
+from .segments import Cutter, PieceSettings
 from .sources import Source
 
 _BUFFER = 256

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...checkpoint.weights import Weights
 from ...config import JatConfig
 from ...errors import InputError
-from ...weights import Weights
 from ..base import BatchPlan, BatchPrediction, Plan, Prediction, machine_memory_bytes
 from .filling import fill, fill_batch, values_per_agent
-from .graph_step import GraphStep, Scratch
-from .one_launch import OneLaunchStep, load_module
+from .graph import GraphStep, Scratch
+from .persistent import OneLaunchStep, load_module
 from .self_check import disagreement, make_plan, reference
 from .step_inputs import StepShape
 from .tokens import Token

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...checkpoint.weights import Weights
 from ...config import JatConfig
-from ...weights import Weights
 
 
 @dataclass(frozen=True)

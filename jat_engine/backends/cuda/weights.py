@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...checkpoint.weights import EMBEDDING, HEAD, Weights, check_heads, discrete_features, fold_cyclic
 from ...config import JatConfig
 from ...kernels.image_weights import pack_image_weights
 from ...observation import ActionSpace
-from ...weights import EMBEDDING, HEAD, Weights, check_heads, discrete_features, fold_cyclic
 from ..base import remember
 from .packing import pack, pack_layer
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from ... import JatEngine, JatModel, JatProcessor
-from ...batch import AgentBatch
-from ...session import AgentSession
-from ...weights import parameter_shapes
+from ...checkpoint.weights import parameter_shapes
+from ...engine.batch import AgentBatch
+from ...engine.session import AgentSession
 
 
 class EnginePeer:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import JatConfig, JatModel, JatProcessor
-from ...mission import Missions
+from ...engine.missions import Missions
 from ...observation import Limits, parse_action_space, parse_observation, parse_observations
 
 ROWS = 3

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
-from ... import JatEngine, JatModel, JatProcessor, mini
+from ... import JatEngine, JatModel, JatProcessor
+from ...checkpoint_files import JAT_MINI
 from ...envs import TASKS, make
 from ...evaluation import run_episode
 from ..context import Context
@@ -36,12 +37,12 @@ def run(context: Context) -> None:
     options = context.options
     agents: dict[str, tuple[Any, Any]] = {
         REFERENCE: (
-            JatModel.from_pretrained(mini.NAME, dtype="float32").to(options.device),
-            JatProcessor.from_pretrained(mini.NAME),
+            JatModel.from_pretrained(JAT_MINI, dtype="float32").to(options.device),
+            JatProcessor.from_pretrained(JAT_MINI),
         )
     }
     for dtype in options.dtypes:
-        agents[f"JatEngine {dtype}"] = JatEngine.from_pretrained(mini.NAME, device=options.device, dtype=dtype), None
+        agents[f"JatEngine {dtype}"] = JatEngine.from_pretrained(JAT_MINI, device=options.device, dtype=dtype), None
     for task, steps in EPISODES.items():
         context.note(f"eval: {task} ...")
         try:
@@ -70,7 +71,7 @@ def measure_task(context: Context, agents: dict[str, tuple[Any, Any]], task: str
     rounds = take_turns(contenders, min(options.num_iters, 6), num_warmup=min(options.num_iters_warmup, 1))
     seconds = {name: [[v / lengths[name] for v in values] for values in found] for name, found in rounds.items()}
     alone = simulator_alone(env, steps)
-    case: dict[str, str | int] = {"model": mini.NAME, "task": task, "steps": steps}
+    case: dict[str, str | int] = {"model": JAT_MINI, "task": task, "steps": steps}
     for name, values in seconds.items():
         is_float32 = name.endswith("float32") and name != REFERENCE  # rounding leads to other episodes: not compared
         row = make_row(

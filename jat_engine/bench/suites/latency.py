@@ -11,7 +11,7 @@ from collections.abc import Container
 from typing import Any
 
 from ...config import JatConfig
-from ..agreement import TOLERANCES, error
+from ...testing.agreement import TOLERANCES, error
 from ..context import Context
 from ..measure import Contender, take_turns
 from ..peers import REFERENCE, Agent, Peers, load

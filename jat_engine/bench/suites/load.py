@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..agreement import TOLERANCES, error
+from ...testing.agreement import TOLERANCES, error
 from ..context import Context
 from ..peers import CPU_ONLY, REFERENCE
 from ..results import make_row

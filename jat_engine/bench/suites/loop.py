@@ -22,7 +22,7 @@ import numpy as np
 
 from ...config import JatConfig
 from ...envs import MissingSimulatorError
-from ..agreement import TOLERANCES
+from ...testing.agreement import TOLERANCES
 from ..context import Context
 from ..measure import PAUSE_S, clock
 from ..neighbour import busy_neighbour, why_no_neighbour

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..agreement import TOLERANCES, error
+from ...testing.agreement import TOLERANCES, error
 from ..context import Context
 from ..measure import Contender, take_turns
 from ..peers import REFERENCE, Peers, load

@@ -1,0 +1,1 @@
+"""Read checkpoints: safetensors only, checked against the configuration."""

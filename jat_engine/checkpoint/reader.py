@@ -1,0 +1,113 @@
+"""Reading a checkpoint: safetensors only, checked against the configuration before a model sees them.
+
+Nothing is unpickled and no code of a checkpoint is run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint_files import find_file, read_json
+from ..errors import CheckpointError
+
+_MAX_HEADER_BYTES = 100_000_000
+
+
+def find_weight_files(source: str | os.PathLike[str], variant: str | None, hub: dict[str, Any]) -> list[Path]:
+    """Return the safetensors files of a checkpoint: `model.safetensors`, or the shards its index names.
+
+    Raises:
+        CheckpointError: there are none, or both.
+    """
+    suffix = f".{variant}" if variant else ""
+    single, index = f"model{suffix}.safetensors", f"model.safetensors.index{suffix}.json"
+    adapter = find_file(source, "adapter_config.json", hub)
+    if adapter is not None:
+        raise CheckpointError(
+            f"{adapter}: expected whole weights, got an adapter; merge it into the model before saving (PEFT: "
+            "merge_and_unload)"
+        )
+    path, index_path = find_file(source, single, hub), find_file(source, index, hub)
+    if path is not None and index_path is not None:
+        raise CheckpointError(
+            f"{source}: expected {single} or {index}, got both, and one may be left from an earlier save; remove the "
+            "one that is out of date"
+        )
+    if path is not None:
+        return [path]
+    if index_path is not None:
+        return _shards(source, index_path, hub)
+    for pickled in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        if find_file(source, pickled, hub) is not None:
+            raise CheckpointError(
+                f"{source}: expected {single}, got only {pickled}; pickled weights are not read, because loading "
+                "them can run code. Convert them once with transformers' save_pretrained"
+            )
+    raise CheckpointError(f"{source}: expected {single} or {index}, got neither")
+
+
+def _shards(source: str | os.PathLike[str], index: Path, hub: dict[str, Any]) -> list[Path]:
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: expected JSON with a weight_map, got {error!r}") from None
+    if not names:
+        raise CheckpointError(f"{index}: expected a weight_map that names files, got an empty one")
+    shards = []
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: expected names of .safetensors files beside it, got {name!r}")
+        path = find_file(source, name, hub)
+        if path is None:
+            raise CheckpointError(f"{index}: names the shard {name}, which is missing")
+        shards.append(path)
+    return shards
+
+
+def check_finite(where: str, tensor: Tensor) -> None:
+    """Raise `CheckpointError` if a floating-point tensor has a NaN or an infinity."""
+    # NaN propagates through both. numpy's stay on the calling thread: engines read with several at once.
+    if tensor.dtype == torch.float32:
+        low, high = float(tensor.numpy().min()), float(tensor.numpy().max())
+    else:
+        low, high = (float(x) for x in torch.aminmax(tensor))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise CheckpointError(f"{where}: expected finite values, got NaN or infinity")
+
+
+def check_header(file: Path) -> None:
+    """Refuse what the safetensors library lets pass, or calls by an obscure name: wrong length, a name twice."""
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = dict(pairs)
+        if len(keys) != len(pairs):
+            seen = [key for key, _ in pairs]
+            twice = next(key for key in seen if seen.count(key) > 1)
+            raise CheckpointError(f"{file}: {twice} occurs twice in the header")
+        return keys
+
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length_bytes = stream.read(8)
+        length = struct.unpack("<Q", length_bytes)[0] if len(length_bytes) == 8 else 0
+        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+            raise CheckpointError(f"{file}: truncated or not a safetensors file ({size} bytes)")
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=no_duplicates)
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        needed = 8 + length + end
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file}: not a safetensors file: its header is damaged ({error!r})") from None
+    if needed != size:
+        raise CheckpointError(f"{file}: expected {needed} bytes, got {size}; the file is truncated or damaged")

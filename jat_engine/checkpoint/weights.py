@@ -1,0 +1,271 @@
+"""Weights of a checkpoint or a model for an engine: one parameter at a time, checked, in float32. No forward maths.
+
+Of the published 192.7 M parameters, acting needs about 100 M: the blocks, the encoders, and those rows of the embedding
+and of the heads that an action space has. The rest is checked and not kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..config import JatConfig
+from ..errors import CheckpointError, InputError
+from .reader import check_finite, check_header
+
+EMBEDDING = "transformer.wte.weight"
+EMBEDDING_ALIASES = ("single_discrete_encoder.weight", "multi_discrete_encoder.0.weight")
+"""Other names under which published files hold the one embedding matrix."""
+
+HEAD = "single_discrete_decoder.weight"
+_READ_LATER = (EMBEDDING, HEAD, "continuous_decoder.weight", "continuous_decoder.bias")
+"""Parameters of which an action space needs some rows, read when it first comes."""
+
+
+_ATTENTION_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.attention\.(bias|masked_bias)")
+"""Causal masks that older files hold among the parameters."""
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class Weights(Protocol):
+    """Parameters by name, float32, contiguous, on the CPU."""
+
+    def get(self, name: str) -> Tensor: ...
+
+    def pieces(self, name: str, rows: int = 2048) -> Iterator[Tensor]:
+        """A matrix, some rows at a time: what is large is never in memory as a whole."""
+        ...
+
+    def rows(self, name: str, count: int) -> Tensor:
+        """The first `count` rows of a matrix."""
+        ...
+
+
+def parameter_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every parameter that acting needs."""
+    hidden = config.hidden_size
+    inner = config.intermediate_size or 4 * hidden
+    features = config.discrete_feature_size
+    shapes: dict[str, tuple[int, ...]] = {
+        EMBEDDING: (config.vocab_size, hidden),
+        "transformer.wpe.weight": (config.max_position_embeddings, hidden),
+        "transformer.ln_f.weight": (hidden,),
+        "transformer.ln_f.bias": (hidden,),
+        "continuous_encoder.weight": (hidden, config.max_continuous_size),
+        "continuous_encoder.bias": (hidden,),
+        "multi_discrete_encoder.1.weight": (features, hidden),
+        "multi_discrete_encoder.1.bias": (features,),
+        "multi_discrete_encoder.4.weight": (hidden - 1, config.max_discrete_value * features),
+        "multi_discrete_encoder.4.bias": (hidden - 1,),
+        "image_encoder.module.fc.weight": (hidden, 128 * 11 * 11),
+        "image_encoder.module.fc.bias": (hidden,),
+        "continuous_decoder.weight": (config.max_continuous_size, hidden),
+        "continuous_decoder.bias": (config.max_continuous_size,),
+        HEAD: (config.vocab_size, hidden),
+    }
+    for stage, (in_channels, out_channels) in enumerate(((4, 32), (32, 64), (64, 128)), start=1):
+        shapes[f"image_encoder.module.conv{stage}.weight"] = (out_channels, in_channels, 3, 3)
+        shapes[f"image_encoder.module.conv{stage}.bias"] = (out_channels,)
+        shapes[f"image_encoder.module.att{stage}.fc.0.weight"] = (out_channels // 8, out_channels)
+        shapes[f"image_encoder.module.att{stage}.fc.2.weight"] = (out_channels, out_channels // 8)
+    for layer in range(config.num_layers):
+        block = f"transformer.h.{layer}."
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes[f"{block}attn.attention.{name}.weight"] = (hidden, hidden)
+        shapes[f"{block}attn.attention.out_proj.bias"] = (hidden,)
+        shapes[f"{block}mlp.c_fc.weight"] = (inner, hidden)
+        shapes[f"{block}mlp.c_fc.bias"] = (inner,)
+        shapes[f"{block}mlp.c_proj.weight"] = (hidden, inner)
+        shapes[f"{block}mlp.c_proj.bias"] = (hidden,)
+        for norm in ("ln_1", "ln_2"):
+            shapes[f"{block}{norm}.weight"] = (hidden,)
+            shapes[f"{block}{norm}.bias"] = (hidden,)
+    return shapes
+
+
+def checkpoint_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every parameter of a `JatModel`, those that only training and text need included."""
+    hidden, patch, features = config.hidden_size, config.patch_size, config.discrete_feature_size
+    shapes = {
+        **parameter_shapes(config),
+        "vit_encoder.projection.weight": (hidden, config.num_channels, patch, patch),
+        "vit_encoder.projection.bias": (hidden,),
+        "multi_discrete_decoder.0.weight": (config.max_discrete_value * features, hidden),
+        "multi_discrete_decoder.0.bias": (config.max_discrete_value * features,),
+        "multi_discrete_decoder.3.weight": (hidden, features),
+        "multi_discrete_decoder.3.bias": (hidden,),
+        "multi_discrete_decoder.5.weight": (8, hidden),
+        "image_decoder.module.fc.weight": (128 * 11 * 11, hidden),
+        "image_decoder.module.fc.bias": (128 * 11 * 11,),
+    }
+    for stage, (in_channels, out_channels) in enumerate(((128, 64), (64, 32), (32, 4)), start=1):
+        shapes[f"image_decoder.module.deconv{stage}.weight"] = (in_channels, out_channels, 3, 3)
+        shapes[f"image_decoder.module.deconv{stage}.bias"] = (out_channels,)
+    for stage, channels in enumerate((64, 32), start=1):
+        shapes[f"image_decoder.module.att{stage}.fc.0.weight"] = (channels // 8, channels)
+        shapes[f"image_decoder.module.att{stage}.fc.2.weight"] = (channels, channels // 8)
+    return shapes
+
+
+class CheckpointWeights:
+    """Parameters of safetensors files, memory-mapped. Files stay open, so replacing them does not mix weights.
+
+    `JatModel` and engines read checkpoints through this class, so they refuse the same files: those with a parameter
+    that is missing, unknown, given twice, or of another shape or type than the configuration says.
+
+    Raises:
+        CheckpointError: names the file and the parameter.
+    """
+
+    def __init__(self, files: list[Path], config: JatConfig) -> None:
+        self._shapes, self._needed = checkpoint_shapes(config), parameter_shapes(config)
+        self._files: dict[str, Path] = {}  # parameter -> file
+        self._names: dict[str, str] = {}  # parameter -> its name there
+        self._open: dict[Path, Any] = {}
+        for file in files:
+            check_header(file)
+            try:
+                self._open[file] = safe_open(file, framework="pt").__enter__()
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from None
+            for name in self._open[file].keys():  # noqa: SIM118 (not a dict)
+                self._add(file, name)
+        missing = sorted(set(self._shapes) - set(self._files))
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise CheckpointError(f"{', '.join(map(str, files))}: missing parameter {', '.join(missing[:3])}{more}")
+
+    def _add(self, file: Path, name: str) -> None:
+        if _ATTENTION_BUFFER.fullmatch(name):
+            return
+        target = EMBEDDING if name in EMBEDDING_ALIASES else name
+        if target not in self._shapes:
+            raise CheckpointError(f"{file}: unexpected parameter {name}; {_hint(name)}")
+        stored = self._open[file].get_slice(name)
+        if tuple(stored.get_shape()) != self._shapes[target]:
+            raise CheckpointError(
+                f"{file}: {name}: expected shape {list(self._shapes[target])}, got {stored.get_shape()}"
+            )
+        if stored.get_dtype() not in _DTYPES:
+            raise CheckpointError(
+                f"{file}: {name}: expected a floating-point type of 16 bits or more, got {stored.get_dtype()}"
+            )
+        if target not in self._files:
+            self._files[target], self._names[target] = file, name
+        elif name == self._names[target]:
+            raise CheckpointError(f"{file}: {name} is also in another shard, {self._files[target]}")
+        elif not torch.equal(self._read(target), self._read_as(file, name)):
+            raise CheckpointError(
+                f"{file}: {name} differs from {self._names[target]} in {self._files[target]}; both name the one "
+                "embedding matrix"
+            )
+
+    def _read(self, name: str) -> Tensor:
+        return self._read_as(self._files[name], self._names[name])
+
+    def _read_as(self, file: Path, name: str) -> Tensor:
+        # A mapping of its own, given back with the tensor: what was read does not add up.
+        with safe_open(file, framework="pt") as tensors:
+            tensor: Tensor = tensors.get_tensor(name)
+        return tensor
+
+    def stored(self, name: str) -> Tensor:
+        """Return a parameter as the file has it, memory-mapped, in the file's type."""
+        tensor = self._read(name)
+        check_finite(f"{self._files[name]}: {self._names[name]}", tensor)
+        return tensor
+
+    def all_stored(self) -> dict[str, Tensor]:
+        """Return every parameter by name, as the files have them."""
+        return {name: self.stored(name) for name in self._shapes}
+
+    def get(self, name: str) -> Tensor:
+        return self.stored(name).float().contiguous()
+
+    def check_unread(self) -> None:
+        """Read the parameters that acting does not need, so that damage in them is refused as in a `JatModel`."""
+        for name in sorted(set(self._shapes) - set(self._needed)):
+            self.stored(name)
+
+    def pieces(self, name: str, rows: int = 2048) -> Iterator[Tensor]:
+        file, stored, shape = self._files[name], self._names[name], self._shapes[name]
+        for first in range(0, shape[0], rows):
+            with safe_open(file, framework="pt") as tensors:
+                piece: Tensor = tensors.get_slice(stored)[first : first + rows]
+            check_finite(f"{file}: {stored}", piece)
+            yield piece.float().contiguous()
+
+    def rows(self, name: str, count: int) -> Tensor:
+        file, stored = self._files[name], self._names[name]
+        tensor: Tensor = self._open[file].get_slice(stored)[:count]
+        check_finite(f"{file}: {stored}", tensor)
+        return tensor.float().contiguous()
+
+
+class ModelWeights:
+    """Parameters of a model in memory, as they are when an engine is made of it."""
+
+    def __init__(self, model: nn.Module, config: JatConfig) -> None:
+        self._parameters = dict(model.named_parameters())
+        shapes = checkpoint_shapes(config)
+        for name, parameter in self._parameters.items():
+            if name not in shapes:
+                raise InputError(f"model: unexpected parameter {name}; {_hint(name)}")
+            if tuple(parameter.shape) != shapes[name]:
+                raise InputError(
+                    f"model: {name}: expected shape {list(shapes[name])}, as configured, got {list(parameter.shape)}"
+                )
+        if missing := sorted(set(shapes) - set(self._parameters)):
+            raise InputError(f"model: expected a JatModel, got one without the parameter {missing[0]}")
+
+        # Rows that are read later must not change when training goes on.
+        self._kept = {name: self._parameters[name].detach().clone() for name in _READ_LATER}
+
+    def get(self, name: str) -> Tensor:
+        tensor = self._kept.get(name, self._parameters[name]).detach().to("cpu", torch.float32, copy=True).contiguous()
+        check_finite(name, tensor)
+        return tensor
+
+    def pieces(self, name: str, rows: int = 2048) -> Iterator[Tensor]:
+        yield from self.get(name).split(rows)
+
+    def rows(self, name: str, count: int) -> Tensor:
+        return self._kept[name][:count].cpu().float().contiguous()
+
+
+def _hint(name: str) -> str:
+    if "lora_" in name or ".base_layer." in name:
+        return "merge the adapter into the model before saving it (PEFT: merge_and_unload)"
+    if re.match(r"transformer\.h\.\d+\.", name):
+        return "config.json has fewer layers than the file, or it is another model's"
+    return "a JAT checkpoint has no such parameter"
+
+
+def fold_cyclic(weight: Tensor, size: int) -> Tensor:
+    """The weights for `size` inputs that the model repeats cyclically: column j sums the columns x_j lands on.
+
+    `weight @ repeat(x) == fold_cyclic(weight, len(x)) @ x`. weight: [H, max_continuous_size] -> [H, size].
+    """
+    folded = weight.new_zeros(weight.shape[0], size, dtype=torch.float64)
+    columns = torch.arange(weight.shape[1]) % size
+    return folded.index_add_(1, columns, weight.double()).float()
+
+
+def discrete_features(weights: Weights) -> Tensor:
+    """relu(W wte[v] + b) of every token v: [vocab_size, H // 50]. What the discrete encoder makes of one integer."""
+    reduce, bias = weights.get("multi_discrete_encoder.1.weight"), weights.get("multi_discrete_encoder.1.bias")
+    return torch.cat([torch.relu(piece @ reduce.T + bias) for piece in weights.pieces(EMBEDDING)])
+
+
+def check_heads(weights: Weights) -> None:
+    """Read what will be needed by rows once, so that damage shows when an engine is made and not later."""
+    for name in (HEAD, "continuous_decoder.weight", "continuous_decoder.bias"):
+        for _ in weights.pieces(name):
+            pass

@@ -1,0 +1,149 @@
+"""`jat-engine demo`: one task of every domain, played by jat-mini, with a short video. It downloads nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..checkpoint_files import JAT_MINI
+from ..config import PRESETS, JatConfig
+from ..engine.engine import JatEngine
+from ..envs import TASKS, MissingSimulatorError, Task, expand_tasks
+from ..evaluation import EpisodeResult, MissingVideoError, VideoWriter, normalize, write_grid
+from ..evaluation.environment import evaluation_env, missing_simulators
+from ..evaluation.progress import play_episodes
+from ..evaluation.video import ffmpeg
+from ..model.modeling import JatModel
+from ..model.processing import JatProcessor
+from .agent import default_device, describe, load_agent
+from .arguments import EpisodeArguments, ModelArguments, note, parse
+from .report import console, mean_std, milliseconds, number, print_table, score
+
+DEMO_TASKS = ("atari-pong", "babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
+"""One of each domain, all known to jat-mini."""
+
+MAX_FRAMES = 300
+"""Of each task's part of the video."""
+
+
+@dataclass
+class DemoArguments(ModelArguments):
+    model_name_or_path: str = field(
+        default=JAT_MINI, metadata={"help": "folder or hub name of another checkpoint than jat-mini"}
+    )
+    preset: str | None = field(
+        default=None, metadata={"help": "a model of this size with random weights instead", "choices": list(PRESETS)}
+    )
+    tasks: list[str] = field(default_factory=lambda: list(DEMO_TASKS), metadata={"help": "tasks or domains to play"})
+    video: str = field(default="demo.mp4", metadata={"help": "where the video goes; '' for none"})
+
+
+@dataclass
+class DemoEpisodes(EpisodeArguments):
+    deterministic: bool = field(default=True, metadata={"help": "the most likely discrete action"})
+
+
+def random_agent(preset: str = "small", seed: int = 0) -> tuple[JatModel, JatProcessor]:
+    """A model of a published size with random weights, the same for the same seed, and a processor without files."""
+    config = JatConfig.from_preset(preset)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = JatModel(config).eval()
+    return model, JatProcessor.byte_level(config)
+
+
+def random_engine(preset: str, arguments: DemoArguments, seed: int) -> tuple[JatEngine | JatModel, JatProcessor | None]:
+    """What plays with random weights: an engine, or with `--backend reference` a `JatModel` and its processor."""
+    model, processor = random_agent(preset, seed)
+    if arguments.backend == "reference":
+        model.to(default_device(arguments.use_cpu))  # type: ignore[arg-type]  # transformers' wrapper is mistyped
+        return model, processor
+    device = "cpu" if arguments.use_cpu else "auto"
+    engine = JatEngine.from_model(model, processor, device=device, dtype=arguments.dtype, backend=arguments.backend)
+    return engine, None
+
+
+def run(argv: Sequence[str]) -> int:
+    arguments, episodes = parse("demo", "Play one task of every domain.", [DemoArguments, DemoEpisodes], argv)
+    episodes.check()
+    names = expand_tasks(arguments.tasks)
+    missing = missing_simulators(names)
+    tasks = [TASKS[name] for name in names if TASKS[name].domain not in missing]
+    if not tasks:
+        raise MissingSimulatorError("; ".join(missing.values()))
+    for domain, reason in missing.items():
+        note(f"{domain} is left out: {reason}")
+
+    if arguments.preset is not None:
+        agent, processor = random_engine(arguments.preset, arguments, episodes.seed)
+        title = f"random weights, size {arguments.preset}: the returns show nothing but that everything runs"
+    else:
+        agent, processor = load_agent(arguments)
+        title = arguments.model_name_or_path
+    rows, parts = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for task in tasks:
+            part = Path(folder) / f"{task.name}.mp4" if arguments.video else None
+            rows.append(_row(task, play(agent, processor, task, episodes, part)))
+            if part is not None and part.exists():
+                parts.append(part)
+        video = write_grid(parts, Path(arguments.video)) if parts else None
+    print_table(title, {name: [row[name] for row in rows] for name in rows[0]}, left=["task"])
+    console().print(f"random, expert: published mean returns, 0 and 1 of the score; {describe(agent)}")
+    if video is not None:
+        note(f"wrote {video}")
+    return 0
+
+
+def play(
+    agent: Any, processor: Any, task: Task, arguments: EpisodeArguments, video: Path | None = None
+) -> list[EpisodeResult]:
+    """All episodes of one task; the first frames into `video`, where frames can be rendered."""
+    with contextlib.ExitStack() as stack:
+        try:
+            if video is not None:
+                ffmpeg()
+                missing_simulators([task.name], render=True)
+        except (ValueError, MissingVideoError) as error:
+            note(f"no video of {task.name}: {error}")
+            video = None
+        env = stack.enter_context(contextlib.closing(evaluation_env(task, "rgb_array" if video else None)))
+        on_frame = None
+        if video is not None:
+            on_frame = _first_frames(stack.enter_context(VideoWriter(video, env.metadata["render_fps"])))
+        return list(
+            play_episodes(
+                agent, processor, env, arguments.num_episodes, task=task, on_frame=on_frame, **arguments.options
+            )
+        )
+
+
+def _first_frames(video: VideoWriter) -> Callable[[np.ndarray], None]:
+    count = itertools.count()
+    return lambda frame: video.append(frame) if next(count) < MAX_FRAMES else None
+
+
+def _row(task: Task, episodes: list[EpisodeResult]) -> dict[str, str]:
+    returns = [episode.return_ for episode in episodes]
+    scores = normalize(returns, task)
+    steps = sum(episode.length for episode in episodes)
+    p50, p99 = np.percentile(np.concatenate([episode.latencies_us for episode in episodes]), [50, 99])
+    capped = any(episode.capped for episode in episodes)
+    return {
+        "task": task.name,
+        "return": mean_std(returns) if len(returns) > 1 else number(returns[0]),
+        "random": score(task.random),
+        "expert": score(task.expert),
+        "score": "undefined" if scores is None else number(float(scores.mean())),
+        "steps": f"{steps} (capped)" if capped else str(steps),
+        "latency p50": milliseconds(float(p50)),
+        "p99": milliseconds(float(p99)),
+    }

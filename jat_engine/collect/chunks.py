@@ -1,0 +1,154 @@
+"""What is kept of an unfinished task: chunks of played episodes, each a file that is whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..atomic_io import hold, write_json
+from ..datasets.parquet import RowWriter
+from ..errors import DataError
+
+_METADATA = "jat_engine.chunk"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One episode that was played, whether it is kept or not.
+
+    Attributes:
+        index: among the task's attempts; its seed is the collection's seed + index.
+        return_: unclipped.
+        success: None where the task has no notion of it.
+        kept: its row is in the chunk.
+    """
+
+    index: int
+    return_: float
+    length: int
+    success: bool | None
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A file with the kept rows of consecutive attempts, in their order; `expert` says in words who played."""
+
+    path: Path
+    attempts: tuple[Attempt, ...]
+    expert: str
+
+
+def write_chunk(
+    folder: Path, types: pa.Schema, attempts: Sequence[Attempt], rows: Sequence[pa.Table], expert: str
+) -> Chunk:
+    """Write consecutive attempts and the rows of those that are kept."""
+    first, last = attempts[0].index, attempts[-1].index
+    path = folder / f"episodes-{first:07d}-{last:07d}.parquet"
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        writer = RowWriter(temporary, types)
+        for row in rows:
+            writer.append(row)
+        record = {"expert": expert, "attempts": [asdict(attempt) for attempt in attempts]}
+        writer.close({_METADATA: json.dumps(record)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Chunk(path, tuple(attempts), expert)
+
+
+class ChunkFolder:
+    """The folder of an unfinished task, locked against other processes while it is open.
+
+    Args:
+        folder: created if need be.
+        settings: what the episodes depend on. Chunks that were made with others are refused.
+
+    Raises:
+        DataError: another process collects this task, or what is here was begun with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._lock = _lock(folder)
+        try:
+            self._check(settings)
+            for temporary in folder.glob("*.tmp"):  # of a process that was killed
+                temporary.unlink()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        path = self.folder / "settings.json"
+        if path.exists():
+            check_settings(json.loads(path.read_text()), settings, self.folder)
+        else:
+            for chunk in self.folder.glob("episodes-*.parquet"):  # left of a removal that was interrupted
+                chunk.unlink()
+            write_json(path, dict(settings), indent=2)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Those that are there, in order; files that cannot be read are removed, and their episodes played again."""
+        for path in sorted(self.folder.glob("episodes-*.parquet")):
+            try:
+                record = json.loads(pq.read_metadata(path).metadata[_METADATA.encode()])
+                chunk = Chunk(path, tuple(Attempt(**attempt) for attempt in record["attempts"]), record["expert"])
+            except (pa.ArrowException, OSError, KeyError, ValueError, TypeError):
+                path.unlink()
+                continue
+            yield chunk
+
+    def remove(self) -> None:
+        """The task is finished."""
+        shutil.rmtree(self.folder)
+        self.close()
+        with contextlib.suppress(OSError):  # other tasks are unfinished
+            self.folder.parent.rmdir()
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def check_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    """Raises `DataError` for the first setting in which what is stored differs from what is wanted."""
+    before, now = _flat(stored), _flat(wanted)
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            raise DataError(
+                f"{folder}: expected what was collected with {name} {now.get(name)}, got {before.get(name)}; use the "
+                f"same again, or another --output_dir, or delete {folder} to start anew"
+            )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, **settings.get("versions", {}), "versions": None}
+
+
+def _lock(folder: Path) -> int | None:
+    """Make and hold `folder` for this process; the hold ends with the process, however that ends."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = hold(folder, wait=False)
+        except BlockingIOError:
+            raise DataError(f"{folder}: another process is collecting this task; wait for it or stop it") from None
+        if descriptor is None or _is(folder, descriptor):
+            return descriptor
+        os.close(descriptor)  # another process finished the task and removed the folder just now
+
+
+def _is(folder: Path, descriptor: int) -> bool:
+    return folder.exists() and os.path.samestat(folder.stat(), os.fstat(descriptor))

@@ -1,0 +1,169 @@
+"""A process that plays episodes with a task's expert, and the messages it sends."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import parent_process
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..datasets.parquet import episode_row, schema
+from ..datasets.schema import check_episode, task_columns
+from ..envs import TASKS
+from ..errors import DataError
+from ..evaluation.environment import evaluation_env
+from .chunks import Attempt, Chunk, write_chunk
+from .experts import demonstrate, make_expert
+
+_REPORT_SECONDS = 0.5
+
+_HANG_SECONDS = 600
+"""Without a step or an episode's end: then the traceback is printed, and the process ends."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Play attempts `first` to `stop - 1` of a task into a chunk in `folder`.
+
+    Attributes:
+        seed: of attempt 0; attempt i has seed + i.
+        noise, keep_failures: as in `collect`.
+    """
+
+    task: str
+    first: int
+    stop: int
+    folder: Path
+    seed: int
+    noise: float
+    keep_failures: bool
+
+
+@dataclass(frozen=True)
+class Steps:
+    """So many steps more were played."""
+
+    task: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Played:
+    """A job is done."""
+
+    job: Job
+    chunk: Chunk
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job cannot be done.
+
+    Attributes:
+        error: of a kind and with a message for the user; None for anything else.
+        trace: the traceback.
+    """
+
+    job: Job
+    error: Exception | None
+    trace: str
+
+
+def play(connection: Connection) -> None:
+    """What a player does: jobs in, messages out, until the connection or the parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
+    os.dup2(2, 1)  # simulators print remarks, and standard output is for results
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    player = Player(connection)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), contextlib.closing(player):
+        while True:
+            player.run(connection.recv())
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed takes its players along, whatever a simulator is doing."""
+    parent = parent_process()
+    assert parent is not None, "a player runs in a process of its own"
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+class Player:
+    """Keeps the environment of the task it played last."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._task: str | None = None
+        self._env: Any = None
+        self._expert: Any = None
+        self._reported, self._steps = time.monotonic(), 0
+
+    def run(self, job: Job) -> None:
+        """Play `job` and send what came of it."""
+        message: Played | Failed
+        try:
+            self._open(job.task)
+            message = Played(job, self._play(job))
+        except Exception as error:  # whatever a simulator raises is the parent's to report
+            known = isinstance(error, DataError | OSError)
+            message = Failed(job, type(error)(str(error)) if known else None, traceback.format_exc())
+        faulthandler.cancel_dump_traceback_later()
+        self._connection.send(message)
+
+    def _open(self, task: str) -> None:
+        if self._task != task:
+            self.close()
+            self._env = evaluation_env(TASKS[task])
+            self._expert = make_expert(TASKS[task], self._env)
+            self._task = task
+
+    def _play(self, job: Job) -> Chunk:
+        task = TASKS[job.task]
+        attempts: list[Attempt] = []
+        rows: list[pa.Table] = []
+        for index in range(job.first, job.stop):
+            faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
+            played = demonstrate(
+                self._env,
+                self._expert,
+                task=task,
+                seed=job.seed + index,
+                noise=job.noise,
+                on_step=lambda *_: self._count(job.task),
+            )
+            # An expert that is lost at once leaves an episode without steps, which is none.
+            kept = played.length > 0 and (job.keep_failures or played.success is not False)
+            if kept:
+                source = f"{job.task}: episode with seed {job.seed + index}"
+                rows.append(episode_row(check_episode(played.columns, source=source, task=job.task)))
+            attempts.append(Attempt(index, float(played.return_), played.length, played.success, kept))
+        return write_chunk(job.folder, schema(task_columns(task)), attempts, rows, expert_name(self._expert))
+
+    def _count(self, task: str) -> None:
+        self._steps += 1
+        now = time.monotonic()
+        if now - self._reported > _REPORT_SECONDS:
+            self._connection.send(Steps(task, self._steps))
+            self._reported, self._steps = now, 0
+            faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)  # anew from here
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+        self._task = self._env = self._expert = None
+
+
+def expert_name(expert: Any) -> str:
+    """The first line of its class's documentation, else the class's name."""
+    documented = (type(expert).__doc__ or "").strip()
+    return documented.splitlines()[0] if documented else type(expert).__name__

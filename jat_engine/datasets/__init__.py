@@ -1,0 +1,1 @@
+"""Datasets of expert episodes in the published layout: schema, Parquet files, data card, hub."""

@@ -1,0 +1,170 @@
+"""The data card: README.md of a dataset, made from what is stored, for people and for `datasets.load_dataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..atomic_io import locked, write_text
+from ..envs import DOMAINS, TASKS
+from .collection import Collection
+
+_BODY = """
+# Expert episodes for JAT
+
+{episodes} episodes, {steps} steps, of {tasks} of the 157 tasks of the JAT agent
+([paper](https://arxiv.org/abs/2402.09844)), in the layout of
+[jat-project/jat-dataset](https://huggingface.co/datasets/jat-project/jat-dataset). They were played by the experts that
+come with jat_engine, not by the published agents.
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("{name}", "{example}", split="train")
+```
+
+A row is an episode, a column has one entry a step. `rewards[t]` is what the action of step t gave, unclipped; the
+observation after the last action is not stored. `image_observations` are 84 x 84 RGBA images, whose channels are the
+last four grey frames, oldest first.
+
+Collect them again: `jat-engine collect --tasks {example} --num_episodes {example_episodes} --seed {example_seed}{flags}
+--output_dir DIR`.
+
+## Tasks
+
+Returns are mean ± standard deviation of the stored episodes, both splits together. *Success* is the share of all
+attempts that succeeded{failures}. Published expert and random returns are those of the paper;
+*normalised* is (return - random) / (expert - random), where that is defined. *Noise* disturbed the episodes with odd
+seeds: it is the standard deviation of what was added to the executed action, or the probability that a random one was
+executed instead. What is stored is always the expert's action.
+
+| task | train | test | steps | return | success | published expert | published random | normalised | noise | seeds |
+|---|---|---|---|---|---|---|---|---|---|---|
+{rows}
+
+## Experts
+
+| expert | tasks |
+|---|---|
+{experts}
+
+## Versions
+
+{versions}
+"""
+
+
+def write_card(folder: Path) -> Path:
+    """Make README.md of every `collection.json` in `folder`, as a whole or not at all."""
+    path = folder / "README.md"
+    with locked(folder):
+        write_text(path, card(folder.resolve().name, collections(folder)))
+    return path
+
+
+def collections(folder: Path) -> list[Collection]:
+    """What is stored in `folder`, in the published order of tasks."""
+    found = {name: Collection.read(folder / name) for name in TASKS}
+    return [collection for collection in found.values() if collection is not None]
+
+
+def card(name: str, stored: list[Collection]) -> str:
+    """The text of the card.
+
+    Args:
+        name: of the folder or repository, for the examples.
+        stored: at least one task.
+    """
+    from huggingface_hub import DatasetCardData
+
+    domains = {TASKS[collection.task].domain for collection in stored}
+    data = DatasetCardData(
+        license="apache-2.0",
+        pretty_name="Expert episodes for JAT",
+        task_categories=["reinforcement-learning"],
+        tags=["reinforcement-learning", "imitation-learning", "jat", *(d for d in DOMAINS if d in domains)],
+        configs=[_config(collection) for collection in stored],
+    )
+    example = stored[0]
+    tried = any(collection.successes is not None for collection in stored)
+    kept = any(collection.settings["keep_failures"] for collection in stored)
+    failures = "; failures are stored as well" if tried and kept else "; only those are stored" if tried else ""
+    body = _BODY.format(
+        episodes=f"{sum(c.num_episodes for c in stored):,}",
+        steps=f"{sum(c.steps for c in stored):,}",
+        tasks=len(stored),
+        name=name,
+        example=example.task,
+        example_episodes=example.num_episodes,
+        example_seed=example.settings["seed"],
+        flags=_flags(example.settings),
+        failures=failures,
+        rows="\n".join(map(_row, stored)),
+        experts="\n".join(_experts(stored)),
+        versions="\n".join(_versions(stored)),
+    )
+    return f"---\n{data.to_yaml()}\n---\n{body}"
+
+
+def _flags(settings: Mapping[str, Any]) -> str:
+    noise = f" --noise {settings['noise']:g}" if settings["noise"] else ""
+    return noise + (" --keep_failures" if settings["keep_failures"] else "")
+
+
+def _config(collection: Collection) -> dict[str, Any]:
+    splits = [split for split, files in collection.files.items() if files]
+    return {
+        "config_name": collection.task,
+        # datasets keeps what it loaded from a folder under a hash of these lines, not of the files: without the digest
+        # it would go on giving the episodes of before when a task is extended.
+        "description": f"{collection.num_episodes} episodes, SHA-256 {collection.sha256}",
+        "data_files": [{"split": split, "path": f"{collection.task}/{split}-*.parquet"} for split in splits],
+    }
+
+
+def _row(collection: Collection) -> str:
+    from ..evaluation.scores import normalize
+
+    task = TASKS[collection.task]
+    scores = normalize(collection.returns, task)
+    rate = collection.success_rate
+    cells = [
+        collection.task,
+        str(collection.splits.count("train")),
+        str(collection.splits.count("test")),
+        f"{collection.steps:,}",
+        f"{np.mean(collection.returns):.2f} ± {np.std(collection.returns):.2f}",
+        "-" if rate is None else f"{rate:.1%}",
+        "-" if task.expert is None else _plus_minus(task.expert.mean, task.expert.std),
+        "-" if task.random is None else f"{task.random.mean:g}",
+        "undefined" if scores is None else f"{scores.mean():.3f}",
+        f"{collection.settings['noise']:g}",
+        f"{collection.seeds[0]} to {collection.seeds[-1]}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _plus_minus(mean: float, std: float | None) -> str:
+    return f"{mean:g}" if std is None else f"{mean:g} ± {std:g}"
+
+
+def _experts(stored: list[Collection]) -> list[str]:
+    tasks: dict[str, list[str]] = {}
+    for collection in stored:
+        tasks.setdefault(collection.expert, []).append(collection.task)
+    return [f"| {expert} | {', '.join(names)} |" for expert, names in tasks.items()]
+
+
+def _versions(stored: list[Collection]) -> list[str]:
+    """A line a version; where tasks differ, each with those it holds for."""
+    tasks: dict[str, list[str]] = {}
+    for collection in stored:
+        for name, version in collection.settings["versions"].items():
+            tasks.setdefault(f"{name} {version}", []).append(collection.task)
+    names = [line.split()[0] for line in tasks]
+    return [
+        f"- {line}" if names.count(line.split()[0]) == 1 else f"- {line}: {', '.join(of)}" for line, of in tasks.items()
+    ]

@@ -1,0 +1,128 @@
+"""`Collection`: what is known of a task's stored episodes, as `collection.json` beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..atomic_io import write_json
+from ..errors import DataError
+from .parquet import read_rows
+
+FILE_NAME = "collection.json"
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A finished task. Lists have one entry a stored episode, in the order of seeds.
+
+    Attributes:
+        task: its name.
+        settings: what the episodes depend on: seed, noise, keep_failures and the versions of what played.
+        expert: what played, in words.
+        test_fraction: as in `collect`.
+        attempts: episodes played up to the last that is stored.
+        successes: how many of the attempts succeeded; None where the task has no notion of it.
+        seeds, returns, lengths: of the stored episodes; returns are unclipped.
+        splits: "train" or "test".
+        files: split -> names of its files.
+        sha256: of all files together, one after the other, train before test.
+    """
+
+    task: str
+    settings: dict[str, Any]
+    expert: str
+    test_fraction: float
+    attempts: int
+    successes: int | None
+    seeds: list[int]
+    returns: list[float]
+    lengths: list[int]
+    splits: list[str]
+    files: dict[str, list[str]]
+    sha256: str
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def steps(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def success_rate(self) -> float | None:
+        """Over all attempts."""
+        return None if self.successes is None else self.successes / self.attempts
+
+    @classmethod
+    def read(cls, folder: Path) -> Collection | None:
+        """What is known of the task in `folder`; None if it is not one that was collected.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        path = folder / FILE_NAME
+        if not path.exists():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{field.name: values[field.name] for field in fields(cls)})
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: expected what `jat-engine collect` writes, got {type(error).__name__}: {error}; delete "
+                f"{folder} to collect the task again"
+            ) from None
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / FILE_NAME, asdict(self), indent=2)
+
+    def rows(self, folder: Path) -> Iterator[pa.Table]:
+        """The stored episodes in the order of seeds, from `folder`, each a table of one row.
+
+        Raises:
+            DataError: the files hold other numbers of episodes.
+        """
+        splits = {split: _rows(folder, names) for split, names in self.files.items()}
+        for split in self.splits:
+            row = next(splits[split], None)
+            if row is None:
+                raise DataError(
+                    f"{folder}: expected {self.splits.count(split)} episodes in {', '.join(self.files[split])}, got "
+                    "fewer; delete the folder to collect the task again"
+                )
+            yield row
+
+
+def _rows(folder: Path, names: list[str]) -> Iterator[pa.Table]:
+    for name in names:
+        yield from read_rows(folder / name)
+
+
+def digest(files: Iterable[Path]) -> str:
+    """SHA-256 of files, one after the other."""
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
+
+
+def choose_splits(count: int, test_fraction: float, seed: int) -> list[str]:
+    """Which of `count` episodes are "train" and which "test": of two and more at least one, unless the fraction is 0.
+
+    An episode's place in the permutation hardly moves when `count` grows, so most test episodes stay what they are.
+    """
+    tests = 0 if count < 2 or test_fraction == 0 else min(max(round(count * test_fraction), 1), count - 1)
+    order = np.argsort(np.random.default_rng(seed).random(count), kind="stable")
+    splits = np.full(count, "train")
+    splits[order[count - tests :]] = "test"
+    return [str(split) for split in splits]

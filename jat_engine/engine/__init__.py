@@ -1,0 +1,1 @@
+"""`JatEngine`: run agents on a backend, with their episodes in a paged KV cache."""

@@ -1,0 +1,92 @@
+"""Missions -> tokens: each text is tokenised once."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ..checkpoint.tokenizer import check_tokenizer_files
+from ..checkpoint_files import find_file, read_json
+from ..config import MISSION_LENGTH
+from ..errors import CheckpointError, InputError
+
+Encode = Callable[[str], list[int]]
+"""A text -> all of its tokens."""
+
+
+class Missions:
+    """Encodes missions with a tokenizer that is loaded when the first one comes."""
+
+    def __init__(self, load: Callable[[], tuple[Encode, int]], vocab_size: int) -> None:
+        self._load = functools.cache(load)
+        self._vocab_size = vocab_size
+        self._cached = functools.lru_cache(maxsize=4096)(self._tokenize)
+
+    @classmethod
+    def of_checkpoint(cls, source: str | os.PathLike[str], hub: dict[str, Any], vocab_size: int) -> Missions:
+        return cls(lambda: _read_tokenizer(source, hub), vocab_size)
+
+    @classmethod
+    def of_processor(cls, processor: Any, vocab_size: int) -> Missions:
+        """With a `JatProcessor`'s tokenizer; without one, missions are refused."""
+
+        def load() -> tuple[Encode, int]:
+            if processor is None:
+                raise InputError("text_observation: expected an engine with a processor, got one made without")
+            tokenizer = processor.tokenizer
+            return lambda text: list(tokenizer(text)["input_ids"]), int(tokenizer.pad_token_id)
+
+        return cls(load, vocab_size)
+
+    def encode(self, text: str) -> np.ndarray:
+        """int64 [64], padded with the pad token, or cut with a warning.
+
+        Raises:
+            InputError: the tokenizer has tokens the model has not.
+            CheckpointError: there is no tokenizer that can be read.
+        """
+        return self._cached(text)
+
+    def _tokenize(self, text: str) -> np.ndarray:
+        encode, pad = self._load()
+        tokens = encode(text)
+        if len(tokens) > MISSION_LENGTH:
+            warnings.warn(
+                f"text_observation: expected at most {MISSION_LENGTH} tokens, got {len(tokens)}; the rest is cut off",
+                stacklevel=2,
+            )
+        array = np.array((tokens + [pad] * MISSION_LENGTH)[:MISSION_LENGTH], np.int64)
+        if array.max() >= self._vocab_size:
+            raise InputError(
+                f"text_observation: expected tokens below vocab_size={self._vocab_size}, got {array.max()}; "
+                "the tokenizer is not the model's"
+            )
+        return array
+
+
+def _read_tokenizer(source: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Encode, int]:
+    """Read `tokenizer.json`, without transformers' tokenizers and processors, whose import takes seconds."""
+    check_tokenizer_files(source, hub)
+    path = find_file(source, "tokenizer.json", hub)
+    if path is None:
+        raise CheckpointError(f"{source}: expected tokenizer.json for the text observation, got no such file")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises no other class
+        raise CheckpointError(f"{path}: not a readable tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = find_file(source, name, hub)
+        pad = read_json(path).get("pad_token") if path else None
+        content = pad.get("content") if isinstance(pad, dict) else pad
+        pad_id = tokenizer.token_to_id(content) if content else None
+        if pad_id is not None:
+            return lambda text: list(tokenizer.encode(text).ids), pad_id
+    raise CheckpointError(f"{source}: expected a pad_token of the tokenizer in tokenizer_config.json, got none")

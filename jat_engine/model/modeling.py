@@ -1,0 +1,572 @@
+"""`JatModel`: the reference model and the one that is trained, in plain PyTorch.
+
+A time step is two tokens, observation then action; the hidden state at an observation predicts the action, the one at
+an action predicts the next observation. Inputs, outputs and losses are those of the published model (arXiv 2402.09844).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel, StaticCache
+from transformers.utils import ModelOutput
+
+from ..checkpoint.reader import find_weight_files
+from ..checkpoint.weights import CheckpointWeights
+from ..checkpoint_files import find_file, resolve, take_hub_options
+from ..config import JatConfig, read_config
+from ..errors import CheckpointError
+from .losses import cross_entropy_loss, mse_loss
+from .modules import DiscreteEncoder, ImageDecoder, ImageEncoder, PatchEncoder, PerStep, cyclic_expand, discrete_decoder
+from .session import ModelSession
+from .transformer import JatTransformer, KeyValueStore
+
+
+@dataclass
+class JatOutput(ModelOutput):
+    """Output of `JatModel.forward`; fields that do not apply are None.
+
+    The cache goes by two names, as attributes and as keys: transformers calls it `cache` since 5.24 and
+    `past_key_values` before, and its `generate` asks for the one it knows.
+
+    Attributes:
+        loss: scalar. RL: `observation_loss_coef * observation_loss + action_loss_coef * action_loss`.
+            Text: cross entropy of the next token, on text positions.
+        observation_loss, action_loss: scalars, RL only.
+        pred_observations: [B, L, X] or [B, L, 4, 84, 84], observations of steps 1..L; None for discrete ones.
+        pred_actions: [B, L, A] values, or [B, L, vocab_size] logits, of steps 0..L-1.
+        logits: [B, T, vocab_size], text only; T counts the image's patches too.
+        cache, past_key_values: transformers `Cache`, with `use_cache`.
+        hidden_states, attentions: tuples over layers, if asked for.
+    """
+
+    loss: Tensor | None = None
+    observation_loss: Tensor | None = None
+    action_loss: Tensor | None = None
+    pred_observations: Tensor | None = None
+    pred_actions: Tensor | None = None
+    logits: Tensor | None = None
+    cache: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def past_key_values(self) -> Cache | None:
+        return self.cache
+
+    @past_key_values.setter
+    def past_key_values(self, value: Cache | None) -> None:
+        self.cache = value
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(_cache_key(key))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(_cache_key(key), value)
+
+    def __contains__(self, key: Any) -> bool:
+        return bool(super().__contains__(_cache_key(key)))
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get(_cache_key(key), default)
+
+
+def _cache_key(key: Any) -> Any:
+    return "cache" if isinstance(key, str) and key == "past_key_values" else key
+
+
+class JatModel(PreTrainedModel, GenerationMixin):
+    """The JAT agent. `forward` trains it, `get_next_action` acts with it, `generate` writes text with it.
+
+    Attention is the model's own: `attn_implementation="eager"` and "sdpa" are accepted and change nothing.
+    `transformer.plain_attention` takes the published computation in training too.
+    """
+
+    config_class = JatConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+
+    # Class attributes that `PreTrainedModel` reads: all of them are here, and a test holds that it still has them.
+    _no_split_modules = ["JatBlock"]  # noqa: RUF012 (declared without ClassVar there)
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_context_parallel = False  # local layers would see all tokens
+
+    def __init__(self, config: JatConfig) -> None:
+        super().__init__(config)
+        hidden_size = config.hidden_size
+        self.transformer = JatTransformer(config)
+        self.vit_encoder = PatchEncoder(config)
+        self.continuous_encoder = nn.Linear(config.max_continuous_size, hidden_size)
+        self.multi_discrete_encoder = DiscreteEncoder(config)
+        self.image_encoder = PerStep(ImageEncoder(hidden_size))
+        self.single_discrete_decoder = nn.Linear(hidden_size, config.vocab_size, bias=False)
+        self.continuous_decoder = nn.Linear(hidden_size, config.max_continuous_size)
+        self.multi_discrete_decoder = discrete_decoder(config)
+        self.image_decoder = PerStep(ImageDecoder(hidden_size))
+        self._drop_in_session: ModelSession | None = None
+        self.post_init()
+
+    # ---- loading -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint folder, a hub repository, or "jat-mini". Takes transformers' arguments (`dtype`,
+        `device_map`, `revision`, `cache_dir`, `token`, `subfolder`, `variant`, ...).
+
+        Only safetensors are read, and every parameter must be there, have the configured shape and be finite.
+        `trust_remote_code` is accepted and ignored: code in a checkpoint is never run.
+
+        Raises:
+            CheckpointError: names the file and the parameter.
+        """
+        kwargs.pop("trust_remote_code", None)  # also keeps `custom_generate` code of a repository from being loaded
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        source = resolve(pretrained_model_name_or_path)
+        hub, variant = take_hub_options(kwargs), kwargs.pop("variant", None)
+        if kwargs.pop("use_safetensors", None) is False:
+            raise CheckpointError("use_safetensors: expected True, got False; only safetensors files are read")
+        kwargs.pop("weights_only", None)
+        for name in ("dtype", "torch_dtype"):
+            if kwargs.get(name) == "auto":  # the type of the file, as without the option
+                del kwargs[name]
+        if config is not None and not isinstance(config, JatConfig | str | os.PathLike):
+            raise CheckpointError(f"config: expected a JatConfig or a path, got {type(config).__name__}")
+        if not isinstance(config, JatConfig):
+            config = read_config(source if config is None else config, hub, kwargs)
+        weights = CheckpointWeights(find_weight_files(source, variant, hub), config).all_stored()
+
+        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config.name_or_path = str(pretrained_model_name_or_path)
+        generation_config = find_file(source, "generation_config.json", hub)
+        if generation_config is not None:
+            try:
+                model.generation_config = GenerationConfig.from_pretrained(generation_config.parent)
+            except Exception as error:  # transformers' checks of fields raise many classes
+                raise CheckpointError(f"{generation_config}: {error}") from error
+        return loaded
+
+    # ---- embeddings ----------------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the embedding of tokens and of discrete actions and observations."""
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding; `single_discrete_decoder` is a matrix of its own and stays."""
+        self.transformer.wte = cast(nn.Embedding, value)
+
+    def embed_text(
+        self, input_ids: Tensor | None, pixel_values: Tensor | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Image patches, then text tokens: [B, T, H], and the mask over both (None stays None)."""
+        embeds = []
+        if pixel_values is not None:
+            embeds.append(self.vit_encoder(pixel_values.to(self.dtype)))
+        if input_ids is not None:
+            embeds.append(self.transformer.wte(input_ids))
+        if pixel_values is not None and input_ids is not None and attention_mask is not None:
+            attention_mask = F.pad(attention_mask, (embeds[0].shape[1], 0), value=1)
+        return torch.cat(embeds, dim=1), attention_mask
+
+    def embed_rl(
+        self,
+        continuous_observations: Tensor | None,
+        discrete_observations: Tensor | None,
+        image_observations: Tensor | None,
+        continuous_actions: Tensor | None,
+        discrete_actions: Tensor | None,
+        rewards: Tensor | None,
+    ) -> Tensor:
+        """Interleave embeddings of observations and actions: [B, 2 L, H]."""
+        if rewards is None:
+            raise ValueError("rewards: expected a tensor [batch, steps] with the observations, got None")
+        reward = rewards.to(self.dtype).unsqueeze(-1)  # [B, L, 1]
+        if continuous_observations is not None:
+            values = torch.cat((continuous_observations.to(self.dtype), reward), dim=-1)
+            observations = self.continuous_encoder(cyclic_expand(values, self.config.max_continuous_size))
+        elif discrete_observations is not None:
+            features = self.multi_discrete_encoder(discrete_observations, self.transformer.wte)
+            observations = torch.cat((features, reward), dim=-1)
+        elif image_observations is not None:
+            observations = self.image_encoder(image_observations.to(self.dtype))
+        else:
+            raise ValueError(
+                "observations: expected one of continuous_observations, discrete_observations, image_observations"
+            )
+        if continuous_actions is not None:
+            values = cyclic_expand(continuous_actions.to(self.dtype), self.config.max_continuous_size)
+            actions = self.continuous_encoder(values)
+        elif discrete_actions is not None:
+            actions = self.transformer.wte(discrete_actions)
+        else:
+            raise ValueError("actions: expected continuous_actions or discrete_actions, got neither")
+        return torch.stack((observations, actions), dim=2).flatten(1, 2)
+
+    # ---- forward -------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        continuous_observations: Tensor | None = None,
+        discrete_observations: Tensor | None = None,
+        image_observations: Tensor | None = None,
+        continuous_actions: Tensor | None = None,
+        discrete_actions: Tensor | None = None,
+        rewards: Tensor | None = None,
+        past_key_values: KeyValueStore | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_loss: bool = True,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        loss_weight: Tensor | None = None,
+        action_inputs: Tensor | None = None,
+        loss_only: bool = False,
+        cache: KeyValueStore | None = None,
+    ) -> JatOutput | tuple[Any, ...]:
+        """Text (`input_ids` and / or `pixel_values`) or RL sequences (observations, actions, rewards).
+
+        Args:
+            input_ids: [B, S], int64.
+            pixel_values: [B, 3, image_size, image_size], normalised as `JatProcessor` does.
+            continuous_observations: [B, L, X], X < max_continuous_size.
+            discrete_observations: [B, L, max_discrete_value], int64.
+            image_observations: [B, L, 4, 84, 84], in [-1, 1].
+            continuous_actions: [B, L, A], A <= max_continuous_size.
+            discrete_actions: [B, L], int64.
+            rewards: [B, L]; required with observations.
+            attention_mask: [B, L] over steps, or [B, S] over text tokens; 1 is valid.
+            loss_weight: [B, L].
+            action_inputs: of the actions' shape and kind, embedded in their place; the loss stays that of the actions.
+            loss_only: for training: what is masked is at the end, and only losses are wanted. Predictions are None,
+                and are computed where a loss needs them; the losses are the same.
+            cache: keys and values of earlier tokens; the new ones are appended. `past_key_values` is its older name.
+            use_cache: start a cache if none is given. By default `config.use_cache`, but not in training.
+
+        Raises:
+            ValueError: missing inputs, wrong sizes, or more tokens than `max_position_embeddings`.
+        """
+        is_text = input_ids is not None or pixel_values is not None
+        if is_text:
+            inputs_embeds, token_mask = self.embed_text(input_ids, pixel_values, attention_mask)
+        else:
+            inputs_embeds = self.embed_rl(
+                continuous_observations,
+                discrete_observations,
+                image_observations,
+                continuous_actions if continuous_actions is None or action_inputs is None else action_inputs,
+                discrete_actions if discrete_actions is None or action_inputs is None else action_inputs,
+                rewards,
+            )
+            token_mask = attention_mask.repeat_interleave(2, dim=1) if attention_mask is not None else None
+        if token_type_ids is not None:
+            inputs_embeds = inputs_embeds + self.transformer.wte(token_type_ids)
+        cache = self._choose_cache(cache, past_key_values, use_cache, loss_only)
+        self._check_length(inputs_embeds.shape[1], cache)
+
+        outputs = self.transformer(
+            inputs_embeds=inputs_embeds,
+            cache=cache,
+            attention_mask=None if loss_only else token_mask,  # nothing attends to what comes after it
+            position_ids=position_ids,
+            output_attentions=self.config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=(
+                self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+            ),
+        )
+        hidden = outputs.last_hidden_state
+        if is_text:
+            result = self._text_output(hidden, input_ids, token_mask, return_loss, loss_only)
+        elif loss_only:
+            result = self._rl_losses(
+                hidden,
+                continuous_observations,
+                image_observations,
+                continuous_actions,
+                discrete_actions,
+                rewards,
+                attention_mask,
+                loss_weight,
+            )
+        else:
+            result = self._rl_output(
+                hidden,
+                continuous_observations,
+                image_observations,
+                continuous_actions,
+                discrete_actions,
+                rewards,
+                attention_mask,
+                return_loss,
+                loss_weight,
+            )
+        result.cache = cast(Cache, cache)
+        result.hidden_states = outputs.hidden_states
+        result.attentions = outputs.attentions
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return result if return_dict else result.to_tuple()
+
+    def _choose_cache(
+        self,
+        cache: KeyValueStore | None,
+        past_key_values: KeyValueStore | None,
+        use_cache: bool | None,
+        loss_only: bool,
+    ) -> KeyValueStore | None:
+        """Return the given cache, a new one, or None, as the arguments of `forward` ask for."""
+        if cache is not None and past_key_values is not None and cache is not past_key_values:
+            raise ValueError("cache: expected one cache, got another one as past_key_values; pass one of the two")
+        cache = past_key_values if cache is None else cache
+        if use_cache is None:
+            use_cache = cache is not None or (self.config.use_cache and not loss_only and not self.training)
+        if (use_cache or cache is not None) and self.training and self.transformer.recomputes_activations:
+            raise ValueError(
+                "use_cache: expected False in training with gradient checkpointing, which computes layers twice, got a "
+                "cache or True; call model.eval() or leave use_cache out"
+            )
+        return DynamicCache() if use_cache and cache is None else cache
+
+    def _check_length(self, num_new: int, cache: KeyValueStore | None) -> None:
+        total = num_new + (int(cache.get_seq_length()) if cache is not None else 0)
+        if total > self.config.max_position_embeddings:
+            raise ValueError(
+                f"sequence length: expected at most max_position_embeddings={self.config.max_position_embeddings} "
+                f"tokens, got {total}; truncate the input or generate fewer tokens"
+            )
+
+    def _text_output(
+        self,
+        hidden: Tensor,
+        input_ids: Tensor | None,
+        token_mask: Tensor | None,
+        return_loss: bool,
+        loss_only: bool,
+    ) -> JatOutput:
+        if loss_only and input_ids is not None:  # of the positions before a token that counts
+            num_text = input_ids.shape[1]
+            valid = torch.ones_like(input_ids) if token_mask is None else token_mask[:, -num_text:]
+            before = valid[:, 1:].bool()
+            logits = self.single_discrete_decoder(hidden[:, -num_text:-1][before].unsqueeze(0))
+            return JatOutput(loss=cross_entropy_loss(logits, input_ids[:, 1:][before].unsqueeze(0), None, None))
+        logits = self.single_discrete_decoder(hidden)
+        loss = None
+        if return_loss:
+            if input_ids is None:
+                raise ValueError("input_ids: expected text for the loss, got None; pass return_loss=False")
+            num_text = input_ids.shape[1]
+            shifted = logits[:, -num_text:-1]  # the position before each token predicts it
+            target = input_ids[:, 1:]
+            mask = token_mask[:, -num_text:][:, 1:] if token_mask is not None else None
+            loss = cross_entropy_loss(shifted, target, mask, None)
+        return JatOutput(loss=loss, logits=logits)
+
+    def _rl_output(
+        self,
+        hidden: Tensor,
+        continuous_observations: Tensor | None,
+        image_observations: Tensor | None,
+        continuous_actions: Tensor | None,
+        discrete_actions: Tensor | None,
+        rewards: Tensor | None,
+        mask: Tensor | None,
+        return_loss: bool,
+        loss_weight: Tensor | None,
+    ) -> JatOutput:
+        at_observation, at_action = hidden[:, ::2], hidden[:, 1::2]
+        size = self.config.max_continuous_size
+        loss = observation_loss = action_loss = pred_observations = pred_actions = None
+
+        # Observations: step t's action position predicts step t + 1. Discrete ones are not predicted (published).
+        target = None
+        if self.config.observation_loss_coef != 0:
+            if continuous_observations is not None:
+                assert rewards is not None  # embed_rl has checked
+                target = cyclic_expand(torch.cat((continuous_observations, rewards.unsqueeze(-1)), dim=-1), size)
+                predicted = self.continuous_decoder(at_action)
+                pred_observations = predicted[..., : continuous_observations.shape[-1]]
+            elif image_observations is not None:
+                target = image_observations
+                predicted = pred_observations = self.image_decoder(at_action)
+        if return_loss:
+            observation_loss = hidden.new_zeros((), dtype=torch.float32)
+            if target is not None:
+                next_mask = mask[:, 1:] if mask is not None else None
+                next_weight = loss_weight[:, 1:] if loss_weight is not None else None
+                observation_loss = mse_loss(predicted[:, :-1], target[:, 1:], next_mask, next_weight)
+
+        # Actions
+        if continuous_actions is not None:
+            predicted = self.continuous_decoder(at_observation)
+            pred_actions = predicted[..., : continuous_actions.shape[-1]]
+            if return_loss:
+                action_loss = mse_loss(predicted, cyclic_expand(continuous_actions, size), mask, loss_weight)
+        elif discrete_actions is not None:
+            pred_actions = self.single_discrete_decoder(at_observation)
+            if return_loss:
+                action_loss = cross_entropy_loss(pred_actions, discrete_actions, mask, loss_weight)
+
+        if return_loss:
+            assert observation_loss is not None  # set above
+            assert action_loss is not None  # embed_rl has checked that there are actions
+            loss = self.config.observation_loss_coef * observation_loss + self.config.action_loss_coef * action_loss
+        return JatOutput(
+            loss=loss,
+            observation_loss=observation_loss,
+            action_loss=action_loss,
+            pred_observations=pred_observations,
+            pred_actions=pred_actions,
+        )
+
+    def _rl_losses(
+        self,
+        hidden: Tensor,
+        continuous_observations: Tensor | None,
+        image_observations: Tensor | None,
+        continuous_actions: Tensor | None,
+        discrete_actions: Tensor | None,
+        rewards: Tensor | None,
+        mask: Tensor | None,
+        loss_weight: Tensor | None,
+    ) -> JatOutput:
+        """The losses of `_rl_output`; images and logits are decoded at valid steps only."""
+        at_observation, at_action = hidden[:, ::2], hidden[:, 1::2]
+        size = self.config.max_continuous_size
+        valid = mask.bool() if mask is not None else torch.ones_like(at_action[..., 0], dtype=torch.bool)  # [B, L]
+
+        def select(x: Tensor | None, where: Tensor) -> Tensor | None:
+            return None if x is None else x[where].unsqueeze(0)  # [1, valid steps, ...]
+
+        observation_loss = hidden.new_zeros((), dtype=torch.float32)
+        if self.config.observation_loss_coef != 0:
+            next_valid = valid[:, 1:]
+            next_weight = loss_weight[:, 1:] if loss_weight is not None else None
+            if continuous_observations is not None:
+                assert rewards is not None  # embed_rl has checked
+                values = torch.cat((continuous_observations, rewards.unsqueeze(-1)), dim=-1)[:, 1:]
+                predicted = self.continuous_decoder(at_action[:, :-1])
+                observation_loss = mse_loss(predicted, cyclic_expand(values, size), next_valid, next_weight)
+            elif image_observations is not None:
+                predicted = self.image_decoder(select(at_action[:, :-1], next_valid))
+                target = select(image_observations[:, 1:], next_valid)
+                assert target is not None
+                observation_loss = mse_loss(predicted, target, None, select(next_weight, next_valid))
+        if continuous_actions is not None:
+            target = cyclic_expand(continuous_actions, size)
+            action_loss = mse_loss(self.continuous_decoder(at_observation), target, valid, loss_weight)
+        else:
+            assert discrete_actions is not None  # embed_rl has checked that there are actions
+            logits = self.single_discrete_decoder(select(at_observation, valid))
+            target = discrete_actions[valid].unsqueeze(0)
+            action_loss = cross_entropy_loss(logits, target, None, select(loss_weight, valid))
+        loss = self.config.observation_loss_coef * observation_loss + self.config.action_loss_coef * action_loss
+        return JatOutput(loss=loss, observation_loss=observation_loss, action_loss=action_loss)
+
+    # ---- text generation -----------------------------------------------------------------------------------------
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        use_cache: bool | None = None,
+        is_first_iteration: bool = False,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Select the inputs of the next forward pass: the tokens that are not cached yet, and the image with the first.
+
+        Args:
+            input_ids: [B, S], tokens of the text.
+            next_sequence_length: how many of them to compute, from the end; None for all.
+            attention_mask: [B, S'] over all tokens of the text, including cached ones that `input_ids` lacks; None if
+                all are valid.
+            pixel_values: [B, 3, image_size, image_size], the image before the text.
+            is_first_iteration: this is the prompt, or a part of it.
+            cache: what has been computed, image patches included. `past_key_values` is its older name.
+
+        Raises:
+            ValueError: padding in a prompt with an image, or a static cache with one.
+        """
+        cache = past_key_values if cache is None else cache
+        num_cached = int(cache.get_seq_length()) if cache is not None else 0
+        num_patches = self.config.num_image_tokens if pixel_values is not None else 0
+        if num_patches and isinstance(cache, StaticCache):
+            raise ValueError(
+                "cache_implementation: expected a cache that grows together with pixel_values, got a static one, which "
+                "is made without room for the image's patches; leave cache_implementation out"
+            )
+
+        if next_sequence_length is not None:
+            if is_first_iteration and num_cached:  # counted without knowing of patches in the cache
+                next_sequence_length += num_patches
+            input_ids = input_ids[:, -next_sequence_length:]
+        inputs = {"input_ids": input_ids, "cache": cache, "use_cache": use_cache, "return_loss": False}
+        if not num_cached:
+            inputs["pixel_values"] = pixel_values
+
+        if attention_mask is not None and not bool(attention_mask.all()):
+            if num_patches:  # padding between image and text would shift what local layers see
+                raise ValueError(
+                    "attention_mask: expected prompts without padding together with pixel_values, got padding"
+                )
+            # Masked tokens are skipped by positions too, so that each row equals its lone run.
+            inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, num_cached:]
+            inputs["attention_mask"] = attention_mask
+        return inputs
+
+    # ---- acting --------------------------------------------------------------------------------------------------
+
+    def open_session(self) -> ModelSession:
+        """A new agent that acts with this model: its own episode, beside any others."""
+        return ModelSession(self)
+
+    def reset_rl(self) -> None:
+        """Start a new episode of the drop-in agent."""
+        self._drop_in_session = self.open_session()
+
+    def get_next_action(
+        self,
+        processor: Any,
+        continuous_observation: Any = None,
+        discrete_observation: Any = None,
+        text_observation: str | None = None,
+        image_observation: Any = None,
+        action_space: Any = None,
+        reward: float | None = None,
+        deterministic: bool = False,
+        context_window: int | None = None,
+        return_prediction: bool = False,
+    ) -> Any:
+        """The published drop-in call: one agent, one step. See `ModelSession.get_next_action`."""
+        if self._drop_in_session is None:
+            self.reset_rl()
+        assert self._drop_in_session is not None
+        return self._drop_in_session.get_next_action(
+            processor,
+            continuous_observation=continuous_observation,
+            discrete_observation=discrete_observation,
+            text_observation=text_observation,
+            image_observation=image_observation,
+            action_space=action_space,
+            reward=reward,
+            deterministic=deterministic,
+            context_window=context_window,
+            return_prediction=return_prediction,
+        )

@@ -1,0 +1,311 @@
+"""`JatProcessor`: text, images and RL sequences -> model inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchEncoding, CLIPImageProcessorPil, ProcessorMixin
+from transformers.utils import logging
+
+from ..checkpoint.tokenizer import check_tokenizer_files
+from ..checkpoint_files import HUB_OPTIONS, resolve
+from ..config import FRAME_SHAPE, MISSION_LENGTH, JatConfig
+
+logger = logging.get_logger(__name__)
+
+Encoding = dict[str, list[Any]]
+
+_PATCH_SIZE = 16  # of the published checkpoints; a text's length leaves room for the image's patches
+
+
+def truncate(encoding: Encoding, max_length: int, side: str = "right", preserve: bool = False) -> Encoding:
+    """Cut every sequence to `max_length` steps.
+
+    Args:
+        encoding: field -> batch of sequences.
+        side: which end loses steps, "right" or "left"; with `preserve`, where the pieces are counted from.
+        preserve: keep what is cut off as further sequences of the batch.
+
+    Example:
+        >>> truncate({"x": [[1, 2, 3, 4, 5]]}, 2, preserve=True)
+        {'x': [[1, 2], [3, 4], [5]]}
+    """
+    if side not in ("left", "right"):
+        raise ValueError(f"Invalid truncation side: expected 'left' or 'right', got {side!r}")
+    if max_length < 1:
+        raise ValueError(f"max_length: expected room for at least one step, got {max_length}")
+
+    def pieces(sequence: Any) -> list[Any]:
+        n = len(sequence)
+        if n <= max_length:
+            return [sequence]
+        if side == "right":
+            cuts = [sequence[i : i + max_length] for i in range(0, n, max_length)]
+        else:
+            cuts = [sequence[max(0, i - max_length) : i] for i in range(n, 0, -max_length)]
+        return cuts if preserve else cuts[:1]
+
+    return {key: [piece for sequence in sequences for piece in pieces(sequence)] for key, sequences in encoding.items()}
+
+
+def pad(encoding: Encoding, length: int) -> Encoding:
+    """Pad every sequence to `length` with its own first element, and say in `attention_mask` which steps are real.
+
+    A given `attention_mask` is kept: padded or masked before, masked after.
+
+    Example:
+        >>> pad({"x": [[1, 2], [3, 4, 5]]}, 3)
+        {'x': [[1, 2, 1], [3, 4, 5]], 'attention_mask': [[1, 1, 0], [1, 1, 1]]}
+    """
+    given = encoding.get("attention_mask")
+    padded: Encoding = {}
+    mask: list[list[int]] = []
+    for key, sequences in encoding.items():
+        if key == "attention_mask":
+            continue
+        if any(len(sequence) == 0 for sequence in sequences):
+            raise ValueError(f"{key}: expected sequences of at least one step, got an empty one")
+        padded[key] = [list(s) + [s[0]] * (length - len(s)) for s in sequences]
+        mask = [[1] * len(s) + [0] * (length - len(s)) for s in sequences]
+    if given is not None:
+        mask = [
+            [int(a) * int(b) for a, b in zip(row, [*old, *[0] * (len(row) - len(old))], strict=False)]
+            for row, old in zip(mask, given, strict=True)
+        ]
+    return {**padded, "attention_mask": mask}
+
+
+class JatProcessor(ProcessorMixin):
+    """A CLIP image processor and a byte-level BPE tokenizer, and the handling of RL sequences.
+
+    Sequences are nested lists or arrays, batch first, then time. RL sequences are cut at half of `max_length`, since
+    a step is two tokens.
+    """
+
+    def __init__(self, image_processor: Any, tokenizer: Any) -> None:
+        super().__init__(image_processor, tokenizer)
+        # An `auto_map` names code inside a checkpoint. That code is never run, so it is not carried on either.
+        vars(image_processor).pop("auto_map", None)
+        tokenizer.init_kwargs.pop("auto_map", None)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Load the processor of a checkpoint folder, a hub repository, or "jat-mini".
+
+        Images are resized with Pillow, as when the model was trained. `trust_remote_code` is accepted and ignored:
+        code in a checkpoint is never run.
+        """
+        source = resolve(pretrained_model_name_or_path)
+        check_tokenizer_files(source, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
+        kwargs["trust_remote_code"] = False
+        return super().from_pretrained(source, backend="pil", **kwargs)
+
+    @classmethod
+    def byte_level(cls, config: JatConfig) -> JatProcessor:
+        """A processor that needs no files: every UTF-8 byte is a token, id 256 is the end of text and the padding.
+
+        For models that are trained from scratch, or not at all. Published checkpoints bring their own tokenizer.
+        """
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        end = "<|endoftext|>"
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE(vocab={**{c: i for i, c in enumerate(alphabet)}, end: 256}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        size = config.image_size
+        return cls(
+            CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
+            PreTrainedTokenizerFast(
+                tokenizer_object=tokenizer,
+                bos_token=end,
+                eos_token=end,
+                pad_token=end,
+                unk_token=end,
+                model_max_length=config.max_position_embeddings,
+                model_input_names=["input_ids", "attention_mask"],
+            ),
+        )
+
+    def __call__(
+        self,
+        text: Any = None,
+        images: Any = None,
+        continuous_observations: Any = None,
+        discrete_observations: Any = None,
+        text_observations: Any = None,
+        image_observations: Any = None,
+        continuous_actions: Any = None,
+        discrete_actions: Any = None,
+        rewards: Any = None,
+        return_tensors: str | None = None,
+        *,
+        padding: bool | str = False,
+        truncation: bool | str = False,
+        truncation_side: str = "right",
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        """Prepare a batch.
+
+        Args:
+            text: a string or a list of strings.
+            images: RGB images (PIL, arrays, or lists of them) of any size.
+            continuous_observations: [B, L, X] numbers.
+            discrete_observations: [B, L, N] integers.
+            text_observations: [B, L] strings; their 64 tokens are appended to the discrete observations.
+            image_observations: [B, L] arrays uint8 [84, 84, 4].
+            continuous_actions: [B, L, A] numbers.
+            discrete_actions: [B, L] integers.
+            rewards: [B, L] numbers.
+            return_tensors: "pt", "np" or None for lists.
+            padding: True or "longest", "max_length", False or "do_not_pad". Padding repeats the first element.
+            truncation: True or "lossy", "preserve" (what is cut off becomes further sequences), False or
+                "do_not_truncate".
+            truncation_side: "right" or "left".
+            max_length: in tokens; by default the tokenizer's `model_max_length`.
+            kwargs: passed on to the tokenizer and the image processor.
+
+        Returns:
+            The fields that were given, with `input_ids` for text and `pixel_values` for images, and `attention_mask`
+            [B, L] if padded.
+        """
+        encoding: dict[str, Any] = {}
+        if text is not None:
+            encoding["input_ids"] = self.tokenizer([text] if isinstance(text, str) else text, **kwargs)["input_ids"]
+        if discrete_observations is not None:
+            encoding["discrete_observations"] = self._discrete(discrete_observations, text_observations)
+        elif text_observations is not None:
+            raise ValueError("discrete_observations must be provided if text_observations is provided")
+        if image_observations is not None:
+            encoding["image_observations"] = [[_frame(f) for f in episode] for episode in image_observations]
+        for key, values in (
+            ("continuous_observations", continuous_observations),
+            ("continuous_actions", continuous_actions),
+            ("discrete_actions", discrete_actions),
+        ):
+            if values is not None:
+                encoding[key] = [_to_list(episode) for episode in values]
+        if rewards is not None:
+            encoding["rewards"] = [[float(r) for r in episode] for episode in rewards]
+
+        limit = max_length if max_length is not None else self.tokenizer.model_max_length
+        if text is not None and images is not None:
+            limit -= self._num_image_tokens()
+        elif any(key.endswith("_observations") for key in encoding):
+            limit //= 2  # a step is two tokens
+        if encoding:
+            encoding = self._truncate_and_pad(encoding, padding, truncation, truncation_side, limit)
+        if images is not None:
+            encoding["pixel_values"] = self.image_processor(_to_rgb(images), **kwargs).pixel_values
+        return BatchEncoding(encoding, tensor_type=return_tensors)
+
+    def pad(self, features: list[dict[str, Any]], **kwargs: Any) -> BatchEncoding:
+        """Collate the features of single examples into a batch; tensors of one shape are stacked, lists are padded.
+
+        Args:
+            features: one mapping an example, all with the same keys; None values are left out.
+            padding, max_length, return_tensors: as in `__call__`.
+        """
+        keys = [key for key, value in features[0].items() if value is not None]
+        batch: dict[str, Any] = {key: [feature[key] for feature in features] for key in keys}
+        if all(isinstance(value, torch.Tensor) for value in batch[keys[0]]):
+            batch = {key: torch.stack(values) for key, values in batch.items()}
+        else:
+            limit = kwargs.get("max_length") or self.tokenizer.model_max_length
+            images = {"pixel_values": batch.pop("pixel_values")} if "pixel_values" in batch else {}
+            batch = {**self._truncate_and_pad(batch, kwargs.get("padding", False), False, "right", limit), **images}
+        return BatchEncoding(batch, tensor_type=kwargs.get("return_tensors"))
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [
+            "input_ids",
+            "attention_mask",
+            "pixel_values",
+            "continuous_observations",
+            "discrete_observations",
+            "image_observations",
+            "continuous_actions",
+            "discrete_actions",
+            "rewards",
+        ]
+
+    def encode_mission(self, text: str) -> list[int]:
+        """The 64 tokens of a mission: padded with the pad token; cut, with one warning, if it is longer."""
+        tokens: list[int] = self.tokenizer(text)["input_ids"]
+        if len(tokens) > MISSION_LENGTH:
+            logger.warning_once(
+                f"text_observation: expected at most {MISSION_LENGTH} tokens, got {len(tokens)}; the rest is cut off"
+            )
+        return (tokens + [self.tokenizer.pad_token_id] * MISSION_LENGTH)[:MISSION_LENGTH]
+
+    def _discrete(self, observations: Any, texts: Any) -> list[Any]:
+        observations = [_to_list(episode) for episode in observations]
+        if texts is None:
+            return list(observations)
+        return [
+            [[*step, *self.encode_mission(text)] for step, text in zip(episode, missions, strict=True)]
+            for episode, missions in zip(observations, texts, strict=True)
+        ]
+
+    def _num_image_tokens(self) -> int:
+        crop = self.image_processor.crop_size
+        return int(crop["height"] // _PATCH_SIZE) * int(crop["width"] // _PATCH_SIZE)
+
+    def _truncate_and_pad(
+        self, encoding: Encoding, padding: bool | str, truncation: bool | str, side: str, limit: int
+    ) -> Encoding:
+        lengths = {key: [len(sequence) for sequence in sequences] for key, sequences in encoding.items()}
+        if len({tuple(value) for key, value in lengths.items() if key != "attention_mask"}) > 1:
+            raise ValueError(f"sequences: expected fields of the same batch and lengths, got {lengths}")
+        if truncation in (True, "lossy", "preserve"):
+            encoding = truncate(encoding, limit, side, preserve=truncation == "preserve")
+        elif truncation not in (False, "do_not_truncate"):
+            raise ValueError(f"Invalid truncation strategy:{truncation}")
+        if padding in (True, "longest"):
+            encoding = pad(encoding, max(len(s) for sequences in encoding.values() for s in sequences))
+        elif padding == "max_length":
+            encoding = pad(encoding, limit)
+        elif padding not in (False, "do_not_pad"):
+            raise ValueError(f"Invalid padding strategy:{padding}")
+        if "image_observations" in encoding:
+            encoding["image_observations"] = _stack_frames(encoding["image_observations"])
+        return encoding
+
+
+def _to_list(values: Any) -> Any:
+    """Nested arrays, tensors and tuples -> nested lists."""
+    if hasattr(values, "tolist"):
+        return values.tolist()
+    return [_to_list(value) for value in values] if isinstance(values, list | tuple) else values
+
+
+def _to_rgb(images: Any) -> Any:
+    """PIL images of other modes -> RGB by dropping alpha, as when the model was trained."""
+    if isinstance(images, list | tuple):
+        return [_to_rgb(image) for image in images]
+    return images.convert("RGB") if isinstance(images, Image.Image) else images
+
+
+def _stack_frames(episodes: list[Any]) -> Any:
+    """Frames [L][4, 84, 84] of episodes of one length -> one tensor [B, L, 4, 84, 84]; others stay lists."""
+    if len({len(episode) for episode in episodes}) != 1:
+        return episodes
+    return torch.stack([torch.stack([torch.as_tensor(frame) for frame in episode]) for episode in episodes])
+
+
+def _frame(frame: Any) -> np.ndarray:
+    """uint8 [84, 84, 4] -> float32 [4, 84, 84] in [-1, 1]."""
+    array = np.asarray(frame)
+    if array.dtype != np.uint8 or array.shape != FRAME_SHAPE:
+        raise ValueError(
+            f"image_observations: expected uint8 frames of shape {FRAME_SHAPE}, "
+            f"got shape {array.shape} and dtype {array.dtype}"
+        )
+    scaled = array.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    return (scaled - np.float32(0.5)) / np.float32(0.5)

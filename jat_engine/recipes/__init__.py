@@ -1,0 +1,1 @@
+"""Recipes that make the checkpoints this package ships."""

@@ -1,0 +1,239 @@
+"""benchmarks/gpu_report.py where there is no GPU, or in its reduced form; and what it reads from tools' outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+
+from jat_engine.testing import golden
+
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu import build, counters, report, sanitizer, suite
+from benchmarks.gpu.compiled_peer import DenseAgent, load_model
+from jat_engine import JatProcessor
+from jat_engine.backends.select import BACKENDS
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of the sections that neither compile nor collect tests, run as a user runs it, from elsewhere."""
+    out = tmp_path_factory.mktemp("report")
+    sections = ["machine", "parity", "latency", "throughput", "kernels", "sanitizer", "counters"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/gpu_report.py"), "--out", str(out), "--quick", "--only", *sections],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=out,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "parity      torch float32" in done.stdout
+    return out
+
+
+def test_report_is_complete_and_claims_no_gpu(written: Path) -> None:
+    data = json.loads((written / "report.json").read_text())
+    sections = data["sections"]
+    assert list(sections) == ["machine", "parity", "latency", "throughput", "kernels", "sanitizer", "counters"]
+    assert {name: s["status"] for name, s in sections.items() if s["status"] in ("failed", "timed out")} == {}
+    assert len(list(written.iterdir())) <= 8
+    assert sum(path.stat().st_size for path in written.iterdir()) < 1e6
+    if torch.cuda.is_available():
+        return
+    assert data["measured on a GPU"] is False
+    assert all(s.get("on", "CPU") == "CPU" for s in sections.values())
+    for name in ("kernels", "sanitizer", "counters"):
+        assert sections[name]["status"] == "not run"
+        assert sections[name]["reason"] == "there is no NVIDIA GPU"
+    assert sections["latency"]["result"]["device"] == {"not run": "needs a GPU"}
+    assert "nothing below was measured on one" in (written / "report.md").read_text()
+
+
+def test_report_finds_the_errors_of_every_path(written: Path) -> None:
+    result = json.loads((written / "report.json").read_text())["sections"]["parity"]["result"]
+    assert result["reference, float64"]["relative error to the recorded answers (float32)"] < 3e-6
+    torch_path = result["paths"]["torch float32"]
+    assert torch_path["within"] is True
+    assert torch_path["tiny"]["episodes"] == len(golden.EPISODES)
+    assert 1e-8 < torch_path["tiny"]["relative error"] < 1e-5
+    assert result["paths"]["JatModel bfloat16"]["tiny"]["relative error"] > 1e-3
+    if "cuda" in BACKENDS and util.find_spec("triton"):
+        interpreted = result["paths"]["graphs float32"]
+        assert interpreted["within"] is True, interpreted
+        assert interpreted["tiny"]["relative error"] < 1e-5
+    rows = json.loads((written / "report.json").read_text())["sections"]["latency"]["result"]["steps"]
+    assert {(row["observation"], row["mode"]) for row in rows} == {
+        (kind, mode) for kind in ("continuous", "babyai", "atari") for mode in ("1 ms pause", "back to back")
+    }
+    assert all(0 < row["p50 us"] <= row["p99 us"] for row in rows)
+    agents = json.loads((written / "report.json").read_text())["sections"]["throughput"]["result"]["agents"]
+    assert [(row["api"], row["agents"]) for row in agents] == [
+        (api, n) for api in ("batch", "sessions") for n in (1, 2, 4)
+    ]
+
+
+def _running(command: bytes) -> bool:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == command:
+                return True
+    return False
+
+
+HANG = "import subprocess, sys; subprocess.run(['sleep', '987'], start_new_session=True)"
+
+
+@pytest.mark.parametrize("mode", ["fails", "hangs", "dies"])
+def test_a_section_that_fails_takes_nothing_down(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had recorded is kept, and the report is written."""
+    body = {"fails": "raise KeyError('lost')", "hangs": HANG, "dies": "import os; os.abort()"}
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys, types
+import benchmarks.gpu.section as section
+def run(context):
+    context.record("before", [1, 2])
+    {body[mode]}
+sys.modules["benchmarks.gpu.machine"] = types.SimpleNamespace(run=run)
+sys.exit(section.main())
+""")
+    monkeypatch.setattr(report, "python_module", lambda _, *arguments: [sys.executable, str(script), *arguments])
+    out = report.Report(tmp_path, tmp_path, gpu=False, quick=True)
+    section = report.SECTIONS[0]
+    entry = report.run_section(section, out, 8.0, {})
+    out.add(section, entry)
+    deadline = time.monotonic() + 10  # a killed process is gone soon, not at once
+    while _running(b"sleep\x00987\x00"):
+        assert time.monotonic() < deadline, "what the section had started runs on"
+        time.sleep(0.05)
+    entry = json.loads((tmp_path / "report.json").read_text())["sections"]["machine"]
+    assert entry["status"] == ("timed out" if mode == "hangs" else "failed")
+    assert entry["result"]["before"] == [1, 2]
+    assert ("lost" in entry["reason"]) == (mode == "fails")
+    assert entry["status"] in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["continuous_cw9", "babyai_greedy_full", "atari_sampled_cw8", "discrete_only"])
+def test_dense_step_is_the_published_step(name: str, tiny_folder: Path, tiny_processor: JatProcessor) -> None:
+    """The float64 reference, and with it the compiled peer: odd windows, local ones, every kind of observation."""
+    episode = next(e for e in golden.EPISODES if e.name == name)
+    agent = DenseAgent(load_model(tiny_folder, torch.float64, "cpu"), tiny_processor, episode.context_window)
+    predictions = []
+    for t in range(episode.steps):
+        _, prediction = agent.get_next_action(
+            **episode.observation(t),
+            action_space=episode.space,
+            reward=episode.reward(t),
+            deterministic=True,
+            return_prediction=True,
+        )
+        predictions.append(prediction)
+        if episode.actions is not None:
+            agent.action = episode.actions[t]
+    assert predictions[0].dtype == np.float64
+    assert golden.relative_error(predictions, episode.predictions) < 3e-6
+
+
+def test_kernel_cases_are_launches_of_the_real_kernels() -> None:
+    pytest.importorskip("triton", reason="needs triton")
+    pytest.importorskip("jat_engine.kernels.head", reason="needs the Triton kernels")
+    code = """
+import torch
+from benchmarks.gpu.kernels import cases
+from jat_engine import JatConfig
+config = JatConfig(hidden_size=64, num_layers=2, num_heads=4, max_position_embeddings=48, window_size=12,
+                   vocab_size=257, bos_token_id=0, eos_token_id=0)
+names = []
+for sessions in (1, 6):
+    for case in cases(config, sessions, "float32", torch.device("cpu"), 33):
+        case.launch(0, pdl=False)
+        names.append(case.name)
+print(len(names), sum(name.startswith("paged_attention") for name in names))
+"""
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["25", "10"]  # one agent with four ways to split its keys
+
+
+def test_primitives_compile_and_say_why_they_do_not_run(tmp_path: Path) -> None:
+    import shutil
+
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    program = tmp_path / "primitives"
+    source = ROOT / "benchmarks/gpu/primitives.cu"
+    command = ["nvcc", "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a", str(source), "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if torch.cuda.is_available():
+        return
+    found: dict[str, Any] = json.loads(
+        subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
+    )
+    assert list(found) == ["skipped"]
+    assert found["skipped"]
+
+
+def test_resources_are_read_from_ptxas() -> None:
+    output = """ptxas info    : Compiling entry function '_Z4stepPf' for 'sm_90a'
+ptxas info    : Function properties for _Z4stepPf
+    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 168 registers, used 1 barriers, 1024 bytes smem
+"""
+    (row,) = build.resources(output)
+    row.pop("kernel")
+    assert row == {"arch": "sm_90a", "spill_stores": 8, "spill_loads": 12, "registers": 168, "shared_bytes": 1024}
+
+
+def test_verdicts_are_read_from_the_sanitizer() -> None:
+    output = """========= COMPUTE-SANITIZER
+========= Invalid __global__ read of size 4 bytes
+=========     at step+0x10
+========= ERROR SUMMARY: 1 error
+"""
+    row = sanitizer.verdict(86, output, 1.0)
+    assert row["verdict"] == "ERROR SUMMARY: 1 error"
+    assert row["first errors"] == ["Invalid __global__ read of size 4 bytes"]
+    assert sanitizer.verdict(None, "nothing", 1.0)["verdict"] == "no verdict"
+
+
+def test_rows_are_read_from_ncu() -> None:
+    output = """==PROF== Connected
+"ID","Kernel Name","Grid Size","gpu__time_duration.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed"
+"","","","us","%"
+"0","step","(128, 1, 1)","61.5","71.2"
+"""
+    assert counters.parse(output) == [
+        {"kernel": "step", "grid": "(128, 1, 1)", "duration us": "61.5", "DRAM %": "71.2"}
+    ]
+    assert counters.parse("==ERROR== no") == []
+
+
+def test_suite_leaves_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite.util, "find_spec", lambda name: None)
+    chosen, left_out = suite.files()
+    assert left_out["test_evaluation.py"] == "needs gymnasium"
+    assert all("test_evaluation" not in path.name for path in chosen)

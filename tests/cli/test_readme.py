@@ -1,0 +1,108 @@
+"""Examples of the documents run; changed are the checkpoint's name, the device, the window, and how long."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_published_example(tiny_folder: Path) -> None:
+    pytest.importorskip("ale_py", reason="needs the atari extra")
+    pytest.importorskip("cv2", reason="needs the atari extra")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "atari-pong" in block)
+    changes = {
+        '"jat-project/jat"': repr(str(tiny_folder)),
+        '"cuda"': '"cpu"',
+        '"human"': '"rgb_array"',  # a window shows every raw frame at the speed of the game
+    }
+    for published, here in changes.items():
+        assert example.count(published) == 1
+        example = example.replace(published, here)
+    example += "\nprint('return', info['episode']['r'], 'steps', info['episode']['l'])\n"
+    result = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    match = re.search(r"return (\S+) steps (\d+)", result.stdout)
+    assert match, result.stdout
+    assert -21 <= float(match[1]) <= 21  # a whole game of Pong
+    assert int(match[2]) > 1000  # in raw frames
+
+
+def test_engine_examples(tiny_folder: Path) -> None:
+    """The engine's three snippets, around them real environments of three domains."""
+    pytest.importorskip("minigrid", reason="needs the babyai extra")
+    pytest.importorskip("metaworld", reason="needs the metaworld extra")
+    pytest.importorskip("mujoco", reason="needs the mujoco extra")
+    _, drop_in, sessions, arrays = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert drop_in.count('"jat-project/jat"') == 1
+    code = f"""
+from helpers import ROOT
+from jat_engine.envs import make
+env = make("babyai-go-to-local")
+observation, _ = env.reset(seed=0)
+reward = None
+{drop_in.replace('"jat-project/jat"', repr(str(tiny_folder)))}
+print(env.action_space.contains(action))
+envs = [make(name) for name in ("babyai-open", "metaworld-reach", "babyai-go-to")]
+observations = [env.reset(seed=1)[0] for env in envs]
+rewards = None
+{sessions}
+print(*(type(action).__name__ for action in actions), *(session.num_cached_tokens for session in sessions))
+
+import gymnasium
+import numpy as np
+vector = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("Hopper-v5")] * 4)
+observations, _ = vector.reset(seed=0)
+space, rewards, done = vector.single_action_space, None, np.array([True, False, False, True])
+{arrays.replace("1024", "4").replace("256", "9")}
+print(actions.shape, batch.num_cached_tokens)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["True", "int", "list", "int", "0", "0", "0", "(4,", "3)", "[0", "0", "0", "0]"]
+
+
+FAILING_ARM = """
+class Arm(Arm):
+    'A sensor fails in every fifth step and once for good; an episode takes eight steps; once a sensor is missing.'
+    steps = 0
+
+    def step(self, action):
+        assert space.contains(np.asarray(action, np.float32)), action
+        observation, reward, _ = super().step(action)
+        Arm.steps += 1
+        if Arm.steps % 5 == 3 or Arm.steps >= 30:
+            observation[4] = np.nan
+        return observation[:10] if Arm.steps == 20 else observation, reward, Arm.steps % 8 == 0 and Arm.steps < 30
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["as it is", "with failures"])
+def test_control_loop(fails: bool) -> None:
+    """The page's program, for half a second; the second time with an arm that gives its error handling work."""
+    pytest.importorskip("gymnasium", reason="needs the mujoco extra")
+    program, affinity = re.findall(r"```python\n(.*?)```", (ROOT / "docs/control_loop.md").read_text(), re.S)
+    changes = {"HZ, SECONDS = 100, 10": "HZ, SECONDS = 100, 0.5"}
+    if fails:
+        changes["arm = Arm()"] = FAILING_ARM + "arm = Arm()"
+    for written, here in changes.items():
+        assert program.count(written) == 1
+        program = program.replace(written, here)
+    code = affinity + program + "print(loop.stats.steps, engine.stats.calls)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if fails:
+        assert result.returncode == 1, result.stderr
+        assert result.stderr.strip() == "no action for too long: the arm is stopped"
+        assert "step 3: continuous_observation: expected finite float32 values, got nan at 4" in result.stdout
+        assert "step 20: continuous_observation: expected 11 values as before in this episode, got 10" in result.stdout
+        assert "step 40: " in result.stdout
+        assert "step 41: " not in result.stdout, "ten failures in a row are borne"
+    else:
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines()[-1] == "50 50"

@@ -1,0 +1,239 @@
+"""`AgentBatch`: each of its agents does what a session of its own would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import spaces
+from helpers.engines import BOX8, EPISODE, NATIVE, Load
+
+from jat_engine import CacheFullError, InputError, JatEngine, SessionError
+from jat_engine.testing import golden
+from jat_engine.testing.golden import relative_error
+
+BACKENDS: list[dict[str, Any]] = [{"backend": "torch"}, *([{"backend": "cpu"}] if NATIVE else [])]
+KEYS = {
+    "continuous_observation": "continuous_observations",
+    "discrete_observation": "discrete_observations",
+    "text_observation": "text_observations",
+    "image_observation": "image_observations",
+}
+
+
+def observations(episode: golden.Episode, times: list[int]) -> dict[str, Any]:
+    """Agent i sees what the episode shows at times[i]."""
+    each = [episode.observation(t) for t in times]
+    return {KEYS[key]: [one[key] for one in each] for key in each[0]}
+
+
+def check_like_sessions(
+    engine: JatEngine, reference: JatEngine, name: str, steps: int, window: int | None, tolerance: float
+) -> None:
+    """Three agents begin at other times of an episode; the second starts anew on the way. Beside sessions of
+    `reference`.
+    """
+    episode = EPISODE[name]
+    offsets = [0, 3, 7]
+    batch = engine.open_batch(3, window)
+    sessions = [reference.open_session(window) for _ in offsets]
+    for t in range(steps):
+        if t == 3:
+            batch.reset([1])
+            sessions[1].reset()
+        times = [t + offset for offset in offsets]
+        rewards = [episode.reward(time + 1) or 0.0 for time in times]
+        actions, predictions = batch.get_next_actions(
+            **observations(episode, times),
+            action_space=episode.space,
+            rewards=rewards,
+            deterministic=True,
+            return_predictions=True,
+        )
+        for index, session in enumerate(sessions):
+            action, prediction = session.get_next_action(
+                **episode.observation(times[index]),
+                action_space=episode.space,
+                reward=rewards[index],
+                deterministic=True,
+                return_prediction=True,
+            )
+            assert relative_error(predictions[index], prediction) <= tolerance
+            if isinstance(action, int):
+                assert actions[index] == action
+            else:
+                assert np.array_equal(actions[index], predictions[index])
+        assert batch.num_cached_tokens.tolist() == [session.num_cached_tokens for session in sessions]
+    batch.close()
+    for session in sessions:
+        session.close()
+
+
+@pytest.mark.parametrize("options", BACKENDS, ids=lambda o: o["backend"])
+@pytest.mark.parametrize("name", ["continuous_full", "babyai_greedy_full", "discrete_only", "atari_greedy_full"])
+@pytest.mark.parametrize("window", [None, 9])
+def test_like_sessions(name: str, window: int | None, options: dict[str, Any], load: Load) -> None:
+    """Bitwise: on a CPU a result does not depend on who else is in the batch."""
+    steps = 30 if window is None and name == "continuous_full" else 12
+    engine = load(dtype="float32", **options)
+    check_like_sessions(engine, engine, name, steps, window, tolerance=0.0)
+
+
+def test_sampling_is_repeatable(load: Load) -> None:
+    """By the batch's seed; and it does sample."""
+    engine = load(backend="torch", dtype="float32")
+    episode = EPISODE["discrete_only"]
+    runs = []
+    for seed in (1, 1, 2):
+        with engine.open_batch(4, 10, seed=seed) as batch:
+            steps = [observations(episode, [t, t, t, t]) for t in range(6)]
+            runs.append([batch.get_next_actions(**step, action_space=episode.space).tolist() for step in steps])
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+    assert len({tuple(agent) for agent in zip(*runs[0], strict=True)}) > 1  # agents that see the same choose apart
+
+
+def test_sampling_follows_the_predictions(load: Load) -> None:
+    engine = load(backend="torch", dtype="float32", max_cached_tokens=16 * 2 * 3000)
+    with engine.open_batch(3000, 1, seed=0) as batch:
+        actions, logits = batch.get_next_actions(
+            continuous_observations=np.ones((3000, 4)), action_space=spaces.Discrete(4), return_predictions=True
+        )
+    expected = torch.tensor(logits[0]).softmax(0).numpy()
+    assert np.abs(np.bincount(actions, minlength=4) / 3000 - expected).max() < 0.04
+
+
+def test_bad_input_changes_nothing(load: Load) -> None:
+    engine = load(backend="torch", dtype="float32")
+    good = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+
+    def play(between: bool) -> np.ndarray:
+        with engine.open_batch(3, 8) as batch:
+            batch.get_next_actions(continuous_observations=good[0], action_space=BOX8)
+            if between:
+                for arguments, error, message in [
+                    ({"continuous_observations": good[0][:2]}, InputError, r"expected \[3, 1 to 376\] .*\(2, 4\)"),
+                    ({"continuous_observations": good[0][0]}, InputError, r"got shape \(4,\)"),
+                    (
+                        {"continuous_observations": np.where(np.eye(3, 4) > 0, np.nan, good[0])},
+                        InputError,
+                        "got nan at 0 of agent 0",
+                    ),
+                    ({"continuous_observations": good[0] * 1e38}, InputError, "not finite for agents"),
+                    ({"continuous_observations": good[0], "rewards": [1, 2]}, InputError, "rewards: expected 3 finite"),
+                    ({"continuous_observations": good[0], "deterministic": 1}, InputError, "deterministic: expected"),
+                    ({"continuous_observations": good[0], "action_space": 3}, InputError, "action_space: expected"),
+                    ({}, InputError, "got none of them"),
+                    ({"text_observations": ["a"] * 3}, InputError, "got text_observations"),
+                    ({"continuous_observations": good[0][:, :2]}, SessionError, r"of shape \(3, 4\) as before"),
+                    ({"discrete_observations": np.zeros((3, 212), int)}, SessionError, "got discrete_observations"),
+                    (
+                        {"continuous_observations": good[0], "action_space": spaces.Discrete(3)},
+                        SessionError,
+                        "action_space: expected continuous of size 8",
+                    ),
+                    ({"image_observations": np.zeros((3, 84, 84, 4))}, InputError, r"expected uint8 of shape \(3, 84"),
+                    ({"discrete_observations": np.full((3, 212), 9999)}, InputError, r"values in \[0, "),
+                    (
+                        {"discrete_observations": np.zeros((3, 148), int), "text_observations": "go"},
+                        InputError,
+                        "text_observations: expected 3 strings",
+                    ),
+                    (
+                        {"discrete_observations": np.zeros((3, 148), int), "text_observations": np.array("go")},
+                        InputError,
+                        "text_observations: expected 3 strings",
+                    ),
+                    ({"continuous_observations": torch.empty(3, 4, device="meta")}, InputError, "got Tensor of shape"),
+                ]:
+                    with pytest.raises(error, match=message):
+                        batch.get_next_actions(**{"action_space": BOX8, **arguments})
+                for which in ([3], [-1], np.ones(2, bool), [0.5], "all", [[0], [1, 2]]):
+                    with pytest.raises(InputError, match="which: expected"):
+                        batch.reset(which)
+            actions: np.ndarray = batch.get_next_actions(continuous_observations=good[1], action_space=BOX8)
+            return actions
+
+    assert np.array_equal(play(False), play(True))
+
+
+def test_room_is_given_back(tiny_folder: Path) -> None:
+    engine = JatEngine.from_pretrained(tiny_folder, device="cpu", dtype="float32", max_cached_tokens=160)
+    before = engine.cache_stats
+    for count in (0, True, 1.5):
+        with pytest.raises(InputError, match="num_agents: expected"):
+            engine.open_batch(count)  # type: ignore[arg-type]
+    with pytest.raises(CacheFullError):
+        engine.open_batch(100)
+    batch = engine.open_batch(2)
+    assert engine.cache_stats.reserved == engine.cache_stats.used > 0
+    batch.close()
+    batch.close()
+    with pytest.raises(SessionError, match="closed"):
+        batch.get_next_actions(continuous_observations=np.zeros((2, 3)), action_space=BOX8)
+    with pytest.raises(SessionError, match="closed"):
+        batch.reset()
+    engine.open_batch(2)  # dropped at once
+    assert (engine.cache_stats.reserved, engine.cache_stats.used) == (before.reserved, before.used)
+
+
+@pytest.mark.parametrize("options", BACKENDS, ids=lambda o: o["backend"])
+def test_any_layout_of_arrays(options: dict[str, Any], load: Load) -> None:
+    """Transposed, strided, float64, bfloat16, tensors, lists: all that has the numbers."""
+    engine = load(dtype="float32", **options)
+    numbers = torch.tensor(np.random.default_rng(0).standard_normal((3, 4))).bfloat16().float().numpy()
+    wide = np.zeros((3, 8), np.float32)
+    wide[:, ::2] = numbers
+    results = []
+    for given in (
+        numbers,
+        np.asfortranarray(numbers),
+        wide[:, ::2],
+        numbers.astype(np.float64),
+        torch.tensor(numbers.T.copy()).T,
+        torch.tensor(numbers).bfloat16(),
+        numbers.tolist(),
+    ):
+        with engine.open_batch(3, 4) as batch:
+            results.append(batch.get_next_actions(continuous_observations=given, action_space=BOX8))
+    assert all(np.array_equal(results[0], result) for result in results)
+
+
+def test_a_refused_step_keeps_its_random_numbers(load: Load) -> None:
+    """Of a batch and of a session: the next step draws what it would have drawn without."""
+    engine, episode = load(backend="torch", dtype="float32"), EPISODE["continuous_discrete_action"]
+    results = []
+    for refused in (False, True):
+        with engine.open_batch(2, 8, seed=5) as batch, engine.open_session(8, seed=6) as session:
+            chosen: list[Any] = []
+            for t in range(6):
+                if refused and t == 3:
+                    with pytest.raises(InputError, match="not finite"):
+                        batch.get_next_actions(
+                            continuous_observations=np.full((2, 4), 1e38), action_space=episode.space
+                        )
+                    with pytest.raises(InputError, match="not finite"):
+                        session.get_next_action(continuous_observation=np.full(4, 1e38), action_space=episode.space)
+                chosen += batch.get_next_actions(**observations(episode, [t, t]), action_space=episode.space).tolist()
+                chosen.append(session.get_next_action(**episode.observation(t), action_space=episode.space))
+            results.append(chosen)
+    assert results[0] == results[1]
+
+
+def test_actions_are_the_callers_own(load: Load) -> None:
+    """What a caller does to what it was given changes no later step."""
+    engine = load(backend="torch", dtype="float32")
+    good = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    results = []
+    for spoil in (False, True):
+        with engine.open_batch(3, 8) as batch:
+            seen = good[0].copy()
+            first = batch.get_next_actions(continuous_observations=seen, action_space=BOX8)
+            if spoil:
+                first.fill(7)
+                seen.fill(7)
+            results.append(batch.get_next_actions(continuous_observations=good[1], action_space=BOX8))
+    assert np.array_equal(*results)

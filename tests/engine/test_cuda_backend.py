@@ -1,0 +1,252 @@
+"""The CUDA backend through the engine: on a GPU as users run it, elsewhere with its kernels interpreted on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.engines import EPISODE, TOLERANCE, play
+from test_batch import check_like_sessions, observations
+
+from jat_engine import InputError, JatEngine
+from jat_engine.backends import select as choices
+from jat_engine.testing import golden
+from jat_engine.testing.golden import relative_error
+
+pytest.importorskip("triton", reason="the CUDA backend's kernels are Triton's")
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+
+Load = Callable[..., JatEngine]
+
+
+@pytest.fixture(scope="module")
+def graphs(tiny_folder: Any) -> Load:
+    """Engines whose steps are all CUDA graphs, or what those would hold, interpreted."""
+    made: dict[str, JatEngine] = {}
+
+    def load(dtype: str) -> JatEngine:
+        if dtype not in made:
+            made[dtype] = JatEngine.from_pretrained(
+                tiny_folder, device=DEVICE, backend="cuda", dtype=dtype, one_launch=False, max_cached_tokens=1024
+            )
+        return made[dtype]
+
+    return load
+
+
+# Modalities, kinds of action, sampled and greedy, an odd window; interpreting takes half a second a step.
+EPISODES = golden.EPISODES if ON_GPU else [EPISODE[name] for name in ("continuous_cw9", "babyai_sampled", "image_box")]
+
+
+@pytest.mark.parametrize("episode", EPISODES, ids=lambda e: e.name)
+def test_golden_episode(episode: golden.Episode, graphs: Load) -> None:
+    golden.check_episode(graphs("float32"), None, episode, TOLERANCE)
+
+
+def test_a_batch_is_each_session_alone(graphs: Load) -> None:
+    """Modalities and lengths mixed, sessions that join late: within rounding of what each is alone."""
+    engine = graphs("float32")
+    names = ("atari_greedy_full", "continuous_cw9", "babyai_greedy_full", "discrete_only")
+    steps = 5
+    alone = {}
+    for name in names:
+        with engine.open_session(EPISODE[name].context_window) as session:
+            alone[name] = [play(session, EPISODE[name], t)[1] for t in range(steps)]
+    sessions = {name: engine.open_session(EPISODE[name].context_window, seed=1) for name in names}
+    done = dict.fromkeys(names, 0)
+    for t in range(steps + 1):
+        here = [name for index, name in enumerate(names) if index - 2 < t and done[name] < steps]
+        results = engine.get_next_actions(
+            [sessions[name] for name in here],
+            [EPISODE[name].observation(done[name]) for name in here],
+            [EPISODE[name].reward(done[name]) for name in here],
+            [EPISODE[name].space for name in here],
+            deterministic=True,
+            return_predictions=True,
+        )
+        for name, (_, prediction) in zip(here, results, strict=True):
+            if name != "discrete_only" or done[name] == 0:  # its actions alone were sampled
+                assert relative_error(prediction, alone[name][done[name]]) <= TOLERANCE
+            done[name] += 1
+    for session in sessions.values():
+        session.close()
+
+
+def test_neighbours_change_nothing_within_a_bucket(graphs: Load) -> None:
+    """Bitwise: a session's rows are computed apart from those of the others."""
+    engine = graphs("float32")
+    episode, other = EPISODE["continuous_cw16"], EPISODE["continuous_cw9"]
+    results = []
+    for scale in (1.0, 3.0):
+        with engine.open_session(16) as first, engine.open_session(9) as second:
+            for t in range(3):
+                observations = [episode.observation(t), other.observation(t)]
+                observations[1]["continuous_observation"] *= np.float32(scale)
+                result = engine.get_next_actions(
+                    [first, second], observations, None, [episode.space, other.space], return_predictions=True
+                )
+                results.append(result[0][1])
+    assert np.array_equal(results[:3], results[3:])
+
+
+def test_contents_of_unused_memory_do_not_matter(graphs: Load) -> None:
+    engine = graphs("float32")
+    episode = EPISODE["continuous_cw9"]
+    results = []
+    for poison in (False, True):
+        if poison:
+            backend: Any = engine._backend
+            backend._cache.fill_(torch.nan)
+        with engine.open_session(9) as session:
+            results.append([play(session, episode, t)[1] for t in range(7)])
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("scale", [1e19, 1e30, 1e38])
+def test_an_overflow_is_refused(scale: float, graphs: Load) -> None:
+    """Also where LayerNorm would make it finite again; and the session goes on as if it had not been."""
+    engine, episode = graphs("float32"), EPISODE["continuous_cw9"]
+    large = np.full(4, scale)
+    with engine.open_session(9) as session:
+        play(session, episode, 0)
+        with pytest.raises(InputError, match=r"continuous_observation: expected values of a size .* not finite"):
+            session.get_next_action(continuous_observation=large, action_space=episode.space, reward=0.0)
+        assert relative_error(play(session, episode, 1)[1], episode.predictions[1]) <= TOLERANCE
+
+
+def test_graphs_are_bounded(tiny_folder: Any, monkeypatch: pytest.MonkeyPatch, load: Load) -> None:
+    """More shapes of steps than are kept, a batch that grows in the middle of an episode: the same predictions."""
+    from jat_engine.backends.cuda import backend
+
+    monkeypatch.setattr(backend, "_MAX_GRAPHS", 2)
+    options: dict[str, Any] = {"device": DEVICE, "backend": "cuda", "dtype": "float32", "one_launch": False}
+    results = []
+    for engine in (
+        JatEngine.from_pretrained(tiny_folder, max_cached_tokens=640, **options),
+        load(backend="torch", dtype="float32"),
+    ):
+        sessions = [engine.open_session(4) for _ in range(9)]
+        predictions = []
+        for count, size in ((1, 4), (9, 4), (2, 4), (1, 100)):
+            for session in sessions if size == 100 else []:
+                session.reset()
+            observations = [{"continuous_observation": np.linspace(-1, 1, size) + i} for i in range(count)]
+            space = EPISODE["continuous_cw9"].space
+            result = engine.get_next_actions(sessions[:count], observations, None, space, return_predictions=True)
+            predictions += [prediction for _, prediction in result]
+            made = getattr(engine._backend, "_graphs", {})
+            assert len(made) <= 2
+        results.append(np.concatenate(predictions))
+    assert relative_error(*results) <= TOLERANCE
+
+
+def test_int8_weights(graphs: Load) -> None:
+    """Weight-only: the error is that of the weights' rounding."""
+    episode = EPISODE["continuous_cw9"]
+    with graphs("int8").open_session(9) as session:
+        predictions = [play(session, episode, t, episode.predictions[t].tolist())[1] for t in range(6)]
+    assert relative_error(predictions, episode.predictions[:6]) <= 4e-2
+
+
+def test_memory_is_reported(graphs: Load) -> None:
+    engine = graphs("float32")
+    memory = engine.memory
+    assert memory["weights"] == engine.weight_bytes
+    assert memory["cache"] == engine.cache_stats.total * engine.cache_stats.page_bytes
+    assert 0 < memory["scratch"] < 2**20
+    assert 0 < memory["graphs"] < 2**22
+
+
+# ---- what is chosen ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(ON_GPU, reason="there is a GPU")
+def test_without_a_gpu_the_reason_is_given(monkeypatch: pytest.MonkeyPatch, tiny_folder: Any) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    reason = choices.why_no_gpu()
+    assert reason
+    with pytest.raises(InputError, match=r"backend: expected cpu or torch here, got 'cuda'; .*CUDA"):
+        JatEngine.from_pretrained(tiny_folder, backend="cuda")
+    assert reason in choices.choose_backend().reason
+
+
+def test_a_model_its_kernels_do_not_take(tiny_folder: Any) -> None:
+    for head_dim in (8, 160):
+        with pytest.raises(InputError, match=f"got 'cuda'; its kernels take a head_dim of 16 to 128, got {head_dim}"):
+            choices.choose_backend(DEVICE, backend="cuda", head_dim=head_dim)
+
+
+def test_a_gpu_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch, tiny_folder: Any) -> None:
+    """Whatever it fails with: by the CPU, with a warning, where it was not asked for; else an error says why."""
+    from jat_engine.backends.cuda import backend
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(backend, "CudaWeights", fail)
+    chosen = choices.Choice(torch.device("cuda"), "cuda", "bfloat16", "there is a GPU")
+    monkeypatch.setattr("jat_engine.engine.engine.choose_backend", lambda *_: chosen)
+    with pytest.warns(RuntimeWarning, match="cuda is not used: CUDA out of memory.* 2.00 GiB; "):
+        engine = JatEngine.from_pretrained(tiny_folder)
+    assert engine.choice.device.type == "cpu"
+    assert "cuda failed: CUDA out of memory" in engine.choice.reason
+
+    asked = choices.Choice(torch.device("cuda"), "cuda", "bfloat16", "asked for", is_asked=True)
+    monkeypatch.setattr("jat_engine.engine.engine.choose_backend", lambda *_: asked)
+    with pytest.raises(InputError, match="device: expected one that can run this model, got cuda; CUDA out of memory"):
+        JatEngine.from_pretrained(tiny_folder)
+
+
+def test_kernels_that_compute_something_else_show_when_an_engine_is_made(
+    monkeypatch: pytest.MonkeyPatch, tiny_folder: Any
+) -> None:
+    """Each engine holds a step against plain torch before it takes one."""
+    from jat_engine.backends.cuda import graph as graph_step
+
+    right = graph_step.linear_residual
+
+    def wrong(a: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        right(a.roll(1, dims=1), *arguments, **options)
+
+    monkeypatch.setattr(graph_step, "linear_residual", wrong)
+    options: dict[str, Any] = {"backend": "cuda", "one_launch": False, "max_cached_tokens": 64, "dtype": "float32"}
+    error = InputError if ON_GPU else RuntimeError
+    with pytest.raises(error, match="do not compute what plain torch does"):
+        JatEngine.from_pretrained(tiny_folder, device=DEVICE, **options)
+
+
+def test_kernels_that_do_not_run_show_when_an_engine_is_made(monkeypatch: pytest.MonkeyPatch, tiny_folder: Any) -> None:
+    from jat_engine.backends.cuda.graph import GraphStep
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("PTX was compiled with an unsupported toolchain")
+
+    monkeypatch.setattr(GraphStep, "launch", fail)
+    options: dict[str, Any] = {"backend": "cuda", "one_launch": False, "max_cached_tokens": 64}
+    error = InputError if ON_GPU else RuntimeError  # a CPU is replaced by nothing
+    with pytest.raises(error, match="unsupported toolchain"):
+        JatEngine.from_pretrained(tiny_folder, device=DEVICE, **options)
+
+
+@pytest.mark.parametrize("name", ["continuous_cw9", "babyai_greedy_full", "atari_greedy_full"])
+def test_an_agent_batch_is_its_agents_alone(name: str, graphs: Load, load: Load) -> None:
+    reference = load(backend="torch", dtype="float32")
+    check_like_sessions(graphs("float32"), reference, name, steps=5, window=5, tolerance=TOLERANCE)
+
+
+def test_sampling_in_a_batch(graphs: Load, load: Load) -> None:
+    """The choice is made where the logits are, from the host's draw: as plain torch chooses with the same seed."""
+    episode = EPISODE["discrete_only"]
+    chosen = []
+    for engine in (graphs("float32"), load(backend="torch", dtype="float32")):
+        with engine.open_batch(5, 10, seed=3) as batch:
+            steps = [observations(episode, [t + i for i in range(5)]) for t in range(3)]
+            chosen.append([batch.get_next_actions(**step, action_space=episode.space).tolist() for step in steps])
+    assert chosen[0] == chosen[1]
+    assert len(set(np.ravel(chosen[0]))) > 1

@@ -1,0 +1,262 @@
+"""Making an engine: checkpoints, options, models in memory; and running it beside others."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import spaces
+from helpers.engines import EPISODE, TOLERANCE, Load, native, play
+
+from jat_engine import CheckpointError, InputError, JatEngine, JatModel, JatProcessor, NativeModuleWarning
+from jat_engine.backends.select import warn_of_plain_torch
+from jat_engine.testing import golden
+from jat_engine.testing.golden import relative_error
+
+SIX = spaces.Discrete(6)
+CONTINUOUS, BABYAI, ATARI = EPISODE["continuous_cw16"], EPISODE["babyai_greedy_full"], EPISODE["atari_greedy_full"]
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------
+
+
+def test_choices(tiny_folder: Path) -> None:
+    for options, message in [
+        ({"dtype": "float8"}, "dtype: expected one of auto, float32"),
+        ({"dtype": "float16", "backend": "cpu"}, "dtype: expected one of float32, bfloat16, int8 on the cpu backend"),
+        ({"backend": "onnx"}, "backend: expected one of auto, torch"),
+        ({"device": "nowhere"}, "device: expected auto or a device"),
+        ({"device": "meta", "backend": "cpu"}, "backend: expected torch or cuda on device meta"),
+        ({"num_threads": 0}, "num_threads: expected an integer >= 1"),
+        ({"num_threads": 5000}, "num_threads: expected at most 1024, got 5000"),
+        ({"spin_us": 10**30}, "spin_us: expected at most 1000000"),
+        ({"spin_us": -1}, "spin_us: expected an integer >= 0"),
+        ({"threads": 2}, "threads: expected an engine option, one of num_threads"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            JatEngine.from_pretrained(tiny_folder, **options)  # type: ignore[arg-type]
+    engine = JatEngine.from_pretrained(tiny_folder, dtype=torch.bfloat16, backend="torch", trust_remote_code=True)
+    assert (engine.choice.backend, engine.choice.dtype) == ("torch", "bfloat16")
+    assert repr(engine) == "JatEngine(backend='torch', dtype='bfloat16', device='cpu')"
+
+
+@native
+def test_auto_takes_the_native_backend(tiny_folder: Path) -> None:
+    engine = JatEngine.from_pretrained(tiny_folder)
+    assert (engine.choice.backend, engine.choice.dtype, engine.choice.device.type) == ("cpu", "bfloat16", "cpu")
+    with pytest.raises(
+        InputError, match=r"instruction_set: expected one of auto, .*generic on this processor, got 'sse9'"
+    ):
+        JatEngine.from_pretrained(tiny_folder, instruction_set="sse9")
+
+
+def test_without_the_native_module_plain_torch_is_taken(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+    """With one warning in a process, which says how to get the module; none where plain torch was asked for."""
+    monkeypatch.setitem(sys.modules, "jat_engine._cpu", None)
+    warn_of_plain_torch.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        JatEngine.from_pretrained(tiny_folder, device="cpu", backend="torch")
+    with pytest.warns(NativeModuleWarning, match="install a C\\+\\+17 compiler .* or install a wheel") as caught:
+        engine = JatEngine.from_pretrained(tiny_folder, device="cpu")
+    assert [Path(one.filename).name for one in caught] == [Path(__file__).name]
+    assert (engine.choice.backend, engine.choice.dtype) == ("torch", "float32")
+    assert "does not load" in engine.choice.reason
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        JatEngine.from_model(JatModel.from_pretrained(tiny_folder), device="cpu")
+    with pytest.raises(InputError, match="install a C\\+\\+17 compiler"):
+        JatEngine.from_pretrained(tiny_folder, device="cpu", backend="cpu")
+
+
+def test_checkpoints_of_all_forms(tmp_path: Path, tiny_folder: Path) -> None:
+    """Aliases of the embedding and shards give the same engine. Damage is refused, in parameters for training too."""
+    tensors = golden.weights()
+    embedding = tensors.pop("transformer.wte.weight")
+    renamed = golden.write_checkpoint(tmp_path / "renamed", {**tensors, "single_discrete_encoder.weight": embedding})
+    tensors["transformer.wte.weight"] = embedding
+    JatModel.from_pretrained(tiny_folder).save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
+    (tmp_path / "sharded" / "tokenizer.json").write_text((tiny_folder / "tokenizer.json").read_text())
+    expected = None
+    for folder in (tiny_folder, renamed, tmp_path / "sharded"):
+        with JatEngine.from_pretrained(folder, dtype="float32").open_session() as session:
+            results = [play(session, CONTINUOUS, t)[1] for t in range(3)]
+        expected = results if expected is None else expected
+        assert np.array_equal(results, expected)
+
+    def refused(name: str, change: dict[str, np.ndarray | None], message: str) -> None:
+        changed = {k: v for k, v in {**tensors, **change}.items() if v is not None}
+        folder = golden.write_checkpoint(tmp_path / name, changed)
+        with pytest.raises(CheckpointError, match=message):
+            JatEngine.from_pretrained(folder)
+        with pytest.raises(CheckpointError, match=message):
+            JatModel.from_pretrained(folder)
+
+    bias = tensors["transformer.h.1.mlp.c_fc.bias"]
+    refused("missing", {"transformer.h.1.mlp.c_fc.bias": None}, "missing parameter transformer.h.1.mlp.c_fc.bias")
+    refused("shape", {"transformer.h.1.mlp.c_fc.bias": bias[1:]}, "expected shape")
+    refused("nan", {"transformer.h.1.mlp.c_fc.bias": bias * np.nan}, "c_fc.bias: expected finite")
+    head = tensors["single_discrete_decoder.weight"].copy()
+    head[200, 3] = np.inf
+    refused("head", {"single_discrete_decoder.weight": head}, "single_discrete_decoder.weight: expected finite")
+    refused("decoder", {"image_decoder.module.fc.bias": None}, "missing parameter image_decoder.module.fc.bias")
+    patches = tensors["vit_encoder.projection.weight"]
+    refused("patches", {"vit_encoder.projection.weight": patches * np.nan}, "projection.weight: expected finite")
+    layer = tensors["transformer.h.0.ln_1.weight"]
+    refused("layers", {"transformer.h.4.ln_1.weight": layer}, "has fewer layers than the file")
+    lora = np.ones((4, 64), np.float32)
+    refused("lora", {"transformer.h.0.attn.attention.q_proj.lora_A.weight": lora}, "merge the adapter into the model")
+    refused("lm_head", {"lm_head.weight": embedding}, r"unexpected parameter lm_head\.weight")
+    refused("integers", {"transformer.h.0.ln_1.weight": layer.astype(np.int32)}, "expected a floating-point type")
+    refused("twins", {"single_discrete_encoder.weight": embedding + 1}, "both name the one embedding")
+
+
+def test_what_another_save_left_behind_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    """A single file of an older save with the shards of a newer one, and the other way round."""
+    model = JatModel.from_pretrained(tiny_folder)
+    model.save_pretrained(tmp_path, max_shard_size="200KB")
+    (tmp_path / "model.safetensors").write_bytes((tiny_folder / "model.safetensors").read_bytes())
+    for load in (JatEngine.from_pretrained, JatModel.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"expected model\.safetensors or .*index\.json, got both"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("kinds", [["global", "sliding"], ["global", None]])
+def test_unknown_attention_is_refused(kinds: list[Any], tmp_path: Path) -> None:
+    folder = golden.write_checkpoint(tmp_path / "checkpoint")
+    fields = json.loads((folder / "config.json").read_text())
+    for change, message in (
+        ({"attention_types": [[kinds, 2]]}, "attention_types: expected 'global' and 'local' layers"),
+        ({"attention_layers": kinds * 2}, "attention_layers: expected .* which follows from attention_types"),
+        ({"attention_types": 3}, "attention_types: expected groups like"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**fields, **change}))
+        for load in (JatEngine.from_pretrained, JatModel.from_pretrained):
+            with pytest.raises(CheckpointError, match=message):
+                load(folder)
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "merges.txt", "special_tokens_map.json"])
+def test_files_of_two_tokenizers_are_refused(file: str, tmp_path: Path) -> None:
+    folder = golden.write_checkpoint(tmp_path / "checkpoint")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in tokenizer["merges"]]
+    pad = json.loads((folder / "tokenizer_config.json").read_text())["pad_token"]
+    right = {
+        "vocab.json": json.dumps(tokenizer["vocab"]),
+        "merges.txt": "\n".join(["#version: 0.2", *merges]),
+        "special_tokens_map.json": json.dumps({"pad_token": pad}),
+    }
+    wrong = {
+        "vocab.json": json.dumps({**tokenizer["vocab"], "a": 3}),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, "Ġ Ġ"]),
+        "special_tokens_map.json": json.dumps({"pad_token": "!"}),
+    }
+    observation = {"discrete_observation": [0] * 148, "text_observation": "go to the red ball"}
+    (folder / file).write_text(right[file])
+    JatProcessor.from_pretrained(folder)
+    JatEngine.from_pretrained(folder).get_next_action(**observation, action_space=SIX)
+    (folder / file).write_text(wrong[file])
+    with pytest.raises(CheckpointError, match=f"{file}.* of one tokenizer, got different"):
+        JatProcessor.from_pretrained(folder)
+    with pytest.raises(CheckpointError, match=f"{file}.* of one tokenizer, got different"):
+        JatEngine.from_pretrained(folder).get_next_action(**observation, action_space=SIX)
+
+
+def test_a_model_that_was_changed_is_refused(tiny_folder: Path) -> None:
+    """A bias, as an adapter's parameters, would be left out of the engine's step."""
+    model = JatModel.from_pretrained(tiny_folder)
+    model.transformer.h[0].attn.attention.q_proj = torch.nn.Linear(64, 64)
+    with pytest.raises(InputError, match=r"model: unexpected parameter transformer\.h\.0.*q_proj\.bias"):
+        JatEngine.from_model(model)
+    with pytest.raises(InputError, match="model: unexpected parameter module"):
+        JatEngine.from_model(Wrapped(JatModel.from_pretrained(tiny_folder)))
+
+
+class Wrapped(torch.nn.Module):
+    """A model inside another, as trainings hand it over."""
+
+    def __init__(self, model: JatModel) -> None:
+        super().__init__()
+        self.module, self.config = model, model.config
+
+
+def test_engine_of_a_model_keeps_its_weights(tiny_folder: Path, tiny_processor: JatProcessor) -> None:
+    """Training goes on; the engine is of the moment it was made."""
+    model = JatModel.from_pretrained(tiny_folder)
+    engine = JatEngine.from_model(model, tiny_processor, dtype="float32")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for episode in (BABYAI, CONTINUOUS):
+        with engine.open_session(episode.context_window) as session:
+            predictions = [play(session, episode, t)[1] for t in range(8)]
+        assert relative_error(predictions, episode.predictions[:8]) <= TOLERANCE
+    with JatEngine.from_model(model).open_session() as session, pytest.raises(InputError, match="made without"):
+        play(session, BABYAI, 0)
+
+
+def test_missions(tiny_folder: Path, load: Load, tiny_processor: JatProcessor) -> None:
+    """The engine's own tokens are the processor's; long missions are cut with a warning."""
+    missions = load(backend="auto", dtype="float32")._missions
+    for text in (*golden.MISSIONS, "", "Größe: 3 €", "go  to\nthe door", "<|endoftext|>"):
+        assert missions.encode(text).tolist() == tiny_processor.encode_mission(text)
+    with pytest.warns(UserWarning, match="at most 64 tokens, got 70; the rest is cut off"):
+        assert missions.encode("x" * 70).tolist() == tiny_processor.encode_mission("x" * 70)
+
+
+# ---- threads and processes -----------------------------------------------------------------------------------------
+
+
+def test_two_engines_and_many_threads(tiny_folder: Path) -> None:
+    """Sessions of two engines are played by eight threads at once."""
+    engines = [JatEngine.from_pretrained(tiny_folder, dtype="float32", spin_us=spin) for spin in (0, 200)]
+    failures: list[str] = []
+
+    def run(number: int) -> None:
+        episode = [CONTINUOUS, BABYAI, ATARI, EPISODE["image_box"]][number % 4]
+        with engines[number % 2].open_session(episode.context_window) as session:
+            predictions = [play(session, episode, t)[1] for t in range(12)]
+        if relative_error(predictions, episode.predictions[:12]) > TOLERANCE:
+            failures.append(episode.name)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    assert failures == []
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_processes(method: str, tiny_folder: Path) -> None:
+    """An engine works in a new process; and, though threads do not live on in it, in a forked one."""
+    import multiprocessing
+
+    engine = JatEngine.from_pretrained(tiny_folder, dtype="float32", num_threads=2) if method == "fork" else None
+    if engine is not None:
+        with engine.open_session(16) as session:
+            play(session, CONTINUOUS, 0)
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=_act, args=(queue, engine, tiny_folder))
+    process.start()
+    predictions = queue.get(timeout=180)
+    process.join(timeout=180)
+    assert process.exitcode == 0
+    assert relative_error(predictions, CONTINUOUS.predictions[:4]) <= TOLERANCE
+
+
+def _act(queue: Any, engine: JatEngine | None, folder: Path) -> None:
+    if engine is None:
+        engine = JatEngine.from_pretrained(folder, dtype="float32", num_threads=2)
+    with engine.open_session(16) as session:
+        queue.put([play(session, CONTINUOUS, t)[1] for t in range(4)])

@@ -1,0 +1,413 @@
+"""Episodes, scores, files and videos, on real environments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from jat_engine.atomic_io import write_json
+from jat_engine.envs import TASKS, make
+from jat_engine.evaluation import (
+    EpisodeResult,
+    MissingVideoError,
+    Results,
+    VideoWriter,
+    hub,
+    interquartile_mean,
+    normalize,
+    run_episode,
+    run_episodes,
+    undefined_reason,
+    write_grid,
+)
+from jat_engine.evaluation.video import read_video
+
+
+class Scripted:
+    """An agent that records what it is given and plays random or given actions."""
+
+    def __init__(self, action: Any = None) -> None:
+        self.action = action
+        self.resets = 0
+        self.inputs: list[dict[str, Any]] = []
+
+    def reset_rl(self) -> None:
+        self.resets += 1
+
+    def get_next_action(self, processor: Any, **inputs: Any) -> Any:
+        self.inputs.append(inputs)
+        if self.action is not None:
+            return self.action
+        action = inputs["action_space"].sample()
+        return int(action) if isinstance(inputs["action_space"], gymnasium.spaces.Discrete) else action.tolist()
+
+
+class Recorder(gymnasium.Wrapper):
+    """Keeps what passes between the loop and the environment."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.reset_seeds: list[int | None] = []
+        self.actions: list[Any] = []
+        self.rewards: list[float] = []
+        self.infos: list[dict[str, Any]] = []
+        self.ends: list[bool] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.reset_seeds.append(seed)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        self.actions.append(action)
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.rewards.append(float(reward))
+        self.infos.append(info)
+        self.ends.append(terminated or truncated)
+        return observation, reward, terminated, truncated, info
+
+
+# ---- episodes ------------------------------------------------------------------------------------------------------
+
+
+def test_episode_follows_the_published_protocol() -> None:
+    task = TASKS["mujoco-hopper"]
+    env, agent = Recorder(make(task.name)), Scripted()
+    env.action_space.seed(0)
+    episode = run_episode(agent, None, env, task=task, seed=3, deterministic=True)
+    assert agent.resets == 1
+    assert env.reset_seeds == [3]
+    assert [inputs["reward"] for inputs in agent.inputs] == [None, *env.rewards[:-1]]
+    assert {inputs["context_window"] for inputs in agent.inputs} == {256}
+    assert all(inputs["deterministic"] for inputs in agent.inputs)
+    assert episode.return_ == pytest.approx(sum(env.rewards))
+    assert episode.length == len(env.rewards) == len(episode.latencies_us)
+    assert env.ends[-1]
+    assert not episode.capped
+
+
+def test_life_loss_does_not_end_an_atari_episode() -> None:
+    task = TASKS["atari-breakout"]
+    env, agent = Recorder(make(task.name, clip_reward=False)), Scripted()
+    env.action_space.seed(0)
+    episode = run_episode(agent, None, env, task=task, seed=0)
+    lives_lost = [info for info, end in zip(env.infos, env.ends, strict=True) if end]
+    assert len(lives_lost) == 5
+    assert ["episode" in info for info in lives_lost] == [False] * 4 + [True]
+    assert env.reset_seeds == [0, None, None, None, None]
+    assert agent.resets == 1
+    after_life = env.ends.index(True) + 1
+    assert agent.inputs[after_life]["reward"] == env.rewards[after_life - 1]
+    assert {inputs["context_window"] for inputs in agent.inputs} == {32}
+    assert episode.return_ == pytest.approx(sum(env.rewards))
+    assert episode.return_ == pytest.approx(float(np.squeeze(lives_lost[-1]["episode"]["r"])))
+
+
+def test_atari_rewards_are_not_clipped() -> None:
+    from jat_engine.evaluation.environment import evaluation_env
+
+    task = TASKS["atari-spaceinvaders"]  # an invader is worth at least 5
+    env, agent = Recorder(evaluation_env(task)), Scripted()
+    env.action_space.seed(0)
+    run_episode(agent, None, env, task=task, seed=0, max_steps=200)
+    assert max(env.rewards) >= 5
+
+
+def test_actions_outside_the_box_reach_the_environment_unchanged() -> None:
+    task = TASKS["mujoco-pendulum"]
+    env = Recorder(make(task.name))
+    run_episode(Scripted([1234.5]), None, env, task=task, seed=0, max_steps=2)
+    assert [action.tolist() for action in env.actions] == [[1234.5]] * len(env.actions)
+    assert env.actions[0].dtype == np.float32
+
+
+def test_max_steps_cuts_the_episode_and_says_so() -> None:
+    task = TASKS["babyai-go-to-local"]
+    seen: list[tuple[int, float]] = []
+    episode = run_episode(
+        Scripted(0),  # turns left forever
+        None,
+        make(task.name),
+        task=task,
+        seed=0,
+        max_steps=7,
+        on_step=lambda steps, total: seen.append((steps, total)),
+    )
+    assert (episode.length, episode.capped) == (7, True)
+    assert seen == [(i + 1, 0.0) for i in range(7)]
+
+
+def test_a_seed_fixes_environment_and_sampling(tiny_model: Any, tiny_processor: Any) -> None:
+    task = TASKS["babyai-go-to-local"]
+
+    def play(seed: int, num_episodes: int) -> list[tuple[float, int, list[int]]]:
+        env = Recorder(make(task.name))
+        found, start = [], 0
+        for e in run_episodes(tiny_model, tiny_processor, env, num_episodes, task=task, seed=seed, max_steps=20):
+            found.append((e.return_, e.length, [int(a) for a in env.actions[start:]]))
+            start = len(env.actions)
+        return found
+
+    first = play(5, 3)
+    assert play(5, 3) == first
+    assert play(7, 1) == first[2:]  # episode i has seed + i, whatever was played before it
+    assert first[0][2] != first[1][2]
+
+
+@pytest.mark.parametrize("name", ["atari-pong", "metaworld-reach", "mujoco-hopper"])
+def test_a_seed_fixes_every_domain(name: str, tiny_model: Any, tiny_processor: Any) -> None:
+    task = TASKS[name]
+
+    def play() -> list[float]:
+        env = Recorder(make(task.name))
+        list(run_episodes(tiny_model, tiny_processor, env, 2, task=task, seed=11, max_steps=6))
+        return [*env.rewards, *np.ravel(env.actions).tolist()]
+
+    assert play() == play()
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def test_normalized_scores() -> None:
+    task = TASKS["atari-pong"]
+    assert task.random is not None
+    assert task.expert is not None
+    halfway = (task.random.mean + task.expert.mean) / 2
+    scores = normalize([task.random.mean, halfway, task.expert.mean], task)
+    assert scores is not None
+    assert scores.tolist() == pytest.approx([0, 0.5, 1])
+    human = normalize([task.human.mean], task, "human")  # type: ignore[union-attr]
+    assert human is not None
+    assert human.tolist() == pytest.approx([1])
+
+
+@pytest.mark.parametrize("name", ["atari-bowling", "atari-venture"])
+def test_normalized_scores_are_undefined_where_the_expert_is_no_better_than_random(name: str) -> None:
+    assert normalize([100.0], TASKS[name]) is None
+    assert undefined_reason(TASKS[name]) == "undefined: expert <= random"
+
+
+def test_only_atari_has_human_scores() -> None:
+    assert normalize([1.0], TASKS["mujoco-hopper"], "human") is None
+    assert undefined_reason(TASKS["mujoco-hopper"], "human") == "undefined: no human score"
+    with pytest.raises(ValueError, match="reference: expected 'expert' or 'human', got 'max'"):
+        normalize([1.0], TASKS["mujoco-hopper"], "max")  # type: ignore[arg-type]
+
+
+def test_every_other_task_has_an_expert_score() -> None:
+    undefined = {name for name, task in TASKS.items() if undefined_reason(task)}
+    assert undefined == {"atari-bowling", "atari-venture"}
+
+
+def test_interquartile_mean_ignores_the_outer_quarters() -> None:
+    found = interquartile_mean([np.array([0, 1, 2, 3]), np.array([4, 5, 6, 1000])])
+    assert found is not None
+    assert found.value == pytest.approx((2 + 3 + 4 + 5) / 4)
+    assert found.low < found.value < found.high
+    lucky = interquartile_mean([np.append(np.linspace(0, 1, 39), 1e6)])
+    assert lucky is not None
+    assert lucky.high < 1
+
+
+def test_bootstrap_resamples_each_task_by_itself() -> None:
+    # Tasks differ, episodes of a task do not: a bootstrap over the pooled scores would have a wide interval.
+    found = interquartile_mean([np.full(5, float(task)) for task in range(8)])
+    assert found is not None
+    assert found.low == found.value == found.high == pytest.approx(3.5)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        found = interquartile_mean([rng.normal(size=30) for _ in range(3)], resamples=300)
+        assert found is not None
+        covered += found.low <= 0 <= found.high
+    assert 180 <= covered <= 199
+
+
+def test_interquartile_mean_of_unequal_tasks_or_none() -> None:
+    assert interquartile_mean([]) is None
+    assert interquartile_mean([np.array([])]) is None
+    found = interquartile_mean([np.array([1.0]), np.array([2.0, 2.0, 2.0])])
+    assert found is not None
+    assert found.value == pytest.approx(2.0)
+
+
+def test_interval_is_reproducible() -> None:
+    scores = [np.random.default_rng(0).normal(size=9)]
+    assert interquartile_mean(scores) == interquartile_mean(scores)
+    assert interquartile_mean(scores) != interquartile_mean(scores, seed=1)
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def _episode(return_: float, seed: int = 0) -> EpisodeResult:
+    return EpisodeResult(return_, 4, 0.5, np.array([1.0, 2.0, 3.0, 4.0]), seed)
+
+
+def _results(folder: Path) -> Results:
+    return Results(folder, num_episodes=2, arguments={"tasks": ["x"]}, device="cpu: test")
+
+
+def _load(path: Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_files_of_an_evaluation(tmp_path: Path) -> None:
+    found = _results(tmp_path / "new")
+    pong = TASKS["atari-pong"]
+    assert pong.random is not None
+    assert pong.expert is not None
+    for seed, value in enumerate((pong.random.mean, pong.expert.mean)):
+        found.add(pong, _episode(value, seed))
+    found.add(TASKS["atari-bowling"], _episode(30.0))
+    found.add(TASKS["mujoco-hopper"], _episode(float("nan")))
+    found.write()
+
+    evaluations = _load(tmp_path / "new" / "evaluations.json")
+    assert evaluations == {
+        "atari-pong": [pong.random.mean, pong.expert.mean],
+        "atari-bowling": [30.0],
+        "mujoco-hopper": [None],
+    }
+    written = _load(tmp_path / "new" / "results.json")
+    assert written["complete"] is False
+    task = written["tasks"]["atari-pong"]
+    assert task["complete"] is True
+    assert task["seeds"] == [0, 1]
+    assert task["lengths"] == [4, 4]
+    assert task["mean"] == pytest.approx((pong.random.mean + pong.expert.mean) / 2)
+    assert task["expert_normalized"] == pytest.approx({"mean": 0.5, "std": 0.5})
+    assert task["latency_us"]["p50"] == 2.5
+    assert written["tasks"]["atari-bowling"]["complete"] is False
+    assert written["tasks"]["atari-bowling"]["expert_normalized"] is None
+    assert written["tasks"]["atari-bowling"]["expert_normalized_reason"] == "undefined: expert <= random"
+    assert written["domains"]["atari"]["tasks"] == 2
+    assert written["domains"]["atari"]["iqm_expert_normalized"]["tasks"] == 1  # not bowling
+    assert written["domains"]["atari"]["iqm_expert_normalized"]["value"] == pytest.approx(0.5)
+    assert written["overall"]["episodes"] == 4
+    assert written["arguments"] == {"tasks": ["x"]}
+    assert written["device"] == "cpu: test"
+    assert {"python", "torch", "transformers", "gymnasium", "jat_engine", "mujoco"} <= set(written["versions"])
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["evaluations.json", "results.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "evaluations.json"
+    write_json(path, {"old": [1.0]})
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_json(path, {"new": [2.0]})
+    assert _load(path) == {"old": [1.0]}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- videos --------------------------------------------------------------------------------------------------------
+
+
+def _write_video(path: Path, frames: int, fps: int, shape: tuple[int, int] = (32, 48), colour: int = 200) -> Path:
+    with VideoWriter(path, fps) as video:
+        for _ in range(frames):
+            video.append(np.full((*shape, 3), colour, np.uint8))
+    return path
+
+
+@pytest.mark.versions
+def test_video_can_be_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "v.mp4"
+    with VideoWriter(path, fps=20) as video:
+        for i in range(12):
+            video.append(np.full((33, 47, 3), 20 * i, np.uint8))
+    frames = list(read_video(path))
+    assert len(frames) == video.num_frames == 12
+    assert frames[0].shape == (34, 48, 3)  # even sizes, as H.264 needs
+    means = [float(frame.mean()) for frame in frames]
+    assert means == pytest.approx([20 * i for i in range(12)], abs=6)
+    assert path.read_bytes()[4:8] == b"ftyp"
+    with VideoWriter(path, fps=20) as video:
+        video.append(np.zeros((32, 32, 3), np.uint8))
+        with pytest.raises(ValueError, match="frame: expected uint8 of shape"):
+            video.append(np.zeros((64, 32, 3), np.uint8))
+
+
+def test_grid_plays_each_video_at_its_own_speed_and_repeats_short_ones(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.mp4"
+    with VideoWriter(slow, fps=10) as video:  # 2 s: a second of black, a second of white
+        for i in range(20):
+            video.append(np.full((32, 32, 3), 255 * (i >= 10), np.uint8))
+    fast = tmp_path / "fast.mp4"
+    with VideoWriter(fast, fps=60) as video:  # 1 s: half black, half white
+        for i in range(60):
+            video.append(np.full((32, 32, 3), 255 * (i >= 30), np.uint8))
+    grid = write_grid([slow, fast, _write_video(tmp_path / "c.mp4", 3, 30)], tmp_path / "replay.mp4")
+    frames = list(read_video(grid))
+    assert len(frames) == 60  # 2 s at 30 fps
+    height, width = frames[0].shape[:2]
+    assert (height, width) == (960, 960)
+    left = [frame[height // 4, width // 4].mean() > 128 for frame in frames]
+    right = [frame[height // 4, 3 * width // 4].mean() > 128 for frame in frames]
+    assert left == [False] * 30 + [True] * 30
+    assert right == ([False] * 15 + [True] * 15) * 2
+    assert frames[0][3 * height // 4, 3 * width // 4].mean() < 20  # no fourth video
+    assert len(list(read_video(write_grid([slow], tmp_path / "one.mp4", max_seconds=1)))) == 30
+
+
+def test_videos_need_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
+    with pytest.raises(MissingVideoError, match=r"pip install 'jat-engine\[video\]'"):
+        VideoWriter(tmp_path / "v.mp4", fps=30)
+
+
+# ---- hub -----------------------------------------------------------------------------------------------------------
+
+
+class FakeApi:
+    """Keeps what would be uploaded."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+    def create_repo(self, **options: Any) -> str:
+        return f"https://huggingface.co/{options['repo_id']}"
+
+    def upload_folder(self, *, folder_path: Path, **_: Any) -> None:
+        self.files = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+
+
+def test_push_uploads_model_results_and_card(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
+    evaluations = {"atari-pong": [-21.0, 21.0], "atari-bowling": [30.0], "mujoco-hopper": [100.0, 200.0]}
+    path, replay = tmp_path / "evaluations.json", tmp_path / "replay.mp4"
+    path.write_text(json.dumps(evaluations))
+    replay.write_bytes(b"video")
+    api = FakeApi()
+    url = hub.push_to_hub(tiny_model, tiny_processor, "me/agent", evaluations=path, files=[replay], api=api)  # type: ignore[arg-type]
+    assert url == "https://huggingface.co/me/agent"
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "replay.mp4"} <= set(api.files)
+    assert json.loads(api.files["evaluations.json"]) == evaluations
+
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(api.files["README.md"].decode())
+    assert {"reinforcement-learning", *evaluations} <= set(card.data.tags)
+    metrics = {(r.dataset_type, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert metrics["atari-pong", "total_reward"] == "0.00 +/- 21.00"
+    assert metrics["mujoco-hopper", "total_reward"] == "150.00 +/- 50.00"
+    assert ("atari-bowling", "total_reward") in metrics
+    assert ("atari-bowling", "expert_normalized_total_reward") not in metrics
+    assert ("atari", "iqm_human_normalized_total_reward") in metrics
+    assert ("mujoco", "iqm_human_normalized_total_reward") not in metrics
+    assert "| atari-bowling | 1 | 30.00 +/- 0.00 | undefined |" in card.text

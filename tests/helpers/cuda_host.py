@@ -1,0 +1,345 @@
+"""The one-launch CUDA step executed on the CPU: building it, driving it, and what it should compute."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = 16
+EPSILON = 1e-5
+
+
+def missing_tools() -> str:
+    """Why the module cannot be built here; empty if it can."""
+    lacking = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
+    if importlib.util.find_spec("pybind11") is None:
+        lacking.append("pybind11")
+    return f"needs {', '.join(lacking)}" if lacking else ""
+
+
+def sanitizer_library() -> str:
+    """The path of libtsan.so, or nothing."""
+    if shutil.which("gcc") is None:
+        return ""
+    path = subprocess.run(["gcc", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True).stdout
+    return path.strip() if Path(path.strip()).is_absolute() else ""
+
+
+def build(folder: Path, *targets: str) -> list[Path]:
+    """Build CMake targets; return where each is: the folder of a module `_cuda_host`, or a program."""
+    import pybind11
+
+    options = [
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        "-DCMAKE_CUDA_COMPILER=",
+    ]
+    for command in (
+        ["cmake", "-S", str(ROOT), "-B", str(folder), *options],
+        ["cmake", "--build", str(folder), "--parallel", "2", "--target", *targets],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
+    return [folder / target for target in targets]
+
+
+def load(folder: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("_cuda_host", next(folder.glob("_cuda_host.*")))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- numbers -------------------------------------------------------------------------------------------------------
+
+
+def to_bits(x: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 -> an array that holds the numbers in `dtype`; bfloat16 as uint16."""
+    x = np.ascontiguousarray(x, np.float32)
+    if dtype == "float32":
+        return x.copy()
+    if dtype == "float16":
+        return x.astype(np.float16)
+    bits = x.view(np.uint32)
+    rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(x), np.uint16(0x7FFF), rounded)
+
+
+def from_bits(x: np.ndarray) -> np.ndarray:
+    """What `to_bits` holds, as float32."""
+    if x.dtype == np.uint16:
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32)
+
+
+def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
+    """x in its own type, rounded to `dtype`; float32 means: not rounded."""
+    return x if dtype == "float32" else from_bits(to_bits(x, dtype)).astype(x.dtype)
+
+
+# ---- a model -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    hidden: int = 64
+    num_heads: int = 4
+    inner: int = 256
+    windows: tuple[int, ...] = (64, 12)
+    max_positions: int = 64
+    num_pages: int = 24
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.num_heads
+
+
+@dataclass
+class Model:
+    """Random weights in `dtype`, norms and biases in float32, a cache full of NaN."""
+
+    sizes: Sizes
+    dtype: str
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    final: tuple[np.ndarray, np.ndarray] = field(init=False)
+    wpe: np.ndarray = field(init=False)
+    continuous_bias: np.ndarray = field(init=False)
+    cache: np.ndarray = field(init=False)  # [layers, pages, 2, heads, 16, head_dim]
+
+    def __init__(self, sizes: Sizes, dtype: str, seed: int) -> None:
+        self.sizes, self.dtype = sizes, dtype
+        random = np.random.default_rng(seed)
+        hidden, inner = sizes.hidden, sizes.inner
+
+        def matrix(rows: int, columns: int, gain: float = 1.0) -> np.ndarray:
+            return to_bits(random.standard_normal((rows, columns)) * gain / np.sqrt(columns), dtype)
+
+        def norm() -> tuple[np.ndarray, np.ndarray]:
+            weight = 1 + 0.1 * random.standard_normal(hidden, np.float32)
+            return weight.astype(np.float32), (0.05 * random.standard_normal(hidden)).astype(np.float32)
+
+        def bias(size: int) -> np.ndarray:
+            return (0.05 * random.standard_normal(size)).astype(np.float32)
+
+        self.layers = []
+        for window in sizes.windows:
+            norm1, norm2 = norm(), norm()
+            w_out = matrix(hidden, hidden)
+            heads = w_out.reshape(hidden, sizes.num_heads, sizes.head_dim).transpose(1, 0, 2)
+            self.layers.append(
+                {
+                    "norm1_weight": norm1[0],
+                    "norm1_bias": norm1[1],
+                    "wqkv": matrix(3 * hidden, hidden, 0.8),
+                    "w_out": w_out,
+                    "w_out_heads": np.ascontiguousarray(heads),
+                    "out_bias": bias(hidden),
+                    "norm2_weight": norm2[0],
+                    "norm2_bias": norm2[1],
+                    "w_fc": matrix(inner, hidden),
+                    "fc_bias": bias(inner),
+                    "w_proj_t": matrix(inner, hidden),
+                    "proj_bias": bias(hidden),
+                    "window": window,
+                }
+            )
+        self.final = norm()
+        self.wpe = (0.5 * random.standard_normal((sizes.max_positions, hidden))).astype(np.float32)
+        self.continuous_bias = bias(hidden)
+        shape = (len(sizes.windows), sizes.num_pages, 2, sizes.num_heads, PAGE, sizes.head_dim)
+        self.cache = to_bits(np.full(shape, np.nan, np.float32), dtype)
+
+
+@dataclass
+class Token:
+    """A row: a finished embedding [H], or an encoder [X, H] and its values [X]."""
+
+    source: np.ndarray
+    values: np.ndarray | None = None
+
+
+@dataclass
+class Plan:
+    context_len: int
+    start_offset: int
+    pages: list[int]
+    tokens: list[Token]
+    head: np.ndarray  # [n, H]
+    head_bias: np.ndarray | None
+    kept: list[bool] | None = None  # whether a row's key and value are appended; all by default
+
+    def slot(self, index: int) -> int:
+        place = index + self.start_offset
+        return self.pages[place // PAGE] * PAGE + place % PAGE
+
+
+class Driver:
+    """A Step over a Model's memory."""
+
+    def __init__(self, module: ModuleType, model: Model, capacity: int = 24, **options: Any) -> None:
+        sizes = model.sizes
+        self.model = model
+        self.input = {
+            "query_start": np.zeros(2, np.int32),
+            "context_lens": np.zeros(1, np.int32),
+            "start_offsets": np.zeros(1, np.int32),
+            "page_table": np.full(sizes.max_positions // PAGE + 2, 2**30, np.int32),
+            "positions": np.zeros(3, np.int32),
+            "slot_mapping": np.full(3, -1, np.int32),
+            "source_ptrs": np.zeros(3, np.int64),
+            "source_sizes": np.zeros(3, np.int32),
+            "value_starts": np.zeros(3, np.int32),
+            "values": np.full(1152, np.nan, np.float32),
+            "head_ptrs": np.zeros(1, np.int64),
+            "head_bias_ptrs": np.zeros(1, np.int64),
+            "head_sizes": np.zeros(1, np.int32),
+        }
+        self.output = np.full(capacity, np.nan, np.float32)
+        self.layers = [
+            {name: x.ctypes.data if isinstance(x, np.ndarray) else x for name, x in layer.items() if name != "w_out"}
+            for layer in model.layers
+        ]
+        arguments: dict[str, Any] = {
+            "hidden": sizes.hidden,
+            "num_heads": sizes.num_heads,
+            "head_dim": sizes.head_dim,
+            "inner": sizes.inner,
+            "num_layers": len(sizes.windows),
+            "max_positions": sizes.max_positions,
+            "weight_dtype": model.dtype,
+            "layers": self.layers,
+            "final_norm_weight": model.final[0].ctypes.data,
+            "final_norm_bias": model.final[1].ctypes.data,
+            "wpe": model.wpe.ctypes.data,
+            "continuous_bias": model.continuous_bias.ctypes.data,
+            "kv_cache": model.cache.ctypes.data,
+            "num_pages": sizes.num_pages,
+            "input": {name: x.ctypes.data for name, x in self.input.items()},
+            "output": self.output.ctypes.data,
+            "capacity": capacity,
+            "timeout_us": 30_000_000,
+        }
+        self.step = module.Step(**(arguments | options))
+
+    def run(self, plan: Plan) -> np.ndarray:
+        """The prediction [n]; RuntimeError with the step's reason."""
+        inputs, count = self.input, len(plan.tokens)
+        inputs["query_start"][1] = count
+        inputs["context_lens"][0] = plan.context_len
+        inputs["start_offsets"][0] = plan.start_offset
+        inputs["page_table"][:] = 2**30
+        inputs["page_table"][: len(plan.pages)] = plan.pages
+        start = 5
+        for row, token in enumerate(plan.tokens):
+            index = plan.context_len + row
+            inputs["positions"][row] = index
+            inputs["slot_mapping"][row] = plan.slot(index) if plan.kept is None or plan.kept[row] else -1
+            inputs["source_ptrs"][row] = token.source.ctypes.data
+            size = 0 if token.values is None else token.values.size
+            inputs["source_sizes"][row] = size
+            inputs["value_starts"][row] = start
+            if token.values is not None:
+                inputs["values"][start : start + size] = token.values
+            start += size + 3
+        inputs["head_ptrs"][0] = plan.head.ctypes.data
+        inputs["head_bias_ptrs"][0] = 0 if plan.head_bias is None else plan.head_bias.ctypes.data
+        inputs["head_sizes"][0] = len(plan.head)
+        self.output[:] = np.nan
+        reason = self.step.run(0)
+        if reason:
+            raise RuntimeError(reason)
+        assert np.isnan(self.output[len(plan.head) :]).all(), "wrote behind the head's rows"
+        return self.output[: len(plan.head)].copy()
+
+
+# ---- what it should compute ----------------------------------------------------------------------------------------
+
+
+def _norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + EPSILON) * weight + bias
+
+
+def reference(model: Model, plan: Plan, cache: np.ndarray, dtype: str = "float32") -> np.ndarray:
+    """The step in float64 (activations rounded to `dtype` before products); cache is updated in place."""
+    sizes, context, count = model.sizes, plan.context_len, len(plan.tokens)
+    rows = []
+    for token in plan.tokens:
+        source = token.source.astype(np.float64)
+        rows.append(
+            source if token.values is None else model.continuous_bias + token.values.astype(np.float64) @ source
+        )
+    x = np.stack(rows) + model.wpe[context : context + count]
+    slots = np.array([plan.slot(index) for index in range(context + count)])
+    pages, places = slots // PAGE, slots % PAGE
+    kept = np.array(plan.kept if plan.kept is not None else [True] * count)
+    for number, layer in enumerate(model.layers):
+        weights = {name: from_bits(layer[name]).astype(np.float64) for name in ("wqkv", "w_out", "w_fc", "w_proj_t")}
+        normed = rounded(_norm(x, layer["norm1_weight"], layer["norm1_bias"]), dtype)
+        q, k, v = (normed @ weights["wqkv"].T).reshape(count, 3, sizes.num_heads, -1).transpose(1, 0, 2, 3)
+        new = slots[context:]
+        both = []
+        for part, fresh in ((0, k), (1, v)):
+            fresh = rounded(fresh, model.dtype)
+            old = from_bits(cache[number, pages[:context], part, :, places[:context]]).astype(np.float64)
+            both.append(np.concatenate((old, fresh)))  # [keys, heads, head_dim]
+            stored = to_bits(fresh, model.dtype)
+            cache[number, new[kept] // PAGE, part, :, new[kept] % PAGE] = stored[kept]
+        scores = np.einsum("thd,khd->htk", q, both[0])
+        age = np.arange(context, context + count)[:, None] - np.arange(context + count)
+        scores = np.where((age >= 0) & (age < layer["window"]), scores, -np.inf)
+        exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+        attended = np.einsum("htk,khd->thd", exponentials / exponentials.sum(-1, keepdims=True), both[1])
+        x = x + rounded(attended.reshape(count, -1), dtype) @ weights["w_out"].T + layer["out_bias"]
+        inner = rounded(_norm(x, layer["norm2_weight"], layer["norm2_bias"]), dtype) @ weights["w_fc"].T
+        inner = inner + layer["fc_bias"]
+        gelu = 0.5 * inner * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
+        x = x + rounded(gelu, dtype) @ weights["w_proj_t"] + layer["proj_bias"]
+    prediction = _norm(x[-1], *model.final) @ plan.head.astype(np.float64).T
+    return prediction if plan.head_bias is None else prediction + plan.head_bias
+
+
+# ---- random plans --------------------------------------------------------------------------------------------------
+
+
+def random_plan(model: Model, random: np.random.Generator, context: int, count: int, offset: int = 0) -> Plan:
+    """Shuffled pages; embeddings of both kinds."""
+    sizes = model.sizes
+    needed = (offset + context + count + PAGE - 1) // PAGE
+    pages = random.permutation(sizes.num_pages)[:needed].tolist()
+    tokens = []
+    for row in range(count):
+        if row % 2 == 1:
+            tokens.append(Token(random.standard_normal(sizes.hidden, np.float32)))
+        else:
+            size = int(random.integers(1, 40))
+            tokens.append(
+                Token(
+                    random.standard_normal((size, sizes.hidden), np.float32) / np.float32(np.sqrt(size)),
+                    random.standard_normal(size, np.float32),
+                )
+            )
+    num_outputs = int(random.integers(1, 19))
+    head = random.standard_normal((num_outputs, sizes.hidden), np.float32)
+    bias = random.standard_normal(num_outputs, np.float32) if num_outputs % 2 else None
+    return Plan(context, offset, pages, tokens, head, bias)
+
+
+def fill_context(model: Model, random: np.random.Generator, plan: Plan) -> None:
+    """Keys and values of the cached tokens; every other slot stays NaN."""
+    slots = np.array([plan.slot(index) for index in range(plan.context_len)], np.int64)
+    shape = (len(model.layers), len(slots), 2, model.sizes.num_heads, model.sizes.head_dim)
+    model.cache[:, slots // PAGE, :, :, slots % PAGE] = to_bits(
+        random.standard_normal(shape).transpose(1, 0, 2, 3, 4), model.dtype
+    )

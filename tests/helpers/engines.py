@@ -1,0 +1,48 @@
+"""What the engine's tests share: the variants of an engine that run here, and steps of the recorded episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers import spaces
+from jat_engine import AgentSession, JatEngine
+from jat_engine.backends.select import native_module
+from jat_engine.testing import golden
+
+NATIVE = native_module()[0]
+INSTRUCTION_SETS = NATIVE.instruction_sets() if NATIVE else []
+native = pytest.mark.skipif(NATIVE is None, reason=f"no native module: {native_module()[1]}")
+TOLERANCE = 1e-5
+
+EPISODE = {episode.name: episode for episode in golden.EPISODES}
+BOX8 = spaces.Box(-1, 1, (8,))
+
+Load = Callable[..., JatEngine]
+
+
+def variants(*dtypes: str) -> list[Any]:
+    """Every backend and every version of the native kernels that this processor has."""
+    cases: list[dict[str, Any]] = [{"backend": "torch", "dtype": dtype} for dtype in dtypes]
+    for name in INSTRUCTION_SETS:
+        cases += [{"backend": "cpu", "instruction_set": name, "dtype": dtype} for dtype in dtypes]
+    return [pytest.param(case, id="-".join(case.values())) for case in cases]
+
+
+def play(session: AgentSession, episode: golden.Episode, t: int, action: Any = None) -> tuple[Any, np.ndarray]:
+    """A step of a golden episode. `action`: what the next step shall take for the one that was chosen."""
+    chosen, prediction = session.get_next_action(
+        **episode.observation(t),
+        action_space=episode.space,
+        reward=episode.reward(t),
+        deterministic=episode.deterministic,
+        return_prediction=True,
+    )
+    if action is not None:
+        assert session.last is not None
+        action = action if isinstance(action, int) else np.asarray(action, np.float32)
+        session.last = session.last._replace(action=action)
+    return chosen, prediction

@@ -1,0 +1,245 @@
+"""Embedding, linear, head and discrete-encoder kernels against plain torch in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from helpers.kernel_cases import (
+    CACHE_DTYPES,
+    DEVICE,
+    FLOAT32,
+    HALVES,
+    HAS_GPU,
+    INT8,
+    WEIGHT_DTYPES,
+    Random,
+    addresses,
+    agrees,
+    int32,
+    poisoned,
+)
+
+from jat_engine.kernels import discrete_encoder, embedding, head, linear
+from jat_engine.kernels.launch import compute_dtype
+from jat_engine.kernels.norm import layer_norm, layer_norm_reference
+from jat_engine.kernels.projection import SMALL_ROWS
+
+pytestmark = [pytest.mark.gpu] if HAS_GPU else []
+
+
+@pytest.mark.parametrize("hidden", [64, 160])
+def test_embedding(hidden: int) -> None:
+    """Finished rows, encoders of 1, 63 and 377 inputs, and padding rows in the middle and at the end."""
+    random = Random()
+    encoders = [random.normal(size, hidden) for size in (1, 63, 377)]
+    finished = random.normal(hidden)
+    sources = [encoders[0], None, finished, encoders[2], encoders[1], None]
+    sizes = int32(1, 0, 0, 377, 63, 5)
+    starts = int32(440, 10**9, 10**9, 63, 0, 10**9)
+    values, bias, table = random.normal(441), random.normal(hidden), random.normal(40, hidden)
+    positions = int32(0, 10**6, 39, 7, 8, 10**6)
+    pointers = addresses(*sources)
+    out = poisoned(6, hidden)
+    embedding.embed(out, pointers, sizes, starts, values, bias, table, positions)
+    memory = {int(pointer): s.double() for pointer, s in zip(pointers, sources, strict=True) if s is not None}
+    agrees(
+        out,
+        lambda *floats: embedding.embed_reference(pointers.tolist(), memory, starts, *floats, positions),
+        values,
+        bias,
+        table,
+        dtype=torch.float32,
+    )
+    assert (out[[1, 5]] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "hidden", "outputs"), [(1, 64, 256), (3, 160, 72), (16, 48, 40), (17, 64, 600), (70, 272, 130)]
+)
+@pytest.mark.parametrize("gelu", [False, True])
+def test_norm_linear(dtype: torch.dtype, rows: int, hidden: int, outputs: int, gelu: bool) -> None:
+    """Normed where it is multiplied and, as the engine does with many rows, by a launch of its own."""
+    random = Random()
+    x, norm_weight, norm_bias = random.normal(rows, hidden), random.normal(hidden), random.normal(hidden)
+    x += 30  # the variance is that of centred values
+    weight, scale = random.weight(dtype, outputs, hidden)
+    bias = random.normal(outputs) if gelu else None
+    out = poisoned(rows, outputs, dtype=compute_dtype(dtype))
+    normed = poisoned(rows, hidden, dtype=compute_dtype(dtype)) if rows > SMALL_ROWS else None
+    linear.norm_linear(x, norm_weight, norm_bias, weight, scale, bias, out, gelu=gelu, normed=normed)
+    x -= x.mean(1, keepdim=True)  # LayerNorm removes it, and half precisions could not hold it
+    agrees(out, linear.norm_linear_reference, x, norm_weight, norm_bias, weight, scale, bias, gelu, dtype=dtype)
+
+
+@pytest.mark.parametrize(("rows", "hidden"), [(1, 64), (5, 160), (33, 1100)])
+def test_layer_norm(rows: int, hidden: int) -> None:
+    random = Random()
+    x, weight, bias = random.normal(rows, hidden) + 30, random.normal(hidden), random.normal(hidden)
+    out = poisoned(rows, hidden)
+    layer_norm(x, weight, bias, out)
+    agrees(out, layer_norm_reference, x, weight, bias, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("cache", CACHE_DTYPES)
+@pytest.mark.parametrize(("rows", "heads", "head_dim"), [(1, 4, 16), (3, 2, 80), (19, 3, 64)])
+def test_norm_qkv(dtype: torch.dtype, cache: torch.dtype, rows: int, heads: int, head_dim: int) -> None:
+    """Keys and values land in their slots, in other pages' slots nothing is written, and -1 writes nothing."""
+    random = Random()
+    hidden = heads * head_dim
+    x, norm_weight, norm_bias = random.normal(rows, hidden), random.normal(hidden), random.normal(hidden)
+    weight, scale = random.weight(dtype, 3 * hidden, hidden)
+    slots = random.permutation(5 * 16)[:rows]
+    slots[0] = 4 * 16 + 15
+    if rows > 1:
+        slots[1] = -1
+    q, kv_layer = poisoned(rows, hidden), poisoned(5, 2, heads, 16, head_dim, dtype=cache)
+    normed = poisoned(rows, hidden, dtype=compute_dtype(dtype)) if rows > SMALL_ROWS else None
+    linear.norm_qkv(x, norm_weight, norm_bias, weight, scale, q, kv_layer, slots, normed=normed)
+
+    def q_and_kept(*tensors: torch.Tensor) -> torch.Tensor:
+        *inputs, scales = tensors
+        empty = poisoned(5, 2, heads, 16, head_dim, dtype=torch.float64)
+        q, pages = linear.norm_qkv_reference(*inputs, scales, empty, slots)
+        return torch.cat([q.flatten().double(), pages[~pages.isnan()]])
+
+    written = ~poisoned_like_reference(slots, heads, head_dim)
+    assert (kv_layer.isnan() == ~written).all()
+    worst = cache if dtype == torch.float32 else dtype
+    got = torch.cat([q.flatten().double(), kv_layer[written].double()])
+    agrees(got, q_and_kept, x, norm_weight, norm_bias, weight, scale, dtype=worst)
+
+
+def poisoned_like_reference(slots: torch.Tensor, heads: int, head_dim: int) -> torch.Tensor:
+    """Where no row of `slots` lies, in [5, 2, heads, 16, head_dim]."""
+    free = torch.ones(5, 16, dtype=torch.bool, device=DEVICE)
+    kept = slots[slots >= 0].long()
+    free[kept // 16, kept % 16] = False
+    return free[:, None, None, :, None].expand(5, 2, heads, 16, head_dim)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("rows", "inputs", "hidden"), [(1, 256, 64), (3, 72, 160), (16, 48, 40), (33, 300, 64)])
+def test_linear_residual(dtype: torch.dtype, transposed: bool, rows: int, inputs: int, hidden: int) -> None:
+    random = Random()
+    a = random.normal(rows, inputs, dtype=compute_dtype(dtype))
+    weight, scale = random.weight(dtype, hidden, inputs)
+    bias, x = random.normal(hidden), random.normal(rows, hidden)
+    out = x.clone()
+    stored = weight.T.contiguous() if transposed else weight
+    linear.linear_residual(a, stored, scale, bias, out, transposed=transposed)
+    agrees(out, linear.linear_residual_reference, a, weight, scale, bias, x, dtype=dtype)
+
+
+@pytest.mark.parametrize("capacity", [19, 377, 700])
+def test_head(capacity: int) -> None:
+    """Sessions with and without bias and noise, padding in the middle and at the end, 1 output and the most there is
+    room for."""
+    random = Random(capacity)
+    hidden = 160
+    sizes = [1, capacity, 0, 18, capacity - 1, 0]
+    query_start = int32(0, 3, 4, 4, 6, 7, 7)
+    heads = [(random.normal(n, hidden, scale=0.1), random.normal(n) if i % 2 else None) for i, n in enumerate(sizes)]
+    x, norm_weight, norm_bias = random.normal(9, hidden), random.normal(hidden), random.normal(hidden)
+    log_noise, has_noise = random.normal(6, capacity, scale=3), int32(1, 1, 1, 0, 1, 0)
+    log_noise[3] = torch.nan  # not read
+    out, choice, finite = poisoned(6, capacity), int32(*[-7] * 6), int32(*[-7] * 6)
+    head.head(
+        x, norm_weight, norm_bias, query_start, addresses(*[weight for weight, _ in heads]),
+        addresses(*[bias for _, bias in heads]), int32(*sizes), log_noise, has_noise, out, choice, finite,
+    )  # fmt: skip
+    expected = head.head_reference(
+        x.double(), norm_weight.double(), norm_bias.double(), query_start, heads, log_noise, has_noise
+    )
+    for session, answer in enumerate(expected):
+        if answer is None:
+            assert out[session].isnan().all()
+            assert (choice[session], finite[session]) == (-7, -7)
+            continue
+        values, best, is_finite = answer
+        torch.testing.assert_close(out[session, : sizes[session]].double(), values, rtol=1e-5, atol=1e-5)
+        assert out[session, sizes[session] :].isnan().all()
+        assert (choice[session], finite[session]) == (best, is_finite)
+
+
+@pytest.mark.parametrize("capacity", [40, 600])
+@pytest.mark.parametrize(
+    ("biases", "choice", "finite"),
+    [
+        ({7: 5.0, 33: 5.0, 39: 5.0}, 7, 1),  # equals: the lowest
+        ({7: float("nan"), 33: 5.0}, 33, 0),
+        ({7: float("inf")}, 7, 0),
+        ({n: float("nan") for n in range(40)}, 0, 0),
+        ({39: 1e-3}, 39, 1),
+    ],
+    ids=["equal", "NaN", "infinity", "all NaN", "last"],
+)
+def test_head_choice(capacity: int, biases: dict[int, float], choice: int, finite: int) -> None:
+    bias = torch.zeros(40, device=DEVICE)
+    for n, value in biases.items():
+        bias[n] = value
+    weight, ones = torch.zeros(40, 64, device=DEVICE), torch.ones(64, device=DEVICE)
+    got = int32(-7), int32(-7)
+    head.head(
+        Random().normal(1, 64), ones, ones, int32(0, 1), addresses(weight), addresses(bias), int32(40),
+        poisoned(1, capacity), int32(0), poisoned(1, capacity), *got,
+    )  # fmt: skip
+    assert (int(got[0]), int(got[1])) == (choice, finite)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, INT8, *HALVES])
+@pytest.mark.parametrize(("hidden", "features", "count"), [(64, 1, 3), (160, 3, 18)])
+def test_discrete_encoder(dtype: torch.dtype, hidden: int, features: int, count: int) -> None:
+    """Two of the observations are padding, with tokens that must not be looked up."""
+    random = Random()
+    length = 212
+    tokens, table = random.integers(0, 500, count, length), random.normal(500, features)
+    rewards, bias = random.normal(count), random.normal(hidden - 1)
+    weight, scale = random.weight(dtype, hidden - 1, length * features)
+    rows = poisoned(count, hidden)
+    padding = [1, count - 1]
+    targets = addresses(*[None if d in padding else rows[d] for d in range(count)])
+    tokens[padding] = 2**30
+    discrete_encoder.encode_discrete(tokens, rewards, targets, table, weight, scale, bias)
+    used = torch.tensor([d not in padding for d in range(count)], device=DEVICE)
+    assert rows[~used].isnan().all()
+    assert (rows[used, -1] == rewards[used]).all()
+    reference = discrete_encoder.encode_discrete_reference
+    agrees(rows[used], reference, tokens[used], rewards[used], table, weight, scale, bias, dtype=dtype)
+
+
+def test_wrappers_name_what_is_wrong() -> None:
+    """Shape, dtype and contiguity are refused before anything is launched, the argument unchanged."""
+    random = Random()
+    x, norm, weight, out = random.normal(2, 64), random.normal(64), random.normal(32, 64), poisoned(2, 32)
+
+    def run(**changes: torch.Tensor | None) -> None:
+        arguments = {
+            "x": x,
+            "norm_weight": norm,
+            "norm_bias": norm,
+            "weight": weight,
+            "scale": None,
+            "bias": None,
+            "out": out,
+        }
+        linear.norm_linear(**{**arguments, **changes}, gelu=False)
+
+    for changes, message in [
+        ({"norm_bias": norm[:63]}, r"norm_bias: expected shape \(64,\), got \(63,\)"),
+        ({"x": x.double()}, "x: expected float32, got float64"),
+        ({"weight": random.normal(64, 32).T}, "weight: expected a contiguous tensor"),
+        ({"weight": weight.to(torch.int8)}, "scale: expected one an output for int8 weights"),
+        ({"scale": norm[:32]}, "scale: expected one an output for int8 weights and none otherwise"),
+        ({"out": poisoned(2, 33)}, r"out: expected shape \(2, 32\), got \(2, 33\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(**changes)
+    assert out.isnan().all()
+    run()
+    assert out.isfinite().all()

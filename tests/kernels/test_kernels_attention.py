@@ -1,0 +1,226 @@
+"""Paged attention, its splits and their combination against plain torch in float64.
+
+The cache is poisoned: every slot that is not a key of the session, and all of the pages no session has, holds NaN;
+entries of the page table behind a session's last page point far outside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from helpers.kernel_cases import CACHE_DTYPES, HAS_GPU, WEIGHT_DTYPES, Random, agrees, int32, poisoned
+
+from jat_engine.kernels import attention, attention_output
+
+pytestmark = [pytest.mark.gpu] if HAS_GPU else []
+
+
+@dataclass
+class Case:
+    """Sessions given as (context, new tokens, start offset), and their cache."""
+
+    sessions: list[tuple[int, int, int]]
+    heads: int
+    head_dim: int
+    cache: torch.dtype
+    extra_rows: int = 2
+
+    def __post_init__(self) -> None:
+        self.random = Random(sum(context for context, _, _ in self.sessions))
+        self.rows = sum(count for _, count, _ in self.sessions) + self.extra_rows
+        self.used = self.rows - self.extra_rows
+        lengths = [offset + context + count if count else 0 for context, count, offset in self.sessions]
+        num_pages = [-(-length // 16) for length in lengths]
+        pages = self.random.permutation(sum(num_pages) + 2)
+        self.page_table = int32(*[2**30] * (len(lengths) * (max(num_pages) + 1))).view(len(lengths), -1)
+        self.kv_layer = poisoned(len(pages), 2, self.heads, 16, self.head_dim, dtype=self.cache)
+        for session, ((_, _, offset), length) in enumerate(zip(self.sessions, lengths, strict=True)):
+            first = sum(num_pages[:session])
+            self.page_table[session, : num_pages[session]] = pages[first : first + num_pages[session]]
+            for slot in range(offset, length):
+                page = self.page_table[session, slot // 16]
+                key_value = self.random.normal(2, self.heads, self.head_dim, scale=self.head_dim**-0.25)
+                self.kv_layer[page, :, :, slot % 16] = key_value.to(self.cache)
+        counts = torch.tensor([0, *(count for _, count, _ in self.sessions)])
+        self.query_start = int32(*counts.cumsum(0).tolist())
+        self.context_lens = int32(*[context if count else 10**6 for context, count, _ in self.sessions])
+        self.start_offsets = int32(*[offset for *_, offset in self.sessions])
+        self.q = self.random.normal(self.rows, self.heads * self.head_dim, scale=2 * self.head_dim**-0.25)
+        self.max_queries = max(count for _, count, _ in self.sessions)
+
+    @property
+    def plan(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.page_table, self.query_start, self.context_lens, self.start_offsets
+
+    def partials(self, splits: int) -> dict[str, Tensor]:
+        shape = (splits, self.rows, self.heads)
+        return {
+            "partial": poisoned(*shape, self.head_dim),
+            "partial_max": poisoned(*shape),
+            "partial_sum": poisoned(*shape),
+        }
+
+    def run(self, window: int, splits: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+        out, partials = poisoned(*self.q.shape, dtype=self.cache), self.partials(splits) if splits > 1 else {}
+        attention.paged_attention(
+            self.q, self.kv_layer, *self.plan, window, out,
+            max_queries=self.max_queries, num_splits=splits, **partials,
+        )  # fmt: skip
+        return out, partials
+
+    def expect(self, got: Tensor, window: int) -> None:
+        assert got[self.used :].isnan().all()
+        agrees(got[: self.used], self.reference, self.q, self.kv_layer, *self.plan, window, dtype=self.cache)
+
+    def reference(self, *arguments: Tensor | int) -> Tensor:
+        return attention.paged_attention_reference(*arguments)[: self.used]
+
+
+# Empty caches, page edges, whole blocks of keys, padding sessions first, in the middle and last.
+SESSIONS = [
+    (0, 0, 0),
+    (0, 1, 0),
+    (0, 3, 15),
+    (13, 3, 0),
+    (0, 0, 3),
+    (15, 1, 0),
+    (15, 2, 1),
+    (62, 3, 0),
+    (125, 3, 7),
+    (0, 0, 0),
+]
+
+
+@pytest.mark.parametrize("cache", CACHE_DTYPES)
+@pytest.mark.parametrize("window", [1, 4, 17, 66, 1024])
+@pytest.mark.parametrize("splits", [1, 3])
+def test_sessions_and_windows(cache: torch.dtype, window: int, splits: int) -> None:
+    """Windows of the query alone, within a page, over a page edge, and over the edge of a block of 64 keys. With 3
+    splits the short sessions have empty ones.
+    """
+    case = Case(SESSIONS, heads=2, head_dim=16, cache=cache)
+    out, partials = case.run(window, splits)
+    if splits == 1:
+        case.expect(out, window)
+        return
+    assert out.isnan().all()
+    empty = partials["partial_sum"][:, : case.used] == 0
+    assert empty.any()
+    assert (partials["partial_max"][:, : case.used][empty] == -torch.inf).all()
+    attention.combine_splits(**partials, out=out)
+    case.expect(out, window)
+
+
+@pytest.mark.parametrize("cache", CACHE_DTYPES)
+@pytest.mark.parametrize("head_dim", [24, 64, 80, 128])
+def test_head_dimensions(cache: torch.dtype, head_dim: int) -> None:
+    case = Case([(70, 3, 5), (0, 1, 0)], heads=3, head_dim=head_dim, cache=cache)
+    case.expect(case.run(1024)[0], 1024)
+
+
+@pytest.mark.parametrize("cache", CACHE_DTYPES)
+@pytest.mark.parametrize("window", [12, 512])
+@pytest.mark.parametrize("new", [16, 17, 40, 64, 150])
+def test_long_prompts(cache: torch.dtype, window: int, new: int) -> None:
+    """Blocks of queries: a block's first query sees the oldest keys, its last the newest; beside a session of one
+    token."""
+    case = Case([(0, new, 3), (9, 1, 0), (20, new - 1, 0)], heads=1, head_dim=16, cache=cache)
+    case.expect(case.run(window)[0], window)
+
+
+@pytest.mark.parametrize("context", [30, 31, 32, 33])
+def test_window_just_reached(context: int) -> None:
+    """With a window of 32 the key leaving it weighs nothing, however large its score."""
+    case = Case([(context, 2, 0)], heads=1, head_dim=16, cache=torch.float32)
+    first = case.page_table[0, 0]
+    case.kv_layer[first, 0, 0, 0] = 100 * case.q[0]
+    case.expect(case.run(32)[0], 32)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_keys_behind_the_window_are_not_read(splits: int) -> None:
+    """Not even to be masked: every slot before the first visible one holds NaN."""
+    case = Case([(150, 3, 5)], heads=1, head_dim=16, cache=torch.float32, extra_rows=0)
+    window = 30
+    expected = case.reference(case.q, case.kv_layer, *case.plan, window)
+    first_slot = 5 + 150 - window + 1
+    for slot in range(first_slot):
+        case.kv_layer[case.page_table[0, slot // 16], :, :, slot % 16] = torch.nan
+    out, partials = case.run(window, splits)
+    if splits > 1:
+        attention.combine_splits(**partials, out=out)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_of_any_size() -> None:
+    """No overflow with scores of 1e4, nor where a whole block of keys lies far below the ones before."""
+    case = Case([(200, 2, 0)], heads=2, head_dim=16, cache=torch.float32)
+    case.q *= 3000
+    for splits in (1, 2, 4):
+        out, partials = case.run(1024, splits)
+        if splits > 1:
+            attention.combine_splits(**partials, out=out)
+        case.expect(out, 1024)
+
+
+@pytest.mark.parametrize("splits", [1, 2, 5])
+def test_result_ignores_other_sessions(splits: int) -> None:
+    """Bitwise: a session alone, and beside others on the same pages."""
+    case = Case([(100, 3, 4), (30, 2, 9)], heads=2, head_dim=16, cache=torch.float32, extra_rows=0)
+    together, partials = case.run(48, splits)
+    case.query_start = int32(0, 3, 3)
+    alone, partials_alone = case.run(48, splits)
+    if splits == 1:
+        assert torch.equal(together[:3], alone[:3])
+    for name, tensor in partials.items():
+        assert torch.equal(tensor[:, :3], partials_alone[name][:, :3])
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize(("splits", "heads", "head_dim"), [(2, 4, 16), (4, 2, 80)])
+def test_combined_output_projection(dtype: torch.dtype, splits: int, heads: int, head_dim: int) -> None:
+    """Combining, projecting and adding in one kernel; some splits are empty."""
+    case = Case([(0, 1, 0), (70, 3, 0), (0, 0, 0), (150, 2, 3)], heads, head_dim, torch.float32, extra_rows=0)
+    hidden = heads * head_dim
+    weight, scale = case.random.weight(dtype, hidden, hidden)
+    bias, x = case.random.normal(hidden), case.random.normal(case.rows, hidden)
+    _, partials = case.run(1024, splits)
+    out = x.clone()
+    attention_output.combine_out_proj(**partials, weight=weight, scale=scale, bias=bias, x=out)
+    reference = attention_output.combine_out_proj_reference
+    agrees(out, reference, *partials.values(), weight, scale, bias, x, dtype=dtype)
+
+
+def test_rows_beyond_sessions_stay_their_own() -> None:
+    """Rows of no session, poisoned in the partials, do not reach other rows through the projection."""
+    case = Case([(40, 2, 0)], heads=4, head_dim=16, cache=torch.float32, extra_rows=3)
+    weight, scale = case.random.weight(torch.float32, 64, 64)
+    bias, x = case.random.normal(64), case.random.normal(case.rows, 64)
+    _, partials = case.run(1024, 2)
+    out = x.clone()
+    attention_output.combine_out_proj(**partials, weight=weight, scale=scale, bias=bias, x=out)
+    used = [tensor[:, : case.used] for tensor in partials.values()]
+    reference = attention_output.combine_out_proj_reference
+    agrees(out[: case.used], reference, *used, weight, scale, bias, x[: case.used], dtype=torch.float32)
+
+
+def test_wrapper_names_what_is_wrong() -> None:
+    case = Case([(5, 1, 0)], heads=1, head_dim=16, cache=torch.float32)
+    out = torch.zeros_like(case.q)
+    arguments = (case.q, case.kv_layer, *case.plan)
+    with pytest.raises(ValueError, match="partial: expected a tensor for more than one split"):
+        attention.paged_attention(*arguments, 8, out, max_queries=1, num_splits=2)
+    with pytest.raises(ValueError, match="window: expected at least 1, got 0"):
+        attention.paged_attention(*arguments, 0, out, max_queries=1)
+    with pytest.raises(ValueError, match="page_table: expected int32, got int64"):
+        attention.paged_attention(*arguments[:2], case.page_table.long(), *arguments[3:], 8, out, max_queries=1)
+    with pytest.raises(ValueError, match="kv_layer: expected head_dim 16 to 128, got 8"):
+        attention.paged_attention(
+            case.q[:, :8].contiguous(), case.kv_layer[..., :8].contiguous(), *case.plan, 8, out, max_queries=1
+        )

@@ -1,0 +1,86 @@
+"""The image encoder's kernels against the module of the published parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from helpers.kernel_cases import DEVICE, HALVES, HAS_GPU, Random, addresses, agrees, poisoned
+
+from jat_engine.kernels import image_encoder
+from jat_engine.model.modules import ImageEncoder
+
+pytestmark = [pytest.mark.gpu] if HAS_GPU else []
+
+HIDDEN = 64
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ImageEncoder:
+    torch.manual_seed(0)
+    return ImageEncoder(HIDDEN).to(DEVICE).requires_grad_(False)
+
+
+def frames(count: int) -> torch.Tensor:
+    """Random bytes, with a frame of one value (its variance is 0) and all black and white parts."""
+    out = Random().integers(0, 256, count, 84, 84, 4).to(torch.uint8)
+    out[0, :40] = 0
+    out[0, 40:60] = 255
+    return out
+
+
+def test_reference_is_the_module(encoder: ImageEncoder) -> None:
+    batch = frames(2)
+    state = dict(encoder.state_dict())
+    pixels = ((batch.float() / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
+    ours = image_encoder.encode_images_reference(batch, state, torch.float32)
+    torch.testing.assert_close(ours, encoder(pixels), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, *HALVES])
+def test_frames(encoder: ImageEncoder, dtype: torch.dtype) -> None:
+    """Three frames and padding frames in the middle and at the end, scratch poisoned."""
+    state = dict(encoder.state_dict())
+    weights = image_encoder.pack_image_weights(state, dtype)
+    batch, rows, used = frames(5), poisoned(5, HIDDEN), [0, 2, 3]
+    scratch = image_encoder.make_image_scratch(5, HIDDEN, DEVICE)
+    for tensor in (*scratch.activations, *scratch.means, scratch.partial):
+        tensor.fill_(torch.nan)
+    targets = addresses(*[rows[i] if i in used else None for i in range(5)])
+    image_encoder.encode_images(batch, targets, weights, scratch)
+    assert rows[[1, 4]].isnan().all()
+
+    if weights.scale is not None:
+        unpacked = weights.fc.double() * weights.scale.double()[:, None]
+        state["fc.weight"] = unpacked.view(HIDDEN, 121, 128).transpose(1, 2).flatten(1)
+
+    def reference(fc: torch.Tensor) -> torch.Tensor:
+        return image_encoder.encode_images_reference(batch[used], {**state, "fc.weight": fc}, fc.dtype)
+
+    agrees(rows[used], reference, state["fc.weight"], dtype=dtype)
+
+
+def test_frames_of_one_value(encoder: ImageEncoder) -> None:
+    """A black screen: InstanceNorm of the first stage sees variance at the borders alone."""
+    weights = image_encoder.pack_image_weights(dict(encoder.state_dict()), torch.float32)
+    batch, rows = torch.zeros(1, 84, 84, 4, dtype=torch.uint8, device=DEVICE), poisoned(1, HIDDEN)
+    image_encoder.encode_images(batch, addresses(rows[0]), weights, image_encoder.make_image_scratch(1, HIDDEN, DEVICE))
+    state = dict(encoder.state_dict())
+    agrees(
+        rows, lambda fc: image_encoder.encode_images_reference(batch, state, fc.dtype), weights.fc, dtype=torch.float32
+    )
+
+
+def test_packing_drops_only_what_cancels(encoder: ImageEncoder) -> None:
+    """Convolution biases do not change the result; every other parameter is packed."""
+    state = dict(encoder.state_dict())
+    batch = frames(1)
+    moved = {name: p + 3 if name.startswith("conv") and name.endswith("bias") else p for name, p in state.items()}
+    exact = image_encoder.encode_images_reference(batch, state)
+    torch.testing.assert_close(image_encoder.encode_images_reference(batch, moved), exact, rtol=1e-9, atol=1e-9)
+    packed = image_encoder.pack_image_weights(state, torch.float32)
+    assert packed.num_bytes == sum(
+        p.nbytes for name, p in state.items() if not (name.startswith("conv") and "bias" in name)
+    )

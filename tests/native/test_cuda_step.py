@@ -1,0 +1,339 @@
+"""The one-launch step's own kernel source, executed on the CPU, against the step in float64."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import cuda_host, environment, program
+from helpers.cuda_host import Driver, Model, Plan, Sizes
+
+from benchmarks.cuda_resources import cuda_resources
+from jat_engine.testing.golden import relative_error
+
+pytestmark = pytest.mark.skipif(bool(cuda_host.missing_tools()), reason=cuda_host.missing_tools())
+
+SMALL = {"num_blocks": 4, "cluster_size": 2, "num_threads": 64, "max_slots": 4}
+
+
+@pytest.fixture(scope="module")
+def module(cuda_host_module: ModuleType) -> ModuleType:
+    return cuda_host_module
+
+
+def poison(model: Model) -> None:
+    model.cache[:] = cuda_host.to_bits(np.full(model.cache.shape, np.nan, np.float32), model.dtype)
+
+
+def check(driver: Driver, plan: Plan, dtype: str = "float32") -> None:
+    """A step agrees with the reference: prediction, new keys and values, and nothing else written."""
+    cache = driver.model.cache.copy()
+    expected = cuda_host.reference(driver.model, plan, cache, dtype)
+    actual = driver.run(plan)
+    written, wanted = cuda_host.from_bits(driver.model.cache), cuda_host.from_bits(cache)
+    np.testing.assert_array_equal(np.isnan(written), np.isnan(wanted))
+    if dtype == "float32":
+        assert relative_error(actual, expected) <= 1e-5
+        assert relative_error(np.nan_to_num(written), np.nan_to_num(wanted)) <= 1e-5
+
+
+# Context, rows, start offset: empty; one key; around a page's edge; around the window of 12; full.
+PLANS = [
+    (0, 1, 0),
+    (0, 2, 15),
+    (0, 3, 0),
+    (1, 3, 0),
+    (9, 3, 0),
+    (10, 3, 7),
+    (12, 1, 3),
+    (15, 1, 0),
+    (15, 3, 0),
+    (16, 2, 0),
+    (17, 3, 15),
+    (40, 3, 9),
+    (61, 3, 0),
+    (61, 3, 15),
+]
+
+
+@pytest.mark.parametrize("fixed_order", [False, True])
+def test_a_step_agrees_with_float64(module: ModuleType, fixed_order: bool) -> None:
+    """One Step for all plans, so its counters and sums are used again."""
+    random = np.random.default_rng(1)
+    model = Model(Sizes(), "float32", 0)
+    driver = Driver(module, model, fixed_order=fixed_order, **SMALL)
+    for seed, (context, count, offset) in enumerate(PLANS):
+        poison(model)
+        plan = cuda_host.random_plan(model, random, context, count, offset)
+        cuda_host.fill_context(model, random, plan)
+        driver.step.seed = seed  # another order of threads each time; 0: round robin
+        check(driver, plan)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [
+        (Sizes(), {"num_blocks": 1, "cluster_size": 1, "num_threads": 32, "max_slots": 2}),
+        (Sizes(), {"num_blocks": 6, "cluster_size": 3, "num_threads": 96}),
+        (Sizes(), {"num_blocks": 6, "cluster_size": 2, "num_threads": 64, "max_slots": 3}),  # a cluster with two heads
+        (Sizes(), {"num_blocks": 10, "cluster_size": 2, "num_threads": 32}),  # a cluster without a head
+        (Sizes(), {"num_blocks": 16, "cluster_size": 16, "num_threads": 32}),  # more blocks than pages
+        (Sizes(hidden=160, num_heads=2, inner=330), {"num_blocks": 4, "cluster_size": 2}),
+        (Sizes(hidden=256, num_heads=2, inner=512), {"num_blocks": 2, "cluster_size": 2}),
+        (Sizes(hidden=192, num_heads=3, inner=100), {"num_blocks": 4, "cluster_size": 4, "num_threads": 96}),
+        (Sizes(hidden=768, num_heads=12, inner=200, windows=(20,)), {"num_blocks": 4, "cluster_size": 2}),
+    ],
+    ids=lambda value: f"hidden {value.hidden}" if isinstance(value, Sizes) else "-".join(map(str, value.values())),
+)
+def test_sizes_and_geometries(module: ModuleType, sizes: Sizes, options: dict[str, Any]) -> None:
+    random = np.random.default_rng(2)
+    model = Model(sizes, "float32", 1)
+    driver = Driver(module, model, **options)
+    for context, count, offset in ((0, 1, 0), (30, 3, 5), (61, 3, 15)):
+        poison(model)
+        plan = cuda_host.random_plan(model, random, context, count, offset)
+        cuda_host.fill_context(model, random, plan)
+        check(driver, plan)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("hidden", [64, 768])
+def test_low_precision_is_as_good_as_its_reference(module: ModuleType, dtype: str, hidden: int) -> None:
+    """Error against the unrounded step at most that of a float64 step with the same rounding of activations, with
+    room for values that fall on the other side of a rounding.
+    """
+    random = np.random.default_rng(3)
+    sizes = Sizes() if hidden == 64 else Sizes(hidden, 12, 192, (20,))
+    model = Model(sizes, dtype, 2)
+    driver = Driver(module, model, **(SMALL if hidden == 64 else {"num_blocks": 2, "cluster_size": 2}))
+    errors, reference_errors = [], []
+    for context, count, offset in ((0, 1, 0), (0, 3, 0), (17, 3, 15), (40, 2, 3), (61, 3, 15)):
+        poison(model)
+        plan = cuda_host.random_plan(model, random, context, count, offset)
+        cuda_host.fill_context(model, random, plan)
+        exact = cuda_host.reference(model, plan, model.cache.copy())
+        alike = cuda_host.reference(model, plan, model.cache.copy(), dtype)
+        check(driver, plan, dtype)
+        errors.append(relative_error(driver.output[: len(plan.head)], exact))
+        reference_errors.append(relative_error(alike, exact))
+    assert np.mean(errors) <= 1.25 * np.mean(reference_errors) + 1e-5
+
+
+def test_a_session_plays_on_its_own_keys(module: ModuleType) -> None:
+    """24 steps, each over what the ones before appended; then the window of the session is full and slides."""
+    random = np.random.default_rng(4)
+    model = Model(Sizes(), "float32", 3)
+    poison(model)
+    driver = Driver(module, model, **SMALL)
+    pages = random.permutation(model.sizes.num_pages)[:6].tolist()
+    context, offset = 0, 0
+    for step in range(24):
+        count = 1 if step == 0 else 3
+        if context > 40:  # drop the four oldest
+            context, offset = context - 4, offset + 4
+            if offset >= 16:
+                pages, offset = pages[1:] + pages[:1], offset - 16
+        plan = cuda_host.random_plan(model, random, context, count, offset)
+        plan.pages = pages
+        driver.step.seed = step
+        check(driver, plan)
+        context += count - 1  # the newest token comes again
+
+
+def test_rows_without_a_source_or_a_slot(module: ModuleType) -> None:
+    """A row that is not kept writes no key; its own step sees it all the same."""
+    random = np.random.default_rng(5)
+    model = Model(Sizes(), "float32", 4)
+    poison(model)
+    driver = Driver(module, model, **SMALL)
+    plan = cuda_host.random_plan(model, random, 20, 3, 3)
+    plan.kept = [True, False, False]
+    cuda_host.fill_context(model, random, plan)
+    check(driver, plan)
+
+
+def test_a_fixed_order_repeats_bitwise(module: ModuleType) -> None:
+    random = np.random.default_rng(6)
+    model = Model(Sizes(), "float32", 5)
+    poison(model)
+    plan = cuda_host.random_plan(model, random, 30, 3, 3)
+    cuda_host.fill_context(model, random, plan)
+    results: dict[bool, set[bytes]] = {}
+    for fixed_order in (False, True):
+        driver = Driver(module, model, fixed_order=fixed_order, **SMALL)
+        results[fixed_order] = set()
+        for seed in range(8):
+            driver.step.seed = seed
+            results[fixed_order].add(driver.run(plan).tobytes())
+    assert len(results[True]) == 1
+    assert len(results[False]) > 1, "the order of threads did not vary, so this test shows nothing"
+
+
+def test_missing_blocks_end_the_step_with_a_reason(module: ModuleType) -> None:
+    """Nothing hangs, and the next step is right again."""
+    random = np.random.default_rng(7)
+    model = Model(Sizes(), "float32", 6)
+    driver = Driver(module, model, timeout_us=20_000, **SMALL)
+    plan = cuda_host.random_plan(model, random, 20, 3, 3)
+    cuda_host.fill_context(model, random, plan)
+    context = model.cache.copy()
+    for cluster in (1, 0):
+        driver.step.missing_cluster = cluster
+        with pytest.raises(RuntimeError, match="timed out: the launch ended and not all of its blocks were there"):
+            driver.run(plan)
+        driver.step.missing_cluster = -1
+        model.cache[:] = context
+        driver.step.timeout_us = 30_000_000
+        check(driver, plan)
+        driver.step.timeout_us = 20_000
+
+
+def test_a_wait_that_is_too_long_ends_the_step_with_a_reason(module: ModuleType) -> None:
+    """A microsecond is too short for any exchange; all blocks still come to their end and leave the counters clean."""
+    random = np.random.default_rng(8)
+    model = Model(Sizes(), "float32", 7)
+    driver = Driver(module, model, **SMALL)
+    plan = cuda_host.random_plan(model, random, 20, 3, 3)
+    cuda_host.fill_context(model, random, plan)
+    context = model.cache.copy()
+    driver.step.timeout_us = 1
+    with pytest.raises(RuntimeError, match="timed out: blocks waited for others for more than 1 us"):
+        driver.run(plan)
+    driver.step.timeout_us = 30_000_000
+    model.cache[:] = context
+    check(driver, plan)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": 72}, "hidden: expected a multiple of 16, got 72"),
+        ({"head_dim": 12}, "head_dim: expected a multiple of 8 up to 128, got 12"),
+        ({"num_heads": 3}, "num_heads: expected num_heads \\* head_dim = hidden, got 3 \\* 16 and 64"),
+        ({"num_blocks": 3, "cluster_size": 2}, "num_blocks: expected a multiple of cluster_size 2, got 3"),
+        ({"cluster_size": 17}, "cluster_size: expected 1 to 16, got 17"),
+        ({"num_threads": 48}, "num_threads: expected a multiple of 32, got 48"),
+        ({"weight_dtype": "int8"}, "weight_dtype: expected float32, bfloat16 or float16, got int8"),
+        ({"layers": []}, "layers: expected 2, got 0"),
+        ({"layers": [{}, {}]}, "layers\\[0\\].norm1_weight: missing"),
+        ({"wpe": 0}, "wpe: expected an address"),
+        ({"max_positions": 5000}, "max_positions: expected 1 to"),
+    ],
+)
+def test_wrong_arguments_are_named(module: ModuleType, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Driver(module, Model(Sizes(), "float32", 0), **change)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("query_start", [0, 4], "query_start: expected 0 and 1 to 3, got 4"),
+        ("context_lens", [62], "context_lens: expected 0 to 61, got 62"),
+        ("start_offsets", [16], "start_offsets: expected 0 to 15, got 16"),
+        ("page_table", [24], "page_table: expected 0 to 23, got 24"),
+        ("positions", [64], "positions: expected 0 to 63, got 64"),
+        ("slot_mapping", [384], "slot_mapping: expected -1 to 383, got 384"),
+        ("source_sizes", [2000], "source_sizes: expected at most 1152 together, got 2000"),
+        ("head_sizes", [25], "head_sizes: expected 1 to 24, got 25"),
+    ],
+)
+def test_a_wrong_plan_is_refused(module: ModuleType, field: str, value: list[int], message: str) -> None:
+    """Before anything is launched."""
+    random = np.random.default_rng(9)
+    model = Model(Sizes(), "float32", 0)
+    driver = Driver(module, model, **SMALL)
+    plan = cuda_host.random_plan(model, random, 20, 3, 3)
+    cuda_host.fill_context(model, random, plan)
+    driver.run(plan)
+    driver.input[field][: len(value)] = value
+    assert driver.step.run(0) == message
+
+
+def test_what_a_step_says_of_itself(module: ModuleType) -> None:
+    sizes = Sizes(768, 12, 3072, (512, 256) * 6, max_positions=512, num_pages=1)
+    model = Model.__new__(Model)
+    Model.__init__(model, Sizes(768, 12, 64, (64,), max_positions=64, num_pages=1), "bfloat16", 0)
+    model.sizes, model.layers = sizes, [layer | {"window": w} for w in sizes.windows for layer in model.layers[:1]]
+    options = {"num_blocks": 128, "cluster_size": 8}
+    step = Driver(module, model, **options).step
+    assert step.num_exchanges == 1 + module.EXCHANGES_PER_LAYER * 12 == 25
+    assert Driver(module, model, fixed_order=True, **options).step.num_exchanges == 50
+    weights = 12 * (12 * 768 * 768) * 2
+    assert 0 < step.bytes_per_step(0) - weights < 12 * 11 * 768 * 4
+    # Six layers see all 500 cached tokens, six see 255 of them.
+    assert step.bytes_per_step(500) - step.bytes_per_step(0) == 6 * (500 + 255) * 2 * 768 * 2
+    assert step.shared_bytes <= 227 * 1024
+    assert step.num_slots * step.slot_bytes > 150 * 1024
+    assert (step.num_blocks, step.cluster_size, step.num_threads) == (128, 8, 384)
+
+
+# ---- ThreadSanitizer -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sanitized(cuda_host_folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script of this folder with one of the sanitized modules."""
+    if not cuda_host.sanitizer_library():
+        pytest.skip("needs gcc with libtsan")
+    names = ["cuda_host_tsan", "cuda_host_missing_barrier", "cuda_host_relaxed_exchange"]
+    folders = dict(zip(names, cuda_host.build(cuda_host_folder, *names), strict=True))
+    variables = environment() | {
+        "LD_PRELOAD": cuda_host.sanitizer_library(),
+        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=0 exitcode=66",
+    }
+    # The sanitizer wants its address ranges free, which randomised addresses may not leave.
+    prefix = ["setarch", "-R"] if shutil.which("setarch") else []
+
+    def run(name: str, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*prefix, *program(script, str(folders[name]), *arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
+
+    return run
+
+
+def test_thread_sanitizer(sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """No race, in both orders of sums."""
+    done = sanitized("cuda_host_tsan", "cuda_step_sequence")
+    assert (done.returncode, "data race" in done.stderr) == (0, False), done.stderr[:4000]
+    assert done.stdout.split() == ["played"]
+
+
+def test_thread_sanitizer_over_golden_episodes(sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    pytest.importorskip("triton", reason="the engine's CUDA backend needs it")
+    episodes = ["continuous_cw9", "continuous_cw2"]
+    done = sanitized("cuda_host_tsan", "cuda_golden_run", *episodes)
+    assert (done.returncode, "data race" in done.stderr) == (0, False), done.stderr[:4000]
+    assert done.stdout.split() == ["played", episodes[0], "played", episodes[1]]
+
+
+@pytest.mark.parametrize("planted", ["missing_barrier", "relaxed_exchange"])
+def test_thread_sanitizer_finds(planted: str, sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """A race that is planted in the kernel."""
+    done = sanitized(f"cuda_host_{planted}", "cuda_step_sequence")
+    assert (done.returncode, "data race" in done.stderr) == (66, True), done.stderr[:4000]
+
+
+# ---- the compiler --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_no_kernel_spills() -> None:
+    """128 registers a thread are all that 13 warps can have."""
+    rows = cuda_resources("sm_90a")
+    assert len(rows) == 6
+    for row in rows:
+        assert row["spill_bytes"] == 0, row
+        assert 0 < row["registers"] <= 128, row
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_older_gpus_compile_to_nothing() -> None:
+    """sm_80 lacks clusters: the kernel has no body there, and `device_facts` says why it is not used."""
+    assert all(row["registers"] < 16 for row in cuda_resources("sm_80"))

@@ -1,0 +1,99 @@
+"""The locked requirements are complete, are what setup.py allows, and name releases of PyPI and nothing else."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib import metadata
+
+import pytest
+import torch
+from helpers import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from requirements import lock
+
+LOCKS = ("cpu.txt", "cuda.txt", "peers.txt", "oldest.txt")
+PINNED = re.compile(r"([a-z0-9-]+)==([\w.]+)( ; [^#@/]+?)?((?: --hash=sha256:[0-9a-f]{64})+)")
+CUDA = re.compile("nvidia-|cuda-")
+
+
+def lines(name: str) -> list[str]:
+    """Return the lines of a lock, comments left out and continued lines joined."""
+    text = (lock.FOLDER / name).read_text()
+    joined = re.sub(r" \\\n +", " ", text)
+    return [line for line in joined.splitlines() if line and not line.lstrip().startswith("#")]
+
+
+def pins(name: str) -> dict[str, str]:
+    """Return the version of each package that a lock gives the Python and the platform of this test."""
+    torch_pin = "torch-cuda.txt" if name == "cuda.txt" else "torch-cpu.txt"
+    requirements = [Requirement(line.partition(" --hash")[0]) for line in [*lines(name), *lines(torch_pin)]]
+    chosen = [r for r in requirements if r.marker is None or r.marker.evaluate()]
+    assert len({r.name for r in chosen}) == len(chosen)
+    return {r.name: str(r.specifier).removeprefix("==") for r in chosen}
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_line_is_a_release_with_its_hashes(name: str) -> None:
+    """No index, folder, address or local version, which other machines lack; torch stands in its own file."""
+    assert len(lines(name)) > 30
+    assert [line for line in lines(name) if not PINNED.fullmatch(line)] == []
+    assert "torch" not in {PINNED.fullmatch(line)[1] for line in lines(name)}  # type: ignore[index]
+    comments = [line for line in (lock.FOLDER / name).read_text().splitlines() if line.startswith("#")]
+    assert [line for line in comments if "/" in line] == []
+
+
+@pytest.mark.parametrize("name", ["torch-cpu.txt", "torch-cuda.txt"])
+def test_torch_is_a_release_without_a_hash(name: str) -> None:
+    """Its builds for CPUs and for GPUs are different files of one version."""
+    (line,) = lines(name)
+    assert re.fullmatch(r"torch==[\d.]+", line)
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"), [("cpu.txt", ("all", "dev")), ("cuda.txt", ("all", "dev", "cuda")), ("peers.txt", ("peers",))]
+)
+def test_what_setup_requires_is_pinned_within_its_limits(name: str, extras: tuple[str, ...]) -> None:
+    pinned = pins(name)
+    for requirement in lock.requirements(*extras):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_build_is_locked() -> None:
+    """The package is built without isolation, with what the lock has."""
+    pinned = pins("cpu.txt")
+    for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]:
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(pinned[requirement.name]), requirement
+
+
+def test_the_lock_of_this_machine_is_complete() -> None:
+    """It is installed as it is: what its packages require must be in it too, at versions they take."""
+    pinned = pins("cuda.txt" if torch.version.cuda else "cpu.txt")
+    todo = [*lock.requirements(*lock.EXTRAS), Requirement("torch")]
+    seen: dict[str, set[str]] = {}
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        assert name in pinned, f"{name} is required, and is in no lock; make lock adds it"
+        assert requirement.specifier.contains(pinned[name], prereleases=True), (str(requirement), pinned[name])
+        for extra in {"", *requirement.extras} - seen.get(name, set()):
+            seen.setdefault(name, set()).add(extra)
+            further = [Requirement(line) for line in metadata.requires(name) or []]
+            todo += [r for r in further if r.marker is None or r.marker.evaluate({"extra": extra})]
+    assert len(seen) > 50
+
+
+def test_a_gpu_adds_cuda_and_changes_nothing_else() -> None:
+    cpu, cuda = pins("cpu.txt"), pins("cuda.txt")
+    assert {name: version for name, version in cuda.items() if not CUDA.match(name)}.keys() == cpu.keys()
+    assert any(map(CUDA.match, cuda)) or not torch.version.cuda
+    assert {name for name in cpu if cpu[name] != cuda[name]} <= {"torch", "triton"}
+
+
+def test_the_oldest_releases_are_the_floors_of_setup() -> None:
+    pinned = pins("oldest.txt")
+    for requirement in lock.requirements("all"):
+        assert lock.at_floor(requirement).specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
