@@ -17,7 +17,7 @@ EXCEPTIONS = {
     # Meta-World has no public way to fix a goal or to read it; setup.py holds its version.
     "envs/metaworld.py": {"_set_task_called", "_partially_observable", "_freeze_rand_vec"},
     "envs/metaworld_v2.py": {"_set_obj_xyz", "_get_quat_objects"},
-    "experts/metaworld.py": {"_target_pos"},
+    "collect/experts/metaworld.py": {"_target_pos"},
     "bench/peers/torch_compile.py": {"_inductor"},  # PyTorch documents torch._inductor.config under this name
 }
 DOCUMENTED = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # of named tuples, and os._exit
