@@ -8,6 +8,7 @@ softmax and sums are float32 always. Keys and values are float32 or, with bfloat
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,8 +21,8 @@ from ..config import FRAME_SHAPE, JatConfig
 from ..errors import InputError
 from ..machine import allowed_cores, available_cores, cpu_quota
 from ..observation import ActionSpace
-from .base import BatchPlan, BatchPrediction, Plan, Prediction, machine_memory_bytes, remember
-from .by_agent import decode_by_agent
+from .base import Group, Result, machine_memory_bytes, remember
+from .rows import encode, lay_out, make_results
 
 
 class CpuBackend:
@@ -29,6 +30,7 @@ class CpuBackend:
 
     name = "cpu"
     page_size: int = _cpu.PAGE_SIZE
+    one_launch_reason = "the backend is cpu"
 
     def __init__(
         self,
@@ -140,21 +142,22 @@ class CpuBackend:
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
-    def decode(self, plan: Plan) -> list[Prediction]:
-        heads = [self._heads.get(space) or self._pack_head(space) for space in plan.spaces]
-        results = self._model.decode(
-            plan.embeddings,
-            plan.num_new,
-            plan.context_lens,
-            plan.start_offsets,
-            plan.page_tables,
+    def step(self, groups: Sequence[Group]) -> list[Result]:
+        """See `Backend.step`."""
+        encoded = encode(self, groups)
+        rows = lay_out(self, groups, encoded)
+        heads = [self._heads.get(space) or self._pack_head(space) for space in rows.spaces]
+        decoded = self._model.decode(
+            rows.embeddings,
+            rows.num_new,
+            rows.context_lens,
+            rows.start_offsets,
+            rows.page_tables,
             self._pool,
             heads,
         )
-        return [Prediction(values, is_finite) for values, is_finite in results]
-
-    def decode_batch(self, plan: BatchPlan) -> BatchPrediction:
-        return decode_by_agent(self, plan)
+        predictions, finite = zip(*decoded, strict=True)
+        return make_results(groups, encoded, predictions, finite)
 
     # ---- packing ---------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,11 +15,12 @@ from ..errors import SessionError
 from ..observation import (
     ActionSpace,
     Limits,
-    Observation,
+    Observations,
     check_context_window,
     check_processor,
     check_same_episode,
     not_finite,
+    parse_action,
     parse_action_space,
     parse_observation,
 )
@@ -32,7 +33,7 @@ Action = int | list[float]
 class _Step:
     """The last step: it is fed again, with the action that was chosen, in the next one."""
 
-    observation: Observation
+    observation: Observations
     space: ActionSpace
     action: Action
 
@@ -52,12 +53,27 @@ class ModelSession:
 
     def reset(self) -> None:
         """Start a new episode."""
-        self._cache = KeyValueCache()
-        self._last: _Step | None = None
+        self._state: tuple[KeyValueCache, _Step | None] = KeyValueCache(), None
 
     @property
     def num_cached_tokens(self) -> int:
-        return self._cache.get_seq_length()
+        return self._state[0].get_seq_length()
+
+    def force_action(self, action: Any) -> None:
+        """Let the next step follow on `action` instead of the one that was chosen.
+
+        Args:
+            action: A finite numbers, or one of the n choices, as the last step's action space has them.
+
+        Raises:
+            InputError: it is not.
+            SessionError: no step has been taken in this episode.
+        """
+        kept, last = self._state
+        if last is None:
+            raise SessionError("action: expected after a step, got it at the beginning of an episode")
+        taken = parse_action(last.space, action)
+        self._state = kept, replace(last, action=taken if isinstance(taken, int) else taken.tolist())
 
     @torch.no_grad()
     def get_next_action(
@@ -100,30 +116,30 @@ class ModelSession:
         """
         check_processor(processor, is_needed=True)
         limits = Limits.of(self._config)
-        observation = parse_observation(
-            limits,
-            continuous_observation=continuous_observation,
-            discrete_observation=discrete_observation,
-            text_observation=text_observation,
-            image_observation=image_observation,
-            reward=reward,
-        )
+        given = {
+            "continuous_observation": continuous_observation,
+            "discrete_observation": discrete_observation,
+            "text_observation": text_observation,
+            "image_observation": image_observation,
+        }
+        observation = parse_observation(limits, given, reward)
         # It is fed again, and environments may reuse their arrays.
-        observation = observation._replace(values=observation.values.copy())
+        observation = observation._replace(values=[observation.values[0].copy()])
         space = parse_action_space(limits, action_space)
         window = check_context_window(context_window)
-        if self._last is not None:
-            check_same_episode(self._last.observation, self._last.space, observation, space)
+        kept, last = self._state
+        if last is not None:
+            check_same_episode(last.observation, last.space, observation, space)
 
         if self._model.training and cast(JatTransformer, self._model.transformer).recomputes_activations:
             raise SessionError("model: expected eval mode to act, got training with gradient checkpointing (no cache)")
 
-        inputs = self._inputs(processor, observation, space)
-        cache = KeyValueCache(self._cache.layers)  # a failed step leaves the session's own as it was
+        inputs = self._inputs(processor, last, observation, space)
+        cache = KeyValueCache(kept.layers)  # a failed step leaves the session's own as it was
         outputs = self._model(**inputs, cache=cache, return_loss=False, return_dict=True)
         prediction = outputs.pred_actions[0, -1, : space.size].float()
         if not torch.isfinite(prediction).all():
-            raise not_finite(observation)
+            raise not_finite(observation, [False])
 
         action: Action
         if space.kind == "continuous":
@@ -132,25 +148,27 @@ class ModelSession:
             action = int(prediction.argmax())
         else:
             action = int(torch.multinomial(prediction.softmax(dim=-1), num_samples=1))
-        self._cache = self._kept(cache, window)
-        self._last = _Step(observation, space, action)
+        self._state = self._kept(cache, window), _Step(observation, space, action)
         return (action, _to_numpy(prediction)) if return_prediction else action
 
-    def _inputs(self, processor: Any, observation: Observation, space: ActionSpace) -> dict[str, Tensor]:
-        """One batch of one sequence: the last step, if there is one, and this one with a fake action."""
+    def _inputs(
+        self, processor: Any, last: _Step | None, observation: Observations, space: ActionSpace
+    ) -> dict[str, Tensor]:
+        """Return one batch of one sequence: the last step, if there is one, and this one with a fake action."""
         fake: Action = [0.0] * space.size if space.kind == "continuous" else 0
         steps = [(observation, fake)]
-        if self._last is not None:
-            steps.insert(0, (self._last.observation, self._last.action))
-        fields: dict[str, Any] = {"rewards": [[o.reward for o, _ in steps]]}
+        if last is not None:
+            steps.insert(0, (last.observation, last.action))
+
+        fields: dict[str, Any] = {"rewards": [[o.rewards[0] for o, _ in steps]]}
         if observation.modality == "image":
-            fields["image_observations"] = [[o.values for o, _ in steps]]
+            fields["image_observations"] = [[o.values[0] for o, _ in steps]]
         elif observation.modality == "continuous":
-            fields["continuous_observations"] = [[o.values.tolist() for o, _ in steps]]
+            fields["continuous_observations"] = [[o.values[0].tolist() for o, _ in steps]]
         else:
-            fields["discrete_observations"] = [[o.values.tolist() for o, _ in steps]]
-            if observation.text is not None:
-                fields["text_observations"] = [[o.text for o, _ in steps]]
+            fields["discrete_observations"] = [[o.values[0].tolist() for o, _ in steps]]
+            if observation.texts is not None:
+                fields["text_observations"] = [[o.texts[0] for o, _ in steps if o.texts is not None]]
         fields[f"{space.kind}_actions"] = [[action for _, action in steps]]
         inputs: dict[str, Tensor] = processor(**fields, return_tensors="pt").to(self._model.device)
         return inputs

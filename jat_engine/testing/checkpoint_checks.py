@@ -265,7 +265,7 @@ class CheckpointChecks:
         limits = Limits.of(self._config())
         try:
             parse_action_space(limits, action_space)
-            parse_observation(limits, **observation)
+            parse_observation(limits, observation)
         except InputError as error:
             raise SkipCheckError(f"config.json is too small for this task: {error}") from None
         if "text_observation" in observation and self._why_no_text:

@@ -1,4 +1,4 @@
-"""The one buffer in which a step's inputs travel to the GPU."""
+"""The buffer in which a step's inputs travel to the GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from ...config import FRAME_SHAPE
-
-ROWS = 3
-"""The most token rows a session has in a step: s_{t-1}, a_{t-1}, s_t."""
+from ..base import STEP_TOKENS
 
 ONE_SESSION = (
     "query_start",
@@ -33,7 +31,7 @@ class StepShape(NamedTuple):
     """What a CUDA graph is captured for. Steps of less than that are padded to it.
 
     Attributes:
-        sessions: room for so many; of each, ROWS token rows.
+        sessions: room for so many; of each, STEP_TOKENS token rows.
         values: floats of continuous tokens, of all sessions together.
         capacity: numbers a session's prediction may have; 0 to encode images and integers and do no more.
         frames: whether observations can be images that are to be encoded.
@@ -62,7 +60,7 @@ class StepInputs:
     """
 
     def __init__(self, shape: StepShape, max_pages: int, num_integers: int, device: torch.device) -> None:
-        sessions, rows = shape.sessions, shape.sessions * ROWS
+        sessions, rows = shape.sessions, shape.sessions * STEP_TOKENS
         fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "source_ptrs": ((rows,), torch.int64),
             "head_ptrs": ((sessions,), torch.int64),
@@ -106,7 +104,7 @@ class StepInputs:
         self._words = self._host.view(torch.int32).numpy()
         self._numbers = np.concatenate([_words_of(*places[name]) for name in ONE_SESSION])
 
-    def write_one_session(self, numbers: list[int]) -> None:
+    def write_one_agent(self, numbers: list[int]) -> None:
         """The fields `ONE_SESSION` of inputs for one session, in one go: each write of an array by itself costs more
         than what it writes.
         """
