@@ -43,10 +43,8 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import tokenize
 import tomllib
-import types
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -467,74 +465,6 @@ def _public_functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef |
 # ---- one step --------------------------------------------------------------------------------------------------------
 
 
-def trace(root: Path, backend: str) -> list[list[tuple[int, str, str]]]:
-    """Run steps in this process and return for each its calls: (depth, file below `jat_engine`, function)."""
-    sys.path.insert(0, str(root))
-    import jat_engine
-
-    package = Path(jat_engine.__file__).resolve().parent
-    if package != (root / PACKAGE).resolve():
-        raise SystemExit(f"{sys.executable}: expected {PACKAGE} of {root}, got that of {package.parent}")
-    space = type("Box", (types.SimpleNamespace,), {})(shape=(4,))
-    observation = [0.1 * number for number in range(8)]
-    with tempfile.TemporaryDirectory() as folder:
-        if backend == "cpu":
-            engine = jat_engine.JatEngine.from_pretrained("jat-mini", device="cpu", backend="cpu")
-            fill, steps = 48, 16
-        else:
-            config = jat_engine.JatConfig(hidden_size=64, num_layers=2, num_heads=2)
-            jat_engine.JatModel(config).save_pretrained(folder)
-            jat_engine.JatProcessor.byte_level(config).save_pretrained(folder)
-            options = {"one_launch": False, "max_cached_tokens": 1024, "dtype": "float32"}
-            engine = jat_engine.JatEngine.from_pretrained(folder, device="cpu", backend="cuda", **options)
-            fill, steps = 6, 3
-
-        def step() -> None:
-            engine.get_next_action(
-                continuous_observation=observation, action_space=space, reward=0.5, context_window=8
-            )
-
-        engine.reset_rl()
-        for _ in range(fill):
-            step()
-        return [_calls(step, package) for _ in range(steps)]
-
-
-def _calls(step: Any, package: Path) -> list[tuple[int, str, str]]:
-    calls: list[tuple[int, str, str]] = []
-    files: dict[str, str | None] = {}
-    frames: list[types.FrameType] = []  # kept, so that a generator that goes on is known again
-    depth = 0
-
-    def place(filename: str) -> str | None:
-        if filename not in files:
-            path = Path(filename)
-            inside = path.is_relative_to(package) and path.relative_to(package).parts[0] != "kernels"
-            files[filename] = str(path.relative_to(package)) if inside else None
-        return files[filename]
-
-    def profile(frame: types.FrameType, event: str, _: Any) -> None:
-        nonlocal depth
-        file = place(frame.f_code.co_filename)
-        name = frame.f_code.co_name
-        if file is None or (name.startswith("<") and name != "<lambda>"):
-            return
-        if event == "call":
-            if not any(frame is known for known in frames):
-                frames.append(frame)
-                calls.append((depth, file, frame.f_code.co_qualname))
-            depth += 1
-        elif event == "return":
-            depth -= 1
-
-    sys.setprofile(profile)
-    try:
-        step()
-    finally:
-        sys.setprofile(None)
-    return calls
-
-
 def count_step(root: Path, backend: str) -> tuple[dict[str, int], list[str]]:
     """Return calls, files and changes of file of a step, from the checkout's own interpreter, and the calls in order.
 
@@ -543,7 +473,7 @@ def count_step(root: Path, backend: str) -> tuple[dict[str, int], list[str]]:
     """
     own = root / ".venv" / "bin" / "python"
     python = str(own) if own.exists() else sys.executable
-    command = [python, str(Path(__file__).resolve()), "--root", str(root), "--trace", backend]
+    command = [python, str(Path(__file__).with_name("step_calls.py")), str(root), backend]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if backend == "cuda":
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -630,13 +560,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures, and what they counted, to this file")
     parser.add_argument("--list", action="store_true", help="print what was counted")
     parser.add_argument("--no-steps", action="store_true", help="run nothing")
-    parser.add_argument("--trace", choices=("cpu", "cuda"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     roots = [root.resolve() for root in options.root]
-    if options.trace:
-        print(json.dumps(trace(roots[0], options.trace)))
-        return
-
     labels = ["before", "after"] if len(roots) == 2 else [root.name for root in roots]
     columns = {label: count(root, steps=not options.no_steps) for label, root in zip(labels, roots, strict=True)}
     print(table(columns))
