@@ -37,6 +37,7 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import itertools
 import json
 import os
 import re
@@ -485,7 +486,7 @@ def count_step(root: Path, backend: str) -> tuple[dict[str, int], list[str]]:
     counts = {
         "calls": [len(calls) for calls in files],
         "files": [len(set(calls)) for calls in files],
-        "changes of file": [sum(a != b for a, b in zip(calls, calls[1:], strict=False)) for calls in files],
+        "changes of file": [sum(a != b for a, b in itertools.pairwise(calls)) for calls in files],
     }
     shown = [f"{'  ' * depth}{file} {name}" for depth, file, name in steps[-1]]
     return {name: int(statistics.median(values)) for name, values in counts.items()}, shown

@@ -43,9 +43,7 @@ def trace(root: Path, backend: str) -> list[Calls]:
             fill, steps = 6, 3
 
         def step() -> None:
-            engine.get_next_action(
-                continuous_observation=observation, action_space=space, reward=0.5, context_window=8
-            )
+            engine.get_next_action(continuous_observation=observation, action_space=space, reward=0.5, context_window=8)
 
         engine.reset_rl()
         for _ in range(fill):

@@ -29,9 +29,9 @@ from safetensors.torch import load_file
 import jat_engine
 from jat_engine.cli import main
 from jat_engine.cli.train import JatTrainingArguments, is_complete
-from jat_engine.training.dataset import TASK, Pieces, TaskDataset
+from jat_engine.training.dataset import TASK, Segments, TaskDataset
 from jat_engine.training.prepare import prepare
-from jat_engine.training.segments import PieceSettings
+from jat_engine.training.segments import SegmentSettings
 from jat_engine.training.sources import open_source
 from jat_engine.training.trainer import JatTrainer
 
@@ -42,7 +42,7 @@ SGD = ["--optim", "sgd", "--learning_rate", "1", "--lr_scheduler_type", "constan
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of three tasks in `data`, of one with pieces of one length in `even`, and a checkpoint with random weights
+    """Data of three tasks in `data`, of one with segments of one length in `even`, and a checkpoint with random weights
     in `model`."""
     folder = tmp_path_factory.mktemp("training")
     training_data.write_dataset(folder / "data")
@@ -81,19 +81,19 @@ def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 @pytest.fixture
 def trainer(folder: Path, tmp_path: Path) -> Callable[..., JatTrainer]:
-    """Makes a trainer of a model with the pieces of the three tasks."""
+    """Makes a trainer of a model with the segments of the three tasks."""
 
     def make(model: Any, processor: Any = None, **options: Any) -> JatTrainer:
         config = tiny_config()
         processor = processor or jat_engine.JatProcessor.byte_level(config)
-        pieces = []
+        segments = []
         for task in TASKS:
             source = open_source(str(folder / "data"), task, "train")
             assert source is not None
-            settings = PieceSettings.of(task, "train", 12, config, processor)
-            pieces.append(Pieces(prepare(source, settings, processor, folder / "pieces"), task, loss_weight=2.0))
+            settings = SegmentSettings.of(task, "train", 12, config, processor)
+            segments.append(Segments(prepare(source, settings, processor, folder / "segments"), task, loss_weight=2.0))
         arguments = JatTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", **options)
-        return JatTrainer(model, arguments, train_dataset=TaskDataset(pieces), processor=processor)
+        return JatTrainer(model, arguments, train_dataset=TaskDataset(segments), processor=processor)
 
     return make
 
@@ -119,7 +119,7 @@ def test_the_trainers_loss_is_the_published_one(tiny_folder: Path, trainer: Call
         assert_close(gradients, expected, 1e-5)
 
 
-def test_pieces_of_one_step_have_no_observation_loss(tiny_model: Any) -> None:
+def test_segments_of_one_step_have_no_observation_loss(tiny_model: Any) -> None:
     """The recorded formula divides zero by zero there, which would end a training."""
     for loss_only in (False, True):
         output = tiny_model(
@@ -140,7 +140,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder: Path, trainer: Calla
         made = trainer(model)
         if checkpointing:
             enable_checkpointing(model)
-        for number in (0, 3, 10):  # one piece of each task
+        for number in (0, 3, 10):  # one segment of each task
             made.compute_loss(model, made.train_dataset[number]).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
