@@ -86,8 +86,8 @@ class TaskBatchSampler(Sampler[list[int]]):
     def _order_by_length(self, task: int, epoch: int) -> Iterator[int]:
         """Yield segments as `_order` does, with segments of similar length in each batch.
 
-        `_POOL` batches at a time are sorted by length, cut into batches, and shuffled. Segments that are left at the end
-        of a repetition go into the very next batch, so that every segment is used as early as without sorting.
+        `_POOL` batches at a time are sorted by length, cut into batches, and shuffled. Segments left at the end of
+        a repetition go into the very next batch, so that every segment is used as early as without sorting.
         """
         assert self.lengths is not None, "__iter__ chooses"
         size = self.batch_sizes[task]

@@ -312,7 +312,7 @@ def test_an_epoch_uses_every_segment_and_draws_tasks_by_weight() -> None:
     assert {segment for batch in drawn for segment in batch} == set(range(edges[-1]))
     counts = np.bincount(tasks)
     assert abs(counts[0] / len(tasks) - 0.6) < 0.05
-    # A task that ran out begins anew only when all its segments were used.
+    # A task that ran out starts over only when all its segments were used.
     rounds = [segment for batch, task in zip(drawn, tasks, strict=True) if task == 2 for segment in batch]
     for begin in range(0, len(rounds) - 6, 7):
         assert sorted(rounds[begin : begin + 7]) == list(range(4100, 4107))
