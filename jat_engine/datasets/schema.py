@@ -41,7 +41,7 @@ RL_COLUMNS = (
 """Every column that a row of an RL task can have."""
 
 TEXT_COLUMNS = ("images", "text")
-"""The columns of text and caption datasets, which have `text` or both."""
+"""The columns of caption datasets; text datasets have only `text`."""
 
 FRAMES_SHAPE = (84, 84, 4)  # config.FRAME_SHAPE; importing that brings transformers, which takes seconds
 
@@ -184,8 +184,8 @@ def check_episode(
         task: as in `check_columns`.
 
     Returns:
-        Columns in stored order: float32 [L, X], int64 [L, X] or [L], uint8 [L, 84, 84, 4]; texts as a list of L strings.
-        Arrays of the right dtype are returned without a copy.
+        Columns in stored order: float32 [L, X], int64 [L, X] or [L], uint8 [L, 84, 84, 4]; texts as L strings. Arrays
+        of the right dtype are returned without a copy.
 
     Raises:
         DataError: wrong columns; no steps; columns of different lengths; steps of different sizes; NaN or infinity;

@@ -1,4 +1,4 @@
-"""From files to batches: what is cut, cached, checked and drawn."""
+"""Test the way from files to batches: cutting, caching, checking and sampling."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def make_segments(
 @pytest.mark.versions
 @pytest.mark.parametrize("task", KINDS)
 def test_segments_are_those_of_the_processor(task: str, data: Path, tmp_path: Path, processor: Any) -> None:
-    """Equal tensors, however the steps are stored: rewards shifted, remainders kept, the first step as padding."""
+    """Compare tensors: rewards shifted, remainders kept, the first step as padding."""
     number = list(KINDS).index(task)
     episodes = [episode(KINDS[task], n, 100 * number + i) for i, n in enumerate(LENGTHS[task])]
     fields = {name: [e[name] for e in episodes] for name in episodes[0]}
@@ -158,7 +158,7 @@ def test_tokenized_rows_are_segments_already(tmp_path: Path, processor: Any) -> 
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_tokenized_frames(scaled: bool, tmp_path: Path, processor: Any) -> None:
-    """As numbers in place of files: uint8, or as the processor makes them."""
+    """Read frames stored as numbers instead of files: uint8, or floats of the processor."""
     given = episode("image", 3, 0)
     frames = np.stack(given["image_observations"])
     expected = processor(
@@ -295,7 +295,7 @@ def test_a_file_that_is_cut_off(tmp_path: Path, processor: Any) -> None:
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-# ---- which batch when ----------------------------------------------------------------------------------------------
+# ---- order of batches ----------------------------------------------------------------------------------------------
 
 
 def test_an_epoch_uses_every_segment_and_draws_tasks_by_weight() -> None:
@@ -376,7 +376,7 @@ def make_stream(data: Path, processor: Any, tasks: Any, **options: Any) -> TaskS
 
 
 def rows_of(batch: dict[str, Any]) -> list[bytes]:
-    """The real steps' rewards of each segment, which tell one from another."""
+    """Return the rewards of each segment without padding, which identify it."""
     pairs = zip(batch["rewards"], batch["attention_mask"].bool(), strict=True)
     return [rewards[mask].numpy().tobytes() for rewards, mask in pairs]
 
