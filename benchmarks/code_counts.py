@@ -237,7 +237,7 @@ class Imports:
         found = []
         for importer, imported in sorted(self.pairs):
             a, b = _room(importer, moved), _room(imported, moved)
-            if a != b and a in storeys and b in storeys and storeys[a] >= storeys[b]:
+            if a != b and a in storeys and b in storeys and storeys[a] <= storeys[b]:
                 found.append((importer, imported))
         return found
 

@@ -42,7 +42,7 @@ SGD = ["--optim", "sgd", "--learning_rate", "1", "--lr_scheduler_type", "constan
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write data of three tasks to `data`, of one task with equally long segments to `even`, and random weights to `model`."""
+    """Write `data` of three tasks, `even` data with segments of one length, and a `model` with random weights."""
     folder = tmp_path_factory.mktemp("training")
     training_data.write_dataset(folder / "data")
     write_split(folder / "even", "mujoco-hopper", "train", [episode("continuous", 12, i) for i in range(6)])
