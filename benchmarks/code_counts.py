@@ -32,14 +32,13 @@ How each figure is made:
   line that is a comment. *Public functions* are those of the package without a leading underscore.
 - *Files* under 60 lines are those of the package, files over 600 all Python files.
 
-Commit 4b1c1d6 was also counted by other means. Those and this script agree there on rooms (33), arrows (131, here 132),
-circles (2), signatures (9), docstrings (112 of 982, here 111 of 984), bodies (56 of 115), public functions (12 %), literals
-(9, here 10), words (82, 15, 15, here 88, 14, 17), short files (39, here 41). They differ in upward imports (25, here 12),
-where a cruder order of storeys was sketched; in implementations (10, here 9), since JatModel took its blocks from another
-package then; and in writers of tables (5, here 11), where only benchmarks were looked at. Steps were counted as 27 calls
-in 4 files with 13 changes on the CPU, and as 61, 9 and 25 with a CUDA graph. Of 5dec837 the script counts 27, 6, 16 and
-54, 11, 29: checks of flags and a counter of times, in two files of their own, were added in between; and the calls
-that launch kernels depend on the number of layers, here two.
+Commit 4b1c1d6 was also counted by other means (in brackets, where they differ): 33 rooms, 132 arrows (131), 12 upward
+imports (25, against a cruder order of storeys), 2 circles, 9 signatures, 9 implementations (10: JatModel took its
+blocks from another package then), 11 writers of tables (5, of benchmarks alone), 10 literals (9), 111 of 984 docstrings
+(112 of 982), words 88, 14 and 17 (82, 15 and 15), 56 of 115 bodies, 12 % of public functions, 41 short files (39).
+Steps were 27 calls in 4 files with 13 changes on the CPU, and 61, 9 and 25 with a CUDA graph. This script finds 27, 6,
+16 and 54, 11, 29 at 5dec837: two more files had come in between, of checks and of a counter of times, and launches of
+kernels count for each layer, here two.
 """
 
 from __future__ import annotations
@@ -66,37 +65,19 @@ from typing import Any
 PACKAGE = "jat_engine"
 HERE = Path(__file__).resolve().parents[1]
 
-MOVED = {
-    "batch": "engine",
-    "checkpoint": "checkpoint",
-    "data": "datasets",
-    "data.chunks": "collect",
-    "data.collector": "collect",
-    "data.player": "collect",
-    "data.players": "collect",
-    "data.unfinished": "collect",
-    "demo": "cli",
-    "engine_arguments": "engine",
-    "engine_options": "backends",
-    "experts": "collect",
-    "files": "atomic_io",
-    "fork_lock": "engine",
-    "info": "installation",
-    "kv_cache": "engine",
-    "losses": "model",
-    "mini": "recipes",
-    "mission": "engine",
-    "model_session": "model",
-    "modeling": "model",
-    "modules": "model",
-    "processing": "model",
-    "sampling": "engine",
-    "session": "engine",
-    "stats": "engine",
-    "transformer": "model",
-    "warm_up": "engine",
-    "weights": "checkpoint",
+MODULES_BEFORE = {
+    "atomic_io": "files",
+    "backends": "engine_options",
+    "checkpoint": "weights",
+    "cli": "demo",
+    "collect": "data.chunks data.collector data.player data.players data.unfinished experts",
+    "datasets": "data",
+    "engine": "batch engine_arguments fork_lock kv_cache mission sampling session stats warm_up",
+    "installation": "info",
+    "model": "losses model_session modeling modules processing transformer",
+    "recipes": "mini",
 }
+MOVED = {module: room for room, modules in MODULES_BEFORE.items() for module in modules.split()}
 """Module before there were storeys -> room whose storey it had. The longest name that fits counts."""
 
 ODD_WORDS = ("What", "Who", "Whether", "How", "Where", "Which", "Those")
@@ -104,6 +85,7 @@ ODD_PROSE = ("beside", "anew", "nobody")
 OBSERVATIONS = ("continuous", "discrete", "text", "image")
 LONG_BODY = 20
 SHORT_FILE, LONG_FILE = 60, 600
+NATIVE = (".h", ".cpp", ".inl", ".cu", ".cuh")
 
 NORM = re.compile(r"layer_?norm|\brsqrtf?\b|\bnorm\w*\(|\bln_\w+\(|\bepsilon\b|\beps\b", re.IGNORECASE)
 ATTENTION = re.compile(r"softmax|scaled_dot_product|\bexp2?f?\(|\.exp2?\(|soften", re.IGNORECASE)
@@ -144,6 +126,10 @@ class Source:
     @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.text)
+
+    @cached_property
+    def tokens(self) -> list[tokenize.TokenInfo]:
+        return list(tokenize.generate_tokens(io.StringIO(self.text).readline))
 
     @cached_property
     def functions(self) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -327,37 +313,36 @@ def layer_implementations(checkout: Checkout) -> list[str]:
     """Return the files, and folders of native code, that compute layer norm, attention and MLP of a block."""
     units: dict[str, str] = {}
     for source in checkout.sources:
+        lines = _lines_of_code(source.tokens)
         if source.path.parts[0] == "kernels":
             for node in source.tree.body:
                 if isinstance(node, ast.FunctionDef):
                     is_kernel = any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
                     unit = "kernels/ (Triton)" if is_kernel else "kernels/ (references)"
                     if is_kernel or node.name.endswith("_reference"):
-                        units[unit] = units.get(unit, "") + _code(ast.unparse(node))
+                        units[unit] = units.get(unit, "") + " ".join(lines[n] for n in _span(node) if n in lines)
         else:
-            units[str(source.path)] = _code(source.text)
-    for path, text in checkout.texts(".h", ".cpp", ".inl", ".cu", ".cuh"):
+            units[str(source.path)] = " ".join(lines.values())
+    for path, text in checkout.texts(*NATIVE):
         unit = "/".join(path.parts[:2]) + "/"
-        if path.parts[0] == "csrc":
-            units[unit] = units.get(unit, "") + re.sub(r"//.*", "", text)
+        units[unit] = units.get(unit, "") + re.sub(r"//.*", "", text)
     return sorted(
         name for name, code in units.items() if NORM.search(code) and ATTENTION.search(code) and MLP.search(code)
     )
 
 
-def _code(text: str) -> str:
-    """Return Python source without comments and strings."""
-    return " ".join("".join(words) for words in _lines_of_code(text).values())
-
-
-def _lines_of_code(text: str) -> dict[int, list[str]]:
-    """Return line number -> its tokens, comments and strings left out."""
-    lines: dict[int, list[str]] = {}
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+def _lines_of_code(tokens: Iterable[tokenize.TokenInfo]) -> dict[int, str]:
+    """Return line number -> its code without comments and strings, names and numbers separated by spaces."""
+    lines: dict[int, str] = {}
+    for token in tokens:
         if token.type in (tokenize.NAME, tokenize.NUMBER, tokenize.OP):
-            gap = " " if token.type != tokenize.OP and lines.get(token.start[0]) else ""
-            lines.setdefault(token.start[0], []).append(gap + token.string)
+            gap = "" if token.type == tokenize.OP else " "
+            lines[token.start[0]] = lines.get(token.start[0], "") + gap + token.string
     return lines
+
+
+def _span(node: ast.stmt) -> range:
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
 def markdown_writers(checkout: Checkout) -> list[str]:
@@ -374,16 +359,16 @@ def markdown_writers(checkout: Checkout) -> list[str]:
 def page_size_literals(checkout: Checkout) -> list[str]:
     found = []
     for source in checkout.no_tests:
-        for number, words in _lines_of_code(source.text).items():
-            stripped = [word.strip() for word in words]
-            if "16" in stripped and any("page" in word.lower() for word in stripped):
-                found.append(f"{source.path}:{number}")
-    for path, text in checkout.texts(".h", ".cpp", ".inl", ".cu", ".cuh"):
-        for number, line in enumerate(text.splitlines(), 1):
-            code = line.split("//")[0]
-            if path.parts[0] == "csrc" and re.search(r"\b16\b", code) and re.search("page", code, re.IGNORECASE):
-                found.append(f"{path}:{number}")
+        lines = _lines_of_code(source.tokens)
+        found += [f"{source.path}:{number}" for number, code in lines.items() if _names_page_and_16(code)]
+    for path, text in checkout.texts(*NATIVE):
+        lines = {number: line.split("//")[0] for number, line in enumerate(text.splitlines(), 1)}
+        found += [f"{path}:{number}" for number, code in lines.items() if _names_page_and_16(code)]
     return found
+
+
+def _names_page_and_16(code: str) -> bool:
+    return bool(re.search(r"\b16\b", code) and re.search("page", code, re.IGNORECASE))
 
 
 # ---- prose -----------------------------------------------------------------------------------------------------------
@@ -426,22 +411,19 @@ def odd_docstrings(sources: Iterable[Source], *, assignments: bool) -> tuple[lis
 def odd_prose(checkout: Checkout) -> dict[str, int]:
     """Return how often each of `ODD_PROSE` is written in code and documents (this script's own list left out)."""
     counts: Counter[str] = Counter()
-    for path, text in checkout.texts(".py", ".pyi", ".md", ".h", ".cpp", ".inl", ".cu", ".cuh", ".toml"):
+    for path, text in checkout.texts(".py", ".pyi", ".md", ".toml", *NATIVE):
         if path.name != Path(__file__).name and path.name != "CHANGELOG.md" and "results" not in path.parts:
             counts.update(word.lower() for word in re.findall(rf"\b(?:{'|'.join(ODD_PROSE)})\b", text, re.IGNORECASE))
     return {word: counts[word] for word in ODD_PROSE}
 
 
 def dense_bodies(checkout: Checkout) -> tuple[list[str], int]:
-    """Return functions of `LONG_BODY` lines or more without a blank line or comment line, and how many are that long."""
+    """Return functions of `LONG_BODY` lines or more without a pause, and how many are that long."""
     dense, total = [], 0
     for source in checkout.package:
         lines = source.text.splitlines()
-        comments = {
-            token.start[0]
-            for token in tokenize.generate_tokens(io.StringIO(source.text).readline)
-            if token.type == tokenize.COMMENT and not token.line[: token.start[1]].strip()
-        }
+        starts = [token.start for token in source.tokens if token.type == tokenize.COMMENT]
+        comments = {row for row, column in starts if not lines[row - 1][:column].strip()}
         for function in source.functions:
             body = function.body[1:] if ast.get_docstring(function) is not None else function.body
             if not body:
@@ -511,17 +493,27 @@ def count_step(root: Path, backend: str) -> tuple[dict[str, int], list[str]]:
 
 @dataclass
 class Counts:
-    """Figures of a checkout by name, in the order they are shown, and what some of them counted."""
+    """Figures of a checkout by name, in the order they are shown, and what some of them counted.
 
-    values: dict[str, int | str] = field(default_factory=dict)
+    A figure is a number, or a number and the total that it is part of.
+    """
+
+    values: dict[str, int | tuple[int, int]] = field(default_factory=dict)
     found: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, name: str, found: Iterable[Any], total: int | None = None) -> None:
         """Add a figure that is the number of `found`, with its share of `total` if that is given."""
         listed = [item if isinstance(item, str) else " -> ".join(item) for item in found]
         self.found[name] = listed
-        count = len(listed)
-        self.values[name] = count if total is None else f"{count} of {total} ({count / max(total, 1):.1%})"
+        self.values[name] = len(listed) if total is None else (len(listed), total)
+
+    def shown(self, name: str) -> str:
+        """Return a figure as a cell of the table; empty if this checkout has none."""
+        value = self.values.get(name, "")
+        if not isinstance(value, tuple):
+            return str(value)
+        part, total = value
+        return f"{part} of {total} ({part / max(total, 1):.1%})"
 
 
 def count_text(root: Path) -> Counts:
@@ -567,7 +559,7 @@ def table(columns: dict[str, Counts]) -> str:
     """Return a Markdown table, one row a figure and one column a checkout."""
     rows = [["", *columns], ["---"] * (len(columns) + 1)]
     names = dict.fromkeys(name for counts in columns.values() for name in counts.values)
-    rows += [[name, *(str(counts.values.get(name, "")) for counts in columns.values())] for name in names]
+    rows += [[name, *(counts.shown(name) for counts in columns.values())] for name in names]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -588,7 +580,7 @@ def main() -> None:
                 print(f"\n## {label}: {name}\n")
                 print("\n".join(found) or "none")
     if options.json is not None:
-        kept = {label: {"counts": counts.values, "found": counts.found} for label, counts in columns.items()}
+        kept = {label: {"values": counts.values, "found": counts.found} for label, counts in columns.items()}
         options.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
