@@ -113,6 +113,7 @@ class Source:
 
     @property
     def num_lines(self) -> int:
+        """Lines of the file."""
         return len(self.text.splitlines())
 
     @cached_property
@@ -151,6 +152,7 @@ class Checkout:
         self.no_tests = [source for source in self.sources if source.path.parts[0] != "tests"]
 
     def texts(self, *suffixes: str) -> Iterator[tuple[Path, str]]:
+        """Yield path and text of the files with one of these suffixes."""
         for path in self.paths:
             if path.suffix in suffixes:
                 yield path, (self.root / path).read_text(encoding="utf-8")
@@ -214,10 +216,12 @@ class Imports:
 
     @property
     def rooms(self) -> set[str]:
+        """The package itself, and everything directly in it."""
         return {name.split(".")[0] or PACKAGE for name in self.modules}
 
     @property
     def arrows(self) -> set[tuple[str, str]]:
+        """Pairs of rooms, of which the first imports the second."""
         pairs = {(a.split(".")[0] or PACKAGE, b.split(".")[0] or PACKAGE) for a, b in self.pairs}
         return {(a, b) for a, b in pairs if a != b}
 
@@ -298,6 +302,7 @@ def across_border(checkout: Checkout) -> list[str]:
 
 
 def drop_in_signatures(checkout: Checkout) -> list[str]:
+    """Return the functions that restate the fields of an observation."""
     found = []
     for source in checkout.package:
         for function in source.functions:
@@ -346,6 +351,7 @@ def _span(node: ast.stmt) -> range:
 
 
 def markdown_writers(checkout: Checkout) -> list[str]:
+    """Return the files that draw Markdown tables."""
     head = re.compile(r"\|\s*:?-{3}|-{3}:?\s*\||^:?-{3,}:?$")
     found = []
     for source in checkout.no_tests:
@@ -357,6 +363,7 @@ def markdown_writers(checkout: Checkout) -> list[str]:
 
 
 def page_size_literals(checkout: Checkout) -> list[str]:
+    """Return the lines of code that state the page size as a number."""
     found = []
     for source in checkout.no_tests:
         lines = _lines_of_code(source.tokens)

@@ -281,7 +281,14 @@ def _check(*, num_episodes: int, seed: int, num_workers: int | None, test_fracti
 
 
 def episode_settings(task: Task, seed: int, noise: float, keep_failures: bool) -> dict[str, Any]:
-    """Return everything that an attempt depends on, apart from its number: arguments, and versions of what plays it."""
+    """Return everything that a task's attempts depend on, apart from their number.
+
+    Args:
+        task, seed, noise, keep_failures: as in `collect`.
+
+    Returns:
+        JSON values: "seed", "noise", "keep_failures", and "versions", package -> version.
+    """
     versions = {"jat_engine": __version__}
     for distribution in ("numpy", *_SIMULATORS[task.domain]):
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -55,7 +55,12 @@ class ArrayFolder:
         self._arrays: dict[str, GrowingArray] = {}
 
     def append(self, name: str, rows: np.ndarray) -> None:
-        """Append rows [n, ...] to the array `name`, which is created by its first rows."""
+        """Append rows to an array, which its first rows create.
+
+        Args:
+            name: of the array, and of its file without ".npy".
+            rows: [n, ...]; the first ones set dtype and shape.
+        """
         if name not in self._arrays:
             self._arrays[name] = GrowingArray(self.folder / f"{name}.npy", rows.dtype, rows.shape[1:])
         self._arrays[name].append(rows)
@@ -75,7 +80,15 @@ class ArrayFolder:
 
 
 def map_array(folder: Path, name: str) -> np.ndarray:
-    """Return `<folder>/<name>.npy` as a read-only array whose pages are read from disk on first use."""
+    """Map an array of a folder into memory.
+
+    Args:
+        folder: written by `ArrayFolder`.
+        name: of the array.
+
+    Returns:
+        The array, read-only; its pages are read from disk on first use.
+    """
     # A plain array over the mapping: indexing a memmap costs Python for each result.
     array: np.ndarray = np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray)
     return array

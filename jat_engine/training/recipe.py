@@ -37,6 +37,10 @@ def segment_length(task: str, config: JatConfig) -> int:
     """Return the length of a task's longest segments, in steps for RL tasks and in tokens for texts.
 
     A step takes two tokens of the model's context. Atari has shorter segments, as published.
+
+    Args:
+        task: name of a task or of a text dataset.
+        config: of the model; `max_position_embeddings` limits the length.
     """
     if task not in TASKS:
         return int(config.max_position_embeddings)

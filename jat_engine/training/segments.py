@@ -48,7 +48,14 @@ class SegmentSettings:
 
     @classmethod
     def of(cls, task: str, split: str, length: int, config: JatConfig, processor: Any) -> SegmentSettings:
-        """Return the settings for a task, with the sizes of `config` and the tokenizer of `processor`."""
+        """Return the settings of one split.
+
+        Args:
+            task, split: names of the task or text dataset, and of its split.
+            length: longest segment, see the class.
+            config: of the model, for its sizes.
+            processor: a `JatProcessor`, for its tokenizer.
+        """
         tokenizer = processor.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)

@@ -170,7 +170,12 @@ class JatTrainer(Trainer):
         self._sums[self._tasks.index(task), : len(values)] += torch.stack(values)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log numbers, adding the mean losses since the last log where `logs` has a training loss."""
+        """Log numbers, and the mean losses since the last log along with a training loss.
+
+        Args:
+            logs: name -> number; changed in place.
+            start_time: as in the Trainer.
+        """
         if "loss" in logs and self._sums is not None:
             sums = self.accelerator.reduce(self._sums, reduction="sum").cpu()
             self._sums = None
@@ -187,7 +192,14 @@ class JatTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluate as the Trainer does, and add the mean over tasks as `<prefix>_loss`."""
+        """Evaluate as the Trainer does, and add the mean over tasks.
+
+        Args:
+            eval_dataset, ignore_keys, metric_key_prefix: as in the Trainer.
+
+        Returns:
+            The Trainer's metrics, and `<prefix>_loss`, the mean of `<prefix>_<task>_loss`.
+        """
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(datasets, dict):

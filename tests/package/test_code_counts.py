@@ -1,4 +1,4 @@
-"""Hold the counts of `benchmarks/code_counts.py` that must not rise again."""
+"""Check counts of `benchmarks/code_counts.py` that must not rise again."""
 
 from __future__ import annotations
 
