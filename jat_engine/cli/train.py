@@ -80,7 +80,7 @@ class DataArguments:
         },
     )
     eval_num_samples: int | None = field(
-        default=None, metadata={"help": "so many of the first test pieces of each task; by default all"}
+        default=None, metadata={"help": "so many of the first test segments of each task; by default all"}
     )
 
     streaming: bool = field(
@@ -165,7 +165,9 @@ def run(argv: Sequence[str]) -> int:
         train = open_stream(data, tasks, model, processor, options, model_arguments.cache_dir, arguments)
     else:
         with arguments.main_process_first(local=True, desc="preparing the data"):
-            train, test = load_pieces(data, tasks, model, processor, loss_weights, model_arguments.cache_dir, arguments)
+            train, test = load_segments(
+                data, tasks, model, processor, loss_weights, model_arguments.cache_dir, arguments
+            )
     trainer = JatTrainer(
         model,
         arguments,
@@ -201,9 +203,9 @@ def describe(train: Any, sampler: Any) -> str:
     """What is trained on, in words."""
     if sampler is None:
         return f"{len(train.tasks)} task(s), read as they are needed"
-    steps = sum(pieces.num_steps for pieces in train.tasks)
-    pieces = f"{len(train)} pieces, {steps} steps or tokens"
-    return f"{len(train.tasks)} task(s), {pieces}; an epoch is {len(sampler)} batches"
+    steps = sum(segments.num_steps for segments in train.tasks)
+    segments = f"{len(train)} segments, {steps} steps or tokens"
+    return f"{len(train.tasks)} task(s), {segments}; an epoch is {len(sampler)} batches"
 
 
 def collected_tasks(data: DataArguments) -> list[str]:
@@ -318,7 +320,7 @@ def freeze(model: Any, beginnings: Sequence[str]) -> None:
         raise ValueError(f"--freeze: expected parameters that are left to train, got {' '.join(map(repr, beginnings))}")
 
 
-def load_pieces(
+def load_segments(
     data: DataArguments,
     tasks: Sequence[str],
     model: Any,
@@ -327,15 +329,15 @@ def load_pieces(
     cache_dir: str | None,
     arguments: JatTrainingArguments,
 ) -> tuple[Any, dict[str, Any]]:
-    """The training pieces of all tasks, and the test pieces by task if evaluations are asked for."""
-    from ..training.dataset import Pieces, TaskDataset
+    """The training segments of all tasks, and the test segments by task if evaluations are asked for."""
+    from ..training.dataset import Segments, TaskDataset
     from ..training.prepare import prepare
-    from ..training.segments import PieceSettings
+    from ..training.segments import SegmentSettings
     from ..training.sources import open_source
 
     root = Path(cache_dir or constants.HF_HOME) / "jat_engine" / "pieces"
     splits = ["train", "test"] if arguments.eval_strategy != "no" else ["train"]
-    pieces: dict[str, dict[str, Pieces]] = {split: {} for split in splits}
+    segments: dict[str, dict[str, Segments]] = {split: {} for split in splits}
     with tqdm(desc="preparing", unit="episode", disable=None, leave=False) as bar:
         for task in tasks:
             for split in splits:
@@ -346,12 +348,12 @@ def load_pieces(
                         raise ValueError(f"--dataset {data.dataset}: {task}: expected a split train, got none")
                     note(f"{task}: no test split; it is not evaluated")
                     continue
-                settings = PieceSettings.of(
-                    task, split, recipe.piece_length(task, model.config), model.config, processor
+                settings = SegmentSettings.of(
+                    task, split, recipe.segment_length(task, model.config), model.config, processor
                 )
                 folder = prepare(source, settings, processor, root, bar.update)
                 limit = data.eval_num_samples if split == "test" else None
-                pieces[split][task] = Pieces(
+                segments[split][task] = Segments(
                     folder,
                     task,
                     loss_weight=loss_weights.get(task, recipe.loss_weight(task)),
@@ -359,8 +361,8 @@ def load_pieces(
                     limit=limit,
                     image_processor=processor.image_processor,
                 )
-    test = {task: TaskDataset([found]) for task, found in pieces.get("test", {}).items()}
-    return TaskDataset(pieces["train"].values()), test
+    test = {task: TaskDataset([found]) for task, found in segments.get("test", {}).items()}
+    return TaskDataset(segments["train"].values()), test
 
 
 def open_stream(
@@ -373,7 +375,7 @@ def open_stream(
     arguments: JatTrainingArguments,
 ) -> Any:
     """Batches of all tasks without end."""
-    from ..training.segments import PieceSettings
+    from ..training.segments import SegmentSettings
     from ..training.sources import open_source
     from ..training.stream import StreamedTask, TaskStream
 
@@ -382,11 +384,11 @@ def open_stream(
         source = open_source(data.dataset, task, "train", cache_dir=cache_dir, streaming=True)
         if source is None:
             raise ValueError(f"--dataset {data.dataset}: {task}: expected a split train, got none")
-        length = recipe.piece_length(task, model.config)
+        length = recipe.segment_length(task, model.config)
         streamed.append(
             StreamedTask(
                 source,
-                PieceSettings.of(task, "train", length, model.config, processor),
+                SegmentSettings.of(task, "train", length, model.config, processor),
                 batch_size=options.batch_sizes.get(task, arguments.per_device_train_batch_size),
                 sampling_weight=options.sampling_weights[task],
                 loss_weight=options.loss_weights.get(task, recipe.loss_weight(task)),
