@@ -129,9 +129,9 @@ def make_results(
     """
     results, begin = [], 0
     for group, observed in zip(groups, encoded, strict=True):
-        end = begin + group.num_agents
+        end = begin + len(observed)
         values: Any = predictions[begin:end]
-        if group.num_agents > 1:
+        if len(observed) > 1:
             values = np.stack(values)
         choices = choose(values, group.noise) if group.space.kind == "discrete" else None
         results.append(Result(values, finite[begin:end], choices, observed))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, SessionError
+from ..errors import InputError
 from ..observation import parse_action
 from .arguments import check_flags
 from .step import Episodes, StepRunner
@@ -47,7 +47,7 @@ class AgentBatch:
     @property
     def num_cached_tokens(self) -> np.ndarray:
         """int64 [N]: tokens, two a step, that each agent's next step looks back on."""
-        return np.array(self.episodes.cached.num_tokens)
+        return np.array(self.episodes.state.cached.num_tokens)
 
     def get_next_actions(
         self,
@@ -107,10 +107,7 @@ class AgentBatch:
         check_flags(deterministic=deterministic, return_predictions=return_predictions)
         runner = self.runner
         with runner.lock:
-            self._check_open()
-            request = runner.parse_batch(
-                self.episodes, self.num_agents, observations, rewards, action_space, deterministic
-            )
+            request = runner.parse(self.episodes, observations, rewards, action_space, deterministic)
             (outcome,) = runner.run([request])
             if isinstance(outcome, InputError):
                 raise outcome
@@ -134,10 +131,7 @@ class AgentBatch:
             SessionError: no step has been taken in these episodes, or the batch is closed.
         """
         with self.runner.lock:
-            self._check_open()
-            last = self.episodes.last
-            if last is None:
-                raise SessionError("actions: expected after a step, got them at the beginning of the episodes")
+            last = self.episodes.last_step()
             rows = list(actions)
             if len(rows) != self.num_agents:
                 raise InputError(f"actions: expected one for each of {self.num_agents} agents, got {len(rows)}")
@@ -155,7 +149,7 @@ class AgentBatch:
         """
         mask = self._mask(which)
         with self.runner.lock:
-            self._check_open()
+            self.episodes.check_open()
             self.episodes.clear(mask)
 
     def _mask(self, which: Any) -> np.ndarray | None:
@@ -184,12 +178,8 @@ class AgentBatch:
             self.episodes.close()
 
     def __enter__(self) -> AgentBatch:
-        self._check_open()
+        self.episodes.check_open()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _check_open(self) -> None:
-        if self.episodes.closed:
-            raise SessionError("batch: expected an open one, got one that was closed")

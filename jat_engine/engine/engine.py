@@ -229,7 +229,10 @@ class JatEngine:
             for number in range(STEPS):
                 is_greedy = bool(number % 2)
                 with self._runner.lock:
-                    requests = [s.parse(observation, None, example.action_space, is_greedy) for s in sessions]
+                    requests = [
+                        self._runner.parse(s.episodes, observation, None, example.action_space, is_greedy)
+                        for s in sessions
+                    ]
                     outcomes = self._runner.run(requests)
                 for outcome in outcomes:
                     if isinstance(outcome, InputError):
@@ -242,8 +245,7 @@ class JatEngine:
 
     def reset_rl(self) -> None:
         """Start a new episode of the drop-in agent."""
-        with self._runner.lock:
-            self._drop_in_session().reset()
+        self._drop_in_session().reset()
 
     def get_next_action(
         self,
@@ -284,21 +286,21 @@ class JatEngine:
             CacheFullError: open sessions have left no room for the drop-in agent.
         """
         check_processor(processor, is_needed=False)
-        window = self._window(context_window)
+        window = None if context_window is None else self._window(context_window)
         observation = {
             "continuous_observation": continuous_observation,
             "discrete_observation": discrete_observation,
             "text_observation": text_observation,
             "image_observation": image_observation,
         }
-        with self._runner.lock:
-            session = self._drop_in_session()
-            return session.step(observation, reward, action_space, deterministic, return_prediction, window)
+        session = self._drop_in or self._drop_in_session()
+        return session.step(observation, reward, action_space, deterministic, return_prediction, window)
 
     def _drop_in_session(self) -> AgentSession:
-        if self._drop_in is None:
-            self._drop_in = self.open_session()
-        return self._drop_in
+        with self._runner.lock:
+            if self._drop_in is None:
+                self._drop_in = self.open_session()
+            return self._drop_in
 
     def get_next_actions(
         self,
@@ -346,7 +348,9 @@ class JatEngine:
                 try:
                     self._check_own(session)
                     observation = check_observation(observations[index])
-                    requests[index] = session.parse(observation, rewards[index], action_spaces[index], deterministic)
+                    requests[index] = runner.parse(
+                        session.episodes, observation, rewards[index], action_spaces[index], deterministic
+                    )
                 except Exception as error:  # nothing has changed yet: whatever it is, it is this session's alone
                     errors[index] = error
 

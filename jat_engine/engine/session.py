@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from time import perf_counter_ns
 from typing import Any
 
-from ..errors import InputError, SessionError
+from ..errors import InputError
 from ..observation import ActionSpace, parse_action
 from .arguments import check_flags
-from .step import Episodes, Request, StepRunner
+from .step import Episodes, StepRunner
 
 
 class AgentSession:
@@ -38,7 +38,7 @@ class AgentSession:
     @property
     def num_cached_tokens(self) -> int:
         """Tokens, two a step, that the next step looks back on."""
-        return int(self.episodes.cached.num_tokens)
+        return int(self.episodes.state.cached.num_tokens)
 
     def get_next_action(
         self,
@@ -76,27 +76,16 @@ class AgentSession:
             window: how many of the newest tokens the next step may look back on; None for the session's own.
         """
         begin_ns = perf_counter_ns()
-        check_flags(deterministic=deterministic, return_prediction=return_prediction)
+        if type(deterministic) is not bool or type(return_prediction) is not bool:
+            check_flags(deterministic=deterministic, return_prediction=return_prediction)
         runner = self.runner
         with runner.lock:
-            request = self.parse(observation, reward, action_space, deterministic, window)
+            request = runner.parse(self.episodes, observation, reward, action_space, deterministic, window)
             (outcome,) = runner.run([request])
             if isinstance(outcome, InputError):
                 raise outcome
             runner.calls.add(begin_ns)
         return answer(outcome, request.space, return_prediction)
-
-    def parse(
-        self,
-        observation: Mapping[str, Any],
-        reward: Any,
-        action_space: Any,
-        deterministic: bool,
-        window: int | None = None,
-    ) -> Request:
-        """Check the input of a step. Raises `InputError` and `SessionError`; call it under the lock."""
-        self._check_open()
-        return self.runner.parse(self.episodes, observation, reward, action_space, deterministic, window)
 
     def force_action(self, action: Any) -> None:
         """Let the next step follow on `action` instead of the one that was chosen.
@@ -111,16 +100,12 @@ class AgentSession:
             SessionError: no step has been taken in this episode, or the session is closed.
         """
         with self.runner.lock:
-            self._check_open()
-            last = self.episodes.last
-            if last is None:
-                raise SessionError("action: expected after a step, got it at the beginning of an episode")
-            self.episodes.force([parse_action(last.space, action)])
+            self.episodes.force([parse_action(self.episodes.last_step().space, action)])
 
     def reset(self) -> None:
         """Start a new episode. Random numbers go on where they were. Raises `SessionError` on a closed session."""
         with self.runner.lock:
-            self._check_open()
+            self.episodes.check_open()
             self.episodes.clear()
 
     def close(self) -> None:
@@ -129,15 +114,11 @@ class AgentSession:
             self.episodes.close()
 
     def __enter__(self) -> AgentSession:
-        self._check_open()
+        self.episodes.check_open()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _check_open(self) -> None:
-        if self.episodes.closed:
-            raise SessionError("session: expected an open one, got one that was closed")
 
 
 def answer(outcome: tuple[Any, Any], space: ActionSpace, return_prediction: bool) -> Any:

@@ -38,7 +38,7 @@ from .sampling import Sampler
 from .stats import CallTimes
 
 
-class _State(NamedTuple):
+class EpisodesState(NamedTuple):
     """Episodes between two steps; replaced as a whole, never changed.
 
     Attributes:
@@ -83,6 +83,8 @@ class Episodes:
     Attributes:
         pages: of the KV cache.
         window: how many of the newest tokens a step looks back on, unless the call says otherwise.
+        num_agents: N; None for a single agent, whose state is made of plain numbers.
+        state: between two steps.
         closed: no more steps.
     """
 
@@ -90,35 +92,30 @@ class Episodes:
         """
         Args:
             generator: of random choices; None for torch's global one.
-            num_agents: N; None for a single agent, whose state is made of plain numbers.
         """
         self.pages = pages
         self.window = window
+        self.num_agents = num_agents
         self.closed = False
-        self._is_single = num_agents is None
         self._sampler = Sampler(generator, num_agents or 1)
         none_yet: Any = 0 if num_agents is None else np.zeros(num_agents, np.int64)
-        self._state = _State(pages.empty, none_yet, None, 0)
-
-    @property
-    def cached(self) -> CachedTokens:
-        """The tokens that the next step looks back on."""
-        return self._state.cached
+        self.state = EpisodesState(pages.empty, none_yet, None, 0)
 
     @property
     def num_used_pages(self) -> int:
         """Pages that hold tokens: those that are kept, and s_{t-1} behind them."""
-        cached, num_again, *_ = self._state
+        cached, num_again, *_ = self.state
         return self.pages.num_used(cached.start_offset, cached.num_tokens + (num_again > 0))
 
-    @property
-    def last(self) -> LastStep | None:
-        """The step before; None at the beginning of episodes."""
-        return self._state.last
+    def check_open(self) -> None:
+        """Raise `SessionError` unless steps can be taken."""
+        if self.closed:
+            what = "session" if self.num_agents is None else "batch"
+            raise SessionError(f"{what}: expected an open one, got one that was closed")
 
     def plan(self, request: Request) -> Group:
         """Decide which tokens a step feeds."""
-        cached, num_again, last, num_draws = self._state
+        cached, num_again, last, num_draws = self.state
         space, noise = request.space, None
         if space.kind == "discrete" and not request.deterministic:
             noise = self._sampler.draw(num_draws, space.size)
@@ -126,7 +123,7 @@ class Episodes:
         # With one token again, s_{t-1} is in the cache already, behind the kept tokens.
         context_len = cached.num_tokens + (num_again == 1)
         fed: Any = num_again, context_len, cached.start_offset, cached.table
-        if self._is_single:
+        if self.num_agents is None:
             fed = [num_again], [context_len], [cached.start_offset], [cached.table]
         return Group(
             request.observations,
@@ -145,37 +142,42 @@ class Episodes:
 
         s_t is not one of the tokens: it is fed again, with its action.
         """
-        cached, num_again, _, num_draws = self._state
+        cached, num_again, _, num_draws = self.state
         cached, dropped = keep_newest(
             cached, cached.num_tokens + 2 * (num_again > 0), request.window, self.pages.page_size
         )
         actions = result.values if result.choices is None else result.choices
         last = LastStep(request.observations, result.embeddings, request.space, actions)
-        self._state = _State(cached, 1 + dropped, last, num_draws + (group.noise is not None))
+        self.state = EpisodesState(cached, 1 + dropped, last, num_draws + (group.noise is not None))
         return actions
 
     def clear(self, which: np.ndarray | None = None) -> None:
         """Begin new episodes, of all agents or of those of a bool mask [N]. Random numbers go on where they were."""
-        cached, num_again, last, num_draws = self._state
+        cached, num_again, last, num_draws = self.state
         if which is None or which.all():
-            self._state = _State(self.pages.empty._replace(table=cached.table), num_again * 0, None, num_draws)
+            self.state = EpisodesState(self.pages.empty._replace(table=cached.table), num_again * 0, None, num_draws)
             return
         kept = ~which
         cached = CachedTokens(cached.table, cached.start_offset * kept, cached.num_tokens * kept)
         num_again = num_again * kept
-        self._state = _State(cached, num_again, last if num_again.any() else None, num_draws)
+        self.state = EpisodesState(cached, num_again, last if num_again.any() else None, num_draws)
+
+    def last_step(self) -> LastStep:
+        """Return the step before. Raises `SessionError` where there is none, or when closed."""
+        self.check_open()
+        if self.state.last is None:
+            raise SessionError("action: expected after a step, got it at the beginning of an episode")
+        return self.state.last
 
     def force(self, actions: Any) -> None:
         """Let the next step follow on other actions: of the form that `commit` returns."""
-        last = self._state.last
-        if last is None:
-            raise SessionError("action: expected after a step, got it at the beginning of an episode")
-        self._state = self._state._replace(last=last._replace(actions=actions))
+        last = self.last_step()
+        self.state = self.state._replace(last=last._replace(actions=actions))
 
     def close(self) -> None:
         """Give the pages back. Closing twice does nothing."""
         self.closed = True
-        self._state = self._state._replace(last=None)
+        self.state = self.state._replace(last=None)
         self.pages.close()
 
 
@@ -243,48 +245,35 @@ class StepRunner:
         deterministic: bool,
         window: int | None = None,
     ) -> Request:
-        """Check the input of a single agent's step.
+        """Check the input of a step. Call it under the lock.
 
         Args:
-            observation: values by `OBSERVATION_KEYS`.
-            window: None for the episodes' own.
+            episodes: that take the step.
+            observation: values by `OBSERVATION_KEYS`, or arrays by `OBSERVATIONS_KEYS`.
+            reward: of the action before, or [N].
+            action_space: of one agent.
+            deterministic: take the most likely choice.
+            window: how many of the newest tokens the next step may look back on; None for the episodes' own.
 
         Raises:
             InputError, SessionError: see `JatEngine.get_next_action`.
         """
-        observations = parse_observation(self.limits, observation, reward)
-        return self._request(episodes, observations, action_space, deterministic, window)
-
-    def parse_batch(
-        self,
-        episodes: Episodes,
-        num_agents: int,
-        observations: Mapping[str, Any],
-        rewards: Any,
-        action_space: Any,
-        deterministic: bool,
-    ) -> Request:
-        """Check the input of a batch's step: arrays by `OBSERVATIONS_KEYS`. Raises as `parse`."""
-        parsed = parse_observations(self.limits, num_agents, observations, rewards)
-        return self._request(episodes, parsed, action_space, deterministic, None)
-
-    def _request(
-        self,
-        episodes: Episodes,
-        observations: Observations,
-        action_space: Any,
-        deterministic: bool,
-        window: int | None,
-    ) -> Request:
+        episodes.check_open()
+        if episodes.num_agents is None:
+            observations = parse_observation(self.limits, observation, reward)
+        else:
+            observations = parse_observations(self.limits, episodes.num_agents, observation, reward)
         space = parse_action_space(self.limits, action_space)
-        last = episodes.last
+        last = episodes.state.last
         if last is not None:
             check_same_episode(last.observations, last.space, observations, space)
-        texts = observations.texts
-        missions = None if texts is None else [self._missions.encode(text) for text in texts]
-        return Request(
-            episodes, observations, missions, space, deterministic, episodes.window if window is None else window
-        )
+
+        missions = None
+        if observations.texts is not None:
+            missions = [self._missions.encode(text) for text in observations.texts]
+        if window is None:
+            window = episodes.window
+        return Request(episodes, observations, missions, space, deterministic, window)
 
     def run(self, requests: Sequence[Request]) -> list[tuple[Any, Any] | InputError]:
         """Take a step with every request, all in one pass over the weights. Call it under the lock.

@@ -61,10 +61,10 @@ def test_an_exception_at_any_line(name: str, load: Load) -> None:
         with engine.open_session(9, seed=3) as session:
             for t in range(steps):
                 play(session, episode, t)
-            last = session.episodes.last
+            last = session.episodes.state.last
             if not interrupt(lambda session=session: play(session, episode, steps), at):  # type: ignore[misc]
                 break
-            is_after = session.episodes.last is not last
+            is_after = session.episodes.state.last is not last
             was_before, was_after = was_before + (not is_after), was_after + is_after
 
             # Another thread steps it on: the engine's lock is free.
