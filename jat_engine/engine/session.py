@@ -66,8 +66,8 @@ class AgentSession:
         observation: Mapping[str, Any],
         reward: Any,
         action_space: Any,
-        deterministic: bool,
-        return_prediction: bool,
+        deterministic: Any,
+        return_prediction: Any,
         window: int | None = None,
     ) -> Any:
         """Take a step: `get_next_action` with the observation's fields as one mapping.
