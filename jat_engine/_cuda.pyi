@@ -19,8 +19,9 @@ EXCHANGES_PER_LAYER: int
 CLUSTER_BARRIERS_PER_HEAD: int
 
 def device_facts(ordinal: int = 0) -> dict[str, Any]:
-    """Return name, compute_capability, num_sms, shared_bytes_per_block and cooperative_launch of a device, and `reason` if
-    it cannot run steps. Without such a device or a driver there is only `reason`; that does not raise.
+    """Return name, compute_capability, num_sms, shared_bytes_per_block and cooperative_launch of a device.
+
+    `reason` is added if it cannot run steps, and is alone if there is no such device or no driver. Never raises.
     """
 
 class Step:
@@ -61,9 +62,10 @@ class Step:
         """
         Args:
             weight_dtype: W: "float32", "bfloat16" or "float16".
-            layers: one dict per layer. Addresses that are multiples of 16: norm1_weight, norm1_bias, out_bias, norm2_weight, norm2_bias,
-                proj_bias: float32 [H]; wqkv: W [3H, H]; w_out_heads: W [num_heads, H (output), head_dim];
-                w_fc, w_proj_t: W [inner, H]. fc_bias: float32 [inner]. And window, the keys that a query sees.
+            layers: one dict per layer. Addresses that are multiples of 16: norm1_weight, norm1_bias, out_bias,
+                norm2_weight, norm2_bias, proj_bias: float32 [H]; wqkv: W [3H, H]; w_out_heads: W [num_heads, H
+                (output), head_dim]; w_fc, w_proj_t: W [inner, H]. fc_bias: float32 [inner]. And window, the keys that
+                a query sees.
             final_norm_weight, final_norm_bias: float32 [H].
             wpe: float32 [max_positions, H].
             continuous_bias: float32 [H].
@@ -79,8 +81,10 @@ class Step:
         """
 
     def run(self, stream: int = 0) -> str:
-        """Run one step without the GIL. Return "" when the prediction is in `output`, else the reason why it is not; the new
-        tokens' keys and values are then undefined, and the step can be run again.
+        """Run one step, without the GIL.
+
+        Return "" when the prediction is in `output`, else the reason why it is not. The keys and values of the new
+        tokens are then undefined, and the step can be run again.
         """
 
     timeout_us: int

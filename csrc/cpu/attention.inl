@@ -8,7 +8,6 @@
 namespace {
 
 using jat::AttentionItem;
-using jat::kMaxQueries;
 using jat::kPageSize;
 
 constexpr float kNegativeInfinity = -__builtin_inff();
@@ -201,6 +200,7 @@ void attend_queries(const AttentionItem& item, int first) {
 template <typename Dot, typename Element>
 void attend_as(const AttentionItem& item) {
   append<Element>(item);
+  static_assert(jat::kMaxStepTokens == 3, "one case for each number of queries");
   switch (item.num_new - item.first_query) {
     case 1:
       return attend_queries<Dot, Element, 1>(item, item.first_query);
@@ -208,8 +208,6 @@ void attend_as(const AttentionItem& item) {
       return attend_queries<Dot, Element, 2>(item, item.first_query);
     case 3:
       return attend_queries<Dot, Element, 3>(item, item.first_query);
-    case 4:
-      return attend_queries<Dot, Element, 4>(item, item.first_query);
     default:
       return;
   }

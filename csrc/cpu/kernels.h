@@ -25,8 +25,8 @@ enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 constexpr int kBlockRows = 16;
 constexpr int kPanelRows = 2 * kBlockRows;
 constexpr int kGroupBytes = 64;
-constexpr int kPageSize = 16;  // tokens in a page of the KV cache; a page's keys are a block of 16 rows
-constexpr int kMaxQueries = 4;
+constexpr int kPageSize = 16;      // tokens in a page of the KV cache; a page's keys are a block of 16 rows
+constexpr int kMaxStepTokens = 3;  // new tokens of one session in a step
 constexpr int kMaxHeadDim = 256;
 
 constexpr int columns_per_group(DType dtype) {
@@ -78,7 +78,7 @@ struct AttentionItem {
   const int32_t* page_table;
   float* out;  // of the first new token
   int out_stride;
-  float* scratch;  // [kMaxQueries, scratch_stride], for scores
+  float* scratch;  // [kMaxStepTokens, scratch_stride], for scores
   int scratch_stride;
 };
 

@@ -19,6 +19,9 @@ constexpr size_t kMinPieceBytes = 48 << 10;
 // the activations move between cores.
 constexpr size_t kMinSharedBytes = 384 << 10;
 
+// A product reads its weights once for about this many tokens, a tile of them.
+constexpr int kTokensPerRead = 4;
+
 // In phases that do little for each token; also some microseconds.
 constexpr int kTokensPerPiece = 8;
 
@@ -54,9 +57,9 @@ void Model::set_final_norm(std::vector<float> weight, std::vector<float> bias) {
   for (Scratch& scratch : scratch_) {
     scratch.normal.resize(padded_hidden_);
     scratch.groups.resize(padded_hidden_);
-    scratch.scores.resize(kMaxQueries * slots);
+    scratch.scores.resize(kMaxStepTokens * slots);
   }
-  reserve(kMaxQueries);
+  reserve(kMaxStepTokens);
 }
 
 size_t Model::page_bytes() const {
@@ -104,8 +107,8 @@ void Model::multiply(const Linear& linear, const Operand& operand, int num_token
   const int num_blocks = linear.num_blocks();
   const size_t block_bytes = static_cast<size_t>(view.num_groups) * kGroupBytes;
   // A multiple of two blocks, so that no panel is split.
-  const int size =
-      round_up(piece_size(num_blocks, block_bytes * std::max(1, num_tokens / kMaxQueries), pool_.size()), 2);
+  const int size = round_up(
+      piece_size(num_blocks, block_bytes * std::max(1, num_tokens / kTokensPerRead), pool_.size()), 2);
   pool_.run(num_blocks, size, [&](int begin, int end, int) {
     kernels_.linear(view, operand, num_tokens, begin, end, epilogue, out, out_stride, rows);
   });
@@ -142,7 +145,7 @@ void Model::attend(const StepPlan& plan, size_t layer, uint8_t* pool) {
     item.out = attended_.data() + static_cast<size_t>(first) * padded_hidden_ + head * head_dim_;
     item.out_stride = padded_hidden_;
     item.scratch = own.scores.data();
-    item.scratch_stride = static_cast<int>(own.scores.size()) / kMaxQueries;
+    item.scratch_stride = static_cast<int>(own.scores.size()) / kMaxStepTokens;
     kernels_.attend(item);
   };
 

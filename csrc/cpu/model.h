@@ -65,7 +65,7 @@ class Model {
   struct Scratch {
     std::vector<float> normal;     // one token after LayerNorm
     std::vector<uint32_t> groups;  // the same as the operand of a head
-    std::vector<float> scores;     // [kMaxQueries, slots] of attention
+    std::vector<float> scores;     // [kMaxStepTokens, slots] of attention
   };
 
   void reserve(int num_tokens);

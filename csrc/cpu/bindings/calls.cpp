@@ -179,8 +179,8 @@ py::list decode(Model& model, const std::vector<Array<float>>& embeddings,
   std::vector<float*> out;
   size_t total = 0;
   for (size_t i = 0; i < sessions; ++i) {
-    expect(num_new[i] >= 1 && num_new[i] <= kMaxQueries, "num_new: expected 1 to ", kMaxQueries, ", got ",
-           num_new[i]);
+    expect(num_new[i] >= 1 && num_new[i] <= kMaxStepTokens, "num_new: expected 1 to ", kMaxStepTokens,
+           ", got ", num_new[i]);
     expect(context_lens[i] >= 0 && context_lens[i] <= model.max_positions() - num_new[i],
            "context_lens: expected 0 to ", model.max_positions() - num_new[i], ", got ", context_lens[i]);
     expect(start_offsets[i] >= 0 && start_offsets[i] < kPageSize, "start_offsets: expected 0 to ",

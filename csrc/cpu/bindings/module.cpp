@@ -29,7 +29,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.doc() =
       "Native CPU parts of jat_engine. Arrays are C-contiguous and of exactly the type that is named.";
   module.attr("PAGE_SIZE") = jat::kPageSize;
-  module.attr("MAX_STEP_TOKENS") = jat::kMaxQueries;
+  module.attr("MAX_STEP_TOKENS") = jat::kMaxStepTokens;
   module.attr("MAX_HEAD_DIM") = jat::kMaxHeadDim;
   module.attr("compiler") = kCompiler;
   module.def("cpu_features", &jat::cpu_features);
