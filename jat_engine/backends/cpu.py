@@ -62,11 +62,11 @@ class CpuBackend:
             raise InputError(
                 f"instruction_set: expected one of {', '.join(available)} on this processor, got {instruction_set!r}"
             )
-        positions = _numpy(weights.get("transformer.wpe.weight"))
+        position_table = _numpy(weights.get("transformer.wpe.weight"))
         kv_dtype = "float32" if dtype == "float32" else "bfloat16"
         try:
             self._model = _cpu.Model(
-                config.hidden_size, config.num_heads, kv_dtype, positions, threads, spin_us, instruction_set
+                config.hidden_size, config.num_heads, kv_dtype, position_table, threads, spin_us, instruction_set
             )
         except RuntimeError as error:
             raise InputError(f"num_threads: expected as many as the system allows, got {threads} ({error})") from None
@@ -165,7 +165,7 @@ class CpuBackend:
         return _numpy(self._weights.get(name))
 
     def _linear(self, *names: str, bias: bool = True) -> _cpu.Linear:
-        """The parameters `<name>.weight`, below each other; one is read at a time."""
+        """Pack the weights of `names` below each other. Only one is unpacked in memory at a time."""
         rows, columns = self._shapes[f"{names[0]}.weight"]
         linear = _cpu.Linear(self._dtype, rows * len(names), columns, bias)
         for index, name in enumerate(names):
@@ -183,7 +183,7 @@ class CpuBackend:
             "norm1_weight": self._array(f"{block}ln_1.weight"),
             "norm1_bias": self._array(f"{block}ln_1.bias"),
             "qkv": self._linear(f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj", bias=False),
-            "attention_out": self._linear(f"{attention}out_proj"),
+            "out_proj": self._linear(f"{attention}out_proj"),
             "norm2_weight": self._array(f"{block}ln_2.weight"),
             "norm2_bias": self._array(f"{block}ln_2.bias"),
             "mlp_in": self._linear(f"{block}mlp.c_fc"),
@@ -192,7 +192,7 @@ class CpuBackend:
         }
 
     def _pack_head(self, space: ActionSpace) -> _cpu.Linear:
-        """The rows an action space needs, always in float32."""
+        """Pack the rows of the head that an action space needs, always in float32."""
         if space.kind == "continuous":
             weight = self._weights.rows("continuous_decoder.weight", space.size)
             head = _pack(weight, self._weights.rows("continuous_decoder.bias", space.size).numpy())
@@ -202,7 +202,7 @@ class CpuBackend:
         return head
 
     def _pack_discrete_mixer(self) -> _cpu.Linear:
-        """With a row of zeros more than the weights have: there the reward goes."""
+        """Pack the discrete encoder's last layer with one more row of zeros, in the place of the reward."""
         name = "multi_discrete_encoder.4"
         rows, columns = self._shapes[f"{name}.weight"]
         linear = _cpu.Linear(self._dtype, rows + 1, columns, has_bias=True)
@@ -259,7 +259,7 @@ _ALIGNMENT = 64  # a cache line, so that no load of a vector crosses two
 
 
 def _pack(weight: Tensor, bias: np.ndarray | None) -> _cpu.Linear:
-    """A small layer, in float32."""
+    """Pack a small layer in float32."""
     linear = _cpu.Linear("float32", weight.shape[0], weight.shape[1], bias is not None)
     linear.pack_rows(0, _numpy(weight))
     if bias is not None:

@@ -1,5 +1,5 @@
-// Vectors of 4 lanes in the compilers' own notation: any processor (SSE2, NEON, ...). Included by
-// kernels_generic.cpp.
+// Vectors of 4 lanes in the vector extension of GCC and Clang, for any processor (SSE2, NEON, ...). Included
+// by isa/generic.cpp only.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,8 @@
 namespace {
 
 constexpr int kLanes = 4;
+
+// A tile of a linear layer.
 constexpr int kMaxTokens = 4, kMaxBlocks = 1;
 
 typedef float V __attribute__((vector_size(16)));
@@ -35,7 +37,8 @@ inline V fma(V a, V b, V c) { return a * b + c; }
 #endif
 inline V min(V a, V b) { return a < b ? a : b; }
 inline V max(V a, V b) { return a > b ? a : b; }
-inline V round(V a) {  // to nearest, ties to even, for |a| < 2^22: adding 1.5 * 2^23 leaves no fraction bits
+// To nearest, ties to even, for |a| < 2^22: adding 1.5 * 2^23 leaves no bits of the fraction.
+inline V round(V a) {
   const V shift = broadcast(12582912.0F);
   return (a + shift) - shift;
 }
@@ -60,22 +63,23 @@ inline float from_bf16(uint16_t bits) {
 inline V load_bf16(const uint16_t* p) {
   return V{from_bf16(p[0]), from_bf16(p[1]), from_bf16(p[2]), from_bf16(p[3])};
 }
-inline void store_bf16(uint16_t* p, V v) {  // round to nearest, ties to even
+// Rounds to nearest, ties to even.
+inline void store_bf16(uint16_t* p, V v) {
   for (int i = 0; i < kLanes; ++i) {
     uint32_t bits;
     const float x = v[i];
     std::memcpy(&bits, &x, sizeof(bits));
     const uint16_t rounded = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-    std::memcpy(p + i, &rounded, sizeof(rounded));  // it is also read as 32-bit pairs
+    std::memcpy(p + i, &rounded, sizeof(rounded));  // not p[i] =: the memory is also read as 32-bit pairs
   }
 }
-// Whole numbers in [-128, 127], stored as bytes offset by 128.
+// v: whole numbers in [-128, 127]; stores bytes v + 128.
 inline void store_offset_u8(uint8_t* p, V v) {
   const Vi whole = __builtin_convertvector(v, Vi);
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(whole[i] + 128);
 }
 
-// Dot products of a 64-byte group of weights (16 rows of 1, 2 or 4 columns) with 4 bytes of activations.
+// Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
 struct DotF32 {
   static constexpr bool kIsInteger = false;
   struct Accumulator {
@@ -153,7 +157,7 @@ struct DotI8 {
       for (int c = 0; c < 4; ++c) acc.row[r] += w[4 * r + c] * a.column[c];
     return acc;
   }
-  // `correction` is 128 times the sum of each row: activations are stored offset by 128.
+  // correction: 128 times the sum of each row, since activations are stored with an offset of 128.
   static void to_float(const Accumulator& acc, const int32_t* correction, V* out) {
     for (int r = 0; r < 16; ++r) out[r / 4][r % 4] = static_cast<float>(acc.row[r] - correction[r]);
   }

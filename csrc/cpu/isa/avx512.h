@@ -1,4 +1,5 @@
-// One vector of 16 lanes: AVX-512 with its bf16 and VNNI dot products. Included by kernels_avx512.cpp alone.
+// Vectors of 16 lanes: AVX-512 with its dot products for bfloat16 and int8 (VNNI). Included by isa/avx512.cpp
+// only.
 #pragma once
 
 #include <immintrin.h>
@@ -8,8 +9,9 @@
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kMaxTokens = 8,
-              kMaxBlocks = 2;  // of one tile of a linear layer: 16 accumulators of 32 registers
+
+// A tile of a linear layer: 16 accumulators of 32 registers.
+constexpr int kMaxTokens = 8, kMaxBlocks = 2;
 
 using V = __m512;
 
@@ -41,13 +43,13 @@ inline void store_bf16(uint16_t* p, V v) {
   const __m256bh half = _mm512_cvtneps_pbh(v);
   __builtin_memcpy(p, &half, sizeof(half));
 }
-// Whole numbers in [-128, 127], stored as bytes offset by 128.
+// v: whole numbers in [-128, 127]; stores bytes v + 128.
 inline void store_offset_u8(uint8_t* p, V v) {
   const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(128));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(whole));
 }
 
-// Dot products of a 64-byte group of weights (16 rows of 1, 2 or 4 columns) with 4 bytes of activations.
+// Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
 struct DotF32 {
   static constexpr bool kIsInteger = false;
   using Accumulator = V;
@@ -85,7 +87,7 @@ struct DotI8 {
   static Weights weights(const void* p) { return _mm512_loadu_si512(p); }
   static Activation activation(const uint32_t* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
   static Accumulator dot(Accumulator acc, Weights w, Activation a) { return _mm512_dpbusd_epi32(acc, a, w); }
-  // `correction` is 128 times the sum of each row: activations are stored offset by 128.
+  // correction: 128 times the sum of each row, since activations are stored with an offset of 128.
   static void to_float(Accumulator acc, const int32_t* correction, V* out) {
     out[0] = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_loadu_si512(correction)));
   }

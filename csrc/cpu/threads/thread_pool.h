@@ -1,19 +1,20 @@
-// Threads that share the work of one caller, many times a second. The caller waits for pieces of work that a
-// thread has taken, never for a thread: one that comes late helps late, and without any the caller does all
-// of it.
+// Threads that share the work of one caller, thousands of times a second.
 #pragma once
 
 #include <memory>
 
 namespace jat {
 
-// `num_threads` are the caller and its workers. One call of `run` at a time. After a fork the child starts
-// workers of its own.
+// The caller and its workers, `num_threads` together. One call of `run` at a time.
 //
-// Workers spin for `spin_us` after their last piece, then sleep. They are kept off the core that the caller
-// runs on: Linux would put a woken thread there, where it could not run. A worker that loses its core with a
-// piece in hand, to another program, delays the run until it is back; it then sits out some runs, and more
-// each time.
+// A run is cut into pieces, and each thread takes the next one until none is left. The caller waits for
+// pieces that were taken, never for a thread: a worker that is late helps late, and without workers the
+// caller does everything.
+//
+// Workers spin for `spin_us` after their last piece, then sleep. They are kept off the caller's core: Linux
+// would place a woken thread there, where it could not run. A worker that loses its core to another program
+// while it holds a piece delays the run until it is back, and then sits out some runs, longer each time.
+// After a fork the child starts workers of its own.
 class ThreadPool {
  public:
   ThreadPool(int num_threads, int spin_us);
@@ -23,9 +24,9 @@ class ThreadPool {
 
   int size() const { return num_threads_; }
 
-  // Call task(begin, end, thread) for the parts [0, num_parts) in pieces of `piece_size`, each part once;
-  // returns when all are done. `thread` is below size(), and no two pieces run at the same time with the same
-  // one. The task must not throw.
+  // Call task(begin, end, thread) for the parts [0, num_parts) in pieces of `piece_size` parts, and return
+  // when all are done. `thread` is below size(); pieces that run at the same time have different ones. The
+  // task must not throw.
   template <typename Task>
   void run(int num_parts, int piece_size, const Task& task) {
     const auto run_piece = [&](int piece, int thread) {
@@ -42,7 +43,7 @@ class ThreadPool {
  private:
   using Function = void (*)(const void* context, int piece, int thread);
   struct Worker;
-  struct Workers;  // what dies with the process that made it
+  struct Workers;  // the threads of one process; a forked child makes new ones
 
   void run_pieces(int num_pieces, Function function, const void* context);
   void start();

@@ -1,5 +1,4 @@
-// Names of threads and the cores they may run on, where the system has such calls (Linux); elsewhere nothing
-// here has an effect.
+// Names of threads, and the cores they may run on. Linux only: elsewhere these calls do nothing.
 #pragma once
 
 #include <thread>
@@ -17,7 +16,7 @@ class CoreSet {
 
   int size() const;  // 0 if unknown
 
-  // Let `thread` run on these cores except `core`; no change where that would leave none, or the system
+  // Let `thread` run on these cores except `core`. Does nothing if that would leave none or the system
   // refuses.
   void confine(std::thread& thread, int core) const;
 
@@ -27,7 +26,7 @@ class CoreSet {
 #endif
 };
 
-// For debuggers and `top`; at most 15 characters.
+// name: at most 15 characters, shown by debuggers and `top`.
 void set_name(std::thread& thread, const char* name);
 
 // The core that the calling thread is running on, -1 if unknown.

@@ -1,5 +1,5 @@
-// Plays steps with one to four threads, some of which come late, and compares results bit for bit. The tests
-// build it with ThreadSanitizer.
+// Runs steps and encoders with one to four threads, some of which are late, and compares the results bit for
+// bit. The tests build it with ThreadSanitizer.
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -8,8 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "../discrete_encoder.h"
-#include "../image_encoder.h"
+#include "../encoders.h"
 #include "../model.h"
 
 namespace {
@@ -33,7 +32,7 @@ std::shared_ptr<Linear> make_linear(DType dtype, int rows, int columns, unsigned
   return linear;
 }
 
-// What all threads of steps and encoders compute, after one another.
+// All results of some steps and encoded observations, one after the other.
 std::vector<float> play(DType dtype, int num_threads) {
   Model model(kHidden, kHeads, dtype == DType::kFloat32 ? dtype : DType::kBFloat16,
               numbers(kPositions * kHidden, 1), num_threads, 100, "auto");
@@ -60,7 +59,8 @@ std::vector<float> play(DType dtype, int num_threads) {
   DiscreteEncoder integers(numbers(320 * kWidth, 60), kWidth,
                            make_linear(dtype, kHidden, kIntegers * kWidth, 61));
 
-  // Sessions of different lengths, three tokens each, then one of them alone.
+  // Six sessions with three tokens each, whose lengths differ from the second step on; then one of them
+  // alone.
   constexpr int kSessions = 6, kTokens = 3, kPages = kPositions / kPageSize;
   std::vector<uint8_t> pool(kSessions * kPages * model.page_bytes());
   const auto head = make_linear(DType::kFloat32, 18, kHidden, 70);
@@ -89,7 +89,7 @@ std::vector<float> play(DType dtype, int num_threads) {
     results.insert(results.end(), values.begin(), values.end());
   };
   for (int step = 0; step < 8; ++step) {
-    // Workers spin for 100 us, so some steps find them awake, some asleep, and some just between.
+    // Workers spin for 100 us, so some steps find them awake, some asleep, and some just falling asleep.
     std::this_thread::sleep_for(std::chrono::microseconds(step * 40));
     const std::vector<float> x = numbers(static_cast<size_t>(kSessions) * kTokens * kHidden, 100 + step);
     std::vector<const float*> embeddings;

@@ -1,4 +1,4 @@
-// Vectors of 8 lanes: AVX2 with FMA. Included by kernels_avx2.cpp alone.
+// Vectors of 8 lanes: AVX2 with FMA. Included by isa/avx2.cpp only.
 #pragma once
 
 #include <immintrin.h>
@@ -8,8 +8,9 @@
 namespace {
 
 constexpr int kLanes = 8;
-constexpr int kMaxTokens = 4,
-              kMaxBlocks = 1;  // of one tile of a linear layer: 8 accumulators of 16 registers
+
+// A tile of a linear layer: 8 accumulators of 16 registers.
+constexpr int kMaxTokens = 4, kMaxBlocks = 1;
 
 using V = __m256;
 
@@ -46,7 +47,8 @@ inline V load_bf16(const uint16_t* p) {
   const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
 }
-inline void store_bf16(uint16_t* p, V v) {  // round to nearest, ties to even
+// Rounds to nearest, ties to even.
+inline void store_bf16(uint16_t* p, V v) {
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
@@ -54,14 +56,14 @@ inline void store_bf16(uint16_t* p, V v) {  // round to nearest, ties to even
   const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
 }
-// Whole numbers in [-128, 127], stored as bytes offset by 128.
+// v: whole numbers in [-128, 127]; stores bytes v + 128.
 inline void store_offset_u8(uint8_t* p, V v) {
   const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(128));
   const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
 }
 
-// Dot products of a 64-byte group of weights (16 rows of 1, 2 or 4 columns) with 4 bytes of activations.
+// Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
 struct DotF32 {
   static constexpr bool kIsInteger = false;
   struct Accumulator {
@@ -118,9 +120,10 @@ struct DotBF16 {
 struct DotI8 {
   static constexpr bool kIsInteger = true;
   struct Accumulator {
-    __m256i part[4];  // four rows each, two partial sums a row
+    __m256i part[4];  // 4 rows each, with 2 partial sums per row
   };
-  using Weights = Accumulator;  // bytes widened to 16 bits: products of bytes would saturate
+  // Bytes widened to 16 bits: AVX2's sum of two products of bytes saturates.
+  using Weights = Accumulator;
   using Activation = __m256i;
   static Accumulator zero() {
     const __m256i z = _mm256_setzero_si256();
@@ -138,7 +141,7 @@ struct DotI8 {
     for (int i = 0; i < 4; ++i) acc.part[i] = _mm256_add_epi32(acc.part[i], _mm256_madd_epi16(w.part[i], a));
     return acc;
   }
-  // `correction` is 128 times the sum of each row: activations are stored offset by 128.
+  // correction: 128 times the sum of each row, since activations are stored with an offset of 128.
   static void to_float(const Accumulator& acc, const int32_t* correction, V* out) {
     for (int half = 0; half < 2; ++half) {
       const __m256i pairs =

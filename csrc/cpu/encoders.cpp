@@ -1,4 +1,4 @@
-#include "image_encoder.h"
+#include "encoders.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,15 +6,19 @@
 
 namespace jat {
 
+// ---- frames
+
 void ImageEncoder::add_stage(int in_channels, int out_channels, int in_size, const float* weight,
                              const float* gate_in, const float* gate_out) {
   Stage stage;
+  // [out, in, 3, 3] -> [out / 16, 3, 3, in, 16]
   stage.weight.resize(static_cast<size_t>(out_channels) * in_channels * 9);
   for (int o = 0; o < out_channels; ++o)
     for (int c = 0; c < in_channels; ++c)
       for (int k = 0; k < 9; ++k)
         stage.weight[((static_cast<size_t>(o / kBlockRows) * 9 + k) * in_channels + c) * kBlockRows +
                      o % kBlockRows] = weight[(static_cast<size_t>(o) * in_channels + c) * 9 + k];
+
   const size_t gate_size = static_cast<size_t>(out_channels / 8) * out_channels;
   stage.gate_in.assign(gate_in, gate_in + gate_size);
   stage.gate_out.assign(gate_out, gate_out + gate_size);
@@ -34,14 +38,14 @@ bool ImageEncoder::is_complete() const {
 void ImageEncoder::reserve(int num_threads, int num_frames) {
   for (Stage& stage : stages_) {
     stage.view.weight = stage.weight.data();
-    stage.in.resize(num_threads * stage.in_floats());  // zero, and borders stay so
+    stage.in.resize(num_threads * stage.in_floats());  // zeros; nothing writes to the borders
     stage.out.resize(num_threads * stage.out_floats());
   }
   const size_t floats = num_frames * stages_.back().out_floats();
   if (features_.size() < floats) features_.resize(floats);
 }
 
-// sigmoid(gate_out relu(gate_in means))
+// gates = sigmoid(gate_out relu(gate_in means))
 void ImageEncoder::gate(const Stage& stage, const float* means, float* gates) {
   const int channels = stage.view.out_channels, reduced = channels / 8;
   std::fill(gates, gates + channels, 0.0F);
@@ -54,9 +58,11 @@ void ImageEncoder::gate(const Stage& stage, const float* means, float* gates) {
   for (int c = 0; c < channels; ++c) gates[c] = 1.0F / (1.0F + std::exp(-gates[c]));
 }
 
-// features: [out_floats() of the last stage], what the linear layer multiplies.
+// One frame through all stages. features: [out_floats() of the last stage], input of the linear layer.
 void ImageEncoder::convolve(const Kernels& kernels, const uint8_t* frame, int thread, float* features) {
   constexpr int kMaxChannels = 128;
+
+  // Bytes to [-1, 1], inside the border of zeros.
   Stage& first = stages_.front();
   const int size = first.view.in_size, row = size * first.view.in_channels;
   const int padded_row = (size + 2) * first.view.in_channels;
@@ -79,7 +85,7 @@ void ImageEncoder::convolve(const Kernels& kernels, const uint8_t* frame, int th
       kernels.normalize_channels(out + channel, side * side, channels, means + channel);
     gate(stage, means, gates);
 
-    // Gate the channels: into the inner part of the next stage's input, or for the linear layer.
+    // Times the gates: inside the border of the next stage's input, or to the linear layer.
     const bool is_last = s + 1 == stages_.size();
     float* next = is_last ? features : stages_[s + 1].in.data() + thread * stages_[s + 1].in_floats();
     const size_t next_row = static_cast<size_t>(is_last ? side : side + 2) * channels;
@@ -95,13 +101,33 @@ void ImageEncoder::convolve(const Kernels& kernels, const uint8_t* frame, int th
 
 void ImageEncoder::encode(Model& model, const uint8_t* const* frames, int num_frames, float* out) {
   reserve(model.num_threads(), num_frames);
-  // A frame is one piece: its 0.5 ms are soon lost if it travels between the cores' caches from stage to
-  // stage.
+  // A frame stays with one thread through all stages: moving it between cores' caches would cost more than
+  // sharing its 0.5 ms gains.
   const size_t floats = stages_.back().out_floats();
   model.pool_.run(num_frames, 1, [&](int frame, int, int thread) {
     convolve(model.kernels_, frames[frame], thread, features_.data() + frame * floats);
   });
   model.apply(*linear_, features_.data(), num_frames, out);
+}
+
+// ---- integers
+
+void DiscreteEncoder::encode(Model& model, const Integers* observations, int num_observations, float* out) {
+  const size_t columns = linear_->columns();
+  if (x_.size() < num_observations * columns) x_.resize(num_observations * columns);
+  float* x = x_.data();
+  const auto append = [&](const int64_t* integers, int count) {
+    for (int i = 0; i < count; ++i, x += width_)
+      std::memcpy(x, features_.data() + integers[i] * width_, sizeof(float) * width_);
+  };
+  for (int i = 0; i < num_observations; ++i) {
+    append(observations[i].values, observations[i].num_values);
+    append(observations[i].mission, observations[i].num_mission);
+  }
+
+  model.apply(*linear_, x_.data(), num_observations, out);
+  for (int i = 0; i < num_observations; ++i)
+    out[static_cast<size_t>(i) * linear_->padded_rows() + model.hidden_size() - 1] = observations[i].reward;
 }
 
 }  // namespace jat
