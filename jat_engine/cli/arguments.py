@@ -1,4 +1,4 @@
-"""Arguments: dataclasses to command lines, and those that several commands share."""
+"""Parsing of command lines into dataclasses, and the arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 @dataclass
 class ModelArguments:
-    """Where the model comes from and what it runs on."""
+    """Arguments for loading a model: checkpoint, device, backend, dtype."""
 
     model_name_or_path: str = field(metadata={"help": "folder of a checkpoint, its name on the hub, or jat-mini"})
     cache_dir: str | None = field(default=None, metadata={"help": "where downloads are kept"})
@@ -38,7 +38,7 @@ class ModelArguments:
 
 @dataclass
 class EpisodeArguments:
-    """How episodes are played."""
+    """Arguments for playing episodes."""
 
     num_episodes: int = field(default=1, metadata={"help": "episodes per task"})
     seed: int = field(default=0, metadata={"help": "of environment and sampling; episode i of a task has seed + i"})
@@ -48,7 +48,11 @@ class EpisodeArguments:
     max_steps: int | None = field(default=None, metadata={"help": "stop each episode after so many steps"})
 
     def check(self) -> None:
-        """Raises `ValueError` for values that cannot be played."""
+        """Check the values.
+
+        Raises:
+            ValueError: a value is out of range; the message names the flag.
+        """
         if self.num_episodes < 1:
             raise ValueError(f"--num_episodes: expected at least 1, got {self.num_episodes}")
         if self.max_steps is not None and self.max_steps < 1:
@@ -69,22 +73,35 @@ def parse(
     argv: Sequence[str],
     positional: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
-    """One instance of each dataclass in `types`. Flags take `_` and `-` alike.
+    """Parse a command line into one instance of each dataclass. Flags may be written with `_` or `-`.
 
     A single argument that ends in `.json` names a file with the arguments, as in the published scripts.
 
     Args:
-        positional: name -> help of arguments without a flag; their values come last, as one namespace.
+        command: name of the subcommand.
+        description: first line of `--help`.
+        types: dataclasses whose fields are the flags.
+        argv: the arguments.
+        positional: name -> help of arguments without a flag.
+
+    Returns:
+        The instances, in the order of `types`. With `positional`, a namespace with those values comes last.
+
+    Raises:
+        ValueError: the JSON file does not hold an object.
+        SystemExit: after `--help`, and for wrong arguments.
     """
     parser = HfArgumentParser(list(types), prog=f"jat-engine {command}", description=description, allow_abbrev=False)
     for name, text in (positional or {}).items():
         parser.add_argument(name, metavar=name.upper(), help=text)
+
     if not positional and len(argv) == 1 and argv[0].endswith(".json"):
         try:
             given = json.loads(Path(argv[0]).read_text())
             argv = [text for key, value in given.items() for text in _flag(key, value)]
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{argv[0]}: expected a JSON object of arguments, got {error}") from None
+
     *parsed, unknown = parser.parse_args_into_dataclasses(
         list(argv), return_remaining_strings=True, look_for_args_file=False
     )
@@ -94,12 +111,12 @@ def parse(
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    """One JSON field as it would stand on a command line; null means left out."""
+    """Convert a JSON field to command-line arguments; none for null."""
     if value is None:
         return []
     return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
 
 
 def note(text: str) -> None:
-    """A remark for people; standard output is for results."""
+    """Print a message to standard error. Standard output is for results only."""
     print(text, file=sys.stderr)

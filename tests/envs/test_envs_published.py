@@ -398,7 +398,7 @@ def test_frames_without_a_display(name: str) -> None:
 
 @needs("mujoco")
 def test_a_choice_of_opengl_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jat_engine.envs.continuous import prefer_headless_rendering
+    from jat_engine.envs.wrappers import prefer_headless_rendering
 
     for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""`python -m jat_engine.recipes.jat_mini`: make jat-mini anew: demonstrations, training, scores and card."""
+"""Command `python -m jat_engine.recipes.jat_mini`: make jat-mini from scratch, with its scores and model card."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ STAGES = ("collect", "train", "evaluate")
 
 @dataclass
 class MiniArguments:
+    """Arguments of the command."""
+
     output_dir: str = field(
         default="build/jat-mini", metadata={"help": "where demonstrations and the run are kept (3 GB)"}
     )
@@ -27,7 +29,8 @@ class MiniArguments:
 
 
 def run(argv: Sequence[str]) -> int:
-    (arguments,) = parse("mini", "Make jat-mini anew.", [MiniArguments], argv)
+    """Run the selected stages and return the exit code."""
+    (arguments,) = parse("mini", "Make jat-mini from scratch.", [MiniArguments], argv)
     work, checkpoint = Path(arguments.output_dir), Path(arguments.checkpoint_dir)
     data, initial, trained = work / "data", work / "initial", work / "run"
     if "collect" in arguments.stages:
