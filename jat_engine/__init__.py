@@ -1,4 +1,4 @@
-"""Run a JAT agent: engine, reference model, processor and their errors.
+"""JAT agents: engine, reference model, processor, and their errors.
 
 Each public name is imported at its first use. An engine needs neither transformers' models nor its processors, and
 importing those takes longer than loading a checkpoint. JAT is registered with transformers' auto classes by

@@ -94,7 +94,7 @@ class MaxOfLastTwo(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class Lives(gym.Wrapper[Any, Any, Any, Any]):
-    """Wrapper that ends the episode when a life is lost. The next reset continues the game, with a step of no action."""
+    """Wrapper that ends the episode when a life is lost. The next reset continues the game with a step of no action."""
 
     def __init__(self, env: gym.Env[Any, Any], episodic: bool) -> None:
         super().__init__(env)
