@@ -42,7 +42,6 @@ def test_engine_examples(tiny_folder: Path) -> None:
     _, drop_in, sessions, arrays = re.findall(r"```python\n(.*?)```", README, re.S)
     assert drop_in.count('"jat-project/jat"') == 1
     code = f"""
-from helpers import ROOT
 from jat_engine.envs import make
 env = make("babyai-go-to-local")
 observation, _ = env.reset(seed=0)

@@ -42,7 +42,6 @@ import sys
 for name in ("accelerate", "datasets", "pyarrow", "tensorboard"):
     sys.modules[name] = None
 import torch, jat_engine
-from helpers import ROOT
 from jat_engine.cli import main
 config = jat_engine.JatConfig(hidden_size=64, num_layers=2, num_heads=4)
 x = torch.ones(1, 2, 3)
@@ -146,7 +145,7 @@ def test_build_without_a_compiler_is_a_message_not_a_failure(tmp_path: Path) -> 
     assert result.returncode == 0, result.stderr
     assert "installed without its compiled parts" in result.stdout + result.stderr
     library = next((tmp_path / "build").glob("lib*/jat_engine"))
-    assert (library / "modeling.py").exists()
+    assert (library / "model/modeling.py").exists()
     assert not list(library.glob("*.so"))
     assert (library / "kernels" / "README.md").exists()
     assert (library / "envs" / "published_tasks.csv").exists()

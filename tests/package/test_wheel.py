@@ -101,7 +101,6 @@ AGENTS = """
 import sys
 from pathlib import Path
 import numpy as np
-from helpers import ROOT
 import jat_engine, jat_engine.kernels
 from jat_engine import JatEngine, JatModel, JatProcessor, checkpoint_files
 from jat_engine.bench.peers import open_peer, torch_compile
