@@ -68,7 +68,7 @@ def _shards(source: str | os.PathLike[str], index: Path, hub: dict[str, Any]) ->
     shards = []
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: expected names of .safetensors files beside it, got {name!r}")
+            raise CheckpointError(f"{index}: expected names of .safetensors files in its folder, got {name!r}")
         path = find_file(source, name, hub)
         if path is None:
             raise CheckpointError(f"{index}: names the shard {name}, which is missing")

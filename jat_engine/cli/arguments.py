@@ -17,20 +17,20 @@ class ModelArguments:
     """Arguments for loading a model: checkpoint, device, backend, dtype."""
 
     model_name_or_path: str = field(metadata={"help": "folder of a checkpoint, its name on the hub, or jat-mini"})
-    cache_dir: str | None = field(default=None, metadata={"help": "where downloads are kept"})
+    cache_dir: str | None = field(default=None, metadata={"help": "folder for downloads"})
     trust_remote_code: bool = field(default=False, metadata={"help": "ignored: code in a checkpoint is never run"})
-    use_cpu: bool = field(default=False, metadata={"help": "run on the CPU, also where there is a GPU"})
+    use_cpu: bool = field(default=False, metadata={"help": "run on the CPU even if there is a GPU"})
     backend: str = field(
         default="auto",
         metadata={
-            "help": "cpu, cuda: native engines; torch: engine in plain torch; reference: JatModel, as published",
+            "help": "cpu or cuda: native engine; torch: engine in plain torch; reference: JatModel",
             "choices": ["auto", "cpu", "cuda", "torch", "reference"],
         },
     )
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "of weights and cache; see `jat-engine info` for what auto takes",
+            "help": "type of weights and cache; `jat-engine info` shows what auto selects",
             "choices": ["auto", "float32", "bfloat16", "float16", "int8"],
         },
     )
@@ -41,11 +41,13 @@ class EpisodeArguments:
     """Arguments for playing episodes."""
 
     num_episodes: int = field(default=1, metadata={"help": "episodes per task"})
-    seed: int = field(default=0, metadata={"help": "of environment and sampling; episode i of a task has seed + i"})
-    deterministic: bool = field(
-        default=False, metadata={"help": "the most likely discrete action instead of a sampled one"}
+    seed: int = field(
+        default=0, metadata={"help": "seed of environment and sampling; episode i of a task uses seed + i"}
     )
-    max_steps: int | None = field(default=None, metadata={"help": "stop each episode after so many steps"})
+    deterministic: bool = field(
+        default=False, metadata={"help": "choose the most likely discrete action instead of sampling"}
+    )
+    max_steps: int | None = field(default=None, metadata={"help": "stop each episode after this number of steps"})
 
     def check(self) -> None:
         """Check the values.

@@ -36,15 +36,15 @@ class CheckArguments:
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "of the engine; it is held against JatModel in float32",
+            "help": "dtype of the engine, which is compared with JatModel in float32",
             "choices": ["float32", "bfloat16", "float16", "int8"],
         },
     )
     backend: str = field(
-        default="auto", metadata={"help": "of the engine", "choices": ["auto", "cpu", "cuda", "torch"]}
+        default="auto", metadata={"help": "backend of the engine", "choices": ["auto", "cpu", "cuda", "torch"]}
     )
-    use_cpu: bool = field(default=False, metadata={"help": "run on the CPU, also where there is a GPU"})
-    cache_dir: str | None = field(default=None, metadata={"help": "where downloads are kept"})
+    use_cpu: bool = field(default=False, metadata={"help": "run on the CPU even if there is a GPU"})
+    cache_dir: str | None = field(default=None, metadata={"help": "folder for downloads"})
     json: bool = field(default=False, metadata={"help": "print JSON"})
 
 

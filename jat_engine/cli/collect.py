@@ -28,21 +28,23 @@ class CollectArguments:
     """Arguments of `jat-engine collect`."""
 
     tasks: list[str] = field(
-        metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all; of those, the ones with an expert"}
+        metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all; tasks without an expert are left out"}
     )
-    output_dir: str = field(metadata={"help": "the dataset; tasks that are in it are kept, and resumed if unfinished"})
-    num_episodes: int = field(default=100, metadata={"help": "stored per task, both splits together"})
-    seed: int = field(default=0, metadata={"help": "attempt i of a task has seed + i"})
-    num_workers: int | None = field(default=None, metadata={"help": "processes that play; by default one a core"})
+    output_dir: str = field(
+        metadata={"help": "folder of the dataset; finished tasks in it are kept, unfinished ones are resumed"}
+    )
+    num_episodes: int = field(default=100, metadata={"help": "episodes to store per task, both splits together"})
+    seed: int = field(default=0, metadata={"help": "seed of the first attempt; attempt i of a task uses seed + i"})
+    num_workers: int | None = field(default=None, metadata={"help": "number of processes; by default one per core"})
     noise: float = field(
         default=0.0,
         metadata={
-            "help": "standard deviation of what is added to continuous actions, probability of a random discrete one, "
-            "in episodes with odd seeds; stored is always the expert's action"
+            "help": "standard deviation of noise on continuous actions, or probability of a random discrete action, "
+            "in episodes with odd seeds; the dataset always stores the expert's action"
         },
     )
-    test_fraction: float = field(default=0.1, metadata={"help": "of the episodes, for the split `test`"})
-    keep_failures: bool = field(default=False, metadata={"help": "store episodes that do not succeed, too"})
+    test_fraction: float = field(default=0.1, metadata={"help": "share of the episodes for the split `test`"})
+    keep_failures: bool = field(default=False, metadata={"help": "also store episodes that do not succeed"})
     push_to_hub: bool = field(default=False, metadata={"help": "upload the dataset afterwards"})
     repo_id: str | None = field(default=None, metadata={"help": "dataset on the hub to upload to"})
 

@@ -32,10 +32,10 @@ class EvalArguments(EpisodeArguments):
     )
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "where the files go; by default the model's folder, or one of its name on the hub"},
+        metadata={"help": "folder for the results; by default the model's folder, or one with its name on the hub"},
     )
     save_video: bool = field(
-        default=False, metadata={"help": "write a video of each task, and all of them in replay.mp4"}
+        default=False, metadata={"help": "write a video of each task, and replay.mp4 with all of them"}
     )
     push_to_hub: bool = field(default=False, metadata={"help": "upload model and results afterwards"})
     repo_id: str | None = field(default=None, metadata={"help": "repository on the hub to upload to"})

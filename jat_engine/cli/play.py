@@ -23,7 +23,9 @@ class PlayArguments(EpisodeArguments):
 
     task: str = field(metadata={"help": "name of one task, see `jat-engine tasks`"})
     render: bool = field(default=False, metadata={"help": "show a window"})
-    save_video: str | None = field(default=None, metadata={"help": "mp4 to write, all episodes in a row"})
+    save_video: str | None = field(
+        default=None, metadata={"help": "mp4 file to write, with all episodes one after another"}
+    )
 
     def check(self) -> None:
         """Check the values, and that flags do not exclude each other.

@@ -27,22 +27,20 @@ class TrainModelArguments:
     """Arguments for the model to train: a checkpoint, or a new model."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "folder of a checkpoint, or its name on the hub, to go on from"}
+        default=None, metadata={"help": "checkpoint to start from: folder, or name on the hub"}
     )
     preset: str | None = field(
-        default=None, metadata={"help": "a new model of a published size", "choices": list(PRESETS)}
+        default=None, metadata={"help": "train a new model of this published size", "choices": list(PRESETS)}
     )
     config_name: str | None = field(
-        default=None, metadata={"help": "a new model of this config.json, its folder, or its name on the hub"}
+        default=None, metadata={"help": "train a new model with the config.json of this folder or hub repository"}
     )
     processor_name: str | None = field(
         default=None,
-        metadata={"help": "processor of a new model: folder or name on the hub; by default every byte is a token"},
+        metadata={"help": "processor of a new model: folder, or name on the hub; by default every byte is a token"},
     )
-    freeze: list[str] = field(
-        default_factory=list, metadata={"help": "beginnings of the names of parameters that are not trained"}
-    )
-    cache_dir: str | None = field(default=None, metadata={"help": "where downloads and prepared data are kept"})
+    freeze: list[str] = field(default_factory=list, metadata={"help": "do not train parameters whose names begin so"})
+    cache_dir: str | None = field(default=None, metadata={"help": "folder for downloads and prepared data"})
     trust_remote_code: bool = field(default=False, metadata={"help": "ignored: code in a checkpoint is never run"})
 
     def check(self) -> None:
@@ -81,14 +79,14 @@ class DataArguments:
     action_shuffle: float = field(
         default=0.0,
         metadata={
-            "help": "share of actions shown to the model that are another step's, so that it cannot repeat itself"
+            "help": "share of input actions replaced by those of other steps, so that the model does not copy them"
         },
     )
     eval_num_samples: int | None = field(
-        default=None, metadata={"help": "so many of the first test segments of each task; by default all"}
+        default=None, metadata={"help": "number of test segments per task to evaluate; by default all"}
     )
     streaming: bool = field(
-        default=False, metadata={"help": "read data as it is needed, without keeping any; needs --max_steps"}
+        default=False, metadata={"help": "read data during training instead of preparing it on disk; needs --max_steps"}
     )
 
     def check(self) -> None:

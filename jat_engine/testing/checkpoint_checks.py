@@ -256,7 +256,7 @@ class CheckpointChecks:
                 f"{PROMPT!r}: expected the same tokens with the key-value cache as without, got {cached} and {uncached}"
             )
         text = self.processor.tokenizer.decode(cached)
-        return f"{PROMPT!r} goes on {text!r}, the same {len(cached)} tokens with the cache and without"
+        return f"{PROMPT!r} continues with {text!r}, the same {len(cached)} tokens with the cache and without"
 
     # ---- what a check needs ----------------------------------------------------------------------------------------
 

@@ -20,11 +20,16 @@ class MiniArguments:
     """Arguments of the command."""
 
     output_dir: str = field(
-        default="build/jat-mini", metadata={"help": "where demonstrations and the run are kept (3 GB)"}
+        default="build/jat-mini", metadata={"help": "folder for demonstrations and training runs (3 GB)"}
     )
-    checkpoint_dir: str = field(default=str(JAT_MINI_FOLDER), metadata={"help": "where the checkpoint goes"})
-    stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"help": "which", "choices": list(STAGES)})
-    num_workers: int | None = field(default=None, metadata={"help": "processes that play demonstrations"})
+    checkpoint_dir: str = field(default=str(JAT_MINI_FOLDER), metadata={"help": "folder for the checkpoint"})
+    stages: list[str] = field(
+        default_factory=lambda: list(STAGES), metadata={"help": "stages to run", "choices": list(STAGES)}
+    )
+    num_workers: int | None = field(
+        default=None,
+        metadata={"help": "number of processes for demonstrations and evaluation; by default one per core"},
+    )
     num_episodes: int = field(default=30, metadata={"help": "episodes of each task in the evaluation"})
 
 
