@@ -1,4 +1,4 @@
-"""What Meta-World and MuJoCo share: one vector as observation, and frames by MuJoCo."""
+"""Wrappers for several domains, and the choice of a renderer for MuJoCo."""
 
 from __future__ import annotations
 
@@ -11,8 +11,21 @@ import gymnasium as gym
 import numpy as np
 
 
+class FirstSeed(gym.Wrapper[Any, Any, Any, Any]):
+    """Wrapper that seeds the action space now, and the environment in the first `reset()` without a seed."""
+
+    def __init__(self, env: gym.Env[Any, Any], seed: int) -> None:
+        super().__init__(env)
+        self._seed: int | None = seed
+        self.action_space.seed(seed)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        first, self._seed = self._seed, None
+        return self.env.reset(seed=first if seed is None else seed, options=options)
+
+
 class VectorAsDict(gym.Wrapper[Any, Any, Any, Any]):
-    """The observation as `{"continuous_observation": [X]}`, of the same dtype; rewards as Python floats."""
+    """Wrapper that returns observations as `{"continuous_observation": [X]}`, and rewards as Python floats."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -27,16 +40,18 @@ class VectorAsDict(gym.Wrapper[Any, Any, Any, Any]):
         return {"continuous_observation": observation}, float(reward), bool(terminated), truncated, info
 
     def render(self) -> Any:
-        frame = self.env.render()  # of MuJoCo: a view with negative strides, which torch refuses
+        frame = self.env.render()  # from MuJoCo: a view with negative strides, which torch does not accept
         return np.ascontiguousarray(frame) if isinstance(frame, np.ndarray) else frame
 
 
 def prefer_headless_rendering(render_mode: str | None) -> None:
-    """Let frames be rendered on a Linux machine without a display.
+    """Select EGL or OSMesa for MuJoCo's frames on a Linux machine without a display, by setting `MUJOCO_GL`.
 
-    Gymnasium looks at `MUJOCO_GL` when it renders its first frame. Where it is not set, it takes GLFW, which can be
-    imported without a display but gives no OpenGL context. EGL or OSMesa is needed then. A choice that the user made
-    stands.
+    Gymnasium reads `MUJOCO_GL` at the first frame. If it is not set, it uses GLFW, which can be imported without a
+    display but then has no OpenGL context. A value that the user has set is kept.
+
+    Args:
+        render_mode: mode of the environment; only "rgb_array" needs the selection.
     """
     if render_mode != "rgb_array" or not sys.platform.startswith("linux"):
         return
