@@ -1,4 +1,4 @@
-"""Checks of an engine's arguments that are not observations."""
+"""Checks of those arguments of an engine that are not observations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ _KEYS = frozenset(OBSERVATION_KEYS)
 
 
 def make_generator(seed: Any) -> torch.Generator | None:
-    """Return a generator with this seed; None, for torch's global one, without a seed."""
+    """Return a CPU generator with this seed, or None, torch's global generator, if the seed is None.
+
+    Raises:
+        InputError: the seed is neither None nor an integer in [0, 2^63).
+    """
     if seed is None:
         return None
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
@@ -25,21 +29,38 @@ def make_generator(seed: Any) -> torch.Generator | None:
 
 
 def check_num_agents(num_agents: Any) -> int:
-    """Return an integer of at least one agent; else raise `InputError`."""
+    """Return `num_agents` as an int.
+
+    Raises:
+        InputError: it is not an integer of at least 1.
+    """
     if isinstance(num_agents, bool) or not isinstance(num_agents, int | np.integer) or num_agents < 1:
         raise InputError(f"num_agents: expected an integer >= 1, got {num_agents!r}")
     return int(num_agents)
 
 
 def check_flags(**flags: Any) -> None:
-    """Raise `InputError` for a flag that is not a bool."""
+    """Check that keyword arguments are bools.
+
+    Raises:
+        InputError: one of them is not.
+    """
     for name, value in flags.items():
         if not isinstance(value, bool | np.bool_):
             raise InputError(f"{name}: expected True or False, for all sessions alike, got {value!r}")
 
 
 def list_items(name: str, values: Any, count: int | None) -> list[Any]:
-    """Return a list of `count` items, if that is given; else raise `InputError`."""
+    """Return the items of a sequence as a list.
+
+    Args:
+        name: of the argument, for the error.
+        values: the sequence; neither a string nor a mapping.
+        count: how many items there must be; None for any number.
+
+    Raises:
+        InputError: `values` is not a sequence, or of another length.
+    """
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise InputError(f"{name}: expected a sequence with an item for each session, got {type(values).__name__}")
     items = list(values)
@@ -49,7 +70,11 @@ def list_items(name: str, values: Any, count: int | None) -> list[Any]:
 
 
 def check_observation(observation: Any) -> Mapping[str, Any]:
-    """Return a mapping whose keys are keywords of `get_next_action`; else raise `InputError`."""
+    """Return the observation of one agent.
+
+    Raises:
+        InputError: it is not a mapping, or has a key that is not in `OBSERVATION_KEYS`.
+    """
     if not isinstance(observation, Mapping) or not observation.keys() <= _KEYS:
         got = sorted(map(str, observation)) if isinstance(observation, Mapping) else type(observation).__name__
         raise InputError(f"observation: expected a mapping with keys of {list(OBSERVATION_KEYS)}, got {got}")
@@ -57,7 +82,11 @@ def check_observation(observation: Any) -> Mapping[str, Any]:
 
 
 def check_config(config: JatConfig) -> None:
-    """Raise `InputError` for what only `JatModel` computes."""
+    """Check that the backends can compute a model.
+
+    Raises:
+        InputError: the configuration asks for what only `JatModel` computes.
+    """
     if config.activation_function != "gelu_new":
         raise InputError(f"config.activation_function: expected 'gelu_new', got {config.activation_function!r}")
     if config.layer_norm_epsilon != 1e-5:

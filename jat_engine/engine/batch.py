@@ -1,4 +1,4 @@
-"""`AgentBatch`: many agents that step together, as arrays, for vector environments."""
+"""`AgentBatch`: N agents that step together, for vector environments."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ from .step import Episodes, StepRunner
 
 
 class AgentBatch:
-    """N agents that see and do the same kind of thing, one call a step: arrays in, arrays out.
+    """N agents with the same modality and action space that step together: arrays in, arrays out.
 
-    Made by `JatEngine.open_batch`; also a context manager that closes it. An agent of a batch costs next to no Python,
-    where a session costs some 20 microseconds. Each has its own episode and can be reset by itself. Bad input of one
-    refuses the call and leaves all as they were. Use it from one thread at a time.
+    Opened by `JatEngine.open_batch`. As a context manager it closes itself at the end. Each agent has its own episode
+    and can be reset alone. Invalid input for one agent makes the call fail and leaves all agents unchanged. Python
+    overhead per agent is far below that of a session, which costs about 20 us a step. Not thread-safe: use a batch from
+    one thread at a time.
 
     Attributes:
         num_agents: N.
 
     Example:
-        >>> envs = gymnasium.vector.SyncVectorEnv([lambda: jat_engine.envs.make("mujoco-ant")] * 8)
-        >>> observations, _ = envs.reset(seed=0)
-        >>> with engine.open_batch(8) as batch:
+        >>> from gymnasium.vector import SyncVectorEnv
+        >>> vector_env = SyncVectorEnv([lambda: make("babyai-go-to-obj")] * 4)
+        >>> observations, _ = vector_env.reset(seed=0)
+        >>> with engine.open_batch(4) as batch:
         ...     actions = batch.get_next_actions(
-        ...         continuous_observations=observations["continuous_observation"],
-        ...         action_space=envs.single_action_space,
+        ...         discrete_observations=observations["discrete_observation"],
+        ...         text_observations=observations["text_observation"],
+        ...         action_space=vector_env.single_action_space,
         ...     )
+        >>> actions.shape, actions.dtype
+        ((4,), dtype('int64'))
     """
 
     def __init__(self, runner: StepRunner, episodes: Episodes, num_agents: int) -> None:
@@ -41,12 +46,12 @@ class AgentBatch:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more steps."""
+        """True after `close`: the batch takes no more steps."""
         return self.episodes.closed
 
     @property
     def num_cached_tokens(self) -> np.ndarray:
-        """int64 [N]: tokens, two a step, that each agent's next step looks back on."""
+        """Cached tokens that each agent's next step attends to, two per step taken: int64 [N]."""
         return np.array(self.episodes.state.cached.num_tokens)
 
     def get_next_actions(
@@ -64,22 +69,23 @@ class AgentBatch:
         """Take one step of all agents.
 
         Args:
-            continuous_observations: [N, X] numbers.
-            discrete_observations: [N, max_discrete_value] integers; 64 fewer with `text_observations`.
+            continuous_observations: [N, X] numbers, computed in float32.
+            discrete_observations: [N, max_discrete_value] integers; 64 fewer per agent with `text_observations`.
             text_observations: N missions, each truncated to 64 tokens.
             image_observations: uint8 [N, 84, 84, 4].
             action_space: of one agent: `gymnasium.spaces.Box` of shape (A,), or `Discrete(n)`.
-            rewards: [N], of the previous actions; None counts as zeros.
-            deterministic: take the most likely of discrete actions instead of sampling.
-            return_predictions: also return what the actions were chosen from.
+            rewards: [N], of the previous actions; None stands for zeros.
+            deterministic: take the most likely discrete actions instead of sampling.
+            return_predictions: also return the predictions that the actions were chosen from.
 
         Returns:
-            float32 [N, A], never clipped, or int64 [N]. With `return_predictions`, `(actions, predictions)`, the
-            latter float32 [N, A], or float32 [N, n], the logits.
+            float32 [N, A], not clipped, or int64 [N]. With `return_predictions` a tuple `(actions, predictions)`;
+            predictions are the action vectors, float32 [N, A], or the logits, float32 [N, n].
 
         Raises:
-            InputError: a field is not what the model takes. No agent has taken a step.
-            SessionError: the call does not fit the episodes so far; `reset()` starts new ones.
+            InputError: a field has a type, shape or value that the model does not accept; no agent has taken a step.
+            SessionError: the batch is closed, or the observations' modality or size, or the kind of action, differs
+                from the running episodes'; `reset()` starts new ones.
         """
         observations = {
             "continuous_observations": continuous_observations,
@@ -101,7 +107,18 @@ class AgentBatch:
         """Take a step: `get_next_actions` with the observations' fields as one mapping.
 
         Args:
-            is_counted: whether the call counts in `JatEngine.stats`.
+            observations: arrays by `OBSERVATIONS_KEYS`; None counts as absent.
+            rewards: as in `get_next_actions`.
+            action_space: as in `get_next_actions`.
+            deterministic: as in `get_next_actions`.
+            return_predictions: as in `get_next_actions`.
+            is_counted: count the call in `JatEngine.stats`.
+
+        Returns:
+            See `get_next_actions`.
+
+        Raises:
+            InputError, SessionError: see `get_next_actions`.
         """
         begin_ns = perf_counter_ns()
         check_flags(deterministic=deterministic, return_predictions=return_predictions)
@@ -114,20 +131,20 @@ class AgentBatch:
             if is_counted:
                 runner.calls.add(begin_ns)
 
-        # The episodes keep their own.
+        # Copies: the episodes keep these arrays for the next step.
         actions, values = outcome
         actions = np.array(actions, np.float32 if request.space.kind == "continuous" else np.int64)
         actions = actions.reshape(self.num_agents, *actions.shape[1:])
         return (actions, np.array(values, np.float32)) if return_predictions else actions
 
     def force_actions(self, actions: Any) -> None:
-        """Let the next step follow on other actions than those that were chosen.
+        """Replace the actions of the last step in the agents' histories.
 
         Args:
-            actions: [N, A] finite numbers, or [N] choices, as the last step's action space has them.
+            actions: [N, A] finite numbers, or [N] integers in [0, n), as the last step's action space has them.
 
         Raises:
-            InputError: they are not.
+            InputError: `actions` does not fit that action space, or is not of N agents.
             SessionError: no step has been taken in these episodes, or the batch is closed.
         """
         with self.runner.lock:
@@ -141,7 +158,7 @@ class AgentBatch:
         """Start new episodes.
 
         Args:
-            which: None for all agents, a bool mask [N], or a sequence of indices.
+            which: None for all agents, a bool mask [N], or a sequence of indices in [0, N).
 
         Raises:
             InputError: `which` is none of these.
@@ -153,6 +170,7 @@ class AgentBatch:
             self.episodes.clear(mask)
 
     def _mask(self, which: Any) -> np.ndarray | None:
+        """Return the agents to reset as bool [N], or None for all."""
         if which is None:
             return None
         try:
@@ -173,7 +191,7 @@ class AgentBatch:
         )
 
     def close(self) -> None:
-        """Give the batch's room in the KV cache back. Closing twice does nothing."""
+        """Free the batch's pages of the KV cache. Closing twice does nothing."""
         with self.runner.lock:
             self.episodes.close()
 

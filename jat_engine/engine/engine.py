@@ -1,4 +1,4 @@
-"""`JatEngine`: run JAT agents fast, one session or many."""
+"""`JatEngine`: the engine's public class, which opens agents and takes their steps."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ if TYPE_CHECKING:
 
 
 class JatEngine:
-    """Runs JAT agents from a checkpoint's weights.
+    """Inference engine that runs JAT agents from a checkpoint's weights.
 
-    The drop-in calls `reset_rl` and `get_next_action` are those of the published model. `open_session` gives any number
-    of agents beside each other, and `get_next_actions` one step of many of them at once.
+    `reset_rl` and `get_next_action` have the published model's interface and run one agent. `open_session` opens any
+    number of independent agents; `get_next_actions` takes one step of several of them at once. `open_batch` opens
+    agents of one task that step together, with arrays as input and output. Different sessions and batches may be used
+    from different threads.
 
     Attributes:
         config: the checkpoint's `JatConfig`.
-        choice: device, backend and dtype, and why.
+        choice: device, backend and dtype, with the reason for that backend.
     """
 
     def __init__(self, config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, missions: Missions):
@@ -62,22 +64,28 @@ class JatEngine:
     ) -> JatEngine:
         """Load a checkpoint folder, a hub repository, or "jat-mini".
 
-        Weights are read from the memory-mapped safetensors one at a time and packed at once. Only safetensors are
-        read, and every parameter that acting needs must be there, have the configured shape and be finite.
-        `trust_remote_code` is accepted and ignored: code in a checkpoint is never run.
+        Only safetensors are read: they are memory-mapped, and each weight is packed as it is read. Every parameter that
+        acting needs must be present, finite and of the configured shape. `trust_remote_code` is accepted and ignored:
+        code in a checkpoint is never run.
 
         Args:
-            device: "auto", "cpu", "cuda", ...
+            path_or_hub_id: a folder with `config.json` and safetensors, a repository on the hub, or "jat-mini", the
+                checkpoint that comes with the package.
+            device: "auto", "cpu", "cuda" or another device that torch has.
             dtype: of weights and KV cache: "float32", "bfloat16", "float16" (not on the native CPU backend), "int8" (on
                 a CPU weights and activations, on a GPU weights; the cache is bfloat16), or "auto".
-            backend: "cuda", kernels for NVIDIA GPUs; "cpu", native ones; "torch", plain operations on any device; or
-                "auto". `jat-engine info` says what "auto" takes here and why.
-            engine_options: those of `EngineOptions`, and transformers' that say where to look (`revision`,
-                `cache_dir`, `token`, `subfolder`, `variant`, `local_files_only`, ...).
+            backend: "cuda" for kernels for NVIDIA GPUs, "cpu" for native kernels, "torch" for plain torch operations on
+                any device, or "auto". `jat-engine info` prints what "auto" selects on this machine and why.
+            engine_options: fields of `EngineOptions`, and the options with which transformers finds a checkpoint
+                (`revision`, `cache_dir`, `token`, `subfolder`, `variant`, `local_files_only`, ...).
 
         Raises:
-            CheckpointError: names the file and the parameter; what `JatModel` refuses, an engine refuses.
-            InputError: an option is not known, or not possible here.
+            CheckpointError: a file or parameter is missing or invalid; the message names it.
+            InputError: an option is unknown, or not supported on this machine.
+
+        Example:
+            >>> JatEngine.from_pretrained("jat-mini", device="cpu", dtype="float32", backend="torch")
+            JatEngine(backend='torch', dtype='float32', device='cpu')
         """
         source = resolve(path_or_hub_id)
         engine_options.pop("trust_remote_code", None)
@@ -102,10 +110,23 @@ class JatEngine:
         backend: str = "auto",
         **engine_options: Any,
     ) -> JatEngine:
-        """An engine with a copy of a `JatModel`'s weights as they are now, for instance between epochs of a training.
+        """Make an engine with a copy of a `JatModel`'s present weights, for instance between epochs of training.
 
         Args:
+            model: a `JatModel`; later changes to its weights do not reach the engine.
             processor: a `JatProcessor`; needed for text observations.
+            device: as for `from_pretrained`.
+            dtype: as for `from_pretrained`.
+            backend: as for `from_pretrained`.
+            engine_options: fields of `EngineOptions`.
+
+        Raises:
+            CheckpointError: a parameter is not finite; the message names it.
+            InputError: `model` is not a `JatModel`, or an option is unknown or not supported on this machine.
+
+        Example:
+            >>> JatEngine.from_model(model, processor, device="cpu", dtype="float32", backend="torch")
+            JatEngine(backend='torch', dtype='float32', device='cpu')
         """
         options = EngineOptions.parse(engine_options)
         choice = choose_backend(device, dtype, backend, model.config.hidden_size // model.config.num_heads)
@@ -127,13 +148,13 @@ class JatEngine:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes the engine has taken on its device, by what they are for."""
+        """Bytes allocated on the device, by purpose: "weights", "cache" and, on some backends, more."""
         with self._runner.lock:
             return self._backend.memory
 
     @property
     def one_launch_reason(self) -> str:
-        """Why single agents' steps are not one launch each on a GPU; "" where they are."""
+        """Reason why a single agent's step does not run in the persistent kernel; "" if it does."""
         return self._backend.one_launch_reason
 
     @property
@@ -144,7 +165,7 @@ class JatEngine:
 
     @property
     def stats(self) -> EngineStats:
-        """Counters of calls, latencies and pages. May be read from any thread; it waits for a call that runs."""
+        """Counters of calls, latencies and pages. Any thread may read them; it waits for a running call."""
         runner = self._runner
         with runner.lock:
             calls, recent, cache = runner.calls.count, runner.calls.recent(), runner.cache_stats()
@@ -157,38 +178,56 @@ class JatEngine:
     # ---- sessions --------------------------------------------------------------------------------------------------
 
     def open_session(self, context_window: int | None = None, seed: int | None = None) -> AgentSession:
-        """A new agent, with room of its own in the KV cache.
+        """Open a session: an agent with its own episode and its own pages of the KV cache.
 
         Args:
-            context_window: how many of the newest tokens, two a step, a step may look back on; at most and by default
-                `max_position_embeddings - 4`.
-            seed: of the sampling of discrete actions. None samples with torch's global generator.
+            context_window: how many of the newest cached tokens, two per step, a step attends to; by default and at
+                most `max_position_embeddings - 4`.
+            seed: for sampling discrete actions. With None, torch's global generator is used.
 
         Raises:
-            InputError: an argument is not as above.
-            CacheFullError: there is no room for another session.
+            InputError: an argument has an invalid type or value.
+            CacheFullError: the KV cache has too few free pages.
+
+        Example:
+            >>> with engine.open_session(context_window=128, seed=0) as session:
+            ...     action = session.get_next_action(**observation, action_space=env.action_space)
+            ...     observation, reward, *_ = env.step(action)
+            ...     action = session.get_next_action(**observation, action_space=env.action_space, reward=reward)
+            ...     session.num_cached_tokens
+            2
         """
         window, generator = self._window(context_window), make_generator(seed)
         return AgentSession(self._runner, self._runner.open(window, generator))
 
     def open_batch(self, num_agents: int, context_window: int | None = None, seed: int | None = None) -> AgentBatch:
-        """New agents that step together, for a vector environment of one task: arrays in, arrays out.
+        """Open a batch: N agents that step together, for a vector environment of one task.
 
         Args:
-            num_agents: how many.
+            num_agents: N, at least 1.
             context_window: as for `open_session`.
-            seed: of the sampling of all their discrete actions. None samples with torch's global generator.
+            seed: for sampling the discrete actions of all agents. With None, torch's global generator is used.
 
         Raises:
-            InputError: an argument is not as above.
-            CacheFullError: there is no room for so many.
+            InputError: an argument has an invalid type or value.
+            CacheFullError: the KV cache has too few free pages.
+
+        Example:
+            >>> with engine.open_batch(8, seed=0) as batch:
+            ...     actions = batch.get_next_actions(
+            ...         discrete_observations=[observation["discrete_observation"]] * 8,
+            ...         text_observations=[observation["text_observation"]] * 8,
+            ...         action_space=env.action_space,
+            ...     )
+            >>> actions.shape, actions.dtype
+            ((8,), dtype('int64'))
         """
         num_agents = check_num_agents(num_agents)
         window, generator = self._window(context_window), make_generator(seed)
         return AgentBatch(self._runner, self._runner.open(window, generator, num_agents), num_agents)
 
     def _window(self, context_window: Any) -> int:
-        """Return how many tokens a session keeps."""
+        """Return how many tokens a session keeps. Raises `InputError` for an invalid context window."""
         window = check_context_window(context_window)
         return self._runner.max_window if window is None else min(window, self._runner.max_window)
 
@@ -203,27 +242,36 @@ class JatEngine:
         task: str | Task | None = None,
         num_agents: int = 1,
     ) -> None:
-        """Make the first call as fast as the next ones, by a few steps of sessions that are closed again.
+        """Run a few steps in temporary sessions, so that the first real step is as fast as the later ones.
 
-        What a step needs for the first time is done here: rows of the heads are selected and packed, the mission is
-        tokenised, threads start, memory is allocated and, on a GPU, kernels are compiled and graphs captured. Open
-        sessions, random generators and `stats` stay as they are.
+        This does the one-time work: select and pack rows of the heads, tokenise the mission, start threads, allocate
+        memory and, on a GPU, compile kernels and capture graphs. Open sessions, random generators and `stats` are not
+        changed.
 
         Args:
-            continuous_observation, discrete_observation, text_observation, image_observation, action_space: an example
-                of what `get_next_action` will be given; values do not matter, shapes and missions do.
-            task: instead of these, a published task or its name; its environment is made, and closed again.
-            num_agents: how many will step together, in sessions or as a batch.
+            continuous_observation: an example of what `get_next_action` will be given; its shape matters, not its
+                values. The same holds for the next four.
+            discrete_observation: as above.
+            text_observation: as above, except that its text matters: tokens of missions are cached.
+            image_observation: as above.
+            action_space: as above.
+            task: instead of an example, a published task or its name; its environment is made, and closed again.
+            num_agents: how many agents will step together, in sessions or as a batch.
 
         Raises:
-            InputError: an argument is not as above.
-            CacheFullError: open sessions have left no room for `num_agents` short ones; warm up before they open.
+            InputError: an argument has an invalid type or value.
+            CacheFullError: the KV cache has no room for `num_agents` short sessions; warm up before opening sessions.
             MissingSimulatorError, UnknownTaskError: for a task, see `jat_engine.envs.make`.
+
+        Example:
+            >>> engine.warm_up(**observation, action_space=env.action_space)
+            >>> engine.warm_up(task="babyai-go-to-obj", num_agents=4)
         """
         count = check_num_agents(num_agents)
         given = continuous_observation, discrete_observation, text_observation, image_observation
         example = find_example(dict(zip(OBSERVATION_KEYS, given, strict=True)), action_space, task)
         observation = check_observation(example.observation)
+
         with contextlib.ExitStack() as stack:
             sessions = [stack.enter_context(self.open_session(WINDOW, seed=0)) for _ in range(count)]
             for number in range(STEPS):
@@ -237,6 +285,8 @@ class JatEngine:
                 for outcome in outcomes:
                     if isinstance(outcome, InputError):
                         raise outcome
+
+        # A batch of one agent runs nothing that a session does not.
         if count > 1:
             with self.open_batch(count, WINDOW, seed=0) as batch:
                 play_batch(batch, observation, example.action_space)
@@ -260,30 +310,48 @@ class JatEngine:
         context_window: int | None = None,
         return_prediction: bool = False,
     ) -> Any:
-        """The published drop-in call: one agent, one step.
+        """Take one step of the drop-in agent, with the published model's signature.
+
+        Invalid input leaves the agent as it was.
 
         Args:
-            processor: not used, may be None; the engine has its own.
-            continuous_observation: X numbers.
+            processor: ignored, may be None; the engine has its own.
+            continuous_observation: [X] numbers, computed in float32.
             discrete_observation: max_discrete_value integers; 64 fewer with a `text_observation`.
             text_observation: the mission; truncated to 64 tokens.
-            image_observation: uint8 [84, 84, 4], the four last frames.
+            image_observation: uint8 [84, 84, 4], the last four frames.
             action_space: `gymnasium.spaces.Box` of shape (A,), or `Discrete(n)`.
-            reward: of the previous action; None counts as 0. Image observations do not use it.
-            deterministic: take the most likely of discrete actions instead of sampling (`torch.multinomial`, one draw
-                a step).
-            context_window: how many of the newest tokens, two a step, the next step may look back on; at most and by
-                default `max_position_embeddings - 4`.
-            return_prediction: also return what the action was chosen from.
+            reward: of the previous action; None stands for 0. Ignored with image observations.
+            deterministic: take the most likely discrete action instead of sampling (as `torch.multinomial`, one draw
+                per step).
+            context_window: how many of the newest cached tokens, two per step, the next step attends to; by default
+                and at most `max_position_embeddings - 4`.
+            return_prediction: also return the prediction that the action was chosen from.
 
         Returns:
-            The action: a list of A floats, never clipped, or an int. With `return_prediction`, `(action, prediction)`:
-            float32 [A], the action vector, or float32 [n], the logits.
+            The action: a list of A floats, not clipped, or an int. With `return_prediction` a tuple
+            `(action, prediction)`; the prediction is the action vector, float32 [A], or the logits, float32 [n].
 
         Raises:
-            InputError: a field is not what the model takes, or so large that the prediction is not finite.
-            SessionError: the call does not fit the episode so far; `reset_rl()` starts a new one.
+            InputError: a field has a type, shape or value that the model does not accept, or is so large that the
+                prediction is not finite.
+            SessionError: the observation's modality or size, or the kind of action, differs from the running episode's;
+                `reset_rl()` starts a new one.
             CacheFullError: open sessions have left no room for the drop-in agent.
+
+        Example:
+            >>> engine.reset_rl()
+            >>> action = engine.get_next_action(**observation, action_space=env.action_space)
+            >>> observation, reward, *_ = env.step(action)
+            >>> action, logits = engine.get_next_action(
+            ...     **observation,
+            ...     action_space=env.action_space,
+            ...     reward=reward,
+            ...     deterministic=True,
+            ...     return_prediction=True,
+            ... )
+            >>> logits.shape, logits.dtype
+            ((7,), dtype('float32'))
         """
         check_processor(processor, is_needed=False)
         window = None if context_window is None else self._window(context_window)
@@ -311,22 +379,36 @@ class JatEngine:
         deterministic: bool = False,
         return_predictions: bool = False,
     ) -> list[Any]:
-        """One step of several sessions at once, of any modalities and kinds of action, in one pass over the weights.
+        """Take one step of several sessions at once, in one pass over the weights.
 
-        Each session's result is what it would be alone: on a CPU bit for bit, on a GPU within rounding.
+        Modalities and action spaces may differ between sessions. Each session's result is the same as if it had stepped
+        alone: on a CPU bit for bit, on a GPU within rounding.
 
         Args:
-            sessions: open sessions of this engine, each at most once.
-            observations: one mapping a session, with the keys of `get_next_action`.
-            rewards: one a session, or None for none.
-            action_spaces: one a session, or a single one for all.
+            sessions: S open sessions of this engine, each at most once.
+            observations: S mappings with `get_next_action`'s keywords.
+            rewards: S numbers or None, of the sessions' previous actions; None for no rewards at all.
+            action_spaces: a list or tuple of S spaces, or one space for all sessions.
+            deterministic: as for `get_next_action`, for all sessions.
+            return_predictions: also return predictions, for all sessions.
 
         Returns:
-            For each session what `AgentSession.get_next_action` returns.
+            A list of S results, each as `AgentSession.get_next_action` returns it.
 
         Raises:
             InputError: the arguments do not fit together; no session has taken a step.
-            BatchError: some sessions' inputs were refused. The others have taken their step; `.actions` has theirs.
+            BatchError: the input of some sessions was refused; `.errors` has the reason for each. The other sessions
+                have taken their step; `.actions` has their actions.
+
+        Example:
+            >>> sessions = [engine.open_session(seed=seed) for seed in (0, 1)]
+            >>> actions = engine.get_next_actions(
+            ...     sessions, [observation, observation], action_spaces=env.action_space
+            ... )
+            >>> [env.action_space.contains(action) for action in actions]
+            [True, True]
+            >>> for session in sessions:
+            ...     session.close()
         """
         begin_ns = perf_counter_ns()
         check_flags(deterministic=deterministic, return_predictions=return_predictions)
@@ -351,7 +433,7 @@ class JatEngine:
                     requests[index] = runner.parse(
                         session.episodes, observation, rewards[index], action_spaces[index], deterministic
                     )
-                except Exception as error:  # nothing has changed yet: whatever it is, it is this session's alone
+                except Exception as error:  # no state has changed yet, so the error concerns this session only
                     errors[index] = error
 
             outcomes = runner.run(list(requests.values()))

@@ -1,4 +1,8 @@
-"""Locks that a fork waits for, so that a forked child finds them open and what they guard complete."""
+"""Locks that a fork waits for.
+
+A forked child has only the thread that forked. If another thread held a lock at that moment, the child would find it
+locked for ever and the state behind it half-written. So all locks are taken before a fork and released after it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ _taken = threading.local()
 
 
 def make_lock() -> threading.RLock:
-    """Return a new lock that no other thread holds at the moment a process is forked."""
+    """Return a new lock that no other thread holds while the process forks."""
     lock = threading.RLock()
     _locks.add(lock)
     return lock

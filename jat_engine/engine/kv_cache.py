@@ -1,8 +1,8 @@
-"""The paged KV cache: which pages hold which tokens of which agent. Backends own the memory.
+"""Page tables of the KV cache: the pages that hold each agent's tokens. Backends own the memory.
 
-A page holds `page_size` tokens of all layers. An agent has all pages that its window can ever need from the moment it
-is opened, and uses them as a ring: dropping the oldest tokens moves the start offset and turns the ring; nothing is
-copied. An agent that is open never runs out of room.
+A page holds `page_size` tokens of all layers. An agent reserves all pages that its window can need when it is opened,
+so an open agent never runs out of room. It uses them as a ring: dropping the oldest tokens advances the start offset
+and rotates the page table; keys and values are not copied.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class CacheStats:
     """Counters of the KV cache, in pages.
 
     Attributes:
-        total: pages there are.
+        total: all pages.
         used: pages that hold tokens.
         free: pages that hold none.
         reserved: pages of open sessions and batches, used or not.
-        peak: the most that were reserved at once.
-        page_size: tokens in a page.
-        page_bytes: bytes of a page, all layers.
+        peak: the most pages that were reserved at once.
+        page_size: tokens per page.
+        page_bytes: bytes per page, all layers.
     """
 
     total: int
@@ -39,11 +39,13 @@ class CacheStats:
 
 
 class PagePool:
-    """Pages 0 to `num_pages - 1`, handed out and taken back.
+    """Allocator of the pages 0 to `num_pages - 1`.
 
     Attributes:
-        num_pages: how many there are.
-        peak: the most that were handed out at once.
+        num_pages: all pages.
+        page_size: tokens per page.
+        page_bytes: bytes per page, all layers.
+        peak: the most pages that were allocated at once.
     """
 
     def __init__(self, num_pages: int, page_size: int, page_bytes: int) -> None:
@@ -55,14 +57,14 @@ class PagePool:
 
     @property
     def num_reserved(self) -> int:
-        """Pages that are handed out."""
+        """Pages that are allocated."""
         return self.num_pages - len(self._free)
 
     def take(self, num_pages: int) -> list[int]:
-        """Hand out pages.
+        """Allocate pages and return their numbers.
 
         Raises:
-            CacheFullError: there are not so many left.
+            CacheFullError: fewer than `num_pages` are free.
         """
         if num_pages > len(self._free):
             raise CacheFullError(
@@ -76,17 +78,17 @@ class PagePool:
         return taken
 
     def give(self, pages: list[int]) -> None:
-        """Take pages back; they are handed out first again, while they may be in a processor's caches."""
+        """Free pages. They are allocated again before others, since a processor's caches may still hold them."""
         self._free.extend(reversed(pages))
 
 
 class CachedTokens(NamedTuple):
-    """Where an agent's cached tokens lie, or those of N agents that step together.
+    """Location of the cached tokens of one agent, or of N agents that step together.
 
     Attributes:
-        table: int32 [P], the agent's pages, oldest first, those without tokens last; of N agents [N, P].
-        start_offset: slots of the first page before the oldest token; of N agents int64 [N].
-        num_tokens: tokens that are kept; of N agents int64 [N].
+        table: int32 [P], the agent's pages, oldest first, those without tokens last; int32 [N, P] for N agents.
+        start_offset: slots of the first page before the oldest token; int64 [N] for N agents.
+        num_tokens: tokens that are kept; int64 [N] for N agents.
     """
 
     table: np.ndarray
@@ -95,16 +97,16 @@ class CachedTokens(NamedTuple):
 
 
 def keep_newest(cached: CachedTokens, num_tokens: Any, window: int, page_size: int) -> tuple[CachedTokens, Any]:
-    """Return the books after a step; `cached` stays as it is.
+    """Drop the oldest tokens that do not fit into the window after a step.
 
     Args:
-        cached: before the step.
-        num_tokens: how many tokens to keep of those cached and just written, oldest first; of N agents int64 [N].
-        window: of these, how many of the newest.
-        page_size: tokens in a page.
+        cached: location of the tokens before the step; not changed.
+        num_tokens: cached tokens after the step, the oldest at `cached.start_offset`; int64 [N] for N agents.
+        window: the most tokens to keep.
+        page_size: tokens per page.
 
     Returns:
-        The books, and whether tokens were dropped at the old end: a bool, or bool [N].
+        The location of the tokens that are kept, and a bool, or bool [N]: were any dropped.
     """
     if cached.table.ndim == 1:
         dropped = max(0, num_tokens - window)
@@ -129,19 +131,20 @@ class Pages:
     """The pages of one agent, or of N agents that step together.
 
     Attributes:
-        page_size: tokens in a page.
-        empty: the books of new episodes.
+        page_size: tokens per page.
+        empty: the `CachedTokens` of new episodes.
     """
 
     def __init__(self, pool: PagePool, max_tokens: int, num_agents: int | None = None) -> None:
-        """Take the pages.
+        """Allocate the pages.
 
         Args:
-            max_tokens: the most an agent ever has in the cache, those of the running step included.
-            num_agents: N; None for a single agent, whose books are plain numbers.
+            pool: allocator to take them from.
+            max_tokens: the most tokens of an agent in the cache at any time, those of the running step included.
+            num_agents: N; None for a single agent, whose `CachedTokens` has plain numbers.
 
         Raises:
-            CacheFullError: there is no room.
+            CacheFullError: the pool has too few free pages.
         """
         # The oldest token can lie anywhere in its page.
         num_pages = -(-(max_tokens + pool.page_size - 1) // pool.page_size)
@@ -158,15 +161,20 @@ class Pages:
 
     @property
     def num_pages(self) -> int:
-        """Pages that are taken."""
+        """Pages that are allocated."""
         return len(self._taken)
 
     def num_used(self, start_offset: Any, num_tokens: Any) -> int:
-        """Return how many pages hold an agent's tokens, or the tokens of N agents, int64 [N] each."""
+        """Return how many pages hold tokens.
+
+        Args:
+            start_offset: as in `CachedTokens`, of one agent or of N.
+            num_tokens: as in `CachedTokens`, of one agent or of N.
+        """
         pages = -(-np.add(start_offset, num_tokens) // self.page_size)
         return int(np.where(np.greater(num_tokens, 0), pages, 0).sum())
 
     def close(self) -> None:
-        """Give all pages back. Closing twice does nothing."""
+        """Free all pages. Closing twice does nothing."""
         taken, self._taken = self._taken, []
         self._pool.give(taken)

@@ -1,4 +1,4 @@
-"""Missions -> tokens: each text is tokenised once."""
+"""Tokenisation of missions, with a cache: each text is tokenised once."""
 
 from __future__ import annotations
 
@@ -17,24 +17,37 @@ from ..config import MISSION_LENGTH
 from ..errors import CheckpointError, InputError
 
 Encode = Callable[[str], list[int]]
-"""A text -> all of its tokens."""
+"""Function from a text to all of its tokens."""
 
 
 class Missions:
-    """Encodes missions with a tokenizer that is loaded when the first one comes."""
+    """Cached tokeniser of missions. The tokenizer is loaded when the first mission comes."""
 
     def __init__(self, load: Callable[[], tuple[Encode, int]], vocab_size: int) -> None:
+        """Store how to load the tokenizer.
+
+        Args:
+            load: returns the tokenizer and its pad token.
+            vocab_size: tokens the model knows, 0 to `vocab_size - 1`.
+        """
         self._load = functools.cache(load)
         self._vocab_size = vocab_size
         self._cached = functools.lru_cache(maxsize=4096)(self._tokenize)
 
     @classmethod
     def of_checkpoint(cls, source: str | os.PathLike[str], hub: dict[str, Any], vocab_size: int) -> Missions:
+        """Make it with a checkpoint's tokenizer.
+
+        Args:
+            source: the checkpoint's folder or hub repository.
+            hub: options that say where to look for the repository.
+            vocab_size: of the model.
+        """
         return cls(lambda: _read_tokenizer(source, hub), vocab_size)
 
     @classmethod
     def of_processor(cls, processor: Any, vocab_size: int) -> Missions:
-        """With a `JatProcessor`'s tokenizer; without one, missions are refused."""
+        """Make it with a `JatProcessor`'s tokenizer; without a processor, `encode` raises `InputError`."""
 
         def load() -> tuple[Encode, int]:
             if processor is None:
@@ -45,11 +58,11 @@ class Missions:
         return cls(load, vocab_size)
 
     def encode(self, text: str) -> np.ndarray:
-        """int64 [64], padded with the pad token, or cut with a warning.
+        """Return a mission's tokens, int64 [64]: padded with the pad token, or truncated with a warning.
 
         Raises:
-            InputError: the tokenizer has tokens the model has not.
-            CheckpointError: there is no tokenizer that can be read.
+            InputError: a token is not in the model's vocabulary, or there is no tokenizer.
+            CheckpointError: the checkpoint's tokenizer cannot be read.
         """
         return self._cached(text)
 
@@ -71,7 +84,7 @@ class Missions:
 
 
 def _read_tokenizer(source: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Encode, int]:
-    """Read `tokenizer.json`, without transformers' tokenizers and processors, whose import takes seconds."""
+    """Read `tokenizer.json` with the tokenizers library: importing transformers' tokenizers takes seconds."""
     check_tokenizer_files(source, hub)
     path = find_file(source, "tokenizer.json", hub)
     if path is None:
@@ -82,6 +95,8 @@ def _read_tokenizer(source: str | os.PathLike[str], hub: dict[str, Any]) -> tupl
         raise CheckpointError(f"{path}: not a readable tokenizer: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
+
+    # The pad token is in the files that transformers adds.
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = find_file(source, name, hub)
         pad = read_json(path).get("pad_token") if path else None

@@ -1,4 +1,4 @@
-"""Random numbers for choosing discrete actions, as `torch.multinomial` draws them."""
+"""Random numbers for sampling discrete actions, as `torch.multinomial` draws them."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ import torch
 
 
 class Sampler:
-    """Exponential-race form of `torch.multinomial`: argmax(logits - log q) with q ~ Exp(1).
+    """Noise for the exponential-race form of `torch.multinomial`: argmax(logits - log q), q ~ Exp(1).
 
-    The draws are those of `torch.multinomial(softmax(logits), 1, generator=generator)` on a CPU. They are made before a
-    step, so that a backend can choose where the logits are.
+    The choices are those of `torch.multinomial(softmax(logits), 1, generator=generator)` on a CPU. The noise is drawn
+    before a step, so that a backend can choose on the device that has the logits.
     """
 
     def __init__(self, generator: torch.Generator | None, num_agents: int) -> None:
-        """
+        """Prepare to draw.
+
         Args:
-            generator: None for torch's global one.
-            num_agents: that draw together.
+            generator: source of random numbers; None for torch's global generator.
+            num_agents: N, agents that draw together.
         """
         self._generator = generator
         self._num_agents = num_agents
         self._drawn: tuple[int, int, np.ndarray] = -1, 0, np.empty((num_agents, 0), np.float32)
 
     def draw(self, number: int, size: int) -> np.ndarray:
-        """Return log(q), to be subtracted from logits.
+        """Return the noise log(q), to be subtracted from logits.
 
         Args:
-            number: of the draw. The same number gives the same again, so a step that is refused leaves the random
-                numbers where they were.
-            size: n, how many choices there are.
+            number: of the draw. Calls with the last call's number and size return the same noise, so that a refused
+                step uses up no random numbers.
+            size: n, the number of choices.
 
         Returns:
             float32 [N, n].
         """
         if self._drawn[:2] != (number, size):
-            # One statement: an exception elsewhere leaves no draw that is forgotten.
+            # A single assignment: an interrupt cannot leave the number without its noise.
             self._drawn = number, size, np.log(self._exponential(size))
         return self._drawn[2]
 

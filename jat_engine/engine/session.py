@@ -15,15 +15,18 @@ from .step import Episodes, StepRunner
 class AgentSession:
     """One agent: its episode in the KV cache, its window and its random numbers.
 
-    Made by `JatEngine.open_session`; also a context manager that closes it. Bad input leaves it as it was. Use it from
-    one thread at a time; sessions of one engine may be used from several.
+    Opened by `JatEngine.open_session`. As a context manager it closes itself at the end. Invalid input leaves
+    it unchanged. Not thread-safe: use a session from one thread at a time; different sessions of an engine may be used
+    from different threads.
 
     Example:
-        >>> engine = JatEngine.from_pretrained("jat-mini")
-        >>> env = jat_engine.envs.make("mujoco-ant")
-        >>> with engine.open_session(context_window=256) as session:
+        >>> with engine.open_session(context_window=128) as session:
         ...     observation, _ = env.reset(seed=0)
-        ...     action = session.get_next_action(**observation, action_space=env.action_space)
+        ...     reward, is_over = None, False
+        ...     while not is_over:
+        ...         action = session.get_next_action(**observation, action_space=env.action_space, reward=reward)
+        ...         observation, reward, terminated, truncated, _ = env.step(action)
+        ...         is_over = terminated or truncated
     """
 
     def __init__(self, runner: StepRunner, episodes: Episodes) -> None:
@@ -32,12 +35,12 @@ class AgentSession:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more steps."""
+        """True after `close`: the session takes no more steps."""
         return self.episodes.closed
 
     @property
     def num_cached_tokens(self) -> int:
-        """Tokens, two a step, that the next step looks back on."""
+        """Cached tokens that the next step attends to, two per step taken."""
         return int(self.episodes.state.cached.num_tokens)
 
     def get_next_action(
@@ -52,7 +55,13 @@ class AgentSession:
         deterministic: bool = False,
         return_prediction: bool = False,
     ) -> Any:
-        """Choose the action for one observation. Arguments, result and errors: see `JatEngine.get_next_action`."""
+        """Take one step. See `JatEngine.get_next_action` for the arguments, the result and an example.
+
+        Raises:
+            InputError: see `JatEngine.get_next_action`.
+            SessionError: the session is closed, or the observation's modality or size, or the kind of action, differs
+                from the running episode's; `reset()` starts a new one.
+        """
         observation = {
             "continuous_observation": continuous_observation,
             "discrete_observation": discrete_observation,
@@ -73,7 +82,18 @@ class AgentSession:
         """Take a step: `get_next_action` with the observation's fields as one mapping.
 
         Args:
-            window: how many of the newest tokens the next step may look back on; None for the session's own.
+            observation: values by `OBSERVATION_KEYS`; None counts as absent.
+            reward: of the previous action, or None.
+            action_space: to choose from.
+            deterministic: take the most likely discrete action.
+            return_prediction: also return the prediction.
+            window: how many of the newest cached tokens the next step attends to; None for the session's own.
+
+        Returns:
+            See `JatEngine.get_next_action`.
+
+        Raises:
+            InputError, SessionError: see `get_next_action`.
         """
         begin_ns = perf_counter_ns()
         if type(deterministic) is not bool or type(return_prediction) is not bool:
@@ -88,28 +108,32 @@ class AgentSession:
         return answer(outcome, request.space, return_prediction)
 
     def force_action(self, action: Any) -> None:
-        """Let the next step follow on `action` instead of the one that was chosen.
+        """Replace the action of the last step in the agent's history.
 
-        For an expert or a safety layer that overrules the agent: what was really done belongs into its history.
+        For an expert or a safety layer that overrules the agent: the next step must see the action that was taken.
 
         Args:
-            action: A finite numbers, or one of the n choices, as the last step's action space has them.
+            action: [A] finite numbers, or an integer in [0, n), as the last step's action space has it.
 
         Raises:
-            InputError: it is not.
+            InputError: `action` does not fit that action space.
             SessionError: no step has been taken in this episode, or the session is closed.
         """
         with self.runner.lock:
             self.episodes.force([parse_action(self.episodes.last_step().space, action)])
 
     def reset(self) -> None:
-        """Start a new episode. Random numbers go on where they were. Raises `SessionError` on a closed session."""
+        """Start a new episode. The sequence of random numbers continues.
+
+        Raises:
+            SessionError: the session is closed.
+        """
         with self.runner.lock:
             self.episodes.check_open()
             self.episodes.clear()
 
     def close(self) -> None:
-        """Give the session's room in the KV cache back. Closing twice does nothing."""
+        """Free the session's pages of the KV cache. Closing twice does nothing."""
         with self.runner.lock:
             self.episodes.close()
 
@@ -122,7 +146,13 @@ class AgentSession:
 
 
 def answer(outcome: tuple[Any, Any], space: ActionSpace, return_prediction: bool) -> Any:
-    """Return a single agent's action, and with `return_prediction` a copy of what it was chosen from."""
+    """Return a single agent's result, as `get_next_action` does.
+
+    Args:
+        outcome: of its step, see `StepRunner.run`.
+        space: that the action was chosen from.
+        return_prediction: also return a copy of the prediction.
+    """
     actions, values = outcome
     action = actions[0].tolist() if space.kind == "continuous" else int(actions[0])
     return (action, values[0].copy()) if return_prediction else action

@@ -1,10 +1,10 @@
-"""The step of an agent: which tokens it feeds, what is kept of them, and the one commit at its end.
+"""An agent's step: select the tokens to feed, run the backend, commit the result.
 
 The published agent feeds [s_{t-1}, a_{t-1}, s_t, fake action] at positions C, C + 1, ... behind its C cached tokens,
-reads the prediction at s_t, and drops the last two tokens from the cache again. Here the fake action, which nothing
-sees, is left out. As long as no token has been dropped at the old end, s_{t-1} stands where it stood in the step
-before, so its keys and values, which lie behind the kept tokens, are used again and two tokens are fed. Once the window
-is full s_{t-1} moves to another position and three tokens are fed: that is part of the published answer.
+reads the prediction at s_t, and drops the last two tokens from the cache again. Nothing attends to the fake action, so
+it is not fed here. While no token has been dropped at the old end, s_{t-1} keeps the position it had in the previous
+step: its keys and values, still in the cache behind the kept tokens, are reused, and two tokens are fed. Once the
+window is full, s_{t-1} moves to another position and three tokens are fed. Published results depend on that.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from .stats import CallTimes
 
 
 class EpisodesState(NamedTuple):
-    """Episodes between two steps; replaced as a whole, never changed.
+    """State of episodes between two steps. Immutable: a step replaces it as a whole.
 
     Attributes:
-        cached: the tokens that are kept.
-        num_again: tokens that the next step feeds before s_t, see `Group`; of N agents int64 [N].
-        last: the step before; None if no agent has one.
-        num_draws: of random numbers that were used.
+        cached: location of the cached tokens.
+        num_again: tokens that the next step feeds before s_t, see `Group`; int64 [N] for N agents.
+        last: the previous step; None if no agent has taken one.
+        num_draws: draws of random numbers that were used.
     """
 
     cached: CachedTokens
@@ -59,11 +59,11 @@ class Request(NamedTuple):
 
     Attributes:
         episodes: that take the step.
-        observations: one of each agent.
-        missions: their tokens, [N] of int64 [64], where there are texts.
-        space: what to choose from.
+        observations: one for each agent.
+        missions: tokens of the missions, [N] of int64 [64]; None without texts.
+        space: to choose actions from.
         deterministic: take the most likely choice.
-        window: how many of the newest tokens the next step may look back on.
+        window: how many of the newest cached tokens the next step attends to.
     """
 
     episodes: Episodes
@@ -77,21 +77,25 @@ class Request(NamedTuple):
 class Episodes:
     """The running episode of one agent, or those of N agents that step together.
 
-    A step ends with a single assignment (`commit`). An exception before it, Ctrl-C included, leaves the episodes as
-    they were; one after it leaves them after the step.
+    A step is atomic: `commit` ends it with a single assignment. An exception before that, Ctrl-C included, leaves the
+    episodes as they were before the step; an exception after it, as they are after the step.
 
     Attributes:
         pages: of the KV cache.
-        window: how many of the newest tokens a step looks back on, unless the call says otherwise.
-        num_agents: N; None for a single agent, whose state is made of plain numbers.
+        window: how many of the newest cached tokens a step attends to, unless the call gives another window.
+        num_agents: N; None for a single agent, whose state has plain numbers.
         state: between two steps.
-        closed: no more steps.
+        closed: True if no more steps can be taken.
     """
 
     def __init__(self, pages: Pages, generator: torch.Generator | None, window: int, num_agents: int | None) -> None:
-        """
+        """Begin episodes without tokens.
+
         Args:
-            generator: of random choices; None for torch's global one.
+            pages: of the KV cache, of one agent or of N.
+            generator: for sampling discrete actions; None for torch's global generator.
+            window: how many of the newest cached tokens a step attends to.
+            num_agents: N, or None for a single agent.
         """
         self.pages = pages
         self.window = window
@@ -103,24 +107,28 @@ class Episodes:
 
     @property
     def num_used_pages(self) -> int:
-        """Pages that hold tokens: those that are kept, and s_{t-1} behind them."""
+        """Pages that hold tokens: the kept ones, and s_{t-1} behind them."""
         cached, num_again, *_ = self.state
         return self.pages.num_used(cached.start_offset, cached.num_tokens + (num_again > 0))
 
     def check_open(self) -> None:
-        """Raise `SessionError` unless steps can be taken."""
+        """Check that steps can be taken.
+
+        Raises:
+            SessionError: the episodes are closed.
+        """
         if self.closed:
             what = "session" if self.num_agents is None else "batch"
             raise SessionError(f"{what}: expected an open one, got one that was closed")
 
     def plan(self, request: Request) -> Group:
-        """Decide which tokens a step feeds."""
+        """Return the backend's input for a step. Changes no state."""
         cached, num_again, last, num_draws = self.state
         space, noise = request.space, None
         if space.kind == "discrete" and not request.deterministic:
             noise = self._sampler.draw(num_draws, space.size)
 
-        # With one token again, s_{t-1} is in the cache already, behind the kept tokens.
+        # If one token is fed again, that is a_{t-1}; s_{t-1} is in the cache already, behind the kept tokens.
         context_len = cached.num_tokens + (num_again == 1)
         fed: Any = num_again, context_len, cached.start_offset, cached.table
         if self.num_agents is None:
@@ -138,9 +146,10 @@ class Episodes:
         )
 
     def commit(self, request: Request, group: Group, result: Result) -> Any:
-        """Take a step's tokens in, and return the actions: float32 [N, A], or [N] integers.
+        """Complete a step: keep its tokens, except s_t, which the next step feeds again with its action.
 
-        s_t is not one of the tokens: it is fed again, with its action.
+        Returns:
+            The actions: float32 [N, A], or [N] integers.
         """
         cached, num_again, _, num_draws = self.state
         cached, dropped = keep_newest(
@@ -152,44 +161,60 @@ class Episodes:
         return actions
 
     def clear(self, which: np.ndarray | None = None) -> None:
-        """Begin new episodes, of all agents or of those of a bool mask [N]. Random numbers go on where they were."""
+        """Begin new episodes. The sequence of random numbers continues.
+
+        Args:
+            which: bool [N], the agents that begin; None for all.
+        """
         cached, num_again, last, num_draws = self.state
         if which is None or which.all():
             self.state = EpisodesState(self.pages.empty._replace(table=cached.table), num_again * 0, None, num_draws)
             return
+
         kept = ~which
         cached = CachedTokens(cached.table, cached.start_offset * kept, cached.num_tokens * kept)
         num_again = num_again * kept
         self.state = EpisodesState(cached, num_again, last if num_again.any() else None, num_draws)
 
     def last_step(self) -> LastStep:
-        """Return the step before. Raises `SessionError` where there is none, or when closed."""
+        """Return the previous step.
+
+        Raises:
+            SessionError: no step has been taken in these episodes, or they are closed.
+        """
         self.check_open()
         if self.state.last is None:
             raise SessionError("action: expected after a step, got it at the beginning of an episode")
         return self.state.last
 
     def force(self, actions: Any) -> None:
-        """Let the next step follow on other actions: of the form that `commit` returns."""
+        """Replace the actions of the previous step.
+
+        Args:
+            actions: float32 [N, A], or [N] integers.
+
+        Raises:
+            SessionError: see `last_step`.
+        """
         last = self.last_step()
         self.state = self.state._replace(last=last._replace(actions=actions))
 
     def close(self) -> None:
-        """Give the pages back. Closing twice does nothing."""
+        """Free the pages. Closing twice does nothing."""
         self.closed = True
         self.state = self.state._replace(last=None)
         self.pages.close()
 
 
 class StepRunner:
-    """What the sessions and batches of one engine share: it checks their input and runs their steps.
+    """Checks inputs and runs steps for all sessions and batches of an engine.
 
     Attributes:
-        backend: that computes.
-        limits: sizes of inputs.
+        backend: computes the steps.
+        limits: sizes that inputs may have.
         max_window: the most tokens an agent keeps.
-        lock: held during a step.
-        calls: counters.
+        lock: held during a step, and while counters are read.
+        calls: counters for `JatEngine.stats`.
     """
 
     def __init__(self, config: JatConfig, backend: Backend, num_pages: int, missions: Missions) -> None:
@@ -204,10 +229,15 @@ class StepRunner:
         self._abandoned: deque[Pages] = deque()  # filled by the garbage collector, at any time
 
     def open(self, window: int, generator: torch.Generator | None, num_agents: int | None = None) -> Episodes:
-        """Make episodes, with pages of their own. The pages of those that are dropped without `close` come back.
+        """Allocate pages and begin episodes. Episodes dropped without `close` give their pages back as well.
+
+        Args:
+            window: how many of the newest cached tokens a step attends to.
+            generator: for sampling discrete actions; None for torch's global generator.
+            num_agents: N, or None for a single agent.
 
         Raises:
-            CacheFullError: there is no room.
+            CacheFullError: the KV cache has too few free pages.
         """
         with self.lock:
             self._collect_abandoned()
@@ -218,7 +248,7 @@ class StepRunner:
         return episodes
 
     def cache_stats(self) -> CacheStats:
-        """Return the KV cache's counters. Call it under the lock."""
+        """Return the KV cache's counters. The caller holds the lock."""
         self._collect_abandoned()
         used = sum(episodes.num_used_pages for episodes in self._open if not episodes.closed)
         pool = self._pool
@@ -245,15 +275,15 @@ class StepRunner:
         deterministic: bool,
         window: int | None = None,
     ) -> Request:
-        """Check the input of a step. Call it under the lock.
+        """Check the input of a step. The caller holds the lock.
 
         Args:
             episodes: that take the step.
-            observation: values by `OBSERVATION_KEYS`, or arrays by `OBSERVATIONS_KEYS`.
-            reward: of the action before, or [N].
+            observation: values by `OBSERVATION_KEYS` for one agent, arrays by `OBSERVATIONS_KEYS` for N.
+            reward: of the previous action; [N] for N agents.
             action_space: of one agent.
             deterministic: take the most likely choice.
-            window: how many of the newest tokens the next step may look back on; None for the episodes' own.
+            window: how many of the newest cached tokens the next step attends to; None for the episodes' own.
 
         Raises:
             InputError, SessionError: see `JatEngine.get_next_action`.
@@ -276,11 +306,12 @@ class StepRunner:
         return Request(episodes, observations, missions, space, deterministic, window)
 
     def run(self, requests: Sequence[Request]) -> list[tuple[Any, Any] | InputError]:
-        """Take a step with every request, all in one pass over the weights. Call it under the lock.
+        """Take one step for every request, all in one pass over the weights. The caller holds the lock.
 
         Returns:
-            For each request its actions and what they were chosen from, float32 [N, A] or logits [N, n]; or, where
-            those are not finite, the error that says so. Then none of that request's agents has taken its step.
+            For each request `(actions, predictions)`; predictions are the action vectors, float32 [N, A], or the
+            logits, float32 [N, n]. If predictions are not finite, an error instead; that request's agents have then
+            not taken their step.
         """
         if not requests:
             return []
@@ -295,5 +326,5 @@ class StepRunner:
 
 
 def max_window(config: JatConfig) -> int:
-    """Return the most tokens an agent keeps, as published: positions less those of one step."""
+    """Return the most tokens an agent keeps: as published, the model's positions minus a step's four tokens."""
     return config.max_position_embeddings - 4

@@ -13,21 +13,26 @@ if TYPE_CHECKING:
     from .batch import AgentBatch
 
 WINDOW = 2
-"""Tokens: the smallest that a whole step fits into, so that it is full after two steps."""
+"""Context window in tokens: the smallest that holds a whole step, so that it is full after two steps."""
 
 STEPS = 6
-"""An episode's first step, its second, those with a full window; greedy and sampled in turns."""
+"""Steps to take: an episode's first, its second and those with a full window, alternately sampled and greedy."""
 
 
 class Example(NamedTuple):
-    """An observation, by the keywords of `get_next_action`, and what to choose from."""
+    """Example input: an observation by `get_next_action`'s keywords, and an action space."""
 
     observation: dict[str, Any]
     action_space: Any
 
 
 def find_example(observation: dict[str, Any], action_space: Any, task: str | Task | None) -> Example:
-    """Return what was given or, for a task, the first observation of its environment.
+    """Return the given example or, for a task, the first observation of its environment.
+
+    Args:
+        observation: by `OBSERVATION_KEYS`; None counts as absent.
+        action_space: to choose from.
+        task: a published task or its name, instead of the other two.
 
     Raises:
         InputError: a task was given as well as an observation or an action space.
@@ -47,10 +52,12 @@ def find_example(observation: dict[str, Any], action_space: Any, task: str | Tas
 
 
 def play_batch(batch: AgentBatch, observation: Mapping[str, Any], action_space: Any) -> None:
-    """Take `STEPS` steps of agents that all see the same, without counting them.
+    """Take `STEPS` steps of a batch with one observation for all agents, without counting them in `stats`.
 
     Args:
+        batch: to step.
         observation: of one agent, by `OBSERVATION_KEYS`; None counts as absent.
+        action_space: of one agent.
     """
     rows = {f"{key}s": [value] * batch.num_agents for key, value in observation.items() if value is not None}
     for number in range(STEPS):
