@@ -1,11 +1,12 @@
-"""Attention over the paged KV cache, and the combination of its splits.
+"""Attention over the paged KV cache, split over keys if asked for, and the combination of the splits.
 
-out[q] = softmax_j(q . k_j) v_j over the keys j with p - window < j <= p
+out[q] = sum_j softmax_j(q . k_j) v_j over the keys j with p - window < j <= p
 
-where p = context_len + i is the index of query i of its session. No 1 / sqrt(head_dim): GPT-Neo omits it. Key j of a
-session lies in slot j + start_offset of its page list.
+Here p = context_len + i is the index of query i of its session. There is no factor 1 / sqrt(head_dim): GPT-Neo omits
+it. Key j of a session is stored in slot j + start_offset of the session's pages, in page table order. Scores and the
+softmax are float32; q and the probabilities are rounded to the cache's dtype for the products.
 
-Scores and the softmax are float32; q and the probabilities are rounded to the cache's dtype for the products.
+Shapes: R rows (new tokens of a step), S sessions, P entries of a page table, H = heads * head_dim.
 """
 
 from __future__ import annotations
@@ -59,6 +60,15 @@ def combine_splits_reference(partial: Tensor, partial_max: Tensor, partial_sum: 
 
 
 class Config(NamedTuple):
+    """Launch parameters of the attention kernel.
+
+    Attributes:
+        block_q: queries per program.
+        block_keys: keys per iteration.
+        num_warps: per program.
+        num_stages: of the software pipeline over keys.
+    """
+
     block_q: int
     block_keys: int
     num_warps: int
@@ -66,7 +76,8 @@ class Config(NamedTuple):
 
 
 def config(max_queries: int, head_dim: int, kv_dtype: torch.dtype) -> Config:
-    block_q = 16 if max_queries <= 16 else 32  # 64 would fill half as many programs
+    """Return launch parameters for sessions of up to `max_queries` rows."""
+    block_q = 16 if max_queries <= 16 else 32  # 64 would halve the number of programs
     if INTERPRETING:
         return Config(block_q, 64, 1, 1)
     if kv_dtype == torch.float32:
@@ -135,7 +146,7 @@ def _paged_attention_kernel(
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     for block in range(begin, end):
         slot = block * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
-        # Slots outside hold other tokens' or no numbers: never read, so that not even a NaN can enter a product with 0.
+        # Slots outside hold other tokens or garbage. They are not read: 0 * NaN would be NaN.
         in_slots = (slot >= first_slot) & (slot < end_slot)
         page = tl.load(page_table_ptr + session * pages_per_session + slot // _PAGE_SIZE, mask=in_slots, other=0)
         page_start = page.to(tl.int64) * (2 * HEADS * _PAGE_SIZE * HEAD_DIM) + head * (_PAGE_SIZE * HEAD_DIM)
@@ -148,7 +159,7 @@ def _paged_attention_kernel(
         age = position[:, None] - (slot - start_offset)[None, :]
         scores = tl.where((age >= 0) & (age < window) & in_slots[None, :], scores, _NO_KEY)
 
-        # A query may see no key of this block, or none so far: its maximum is then -inf, which must not meet itself.
+        # If a query has seen no key so far, its maximum is -inf, and -inf - -inf would be NaN.
         new_max = tl.maximum(running_max, tl.max(scores, 1))
         finite_max = tl.where(new_max == _NO_KEY, 0.0, new_max)
         probability = tl.exp(scores - finite_max[:, None])
@@ -170,8 +181,11 @@ def _paged_attention_kernel(
 @triton.jit
 def combined(partial_ptr, partial_max_ptr, partial_sum_ptr, row_head, row_head_mask, d, mask, num_row_heads,
              HEAD_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr):  # fmt: skip
-    """Normalised attention results, float32, of the heads `row_head` (row * heads + head) at their elements `d`, two
-    tensors that broadcast to the shape of `mask`; `row_head_mask` has the shape of `row_head`."""
+    """Combine the splits, and return the normalised attention output, float32, of the shape of `mask`.
+
+    row_head: row * heads + head. d: elements of a head. Both broadcast to the shape of `mask`; `row_head_mask` has the
+    shape of `row_head`.
+    """
     largest = tl.load(partial_max_ptr + row_head, mask=row_head_mask, other=0.0)
     for split in tl.static_range(1, NUM_SPLITS):
         offset = split * num_row_heads + row_head
@@ -179,12 +193,12 @@ def combined(partial_ptr, partial_max_ptr, partial_sum_ptr, row_head, row_head_m
     total = tl.zeros_like(largest)
     weighted = tl.zeros(mask.shape, tl.float32)
     for split in tl.static_range(NUM_SPLITS):
-        # An empty split has maximum -inf and weighs exp(-inf) = 0; every row sees at least its own key.
+        # The weight of an empty split is exp(-inf) = 0. At least one is not empty: a row attends to its own key.
         offset = split * num_row_heads + row_head
         weight = tl.exp(tl.load(partial_max_ptr + offset, mask=row_head_mask, other=0.0) - largest)
         total += weight * tl.load(partial_sum_ptr + offset, mask=row_head_mask, other=1.0)
         weighted += weight * tl.load(partial_ptr + offset * HEAD_DIM + d, mask=mask, other=0.0)
-    return weighted / tl.where(total == 0.0, 1.0, total)  # a row of no session
+    return weighted / tl.where(total == 0.0, 1.0, total)  # 0 for a row of no session
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -216,7 +230,11 @@ def _combine_splits_kernel(
 
 
 def check_partials(partial: Tensor | None, partial_max: Tensor | None, partial_sum: Tensor | None) -> None:
-    """[num_splits, R, heads, head_dim] and twice [num_splits, R, heads], float32."""
+    """Check the tensors that splits are passed in, see `paged_attention`.
+
+    Raises:
+        ValueError: one is missing, or has another shape, dtype or device than expected.
+    """
     for name, tensor in (("partial", partial), ("partial_max", partial_max), ("partial_sum", partial_sum)):
         if tensor is None:
             raise ValueError(f"{name}: expected a tensor for more than one split, got None")
@@ -248,28 +266,34 @@ def paged_attention(
     partial_sum: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """Attention of all sessions' new tokens. Rows that no session owns are not written.
+    """Compute the attention of all sessions' new tokens. Rows of no session are not written.
 
     Args:
         q: [R, H], float32.
-        kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16, holding the new tokens too.
+        kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16; includes the new tokens.
         page_table: [S, P], int32. Entries behind a session's last page are not read.
-        query_start: [S + 1], int32: session s owns rows query_start[s] .. query_start[s + 1] - 1; none: padding.
-        context_lens: [S], int32: tokens a session had before its new ones.
+        query_start: [S + 1], int32: session s has the rows query_start[s] .. query_start[s + 1] - 1; a session without
+            rows is padding.
+        context_lens: [S], int32: cached tokens of a session before its new ones.
         start_offsets: [S], int32: slot of key 0 in the session's first page.
-        window: keys a query sees, itself among them; max_position_embeddings for a global layer.
-        out: [R, H], float32, bfloat16 or float16; written when num_splits is 1, else untouched.
-        max_queries: most rows a session may have in this launch.
-        num_splits: ranges the visible keys of a session are divided into.
-        partial: [num_splits, R, heads, head_dim], float32: sums of exp(score - max) v; written when num_splits > 1.
-        partial_max, partial_sum: [num_splits, R, heads], float32: the max, and the sum of exp(score - max). A range
-            without keys has max -inf, sum 0.
+        window: keys that a query attends to, its own included; max_position_embeddings for a global layer.
+        out: [R, H], float32, bfloat16 or float16; written if num_splits is 1, else not.
+        max_queries: the most rows that a session has.
+        num_splits: number of ranges that the visible keys of a session are divided into.
+        partial: [num_splits, R, heads, head_dim], float32: sums of exp(score - max) v; written if num_splits > 1.
+        partial_max: [num_splits, R, heads], float32: max of the scores, -inf for a range without keys.
+        partial_sum: [num_splits, R, heads], float32: sum of exp(score - max), 0 for a range without keys.
+        pdl: programmatic dependent launch, see `launch` (sm_90 or later).
+
+    Raises:
+        ValueError: an argument has another shape, dtype or device than above, or is not contiguous.
     """
     check_dimensions("q", q, 2)
     check_dimensions("kv_layer", kv_layer, 5)
     check_dimensions("page_table", page_table, 2)
     (rows, hidden), (sessions, pages_per_session), device = q.shape, page_table.shape, q.device
     pages, _, heads, _, head_dim = kv_layer.shape
+
     check("q", q, (rows, hidden), torch.float32, device)
     check("kv_layer", kv_layer, (pages, 2, heads, PAGE_SIZE, head_dim), KV_DTYPES, device)
     if heads * head_dim != hidden:
@@ -288,6 +312,7 @@ def paged_attention(
         check_partials(partial, partial_max, partial_sum)
         assert partial is not None
         check("partial", partial, (num_splits, rows, heads, head_dim), torch.float32, device)
+
     tile = config(max_queries, head_dim, kv_layer.dtype)
     _paged_attention_kernel[(sessions * heads, num_splits, triton.cdiv(max_queries, tile.block_q))](
         q, kv_layer, page_table, query_start, context_lens, start_offsets, out, partial, partial_max, partial_sum,
@@ -302,11 +327,17 @@ def paged_attention(
 def combine_splits(
     partial: Tensor, partial_max: Tensor, partial_sum: Tensor, out: Tensor, *, pdl: bool = False
 ) -> None:
-    """out [R, H] = the normalised result of the splits `paged_attention` wrote. Rows of no session hold anything.
+    """Combine the splits that `paged_attention` wrote. Rows of no session are undefined.
 
     Args:
-        partial, partial_max, partial_sum: as in `paged_attention`.
+        partial: [num_splits, R, heads, head_dim], float32, as in `paged_attention`.
+        partial_max: [num_splits, R, heads], float32, as in `paged_attention`.
+        partial_sum: [num_splits, R, heads], float32, as in `paged_attention`.
         out: [R, H], float32, bfloat16 or float16; written.
+        pdl: programmatic dependent launch, see `launch` (sm_90 or later).
+
+    Raises:
+        ValueError: an argument has another shape, dtype or device than above, or is not contiguous.
     """
     check_partials(partial, partial_max, partial_sum)
     splits, rows, heads, head_dim = partial.shape

@@ -96,15 +96,20 @@ def combine_out_proj(
     *,
     pdl: bool = False,
 ) -> None:
-    """x += combine(partials) weight^T * scale + bias, in place, for at most 16 rows.
+    """Combine splits, project and add: x += combine(partials) weight^T * scale + bias, in place, for at most 16 rows.
 
     Args:
-        partial: [num_splits, R, heads, head_dim], float32; partial_max, partial_sum: [num_splits, R, heads], float32;
-            all as `paged_attention` writes them.
+        partial: [num_splits, R, heads, head_dim], float32, as `paged_attention` writes it.
+        partial_max: [num_splits, R, heads], float32, as `paged_attention` writes it.
+        partial_sum: [num_splits, R, heads], float32, as `paged_attention` writes it.
         weight: [H, heads * head_dim], a weight dtype.
-        scale: [H], float32, for int8 weights alone.
+        scale: [H], float32, for int8 weights only.
         bias: [H], float32.
-        x: [R, H], float32; updated. Rows of no session become anything.
+        x: [R, H], float32; updated. Rows of no session are undefined.
+        pdl: programmatic dependent launch, see `launch` (sm_90 or later).
+
+    Raises:
+        ValueError: an argument has another shape, dtype or device than above, or is not contiguous.
     """
     check_partials(partial, partial_max, partial_sum)
     splits, rows, heads, head_dim = partial.shape
@@ -118,6 +123,7 @@ def combine_out_proj(
     check_scale(weight, scale, outputs)
     check("bias", bias, (outputs,), torch.float32, device)
     check("x", x, (rows, outputs), torch.float32, device)
+
     tile = config(rows, outputs, weight.dtype)
     block_heads = 8 if heads > 4 and not INTERPRETING else tile.split_k  # a head a warp
     _combine_out_proj_kernel[(triton.cdiv(outputs, tile.block_n),)](

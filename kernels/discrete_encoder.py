@@ -2,8 +2,10 @@
 
 row[:H-1] = W [table[tokens[0]], ..., table[tokens[L-1]]] + b,   row[H-1] = reward
 
-`table` [vocab, F] holds the features of every token (embedding, linear, ReLU: computed once at loading). The row is
-written to the address target_ptrs[d]; 0 is a padding observation and skipped.
+`table` [vocab, F] has the features of every token (embedding, linear and ReLU, computed once at loading). The row of
+observation d is written to the address target_ptrs[d]; 0 marks padding, which is skipped.
+
+Shapes: D observations, L tokens of an observation, F features of a token, H hidden size.
 """
 
 from __future__ import annotations
@@ -93,11 +95,15 @@ def encode_discrete(
     Args:
         tokens: [D, L], int32, each below vocab.
         rewards: [D], float32.
-        target_ptrs: [D], int64 device addresses of float32 [H]; written. 0: skipped, whatever its tokens are.
+        target_ptrs: [D], int64 device addresses of float32 [H]; written. 0 for padding, whose tokens may be anything.
         table: [vocab, F], float32.
         weight: [H - 1, L * F], a weight dtype.
-        scale: [H - 1], float32, for int8 weights alone.
+        scale: [H - 1], float32, for int8 weights only.
         bias: [H - 1], float32.
+        pdl: programmatic dependent launch, see `launch` (sm_90 or later).
+
+    Raises:
+        ValueError: an argument has another shape, dtype or device than above, or is not contiguous.
     """
     check_dimensions("tokens", tokens, 2)
     check_dimensions("table", table, 2)
@@ -110,6 +116,7 @@ def encode_discrete(
     check("weight", weight, (outputs, length * features), WEIGHT_DTYPES, device)
     check_scale(weight, scale, outputs)
     check("bias", bias, (outputs,), torch.float32, device)
+
     tile = config(SMALL_ROWS, outputs + 1, weight.dtype)
     _encode_discrete_kernel[(triton.cdiv(outputs + 1, tile.block_n), triton.cdiv(rows, tile.block_m))](
         tokens, rewards, target_ptrs, table, weight, scale, bias, rows,

@@ -1,10 +1,12 @@
-"""Token embeddings plus positions: the first residual stream of a step.
+"""Token embeddings plus position embeddings: the input of the first block.
 
 x[r] = position_table[positions[r]] + (the row at source_ptrs[r])                              source_sizes[r] == 0
 x[r] = position_table[positions[r]] + bias + sum_j values[value_starts[r] + j] encoder_r[j]    source_sizes[r] = X > 0
 
-encoder_r is the float32 [X, H] at address source_ptrs[r] (a folded continuous encoder, input-major). Where
-source_ptrs[r] is 0 the row is padding: x[r] = 0.
+encoder_r is the float32 [X, H] at address source_ptrs[r] (a folded continuous encoder, input-major). A row with
+source_ptrs[r] = 0 is padding: x[r] = 0.
+
+Shapes: R rows, H hidden size, X inputs of an encoder, V values of all rows, P positions.
 """
 
 from __future__ import annotations
@@ -44,12 +46,21 @@ def embed_reference(
 
 
 class Config(NamedTuple):
+    """Launch parameters.
+
+    Attributes:
+        block_h: columns per program.
+        block_x: inputs of an encoder per iteration.
+        num_warps: per program.
+    """
+
     block_h: int
     block_x: int
     num_warps: int
 
 
 def config(hidden: int) -> Config:
+    """Return launch parameters for rows of `hidden` columns."""
     if INTERPRETING:
         return Config(triton.next_power_of_2(hidden), 64, 1)
     return Config(64, 32, 4)
@@ -81,7 +92,7 @@ def _embed_kernel(
     start = tl.load(value_starts_ptr + row)
     source_ptr = address.to(tl.pointer_type(tl.float32))
     is_token = address != 0
-    # Conditions on the row are limits of its columns: the interpreter takes no scalar as part of a mask.
+    # Conditions on the row are expressed as limits of its columns: Triton's interpreter rejects scalars in a mask.
     row_end = tl.where(is_token & (size == 0), H, 0)
     size = tl.where(is_token, size, 0)
     token_end = tl.where(is_token, H, 0)
@@ -119,20 +130,24 @@ def embed(
 
     Args:
         out: [R, H], float32; written.
-        source_ptrs: [R], int64 device addresses; 0 is a padding row.
-        source_sizes: [R], int32; 0 for a finished row [H], X for an encoder [X, H].
-        value_starts: [R], int32, into `values`; read where source_sizes > 0.
+        source_ptrs: [R], int64 device addresses of float32; 0 for padding.
+        source_sizes: [R], int32: 0 if the source is a finished row [H], X if it is an encoder [X, H].
+        value_starts: [R], int32: first index into `values`; read if source_sizes > 0.
         values: [V], float32.
-        bias: [H], float32, added where source_sizes > 0.
+        bias: [H], float32; added if source_sizes > 0.
         position_table: [P, H], float32.
         positions: [R], int32, each below P.
-        pdl: programmatic dependent launch (sm_90 or later).
+        pdl: programmatic dependent launch, see `launch` (sm_90 or later).
+
+    Raises:
+        ValueError: an argument has another shape, dtype or device than above, or is not contiguous.
     """
     check_dimensions("out", out, 2)
     check_dimensions("values", values, 1)
     check_dimensions("position_table", position_table, 2)
     rows, hidden = out.shape
     device = out.device
+
     check("out", out, (rows, hidden), torch.float32, device)
     check("source_ptrs", source_ptrs, (rows,), torch.int64, device)
     check("source_sizes", source_sizes, (rows,), torch.int32, device)
@@ -141,6 +156,7 @@ def embed(
     check("bias", bias, (hidden,), torch.float32, device)
     check("position_table", position_table, (position_table.shape[0], hidden), torch.float32, device)
     check("positions", positions, (rows,), torch.int32, device)
+
     block = config(hidden)
     _embed_kernel[(rows, triton.cdiv(hidden, block.block_h))](
         out, source_ptrs, source_sizes, value_starts, values, bias, position_table, positions,

@@ -1,10 +1,12 @@
-"""The head of a step: LayerNorm of each session's last row, its own rows of a decoder, the choice of an action.
+"""The head of a step: final LayerNorm of each session's last row, the rows of its decoder, the choice of an action.
 
 out[s, n] = LN(x[last row of s]) . head_s[n] + head_bias_s[n]
 choice[s] = argmax_n(out[s, n] - log_noise[s, n]) with noise, argmax_n out[s, n] without; the lowest index among equals
-finite[s] = 1 if all of out[s, :n] are finite, else 0 (choice[s] then means nothing but is an index below n)
+finite[s] = 1 if all of out[s, :n] are finite, else 0 (choice[s] is then some index below n)
 
-With log_noise the logarithms of exponential noise, choice[s] is a sample of softmax(out[s]).
+If log_noise has the logarithms of Exp(1) noise, choice[s] is a sample of softmax(out[s]).
+
+Shapes: R rows, S sessions, H hidden size, n outputs of a session, at most `capacity`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from .launch import INTERPRETING, check, check_dimensions, launch_and_wait
 from .norm import layer_norm_reference, layer_norm_statistics
 
 SINGLE_CAPACITY = 512
-"""Up to this many outputs one program does a session; beyond, a program does this many and a second kernel chooses."""
+"""Up to this many outputs, one program per session also chooses; beyond, several do, and a second kernel chooses."""
 _FAR = tl.constexpr(2**31 - 1)
 
 
@@ -47,7 +49,7 @@ def head_reference(
 
 @triton.jit
 def _best(scores, n, valid, best_score, best):
-    """The better of (best_score, best) and the highest of `scores`, the lowest index among equals. NaN never wins."""
+    """Update (best_score, best) with the maximum of `scores`: the lowest index among equals; NaN never wins."""
     scores = tl.where(valid & (scores == scores), scores, float("-inf"))
     highest = tl.max(scores, 0)
     first = tl.min(tl.where(scores == highest, n, _FAR), 0)
@@ -78,19 +80,20 @@ def _head_kernel(
     STATISTICS_H: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: OUTPUTS outputs of one session, BLOCK_N at a time; with CHOOSE these are all and it chooses as well.
+    # One program: OUTPUTS outputs of one session, BLOCK_N at a time; with CHOOSE that is all of them, and it chooses.
     session = tl.program_id(0)
     launch_and_wait(USE_PDL)
     end_row = tl.load(query_start_ptr + session + 1)
     if end_row == tl.load(query_start_ptr + session):
         return
+
     size = tl.load(head_sizes_ptr + session)
     first_output = tl.program_id(1) * OUTPUTS
     end_output = tl.minimum(first_output + OUTPUTS, size)
     head_ptr = tl.load(head_ptrs_ptr + session).to(tl.pointer_type(tl.float32))
     bias_address = tl.load(head_bias_ptrs_ptr + session)
     bias_ptr = bias_address.to(tl.pointer_type(tl.float32))
-    # Scalars limit the outputs that have a bias and noise: the interpreter takes no scalar as part of a mask.
+    # "Has a bias" and "has noise" are expressed as limits of n: Triton's interpreter rejects scalars in a mask.
     bias_end = tl.where(bias_address != 0, end_output, 0)
     noise_end = tl.where(tl.load(has_noise_ptr + session) != 0, end_output, 0)
 
@@ -140,11 +143,13 @@ def _choose_kernel(
     launch_and_wait(USE_PDL)
     if tl.load(query_start_ptr + session + 1) == tl.load(query_start_ptr + session):
         return
+
     size = tl.load(head_sizes_ptr + session)
     noise_end = tl.where(tl.load(has_noise_ptr + session) != 0, size, 0)
     best_score = tl.full([], float("-inf"), tl.float32)
     best = tl.full([], 0, tl.int32)
     num_finite = tl.full([], 0, tl.int32)
+
     for first in range(0, size, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
         valid = n < size
@@ -172,23 +177,32 @@ def head(
     *,
     pdl: bool = False,
 ) -> None:
-    """Predictions and choices of S sessions. Nothing is written for padding, nor behind a session's n outputs.
+    """Compute the predictions and choices of S sessions.
+
+    Nothing is written for padding sessions, nor behind a session's n outputs.
 
     Args:
         x: [R, H], float32: the residual stream after the last block.
-        norm_weight, norm_bias: [H], float32, of the final LayerNorm.
-        query_start: [S + 1], int32: a session's last row is query_start[s + 1] - 1; no rows: a padding session.
+        norm_weight: [H], float32, of the final LayerNorm.
+        norm_bias: [H], float32, of the final LayerNorm.
+        query_start: [S + 1], int32: a session's last row is query_start[s + 1] - 1; a session without rows is padding.
         head_ptrs: [S], int64: device addresses of float32 [n, H].
         head_bias_ptrs: [S], int64: device addresses of float32 [n]; 0 for no bias.
         head_sizes: [S], int32: n, at most capacity.
-        log_noise: [S, capacity], float32; read where has_noise.
-        has_noise: [S], int32.
+        log_noise: [S, capacity], float32; read if has_noise.
+        has_noise: [S], int32: 1 to subtract the noise, else 0.
         out: [S, capacity], float32; written.
-        choice, finite: [S], int32; written.
+        choice: [S], int32; written.
+        finite: [S], int32; written.
+        pdl: programmatic dependent launch, see `launch` (sm_90 or later).
+
+    Raises:
+        ValueError: an argument has another shape, dtype or device than above, or is not contiguous.
     """
     check_dimensions("x", x, 2)
     check_dimensions("out", out, 2)
     (rows, hidden), (sessions, capacity), device = x.shape, out.shape, x.device
+
     check("x", x, (rows, hidden), torch.float32, device)
     check("norm_weight", norm_weight, (hidden,), torch.float32, device)
     check("norm_bias", norm_bias, (hidden,), torch.float32, device)
@@ -201,7 +215,8 @@ def head(
     check("out", out, (sessions, capacity), torch.float32, device)
     check("choice", choice, (sessions,), torch.int32, device)
     check("finite", finite, (sessions,), torch.int32, device)
-    # A long head is memory traffic: as many programs as it takes to use the whole memory system.
+
+    # A long head is bound by memory bandwidth, which takes many programs to use.
     single = capacity <= SINGLE_CAPACITY
     outputs = SINGLE_CAPACITY if single or INTERPRETING else 64
     _head_kernel[(sessions, 1 if single else triton.cdiv(capacity, outputs))](

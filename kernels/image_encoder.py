@@ -2,15 +2,17 @@
 
 x = (frame / 255 - 0.5) / 0.5
 three times: x = gate(leaky_relu(InstanceNorm(conv3x3, stride 2, padding 1 (x))))
-gate(x) = x * sigmoid(excite relu(squeeze mean_pixels(x))), a factor a channel
+gate(x) = x * sigmoid(excite relu(squeeze mean_pixels(x))), one factor per channel
 row = fc(x)
 
 InstanceNorm has no weights, epsilon 1e-5 and the biased variance over a frame's pixels; leaky_relu's slope is 0.01.
-Eight launches: a stage is a convolution (implicit product over taps and channels, which applies the gate of the stage
-before while it loads) and a normalisation that also leaves the channels' means, from which whoever reads next computes
-the gates; then the last layer in ranges of columns, and their sum in fixed order. Convolutions are float32; the last
-layer, nearly all of the weights, is in the weights' dtype. Rows go to the addresses target_ptrs[i]; 0 is a padding
-frame and skipped.
+There are eight launches. Each of the three stages has two: a convolution (an implicit product over taps and channels,
+which applies the previous stage's gates as it loads), and a normalisation that also writes the channels' means, from
+which the next kernel computes the gates. The last layer has two: products over ranges of columns, and their sum in a
+fixed order. Convolutions are float32; the last layer, with nearly all of the weights, is in the weights' dtype. The row
+of frame i is written to the address target_ptrs[i]; 0 marks padding, which is skipped.
+
+Shapes: I frames, C channels, H hidden size.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ _NORM_EPSILON = tl.constexpr(1e-5)
 
 
 def encode_images_reference(frames: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> Tensor:
-    """[I, H] from the published parameters (`conv1.weight`, `conv1.bias`, ...), all computed in `dtype`."""
+    """Return the embeddings [I, H], computed in `dtype` from the published parameters (`conv1.weight`, ...)."""
     x = ((frames.to(dtype) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
     for stage in (1, 2, 3):
         weight, bias = state[f"conv{stage}.weight"].to(dtype), state[f"conv{stage}.bias"].to(dtype)
@@ -65,7 +67,7 @@ def encode_images_reference(frames: Tensor, state: Mapping[str, Tensor], dtype: 
 
 @triton.jit
 def _gate(means_ptr, squeeze_ptr, excite_ptr, C: tl.constexpr):
-    """sigmoid(excite relu(squeeze means)), [C]."""
+    """Return a frame's gates, sigmoid(excite relu(squeeze means)), float32 [C]."""
     c = tl.arange(0, C)
     j = tl.arange(0, C // 8)
     squeeze = tl.load(squeeze_ptr + j[:, None] * C + c[None, :])
@@ -105,7 +107,7 @@ def _image_conv_kernel(
     left = (pixel % SIDE_OUT) * 2 - 1
     in_ptr += frame * (SIDE_IN * SIDE_IN * C_IN)
     if FIRST:
-        # 9 * 4 products a pixel: all taps at once.
+        # 9 * 4 products per pixel: all taps at once.
         k = tl.arange(0, 64)
         y = top[:, None] + (k // (3 * C_IN))[None, :]
         x = left[:, None] + (k // C_IN % 3)[None, :]
@@ -245,6 +247,7 @@ def _image_sum_kernel(
     address = tl.load(target_ptrs_ptr + frame)
     if address == 0:
         return
+
     total = tl.zeros([BLOCK], tl.float32)
     for split in tl.static_range(SPLITS):
         total += tl.load(partial_ptr + (split * num_frames + frame) * H + column, mask=mask, other=0.0)
@@ -261,13 +264,18 @@ def encode_images(
 
     Args:
         frames: [I, 84, 84, 4], uint8.
-        target_ptrs: [I], int64 device addresses of float32 [H]; written. 0: skipped.
+        target_ptrs: [I], int64 device addresses of float32 [H]; written. 0 for padding.
         weights: from `pack_image_weights`.
         scratch: from `make_image_scratch`, for exactly I frames; overwritten.
+        pdl: programmatic dependent launch, see `launch` (sm_90 or later).
+
+    Raises:
+        ValueError: an argument has another shape, dtype or device than above, or is not contiguous.
     """
     check_dimensions("frames", frames, 4)
     check_dimensions("weights.fc", weights.fc, 2)
     count, hidden, device = frames.shape[0], weights.fc.shape[0], frames.device
+
     check("frames", frames, (count, *FRAME), torch.uint8, device)
     check("target_ptrs", target_ptrs, (count,), torch.int64, device)
     check("weights.fc", weights.fc, (hidden, FEATURES), WEIGHT_DTYPES, device)

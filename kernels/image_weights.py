@@ -1,9 +1,10 @@
-"""Weights and scratch of the image encoder, packed as `image_encoder` reads them.
+"""Weights and scratch memory of the image encoder, in the layout that `image_encoder` reads.
 
-Activations are channel-last: [frames, pixels, channels]. Convolution weights are [9 * channels_in, channels_out], taps
+Activations are channels-last: [frames, pixels, channels]. Convolution weights are [9 * channels_in, channels_out], taps
 (row-major) before channels; the columns of the last layer are reordered from the published (channel, pixel) to (pixel,
-channel), so that both are read contiguously. The biases of the convolutions are dropped: InstanceNorm subtracts them
-again.
+channel). So both are read contiguously. The biases of the convolutions are dropped, since InstanceNorm cancels them.
+
+Shapes: I frames, H hidden size.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ from torch import Tensor
 
 FRAME = (84, 84, 4)
 CHANNELS = (4, 32, 64, 128)
-"""Of the frame and after each stage."""
+"""Channels of the frame and after each stage."""
 SIDES = (84, 42, 21, 11)
 FEATURES = CHANNELS[3] * SIDES[3] ** 2
 SPLITS = 11
-"""Ranges of 11 pixels the last layer's columns are divided into: enough programs to use the whole memory system."""
+"""Ranges of 11 pixels that the last layer's columns are divided into: enough programs to use the memory bandwidth."""
 
 
 class Stage(NamedTuple):
-    """Attributes:
-    conv: [9 * channels_in, channels_out], float32.
-    squeeze: [channels_out / 8, channels_out], float32.
-    excite: [channels_out, channels_out / 8], float32.
+    """Weights of one stage.
+
+    Attributes:
+        conv: [9 * channels_in, channels_out], float32.
+        squeeze: [channels_out / 8, channels_out], float32.
+        excite: [channels_out, channels_out / 8], float32.
     """
 
     conv: Tensor
@@ -36,11 +39,13 @@ class Stage(NamedTuple):
 
 
 class ImageWeights(NamedTuple):
-    """Attributes:
-    stages: the three of them.
-    fc: [H, 121 * 128], a weight dtype; pixels before channels.
-    scale: [H], float32, for int8 alone.
-    bias: [H], float32.
+    """Weights of the image encoder.
+
+    Attributes:
+        stages: the three stages.
+        fc: [H, 121 * 128], a weight dtype; columns are (pixel, channel).
+        scale: [H], float32, for int8 only.
+        bias: [H], float32.
     """
 
     stages: tuple[Stage, Stage, Stage]
@@ -50,15 +55,18 @@ class ImageWeights(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of all tensors."""
         tensors = [*(t for stage in self.stages for t in stage), self.fc, self.bias]
         return sum(t.nbytes for t in tensors) + (0 if self.scale is None else self.scale.nbytes)
 
 
 class ImageScratch(NamedTuple):
-    """Attributes:
-    activations: a stage, [I, pixels, channels], float32.
-    means: a stage, [I, channels], float32.
-    partial: [SPLITS, I, H], float32.
+    """Scratch memory of `encode_images`.
+
+    Attributes:
+        activations: [I, pixels, channels], float32, for each stage.
+        means: [I, channels], float32, for each stage.
+        partial: [SPLITS, I, H], float32.
     """
 
     activations: tuple[Tensor, Tensor, Tensor]
@@ -67,7 +75,13 @@ class ImageScratch(NamedTuple):
 
 
 def make_image_scratch(num_frames: int, hidden: int, device: torch.device | str) -> ImageScratch:
-    """What `encode_images` needs for this many frames; may be shared by calls on one stream."""
+    """Allocate scratch memory for `encode_images`; calls on one stream may share it.
+
+    Args:
+        num_frames: I.
+        hidden: H.
+        device: of the frames.
+    """
     first, second, third = (
         torch.empty(num_frames, side**2, channels, device=device)
         for side, channels in zip(SIDES[1:], CHANNELS[1:], strict=True)
@@ -78,8 +92,11 @@ def make_image_scratch(num_frames: int, hidden: int, device: torch.device | str)
 
 
 def pack_image_weights(state: Mapping[str, Tensor], dtype: torch.dtype) -> ImageWeights:
-    """Pack float32 `conv1.weight`, `att1.fc.0.weight`, `att1.fc.2.weight`, ..., `fc.weight`, `fc.bias`, on their
-    device; the last layer in `dtype` (int8: a scale an output), all else in float32.
+    """Pack the published parameters, on their device.
+
+    Args:
+        state: float32 `conv1.weight`, `att1.fc.0.weight`, `att1.fc.2.weight`, ..., `fc.weight`, `fc.bias`.
+        dtype: of the last layer's weights (int8 with one scale per output); the others are packed in float32.
     """
 
     def stage(number: int) -> Stage:

@@ -1,9 +1,9 @@
-"""What every kernel file shares: argument checks, compute dtypes, and programmatic dependent launch (PDL).
+"""Argument checks, compute dtypes and programmatic dependent launch (PDL), shared by all kernel files.
 
-With PDL a kernel may start while the one before it still runs: `launch_and_wait` lets the next kernel start, then waits
-until all work before this kernel is complete and visible. Only weights, which no kernel writes, are touched before.
-Every program of every kernel calls it before its first read of something an earlier kernel writes and before any early
-return, so completion is transitive along a stream.
+With PDL a kernel may start while the previous one still runs: `launch_and_wait` lets the next kernel start, then waits
+until all earlier work is complete and visible. Before that call only weights may be read, since no kernel writes them.
+Every program of every kernel calls it, also one that returns early. So a kernel that has passed it can rely on all
+earlier kernels of its stream, not only on the previous one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 INTERPRETING = bool(triton.knobs.runtime.interpret)
-"""TRITON_INTERPRET=1 was set when the kernels were imported: they run on the CPU, program by program."""
+"""True if TRITON_INTERPRET=1 was set when the kernels were imported: they run on the CPU, program by program."""
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -23,13 +23,14 @@ _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.
 
 
 def compute_dtype(weight_dtype: torch.dtype) -> torch.dtype:
-    """What products with weights of this dtype are computed in (accumulated in float32)."""
+    """Return the operand dtype of products with weights of this dtype. They accumulate in float32."""
     if weight_dtype == torch.int8:
         return torch.float32 if INTERPRETING else torch.bfloat16  # the interpreter multiplies bfloat16 as raw bits
     return weight_dtype
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    """Return Triton's name of a floating-point dtype."""
     return _TRITON_DTYPES[dtype]
 
 
@@ -40,7 +41,11 @@ def check(
     dtypes: torch.dtype | tuple[torch.dtype, ...],
     device: torch.device,
 ) -> None:
-    """Raise ValueError unless `tensor` is contiguous, of this shape, one of these dtypes, and on this device."""
+    """Check that a tensor is contiguous, has this shape and one of these dtypes, and is on this device.
+
+    Raises:
+        ValueError: it is not; the message names the argument and says what was expected.
+    """
     dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes,)
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
@@ -54,12 +59,21 @@ def check(
 
 
 def check_dimensions(name: str, tensor: Tensor, dimensions: int) -> None:
+    """Check a tensor's number of dimensions.
+
+    Raises:
+        ValueError: it is another.
+    """
     if tensor.dim() != dimensions:
         raise ValueError(f"{name}: expected {dimensions} dimensions, got shape {tuple(tensor.shape)}")
 
 
 def check_scale(weight: Tensor, scale: Tensor | None, num_outputs: int) -> None:
-    """int8 weights come with a float32 scale an output, others without."""
+    """Check that int8 weights have a float32 scale per output, [num_outputs], and other weights none.
+
+    Raises:
+        ValueError: they do not.
+    """
     if (scale is not None) != (weight.dtype == torch.int8):
         got = "none" if scale is None else str(tuple(scale.shape))
         raise ValueError(
@@ -71,6 +85,7 @@ def check_scale(weight: Tensor, scale: Tensor | None, num_outputs: int) -> None:
 
 @triton.jit
 def launch_and_wait(USE_PDL: tl.constexpr):
+    """Let the next kernel of the stream start, and wait for all earlier ones; without PDL do nothing."""
     if USE_PDL:
         gdc_launch_dependents()
         gdc_wait()

@@ -1,11 +1,13 @@
 """The linear layers of a block.
 
 norm_linear      out = act(LN(x) W^T + b)
-norm_qkv         q, k, v = LN(x) W^T; q to a buffer, k and v into the pages of the cache
+norm_qkv         q, k, v = LN(x) W^T; q to a buffer, k and v to the pages of the KV cache
 linear_residual  x += a W^T + b
 
-Weights are float32, bfloat16, float16, or int8 with a float32 scale an output; activations are rounded to the compute
-dtype (the weights', bfloat16 for int8) before a product; products accumulate in float32; x is float32.
+Weights are float32, bfloat16, float16, or int8 with one float32 scale per output. Activations are rounded to the
+compute dtype (the weights' dtype; bfloat16 for int8) before a product; products accumulate in float32; x is float32.
+
+Shapes: R rows, H hidden size, N outputs, K inputs.
 """
 
 from __future__ import annotations
@@ -228,16 +230,23 @@ def norm_linear(
     normed: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """out = act(LN(x) weight^T * scale + bias), act = gelu_new or nothing.
+    """Compute out = act(LN(x) weight^T * scale + bias).
 
     Args:
         x: [R, H], float32.
-        norm_weight, norm_bias: [H], float32.
+        norm_weight: [H], float32.
+        norm_bias: [H], float32.
         weight: [N, H], a weight dtype.
-        scale: [N], float32, for int8 weights alone.
+        scale: [N], float32, for int8 weights only.
         bias: [N], float32, or None.
         out: [R, N], compute dtype of the weights; written.
-        normed: [R, H], compute dtype; overwritten. With it, LN(x) is a launch of its own: for many rows.
+        gelu: act is gelu_new; else the identity.
+        normed: [R, H], compute dtype; overwritten. If given, LN(x) is computed once, by a separate launch, which is
+            faster for many rows.
+        pdl: programmatic dependent launch, see `launch` (sm_90 or later).
+
+    Raises:
+        ValueError: an argument has another shape, dtype or device than above, or is not contiguous.
     """
     check_dimensions("x", x, 2)
     check_dimensions("weight", weight, 2)
@@ -251,6 +260,7 @@ def norm_linear(
         check("bias", bias, (outputs,), torch.float32, device)
     dtype = compute_dtype(weight.dtype)
     check("out", out, (rows, outputs), dtype, device)
+
     rows_in = _normed(x, norm_weight, norm_bias, normed, dtype, pdl)
     tile = config(rows, outputs, weight.dtype, norm=normed is None)
     _norm_linear_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
@@ -276,22 +286,28 @@ def norm_qkv(
     normed: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """q, k, v = LN(x) weight^T * scale; q to q_out, k and v (rounded to the cache's dtype) to the slots of the rows.
+    """Compute q, k, v = LN(x) weight^T * scale; write q to a buffer, k and v to the rows' slots of the KV cache.
 
     Args:
         x: [R, H], float32.
-        norm_weight, norm_bias: [H], float32.
-        weight: [3 H, H], a weight dtype: rows of q, then k, then v; head h owns rows h * head_dim.. of each third.
-        scale: [3 H], float32, for int8 weights alone.
+        norm_weight: [H], float32.
+        norm_bias: [H], float32.
+        weight: [3 H, H], a weight dtype: rows of q, then k, then v; head h has the rows from h * head_dim of each.
+        scale: [3 H], float32, for int8 weights only.
         q_out: [R, H], float32; written.
         kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16; written at the rows' slots.
-        slot_mapping: [R], int32: page * 16 + offset, or -1 where nothing is kept.
+        slot_mapping: [R], int32: page * 16 + offset, or -1 to write no key and value.
         normed: as in `norm_linear`.
+        pdl: programmatic dependent launch, see `launch` (sm_90 or later).
+
+    Raises:
+        ValueError: an argument has another shape, dtype or device than above, or is not contiguous.
     """
     check_dimensions("x", x, 2)
     check_dimensions("kv_layer", kv_layer, 5)
     (rows, hidden), device = x.shape, x.device
     pages, _, heads, _, head_dim = kv_layer.shape
+
     check("x", x, (rows, hidden), torch.float32, device)
     check("norm_weight", norm_weight, (hidden,), torch.float32, device)
     check("norm_bias", norm_bias, (hidden,), torch.float32, device)
@@ -302,6 +318,7 @@ def norm_qkv(
     if heads * head_dim != hidden:
         raise ValueError(f"kv_layer: expected heads * head_dim = {hidden} (columns of x), got {heads} * {head_dim}")
     check("slot_mapping", slot_mapping, (rows,), torch.int32, device)
+
     dtype = compute_dtype(weight.dtype)
     rows_in = _normed(x, norm_weight, norm_bias, normed, dtype, pdl)
     tile = config(rows, 3 * hidden, weight.dtype, norm=normed is None)
@@ -316,7 +333,7 @@ def norm_qkv(
 
 
 def _normed(x: Tensor, weight: Tensor, bias: Tensor, normed: Tensor | None, dtype: torch.dtype, pdl: bool) -> Tensor:
-    """What a product reads: x, to be normed there, or LN(x)."""
+    """Return the input of a product: LN(x) if there is a buffer for it, else x, which the product norms itself."""
     if normed is None:
         return x
     check("normed", normed, tuple(x.shape), dtype, x.device)
@@ -327,14 +344,19 @@ def _normed(x: Tensor, weight: Tensor, bias: Tensor, normed: Tensor | None, dtyp
 def linear_residual(
     a: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor, x: Tensor, *, transposed: bool, pdl: bool = False
 ) -> None:
-    """x += a weight^T * scale + bias, in place.
+    """Compute x += a weight^T * scale + bias, in place.
 
     Args:
         a: [R, K], compute dtype of the weights, or float32.
-        weight: [H, K], or transposed: [K, H]; a weight dtype.
-        scale: [H], float32, for int8 weights alone (one an output in both layouts).
+        weight: [H, K], or [K, H] if `transposed`; a weight dtype.
+        scale: [H], float32, for int8 weights only: one per output in both layouts.
         bias: [H], float32.
         x: [R, H], float32; updated.
+        transposed: layout of `weight`.
+        pdl: programmatic dependent launch, see `launch` (sm_90 or later).
+
+    Raises:
+        ValueError: an argument has another shape, dtype or device than above, or is not contiguous.
     """
     check_dimensions("a", a, 2)
     check_dimensions("x", x, 2)
@@ -345,6 +367,7 @@ def linear_residual(
     check_scale(weight, scale, outputs)
     check("bias", bias, (outputs,), torch.float32, device)
     check("x", x, (rows, outputs), torch.float32, device)
+
     tile = config(rows, outputs, weight.dtype, transposed=transposed)
     _linear_residual_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
         a, weight, scale, bias, x, rows,

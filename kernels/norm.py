@@ -1,9 +1,11 @@
-"""LayerNorm: its statistics, for kernels that norm what they load, and as a launch of its own.
+"""LayerNorm: its statistics, for kernels that normalise as they load, and a separate kernel.
 
 out = (x - mean) / sqrt(variance + epsilon) * weight + bias
 
-Few rows are normed by every program that multiplies them, which saves a launch. Of many rows that would read x again in
-every block of outputs, in float32 and three times: these are normed once.
+With few rows, every program of a product normalises the rows it loads, which saves a launch. With many rows, that would
+read x in float32 three times per block of outputs, so the separate kernel normalises them once.
+
+Shapes: R rows, H hidden size.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @triton.jit
 def layer_norm_statistics(x_ptr, rows, num_rows, H: tl.constexpr, BLOCK_H: tl.constexpr):
-    """Mean and 1 / sqrt(variance + epsilon), both [BLOCK_M], of the rows `rows` of x [num_rows, H]. Two passes: the
-    variance is that of the centred values. BLOCK_H may be smaller than H."""
+    """Return mean and 1 / sqrt(variance + epsilon), both [BLOCK_M], of the rows `rows` of x [num_rows, H].
+
+    A second pass computes the variance of the centred values. BLOCK_H may be smaller than H.
+    """
     in_rows = (rows < num_rows)[:, None]
     total = tl.zeros([rows.shape[0]], tl.float32)
     for start in range(0, H, BLOCK_H):
@@ -72,12 +76,17 @@ def _layer_norm_kernel(
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, pdl: bool = False) -> None:
-    """out = LN(x).
+    """Compute out = LN(x).
 
     Args:
         x: [R, H], float32.
-        weight, bias: [H], float32.
+        weight: [H], float32.
+        bias: [H], float32.
         out: [R, H], float32, bfloat16 or float16; written.
+        pdl: programmatic dependent launch, see `launch` (sm_90 or later).
+
+    Raises:
+        ValueError: an argument has another shape, dtype or device than above, or is not contiguous.
     """
     check_dimensions("x", x, 2)
     (rows, hidden), device = x.shape, x.device

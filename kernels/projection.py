@@ -1,8 +1,11 @@
-"""Device function: a tile of act(rows) W^T, the product all linear kernels share, and the tile sizes it runs at.
+"""Device function: a tile of LN(rows) W^T, the product that all linear kernels share, and its tile sizes.
 
-Few rows (a step of a few agents) move the weights' bytes and little else: narrow tiles, so that about a hundred
-programs share the bytes, and K split over the warps of a program (a batched product summed in fixed order at the end),
-because one chain of 16-deep products would take longer than the loads. Many rows: ordinary tensor-core tiles.
+With few rows (a step of a few agents), time goes into reading the weights. Tiles are narrow, so that about a hundred
+programs share the bytes, and K is split over the warps of a program (a batched product, summed in fixed order at the
+end), because a single chain of 16-deep products would take longer than the loads. With many rows, tiles are ordinary
+tensor-core tiles.
+
+Shapes: M rows, N outputs, K inputs.
 """
 
 from __future__ import annotations
@@ -16,9 +19,21 @@ import triton.language as tl
 from .launch import INTERPRETING
 
 SMALL_ROWS = 16
+"""Most rows that count as few."""
 
 
 class Config(NamedTuple):
+    """Launch parameters of a product.
+
+    Attributes:
+        block_m: rows per program.
+        block_n: outputs per program.
+        block_k: inputs per iteration, of each part of K.
+        split_k: parts of K that are computed in parallel.
+        num_warps: per program.
+        num_stages: of the software pipeline over K.
+    """
+
     block_m: int
     block_n: int
     block_k: int
@@ -30,7 +45,15 @@ class Config(NamedTuple):
 def config(
     num_rows: int, num_outputs: int, weight_dtype: torch.dtype, *, transposed: bool = False, norm: bool = False
 ) -> Config:
-    """Tiles for [num_rows, K] x [K, num_outputs]; `norm`: the rows are float32 and go through LayerNorm."""
+    """Return launch parameters for a product [num_rows, K] x [K, num_outputs].
+
+    Args:
+        num_rows: M.
+        num_outputs: N.
+        weight_dtype: of the weights.
+        transposed: the weights are [K, N].
+        norm: the rows are float32 and normalised as they are loaded.
+    """
     if INTERPRETING:
         block_n = min(512, triton.next_power_of_2(num_outputs))
         return Config(16, block_n, 128, 2, 1, 1) if num_rows <= SMALL_ROWS else Config(64, block_n, 256, 1, 1, 1)
@@ -47,7 +70,7 @@ def config(
 
 
 def block_h(hidden: int, block_m: int) -> int:
-    """Columns at a time of the LayerNorm statistics: a whole row where few rows let a tile stay in registers."""
+    """Return the columns per iteration of the LayerNorm statistics: whole rows if a tile of them fits in registers."""
     limit = 1024 if INTERPRETING or block_m <= SMALL_ROWS else 128
     return min(limit, int(triton.next_power_of_2(hidden)))
 
@@ -61,8 +84,11 @@ def prefetch_weights(
     TRANSPOSED: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Ask for the weights of BLOCK_N outputs to come to the L2 cache. They do not depend on the kernels before, so with
-    programmatic dependent launch this overlaps their fetch with those kernels. A hint: nothing is read."""
+    """Prefetch the weights of BLOCK_N outputs into the L2 cache.
+
+    Weights do not depend on earlier kernels, so with programmatic dependent launch this overlaps with them. It is a
+    hint: nothing is loaded into registers.
+    """
     LINE: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
     LINES: tl.constexpr = K if TRANSPOSED else BLOCK_N * ((K + LINE - 1) // LINE)
     for start in range(0, LINES, 512):
@@ -97,11 +123,13 @@ def project(
     BLOCK_K: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """sum_k a[row, k] W[column, k], float32 [BLOCK_M, BLOCK_N]; `a` goes through LayerNorm first with NORM. Operands
-    are
-    rounded to DTYPE; columns of no output give 0."""
+    """Return sum_k a[row, k] W[column, k], float32 [BLOCK_M, BLOCK_N].
+
+    With NORM, `a` is normalised as it is loaded. Operands are rounded to DTYPE. Columns from N on give 0.
+    """
     stride_n: tl.constexpr = 1 if TRANSPOSED else K
     stride_k: tl.constexpr = N if TRANSPOSED else 1
+
     if SPLIT_K == 1:
         in_rows = (rows < num_rows)[:, None]
         in_columns = (columns < N)[None, :]

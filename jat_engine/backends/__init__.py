@@ -1,4 +1,4 @@
-"""Backends: what computes a step, one module each behind the `Backend` protocol."""
+"""Backends compute an engine's steps: one module each, behind the `Backend` protocol."""
 
 from .base import Backend, Group, LastStep, Result
 from .select import Choice, choose_backend

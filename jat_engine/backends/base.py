@@ -1,4 +1,4 @@
-"""The interface between an engine and what computes for it."""
+"""The interface between an engine and its backends."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from ..observation import ActionSpace, Observations
 
 STEP_TOKENS = 3
-"""The most tokens an agent feeds in a step: s_{t-1}, a_{t-1}, s_t."""
+"""Most tokens that an agent feeds in a step: s_{t-1}, a_{t-1}, s_t."""
 
 _MAX_REMEMBERED = 64
 
 
 def remember(made: dict[Any, Any], key: Any, value: Any) -> None:
-    """Keep what a size of observation or action needs; the oldest is given up when there are too many."""
+    """Store weights packed for one size of observation or action; drop the oldest entry of a full cache."""
     if len(made) >= _MAX_REMEMBERED:
         del made[next(iter(made))]
     made[key] = value
@@ -29,12 +29,12 @@ def machine_memory_bytes() -> int:
 
 
 class LastStep(NamedTuple):
-    """The step before, of which the next one feeds tokens again.
+    """The previous step of N agents, whose tokens the next step feeds again.
 
     Attributes:
-        observations: of N agents.
+        observations: s_{t-1}.
         embeddings: of s_{t-1}, [N], as the backend returned them.
-        space: that actions were chosen from.
+        space: the action space that the actions were chosen from.
         actions: a_{t-1}: float32 [N, A], or [N] integers.
     """
 
@@ -45,21 +45,21 @@ class LastStep(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One step of N agents that see and do the same kind of thing.
+    """One step of N agents with the same modality and action space.
 
-    Agent i feeds `1 + num_again[i]` tokens: [s_{t-1}, a_{t-1}, s_t], [a_{t-1}, s_t] or [s_t], at positions
-    `context_lens[i]`, ... Fields with an entry for each agent are lists where N is 1, else arrays.
+    Agent i feeds `1 + num_again[i]` tokens, [s_{t-1}, a_{t-1}, s_t], [a_{t-1}, s_t] or [s_t], at positions
+    `context_lens[i]`, ... Fields with an entry per agent are lists if N is 1, else arrays.
 
     Attributes:
         observations: s_t, with rewards.
-        missions: of "discrete+text", int64 [N, 64]; else None.
-        space: what to predict.
-        noise: float32 [N, n], to subtract from the logits before the largest is taken; None for nothing.
-        num_again: [N], tokens before s_t: 2, 1 or, in an episode's first step, 0.
-        context_lens: [N], tokens in the cache before these.
-        start_offsets: [N], slots of the first page before the oldest of them.
-        page_table: int32 [N, P], pages, oldest first; those behind the last one needed are not read.
-        last: the step before; None if no agent has one.
+        missions: tokens, int64 [N, 64], if the modality has texts; else None.
+        space: the action space to predict for.
+        noise: float32 [N, n], subtracted from the logits before the argmax; None for the argmax of the logits.
+        num_again: [N], tokens fed before s_t: 2, 1 or, in an episode's first step, 0.
+        context_lens: [N], tokens in the cache before the first one fed.
+        start_offsets: [N], slots of the first page before the oldest cached token.
+        page_table: int32 [N, P], pages, oldest first; entries behind the last page needed are not read.
+        last: the previous step; None if no agent has taken one.
     """
 
     observations: Observations
@@ -74,18 +74,18 @@ class Group(NamedTuple):
 
     @property
     def num_agents(self) -> int:
-        """N."""
+        """N, the number of agents."""
         return len(self.num_again)
 
 
 class Result(NamedTuple):
-    """The outcome of a group's step.
+    """The result of a group's step.
 
     Attributes:
-        values: float32 [N, A], the action vectors, or float32 [N, n], the logits; of a single agent also a list of one.
-        finite: [N], whether all values of an agent are finite.
-        choices: [N] integers, the index of the largest of the logits less the noise; None for continuous actions.
-        embeddings: of s_t, [N]; opaque to everyone but the backend.
+        values: the action vectors, float32 [N, A], or the logits, float32 [N, n]; a list of one row if N is 1.
+        finite: [N], True where all values of an agent are finite.
+        choices: [N] integers, argmax(logits - noise); None for continuous actions.
+        embeddings: of s_t, [N]; opaque outside the backend.
     """
 
     values: Sequence[np.ndarray] | np.ndarray
@@ -95,13 +95,13 @@ class Result(NamedTuple):
 
 
 class Backend(Protocol):
-    """Weights, the memory of the KV cache, and the arithmetic. Inputs are checked already.
+    """Packed weights, the memory of the KV cache, and a step's arithmetic. Callers have checked all inputs.
 
     Attributes:
         name: as `backend=` takes it.
-        page_size: tokens in a page of the KV cache.
-        num_threads: that compute a step on a CPU.
-        one_launch_reason: why a single agent's step is not one launch of a persistent kernel; "" where it is.
+        page_size: tokens per page of the KV cache.
+        num_threads: threads that compute a step on a CPU.
+        one_launch_reason: reason why a single agent's step does not run in the persistent kernel; "" if it does.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Backend(Protocol):
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of a page of the KV cache, all layers."""
+        """Bytes per page of the KV cache, all layers."""
         ...
 
     @property
@@ -121,28 +121,28 @@ class Backend(Protocol):
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of memory that a KV cache could take at most."""
+        """Bytes of device memory that a KV cache could use."""
         ...
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes taken on the device, by purpose: "weights", "cache" and what else there is."""
+        """Bytes allocated on the device, by purpose: "weights", "cache" and, on some backends, more."""
         ...
 
     def allocate_cache(self, num_pages: int) -> None:
-        """Allocate memory for the KV cache's pages. Called once."""
+        """Allocate the KV cache's pages. Called once."""
         ...
 
     def step(self, groups: Sequence[Group]) -> list[Result]:
-        """Encode observations, compute all tokens, leave their keys and values in the cache, predict and choose.
+        """Run one step: encode observations, compute the tokens, write keys and values, predict and choose actions.
 
         An agent's result does not depend on the other agents of the step: on a CPU bit for bit, on a GPU within
-        rounding. Nothing but the cache's slots behind the kept tokens is written before the step has succeeded.
+        rounding. A step that fails has written only to slots of the cache that hold none of the kept tokens.
 
         Args:
-            groups: at least one; each agent takes part once.
+            groups: at least one; each agent is in one group, once.
 
         Returns:
-            A result for each group.
+            One result per group.
         """
         ...

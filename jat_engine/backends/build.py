@@ -1,4 +1,4 @@
-"""Making the backend that was chosen, with its cache."""
+"""Building the selected backend with its KV cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,24 @@ from .select import Choice, choose_backend, warn_of_plain_torch
 def set_up(
     config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, limit: int
 ) -> tuple[Choice, Backend, int]:
-    """The chosen backend with its cache, of so many pages; where a GPU was not asked for and cannot do it, another."""
+    """Build the selected backend and allocate its KV cache.
+
+    If an automatically selected GPU fails to initialise, warn and fall back to the CPU.
+
+    Args:
+        config: of the model.
+        weights: to pack.
+        choice: the selection of device, backend and dtype.
+        options: sizes and threads.
+        limit: the most tokens a session keeps.
+
+    Returns:
+        The selection that is in use, its backend, and the number of pages of the KV cache.
+
+    Raises:
+        CheckpointError: a weight is missing or invalid.
+        InputError: the backend cannot run with these options, or an explicitly requested GPU fails.
+    """
     if choice.lacks_native:
         warn_of_plain_torch()
     try:
@@ -25,12 +42,13 @@ def set_up(
         backend.allocate_cache(num_pages)
     except (InputError, CheckpointError):
         raise
-    except Exception as error:  # whatever a GPU's driver, compiler or memory comes up with
+    except Exception as error:  # a GPU's driver, compiler and allocator raise any class
         failure = str(error).strip().partition("\n")[0] or type(error).__name__
         if choice.device.type == "cpu":
             raise
         if choice.is_asked:
             raise InputError(f"device: expected one that can run this model, got {choice.device}; {failure}") from error
+
         dtype = "auto" if choice.dtype == "float16" else choice.dtype  # the native backend has no float16
         instead = choose_backend("cpu", dtype, head_dim=config.hidden_size // config.num_heads)
         what = f"the {instead.backend} backend in {instead.dtype} is"

@@ -1,8 +1,8 @@
-"""The native CPU backend: `csrc/cpu` through the module `jat_engine._cpu`. One call computes a step's layers.
+"""The native CPU backend: `csrc/cpu`, compiled as `jat_engine._cpu`. One native call computes all layers of a step.
 
-The blocks, the image encoder's last layer and the discrete encoder's are kept in the chosen dtype; what is small
-(convolutions, continuous encoder and decoder, head rows, norms, positions) in float32. The residual stream, norms,
-softmax and sums are float32 always. Keys and values are float32 or, with bfloat16 and int8 weights, bfloat16.
+The blocks and the last layers of the image and the discrete encoder are stored in the chosen dtype; the small rest
+(convolutions, continuous encoder and decoder, head rows, norms, position table) in float32. The residual stream, norms,
+softmax and sums are float32. Keys and values are float32 or, with bfloat16 and int8 weights, bfloat16.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .rows import encode, lay_out, make_results
 
 
 class CpuBackend:
-    """See `Backend`. Embeddings are float32 [H] arrays. Not to be called by two threads at once."""
+    """`Backend` with native kernels. Embeddings are float32 [H] arrays. Not thread-safe: the engine holds a lock."""
 
     name = "cpu"
     page_size: int = _cpu.PAGE_SIZE
@@ -41,13 +41,20 @@ class CpuBackend:
         spin_us: int = 200,
         instruction_set: str = "auto",
     ) -> None:
-        """
+        """Pack the weights and start the threads.
+
         Args:
+            config: of the model.
+            weights: to pack.
             dtype: "float32", "bfloat16" or "int8".
-            num_threads: that share a step; by default the cores this process may use, at most 16. More than that is
-                warned of.
-            spin_us: microseconds that idle threads wait for the next call before they sleep; at least 50.
-            instruction_set: "avx512", "avx2", "generic" or "auto", the best there is.
+            num_threads: threads that share a step; by default the cores this process may use, at most 16. More than
+                the process may use cause a warning.
+            spin_us: microseconds that idle threads spin for the next call before they sleep; at least 50.
+            instruction_set: "avx512", "avx2", "generic", or "auto" for the best available.
+
+        Raises:
+            CheckpointError: a weight is missing or invalid.
+            InputError: the processor lacks the instruction set, or the system does not allow so many threads.
         """
         self._config = config
         self._dtype = dtype
@@ -70,6 +77,8 @@ class CpuBackend:
             )
         except RuntimeError as error:
             raise InputError(f"num_threads: expected as many as the system allows, got {threads} ({error})") from None
+
+        # Packing releases the GIL, so layers are packed in parallel.
         with ThreadPoolExecutor(threads) as workers:
             features = workers.submit(discrete_features, weights)
             heads = workers.submit(check_heads, weights)
@@ -94,19 +103,21 @@ class CpuBackend:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the packed weights; what single sizes of observations and actions need is not counted."""
+        """Bytes of the packed weights, without those that are packed for a size of observation or action."""
         return sum(linear.num_bytes for linear in self._linears) + self._table_bytes
 
     @property
     def memory_bytes(self) -> int:
+        """Bytes of the machine's memory."""
         return machine_memory_bytes()
 
     @property
     def memory(self) -> dict[str, int]:
+        """Bytes allocated for "weights" and "cache"."""
         return {"weights": self.weight_bytes, "cache": self._pool.nbytes}
 
     def allocate_cache(self, num_pages: int) -> None:
-        # Untouched pages of the system cost nothing, so this takes memory as sessions grow.
+        """Reserve address space for the KV cache; the system assigns memory when a page is first written."""
         size = num_pages * self.page_bytes
         memory = np.empty(size + _ALIGNMENT, np.uint8)
         begin = -memory.ctypes.data % _ALIGNMENT
@@ -115,6 +126,7 @@ class CpuBackend:
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
     def embed_continuous(self, values: np.ndarray, reward: float | None) -> np.ndarray:
+        """Encode a continuous observation, float32 [X], with its reward, or a continuous action without one."""
         size = values.size + (reward is not None)
         encoder = self._continuous_encoders.get(size)
         if encoder is None:
@@ -125,6 +137,7 @@ class CpuBackend:
         return self._model.embed(encoder, values, reward)
 
     def embed_choice(self, choice: int, num_choices: int) -> np.ndarray:
+        """Return the embedding of a discrete action."""
         rows = self._choices.get(num_choices)
         if rows is None:
             rows = self._weights.rows(EMBEDDING, num_choices).numpy()
@@ -135,15 +148,17 @@ class CpuBackend:
     def embed_discrete(
         self, values: list[np.ndarray], missions: list[np.ndarray | None], rewards: list[float]
     ) -> list[np.ndarray]:
+        """Encode discrete observations, see `Encoder.embed_discrete`."""
         return self._discrete_encoder.encode(self._model, values, missions, rewards)
 
     def embed_images(self, frames: list[np.ndarray]) -> list[np.ndarray]:
+        """Encode image observations, uint8 [84, 84, 4] each."""
         return self._image_encoder.encode(self._model, frames)
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
     def step(self, groups: Sequence[Group]) -> list[Result]:
-        """See `Backend.step`."""
+        """Run one step, see `Backend.step`."""
         encoded = encode(self, groups)
         rows = lay_out(self, groups, encoded)
         heads = [self._heads.get(space) or self._pack_head(space) for space in rows.spaces]
@@ -165,7 +180,7 @@ class CpuBackend:
         return _numpy(self._weights.get(name))
 
     def _linear(self, *names: str, bias: bool = True) -> _cpu.Linear:
-        """Pack the weights of `names` below each other. Only one is unpacked in memory at a time."""
+        """Pack the weights of `names`, stacked along their rows, one at a time to save memory."""
         rows, columns = self._shapes[f"{names[0]}.weight"]
         linear = _cpu.Linear(self._dtype, rows * len(names), columns, bias)
         for index, name in enumerate(names):
@@ -176,6 +191,7 @@ class CpuBackend:
         return linear
 
     def _pack_layer(self, index: int) -> dict[str, Any]:
+        """Pack a block's weights: the arguments of `_cpu.Model.add_layer`."""
         block = f"transformer.h.{index}."
         attention = f"{block}attn.attention."
         is_local = self._config.attention_layers[index] == "local"
@@ -192,7 +208,7 @@ class CpuBackend:
         }
 
     def _pack_head(self, space: ActionSpace) -> _cpu.Linear:
-        """Pack the rows of the head that an action space needs, always in float32."""
+        """Pack the rows of the head that an action space needs, in float32."""
         if space.kind == "continuous":
             weight = self._weights.rows("continuous_decoder.weight", space.size)
             head = _pack(weight, self._weights.rows("continuous_decoder.bias", space.size).numpy())
@@ -202,7 +218,7 @@ class CpuBackend:
         return head
 
     def _pack_discrete_mixer(self) -> _cpu.Linear:
-        """Pack the discrete encoder's last layer with one more row of zeros, in the place of the reward."""
+        """Pack the discrete encoder's last layer with an extra row of zeros, where the reward will be."""
         name = "multi_discrete_encoder.4"
         rows, columns = self._shapes[f"{name}.weight"]
         linear = _cpu.Linear(self._dtype, rows + 1, columns, has_bias=True)
@@ -212,6 +228,7 @@ class CpuBackend:
         return linear
 
     def _pack_image_encoder(self) -> _cpu.ImageEncoder:
+        """Pack convolutions in float32, and the last layer in the chosen dtype."""
         encoder, size = _cpu.ImageEncoder(), FRAME_SHAPE[0]
         prefix = "image_encoder.module."
         channels = 0
@@ -220,11 +237,12 @@ class CpuBackend:
             gates = [self._array(f"{prefix}att{stage}.fc.{i}.weight") for i in (0, 2)]
             encoder.add_stage(size, weight, *gates)
             channels, size = weight.shape[0], (size + 1) // 2
+
         rows, columns = self._shapes[f"{prefix}fc.weight"]
         linear = _cpu.Linear(self._dtype, rows, columns, has_bias=True)
         first = 0
         for piece in self._weights.pieces(f"{prefix}fc.weight", rows=64):
-            # Published order of columns: channels, then pixels. Ours: pixels, then channels.
+            # Columns are published as (channel, pixel); activations here are (pixel, channel).
             by_pixel = piece.unflatten(1, (channels, size * size)).transpose(1, 2).flatten(1)
             linear.pack_rows(first, _numpy(by_pixel))
             first += len(piece)
@@ -235,11 +253,11 @@ class CpuBackend:
 
 
 _MAX_DEFAULT_THREADS = 16
-"""Fewer saturate the memory."""
+"""More threads gain nothing: fewer than this saturate the memory."""
 
 
 def _check_threads(num_threads: int) -> None:
-    """Warn of more threads than the system will run at a time."""
+    """Warn if there are more threads than the system will run at a time."""
     cores, quota = allowed_cores(), cpu_quota()
     if num_threads > cores:
         message = (

@@ -1,4 +1,4 @@
-"""`EngineOptions`: how an engine uses the machine."""
+"""`EngineOptions`: threads, memory and kernels that an engine uses."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ _MAX_SPIN_US = 1_000_000
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine uses the machine.
+    """Threads, memory and kernels that an engine uses.
 
     Args:
-        num_threads: of the native CPU backend; by default the cores this process may use, within its CPU quota, at most
-            16. More than that are warned of. Steps of small models are computed by the caller alone all the same.
-        max_cached_tokens: room of the KV cache, shared by all sessions; each reserves its context_window plus a few.
-            By default that of 64 full windows, or as much as fits into a quarter of the machine's memory.
-        max_cache_bytes: the same in bytes; give one of the two.
-        spin_us: microseconds that idle threads of the native CPU backend wait actively for the next call; less than 50
-            count as 50, which lie within a step.
-        instruction_set: of the native CPU backend: "avx512", "avx2", "generic", or "auto" for the best there is.
-        one_launch: on a GPU, whether a single agent's step is one launch of a persistent kernel; None for where the
-            GPU can, False for CUDA graphs always.
-        fixed_order: on a GPU, sum in a fixed order in the one launch as well, so that a step is bitwise repeatable;
-            slower. CUDA graphs and the native CPU backend always are.
+        num_threads: threads of the native CPU backend; by default the cores this process may use, within its CPU quota,
+            at most 16. More than the process may use cause a warning. Steps of small models run in the calling thread
+            alone.
+        max_cached_tokens: capacity of the KV cache in tokens, shared by all sessions; each reserves its context window
+            plus a few tokens. By default 64 full windows, or fewer if they exceed a quarter of the device's memory.
+        max_cache_bytes: the same in bytes, instead of `max_cached_tokens`.
+        spin_us: microseconds that idle threads of the native CPU backend spin for the next call before they sleep;
+            values below 50 count as 50, since such pauses occur within a step.
+        instruction_set: for the native CPU backend: "avx512", "avx2", "generic", or "auto" for the best available.
+        one_launch: on a GPU, run a single agent's step as one launch of a persistent kernel: True, False for CUDA
+            graphs, or None for the persistent kernel where the GPU supports it.
+        fixed_order: on a GPU, sum in a fixed order in the persistent kernel, so that a step is bitwise repeatable;
+            slower. CUDA graphs and the native CPU backend always do.
+
+    Raises:
+        InputError: a value has an invalid type or range, or two options exclude each other.
     """
 
     num_threads: int | None = None
@@ -61,7 +65,11 @@ class EngineOptions:
 
     @classmethod
     def parse(cls, given: dict[str, Any]) -> EngineOptions:
-        """From keyword arguments. Raises `InputError` for an unknown one."""
+        """Make options from keyword arguments.
+
+        Raises:
+            InputError: a keyword is unknown, or its value is invalid.
+        """
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(given) - set(known))
         if unknown:
@@ -69,7 +77,15 @@ class EngineOptions:
         return cls(**given)
 
     def num_pages(self, backend: Backend, limit: int) -> int:
-        """Pages of the KV cache. limit: the most tokens a session keeps."""
+        """Return how many pages the KV cache has.
+
+        Args:
+            backend: that allocates them.
+            limit: the most tokens a session keeps.
+
+        Raises:
+            InputError: less than one page was requested, or more than the device's memory holds.
+        """
         page_size, page_bytes = backend.page_size, backend.page_bytes
         memory = backend.memory_bytes
         one_session = -(-(limit + STEP_TOKENS + page_size - 1) // page_size)

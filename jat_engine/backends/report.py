@@ -1,4 +1,4 @@
-"""Report the machine, this installation and what engines take here, as one dictionary."""
+"""Report on the machine, the installation and the engine's default backend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .select import choose_backend, why_not_cuda
 
 
 def collect() -> dict[str, Any]:
-    """Return everything there is to say, as one JSON-able dictionary."""
+    """Return the whole report as a dictionary that JSON can hold."""
     return {
         "versions": installation.versions(),
         "platform": platform.platform(),
@@ -26,7 +26,7 @@ def collect() -> dict[str, Any]:
 
 
 def describe_backend() -> dict[str, str]:
-    """Return what "auto" takes here for backend, dtype and device, and why; for reports."""
+    """Return the backend, dtype and device that "auto" selects on this machine, and the reason."""
     choice = choose_backend()
     return {
         "name": f"{choice.backend}, {choice.dtype}, on {choice.device}",
@@ -38,12 +38,13 @@ def describe_backend() -> dict[str, str]:
 
 
 def describe_gpu() -> dict[str, str]:
-    """Return which ways of the cuda backend are open here: "yes", or why not."""
+    """Return for CUDA graphs and for the persistent kernel "yes", or the reason why they cannot run here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {"graphs": why_not_cuda(device) or "yes", "one launch": _why_not_one_launch() or "yes"}
 
 
 def _why_not_one_launch() -> str:
+    """Return the reason why the persistent kernel cannot run here; "" if it can."""
     try:
         from .. import _cuda
     except ImportError as error:

@@ -1,4 +1,7 @@
-"""Lay out the groups of a step as token rows, for backends that encode observations before they decode."""
+"""Token rows of a step's groups, for backends that encode observations before they run the layers.
+
+S: agents of all groups, N: agents of a group, H: hidden size, X: numbers of an observation, n: choices.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,14 @@ from ..observation import ActionSpace
 from .base import Group, LastStep, Result
 
 Embedding = Any
-"""One token's embedding without position, [H], as the backend has it."""
+"""Embedding of one token without its position, float32 [H]; an array or tensor of the backend."""
 
 
 class Encoder(Protocol):
-    """Encoders of single tokens."""
+    """Token encoders of a backend."""
 
     def embed_continuous(self, values: np.ndarray, reward: float | None) -> Embedding:
-        """Encode an observation with its reward, or an action without: float32 [X]."""
+        """Encode a continuous observation, float32 [X], with its reward, or a continuous action without one."""
         ...
 
     def embed_choice(self, choice: int, num_choices: int) -> Embedding:
@@ -28,22 +31,30 @@ class Encoder(Protocol):
     def embed_discrete(
         self, values: list[np.ndarray], missions: list[np.ndarray | None], rewards: list[float]
     ) -> list[Embedding]:
-        """Encode discrete observations: int64, with the tokens of a mission max_discrete_value of them."""
+        """Encode discrete observations.
+
+        Args:
+            values: int64 [max_discrete_value] each, 64 fewer with a mission.
+            missions: tokens, int64 [64] each, or None.
+            rewards: of the previous actions.
+        """
         ...
 
     def embed_images(self, frames: list[np.ndarray]) -> list[Embedding]:
-        """Encode image observations: uint8 [84, 84, 4] each."""
+        """Encode image observations, uint8 [84, 84, 4] each."""
         ...
 
 
 class Rows(NamedTuple):
-    """A step's token rows, those of an agent one after the other; S agents of all groups.
+    """Token rows of a step, agent by agent.
 
     Attributes:
         embeddings: of all rows.
         num_new: [S], rows of each agent.
-        context_lens, start_offsets, page_tables: [S], as in `Group`.
-        spaces: [S], what to predict at each agent's last row.
+        context_lens: [S], as in `Group`.
+        start_offsets: [S], as in `Group`.
+        page_tables: [S], as in `Group`.
+        spaces: [S], the action space to predict for at each agent's last row.
     """
 
     embeddings: list[Embedding]
@@ -55,7 +66,15 @@ class Rows(NamedTuple):
 
 
 def encode(encoder: Encoder, groups: Sequence[Group]) -> list[list[Embedding]]:
-    """Return the embeddings of each group's observations; images of all groups are encoded together, and integers."""
+    """Encode the observations of all groups. Images are encoded in one call, as are discrete observations.
+
+    Args:
+        encoder: the backend.
+        groups: of the step.
+
+    Returns:
+        For each group the embeddings of its N observations.
+    """
     encoded: list[list[Embedding]] = [[] for _ in groups]
     images, discrete = [], []
     for index, (observations, missions, *_) in enumerate(groups):
@@ -81,12 +100,12 @@ def encode(encoder: Encoder, groups: Sequence[Group]) -> list[list[Embedding]]:
 
 
 def lay_out(encoder: Encoder, groups: Sequence[Group], encoded: Sequence[Sequence[Embedding]]) -> Rows:
-    """Put the tokens of a step in order.
+    """Arrange the tokens of a step as rows.
 
     Args:
-        encoder: for the actions that are fed again.
+        encoder: encodes the actions that are fed again.
         groups: of the step.
-        encoded: of each group, the embeddings of its observations.
+        encoded: for each group the embeddings of its observations.
     """
     rows = Rows([], [], [], [], [], [])
     for group, observed in zip(groups, encoded, strict=True):
@@ -119,13 +138,13 @@ def make_results(
     predictions: Sequence[np.ndarray],
     finite: Sequence[bool],
 ) -> list[Result]:
-    """Divide predictions among the groups, and choose.
+    """Split predictions by group, and choose discrete actions.
 
     Args:
         groups: of the step.
-        encoded: of each group, the embeddings of its observations.
-        predictions: [S] of float32 [n], of all groups' agents in order.
-        finite: [S].
+        encoded: for each group the embeddings of its observations.
+        predictions: [S] of float32 [A] or [n], the agents of all groups in order.
+        finite: [S], True where all numbers of an agent's prediction are finite.
     """
     results, begin = [], 0
     for group, observed in zip(groups, encoded, strict=True):
@@ -140,11 +159,14 @@ def make_results(
 
 
 def choose(logits: Sequence[np.ndarray] | np.ndarray, noise: np.ndarray | None) -> Sequence[int] | np.ndarray:
-    """Return the most likely choices or, with a draw of `Sampler`, random ones: [N].
+    """Return argmax(logits - noise): the most likely choices or, with noise from `Sampler`, sampled ones.
 
     Args:
         logits: float32 [N, n], finite.
-        noise: float32 [N, n], or None.
+        noise: float32 [N, n], or None for 0.
+
+    Returns:
+        [N] integers.
     """
     if len(logits) == 1:
         return [int((logits[0] if noise is None else logits[0] - noise[0]).argmax())]

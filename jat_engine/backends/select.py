@@ -1,4 +1,4 @@
-"""Which device, backend and dtype an engine takes, and why."""
+"""Selection of an engine's device, backend and dtype."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ _OLDEST_GPU = 8
 
 @dataclass(frozen=True)
 class Choice:
-    """Backend, device and type that an engine runs with.
+    """Device, backend and dtype that an engine runs with.
 
     Attributes:
-        reason: why this backend, for people.
-        is_asked: device or backend was named, and stays.
-        lacks_native: plain torch stands in for the native module, which is missing.
+        device: with its index if it is a GPU.
+        backend: "torch", "cpu" or "cuda".
+        dtype: "float32", "bfloat16", "float16" or "int8".
+        reason: why this backend was selected, as a phrase.
+        is_asked: the caller named the device or the backend; there is no fallback to another.
+        lacks_native: the torch backend replaces the native one, whose module is missing.
     """
 
     device: torch.device
@@ -43,7 +46,11 @@ class Choice:
 
 
 def native_module(head_dim: int = 64) -> tuple[Any, str]:
-    """Return the compiled module `jat_engine._cpu`, or None and why it cannot be used."""
+    """Import the compiled module `jat_engine._cpu`.
+
+    Returns:
+        The module and "", or None and the reason why it cannot be used.
+    """
     try:
         _cpu = importlib.import_module("jat_engine._cpu")
     except ImportError as error:
@@ -55,21 +62,21 @@ def native_module(head_dim: int = 64) -> tuple[Any, str]:
 
 @functools.cache
 def warn_of_plain_torch() -> None:
-    """Warn, once per process, that an engine computes in plain torch because the native module is missing."""
+    """Warn, once per process, that an engine uses the torch backend because the native module is missing."""
     warnings.warn(
         f"JatEngine computes in plain torch, which is slower than its native kernels: {native_module()[1]}; "
         'backend="torch" takes plain torch without this warning',
         NativeModuleWarning,
-        stacklevel=5,  # whoever makes the engine
+        stacklevel=5,  # the line that makes the engine
     )
 
 
 def why_no_gpu() -> str:
-    """Why torch has no NVIDIA GPU here; "" if it has one."""
+    """Return the reason why torch has no NVIDIA GPU here; "" if it has one."""
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch warns of is what is returned
+        warnings.simplefilter("ignore")  # the reason is returned instead
         if torch.cuda.is_available():
             return ""
         try:
@@ -80,7 +87,7 @@ def why_no_gpu() -> str:
 
 
 def why_not_cuda(device: torch.device, head_dim: int = 64) -> str:
-    """Why the kernels for NVIDIA GPUs cannot run on a device; "" if they can."""
+    """Return the reason why the kernels for NVIDIA GPUs cannot run on a device; "" if they can."""
     if head_dim not in _CUDA_HEAD_DIMS:
         return f"its kernels take a head_dim of 16 to 128, got {head_dim}"
     if util.find_spec("triton") is None:
@@ -98,20 +105,27 @@ def why_not_cuda(device: torch.device, head_dim: int = 64) -> str:
 def choose_backend(
     device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", backend: str = "auto", head_dim: int = 64
 ) -> Choice:
-    """Fill in what is "auto".
+    """Select a value for each argument that is "auto", and check the others.
 
-    On an NVIDIA GPU: Triton kernels in CUDA graphs, else plain torch; in bfloat16 where the GPU has it. On a CPU: the
-    native backend if it was built, in bfloat16 (half the bytes of float32 to read in each step), else plain torch in
-    float32. On any other device: plain torch.
+    On an NVIDIA GPU: the cuda backend if Triton is installed, else torch; in bfloat16 if the GPU supports it. On a CPU:
+    the native backend if it was built, in bfloat16 (a step reads half the bytes of float32), else torch in float32. On
+    any other device: torch.
+
+    Args:
+        device: "auto", or a device that torch has here.
+        dtype: one of `DTYPES`, or a torch dtype.
+        backend: one of `BACKENDS`.
+        head_dim: of the model; kernels support some only.
 
     Raises:
-        InputError: a name is unknown, or what was asked for does not go together here.
+        InputError: a name is unknown, or the combination is not supported on this machine.
     """
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+
     chosen = _device(device, backend)
     is_asked, lacks_native = backend != "auto" or device != "auto", False
     if backend != "auto":
@@ -120,6 +134,7 @@ def choose_backend(
     else:
         backend, reason = _best(chosen, head_dim)
         lacks_native = backend == "torch" and chosen.type == "cpu" and native_module()[0] is None
+
     if dtype == "auto":
         if backend == "cpu" or (chosen.type == "cuda" and torch.cuda.is_bf16_supported()):
             dtype = "bfloat16"
@@ -131,6 +146,7 @@ def choose_backend(
 
 
 def _check_asked(backend: str, device: torch.device, head_dim: int) -> None:
+    """Raise `InputError` if a backend that the caller named cannot run on the device."""
     if backend == "cpu":
         if device.type != "cpu":
             raise InputError(f"backend: expected torch or cuda on device {device}, got 'cpu'")
@@ -144,7 +160,7 @@ def _check_asked(backend: str, device: torch.device, head_dim: int) -> None:
 
 
 def _best(device: torch.device, head_dim: int) -> tuple[str, str]:
-    """The backend for a device, and why."""
+    """Return the backend for a device, and the reason."""
     if device.type == "cuda":
         missing = why_not_cuda(device, head_dim)
         if missing:
@@ -161,7 +177,7 @@ def _best(device: torch.device, head_dim: int) -> tuple[str, str]:
 
 
 def _device(device: str | torch.device, backend: str) -> torch.device:
-    """The device, a GPU by its number: "cuda" alone would be another one after `torch.cuda.set_device`."""
+    """Return the device, a GPU with its index: plain "cuda" would change its meaning with `torch.cuda.set_device`."""
     if device == "auto":
         device = "cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu"
     try:

@@ -1,7 +1,10 @@
-"""The same step in plain torch operations, on any device: the fallback, and what the native backend is held against.
+"""Compute steps in plain PyTorch on any device.
 
-int8 is computed as the native backend does (a scale a row of weights, a scale a token of activations, exact sums of
-products), with the bytes widened to float32: it shows the error, not the speed.
+This is the fallback, and what the native backend is compared with. int8 is computed as there (one scale per row of
+weights, one per token of activations, exact sums of products), with the bytes widened to float32: it shows the error,
+not the speed.
+
+Shapes: T new tokens of a step, K keys of a session, H hidden size, O outputs and I inputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from .rows import Rows, encode, lay_out, make_results
 
 
 class Linear:
-    """Weights [rows, columns] in a dtype, bias in float32. `linear(x)`: float32 [T, columns] -> float32 [T, rows]."""
+    """A linear layer: weights [O, I] in a dtype, bias in float32. `linear(x)`: float32 [T, I] -> float32 [T, O]."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: str, device: torch.device) -> None:
         self._scale = None
@@ -39,6 +42,7 @@ class Linear:
         self.num_bytes = weight.nbytes + sum(x.nbytes for x in (bias, self._scale) if x is not None)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return x W^T + b."""
         if self._scale is None:
             out = _matmul(x.to(self._weight.dtype), self._weight).float()
         else:
@@ -49,8 +53,9 @@ class Linear:
 
 
 def _matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T. On a CPU always 4 rows at a time: libraries sum in another order for other numbers of rows, and a
-    session's result shall not depend on its neighbours.
+    """Return x W^T; on a CPU 4 rows at a time, so that a session's result does not depend on its neighbours.
+
+    Libraries sum in another order for other numbers of rows.
     """
     if x.device.type != "cpu":
         return F.linear(x, weight)
@@ -91,7 +96,10 @@ class _Tokens:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, session: _Tokens, window: int) -> Tensor:
-    """q: [T, heads, head_dim], k, v: [K, heads, head_dim] -> float32 [T, heads * head_dim]. Softmax in float32."""
+    """Return the attention of new tokens over an agent's own keys, float32 [T, heads * head_dim]. Softmax in float32.
+
+    q: [T, heads, head_dim]; k, v: [K, heads, head_dim].
+    """
     index = torch.arange(len(k), device=k.device)
     age = session.positions[:, None] - index  # [T, K]
     hidden = (age < 0) | (age >= window)
@@ -101,7 +109,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, session: _Tokens, window: int) -> T
 
 
 class TorchBackend:
-    """See `Backend`. Embeddings are float32 [H] tensors on the device."""
+    """`Backend` in plain torch operations. Embeddings are float32 [H] tensors on the device."""
 
     name = "torch"
     page_size = 16
@@ -117,6 +125,7 @@ class TorchBackend:
         self._positions = weights.get("transformer.wpe.weight").to(device)
         self._layers = [_Layer(self, index) for index in range(config.num_layers)]
         self._final_norm = self.vector("transformer.ln_f.weight"), self.vector("transformer.ln_f.bias")
+
         self._continuous_weight = weights.get("continuous_encoder.weight").clone()
         self._continuous_bias = weights.get("continuous_encoder.bias").clone()
         self._continuous_encoders: dict[int, Linear] = {}
@@ -126,27 +135,33 @@ class TorchBackend:
         check_heads(weights)
         self._discrete_mixer = self.linear("multi_discrete_encoder.4")
         self._image_encoder = self._make_image_encoder()
+
         self._kv_dtype = torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)
         self._cache = torch.empty(0)
 
     @property
     def weight_bytes(self) -> int:
+        """Bytes of the packed weights, without those that are packed for a size of observation or action."""
         return sum(linear.num_bytes for linear in self._linears) + self._discrete_features.nbytes
 
     @property
     def page_bytes(self) -> int:
+        """Bytes per page of the KV cache, all layers."""
         config = self.config
         return config.num_layers * 2 * self.page_size * config.hidden_size * self._kv_dtype.itemsize
 
     @property
     def memory_bytes(self) -> int:
+        """Bytes of free memory of a GPU, or of the machine's memory."""
         return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else machine_memory_bytes()
 
     @property
     def memory(self) -> dict[str, int]:
+        """Bytes allocated for "weights" and "cache"."""
         return {"weights": self.weight_bytes, "cache": self._cache.nbytes}
 
     def allocate_cache(self, num_pages: int) -> None:
+        """Allocate the KV cache's pages."""
         config = self.config
         slots = num_pages * self.page_size
         head_dim = config.hidden_size // config.num_heads
@@ -158,6 +173,7 @@ class TorchBackend:
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
     def embed_continuous(self, values: np.ndarray, reward: float | None) -> Tensor:
+        """Encode a continuous observation, float32 [X], with its reward, or a continuous action without one."""
         if reward is not None:
             values = np.append(values, np.float32(reward))
         encoder = self._continuous_encoders.get(values.size)
@@ -168,6 +184,7 @@ class TorchBackend:
         return encoder(torch.from_numpy(values).to(self.device)[None])[0]
 
     def embed_choice(self, choice: int, num_choices: int) -> Tensor:
+        """Return the embedding of a discrete action."""
         rows = self._choices.get(num_choices)
         if rows is None:
             rows = self._weights.rows(EMBEDDING, num_choices).to(self.device)
@@ -178,6 +195,7 @@ class TorchBackend:
     def embed_discrete(
         self, values: list[np.ndarray], missions: list[np.ndarray | None], rewards: list[float]
     ) -> list[Tensor]:
+        """Encode discrete observations, see `Encoder.embed_discrete`."""
         integers = [v if m is None else np.concatenate((v, m)) for v, m in zip(values, missions, strict=True)]
         features = self._discrete_features[torch.from_numpy(np.stack(integers)).to(self.device)].flatten(1)
         reward = torch.tensor(rewards, dtype=torch.float32, device=self.device)[:, None]
@@ -185,9 +203,10 @@ class TorchBackend:
 
     @torch.no_grad()
     def embed_images(self, frames: list[np.ndarray]) -> list[Tensor]:
+        """Encode image observations, uint8 [84, 84, 4] each."""
         x = torch.from_numpy(np.stack(frames)).to(self.device).permute(0, 3, 1, 2).float()
         encoder, linear = self._image_encoder
-        # One frame at a time on a CPU, for the reason that `_matmul` gives.
+        # On a CPU one frame at a time, for the same reason as in `_matmul`.
         batches = x.split(1) if self.device.type == "cpu" else [x]
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is float32
             features = [encoder.features((batch / 255 - 0.5) / 0.5) for batch in batches]
@@ -197,14 +216,14 @@ class TorchBackend:
 
     @torch.no_grad()
     def step(self, groups: Sequence[Group]) -> list[Result]:
-        """See `Backend.step`."""
+        """Run one step, see `Backend.step`."""
         encoded = encode(self, groups)
         predictions = self._decode(lay_out(self, groups, encoded))
         finite = [bool(np.isfinite(values).all()) for values in predictions]
         return make_results(groups, encoded, predictions, finite)
 
     def _decode(self, rows: Rows) -> list[np.ndarray]:
-        """Compute the rows, leave their keys and values in the cache, and predict at each agent's last row."""
+        """Run the layers on all rows, write their keys and values, and predict at each agent's last row."""
         config = self.config
         ends = list(itertools.accumulate(rows.num_new))
         agents = [self._tokens(rows, index, end) for index, end in enumerate(ends)]
@@ -228,6 +247,7 @@ class TorchBackend:
         return [self._head(space)(hidden[i : i + 1])[0].cpu().numpy() for i, space in enumerate(rows.spaces)]
 
     def _tokens(self, rows: Rows, index: int, end: int) -> _Tokens:
+        """Locate the tokens of one agent, whose rows end before row `end`."""
         context, count = rows.context_lens[index], rows.num_new[index]
         slot = np.arange(context + count) + rows.start_offsets[index]
         pages = rows.page_tables[index][slot // self.page_size].astype(np.int64)
@@ -243,10 +263,11 @@ class TorchBackend:
     # ---- packing ---------------------------------------------------------------------------------------------------
 
     def vector(self, name: str) -> Tensor:
+        """Copy a parameter to the device, so that its file does not stay mapped."""
         return self._weights.get(name).clone().to(self.device)
 
     def linear(self, *names: str, bias: bool = True) -> Linear:
-        """The parameters `<name>.weight`, below each other."""
+        """Pack the parameters `<name>.weight` in the chosen dtype, one below the other, with the first one's bias."""
         weight = torch.cat([self._weights.get(f"{name}.weight") for name in names])
         return self._pack(self._dtype, weight, self._weights.get(f"{names[0]}.bias").clone() if bias else None)
 
@@ -268,7 +289,7 @@ class TorchBackend:
         return head
 
     def _make_image_encoder(self) -> tuple[ImageEncoder, Linear]:
-        """Convolutions in float32, the last layer in the chosen dtype."""
+        """Return convolutions in float32, and the last layer in the chosen dtype."""
         prefix = "image_encoder.module."
         with torch.device("meta"):
             encoder = ImageEncoder(self.config.hidden_size)
