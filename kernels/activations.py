@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def gelu_new_reference(x: Tensor) -> Tensor:
-    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    """Return 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
     return torch.nn.functional.gelu(x, approximate="tanh")
 
 

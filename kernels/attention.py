@@ -34,7 +34,7 @@ def paged_attention_reference(
     start_offsets: Tensor,
     window: int,
 ) -> Tensor:
-    """[R, H] in q's dtype; rows of no session are NaN."""
+    """Return [R, H] in q's dtype; rows of no session are NaN."""
     heads, head_dim = kv_layer.shape[2], kv_layer.shape[4]
     out = torch.full_like(q, torch.nan)
     for session in range(len(context_lens)):
@@ -54,7 +54,10 @@ def paged_attention_reference(
 
 
 def combine_splits_reference(partial: Tensor, partial_max: Tensor, partial_sum: Tensor) -> Tensor:
-    """sum_s exp(max_s - max) partial_s / sum_s exp(max_s - max) sum_s: [num_splits, R, heads, head_dim] -> [R, H]."""
+    """Return sum_s exp(max_s - max) partial_s / sum_s exp(max_s - max) sum_s, [R, H].
+
+    partial: [num_splits, R, heads, head_dim].
+    """
     weight = (partial_max - partial_max.amax(0)).exp()
     return ((weight[..., None] * partial).sum(0) / (weight * partial_sum).sum(0)[..., None]).flatten(1)
 

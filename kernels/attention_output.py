@@ -28,6 +28,7 @@ def combine_out_proj_reference(
     bias: Tensor,
     x: Tensor,
 ) -> Tensor:
+    """Return `combine_out_proj`'s x."""
     combined = combine_splits_reference(partial, partial_max, partial_sum)
     return linear_residual_reference(combined, weight, scale, bias, x)
 

@@ -23,7 +23,7 @@ from .projection import SMALL_ROWS, config
 def encode_discrete_reference(
     tokens: Tensor, rewards: Tensor, table: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor
 ) -> Tensor:
-    """[D, H] in table's dtype."""
+    """Return the rows [D, H] in table's dtype."""
     features = table[tokens.long()].flatten(1)
     out = features @ dequantize(weight, scale, table.dtype).T + bias
     return torch.cat([out, rewards[:, None].to(out.dtype)], dim=1)

@@ -31,7 +31,7 @@ def embed_reference(
     position_table: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """As `embed`, with the memory at each address of `sources` given as a tensor: [H], or an encoder [X, H]."""
+    """Return `embed`'s rows, the memory at each address of `sources` given as a tensor: [H], or an encoder [X, H]."""
     rows = []
     for index, source in enumerate(sources):
         if source == 0:

@@ -33,7 +33,10 @@ def head_reference(
     log_noise: Tensor,
     has_noise: Tensor,
 ) -> list[tuple[Tensor, int, bool] | None]:
-    """(out[s, :n], choice, finite) a session, None for a padding session; heads: (rows [n, H], bias [n] or None)."""
+    """Return (out[s, :n], choice, finite) of each session, None for a padding session.
+
+    heads: (rows [n, H], bias [n] or None) of each session.
+    """
     answers: list[tuple[Tensor, int, bool] | None] = []
     for session, (weight, bias) in enumerate(heads):
         end = int(query_start[session + 1])

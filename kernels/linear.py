@@ -36,6 +36,7 @@ _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
 
 
 def dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the weights in a floating-point dtype."""
     return weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)[:, None]
 
 
@@ -48,7 +49,7 @@ def norm_linear_reference(
     bias: Tensor | None,
     gelu: bool,
 ) -> Tensor:
-    """In x's dtype, activations rounded to the weight's compute dtype unless x is float64."""
+    """Return `norm_linear`'s result in x's dtype."""
     out = layer_norm_reference(x, norm_weight, norm_bias) @ dequantize(weight, scale, x.dtype).T
     out = out if bias is None else out + bias
     return gelu_new_reference(out) if gelu else out
@@ -63,7 +64,7 @@ def norm_qkv_reference(
     kv_layer: Tensor,
     slot_mapping: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(q, the pages with the new keys and values)."""
+    """Return q, and the pages with the new keys and values."""
     q, k, v = norm_linear_reference(x, norm_weight, norm_bias, weight, scale, None, False).chunk(3, dim=1)
     _, _, heads, page_size, head_dim = kv_layer.shape
     kv_layer = kv_layer.clone()
@@ -75,7 +76,7 @@ def norm_qkv_reference(
 
 
 def linear_residual_reference(a: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor, x: Tensor) -> Tensor:
-    """With weight [H, K]; a transposed one is passed as its `.T`."""
+    """Return `linear_residual`'s x, of a weight [H, K]; a transposed one is passed as its `.T`."""
     return x + a @ dequantize(weight, scale, x.dtype).T + bias
 
 

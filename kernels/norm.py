@@ -22,6 +22,7 @@ _EPSILON = tl.constexpr(LAYER_NORM_EPSILON)
 
 
 def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return LN(x)."""
     return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, LAYER_NORM_EPSILON)
 
 
