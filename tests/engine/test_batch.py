@@ -1,4 +1,4 @@
-"""`AgentBatch`: each of its agents does what a session of its own would."""
+"""`AgentBatch`: each agent's results equal those of a session."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = {
 
 
 def observations(episode: golden.Episode, times: list[int]) -> dict[str, Any]:
-    """Agent i sees what the episode shows at times[i]."""
+    """Return a batch's observations: agent i sees step times[i] of the episode."""
     each = [episode.observation(t) for t in times]
     return {KEYS[key]: [one[key] for one in each] for key in each[0]}
 
@@ -33,8 +33,9 @@ def observations(episode: golden.Episode, times: list[int]) -> dict[str, Any]:
 def check_like_sessions(
     engine: JatEngine, reference: JatEngine, name: str, steps: int, window: int | None, tolerance: float
 ) -> None:
-    """Three agents begin at other times of an episode; the second starts anew on the way. Beside sessions of
-    `reference`.
+    """Compare a batch with sessions of `reference`.
+
+    Three agents start at different steps of an episode; the second is reset on the way.
     """
     episode = EPISODE[name]
     offsets = [0, 3, 7]
@@ -76,14 +77,14 @@ def check_like_sessions(
 @pytest.mark.parametrize("name", ["continuous_full", "babyai_greedy_full", "discrete_only", "atari_greedy_full"])
 @pytest.mark.parametrize("window", [None, 9])
 def test_like_sessions(name: str, window: int | None, options: dict[str, Any], load: Load) -> None:
-    """Bitwise: on a CPU a result does not depend on who else is in the batch."""
+    """On a CPU, an agent's result is bitwise independent of the rest of the batch."""
     steps = 30 if window is None and name == "continuous_full" else 12
     engine = load(dtype="float32", **options)
     check_like_sessions(engine, engine, name, steps, window, tolerance=0.0)
 
 
 def test_sampling_is_repeatable(load: Load) -> None:
-    """By the batch's seed; and it does sample."""
+    """The batch's seed determines the actions, and different agents draw different ones."""
     engine = load(backend="torch", dtype="float32")
     episode = EPISODE["discrete_only"]
     runs = []
@@ -182,7 +183,7 @@ def test_room_is_given_back(tiny_folder: Path) -> None:
 
 @pytest.mark.parametrize("options", BACKENDS, ids=lambda o: o["backend"])
 def test_any_layout_of_arrays(options: dict[str, Any], load: Load) -> None:
-    """Transposed, strided, float64, bfloat16, tensors, lists: all that has the numbers."""
+    """Accept everything with the right numbers: transposed, strided, float64, bfloat16, tensors, lists."""
     engine = load(dtype="float32", **options)
     numbers = torch.tensor(np.random.default_rng(0).standard_normal((3, 4))).bfloat16().float().numpy()
     wide = np.zeros((3, 8), np.float32)
@@ -203,7 +204,7 @@ def test_any_layout_of_arrays(options: dict[str, Any], load: Load) -> None:
 
 
 def test_a_refused_step_keeps_its_random_numbers(load: Load) -> None:
-    """Of a batch and of a session: the next step draws what it would have drawn without."""
+    """After a refused step, batch and session draw what they would have drawn without it."""
     engine, episode = load(backend="torch", dtype="float32"), EPISODE["continuous_discrete_action"]
     results = []
     for refused in (False, True):
@@ -224,7 +225,7 @@ def test_a_refused_step_keeps_its_random_numbers(load: Load) -> None:
 
 
 def test_actions_are_the_callers_own(load: Load) -> None:
-    """What a caller does to what it was given changes no later step."""
+    """Arrays passed in and returned can be overwritten without changing later steps."""
     engine = load(backend="torch", dtype="float32")
     good = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     results = []

@@ -1,4 +1,4 @@
-"""An agent at a fixed rate: `warm_up`, `stats`, `rate.Loop`, and an observation that is passed as the processor."""
+"""An agent at a fixed rate: `warm_up`, `stats`, `rate.Loop`, and observations passed as the processor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KINDS = ("continuous_cw16", "babyai_sampled", "atari_sampled_cw8")
 @pytest.mark.parametrize("options", variants("float32"))
 @pytest.mark.parametrize("kind", KINDS)
 def test_warm_up_changes_nothing(kind: str, options: dict[str, Any], load: Load) -> None:
-    """Neither sessions, in the middle of an episode or before it, nor random generators."""
+    """Sessions, before and within an episode, and random generators stay as they were."""
     engine, episode = load(**options), EPISODE[kind]
 
     def run(warm: bool) -> list[Any]:
@@ -48,7 +48,7 @@ def test_warm_up_changes_nothing(kind: str, options: dict[str, Any], load: Load)
 
 
 class CountedWeights(CheckpointWeights):
-    """Remembers which parameters were read."""
+    """Weights that record which parameters are read."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -66,7 +66,7 @@ class CountedWeights(CheckpointWeights):
 @pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=native)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_call_after_warm_up_prepares_nothing(kind: str, backend: str, tiny_folder: Any) -> None:
-    """No weights are read and no mission is tokenised in the episode that follows; without `warm_up` they are."""
+    """After `warm_up` an episode reads no weights and tokenises no mission; without it, it does."""
     config, episode = JatConfig.from_pretrained(tiny_folder), EPISODE[kind]
     weights = CountedWeights(find_weight_files(tiny_folder, None, {}), config)
     choice = choose_backend("cpu", "float32", backend, config.hidden_size // config.num_heads)
@@ -168,7 +168,7 @@ def test_stats_count_calls_of_all_kinds(tiny_folder: Any) -> None:
 
 
 def test_stats_are_read_beside_calls(load: Load) -> None:
-    """From another thread, while calls come: more of them than are kept."""
+    """Another thread reads `stats` during more calls than latencies are kept for."""
     engine = load(dtype="float32")
     before, counts, errors = engine.stats.calls, [], []
     done = threading.Event()
@@ -198,7 +198,7 @@ def test_stats_are_read_beside_calls(load: Load) -> None:
 
 
 class Image:
-    """Has what NumPy asks a picture for, as PIL's have."""
+    """Stand-in for an image of PIL: NumPy can convert it to an array."""
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return np.zeros((84, 84, 4), np.uint8)
@@ -238,7 +238,7 @@ def test_an_observation_that_is_passed_as_processor(
 
 
 class Simulation:
-    """A clock that moves when it is told to."""
+    """Clock that moves only when told to."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -256,7 +256,7 @@ class Simulation:
 
 
 def take_steps(simulation: Simulation, loop: Loop, bodies: list[float]) -> list[tuple[int, float]]:
-    """Number and time, in milliseconds since the start, of each step."""
+    """Run a loop; return number and time, in milliseconds since the start, of each step."""
     begun, start = [], simulation.now
     for body, tick in zip(bodies, loop, strict=False):
         begun.append((tick, round((simulation.now - start) * 1e3, 6)))

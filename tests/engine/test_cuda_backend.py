@@ -1,4 +1,4 @@
-"""The CUDA backend through the engine: on a GPU as users run it, elsewhere with its kernels interpreted on the CPU."""
+"""The CUDA backend through the engine: on a GPU compiled, elsewhere with kernels interpreted on the CPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Load = Callable[..., JatEngine]
 
 @pytest.fixture(scope="module")
 def graphs(tiny_folder: Any) -> Load:
-    """Engines whose steps are all CUDA graphs, or what those would hold, interpreted."""
+    """Make engines that run CUDA graphs only; without a GPU their kernels are interpreted."""
     made: dict[str, JatEngine] = {}
 
     def load(dtype: str) -> JatEngine:
@@ -50,7 +50,7 @@ def test_golden_episode(episode: golden.Episode, graphs: Load) -> None:
 
 
 def test_a_batch_is_each_session_alone(graphs: Load) -> None:
-    """Modalities and lengths mixed, sessions that join late: within rounding of what each is alone."""
+    """With mixed modalities and lengths, and sessions that join late, results equal lone ones within rounding."""
     engine = graphs("float32")
     names = ("atari_greedy_full", "continuous_cw9", "babyai_greedy_full", "discrete_only")
     steps = 5
@@ -79,7 +79,7 @@ def test_a_batch_is_each_session_alone(graphs: Load) -> None:
 
 
 def test_neighbours_change_nothing_within_a_bucket(graphs: Load) -> None:
-    """Bitwise: a session's rows are computed apart from those of the others."""
+    """A session's rows are computed independently of the others': results are bitwise equal."""
     engine = graphs("float32")
     episode, other = EPISODE["continuous_cw16"], EPISODE["continuous_cw9"]
     results = []
@@ -110,7 +110,7 @@ def test_contents_of_unused_memory_do_not_matter(graphs: Load) -> None:
 
 @pytest.mark.parametrize("scale", [1e19, 1e30, 1e38])
 def test_an_overflow_is_refused(scale: float, graphs: Load) -> None:
-    """Also where LayerNorm would make it finite again; and the session goes on as if it had not been."""
+    """Refuse it even if LayerNorm would make the result finite; the session continues as if it had not happened."""
     engine, episode = graphs("float32"), EPISODE["continuous_cw9"]
     large = np.full(4, scale)
     with engine.open_session(9) as session:
@@ -121,7 +121,7 @@ def test_an_overflow_is_refused(scale: float, graphs: Load) -> None:
 
 
 def test_graphs_are_bounded(tiny_folder: Any, monkeypatch: pytest.MonkeyPatch, load: Load) -> None:
-    """More shapes of steps than are kept, a batch that grows in the middle of an episode: the same predictions."""
+    """Use more shapes than graphs are kept for, and a batch that grows within an episode: same predictions."""
     from jat_engine.backends.cuda import backend
 
     monkeypatch.setattr(backend, "_MAX_GRAPHS", 2)
@@ -147,7 +147,7 @@ def test_graphs_are_bounded(tiny_folder: Any, monkeypatch: pytest.MonkeyPatch, l
 
 
 def test_int8_weights(graphs: Load) -> None:
-    """Weight-only: the error is that of the weights' rounding."""
+    """The error is that of rounding the weights alone."""
     episode = EPISODE["continuous_cw9"]
     with graphs("int8").open_session(9) as session:
         predictions = [play(session, episode, t, episode.predictions[t].tolist())[1] for t in range(6)]
@@ -183,7 +183,7 @@ def test_a_model_its_kernels_do_not_take(tiny_folder: Any) -> None:
 
 
 def test_a_gpu_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch, tiny_folder: Any) -> None:
-    """Whatever it fails with: by the CPU, with a warning, where it was not asked for; else an error says why."""
+    """If the GPU fails, warn and use the CPU; if the GPU was requested, raise an error with the reason."""
     from jat_engine.backends.cuda import backend
 
     def fail(*_: object) -> None:
@@ -206,7 +206,7 @@ def test_a_gpu_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch, tiny_fold
 def test_kernels_that_compute_something_else_show_when_an_engine_is_made(
     monkeypatch: pytest.MonkeyPatch, tiny_folder: Any
 ) -> None:
-    """Each engine holds a step against plain torch before it takes one."""
+    """The startup check compares a step with plain torch."""
     from jat_engine.backends.cuda import graph as graph_step
 
     right = graph_step.linear_residual
@@ -241,7 +241,7 @@ def test_an_agent_batch_is_its_agents_alone(name: str, graphs: Load, load: Load)
 
 
 def test_sampling_in_a_batch(graphs: Load, load: Load) -> None:
-    """The choice is made where the logits are, from the host's draw: as plain torch chooses with the same seed."""
+    """Choices made on the device from the host's noise equal those of plain torch with the same seed."""
     episode = EPISODE["discrete_only"]
     chosen = []
     for engine in (graphs("float32"), load(backend="torch", dtype="float32")):

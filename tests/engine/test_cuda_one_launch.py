@@ -1,6 +1,6 @@
-"""A single agent's steps as one launch each: the engine as users run it, with the kernel's own source.
+"""Single agents' steps in the persistent kernel, through the engine, compiled from the kernel's own source.
 
-On a GPU by `jat_engine._cuda`; elsewhere that module is built with the kernel executed on the CPU.
+On a GPU by `jat_engine._cuda`; elsewhere that module is built so that the kernel executes on the CPU.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ IN_FIXED_ORDER = golden.EPISODES if ON_GPU else [EPISODE["continuous_full"], EPI
     ids=lambda value: value.name if isinstance(value, golden.Episode) else "fixed" if value else "any",
 )
 def test_golden_episode(episode: golden.Episode, fixed_order: bool, one_launch: Load) -> None:
-    """Whole episodes, windows that slide and ones that do not."""
+    """Play whole episodes, with windows that slide and windows that do not."""
     engine = one_launch(dtype="float32", fixed_order=fixed_order)
     golden.check_episode(engine, None, episode, TOLERANCE)
     assert engine.memory["one_launch"] > 0  # still in use
@@ -108,7 +108,7 @@ def test_an_overflow_is_refused(scale: float, one_launch: Load) -> None:
 
 
 def test_more_numbers_than_a_launch_takes(one_launch: Load) -> None:
-    """Two observations and an action of the widest kind fit; a wider prediction goes by graphs. Neither gives it up."""
+    """The widest observations and actions run in the persistent kernel; a wider prediction falls back to graphs."""
     engine = one_launch(dtype="float32")
     size = engine.config.max_continuous_size
     with engine.open_session(3) as session:  # three rows a step from the third on
@@ -137,7 +137,7 @@ def test_fixed_order_is_bitwise_repeatable(one_launch: Load) -> None:
 
 
 def test_a_batch_of_many_and_one_agent_share_a_cache(one_launch: Load) -> None:
-    """An agent's steps alone and among others, in turn: two paths over the same pages."""
+    """An agent alternates between steps alone and with others: two paths over the same pages."""
     engine, episode = one_launch(dtype="float32"), EPISODE["continuous_cw9"]
     with engine.open_session(9) as session, engine.open_session(9) as other:
         for t in range(8):
@@ -157,7 +157,7 @@ def test_a_batch_of_many_and_one_agent_share_a_cache(one_launch: Load) -> None:
 
 @pytest.mark.skipif(ON_GPU, reason="a block is left out of the launch on the CPU alone")
 def test_a_launch_that_does_not_end_is_given_up(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that never came: the step is computed through CUDA graphs, as are all later ones, and nothing is lost."""
+    """If blocks never arrive, this step and all later ones run as CUDA graphs, and no state is lost."""
     monkeypatch.setattr("jat_engine.backends.cuda.persistent._TIMEOUT_US", 20_000)
     engine = _load(tiny_folder, dtype="float32")
     backend: Any = engine._backend

@@ -22,7 +22,7 @@ from jat_engine.testing.golden import relative_error
 @pytest.mark.parametrize("options", variants("float32"))
 @pytest.mark.parametrize("episode", golden.EPISODES, ids=lambda e: e.name)
 def test_golden_episode(episode: golden.Episode, options: dict[str, Any], load: Load) -> None:
-    """Through the published drop-in call: the same predictions, and the same actions, sampled ones included."""
+    """The drop-in call gives the recorded predictions and actions, sampled ones included."""
     golden.check_episode(load(**options), None, episode, TOLERANCE)
 
 
@@ -34,7 +34,7 @@ LOW_PRECISION_BOUNDS = {"bfloat16": PUBLISHED_BF16, "int8": 6e-2}
 
 @pytest.mark.parametrize("options", variants("bfloat16", "int8"))
 def test_low_precision(options: dict[str, Any], load: Load) -> None:
-    """Error over all episodes, each step given the recorded action, so that one choice does not lead elsewhere."""
+    """Force the recorded actions, so that one different choice does not change the rest of an episode."""
     engine = load(**options)
     predictions, expected, agreed = [], [], []
     for episode in golden.EPISODES:
@@ -54,7 +54,7 @@ def test_low_precision(options: dict[str, Any], load: Load) -> None:
 
 @native
 def test_native_int8_agrees_with_plain_torch(load: Load) -> None:
-    """The native int8 kernels and the plain torch ones round the same numbers; float32 differs beside that."""
+    """Native and plain torch kernels round to the same int8 numbers; they differ by float32 rounding only."""
     episode = EPISODE["continuous_cw16"]
     results = []
     for options in ({"backend": "torch"}, {"backend": "cpu", "instruction_set": "generic"}):
@@ -64,7 +64,7 @@ def test_native_int8_agrees_with_plain_torch(load: Load) -> None:
 
 
 def test_equal_to_the_model_at_other_sizes(tmp_path: Path) -> None:
-    """Head sizes and widths that fill no vector, an odd MLP, more layers local than global."""
+    """Head sizes and widths that fill no vector, an odd MLP, more local layers than global ones."""
     from jat_engine import JatConfig
 
     for sizes in (
@@ -93,7 +93,7 @@ def test_equal_to_the_model_at_other_sizes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", variants("float32", "bfloat16", "int8"))
 def test_contents_of_unused_memory_do_not_matter(options: dict[str, Any], tiny_folder: Path) -> None:
-    """Pages that are new, or come from another session, hold NaN."""
+    """Fill pages with NaN, new ones and those that another session has used."""
     results = []
     for poison in (False, True):
         engine = JatEngine.from_pretrained(tiny_folder, device="cpu", max_cached_tokens=128, **options)
@@ -133,7 +133,7 @@ def lone_runs(engine: JatEngine) -> dict[str, list[np.ndarray]]:
 
 
 def schedule(seed: int) -> Iterator[list[int]]:
-    """Which episodes take a step together: they join and leave at random until all are over."""
+    """Yield which episodes step together: they join and leave at random until all are over."""
     rng = np.random.default_rng(seed)
     steps = [0] * len(golden.EPISODES)
     while open_ := [i for i, episode in enumerate(golden.EPISODES) if steps[i] < episode.steps]:
@@ -146,7 +146,7 @@ def schedule(seed: int) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("options", variants("float32", "bfloat16", "int8"))
 def test_a_batch_gives_each_session_its_lone_result(options: dict[str, Any], load: Load) -> None:
-    """All modalities and kinds of action, fresh beside saturated: bitwise on the native backend."""
+    """Mix modalities, kinds of action, new and full windows: bitwise equal on the native backend."""
     engine = load(**options)
     expected = lone_runs(engine)
     for seed in (0, 1):
@@ -268,7 +268,7 @@ def test_seeded_sessions_draw_their_own_numbers(load: Load) -> None:
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=native)])
 def test_work_is_done_once(backend: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each observation is encoded in its own step alone, also when it is fed again; each mission is tokenised once."""
+    """Each observation is encoded once, though it is fed twice; each mission is tokenised once."""
     engine = JatEngine.from_pretrained(tiny_folder, device="cpu", dtype="float32", backend=backend)
     encoded: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Making an engine: checkpoints, options, models in memory; and running it beside others."""
+"""Making engines from checkpoints and models in memory; several engines, threads and processes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_auto_takes_the_native_backend(tiny_folder: Path) -> None:
 
 
 def test_without_the_native_module_plain_torch_is_taken(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
-    """With one warning in a process, which says how to get the module; none where plain torch was asked for."""
+    """Warn once per process and say how to get the module; do not warn if plain torch was requested."""
     monkeypatch.setitem(sys.modules, "jat_engine._cpu", None)
     warn_of_plain_torch.cache_clear()
     with warnings.catch_warnings():
@@ -77,7 +77,7 @@ def test_without_the_native_module_plain_torch_is_taken(monkeypatch: pytest.Monk
 
 
 def test_checkpoints_of_all_forms(tmp_path: Path, tiny_folder: Path) -> None:
-    """Aliases of the embedding and shards give the same engine. Damage is refused, in parameters for training too."""
+    """Aliases and shards give the same engine. Damage is refused, in parameters for training too."""
     tensors = golden.weights()
     embedding = tensors.pop("transformer.wte.weight")
     renamed = golden.write_checkpoint(tmp_path / "renamed", {**tensors, "single_discrete_encoder.weight": embedding})
@@ -119,7 +119,7 @@ def test_checkpoints_of_all_forms(tmp_path: Path, tiny_folder: Path) -> None:
 
 
 def test_what_another_save_left_behind_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
-    """A single file of an older save with the shards of a newer one, and the other way round."""
+    """Refuse a single file of an older save next to the shards of a newer one, and the reverse."""
     model = JatModel.from_pretrained(tiny_folder)
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     (tmp_path / "model.safetensors").write_bytes((tiny_folder / "model.safetensors").read_bytes())
@@ -171,7 +171,7 @@ def test_files_of_two_tokenizers_are_refused(file: str, tmp_path: Path) -> None:
 
 
 def test_a_model_that_was_changed_is_refused(tiny_folder: Path) -> None:
-    """A bias, as an adapter's parameters, would be left out of the engine's step."""
+    """Refuse an added bias and an adapter's parameters, which the engine's step would ignore."""
     model = JatModel.from_pretrained(tiny_folder)
     model.transformer.h[0].attn.attention.q_proj = torch.nn.Linear(64, 64)
     with pytest.raises(InputError, match=r"model: unexpected parameter transformer\.h\.0.*q_proj\.bias"):
@@ -181,7 +181,7 @@ def test_a_model_that_was_changed_is_refused(tiny_folder: Path) -> None:
 
 
 class Wrapped(torch.nn.Module):
-    """A model inside another, as trainings hand it over."""
+    """Model inside another module, as training frameworks pass it."""
 
     def __init__(self, model: JatModel) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class Wrapped(torch.nn.Module):
 
 
 def test_engine_of_a_model_keeps_its_weights(tiny_folder: Path, tiny_processor: JatProcessor) -> None:
-    """Training goes on; the engine is of the moment it was made."""
+    """Further training of the model does not change the engine."""
     model = JatModel.from_pretrained(tiny_folder)
     engine = JatEngine.from_model(model, tiny_processor, dtype="float32")
     with torch.no_grad():
@@ -204,7 +204,7 @@ def test_engine_of_a_model_keeps_its_weights(tiny_folder: Path, tiny_processor: 
 
 
 def test_missions(tiny_folder: Path, load: Load, tiny_processor: JatProcessor) -> None:
-    """The engine's own tokens are the processor's; long missions are cut with a warning."""
+    """The engine's tokens equal the processor's; long missions are truncated with a warning."""
     missions = load(backend="auto", dtype="float32")._missions
     for text in (*golden.MISSIONS, "", "Größe: 3 €", "go  to\nthe door", "<|endoftext|>"):
         assert missions.encode(text).tolist() == tiny_processor.encode_mission(text)
@@ -216,7 +216,7 @@ def test_missions(tiny_folder: Path, load: Load, tiny_processor: JatProcessor) -
 
 
 def test_two_engines_and_many_threads(tiny_folder: Path) -> None:
-    """Sessions of two engines are played by eight threads at once."""
+    """Eight threads play sessions of two engines at once."""
     engines = [JatEngine.from_pretrained(tiny_folder, dtype="float32", spin_us=spin) for spin in (0, 200)]
     failures: list[str] = []
 
@@ -238,7 +238,7 @@ def test_two_engines_and_many_threads(tiny_folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_processes(method: str, tiny_folder: Path) -> None:
-    """An engine works in a new process; and, though threads do not live on in it, in a forked one."""
+    """An engine works in a new process, and in a forked one although threads do not survive a fork."""
     import multiprocessing
 
     engine = JatEngine.from_pretrained(tiny_folder, dtype="float32", num_threads=2) if method == "fork" else None

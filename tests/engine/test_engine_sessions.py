@@ -1,4 +1,4 @@
-"""Sessions of an engine: input that is refused, windows, and the KV cache they share."""
+"""Sessions of an engine: input that is refused, windows, and the shared KV cache."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ BAD: list[tuple[str, golden.Episode, dict[str, Any], type[Exception], str]] = [
 def test_bad_input_is_refused_and_changes_nothing(
     episode: golden.Episode, change: dict[str, Any], error: type[Exception], message: str, backend: str, load: Load
 ) -> None:
-    """Twelve steps, the windows full at the end; before each of them the bad call."""
+    """Make the bad call before each of twelve steps, by the end of which the windows are full."""
     engine = load(backend=backend, dtype="float32")
     with engine.open_session(episode.context_window) as session:
         predictions = [play(session, episode, 0)[1]]
@@ -124,7 +124,7 @@ def test_action_spaces_may_change_in_place(load: Load) -> None:
 
 
 def test_many_sizes_do_not_add_up(tiny_folder: Path) -> None:
-    """What an engine makes for a size of observation or action is bounded, and made again when it is needed."""
+    """Weights packed for sizes of observations and actions are bounded in number, and packed again when needed."""
     engine = JatEngine.from_pretrained(tiny_folder, device="cpu", dtype="float32")
     before = engine.weight_bytes
     for size in [*range(1, 150), 8]:

@@ -1,4 +1,4 @@
-"""Anything at all at the boundary: either it is taken, or it is refused with the package's own error."""
+"""Random arguments and files at the public interface: each is accepted, or refused with the package's own error."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path, J
 @settings(max_examples=60)
 @given(data=st.data())
 def test_damaged_headers(checkpoint: tuple[bytes, Path, JatConfig], data: st.DataObject) -> None:
-    """Bytes of the header overwritten at random: refused, or still every parameter with its shape, finite."""
+    """After random writes to the header, refuse the file or read every parameter, finite and in shape."""
     raw, file, config = checkpoint
     header_size = 8 + int.from_bytes(raw[:8], "little")
     damaged = bytearray(raw)

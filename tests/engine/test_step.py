@@ -1,4 +1,4 @@
-"""The commit at the end of a step: an exception at any line leaves a session before the step or after it."""
+"""Atomic steps: an exception at any line leaves a session as before the step or as after it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGE = str(Path(jat_engine.__file__).parent)
 
 
 def interrupt(call: Callable[[], Any], at: int) -> bool:
-    """Raise `KeyboardInterrupt` at the `at`-th line of this package that runs; return whether there was one."""
+    """Raise `KeyboardInterrupt` at the `at`-th executed line of this package; return True if that line was reached."""
     seen = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -79,7 +79,7 @@ def test_an_exception_at_any_line(name: str, load: Load) -> None:
 
 
 def test_force_action(load: Load) -> None:
-    """The next step follows on the action that was really taken; what is none is refused and changes nothing."""
+    """The next step sees the forced action; invalid actions are refused and change nothing."""
     engine = load(backend="auto", dtype="float32")
     episode = EPISODE["continuous_cw9"]
     with engine.open_session(9) as session, engine.open_session(9) as other:

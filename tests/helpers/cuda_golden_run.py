@@ -1,6 +1,6 @@
-"""Plays whole golden episodes through the engine and a `_cuda_host` module: cuda_golden_run.py FOLDER EPISODE ...
+"""Play whole golden episodes through the engine and a `_cuda_host` module: cuda_golden_run.py FOLDER EPISODE ...
 
-Run in a process of its own, since ThreadSanitizer has to be there from a process's start.
+Run in a separate process, since ThreadSanitizer must be loaded from its start.
 """
 
 from __future__ import annotations

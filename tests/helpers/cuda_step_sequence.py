@@ -1,5 +1,6 @@
-"""Plays steps of a small model through a `_cuda_host` module: python cuda_step_sequence.py FOLDER. Run in a process of
-its own, since ThreadSanitizer has to be there from a process's start.
+"""Play steps of a small model through a `_cuda_host` module: cuda_step_sequence.py FOLDER.
+
+Run in a separate process, since ThreadSanitizer must be loaded from its start.
 """
 
 from __future__ import annotations

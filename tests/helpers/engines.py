@@ -1,4 +1,4 @@
-"""What the engine's tests share: the variants of an engine that run here, and steps of the recorded episodes."""
+"""Helpers for tests of the engine: the variants of an engine that run here, and steps of the recorded episodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Load = Callable[..., JatEngine]
 
 
 def variants(*dtypes: str) -> list[Any]:
-    """Every backend and every version of the native kernels that this processor has."""
+    """Return options for every backend, and every instruction set of the native one, that this machine supports."""
     cases: list[dict[str, Any]] = [{"backend": "torch", "dtype": dtype} for dtype in dtypes]
     for name in INSTRUCTION_SETS:
         cases += [{"backend": "cpu", "instruction_set": name, "dtype": dtype} for dtype in dtypes]
@@ -33,7 +33,7 @@ def variants(*dtypes: str) -> list[Any]:
 
 
 def play(session: AgentSession, episode: golden.Episode, t: int, action: Any = None) -> tuple[Any, np.ndarray]:
-    """Take a step of a golden episode; the next one follows on `action`, if that is given."""
+    """Take a step of a golden episode, and force `action` into the history if it is given."""
     chosen, prediction = session.get_next_action(
         **episode.observation(t),
         action_space=episode.space,

@@ -1,4 +1,4 @@
-"""What the kernel tests share: device, dtypes, random and poisoned tensors, and how a result is judged.
+"""Helpers for tests of kernels: device, dtypes, random and poisoned tensors, and comparison with a reference.
 
 Without a GPU kernels run in Triton's interpreter (conftest.py sets TRITON_INTERPRET), in float32 and int8; its bfloat16
 products are wrong. On a GPU they are compiled, and the half-precision variants run as well.
@@ -25,7 +25,7 @@ CACHE_DTYPES = [FLOAT32, *HALVES]
 
 
 class Random:
-    """Random tensors on DEVICE from one seed."""
+    """Source of random tensors on DEVICE from one seed."""
 
     def __init__(self, seed: int = 0) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -40,7 +40,7 @@ class Random:
         return torch.randperm(count, generator=self._generator).int().to(DEVICE)
 
     def weight(self, dtype: torch.dtype, outputs: int, inputs: int) -> tuple[Tensor, Tensor | None]:
-        """(weight, scale), the scale for int8 alone."""
+        """Return a weight and its scale, which is None except for int8."""
         weight = self.normal(outputs, inputs, scale=inputs**-0.5)
         if dtype != torch.int8:
             return weight.to(dtype), None
@@ -57,13 +57,15 @@ def int32(*values: int) -> Tensor:
 
 
 def addresses(*tensors: Tensor | None) -> Tensor:
-    """int64, 0 for None. The tensors must outlive their use."""
+    """Return device addresses, int64, 0 for None. The tensors must outlive their use."""
     return torch.tensor([0 if t is None else t.data_ptr() for t in tensors], dtype=torch.int64, device=DEVICE)
 
 
 def agrees(got: Tensor, reference: Callable[..., Tensor], *arguments: Any, dtype: torch.dtype) -> None:
-    """Assert that `got` is within 1e-5 of `reference(*arguments)` in float64, relative to its largest element; where
-    the kernel rounds to `dtype` (bfloat16 for int8), within 1.5 times what the reference itself is off in that dtype.
+    """Assert that `got` agrees with `reference(*arguments)` in float64.
+
+    The limit is 1e-5, relative to the largest element. If the kernel rounds to `dtype` (bfloat16 for int8), it is 1.5
+    times the error of the reference itself in that dtype.
     """
 
     def evaluate(precision: torch.dtype) -> Tensor:

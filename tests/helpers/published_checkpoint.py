@@ -52,13 +52,13 @@ def write(folder: Path, num_layers: int = 12) -> Path:
 
 
 def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Make a parameter as the golden weights are made, of a million numbers over and over: ten times as fast."""
+    """Make a parameter like the golden weights, from a million numbers repeated: ten times as fast."""
     start = zlib.crc32(name.encode()) % len(_NUMBERS)
     return golden.scaled(name, np.resize(np.roll(_NUMBERS, start), shape))
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """GPT-2's files with fewer merges: bytes, merged tokens, tokens that no text has, and at last the end of text."""
+    """Write GPT-2's files with fewer merges: bytes, merged and unused tokens, and the end-of-text token."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     texts = [text for text, index in tokenizer["model"]["vocab"].items() if index < _NUM_BYTES]
     texts += [merge.replace(" ", "") for merge in _MERGES]

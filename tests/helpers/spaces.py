@@ -1,4 +1,4 @@
-"""Action spaces for tests: those of gymnasium, or stand-ins of their names where it is not installed."""
+"""Action spaces for tests: gymnasium's, or stand-ins with the same names if it is not installed."""
 
 from __future__ import annotations
 

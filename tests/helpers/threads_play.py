@@ -1,4 +1,4 @@
-"""Steps of a model that is large enough for threads to share them; as a script, in a process of its own."""
+"""Play steps of a model that is large enough for several threads; also a script, for a separate process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def observation(kind: str, seed: int) -> dict[str, Any]:
 
 
 def play(engine: JatEngine, kinds: Sequence[str] = KINDS, steps: int = STEPS) -> list[list[np.ndarray]]:
-    """Play a session of each kind, all in one step; return each one's predictions."""
+    """Play a session of each kind, all in one step; return their predictions."""
     sessions = [engine.open_session(WINDOW, seed=0) for _ in kinds]
     predictions: list[list[np.ndarray]] = [[] for _ in kinds]
     for t in range(steps):
@@ -69,7 +69,7 @@ def digest(predictions: list[list[np.ndarray]]) -> str:
 
 
 def workers() -> set[int]:
-    """Threads of this process that belong to engines; empty where the system does not tell."""
+    """Return this process's threads that belong to engines; empty if the system does not list threads."""
     found = set()
     for task in Path("/proc/self/task").glob("*"):
         with contextlib.suppress(OSError):  # it has just ended
@@ -79,7 +79,7 @@ def workers() -> set[int]:
 
 
 def main() -> None:
-    """Play whenever a line comes; print first the workers, then each time what was predicted."""
+    """Print the workers; then, for each line of input, play and print the predictions."""
     engine = make_engine(num_threads=3)
     print(*workers(), flush=True)
     for _ in sys.stdin:

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for every architecture the engine serves, without spills and within shared memory."""
+"""Triton kernels compile for every architecture the engine supports, without spills and within shared memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_spill_or_too_much_shared_memory_is_reported() -> None:
 
 
 def test_the_committed_table_is_complete() -> None:
-    """All architectures, all weight dtypes, every kernel of the folder, all within their limits."""
+    """It has all architectures, weight dtypes and kernels of the folder, and all are within their limits."""
     table = json.loads(RESULTS.read_text())["kernels"]
     assert violations(table) == []
     step = [row for row in table if row["language"] == "cuda"]

@@ -62,7 +62,7 @@ def test_embedding(hidden: int) -> None:
 )
 @pytest.mark.parametrize("gelu", [False, True])
 def test_norm_linear(dtype: torch.dtype, rows: int, hidden: int, outputs: int, gelu: bool) -> None:
-    """Normed where it is multiplied and, as the engine does with many rows, by a launch of its own."""
+    """Normalise within the product and, as the engine does with many rows, by a separate launch."""
     random = Random()
     x, norm_weight, norm_bias = random.normal(rows, hidden), random.normal(hidden), random.normal(hidden)
     x += 30  # the variance is that of centred values
@@ -88,7 +88,7 @@ def test_layer_norm(rows: int, hidden: int) -> None:
 @pytest.mark.parametrize("cache", CACHE_DTYPES)
 @pytest.mark.parametrize(("rows", "heads", "head_dim"), [(1, 4, 16), (3, 2, 80), (19, 3, 64)])
 def test_norm_qkv(dtype: torch.dtype, cache: torch.dtype, rows: int, heads: int, head_dim: int) -> None:
-    """Keys and values land in their slots, in other pages' slots nothing is written, and -1 writes nothing."""
+    """Keys and values are written to their slots and nowhere else; slot -1 writes nothing."""
     random = Random()
     hidden = heads * head_dim
     x, norm_weight, norm_bias = random.normal(rows, hidden), random.normal(hidden), random.normal(hidden)
@@ -115,7 +115,7 @@ def test_norm_qkv(dtype: torch.dtype, cache: torch.dtype, rows: int, heads: int,
 
 
 def poisoned_like_reference(slots: torch.Tensor, heads: int, head_dim: int) -> torch.Tensor:
-    """Where no row of `slots` lies, in [5, 2, heads, 16, head_dim]."""
+    """Return True for each element of [5, 2, heads, 16, head_dim] that no row of `slots` writes."""
     free = torch.ones(5, 16, dtype=torch.bool, device=DEVICE)
     kept = slots[slots >= 0].long()
     free[kept // 16, kept % 16] = False
@@ -138,8 +138,10 @@ def test_linear_residual(dtype: torch.dtype, transposed: bool, rows: int, inputs
 
 @pytest.mark.parametrize("capacity", [19, 377, 700])
 def test_head(capacity: int) -> None:
-    """Sessions with and without bias and noise, padding in the middle and at the end, 1 output and the most there is
-    room for."""
+    """Sessions with and without bias and noise, padding in the middle and at the end.
+
+    Sizes are 1 output and as many as there is room for.
+    """
     random = Random(capacity)
     hidden = 160
     sizes = [1, capacity, 0, 18, capacity - 1, 0]
@@ -195,7 +197,7 @@ def test_head_choice(capacity: int, biases: dict[int, float], choice: int, finit
 @pytest.mark.parametrize("dtype", [FLOAT32, INT8, *HALVES])
 @pytest.mark.parametrize(("hidden", "features", "count"), [(64, 1, 3), (160, 3, 18)])
 def test_discrete_encoder(dtype: torch.dtype, hidden: int, features: int, count: int) -> None:
-    """Two of the observations are padding, with tokens that must not be looked up."""
+    """Two of the observations are padding; their tokens are out of range."""
     random = Random()
     length = 212
     tokens, table = random.integers(0, 500, count, length), random.normal(500, features)
@@ -214,7 +216,7 @@ def test_discrete_encoder(dtype: torch.dtype, hidden: int, features: int, count:
 
 
 def test_wrappers_name_what_is_wrong() -> None:
-    """Shape, dtype and contiguity are refused before anything is launched, the argument unchanged."""
+    """Wrong shapes, dtypes and strides are refused before a launch, and arguments stay unchanged."""
     random = Random()
     x, norm, weight, out = random.normal(2, 64), random.normal(64), random.normal(32, 64), poisoned(2, 32)
 

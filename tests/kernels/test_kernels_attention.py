@@ -1,7 +1,7 @@
 """Paged attention, its splits and their combination against plain torch in float64.
 
-The cache is poisoned: every slot that is not a key of the session, and all of the pages no session has, holds NaN;
-entries of the page table behind a session's last page point far outside.
+The cache is poisoned: every slot that is not a key of a session, and every page of no session, holds NaN; entries of
+the page table behind a session's last page are out of range.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
 @dataclass
 class Case:
-    """Sessions given as (context, new tokens, start offset), and their cache."""
+    """Sessions, each given as (context, new tokens, start offset), and their cache."""
 
     sessions: list[tuple[int, int, int]]
     heads: int
@@ -101,8 +101,9 @@ SESSIONS = [
 @pytest.mark.parametrize("window", [1, 4, 17, 66, 1024])
 @pytest.mark.parametrize("splits", [1, 3])
 def test_sessions_and_windows(cache: torch.dtype, window: int, splits: int) -> None:
-    """Windows of the query alone, within a page, over a page edge, and over the edge of a block of 64 keys. With 3
-    splits the short sessions have empty ones.
+    """Windows of one key, within a page, over a page edge, and over the edge of a block of 64 keys.
+
+    With 3 splits the short sessions have empty ones.
     """
     case = Case(SESSIONS, heads=2, head_dim=16, cache=cache)
     out, partials = case.run(window, splits)
@@ -128,15 +129,17 @@ def test_head_dimensions(cache: torch.dtype, head_dim: int) -> None:
 @pytest.mark.parametrize("window", [12, 512])
 @pytest.mark.parametrize("new", [16, 17, 40, 64, 150])
 def test_long_prompts(cache: torch.dtype, window: int, new: int) -> None:
-    """Blocks of queries: a block's first query sees the oldest keys, its last the newest; beside a session of one
-    token."""
+    """Several blocks of queries, in a step with a session of one token.
+
+    A block's first query attends to the oldest keys, its last to the newest.
+    """
     case = Case([(0, new, 3), (9, 1, 0), (20, new - 1, 0)], heads=1, head_dim=16, cache=cache)
     case.expect(case.run(window)[0], window)
 
 
 @pytest.mark.parametrize("context", [30, 31, 32, 33])
 def test_window_just_reached(context: int) -> None:
-    """With a window of 32 the key leaving it weighs nothing, however large its score."""
+    """With a window of 32 the key that leaves it has no weight, however large its score."""
     case = Case([(context, 2, 0)], heads=1, head_dim=16, cache=torch.float32)
     first = case.page_table[0, 0]
     case.kv_layer[first, 0, 0, 0] = 100 * case.q[0]
@@ -145,7 +148,7 @@ def test_window_just_reached(context: int) -> None:
 
 @pytest.mark.parametrize("splits", [1, 3])
 def test_keys_behind_the_window_are_not_read(splits: int) -> None:
-    """Not even to be masked: every slot before the first visible one holds NaN."""
+    """Every slot before the first visible one holds NaN, which masking after a load would not remove."""
     case = Case([(150, 3, 5)], heads=1, head_dim=16, cache=torch.float32, extra_rows=0)
     window = 30
     expected = case.reference(case.q, case.kv_layer, *case.plan, window)
@@ -159,7 +162,7 @@ def test_keys_behind_the_window_are_not_read(splits: int) -> None:
 
 
 def test_scores_of_any_size() -> None:
-    """No overflow with scores of 1e4, nor where a whole block of keys lies far below the ones before."""
+    """Scores of 1e4 do not overflow, nor does a whole block of keys far below the earlier ones."""
     case = Case([(200, 2, 0)], heads=2, head_dim=16, cache=torch.float32)
     case.q *= 3000
     for splits in (1, 2, 4):
@@ -171,7 +174,7 @@ def test_scores_of_any_size() -> None:
 
 @pytest.mark.parametrize("splits", [1, 2, 5])
 def test_result_ignores_other_sessions(splits: int) -> None:
-    """Bitwise: a session alone, and beside others on the same pages."""
+    """A session alone and with others on the same pages gives bitwise equal results."""
     case = Case([(100, 3, 4), (30, 2, 9)], heads=2, head_dim=16, cache=torch.float32, extra_rows=0)
     together, partials = case.run(48, splits)
     case.query_start = int32(0, 3, 3)
@@ -185,7 +188,7 @@ def test_result_ignores_other_sessions(splits: int) -> None:
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize(("splits", "heads", "head_dim"), [(2, 4, 16), (4, 2, 80)])
 def test_combined_output_projection(dtype: torch.dtype, splits: int, heads: int, head_dim: int) -> None:
-    """Combining, projecting and adding in one kernel; some splits are empty."""
+    """Combine, project and add in one kernel; some splits are empty."""
     case = Case([(0, 1, 0), (70, 3, 0), (0, 0, 0), (150, 2, 3)], heads, head_dim, torch.float32, extra_rows=0)
     hidden = heads * head_dim
     weight, scale = case.random.weight(dtype, hidden, hidden)
@@ -198,7 +201,7 @@ def test_combined_output_projection(dtype: torch.dtype, splits: int, heads: int,
 
 
 def test_rows_beyond_sessions_stay_their_own() -> None:
-    """Rows of no session, poisoned in the partials, do not reach other rows through the projection."""
+    """Poisoned partials of rows of no session do not reach other rows through the projection."""
     case = Case([(40, 2, 0)], heads=4, head_dim=16, cache=torch.float32, extra_rows=3)
     weight, scale = case.random.weight(torch.float32, 64, 64)
     bias, x = case.random.normal(64), case.random.normal(case.rows, 64)

@@ -1,4 +1,4 @@
-"""The image encoder's kernels against the module of the published parameters."""
+"""The image encoder's kernels against the model's module with the published parameters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def encoder() -> ImageEncoder:
 
 
 def frames(count: int) -> torch.Tensor:
-    """Random bytes, with a frame of one value (its variance is 0) and all black and white parts."""
+    """Return random frames, with one of a single value (its variance is 0) and all-black and all-white parts."""
     out = Random().integers(0, 256, count, 84, 84, 4).to(torch.uint8)
     out[0, :40] = 0
     out[0, 40:60] = 255
@@ -41,7 +41,7 @@ def test_reference_is_the_module(encoder: ImageEncoder) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8, *HALVES])
 def test_frames(encoder: ImageEncoder, dtype: torch.dtype) -> None:
-    """Three frames and padding frames in the middle and at the end, scratch poisoned."""
+    """Three frames, padding in the middle and at the end, and poisoned scratch memory."""
     state = dict(encoder.state_dict())
     weights = image_encoder.pack_image_weights(state, dtype)
     batch, rows, used = frames(5), poisoned(5, HIDDEN), [0, 2, 3]
@@ -63,7 +63,7 @@ def test_frames(encoder: ImageEncoder, dtype: torch.dtype) -> None:
 
 
 def test_frames_of_one_value(encoder: ImageEncoder) -> None:
-    """A black screen: InstanceNorm of the first stage sees variance at the borders alone."""
+    """A black screen: the first stage's InstanceNorm sees variance at the borders only."""
     weights = image_encoder.pack_image_weights(dict(encoder.state_dict()), torch.float32)
     batch, rows = torch.zeros(1, 84, 84, 4, dtype=torch.uint8, device=DEVICE), poisoned(1, HIDDEN)
     image_encoder.encode_images(batch, addresses(rows[0]), weights, image_encoder.make_image_scratch(1, HIDDEN, DEVICE))

@@ -1,4 +1,4 @@
-"""What is counted about the CUDA backend without a GPU: bytes a step moves, and what Python costs."""
+"""Counts of the CUDA backend that need no GPU: bytes that a step moves, and Python's overhead."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def output(module: str) -> str:
 
 
 def test_the_committed_count_of_bytes_is_that_of_the_code() -> None:
-    """And what docs say of it. A step moves at most 2 % more of the device's memory than it must."""
+    """Documents state it, too. A step moves at most 2 % more device memory than the minimum."""
     counted = output("benchmarks.step_traffic")
     assert counted.strip() == (ROOT / "benchmarks/results/step_traffic.md").read_text().strip()
     rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", counted, re.MULTILINE)

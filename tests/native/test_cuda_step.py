@@ -1,4 +1,4 @@
-"""The one-launch step's own kernel source, executed on the CPU, against the step in float64."""
+"""The persistent kernel's own source, executed on the CPU, against the step in float64."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def poison(model: Model) -> None:
 
 
 def check(driver: Driver, plan: Plan, dtype: str = "float32") -> None:
-    """A step agrees with the reference: prediction, new keys and values, and nothing else written."""
+    """Assert that a step agrees with the reference: prediction, new keys and values, and nothing else written."""
     cache = driver.model.cache.copy()
     expected = cuda_host.reference(driver.model, plan, cache, dtype)
     actual = driver.run(plan)
@@ -64,7 +64,7 @@ PLANS = [
 
 @pytest.mark.parametrize("fixed_order", [False, True])
 def test_a_step_agrees_with_float64(module: ModuleType, fixed_order: bool) -> None:
-    """One Step for all plans, so its counters and sums are used again."""
+    """Use one Step for all inputs, so that its counters and sums are reused."""
     random = np.random.default_rng(1)
     model = Model(Sizes(), "float32", 0)
     driver = Driver(module, model, fixed_order=fixed_order, **SMALL)
@@ -105,8 +105,9 @@ def test_sizes_and_geometries(module: ModuleType, sizes: Sizes, options: dict[st
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("hidden", [64, 768])
 def test_low_precision_is_as_good_as_its_reference(module: ModuleType, dtype: str, hidden: int) -> None:
-    """Error against the unrounded step at most that of a float64 step with the same rounding of activations, with
-    room for values that fall on the other side of a rounding.
+    """Compare the error with that of a float64 step that rounds activations to the same dtype.
+
+    The margin is for values that fall on the other side of a rounding.
     """
     random = np.random.default_rng(3)
     sizes = Sizes() if hidden == 64 else Sizes(hidden, 12, 192, (20,))
@@ -126,7 +127,7 @@ def test_low_precision_is_as_good_as_its_reference(module: ModuleType, dtype: st
 
 
 def test_a_session_plays_on_its_own_keys(module: ModuleType) -> None:
-    """24 steps, each over what the ones before appended; then the window of the session is full and slides."""
+    """Take 24 steps, each over keys that earlier ones appended; then the window is full and slides."""
     random = np.random.default_rng(4)
     model = Model(Sizes(), "float32", 3)
     poison(model)
@@ -147,7 +148,7 @@ def test_a_session_plays_on_its_own_keys(module: ModuleType) -> None:
 
 
 def test_rows_without_a_source_or_a_slot(module: ModuleType) -> None:
-    """A row that is not kept writes no key; its own step sees it all the same."""
+    """A row without a slot writes no key, but is attended to in its own step."""
     random = np.random.default_rng(5)
     model = Model(Sizes(), "float32", 4)
     poison(model)
@@ -176,7 +177,7 @@ def test_a_fixed_order_repeats_bitwise(module: ModuleType) -> None:
 
 
 def test_missing_blocks_end_the_step_with_a_reason(module: ModuleType) -> None:
-    """Nothing hangs, and the next step is right again."""
+    """The step does not hang, and the next one is right again."""
     random = np.random.default_rng(7)
     model = Model(Sizes(), "float32", 6)
     driver = Driver(module, model, timeout_us=20_000, **SMALL)
@@ -195,7 +196,7 @@ def test_missing_blocks_end_the_step_with_a_reason(module: ModuleType) -> None:
 
 
 def test_a_wait_that_is_too_long_ends_the_step_with_a_reason(module: ModuleType) -> None:
-    """A microsecond is too short for any exchange; all blocks still come to their end and leave the counters clean."""
+    """A timeout of 1 us is too short for any barrier; all blocks still end and reset the counters."""
     random = np.random.default_rng(8)
     model = Model(Sizes(), "float32", 7)
     driver = Driver(module, model, **SMALL)
@@ -245,7 +246,7 @@ def test_wrong_arguments_are_named(module: ModuleType, change: dict[str, Any], m
     ],
 )
 def test_a_wrong_plan_is_refused(module: ModuleType, field: str, value: list[int], message: str) -> None:
-    """Before anything is launched."""
+    """Invalid inputs are refused before a launch."""
     random = np.random.default_rng(9)
     model = Model(Sizes(), "float32", 0)
     driver = Driver(module, model, **SMALL)
@@ -279,7 +280,7 @@ def test_what_a_step_says_of_itself(module: ModuleType) -> None:
 
 @pytest.fixture(scope="module")
 def sanitized(cuda_host_folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a script of this folder with one of the sanitized modules."""
+    """Return a function that runs a helper program with one of the sanitized modules."""
     if not cuda_host.sanitizer_library():
         pytest.skip("needs gcc with libtsan")
     names = ["cuda_host_tsan", "cuda_host_missing_barrier", "cuda_host_relaxed_exchange"]
@@ -299,7 +300,7 @@ def sanitized(cuda_host_folder: Path) -> Callable[..., subprocess.CompletedProce
 
 
 def test_thread_sanitizer(sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """No race, in both orders of sums."""
+    """There is no race, in either order of sums."""
     done = sanitized("cuda_host_tsan", "cuda_step_sequence")
     assert (done.returncode, "data race" in done.stderr) == (0, False), done.stderr[:4000]
     assert done.stdout.split() == ["played"]
@@ -315,7 +316,7 @@ def test_thread_sanitizer_over_golden_episodes(sanitized: Callable[..., subproce
 
 @pytest.mark.parametrize("planted", ["missing_barrier", "relaxed_exchange"])
 def test_thread_sanitizer_finds(planted: str, sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """A race that is planted in the kernel."""
+    """A planted race in the kernel is found."""
     done = sanitized(f"cuda_host_{planted}", "cuda_step_sequence")
     assert (done.returncode, "data race" in done.stderr) == (66, True), done.stderr[:4000]
 
@@ -325,7 +326,7 @@ def test_thread_sanitizer_finds(planted: str, sanitized: Callable[..., subproces
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_no_kernel_spills() -> None:
-    """128 registers a thread are all that 13 warps can have."""
+    """With 13 warps, 128 registers per thread is the limit."""
     rows = cuda_resources("sm_90a")
     assert len(rows) == 6
     for row in rows:
@@ -335,5 +336,5 @@ def test_no_kernel_spills() -> None:
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_older_gpus_compile_to_nothing() -> None:
-    """sm_80 lacks clusters: the kernel has no body there, and `device_facts` says why it is not used."""
+    """sm_80 lacks clusters: the kernel has no body there, and `device_facts` gives the reason."""
     assert all(row["registers"] < 16 for row in cuda_resources("sm_80"))

@@ -1,4 +1,4 @@
-"""An engine's threads: results do not depend on them, steps do not wait for them, and they are where they should be."""
+"""Threads of an engine: results do not depend on them, steps do not wait for absent ones, cores are respected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = [native, pytest.mark.filterwarnings("ignore:num_threads")]
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_results_do_not_depend_on_threads(dtype: str) -> None:
-    """Bit for bit, for each kind alone and for a batch of all."""
+    """Results are bitwise equal, for each kind alone and for a batch of all."""
     batches: list[tuple[str, ...]] = [*((kind,) for kind in KINDS), KINDS * 4]
     expected = [digest(play(make_engine(dtype, num_threads=1), kinds)) for kinds in batches]
     for num_threads in (2, 3, 4):
@@ -68,7 +68,7 @@ def test_many_callers() -> None:
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Programs that play steps, by the CMake target."""
+    """Build the programs that play steps under a sanitizer, by CMake target."""
     if missing := cuda_host.missing_tools():
         pytest.skip(missing)
     if not cuda_host.sanitizer_library():
@@ -81,7 +81,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ("name", "code"), [("cpu_tsan", 0), ("cpu_tsan_relaxed_finish", 66)], ids=["as it is", "a planted error"]
 )
 def test_thread_sanitizer(name: str, code: int, sanitized: dict[str, Path]) -> None:
-    """No race between the threads; and one that is planted is found."""
+    """There is no race between the threads, and a planted one is found."""
     # The sanitizer wants its address ranges free, which randomised addresses may not leave.
     prefix = ["setarch", "-R"] if shutil.which("setarch") else []
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
@@ -105,7 +105,7 @@ def _ptrace(request: int, thread: int) -> None:
 
 @contextmanager
 def stopped(threads: list[int]) -> Iterator[None]:
-    """Single threads of a child process do not run."""
+    """Stop single threads of a child process."""
     try:
         for thread in threads:
             _ptrace(_SEIZE, thread)
@@ -124,7 +124,7 @@ def stopped(threads: list[int]) -> Iterator[None]:
 @linux
 @two_cores
 def test_a_step_does_not_wait_for_absent_threads() -> None:
-    """While its workers are stopped an engine goes on, and when they come back they join."""
+    """An engine continues while its workers are stopped, and they join again when they return."""
     expected = digest(play(make_engine(num_threads=1)))
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(program("threads_play"), env=environment(), **pipes) as child:
@@ -163,7 +163,7 @@ def _play_and_send(queue: Any, engines: list[JatEngine]) -> None:
 @linux
 @two_cores
 def test_a_forked_child_has_workers_of_its_own() -> None:
-    """They start with its first step and end with its engine."""
+    """They start with the child's first step and end with its engine."""
     engines = [make_engine(num_threads=2)]
     expected = digest(play(engines[0]))
     context = multiprocessing.get_context("fork")
@@ -177,7 +177,7 @@ def test_a_forked_child_has_workers_of_its_own() -> None:
 
 
 def test_a_fork_during_a_step() -> None:
-    """Another thread is stepping all the time; a child's engine is free all the same."""
+    """Another thread steps all the time; the child's engine is not locked."""
     engines = [make_engine(num_threads=2)]
     expected = digest(play(engines[0]))
     is_over = threading.Event()
@@ -234,7 +234,7 @@ def test_workers_end_with_their_engine(spin_us: int) -> None:
 
 @contextmanager
 def on_core(core: int) -> Iterator[None]:
-    """The calling thread runs there."""
+    """Pin the calling thread to a core."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -275,7 +275,7 @@ def test_idle_workers_sleep() -> None:
 
 @linux
 def test_on_one_core_there_are_no_workers() -> None:
-    """Nor are there by default more threads than that."""
+    """By default an engine has no more threads than cores."""
     with on_core(cores[0]):
         before = workers()
         default = make_engine()
