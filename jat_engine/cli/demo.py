@@ -20,6 +20,7 @@ from ..envs import TASKS, MissingSimulatorError, Task, expand_tasks
 from ..evaluation import EpisodeResult, MissingVideoError, VideoWriter, normalize, write_grid
 from ..evaluation.environment import evaluation_env, missing_simulators
 from ..evaluation.progress import play_episodes
+from ..evaluation.tile import SHOWN_STEPS_PER_SECOND, RecordTiles
 from ..evaluation.video import ffmpeg
 from ..model.modeling import JatModel
 from ..model.processing import JatProcessor
@@ -30,8 +31,11 @@ from .report import console, mean_std, milliseconds, number, print_table, score
 DEMO_TASKS = ("atari-pong", "babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
 """One of each domain, all known to jat-mini."""
 
-MAX_FRAMES = 300
-"""Of each task's part of the video."""
+MAX_SECONDS = 20
+"""Length of each task's part of the video."""
+
+TILE_SIZE = 480
+"""Pixels of a task's part of the video, both ways."""
 
 
 @dataclass
@@ -116,19 +120,16 @@ def play(
             note(f"no video of {task.name}: {error}")
             video = None
         env = stack.enter_context(contextlib.closing(evaluation_env(task, "rgb_array" if video else None)))
-        on_frame = None
         if video is not None:
-            on_frame = _first_frames(stack.enter_context(VideoWriter(video, env.metadata["render_fps"])))
-        return list(
-            play_episodes(
-                agent, processor, env, arguments.num_episodes, task=task, on_frame=on_frame, **arguments.options
-            )
-        )
+            fps = SHOWN_STEPS_PER_SECOND[task.domain]
+            tiles = _first_frames(stack.enter_context(VideoWriter(video, fps)), MAX_SECONDS * fps)
+            env = RecordTiles(env, task, tiles, TILE_SIZE, hold=fps)
+        return list(play_episodes(agent, processor, env, arguments.num_episodes, task=task, **arguments.options))
 
 
-def _first_frames(video: VideoWriter) -> Callable[[np.ndarray], None]:
+def _first_frames(video: VideoWriter, max_frames: int) -> Callable[[np.ndarray], None]:
     count = itertools.count()
-    return lambda frame: video.append(frame) if next(count) < MAX_FRAMES else None
+    return lambda frame: video.append(frame) if next(count) < max_frames else None
 
 
 def _row(task: Task, episodes: list[EpisodeResult]) -> dict[str, str]:
