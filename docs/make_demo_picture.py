@@ -26,7 +26,7 @@ TILE, FPS, SECONDS = 300, 10, 9
 PARTS = {
     # tasks with the seed of their first episode; steps to one frame of the picture, or frames to one step
     "atari": ([("atari-pong", 0)], 2, 1),
-    "babyai": ([("babyai-go-to-obj", 0), ("babyai-open-red-door", 3), ("babyai-go-to-red-ball-grey", 1)], 1, 4),
+    "babyai": ([("babyai-go-to-red-ball-grey", 0), ("babyai-open-red-door", 2), ("babyai-go-to-obj", 3)], 1, 4),
     "metaworld": ([("metaworld-drawer-open", 0), ("metaworld-door-close", 1)], 2, 1),
     "mujoco": ([("mujoco-reacher", 0), ("mujoco-reacher", 1), ("mujoco-reacher", 2)], 2, 1),
 }
