@@ -80,7 +80,7 @@ $(DOCS): requirements/docs.txt $(READY)
 
 docs: $(DOCS)
 	$(BIN)/python docs/write_file_map.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lock: setup
 	$(BIN)/python requirements/lock.py $(UPGRADE)
