@@ -29,8 +29,8 @@ HEADLINE = {"model": "small", "window": 256}
 """The case that is shown first, and in the README."""
 
 SUITES = {
-    "latency": "One agent: a whole `get_next_action` with a full window. `MB read`: weights and cache that a step needs; "
-    "`share of bandwidth`: the time that reading them takes at the memory's measured speed, over the step's time.",
+    "latency": "One agent: a whole `get_next_action` with a full window. `MB read`: weights and cache that a step "
+    "needs; `share of bandwidth`: the time that reading them takes at the memory's measured speed, over the step's time.",
     "loop": "One agent at a fixed rate, as a robot calls it. `pace`: what is between calls; `sleep`: nothing, `busy`: "
     "an environment that computes for half of the period, `mujoco-ant`: the real one, stepped by the agent's actions; "
     "`back to back` and `evicted` have no rate, the latter with twice the last-level cache read between calls. "
@@ -89,7 +89,7 @@ def conclusions(runs: dict[str, Results]) -> list[str]:
             lines += throughput_conclusions(many)
         if first := [row for row in results.of_suite("load") if row.agrees and row.agent == ENGINE]:
             seconds = span(row.p50 for row in first)
-            lines.append(f"**Cold start**: the first action of a new process comes after {seconds} s, imports included.")
+            lines.append(f"**Cold start**: first action of a new process after {seconds} s, imports included.")
     return lines
 
 

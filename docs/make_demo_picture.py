@@ -1,6 +1,8 @@
 """Make docs/demo.webp, the moving picture of the README: jat-mini in a task or two of each domain.
 
-    python docs/make_demo_picture.py        # needs all simulators; half a minute on two cores
+    python docs/make_demo_picture.py
+
+It needs all simulators and takes half a minute on two cores.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Hook of MkDocs: let pages link to files of the repository outside `docs/`, and refuse links to files that are missing.
+"""Hook of MkDocs: let pages link to files of the repository outside `docs/`, and refuse links to missing files.
 
-Pages are written for the repository, where `docs/benchmarks.md` links to `../benchmarks/results/cpu.json`. The site has every
-file that is linked in this way under `repository/`, and links are changed accordingly.
+Pages are written for the repository, where `docs/benchmarks.md` links to `../benchmarks/results/cpu.json`. The site
+has every file that is linked in this way under `repository/`, and links are changed accordingly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Write the maps of files in the documentation, from the docstrings of modules and the first comments of C++ files.
 
-    python docs/write_file_map.py            # writes docs/file_map.md and the table of packages in docs/architecture.md
+    python docs/write_file_map.py            # writes docs/file_map.md, and the packages in docs/architecture.md
     python docs/write_file_map.py --check    # writes nothing; exits with 1 if they are not up to date
+
+A folder is described by its `__init__.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ MAP, ARCHITECTURE = ROOT / "docs/file_map.md", ROOT / "docs/architecture.md"
 BEGIN, END = "<!-- packages: written by docs/write_file_map.py -->", "<!-- end of packages -->"
 PACKAGE, FOLDERS = "jat_engine", ("kernels", "csrc", "benchmarks")
 SOURCES = (".h", ".cuh", ".inl", ".cpp", ".cu")
-"""Endings of C++ and CUDA files; of files with one name, the first of these that begins with a comment describes all."""
+"""Endings of C++ and CUDA files; of files with one name, the first that begins with a comment describes all."""
 
 
 def main() -> int:
