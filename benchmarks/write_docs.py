@@ -30,7 +30,7 @@ HEADLINE = {"model": "small", "window": 256}
 
 SUITES = {
     "latency": "One agent: a whole `get_next_action` with a full window. `MB read`: weights and cache that a step "
-    "needs; `share of bandwidth`: the time that reading them takes at the memory's measured speed, over the step's time.",
+    "needs; `share of bandwidth`: the time to read them at the memory's measured speed, over the step's time.",
     "loop": "One agent at a fixed rate, as a robot calls it. `pace`: what is between calls; `sleep`: nothing, `busy`: "
     "an environment that computes for half of the period, `mujoco-ant`: the real one, stepped by the agent's actions; "
     "`back to back` and `evicted` have no rate, the latter with twice the last-level cache read between calls. "
@@ -213,7 +213,7 @@ def readme_table(results: Results) -> str:
     kinds = list(dict.fromkeys(str(row.case["observation"]) for row in rows))
     names = list(dict.fromkeys(row.name for row in rows))
     others = [name for name in names if not name.startswith((ENGINE, PUBLISHED, "JatModel"))]
-    shown = [name for name in (PUBLISHED, "JatModel float32") if name in names]
+    shown = [name for name in (PUBLISHED, "JatModel float32") if name in names][:1]
     shown += sorted(others, key=lambda name: _slowest(rows, name))[:1]
     shown += [f"{ENGINE} {dtype}" for dtype in ("bfloat16", "int8") if f"{ENGINE} {dtype}" in names]
     lines = [f"| ms per call, median (p95) | {' | '.join(kinds)} |", "| --- " * (len(kinds) + 1) + "|"]
@@ -222,7 +222,7 @@ def readme_table(results: Results) -> str:
         cells = [f"{milliseconds(row.p50)} ({milliseconds(row.seconds['95'])})" for row in found.values()]
         label = f"**{name}**" if name.startswith(ENGINE) else name
         if name in others:
-            label += ", the fastest of torch.compile, ONNX Runtime and OpenVINO"
+            label += " (fastest of torch.compile, ONNX Runtime and OpenVINO)"
         lines.append(f"| {label} | {' | '.join(cells)} |")
     machine = results.machine
     caption = (
