@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,14 +121,9 @@ def play(
         env = stack.enter_context(contextlib.closing(evaluation_env(task, "rgb_array" if video else None)))
         if video is not None:
             fps = SHOWN_STEPS_PER_SECOND[task.domain]
-            tiles = _first_frames(stack.enter_context(VideoWriter(video, fps)), MAX_SECONDS * fps)
-            env = RecordTiles(env, task, tiles, TILE_SIZE, hold=fps)
+            tiles = stack.enter_context(VideoWriter(video, fps))
+            env = RecordTiles(env, task, tiles.append, TILE_SIZE, hold=fps, max_tiles=MAX_SECONDS * fps)
         return list(play_episodes(agent, processor, env, arguments.num_episodes, task=task, **arguments.options))
-
-
-def _first_frames(video: VideoWriter, max_frames: int) -> Callable[[np.ndarray], None]:
-    count = itertools.count()
-    return lambda frame: video.append(frame) if next(count) < max_frames else None
 
 
 def _row(task: Task, episodes: list[EpisodeResult]) -> dict[str, str]:

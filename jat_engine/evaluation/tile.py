@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,13 +27,21 @@ class RecordTiles(gymnasium.Wrapper[Any, Any, Any, Any]):
         sink: called with each tile, uint8 [size, size, 3].
         size: of tiles, in pixels; even.
         hold: times that an episode's last tile is repeated, so that the cut is seen.
+        max_tiles: after so many nothing is rendered any more; None for no limit.
     """
 
     def __init__(
-        self, env: gymnasium.Env[Any, Any], task: Task, sink: Callable[[np.ndarray], None], size: int, hold: int = 0
+        self,
+        env: gymnasium.Env[Any, Any],
+        task: Task,
+        sink: Callable[[np.ndarray], None],
+        size: int,
+        hold: int = 0,
+        max_tiles: int | None = None,
     ) -> None:
         super().__init__(env)
         self._task, self._sink, self._size, self._hold = task, sink, size, hold
+        self._left = sys.maxsize if max_tiles is None else max_tiles
         self._step, self._return = 0, 0.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -52,11 +61,15 @@ class RecordTiles(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, reward, terminated, truncated, info
 
     def _record(self, times: int = 1) -> None:
+        times = min(times, self._left)
+        if not times:
+            return
         frame = self.env.render()
         assert isinstance(frame, np.ndarray), 'expected render_mode="rgb_array"'
         shown = draw_tile(frame, f"{self._task.name}   step {self._step}   return {self._return:.4g}", self._size)
         for _ in range(times):
             self._sink(shown)
+        self._left -= times
 
 
 def draw_tile(frame: np.ndarray, caption: str, size: int) -> np.ndarray:
@@ -79,6 +92,9 @@ def draw_tile(frame: np.ndarray, caption: str, size: int) -> np.ndarray:
         shown = picture.resize((int(picture.width * factor), int(picture.height * factor)), Image.Resampling.LANCZOS)
     tile = Image.new("RGB", (size, size), _BACKGROUND)
     tile.paste(shown, ((size - shown.width) // 2, (size - strip - shown.height) // 2))
-    text = ImageDraw.Draw(tile)
-    text.text((size // 2, size - strip // 2), caption, _TEXT, ImageFont.load_default(strip * 0.7), anchor="mm")
+
+    drawing, font_size = ImageDraw.Draw(tile), strip * 0.65
+    width = drawing.textlength(caption, ImageFont.load_default(font_size))
+    font = ImageFont.load_default(font_size * min(1.0, 0.95 * size / max(width, 1.0)))
+    drawing.text((size // 2, size - strip // 2), caption, _TEXT, font, anchor="mm")
     return np.asarray(tile)

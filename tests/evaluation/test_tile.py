@@ -33,6 +33,16 @@ def test_every_state_of_an_episode_has_a_tile() -> None:
     assert len(tiles) == 2 * (1 + steps) + 3
 
 
+def test_a_recording_ends_after_so_many_tiles() -> None:
+    pytest.importorskip("minigrid", reason="needs the babyai extra")
+    task, tiles = TASKS["babyai-go-to-obj"], []
+    env = RecordTiles(make(task.name, render_mode="rgb_array"), task, tiles.append, 120, max_tiles=2)
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step(0)
+    assert len(tiles) == 2
+
+
 @pytest.mark.parametrize("shape", [(2, 5), (400, 80), (300, 400)])
 def test_a_frame_keeps_its_proportions_and_small_ones_stay_sharp(shape: tuple[int, int]) -> None:
     tile = draw_tile(np.full((*shape, 3), 255, np.uint8), "", 120)
