@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,8 +53,4 @@ def force_action(session: Any, action: Any) -> None:
     """Let the next step follow on `action` instead of the one that was chosen, so that runs stay comparable."""
     if isinstance(session, JatEngine | JatModel):
         raise TypeError("expected a session")
-    if hasattr(session, "_last"):
-        session._last = dataclasses.replace(session._last, action=action)
-    else:
-        action = action if isinstance(action, int) else np.asarray(action, np.float32)
-        session.last = session.last._replace(action=action)
+    session.force_action(action)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jat_engine import JatEngine, JatProcessor
+from jat_engine import AgentSession, JatEngine, JatProcessor
 
 
 @dataclass(frozen=True)
@@ -121,10 +120,8 @@ class _ModelAgent:
 def force_action(agent: Any, action: Any) -> None:
     """Let the next step follow on `action` instead of the one that was chosen, so that runs stay comparable."""
     if isinstance(agent, _ModelAgent):
-        agent.session._last = dataclasses.replace(agent.session._last, action=action)
-        return
-    action = action if isinstance(action, int) else np.asarray(action, np.float32)
-    if hasattr(agent, "last"):
-        agent.last = agent.last._replace(action=action)
+        agent.session.force_action(action)
+    elif isinstance(agent, AgentSession):
+        agent.force_action(action)
     else:
-        agent.action = action
+        agent.action = action if isinstance(action, int) else np.asarray(action, np.float32)

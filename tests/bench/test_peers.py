@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,7 +69,7 @@ def test_like_the_model(name: str, kind: str, tiny_folder: Path, opened: Callabl
             if kind != "continuous":
                 action = int(rng.integers(SPACES[kind].n))
             agent.force_action(action)
-            session._last = dataclasses.replace(session._last, action=action)
+            session.force_action(action)
         assert relative_error(predictions, expected) < 1e-4
 
 

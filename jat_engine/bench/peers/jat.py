@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ... import JatEngine, JatModel, JatProcessor
@@ -77,10 +75,7 @@ class EngineAgent:
         return self._session.get_next_action(**arguments)
 
     def force_action(self, action: Any) -> None:
-        session = self._session
-        assert session.last is not None, "a step comes first"
-        taken = action if isinstance(action, int) else np.asarray(action, np.float32)
-        session.last = session.last._replace(action=taken)
+        self._session.force_action(action)
 
 
 class ModelPeer:
@@ -112,6 +107,4 @@ class ModelAgent:
         return self._session.get_next_action(self._processor, context_window=self._window, **arguments)
 
     def force_action(self, action: Any) -> None:
-        session = self._session
-        assert session._last is not None, "a step comes first"
-        session._last = dataclasses.replace(session._last, action=action)
+        self._session.force_action(action)

@@ -312,12 +312,12 @@ class StaticAgent(_Acting):
         return_prediction: bool = False,
         **fields: Any,
     ) -> Any:
-        observation = parse_observation(self._host.limits, **fields, reward=reward)
+        observation = parse_observation(self._host.limits, fields, reward)
         space = parse_action_space(self._host.limits, action_space)
-        values = observation.values
-        if observation.text is not None:
-            values = np.concatenate((values, self._host.missions.encode(observation.text)))
-        rewards = np.array([observation.reward], np.float32)
+        values = observation.values[0]
+        if observation.texts is not None:
+            values = np.concatenate((values, self._host.missions.encode(observation.texts[0])))
+        rewards = np.array(observation.rewards, np.float32)
         predictions = self._predict(observation.modality, values[None], rewards, space)
         result = predictions[0]
         if space.kind == "continuous":
@@ -339,12 +339,13 @@ class StaticBatch(_Acting):
         fields = dict(arguments)
         space = parse_action_space(self._host.limits, fields.pop("action_space"))
         deterministic, with_predictions = fields.pop("deterministic", False), fields.pop("return_predictions", False)
-        observations = parse_observations(self._host.limits, self._num_agents, **fields)
-        values = observations.values
+        rewards = fields.pop("rewards", None)
+        observations = parse_observations(self._host.limits, self._num_agents, fields, rewards)
+        values = np.asarray(observations.values)
         if observations.texts is not None:
             missions = np.stack([self._host.missions.encode(text) for text in observations.texts])
             values = np.concatenate((values, missions), axis=1)
-        predictions = self._predict(observations.modality, values, observations.rewards, space)
+        predictions = self._predict(observations.modality, values, np.asarray(observations.rewards), space)
         if space.kind == "continuous":
             self.actions = predictions
         else:
