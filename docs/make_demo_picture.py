@@ -37,6 +37,7 @@ PONG_FROM = 150
 
 
 def main() -> None:
+    """Record, compose and write the picture."""
     engine = JatEngine.from_pretrained("jat-mini", dtype="float32")
     parts = [record(engine, domain) for domain in PARTS]
     pictures = [compose(tiles) for tiles in zip(*parts, strict=True)]

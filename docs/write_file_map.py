@@ -23,6 +23,7 @@ SOURCES = (".h", ".cuh", ".inl", ".cpp", ".cu")
 
 
 def main() -> int:
+    """Write the maps, or check them, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 if a map is out of date")
     arguments = parser.parse_args()

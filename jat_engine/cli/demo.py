@@ -39,6 +39,8 @@ TILE_SIZE = 480
 
 @dataclass
 class DemoArguments(ModelArguments):
+    """The agent, the tasks, and the video."""
+
     model_name_or_path: str = field(
         default=JAT_MINI, metadata={"help": "folder or hub name of another checkpoint than jat-mini"}
     )
@@ -51,11 +53,13 @@ class DemoArguments(ModelArguments):
 
 @dataclass
 class DemoEpisodes(EpisodeArguments):
+    """How episodes are played; greedily by default."""
+
     deterministic: bool = field(default=True, metadata={"help": "the most likely discrete action"})
 
 
 def random_agent(preset: str = "small", seed: int = 0) -> tuple[JatModel, JatProcessor]:
-    """A model of a published size with random weights, the same for the same seed, and a processor without files."""
+    """Return a model of a published size, with the random weights of `seed`, and a processor that needs no files."""
     config = JatConfig.from_preset(preset)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -64,7 +68,7 @@ def random_agent(preset: str = "small", seed: int = 0) -> tuple[JatModel, JatPro
 
 
 def random_engine(preset: str, arguments: DemoArguments, seed: int) -> tuple[JatEngine | JatModel, JatProcessor | None]:
-    """What plays with random weights: an engine, or with `--backend reference` a `JatModel` and its processor."""
+    """Return an engine with random weights, or with `--backend reference` a `JatModel` and its processor."""
     model, processor = random_agent(preset, seed)
     if arguments.backend == "reference":
         model.to(default_device(arguments.use_cpu))  # type: ignore[arg-type]  # transformers' wrapper is mistyped
@@ -75,6 +79,7 @@ def random_engine(preset: str, arguments: DemoArguments, seed: int) -> tuple[Jat
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
     arguments, episodes = parse("demo", "Play one task of every domain.", [DemoArguments, DemoEpisodes], argv)
     episodes.check()
     names = expand_tasks(arguments.tasks)
@@ -109,7 +114,7 @@ def run(argv: Sequence[str]) -> int:
 def play(
     agent: Any, processor: Any, task: Task, arguments: EpisodeArguments, video: Path | None = None
 ) -> list[EpisodeResult]:
-    """All episodes of one task; the first frames into `video`, where frames can be rendered."""
+    """Play all episodes of one task, and write the first seconds to `video` where frames can be rendered."""
     with contextlib.ExitStack() as stack:
         try:
             if video is not None:
