@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import INTERPRETING, KV_DTYPES, check, check_dimensions, launch_and_wait, triton_dtype
+from ..reference import attention, key_ages
+from .launch import INTERPRETING, KV_DTYPES, PAGE_SIZE, check, check_dimensions, launch_and_wait, triton_dtype
 
-PAGE_SIZE = 16
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
 _NO_KEY = tl.constexpr(float("-inf"))
 
@@ -33,7 +33,7 @@ def paged_attention_reference(
     start_offsets: Tensor,
     window: int,
 ) -> Tensor:
-    """[R, H] in q's dtype; rows of no session are NaN."""
+    """Return [R, H] in q's dtype; rows of no session are NaN."""
     heads, head_dim = kv_layer.shape[2], kv_layer.shape[4]
     out = torch.full_like(q, torch.nan)
     for session in range(len(context_lens)):
@@ -44,16 +44,16 @@ def paged_attention_reference(
         slot = torch.arange(context + end - first, device=q.device) + int(start_offsets[session])
         pages = page_table[session, slot // PAGE_SIZE].long()
         k, v = kv_layer[pages, :, :, slot % PAGE_SIZE].to(q.dtype).unbind(1)  # [keys, heads, head_dim]
-        key = torch.arange(len(slot), device=q.device)
-        age = key[context:, None] - key
-        scores = torch.einsum("thd,khd->htk", q[first:end].view(-1, heads, head_dim), k)
-        scores = scores.masked_fill((age < 0) | (age >= window), -torch.inf)
-        out[first:end] = torch.einsum("htk,khd->thd", scores.softmax(-1), v).flatten(1)
+        ages = key_ages(end - first, len(slot), q.device)
+        out[first:end] = attention(q[first:end].view(-1, heads, head_dim), k, v, ages, window)
     return out
 
 
 def combine_splits_reference(partial: Tensor, partial_max: Tensor, partial_sum: Tensor) -> Tensor:
-    """sum_s exp(max_s - max) partial_s / sum_s exp(max_s - max) sum_s: [num_splits, R, heads, head_dim] -> [R, H]."""
+    """Return sum_s exp(max_s - max) partial_s / sum_s exp(max_s - max) sum_s, [R, H].
+
+    partial: [num_splits, R, heads, head_dim].
+    """
     weight = (partial_max - partial_max.amax(0)).exp()
     return ((weight[..., None] * partial).sum(0) / (weight * partial_sum).sum(0)[..., None]).flatten(1)
 

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference import encode_continuous
 from .launch import INTERPRETING, check, check_dimensions, launch_and_wait
 
 
@@ -29,7 +30,7 @@ def embed_reference(
     position_table: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """As `embed`, with the memory at each address of `sources` given as a tensor: [H], or an encoder [X, H]."""
+    """Return `embed`'s rows, the memory at each address of `sources` given as a tensor: [H], or an encoder [X, H]."""
     rows = []
     for index, source in enumerate(sources):
         if source == 0:
@@ -38,7 +39,7 @@ def embed_reference(
         row = memory[source].to(bias.dtype)
         if row.dim() == 2:
             start = int(value_starts[index])
-            row = bias + values[start : start + len(row)] @ row
+            row = encode_continuous(values[start : start + len(row)], row, bias)
         rows.append(row + position_table[int(positions[index])])
     return torch.stack(rows)
 

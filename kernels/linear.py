@@ -15,9 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activations import gelu_new, gelu_new_reference
+from ..reference import dequantize, gelu
+from ..reference import layer_norm as layer_norm_reference
+from ..reference import linear as linear_reference
+from .activations import gelu_new
 from .launch import (
     KV_DTYPES,
+    PAGE_SIZE,
     WEIGHT_DTYPES,
     check,
     check_dimensions,
@@ -26,15 +30,10 @@ from .launch import (
     launch_and_wait,
     triton_dtype,
 )
-from .norm import layer_norm, layer_norm_reference, layer_norm_statistics
+from .norm import layer_norm, layer_norm_statistics
 from .projection import block_h, config, prefetch_weights, project
 
-PAGE_SIZE = 16
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
-
-
-def dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)[:, None]
 
 
 def norm_linear_reference(
@@ -44,12 +43,12 @@ def norm_linear_reference(
     weight: Tensor,
     scale: Tensor | None,
     bias: Tensor | None,
-    gelu: bool,
+    with_gelu: bool,
 ) -> Tensor:
-    """In x's dtype, activations rounded to the weight's compute dtype unless x is float64."""
-    out = layer_norm_reference(x, norm_weight, norm_bias) @ dequantize(weight, scale, x.dtype).T
-    out = out if bias is None else out + bias
-    return gelu_new_reference(out) if gelu else out
+    """Return `norm_linear`'s result in x's dtype."""
+    normed = layer_norm_reference(x, norm_weight, norm_bias)
+    out = linear_reference(normed, dequantize(weight, scale, x.dtype), bias)
+    return gelu(out) if with_gelu else out
 
 
 def norm_qkv_reference(
@@ -61,7 +60,7 @@ def norm_qkv_reference(
     kv_layer: Tensor,
     slot_mapping: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(q, the pages with the new keys and values)."""
+    """Return q, and the pages with the new keys and values."""
     q, k, v = norm_linear_reference(x, norm_weight, norm_bias, weight, scale, None, False).chunk(3, dim=1)
     _, _, heads, page_size, head_dim = kv_layer.shape
     kv_layer = kv_layer.clone()
@@ -73,8 +72,8 @@ def norm_qkv_reference(
 
 
 def linear_residual_reference(a: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor, x: Tensor) -> Tensor:
-    """With weight [H, K]; a transposed one is passed as its `.T`."""
-    return x + a @ dequantize(weight, scale, x.dtype).T + bias
+    """Return `linear_residual`'s x, of a weight [H, K]; a transposed one is passed as its `.T`."""
+    return x + linear_reference(a, dequantize(weight, scale, x.dtype), bias)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -1,6 +1,6 @@
 """LayerNorm: its statistics, for kernels that norm what they load, and as a launch of its own.
 
-out = (x - mean) / sqrt(variance + epsilon) * weight + bias
+out = (x - mean) / sqrt(variance + epsilon) * weight + bias, `jat_engine.reference.layer_norm`
 
 Few rows are normed by every program that multiplies them, which saves a launch. Of many rows that would read x again in
 every block of outputs, in float32 and three times: these are normed once.
@@ -13,14 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference import LAYER_NORM_EPSILON
 from .launch import INTERPRETING, KV_DTYPES, check, check_dimensions, launch_and_wait
 
-LAYER_NORM_EPSILON = 1e-5
 _EPSILON = tl.constexpr(LAYER_NORM_EPSILON)
-
-
-def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, LAYER_NORM_EPSILON)
 
 
 @triton.jit

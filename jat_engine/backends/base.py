@@ -13,6 +13,12 @@ from ..observation import ActionSpace, Observations
 STEP_TOKENS = 3
 """The most tokens an agent feeds in a step: s_{t-1}, a_{t-1}, s_t."""
 
+PAGE_SIZE = 16
+"""Tokens in a page of the KV cache. csrc/ and kernels/ state it again, and a test compares them."""
+
+MAX_SIZES = 64
+"""Sizes of observations and actions whose packed weights a backend keeps; the least recently used are given up."""
+
 _MAX_REMEMBERED = 64
 
 
