@@ -19,15 +19,6 @@ PAGE_SIZE = 16
 MAX_SIZES = 64
 """Sizes of observations and actions whose packed weights a backend keeps; the least recently used are given up."""
 
-_MAX_REMEMBERED = 64
-
-
-def remember(made: dict[Any, Any], key: Any, value: Any) -> None:
-    """Keep what a size of observation or action needs; the oldest is given up when there are too many."""
-    if len(made) >= _MAX_REMEMBERED:
-        del made[next(iter(made))]
-    made[key] = value
-
 
 def machine_memory_bytes() -> int:
     """Return the bytes of the machine's memory."""
