@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jat_engine.backends.base import STEP_TOKENS
 from jat_engine.kernels import attention, attention_output, discrete_encoder, embedding, head, image_encoder, linear
-from jat_engine.kernels.launch import compute_dtype
+from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
 from jat_engine.kernels.projection import SMALL_ROWS
 
 from .triton_launches import Launch, recorded
 
 HIDDEN, HEADS, HEAD_DIM, WINDOW, POSITIONS = 768, 12, 64, 256, 512
 WEIGHT_DTYPES = (torch.bfloat16, torch.int8, torch.float16, torch.float32)
-ROWS = {"one agent": 3, "64 agents": 192, "512 agents": 1536}
+ROWS = {"one agent": STEP_TOKENS, "64 agents": 64 * STEP_TOKENS, "512 agents": 512 * STEP_TOKENS}
 
 
 def _floats(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -30,10 +31,10 @@ def _int64(*shape: int) -> Tensor:
 
 def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
     """One step of rows / 3 agents: every kernel of it, in order; for one agent attention is split as well as not."""
-    sessions, compute = rows // 3, compute_dtype(weight_dtype)
+    sessions, compute = rows // STEP_TOKENS, compute_dtype(weight_dtype)
     cache_dtype = torch.bfloat16 if weight_dtype == torch.int8 else weight_dtype
     vector, x = _floats(HIDDEN), _floats(rows, HIDDEN)
-    kv_layer = _floats(4, 2, HEADS, 16, HEAD_DIM, dtype=cache_dtype)
+    kv_layer = _floats(4, 2, HEADS, PAGE_SIZE, HEAD_DIM, dtype=cache_dtype)
 
     def weight(outputs: int, inputs: int) -> Tensor:
         return torch.empty(outputs, inputs, dtype=weight_dtype)
@@ -59,8 +60,8 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
                 "partial_sum": _floats(splits, rows, HEADS),
             }
             attention.paged_attention(
-                x, kv_layer, _int32(sessions, POSITIONS // 16 + 1), _int32(sessions + 1), _int32(sessions),
-                _int32(sessions), WINDOW, attended, max_queries=3, num_splits=splits, **partials, pdl=pdl,
+                x, kv_layer, _int32(sessions, POSITIONS // PAGE_SIZE + 1), _int32(sessions + 1), _int32(sessions),
+                _int32(sessions), WINDOW, attended, max_queries=STEP_TOKENS, num_splits=splits, **partials, pdl=pdl,
             )  # fmt: skip
             if splits > 1:
                 attention_output.combine_out_proj(
@@ -70,7 +71,7 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
         if sessions == 1:
             prompt = _floats(POSITIONS, HIDDEN)
             attention.paged_attention(
-                prompt, kv_layer, _int32(1, POSITIONS // 16 + 1), _int32(2), _int32(1), _int32(1), WINDOW,
+                prompt, kv_layer, _int32(1, POSITIONS // PAGE_SIZE + 1), _int32(2), _int32(1), _int32(1), WINDOW,
                 prompt.to(compute), max_queries=POSITIONS, pdl=pdl,
             )  # fmt: skip
         linear.linear_residual(attended, weight(HIDDEN, HIDDEN), scale(HIDDEN), vector, x, transposed=False, pdl=pdl)

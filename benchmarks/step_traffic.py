@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from jat_engine.backends import Plan
+from jat_engine.backends.base import PAGE_SIZE
+from jat_engine.backends.base import STEP_TOKENS as ROWS
 from jat_engine.backends.cuda.backend import CudaBackend
 from jat_engine.checkpoint.weights import parameter_shapes
 from jat_engine.config import JatConfig
@@ -37,7 +39,6 @@ NUM_MULTIPROCESSORS = 132
 """Of the H200. It decides how many programs share the keys of one agent."""
 CASES = ((1, 256), (1, 508), (64, 508), (1024, 508))
 """Agents and cached tokens."""
-ROWS = 3
 
 
 class Shapes:
@@ -65,7 +66,7 @@ class Unchecked(CudaBackend):
 
 def record(backend: CudaBackend, agents: int, context: int) -> list[Launch]:
     """The launches of a step of so many saturated agents with 39 continuous observations and 6 actions."""
-    pages = np.zeros(-(-(context + ROWS + 15) // 16), np.int32)
+    pages = np.zeros(-(-(context + ROWS + PAGE_SIZE - 1) // PAGE_SIZE), np.int32)
     tokens: list[Any] = []
     for _ in range(agents):
         for size in (40, 6, 40):
@@ -125,7 +126,7 @@ def count(config: JatConfig) -> dict[str, Any]:
         backend.allocate_cache(1)
     weights = backend._weights
     weights.num_multiprocessors = NUM_MULTIPROCESSORS
-    block_weights = sum(layer.num_bytes for layer in weights.layers)
+    block_weights = weights.block_bytes
     cases = []
     for agents, context in CASES:
         kernels: dict[str, dict[str, int]] = {}

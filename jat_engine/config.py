@@ -213,6 +213,11 @@ class JatConfig(PreTrainedConfig):
         return cls(**{**PRESETS[name], **overrides})
 
     @property
+    def max_context_tokens(self) -> int:
+        """Tokens that an agent can keep at most: a step adds up to four, and each needs a position."""
+        return int(self.max_position_embeddings) - 4
+
+    @property
     def num_image_tokens(self) -> int:
         """Number of patches of an image of the text tasks. Each patch is one token."""
         return int((self.image_size // self.patch_size) ** 2)

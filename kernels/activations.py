@@ -1,16 +1,9 @@
-"""Device functions: gelu_new, and its plain torch form."""
+"""Device functions: sigmoid, and gelu_new (`jat_engine.reference.gelu`)."""
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-
-def gelu_new_reference(x: Tensor) -> Tensor:
-    """Return 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
-    return torch.nn.functional.gelu(x, approximate="tanh")
 
 
 @triton.jit

@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import INTERPRETING, KV_DTYPES, check, check_dimensions, launch_and_wait, triton_dtype
+from ..reference import attention, key_ages
+from .launch import INTERPRETING, KV_DTYPES, PAGE_SIZE, check, check_dimensions, launch_and_wait, triton_dtype
 
-PAGE_SIZE = 16
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
 _NO_KEY = tl.constexpr(float("-inf"))
 
@@ -45,11 +45,8 @@ def paged_attention_reference(
         slot = torch.arange(context + end - first, device=q.device) + int(start_offsets[session])
         pages = page_table[session, slot // PAGE_SIZE].long()
         k, v = kv_layer[pages, :, :, slot % PAGE_SIZE].to(q.dtype).unbind(1)  # [keys, heads, head_dim]
-        key = torch.arange(len(slot), device=q.device)
-        age = key[context:, None] - key
-        scores = torch.einsum("thd,khd->htk", q[first:end].view(-1, heads, head_dim), k)
-        scores = scores.masked_fill((age < 0) | (age >= window), -torch.inf)
-        out[first:end] = torch.einsum("htk,khd->thd", scores.softmax(-1), v).flatten(1)
+        ages = key_ages(end - first, len(slot), q.device)
+        out[first:end] = attention(q[first:end].view(-1, heads, head_dim), k, v, ages, window)
     return out
 
 

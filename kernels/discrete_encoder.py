@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference import dequantize, linear
 from .launch import WEIGHT_DTYPES, check, check_dimensions, check_scale, compute_dtype, launch_and_wait, triton_dtype
-from .linear import dequantize
 from .projection import SMALL_ROWS, config
 
 
@@ -25,7 +25,7 @@ def encode_discrete_reference(
 ) -> Tensor:
     """Return the rows [D, H] in table's dtype."""
     features = table[tokens.long()].flatten(1)
-    out = features @ dequantize(weight, scale, table.dtype).T + bias
+    out = linear(features, dequantize(weight, scale, table.dtype), bias)
     return torch.cat([out, rewards[:, None].to(out.dtype)], dim=1)
 
 

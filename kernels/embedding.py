@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference import encode_continuous
 from .launch import INTERPRETING, check, check_dimensions, launch_and_wait
 
 
@@ -40,7 +41,7 @@ def embed_reference(
         row = memory[source].to(bias.dtype)
         if row.dim() == 2:
             start = int(value_starts[index])
-            row = bias + values[start : start + len(row)] @ row
+            row = encode_continuous(values[start : start + len(row)], row, bias)
         rows.append(row + position_table[int(positions[index])])
     return torch.stack(rows)
 

@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import reference
 from .launch import INTERPRETING, check, check_dimensions, launch_and_wait
-from .norm import layer_norm_reference, layer_norm_statistics
+from .norm import layer_norm_statistics
 
 SINGLE_CAPACITY = 512
 """Up to this many outputs, one program per session also chooses; beyond, several do, and a second kernel chooses."""
@@ -38,13 +39,13 @@ def head_reference(
     heads: (rows [n, H], bias [n] or None) of each session.
     """
     answers: list[tuple[Tensor, int, bool] | None] = []
-    for session, (weight, bias) in enumerate(heads):
+    for session, (rows, bias) in enumerate(heads):
         end = int(query_start[session + 1])
         if end == int(query_start[session]):
             answers.append(None)
             continue
-        out = weight.to(x.dtype) @ layer_norm_reference(x[end - 1], norm_weight, norm_bias)
-        out = out if bias is None else out + bias.to(x.dtype)
+        bias = None if bias is None else bias.to(x.dtype)
+        out = reference.head(x[end - 1], (norm_weight, norm_bias), rows.to(x.dtype), bias)
         scores = out - log_noise[session, : len(out)].to(x.dtype) if has_noise[session] else out
         answers.append((out, int(scores.argmax()), bool(out.isfinite().all())))
     return answers

@@ -17,6 +17,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 INTERPRETING = bool(triton.knobs.runtime.interpret)
 """True if TRITON_INTERPRET=1 was set when the kernels were imported: they run on the CPU, program by program."""
 
+PAGE_SIZE = 16
+"""Tokens in a page of the KV cache, `jat_engine.backends.base.PAGE_SIZE`."""
+
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}

@@ -17,9 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activations import gelu_new, gelu_new_reference
+from ..reference import dequantize, gelu
+from ..reference import layer_norm as layer_norm_reference
+from ..reference import linear as linear_reference
+from .activations import gelu_new
 from .launch import (
     KV_DTYPES,
+    PAGE_SIZE,
     WEIGHT_DTYPES,
     check,
     check_dimensions,
@@ -28,16 +32,10 @@ from .launch import (
     launch_and_wait,
     triton_dtype,
 )
-from .norm import layer_norm, layer_norm_reference, layer_norm_statistics
+from .norm import layer_norm, layer_norm_statistics
 from .projection import block_h, config, prefetch_weights, project
 
-PAGE_SIZE = 16
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
-
-
-def dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return the weights in a floating-point dtype."""
-    return weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)[:, None]
 
 
 def norm_linear_reference(
@@ -47,12 +45,12 @@ def norm_linear_reference(
     weight: Tensor,
     scale: Tensor | None,
     bias: Tensor | None,
-    gelu: bool,
+    with_gelu: bool,
 ) -> Tensor:
     """Return `norm_linear`'s result in x's dtype."""
-    out = layer_norm_reference(x, norm_weight, norm_bias) @ dequantize(weight, scale, x.dtype).T
-    out = out if bias is None else out + bias
-    return gelu_new_reference(out) if gelu else out
+    normed = layer_norm_reference(x, norm_weight, norm_bias)
+    out = linear_reference(normed, dequantize(weight, scale, x.dtype), bias)
+    return gelu(out) if with_gelu else out
 
 
 def norm_qkv_reference(
@@ -77,7 +75,7 @@ def norm_qkv_reference(
 
 def linear_residual_reference(a: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor, x: Tensor) -> Tensor:
     """Return `linear_residual`'s x, of a weight [H, K]; a transposed one is passed as its `.T`."""
-    return x + a @ dequantize(weight, scale, x.dtype).T + bias
+    return x + linear_reference(a, dequantize(weight, scale, x.dtype), bias)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

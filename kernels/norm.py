@@ -1,6 +1,6 @@
 """LayerNorm: its statistics, for kernels that normalise as they load, and a separate kernel.
 
-out = (x - mean) / sqrt(variance + epsilon) * weight + bias
+out = (x - mean) / sqrt(variance + epsilon) * weight + bias, `jat_engine.reference.layer_norm`
 
 With few rows, every program of a product normalises the rows it loads, which saves a launch. With many rows, that would
 read x in float32 three times per block of outputs, so the separate kernel normalises them once.
@@ -15,15 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference import LAYER_NORM_EPSILON
 from .launch import INTERPRETING, KV_DTYPES, check, check_dimensions, launch_and_wait
 
-LAYER_NORM_EPSILON = 1e-5
 _EPSILON = tl.constexpr(LAYER_NORM_EPSILON)
-
-
-def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return LN(x)."""
-    return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, LAYER_NORM_EPSILON)
 
 
 @triton.jit

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jat_engine import JatModel, JatProcessor
+from jat_engine import JatModel, JatProcessor, reference
+from jat_engine.backends.base import STEP_TOKENS as ROWS
 from jat_engine.engine.missions import Missions
 from jat_engine.model.modules import cyclic_expand
 from jat_engine.observation import Limits, parse_action_space, parse_observation
 
-ROWS = 3
 KINDS = ("continuous", "discrete", "image")
 
 
@@ -83,7 +83,7 @@ class DenseStep(nn.Module):
         the cached tokens; row: int64 [1], where s_t is: 0 in the first step, then 2.
         """
         model, config = self.model, self.config
-        dtype, hidden_size = self.dtype, config.hidden_size
+        dtype = self.dtype
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         encoded = self.encode(kind, values, reward)
         is_choice = action.dtype == torch.int64
@@ -104,13 +104,9 @@ class DenseStep(nn.Module):
             keys, cached = getattr(self, f"keys{number}"), getattr(self, f"values{number}")
             keys.index_copy_(0, slots, k)
             cached.index_copy_(0, slots, v)
-            seen = (age >= 0) & (age < self.windows[number])
-            scores = torch.einsum("thd,nhd->htn", q.to(exact), keys.to(exact))
-            shares = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1).to(dtype)
-            attended = torch.einsum("htn,nhd->thd", shares, cached).reshape(ROWS, hidden_size)
+            attended = reference.attention(q.to(exact), keys.to(exact), cached, age, self.windows[number])
             x = x + attention.out_proj(attended)
-            inner = F.gelu(block.mlp.c_fc(block.ln_2(x)), approximate="tanh")
-            x = x + block.mlp.c_proj(inner)
+            x = x + block.mlp.c_proj(reference.gelu(block.mlp.c_fc(block.ln_2(x))))
         final = model.transformer.ln_f(x.index_select(0, row))[0]
         if is_choice:
             prediction = F.linear(final, model.single_discrete_decoder.weight[:size])
@@ -125,7 +121,7 @@ class DenseAgent:
 
     def __init__(self, model: JatModel, processor: JatProcessor, window: int | None, step: Any = None) -> None:
         config = model.config
-        limit = config.max_position_embeddings - 4
+        limit = config.max_context_tokens
         self.window = limit if window is None else min(window, limit)
         self.module = DenseStep(model, self.window)
         self.step = step(self.module) if step else self.module

@@ -23,7 +23,6 @@ SESSIONS = (1, 64)
 DTYPES = ("bfloat16", "int8")
 CONTEXT_LEN = 508
 COLD_BYTES = 200 << 20
-PAGE_SIZE, ROWS = 16, 3
 
 
 @dataclass
@@ -84,6 +83,8 @@ def _copies(num_bytes: int, least: int = 12) -> int:
 
 def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_len: int) -> Iterator[Case]:
     """All kernels of a step of `sessions` full windows, three rows each."""
+    from jat_engine.backends.base import PAGE_SIZE
+    from jat_engine.backends.base import STEP_TOKENS as ROWS
     from jat_engine.kernels.attention import paged_attention
     from jat_engine.kernels.attention_output import combine_out_proj
     from jat_engine.kernels.embedding import embed

@@ -13,14 +13,11 @@ from ..observation import ActionSpace, Observations
 STEP_TOKENS = 3
 """Most tokens that an agent feeds in a step: s_{t-1}, a_{t-1}, s_t."""
 
-_MAX_REMEMBERED = 64
+PAGE_SIZE = 16
+"""Tokens in a page of the KV cache. csrc/ and kernels/ state it again, and a test compares them."""
 
-
-def remember(made: dict[Any, Any], key: Any, value: Any) -> None:
-    """Store weights packed for one size of observation or action; drop the oldest entry of a full cache."""
-    if len(made) >= _MAX_REMEMBERED:
-        del made[next(iter(made))]
-    made[key] = value
+MAX_SIZES = 64
+"""Sizes of observations and actions whose packed weights a backend keeps; the least recently used are given up."""
 
 
 def machine_memory_bytes() -> int:

@@ -8,20 +8,30 @@ softmax and sums are float32. Keys and values are float32 or, with bfloat16 and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from .. import _cpu
-from ..checkpoint.weights import EMBEDDING, HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
+from ..checkpoint.weights import (
+    EMBEDDING,
+    HEAD,
+    Weights,
+    block_parameters,
+    check_heads,
+    discrete_features,
+    fold_cyclic,
+    parameter_shapes,
+)
 from ..config import FRAME_SHAPE, JatConfig
 from ..errors import InputError
 from ..machine import allowed_cores, available_cores, cpu_quota
 from ..observation import ActionSpace
-from .base import Group, Result, machine_memory_bytes, remember
+from .base import MAX_SIZES, Group, Result, machine_memory_bytes
 from .rows import encode, lay_out, make_results
 
 
@@ -90,11 +100,13 @@ class CpuBackend:
             heads.result()
         self._model.set_final_norm(self._array("transformer.ln_f.weight"), self._array("transformer.ln_f.bias"))
 
-        self._continuous_weight = weights.get("continuous_encoder.weight").clone()  # else the file stays mapped
-        self._continuous_bias = self._array("continuous_encoder.bias").copy()
-        self._continuous_encoders: dict[int, _cpu.Linear] = {}  # by size
-        self._choices: dict[int, np.ndarray] = {}  # by number of choices: their embeddings
-        self._heads: dict[ActionSpace, _cpu.Linear] = {}
+        cached = lru_cache(maxsize=MAX_SIZES)
+        encoder_weight = weights.get("continuous_encoder.weight").clone()  # else the file stays mapped
+        encoder_bias = self._array("continuous_encoder.bias").copy()
+        # Functions of what they read, not methods: a cache that held `self` would keep its memory in a circle.
+        self._continuous_encoder: Callable[[int], _cpu.Linear] = cached(partial(_fold, encoder_weight, encoder_bias))
+        self._choices: Callable[[int], np.ndarray] = cached(partial(_choices, weights))
+        self._head: Callable[[ActionSpace], _cpu.Linear] = cached(partial(_pack_head, weights))
         self._table_bytes = table.nbytes
         self._discrete_encoder = _cpu.DiscreteEncoder(table, self._pack_discrete_mixer())
         self.num_threads: int = self._model.num_threads
@@ -127,22 +139,13 @@ class CpuBackend:
 
     def embed_continuous(self, values: np.ndarray, reward: float | None) -> np.ndarray:
         """Encode a continuous observation, float32 [X], with its reward, or a continuous action without one."""
-        size = values.size + (reward is not None)
-        encoder = self._continuous_encoders.get(size)
-        if encoder is None:
-            encoder = _pack(fold_cyclic(self._continuous_weight, size), self._continuous_bias)
-            remember(self._continuous_encoders, size, encoder)
         if reward is None:
-            return self._model.embed(encoder, values)
-        return self._model.embed(encoder, values, reward)
+            return self._model.embed(self._continuous_encoder(values.size), values)
+        return self._model.embed(self._continuous_encoder(values.size + 1), values, reward)
 
     def embed_choice(self, choice: int, num_choices: int) -> np.ndarray:
         """Return the embedding of a discrete action."""
-        rows = self._choices.get(num_choices)
-        if rows is None:
-            rows = self._weights.rows(EMBEDDING, num_choices).numpy()
-            remember(self._choices, num_choices, rows)
-        row: np.ndarray = rows[choice]
+        row: np.ndarray = self._choices(num_choices)[choice]
         return row
 
     def embed_discrete(
@@ -161,7 +164,7 @@ class CpuBackend:
         """Run one step, see `Backend.step`."""
         encoded = encode(self, groups)
         rows = lay_out(self, groups, encoded)
-        heads = [self._heads.get(space) or self._pack_head(space) for space in rows.spaces]
+        heads = [self._head(space) for space in rows.spaces]
         decoded = self._model.decode(
             rows.embeddings,
             rows.num_new,
@@ -179,43 +182,32 @@ class CpuBackend:
     def _array(self, name: str) -> np.ndarray:
         return _numpy(self._weights.get(name))
 
-    def _linear(self, *names: str, bias: bool = True) -> _cpu.Linear:
-        """Pack the weights of `names`, stacked along their rows, one at a time to save memory."""
-        rows, columns = self._shapes[f"{names[0]}.weight"]
-        linear = _cpu.Linear(self._dtype, rows * len(names), columns, bias)
+    def _linear(self, names: Sequence[str], bias: str | None) -> _cpu.Linear:
+        """Pack the matrices `names`, stacked along their rows, one at a time to save memory."""
+        rows, columns = self._shapes[names[0]]
+        linear = _cpu.Linear(self._dtype, rows * len(names), columns, bias is not None)
         for index, name in enumerate(names):
-            linear.pack_rows(index * rows, self._array(f"{name}.weight"))
-        if bias:
-            linear.set_bias(self._array(f"{names[0]}.bias"))
+            linear.pack_rows(index * rows, self._array(name))
+        if bias is not None:
+            linear.set_bias(self._array(bias))
         self._linears.append(linear)
         return linear
 
     def _pack_layer(self, index: int) -> dict[str, Any]:
         """Pack a block's weights: the arguments of `_cpu.Model.add_layer`."""
-        block = f"transformer.h.{index}."
-        attention = f"{block}attn.attention."
-        is_local = self._config.attention_layers[index] == "local"
+        names = block_parameters(self._config, index)
+        (norm1_weight, norm1_bias), (norm2_weight, norm2_bias) = names.norm1, names.norm2
         return {
-            "norm1_weight": self._array(f"{block}ln_1.weight"),
-            "norm1_bias": self._array(f"{block}ln_1.bias"),
-            "qkv": self._linear(f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj", bias=False),
-            "out_proj": self._linear(f"{attention}out_proj"),
-            "norm2_weight": self._array(f"{block}ln_2.weight"),
-            "norm2_bias": self._array(f"{block}ln_2.bias"),
-            "mlp_in": self._linear(f"{block}mlp.c_fc"),
-            "mlp_out": self._linear(f"{block}mlp.c_proj"),
-            "window": self._config.window_size if is_local else self._config.max_position_embeddings,
+            "norm1_weight": self._array(norm1_weight),
+            "norm1_bias": self._array(norm1_bias),
+            "qkv": self._linear(names.qkv, None),
+            "out_proj": self._linear(names.out_proj, names.out_proj_bias),
+            "norm2_weight": self._array(norm2_weight),
+            "norm2_bias": self._array(norm2_bias),
+            "mlp_in": self._linear(names.mlp_in, names.mlp_in_bias),
+            "mlp_out": self._linear(names.mlp_out, names.mlp_out_bias),
+            "window": names.window,
         }
-
-    def _pack_head(self, space: ActionSpace) -> _cpu.Linear:
-        """Pack the rows of the head that an action space needs, in float32."""
-        if space.kind == "continuous":
-            weight = self._weights.rows("continuous_decoder.weight", space.size)
-            head = _pack(weight, self._weights.rows("continuous_decoder.bias", space.size).numpy())
-        else:
-            head = _pack(self._weights.rows(HEAD, space.size), None)
-        remember(self._heads, space, head)
-        return head
 
     def _pack_discrete_mixer(self) -> _cpu.Linear:
         """Pack the discrete encoder's last layer with an extra row of zeros, where the reward will be."""
@@ -283,6 +275,24 @@ def _pack(weight: Tensor, bias: np.ndarray | None) -> _cpu.Linear:
     if bias is not None:
         linear.set_bias(bias)
     return linear
+
+
+def _fold(weight: Tensor, bias: np.ndarray, size: int) -> _cpu.Linear:
+    """Pack the continuous encoder for `size` numbers."""
+    return _pack(fold_cyclic(weight, size), bias)
+
+
+def _choices(weights: Weights, num_choices: int) -> np.ndarray:
+    """Return the embeddings of discrete actions: float32 [num_choices, H]."""
+    return weights.rows(EMBEDDING, num_choices).numpy()
+
+
+def _pack_head(weights: Weights, space: ActionSpace) -> _cpu.Linear:
+    """Pack the rows of the head that an action space needs, always in float32."""
+    if space.kind == "continuous":
+        weight = weights.rows("continuous_decoder.weight", space.size)
+        return _pack(weight, weights.rows("continuous_decoder.bias", space.size).numpy())
+    return _pack(weights.rows(HEAD, space.size), None)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -1,28 +1,37 @@
-"""Compute steps in plain PyTorch on any device.
+"""Compute steps in plain PyTorch on any device, with the arithmetic and the suffixes (x_TH) of `jat_engine.reference`.
 
 This is the fallback, and what the native backend is compared with. int8 is computed as there (one scale per row of
 weights, one per token of activations, exact sums of products), with the bytes widened to float32: it shows the error,
 not the speed.
-
-Shapes: T new tokens of a step, K keys of a session, H hidden size, O outputs and I inputs of a linear layer.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoint.weights import EMBEDDING, HEAD, Weights, check_heads, discrete_features, fold_cyclic, parameter_shapes
+from ..checkpoint.weights import (
+    EMBEDDING,
+    HEAD,
+    Weights,
+    block_parameters,
+    check_heads,
+    discrete_features,
+    fold_cyclic,
+    parameter_shapes,
+)
 from ..config import JatConfig
 from ..model.modules import ImageEncoder
 from ..observation import ActionSpace
-from .base import Group, Result, machine_memory_bytes, remember
+from ..reference import attention, block, key_ages, layer_norm
+from .base import MAX_SIZES, PAGE_SIZE, Group, Result, machine_memory_bytes
 from .rows import Rows, encode, lay_out, make_results
 
 
@@ -41,41 +50,35 @@ class Linear:
         self._bias = bias.to(device) if bias is not None else None
         self.num_bytes = weight.nbytes + sum(x.nbytes for x in (bias, self._scale) if x is not None)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x_TI: Tensor) -> Tensor:
         """Return x W^T + b."""
         if self._scale is None:
-            out = _matmul(x.to(self._weight.dtype), self._weight).float()
+            out_TO = _matmul(x_TI.to(self._weight.dtype), self._weight).float()
         else:
-            scale = x.abs().amax(dim=-1, keepdim=True) / 127
-            quantized = torch.nan_to_num((x / scale).round())
-            out = _matmul(quantized, self._weight.float()) * scale * self._scale
-        return out if self._bias is None else out + self._bias
+            scale = x_TI.abs().amax(dim=-1, keepdim=True) / 127
+            quantized_TI = torch.nan_to_num((x_TI / scale).round())
+            out_TO = _matmul(quantized_TI, self._weight.float()) * scale * self._scale
+        return _add(out_TO, self._bias)
 
 
-def _matmul(x: Tensor, weight: Tensor) -> Tensor:
+def _matmul(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
     """Return x W^T; on a CPU 4 rows at a time, so that a session's result does not depend on its neighbours.
 
     Libraries sum in another order for other numbers of rows.
     """
-    if x.device.type != "cpu":
-        return F.linear(x, weight)
-    rows = F.pad(x, (0, 0, 0, -len(x) % 4))
-    return torch.cat([F.linear(piece, weight) for piece in rows.split(4)])[: len(x)]
+    if x_TI.device.type != "cpu":
+        return F.linear(x_TI, weight_OI)
+    padded = F.pad(x_TI, (0, 0, 0, -len(x_TI) % 4))
+    return torch.cat([F.linear(rows, weight_OI) for rows in padded.split(4)])[: len(x_TI)]
 
 
-class _Layer:
-    def __init__(self, backend: TorchBackend, index: int) -> None:
-        config = backend.config
-        block = f"transformer.h.{index}."
-        attention = f"{block}attn.attention."
-        self.norm1 = backend.vector(f"{block}ln_1.weight"), backend.vector(f"{block}ln_1.bias")
-        self.norm2 = backend.vector(f"{block}ln_2.weight"), backend.vector(f"{block}ln_2.bias")
-        self.qkv = backend.linear(f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj", bias=False)
-        self.attention_out = backend.linear(f"{attention}out_proj")
-        self.mlp_in = backend.linear(f"{block}mlp.c_fc")
-        self.mlp_out = backend.linear(f"{block}mlp.c_proj")
-        is_local = config.attention_layers[index] == "local"
-        self.window = config.window_size if is_local else config.max_position_embeddings
+def _apply(x_TI: Tensor, matrix: Linear, bias_O: Tensor | None) -> Tensor:
+    """Apply a matrix of a block, whose bias lies in the block."""
+    return _add(matrix(x_TI), bias_O)
+
+
+def _add(out_TO: Tensor, bias_O: Tensor | None) -> Tensor:
+    return out_TO if bias_O is None else out_TO + bias_O
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class _Tokens:
     Attributes:
         rows: its new tokens in the step.
         positions: [T], of the new tokens.
-        slots: [context + T], where keys and values of all its tokens lie, oldest first.
+        slots: [K], where keys and values of all its tokens lie, oldest first.
         new_slots: [T], the last of these.
     """
 
@@ -95,24 +98,27 @@ class _Tokens:
     new_slots: Tensor
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, session: _Tokens, window: int) -> Tensor:
-    """Return the attention of new tokens over an agent's own keys, float32 [T, heads * head_dim]. Softmax in float32.
+def _attend(cache: Tensor, window: int, agents: list[_Tokens], q_TND: Tensor, k_TND: Tensor, v_TND: Tensor) -> Tensor:
+    """Append the new keys and values to the cache, and attend, each agent over its own keys. Softmax in float32.
 
-    q: [T, heads, head_dim]; k, v: [K, heads, head_dim].
+    cache: [2, slots, N, D], one layer's keys and values.
     """
-    index = torch.arange(len(k), device=k.device)
-    age = session.positions[:, None] - index  # [T, K]
-    hidden = (age < 0) | (age >= window)
-    # No 1 / sqrt(head_dim): GPT-Neo omits it.
-    scores = torch.einsum("thd,khd->htk", q.float(), k.float()).masked_fill(hidden, -torch.inf)
-    return torch.einsum("htk,khd->thd", scores.softmax(dim=-1), v.float()).flatten(1)
+    q_TND, k_TND, v_TND = (x_TND.to(cache.dtype) for x_TND in (q_TND, k_TND, v_TND))
+    attended = []
+    for agent in agents:
+        cache[0, agent.new_slots] = k_TND[agent.rows]
+        cache[1, agent.new_slots] = v_TND[agent.rows]
+
+        q, k, v = q_TND[agent.rows].float(), cache[0, agent.slots].float(), cache[1, agent.slots].float()
+        attended.append(attention(q, k, v, key_ages(len(q), len(k), q.device), window))
+    return torch.cat(attended)
 
 
 class TorchBackend:
     """`Backend` in plain torch operations. Embeddings are float32 [H] tensors on the device."""
 
     name = "torch"
-    page_size = 16
+    page_size = PAGE_SIZE
     one_launch_reason = "the backend is torch"
 
     def __init__(self, config: JatConfig, weights: Weights, dtype: str, device: torch.device) -> None:
@@ -122,19 +128,21 @@ class TorchBackend:
         self._dtype = dtype
         self._weights = weights
         self._linears: list[Linear] = []
-        self._positions = weights.get("transformer.wpe.weight").to(device)
-        self._layers = [_Layer(self, index) for index in range(config.num_layers)]
-        self._final_norm = self.vector("transformer.ln_f.weight"), self.vector("transformer.ln_f.bias")
+        self._position_table = self._vector("transformer.wpe.weight")
+        blocks = [block_parameters(config, index) for index in range(config.num_layers)]
+        self._blocks = [names.map(self._pack, self._vector) for names in blocks]
+        self._final_norm = self._vector("transformer.ln_f.weight"), self._vector("transformer.ln_f.bias")
 
-        self._continuous_weight = weights.get("continuous_encoder.weight").clone()
-        self._continuous_bias = weights.get("continuous_encoder.bias").clone()
-        self._continuous_encoders: dict[int, Linear] = {}
-        self._choices: dict[int, Tensor] = {}
-        self._heads: dict[ActionSpace, Linear] = {}
         self._discrete_features = discrete_features(weights).to(device)
         check_heads(weights)
-        self._discrete_mixer = self.linear("multi_discrete_encoder.4")
+        self._discrete_mixer = self._linear("multi_discrete_encoder.4")
         self._image_encoder = self._make_image_encoder()
+        continuous = weights.get("continuous_encoder.weight").clone(), weights.get("continuous_encoder.bias").clone()
+        cached = lru_cache(maxsize=MAX_SIZES)
+        # Functions of what they read, not methods: a cache that held `self` would keep the weights in a circle.
+        self._continuous_encoder: Callable[[int], Linear] = cached(partial(_pack_continuous, *continuous, device))
+        self._choices: Callable[[int], Tensor] = cached(partial(_read_choices, weights, device))
+        self._head: Callable[[ActionSpace], Linear] = cached(partial(_pack_head, weights, device))
 
         self._kv_dtype = torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)
         self._cache = torch.empty(0)
@@ -176,20 +184,12 @@ class TorchBackend:
         """Encode a continuous observation, float32 [X], with its reward, or a continuous action without one."""
         if reward is not None:
             values = np.append(values, np.float32(reward))
-        encoder = self._continuous_encoders.get(values.size)
-        if encoder is None:
-            folded = fold_cyclic(self._continuous_weight, values.size)
-            encoder = Linear(folded, self._continuous_bias, "float32", self.device)
-            remember(self._continuous_encoders, values.size, encoder)
+        encoder = self._continuous_encoder(values.size)
         return encoder(torch.from_numpy(values).to(self.device)[None])[0]
 
     def embed_choice(self, choice: int, num_choices: int) -> Tensor:
         """Return the embedding of a discrete action."""
-        rows = self._choices.get(num_choices)
-        if rows is None:
-            rows = self._weights.rows(EMBEDDING, num_choices).to(self.device)
-            remember(self._choices, num_choices, rows)
-        return rows[choice]
+        return self._choices(num_choices)[choice]
 
     @torch.no_grad()
     def embed_discrete(
@@ -224,26 +224,16 @@ class TorchBackend:
 
     def _decode(self, rows: Rows) -> list[np.ndarray]:
         """Run the layers on all rows, write their keys and values, and predict at each agent's last row."""
-        config = self.config
         ends = list(itertools.accumulate(rows.num_new))
         agents = [self._tokens(rows, index, end) for index, end in enumerate(ends)]
         positions = torch.cat([agent.positions for agent in agents])
 
-        x = torch.stack(rows.embeddings) + self._positions[positions]
-        for number, layer in enumerate(self._layers):
-            cache = self._cache[number]
-            qkv = layer.qkv(self._norm(x, layer.norm1)).unflatten(1, (3, config.num_heads, -1)).to(cache.dtype)
-            attended = []
-            for agent in agents:
-                q, k, v = qkv[agent.rows].unbind(1)  # [T, heads, head_dim]
-                cache[0, agent.new_slots] = k
-                cache[1, agent.new_slots] = v
-                attended.append(_attend(q, cache[0, agent.slots], cache[1, agent.slots], agent, layer.window))
-            x = x + layer.attention_out(torch.cat(attended))
-            inner = F.gelu(layer.mlp_in(self._norm(x, layer.norm2)), approximate="tanh")
-            x = x + layer.mlp_out(inner)
+        x_TH = torch.stack(rows.embeddings) + self._position_table[positions]
+        for weights, cache in zip(self._blocks, self._cache, strict=True):
+            attend = partial(_attend, cache, weights.window, agents)
+            x_TH = block(x_TH, weights, self.config.num_heads, attend, _apply)
 
-        hidden = self._norm(x[[end - 1 for end in ends]], self._final_norm)
+        hidden = layer_norm(x_TH[[end - 1 for end in ends]], *self._final_norm)
         return [self._head(space)(hidden[i : i + 1])[0].cpu().numpy() for i, space in enumerate(rows.spaces)]
 
     def _tokens(self, rows: Rows, index: int, end: int) -> _Tokens:
@@ -255,38 +245,22 @@ class TorchBackend:
         positions = torch.arange(context, context + count, device=self.device)
         return _Tokens(slice(end - count, end), positions, slots, slots[context:])
 
-    def _norm(self, x: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
-        normed = F.layer_norm(x, (self.config.hidden_size,), *parameters, self.config.layer_norm_epsilon)
-        # A variance that overflowed would make every row its bias, finite and wrong: 0 * inf makes it NaN.
-        return normed + 0 * x.square().sum(dim=-1, keepdim=True)
-
     # ---- packing ---------------------------------------------------------------------------------------------------
 
-    def vector(self, name: str) -> Tensor:
+    def _vector(self, name: str) -> Tensor:
         """Copy a parameter to the device, so that its file does not stay mapped."""
         return self._weights.get(name).clone().to(self.device)
 
-    def linear(self, *names: str, bias: bool = True) -> Linear:
-        """Pack the parameters `<name>.weight` in the chosen dtype, one below the other, with the first one's bias."""
-        weight = torch.cat([self._weights.get(f"{name}.weight") for name in names])
-        return self._pack(self._dtype, weight, self._weights.get(f"{names[0]}.bias").clone() if bias else None)
+    def _linear(self, name: str) -> Linear:
+        """Pack `<name>.weight` in the chosen dtype, and `<name>.bias`."""
+        return self._pack((f"{name}.weight",), self._vector(f"{name}.bias"))
 
-    def _pack(self, dtype: str, weight: Tensor, bias: Tensor | None) -> Linear:
-        linear = Linear(weight, bias, dtype, self.device)
+    def _pack(self, names: tuple[str, ...], bias: Tensor | None = None) -> Linear:
+        """Pack parameters in the chosen dtype, one below the other."""
+        weight = torch.cat([self._weights.get(name) for name in names])
+        linear = Linear(weight, bias, self._dtype, self.device)
         self._linears.append(linear)
         return linear
-
-    def _head(self, space: ActionSpace) -> Linear:
-        head = self._heads.get(space)
-        if head is None:
-            if space.kind == "continuous":
-                weight = self._weights.rows("continuous_decoder.weight", space.size)
-                bias = self._weights.rows("continuous_decoder.bias", space.size)
-                head = Linear(weight, bias, "float32", self.device)
-            else:
-                head = Linear(self._weights.rows(HEAD, space.size), None, "float32", self.device)
-            remember(self._heads, space, head)
-        return head
 
     def _make_image_encoder(self) -> tuple[ImageEncoder, Linear]:
         """Return convolutions in float32, and the last layer in the chosen dtype."""
@@ -296,6 +270,21 @@ class TorchBackend:
         del encoder.fc
         names = [n.removeprefix(prefix) for n in parameter_shapes(self.config) if n.startswith(prefix)]
         encoder.load_state_dict(
-            {name: self.vector(prefix + name) for name in names if not name.startswith("fc.")}, assign=True
+            {name: self._vector(prefix + name) for name in names if not name.startswith("fc.")}, assign=True
         )
-        return encoder.requires_grad_(False), self.linear(f"{prefix}fc")
+        return encoder.requires_grad_(False), self._linear(f"{prefix}fc")
+
+
+def _pack_continuous(weight: Tensor, bias: Tensor, device: torch.device, size: int) -> Linear:
+    return Linear(fold_cyclic(weight, size), bias, "float32", device)
+
+
+def _read_choices(weights: Weights, device: torch.device, num_choices: int) -> Tensor:
+    return weights.rows(EMBEDDING, num_choices).to(device)
+
+
+def _pack_head(weights: Weights, device: torch.device, space: ActionSpace) -> Linear:
+    if space.kind == "discrete":
+        return Linear(weights.rows(HEAD, space.size), None, "float32", device)
+    rows = weights.rows("continuous_decoder.weight", space.size)
+    return Linear(rows, weights.rows("continuous_decoder.bias", space.size), "float32", device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import JatConfig
 from ..errors import CheckpointError, InputError
+from ..reference import BlockWeights
 from .reader import check_finite, check_header
 
 EMBEDDING = "transformer.wte.weight"
@@ -49,6 +50,25 @@ class Weights(Protocol):
         ...
 
 
+def block_parameters(config: JatConfig, index: int) -> BlockWeights[tuple[str, ...], str]:
+    """Return the names of the parameters of block `index`: a matrix consists of several, one below the other."""
+    block = f"transformer.h.{index}."
+    attention = f"{block}attn.attention."
+    is_local = config.attention_layers[index] == "local"
+    return BlockWeights(
+        norm1=(f"{block}ln_1.weight", f"{block}ln_1.bias"),
+        qkv=(f"{attention}q_proj.weight", f"{attention}k_proj.weight", f"{attention}v_proj.weight"),
+        out_proj=(f"{attention}out_proj.weight",),
+        out_proj_bias=f"{attention}out_proj.bias",
+        norm2=(f"{block}ln_2.weight", f"{block}ln_2.bias"),
+        mlp_in=(f"{block}mlp.c_fc.weight",),
+        mlp_in_bias=f"{block}mlp.c_fc.bias",
+        mlp_out=(f"{block}mlp.c_proj.weight",),
+        mlp_out_bias=f"{block}mlp.c_proj.bias",
+        window=config.window_size if is_local else config.max_position_embeddings,
+    )
+
+
 def parameter_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every parameter that acting needs."""
     hidden = config.hidden_size
@@ -78,18 +98,13 @@ def parameter_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"image_encoder.module.att{stage}.fc.0.weight"] = (out_channels // 8, out_channels)
         shapes[f"image_encoder.module.att{stage}.fc.2.weight"] = (out_channels, out_channels // 8)
 
-    for layer in range(config.num_layers):
-        block = f"transformer.h.{layer}."
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes[f"{block}attn.attention.{name}.weight"] = (hidden, hidden)
-        shapes[f"{block}attn.attention.out_proj.bias"] = (hidden,)
-        shapes[f"{block}mlp.c_fc.weight"] = (inner, hidden)
-        shapes[f"{block}mlp.c_fc.bias"] = (inner,)
-        shapes[f"{block}mlp.c_proj.weight"] = (hidden, inner)
-        shapes[f"{block}mlp.c_proj.bias"] = (hidden,)
-        for norm in ("ln_1", "ln_2"):
-            shapes[f"{block}{norm}.weight"] = (hidden,)
-            shapes[f"{block}{norm}.bias"] = (hidden,)
+    for index in range(config.num_layers):
+        block = block_parameters(config, index)
+        shapes |= dict.fromkeys((*block.qkv, *block.out_proj), (hidden, hidden))
+        shapes |= dict.fromkeys(block.mlp_in, (inner, hidden))
+        shapes |= dict.fromkeys(block.mlp_out, (hidden, inner))
+        shapes |= dict.fromkeys((*block.norm1, block.out_proj_bias, *block.norm2, block.mlp_out_bias), (hidden,))
+        shapes[block.mlp_in_bias] = (inner,)
     return shapes
 
 

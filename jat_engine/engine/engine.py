@@ -25,7 +25,7 @@ from .kv_cache import CacheStats
 from .missions import Missions
 from .session import AgentSession, answer
 from .stats import EngineStats, make_stats
-from .step import Request, StepRunner, max_window
+from .step import Request, StepRunner
 from .warm_up import STEPS, WINDOW, find_example, play_batch
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class JatEngine:
 
     def __init__(self, config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, missions: Missions):
         self.config = config
-        self.choice, self._backend, num_pages = set_up(config, weights, choice, options, max_window(config))
+        self.choice, self._backend, num_pages = set_up(config, weights, choice, options, config.max_context_tokens)
         self._runner = StepRunner(config, self._backend, num_pages, missions)
         self._drop_in: AgentSession | None = None
 

@@ -220,7 +220,7 @@ class StepRunner:
     def __init__(self, config: JatConfig, backend: Backend, num_pages: int, missions: Missions) -> None:
         self.backend = backend
         self.limits = Limits.of(config)
-        self.max_window = max_window(config)
+        self.max_window = config.max_context_tokens
         self.lock = make_lock()
         self.calls = CallTimes()
         self._missions = missions
@@ -323,8 +323,3 @@ class StepRunner:
             else:
                 outcomes.append(not_finite(request.observations, result.finite))
         return outcomes
-
-
-def max_window(config: JatConfig) -> int:
-    """Return the most tokens an agent keeps: as published, the model's positions minus a step's four tokens."""
-    return config.max_position_embeddings - 4

@@ -178,7 +178,7 @@ class ModelSession:
 
     def _kept(self, cache: KeyValueCache, window: int | None) -> KeyValueCache:
         """Return the cache for the next step: without s_t and the fake action, cut to the newest allowed tokens."""
-        limit = self._config.max_position_embeddings - 4
+        limit = self._config.max_context_tokens
         if window is not None:
             limit = min(limit, window)
         end = cache.get_seq_length() - 2

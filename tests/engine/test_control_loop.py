@@ -89,7 +89,7 @@ def test_the_first_call_after_warm_up_prepares_nothing(kind: str, backend: str, 
             play(session, episode, 0)
     assert not weights.read
     assert engine.stats.calls == 8, "steps of warm_up are no calls"
-    tokenised = engine._missions._cached.cache_info()
+    tokenised = engine._runner._missions._cached.cache_info()
     assert tokenised.misses == (1 if kind.startswith("babyai") else 0)
 
 

@@ -205,7 +205,7 @@ def test_engine_of_a_model_keeps_its_weights(tiny_folder: Path, tiny_processor: 
 
 def test_missions(tiny_folder: Path, load: Load, tiny_processor: JatProcessor) -> None:
     """The engine's tokens equal the processor's; long missions are truncated with a warning."""
-    missions = load(backend="auto", dtype="float32")._missions
+    missions = load(backend="auto", dtype="float32")._runner._missions
     for text in (*golden.MISSIONS, "", "Größe: 3 €", "go  to\nthe door", "<|endoftext|>"):
         assert missions.encode(text).tolist() == tiny_processor.encode_mission(text)
     with pytest.warns(UserWarning, match="at most 64 tokens, got 70; the rest is cut off"):

@@ -132,7 +132,8 @@ def test_many_sizes_do_not_add_up(tiny_folder: Path) -> None:
             arguments = {"continuous_observation": np.ones(size), "action_space": spaces.Box(-1, 1, (size,))}
             assert len(session.get_next_action(**arguments)) == size
     backend: Any = engine._backend
-    assert max(len(backend._heads), len(backend._continuous_encoders)) <= 64
+    caches = backend._head, backend._continuous_encoder
+    assert max(cache.cache_info().currsize for cache in caches) <= 64
     assert engine.weight_bytes == before
 
 

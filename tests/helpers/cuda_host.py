@@ -6,16 +6,22 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from jat_engine.backends.base import PAGE_SIZE, STEP_TOKENS
+from jat_engine.backends.cuda.persistent import layer_arguments
+from jat_engine.reference import BlockWeights, attention, block, encode_continuous, head, key_ages, linear
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = 16
-EPSILON = 1e-5
+Block: TypeAlias = BlockWeights[np.ndarray, np.ndarray]
 
 
 def missing_tools() -> str:
@@ -105,17 +111,13 @@ class Sizes:
         return self.hidden // self.num_heads
 
 
-@dataclass
 class Model:
-    """Random weights in `dtype`, norms and biases in float32, a cache full of NaN."""
+    """Random weights in `dtype`, norms and biases in float32, a cache full of NaN.
 
-    sizes: Sizes
-    dtype: str
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    final: tuple[np.ndarray, np.ndarray] = field(init=False)
-    wpe: np.ndarray = field(init=False)
-    continuous_bias: np.ndarray = field(init=False)
-    cache: np.ndarray = field(init=False)  # [layers, pages, 2, heads, 16, head_dim]
+    Attributes:
+        layers: `mlp_out` is transposed, [M, H].
+        cache: [layers, pages, 2, heads, 16, head_dim].
+    """
 
     def __init__(self, sizes: Sizes, dtype: str, seed: int) -> None:
         self.sizes, self.dtype = sizes, dtype
@@ -132,32 +134,25 @@ class Model:
         def bias(size: int) -> np.ndarray:
             return (0.05 * random.standard_normal(size)).astype(np.float32)
 
-        self.layers = []
-        for window in sizes.windows:
-            norm1, norm2 = norm(), norm()
-            w_out = matrix(hidden, hidden)
-            heads = w_out.reshape(hidden, sizes.num_heads, sizes.head_dim).transpose(1, 0, 2)
-            self.layers.append(
-                {
-                    "norm1_weight": norm1[0],
-                    "norm1_bias": norm1[1],
-                    "wqkv": matrix(3 * hidden, hidden, 0.8),
-                    "w_out": w_out,
-                    "w_out_heads": np.ascontiguousarray(heads),
-                    "out_bias": bias(hidden),
-                    "norm2_weight": norm2[0],
-                    "norm2_bias": norm2[1],
-                    "w_fc": matrix(inner, hidden),
-                    "fc_bias": bias(inner),
-                    "w_proj_t": matrix(inner, hidden),
-                    "proj_bias": bias(hidden),
-                    "window": window,
-                }
+        self.layers: list[Block] = [
+            BlockWeights(
+                norm1=norm(),
+                qkv=matrix(3 * hidden, hidden, 0.8),
+                out_proj=matrix(hidden, hidden),
+                out_proj_bias=bias(hidden),
+                norm2=norm(),
+                mlp_in=matrix(inner, hidden),
+                mlp_in_bias=bias(inner),
+                mlp_out=matrix(inner, hidden),
+                mlp_out_bias=bias(hidden),
+                window=window,
             )
-        self.final = norm()
-        self.wpe = (0.5 * random.standard_normal((sizes.max_positions, hidden))).astype(np.float32)
+            for window in sizes.windows
+        ]
+        self.final_norm = norm()
+        self.position_table = (0.5 * random.standard_normal((sizes.max_positions, hidden))).astype(np.float32)
         self.continuous_bias = bias(hidden)
-        shape = (len(sizes.windows), sizes.num_pages, 2, sizes.num_heads, PAGE, sizes.head_dim)
+        shape = (len(sizes.windows), sizes.num_pages, 2, sizes.num_heads, PAGE_SIZE, sizes.head_dim)
         self.cache = to_bits(np.full(shape, np.nan, np.float32), dtype)
 
 
@@ -181,7 +176,7 @@ class Plan:
 
     def slot(self, index: int) -> int:
         place = index + self.start_offset
-        return self.pages[place // PAGE] * PAGE + place % PAGE
+        return self.pages[place // PAGE_SIZE] * PAGE_SIZE + place % PAGE_SIZE
 
 
 class Driver:
@@ -194,22 +189,20 @@ class Driver:
             "query_start": np.zeros(2, np.int32),
             "context_lens": np.zeros(1, np.int32),
             "start_offsets": np.zeros(1, np.int32),
-            "page_table": np.full(sizes.max_positions // PAGE + 2, 2**30, np.int32),
-            "positions": np.zeros(3, np.int32),
-            "slot_mapping": np.full(3, -1, np.int32),
-            "source_ptrs": np.zeros(3, np.int64),
-            "source_sizes": np.zeros(3, np.int32),
-            "value_starts": np.zeros(3, np.int32),
+            "page_table": np.full(sizes.max_positions // PAGE_SIZE + 2, 2**30, np.int32),
+            "positions": np.zeros(STEP_TOKENS, np.int32),
+            "slot_mapping": np.full(STEP_TOKENS, -1, np.int32),
+            "source_ptrs": np.zeros(STEP_TOKENS, np.int64),
+            "source_sizes": np.zeros(STEP_TOKENS, np.int32),
+            "value_starts": np.zeros(STEP_TOKENS, np.int32),
             "values": np.full(1152, np.nan, np.float32),
             "head_ptrs": np.zeros(1, np.int64),
             "head_bias_ptrs": np.zeros(1, np.int64),
             "head_sizes": np.zeros(1, np.int32),
         }
         self.output = np.full(capacity, np.nan, np.float32)
-        self.layers = [
-            {name: x.ctypes.data if isinstance(x, np.ndarray) else x for name, x in layer.items() if name != "w_out"}
-            for layer in model.layers
-        ]
+        self._out_proj_by_head = [_by_head(layer.out_proj, sizes) for layer in model.layers]
+        layers = zip(model.layers, self._out_proj_by_head, strict=True)
         arguments: dict[str, Any] = {
             "hidden": sizes.hidden,
             "num_heads": sizes.num_heads,
@@ -218,10 +211,10 @@ class Driver:
             "num_layers": len(sizes.windows),
             "max_positions": sizes.max_positions,
             "weight_dtype": model.dtype,
-            "layers": self.layers,
-            "final_norm_weight": model.final[0].ctypes.data,
-            "final_norm_bias": model.final[1].ctypes.data,
-            "wpe": model.wpe.ctypes.data,
+            "layers": [layer_arguments(*layer, lambda array: array.ctypes.data) for layer in layers],
+            "final_norm_weight": model.final_norm[0].ctypes.data,
+            "final_norm_bias": model.final_norm[1].ctypes.data,
+            "wpe": model.position_table.ctypes.data,
             "continuous_bias": model.continuous_bias.ctypes.data,
             "kv_cache": model.cache.ctypes.data,
             "num_pages": sizes.num_pages,
@@ -263,51 +256,56 @@ class Driver:
         return self.output[: len(plan.head)].copy()
 
 
+def _by_head(out_proj: np.ndarray, sizes: Sizes) -> np.ndarray:
+    """Return the weights [H, H] as the step reads them, [heads, H, head_dim]."""
+    return np.ascontiguousarray(out_proj.reshape(-1, sizes.num_heads, sizes.head_dim).transpose(1, 0, 2))
+
+
 # ---- what it should compute ----------------------------------------------------------------------------------------
 
 
-def _norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + EPSILON) * weight + bias
-
-
 def reference(model: Model, plan: Plan, cache: np.ndarray, dtype: str = "float32") -> np.ndarray:
-    """The step in float64 (activations rounded to `dtype` before products); cache is updated in place."""
-    sizes, context, count = model.sizes, plan.context_len, len(plan.tokens)
-    rows = []
-    for token in plan.tokens:
-        source = token.source.astype(np.float64)
-        rows.append(
-            source if token.values is None else model.continuous_bias + token.values.astype(np.float64) @ source
-        )
-    x = np.stack(rows) + model.wpe[context : context + count]
-    slots = np.array([plan.slot(index) for index in range(context + count)])
-    pages, places = slots // PAGE, slots % PAGE
+    """Return the step's prediction in float64, activations rounded to `dtype` before products; updates the cache."""
+    context, count = plan.context_len, len(plan.tokens)
+    rows = [
+        _double(token.source)
+        if token.values is None
+        else encode_continuous(_double(token.values), _double(token.source), _double(model.continuous_bias))
+        for token in plan.tokens
+    ]
+    x = torch.stack(rows) + _double(model.position_table[context : context + count])
+
+    def apply(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        return linear(torch.from_numpy(rounded(x_TI.numpy(), dtype)), weight_OI, bias_O)
+
+    for layer, pages in zip(model.layers, cache, strict=True):
+        weights = layer.map(_double, _double)
+        weights = replace(weights, mlp_out=weights.mlp_out.T)
+        attend = partial(_attend, model.dtype, plan, pages, layer.window)
+        x = block(x, weights, model.sizes.num_heads, attend, apply)
+    norm_weight, norm_bias = model.final_norm
+    bias = None if plan.head_bias is None else _double(plan.head_bias)
+    return head(x[-1], (_double(norm_weight), _double(norm_bias)), _double(plan.head), bias).numpy()
+
+
+def _attend(
+    dtype: str, plan: Plan, pages: np.ndarray, window: int, q_TND: Tensor, k_TND: Tensor, v_TND: Tensor
+) -> Tensor:
+    """Attend over keys and values rounded to `dtype`, and write those of kept rows to the pages of a layer."""
+    context, count = plan.context_len, len(plan.tokens)
+    page, place = np.divmod([plan.slot(index) for index in range(context + count)], PAGE_SIZE)
     kept = np.array(plan.kept if plan.kept is not None else [True] * count)
-    for number, layer in enumerate(model.layers):
-        weights = {name: from_bits(layer[name]).astype(np.float64) for name in ("wqkv", "w_out", "w_fc", "w_proj_t")}
-        normed = rounded(_norm(x, layer["norm1_weight"], layer["norm1_bias"]), dtype)
-        q, k, v = (normed @ weights["wqkv"].T).reshape(count, 3, sizes.num_heads, -1).transpose(1, 0, 2, 3)
-        new = slots[context:]
-        both = []
-        for part, fresh in ((0, k), (1, v)):
-            fresh = rounded(fresh, model.dtype)
-            old = from_bits(cache[number, pages[:context], part, :, places[:context]]).astype(np.float64)
-            both.append(np.concatenate((old, fresh)))  # [keys, heads, head_dim]
-            stored = to_bits(fresh, model.dtype)
-            cache[number, new[kept] // PAGE, part, :, new[kept] % PAGE] = stored[kept]
-        scores = np.einsum("thd,khd->htk", q, both[0])
-        age = np.arange(context, context + count)[:, None] - np.arange(context + count)
-        scores = np.where((age >= 0) & (age < layer["window"]), scores, -np.inf)
-        exponentials = np.exp(scores - scores.max(-1, keepdims=True))
-        attended = np.einsum("htk,khd->thd", exponentials / exponentials.sum(-1, keepdims=True), both[1])
-        x = x + rounded(attended.reshape(count, -1), dtype) @ weights["w_out"].T + layer["out_bias"]
-        inner = rounded(_norm(x, layer["norm2_weight"], layer["norm2_bias"]), dtype) @ weights["w_fc"].T
-        inner = inner + layer["fc_bias"]
-        gelu = 0.5 * inner * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
-        x = x + rounded(gelu, dtype) @ weights["w_proj_t"] + layer["proj_bias"]
-    prediction = _norm(x[-1], *model.final) @ plan.head.astype(np.float64).T
-    return prediction if plan.head_bias is None else prediction + plan.head_bias
+    joined = []
+    for part, new in enumerate((k_TND.numpy(), v_TND.numpy())):
+        cached = from_bits(pages[page[:context], part, :, place[:context]]).astype(np.float64)
+        joined.append(torch.from_numpy(np.concatenate((cached, rounded(new, dtype)))))
+        pages[page[context:][kept], part, :, place[context:][kept]] = to_bits(new, dtype)[kept]
+    return attention(q_TND, *joined, key_ages(count, context + count, q_TND.device), window)
+
+
+def _double(array: np.ndarray) -> Tensor:
+    """Return what `to_bits` holds, or any other array of floats, in float64."""
+    return torch.from_numpy(from_bits(array).astype(np.float64))
 
 
 # ---- random plans --------------------------------------------------------------------------------------------------
@@ -316,7 +314,7 @@ def reference(model: Model, plan: Plan, cache: np.ndarray, dtype: str = "float32
 def random_plan(model: Model, random: np.random.Generator, context: int, count: int, offset: int = 0) -> Plan:
     """Shuffled pages; embeddings of both kinds."""
     sizes = model.sizes
-    needed = (offset + context + count + PAGE - 1) // PAGE
+    needed = (offset + context + count + PAGE_SIZE - 1) // PAGE_SIZE
     pages = random.permutation(sizes.num_pages)[:needed].tolist()
     tokens = []
     for row in range(count):
@@ -340,6 +338,6 @@ def fill_context(model: Model, random: np.random.Generator, plan: Plan) -> None:
     """Keys and values of the cached tokens; every other slot stays NaN."""
     slots = np.array([plan.slot(index) for index in range(plan.context_len)], np.int64)
     shape = (len(model.layers), len(slots), 2, model.sizes.num_heads, model.sizes.head_dim)
-    model.cache[:, slots // PAGE, :, :, slots % PAGE] = to_bits(
+    model.cache[:, slots // PAGE_SIZE, :, :, slots % PAGE_SIZE] = to_bits(
         random.standard_normal(shape).transpose(1, 0, 2, 3, 4), model.dtype
     )

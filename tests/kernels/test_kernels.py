@@ -23,9 +23,10 @@ from helpers.kernel_cases import (
 )
 
 from jat_engine.kernels import discrete_encoder, embedding, head, linear
-from jat_engine.kernels.launch import compute_dtype
-from jat_engine.kernels.norm import layer_norm, layer_norm_reference
+from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
+from jat_engine.kernels.norm import layer_norm
 from jat_engine.kernels.projection import SMALL_ROWS
+from jat_engine.reference import layer_norm as layer_norm_reference
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
@@ -93,17 +94,17 @@ def test_norm_qkv(dtype: torch.dtype, cache: torch.dtype, rows: int, heads: int,
     hidden = heads * head_dim
     x, norm_weight, norm_bias = random.normal(rows, hidden), random.normal(hidden), random.normal(hidden)
     weight, scale = random.weight(dtype, 3 * hidden, hidden)
-    slots = random.permutation(5 * 16)[:rows]
-    slots[0] = 4 * 16 + 15
+    slots = random.permutation(5 * PAGE_SIZE)[:rows]
+    slots[0] = 5 * PAGE_SIZE - 1
     if rows > 1:
         slots[1] = -1
-    q, kv_layer = poisoned(rows, hidden), poisoned(5, 2, heads, 16, head_dim, dtype=cache)
+    q, kv_layer = poisoned(rows, hidden), poisoned(5, 2, heads, PAGE_SIZE, head_dim, dtype=cache)
     normed = poisoned(rows, hidden, dtype=compute_dtype(dtype)) if rows > SMALL_ROWS else None
     linear.norm_qkv(x, norm_weight, norm_bias, weight, scale, q, kv_layer, slots, normed=normed)
 
     def q_and_kept(*tensors: torch.Tensor) -> torch.Tensor:
         *inputs, scales = tensors
-        empty = poisoned(5, 2, heads, 16, head_dim, dtype=torch.float64)
+        empty = poisoned(5, 2, heads, PAGE_SIZE, head_dim, dtype=torch.float64)
         q, pages = linear.norm_qkv_reference(*inputs, scales, empty, slots)
         return torch.cat([q.flatten().double(), pages[~pages.isnan()]])
 
@@ -115,11 +116,11 @@ def test_norm_qkv(dtype: torch.dtype, cache: torch.dtype, rows: int, heads: int,
 
 
 def poisoned_like_reference(slots: torch.Tensor, heads: int, head_dim: int) -> torch.Tensor:
-    """Return True for each element of [5, 2, heads, 16, head_dim] that no row of `slots` writes."""
-    free = torch.ones(5, 16, dtype=torch.bool, device=DEVICE)
+    """Return True for each element of [5, 2, heads, PAGE_SIZE, head_dim] that no row of `slots` writes."""
+    free = torch.ones(5, PAGE_SIZE, dtype=torch.bool, device=DEVICE)
     kept = slots[slots >= 0].long()
-    free[kept // 16, kept % 16] = False
-    return free[:, None, None, :, None].expand(5, 2, heads, 16, head_dim)
+    free[kept // PAGE_SIZE, kept % PAGE_SIZE] = False
+    return free[:, None, None, :, None].expand(5, 2, heads, PAGE_SIZE, head_dim)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)

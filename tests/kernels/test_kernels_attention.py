@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from helpers.kernel_cases import CACHE_DTYPES, HAS_GPU, WEIGHT_DTYPES, Random, agrees, int32, poisoned
 
 from jat_engine.kernels import attention, attention_output
+from jat_engine.kernels.launch import PAGE_SIZE
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
@@ -36,17 +37,17 @@ class Case:
         self.rows = sum(count for _, count, _ in self.sessions) + self.extra_rows
         self.used = self.rows - self.extra_rows
         lengths = [offset + context + count if count else 0 for context, count, offset in self.sessions]
-        num_pages = [-(-length // 16) for length in lengths]
+        num_pages = [-(-length // PAGE_SIZE) for length in lengths]
         pages = self.random.permutation(sum(num_pages) + 2)
         self.page_table = int32(*[2**30] * (len(lengths) * (max(num_pages) + 1))).view(len(lengths), -1)
-        self.kv_layer = poisoned(len(pages), 2, self.heads, 16, self.head_dim, dtype=self.cache)
+        self.kv_layer = poisoned(len(pages), 2, self.heads, PAGE_SIZE, self.head_dim, dtype=self.cache)
         for session, ((_, _, offset), length) in enumerate(zip(self.sessions, lengths, strict=True)):
             first = sum(num_pages[:session])
             self.page_table[session, : num_pages[session]] = pages[first : first + num_pages[session]]
             for slot in range(offset, length):
-                page = self.page_table[session, slot // 16]
+                page = self.page_table[session, slot // PAGE_SIZE]
                 key_value = self.random.normal(2, self.heads, self.head_dim, scale=self.head_dim**-0.25)
-                self.kv_layer[page, :, :, slot % 16] = key_value.to(self.cache)
+                self.kv_layer[page, :, :, slot % PAGE_SIZE] = key_value.to(self.cache)
         counts = torch.tensor([0, *(count for _, count, _ in self.sessions)])
         self.query_start = int32(*counts.cumsum(0).tolist())
         self.context_lens = int32(*[context if count else 10**6 for context, count, _ in self.sessions])
@@ -154,7 +155,7 @@ def test_keys_behind_the_window_are_not_read(splits: int) -> None:
     expected = case.reference(case.q, case.kv_layer, *case.plan, window)
     first_slot = 5 + 150 - window + 1
     for slot in range(first_slot):
-        case.kv_layer[case.page_table[0, slot // 16], :, :, slot % 16] = torch.nan
+        case.kv_layer[case.page_table[0, slot // PAGE_SIZE], :, :, slot % PAGE_SIZE] = torch.nan
     out, partials = case.run(window, splits)
     if splits > 1:
         attention.combine_splits(**partials, out=out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from helpers import cuda_host, environment, program
 from helpers.cuda_host import Driver, Model, Plan, Sizes
 
 from benchmarks.cuda_resources import cuda_resources
+from jat_engine.backends.base import PAGE_SIZE, STEP_TOKENS
 from jat_engine.testing.golden import relative_error
 
 pytestmark = pytest.mark.skipif(bool(cuda_host.missing_tools()), reason=cuda_host.missing_tools())
@@ -41,6 +43,10 @@ def check(driver: Driver, plan: Plan, dtype: str = "float32") -> None:
     if dtype == "float32":
         assert relative_error(actual, expected) <= 1e-5
         assert relative_error(np.nan_to_num(written), np.nan_to_num(wanted)) <= 1e-5
+
+
+def test_constants_are_those_of_python(module: ModuleType) -> None:
+    assert (module.PAGE_SIZE, module.MAX_STEP_TOKENS) == (PAGE_SIZE, STEP_TOKENS)
 
 
 # Context, rows, start offset: empty; one key; around a page's edge; around the window of 12; full.
@@ -138,8 +144,8 @@ def test_a_session_plays_on_its_own_keys(module: ModuleType) -> None:
         count = 1 if step == 0 else 3
         if context > 40:  # drop the four oldest
             context, offset = context - 4, offset + 4
-            if offset >= 16:
-                pages, offset = pages[1:] + pages[:1], offset - 16
+            if offset >= PAGE_SIZE:
+                pages, offset = pages[1:] + pages[:1], offset - PAGE_SIZE
         plan = cuda_host.random_plan(model, random, context, count, offset)
         plan.pages = pages
         driver.step.seed = step
@@ -261,7 +267,7 @@ def test_what_a_step_says_of_itself(module: ModuleType) -> None:
     sizes = Sizes(768, 12, 3072, (512, 256) * 6, max_positions=512, num_pages=1)
     model = Model.__new__(Model)
     Model.__init__(model, Sizes(768, 12, 64, (64,), max_positions=64, num_pages=1), "bfloat16", 0)
-    model.sizes, model.layers = sizes, [layer | {"window": w} for w in sizes.windows for layer in model.layers[:1]]
+    model.sizes, model.layers = sizes, [replace(model.layers[0], window=window) for window in sizes.windows]
     options = {"num_blocks": 128, "cluster_size": 8}
     step = Driver(module, model, **options).step
     assert step.num_exchanges == 1 + module.EXCHANGES_PER_LAYER * 12 == 25

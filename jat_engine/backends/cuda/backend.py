@@ -11,13 +11,13 @@ import torch
 from ...checkpoint.weights import Weights
 from ...config import JatConfig
 from ...errors import InputError
-from ..base import Group, Result, machine_memory_bytes
+from ..base import PAGE_SIZE, Group, Result, machine_memory_bytes
 from ..rows import choose
 from .graph import GraphStep, Scratch
 from .inputs import StepShape
 from .persistent import OneLaunchStep, load_module
-from .self_check import disagreement, make_group, reference
 from .staging import num_values, stage
+from .startup_check import disagreement, make_group, reference
 from .weights import CudaWeights
 
 _MAX_GRAPHS = 48
@@ -38,7 +38,7 @@ class CudaBackend:
     """
 
     name = "cuda"
-    page_size = 16
+    page_size = PAGE_SIZE
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A step of up to so many sessions as Triton kernels, captured once in a CUDA graph."""
+"""Run a step of several sessions as Triton kernels, captured once in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..base import STEP_TOKENS
 from .inputs import StepInputs, StepShape
 
 if TYPE_CHECKING:
-    from .packing import Layer
+    from .packing import Block
     from .weights import CudaWeights
 
 _MAX_SPLITS = 4
@@ -29,11 +29,15 @@ _MAX_SPLITS = 4
 
 
 class Scratch:
-    """What lies between the kernels of a step; all graphs share it, since one step runs at a time. Rows of no session
-    hold finite numbers, at first zeros.
+    """Memory between the kernels of a step; all graphs share it, since one step runs at a time.
 
-    x, the residual stream, and q are float32 [rows, H]; normed, attended [rows, H] and inner [rows, 4H] have the dtype
-    of the activations; the partial sums of split keys are float32.
+    Rows of no session hold finite numbers, at first zeros.
+
+    Attributes:
+        x, q: the residual stream and the queries, float32 [rows, H].
+        normed, attended: [rows, H], and
+        inner: [rows, M], in the dtype of the activations.
+        partial, partial_max, partial_sum: of split keys, float32.
     """
 
     def __init__(self, weights: CudaWeights, sessions: int) -> None:
@@ -41,11 +45,13 @@ class Scratch:
         hidden, heads = config.hidden_size, config.num_heads
         rows = sessions * STEP_TOKENS
         self.sessions = sessions
+
         self.x = torch.zeros(rows, hidden, device=device)
         self.q = torch.zeros(rows, hidden, device=device)
         self.normed = torch.zeros(rows, hidden, device=device, dtype=weights.activation_dtype)
         self.attended = torch.zeros(rows, hidden, device=device, dtype=weights.activation_dtype)
         self.inner = torch.zeros(rows, weights.inner_size, device=device, dtype=weights.activation_dtype)
+
         split_rows = min(rows, SMALL_ROWS)
         self.partial = torch.zeros(_MAX_SPLITS * split_rows * hidden, device=device)
         self.partial_max = torch.zeros(_MAX_SPLITS * split_rows * heads, device=device)
@@ -53,12 +59,13 @@ class Scratch:
 
     @property
     def num_bytes(self) -> int:
+        """Return the bytes on the device."""
         tensors = [value for value in vars(self).values() if isinstance(value, Tensor)]
         return sum(tensor.nbytes for tensor in tensors)
 
 
 class GraphStep:
-    """Inputs, outputs and the captured kernels for one `StepShape`. On a CPU the kernels are interpreted each time.
+    """Inputs, outputs and the captured kernels of one `StepShape`. On a CPU the kernels are interpreted each time.
 
     Attributes:
         inputs: written before `launch`.
@@ -75,6 +82,7 @@ class GraphStep:
         device = weights.device
         self.inputs = StepInputs(shape, max_pages, weights.config.max_discrete_value, device)
         on_gpu = device.type == "cuda"
+
         # Of a session: its choice, whether all is finite, then the prediction, as one array that is copied at once.
         self._out = torch.empty(shape.sessions * (2 + shape.capacity), device=device)
         self._host_out = torch.empty(self._out.shape, pin_memory=on_gpu)
@@ -84,13 +92,14 @@ class GraphStep:
         out, choices, finite = self._host_out.split(split)
         self.predictions = out.view(shape.sessions, shape.capacity).numpy()
         self.choices, self.finite = choices.view(torch.int32).numpy(), finite.view(torch.int32).numpy()
+
         hidden = weights.config.hidden_size
         self._images = make_image_scratch(shape.sessions, hidden, device) if shape.frames else None
         self._graph = self._capture() if on_gpu else None
 
     @property
     def num_bytes(self) -> int:
-        """On the device. Most kernels write to memory that all graphs share."""
+        """Return the bytes on the device. Most kernels write to memory that all graphs share."""
         images = [] if self._images is None else [*self._images.activations, *self._images.means, self._images.partial]
         return self.inputs.num_bytes + self._out.nbytes + sum(tensor.nbytes for tensor in images)
 
@@ -102,7 +111,7 @@ class GraphStep:
             self._graph.replay()
 
     def wait(self) -> None:
-        """Until the step is done."""
+        """Block until the step is done."""
         if self._graph is not None:
             torch.cuda.current_stream(self._weights.device).synchronize()
 
@@ -135,7 +144,7 @@ class GraphStep:
         return graph
 
     def _run(self) -> None:
-        """Embed, layers, head: one copy in, the kernels, one copy out."""
+        """Launch the step on the current stream: one copy in, the kernels, one copy out."""
         weights, scratch, shape = self._weights, self._scratch, self._shape
         pdl = weights.pdl
         self.inputs.copy()
@@ -146,8 +155,7 @@ class GraphStep:
                 given["rewards"],
                 given["token_targets"],
                 weights.discrete_table,
-                weights.discrete_mixer.weight,
-                weights.discrete_mixer.scale,
+                *weights.discrete_mixer.tensors,
                 weights.discrete_bias,
                 pdl=pdl,
             )
@@ -157,6 +165,7 @@ class GraphStep:
             self._decode(scratch.x[: shape.sessions * STEP_TOKENS])
 
     def _decode(self, x: Tensor) -> None:
+        """Embed, run the blocks, and predict."""
         weights, given, pdl = self._weights, self.inputs.device, self._weights.pdl
         embed(
             x,
@@ -165,12 +174,14 @@ class GraphStep:
             given["value_starts"],
             given["values"],
             weights.continuous_bias,
-            weights.positions,
+            weights.position_table,
             given["positions"],
             pdl=pdl,
         )
+
         for layer, pages in zip(weights.layers, self._cache, strict=True):
             self._layer(layer, pages, x)
+
         out, choices, finite = self._device_out
         head(
             x,
@@ -188,15 +199,14 @@ class GraphStep:
         )
         self._host_out.copy_(self._out, non_blocking=True)
 
-    def _layer(self, layer: Layer, pages: Tensor, x: Tensor) -> None:
-        """pages: [num_pages, 2, heads, 16, head_dim]; x: float32 [rows, H], updated."""
+    def _layer(self, layer: Block, pages: Tensor, x: Tensor) -> None:
+        """Run one block on x, float32 [rows, H], which is updated. pages: [num_pages, 2, heads, 16, head_dim]."""
         scratch, given, pdl = self._scratch, self.inputs.device, self._weights.pdl
         rows, hidden = x.shape
         q, attended, inner = scratch.q[:rows], scratch.attended[:rows], scratch.inner[:rows]
         # Few rows are normed where they are multiplied, many once.
         normed = scratch.normed[:rows] if rows > SMALL_ROWS else None
-        qkv, slots = layer.qkv, given["slot_mapping"]
-        norm_qkv(x, *layer.norm1, qkv.weight, qkv.scale, q, pages, slots, normed=normed, pdl=pdl)
+        norm_qkv(x, *layer.norm1, *layer.qkv.tensors, q, pages, given["slot_mapping"], normed=normed, pdl=pdl)
 
         splits, heads = self._splits, pages.shape[2]
         by_head = splits, rows, heads
@@ -221,19 +231,19 @@ class GraphStep:
             partial_sum=partial_sum,
             pdl=pdl,
         )
+        out_proj = layer.out_proj.tensors
         if partial is not None and partial_max is not None and partial_sum is not None:
-            out = layer.out
-            combine_out_proj(partial, partial_max, partial_sum, out.weight, out.scale, layer.out_bias, x, pdl=pdl)
+            combine_out_proj(partial, partial_max, partial_sum, *out_proj, layer.out_proj_bias, x, pdl=pdl)
         else:
-            linear_residual(attended, layer.out.weight, layer.out.scale, layer.out_bias, x, transposed=False, pdl=pdl)
+            linear_residual(attended, *out_proj, layer.out_proj_bias, x, transposed=False, pdl=pdl)
 
-        fc = layer.fc
-        norm_linear(x, *layer.norm2, fc.weight, fc.scale, layer.fc_bias, inner, gelu=True, normed=normed, pdl=pdl)
-        linear_residual(inner, layer.proj.weight, layer.proj.scale, layer.proj_bias, x, transposed=True, pdl=pdl)
+        mlp_in, mlp_out = layer.mlp_in.tensors, layer.mlp_out.tensors
+        norm_linear(x, *layer.norm2, *mlp_in, layer.mlp_in_bias, inner, gelu=True, normed=normed, pdl=pdl)
+        linear_residual(inner, *mlp_out, layer.mlp_out_bias, x, transposed=layer.mlp_out.is_transposed, pdl=pdl)
 
 
 def num_splits(num_multiprocessors: int, num_heads: int, sessions: int) -> int:
-    """Into how many programs the keys of a (session, head) are divided: as many as it takes to fill the GPU."""
+    """Return the number of programs that share the keys of a (session, head): as many as it takes to fill the GPU."""
     if sessions * STEP_TOKENS > SMALL_ROWS:
         return 1
     return max(1, min(_MAX_SPLITS, num_multiprocessors // (sessions * num_heads)))

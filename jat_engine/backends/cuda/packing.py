@@ -1,30 +1,58 @@
-"""A checkpoint's weights as the GPU's kernels read them."""
+"""Pack a checkpoint's weights as the GPU's kernels read them."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from ...checkpoint.weights import Weights
+from ...checkpoint.weights import Weights, block_parameters
 from ...config import JatConfig
+from ...reference import BlockWeights, dequantize
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Weights in their dtype; int8 with a float32 scale for each output."""
+    """Weights of O outputs and I inputs.
+
+    Attributes:
+        weight: [O, I], or transposed: [I, O]; float32, bfloat16, float16 or int8.
+        scale: of each output, float32 [O]; for int8 alone.
+        is_transposed: whether `weight` is [I, O].
+    """
 
     weight: Tensor
     scale: Tensor | None
+    is_transposed: bool = False
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight and scale, two arguments in a row of every kernel that multiplies."""
+        return self.weight, self.scale
 
     @property
     def num_bytes(self) -> int:
+        """Return the bytes of both tensors."""
         return self.weight.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+    def transposed(self) -> Matrix:
+        """Return the matrix with its weights laid out the other way; the scales stay those of the outputs."""
+        return Matrix(self.weight.t().contiguous(), self.scale, not self.is_transposed)
+
+    def to_float(self) -> Tensor:
+        """Return the weights as float32 [O, I]."""
+        return dequantize(self.weight.t() if self.is_transposed else self.weight, self.scale, torch.float32)
+
+
+Block: TypeAlias = BlockWeights[Matrix, Tensor]
+"""A block on the device: vectors are float32, and `mlp_out` is transposed, [M, H]."""
 
 
 def pack(weight: Tensor, dtype: str, device: torch.device) -> Matrix:
-    """weight: float32 [N, K] -> `Matrix` [N, K].
+    """Return float32 weights [O, I] in `dtype` on the device.
 
     int8 rounds to weight * 127 / max|row|. It is weight-only: activations stay bfloat16.
     """
@@ -38,52 +66,14 @@ def pack(weight: Tensor, dtype: str, device: torch.device) -> Matrix:
     return Matrix(packed.copy_(weight), scale)
 
 
-def transpose(matrix: Matrix) -> Matrix:
-    """[N, K] -> [K, N]; the scales stay those of the N outputs."""
-    return Matrix(matrix.weight.t().contiguous(), matrix.scale)
+def pack_block(config: JatConfig, weights: Weights, index: int, dtype: str, device: torch.device) -> Block:
+    """Return block `index` of a checkpoint on the device."""
 
-
-@dataclass(frozen=True)
-class Layer:
-    """One block. window: how many keys a query sees, its own included.
-
-    norm1, norm2: weight and bias, float32 [H]. qkv: [3H, H]. out: [H, H]. fc: [inner, H]. proj: transposed, [inner, H].
-    """
-
-    norm1: tuple[Tensor, Tensor]
-    qkv: Matrix
-    out: Matrix
-    out_bias: Tensor
-    norm2: tuple[Tensor, Tensor]
-    fc: Matrix
-    fc_bias: Tensor
-    proj: Matrix
-    proj_bias: Tensor
-    window: int
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(matrix.num_bytes for matrix in (self.qkv, self.out, self.fc, self.proj))
-
-
-def pack_layer(config: JatConfig, weights: Weights, index: int, dtype: str, device: torch.device) -> Layer:
-    block = f"transformer.h.{index}."
-    attention = f"{block}attn.attention."
+    def matrix(names: tuple[str, ...]) -> Matrix:
+        return pack(torch.cat([weights.get(name) for name in names]), dtype, device)
 
     def vector(name: str) -> Tensor:
-        return weights.get(block + name).clone().to(device)
+        return weights.get(name).clone().to(device)
 
-    qkv = torch.cat([weights.get(f"{attention}{name}_proj.weight") for name in "qkv"])
-    is_local = config.attention_layers[index] == "local"
-    return Layer(
-        norm1=(vector("ln_1.weight"), vector("ln_1.bias")),
-        qkv=pack(qkv, dtype, device),
-        out=pack(weights.get(f"{attention}out_proj.weight"), dtype, device),
-        out_bias=vector("attn.attention.out_proj.bias"),
-        norm2=(vector("ln_2.weight"), vector("ln_2.bias")),
-        fc=pack(weights.get(f"{block}mlp.c_fc.weight"), dtype, device),
-        fc_bias=vector("mlp.c_fc.bias"),
-        proj=transpose(pack(weights.get(f"{block}mlp.c_proj.weight"), dtype, device)),
-        proj_bias=vector("mlp.c_proj.bias"),
-        window=config.window_size if is_local else config.max_position_embeddings,
-    )
+    block = block_parameters(config, index).map(matrix, vector)
+    return dataclasses.replace(block, mlp_out=block.mlp_out.transposed())

@@ -1,17 +1,21 @@
-"""A single agent's step as one launch of the kernel of `csrc/cuda`."""
+"""Run a single agent's step as one launch of the persistent kernel of `csrc/cuda`."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ...reference import BlockWeights
 from ..base import STEP_TOKENS, Group
 from .inputs import StepInputs, StepShape
-from .packing import Layer
+from .packing import Matrix
 from .staging import num_values
 from .weights import CudaWeights
+
+Array = TypeVar("Array")
 
 _CAPACITY = 1024
 """Numbers a prediction may have; longer ones come from CUDA graphs."""
@@ -20,14 +24,14 @@ _TIMEOUT_US = 100_000
 
 
 def load_module() -> Any:
-    """The compiled module `jat_engine._cuda`. Raises ImportError."""
+    """Import the compiled module `jat_engine._cuda`. Raises ImportError."""
     from ... import _cuda
 
     return _cuda
 
 
 class OneLaunchStep:
-    """One step of one agent, from embedding to prediction, as one launch.
+    """Step of one agent, from embedding to prediction, as one launch.
 
     Attributes:
         inputs: written before `run`.
@@ -35,7 +39,12 @@ class OneLaunchStep:
     """
 
     def __init__(self, weights: CudaWeights, cache: Tensor, max_pages: int, fixed_order: bool, module: Any) -> None:
-        """cache: [layers, num_pages, 2, heads, 16, head_dim].
+        """
+        Args:
+            cache: [layers, num_pages, 2, heads, 16, head_dim].
+            max_pages: of a session.
+            fixed_order: sum in a fixed order, so that results are bitwise repeatable.
+            module: `load_module()`.
 
         Raises:
             RuntimeError, ValueError: why the GPU, or the model, cannot be used so.
@@ -46,9 +55,15 @@ class OneLaunchStep:
         self.inputs = StepInputs(shape, max_pages, config.max_discrete_value, self._device)
         predictions = torch.empty(_CAPACITY, pin_memory=self._device.type == "cuda")
         self.predictions = predictions.numpy()
+
         heads = config.num_heads
-        self._out_by_head = [_by_head(layer, heads) for layer in weights.layers]
-        layers = [_addresses(layer, out) for layer, out in zip(weights.layers, self._out_by_head, strict=True)]
+        self._out_proj_by_head = [_by_head(layer.out_proj, heads) for layer in weights.layers]
+        tensors = [layer.map(lambda matrix: matrix.weight, lambda vector: vector) for layer in weights.layers]
+        layers = [
+            layer_arguments(block, by_head, Tensor.data_ptr)
+            for block, by_head in zip(tensors, self._out_proj_by_head, strict=True)
+        ]
+
         final_weight, final_bias = weights.final_norm
         self._step = module.Step(
             hidden=config.hidden_size,
@@ -61,7 +76,7 @@ class OneLaunchStep:
             layers=layers,
             final_norm_weight=final_weight.data_ptr(),
             final_norm_bias=final_bias.data_ptr(),
-            wpe=weights.positions.data_ptr(),
+            wpe=weights.position_table.data_ptr(),
             continuous_bias=weights.continuous_bias.data_ptr(),
             kv_cache=cache.data_ptr(),
             num_pages=cache.shape[1],
@@ -78,12 +93,12 @@ class OneLaunchStep:
 
     @property
     def num_bytes(self) -> int:
-        """On the device, beside what it shares with CUDA graphs."""
-        return sum(tensor.nbytes for tensor in self._out_by_head) + int(self._step.scratch_bytes)
+        """Return the bytes on the device that CUDA graphs do not share."""
+        return sum(tensor.nbytes for tensor in self._out_proj_by_head) + int(self._step.scratch_bytes)
 
     @property
     def geometry(self) -> dict[str, int]:
-        """How the step lies on the GPU, for reports."""
+        """Return the layout of the step on the GPU, for reports."""
         names = ("num_blocks", "cluster_size", "num_threads", "shared_bytes", "num_exchanges")
         return {name: getattr(self._step, name) for name in names}
 
@@ -101,24 +116,33 @@ class OneLaunchStep:
         return str(self._step.run(stream))
 
 
-def _by_head(layer: Layer, num_heads: int) -> Tensor:
-    """The weights behind the attention, [H, H] -> [heads, H, head_dim]: what a head's blocks read lies in a row."""
-    hidden = layer.out.weight.shape[0]
-    return layer.out.weight.view(hidden, num_heads, hidden // num_heads).permute(1, 0, 2).contiguous()
+def _by_head(out_proj: Matrix, num_heads: int) -> Tensor:
+    """Return the output projection [H, H] as [heads, H, head_dim], so that what a head's blocks read is contiguous."""
+    hidden = out_proj.weight.shape[0]
+    return out_proj.weight.view(hidden, num_heads, hidden // num_heads).permute(1, 0, 2).contiguous()
 
 
-def _addresses(layer: Layer, out_by_head: Tensor) -> dict[str, int]:
-    tensors = {
-        "norm1_weight": layer.norm1[0],
-        "norm1_bias": layer.norm1[1],
-        "wqkv": layer.qkv.weight,
-        "w_out_heads": out_by_head,
-        "out_bias": layer.out_bias,
-        "norm2_weight": layer.norm2[0],
-        "norm2_bias": layer.norm2[1],
-        "w_fc": layer.fc.weight,
-        "fc_bias": layer.fc_bias,
-        "w_proj_t": layer.proj.weight,
-        "proj_bias": layer.proj_bias,
+def layer_arguments(
+    block: BlockWeights[Array, Array], out_proj_by_head: Array, address: Callable[[Array], int]
+) -> dict[str, int]:
+    """Return one of the `layers` of `_cuda.Step`, under the names that its bindings give the weights.
+
+    Args:
+        block: matrices and vectors; `mlp_out` is transposed, [M, H]. `out_proj` is not used.
+        out_proj_by_head: the output projection as [heads, H, head_dim].
+        address: where an array begins.
+    """
+    arrays = {
+        "norm1_weight": block.norm1[0],
+        "norm1_bias": block.norm1[1],
+        "wqkv": block.qkv,
+        "w_out_heads": out_proj_by_head,
+        "out_bias": block.out_proj_bias,
+        "norm2_weight": block.norm2[0],
+        "norm2_bias": block.norm2[1],
+        "w_fc": block.mlp_in,
+        "fc_bias": block.mlp_in_bias,
+        "w_proj_t": block.mlp_out,
+        "proj_bias": block.mlp_out_bias,
     }
-    return {name: tensor.data_ptr() for name, tensor in tensors.items()} | {"window": layer.window}
+    return {name: address(array) for name, array in arrays.items()} | {"window": block.window}

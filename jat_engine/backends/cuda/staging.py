@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base import STEP_TOKENS, Group
+from ..base import PAGE_SIZE, STEP_TOKENS, Group
 from .inputs import StepInputs
 from .weights import CudaWeights
-
-PAGE_SIZE = 16
 
 _NO_VALUES = np.empty(0, np.float32)
 

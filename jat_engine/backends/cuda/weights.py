@@ -1,6 +1,9 @@
-"""All that an engine holds of a checkpoint on a GPU."""
+"""Hold what an engine needs of a checkpoint on a GPU."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -9,24 +12,27 @@ from ...checkpoint.weights import EMBEDDING, HEAD, Weights, check_heads, discret
 from ...config import JatConfig
 from ...kernels.image_weights import pack_image_weights
 from ...observation import ActionSpace
-from ..base import remember
-from .packing import pack, pack_layer
+from ..base import MAX_SIZES
+from .packing import pack, pack_block
 
 
 class CudaWeights:
-    """Packed weights on `device`, and what single sizes of observations and actions need, made when they first come.
+    """Packed weights on `device`, and what single sizes of observations and actions need, packed when one first comes.
 
     Attributes:
         activation_dtype: what activations are rounded to before a product.
         kv_dtype: of cached keys and values.
         pdl: whether kernels are launched while the one before still runs (sm_90 and newer).
+        continuous_encoder: size X of an observation with its reward, or of an action -> its folded encoder, float32
+            [X, H].
+        choices: number of choices n -> embeddings of discrete actions, float32 [n, H].
+        head: action space -> the rows it needs, float32 [n, H], and their bias [n] or None.
     """
 
     def __init__(self, config: JatConfig, weights: Weights, dtype: str, device: torch.device) -> None:
         self.config = config
         self.device = device
         self.dtype = dtype
-        self._weights = weights
         on_gpu = device.type == "cuda"
         reduced = torch.bfloat16 if on_gpu else torch.float32  # the interpreter multiplies bfloat16 wrongly
         self.activation_dtype = reduced if dtype == "int8" else getattr(torch, dtype)
@@ -36,65 +42,60 @@ class CudaWeights:
         # Interpreted, keys are split as well, so that the kernels for that are seen at work.
         self.num_multiprocessors = properties.multi_processor_count if properties else 2 * config.num_heads
 
-        self.layers = [pack_layer(config, weights, index, dtype, device) for index in range(config.num_layers)]
-        self.final_norm = self._vector("transformer.ln_f.weight"), self._vector("transformer.ln_f.bias")
-        self.positions = self._vector("transformer.wpe.weight")
-        self.continuous_bias = self._vector("continuous_encoder.bias")
+        own = partial(_own, device)
+        self.layers = [pack_block(config, weights, index, dtype, device) for index in range(config.num_layers)]
+        self.final_norm = own(weights.get("transformer.ln_f.weight")), own(weights.get("transformer.ln_f.bias"))
+        self.position_table = own(weights.get("transformer.wpe.weight"))
+
+        self.continuous_bias = own(weights.get("continuous_encoder.bias"))
         self.discrete_table = discrete_features(weights).to(device)
         self.discrete_mixer = pack(weights.get("multi_discrete_encoder.4.weight"), dtype, device)
-        self.discrete_bias = self._vector("multi_discrete_encoder.4.bias")
+        self.discrete_bias = own(weights.get("multi_discrete_encoder.4.bias"))
         prefix = "image_encoder.module."
         names = [f"conv{i}.{kind}" for i in (1, 2, 3) for kind in ("weight", "bias")]
         names += [f"att{i}.fc.{gate}.weight" for i in (1, 2, 3) for gate in (0, 2)] + ["fc.weight", "fc.bias"]
         state = {name: weights.get(prefix + name).to(device) for name in names}
         self.images = pack_image_weights(state, getattr(torch, dtype))
+
         check_heads(weights)
-        self._continuous_weight = weights.get("continuous_encoder.weight").clone()
-        self._continuous_encoders: dict[int, Tensor] = {}
-        self._choices: dict[int, Tensor] = {}
-        self._heads: dict[ActionSpace, tuple[Tensor, Tensor | None]] = {}
+        cached = lru_cache(maxsize=MAX_SIZES)
+        encoder_weight = weights.get("continuous_encoder.weight").clone()
+        # Functions of what they read, not methods: a cache that held `self` would keep the GPU's memory in a circle.
+        self.continuous_encoder: Callable[[int], Tensor] = cached(partial(_fold, encoder_weight, device))
+        self.choices: Callable[[int], Tensor] = cached(partial(_choices, weights, device))
+        self.head: Callable[[ActionSpace], tuple[Tensor, Tensor | None]] = cached(partial(_head, weights, device))
 
     @property
     def inner_size(self) -> int:
-        return self.layers[0].fc.weight.shape[0]
+        """Return the width inside the MLPs."""
+        return self.layers[0].mlp_in.weight.shape[0]
+
+    @property
+    def block_bytes(self) -> int:
+        """Return the bytes of the blocks' matrices, which every step reads."""
+        return sum(matrix.num_bytes for layer in self.layers for matrix in layer.matrices)
 
     @property
     def num_bytes(self) -> int:
-        """Of all that does not depend on sizes of observations and actions."""
-        encoders = self.images.num_bytes + self.discrete_mixer.num_bytes + self.discrete_table.nbytes
-        return sum(layer.num_bytes for layer in self.layers) + encoders
+        """Return the bytes of all that does not depend on sizes of observations and actions."""
+        return self.block_bytes + self.images.num_bytes + self.discrete_mixer.num_bytes + self.discrete_table.nbytes
 
-    def continuous_encoder(self, size: int) -> Tensor:
-        """Folded for `size` inputs: float32 [size, H]."""
-        encoder = self._continuous_encoders.get(size)
-        if encoder is None:
-            encoder = fold_cyclic(self._continuous_weight, size).t().contiguous().to(self.device)
-            remember(self._continuous_encoders, size, encoder)
-        return encoder
 
-    def choices(self, num_choices: int) -> Tensor:
-        """Embeddings of discrete actions, float32 [num_choices, H]."""
-        rows = self._choices.get(num_choices)
-        if rows is None:
-            rows = self._own(self._weights.rows(EMBEDDING, num_choices))
-            remember(self._choices, num_choices, rows)
-        return rows
+def _own(device: torch.device, tensor: Tensor) -> Tensor:
+    """Copy to the device, to memory of its own: what is read of a file lies anywhere, kernels need it aligned."""
+    return torch.empty_like(tensor, device=device).copy_(tensor)
 
-    def head(self, space: ActionSpace) -> tuple[Tensor, Tensor | None]:
-        """The rows an action space needs, float32 [n, H], and their bias."""
-        found = self._heads.get(space)
-        if found is None:
-            if space.kind == "continuous":
-                rows = self._own(self._weights.rows("continuous_decoder.weight", space.size))
-                found = rows, self._own(self._weights.rows("continuous_decoder.bias", space.size))
-            else:
-                found = self._own(self._weights.rows(HEAD, space.size)), None
-            remember(self._heads, space, found)
-        return found
 
-    def _vector(self, name: str) -> Tensor:
-        return self._own(self._weights.get(name))
+def _fold(weight: Tensor, device: torch.device, size: int) -> Tensor:
+    return fold_cyclic(weight, size).t().contiguous().to(device)
 
-    def _own(self, tensor: Tensor) -> Tensor:
-        """On the device, in memory of its own: what is read of a file lies anywhere, kernels need it aligned."""
-        return torch.empty_like(tensor, device=self.device).copy_(tensor)
+
+def _choices(weights: Weights, device: torch.device, num_choices: int) -> Tensor:
+    return _own(device, weights.rows(EMBEDDING, num_choices))
+
+
+def _head(weights: Weights, device: torch.device, space: ActionSpace) -> tuple[Tensor, Tensor | None]:
+    if space.kind == "discrete":
+        return _own(device, weights.rows(HEAD, space.size)), None
+    rows = weights.rows("continuous_decoder.weight", space.size)
+    return _own(device, rows), _own(device, weights.rows("continuous_decoder.bias", space.size))

@@ -33,7 +33,7 @@ def run(context: Context) -> None:
     for model in options.models:
         is_first = model == options.models[0]
         with open_checkpoint(model) as folder:
-            limit = JatConfig.from_pretrained(folder).max_position_embeddings - 4
+            limit = JatConfig.from_pretrained(folder).max_context_tokens
             wanted = options.windows if is_first else OTHER_WINDOWS
             windows = sorted({min(window, limit - limit % 2) for window in wanted})
             names = options.peers if is_first else ()

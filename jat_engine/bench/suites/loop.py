@@ -66,7 +66,7 @@ def run(context: Context) -> None:
     for model in options.models:
         is_first = model == options.models[0]
         with open_checkpoint(model) as folder:
-            limit = JatConfig.from_pretrained(folder).max_position_embeddings - 4
+            limit = JatConfig.from_pretrained(folder).max_context_tokens
             window = min(THE_WINDOW if THE_WINDOW in options.windows else max(options.windows), limit - limit % 2)
             names = options.peers if is_first else ()
             peers = load(folder, options.dtypes, names, options.device, options.upstream, context.note)

@@ -1,18 +1,21 @@
-"""One step beside plain torch when an engine is made: a GPU, driver or compiler that computes otherwise shows."""
+"""Startup check: compare one step on each CUDA path with plain PyTorch, to catch a faulty GPU, driver or compiler."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...observation import ActionSpace, Observations
-from ..base import Group, LastStep
-from .packing import Layer, Matrix
+from ...reference import attention, block, encode_continuous, key_ages, layer_norm, linear
+from ..base import PAGE_SIZE, STEP_TOKENS, Group, LastStep
+from .packing import Matrix
 from .weights import CudaWeights
 
 _CONTEXT = 20  # more than a page
+_MAX_PAGES = 2
 _MOST_PREDICTIONS = 32
 _BOUNDS = {"float32": 1e-3}
 _BOUND = 0.25  # half precisions stay at about 0.02
@@ -23,8 +26,8 @@ def make_group(weights: CudaWeights, cache: Tensor) -> Group:
 
     cache: [layers, num_pages, 2, heads, 16, head_dim].
     """
-    pages = min(cache.shape[1], 2)
-    context = min(_CONTEXT, 16 * pages - 3, weights.config.max_position_embeddings - 3)
+    pages = min(cache.shape[1], _MAX_PAGES)
+    context = min(_CONTEXT, PAGE_SIZE * pages - STEP_TOKENS, weights.config.max_position_embeddings - STEP_TOKENS)
     random = np.random.default_rng(0)
     for number in range(pages):
         values = random.standard_normal(cache[:, number].shape, np.float32) * np.float32(0.5)
@@ -55,46 +58,39 @@ def reference(weights: CudaWeights, cache: Tensor, group: Group) -> tuple[np.nda
     now = np.append(observations.values[0], np.float32(observations.rewards[0]))
     tokens = [last.embeddings[0], last.actions[0], now]
     rows = [
-        weights.continuous_bias + torch.from_numpy(values).to(weights.device) @ weights.continuous_encoder(values.size)
+        encode_continuous(
+            torch.from_numpy(values).to(weights.device),
+            weights.continuous_encoder(values.size),
+            weights.continuous_bias,
+        )
         for values in tokens
     ]
     context = int(group.context_lens[0])
-    x = torch.stack(rows) + weights.positions[context : context + len(rows)]
+    x_TH = torch.stack(rows) + weights.position_table[context : context + len(rows)]
+
     for layer, pages in zip(weights.layers, cache, strict=True):
-        x = _layer(weights, layer, pages, x, context)
-    hidden = F.layer_norm(x[-1], x.shape[-1:], *weights.final_norm)
-    head, bias = weights.head(group.space)
-    prediction = head @ hidden if bias is None else head @ hidden + bias
-    scale = head.norm(dim=1) * hidden.norm() / hidden.numel() ** 0.5
-    return prediction.cpu().numpy(), scale.cpu().numpy()
+        # [pages, 2, heads, 16, head_dim] -> keys and values [2, K, heads, head_dim], those of the context
+        cached = pages[:_MAX_PAGES].float().permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :context]
+        x_TH = block(x_TH, layer, weights.config.num_heads, partial(_attend, cached, layer.window), _linear)
+
+    hidden_H = layer_norm(x_TH[-1], *weights.final_norm)
+    rows_AH, bias_A = weights.head(group.space)
+    prediction_A = linear(hidden_H, rows_AH, bias_A)
+    scale_A = rows_AH.norm(dim=1) * hidden_H.norm() / hidden_H.numel() ** 0.5
+    return prediction_A.cpu().numpy(), scale_A.cpu().numpy()
 
 
-def _layer(weights: CudaWeights, layer: Layer, pages: Tensor, x: Tensor, context: int) -> Tensor:
-    heads = weights.config.num_heads
-    normed = F.layer_norm(x, x.shape[-1:], *layer.norm1)
-    q, k, v = (normed @ _float(layer.qkv).T).unflatten(1, (3, heads, -1)).unbind(1)  # [T, heads, head_dim]
-    # [num_pages, 2, heads, 16, head_dim] -> [heads, keys, head_dim]
-    cached = pages[:2].float().permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :context]
-    k, v = (torch.cat((old, new.transpose(0, 1)), dim=1) for old, new in zip(cached, (k, v), strict=True))
-    age = torch.arange(context, context + len(x), device=x.device)[:, None] - torch.arange(k.shape[1], device=x.device)
-    hidden_keys = (age < 0) | (age >= layer.window)
-    scores = torch.einsum("thd,hkd->htk", q, k).masked_fill(hidden_keys, -torch.inf)
-    attended = torch.einsum("htk,hkd->thd", scores.softmax(-1), v).flatten(1)
-    x = x + attended @ _float(layer.out).T + layer.out_bias
-    normed = F.layer_norm(x, x.shape[-1:], *layer.norm2)
-    inner = F.gelu(normed @ _float(layer.fc).T + layer.fc_bias, approximate="tanh")
-    return x + inner @ (_float(layer.proj, transposed=True)) + layer.proj_bias
+def _attend(cached: Tensor, window: int, q_TND: Tensor, k_TND: Tensor, v_TND: Tensor) -> Tensor:
+    k_KND, v_KND = torch.cat((cached, torch.stack((k_TND, v_TND))), dim=1)
+    return attention(q_TND, k_KND, v_KND, key_ages(len(q_TND), len(k_KND), q_TND.device), window)
 
 
-def _float(matrix: Matrix, transposed: bool = False) -> Tensor:
-    weight = matrix.weight.float()
-    if matrix.scale is None:
-        return weight
-    return weight * (matrix.scale if transposed else matrix.scale[:, None])
+def _linear(x_TI: Tensor, matrix: Matrix, bias_O: Tensor | None) -> Tensor:
+    return linear(x_TI, matrix.to_float(), bias_O)
 
 
 def disagreement(weights: CudaWeights, prediction: np.ndarray, expected: tuple[np.ndarray, np.ndarray]) -> str:
-    """ "" if a prediction is what plain torch computes, but for rounding; else what is wrong with it."""
+    """Return "" if a prediction is what plain torch computes but for rounding, else what is wrong with it."""
     values, scale = expected
     error = float((np.abs(prediction - values) / np.maximum(scale, 1e-30)).max())
     if error <= _BOUNDS.get(weights.dtype, _BOUND):  # not for NaN
