@@ -39,8 +39,10 @@ class OneLaunchStep:
     """
 
     def __init__(self, weights: CudaWeights, cache: Tensor, max_pages: int, fixed_order: bool, module: Any) -> None:
-        """
+        """Give the kernel the addresses of weights, cache and inputs.
+
         Args:
+            weights: on the GPU.
             cache: [layers, num_pages, 2, heads, 16, head_dim].
             max_pages: of a session.
             fixed_order: sum in a fixed order, so that results are bitwise repeatable.
