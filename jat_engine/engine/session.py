@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from ..errors import SessionError
 from ..observation import ActionSpace, Observation
 from .kv_cache import Pages
@@ -73,6 +75,20 @@ class AgentSession:
             deterministic,
             return_prediction,
         )
+
+    def force_action(self, action: Any) -> None:
+        """Let the next step follow on `action` instead of the one that was chosen, so that runs stay comparable.
+
+        Args:
+            action: a choice, or A numbers, as the last step's action space has them.
+
+        Raises:
+            SessionError: before the first step of an episode.
+        """
+        if self.last is None:
+            raise SessionError("force_action: expected a step before it, got a new episode")
+        taken = int(action) if self.last.space.kind == "discrete" else np.asarray(action, np.float32)
+        self.last = self.last._replace(action=taken)
 
     def reset(self) -> None:
         """Start a new episode. Random numbers go on where they were. Raises `SessionError` on a closed session."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -135,6 +135,21 @@ class ModelSession:
         self._cache = self._kept(cache, window)
         self._last = _Step(observation, space, action)
         return (action, _to_numpy(prediction)) if return_prediction else action
+
+    def force_action(self, action: Any) -> None:
+        """Let the next step follow on `action` instead of the one that was chosen, so that runs stay comparable.
+
+        Args:
+            action: a choice, or A numbers, as the last step's action space has them.
+
+        Raises:
+            SessionError: before the first step of an episode.
+        """
+        if self._last is None:
+            raise SessionError("force_action: expected a step before it, got a new episode")
+        is_choice = self._last.space.kind == "discrete"
+        taken: Action = int(action) if is_choice else np.asarray(action, np.float32).tolist()
+        self._last = replace(self._last, action=taken)
 
     def _inputs(self, processor: Any, observation: Observation, space: ActionSpace) -> dict[str, Tensor]:
         """One batch of one sequence: the last step, if there is one, and this one with a fake action."""

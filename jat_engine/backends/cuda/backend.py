@@ -73,6 +73,11 @@ class CudaBackend:
         return self._weights.num_bytes
 
     @property
+    def one_launch_geometry(self) -> dict[str, int]:
+        """How the one launch lies on the GPU, for reports; empty where it is not in use."""
+        return {} if self._one_launch is None else self._one_launch.geometry
+
+    @property
     def page_bytes(self) -> int:
         config = self._config
         return config.num_layers * 2 * self.page_size * config.hidden_size * self._weights.kv_dtype.itemsize
