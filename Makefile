@@ -29,7 +29,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-versions  run a part of the tests with the oldest and the newest releases of the dependencies"
 	@echo "make lint    ruff, import-linter, mypy, clang-format"
-	@echo "make bench   measure this machine, beside every peer that is installed (15 minutes)"
+	@echo "make bench   measure this machine with every peer that is installed (an hour)"
 	@echo "make train-mini  make jat-mini again: demonstrations, training, scores (hours on two cores)"
 	@echo "make format  apply the formatters"
 	@echo "make lock    write requirements/*.txt; UPGRADE=numpy takes its newest release, UPGRADE=all that of everything"

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from jat_engine.bench import table, verdict
 from jat_engine.bench.pacing import BACK_TO_BACK, SLEEP
 from jat_engine.bench.peers import ENGINE
+from jat_engine.bench.report import DRAWN, by_column, columns, markdown, number, standing, title
 from jat_engine.bench.results import Results, Row
 from jat_engine.bench.suites.loop import FLOORS
 
@@ -46,15 +46,21 @@ SUITES = {
     "generate": "Text, greedily. By `JatModel`: the engine acts and does not write.",
     "train": "A training step of a small model (4 layers of 192), on random data: forward, backward, AdamW.",
     "eval": "A step in real simulators with jat-mini, the simulator's and a share of its reset included.",
+    "parity": "How far predictions are from the reference's, over all steps: of the recorded episodes of the published "
+    "implementation, or of `JatModel` in float32. Each step follows on the reference's action.",
+    "growth": "A step's time over the tokens in its cache, from the beginning of an episode to a full window.",
+    "soak": "Sessions of all kinds and windows that come, reset and leave at random. `error`: pages of the cache that "
+    "did not come back.",
 }
 
 
 def read() -> dict[str, Results]:
-    """The committed runs, by the name of their files."""
+    """Return the committed runs, by the name of their files."""
     return {name: Results.read(ROOT / f"benchmarks/results/{name}.json") for name in RUNS}
 
 
 def page(runs: dict[str, Results]) -> str:
+    """Return the text of docs/benchmarks.md. runs: by the name of their files."""
     parts = [
         "# Benchmarks",
         "Written by `benchmarks/write_docs.py` from "
@@ -69,7 +75,7 @@ def page(runs: dict[str, Results]) -> str:
 
 
 def section(name: str, results: Results) -> str:
-    """What one run measured. name: of its files."""
+    """Return what one run measured. name: of its files."""
     machine = results.machine
     bandwidth = machine["bandwidth GB/s"]
     versions = [f"{package} {version}" for package, version in machine["versions"].items() if version]
@@ -81,16 +87,18 @@ def section(name: str, results: Results) -> str:
         f"Commit {machine['commit']}, {machine['date'][:10]}. Memory read at {bandwidth['median']:.1f} GB/s "
         f"({bandwidth['p10']:.1f} to {bandwidth['p90']:.1f}), measured between the rounds. {'; '.join(versions)}.",
     ]
+
     for suite, explanation in SUITES.items():
         rows = results.of_suite(suite)
         if not rows:
             continue
-        parts += [f"### {table.title(suite, results.settings)}, {models}", explanation]
-        if suite in ("latency", "loop", "throughput"):
+        parts += [f"### {title(suite, results.settings)}, {models}", explanation]
+        if suite in DRAWN:
             parts += [f"![{suite}](../benchmarks/results/{name}_{suite}.png)"]
         if suite in ("latency", "loop"):
-            parts += ["Beside the fastest other agent of its dtype:", table.markdown(verdict.columns(rows))]
-        parts += [table.markdown(table.columns(rows))]
+            parts += ["Beside the fastest other agent of its dtype:", markdown(standing(rows))]
+        parts += [markdown(columns(rows))]
+
     if results.skipped:
         parts += [
             f"### Not measured, {models}",
@@ -136,25 +144,26 @@ def loop_table(results: Results) -> str:
     rows = [row for row in rows if row.case["pace"] in (BACK_TO_BACK, SLEEP) and row.agent not in FLOORS]
     rates = sorted({row.case["hz"] for row in rows if isinstance(row.case["hz"], int)})
     rate = LOOP_RATE if LOOP_RATE in rates else rates[0]
-    columns: dict[str, dict[str, object]] = {"back to back": {"hz": "none", "neighbour": "none"}}
-    columns |= {f"{hz} Hz": {"hz": hz, "neighbour": "none"} for hz in rates}
-    columns |= {f"{rate} Hz, busy neighbour": {"hz": rate, "neighbour": "busy"}}
+    cases: dict[str, dict[str, object]] = {"back to back": {"hz": "none", "neighbour": "none"}}
+    cases |= {f"{hz} Hz": {"hz": hz, "neighbour": "none"} for hz in rates}
+    cases |= {f"{rate} Hz, busy neighbour": {"hz": rate, "neighbour": "busy"}}
     found = {
-        title: {row.name: row for row in rows if case.items() <= row.case.items()} for title, case in columns.items()
+        heading: {row.name: row for row in rows if case.items() <= row.case.items()} for heading, case in cases.items()
     }
-    found = {title: by_name for title, by_name in found.items() if by_name}
+    found = {heading: by_name for heading, by_name in found.items() if by_name}
     last = list(found)[-1]
     order = sorted(dict.fromkeys(row.name for row in rows), key=lambda name: -_median(rows, name, rate))
-    lines = [f"| ms a call, p50 (p99) | {' | '.join(found)} | missed there |", "| --- " * (len(found) + 2) + "|"]
+
+    lines = []
     for name in order:
-        cells = []
-        for by_name in found.values():
+        line = {"ms a call, p50 (p99)": f"**{name}**" if name.rpartition(" ")[0] == ENGINE else name}
+        for heading, by_name in found.items():
             row = by_name.get(name)
-            cells.append(f"{table.number(row.p50 * 1e3)} ({table.number(row.seconds['99'] * 1e3)})" if row else "")
+            line[heading] = f"{number(row.p50 * 1e3)} ({number(row.seconds['99'] * 1e3)})" if row else ""
         missed = found[last][name].facts.get("missed %") if name in found[last] else None
-        label = f"**{name}**" if name.rpartition(" ")[0] == ENGINE else name
-        cells.append("" if missed is None else f"{table.number(missed)} %")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        line["missed there"] = "" if missed is None else f"{number(missed)} %"
+        lines.append(line)
+
     machine, window = results.machine, rows[0].case["window"]
     caption = (
         f"As a robot calls it, at a fixed rate and asleep between calls: {machine['cpu']['name']}, "
@@ -162,7 +171,7 @@ def loop_table(results: Results) -> str:
         f"in one run ({machine['date'][:10]}). A busy neighbour is another process that computes on one core; a "
         "deadline is missed when a call takes longer than the period."
     )
-    return caption + "\n\n" + "\n".join(lines)
+    return f"{caption}\n\n{markdown(by_column(lines))}"
 
 
 def _median(rows: list[Row], name: str, hz: object) -> float:
@@ -171,6 +180,7 @@ def _median(rows: list[Row], name: str, hz: object) -> float:
 
 def latency_table(results: Results) -> str:
     """Return medians of calls back to back in one case, a column a modality."""
+    machine = results.machine
     rows = [
         row
         for row in results.of_suite("latency")
@@ -178,20 +188,21 @@ def latency_table(results: Results) -> str:
     ]
     kinds = list(dict.fromkeys(str(row.case["observation"]) for row in rows))
     names = sorted(dict.fromkeys(row.name for row in rows), key=lambda name: -_slowest(rows, name))
-    lines = [f"| ms a step, {results.machine['cpu']['cores']} cores | {' | '.join(kinds)} | error |"]
-    lines += ["| --- " * (len(kinds) + 2) + "|"]
+
+    lines = []
     for name in names:
         found = {str(row.case["observation"]): row for row in rows if row.name == name}
-        cells = [table.number(found[kind].p50 * 1e3) if kind in found else "" for kind in kinds]
         errors = [row.error for row in found.values() if row.error is not None]
-        label = f"**{name}**" if name.startswith(ENGINE) else name
-        lines.append(f"| {label} | {' | '.join(cells)} | {f'{max(errors):.1g}' if errors else ''} |")
-    machine = results.machine
+        line = {f"ms a step, {machine['cpu']['cores']} cores": f"**{name}**" if name.startswith(ENGINE) else name}
+        line |= {kind: number(found[kind].p50 * 1e3) if kind in found else "" for kind in kinds}
+        line["error"] = f"{max(errors):.1g}" if errors else ""
+        lines.append(line)
+
     caption = (
         f"{machine['cpu']['name']}, {machine['cpu']['cores']} cores, published size with random weights, a "
         f"full window of {HEADLINE['window']} tokens, all in one run ({machine['date'][:10]})."
     )
-    return caption + "\n\n" + "\n".join(lines)
+    return f"{caption}\n\n{markdown(by_column(lines))}"
 
 
 def _slowest(rows: list[Row], name: str) -> float:
@@ -199,7 +210,7 @@ def _slowest(rows: list[Row], name: str) -> float:
 
 
 def with_headline(readme: str, text: str) -> str:
-    """Raises `ValueError` unless the README has the two marks once."""
+    """Return the README with the tables. Raises `ValueError` unless it has the two marks once."""
     if readme.count(BEGIN) != 1 or END not in readme.partition(BEGIN)[2]:
         raise ValueError(f"README.md: expected {BEGIN} once, and {END} after it")
     return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: f"{BEGIN}\n{text}\n{END}", readme, flags=re.S)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,7 +69,7 @@ def test_like_the_model(name: str, kind: str, tiny_folder: Path, opened: Callabl
             if kind != "continuous":
                 action = int(rng.integers(SPACES[kind].n))
             agent.force_action(action)
-            session._last = dataclasses.replace(session._last, action=action)
+            session.force_action(action)
         assert relative_error(predictions, expected) < 1e-4
 
 
@@ -85,7 +84,7 @@ def test_batch_like_single_agents(name: str, kind: str, opened: Callable[[str], 
         stacked = {KEYS[key]: [one[key] for one in seen] for key in seen[0]}
         arguments = {"action_space": SPACES[kind], "deterministic": True}
         actions, predictions = batch.get_next_actions(
-            {**stacked, **arguments, "rewards": [0.1, 0.2, 0.3], "return_predictions": True}
+            **stacked, **arguments, rewards=[0.1, 0.2, 0.3], return_predictions=True
         )
         for index, agent in enumerate(agents):
             action, prediction = agent.get_next_action(
