@@ -47,10 +47,10 @@ from jat_engine.datasets.schema import task_features
 from jat_engine.envs import TASKS
 from jat_engine.installation import cpu_name, versions
 from jat_engine.training import recipe
-from jat_engine.training.dataset import TASK, Pieces, TaskDataset, as_batch, scale_frames
+from jat_engine.training.dataset import TASK, Segments, TaskDataset, as_batch, scale_frames
 from jat_engine.training.prepare import prepare
 from jat_engine.training.sampler import TaskBatchSampler
-from jat_engine.training.segments import PieceSettings
+from jat_engine.training.segments import SegmentSettings
 from jat_engine.training.sources import open_source
 
 SMALL = {"hidden_size": 192, "num_layers": 4, "num_heads": 6, "max_continuous_size": 40, "vocab_size": 257}
@@ -93,7 +93,7 @@ def pad_rows(processor: Any, length: int, weight: float) -> Callable[[dict[str, 
 def sides(dataset: Path, task: str, config: JatConfig, most: int, cache: Path) -> dict[str, Batches]:
     """Return endless batches, by the name of the way they are made."""
     processor = JatProcessor.byte_level(config)
-    length, weight = recipe.piece_length(task, config), recipe.loss_weight(task)
+    length, weight = recipe.segment_length(task, config), recipe.loss_weight(task)
     size = BATCH_SIZES[TASKS[task].observation]
     rows = episodes(dataset, task, length, most)
     if len(rows) < size:
@@ -112,8 +112,8 @@ def sides(dataset: Path, task: str, config: JatConfig, most: int, cache: Path) -
 
     source = open_source(str(dataset), task, "train")
     assert source is not None
-    folder = prepare(source, PieceSettings.of(task, "train", length, config, processor), processor, cache)
-    pieces = Pieces(folder, task, loss_weight=weight, limit=len(rows))
+    folder = prepare(source, SegmentSettings.of(task, "train", length, config, processor), processor, cache)
+    pieces = Segments(folder, task, loss_weight=weight, limit=len(rows))
     sampler = TaskBatchSampler([len(pieces)], [size], [1.0])
     made["ours"] = DataLoader(TaskDataset([pieces]), batch_sampler=sampler, collate_fn=as_batch)
     return {name: forever(loader) for name, loader in made.items()}

@@ -1,8 +1,12 @@
-"""jat_engine: run a JAT agent.
+"""JAT agents: engine, reference model, processor, and their errors.
 
-Names are imported when they are first used: an engine needs neither transformers' models nor its processors, whose
-import takes longer than loading a checkpoint. `import jat_engine.auto` registers JAT with transformers' auto classes;
-so does the first use of this package's, of `JatModel` or of `JatProcessor`.
+Each public name is imported at its first use. An engine needs neither transformers' models nor its processors, and
+importing those takes longer than loading a checkpoint. JAT is registered with transformers' auto classes by
+`import jat_engine.auto`, and by the first use of `JatModel`, `JatProcessor` or this package's auto classes.
+
+Example:
+    >>> from jat_engine import JatEngine
+    >>> engine = JatEngine.from_pretrained("jat-mini")
 """
 
 from __future__ import annotations

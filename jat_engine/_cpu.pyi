@@ -1,75 +1,110 @@
-"""Native CPU parts of jat_engine, built from csrc/cpu. Arrays are C-contiguous and of exactly the type named."""
+"""Native CPU parts of jat_engine, built from csrc/cpu.
+
+Arrays are C-contiguous and of exactly the type that is named; another type raises TypeError. Wrong sizes and values
+raise ValueError, which names the argument.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
 PAGE_SIZE: int
+"""Tokens in a page of the KV cache."""
+MAX_STEP_TOKENS: int
+"""Most new tokens of one session in a step."""
 MAX_HEAD_DIM: int
 compiler: str
+"""Name and version of the compiler that built the module."""
 
 def cpu_features() -> list[str]:
-    """Instruction sets of the running processor that matter here, e.g. ['avx2', 'avx512_bf16']."""
+    """Return the instruction sets of the running processor that matter here, e.g. ['avx2', 'avx512_bf16']."""
 
 def instruction_sets() -> list[str]:
-    """Versions of the kernels that the running processor can run, best first."""
+    """Return the versions of the kernels that the running processor can run, best first."""
 
 def read_bandwidth(num_bytes: int, num_threads: int, repeats: int = 5) -> float:
-    """Bytes per second that threads read from memory together; the median of `repeats` passes."""
+    """Return the bytes per second that the threads read together, the median of `repeats` passes over `num_bytes`."""
 
 class Linear:
-    """A linear layer's packed weights: "float32", "bfloat16" or "int8" (a scale a row)."""
+    """Packed weights of a linear layer: "float32", "bfloat16" or "int8", which has one scale per row."""
 
     def __init__(self, dtype: str, rows: int, columns: int, has_bias: bool) -> None: ...
     def pack_rows(self, first: int, weight: NDArray[np.float32]) -> None:
-        """weight: [count, columns], the rows from `first` on."""
+        """Pack `weight` [count, columns] into the rows from `first` on."""
 
     def set_bias(self, bias: NDArray[np.float32]) -> None:
-        """bias: [rows]."""
+        """Set the bias [rows] of a layer that was made with `has_bias`."""
 
     @property
     def rows(self) -> int: ...
     @property
-    def padded_rows(self) -> int: ...
+    def padded_rows(self) -> int:
+        """The number of rows, rounded up to a multiple of 32."""
+
     @property
     def num_bytes(self) -> int: ...
 
 class Model:
-    """The transformer, its threads and its scratch memory. One call at a time."""
+    """The transformer, its threads and its scratch memory. One call at a time; H is the hidden size."""
 
     def __init__(
         self,
         hidden_size: int,
         num_heads: int,
         kv_dtype: str,
-        positions: NDArray[np.float32],
+        position_table: NDArray[np.float32],
         num_threads: int,
         spin_us: int,
         instruction_set: str,
-    ) -> None: ...
+    ) -> None:
+        """
+        Args:
+            kv_dtype: type of keys and values, "float32" or "bfloat16".
+            position_table: [positions, H].
+            num_threads: the caller included.
+            spin_us: microseconds that an idle worker spins before it sleeps.
+            instruction_set: one of `instruction_sets()`, or "auto".
+
+        Raises:
+            RuntimeError: the system does not allow that many threads.
+        """
+
     def add_layer(
         self,
         norm1_weight: NDArray[np.float32],
         norm1_bias: NDArray[np.float32],
         qkv: Linear,
-        attention_out: Linear,
+        out_proj: Linear,
         norm2_weight: NDArray[np.float32],
         norm2_bias: NDArray[np.float32],
         mlp_in: Linear,
         mlp_out: Linear,
         window: int,
-    ) -> None: ...
+    ) -> None:
+        """Append a layer.
+
+        Args:
+            norm1_weight, norm1_bias, norm2_weight, norm2_bias: [H].
+            qkv: [3 H, H].
+            out_proj: [H, H].
+            mlp_in: [inner, H].
+            mlp_out: [H, inner].
+            window: tokens that a query sees, itself included.
+        """
+
     def set_final_norm(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
-        """After the last layer was added."""
+        """Set the final LayerNorm [H]. Call it once, after the last layer has been added."""
 
     @property
-    def page_bytes(self) -> int: ...
+    def page_bytes(self) -> int:
+        """Bytes of a page of the KV cache: keys and values of PAGE_SIZE tokens in all layers."""
+
     @property
     def instruction_set(self) -> str: ...
     @property
     def num_threads(self) -> int: ...
     @property
     def seconds(self) -> float:
-        """Spent in this model's native calls so far."""
+        """Cumulative seconds in native calls; wall time minus this is Python overhead."""
 
     def decode(
         self,
@@ -81,16 +116,29 @@ class Model:
         pool: NDArray[np.uint8],
         heads: list[Linear],
     ) -> list[tuple[NDArray[np.float32], bool]]:
-        """A step; the lists are of S sessions, embeddings of all new tokens [H]. Predictions, and are they finite."""
+        """Run one step of S sessions: append their new tokens to the cache and predict after each session's last one.
+
+        Args:
+            embeddings: one [H] for each new token, session by session.
+            num_new: [S], new tokens of each session, 1 to MAX_STEP_TOKENS.
+            context_lens: [S], tokens of the session in the cache before these.
+            start_offsets: [S], slots of the session's first page before its oldest token.
+            page_tables: [S], the session's pages, oldest first.
+            pool: the KV cache, `page_bytes` for each page; updated in place.
+            heads: [S], applied to the final hidden state of the session's last token.
+
+        Returns:
+            [S], the prediction [rows of the head] and whether all of it is finite.
+        """
 
     def embed(self, linear: Linear, values: NDArray[np.float32], last: float = ...) -> NDArray[np.float32]:
-        """[padded_rows] of the values [X], or of [X, last] if that is given."""
+        """Return the embedding [padded_rows] of `values` [X], followed by `last` if that is given."""
 
 class DiscreteEncoder:
     """Integers of BabyAI -> embeddings."""
 
     def __init__(self, features: NDArray[np.float32], linear: Linear) -> None:
-        """features: [vocab_size, width]; linear: [H, integers * width], its last row, the reward's, zero."""
+        """Take features [vocab_size, width] and linear [H, integers * width], whose last row, the reward's, is zero."""
 
     def encode(
         self,
@@ -99,7 +147,7 @@ class DiscreteEncoder:
         missions: list[NDArray[np.int64] | None],
         rewards: list[float],
     ) -> list[NDArray[np.float32]]:
-        """Of B observations: [padded_rows] each, the reward last of the hidden size."""
+        """Return the embeddings [padded_rows] of B observations; element H - 1 is the reward."""
 
 class ImageEncoder:
     """Frames of Atari -> embeddings."""
@@ -111,10 +159,10 @@ class ImageEncoder:
         gate_in: NDArray[np.float32],
         gate_out: NDArray[np.float32],
     ) -> None:
-        """weight: [out, in, 3, 3]; gate_in: [out / 8, out]; gate_out: [out, out / 8]."""
+        """Append a stage: weight [out, in, 3, 3], gate_in [out / 8, out], gate_out [out, out / 8]."""
 
     def set_linear(self, linear: Linear) -> None:
-        """Its columns are pixels, then channels."""
+        """Set the last layer, whose columns are ordered by pixel, then by channel."""
 
     def encode(self, model: Model, frames: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """frames: B of [size, size, channels]. [padded_rows] each."""
+        """Return the embeddings [padded_rows] of B frames [size, size, channels]."""

@@ -1,30 +1,34 @@
-"""The one-launch step for one agent on GPUs from sm_90 on, built from csrc/cuda where nvcc is.
+"""Persistent kernel: one agent's step in one launch, on GPUs from sm_90 on. Built from csrc/cuda where nvcc is found.
 
-Addresses are of device memory unless said otherwise. W is the weight type, which is also the type of the cache.
+Addresses are of device memory unless stated otherwise. W is the type of the weights and of the cache.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 DEVICE: str
-"""Where steps run: "cuda", or "cpu" for the build that executes the kernel there."""
-MAX_ROWS: int
-MAX_VALUES: int
-"""Numbers of all continuous rows of a step."""
+"""The device that runs steps: "cuda", or "cpu" for the build that executes the kernel there."""
 PAGE_SIZE: int
+"""Tokens in a page of the KV cache."""
+MAX_STEP_TOKENS: int
+"""Most new tokens of a step."""
+MAX_VALUES: int
+"""Most numbers of all continuous observations of a step together."""
 EXCHANGES_PER_LAYER: int
+"""Grid barriers, each with a reduction, in a layer."""
 CLUSTER_BARRIERS_PER_HEAD: int
 
 def device_facts(ordinal: int = 0) -> dict[str, Any]:
-    """name, compute_capability, num_sms, shared_bytes_per_block, cooperative_launch; `reason` if steps cannot run,
-    alone where there is no such device or no driver. Never raises for that.
+    """Return name, compute_capability, num_sms, shared_bytes_per_block and cooperative_launch of a device.
+
+    `reason` is added if it cannot run steps, and is alone if there is no such device or no driver. Never raises.
     """
 
 class Step:
-    """A model's weights, cache and scratch memory, laid out over one device. One call at a time, always on one stream.
+    """Step of one model, laid out over one device. One call at a time, always on the same stream.
 
-    Raises ValueError naming the argument for wrong sizes and addresses, RuntimeError where the device cannot run it.
-    The caller keeps every memory alive whose address it gives.
+    Raises ValueError, which names the argument, for wrong sizes and addresses, and RuntimeError if the device cannot
+    run the step. The caller keeps all memory alive whose address it passes.
     """
 
     def __init__(
@@ -58,9 +62,10 @@ class Step:
         """
         Args:
             weight_dtype: W: "float32", "bfloat16" or "float16".
-            layers: a dict a layer. Multiples of 16: norm1_weight, norm1_bias, out_bias, norm2_weight, norm2_bias,
-                proj_bias: float32 [H]; wqkv: W [3H, H]; w_out_heads: W [num_heads, H (output), head_dim];
-                w_fc, w_proj_t: W [inner, H]. fc_bias: float32 [inner]. And window, a number of keys.
+            layers: one dict per layer. Addresses that are multiples of 16: norm1_weight, norm1_bias, out_bias,
+                norm2_weight, norm2_bias, proj_bias: float32 [H]; wqkv: W [3H, H]; w_out_heads: W [num_heads, H
+                (output), head_dim]; w_fc, w_proj_t: W [inner, H]. fc_bias: float32 [inner]. And window, the keys that
+                a query sees.
             final_norm_weight, final_norm_bias: float32 [H].
             wpe: float32 [max_positions, H].
             continuous_bias: float32 [H].
@@ -70,20 +75,22 @@ class Step:
                 head_sizes [1]; int64: source_ptrs [3], head_ptrs [1] (multiples of 16), head_bias_ptrs [1];
                 float32: values.
             output: float32 [capacity], host memory that the device can write (pinned, mapped).
-            fixed_order: sums in a fixed order: bitwise repeatable, with twice the exchanges.
-            num_blocks, cluster_size, num_threads (that compute), max_slots: 0 or the default choose from the device.
-            timeout_us: bound of one wait inside the step.
+            fixed_order: sum in a fixed order, which is bitwise repeatable, with twice as many grid barriers.
+            num_blocks, cluster_size, num_threads (that compute), max_slots: by default chosen for the device.
+            timeout_us: limit of each wait inside the step, in microseconds.
         """
 
     def run(self, stream: int = 0) -> str:
-        """One step; returns when the prediction is in `output`: "", else why it is not. Then the new tokens' keys and
-        values are undefined; the step can be run again. Waits without the GIL.
+        """Run one step, without the GIL.
+
+        Return "" when the prediction is in `output`, else the reason why it is not. The keys and values of the new
+        tokens are then undefined, and the step can be run again.
         """
 
     timeout_us: int
 
     def bytes_per_step(self, context_len: int) -> int:
-        """Bytes that a step has to read from device memory: weights, vectors, visible keys and values."""
+        """Return the bytes that a step must read from device memory: weights, vectors, visible keys and values."""
 
     @property
     def scratch_bytes(self) -> int: ...
@@ -103,4 +110,4 @@ class Step:
     def slot_bytes(self) -> int: ...
     @property
     def num_exchanges(self) -> int:
-        """Times that all blocks wait for each other in a step."""
+        """Grid barriers of a step."""

@@ -1,4 +1,4 @@
-"""Write files as a whole or not at all, and lock folders between processes."""
+"""Atomic writes of files, and locks on folders between processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if sys.platform != "win32":
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 to a temporary file beside `path`, then rename it."""
+    """Write a text file atomically, as UTF-8: write a temporary file in the same folder, then rename it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -26,7 +26,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write strict JSON, as `write_text` does; NaN and infinities become null."""
+    """Write a JSON file atomically. NaN and infinities are not valid JSON and become null.
+
+    Args:
+        path: the file to write.
+        value: dicts, lists, tuples, strings, numbers, bools and None. Keys of dicts are converted to strings.
+        indent: spaces per level; None writes one line.
+    """
     write_text(path, json.dumps(_strict(value), indent=indent, allow_nan=False) + "\n")
 
 
@@ -42,7 +48,7 @@ def _strict(value: Any) -> Any:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder`, once no other process does."""
+    """Lock a folder while the `with` block runs. Waits until no other process holds the lock; no lock on Windows."""
     descriptor = hold(folder, wait=True)
     try:
         yield
@@ -52,13 +58,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def hold(folder: Path, *, wait: bool) -> int | None:
-    """Lock a folder for this process and return the descriptor that ends the lock when it is closed; None on Windows.
+    """Lock a folder for this process.
+
+    Args:
+        folder: an existing folder.
+        wait: wait for another process to release the lock, instead of raising an error.
+
+    Returns:
+        A file descriptor. Closing it releases the lock. None on Windows, where folders are not locked.
 
     Raises:
-        BlockingIOError: another process holds it, and `wait` is false.
+        BlockingIOError: another process holds the lock, and `wait` is false.
     """
     if sys.platform == "win32":
-        return None  # nothing keeps two commands apart there
+        return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,12 @@
 """`AutoConfig`, `AutoModelForCausalLM` and `AutoProcessor` for JAT checkpoints.
 
-They read JAT checkpoints only, and never run code of a checkpoint: transformers' own classes of these names do, with
-`trust_remote_code=True`. Importing this module also registers JAT with transformers' auto classes.
+These classes read JAT checkpoints only and never run code from a checkpoint. transformers' classes of the same names
+run such code with `trust_remote_code=True`. Importing this module also registers JAT with transformers' auto classes.
+
+Example:
+    >>> from jat_engine import AutoModelForCausalLM, AutoProcessor
+    >>> processor = AutoProcessor.from_pretrained("jat-mini")
+    >>> model = AutoModelForCausalLM.from_pretrained("jat-mini")
 """
 
 from __future__ import annotations
@@ -17,38 +22,38 @@ from .model.processing import JatProcessor
 
 
 class AutoConfig:
-    """Load the configuration of a JAT checkpoint."""
+    """Loader of the configuration of a JAT checkpoint."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> JatConfig:
-        """Load a `JatConfig`. See `JatConfig.from_pretrained`."""
+        """Return the checkpoint's `JatConfig`. Arguments and errors: see `JatConfig.from_pretrained`."""
         config: JatConfig = JatConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
         return config
 
 
 class AutoModelForCausalLM:
-    """Load the model of a JAT checkpoint, or make one with random weights."""
+    """Loader of the model of a JAT checkpoint, and maker of models with random weights."""
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *model_args: Any, **kwargs: Any
     ) -> JatModel:
-        """Load a `JatModel`. See `JatModel.from_pretrained`."""
+        """Return the checkpoint's `JatModel`. Arguments and errors: see `JatModel.from_pretrained`."""
         model: JatModel = JatModel.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         return model
 
     @classmethod
     def from_config(cls, config: JatConfig) -> JatModel:
-        """Make a `JatModel` with random weights."""
+        """Return a new `JatModel` with random weights."""
         return JatModel(config)
 
 
 class AutoProcessor:
-    """Load the processor of a JAT checkpoint."""
+    """Loader of the processor of a JAT checkpoint."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> JatProcessor:
-        """Load a `JatProcessor`. See `JatProcessor.from_pretrained`."""
+        """Return the checkpoint's `JatProcessor`. Arguments and errors: see `JatProcessor.from_pretrained`."""
         processor: JatProcessor = JatProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         return processor
 

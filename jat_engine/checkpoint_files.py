@@ -1,4 +1,4 @@
-"""Find a checkpoint's files: in a local folder, in a hub repository (downloaded to the cache), or in this package."""
+"""Location of a checkpoint's files: a folder, a repository on the hub (downloaded and cached), or this package."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ JAT_MINI = "jat-mini"
 """Name of the small trained checkpoint that comes with the package."""
 
 JAT_MINI_FOLDER = Path(__file__).parent / "checkpoints" / JAT_MINI
-"""Weights, configuration, tokenizer, card and scores; made by `make train-mini`."""
+"""Folder with weights, configuration, tokenizer, model card and scores; `make train-mini` writes it."""
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-"""Options of `from_pretrained` that say where files are looked for."""
+"""Options of `from_pretrained` for finding files."""
 
 
 def resolve(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Return `JAT_MINI_FOLDER` for "jat-mini", unless there is a folder of that name; any other `source` as it is.
+    """Return `JAT_MINI_FOLDER` for "jat-mini", and any other `source` unchanged.
+
+    A folder "jat-mini" in the working directory takes precedence over the checkpoint of that name.
 
     Raises:
-        CheckpointError: jat-mini's weights are not there.
+        CheckpointError: the weights of jat-mini are not installed.
     """
     if source != JAT_MINI or Path(JAT_MINI).is_dir():
         return source
@@ -44,16 +46,16 @@ def resolve(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def take_hub_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the options that say where to look out of `options`, and return them."""
+    """Remove the options for finding files (`HUB_OPTIONS`) from `options` and return them."""
     return {key: options.pop(key) for key in HUB_OPTIONS if key in options}
 
 
 def find_file(source: str | os.PathLike[str], name: str, hub: dict[str, Any], *, required: bool = False) -> Path | None:
-    """Return the path of a checkpoint's file.
+    """Return the path of a checkpoint's file, after downloading it if `source` is a repository on the hub.
 
     Args:
         source: a folder, or a repository id on the hub.
-        name: of the file.
+        name: name of the file.
         hub: options out of `HUB_OPTIONS`; for a folder only `subfolder` matters.
         required: raise an error if there is no such file, instead of returning None.
 
@@ -83,6 +85,7 @@ def find_file(source: str | os.PathLike[str], name: str, hub: dict[str, Any], *,
             reason = "no such file in the repository"
         except (HfHubHTTPError, OSError) as error:
             raise CheckpointError(f"{source}: expected to download {name}, got {error}") from error
+
     if required:
         raise CheckpointError(f"{source}: expected {name}, got {reason}")
     return None
@@ -92,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        CheckpointError: the file holds none.
+        CheckpointError: the file does not hold a JSON object.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

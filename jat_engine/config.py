@@ -1,6 +1,6 @@
-"""`JatConfig`: every number of the model has its home here.
+"""`JatConfig`, the configuration of a model, and the constants that no configuration changes.
 
-Numbers: arXiv 2402.09844 and the configuration files of its published checkpoints.
+The numbers come from arXiv 2402.09844 and from the configuration files of its published checkpoints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .checkpoint_files import find_file, read_json, resolve, take_hub_options
 from .errors import CheckpointError
 
 MISSION_LENGTH = 64
-"""Tokens that a text observation is padded or truncated to; the last entries of a discrete observation."""
+"""Number of tokens a text observation is padded or cut to. They are the last entries of a discrete observation."""
 
 FRAME_SHAPE = (84, 84, 4)
 """Height, width and stacked frames of an image observation (uint8, channel last)."""
@@ -49,26 +49,42 @@ _SIZES = (
 
 @strict
 class JatConfig(PreTrainedConfig):
-    r"""Configuration of a `JatModel`: the transformer, the encoders and the losses. The defaults are `small`.
+    r"""Configuration of a `JatModel`: transformer, encoders and losses. The defaults are the preset "small".
+
+    Fields are checked when the configuration is made; a wrong one raises an error that names it.
 
     Args:
-        vocab_size (`int`, defaults to 50257): tokens, and rows of the embedding of discrete actions and observations.
-        max_position_embeddings (`int`, defaults to 512): most tokens of a sequence; a time step takes two.
-        hidden_size, num_layers, num_heads (`int`, defaults to 768, 12, 12): of the transformer.
-        attention_types (`list`, defaults to `[[["global", "local"], num_layers // 2]]`): groups of layers, each the
-            kinds of its layers and how often the group is repeated. Global layers see all tokens.
-        window_size (`int`, defaults to 256): tokens that a local layer sees, the newest included.
+        vocab_size (`int`, defaults to 50257): number of tokens. Discrete actions and observations are looked up in the
+            same embedding, so they must be smaller.
+        max_position_embeddings (`int`, defaults to 512): longest sequence, in tokens. One time step is two tokens.
+        hidden_size (`int`, defaults to 768): width of an embedding; a multiple of `num_heads`, at least 50.
+        num_layers (`int`, defaults to 12): number of transformer layers.
+        num_heads (`int`, defaults to 12): number of attention heads per layer.
+        attention_types (`list`, defaults to `[[["global", "local"], num_layers // 2]]`): groups of layers. Each group
+            lists the kinds of its layers and how often the group is repeated. A global layer sees all tokens.
+        window_size (`int`, defaults to 256): number of tokens that a local layer sees, including the newest.
         intermediate_size (`int`, defaults to `4 * hidden_size`): width inside the MLPs.
-        activation_function (`str`, defaults to `"gelu_new"`): of the MLPs; see `ACTIVATIONS`.
-        resid_dropout, embed_dropout, attention_dropout (`float`, default to 0): dropout rates in training.
-        layer_norm_epsilon (`float`, defaults to 1e-5): added to variances.
+        activation_function (`str`, defaults to `"gelu_new"`): activation inside the MLPs; one of `ACTIVATIONS`.
+        resid_dropout (`float`, defaults to 0): dropout rate after attention and MLP, in training.
+        embed_dropout (`float`, defaults to 0): dropout rate of the embeddings, in training.
+        attention_dropout (`float`, defaults to 0): dropout rate of the attention weights, in training.
+        layer_norm_epsilon (`float`, defaults to 1e-5): number added to variances in layer norms.
         initializer_range (`float`, defaults to 0.02): standard deviation of new weights.
-        max_continuous_size (`int`, defaults to 377): width that continuous observations (with their reward) and
-            actions are cyclically repeated to.
-        max_discrete_value (`int`, defaults to 212): integers in a discrete observation, mission tokens included.
-        image_size, patch_size, num_channels (`int`, defaults to 224, 16, 3): images of the text tasks.
-        observation_loss_coef, action_loss_coef (`float`, defaults to 0.005, 0.995): weights of the two losses;
-            with `observation_loss_coef=0` observations are not predicted at all.
+        max_continuous_size (`int`, defaults to 377): width of continuous inputs. Observations, with their reward
+            appended, and actions are repeated cyclically up to this width.
+        max_discrete_value (`int`, defaults to 212): number of integers in a discrete observation, including the
+            `MISSION_LENGTH` tokens of a mission.
+        image_size (`int`, defaults to 224): height and width of the images of the text tasks, in pixels.
+        patch_size (`int`, defaults to 16): height and width of an image patch, in pixels.
+        num_channels (`int`, defaults to 3): channels of the images of the text tasks.
+        observation_loss_coef (`float`, defaults to 0.005): weight of the observation loss. With 0, observations are
+            not predicted.
+        action_loss_coef (`float`, defaults to 0.995): weight of the action loss.
+
+    Example:
+        >>> config = JatConfig(hidden_size=192, num_layers=4, num_heads=6)
+        >>> config.attention_layers
+        ['global', 'local', 'global', 'local']
     """
 
     model_type = "jat"
@@ -127,6 +143,7 @@ class JatConfig(PreTrainedConfig):
                 "hidden_size: expected at least 50 and a multiple of "
                 f"num_heads={self.num_heads}, got {self.hidden_size}"
             )
+
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(
                 f"activation_function: expected one of {', '.join(ACTIVATIONS)}, got {self.activation_function!r}"
@@ -134,6 +151,7 @@ class JatConfig(PreTrainedConfig):
         for name in ("resid_dropout", "embed_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a rate in [0, 1), got {getattr(self, name)}")
+
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size: expected a multiple of patch_size={self.patch_size}, got {self.image_size}")
         if self.max_discrete_value <= MISSION_LENGTH:
@@ -145,6 +163,7 @@ class JatConfig(PreTrainedConfig):
             raise ValueError(
                 f"max_position_embeddings: expected at least the 5 of one step, got {self.max_position_embeddings}"
             )
+
         if len(self.attention_layers) != self.num_layers:
             raise ValueError(
                 f"attention_types: expected one attention for each of num_layers={self.num_layers}, "
@@ -153,18 +172,20 @@ class JatConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Load `config.json` of a checkpoint folder, a hub repository, or "jat-mini".
+        """Load the `config.json` of a checkpoint.
 
         Args:
-            kwargs: fields to replace; `return_unused_kwargs=True` to get those that are none, as `(config, unused)`;
-                and transformers' options that say where to look (`revision`, `subfolder`, ...). `trust_remote_code` is
-                accepted and ignored: code in a checkpoint is never run.
+            pretrained_model_name_or_path: a folder, a repository id on the hub, or "jat-mini".
+            **kwargs: fields to replace, and transformers' options for finding files (`revision`, `subfolder`, ...).
+                `trust_remote_code` is accepted and ignored: code in a checkpoint is never run.
+
+        Returns:
+            The configuration. With `return_unused_kwargs=True`, `(configuration, unused)`, where `unused` holds the
+            `kwargs` that are not fields.
 
         Raises:
-            CheckpointError: there is none, it is another model's, or a field is wrong.
+            CheckpointError: there is no `config.json`, it belongs to another model, or a field is wrong.
         """
-        from .config import read_config
-
         kwargs.pop("trust_remote_code", None)
         return_unused = kwargs.pop("return_unused_kwargs", False)
         hub = take_hub_options(kwargs)
@@ -174,32 +195,44 @@ class JatConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> JatConfig:
-        """The configuration of a published size: `small`, `medium` or `large`."""
+        """Return the configuration of a published size.
+
+        Args:
+            name: "small", "medium" or "large".
+            **overrides: fields to replace.
+
+        Raises:
+            ValueError: there is no preset of this name, or a field is wrong.
+
+        Example:
+            >>> JatConfig.from_preset("small", max_position_embeddings=256).hidden_size
+            768
+        """
         if name not in PRESETS:
             raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
         return cls(**{**PRESETS[name], **overrides})
 
     @property
     def num_image_tokens(self) -> int:
-        """Patches of an image of the text tasks, each one token."""
+        """Number of patches of an image of the text tasks. Each patch is one token."""
         return int((self.image_size // self.patch_size) ** 2)
 
     @property
     def discrete_feature_size(self) -> int:
-        """Features each integer of a discrete observation is reduced to."""
+        """Number of features that each integer of a discrete observation is reduced to."""
         return int(self.hidden_size // 50)
 
 
 def read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: dict[str, Any]) -> JatConfig:
-    """Read `config.json`.
+    """Read and check the `config.json` of a checkpoint.
 
     Args:
         source: a folder, or a repository id on the hub.
-        hub: options that say where to look.
-        options: fields to replace, which are taken out; others stay.
+        hub: options for finding files, out of `HUB_OPTIONS`.
+        options: fields to replace. They are removed from this dict; other entries stay.
 
     Raises:
-        CheckpointError: names the file and the field.
+        CheckpointError: the file is missing or a field is wrong; the message names both.
     """
     path = find_file(source, "config.json", hub, required=True)
     assert path is not None  # required
@@ -230,7 +263,7 @@ def read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: di
 
 
 def _expand_attention_types(attention_types: Any) -> list[str]:
-    """Return each layer's kind of attention: `[[["global", "local"], 2]]` -> `["global", "local"] * 2`."""
+    """Return the kind of attention of each layer: `[[["global", "local"], 2]]` -> `["global", "local"] * 2`."""
     try:
         layers = [kind for kinds, repeats in attention_types for _ in range(repeats) for kind in kinds]
     except (TypeError, ValueError):

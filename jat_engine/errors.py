@@ -1,4 +1,4 @@
-"""The errors a caller can make, and warnings. Each message names the field, what was expected and what came."""
+"""Errors and warnings that callers meet. Each message names the field, the expected value and the given one."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """An observation, reward, action space or option of a call is not what the model takes."""
+    """Invalid observation, reward, action space or option of a call."""
 
 
 class SessionError(ValueError):
-    """A call does not fit the session's episode so far: another modality, size or action space."""
+    """Call that does not fit the session's current episode: another modality, size or action space."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint's files are missing, damaged, or not those of the model that `config.json` describes."""
+    """Missing or damaged checkpoint file, or one that does not match the model that `config.json` describes."""
 
 
 class CacheFullError(RuntimeError):
-    """There is no room in the KV cache for another session. Those that are open are not affected."""
+    """KV cache without room for another session. Open sessions are not affected."""
 
 
 class BatchError(ValueError):
-    """Some sessions of a batch were refused; the others have taken their step.
+    """Invalid input to some sessions of a batch. The other sessions have taken their step.
 
     Attributes:
-        actions: what the call would have returned, with None for the sessions that were refused.
-        errors: position in the batch -> its error. Those sessions are as they were before the call.
+        actions: the actions in the order of the batch; None for each session whose input was refused.
+        errors: position in the batch -> error of that session. These sessions are unchanged.
     """
 
     def __init__(self, actions: list[Any], errors: dict[int, Exception]) -> None:
@@ -38,8 +38,16 @@ class BatchError(ValueError):
 
 
 class DataError(ValueError):
-    """A dataset's columns or rows are not what they should be; the message names the file, row, column and step."""
+    """Invalid columns or rows of a dataset; the message names the file, row, column and step."""
+
+
+class UnknownTaskError(ValueError):
+    """Unknown name of a task or domain."""
+
+
+class MissingSimulatorError(ImportError):
+    """Simulator that is not installed; the message names the extra to install."""
 
 
 class NativeModuleWarning(RuntimeWarning):
-    """An engine computes in plain torch on a CPU because the native module is missing. Given once a process."""
+    """Warning that an engine on a CPU computes in plain torch, since the native module is missing; once per process."""

@@ -1,4 +1,4 @@
-"""Describe this installation: versions, device, CPU, compiled extensions, simulators."""
+"""Description of this installation: versions, device, CPU, compiled extensions, simulators."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKAGES = (
     "onnxruntime",
     "openvino",
 )
-"""Distributions whose version can change a result."""
+"""Packages whose version can change a result."""
 
 SIMULATORS = {
     "atari": ("gymnasium", "ale_py", "cv2"),
@@ -42,11 +42,11 @@ SIMULATORS = {
 EXTENSIONS = ("_cpu", "_cuda")
 
 _CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "asimd", "i8mm", "bf16")
-"""Instruction sets that matter for kernels, by their name in /proc/cpuinfo; what `_cpu.cpu_features` also looks for."""
+"""Instruction sets that the kernels can use, by their names in /proc/cpuinfo. `_cpu.cpu_features` reports the same."""
 
 
 def versions() -> dict[str, str | None]:
-    """Version of python, this package and `PACKAGES`; None where one is not installed. Imports none of them."""
+    """Return the versions of Python, this package and `PACKAGES`, without importing them; None if not installed."""
     from . import __version__
 
     found: dict[str, str | None] = {"python": platform.python_version(), "jat_engine": __version__}
@@ -59,7 +59,12 @@ def versions() -> dict[str, str | None]:
 
 
 def device() -> dict[str, Any]:
-    """The accelerator that torch finds, else the CPU."""
+    """Return a description of the accelerator that torch finds, or of the CPU if there is none.
+
+    Returns:
+        "kind" ("cuda", "mps" or "cpu") and "name"; for CUDA also "count", "compute_capability", "memory_bytes" and
+        "cuda" (the version).
+    """
     import torch
 
     if torch.cuda.is_available():
@@ -78,7 +83,7 @@ def device() -> dict[str, Any]:
 
 
 def cpu() -> dict[str, Any]:
-    """Name, cores this process may use, its quota of their time, torch's threads, instruction sets that matter."""
+    """Return a description of the CPU: name, allowed cores, CPU quota, threads of torch, instruction sets."""
     import torch
 
     return {
@@ -92,7 +97,7 @@ def cpu() -> dict[str, Any]:
 
 
 def cpu_features() -> list[str]:
-    """Instruction sets that matter here: as the native module finds them, else as the kernel lists them."""
+    """Return the names of the usable instruction sets, from the native module or else from /proc/cpuinfo."""
     try:
         from ._cpu import cpu_features as native
     except ImportError:
@@ -102,11 +107,16 @@ def cpu_features() -> list[str]:
 
 
 def cpu_name() -> str:
+    """Return the model name of the CPU."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def extension(name: str) -> dict[str, Any]:
-    """Whether the compiled extension `jat_engine.<name>` is there and loads, and why not."""
+    """Return the state of the compiled extension `jat_engine.<name>`.
+
+    Returns:
+        `{"built": True, "path": ...}`, or `{"built": False, "reason": ...}` if it is missing or does not load.
+    """
     module = f"{__package__}.{name}"
     spec = util.find_spec(module)
     # A folder or a stub of that name is not an extension.
@@ -120,7 +130,11 @@ def extension(name: str) -> dict[str, Any]:
 
 
 def simulator(domain: str) -> dict[str, Any]:
-    """Whether a domain's modules are installed, without importing them."""
+    """Return the state of a domain's simulator, without importing it.
+
+    Returns:
+        `{"installed": True}`, or `{"installed": False, "missing": [modules], "install": command}`.
+    """
     missing = [name for name in SIMULATORS[domain] if util.find_spec(name) is None]
     if missing:
         return {"installed": False, "missing": missing, "install": f"pip install 'jat-engine[{domain}]'"}

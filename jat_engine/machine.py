@@ -1,4 +1,4 @@
-"""The processor time that this process may use: cores by affinity, and the quota of its control groups."""
+"""Processor time that this process may use: CPU affinity, and the CPU quota of its control groups (cgroups)."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from pathlib import Path
 
 
 def available_cores() -> int:
-    """Return how many threads this process can keep running: one per allowed core, as far as the CPU quota goes."""
+    """Return the number of threads that this process can keep busy: its allowed cores, or its CPU quota if smaller."""
     quota = cpu_quota()
     return allowed_cores() if quota is None else max(1, min(allowed_cores(), int(quota)))
 
 
 def allowed_cores() -> int:
-    """Return the number of cores that this thread, and those it starts, may run on."""
+    """Return the number of cores that the calling thread, and threads it starts, may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return the CPU time per second of wall time that control groups grant this process, in cores.
+    """Return the CPU quota of this process, in cores (seconds of CPU time per second of wall time).
 
-    The smallest limit of the process's group and those above it, of versions 1 (`cpu.cfs_quota_us`) and 2 (`cpu.max`).
+    This is the smallest limit among the process's control group and the groups above it, in version 1
+    (`cpu.cfs_quota_us`) and version 2 (`cpu.max`).
 
     Args:
-        root: folder that stands for `/`.
+        root: folder to read instead of `/`.
 
     Returns:
-        For instance 1.5; None where there is no limit, or the system has no control groups.
+        For instance 1.5. None if there is no limit, or the system has no control groups.
     """
     limits = [_limit(folder) for folder in _group_folders(root)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _group_folders(root: Path) -> list[Path]:
-    """Folders of this process's CPU groups and of those above them, as far as they are mounted."""
-    # Version 1: "4:cpu,cpuacct:/path", of the hierarchy that has the CPU controller. Version 2: "0::/path".
+    """Return the mounted folders of this process's CPU control groups and of the groups above them."""
+    # Version 1: "4:cpu,cpuacct:/path", from the hierarchy with the CPU controller. Version 2: "0::/path".
     paths: dict[str, str] = {}
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
@@ -51,7 +52,7 @@ def _group_folders(root: Path) -> list[Path]:
         kind, _, options = filesystem.split(maxsplit=2)
         if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
             continue
-        # In a container the path may be the host's, of which only a part is mounted.
+        # In a container the path may be the host's, and only a part of it is mounted.
         path = paths[kind]
         below = path.removeprefix(part) if part != "/" and path.startswith(part) else path
         top = root / point.lstrip("/")

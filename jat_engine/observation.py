@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +25,16 @@ _MODALITIES: dict[tuple[bool, bool, bool, bool], Modality] = {
 OBSERVATION_KEYS = ("continuous_observation", "discrete_observation", "text_observation", "image_observation")
 """Keyword arguments of `get_next_action` that an observation comes by."""
 
+OBSERVATIONS_KEYS = tuple(f"{key}s" for key in OBSERVATION_KEYS)
+"""Keyword arguments of `AgentBatch.get_next_actions` that observations come by."""
+
+_FIELDS: dict[Modality, str] = {
+    "continuous": "continuous_observation",
+    "discrete": "discrete_observation",
+    "discrete+text": "discrete_observation + text_observation",
+    "image": "image_observation",
+}
+
 _ALL_KEYS = " or ".join(f"{key}=..." for key in OBSERVATION_KEYS)
 
 
@@ -40,27 +50,23 @@ class Limits(NamedTuple):
         return cls(config.max_continuous_size, config.max_discrete_value, config.vocab_size)
 
 
-class Observation(NamedTuple):
-    """One checked observation with the reward that came with it.
+class Observations(NamedTuple):
+    """One checked observation of each of N agents, with the rewards that came with them.
 
     Attributes:
-        modality: "continuous", "discrete", "discrete+text" or "image".
-        values: float32 [X], int64 [N] or uint8 [84, 84, 4]; can be the caller's own array.
-        text: the mission of "discrete+text", else None.
-        reward: 0.0 if none was given.
+        modality: of all.
+        values: float32 [N, X], int64 [N, X] or uint8 [N, 84, 84, 4]; of a single agent a list of one array, which can
+            be the caller's own.
+        texts: N missions of "discrete+text", else None.
+        rewards: [N], 0.0 where none was given.
+        fields: the keyword arguments they came by, for error messages.
     """
 
     modality: Modality
-    values: np.ndarray
-    text: str | None
-    reward: float
-
-    @property
-    def fields(self) -> str:
-        """The keyword arguments it came by."""
-        if self.modality == "discrete+text":
-            return "discrete_observation + text_observation"
-        return "discrete_observation" if self.modality == "discrete" else f"{self.modality}_observation"
+    values: Sequence[np.ndarray] | np.ndarray
+    texts: list[str] | None
+    rewards: Sequence[float] | np.ndarray
+    fields: str
 
 
 class ActionSpace(NamedTuple):
@@ -70,120 +76,84 @@ class ActionSpace(NamedTuple):
     size: int
 
 
-def parse_observation(
-    limits: Limits,
-    *,
-    continuous_observation: Any = None,
-    discrete_observation: Any = None,
-    text_observation: Any = None,
-    image_observation: Any = None,
-    reward: Any = None,
-) -> Observation:
-    """Check one step's input against the model's sizes.
+def parse_observation(limits: Limits, observation: Mapping[str, Any], reward: Any = None) -> Observations:
+    """Check one agent's observation against the model's sizes.
+
+    Args:
+        limits: the model's sizes.
+        observation: values by `OBSERVATION_KEYS`; None counts as absent.
+        reward: of the action before; None counts as 0.
+
+    Returns:
+        Observations of a single agent.
 
     Raises:
         InputError: names the field, what was expected and what came.
     """
-    modality = _MODALITIES.get(
-        (
-            continuous_observation is not None,
-            discrete_observation is not None,
-            text_observation is not None,
-            image_observation is not None,
-        )
-    )
-    if modality is None:
-        given = {
-            "continuous_observation": continuous_observation,
-            "discrete_observation": discrete_observation,
-            "text_observation": text_observation,
-            "image_observation": image_observation,
-        }
-        keys = [key for key, value in given.items() if value is not None]
-        raise InputError(
-            "observation: expected continuous_observation, or discrete_observation (with or without "
-            f"text_observation), or image_observation; got {' + '.join(keys) or 'none of them'}"
-        )
-    text = None
+    continuous, discrete, text, image = map(observation.get, OBSERVATION_KEYS)
+    modality = _modality(continuous, discrete, text, image, "")
+
+    texts = None
     if modality == "continuous":
-        values = _continuous(limits, continuous_observation)
+        values = _continuous(limits, continuous)
     elif modality == "image":
-        values = _image(image_observation)
+        values = _image(image)
     else:
         if modality == "discrete+text":
-            text = _text(text_observation)
-        values = _discrete(limits, discrete_observation, with_text=text is not None)
-    return Observation(modality, values, text, _reward(reward))
-
-
-class Observations(NamedTuple):
-    """One checked observation of each of N agents, with the rewards that came with them.
-
-    Attributes:
-        modality: of all.
-        values: float32 [N, X], int64 [N, X] or uint8 [N, 84, 84, 4]; can be the caller's own array.
-        texts: the missions of "discrete+text", else None.
-        rewards: float32 [N].
-    """
-
-    modality: Modality
-    values: np.ndarray
-    texts: list[str] | None
-    rewards: np.ndarray
-
-    @property
-    def fields(self) -> str:
-        """The keyword arguments they came by."""
-        if self.modality == "discrete+text":
-            return "discrete_observations + text_observations"
-        return "discrete_observations" if self.modality == "discrete" else f"{self.modality}_observations"
+            texts = [_text(text)]
+        values = _discrete(limits, discrete, with_text=texts is not None)
+    return Observations(modality, [values], texts, [_reward(reward)], _FIELDS[modality])
 
 
 def parse_observations(
-    limits: Limits,
-    num_agents: int,
-    *,
-    continuous_observations: Any = None,
-    discrete_observations: Any = None,
-    text_observations: Any = None,
-    image_observations: Any = None,
-    rewards: Any = None,
+    limits: Limits, num_agents: int, observations: Mapping[str, Any], rewards: Any = None
 ) -> Observations:
-    """Check one step's input of N agents. Raises `InputError`."""
-    given = {
-        "continuous_observations": continuous_observations,
-        "discrete_observations": discrete_observations,
-        "text_observations": text_observations,
-        "image_observations": image_observations,
-    }
-    continuous, discrete, text, image = (value is not None for value in given.values())
-    modality = _MODALITIES.get((continuous, discrete, text, image))
-    if modality is None:
-        keys = [key for key, value in given.items() if value is not None]
-        raise InputError(
-            "observations: expected continuous_observations, or discrete_observations (with or without "
-            f"text_observations), or image_observations; got {' + '.join(keys) or 'none of them'}"
-        )
+    """Check one observation of each of N agents.
+
+    Args:
+        limits: the model's sizes.
+        num_agents: N.
+        observations: arrays by `OBSERVATIONS_KEYS`; None counts as absent.
+        rewards: [N], of the actions before; None counts as zeros.
+
+    Raises:
+        InputError: names the field, what was expected and what came.
+    """
+    continuous, discrete, text, image = map(observations.get, OBSERVATIONS_KEYS)
+    modality = _modality(continuous, discrete, text, image, "s")
+
     texts = None
     if modality == "continuous":
-        values = _continuous_rows(limits, num_agents, continuous_observations)
+        values = _continuous_rows(limits, num_agents, continuous)
     elif modality == "image":
         shape = (num_agents, *FRAME_SHAPE)
         expected = f"uint8 of shape {shape}, channel last"
-        values = _array("image_observations", image_observations, expected)
+        values = _array("image_observations", image, expected)
         if values.dtype != np.uint8 or values.shape != shape:
             raise InputError(f"image_observations: expected {expected}, got {_describe(values)}")
         values = np.ascontiguousarray(values)
     else:
         if modality == "discrete+text":
-            is_list = isinstance(text_observations, list | tuple | np.ndarray)
-            if not is_list or np.shape(text_observations)[:1] != (num_agents,):
-                raise InputError(
-                    f"text_observations: expected {num_agents} strings, got {_describe(text_observations)}"
-                )
-            texts = [_text(str(text) if isinstance(text, np.str_) else text) for text in text_observations]
-        values = _discrete_rows(limits, num_agents, discrete_observations, with_text=texts is not None)
-    return Observations(modality, values, texts, _rewards(num_agents, rewards))
+            if not isinstance(text, list | tuple | np.ndarray) or np.shape(text)[:1] != (num_agents,):
+                raise InputError(f"text_observations: expected {num_agents} strings, got {_describe(text)}")
+            texts = [_text(str(one) if isinstance(one, np.str_) else one) for one in text]
+        values = _discrete_rows(limits, num_agents, discrete, with_text=texts is not None)
+    fields = " + ".join(f"{name}s" for name in _FIELDS[modality].split(" + "))
+    return Observations(modality, values, texts, _rewards(num_agents, rewards), fields)
+
+
+def _modality(continuous: Any, discrete: Any, text: Any, image: Any, plural: str) -> Modality:
+    """Return what kind of observation was given, or raise `InputError`; plural: "s" or "", behind field names."""
+    given = continuous is not None, discrete is not None, text is not None, image is not None
+    modality = _MODALITIES.get(given)
+    if modality is None:
+        names = [f"{key}{plural}" for key in OBSERVATION_KEYS]
+        got = " + ".join(name for name, is_given in zip(names, given, strict=True) if is_given)
+        raise InputError(
+            f"observation{plural}: expected {names[0]}, or {names[1]} (with or without {names[2]}), or {names[3]}; "
+            f"got {got or 'none of them'}"
+        )
+    return modality
 
 
 def _continuous_rows(limits: Limits, num_agents: int, value: Any) -> np.ndarray:
@@ -257,6 +227,25 @@ def parse_action_space(limits: Limits, space: Any) -> ActionSpace:
     raise InputError(f"action_space: expected {expected[kind]}, got {got}{hint}")
 
 
+def parse_action(space: ActionSpace, action: Any) -> Any:
+    """Return an action of a space as episodes keep it: float32 [A], or an int. Raises `InputError`."""
+    if space.kind == "discrete":
+        try:
+            choice = operator.index(action)
+        except TypeError:
+            choice = -1
+        if isinstance(action, bool) or not 0 <= choice < space.size:
+            raise InputError(f"action: expected an integer in [0, {space.size}), got {action!r}")
+        return choice
+    try:
+        values = np.array(action, np.float32)
+    except (TypeError, ValueError):
+        values = np.empty(0, np.float32)
+    if values.shape != (space.size,) or not np.isfinite(values).all():
+        raise InputError(f"action: expected {space.size} finite numbers, got {action!r:.80}")
+    return values
+
+
 @functools.cache
 def _space_kind(cls: Any) -> str | None:
     """ "Box" or "Discrete", if the class is one by name."""
@@ -308,18 +297,19 @@ def check_context_window(context_window: Any) -> int | None:
 
 
 def check_same_episode(
-    previous: Observation, previous_space: ActionSpace, observation: Observation, space: ActionSpace
+    previous: Observations, previous_space: ActionSpace, observations: Observations, space: ActionSpace
 ) -> None:
     """Raise `SessionError` unless a step has the modality, sizes and kind of action of the one before it."""
-    if observation.modality != previous.modality:
+    if observations.modality != previous.modality:
         raise SessionError(
-            f"observation: expected {previous.fields} as before in this episode, got {observation.fields}; "
+            f"observation: expected {previous.fields} as before in this episode, got {observations.fields}; "
             "reset to start a new episode"
         )
-    if observation.values.shape != previous.values.shape:
+    values, before = observations.values[0], previous.values[0]
+    if values.shape != before.shape:
         raise SessionError(
-            f"{observation.fields}: expected {previous.values.size} values as before in this episode, "
-            f"got {observation.values.size}; reset to start a new episode"
+            f"{observations.fields}: expected {before.size} values as before in this episode, got {values.size}; "
+            "reset to start a new episode"
         )
     if space.kind != previous_space.kind or (space.kind == "continuous" and space != previous_space):
         raise SessionError(
@@ -328,28 +318,19 @@ def check_same_episode(
         )
 
 
-def check_same_kind(
-    previous: Observations, previous_space: ActionSpace, observations: Observations, space: ActionSpace
-) -> None:
-    """`check_same_episode` for a batch."""
-    if observations.modality != previous.modality or observations.values.shape != previous.values.shape:
-        raise SessionError(
-            f"observations: expected {previous.fields} of shape {previous.values.shape} as before in these episodes, "
-            f"got {observations.fields} of shape {observations.values.shape}; reset to start new ones"
-        )
-    if space.kind != previous_space.kind or (space.kind == "continuous" and space != previous_space):
-        raise SessionError(
-            f"action_space: expected {previous_space.kind} of size {previous_space.size} as before in these "
-            f"episodes, got {space.kind} of size {space.size}; reset to start new ones"
-        )
+def not_finite(observations: Observations, finite: Sequence[bool] | np.ndarray) -> InputError:
+    """Return the error for observations whose predictions overflowed.
 
-
-def not_finite(observation: Observation) -> InputError:
-    """The error for an observation whose prediction overflowed."""
-    largest = np.abs(observation.values.astype(np.float64)).max()
+    Args:
+        observations: of N agents.
+        finite: [N], false for at least one.
+    """
+    bad = [agent for agent, is_finite in enumerate(finite) if not is_finite]
+    largest = np.abs(observations.values[bad[0]].astype(np.float64)).max()
+    agents = f" for agents {bad[:8]}" if len(finite) > 1 else ""
     return InputError(
-        f"{observation.fields}: expected values of a size the model can compute with, got a prediction that "
-        f"is not finite; largest value {largest:.3g}, reward {observation.reward:.3g}"
+        f"{observations.fields}: expected values of a size the model can compute with, got a prediction that "
+        f"is not finite{agents}; largest value {largest:.3g}, reward {observations.rewards[bad[0]]:.3g}"
     )
 
 

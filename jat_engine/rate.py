@@ -1,4 +1,4 @@
-"""`Loop`: a control loop at a fixed rate. Needs nothing but the standard library and numpy."""
+"""`Loop`, a control loop at a fixed rate. It needs only the standard library and numpy."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from .errors import InputError
 
 RECENT_STEPS = 10_000
-"""Steps whose times are kept: 100 seconds at 100 Hz."""
+"""Number of newest steps whose times are kept: 100 seconds at 100 Hz."""
 
 
 @dataclass(frozen=True)
 class LoopStats:
-    """Statistics of a `Loop`. Times are microseconds of the last `RECENT_STEPS` steps; None before the first.
+    """Statistics of a `Loop`. Times are in microseconds, over the last `RECENT_STEPS` steps; None before the first.
 
     Attributes:
-        steps: steps that were begun.
-        missed: deadlines that passed while a step was still running; each step that was late skipped at least one.
-        late_p50_us, late_p99_us, late_max_us: how long after its time a step began. This is the jitter of the system's
-            timer and scheduler.
-        busy_p50_us, busy_p99_us, busy_max_us: how long the loop's body took.
+        steps: number of steps that have begun.
+        missed: number of deadlines that passed while a step was still running. A late step misses at least one.
+        late_p50_us, late_p99_us, late_max_us: delay between the scheduled and the actual begin of a step. This is the
+            jitter of the system's timer and scheduler.
+        busy_p50_us, busy_p99_us, busy_max_us: duration of the loop's body.
     """
 
     steps: int
@@ -38,28 +38,27 @@ class LoopStats:
 
 
 class Loop:
-    """Steps at a fixed rate, on a grid of absolute times: `start`, `start + 1 / hz`, `start + 2 / hz`, ...
+    """Control loop at a fixed rate. Steps begin at `start`, `start + 1 / hz`, `start + 2 / hz`, ...
 
-    An error of the timer does not add up, since every step waits for its own time. A step's deadline is the time of the
-    next one. After a step that took longer, the deadlines that have passed are counted as missed and are skipped: the
-    next step begins at the next time of the grid, and there is no burst of steps to catch up.
+    These times are absolute, so timer errors do not accumulate. The deadline of a step is the begin of the next one. If
+    a step takes longer, the deadlines that have passed count as missed and are skipped: the next step begins at the
+    next scheduled time, and there is no burst of steps to catch up.
 
-    As an iterator it yields each step's number on the grid; numbers of skipped times do not come::
-
-        loop = Loop(hz=100)
-        for tick in loop:
-            act()
-            if done:
-                break
-        print(loop.stats)
-
-    Where the loop's condition is another, begin with `with Loop(100) as loop:` and end each step by `loop.wait()`.
-
-    To be used from one thread.
+    Iterating over a loop yields the number of each step, counted in periods since `start`; the numbers of skipped
+    deadlines are left out. For other forms of loop, write `with Loop(hz) as loop:` and end each step with
+    `loop.wait()`. Use a loop from one thread only.
 
     Attributes:
-        hz: steps a second.
+        hz: steps per second.
         period_s: seconds between two steps.
+
+    Example:
+        >>> loop = Loop(hz=100)
+        >>> for step in loop:
+        ...     if step >= 3:
+        ...         break
+        >>> loop.stats.steps <= 4  # fewer if a step was skipped
+        True
     """
 
     def __init__(
@@ -70,16 +69,18 @@ class Loop:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """
+        """Prepare a loop; `start`, `wait` or iteration begins it.
+
         Args:
-            hz: steps a second.
-            spin_us: microseconds before a step's time in which the loop asks the clock instead of sleeping. A sleep
-                ends 50 to 100 us late on an ordinary Linux; this hides it and keeps a core busy meanwhile.
-            clock: seconds that never go back; with `sleep`, another clock than the system's, such as a simulation's.
-            sleep: waits for so many seconds of `clock`.
+            hz: steps per second.
+            spin_us: length of the busy wait before each step, in microseconds. On ordinary Linux a sleep ends 50 to
+                100 us late; a busy wait avoids this delay but keeps a core busy.
+            clock: function that returns the time in seconds and never goes back. Pass another clock, together with
+                `sleep`, to follow the time of a simulation.
+            sleep: function that waits for a number of seconds of `clock`.
 
         Raises:
-            InputError: `hz` is no positive number, or `spin_us` a negative one.
+            InputError: `hz` is not a positive number, or `spin_us` is negative.
         """
         if not _is_number(hz) or not 0 < hz < float("inf"):
             raise InputError(f"hz: expected a positive number of steps a second, got {hz!r}")
@@ -96,8 +97,10 @@ class Loop:
         self._is_running = False
 
     def start(self) -> None:
-        """Begin a new grid, whose first step begins now: at first, and after a pause that shall not count as missed,
-        such as an environment's reset. Counters go on.
+        """Begin a step now and schedule the following ones from this time on.
+
+        Call it first, and after a pause that must not count as missed, such as the reset of an environment. Counters
+        are kept.
         """
         self._end_step()
         self._origin = self._begin = self._clock()
@@ -105,10 +108,10 @@ class Loop:
         self._count_step(0.0)
 
     def wait(self) -> int:
-        """End the step and wait for the next one's time.
+        """End the current step and wait until the next one begins.
 
         Returns:
-            The number of the next step on the grid.
+            The number of the next step, counted in periods since `start`.
         """
         if not self._is_running:
             self.start()
@@ -139,7 +142,7 @@ class Loop:
 
     @property
     def stats(self) -> LoopStats:
-        """Counters so far; a step that is running counts, and its time does not yet."""
+        """Counters up to now. A running step is counted, but its duration is not included yet."""
         return LoopStats(self._steps, self._missed, *_summary(self._late), *_summary(self._busy))
 
     def _count_step(self, late_s: float) -> None:
@@ -148,7 +151,7 @@ class Loop:
         self._is_running = True
 
     def _end_step(self) -> int:
-        """Take a running step's time. Returns the number of the last time on the grid that has passed."""
+        """Record the duration of a running step, and return the number of the last period that has begun."""
         if not self._is_running:
             return 0
         self._is_running = False

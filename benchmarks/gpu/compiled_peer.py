@@ -174,12 +174,12 @@ class DenseAgent:
         return_prediction: bool = False,
         **fields: Any,
     ) -> Any:
-        observation = parse_observation(self._limits, **fields, reward=reward)
+        observation = parse_observation(self._limits, fields, reward)
         space = parse_action_space(self._limits, action_space)
         kind = observation.modality.partition("+")[0]
-        values = observation.values
-        if observation.text is not None:
-            values = np.concatenate((values, self._missions.encode(observation.text)))
+        values = observation.values[0]
+        if observation.texts is not None:
+            values = np.concatenate((values, self._missions.encode(observation.texts[0])))
 
         is_choice = space.kind == "discrete"
         is_first = self._action is None

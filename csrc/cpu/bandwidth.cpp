@@ -8,16 +8,17 @@
 #include <vector>
 
 #include "linear.h"
-#include "threads.h"
+#include "threads/thread_pool.h"
 
 namespace jat {
 
 double read_bandwidth(size_t num_bytes, int num_threads, int repeats) {
-  constexpr int kSums = 32;  // as many as keep several loads of a vector in flight
-  constexpr size_t kPieceWords = (4 << 20) / sizeof(uint64_t);  // some 200 us
+  constexpr int kSums = 32;  // independent sums, so that several vector loads are in flight
+  constexpr size_t kPieceWords = (4 << 20) / sizeof(uint64_t);  // about 200 us
   const int num_pieces = static_cast<int>(std::max<size_t>(num_bytes / sizeof(uint64_t) / kPieceWords, 1));
   const Buffer buffer(num_pieces * kPieceWords * sizeof(uint64_t));
-  std::memset(buffer.as<uint8_t>(), 1, buffer.bytes());  // else all of it could be one page of zeros
+  std::memset(buffer.as<uint8_t>(), 1, buffer.bytes());  // untouched, it could be one shared page of zeros
+
   ThreadPool pool(num_threads, 1000);
   std::atomic<uint64_t> total{0};
   std::vector<double> rates;
@@ -27,17 +28,17 @@ double read_bandwidth(size_t num_bytes, int num_threads, int repeats) {
       const uint64_t* data = buffer.as<uint64_t>() + kPieceWords * piece;
       uint64_t sums[kSums] = {};
       for (size_t i = 0; i < kPieceWords; i += kSums) {
-        for (int j = 0; j < kSums; j += 8)
-          __builtin_prefetch(data + i + j + 1024);  // 8 KiB ahead, a line each
+        for (int j = 0; j < kSums; j += 8) __builtin_prefetch(data + i + j + 1024);  // 8 KiB ahead
         for (int j = 0; j < kSums; ++j) sums[j] += data[i + j];
       }
       uint64_t sum = 0;
       for (const uint64_t s : sums) sum += s;
-      total.fetch_add(sum, std::memory_order_relaxed);  // the reads have a use
+      total.fetch_add(sum, std::memory_order_relaxed);  // so that the reads are not optimised away
     });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
     rates.push_back(static_cast<double>(buffer.bytes()) / seconds.count());
   }
+
   std::sort(rates.begin(), rates.end());
   return rates[rates.size() / 2];
 }

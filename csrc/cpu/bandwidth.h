@@ -1,12 +1,12 @@
-// What the memory allows: the limit that a step's time is compared with.
+// Memory bandwidth: the physical limit of a step, which reads all weights once.
 #pragma once
 
 #include <cstddef>
 
 namespace jat {
 
-// Bytes per second that `num_threads` read together from `num_bytes` of memory, a contiguous part each; the
-// median of `repeats` passes. `num_bytes` should be many times the caches' size.
+// Returns the bytes per second that `num_threads` threads read together from a buffer of `num_bytes`, the
+// median of `repeats` passes. `num_bytes` should be many times the size of the caches.
 double read_bandwidth(size_t num_bytes, int num_threads, int repeats);
 
 }  // namespace jat

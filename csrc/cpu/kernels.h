@@ -1,16 +1,22 @@
-// The arithmetic of a step, compiled once for each instruction set; `select_kernels` chooses at run time.
+// The arithmetic of a step as a table of functions. isa/ has one for each instruction set; dispatch.h
+// chooses.
 //
-// Weights are stored in blocks of 16 rows. A block is a sequence of 64-byte groups: the 16 rows' next 1
-// (float32), 2 (bfloat16) or 4 (int8) columns. Activations of one token are the same groups' columns, 4 bytes
-// each. So one load of 64 bytes of weights serves every token of a tile, and lanes are rows: nothing is
-// summed across lanes. Two blocks make a panel, their groups alternating, so that a panel is read as one
-// stream. Every result is computed in one order that depends on neither the tile's size nor the other tokens.
+// Layout of weights. 16 rows make a block. A block is a sequence of 64-byte groups, each the 16 rows' next 1
+// (float32), 2 (bfloat16) or 4 (int8) columns, 4 bytes a row. Two blocks make a panel; their groups
+// alternate, so that a panel is read as one stream:
+//
+//   panel  | block 0, group 0 | block 1, group 0 | block 0, group 1 | block 1, group 1 | ...
+//   group  | row 0: 4 bytes | row 1: 4 bytes | ... | row 15: 4 bytes |
+//
+// Activations of a token are the same columns, 4 bytes a group. One load of 64 bytes of weights serves all
+// tokens of a tile, and lanes are rows, so nothing is summed across lanes.
+//
+// Every result is computed in one order, whatever the size of the tile and the other tokens: a session's
+// results do not depend, bit for bit, on what else is in a step.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
-#include <vector>
 
 namespace jat {
 
@@ -19,8 +25,8 @@ enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 constexpr int kBlockRows = 16;
 constexpr int kPanelRows = 2 * kBlockRows;
 constexpr int kGroupBytes = 64;
-constexpr int kPageSize = 16;  // tokens in a page of the KV cache; a page's keys are a block of 16 rows
-constexpr int kMaxQueries = 4;
+constexpr int kPageSize = 16;      // tokens in a page of the KV cache; a page's keys are a block of 16 rows
+constexpr int kMaxStepTokens = 3;  // new tokens of one session in a step
 constexpr int kMaxHeadDim = 256;
 
 constexpr int columns_per_group(DType dtype) {
@@ -31,40 +37,52 @@ constexpr int num_groups(DType dtype, int columns) {
 }
 constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// What a linear layer multiplies: activations of T tokens in the weights' format.
+// Activations of T tokens in the format of a linear layer's weights.
 struct Operand {
   const uint32_t* groups;  // [T, stride]
   const float* scales;     // [T], int8 only
   int stride;
 };
 
+// Weights of a linear layer. int8: weight = scale of its row * q, q in [-127, 127].
 struct LinearView {
   DType dtype;
   int num_groups;
   const uint8_t* panels;      // [num_blocks / 2, num_groups, 2, 64 bytes]
   const float* bias;          // [num_blocks * 16], or null
   const float* scales;        // [num_blocks * 16], int8 only
-  const int32_t* correction;  // [num_blocks * 16], int8 only
+  const int32_t* correction;  // [num_blocks * 16], int8 only: 128 * (sum of the row's q)
 };
 
-enum class Epilogue : int { kStore, kGelu, kAdd };
+// What is done with a product before it is written.
+enum class Epilogue : int {
+  kStore,  // out = product + bias
+  kGelu,   // out = gelu(product + bias)
+  kAdd     // out += product + bias
+};
 
 // One session and head: append the new tokens' keys and values, then attend.
 struct AttentionItem {
   DType kv_dtype;  // float32 or bfloat16
-  int head_dim, padded_head_dim, num_new, first_query, context_len, start_offset, window;
+  int head_dim, padded_head_dim;
+  int num_new;             // tokens to append
+  int first_query;         // new tokens before this one are appended, but not attended for
+  int context_len;         // tokens in the cache before the new ones
+  int start_offset;        // slots of the first page before the oldest token
+  int window;              // tokens that a query sees, itself included
   const float *q, *k, *v;  // of the first new token; the next one is `qkv_stride` floats on
   int qkv_stride;
   uint8_t* pool;         // this layer's and head's keys in page 0
   size_t page_bytes;     // from there to the next page
   size_t values_offset;  // from a page's keys to its values
   const int32_t* page_table;
-  float* out;  // of the first new token; queries before `first_query` are left out
+  float* out;  // of the first new token
   int out_stride;
-  float* scratch;  // [kMaxQueries, scratch_stride] scores
+  float* scratch;  // [kMaxStepTokens, scratch_stride], for scores
   int scratch_stride;
 };
 
+// A 3 x 3 convolution of stride 2.
 struct ConvView {
   int in_channels, out_channels, in_size, out_size;
   const float* weight;  // [out_channels / 16, 3, 3, in_channels, 16]
@@ -72,25 +90,29 @@ struct ConvView {
 
 struct Kernels {
   const char* name;
+
   // x [columns] -> groups; int8: also the scale.
   void (*prepare)(DType dtype, const float* x, int columns, uint32_t* groups, float* scale);
+
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int columns, float* out);
-  // out[rows[t], 16 * b + r] for the blocks [begin, end) and the T tokens; `rows` null means t itself.
+
+  // out[rows[t], 16 b + r] = row 16 b + r of the weights . token t, for the blocks b in [begin, end) and the
+  // T tokens. `rows` may be null: then token t goes to row t.
   void (*linear)(const LinearView& linear, const Operand& operand, int num_tokens, int begin, int end,
                  Epilogue epilogue, float* out, int out_stride, const int* rows);
+
   void (*attend)(const AttentionItem& item);
-  // Row y of a 3 x 3 convolution of stride 2. in: [in_size + 2, in_size + 2, in_channels] with a border of
-  // zeros; out: row y of [out_size, out_size, out_channels].
+
+  // Row y of a convolution. in: [in_size + 2, in_size + 2, in_channels] with a border of zeros; out: row y of
+  // [out_size, out_size, out_channels].
   void (*convolve_row)(const ConvView& conv, const float* in, int y, float* out);
-  // 16 channels of [num_pixels, channels]: zero mean, unit variance, leaky ReLU, in place; their means
-  // afterwards.
+
+  // 16 channels of [num_pixels, channels], in place: zero mean, unit variance, leaky ReLU. means: [16], of
+  // the result.
   void (*normalize_channels)(float* x, int num_pixels, int channels, float* means);
 };
 
-// `name`: "avx512", "avx2", "generic", or "auto" for the best the processor has. Throws
-// std::invalid_argument.
-const Kernels& select_kernels(const std::string& name);
-// Those that the running processor has, best first.
-std::vector<std::string> available_kernels();
+// isa/*.cpp; the first two on x86-64 only.
+extern const Kernels kAvx512Kernels, kAvx2Kernels, kGenericKernels;
 
 }  // namespace jat

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -11,9 +12,12 @@ namespace jat {
 namespace {
 
 constexpr size_t kHugePage = 2 << 20;
-constexpr float kRoundShift = 12582912.0F;  // 1.5 * 2^23: adding it leaves no fraction bits, ties go to even
 
-uint16_t to_bf16(float x) {  // round to nearest, ties to even; x is finite
+// 1.5 * 2^23: adding and subtracting it rounds |x| < 2^22 to a whole number, ties to even.
+constexpr float kRoundShift = 12582912.0F;
+
+// Rounds to nearest, ties to even; x must be finite.
+uint16_t to_bf16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
@@ -28,6 +32,7 @@ Buffer::Buffer(size_t bytes) : bytes_(bytes) {
   const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
   data_ = static_cast<uint8_t*>(std::aligned_alloc(alignment, rounded));
   if (data_ == nullptr) throw std::bad_alloc();
+
 #if defined(MADV_HUGEPAGE)
   if (large) madvise(data_, rounded, MADV_HUGEPAGE);
 #endif
@@ -46,13 +51,14 @@ Linear::Linear(DType dtype, int rows, int columns, bool has_bias)
       correction_(dtype == DType::kInt8 ? sizeof(int32_t) * padded_rows() : 0) {}
 
 void Linear::pack_rows(int first, int count, const float* weight) {
-  const size_t step = 2 * kGroupBytes;  // from a block's group to its next one
+  const size_t step = 2 * kGroupBytes;  // between groups of one block: the two blocks of a panel alternate
   const size_t panel_bytes = num_groups(dtype_, columns_) * step;
   for (int i = 0; i < count; ++i) {
     const int row = first + i, lane = row % kBlockRows;
     const float* source = weight + static_cast<size_t>(i) * columns_;
     uint8_t* block =
         panels_.as<uint8_t>() + row / kPanelRows * panel_bytes + row / kBlockRows % 2 * kGroupBytes;
+
     if (dtype_ == DType::kFloat32) {
       float* target = reinterpret_cast<float*>(block) + lane;
       for (int c = 0; c < columns_; ++c) target[c * step / sizeof(float)] = source[c];

@@ -1,4 +1,4 @@
-// A linear layer's weights in the kernels' format; packed once, read every step.
+// The weights of a linear layer in the layout of kernels.h: packed once, read every step.
 #pragma once
 
 #include <memory>
@@ -7,7 +7,7 @@
 
 namespace jat {
 
-// Memory for weights, in huge pages where the system has them; zero at first.
+// Zeroed memory for weights, aligned to a cache line; in huge pages where the system has them.
 class Buffer {
  public:
   explicit Buffer(size_t bytes = 0);
@@ -32,11 +32,11 @@ class Buffer {
 
 class Linear {
  public:
-  // [rows, columns] weights and, if `has_bias`, [rows] biases; all zero until packed.
+  // Weights [rows, columns] and, if `has_bias`, a bias [rows]; zeros until they are packed.
   Linear(DType dtype, int rows, int columns, bool has_bias);
 
-  // Rows `first`... from `weight` [count, columns] float32, contiguous. int8: each row is scaled by its
-  // largest value over 127 and rounded.
+  // Pack `weight` [count, columns], float32 and contiguous, into the rows from `first` on. int8: with one
+  // scale per row, max |weight| / 127; values are rounded to nearest, ties to even.
   void pack_rows(int first, int count, const float* weight);
   void set_bias(const float* bias);  // [rows]
 
@@ -47,7 +47,7 @@ class Linear {
   int columns() const { return columns_; }
   int num_blocks() const { return padded_rows() / kBlockRows; }
   int padded_rows() const { return round_up(rows_, kPanelRows); }
-  int operand_stride() const { return num_groups(dtype_, columns_); }  // 4-byte words of one token
+  int operand_stride() const { return num_groups(dtype_, columns_); }  // words of 4 bytes per token
   size_t bytes() const { return panels_.bytes() + bias_.bytes() + scales_.bytes() + correction_.bytes(); }
 
  private:

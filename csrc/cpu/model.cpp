@@ -3,22 +3,29 @@
 #include <algorithm>
 #include <cstring>
 
+#include "dispatch.h"
+
 namespace jat {
 
 namespace {
 
-// Pieces that a thread's part of a phase is taken in: evens out threads that are late or slow.
+// Pieces per thread of a phase: several, so that threads which are late or slow can do less.
 constexpr int kPiecesPerThread = 6;
-// Bytes of weights, keys or values that a piece reads at least: 2 us, ten times what it costs to hand one
-// out.
-constexpr size_t kMinPieceBytes = 48 << 10;
-// A phase that reads less than this, 15 us, stays with the caller: sharing one costs some microseconds, as
-// the activations travel between cores.
-constexpr size_t kMinSharedBytes = 384 << 10;
-constexpr int kTokensPerPiece = 8;  // in phases that do little for each token: some microseconds, too
 
-// Parts in a piece of a phase. part_bytes: what one reads, times how often that is used if that is many
-// times.
+// The least bytes of weights, keys or values of a piece: 2 us, ten times the cost of handing out a piece.
+constexpr size_t kMinPieceBytes = 48 << 10;
+
+// A phase that reads less than this, 15 us, stays with the caller: to share it costs some microseconds, since
+// the activations move between cores.
+constexpr size_t kMinSharedBytes = 384 << 10;
+
+// A product reads its weights once for about this many tokens, a tile of them.
+constexpr int kTokensPerRead = 4;
+
+// In phases that do little for each token; also some microseconds.
+constexpr int kTokensPerPiece = 8;
+
+// Parts per piece of a phase. part_bytes: that one part reads, times the number of reads if it is read often.
 int piece_size(int num_parts, size_t part_bytes, int num_threads) {
   if (num_parts * part_bytes < kMinSharedBytes) return num_parts;
   const int least = static_cast<int>(kMinPieceBytes / part_bytes) + 1;
@@ -27,15 +34,15 @@ int piece_size(int num_parts, size_t part_bytes, int num_threads) {
 
 }  // namespace
 
-Model::Model(int hidden_size, int num_heads, DType kv_dtype, std::vector<float> positions, int num_threads,
-             int spin_us, const std::string& instruction_set)
+Model::Model(int hidden_size, int num_heads, DType kv_dtype, std::vector<float> position_table,
+             int num_threads, int spin_us, const std::string& instruction_set)
     : hidden_size_(hidden_size),
       num_heads_(num_heads),
       head_dim_(hidden_size / num_heads),
       padded_head_dim_(round_up(head_dim_, kBlockRows)),
       padded_hidden_(round_up(hidden_size, kPanelRows)),
       kv_dtype_(kv_dtype),
-      positions_(std::move(positions)),
+      position_table_(std::move(position_table)),
       kernels_(select_kernels(instruction_set)),
       pool_(num_threads, spin_us),
       scratch_(static_cast<size_t>(num_threads)) {}
@@ -43,14 +50,16 @@ Model::Model(int hidden_size, int num_heads, DType kv_dtype, std::vector<float> 
 void Model::set_final_norm(std::vector<float> weight, std::vector<float> bias) {
   final_weight_ = std::move(weight);
   final_bias_ = std::move(bias);
+
   for (const Layer& layer : layers_) max_inner_ = std::max(max_inner_, layer.mlp_in->padded_rows());
-  const size_t slots = positions_.size() / hidden_size_ + 2 * kPageSize;
+  // A context may begin and end within a page.
+  const size_t slots = position_table_.size() / hidden_size_ + 2 * kPageSize;
   for (Scratch& scratch : scratch_) {
     scratch.normal.resize(padded_hidden_);
     scratch.groups.resize(padded_hidden_);
-    scratch.scores.resize(kMaxQueries * slots);
+    scratch.scores.resize(kMaxStepTokens * slots);
   }
-  reserve(kMaxQueries);
+  reserve(kMaxStepTokens);
 }
 
 size_t Model::page_bytes() const {
@@ -71,7 +80,7 @@ void Model::reserve(int num_tokens) {
   scales_.resize(tokens);
   first_tokens_.resize(tokens);
   last_tokens_.resize(tokens);
-  capacity_ = static_cast<int>(tokens);  // last: memory may run out before
+  capacity_ = static_cast<int>(tokens);  // last, since memory may run out before
 }
 
 Operand Model::prepare(DType dtype, const float* x, int x_stride, int columns, const int* rows,
@@ -97,15 +106,15 @@ void Model::multiply(const Linear& linear, const Operand& operand, int num_token
   const LinearView view = linear.view();
   const int num_blocks = linear.num_blocks();
   const size_t block_bytes = static_cast<size_t>(view.num_groups) * kGroupBytes;
-  // Whole panels.
-  const int size =
-      round_up(piece_size(num_blocks, block_bytes * std::max(1, num_tokens / kMaxQueries), pool_.size()), 2);
+  // A multiple of two blocks, so that no panel is split.
+  const int size = round_up(
+      piece_size(num_blocks, block_bytes * std::max(1, num_tokens / kTokensPerRead), pool_.size()), 2);
   pool_.run(num_blocks, size, [&](int begin, int end, int) {
     kernels_.linear(view, operand, num_tokens, begin, end, epilogue, out, out_stride, rows);
   });
 }
 
-void Model::attend(const Plan& plan, size_t layer, uint8_t* pool) {
+void Model::attend(const StepPlan& plan, size_t layer, uint8_t* pool) {
   const bool is_last = layer + 1 == layers_.size();
   const int window = layers_[layer].window;
   const int qkv_stride = round_up(3 * hidden_size_, kPanelRows);
@@ -113,42 +122,45 @@ void Model::attend(const Plan& plan, size_t layer, uint8_t* pool) {
   const size_t head_bytes = static_cast<size_t>(kPageSize) * padded_head_dim_ * element;  // keys, or values
   const size_t layer_bytes = 2 * num_heads_ * head_bytes;
 
+  const auto attend_head = [&](int session, int head, Scratch& own) {
+    const int first = first_tokens_[session], count = plan.num_new[session];
+    const float* q = qkv_.data() + static_cast<size_t>(first) * qkv_stride + head * head_dim_;
+    AttentionItem item;
+    item.kv_dtype = kv_dtype_;
+    item.head_dim = head_dim_;
+    item.padded_head_dim = padded_head_dim_;
+    item.num_new = count;
+    item.first_query = is_last ? count - 1 : 0;
+    item.context_len = plan.context_lens[session];
+    item.start_offset = plan.start_offsets[session];
+    item.window = window;
+    item.q = q;
+    item.k = q + hidden_size_;
+    item.v = q + 2 * hidden_size_;
+    item.qkv_stride = qkv_stride;
+    item.pool = pool + layer * layer_bytes + head * 2 * head_bytes;
+    item.page_bytes = page_bytes();
+    item.values_offset = head_bytes;
+    item.page_table = plan.page_tables[session];
+    item.out = attended_.data() + static_cast<size_t>(first) * padded_hidden_ + head * head_dim_;
+    item.out_stride = padded_hidden_;
+    item.scratch = own.scores.data();
+    item.scratch_stride = static_cast<int>(own.scores.size()) / kMaxStepTokens;
+    kernels_.attend(item);
+  };
+
+  // A part is one head of one session; what it reads is the mean over the sessions.
   size_t num_keys = 0;
   for (int session = 0; session < plan.num_sessions; ++session)
     num_keys += std::min(plan.context_lens[session] + plan.num_new[session], window);
   const size_t part_bytes = num_keys / plan.num_sessions * 2 * padded_head_dim_ * element;
   const int num_parts = plan.num_sessions * num_heads_;
-
-  const auto attend_head = [&](int session, int head, Scratch& own) {
-    const int first = first_tokens_[session], count = plan.num_new[session];
-    const float* q = qkv_.data() + static_cast<size_t>(first) * qkv_stride + head * head_dim_;
-    kernels_.attend({kv_dtype_,
-                     head_dim_,
-                     padded_head_dim_,
-                     count,
-                     is_last ? count - 1 : 0,
-                     plan.context_lens[session],
-                     plan.start_offsets[session],
-                     window,
-                     q,
-                     q + hidden_size_,
-                     q + 2 * hidden_size_,
-                     qkv_stride,
-                     pool + layer * layer_bytes + head * 2 * head_bytes,
-                     page_bytes(),
-                     head_bytes,
-                     plan.page_tables[session],
-                     attended_.data() + static_cast<size_t>(first) * padded_hidden_ + head * head_dim_,
-                     padded_hidden_,
-                     own.scores.data(),
-                     static_cast<int>(own.scores.size()) / kMaxQueries});
-  };
   pool_.run(num_parts, piece_size(num_parts, part_bytes, pool_.size()), [&](int begin, int end, int thread) {
     for (int i = begin; i < end; ++i) attend_head(i / num_heads_, i % num_heads_, scratch_[thread]);
   });
 }
 
-void Model::apply_heads(const Plan& plan) {
+void Model::apply_heads(const StepPlan& plan) {
   const auto apply_head = [&](int session, Scratch& own) {
     const Linear& head = *plan.heads[session];
     const float* x = x_.data() + static_cast<size_t>(last_tokens_[session]) * padded_hidden_;
@@ -164,17 +176,19 @@ void Model::apply_heads(const Plan& plan) {
   });
 }
 
-void Model::decode(const Plan& plan, uint8_t* pool) {
+void Model::decode(const StepPlan& plan, uint8_t* pool) {
   const int num_tokens = plan.num_tokens;
   reserve(num_tokens);
+
+  // x = embedding + position.
   for (int session = 0, t = 0; session < plan.num_sessions; ++session) {
     first_tokens_[session] = t;
     for (int i = 0; i < plan.num_new[session]; ++i, ++t) {
       const float* token = plan.embeddings[t];
-      const float* offset =
-          positions_.data() + static_cast<size_t>(plan.context_lens[session] + i) * hidden_size_;
+      const float* position =
+          position_table_.data() + static_cast<size_t>(plan.context_lens[session] + i) * hidden_size_;
       float* x = x_.data() + static_cast<size_t>(t) * padded_hidden_;
-      for (int j = 0; j < hidden_size_; ++j) x[j] = token[j] + offset[j];
+      for (int j = 0; j < hidden_size_; ++j) x[j] = token[j] + position[j];
     }
     last_tokens_[session] = t - 1;
   }
@@ -182,19 +196,21 @@ void Model::decode(const Plan& plan, uint8_t* pool) {
   const int qkv_stride = round_up(3 * hidden_size_, kPanelRows);
   for (size_t l = 0; l < layers_.size(); ++l) {
     const Layer& layer = layers_[l];
-    // Of the last layer only the last tokens are read; the others leave keys and values.
+    // Only each session's last token is needed of the last layer; the others leave their keys and values.
     const bool is_last = l + 1 == layers_.size();
     const int* rows = is_last ? last_tokens_.data() : nullptr;
     const int active = is_last ? plan.num_sessions : num_tokens;
 
+    // x += out_proj(attention(qkv(norm1(x))))
     Operand operand = prepare(layer.qkv->dtype(), x_.data(), padded_hidden_, hidden_size_, nullptr,
                               num_tokens, layer.norm1_weight.data(), layer.norm1_bias.data());
     multiply(*layer.qkv, operand, num_tokens, Epilogue::kStore, qkv_.data(), qkv_stride, nullptr);
     attend(plan, l, pool);
-    operand = prepare(layer.attention_out->dtype(), attended_.data(), padded_hidden_, hidden_size_, rows,
-                      active, nullptr, nullptr);
-    multiply(*layer.attention_out, operand, active, Epilogue::kAdd, x_.data(), padded_hidden_, rows);
+    operand = prepare(layer.out_proj->dtype(), attended_.data(), padded_hidden_, hidden_size_, rows, active,
+                      nullptr, nullptr);
+    multiply(*layer.out_proj, operand, active, Epilogue::kAdd, x_.data(), padded_hidden_, rows);
 
+    // x += mlp_out(gelu(mlp_in(norm2(x))))
     operand = prepare(layer.mlp_in->dtype(), x_.data(), padded_hidden_, hidden_size_, rows, active,
                       layer.norm2_weight.data(), layer.norm2_bias.data());
     multiply(*layer.mlp_in, operand, active, Epilogue::kGelu, inner_.data(), max_inner_, nullptr);

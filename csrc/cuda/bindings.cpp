@@ -164,15 +164,15 @@ class Step {
   Step(const Step&) = delete;
   Step& operator=(const Step&) = delete;
 
-  // "": the predictions are in `output`. Else why not; the keys and values of the new tokens are then
-  // undefined.
+  // Returns "" when the predictions are in `output`, else the reason; the new tokens' keys and values are
+  // then undefined.
   std::string run(int64_t stream) {
     std::string reason = read_input();
     if (!reason.empty()) return reason;
     const py::gil_scoped_release nogil;
     const DeviceGuard guard(device_);
     if (dirty_) {
-      // What an unfinished step left in the counters; but first it has to end.
+      // An unfinished step left its counters behind. They can be zeroed once it has ended.
       if (stream_state(stream, reason) == StreamState::kBusy) return "the step before is still running";
       if (!reason.empty()) return reason;
       zero_device(scratch_, scratch_bytes_, stream);
@@ -201,7 +201,7 @@ class Step {
   void set_seed(uint32_t seed) { seed_ = seed; }
 
  private:
-  // All clusters that are resident together. The largest portable cluster that keeps the most blocks busy.
+  // As many clusters as are resident together, of the size that keeps the most blocks busy.
   void choose_geometry(const DeviceFacts& facts, int num_blocks, int cluster_size, int max_slots) {
     std::string reason = "no cluster fits";
     int best_blocks = 0, best_size = 0;
@@ -213,7 +213,7 @@ class Step {
       lay_out(model_, max_positions_, facts.shared_bytes_per_block, max_slots);
       max_clusters_ = jat::max_active_clusters(model_, reason);
       const int blocks = max_clusters_ * candidate;
-      // A smaller cluster must gain an eighth: it makes the attention's part of a block larger.
+      // A smaller cluster must gain an eighth, since each of its blocks has a larger part of the attention.
       if (blocks > best_blocks * 9 / 8) best_blocks = blocks, best_size = candidate;
       if (cluster_size > 0) break;
     }
@@ -228,7 +228,7 @@ class Step {
     model_.num_blocks = num_blocks > 0 ? num_blocks : best_blocks;
     lay_out(model_, max_positions_, facts.shared_bytes_per_block, max_slots);
 #ifndef JAT_HOST
-    // Another number of blocks is another layout: what it takes is not what was asked about above.
+    // Another number of blocks has another layout, so the occupancy that was asked for above is not its own.
     max_clusters_ = jat::max_active_clusters(model_, reason);
     if (max_clusters_ * best_size < model_.num_blocks)
       throw std::runtime_error("max_active_clusters: " + std::to_string(max_clusters_) + " clusters of " +
@@ -238,7 +238,7 @@ class Step {
 #endif
   }
 
-  // Copies the plan into the kernel's argument; the GPU then never waits for the bus.
+  // Copies the plan into the kernel's argument, so that the GPU never waits for the bus.
   std::string read_input() {
     const InputArrays& in = input_arrays_;
     StepInput& out = step_input_;
@@ -291,7 +291,7 @@ class Step {
     return "";
   }
 
-  // Until the status word answers. The kernel bounds its own waits; this bound is for one that never started
+  // Waits for the status word. The kernel bounds its own waits; this bound is for a kernel that never started
   // or died.
   std::string wait(int64_t stream) {
     using Clock = std::chrono::steady_clock;
@@ -367,9 +367,9 @@ PYBIND11_MODULE(JAT_MODULE, module) {
 #else
   module.attr("DEVICE") = "cuda";
 #endif
-  module.attr("MAX_ROWS") = jat::kStepRows;
   module.attr("MAX_VALUES") = jat::kStepMaxValues;
   module.attr("PAGE_SIZE") = jat::kStepPageSize;
+  module.attr("MAX_STEP_TOKENS") = jat::kStepRows;
   module.attr("EXCHANGES_PER_LAYER") = jat::kExchangesPerLayer;
   module.attr("CLUSTER_BARRIERS_PER_HEAD") = jat::kClusterBarriersPerHead;
   module.def("device_facts", &jat::facts, "ordinal"_a = 0);

@@ -1,4 +1,4 @@
-// Where a step runs: a GPU (step.cu), or the CPU that stands in for one (host/step_host.cpp).
+// The device that runs a step: a GPU (step.cu), or the CPU in its place (host/step_host.cpp).
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 namespace jat {
 
 struct DeviceFacts {
-  std::string reason;  // why steps cannot run here; empty: they can
+  std::string reason;  // why steps cannot run here; empty if they can
   std::string name;
   int capability_major = 0, capability_minor = 0;
   int num_sms = 0;
@@ -18,10 +18,10 @@ struct DeviceFacts {
   bool cooperative_launch = false;
 };
 
-// Never throws: no driver and no such device are reasons. At most one call a process initialises CUDA.
+// Never throws: a missing driver or device is a `reason`. The first call of a process initialises CUDA.
 DeviceFacts device_facts(int ordinal);
 
-// While it lives, the calling thread's current device is this one.
+// Makes a device the calling thread's current one, until the guard is destroyed.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int ordinal);
@@ -33,7 +33,7 @@ class DeviceGuard {
   int before_;
 };
 
-// Clusters of `model` that can be resident together, or 0 and why not.
+// The number of clusters of `model` that can be resident together, or 0 and the reason.
 int max_active_clusters(const StepModel& model, std::string& reason);
 
 // Zeroed memory of the device.
@@ -41,12 +41,12 @@ void* allocate_device(size_t bytes);
 void free_device(void* memory);
 void zero_device(void* memory, size_t bytes, int64_t stream);
 
-// Zeroed memory that host and device reach at the same address.
+// Zeroed memory with one address for host and device.
 void* allocate_visible(size_t bytes);
 void free_visible(void* memory);
 
-// Starts a step. Returns "" or why it did not start. missing_cluster: tests on the CPU only; seed: likewise,
-// the order of threads.
+// Starts a step. Returns "", or why it did not start. Only for tests on the CPU: missing_cluster never runs,
+// and seed sets the order of threads.
 std::string launch_step(const StepModel& model, const StepInput& input, int64_t stream, int missing_cluster,
                         uint32_t seed);
 

@@ -1,4 +1,4 @@
-// Which instantiation of the kernel a model takes.
+// Chooses the instantiation of the kernel for a model.
 #pragma once
 
 #include <utility>

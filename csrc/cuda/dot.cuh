@@ -8,7 +8,7 @@ namespace jat {
 
 #if JAT_HAS_CLUSTERS
 
-// Neighbouring numbers that are loaded together.
+// Adjacent numbers that are loaded together.
 template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T values[kCount];
@@ -42,8 +42,8 @@ JAT_DEVICE float sum_all(float value) {
   return value;
 }
 
-// A warp's activations [3, H]: a lane holds the columns it multiplies. kTiles: H in units of a warp's 16-byte
-// loads.
+// A warp's activations [3, H] in registers: each lane holds the columns that it multiplies. kTiles: the
+// number of 16-byte loads of a warp that make up H.
 template <typename W, int kTiles>
 class Activations {
  public:
@@ -85,7 +85,7 @@ class Activations {
   int lane_;
 };
 
-// Any H: activations stay in shared memory.
+// For any H: the activations stay in shared memory.
 template <typename W>
 class Activations<W, 0> {
  public:
@@ -108,7 +108,8 @@ class Activations<W, 0> {
   int hidden_, lane_;
 };
 
-// The same for [3, head_dim] and groups of 8 lanes: a lane holds columns 8 member .. and 64 + 8 member ...
+// The same for [3, head_dim] and groups of 8 lanes: lane `member` of a group holds the 8 columns from 8
+// member on, and the 8 from 64 + 8 member on.
 class HeadActivations {
  public:
   JAT_DEVICE HeadActivations(const float* rows, int head_dim, int member)

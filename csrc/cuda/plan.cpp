@@ -17,7 +17,7 @@ void expect(bool condition, const std::string& message) {
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Neurons for the heavy blocks, so that all blocks load about the same number of bytes.
+// The neurons for the heavy blocks, such that all blocks load about the same number of bytes.
 int balance(const StepModel& model, int heavy_blocks) {
   const int light_blocks = model.num_blocks - heavy_blocks;
   if (light_blocks == 0) return model.inner;
@@ -76,7 +76,7 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
 
   const int bytes = type_bytes(model.type);
   const int row_bytes = hidden * bytes;
-  // A slot holds the three vectors of a LayerNorm, and whole rows of weights.
+  // A slot can hold the three vectors of a LayerNorm, and holds whole rows of weights.
   const int page_bytes = kStepPageSize * head_dim * bytes;
   const int least = std::max({3 * hidden * 4, page_bytes, row_bytes});
   model.slot_bytes = std::max(ceil_div(least, 128) * 128, kSlotBytes / std::max(row_bytes, 128) * row_bytes);

@@ -1,4 +1,4 @@
-// How a step is laid out over blocks and shared memory, and what it moves. No CUDA headers.
+// The layout of a step over blocks and shared memory, and the bytes it moves. No CUDA headers.
 #pragma once
 
 #include <cstddef>
@@ -11,19 +11,21 @@ namespace jat {
 // Bytes of one number.
 int type_bytes(StepType type);
 
-// Consumer warps for a hidden size: each thread owns one pair of columns of the MLP's output where that is
+// The number of computing warps for a hidden size: one pair of columns of the MLP's output per thread, if
 // possible.
 int default_num_warps(int hidden);
 
-// Fills geometry and shared memory of `model` from its sizes, cluster_size, num_blocks and num_warps.
-// max_positions: bounds the context. shared_limit: bytes a block may have. max_slots: bounds the ring.
-// Throws std::invalid_argument naming what does not fit.
+// Fills in geometry and shared memory of `model` from its sizes, cluster_size, num_blocks and num_warps.
+//   max_positions  longest context
+//   shared_limit   bytes of shared memory that a block may have
+//   max_slots      most slots of the ring
+// Throws std::invalid_argument, which names what does not fit.
 void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slots);
 
-// Sums of all blocks that a step waits for.
+// The number of grid barriers of a step.
 int num_exchanges(const StepModel& model);
 
-// Rows of [3, H] that blocks write where sums are taken in a fixed order.
+// The number of rows [3, H] in `parts` when sums are taken in a fixed order.
 int num_contributors(const StepModel& model);
 
 // Bytes of device memory that a step must read at least once: weights, norms, biases, keys and values.

@@ -1,4 +1,4 @@
-// Everything of the step's kernel that is hardware: threads, barriers, clusters, bulk copies, memory order.
+// The hardware below the step's kernel: threads, barriers, clusters, bulk copies, memory order.
 // host/primitives.h has the same names for the CPU.
 #pragma once
 
@@ -17,7 +17,7 @@
 #define JAT_UNROLL _Pragma("unroll")
 #define JAT_PRAGMA(text) _Pragma(#text)
 #define JAT_UNROLL_BY(count) JAT_PRAGMA(unroll count)
-// Clusters, mbarriers and bulk copies are there from sm_90 on.
+// Clusters, mbarriers and bulk copies exist from sm_90 on.
 #define JAT_HAS_CLUSTERS (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
 
 namespace jat {
@@ -59,7 +59,7 @@ JAT_DEVICE char* shared_memory() {
 
 // ---- clusters
 
-// The same shared memory of another block of the cluster.
+// The same address in the shared memory of a cluster peer, the block of that rank.
 template <typename T>
 JAT_DEVICE T* sibling(T* pointer, int rank) {
   uint64_t mapped;
@@ -104,7 +104,7 @@ JAT_DEVICE void mbarrier_arrive_expect(Mbarrier* barrier, uint32_t bytes) {
       : "memory");
 }
 
-// Arrive at the barrier of another block of the cluster.
+// Arrive at the barrier of a cluster peer.
 JAT_DEVICE void mbarrier_arrive_sibling(Mbarrier* barrier, int rank) {
   asm volatile(
       "{\n"
@@ -116,7 +116,7 @@ JAT_DEVICE void mbarrier_arrive_sibling(Mbarrier* barrier, int rank) {
       : "memory");
 }
 
-// Whether the phase of this parity has ended. The hardware may wait a little before it answers.
+// Returns whether the phase of this parity has ended. The hardware may wait a little before it answers.
 JAT_DEVICE bool mbarrier_test(Mbarrier* barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
@@ -131,7 +131,8 @@ JAT_DEVICE bool mbarrier_test(Mbarrier* barrier, uint32_t parity) {
   return done != 0;
 }
 
-// The same where blocks of the cluster arrive. It drops the L1 cache, as nothing else here needs to.
+// The same for a barrier at which cluster peers arrive. It invalidates the L1 cache, which the test above
+// avoids.
 JAT_DEVICE bool mbarrier_test_cluster(Mbarrier* barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
@@ -146,7 +147,8 @@ JAT_DEVICE bool mbarrier_test_cluster(Mbarrier* barrier, uint32_t parity) {
   return done != 0;
 }
 
-// Global to this block's shared memory; addresses and size are multiples of 16. Ends on the barrier.
+// From global to this block's shared memory; addresses and size are multiples of 16. Completes on the
+// barrier.
 JAT_DEVICE void bulk_copy(void* target, const void* source, uint32_t bytes, Mbarrier* barrier) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -157,7 +159,7 @@ JAT_DEVICE void bulk_copy(void* target, const void* source, uint32_t bytes, Mbar
 
 // ---- device memory
 
-// Relaxed additions; what orders them is the exchange's counter.
+// Relaxed additions; the counter of the grid barrier orders them.
 JAT_DEVICE void add_global(float* target, float value) {
   asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(target), "f"(value) : "memory");
 }
@@ -166,7 +168,7 @@ JAT_DEVICE void add_global(float* target, float first, float second) {
                : "memory");
 }
 
-// What other blocks wrote before an exchange; past the L1 cache.
+// Reads what other blocks wrote before a grid barrier, so it bypasses the L1 cache.
 JAT_DEVICE float load_global(const float* source) { return __ldcg(source); }
 
 JAT_DEVICE void arrive_global(uint32_t* counter) {
@@ -185,14 +187,14 @@ JAT_DEVICE uint32_t load_relaxed(const uint32_t* counter) {
 JAT_DEVICE void store_relaxed(uint32_t* target, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(target), "r"(value) : "memory");
 }
-// Counts up; the value before. Orders what came before it and what comes after.
+// Increments the counter and returns the value before. Orders what comes before it and what comes after.
 JAT_DEVICE uint32_t count_global(uint32_t* counter) {
   uint32_t value;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(value) : "l"(counter) : "memory");
   return value;
 }
 
-// Orders this thread's writes for the host as well.
+// Orders this thread's writes, for the host too.
 JAT_DEVICE void system_fence() { __threadfence_system(); }
 JAT_DEVICE void store_system(uint32_t* target, uint32_t value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(target), "r"(value) : "memory");

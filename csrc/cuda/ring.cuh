@@ -1,6 +1,7 @@
-// The ring of shared-memory slots through which one warp streams what a block reads.
+// A ring of shared-memory slots through which one warp streams what its block reads: weights, and cached keys
+// and values.
 //
-// Nothing in it depends on activations, so the loading warp runs ahead of the computing ones, across phases
+// Nothing in it depends on activations, so the loading warp runs ahead of the computing warps, across phases
 // and layers, as far as the ring reaches. Both sides walk the same sequence of pieces.
 #pragma once
 
@@ -11,7 +12,8 @@ namespace jat {
 
 #if JAT_HAS_CLUSTERS
 
-// Bounded: a wait that takes too long sets `aborted`, and from then on nobody waits for long.
+// Bounds every wait. One that takes longer than timeout_ns sets `aborted`, and all other waits end soon
+// after.
 struct Patience {
   uint32_t* aborted;
   uint64_t timeout_ns;
@@ -30,7 +32,7 @@ struct Patience {
   }
 };
 
-// A position in the ring: the slot, and the parity of how often the ring has been passed.
+// A position in the ring: the slot, and the parity of the number of rounds.
 class Cursor {
  public:
   JAT_DEVICE int slot() const { return slot_; }
@@ -46,7 +48,7 @@ class Cursor {
   uint32_t parity_ = 0;
 };
 
-// Both sides' view. Consumers: every warp takes every piece, in order.
+// The view of both sides. Every consumer warp takes every piece, in order.
 struct Ring {
   const StepModel& model;
   const Patience patience;
@@ -75,7 +77,7 @@ struct Ring {
     cursor.advance(model.num_slots);
   }
 
-  // Producer: a slot that all consumers have given back, about to receive `bytes`.
+  // Producer: wait for a slot that all consumers have given back; `bytes` will be copied into it.
   JAT_DEVICE char* fill(uint32_t bytes) {
     patience.wait([&] { return mbarrier_test(empty(), cursor.parity() ^ 1); });
     mbarrier_arrive_expect(full(), bytes);
@@ -92,7 +94,7 @@ JAT_DEVICE int larger(int a, int b) { return a > b ? a : b; }
 
 // The cached keys of one layer that this block reads: every cluster_size-th page from first_page + rank on.
 struct Pages {
-  int first_page, num_pages;  // first_page: of this block; num_pages: of this block
+  int first_page, num_pages;  // of this block
   int begin_slot, end_slot;   // slots of the session's page list that hold visible cached tokens
 
   JAT_DEVICE Pages(const StepModel& model, const StepInput& input, int window, int rank) {
@@ -108,12 +110,12 @@ struct Pages {
   JAT_DEVICE int page(const StepModel& model, int index) const {
     return first_page + index * model.cluster_size;
   }
-  // Within a page: the first slot that is read, and behind the last.
+  // The slots [from, to) of a page that are read.
   JAT_DEVICE int from(int page) const { return larger(0, begin_slot - page * kStepPageSize); }
   JAT_DEVICE int to(int page) const { return smaller(kStepPageSize, end_slot - page * kStepPageSize); }
 };
 
-// The first neuron of a block. Blocks without a head in the attention's last round take more neurons.
+// The first neuron of a block. Blocks that have no head in the last round of the attention take more neurons.
 JAT_DEVICE int first_neuron(const StepModel& model, int block) {
   if (block <= model.heavy_blocks) return model.heavy_neurons * block / model.heavy_blocks;
   return model.heavy_neurons + (model.inner - model.heavy_neurons) * (block - model.heavy_blocks) /
@@ -137,7 +139,7 @@ JAT_DEVICE StepShare share_of_block(const StepModel& model, const StepInput& inp
   return share;
 }
 
-// The loading warp's walk; Block (step.cuh) takes the pieces in the same order.
+// What the loading warp loads, in order. Block (step.cuh) takes the pieces in the same order.
 template <typename W>
 class Loader {
  public:
@@ -178,7 +180,7 @@ class Loader {
   }
 
  private:
-  // A LayerNorm's vectors and the bias of the sum before it.
+  // The vectors of a LayerNorm, and the bias of the sum before it.
   JAT_DEVICE void norm(const float* weight, const float* shift, const float* bias) {
     const uint32_t bytes = model_.hidden * sizeof(float);
     char* slot = ring_.fill(bias != nullptr ? 3 * bytes : 2 * bytes);
@@ -198,8 +200,8 @@ class Loader {
     }
   }
 
-  // Keys (part 0) or values (part 1) of a head: only slots of visible cached tokens, since this step's tokens
-  // may be on their way into the others.
+  // Keys (part 0) or values (part 1) of a head. Only slots of visible cached tokens: the step may be writing
+  // its new tokens to the others.
   JAT_DEVICE void cached(int layer, int head, int part, const Pages& pages) {
     const int row_bytes = model_.head_dim * static_cast<int>(sizeof(W)),
               page_bytes = kStepPageSize * row_bytes;

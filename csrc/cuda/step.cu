@@ -1,4 +1,4 @@
-// The kernel for GPUs: launching it, and what a device says of itself.
+// The kernel for GPUs: its launch, and facts about the device.
 #include <cuda_runtime.h>
 
 #include <cstring>
@@ -23,7 +23,7 @@ struct KernelOf {
 Kernel kernel_of(const StepModel& model) { return dispatch<float, BFloat16, Float16>(model, KernelOf{}); }
 
 std::string describe(cudaError_t error) {
-  cudaGetLastError();  // errors of a call stay until they are read
+  cudaGetLastError();  // clears the error, which would stay until it is read
   return error == cudaSuccess ? "" : std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
 }
 
@@ -45,7 +45,7 @@ struct Launch {
   }
 };
 
-// The limit belongs to the kernel, which other geometries and other engines share: it is only ever raised.
+// Raises the kernel's limit of shared memory; never lowers it, since other engines share the kernel.
 cudaError_t allow(const StepModel& model) {
   const auto kernel = reinterpret_cast<const void*>(kernel_of(model));
   cudaFuncAttributes now;
@@ -136,8 +136,8 @@ void* allocate_visible(size_t bytes) {
 void free_visible(void* memory) { cudaFreeHost(memory); }
 
 std::string launch_step(const StepModel& model, const StepInput& input, int64_t stream, int, uint32_t) {
-  // Cooperative: the launch fails rather than waits for blocks that do not fit. A driver may refuse it
-  // together with clusters; the number of blocks comes from occupancy, and every wait is bounded.
+  // A cooperative launch fails instead of waiting for blocks that do not fit. A driver may refuse it together
+  // with clusters. It is safe without: the number of blocks comes from occupancy, and every wait is bounded.
   static bool cooperative = true;
   for (;;) {
     Launch launch(model, stream, cooperative);

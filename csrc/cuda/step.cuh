@@ -1,29 +1,32 @@
-// The step: embedding, all layers and the head in one launch.
+// The persistent kernel (megakernel): embedding, all layers and the head of one agent's step in one launch.
 //
-// grid: num_blocks blocks, one an SM, in clusters of cluster_size; block: num_warps consumer warps and one
-// loading warp.
-//   embedding  a block computes 8-column groups of x                                           -> exchange
-//   attention  a cluster computes a head: each block a share of the rows of q, k, v (LayerNorm by every
-//   block)
-//              -> cluster; scores and values of every cluster_size-th page -> cluster; its share of the
-//              outputs, summed over heads                                                               ->
-//              exchange
-//   MLP        a block computes a slice of the neurons and what they add to all outputs         -> exchange
-//   head       blocks share its rows
-// Each weight is read once by one block. Every block keeps all of x, so an exchange moves 3 H sums to every
-// block.
+// Grid: num_blocks blocks, one per SM, in clusters of cluster_size.
+// Block: num_warps warps that compute, and one that loads weights and cached keys and values.
 //
-// Sums. They are added atomically into one of three rotating buffers. Sum number n uses buffer n % 3. Between
-// its wait for sum n and its arrival at sum n + 1 a block zeroes its share of buffer (n + 2) % 3, which
-//   - nobody reads any more: it held sum n - 1, and every block read that before it arrived at sum n;
-//   - nobody adds to yet: that is for sum n + 2, after the wait for sum n + 1, which orders the zeros before
-//   it.
-// Where the order is fixed, contributors write their parts to rows of their own, an exchange follows, each
-// block adds its share of the columns in the contributors' order, and a second exchange publishes that.
+//   phase      who computes what                                                then
+//   ---------  ---------------------------------------------------------------  ------------------------
+//   embedding  each block: some groups of 8 columns of x                        grid barrier + reduction
+//   attention  each cluster: some heads. In each block of the cluster:
+//                LayerNorm, then its share of the rows of q, k, v               cluster barrier
+//                scores and values of every cluster_size-th page                cluster barrier
+//                its share of the outputs, summed over heads                    grid barrier + reduction
+//   MLP        each block: some neurons, and what they add to all outputs       grid barrier + reduction
+//   head       each block: some of the head's rows
 //
-// A wait that takes too long raises `aborted`, and all blocks run to their end without waiting, with garbage:
-// no block leaves while others wait for it or reach into its memory. New keys and values are garbage then,
-// and the status says so.
+// One block reads each weight, once. Every block keeps all of x, so a reduction sends 3 H sums to every
+// block. Names in the code call a grid barrier with its reduction an exchange, and a cluster peer a sibling.
+//
+// Reductions. Values are added atomically into one of three rotating buffers: sum number n uses buffer n % 3.
+// Between its wait for sum n and its arrival at sum n + 1 a block zeroes its share of buffer (n + 2) % 3.
+//   - It is no longer read: it held sum n - 1, and every block has read that before it arrived at sum n.
+//   - Nothing adds to it yet: sum n + 2 starts after the wait for sum n + 1, which orders the zeros before it.
+//
+// With fixed_order, contributors write their parts to rows of their own; after a grid barrier each block adds
+// up its share of the columns in the order of the contributors; a second grid barrier publishes the sums.
+//
+// Timeout. A wait that takes too long raises `aborted`. All blocks then run to their end without waiting, on
+// garbage, so that no block exits while others wait for it or write into its memory. The new keys and values
+// are garbage too, and the status says so.
 #pragma once
 
 #include "dot.cuh"
@@ -49,7 +52,7 @@ JAT_DEVICE float gelu_new(float x) {
   return x * (1 - 1 / (fast_exp(2 * u) + 1));
 }
 
-// A consumer thread's view of its block. kTiles: see Activations. kPairs: pairs of output columns of a
+// A computing thread's view of its block. kTiles: see Activations. kPairs: pairs of output columns per
 // thread.
 template <typename W, int kHidden>
 class Block {
@@ -64,10 +67,10 @@ class Block {
         warp_(thread_ / 32),
         lane_(thread_ % 32) {}
 
-  // Before the first barrier of the block.
+  // To be called before the first barrier of the block.
   JAT_DEVICE void clear() {
     for (int i = thread_; i < kStepRows * hidden(); i += num_threads()) at(model_.shared.x)[i] = 0;
-    // Rows that the step does not have are multiplied as well, as zeros.
+    // Rows that the step does not have are multiplied too, as zeros.
     for (int i = thread_; i < kStepRows * hidden(); i += num_threads()) at(model_.shared.normed)[i] = 0;
   }
 
@@ -77,7 +80,7 @@ class Block {
       const bool is_mlp = number_ > 0 && number_ % 2 == 0;
       const StepLayer& layer = model_.layers[(number_ - 1) / 2];
       if (number_ > last && share_.head_row_begin == share_.head_row_end) break;
-      if (is_mlp && number_ <= last) load_fc_bias(layer);  // on its way while the others are waited for
+      if (is_mlp && number_ <= last) load_fc_bias(layer);  // in flight while this block waits for the others
       if (number_ > 0) advance();
       if (number_ == 0) {
         embed();
@@ -108,9 +111,9 @@ class Block {
   JAT_DEVICE float* at(int offset) const { return reinterpret_cast<float*>(shared_ + offset); }
   JAT_DEVICE void barrier() const { consumer_barrier(num_threads()); }
 
-  // ---- exchanges
+  // ---- grid barriers and reductions
 
-  // contributor: the row of `parts` that is ours for this sum, one block's or one head's.
+  // Add to the current sum. contributor: the row of `parts` for it, that of a block or a head.
   JAT_DEVICE void publish(int contributor, int row, int column, float value) {
     if (row >= input_.num_rows) return;
     if (model_.fixed_order)
@@ -121,7 +124,8 @@ class Block {
 
   JAT_DEVICE float* sums(int number) const { return model_.sums + number % 3 * kStepRows * hidden(); }
 
-  // Everything published; what `contributors` blocks or heads added shall become one sum.
+  // Arrive at the grid barrier: this block has published all of its parts. With fixed_order, also add up
+  // those of all contributors.
   JAT_DEVICE void arrive(int contributors) {
     barrier();
     if (thread_ == 0) arrive_global(&model_.control->arrived);
@@ -143,14 +147,14 @@ class Block {
     }
   }
 
-  // By one thread; other threads of the block need a barrier behind it.
+  // To be called by one thread; a barrier must follow for the other threads of the block.
   JAT_DEVICE void wait_for_blocks() const {
     const uint32_t all = arrivals_ * model_.num_blocks;
     ring_.patience.wait([&] { return load_acquire(&model_.control->arrived) >= all; });
   }
 
-  // x += the sum before (+ its bias); normed = LayerNorm(x). One warp a row, so that only it waits. The piece
-  // of the ring: weight, bias and, if has_bias, the sum's bias.
+  // x += the previous sum (+ its bias); normed = LayerNorm(x). One warp per row, so that only this warp
+  // waits. vectors: the ring's piece with weight, bias and, if has_bias, the sum's bias.
   JAT_DEVICE void norm_row(int row, const float* vectors) {
     const int hidden = this->hidden();
     float* x = at(model_.shared.x) + row * hidden;
@@ -160,7 +164,7 @@ class Block {
     const int last = number_ - 1, final = model_.num_layers * kExchangesPerLayer;
     const bool has_bias = last > 0;
     const float* added = sums(last) + row * hidden;
-    // Loads before stores: the sums of all columns are on their way together.
+    // Loads before stores, so that the loads of all columns are in flight together.
     constexpr int kBatch = kTiles > 0 ? kTiles * kLoad<W> : 8;
     float total = 0;
     for (int first = lane_; first < hidden; first += 32 * kBatch) {
@@ -190,7 +194,7 @@ class Block {
       squares += centred * centred;
     }
     const float variance = sum_all(squares) / hidden;
-    // A variance that overflowed would make every row its bias, finite and wrong: 0 * inf makes it NaN.
+    // An infinite variance would turn every row into its bias, finite and wrong; 0 * inf makes it NaN.
     const float scale = inverse_sqrt(variance + kNormEpsilon) + 0 * variance;
     for (int column = lane_; column < hidden; column += 32) {
       const float value = (x[column] - mean) * scale * vectors[column] + vectors[hidden + column];
@@ -209,8 +213,8 @@ class Block {
 
   // ---- phases
 
-  // x = sum_j values[j] encoder[j, :] + bias, or a finished row, + position. 8 columns at a time: a sector of
-  // memory.
+  // x = sum_j values[j] encoder[j, :] + bias, or a finished row, + position. 8 columns at a time, one sector
+  // of memory.
   JAT_DEVICE void embed() {
     const int hidden = this->hidden(), groups = hidden / 8, block = block_index();
     const int splits = larger(1, num_warps() / kStepRows);
@@ -248,8 +252,8 @@ class Block {
     }
   }
 
-  // Every warp takes the pieces of `count` rows; use(index, row) for this warp's rows. turn: rows dealt
-  // before.
+  // Take the pieces of `count` rows from the ring and call use(index, row) for the rows of this warp. turn:
+  // the number of rows dealt to warps before, so that the next row goes to the next warp.
   template <typename T, typename Use>
   JAT_DEVICE void rows(int count, int columns, int most, int turn, Use use) {
     for (int first = 0; first < count; first += most) {
@@ -276,8 +280,9 @@ class Block {
     }
   }
 
-  // What the blocks of the cluster wrote into each other is there. The two barriers alternate: a block
-  // arrives at one again only after it passed the other, and there everyone has passed the one before.
+  // Cluster barrier: afterwards a block sees what its peers wrote into its memory. The two barriers
+  // alternate, so a block arrives at one of them again only when all have passed it: the other one was in
+  // between.
   JAT_DEVICE void cluster_meet(int which) {
     Mbarrier* mbarrier = reinterpret_cast<Mbarrier*>(shared_ + model_.shared.siblings) + which;
     barrier();
@@ -286,7 +291,8 @@ class Block {
     meetings_ += which;
   }
 
-  // This block's rows of q, k, v, to all blocks of the cluster; k and v to their pages as well.
+  // Compute this block's rows of q, k, v and write them to all blocks of the cluster, k and v also to their
+  // pages.
   JAT_DEVICE void project_head(int layer, int head) {
     const int hidden = this->hidden(), head_dim = this->head_dim(),
               count = share_.column_end - share_.column_begin;
@@ -312,14 +318,14 @@ class Block {
     }
   }
 
-  // Scores of a block: 16 for each of its pages; then, in the last block, this step's own tokens.
+  // A block has 16 scores for each of its pages; the last block of the cluster also those of the new tokens.
   JAT_DEVICE bool has_new_keys() const { return share_.rank == model_.cluster_size - 1; }
   JAT_DEVICE int local_keys(const Pages& pages) const {
     return pages.num_pages * kStepPageSize + (has_new_keys() ? kStepRows : 0);
   }
 
   // scores[row, key] = q . k (no 1 / sqrt(head_dim): GPT-Neo omits it), -inf where the row does not see the
-  // key. 8 lanes a key.
+  // key. 8 lanes per key.
   JAT_DEVICE void score(const Pages& pages, int window) {
     const int head_dim = this->head_dim(), num_keys = pages.num_pages * kStepPageSize,
               keys = model_.block_keys;
@@ -331,7 +337,7 @@ class Block {
       const W* piece = reinterpret_cast<const W*>(ring_.take());
       const int end = smaller(first + most, num_keys);
       for (int begin = first + warp_ * 4; begin < end; begin += num_warps() * 4) {
-        const int key = begin + (lane_ >> 3);  // a piece ends with a page, a multiple of 4 keys
+        const int key = begin + (lane_ >> 3);  // in range: a piece has whole pages, a multiple of 4 keys
         const int page = pages.page(model_, key / kStepPageSize), place = key % kStepPageSize;
         const bool cached = place >= pages.from(page) && place < pages.to(page);
         float products[4] = {};
@@ -361,7 +367,8 @@ class Block {
     barrier();
   }
 
-  // scores = exp(scores - maximum); maximum and sum to all blocks of the cluster. One warp a row.
+  // Partial softmax: scores = exp(scores - maximum); maximum and sum go to all blocks of the cluster. One
+  // warp per row.
   JAT_DEVICE void soften(int num_keys) {
     const int head_dim = this->head_dim();
     for (int row = warp_; row < kStepRows; row += num_warps()) {
@@ -384,8 +391,8 @@ class Block {
     barrier();
   }
 
-  // sum over keys of exponential * v, to all blocks of the cluster. A warp takes every num_warps-th key, a
-  // lane pairs of columns.
+  // Sum of exponential * v over this block's keys, to all blocks of the cluster. A warp takes every
+  // num_warps-th key, a lane pairs of columns.
   JAT_DEVICE void sum_values(const Pages& pages) {
     const int head_dim = this->head_dim(), num_keys = pages.num_pages * kStepPageSize,
               keys = model_.block_keys;
@@ -409,7 +416,7 @@ class Block {
       const int end = smaller(first + most, num_keys);
       for (int key = first + warp_; key < end; key += num_warps()) {
         const int page = pages.page(model_, key / kStepPageSize), place = key % kStepPageSize;
-        // Other slots of the page were not copied: what is there may be NaN.
+        // The other slots of the page were not copied and may hold NaN.
         if (place >= pages.from(page) && place < pages.to(page)) add(key, piece + (key - first) * head_dim);
       }
       ring_.give_back(lane_);
@@ -439,8 +446,8 @@ class Block {
     }
   }
 
-  // attended = sum of the blocks' partial values, each scaled to the common maximum, over the sum of their
-  // sums.
+  // Merge the partial softmaxes of the cluster, each scaled to the common maximum:
+  // attended = sum of values / sum of sums.
   JAT_DEVICE void combine() {
     const int head_dim = this->head_dim(), stride = kStepRows * (head_dim + 2);
     for (int i = thread_; i < kStepRows * head_dim; i += num_threads()) {
@@ -459,7 +466,7 @@ class Block {
     barrier();
   }
 
-  // This head's part of this block's outputs; 8 lanes an output.
+  // out_proj: this head's part of this block's outputs. 8 lanes per output.
   JAT_DEVICE void project_out(int head) {
     const int head_dim = this->head_dim(), count = share_.output_end - share_.output_begin;
     const int most = model_.piece_outputs;
@@ -537,7 +544,8 @@ class Block {
     }
   }
 
-  // Predictions from the last row, straight to the host's memory. Unrounded, as the head's rows are float32.
+  // Write the predictions for the last row to the host's memory. Not rounded to W: the head's rows are
+  // float32.
   JAT_DEVICE void head() {
     const int hidden = this->hidden(), count = share_.head_row_end - share_.head_row_begin;
     const int row = input_.num_rows - 1;
@@ -557,8 +565,7 @@ class Block {
     });
   }
 
-  // The last block to come here tells the host, then leaves counters and sums as the next step needs them:
-  // zero.
+  // The last block to finish sets the host's status, and zeroes counters and sums for the next step.
   JAT_DEVICE void finish() {
     volatile int32_t* last = reinterpret_cast<volatile int32_t*>(shared_ + model_.shared.last);
     barrier();
@@ -584,9 +591,9 @@ class Block {
   Ring ring_;
   const StepShare& share_;
   const int thread_, warp_, lane_;
-  int number_ = 0;         // of the sum that is being made
-  uint32_t arrivals_ = 0;  // of this block at exchanges
-  uint32_t meetings_ = 0;  // of the cluster, in pairs
+  int number_ = 0;         // of the current sum
+  uint32_t arrivals_ = 0;  // of this block at grid barriers
+  uint32_t meetings_ = 0;  // pairs of cluster barriers passed
 };
 
 template <typename W, int kHidden>
@@ -619,7 +626,7 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
     block.run();
     warp_barrier();
   }
-  cluster_barrier();  // siblings may still be writing into this block's memory
+  cluster_barrier();  // cluster peers may still be writing into this block's memory
 }
 
 #endif  // JAT_HAS_CLUSTERS

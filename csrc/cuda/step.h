@@ -1,4 +1,4 @@
-// One step of one agent as one kernel launch: what the kernel is given. Plain structs, no CUDA headers.
+// Arguments of the persistent kernel: plain structs, no CUDA headers.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@ namespace jat {
 constexpr int kStepRows = 3;        // most tokens of a step
 constexpr int kStepPageSize = 16;   // tokens of a page
 constexpr int kStepMaxLayers = 32;  // the layers travel as a kernel argument
-constexpr int kStepMaxPages =
-    136;  // pages of the longest context: 2048 tokens, a start offset and the new tokens
+// Pages of the longest context: 2048 tokens, a start offset and the new tokens.
+constexpr int kStepMaxPages = 136;
 constexpr int kStepMaxValues = 1152;  // numbers of all continuous rows of a step
 constexpr int kStepMaxHeadDim = 128;
 constexpr int kStepMaxClusterSize = 16;
@@ -21,10 +21,9 @@ constexpr int kStepMaxPairs = 4;  // pairs of output columns of a computing thre
 constexpr int kPublishedHidden = 768;
 constexpr int kPublishedHeadDim = 64;
 
-// What a layer costs besides its work.
-constexpr int kExchangesPerLayer = 2;  // all blocks: behind the attention and behind the MLP
-constexpr int kClusterBarriersPerHead =
-    2;  // the blocks of a cluster: behind q, k, v and behind the partial softmax
+// Synchronisation of a layer.
+constexpr int kExchangesPerLayer = 2;       // grid barrier + reduction, after the attention and after the MLP
+constexpr int kClusterBarriersPerHead = 2;  // after q, k, v and after the partial softmax
 
 enum class StepType : int32_t { kFloat32, kBFloat16, kFloat16 };
 
@@ -46,9 +45,9 @@ struct StepLayer {
 
 // Byte offsets into a block's shared memory; every one is a multiple of 128.
 struct StepShared {
-  int32_t full;      // mbarrier [num_slots]: the slot's bytes have arrived
+  int32_t full;      // mbarrier [num_slots]: the slot has received its bytes
   int32_t empty;     // mbarrier [num_slots]: every consumer warp has read the slot
-  int32_t siblings;  // mbarrier [2]: every block of the cluster has written
+  int32_t siblings;  // mbarrier [2]: all cluster peers have written
   int32_t share;     // StepShare
   int32_t last;      // int32: this block is the last one to finish
   int32_t x;         // float [3, H], the residual stream
@@ -64,20 +63,20 @@ struct StepShared {
   int32_t bytes;     // of all
 };
 
-// What a block owns, in its shared memory. Every range is [begin, end).
+// The share of the work of one block, in its shared memory. Every range is [begin, end).
 struct StepShare {
   int32_t rank, cluster, num_clusters;
   int32_t column_begin, column_end;  // of a head's q, k, v
-  int32_t output_begin, output_end;  // of the hidden size, behind the attention
+  int32_t output_begin, output_end;  // of the hidden size, for out_proj
   int32_t neuron_begin, neuron_end;
   int32_t head_row_begin, head_row_end;
 };
 
-// Counters of the exchanges, in device memory. The last block to finish leaves them zero.
+// Counters of the grid barriers, in device memory. The last block to finish sets them to zero.
 struct StepControl {
-  alignas(128) uint32_t arrived;   // blocks x exchanges of this step
-  alignas(128) uint32_t aborted;   // a wait took too long: nobody waits any more
-  alignas(128) uint32_t finished;  // blocks at their end
+  alignas(128) uint32_t arrived;   // arrivals of all blocks at the grid barriers of this step
+  alignas(128) uint32_t aborted;   // 1 after a wait took too long: all other waits end soon
+  alignas(128) uint32_t finished;  // blocks that have finished
 };
 
 // Sizes, weights and geometry: the same for every step.
@@ -97,7 +96,7 @@ struct StepModel {
   // Scratch
   StepControl* control;
   float* sums;   // [3 (rotating), 3, H]; zero between steps
-  float* parts;  // [contributors, 3, H] where the order is fixed
+  float* parts;  // [contributors, 3, H], fixed_order only
   // Weights
   const float* final_norm_weight;  // [H]
   const float* final_norm_bias;    // [H]
@@ -107,7 +106,7 @@ struct StepModel {
   StepLayer layers[kStepMaxLayers];
 };
 
-// One step. It travels as a kernel argument, so no block waits for the bus to read it.
+// The inputs of one step. They are a kernel argument, so no block waits for the bus to read them.
 struct StepInput {
   int32_t num_rows;      // 1..3
   int32_t context_len;   // cached tokens

@@ -1,6 +1,6 @@
-"""What computes a step: one file each behind the `Backend` protocol."""
+"""Backends: what computes a step, one module each behind the `Backend` protocol."""
 
-from .base import Backend, BatchPlan, BatchPrediction, Embedding, Plan, Prediction
+from .base import Backend, Group, LastStep, Result
 from .select import Choice, choose_backend
 
-__all__ = ["Backend", "BatchPlan", "BatchPrediction", "Choice", "Embedding", "Plan", "Prediction", "choose_backend"]
+__all__ = ["Backend", "Choice", "Group", "LastStep", "Result", "choose_backend"]

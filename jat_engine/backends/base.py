@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..observation import ActionSpace, Modality
+from ..observation import ActionSpace, Observations
 
-Embedding = Any
-"""One token's embedding without position, [H], as the backend likes it; opaque to everyone else."""
-
+STEP_TOKENS = 3
+"""The most tokens an agent feeds in a step: s_{t-1}, a_{t-1}, s_t."""
 
 _MAX_REMEMBERED = 64
 
@@ -24,102 +24,90 @@ def remember(made: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def machine_memory_bytes() -> int:
-    """Bytes of the machine's memory."""
+    """Return the bytes of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-class Plan(NamedTuple):
-    """Which tokens of which sessions a step computes. Token i of session s has position `context_lens[s] + i`.
+class LastStep(NamedTuple):
+    """The step before, of which the next one feeds tokens again.
 
     Attributes:
-        num_new: [S], tokens of each session, 1 to 3.
-        context_lens: [S], tokens of the session in the cache before these.
-        start_offsets: [S], slots of its first page before the oldest of them.
-        page_tables: [S], int32, its pages, oldest first; what lies behind its last page is not read.
-        spaces: [S], what to predict at each session's last token.
-        noise: [S], what to subtract from the logits before the largest is taken, float32 [n]; None for nothing.
-        embeddings: of all new tokens, a session's in a row.
+        observations: of N agents.
+        embeddings: of s_{t-1}, [N], as the backend returned them.
+        space: that actions were chosen from.
+        actions: a_{t-1}: float32 [N, A], or [N] integers.
     """
 
-    num_new: list[int]
-    context_lens: list[int]
-    start_offsets: list[int]
-    page_tables: list[np.ndarray]
-    spaces: list[ActionSpace]
-    noise: list[np.ndarray | None]
-    embeddings: list[Embedding]
+    observations: Observations
+    embeddings: Any
+    space: ActionSpace
+    actions: Any
 
 
-class Prediction(NamedTuple):
-    """What a step gives for a session.
+class Group(NamedTuple):
+    """One step of N agents that see and do the same kind of thing.
 
-    Attributes:
-        values: float32 [A], the action vector, or float32 [n], the logits.
-        is_finite: whether all are.
-        choice: where the backend makes it, the index of the largest of the logits less the plan's noise.
-    """
-
-    values: np.ndarray
-    is_finite: bool
-    choice: int | None = None
-
-
-class BatchPlan(NamedTuple):
-    """A step of N agents that see and do the same kind of thing, as arrays. Tokens are those of `Plan`.
+    Agent i feeds `1 + num_again[i]` tokens: [s_{t-1}, a_{t-1}, s_t], [a_{t-1}, s_t] or [s_t], at positions
+    `context_lens[i]`, ... Fields with an entry for each agent are lists where N is 1, else arrays.
 
     Attributes:
-        context_lens: int64 [N], tokens of each agent in the cache before these.
-        start_offsets: int64 [N], slots of its first page before the oldest of them.
-        page_table: int32 [N, max_pages], its pages, oldest first; what lies behind its last page is not read.
-        modality: of the observations.
-        values: float32 [N, X], int64 [N, X] or uint8 [N, 84, 84, 4].
-        missions: of "discrete+text", int64 [N, 64].
-        rewards: float32 [N].
+        observations: s_t, with rewards.
+        missions: of "discrete+text", int64 [N, 64]; else None.
         space: what to predict.
         noise: float32 [N, n], to subtract from the logits before the largest is taken; None for nothing.
-        feeds_observation: bool [N], whose s_{t-1} is computed again.
-        feeds_action: bool [N], who has an a_{t-1}.
-        last_embeddings: of s_{t-1}, from the `BatchPrediction` before; None if nobody has one.
-        last_actions: float32 [N, A] or int64 [N].
-        last_space: what they were chosen from.
+        num_again: [N], tokens before s_t: 2, 1 or, in an episode's first step, 0.
+        context_lens: [N], tokens in the cache before these.
+        start_offsets: [N], slots of the first page before the oldest of them.
+        page_table: int32 [N, P], pages, oldest first; those behind the last one needed are not read.
+        last: the step before; None if no agent has one.
     """
 
-    context_lens: np.ndarray
-    start_offsets: np.ndarray
-    page_table: np.ndarray
-    modality: Modality
-    values: np.ndarray
-    missions: np.ndarray | None
-    rewards: np.ndarray
+    observations: Observations
+    missions: Sequence[np.ndarray] | np.ndarray | None
     space: ActionSpace
     noise: np.ndarray | None
-    feeds_observation: np.ndarray
-    feeds_action: np.ndarray
-    last_embeddings: Any
-    last_actions: np.ndarray
-    last_space: ActionSpace
+    num_again: Sequence[int] | np.ndarray
+    context_lens: Sequence[int] | np.ndarray
+    start_offsets: Sequence[int] | np.ndarray
+    page_table: Sequence[np.ndarray] | np.ndarray
+    last: LastStep | None
+
+    @property
+    def num_agents(self) -> int:
+        """N."""
+        return len(self.num_again)
 
 
-class BatchPrediction(NamedTuple):
-    """What a step gives for N agents.
+class Result(NamedTuple):
+    """The outcome of a group's step.
 
     Attributes:
-        values: float32 [N, A], the action vectors, or float32 [N, n], the logits.
-        choices: int64 [N], the index of the largest of the logits less the plan's noise.
-        embeddings: of the observations; opaque to everyone but the backend.
+        values: float32 [N, A], the action vectors, or float32 [N, n], the logits; of a single agent also a list of one.
+        finite: [N], whether all values of an agent are finite.
+        choices: [N] integers, the index of the largest of the logits less the noise; None for continuous actions.
+        embeddings: of s_t, [N]; opaque to everyone but the backend.
     """
 
-    values: np.ndarray
-    choices: np.ndarray
+    values: Sequence[np.ndarray] | np.ndarray
+    finite: Sequence[bool] | np.ndarray
+    choices: Sequence[int] | np.ndarray | None
     embeddings: Any
 
 
 class Backend(Protocol):
-    """Weights, the memory of the KV cache, and the arithmetic. Inputs are checked already."""
+    """Weights, the memory of the KV cache, and the arithmetic. Inputs are checked already.
+
+    Attributes:
+        name: as `backend=` takes it.
+        page_size: tokens in a page of the KV cache.
+        num_threads: that compute a step on a CPU.
+        one_launch_reason: why a single agent's step is not one launch of a persistent kernel; "" where it is.
+    """
 
     name: str
     page_size: int
     num_threads: int
+    one_launch_reason: str
 
     @property
     def page_bytes(self) -> int:
@@ -138,35 +126,23 @@ class Backend(Protocol):
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes taken on the device, by what they are for: "weights", "cache" and what else there is."""
+        """Bytes taken on the device, by purpose: "weights", "cache" and what else there is."""
         ...
 
     def allocate_cache(self, num_pages: int) -> None:
-        """Memory for the KV cache's pages. Called once."""
+        """Allocate memory for the KV cache's pages. Called once."""
         ...
 
-    def embed_continuous(self, values: np.ndarray, reward: float | None) -> Embedding:
-        """An observation with its reward, or an action without: float32 [X]."""
-        ...
+    def step(self, groups: Sequence[Group]) -> list[Result]:
+        """Encode observations, compute all tokens, leave their keys and values in the cache, predict and choose.
 
-    def embed_choice(self, choice: int, num_choices: int) -> Embedding:
-        """A discrete action."""
-        ...
+        An agent's result does not depend on the other agents of the step: on a CPU bit for bit, on a GPU within
+        rounding. Nothing but the cache's slots behind the kept tokens is written before the step has succeeded.
 
-    def embed_discrete(
-        self, values: list[np.ndarray], missions: list[np.ndarray | None], rewards: list[float]
-    ) -> list[Embedding]:
-        """Discrete observations: int64, with the tokens of a mission max_discrete_value of them."""
-        ...
+        Args:
+            groups: at least one; each agent takes part once.
 
-    def embed_images(self, frames: list[np.ndarray]) -> list[Embedding]:
-        """Image observations: uint8 [84, 84, 4] each."""
-        ...
-
-    def decode(self, plan: Plan) -> list[Prediction]:
-        """Compute the plan's tokens, leave their keys and values in the cache, and predict, for each session."""
-        ...
-
-    def decode_batch(self, plan: BatchPlan) -> BatchPrediction:
-        """The same for a batch of one kind."""
+        Returns:
+            A result for each group.
+        """
         ...

@@ -8,6 +8,7 @@ softmax and sums are float32 always. Keys and values are float32 or, with bfloat
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,8 +21,8 @@ from ..config import FRAME_SHAPE, JatConfig
 from ..errors import InputError
 from ..machine import allowed_cores, available_cores, cpu_quota
 from ..observation import ActionSpace
-from .base import BatchPlan, BatchPrediction, Plan, Prediction, machine_memory_bytes, remember
-from .by_agent import decode_by_agent
+from .base import Group, Result, machine_memory_bytes, remember
+from .rows import encode, lay_out, make_results
 
 
 class CpuBackend:
@@ -29,6 +30,7 @@ class CpuBackend:
 
     name = "cpu"
     page_size: int = _cpu.PAGE_SIZE
+    one_launch_reason = "the backend is cpu"
 
     def __init__(
         self,
@@ -60,11 +62,11 @@ class CpuBackend:
             raise InputError(
                 f"instruction_set: expected one of {', '.join(available)} on this processor, got {instruction_set!r}"
             )
-        positions = _numpy(weights.get("transformer.wpe.weight"))
+        position_table = _numpy(weights.get("transformer.wpe.weight"))
         kv_dtype = "float32" if dtype == "float32" else "bfloat16"
         try:
             self._model = _cpu.Model(
-                config.hidden_size, config.num_heads, kv_dtype, positions, threads, spin_us, instruction_set
+                config.hidden_size, config.num_heads, kv_dtype, position_table, threads, spin_us, instruction_set
             )
         except RuntimeError as error:
             raise InputError(f"num_threads: expected as many as the system allows, got {threads} ({error})") from None
@@ -145,21 +147,22 @@ class CpuBackend:
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
-    def decode(self, plan: Plan) -> list[Prediction]:
-        heads = [self._heads.get(space) or self._pack_head(space) for space in plan.spaces]
-        results = self._model.decode(
-            plan.embeddings,
-            plan.num_new,
-            plan.context_lens,
-            plan.start_offsets,
-            plan.page_tables,
+    def step(self, groups: Sequence[Group]) -> list[Result]:
+        """See `Backend.step`."""
+        encoded = encode(self, groups)
+        rows = lay_out(self, groups, encoded)
+        heads = [self._heads.get(space) or self._pack_head(space) for space in rows.spaces]
+        decoded = self._model.decode(
+            rows.embeddings,
+            rows.num_new,
+            rows.context_lens,
+            rows.start_offsets,
+            rows.page_tables,
             self._pool,
             heads,
         )
-        return [Prediction(values, is_finite) for values, is_finite in results]
-
-    def decode_batch(self, plan: BatchPlan) -> BatchPrediction:
-        return decode_by_agent(self, plan)
+        predictions, finite = zip(*decoded, strict=True)
+        return make_results(groups, encoded, predictions, finite)
 
     # ---- packing ---------------------------------------------------------------------------------------------------
 
@@ -167,7 +170,7 @@ class CpuBackend:
         return _numpy(self._weights.get(name))
 
     def _linear(self, *names: str, bias: bool = True) -> _cpu.Linear:
-        """The parameters `<name>.weight`, below each other; one is read at a time."""
+        """Pack the weights of `names` below each other. Only one is unpacked in memory at a time."""
         rows, columns = self._shapes[f"{names[0]}.weight"]
         linear = _cpu.Linear(self._dtype, rows * len(names), columns, bias)
         for index, name in enumerate(names):
@@ -185,7 +188,7 @@ class CpuBackend:
             "norm1_weight": self._array(f"{block}ln_1.weight"),
             "norm1_bias": self._array(f"{block}ln_1.bias"),
             "qkv": self._linear(f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj", bias=False),
-            "attention_out": self._linear(f"{attention}out_proj"),
+            "out_proj": self._linear(f"{attention}out_proj"),
             "norm2_weight": self._array(f"{block}ln_2.weight"),
             "norm2_bias": self._array(f"{block}ln_2.bias"),
             "mlp_in": self._linear(f"{block}mlp.c_fc"),
@@ -194,7 +197,7 @@ class CpuBackend:
         }
 
     def _pack_head(self, space: ActionSpace) -> _cpu.Linear:
-        """The rows an action space needs, always in float32."""
+        """Pack the rows of the head that an action space needs, always in float32."""
         if space.kind == "continuous":
             weight = self._weights.rows("continuous_decoder.weight", space.size)
             head = _pack(weight, self._weights.rows("continuous_decoder.bias", space.size).numpy())
@@ -204,7 +207,7 @@ class CpuBackend:
         return head
 
     def _pack_discrete_mixer(self) -> _cpu.Linear:
-        """With a row of zeros more than the weights have: there the reward goes."""
+        """Pack the discrete encoder's last layer with one more row of zeros, in the place of the reward."""
         name = "multi_discrete_encoder.4"
         rows, columns = self._shapes[f"{name}.weight"]
         linear = _cpu.Linear(self._dtype, rows + 1, columns, has_bias=True)
@@ -261,7 +264,7 @@ _ALIGNMENT = 64  # a cache line, so that no load of a vector crosses two
 
 
 def _pack(weight: Tensor, bias: np.ndarray | None) -> _cpu.Linear:
-    """A small layer, in float32."""
+    """Pack a small layer in float32."""
     linear = _cpu.Linear("float32", weight.shape[0], weight.shape[1], bias is not None)
     linear.pack_rows(0, _numpy(weight))
     if bias is not None:

@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from . import Backend
-
-STEP_TOKENS = 3
-"""The most tokens a step computes: s_{t-1}, a_{t-1}, s_t."""
+from .base import STEP_TOKENS, Backend
 
 _MAX_THREADS = 1024
 _MAX_SPIN_US = 1_000_000

@@ -7,6 +7,7 @@ products), with the bytes widened to float32: it shows the error, not the speed.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,8 @@ from ..checkpoint.weights import EMBEDDING, HEAD, Weights, check_heads, discrete
 from ..config import JatConfig
 from ..model.modules import ImageEncoder
 from ..observation import ActionSpace
-from .base import BatchPlan, BatchPrediction, Plan, Prediction, machine_memory_bytes, remember
-from .by_agent import decode_by_agent
+from .base import Group, Result, machine_memory_bytes, remember
+from .rows import Rows, encode, lay_out, make_results
 
 
 class Linear:
@@ -104,6 +105,7 @@ class TorchBackend:
 
     name = "torch"
     page_size = 16
+    one_launch_reason = "the backend is torch"
 
     def __init__(self, config: JatConfig, weights: Weights, dtype: str, device: torch.device) -> None:
         self.config = config
@@ -194,32 +196,41 @@ class TorchBackend:
     # ---- the step --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def decode(self, plan: Plan) -> list[Prediction]:
+    def step(self, groups: Sequence[Group]) -> list[Result]:
+        """See `Backend.step`."""
+        encoded = encode(self, groups)
+        predictions = self._decode(lay_out(self, groups, encoded))
+        finite = [bool(np.isfinite(values).all()) for values in predictions]
+        return make_results(groups, encoded, predictions, finite)
+
+    def _decode(self, rows: Rows) -> list[np.ndarray]:
+        """Compute the rows, leave their keys and values in the cache, and predict at each agent's last row."""
         config = self.config
-        ends = list(itertools.accumulate(plan.num_new))
-        sessions = [self._tokens(plan, index, end) for index, end in enumerate(ends)]
-        positions = torch.cat([session.positions for session in sessions])
-        x = torch.stack(plan.embeddings) + self._positions[positions]
+        ends = list(itertools.accumulate(rows.num_new))
+        agents = [self._tokens(rows, index, end) for index, end in enumerate(ends)]
+        positions = torch.cat([agent.positions for agent in agents])
+
+        x = torch.stack(rows.embeddings) + self._positions[positions]
         for number, layer in enumerate(self._layers):
             cache = self._cache[number]
             qkv = layer.qkv(self._norm(x, layer.norm1)).unflatten(1, (3, config.num_heads, -1)).to(cache.dtype)
             attended = []
-            for session in sessions:
-                q, k, v = qkv[session.rows].unbind(1)  # [T, heads, head_dim]
-                cache[0, session.new_slots] = k
-                cache[1, session.new_slots] = v
-                attended.append(_attend(q, cache[0, session.slots], cache[1, session.slots], session, layer.window))
+            for agent in agents:
+                q, k, v = qkv[agent.rows].unbind(1)  # [T, heads, head_dim]
+                cache[0, agent.new_slots] = k
+                cache[1, agent.new_slots] = v
+                attended.append(_attend(q, cache[0, agent.slots], cache[1, agent.slots], agent, layer.window))
             x = x + layer.attention_out(torch.cat(attended))
             inner = F.gelu(layer.mlp_in(self._norm(x, layer.norm2)), approximate="tanh")
             x = x + layer.mlp_out(inner)
-        hidden = self._norm(x[[end - 1 for end in ends]], self._final_norm)
-        predictions = [self._head(space)(hidden[i : i + 1])[0].cpu().numpy() for i, space in enumerate(plan.spaces)]
-        return [Prediction(values, bool(np.isfinite(values).all())) for values in predictions]
 
-    def _tokens(self, plan: Plan, index: int, end: int) -> _Tokens:
-        context, count = plan.context_lens[index], plan.num_new[index]
-        slot = np.arange(context + count) + plan.start_offsets[index]
-        pages = plan.page_tables[index][slot // self.page_size].astype(np.int64)
+        hidden = self._norm(x[[end - 1 for end in ends]], self._final_norm)
+        return [self._head(space)(hidden[i : i + 1])[0].cpu().numpy() for i, space in enumerate(rows.spaces)]
+
+    def _tokens(self, rows: Rows, index: int, end: int) -> _Tokens:
+        context, count = rows.context_lens[index], rows.num_new[index]
+        slot = np.arange(context + count) + rows.start_offsets[index]
+        pages = rows.page_tables[index][slot // self.page_size].astype(np.int64)
         slots = torch.from_numpy(pages * self.page_size + slot % self.page_size).to(self.device)
         positions = torch.arange(context, context + count, device=self.device)
         return _Tokens(slice(end - count, end), positions, slots, slots[context:])
@@ -228,9 +239,6 @@ class TorchBackend:
         normed = F.layer_norm(x, (self.config.hidden_size,), *parameters, self.config.layer_norm_epsilon)
         # A variance that overflowed would make every row its bias, finite and wrong: 0 * inf makes it NaN.
         return normed + 0 * x.square().sum(dim=-1, keepdim=True)
-
-    def decode_batch(self, plan: BatchPlan) -> BatchPrediction:
-        return decode_by_agent(self, plan)
 
     # ---- packing ---------------------------------------------------------------------------------------------------
 

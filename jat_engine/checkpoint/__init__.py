@@ -1,1 +1,1 @@
-"""Read checkpoints: safetensors only, checked against the configuration."""
+"""Readers of checkpoints: safetensors only, checked against the configuration."""

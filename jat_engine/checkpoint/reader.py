@@ -1,7 +1,4 @@
-"""Reading a checkpoint: safetensors only, checked against the configuration before a model sees them.
-
-Nothing is unpickled and no code of a checkpoint is run.
-"""
+"""Location and checks of safetensors files. Nothing is unpickled, and no code from a checkpoint is run."""
 
 from __future__ import annotations
 
@@ -22,10 +19,15 @@ _MAX_HEADER_BYTES = 100_000_000
 
 
 def find_weight_files(source: str | os.PathLike[str], variant: str | None, hub: dict[str, Any]) -> list[Path]:
-    """Return the safetensors files of a checkpoint: `model.safetensors`, or the shards its index names.
+    """Return the safetensors files of a checkpoint: `model.safetensors`, or the shards that its index names.
+
+    Args:
+        source: a folder, or a repository id on the hub.
+        variant: part of the file names, as in `model.<variant>.safetensors`.
+        hub: options for finding files, out of `HUB_OPTIONS`.
 
     Raises:
-        CheckpointError: there are none, or both.
+        CheckpointError: there is neither a file nor an index, there are both, or a shard is missing.
     """
     suffix = f".{variant}" if variant else ""
     single, index = f"model{suffix}.safetensors", f"model.safetensors.index{suffix}.json"
@@ -35,6 +37,7 @@ def find_weight_files(source: str | os.PathLike[str], variant: str | None, hub: 
             f"{adapter}: expected whole weights, got an adapter; merge it into the model before saving (PEFT: "
             "merge_and_unload)"
         )
+
     path, index_path = find_file(source, single, hub), find_file(source, index, hub)
     if path is not None and index_path is not None:
         raise CheckpointError(
@@ -45,6 +48,7 @@ def find_weight_files(source: str | os.PathLike[str], variant: str | None, hub: 
         return [path]
     if index_path is not None:
         return _shards(source, index_path, hub)
+
     for pickled in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
         if find_file(source, pickled, hub) is not None:
             raise CheckpointError(
@@ -64,7 +68,7 @@ def _shards(source: str | os.PathLike[str], index: Path, hub: dict[str, Any]) ->
     shards = []
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: expected names of .safetensors files beside it, got {name!r}")
+            raise CheckpointError(f"{index}: expected names of .safetensors files in its folder, got {name!r}")
         path = find_file(source, name, hub)
         if path is None:
             raise CheckpointError(f"{index}: names the shard {name}, which is missing")
@@ -73,8 +77,17 @@ def _shards(source: str | os.PathLike[str], index: Path, hub: dict[str, Any]) ->
 
 
 def check_finite(where: str, tensor: Tensor) -> None:
-    """Raise `CheckpointError` if a floating-point tensor has a NaN or an infinity."""
-    # NaN propagates through both. numpy's stay on the calling thread: engines read with several at once.
+    """Check that a floating-point tensor has no NaN and no infinity.
+
+    Args:
+        where: name of the tensor for the error message.
+        tensor: on the CPU.
+
+    Raises:
+        CheckpointError: it has one.
+    """
+    # Minimum and maximum of a tensor with a NaN are NaN. numpy's functions stay on the calling thread, which matters
+    # because engines read with several threads at once.
     if tensor.dtype == torch.float32:
         low, high = float(tensor.numpy().min()), float(tensor.numpy().max())
     else:
@@ -84,7 +97,13 @@ def check_finite(where: str, tensor: Tensor) -> None:
 
 
 def check_header(file: Path) -> None:
-    """Refuse what the safetensors library lets pass, or calls by an obscure name: wrong length, a name twice."""
+    """Check the header of a safetensors file.
+
+    The safetensors library accepts files with a duplicate name, and reports truncated ones with an unclear message.
+
+    Raises:
+        CheckpointError: the file is truncated or damaged, or a name occurs twice.
+    """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
@@ -101,6 +120,7 @@ def check_header(file: Path) -> None:
         if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
             raise CheckpointError(f"{file}: truncated or not a safetensors file ({size} bytes)")
         raw = stream.read(length)
+
     try:
         header = json.loads(raw, object_pairs_hook=no_duplicates)
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)

@@ -1,4 +1,4 @@
-"""Check that a checkpoint's tokenizer files describe one tokenizer."""
+"""Check that the tokenizer files of a checkpoint agree with each other."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from ..errors import CheckpointError
 
 
 def check_tokenizer_files(source: str | os.PathLike[str], hub: dict[str, Any]) -> None:
-    """Raise `CheckpointError` if files that describe the same tokenizer disagree; which is right cannot be known.
+    """Check that all files that describe the tokenizer of a checkpoint agree.
 
     `vocab.json` and `merges.txt` are compared with `tokenizer.json`, and the padding token of `tokenizer_config.json`
-    with that of `special_tokens_map.json`.
+    with that of `special_tokens_map.json`. If two files disagree, there is no way to tell which one is right.
+
+    Args:
+        source: a folder, or a repository id on the hub.
+        hub: options for finding files, out of `HUB_OPTIONS`.
+
+    Raises:
+        CheckpointError: two files disagree; the message names them.
     """
     tokenizer = find_file(source, "tokenizer.json", hub)
     if tokenizer is not None:
@@ -43,7 +50,7 @@ def check_tokenizer_files(source: str | os.PathLike[str], hub: dict[str, Any]) -
 
 
 def _check_added_tokens(source: str | os.PathLike[str], hub: dict[str, Any], added: Any) -> None:
-    """Compare the added tokens of `tokenizer_config.json`, where it has any, with those of `tokenizer.json`."""
+    """Check that the added tokens of `tokenizer_config.json`, if it has any, are those of `tokenizer.json`."""
     path = find_file(source, "tokenizer_config.json", hub)
     decoder = read_json(path).get("added_tokens_decoder") if path is not None else None
     if not isinstance(decoder, dict) or not isinstance(added, list):

@@ -1,7 +1,7 @@
-"""Weights of a checkpoint or a model for an engine: one parameter at a time, checked, in float32. No forward maths.
+"""Weights for an engine, from a checkpoint or a model in memory: checked, in float32, one parameter at a time.
 
-Of the published 192.7 M parameters, acting needs about 100 M: the blocks, the encoders, and those rows of the embedding
-and of the heads that an action space has. The rest is checked and not kept.
+Acting needs about 100 M of the 192.7 M published parameters: the blocks, the encoders, and the rows of the embedding
+and of the heads that an action space uses. The other parameters are checked but not kept in memory.
 """
 
 from __future__ import annotations
@@ -21,35 +21,36 @@ from .reader import check_finite, check_header
 
 EMBEDDING = "transformer.wte.weight"
 EMBEDDING_ALIASES = ("single_discrete_encoder.weight", "multi_discrete_encoder.0.weight")
-"""Other names under which published files hold the one embedding matrix."""
+"""Other names of the embedding matrix in published files."""
 
 HEAD = "single_discrete_decoder.weight"
 _READ_LATER = (EMBEDDING, HEAD, "continuous_decoder.weight", "continuous_decoder.bias")
-"""Parameters of which an action space needs some rows, read when it first comes."""
-
+"""Parameters that are read in part: the rows that an action space needs, when it is first used."""
 
 _ATTENTION_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.attention\.(bias|masked_bias)")
-"""Causal masks that older files hold among the parameters."""
+"""Causal masks, which older files store like parameters."""
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class Weights(Protocol):
-    """Parameters by name, float32, contiguous, on the CPU."""
+    """Interface for reading parameters by name: float32, contiguous, on the CPU."""
 
-    def get(self, name: str) -> Tensor: ...
+    def get(self, name: str) -> Tensor:
+        """Return a whole parameter."""
+        ...
 
     def pieces(self, name: str, rows: int = 2048) -> Iterator[Tensor]:
-        """A matrix, some rows at a time: what is large is never in memory as a whole."""
+        """Yield a matrix in blocks of up to `rows` rows, so that a large one is never in memory as a whole."""
         ...
 
     def rows(self, name: str, count: int) -> Tensor:
-        """The first `count` rows of a matrix."""
+        """Return the first `count` rows of a matrix."""
         ...
 
 
 def parameter_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of every parameter that acting needs."""
+    """Return the name and shape of every parameter that acting needs."""
     hidden = config.hidden_size
     inner = config.intermediate_size or 4 * hidden
     features = config.discrete_feature_size
@@ -70,11 +71,13 @@ def parameter_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
         "continuous_decoder.bias": (config.max_continuous_size,),
         HEAD: (config.vocab_size, hidden),
     }
+
     for stage, (in_channels, out_channels) in enumerate(((4, 32), (32, 64), (64, 128)), start=1):
         shapes[f"image_encoder.module.conv{stage}.weight"] = (out_channels, in_channels, 3, 3)
         shapes[f"image_encoder.module.conv{stage}.bias"] = (out_channels,)
         shapes[f"image_encoder.module.att{stage}.fc.0.weight"] = (out_channels // 8, out_channels)
         shapes[f"image_encoder.module.att{stage}.fc.2.weight"] = (out_channels, out_channels // 8)
+
     for layer in range(config.num_layers):
         block = f"transformer.h.{layer}."
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -91,7 +94,7 @@ def parameter_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
 
 
 def checkpoint_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of every parameter of a `JatModel`, those that only training and text need included."""
+    """Return the name and shape of every parameter of a `JatModel`, also those for training and text only."""
     hidden, patch, features = config.hidden_size, config.patch_size, config.discrete_feature_size
     shapes = {
         **parameter_shapes(config),
@@ -105,6 +108,7 @@ def checkpoint_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
         "image_decoder.module.fc.weight": (128 * 11 * 11, hidden),
         "image_decoder.module.fc.bias": (128 * 11 * 11,),
     }
+
     for stage, (in_channels, out_channels) in enumerate(((128, 64), (64, 32), (32, 4)), start=1):
         shapes[f"image_decoder.module.deconv{stage}.weight"] = (in_channels, out_channels, 3, 3)
         shapes[f"image_decoder.module.deconv{stage}.bias"] = (out_channels,)
@@ -115,13 +119,17 @@ def checkpoint_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
 
 
 class CheckpointWeights:
-    """Parameters of safetensors files, memory-mapped. Files stay open, so replacing them does not mix weights.
+    """Parameters in safetensors files, memory-mapped. The files stay open, so replacing them later has no effect.
 
-    `JatModel` and engines read checkpoints through this class, so they refuse the same files: those with a parameter
-    that is missing, unknown, given twice, or of another shape or type than the configuration says.
+    Both `JatModel` and engines read checkpoints through this class, so they reject the same files: those with a
+    parameter that is missing, unknown, duplicate, or not of the configured shape and type.
+
+    Args:
+        files: safetensors files that together hold all parameters.
+        config: configuration of the checkpoint.
 
     Raises:
-        CheckpointError: names the file and the parameter.
+        CheckpointError: a file is wrong; the message names the file and the parameter.
     """
 
     def __init__(self, files: list[Path], config: JatConfig) -> None:
@@ -137,6 +145,7 @@ class CheckpointWeights:
                 raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from None
             for name in self._open[file].keys():  # noqa: SIM118 (not a dict)
                 self._add(file, name)
+
         missing = sorted(set(self._shapes) - set(self._files))
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -157,6 +166,7 @@ class CheckpointWeights:
             raise CheckpointError(
                 f"{file}: {name}: expected a floating-point type of 16 bits or more, got {stored.get_dtype()}"
             )
+
         if target not in self._files:
             self._files[target], self._names[target] = file, name
         elif name == self._names[target]:
@@ -171,30 +181,32 @@ class CheckpointWeights:
         return self._read_as(self._files[name], self._names[name])
 
     def _read_as(self, file: Path, name: str) -> Tensor:
-        # A mapping of its own, given back with the tensor: what was read does not add up.
+        # A separate mapping per tensor, freed with it: otherwise all pages read so far would stay in memory.
         with safe_open(file, framework="pt") as tensors:
             tensor: Tensor = tensors.get_tensor(name)
         return tensor
 
     def stored(self, name: str) -> Tensor:
-        """Return a parameter as the file has it, memory-mapped, in the file's type."""
+        """Return a parameter in the file's own type, memory-mapped and checked to be finite."""
         tensor = self._read(name)
         check_finite(f"{self._files[name]}: {self._names[name]}", tensor)
         return tensor
 
     def all_stored(self) -> dict[str, Tensor]:
-        """Return every parameter by name, as the files have them."""
+        """Return all parameters by name, each in its file's own type."""
         return {name: self.stored(name) for name in self._shapes}
 
     def get(self, name: str) -> Tensor:
+        """Return a whole parameter, float32."""
         return self.stored(name).float().contiguous()
 
     def check_unread(self) -> None:
-        """Read the parameters that acting does not need, so that damage in them is refused as in a `JatModel`."""
+        """Check the parameters that acting does not need, so that engines reject the same damage as `JatModel`."""
         for name in sorted(set(self._shapes) - set(self._needed)):
             self.stored(name)
 
     def pieces(self, name: str, rows: int = 2048) -> Iterator[Tensor]:
+        """Yield a matrix in blocks of up to `rows` rows, float32."""
         file, stored, shape = self._files[name], self._names[name], self._shapes[name]
         for first in range(0, shape[0], rows):
             with safe_open(file, framework="pt") as tensors:
@@ -203,6 +215,7 @@ class CheckpointWeights:
             yield piece.float().contiguous()
 
     def rows(self, name: str, count: int) -> Tensor:
+        """Return the first `count` rows of a matrix, float32."""
         file, stored = self._files[name], self._names[name]
         tensor: Tensor = self._open[file].get_slice(stored)[:count]
         check_finite(f"{file}: {stored}", tensor)
@@ -210,7 +223,11 @@ class CheckpointWeights:
 
 
 class ModelWeights:
-    """Parameters of a model in memory, as they are when an engine is made of it."""
+    """Parameters of a model in memory, for an engine that is made from it.
+
+    Raises:
+        InputError: `model` is not a `JatModel` of this configuration; the message names the parameter.
+    """
 
     def __init__(self, model: nn.Module, config: JatConfig) -> None:
         self._parameters = dict(model.named_parameters())
@@ -225,18 +242,21 @@ class ModelWeights:
         if missing := sorted(set(shapes) - set(self._parameters)):
             raise InputError(f"model: expected a JatModel, got one without the parameter {missing[0]}")
 
-        # Rows that are read later must not change when training goes on.
+        # These are read later, in parts. Copies, so that further training of the model does not change the engine.
         self._kept = {name: self._parameters[name].detach().clone() for name in _READ_LATER}
 
     def get(self, name: str) -> Tensor:
+        """Return a copy of a whole parameter, float32 on the CPU."""
         tensor = self._kept.get(name, self._parameters[name]).detach().to("cpu", torch.float32, copy=True).contiguous()
         check_finite(name, tensor)
         return tensor
 
     def pieces(self, name: str, rows: int = 2048) -> Iterator[Tensor]:
+        """Yield a matrix in blocks of up to `rows` rows, float32 on the CPU."""
         yield from self.get(name).split(rows)
 
     def rows(self, name: str, count: int) -> Tensor:
+        """Return the first `count` rows of a matrix, float32 on the CPU."""
         return self._kept[name][:count].cpu().float().contiguous()
 
 
@@ -249,9 +269,17 @@ def _hint(name: str) -> str:
 
 
 def fold_cyclic(weight: Tensor, size: int) -> Tensor:
-    """The weights for `size` inputs that the model repeats cyclically: column j sums the columns x_j lands on.
+    """Return weights for `size` inputs that equal `weight` applied to the inputs repeated cyclically.
 
-    `weight @ repeat(x) == fold_cyclic(weight, len(x)) @ x`. weight: [H, max_continuous_size] -> [H, size].
+    `weight @ repeat(x) == fold_cyclic(weight, len(x)) @ x`: column j of the result is the sum of columns j, j + size,
+    j + 2 * size, ...
+
+    Args:
+        weight: [H, max_continuous_size].
+        size: number of inputs, at most max_continuous_size.
+
+    Returns:
+        [H, size], float32; summed in float64.
     """
     folded = weight.new_zeros(weight.shape[0], size, dtype=torch.float64)
     columns = torch.arange(weight.shape[1]) % size
@@ -259,13 +287,17 @@ def fold_cyclic(weight: Tensor, size: int) -> Tensor:
 
 
 def discrete_features(weights: Weights) -> Tensor:
-    """relu(W wte[v] + b) of every token v: [vocab_size, H // 50]. What the discrete encoder makes of one integer."""
+    """Return relu(W wte[v] + b) for every token v, [vocab_size, H // 50]: the discrete encoder's features of v."""
     reduce, bias = weights.get("multi_discrete_encoder.1.weight"), weights.get("multi_discrete_encoder.1.bias")
     return torch.cat([torch.relu(piece @ reduce.T + bias) for piece in weights.pieces(EMBEDDING)])
 
 
 def check_heads(weights: Weights) -> None:
-    """Read what will be needed by rows once, so that damage shows when an engine is made and not later."""
+    """Check the parameters that are later read in parts, so that damage is reported when an engine is made.
+
+    Raises:
+        CheckpointError: a value is NaN or infinite.
+    """
     for name in (HEAD, "continuous_decoder.weight", "continuous_decoder.bias"):
         for _ in weights.pieces(name):
             pass

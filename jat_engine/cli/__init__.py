@@ -1,4 +1,4 @@
-"""The command `jat-engine`: one module per subcommand, imported when it is asked for."""
+"""Command line `jat-engine`: one module per subcommand, imported when the subcommand is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMANDS = {
     "eval": "score an agent on tasks, as published",
     "collect": "collect expert episodes as a dataset",
     "train": "train an agent on a dataset, as published",
-    "bench": "measure the engine beside its peers, or compare two measurements",
+    "bench": "measure the engine and its peers, or compare two measurements",
     "check": "load a checkpoint, compare engine and model on recorded observations, play",
     "tasks": "list the 157 tasks, or check that they run here",
     "info": "versions, device, compiled extensions, simulators",
@@ -37,7 +37,14 @@ _USAGE_ERROR, _INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `jat-engine <argv>` and return its exit code: 2 for an error of the caller's, 130 for Ctrl-C."""
+    """Run `jat-engine <argv>` and return its exit code.
+
+    Args:
+        argv: the arguments; by default those of the process.
+
+    Returns:
+        0 on success, 1 if a check failed, 2 for wrong arguments or input, 130 after Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
@@ -48,18 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"jat-engine {__version__}")
         return 0
+
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
         return _fail(f"unknown command {name!r}; {hint}")
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it would be printed among the results
+
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame prints it among the results
     try:
         command = importlib.import_module(_MODULES[name])
         return int(command.run(arguments[1:]))
     except KeyboardInterrupt:
         print("jat-engine: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, ImportError, OSError) as error:
@@ -69,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Raised by this package's own code: then the message is for the user, and a traceback only hides it."""
+    """Return whether this package raised the error. Its message is then for the user, who needs no traceback."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]
 

@@ -1,4 +1,4 @@
-"""`python -m jat_engine.cli`."""
+"""Entry point of `python -m jat_engine.cli`."""
 
 import sys
 

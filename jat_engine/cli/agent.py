@@ -1,4 +1,4 @@
-"""Loading the agent that a command line names."""
+"""Loading of the agent that a command line names."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ if TYPE_CHECKING:  # their import takes seconds, and an engine does without
 
 
 def load_agent(arguments: ModelArguments) -> tuple[JatEngine | JatModel, JatProcessor | None]:
-    """An engine, or with `--backend reference` a `JatModel` and its processor, on the device asked for.
+    """Load the agent: an engine, or with `--backend reference` a `JatModel` and its processor.
+
+    Returns:
+        `(agent, processor)`; the processor is None for an engine.
 
     Raises:
-        ValueError: there is no such checkpoint, it cannot be read, it is not JAT's, or an option is not possible here.
+        ValueError: there is no such checkpoint, it cannot be read, it belongs to another model, or an option is not
+            possible on this machine.
     """
     source = arguments.model_name_or_path
     if arguments.trust_remote_code:
@@ -47,7 +51,11 @@ def load_agent(arguments: ModelArguments) -> tuple[JatEngine | JatModel, JatProc
 
 
 def check_source(field: str, source: str) -> None:
-    """Raise `ValueError` for what is neither jat-mini, nor a folder, nor of the form of a name on the hub."""
+    """Check that `source` is "jat-mini", a folder, or could be the name of a repository on the hub.
+
+    Raises:
+        ValueError: it is none of them; the message begins with `field`.
+    """
     if (
         source != JAT_MINI
         and not Path(source).is_dir()
@@ -57,7 +65,11 @@ def check_source(field: str, source: str) -> None:
 
 
 def load_model(arguments: ModelArguments) -> tuple[JatModel, JatProcessor]:
-    """The reference model on the device asked for, and its processor."""
+    """Load the reference model on the selected device, and its processor.
+
+    Raises:
+        ValueError: `--dtype` is int8, which the reference does not support.
+    """
     from .. import JatModel, JatProcessor
 
     source = arguments.model_name_or_path
@@ -70,7 +82,7 @@ def load_model(arguments: ModelArguments) -> tuple[JatModel, JatProcessor]:
 
 
 def default_device(use_cpu: bool = False) -> torch.device:
-    """The GPU where there is one and it is wanted."""
+    """Return the GPU if there is one and `use_cpu` is false, else the CPU."""
     if not use_cpu and torch.cuda.is_available():
         return torch.device("cuda")
     if not use_cpu and torch.backends.mps.is_available():
@@ -79,7 +91,7 @@ def default_device(use_cpu: bool = False) -> torch.device:
 
 
 def describe(agent: JatEngine | JatModel) -> str:
-    """What plays and on what, in words."""
+    """Return a description of an agent and its device, for people."""
     if isinstance(agent, JatEngine):
         choice = agent.choice
         return f"JatEngine, backend {choice.backend}, {choice.dtype}; {device_name(choice.device, agent.num_threads)}"
@@ -87,7 +99,7 @@ def describe(agent: JatEngine | JatModel) -> str:
 
 
 def device_name(device: Any, num_threads: int) -> str:
-    """What `device` is, in words."""
+    """Return a description of a device, for people."""
     from ..installation import cpu_name
 
     device = torch.device(device)
@@ -98,7 +110,7 @@ def device_name(device: Any, num_threads: int) -> str:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without transformers' progress bars and remarks."""
+    """Turn off transformers' progress bars and log messages while the `with` block runs."""
     shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Arguments: dataclasses to command lines, and those that several commands share."""
+"""Parsing of command lines into dataclasses, and the arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from transformers import HfArgumentParser
 
 @dataclass
 class ModelArguments:
-    """Where the model comes from and what it runs on."""
+    """Arguments for loading a model: checkpoint, device, backend, dtype."""
 
     model_name_or_path: str = field(metadata={"help": "folder of a checkpoint, its name on the hub, or jat-mini"})
-    cache_dir: str | None = field(default=None, metadata={"help": "where downloads are kept"})
+    cache_dir: str | None = field(default=None, metadata={"help": "folder for downloads"})
     trust_remote_code: bool = field(default=False, metadata={"help": "ignored: code in a checkpoint is never run"})
-    use_cpu: bool = field(default=False, metadata={"help": "run on the CPU, also where there is a GPU"})
+    use_cpu: bool = field(default=False, metadata={"help": "run on the CPU even if there is a GPU"})
     backend: str = field(
         default="auto",
         metadata={
-            "help": "cpu, cuda: native engines; torch: engine in plain torch; reference: JatModel, as published",
+            "help": "cpu or cuda: native engine; torch: engine in plain torch; reference: JatModel",
             "choices": ["auto", "cpu", "cuda", "torch", "reference"],
         },
     )
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "of weights and cache; see `jat-engine info` for what auto takes",
+            "help": "type of weights and cache; `jat-engine info` shows what auto selects",
             "choices": ["auto", "float32", "bfloat16", "float16", "int8"],
         },
     )
@@ -38,17 +38,23 @@ class ModelArguments:
 
 @dataclass
 class EpisodeArguments:
-    """How episodes are played."""
+    """Arguments for playing episodes."""
 
     num_episodes: int = field(default=1, metadata={"help": "episodes per task"})
-    seed: int = field(default=0, metadata={"help": "of environment and sampling; episode i of a task has seed + i"})
-    deterministic: bool = field(
-        default=False, metadata={"help": "the most likely discrete action instead of a sampled one"}
+    seed: int = field(
+        default=0, metadata={"help": "seed of environment and sampling; episode i of a task uses seed + i"}
     )
-    max_steps: int | None = field(default=None, metadata={"help": "stop each episode after so many steps"})
+    deterministic: bool = field(
+        default=False, metadata={"help": "choose the most likely discrete action instead of sampling"}
+    )
+    max_steps: int | None = field(default=None, metadata={"help": "stop each episode after this number of steps"})
 
     def check(self) -> None:
-        """Raises `ValueError` for values that cannot be played."""
+        """Check the values.
+
+        Raises:
+            ValueError: a value is out of range; the message names the flag.
+        """
         if self.num_episodes < 1:
             raise ValueError(f"--num_episodes: expected at least 1, got {self.num_episodes}")
         if self.max_steps is not None and self.max_steps < 1:
@@ -69,22 +75,35 @@ def parse(
     argv: Sequence[str],
     positional: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
-    """One instance of each dataclass in `types`. Flags take `_` and `-` alike.
+    """Parse a command line into one instance of each dataclass. Flags may be written with `_` or `-`.
 
     A single argument that ends in `.json` names a file with the arguments, as in the published scripts.
 
     Args:
-        positional: name -> help of arguments without a flag; their values come last, as one namespace.
+        command: name of the subcommand.
+        description: first line of `--help`.
+        types: dataclasses whose fields are the flags.
+        argv: the arguments.
+        positional: name -> help of arguments without a flag.
+
+    Returns:
+        The instances, in the order of `types`. With `positional`, a namespace with those values comes last.
+
+    Raises:
+        ValueError: the JSON file does not hold an object.
+        SystemExit: after `--help`, and for wrong arguments.
     """
     parser = HfArgumentParser(list(types), prog=f"jat-engine {command}", description=description, allow_abbrev=False)
     for name, text in (positional or {}).items():
         parser.add_argument(name, metavar=name.upper(), help=text)
+
     if not positional and len(argv) == 1 and argv[0].endswith(".json"):
         try:
             given = json.loads(Path(argv[0]).read_text())
             argv = [text for key, value in given.items() for text in _flag(key, value)]
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{argv[0]}: expected a JSON object of arguments, got {error}") from None
+
     *parsed, unknown = parser.parse_args_into_dataclasses(
         list(argv), return_remaining_strings=True, look_for_args_file=False
     )
@@ -94,12 +113,12 @@ def parse(
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    """One JSON field as it would stand on a command line; null means left out."""
+    """Convert a JSON field to command-line arguments; none for null."""
     if value is None:
         return []
     return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
 
 
 def note(text: str) -> None:
-    """A remark for people; standard output is for results."""
+    """Print a message to standard error. Standard output is for results only."""
     print(text, file=sys.stderr)

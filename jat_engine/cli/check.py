@@ -1,4 +1,4 @@
-"""`jat-engine check`"""
+"""Command `jat-engine check`: load a checkpoint, compare engine and model on recorded observations, play episodes."""
 
 from __future__ import annotations
 
@@ -23,31 +23,37 @@ from .arguments import parse
 from .report import milliseconds, number, score
 
 TASKS_PLAYED = ("babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
-"""One task of each domain whose episodes take seconds; a game of Atari takes a minute."""
+"""Default tasks: one of each domain whose episodes take seconds. A game of Atari takes a minute."""
 
 
 @dataclass
 class CheckArguments:
+    """Arguments of `jat-engine check`."""
+
     tasks: list[str] = field(
         default_factory=lambda: list(TASKS_PLAYED), metadata={"help": "tasks or domains to play an episode of"}
     )
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "of the engine; it is held against JatModel in float32",
+            "help": "dtype of the engine, which is compared with JatModel in float32",
             "choices": ["float32", "bfloat16", "float16", "int8"],
         },
     )
     backend: str = field(
-        default="auto", metadata={"help": "of the engine", "choices": ["auto", "cpu", "cuda", "torch"]}
+        default="auto", metadata={"help": "backend of the engine", "choices": ["auto", "cpu", "cuda", "torch"]}
     )
-    use_cpu: bool = field(default=False, metadata={"help": "run on the CPU, also where there is a GPU"})
-    cache_dir: str | None = field(default=None, metadata={"help": "where downloads are kept"})
+    use_cpu: bool = field(default=False, metadata={"help": "run on the CPU even if there is a GPU"})
+    cache_dir: str | None = field(default=None, metadata={"help": "folder for downloads"})
     json: bool = field(default=False, metadata={"help": "print JSON"})
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the checks and print them. Exit code 1 if one fails; one that cannot be made here is no failure."""
+    """Run the checks and print their outcomes.
+
+    Returns:
+        The exit code: 1 if a check failed, else 0. A check that was skipped is not a failure.
+    """
     arguments, positional = parse(
         "check",
         "Load a checkpoint in JatModel and JatEngine, compare the two on recorded observations, and play episodes.",
@@ -79,7 +85,16 @@ def run(argv: Sequence[str]) -> int:
 
 
 def check(source: str, arguments: CheckArguments, tasks: Sequence[Task]) -> Iterator[Outcome]:
-    """Run the checks of a checkpoint, then play an episode of each task."""
+    """Run the checks of a checkpoint, then play one episode of each task.
+
+    Args:
+        source: a folder, a repository id on the hub, or "jat-mini".
+        arguments: arguments of the command.
+        tasks: tasks to play.
+
+    Yields:
+        The outcome of each check and each episode. If the files cannot be read, only that of the first check.
+    """
     checks = CheckpointChecks(
         source,
         device="cpu" if arguments.use_cpu else "auto",
@@ -88,7 +103,7 @@ def check(source: str, arguments: CheckArguments, tasks: Sequence[Task]) -> Iter
         cache_dir=arguments.cache_dir,
     )
     outcomes = checks.run()
-    files = next(outcomes)  # with the progress bars of a download
+    files = next(outcomes)  # not in quiet_loading, to show the progress of a download
     yield files
     if files.status == "FAIL":
         return
@@ -100,7 +115,14 @@ def check(source: str, arguments: CheckArguments, tasks: Sequence[Task]) -> Iter
 
 
 def play_episode(checks: CheckpointChecks, task: Task) -> str:
-    """Play one greedy episode with the engine; the return is told, not judged: one episode says little."""
+    """Play one greedy episode with the engine, and return a line about it.
+
+    The return is reported without a limit, because a single episode says little about an agent.
+
+    Raises:
+        SkipCheckError: the simulator is not installed, or the task does not fit the checkpoint.
+        CheckFailedError: the return is not finite.
+    """
     engine = checks.require_engine()
     with simulator_output(), contextlib.ExitStack() as stack:
         try:

@@ -1,4 +1,4 @@
-"""`jat-engine collect`"""
+"""Command `jat-engine collect`: collect expert episodes as a dataset."""
 
 from __future__ import annotations
 
@@ -25,31 +25,41 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class CollectArguments:
+    """Arguments of `jat-engine collect`."""
+
     tasks: list[str] = field(
-        metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all; of those, the ones with an expert"}
+        metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all; tasks without an expert are left out"}
     )
-    output_dir: str = field(metadata={"help": "the dataset; tasks that are in it are kept, and resumed if unfinished"})
-    num_episodes: int = field(default=100, metadata={"help": "stored per task, both splits together"})
-    seed: int = field(default=0, metadata={"help": "attempt i of a task has seed + i"})
-    num_workers: int | None = field(default=None, metadata={"help": "processes that play; by default one a core"})
+    output_dir: str = field(
+        metadata={"help": "folder of the dataset; finished tasks in it are kept, unfinished ones are resumed"}
+    )
+    num_episodes: int = field(default=100, metadata={"help": "episodes to store per task, both splits together"})
+    seed: int = field(default=0, metadata={"help": "seed of the first attempt; attempt i of a task uses seed + i"})
+    num_workers: int | None = field(default=None, metadata={"help": "number of processes; by default one per core"})
     noise: float = field(
         default=0.0,
         metadata={
-            "help": "standard deviation of what is added to continuous actions, probability of a random discrete one, "
-            "in episodes with odd seeds; stored is always the expert's action"
+            "help": "standard deviation of noise on continuous actions, or probability of a random discrete action, "
+            "in episodes with odd seeds; the dataset always stores the expert's action"
         },
     )
-    test_fraction: float = field(default=0.1, metadata={"help": "of the episodes, for the split `test`"})
-    keep_failures: bool = field(default=False, metadata={"help": "store episodes that do not succeed, too"})
+    test_fraction: float = field(default=0.1, metadata={"help": "share of the episodes for the split `test`"})
+    keep_failures: bool = field(default=False, metadata={"help": "also store episodes that do not succeed"})
     push_to_hub: bool = field(default=False, metadata={"help": "upload the dataset afterwards"})
     repo_id: str | None = field(default=None, metadata={"help": "dataset on the hub to upload to"})
 
     def check(self) -> None:
+        """Check that flags that need each other are given together.
+
+        Raises:
+            ValueError: one is missing.
+        """
         if self.push_to_hub and not self.repo_id:
             raise ValueError("--push_to_hub needs --repo_id owner/name")
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jat-engine collect` and return its exit code."""
     (arguments,) = parse(
         "collect", "Collect expert episodes as a dataset in the published layout.", [CollectArguments], argv
     )
@@ -59,6 +69,7 @@ def run(argv: Sequence[str]) -> int:
     domains = expand_tasks(name for name in arguments.tasks if name not in TASKS)
     if without := [name for name in domains if name not in EXPERT_TASKS]:
         note(f"{len(without)} tasks have no expert and are left out: {', '.join(without)}")
+
     with _Bars() as bars:
         collected = collect(
             arguments.tasks,
@@ -71,6 +82,7 @@ def run(argv: Sequence[str]) -> int:
             keep_failures=arguments.keep_failures,
             on_progress=bars.show,
         )
+
     _print(list(collected.values()))
     folder = Path(arguments.output_dir)
     note(f"wrote {folder}; load_dataset({str(folder)!r}, {next(iter(collected))!r}) reads it")
@@ -82,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 class _Bars:
-    """On standard error, if that is a terminal: all episodes, and those of the task that was heard of last."""
+    """Progress bars on a terminal's standard error: all episodes, and those of the task with the latest progress."""
 
     def __init__(self) -> None:
         self._all = tqdm(desc="collect", unit="episode", disable=None, position=0)
@@ -98,7 +110,7 @@ class _Bars:
         self._all.close()
 
     def show(self, event: Progress | Steps | Collection) -> None:
-        """`on_progress` of `collect`."""
+        """Update the bars. This is the `on_progress` function of `collect`."""
         from ..collect.worker import Steps
         from ..datasets.collection import Collection
 

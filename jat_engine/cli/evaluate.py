@@ -1,4 +1,4 @@
-"""`jat-engine eval`"""
+"""Command `jat-engine eval`: score an agent on tasks, as published."""
 
 from __future__ import annotations
 
@@ -24,21 +24,29 @@ from .report import console, interval, mean_std, milliseconds, print_table, scor
 
 @dataclass(kw_only=True)
 class EvalArguments(EpisodeArguments):
+    """Arguments of `jat-engine eval`."""
+
     num_episodes: int = field(default=2, metadata={"help": "episodes per task"})
     tasks: list[str] = field(
         metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all; see `jat-engine tasks`"}
     )
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "where the files go; by default the model's folder, or one of its name on the hub"},
+        metadata={"help": "folder for the results; by default the model's folder, or one with its name on the hub"},
     )
     save_video: bool = field(
-        default=False, metadata={"help": "write a video of each task, and all of them in replay.mp4"}
+        default=False, metadata={"help": "write a video of each task, and replay.mp4 with all of them"}
     )
     push_to_hub: bool = field(default=False, metadata={"help": "upload model and results afterwards"})
     repo_id: str | None = field(default=None, metadata={"help": "repository on the hub to upload to"})
 
     def check(self) -> None:
+        """Check the values, and that the video encoder is installed if it is needed.
+
+        Raises:
+            ValueError: a value is out of range, or a flag is missing.
+            MissingVideoError: the encoder is not installed.
+        """
         super().check()
         if self.push_to_hub and not self.repo_id:
             raise ValueError("--push_to_hub needs --repo_id owner/name")
@@ -47,6 +55,7 @@ class EvalArguments(EpisodeArguments):
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jat-engine eval` and return its exit code."""
     model_arguments, arguments = parse(
         "eval", "Score an agent on tasks, as published.", [ModelArguments, EvalArguments], argv
     )
@@ -72,9 +81,10 @@ def run(argv: Sequence[str]) -> int:
             if video is not None:
                 videos.append(video)
         results.complete = True
-    finally:  # also after Ctrl-C: the episodes that were finished are kept
+    finally:  # also after Ctrl-C, to keep the episodes that were finished
         if results.evaluations():
             results.write()
+
     files = [results.results_path]
     if videos:
         files.append(write_grid(videos, folder / "replay.mp4"))
@@ -90,7 +100,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _check_writable(folder: Path) -> None:
-    """Before anything is loaded or played, raise `ValueError` if results could not be written."""
+    """Check that results can be written to a folder, before anything is loaded or played.
+
+    Raises:
+        ValueError: they cannot.
+    """
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         tempfile.TemporaryFile(dir=existing).close()
@@ -106,7 +120,16 @@ def evaluate_task(
     arguments: EvalArguments,
     video: Path | None = None,
 ) -> None:
-    """Play a task's episodes into `results`, and write those once they are complete."""
+    """Play the episodes of a task, add them to `results`, and write the result files.
+
+    Args:
+        agent: the agent.
+        processor: passed to the agent; None for an engine.
+        task: the task to play.
+        results: the results so far.
+        arguments: arguments of the command.
+        video: mp4 file to write; None for no video.
+    """
     env = evaluation_env(task, "rgb_array" if video else None)
     with contextlib.closing(env), contextlib.ExitStack() as stack:
         on_frame = None
@@ -123,18 +146,20 @@ def evaluate_task(
             **arguments.options,
         ):
             results.add(task, episode)
+
     results.write()
     returns = results.evaluations()[task.name]
     tqdm.write(f"{task.name}: return {mean_std(returns)}, expert-normalised {normalized(returns, task)}")
 
 
 def normalized(returns: Sequence[float], task: Task) -> str:
+    """Return mean and standard deviation of the expert-normalised scores as text, or "undefined"."""
     scores = normalize(returns, task)
     return "undefined" if scores is None else mean_std(scores)
 
 
 def print_results(results: Results, tasks: list[Task]) -> None:
-    """A row a task, then a line a domain."""
+    """Print a table with one row per task, then one line per domain."""
     rows = []
     for task in tasks:
         episodes = results.episodes(task.name)
@@ -152,10 +177,12 @@ def print_results(results: Results, tasks: list[Task]) -> None:
                 "p50 latency": milliseconds(latency_us),
             }
         )
+
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     print_table("Evaluation", columns, left=["task", "domain"], optional=["domain", "random", "expert"])
     if any("*" in cell for cell in columns["episodes"]):
         console().print("* stopped by --max_steps")
+
     for domain in dict.fromkeys(task.domain for task in tasks):
         names = [task.name for task in tasks if task.domain == domain]
         defined = [name for name in names if undefined_reason(TASKS[name]) is None]

@@ -1,4 +1,4 @@
-"""`jat-engine info`"""
+"""Command `jat-engine info`: versions, device, compiled extensions, simulators."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from .arguments import parse
 
 @dataclass
 class InfoArguments:
+    """Arguments of `jat-engine info`."""
+
     json: bool = field(default=False, metadata={"help": "print JSON"})
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jat-engine info` and return its exit code."""
     (arguments,) = parse("info", "What this installation is made of.", [InfoArguments], argv)
     found = collect()
     if arguments.json:
         print(json.dumps(found, indent=2))
         return 0
+
     lines = {name: version or "not installed" for name, version in found["versions"].items()}
     lines |= {"platform": found["platform"], "device": _words(found["device"]), "cpu": _words(found["cpu"])}
     lines["backend"] = "{name}: {reason}".format(**found["backend"])
@@ -33,6 +37,7 @@ def run(argv: Sequence[str]) -> int:
         missing = ", ".join(simulator.get("missing", []))
         state = f"missing {missing}; {simulator['install']}" if missing else "installed"
         lines[f"simulator {domain}"] = state
+
     width = max(map(len, lines))
     for name, text in lines.items():
         print(f"{name:<{width}}  {text}")
@@ -40,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _words(values: dict[str, Any]) -> str:
-    """Name, with its kind if that is said, then what else is known."""
+    """Format a description from `jat_engine.installation` as one line: kind and name first, then the other fields."""
     name = f"{values['kind']}: {values['name']}" if "kind" in values else values["name"]
     rest = [
         f"{key.replace('_', ' ')} {' '.join(value) if isinstance(value, list) else value}"

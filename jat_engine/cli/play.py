@@ -1,4 +1,4 @@
-"""`jat-engine play`"""
+"""Command `jat-engine play`: watch or record an agent on one task."""
 
 from __future__ import annotations
 
@@ -19,11 +19,20 @@ from .report import milliseconds, number
 
 @dataclass(kw_only=True)
 class PlayArguments(EpisodeArguments):
+    """Arguments of `jat-engine play`."""
+
     task: str = field(metadata={"help": "name of one task, see `jat-engine tasks`"})
     render: bool = field(default=False, metadata={"help": "show a window"})
-    save_video: str | None = field(default=None, metadata={"help": "mp4 to write, all episodes in a row"})
+    save_video: str | None = field(
+        default=None, metadata={"help": "mp4 file to write, with all episodes one after another"}
+    )
 
     def check(self) -> None:
+        """Check the values, and that flags do not exclude each other.
+
+        Raises:
+            ValueError: a value is wrong, or two flags exclude each other.
+        """
         super().check()
         if expand_tasks([self.task]) != [self.task]:
             raise ValueError(f"--task: expected the name of one task, got {self.task!r}")
@@ -32,6 +41,7 @@ class PlayArguments(EpisodeArguments):
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jat-engine play` and return its exit code."""
     model_arguments, arguments = parse(
         "play", "Watch or record an agent on one task.", [ModelArguments, PlayArguments], argv
     )
@@ -52,6 +62,7 @@ def run(argv: Sequence[str]) -> int:
     reason = undefined_reason(task)
     if reason is not None:
         note(f"{task.name}: expert-normalised score {reason}")
+
     try:
         episodes = play_episodes(
             agent,
@@ -69,13 +80,20 @@ def run(argv: Sequence[str]) -> int:
         env.close()
         if video is not None:
             video.close()
+
     if video is not None:
         note(f"wrote {video.path}: {video.num_frames} frames")
     return 0
 
 
 def describe(index: int, episode: EpisodeResult, normalized: float | None) -> str:
-    """One line about an episode."""
+    """Return a line about an episode.
+
+    Args:
+        index: number of the episode, from 0.
+        episode: its result.
+        normalized: its expert-normalised score; None if undefined.
+    """
     p50, p99 = np.percentile(episode.latencies_us, [50, 99])
     parts = [
         f"episode {index + 1}: return {number(episode.return_)}",

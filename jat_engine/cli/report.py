@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables and numbers formatted for people."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ if TYPE_CHECKING:
     from ..evaluation import Interval
 
 _ANY_WIDTH = 1000
-"""Characters a line may have where there is no terminal to ask."""
+"""Width in characters if the output is not a terminal."""
 
 
 def console() -> Console:
-    """Standard output as it is now; as wide as it takes if that is a file or a pipe."""
+    """Return a console that writes to standard output, as wide as needed if that is a file or a pipe."""
     return Console(width=None if sys.stdout.isatty() else _ANY_WIDTH, highlight=False)
 
 
 def print_table(
     title: str, columns: dict[str, list[str]], *, left: Sequence[str] = (), optional: Sequence[str] = ()
 ) -> None:
-    """Print cells by column; none is ever cut or folded.
+    """Print a table. Cells are never cut or wrapped.
 
     Args:
+        title: line above the table.
         columns: header -> cells.
-        left: headers of left-aligned columns.
-        optional: headers that are left out, in this order, as far as the terminal is too narrow.
+        left: headers of left-aligned columns; the others are right-aligned.
+        optional: headers of columns to leave out, in this order, while the terminal is too narrow.
     """
     width = console().width
     for dropped in range(len(optional) + 1):
@@ -56,7 +57,12 @@ def _table(columns: dict[str, list[str]], left: Sequence[str]) -> Table:
 
 
 def number(value: float | None) -> str:
-    """Short: `-20.7`, `16912`, `0.03`; `-` for None."""
+    """Return a number as short text, or "-" for None.
+
+    Example:
+        >>> [number(x) for x in (-20.71, 16912.5, 0.031, None)]
+        ['-20.7', '16912', '0.03', '-']
+    """
     if value is None:
         return "-"
     digits = 0 if abs(value) >= 10_000 else 1 if abs(value) >= 10 else 2
@@ -64,17 +70,21 @@ def number(value: float | None) -> str:
 
 
 def score(value: Score | None) -> str:
+    """Return the mean of a published return as text, or "-" for None."""
     return "-" if value is None else number(value.mean)
 
 
 def mean_std(values: Any) -> str:
+    """Return "mean ± standard deviation"."""
     array = np.asarray(values, np.float64)
     return f"{number(float(array.mean()))} ± {number(float(array.std()))}"
 
 
 def milliseconds(latency_us: float) -> str:
+    """Return a duration as text, in milliseconds, or in microseconds below 1 ms."""
     return f"{latency_us / 1e3:.1f} ms" if latency_us >= 1e3 else f"{latency_us:.0f} us"
 
 
 def interval(value: Interval | None) -> str:
+    """Return "value [low, high]", or "-" for None."""
     return "-" if value is None else f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"

@@ -1,4 +1,4 @@
-"""`jat-engine tasks`"""
+"""Command `jat-engine tasks`: list the published tasks, or check that they run here."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _CHECK_STEPS = 10
 
 @dataclass
 class TasksArguments:
+    """Arguments of `jat-engine tasks`."""
+
     domain: str | None = field(default=None, metadata={"help": "only this domain", "choices": list(DOMAINS)})
     search: str | None = field(default=None, metadata={"help": "only tasks whose name contains this"})
     json: bool = field(default=False, metadata={"help": "print JSON"})
@@ -26,7 +28,12 @@ class TasksArguments:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Exit code 1 if `--check` found a task that fails; a simulator that is not installed is no failure."""
+    """Run `jat-engine tasks`.
+
+    Returns:
+        The exit code: 1 if `--check` found a task that fails, else 0. A simulator that is not installed is not a
+        failure.
+    """
     (arguments,) = parse("tasks", "The tasks the agent was published with.", [TasksArguments], argv)
     chosen = [
         task
@@ -44,7 +51,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def check(task: Task) -> dict[str, str]:
-    """Play a few random steps: `status` is "ok", "not installed" or "failed", with a `reason` unless ok."""
+    """Build the environment of a task and take a few random steps in it.
+
+    Returns:
+        "status" ("ok", "not installed" or "failed"), and "reason" unless it is "ok".
+    """
     try:
         with simulator_output(), contextlib.closing(make(task.name, seed=0)) as env:
             env.reset()
@@ -54,7 +65,7 @@ def check(task: Task) -> dict[str, str]:
                     env.reset()
     except MissingSimulatorError as error:
         return {"status": "not installed", "reason": str(error)}
-    except Exception as error:  # whatever a simulator raises is what the check is there to tell
+    except Exception as error:  # the check reports any error of a simulator
         return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
     return {"status": "ok"}
 
@@ -71,9 +82,11 @@ def _print(tasks: list[Task], checks: dict[str, dict[str, str]]) -> None:
     }
     if checks:
         columns["check"] = [checks[task.name]["status"] for task in tasks]
+
     left = ["task", "environment", "observation", "check"]
     optional = ["environment", "observation", "window"]
     print_table(f"{len(tasks)} tasks", columns, left=left, optional=optional)
+
     if checks:
         for name, result in checks.items():
             if "reason" in result:

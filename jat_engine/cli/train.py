@@ -1,4 +1,4 @@
-"""`jat-engine train`"""
+"""Command `jat-engine train`: train an agent on a dataset, as published."""
 
 from __future__ import annotations
 
@@ -24,28 +24,31 @@ from .arguments import note, parse
 
 @dataclass
 class TrainModelArguments:
-    """The model that is trained: a checkpoint's, or a new one."""
+    """Arguments for the model to train: a checkpoint, or a new model."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "folder of a checkpoint, or its name on the hub, to go on from"}
+        default=None, metadata={"help": "checkpoint to start from: folder, or name on the hub"}
     )
     preset: str | None = field(
-        default=None, metadata={"help": "a new model of a published size", "choices": list(PRESETS)}
+        default=None, metadata={"help": "train a new model of this published size", "choices": list(PRESETS)}
     )
     config_name: str | None = field(
-        default=None, metadata={"help": "a new model of this config.json, its folder, or its name on the hub"}
+        default=None, metadata={"help": "train a new model with the config.json of this folder or hub repository"}
     )
     processor_name: str | None = field(
         default=None,
-        metadata={"help": "processor of a new model: folder or name on the hub; by default every byte is a token"},
+        metadata={"help": "processor of a new model: folder, or name on the hub; by default every byte is a token"},
     )
-    freeze: list[str] = field(
-        default_factory=list, metadata={"help": "beginnings of the names of parameters that are not trained"}
-    )
-    cache_dir: str | None = field(default=None, metadata={"help": "where downloads and prepared data are kept"})
+    freeze: list[str] = field(default_factory=list, metadata={"help": "do not train parameters whose names begin so"})
+    cache_dir: str | None = field(default=None, metadata={"help": "folder for downloads and prepared data"})
     trust_remote_code: bool = field(default=False, metadata={"help": "ignored: code in a checkpoint is never run"})
 
     def check(self) -> None:
+        """Check that exactly one source of the model is given.
+
+        Raises:
+            ValueError: there are none or several, or a processor is given for a checkpoint.
+        """
         given = [self.model_name_or_path, self.preset, self.config_name]
         if sum(value is not None for value in given) != 1:
             raise ValueError("expected one of --model_name_or_path, --preset and --config_name")
@@ -57,7 +60,7 @@ class TrainModelArguments:
 
 @dataclass(kw_only=True)
 class DataArguments:
-    """What it is trained on."""
+    """Arguments for the training data."""
 
     tasks: list[str] = field(metadata={"help": "tasks, domains (atari babyai metaworld mujoco), all, or text datasets"})
     dataset: str = field(
@@ -76,18 +79,22 @@ class DataArguments:
     action_shuffle: float = field(
         default=0.0,
         metadata={
-            "help": "share of actions shown to the model that are another step's, so that it cannot repeat itself"
+            "help": "share of input actions replaced by those of other steps, so that the model does not copy them"
         },
     )
     eval_num_samples: int | None = field(
-        default=None, metadata={"help": "so many of the first test pieces of each task; by default all"}
+        default=None, metadata={"help": "number of test segments per task to evaluate; by default all"}
     )
-
     streaming: bool = field(
-        default=False, metadata={"help": "read data as it is needed, without keeping any; needs --max_steps"}
+        default=False, metadata={"help": "read data during training instead of preparing it on disk; needs --max_steps"}
     )
 
     def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: a value is out of range; the message names the flag.
+        """
         if not 0 <= self.action_shuffle <= 1:
             raise ValueError(f"--action_shuffle: expected a share in [0, 1], got {self.action_shuffle}")
         if self.eval_num_samples is not None and self.eval_num_samples < 1:
@@ -96,7 +103,7 @@ class DataArguments:
 
 @dataclass
 class JatTrainingArguments(TrainingArguments):
-    """transformers', with what batches of one task need."""
+    """transformers' training arguments, with checks and with the settings that batches of a single task need."""
 
     def __post_init__(self) -> None:
         require_train_extra()
@@ -107,31 +114,35 @@ class JatTrainingArguments(TrainingArguments):
                 raise ValueError(f"--{name}: expected at least 1, got {getattr(self, name)}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
             raise ValueError(f"--learning_rate: expected a finite number of at least 0, got {self.learning_rate}")
+
         try:
             super().__post_init__()
-        except ValueError as error:  # flags that do not go together, or not with this machine
+        except ValueError as error:  # flags that exclude each other, or that this machine does not support
             raise ValueError(str(error)) from error
+
         if self.fsdp and self.device.type == "cpu":
             raise ValueError("--fsdp: expected GPUs, got the CPU, where accelerate does not shard; leave --fsdp out")
         if self.train_sampling_strategy not in ("random", "group_by_length"):
             raise ValueError(
                 f"--train_sampling_strategy: expected random or group_by_length, got {self.train_sampling_strategy}"
             )
-        self.remove_unused_columns = False  # batches are made for `forward`
+
+        self.remove_unused_columns = False  # the collator already makes the arguments of `forward`
         loading: Any = self.accelerator_config
-        loading.even_batches = False  # batches differ in size, and are as many as processes need
+        loading.even_batches = False  # batches differ in size, and their number already fits the processes
         loading.split_batches = loading.dispatch_batches = False
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True  # a batch of one task leaves the other encoders out
 
     @property
     def device(self) -> torch.device:
-        """Return the device of this process. accelerate numbers CPUs, and torch loads no checkpoint to a "cpu:0"."""
+        """Device of this process. accelerate names the CPU "cpu:0", to which torch cannot load a checkpoint."""
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jat-engine train` and return its exit code."""
     model_arguments, data, arguments = parse(
         "train",
         "Train an agent, as the published one was.",
@@ -148,6 +159,7 @@ def run(argv: Sequence[str]) -> int:
         raise ValueError("--streaming: expected --max_steps, since a stream has no end, got none")
     if data.streaming and arguments.eval_strategy != "no":
         raise ValueError("--streaming: expected --eval_strategy no, got another; evaluate without --streaming")
+
     tasks = collected_tasks(data)
     loss_weights = recipe.overrides("--loss_weights", data.loss_weights, tasks, float)
     sampling_weights = {task: recipe.sampling_weight(task) for task in tasks}
@@ -155,9 +167,10 @@ def run(argv: Sequence[str]) -> int:
     batch_sizes = recipe.overrides("--batch_sizes", data.batch_sizes, tasks, int)
     resume = checkpoint_to_resume(arguments)
 
-    set_seed(arguments.seed)  # weights of a new model
+    set_seed(arguments.seed)  # before the weights of a new model are drawn
     model, processor = make_model(model_arguments)
     freeze(model, model_arguments.freeze)
+
     options = Recipe(loss_weights, sampling_weights, batch_sizes)
     train: Any
     test: dict[str, Any] = {}
@@ -165,7 +178,10 @@ def run(argv: Sequence[str]) -> int:
         train = open_stream(data, tasks, model, processor, options, model_arguments.cache_dir, arguments)
     else:
         with arguments.main_process_first(local=True, desc="preparing the data"):
-            train, test = load_pieces(data, tasks, model, processor, loss_weights, model_arguments.cache_dir, arguments)
+            train, test = load_segments(
+                data, tasks, model, processor, loss_weights, model_arguments.cache_dir, arguments
+            )
+
     trainer = JatTrainer(
         model,
         arguments,
@@ -178,6 +194,7 @@ def run(argv: Sequence[str]) -> int:
     )
     if trainer.is_world_process_zero():
         note(describe(train, trainer.sampler))
+
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
@@ -190,7 +207,13 @@ def run(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Numbers by task: loss weights that were asked for, sampling weights of all, batch sizes that were asked for."""
+    """Weights and batch sizes by task.
+
+    Attributes:
+        loss_weights: of the tasks for which the command line gives one.
+        sampling_weights: of all tasks.
+        batch_sizes: of the tasks for which the command line gives one.
+    """
 
     loss_weights: dict[str, float]
     sampling_weights: dict[str, float]
@@ -198,16 +221,28 @@ class Recipe:
 
 
 def describe(train: Any, sampler: Any) -> str:
-    """What is trained on, in words."""
+    """Return a description of the training data, for people.
+
+    Args:
+        train: the dataset or stream.
+        sampler: the sampler of a dataset; None for a stream.
+    """
     if sampler is None:
         return f"{len(train.tasks)} task(s), read as they are needed"
-    steps = sum(pieces.num_steps for pieces in train.tasks)
-    pieces = f"{len(train)} pieces, {steps} steps or tokens"
-    return f"{len(train.tasks)} task(s), {pieces}; an epoch is {len(sampler)} batches"
+    steps = sum(segments.num_steps for segments in train.tasks)
+    segments = f"{len(train)} segments, {steps} steps or tokens"
+    return f"{len(train.tasks)} task(s), {segments}; an epoch is {len(sampler)} batches"
 
 
 def collected_tasks(data: DataArguments) -> list[str]:
-    """The tasks to train on. Of a domain, or of all, those that a local folder has; a task named must be there."""
+    """Return the names of the tasks to train on.
+
+    Domain names and "all" stand for those of their tasks that a local dataset contains. Tasks that are named are kept
+    in any case.
+
+    Raises:
+        ValueError: the dataset contains none of the tasks.
+    """
     tasks, folder = recipe.expand(data.tasks), Path(data.dataset)
     if not folder.is_dir():
         return tasks
@@ -221,14 +256,19 @@ def collected_tasks(data: DataArguments) -> list[str]:
 
 
 def checkpoint_to_resume(arguments: JatTrainingArguments) -> str | None:
-    """The checkpoint named, or with "latest" (also "true") the newest in the output folder.
+    """Return the checkpoint from which to resume: the named one, or for "latest" (or "true") the newest.
+
+    Returns:
+        Its folder; None to start a new training.
 
     Raises:
-        ValueError: there is none; or there is one, and it is not said whether to go on from it.
+        ValueError: there is no such checkpoint, or the output folder has checkpoints and `--resume_from_checkpoint` is
+            not given.
     """
     given = arguments.resume_from_checkpoint
     folder = Path(str(arguments.output_dir))
     newest = newest_checkpoint(folder)
+
     if given is None:
         if newest is not None:
             raise ValueError(
@@ -236,10 +276,12 @@ def checkpoint_to_resume(arguments: JatTrainingArguments) -> str | None:
                 "it with --resume_from_checkpoint latest, or name another folder"
             )
         return None
+
     if str(given).lower() in ("latest", "true"):
         if newest is None:
             raise ValueError(f"--resume_from_checkpoint latest: there is no complete checkpoint in {folder}")
         return str(newest)
+
     if not is_complete(Path(given)):
         raise ValueError(
             f"--resume_from_checkpoint: expected the folder of a complete checkpoint, got {given}, "
@@ -249,7 +291,7 @@ def checkpoint_to_resume(arguments: JatTrainingArguments) -> str | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint of a training's output folder, None without one."""
+    """Return the newest complete checkpoint in the output folder of a training; None if there is none."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
     found.sort(key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
     for path in found:
@@ -260,7 +302,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Return whether a checkpoint was written to its end. The trainer writes trainer_state.json last."""
+    """Return whether a checkpoint is complete. The trainer writes trainer_state.json as its last file."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text())
     except (OSError, ValueError):
@@ -269,7 +311,12 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def make_model(arguments: TrainModelArguments) -> tuple[Any, Any]:
-    """The model in float32, and its processor."""
+    """Load or make the model to train, in float32, and its processor.
+
+    Raises:
+        ValueError: a checkpoint, configuration or processor cannot be read, or the tokenizer has more tokens than the
+            model.
+    """
     from .. import JatModel, JatProcessor
 
     options: dict[str, Any] = {"cache_dir": arguments.cache_dir}
@@ -280,6 +327,7 @@ def make_model(arguments: TrainModelArguments) -> tuple[Any, Any]:
                 return model.float(), JatProcessor.from_pretrained(arguments.model_name_or_path, **options)
         except (OSError, ValueError) as error:
             raise ValueError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error
+
         if arguments.preset is not None:
             config = JatConfig.from_preset(arguments.preset)
         else:
@@ -287,6 +335,7 @@ def make_model(arguments: TrainModelArguments) -> tuple[Any, Any]:
                 config = JatConfig.from_pretrained(str(arguments.config_name), **options)
             except (OSError, ValueError) as error:
                 raise ValueError(f"--config_name {arguments.config_name}: {error}") from error
+
         if arguments.processor_name is None:
             processor = JatProcessor.byte_level(config)
         else:
@@ -294,6 +343,7 @@ def make_model(arguments: TrainModelArguments) -> tuple[Any, Any]:
                 processor = JatProcessor.from_pretrained(arguments.processor_name, **options)
             except (OSError, ValueError) as error:
                 raise ValueError(f"--processor_name {arguments.processor_name}: {error}") from error
+
     if len(processor.tokenizer) > config.vocab_size:
         raise ValueError(
             f"vocab_size: expected at least the {len(processor.tokenizer)} tokens of the tokenizer, "
@@ -303,10 +353,10 @@ def make_model(arguments: TrainModelArguments) -> tuple[Any, Any]:
 
 
 def freeze(model: Any, beginnings: Sequence[str]) -> None:
-    """Take the parameters whose names begin so out of the training.
+    """Exclude the parameters whose names begin with one of `beginnings` from training.
 
     Raises:
-        ValueError: no parameter's name does.
+        ValueError: no parameter's name begins so, or no parameter is left to train.
     """
     for beginning in beginnings:
         chosen = [parameter for name, parameter in model.named_parameters() if name.startswith(beginning)]
@@ -318,7 +368,7 @@ def freeze(model: Any, beginnings: Sequence[str]) -> None:
         raise ValueError(f"--freeze: expected parameters that are left to train, got {' '.join(map(repr, beginnings))}")
 
 
-def load_pieces(
+def load_segments(
     data: DataArguments,
     tasks: Sequence[str],
     model: Any,
@@ -327,15 +377,32 @@ def load_pieces(
     cache_dir: str | None,
     arguments: JatTrainingArguments,
 ) -> tuple[Any, dict[str, Any]]:
-    """The training pieces of all tasks, and the test pieces by task if evaluations are asked for."""
-    from ..training.dataset import Pieces, TaskDataset
+    """Prepare the segments of all tasks on disk, and open them as datasets.
+
+    Args:
+        data: arguments for the training data.
+        tasks: names of the tasks.
+        model: the model to train.
+        processor: its processor.
+        loss_weights: of the tasks for which the command line gives one.
+        cache_dir: folder for downloads and prepared data.
+        arguments: arguments of the training.
+
+    Returns:
+        The training dataset of all tasks, and the test dataset of each task, if the training is to evaluate.
+
+    Raises:
+        ValueError: a task has no split "train".
+    """
+    from ..training.dataset import Segments, TaskDataset
     from ..training.prepare import prepare
-    from ..training.segments import PieceSettings
+    from ..training.segments import SegmentSettings
     from ..training.sources import open_source
 
     root = Path(cache_dir or constants.HF_HOME) / "jat_engine" / "pieces"
     splits = ["train", "test"] if arguments.eval_strategy != "no" else ["train"]
-    pieces: dict[str, dict[str, Pieces]] = {split: {} for split in splits}
+    segments: dict[str, dict[str, Segments]] = {split: {} for split in splits}
+
     with tqdm(desc="preparing", unit="episode", disable=None, leave=False) as bar:
         for task in tasks:
             for split in splits:
@@ -346,12 +413,13 @@ def load_pieces(
                         raise ValueError(f"--dataset {data.dataset}: {task}: expected a split train, got none")
                     note(f"{task}: no test split; it is not evaluated")
                     continue
-                settings = PieceSettings.of(
-                    task, split, recipe.piece_length(task, model.config), model.config, processor
+
+                settings = SegmentSettings.of(
+                    task, split, recipe.segment_length(task, model.config), model.config, processor
                 )
                 folder = prepare(source, settings, processor, root, bar.update)
                 limit = data.eval_num_samples if split == "test" else None
-                pieces[split][task] = Pieces(
+                segments[split][task] = Segments(
                     folder,
                     task,
                     loss_weight=loss_weights.get(task, recipe.loss_weight(task)),
@@ -359,8 +427,9 @@ def load_pieces(
                     limit=limit,
                     image_processor=processor.image_processor,
                 )
-    test = {task: TaskDataset([found]) for task, found in pieces.get("test", {}).items()}
-    return TaskDataset(pieces["train"].values()), test
+
+    test = {task: TaskDataset([found]) for task, found in segments.get("test", {}).items()}
+    return TaskDataset(segments["train"].values()), test
 
 
 def open_stream(
@@ -372,8 +441,21 @@ def open_stream(
     cache_dir: str | None,
     arguments: JatTrainingArguments,
 ) -> Any:
-    """Batches of all tasks without end."""
-    from ..training.segments import PieceSettings
+    """Return an endless stream of batches, each of one task.
+
+    Args:
+        data: arguments for the training data.
+        tasks: names of the tasks.
+        model: the model to train.
+        processor: its processor.
+        options: weights and batch sizes by task.
+        cache_dir: folder for downloads.
+        arguments: arguments of the training.
+
+    Raises:
+        ValueError: a task has no split "train".
+    """
+    from ..training.segments import SegmentSettings
     from ..training.sources import open_source
     from ..training.stream import StreamedTask, TaskStream
 
@@ -382,16 +464,18 @@ def open_stream(
         source = open_source(data.dataset, task, "train", cache_dir=cache_dir, streaming=True)
         if source is None:
             raise ValueError(f"--dataset {data.dataset}: {task}: expected a split train, got none")
-        length = recipe.piece_length(task, model.config)
+
+        length = recipe.segment_length(task, model.config)
         streamed.append(
             StreamedTask(
                 source,
-                PieceSettings.of(task, "train", length, model.config, processor),
+                SegmentSettings.of(task, "train", length, model.config, processor),
                 batch_size=options.batch_sizes.get(task, arguments.per_device_train_batch_size),
                 sampling_weight=options.sampling_weights[task],
                 loss_weight=options.loss_weights.get(task, recipe.loss_weight(task)),
                 own_weight=task not in options.loss_weights,
             )
         )
+
     seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed
     return TaskStream(streamed, processor, seed=seed, rank=arguments.process_index, world_size=arguments.world_size)

@@ -1,6 +1,6 @@
 """Collect expert episodes as a dataset.
 
-`collect` needs the extra `train`; the experts (`jat_engine.collect.experts`) need only their simulator.
+`collect` needs the extra `train`; the experts in `jat_engine.collect.experts` need only their simulator.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is kept of an unfinished task: chunks of played episodes, each a file that is whole or not there."""
+"""Progress of an unfinished task: one atomically written Parquet file per chunk of episodes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ _METADATA = "jat_engine.chunk"
 
 @dataclass(frozen=True)
 class Attempt:
-    """One episode that was played, whether it is kept or not.
+    """One played episode, kept or not.
 
     Attributes:
-        index: among the task's attempts; its seed is the collection's seed + index.
-        return_: unclipped.
-        success: None where the task has no notion of it.
-        kept: its row is in the chunk.
+        index: number among the task's attempts; its seed is the collection's seed + index.
+        return_: sum of unclipped rewards.
+        length: steps.
+        success: None if the task does not define success.
+        kept: the chunk has its row.
     """
 
     index: int
@@ -41,7 +42,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A file with the kept rows of consecutive attempts, in their order; `expert` says in words who played."""
+    """A file with the rows of those of some consecutive attempts that were kept.
+
+    Attributes:
+        path: the Parquet file.
+        attempts: all attempts of the chunk, in order.
+        expert: description of the expert that played.
+    """
 
     path: Path
     attempts: tuple[Attempt, ...]
@@ -51,7 +58,15 @@ class Chunk:
 def write_chunk(
     folder: Path, types: pa.Schema, attempts: Sequence[Attempt], rows: Sequence[pa.Table], expert: str
 ) -> Chunk:
-    """Write consecutive attempts and the rows of those that are kept."""
+    """Write consecutive attempts to a new chunk in `folder`, atomically.
+
+    Args:
+        folder: exists.
+        types: schema of the rows.
+        attempts: at least one, in order.
+        rows: tables of one row each, of the kept attempts, in order.
+        expert: description of the expert that played.
+    """
     first, last = attempts[0].index, attempts[-1].index
     path = folder / f"episodes-{first:07d}-{last:07d}.parquet"
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -68,14 +83,14 @@ def write_chunk(
 
 
 class ChunkFolder:
-    """The folder of an unfinished task, locked against other processes while it is open.
+    """Open the folder of an unfinished task and lock it against other processes.
 
     Args:
-        folder: created if need be.
-        settings: what the episodes depend on. Chunks that were made with others are refused.
+        folder: created if it does not exist.
+        settings: everything that the episodes depend on; stored with the first chunk, and required to be equal later.
 
     Raises:
-        DataError: another process collects this task, or what is here was begun with other settings.
+        DataError: another process collects this task, or the folder's chunks were made with other settings.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -90,16 +105,17 @@ class ChunkFolder:
             raise
 
     def _check(self, settings: Mapping[str, Any]) -> None:
+        """Compare `settings` with the stored ones, or store them if there are none."""
         path = self.folder / "settings.json"
         if path.exists():
             check_settings(json.loads(path.read_text()), settings, self.folder)
         else:
-            for chunk in self.folder.glob("episodes-*.parquet"):  # left of a removal that was interrupted
+            for chunk in self.folder.glob("episodes-*.parquet"):  # left by an interrupted removal
                 chunk.unlink()
             write_json(path, dict(settings), indent=2)
 
     def chunks(self) -> Iterator[Chunk]:
-        """Those that are there, in order; files that cannot be read are removed, and their episodes played again."""
+        """Yield the stored chunks in order. Removes files that cannot be read; their episodes are played again."""
         for path in sorted(self.folder.glob("episodes-*.parquet")):
             try:
                 record = json.loads(pq.read_metadata(path).metadata[_METADATA.encode()])
@@ -110,26 +126,36 @@ class ChunkFolder:
             yield chunk
 
     def remove(self) -> None:
-        """The task is finished."""
+        """Remove the folder and unlock it: the task is finished."""
         shutil.rmtree(self.folder)
         self.close()
         with contextlib.suppress(OSError):  # other tasks are unfinished
             self.folder.parent.rmdir()
 
     def close(self) -> None:
+        """Unlock the folder. A second call does nothing."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
 
 def check_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """Raises `DataError` for the first setting in which what is stored differs from what is wanted."""
+    """Check that stored episodes were collected with the settings that are wanted now.
+
+    Args:
+        stored: settings of the stored episodes.
+        wanted: settings of this call.
+        folder: their folder, for the error message.
+
+    Raises:
+        DataError: names the first setting that differs.
+    """
     before, now = _flat(stored), _flat(wanted)
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             raise DataError(
                 f"{folder}: expected what was collected with {name} {now.get(name)}, got {before.get(name)}; use the "
-                f"same again, or another --output_dir, or delete {folder} to start anew"
+                f"same again, or another --output_dir, or delete {folder} to start over"
             )
 
 
@@ -138,7 +164,11 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lock(folder: Path) -> int | None:
-    """Make and hold `folder` for this process; the hold ends with the process, however that ends."""
+    """Create `folder` and lock it for this process, until it closes the returned descriptor or ends.
+
+    Raises:
+        DataError: another process holds the lock.
+    """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,4 +1,4 @@
-"""`collect`: expert episodes of any tasks, as a folder that `datasets.load_dataset` reads."""
+"""Collect expert episodes of any tasks in a folder that `datasets.load_dataset` reads."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ..evaluation.environment import require_simulators
 from ..machine import available_cores
 from .chunks import ChunkFolder, check_settings
 from .experts import EXPERT_TASKS, check_noise
-from .task import INCOMPLETE, Progress, TooFewSuccessesError, Unfinished, restore_folder
+from .task import INCOMPLETE, Progress, TaskProgress, TooFewSuccessesError, restore_folder
 from .worker import Steps
-from .worker_pool import Players
+from .worker_pool import WorkerPool
 
 _SIMULATORS = {
     "atari": ("gymnasium", "ale-py", "opencv-python", "opencv-python-headless"),
@@ -31,7 +31,7 @@ _SIMULATORS = {
     "metaworld": ("gymnasium", "metaworld", "mujoco"),
     "mujoco": ("gymnasium", "mujoco"),
 }
-"""Distributions whose version can change an episode."""
+"""Domain -> distributions whose version can change an episode."""
 
 
 def collect(
@@ -48,35 +48,46 @@ def collect(
 ) -> dict[str, Collection]:
     """Collect expert episodes of tasks.
 
-    Attempt i of a task has seed `seed + i`. Stored are the first `num_episodes` that succeed (all of them, where a task
-    has no notion of success). What is stored depends neither on `num_workers` nor on interruptions: what was played is
-    kept in `output_dir/.incomplete` until a task is finished, and the same call goes on from there. Finished tasks are
-    left as they are, also with a smaller `num_episodes`; with a larger one only the missing episodes are played.
+    Attempt i of a task has seed `seed + i`. The first `num_episodes` attempts that succeed are stored, or the first of
+    all if the task does not define success. The stored data depends neither on `num_workers` nor on interruptions:
+    played episodes are kept in `output_dir/.incomplete` until a task is finished, and the same call continues from
+    there. Finished tasks are left unchanged, also with a smaller `num_episodes`; with a larger one only the missing
+    episodes are played.
 
-    The processes that play are spawned: a script that calls this needs `if __name__ == "__main__":`.
+    Worker processes are spawned: a script that calls this needs `if __name__ == "__main__":`.
 
     Args:
-        tasks: names, domains or "all" (those that have an expert).
-        output_dir: `output_dir/<task>/{train,test}-*.parquet`, a `collection.json` beside them, and a README.md that
-            is made from all of these.
-        num_episodes: per task, both splits together.
-        seed: see above; also of the splits.
-        num_workers: processes that play; None takes the cores there are.
-        noise: of what is executed, see `jat_engine.collect.experts.demonstrate`; the expert's action is what is stored.
-        test_fraction: of the episodes, at least one of two and more; 0 for no test split.
-        keep_failures: store episodes that do not succeed, too.
-        on_progress: called with what there is to tell: steps played, how far a task is, and finished tasks.
+        tasks: names, domains or "all" (every task that has an expert).
+        output_dir: receives `<task>/{train,test}-*.parquet` and `<task>/collection.json` for each task, and a README.md
+            about all of them.
+        num_episodes: episodes per task, both splits together.
+        seed: seed of attempt 0, and of the choice of splits.
+        num_workers: processes that play; None takes the number of available cores.
+        noise: disturbance of the executed actions, see `jat_engine.collect.experts.demonstrate`; the stored actions are
+            the expert's own.
+        test_fraction: share of the episodes in the test split, at least one of two or more; 0 for no test split.
+        keep_failures: also store episodes that do not succeed.
+        on_progress: called with `Steps` while episodes are played, with the `Progress` of a task after each chunk, and
+            with the `Collection` of a finished task.
 
     Returns:
-        Task -> what is stored of it.
+        Task -> description of its stored episodes.
 
     Raises:
-        ValueError: an argument; a task without an expert; as `DataError`, what is in `output_dir` was collected with
-            other arguments or versions; when all other tasks are finished, fewer than 1 in 20 attempts, and at least
-            100, of a task succeeded.
-        MissingSimulatorError: names what to install.
-        ChildProcessError, RuntimeError: a process that plays was killed, or a simulator or expert failed or hangs.
+        ValueError: an argument is wrong, or a task has no expert.
+        DataError: `output_dir` has episodes that were collected with other arguments or versions. Also, after all other
+            tasks are finished, if fewer than 1 in 20 of at least 100 attempts of a task succeeded.
+        MissingSimulatorError: names the package to install.
+        ChildProcessError: a worker process was killed.
+        RuntimeError: a simulator or an expert failed or hung.
+
+    Example:
+        >>> from jat_engine.collect import collect
+        >>> stored = collect(["babyai-go-to-local", "mujoco-pendulum"], "data", num_episodes=100, num_workers=8)
+        >>> stored["mujoco-pendulum"].num_episodes
+        100
     """
+    # Everything that can be refused is, before anything is played.
     names = _tasks_with_expert(tasks)
     _check(num_episodes=num_episodes, seed=seed, num_workers=num_workers, test_fraction=test_fraction)
     for name in names:
@@ -90,6 +101,7 @@ def collect(
     ]
     pending = [plan for plan in plans if not plan.finished]
     require_simulators(plan.task.name for plan in pending)
+
     collected: dict[str, Collection] = {}
     for plan in plans:
         if plan.finished and plan.stored is not None:
@@ -98,6 +110,7 @@ def collect(
             tell(plan.stored)
     for plan in pending:
         tell(plan.progress())
+
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(_play(folder, pending, num_workers or available_cores(), tell)) as playing:
         for collection in playing:
@@ -108,7 +121,12 @@ def collect(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is wanted of a task, and what there is of it."""
+    """The episodes wanted of a task, and those stored already.
+
+    Attributes:
+        num_episodes, test_fraction, settings: as stored, where enough episodes are.
+        stored: None if the task's folder does not exist.
+    """
 
     task: Task
     num_episodes: int
@@ -125,8 +143,8 @@ class _Plan:
         kept = self.stored.num_episodes if self.stored else 0
         return Progress(self.task.name, self.num_episodes, kept, kept, mean_return=math.nan, success_rate=None)
 
-    def begin(self, folder: Path) -> Unfinished:
-        return Unfinished(
+    def begin(self, folder: Path) -> TaskProgress:
+        return TaskProgress(
             self.task,
             folder,
             num_episodes=self.num_episodes,
@@ -137,18 +155,24 @@ class _Plan:
 
 
 def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, settings: Mapping[str, Any]) -> _Plan:
-    """Raises `DataError` if what there is of the task does not go with these settings."""
+    """Compare the arguments with the task's stored episodes, and with those of an interrupted collection.
+
+    Raises:
+        DataError: these were collected with other settings, or the folder was written by something else.
+    """
     path = folder / task.name
     restore_folder(path)
     stored = Collection.read(path)
     if stored is None and path.exists():
         raise DataError(f"{path}: exists, but was not written by `jat-engine collect`; move it away")
+
     if stored is not None and stored.num_episodes >= num_episodes:
-        # Nothing is played, so that only the arguments have to agree, and not what plays.
+        # Nothing will be played, so that the versions of simulators may differ.
         check_settings(stored.settings, {**settings, "versions": stored.settings["versions"]}, path)
         num_episodes, settings = stored.num_episodes, stored.settings
     elif stored is not None:
         check_settings(stored.settings, settings, path)
+
     begun = folder / INCOMPLETE / task.name / "settings.json"
     if begun.exists():
         check_settings(json.loads(begun.read_text(encoding="utf-8")), settings, begun.parent)
@@ -158,54 +182,61 @@ def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, set
 def _play(
     folder: Path, pending: list[_Plan], num_workers: int, tell: Callable[[Progress | Steps], None]
 ) -> Generator[Collection, None, None]:
-    """Let players play what is missing, task after task; a player that finds nothing left to do begins the next.
+    """Play the missing episodes of all tasks and yield each task's collection when it is finished.
 
-    A task in which too few attempts succeed is given up, and raises its error when all others are finished.
+    Workers take jobs of the first task that has any; if none has, the next task is begun.
+
+    Raises:
+        TooFewSuccessesError: tasks that were given up because of too few successes, after all others are finished.
     """
-    waiting, players = deque(pending), Players(num_workers)
-    unfinished: dict[str, Unfinished] = {}
+    waiting, workers = deque(pending), WorkerPool(num_workers)
+    begun: dict[str, TaskProgress] = {}
     given_up: list[str] = []
     try:
-        while waiting or unfinished:
-            while players.idle():
-                job = next(filter(None, (task.next_job(num_workers) for task in unfinished.values())), None)
+        while waiting or begun:
+            while workers.idle():
+                job = next(filter(None, (task.next_job(num_workers) for task in begun.values())), None)
                 if job is not None:
-                    players.give(job)
+                    workers.give(job)
                 elif waiting:
                     plan = waiting.popleft()
                     try:
-                        task = unfinished[plan.task.name] = plan.begin(folder)
+                        task = begun[plan.task.name] = plan.begin(folder)
                     except TooFewSuccessesError as error:
                         given_up.append(str(error))
                     else:
                         tell(task.progress())
                 else:
                     break
-            for message in players.receive():
+
+            for message in workers.receive():
                 if isinstance(message, Steps):
                     tell(message)
-                elif message.job.task in unfinished:
-                    task = unfinished[message.job.task]
+                elif message.job.task in begun:
+                    task = begun[message.job.task]
                     try:
                         task.add(message.chunk)
                     except TooFewSuccessesError as error:
                         given_up.append(str(error))
-                        unfinished.pop(task.name).close()
+                        begun.pop(task.name).close()
                     else:
                         tell(task.progress())
-            for name in [name for name, task in unfinished.items() if task.ready]:
-                yield _finish(folder, unfinished[name])
-                del unfinished[name]
+
+            for name in [name for name, task in begun.items() if task.ready]:
+                yield _finish(folder, begun[name])
+                del begun[name]
     finally:
-        players.close()
-        for task in unfinished.values():
+        workers.close()
+        for task in begun.values():
             task.close()
+
     if given_up:
         less_noise = ", less --noise" if pending[0].settings["noise"] else ""
         raise TooFewSuccessesError(f"{'; '.join(given_up)}. Use --keep_failures{less_noise}, or leave out what fails")
 
 
-def _finish(folder: Path, task: Unfinished) -> Collection:
+def _finish(folder: Path, task: TaskProgress) -> Collection:
+    """Write a task's dataset and the data card; only then remove the task's chunks."""
     collection = task.finish()
     write_card(folder)
     task.remove()
@@ -213,7 +244,7 @@ def _finish(folder: Path, task: Unfinished) -> Collection:
 
 
 def _tidy(folder: Path, plan: _Plan) -> None:
-    """Do what an interruption after the last episode left undone."""
+    """Finish what an interruption after a task's last episode left undone: its chunks, and the card."""
     leftover = folder / INCOMPLETE / plan.task.name
     if leftover.exists():
         ChunkFolder(leftover, plan.settings).remove()
@@ -221,7 +252,12 @@ def _tidy(folder: Path, plan: _Plan) -> None:
 
 
 def _tasks_with_expert(tasks: Iterable[str]) -> list[str]:
-    """Those of domains that have none are left out; those that are named must have one."""
+    """Expand names to tasks with an expert.
+
+    Raises:
+        ValueError: a task named itself has no expert, or no task is left. Tasks of a named domain that have none are
+            left out.
+    """
     given = list(tasks)
     for name in given:
         if name in TASKS and name not in EXPERT_TASKS:
@@ -245,7 +281,14 @@ def _check(*, num_episodes: int, seed: int, num_workers: int | None, test_fracti
 
 
 def episode_settings(task: Task, seed: int, noise: float, keep_failures: bool) -> dict[str, Any]:
-    """What an episode depends on, beside its number."""
+    """Return everything that a task's attempts depend on, apart from their number.
+
+    Args:
+        task, seed, noise, keep_failures: as in `collect`.
+
+    Returns:
+        JSON values: "seed", "noise", "keep_failures", and "versions", package -> version.
+    """
     versions = {"jat_engine": __version__}
     for distribution in ("numpy", *_SIMULATORS[task.domain]):
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""`Unfinished`: a task on its way, from the attempts that are still to be played to the folder of its dataset."""
+"""Follow the progress of one task, from the attempts still to be played to its finished dataset."""
 
 from __future__ import annotations
 
@@ -21,28 +21,30 @@ from .chunks import Attempt, Chunk, ChunkFolder
 from .worker import Job
 
 INCOMPLETE = ".incomplete"
+"""Folder within the output folder that holds the chunks of unfinished tasks."""
 
 _JOB_EPISODES = {"atari": 1, "babyai": 32, "metaworld": 16, "mujoco": 4}
-"""At most, per domain: some seconds of play, which is what an interruption costs."""
+"""Domain -> most attempts of a job: a few seconds of play, which is what an interruption costs."""
 
 _MIN_ATTEMPTS, _MIN_SUCCESS = 100, 1 / 20
 
 
 class TooFewSuccessesError(DataError):
-    """A task would take many times the episodes that are asked for, or never end."""
+    """Too few attempts of a task succeed: it would take many times the wanted episodes, or never end."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a task is.
+    """State of a task, for progress bars.
 
     Attributes:
         task: its name.
-        num_episodes: that are wanted.
-        episodes: that there are.
-        attempts: that were played for them.
-        mean_return: of the episodes; NaN without any.
-        success_rate: of the attempts, as far as all before them are played; None where there is no notion of it.
+        num_episodes: wanted episodes.
+        episodes: kept episodes so far.
+        attempts: played attempts so far.
+        mean_return: of the kept episodes; NaN without any.
+        success_rate: share of successes among the attempts before the first that is missing; None if the task does not
+            define success, or none was played.
     """
 
     task: str
@@ -53,21 +55,23 @@ class Progress:
     success_rate: float | None
 
 
-class Unfinished:
-    """The attempts of a task: played, being played, still to be played.
+class TaskProgress:
+    """Keep track of a task's attempts: which are played, which are being played, and which job comes next.
 
-    The dataset is the first `num_episodes` kept attempts in the order of seeds, whoever played them and when.
+    The dataset is the first `num_episodes` kept attempts in the order of seeds, in whatever order they were played.
+    Chunks of an earlier, interrupted collection are taken up.
 
     Args:
-        task: what is played.
-        output_dir: of the whole dataset.
-        num_episodes: that are wanted.
-        settings: what the episodes depend on.
-        stored: the episodes that are there already; they are not played again.
+        task: the task to play.
+        output_dir: folder of the whole dataset.
+        num_episodes: wanted episodes.
+        test_fraction: share of the episodes in the test split.
+        settings: everything that an attempt depends on, apart from its number.
+        stored: the episodes of a finished, smaller collection; they are not played again.
 
     Raises:
         DataError: see `ChunkFolder`.
-        TooFewSuccessesError: among what was played before.
+        TooFewSuccessesError: too few of the attempts played earlier succeeded.
     """
 
     def __init__(
@@ -85,12 +89,14 @@ class Unfinished:
         self._chunks: dict[tuple[int, int], Chunk] = {}  # first and last attempt
         self._attempts: dict[int, Attempt] = {}
         self._playing: set[int] = set()
+
         self._expert = "" if stored is None else stored.expert
         self._first = 0 if stored is None else stored.attempts  # those before it are in `stored`
-        # All attempts before `_next` are played; these two count among them.
+        # All attempts before `_next` are played; `_kept` and `_successes` count among them.
         self._next = self._first
         self._kept = 0 if stored is None else stored.num_episodes
         self._successes = (0 if stored is None else stored.successes) or 0
+
         self._cache = ChunkFolder(output_dir / INCOMPLETE / task.name, settings)
         try:
             for chunk in self._cache.chunks():
@@ -101,37 +107,45 @@ class Unfinished:
 
     @property
     def name(self) -> str:
+        """The task's name."""
         return self.task.name
 
     @property
     def complete(self) -> bool:
-        """There are enough episodes."""
+        """True once enough episodes are kept."""
         return self._kept >= self.num_episodes
 
     @property
     def ready(self) -> bool:
-        """`finish` can be called: nobody plays for this task any more."""
+        """True once `finish` can be called: enough episodes are kept and no worker plays this task any more."""
         return self.complete and not self._playing
 
-    def next_job(self, players: int) -> Job | None:
-        """What to play next if one of so many players is idle; None if what is being played should do."""
+    def next_job(self, num_workers: int) -> Job | None:
+        """Return the job for an idle worker; None if the attempts being played should be enough.
+
+        Args:
+            num_workers: workers that share the remaining attempts.
+        """
         if self.complete:
             return None
+
+        # A gap that an interruption left comes first: without it the first episodes are not known.
         taken = self._attempts.keys() | self._playing
         first = self._next
         while first in taken:
             first += 1
         later = min((index for index in taken if index > first), default=None)
-        if later is not None:  # a hole that an interruption left: the first episodes are not known without it
+        if later is not None:
             stop = min(later, first + _JOB_EPISODES[self.task.domain])
         else:
             kept, played = self._totals()
-            rate = max((kept + 1) / (played + 1), _MIN_SUCCESS)  # of attempts that are kept
+            rate = max((kept + 1) / (played + 1), _MIN_SUCCESS)  # expected share of kept attempts
             missing = math.ceil((self.num_episodes - kept) / rate) - len(self._playing)
             if missing <= 0:
                 return None
-            share = math.ceil(missing / (2 * players))  # jobs get smaller towards the end, so that nobody waits long
+            share = math.ceil(missing / (2 * num_workers))  # smaller jobs towards the end, so that all end together
             stop = first + min(share, _JOB_EPISODES[self.task.domain])
+
         self._playing.update(range(first, stop))
         return Job(
             self.task.name,
@@ -144,10 +158,10 @@ class Unfinished:
         )
 
     def add(self, chunk: Chunk) -> None:
-        """Take what a job played.
+        """Add the chunk of a finished job.
 
         Raises:
-            TooFewSuccessesError: of `_MIN_ATTEMPTS` attempts or more, fewer than `_MIN_SUCCESS` are kept.
+            TooFewSuccessesError: of at least `_MIN_ATTEMPTS` attempts, a share of less than `_MIN_SUCCESS` is kept.
         """
         self._playing.difference_update(attempt.index for attempt in chunk.attempts)
         self._add(chunk)
@@ -168,11 +182,12 @@ class Unfinished:
                 )
 
     def _totals(self) -> tuple[int, int]:
-        """Kept and played attempts, those included that lie behind a hole."""
+        """Return the numbers of kept and of played attempts, including those after a gap."""
         ahead = [attempt for index, attempt in self._attempts.items() if index >= self._next]
         return self._kept + sum(attempt.kept for attempt in ahead), self._next + len(ahead)
 
     def progress(self) -> Progress:
+        """Return the state of the task."""
         kept, played = self._totals()
         returns = [attempt.return_ for attempt in self._attempts.values() if attempt.kept]
         returns += [] if self._stored is None else self._stored.returns
@@ -186,22 +201,25 @@ class Unfinished:
         )
 
     def finish(self) -> Collection:
-        """Write the task's folder, in the place of one that may be there."""
-        assert self.ready, "a player would write into a folder that is gone"
+        """Write the task's dataset, replacing that of a smaller collection, and return its description."""
+        assert self.ready, "a worker would write into a folder that is gone"
         new = self._cache.folder / "new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
+
         types = schema(task_columns(self.task))
         splits = choose_splits(self.num_episodes, self._test_fraction, self._settings["seed"])
         writers = {split: ShardWriter(new, split, types) for split in ("train", "test")}
         for split, row in zip(splits, self._rows(), strict=True):
             writers[split].append(row)
+
         collection = self._collection(splits, {split: writer.close() for split, writer in writers.items()})
         collection.write(new)
         replace_folder(self._folder, new)
         return collection
 
     def _rows(self) -> Iterator[pa.Table]:
+        """Yield the rows of all kept attempts before `_next`, stored ones first, in the order of seeds."""
         if self._stored is not None:
             yield from self._stored.rows(self._folder)
         index = self._first
@@ -231,22 +249,27 @@ class Unfinished:
         )
 
     def remove(self) -> None:
-        """What was played is stored elsewhere now."""
+        """Remove the chunks, after `finish` has written their episodes to the dataset."""
         self._cache.remove()
 
     def _known_success(self) -> bool:
-        """Whether the task has a notion of success."""
+        """Return True if the task defines success."""
         if self._stored is not None and self._stored.successes is not None:
             return True
         return any(attempt.success is not None for attempt in self._attempts.values())
 
     def close(self) -> None:
-        """Leave what was played for the next time."""
+        """Unlock the task. Its chunks stay, for the next call to take up."""
         self._cache.close()
 
 
 def replace_folder(folder: Path, new: Path) -> None:
-    """Rename `new` to `folder`. If this is interrupted between two renames, `restore_folder` makes up for it."""
+    """Replace `folder` by `new`. `restore_folder` undoes a replacement that was interrupted between its two renames.
+
+    Args:
+        folder: may exist.
+        new: a folder on the same file system.
+    """
     old = new.with_name("old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -256,10 +279,10 @@ def replace_folder(folder: Path, new: Path) -> None:
 
 
 def restore_folder(folder: Path) -> None:
-    """A replacement that was interrupted after the first rename is taken back."""
+    """Undo a replacement of `folder` that was interrupted after its first rename; else do nothing."""
     incomplete = folder.parent / INCOMPLETE / folder.name
     old = incomplete / "old"
     if old.exists() and not folder.exists():
-        with locked(incomplete):  # unless another process is between the two just now
+        with locked(incomplete):  # another process may be between the two renames
             if old.exists() and not folder.exists():
                 old.replace(folder)

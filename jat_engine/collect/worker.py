@@ -1,4 +1,4 @@
-"""A process that plays episodes with a task's expert, and the messages it sends."""
+"""Play episodes with a task's expert in a worker process, and define the messages it receives and sends."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from .experts import demonstrate, make_expert
 _REPORT_SECONDS = 0.5
 
 _HANG_SECONDS = 600
-"""Without a step or an episode's end: then the traceback is printed, and the process ends."""
+"""Longest time without a step or an episode's end, before the process prints its traceback and ends."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Play attempts `first` to `stop - 1` of a task into a chunk in `folder`.
+    """Order to play attempts `first` to `stop - 1` of a task and to write them as a chunk in `folder`.
 
     Attributes:
-        seed: of attempt 0; attempt i has seed + i.
+        seed: seed of attempt 0; attempt i has seed + i.
         noise, keep_failures: as in `collect`.
     """
 
@@ -51,7 +51,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Steps:
-    """So many steps more were played."""
+    """Message during a job: `count` steps were played since the last such message.
+
+    Attributes:
+        task: name of the task.
+        count: steps.
+    """
 
     task: str
     count: int
@@ -59,7 +64,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Played:
-    """A job is done."""
+    """Message that a job is done, with its chunk."""
 
     job: Job
     chunk: Chunk
@@ -67,10 +72,10 @@ class Played:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job cannot be done.
+    """Message that a job failed.
 
     Attributes:
-        error: of a kind and with a message for the user; None for anything else.
+        error: a `DataError` or `OSError` to raise as it is; None for any other exception.
         trace: the traceback.
     """
 
@@ -79,27 +84,35 @@ class Failed:
     trace: str
 
 
-def play(connection: Connection) -> None:
-    """What a player does: jobs in, messages out, until the connection or the parent ends."""
+def run_worker(connection: Connection) -> None:
+    """Receive jobs and send messages until the connection or the parent process ends.
+
+    Args:
+        connection: receives `Job`; sends `Steps`, and one `Played` or `Failed` per job.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     os.dup2(2, 1)  # simulators print remarks, and standard output is for results
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    player = Player(connection)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), contextlib.closing(player):
+    worker = Worker(connection)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), contextlib.closing(worker):
         while True:
-            player.run(connection.recv())
+            worker.run(connection.recv())
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed takes its players along, whatever a simulator is doing."""
+    """End this process as soon as its parent ends, whatever a simulator is doing."""
     parent = parent_process()
-    assert parent is not None, "a player runs in a process of its own"
+    assert parent is not None, "a worker runs in a process of its own"
     wait([parent.sentinel])
     os._exit(1)
 
 
-class Player:
-    """Keeps the environment of the task it played last."""
+class Worker:
+    """Play jobs one at a time, keeping the environment and the expert of the last task.
+
+    Args:
+        connection: receives the messages.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -109,14 +122,15 @@ class Player:
         self._reported, self._steps = time.monotonic(), 0
 
     def run(self, job: Job) -> None:
-        """Play `job` and send what came of it."""
+        """Play a job and send `Played` or `Failed`."""
         message: Played | Failed
         try:
             self._open(job.task)
             message = Played(job, self._play(job))
-        except Exception as error:  # whatever a simulator raises is the parent's to report
+        except Exception as error:  # a simulator may raise anything; the parent reports it
             known = isinstance(error, DataError | OSError)
             message = Failed(job, type(error)(str(error)) if known else None, traceback.format_exc())
+
         faulthandler.cancel_dump_traceback_later()
         self._connection.send(message)
 
@@ -128,6 +142,7 @@ class Player:
             self._task = task
 
     def _play(self, job: Job) -> Chunk:
+        """Play all attempts of a job and write its chunk."""
         task = TASKS[job.task]
         attempts: list[Attempt] = []
         rows: list[pa.Table] = []
@@ -141,7 +156,8 @@ class Player:
                 noise=job.noise,
                 on_step=lambda *_: self._count(job.task),
             )
-            # An expert that is lost at once leaves an episode without steps, which is none.
+
+            # An episode without steps, of an expert that was lost at once, cannot be stored.
             kept = played.length > 0 and (job.keep_failures or played.success is not False)
             if kept:
                 source = f"{job.task}: episode with seed {job.seed + index}"
@@ -150,20 +166,22 @@ class Player:
         return write_chunk(job.folder, schema(task_columns(task)), attempts, rows, expert_name(self._expert))
 
     def _count(self, task: str) -> None:
+        """Count a step; now and then send the count and restart the watchdog."""
         self._steps += 1
         now = time.monotonic()
         if now - self._reported > _REPORT_SECONDS:
             self._connection.send(Steps(task, self._steps))
             self._reported, self._steps = now, 0
-            faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)  # anew from here
+            faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
 
     def close(self) -> None:
+        """Close the environment. A later job opens its own."""
         if self._env is not None:
             self._env.close()
         self._task = self._env = self._expert = None
 
 
 def expert_name(expert: Any) -> str:
-    """The first line of its class's documentation, else the class's name."""
+    """Return the first line of the docstring of an expert's class, or the class's name if it has none."""
     documented = (type(expert).__doc__ or "").strip()
     return documented.splitlines()[0] if documented else type(expert).__name__

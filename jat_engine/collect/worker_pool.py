@@ -1,4 +1,4 @@
-"""The players: one process each, one job each at a time."""
+"""Run workers in processes of their own, each with one job at a time."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from .worker import Job, Played, Steps, play
+from .worker import Job, Played, Steps, run_worker
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _END_SECONDS = 5.0
 
 
-class Players:
-    """Processes that play jobs, started as they are needed and ended by `close`.
+class WorkerPool:
+    """Start worker processes when they are needed, give them jobs, and receive their messages; `close` ends them.
 
     Args:
-        count: of processes, at most.
+        count: most processes.
     """
 
     def __init__(self, count: int) -> None:
@@ -31,32 +31,37 @@ class Players:
         self._jobs: dict[Connection, Job] = {}
 
     def idle(self) -> int:
-        """How many more jobs could be given."""
+        """Return the number of jobs that can be given right now."""
         return self.count - len(self._jobs)
 
     def give(self, job: Job) -> None:
-        """Send a job to a player that has none."""
+        """Send a job to an idle worker, starting one if need be.
+
+        Args:
+            job: given only while `idle()` is above 0.
+        """
         connection = next((c for c in self._processes if c not in self._jobs), None) or self._start()
         self._jobs[connection] = job
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: `receive` says so
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died, which `receive` reports
             connection.send(job)
 
     def _start(self) -> Connection:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=play, args=(theirs,), name="jat-engine player", daemon=True)
-        with _environment_of_players():
+        process = self._context.Process(target=run_worker, args=(theirs,), name="jat-engine worker", daemon=True)
+        with _worker_environment():
             process.start()
         theirs.close()  # so that the end of the process is the end of the connection
         self._processes[ours] = process
         return ours
 
     def receive(self) -> list[Played | Steps]:
-        """Wait for messages; none come if nobody plays.
+        """Wait for messages and return them; an empty list if no worker has a job.
 
         Raises:
-            DataError, OSError: a player met one.
-            ChildProcessError: a player's process ended.
-            RuntimeError: a player failed otherwise; the message has its traceback.
+            DataError: raised in a worker.
+            OSError: raised in a worker.
+            ChildProcessError: a worker process ended.
+            RuntimeError: a job failed in any other way; the message has its traceback.
         """
         messages: list[Played | Steps] = []
         if not self._jobs:
@@ -70,6 +75,7 @@ class Players:
             if isinstance(message, Steps):
                 messages.append(message)
                 continue
+
             del self._jobs[connection]
             if isinstance(message, Played):
                 messages.append(message)
@@ -80,16 +86,17 @@ class Players:
         return messages
 
     def _ended(self, connection: Connection) -> str:
+        """Describe the end of a worker process, for an error message."""
         process = self._processes[connection]
         process.join(_END_SECONDS)
         code = process.exitcode
         how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else "" if not code else "; its last words are above"
         job = self._jobs.get(connection)
-        return f"{_words(job) if job else 'a player without a job'}: the process that played {how}{hint}"
+        return f"{_words(job) if job else 'a worker without a job'}: the process that played {how}{hint}"
 
     def close(self) -> None:
-        """End all processes, whatever they do; chunks are written as a whole or not at all."""
+        """End all processes at once, even in the middle of a job: chunks are written atomically."""
         for connection, process in self._processes.items():
             connection.close()
             process.terminate()
@@ -109,12 +116,16 @@ def _words(job: Job) -> str:
 
 
 @contextlib.contextmanager
-def _environment_of_players() -> Iterator[None]:
-    """One thread each, and no Ctrl-C from the beginning: both must stand when the interpreter starts."""
+def _worker_environment() -> Iterator[None]:
+    """Limit new processes to one thread each and let them ignore Ctrl-C.
+
+    Both must be set before their interpreter starts.
+    """
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    main = threading.current_thread() is threading.main_thread()  # only it may set handlers
+    main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+
     try:
         yield
     finally:

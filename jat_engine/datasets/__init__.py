@@ -1,1 +1,1 @@
-"""Datasets of expert episodes in the published layout: schema, Parquet files, data card, hub."""
+"""Write and check datasets of expert episodes in the published layout: schema, Parquet files, data card, hub."""

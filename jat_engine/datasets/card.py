@@ -1,4 +1,4 @@
-"""The data card: README.md of a dataset, made from what is stored, for people and for `datasets.load_dataset`."""
+"""Make a dataset's data card, the README.md that people and `datasets.load_dataset` read."""
 
 from __future__ import annotations
 
@@ -58,7 +58,14 @@ executed instead. What is stored is always the expert's action.
 
 
 def write_card(folder: Path) -> Path:
-    """Make README.md of every `collection.json` in `folder`, as a whole or not at all."""
+    """Write README.md from every `collection.json` in a dataset's folder, atomically.
+
+    Args:
+        folder: of the dataset; has at least one finished task.
+
+    Returns:
+        The path of README.md.
+    """
     path = folder / "README.md"
     with locked(folder):
         write_text(path, card(folder.resolve().name, collections(folder)))
@@ -66,17 +73,21 @@ def write_card(folder: Path) -> Path:
 
 
 def collections(folder: Path) -> list[Collection]:
-    """What is stored in `folder`, in the published order of tasks."""
+    """Read the descriptions of all finished tasks in a dataset's folder, in the published order of tasks.
+
+    Raises:
+        DataError: see `Collection.read`.
+    """
     found = {name: Collection.read(folder / name) for name in TASKS}
     return [collection for collection in found.values() if collection is not None]
 
 
 def card(name: str, stored: list[Collection]) -> str:
-    """The text of the card.
+    """Return the text of the card.
 
     Args:
-        name: of the folder or repository, for the examples.
-        stored: at least one task.
+        name: name of the folder or repository, for the examples.
+        stored: descriptions of the tasks, at least one.
     """
     from huggingface_hub import DatasetCardData
 
@@ -88,6 +99,7 @@ def card(name: str, stored: list[Collection]) -> str:
         tags=["reinforcement-learning", "imitation-learning", "jat", *(d for d in DOMAINS if d in domains)],
         configs=[_config(collection) for collection in stored],
     )
+
     example = stored[0]
     tried = any(collection.successes is not None for collection in stored)
     kept = any(collection.settings["keep_failures"] for collection in stored)
@@ -118,14 +130,15 @@ def _config(collection: Collection) -> dict[str, Any]:
     splits = [split for split, files in collection.files.items() if files]
     return {
         "config_name": collection.task,
-        # datasets keeps what it loaded from a folder under a hash of these lines, not of the files: without the digest
-        # it would go on giving the episodes of before when a task is extended.
+        # `datasets` caches a folder under a hash of these lines, not of the files: without the digest it would still
+        # return the old episodes after a task was extended.
         "description": f"{collection.num_episodes} episodes, SHA-256 {collection.sha256}",
         "data_files": [{"split": split, "path": f"{collection.task}/{split}-*.parquet"} for split in splits],
     }
 
 
 def _row(collection: Collection) -> str:
+    """Return a task's row of the table."""
     from ..evaluation.scores import normalize
 
     task = TASKS[collection.task]
@@ -159,7 +172,7 @@ def _experts(stored: list[Collection]) -> list[str]:
 
 
 def _versions(stored: list[Collection]) -> list[str]:
-    """A line a version; where tasks differ, each with those it holds for."""
+    """Return one line per package and version; where tasks differ in a package, each with its tasks."""
     tasks: dict[str, list[str]] = {}
     for collection in stored:
         for name, version in collection.settings["versions"].items():

@@ -1,4 +1,4 @@
-"""`Collection`: what is known of a task's stored episodes, as `collection.json` beside them."""
+"""Describe a task's stored episodes in the `collection.json` of their folder."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ FILE_NAME = "collection.json"
 
 @dataclass(frozen=True)
 class Collection:
-    """A finished task. Lists have one entry a stored episode, in the order of seeds.
+    """A finished task. Lists have one entry per stored episode, in the order of seeds.
 
     Attributes:
         task: its name.
-        settings: what the episodes depend on: seed, noise, keep_failures and the versions of what played.
-        expert: what played, in words.
+        settings: everything that the episodes depend on: seed, noise, keep_failures, and versions of packages.
+        expert: description of the expert.
         test_fraction: as in `collect`.
-        attempts: episodes played up to the last that is stored.
-        successes: how many of the attempts succeeded; None where the task has no notion of it.
-        seeds, returns, lengths: of the stored episodes; returns are unclipped.
-        splits: "train" or "test".
+        attempts: episodes played, up to the last that is stored.
+        successes: successful attempts; None if the task does not define success.
+        seeds: seed of each episode.
+        returns: sum of unclipped rewards of each episode.
+        lengths: steps of each episode.
+        splits: "train" or "test" for each episode.
         files: split -> names of its files.
-        sha256: of all files together, one after the other, train before test.
+        sha256: of all files concatenated, train before test.
     """
 
     task: str
@@ -51,20 +53,22 @@ class Collection:
 
     @property
     def num_episodes(self) -> int:
+        """Stored episodes, both splits together."""
         return len(self.seeds)
 
     @property
     def steps(self) -> int:
+        """Steps of all stored episodes."""
         return sum(self.lengths)
 
     @property
     def success_rate(self) -> float | None:
-        """Over all attempts."""
+        """Share of all attempts that succeeded; None if the task does not define success."""
         return None if self.successes is None else self.successes / self.attempts
 
     @classmethod
     def read(cls, folder: Path) -> Collection | None:
-        """What is known of the task in `folder`; None if it is not one that was collected.
+        """Read the description of the task in `folder`; None if it has no `collection.json`.
 
         Raises:
             DataError: the file is damaged.
@@ -82,13 +86,17 @@ class Collection:
             ) from None
 
     def write(self, folder: Path) -> None:
+        """Write `collection.json` to a task's folder, atomically."""
         write_json(folder / FILE_NAME, asdict(self), indent=2)
 
     def rows(self, folder: Path) -> Iterator[pa.Table]:
-        """The stored episodes in the order of seeds, from `folder`, each a table of one row.
+        """Yield the stored episodes in the order of seeds, each a table of one row.
+
+        Args:
+            folder: of the task.
 
         Raises:
-            DataError: the files hold other numbers of episodes.
+            DataError: a split's files have fewer episodes than the description says.
         """
         splits = {split: _rows(folder, names) for split, names in self.files.items()}
         for split in self.splits:
@@ -107,7 +115,7 @@ def _rows(folder: Path, names: list[str]) -> Iterator[pa.Table]:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """SHA-256 of files, one after the other."""
+    """Return the SHA-256 of the concatenated files, in hexadecimal."""
     total = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -117,9 +125,17 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def choose_splits(count: int, test_fraction: float, seed: int) -> list[str]:
-    """Which of `count` episodes are "train" and which "test": of two and more at least one, unless the fraction is 0.
+    """Choose the split of each episode.
 
-    An episode's place in the permutation hardly moves when `count` grows, so most test episodes stay what they are.
+    Most test episodes stay test episodes when `count` grows, since an episode's place in the permutation hardly moves.
+
+    Args:
+        count: number of episodes.
+        test_fraction: share of test episodes. Of two or more episodes at least one is of each split, unless it is 0.
+        seed: of the choice.
+
+    Returns:
+        "train" or "test" for each episode.
     """
     tests = 0 if count < 2 or test_fraction == 0 else min(max(round(count * test_fraction), 1), count - 1)
     order = np.argsort(np.random.default_rng(seed).random(count), kind="stable")

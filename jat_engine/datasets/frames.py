@@ -1,4 +1,4 @@
-"""Stacked frames as PNG files: the four grey frames are the channels of an RGBA image, without loss."""
+"""Encode stacked frames as PNG files: the four grey frames are the channels of an RGBA image, without loss."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ import zlib
 import numpy as np
 from PIL import Image
 
-_COMPRESSION = {"compress_level": 3, "compress_type": zlib.Z_RLE}  # on these frames the smallest and quickest choice
+_COMPRESSION = {"compress_level": 3, "compress_type": zlib.Z_RLE}  # the smallest and fastest choice for these frames
 
 
 def encode_frames(frames: np.ndarray) -> list[bytes]:
-    """uint8 [steps, 84, 84, 4] -> a PNG file a step; red is the oldest frame, alpha the newest."""
+    """Encode the frames of each step as a PNG file; red is the oldest frame, alpha the newest.
+
+    Args:
+        frames: uint8 [steps, 84, 84, 4].
+
+    Returns:
+        One file per step.
+    """
     files = []
     for frame in frames:
         file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Publishing a dataset on the Hugging Face hub."""
+"""Publish a dataset on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from .collection import FILE_NAME
 def push_to_hub(folder: Path, repo_id: str, *, api: HfApi | None = None) -> str:
     """Upload all finished tasks of `folder` and their data card in one commit.
 
-    What the repository has of these tasks is replaced, shards that are no more included; its other folders stay, but
-    the card only lists what is uploaded.
+    The repository's files of these tasks are replaced, and shards that no longer exist are deleted. Its other folders
+    stay, but the card lists only the uploaded tasks.
 
     Args:
-        api: with the token to use; by default that of `hf auth login` or `HF_TOKEN`.
+        folder: of the dataset.
+        repo_id: name of the repository, "owner/name"; created if it does not exist.
+        api: client with the token to use; None takes that of `hf auth login` or `HF_TOKEN`.
 
     Returns:
         The repository's address.
 
     Raises:
-        DataError: there is no finished task.
+        DataError: `folder` has no finished task.
     """
     stored = collections(folder)
     if not stored:
         raise DataError(f"{folder}: expected tasks that `jat-engine collect` finished, got none")
+
     api = api or HfApi()
     repo = api.create_repo(repo_id=repo_id, repo_type="dataset", exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
@@ -39,6 +42,7 @@ def push_to_hub(folder: Path, repo_id: str, *, api: HfApi | None = None) -> str:
             target.mkdir()
             for file in (FILE_NAME, *(file for files in collection.files.values() for file in files)):
                 (target / file).symlink_to(source / file)
+
         (upload / "README.md").write_text(card(repo_id, stored), encoding="utf-8")
         api.upload_folder(
             repo_id=repo_id,

@@ -1,4 +1,4 @@
-"""Episodes in parquet files: one row each, in shards of limited size. What is written depends on the rows alone."""
+"""Write episodes to Parquet files, one row each, in shards of limited size. The files depend on the rows alone."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .frames import encode_frames
 from .schema import features_dict
 
 SHARD_BYTES = 500_000_000
-"""Size from which on a new shard is begun, before compression (frames are PNG files and hardly compress)."""
+"""Most bytes of a shard's rows, before compression (frames are PNG files, which hardly compress)."""
 
 _ROW_GROUP_BYTES = 64_000_000
-"""Readers hold one row group at a time; a row is never divided."""
+"""Bytes of rows from which on a row group is written; readers hold one group at a time, and no row is divided."""
 
 
 def schema(names: Iterable[str]) -> pa.Schema:
-    """Arrow's types of RL columns, with the metadata by which datasets knows images from bytes."""
+    """Return the Arrow schema of RL columns, with the metadata that tells `datasets` images from bytes."""
     types = features_dict(names)
     fields = [pa.field(name, _arrow_type(feature)) for name, feature in types.items()]
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": types}})})
@@ -40,7 +40,11 @@ _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
 def episode_row(episode: Mapping[str, Any]) -> pa.Table:
-    """A checked episode (`check_episode`) as a table of one row."""
+    """Convert a checked episode to a table of one row.
+
+    Args:
+        episode: the return value of `check_episode`.
+    """
     types = schema(episode)
     rows = []
     for name, values in episode.items():
@@ -57,7 +61,7 @@ def episode_row(episode: Mapping[str, Any]) -> pa.Table:
 
 
 def read_rows(path: Path) -> Iterator[pa.Table]:
-    """The rows of a parquet file, each a table of one row."""
+    """Yield the rows of a Parquet file, each a table of one row."""
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
@@ -66,7 +70,16 @@ def read_rows(path: Path) -> Iterator[pa.Table]:
 
 
 class RowWriter:
-    """A parquet file that is written row by row. Row groups end where their size says so, not where rows came from."""
+    """Write a Parquet file row by row. The limits of row groups depend on the rows' sizes alone.
+
+    Args:
+        path: the file; an existing one is overwritten.
+        types: schema of the rows.
+
+    Attributes:
+        rows: rows appended so far.
+        size_bytes: their size in memory.
+    """
 
     def __init__(self, path: Path, types: pa.Schema) -> None:
         self.path = path
@@ -77,6 +90,7 @@ class RowWriter:
         self._pending_bytes = 0
 
     def append(self, row: pa.Table) -> None:
+        """Append a table of one row."""
         self._pending.append(row)
         self._pending_bytes += row.nbytes
         self.rows += 1
@@ -85,8 +99,10 @@ class RowWriter:
             self._flush()
 
     def close(self, metadata: Mapping[str, str] | None = None) -> None:
-        """Args:
-        metadata: kept in the file's footer.
+        """Write pending rows and close the file.
+
+        Args:
+            metadata: stored in the file's footer.
         """
         self._flush()
         if metadata is not None:
@@ -101,11 +117,13 @@ class RowWriter:
 
 
 class ShardWriter:
-    """One split of a task: `<split>-00000-of-00003.parquet` and so on. The names are given when all rows are known.
+    """Write one split of a task as files `<split>-00000-of-00003.parquet` and so on, named when it is closed.
 
     Args:
-        folder: exists.
-        shard_bytes: as `SHARD_BYTES`.
+        folder: of the task; exists.
+        split: "train" or "test".
+        types: schema of the rows.
+        shard_bytes: most bytes of a shard's rows, before compression.
     """
 
     def __init__(self, folder: Path, split: str, types: pa.Schema, shard_bytes: int = SHARD_BYTES) -> None:
@@ -113,6 +131,7 @@ class ShardWriter:
         self._shards: list[RowWriter] = []
 
     def append(self, row: pa.Table) -> None:
+        """Append a table of one row, beginning a new shard if the last one is full."""
         if not self._shards or self._shards[-1].size_bytes + row.nbytes > self._shard_bytes:
             if self._shards:
                 self._shards[-1].close()
@@ -121,7 +140,7 @@ class ShardWriter:
         self._shards[-1].append(row)
 
     def close(self) -> list[Path]:
-        """The shards' files; none if there was no row."""
+        """Close and name the shards, and return their paths; an empty list if there was no row."""
         if self._shards:
             self._shards[-1].close()
         count = len(self._shards)

@@ -1,4 +1,4 @@
-"""What datasets and training need beyond the package's own requirements."""
+"""Check for the packages of the extra `train`, which collecting and training need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ _MODULES = ("accelerate", "datasets", "pyarrow")
 
 
 def require_train_extra() -> None:
-    """Raises `ImportError` that says what to install, unless everything is there. Imports nothing."""
+    """Check that the packages of the extra `train` are installed, without importing them.
+
+    Raises:
+        ImportError: names the missing packages and the command that installs them.
+    """
     missing = [name for name in _MODULES if not _is_there(name)]
     if missing:
         raise ImportError(

@@ -1,7 +1,7 @@
-"""The columns of a dataset, as published, and what an episode must be before it is written or trained on.
+"""Define the published columns of a dataset, and check episodes before they are written or trained on.
 
-A row is an episode, a column has one entry a step. `rewards[t]` is what `actions[t]` gave; the observation that follows
-the last action is not stored.
+A row is an episode, and each of its columns has one entry per step. `rewards[t]` is the reward of `actions[t]`; the
+observation after the last action is not stored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RL_COLUMNS = (
 """Every column that a row of an RL task can have."""
 
 TEXT_COLUMNS = ("images", "text")
-"""The columns of text and caption datasets, which have one, the other or both."""
+"""The columns of caption datasets; text datasets have only `text`."""
 
 FRAMES_SHAPE = (84, 84, 4)  # config.FRAME_SHAPE; importing that brings transformers, which takes seconds
 
@@ -57,24 +57,24 @@ _TYPES: dict[str, tuple[int, str, str]] = {
 
 
 def action_kind(task: Task) -> str:
-    """ "continuous" or "discrete": what a task's actions are."""
+    """Return the kind of a task's actions, "continuous" or "discrete"."""
     return "continuous" if task.observation == "continuous" else "discrete"
 
 
 def task_columns(task: Task) -> tuple[str, ...]:
-    """The columns of a published task, in the order they are stored."""
+    """Return the columns of a published task, in stored order."""
     return (*OBSERVATION_COLUMNS[task.observation], *ACTION_COLUMNS[action_kind(task)], "rewards")
 
 
 def task_features(task: Task) -> datasets.Features:
-    """The columns of a published task with their types, as the published dataset has them."""
+    """Return the columns of a published task with their types, as in the published dataset."""
     from datasets import Features
 
     return Features.from_dict(features_dict(task_columns(task)))
 
 
 def features_dict(names: Iterable[str]) -> dict[str, Any]:
-    """Types of RL columns as datasets writes them in JSON; all its versions read these."""
+    """Return the types of RL columns in the JSON form that all versions of `datasets` read."""
     return {name: _feature(name) for name in names}
 
 
@@ -95,24 +95,25 @@ def _sequence(feature: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_columns(names: Iterable[str], *, source: str, task: str | None = None) -> tuple[str, ...]:
-    """Check which columns an RL dataset has.
+    """Check the names of an RL dataset's columns.
 
     Args:
-        names: of the dataset's columns.
-        source: the file or dataset, for the message.
-        task: a published task, whose columns it must have; None accepts one kind of observation and one of action.
+        names: the dataset's columns.
+        source: the file or dataset, for error messages.
+        task: a published task whose columns are required; None accepts any one kind of observation and of action.
 
     Returns:
-        The columns, in the order they are stored.
+        The columns, in stored order.
 
     Raises:
         DataError: columns are missing, unknown, or of several kinds.
-        UnknownTaskError: no such task.
+        UnknownTaskError: there is no such task.
     """
     given = list(names)
     unknown = [name for name in given if name not in RL_COLUMNS]
     if unknown:
         raise DataError(f"{source}: column {unknown[0]!r}: expected only {', '.join(RL_COLUMNS)}; rename or remove it")
+
     if task is not None:
         if task not in TASKS:
             raise unknown_task(task)
@@ -120,6 +121,7 @@ def check_columns(names: Iterable[str], *, source: str, task: str | None = None)
     else:
         observations = _one_of("observation", OBSERVATION_COLUMNS, given, source)
         expected = (*observations, *_one_of("action", ACTION_COLUMNS, given, source), "rewards")
+
     missing = [name for name in expected if name not in given]
     surplus = [name for name in given if name not in expected]
     if missing or surplus:
@@ -134,9 +136,14 @@ def check_columns(names: Iterable[str], *, source: str, task: str | None = None)
 
 
 def check_belong(names: Iterable[str], task: str, *, source: str) -> None:
-    """Check that no column of a dataset is of another kind than a published task's: actions of another kind, texts.
+    """Check that a dataset has no column of another kind than a published task, such as other actions or texts.
 
-    Columns that may be missing, such as missions in tokenized data, are not asked for here.
+    Columns may be missing here, such as missions in tokenized data.
+
+    Args:
+        names: the dataset's columns.
+        task: a published task.
+        source: the file or dataset, for the error message.
 
     Raises:
         DataError: names the column.
@@ -148,7 +155,11 @@ def check_belong(names: Iterable[str], task: str, *, source: str) -> None:
 
 
 def _one_of(what: str, kinds: Mapping[str, tuple[str, ...]], given: list[str], source: str) -> tuple[str, ...]:
-    """The columns of the one kind of which `given` has any; of two kinds that fit the larger."""
+    """Return the columns of the only kind that `given` has; of two that fit, the one with more columns.
+
+    Raises:
+        DataError: `given` has no kind completely, or columns of two.
+    """
     fitting = [columns for columns in kinds.values() if set(columns) <= set(given)]
     largest = max(fitting, key=len, default=())
     others = [name for columns in kinds.values() for name in columns if name in given and name not in largest]
@@ -167,18 +178,28 @@ def check_episode(
     """Check one row of an RL dataset and return it in the dtypes of `features_dict`.
 
     Args:
-        columns: name -> arrays or nested lists, time first; images as uint8 [steps, 84, 84, 4]; texts as strings.
-        source: the file or dataset, for the message.
-        row: of the source, for the message.
+        columns: name -> array or nested list, time first; images as uint8 [steps, 84, 84, 4]; texts as strings.
+        source: the file or dataset, for error messages.
+        row: number of the row in the source, for error messages.
         task: as in `check_columns`.
 
     Returns:
-        Columns in the order they are stored: float32 [L, X], int64 [L, X] or [L], uint8 [L, 84, 84, 4]; texts as a list
-        of L strings. Arrays that are right already are returned as they are, without a copy.
+        Columns in stored order: float32 [L, X], int64 [L, X] or [L], uint8 [L, 84, 84, 4]; texts as L strings. Arrays
+        of the right dtype are returned without a copy.
 
     Raises:
-        DataError: wrong columns; no steps, or columns that differ in their number; steps that differ in size; NaN or
-            infinity; negative integers; another dtype or shape. It names source, row, column and step.
+        DataError: wrong columns; no steps; columns of different lengths; steps of different sizes; NaN or infinity;
+            negative integers; another dtype or shape. Names source, row, column and step.
+
+    Example:
+        >>> from jat_engine.datasets.schema import check_episode
+        >>> columns = {
+        ...     "continuous_observations": [[0.0, 1.0], [1.0, 0.0]],
+        ...     "continuous_actions": [[0.5], [-0.5]],
+        ...     "rewards": [1, 0],
+        ... }
+        >>> check_episode(columns, source="example")["rewards"]
+        array([1., 0.], dtype=float32)
     """
     where = source if row is None else f"{source}: row {row}"
     names = check_columns(columns, source=where, task=task)
@@ -187,10 +208,12 @@ def check_episode(
         values = columns[name]
         check = _texts if name == "text_observations" else _numbers
         episode[name] = check(values, name, f"{where}: column {name}")
+
     lengths = {name: len(values) for name, values in episode.items()}
     if min(lengths.values()) != max(lengths.values()):
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise DataError(f"{where}: expected the same number of steps in every column, got {listed}")
+
     if task is not None and "discrete_observations" in names and TASKS[task].domain == "babyai":
         size = episode["discrete_observations"].shape[1]
         if size != _BABYAI_SIZE:
@@ -222,6 +245,7 @@ def _numbers(values: Any, name: str, where: str) -> np.ndarray:
         raise DataError(f"{where}: expected {words}, got {type(values).__name__}")
     if len(values) == 0:
         raise DataError(f"{where}: expected at least one step, got none; leave the episode out")
+
     try:
         array = np.asarray(values)
     except ValueError:  # numpy: "inhomogeneous shape"
@@ -231,6 +255,7 @@ def _numbers(values: Any, name: str, where: str) -> np.ndarray:
     _check_dtype(array, dtype, words, where)
     if array.ndim != dimensions or 0 in array.shape:
         raise DataError(f"{where}: expected {words}, got shape {list(array.shape)}")
+
     if name == "image_observations":
         if array.shape[1:] != FRAMES_SHAPE:
             raise DataError(f"{where}: expected {words}, got shape {list(array.shape)}")
@@ -262,7 +287,7 @@ def _check_all(good: np.ndarray, array: np.ndarray, expected: str, where: str) -
 
 
 def _explain(values: Any, dimensions: int, words: str, where: str) -> None:
-    """Raises `DataError` with the first step that keeps `values` from being one array of numbers."""
+    """Raise `DataError` for the first step that keeps `values` from being one array of numbers."""
     first: tuple[int, ...] | None = None
     for step, value in enumerate(values):
         try:

@@ -48,13 +48,12 @@ def list_items(name: str, values: Any, count: int | None) -> list[Any]:
     return items
 
 
-def observation_fields(observation: Any) -> tuple[Any, Any, Any, Any]:
-    """Return the values of a mapping's keys, in the order of `get_next_action`; None where one is missing."""
+def check_observation(observation: Any) -> Mapping[str, Any]:
+    """Return a mapping whose keys are keywords of `get_next_action`; else raise `InputError`."""
     if not isinstance(observation, Mapping) or not observation.keys() <= _KEYS:
         got = sorted(map(str, observation)) if isinstance(observation, Mapping) else type(observation).__name__
         raise InputError(f"observation: expected a mapping with keys of {list(OBSERVATION_KEYS)}, got {got}")
-    continuous, discrete, text, image = map(observation.get, OBSERVATION_KEYS)
-    return continuous, discrete, text, image
+    return observation
 
 
 def check_config(config: JatConfig) -> None:

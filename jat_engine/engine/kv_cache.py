@@ -1,15 +1,14 @@
-"""The paged KV cache: which pages hold which tokens of which session. No kernels, no memory of its own.
+"""The paged KV cache: which pages hold which tokens of which agent. Backends own the memory.
 
-A page holds `page_size` tokens of all layers. A session's tokens lie in the slots of its pages, oldest first; dropping
-the oldest moves the start offset and gives whole pages back. Nothing is ever copied.
-
-Room is promised when a session opens: `Pages` reserves what the session's window can ever need, or raises
-`CacheFullError`. A session that is open never runs out.
+A page holds `page_size` tokens of all layers. An agent has all pages that its window can ever need from the moment it
+is opened, and uses them as a ring: dropping the oldest tokens moves the start offset and turns the ring; nothing is
+copied. An agent that is open never runs out of room.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,14 +17,14 @@ from ..errors import CacheFullError
 
 @dataclass(frozen=True)
 class CacheStats:
-    """Counters of a `PagePool`, in pages.
+    """Counters of the KV cache, in pages.
 
     Attributes:
         total: pages there are.
         used: pages that hold tokens.
         free: pages that hold none.
-        reserved: pages promised to open sessions, used or not.
-        peak: the most that were used at once.
+        reserved: pages of open sessions and batches, used or not.
+        peak: the most that were reserved at once.
         page_size: tokens in a page.
         page_bytes: bytes of a page, all layers.
     """
@@ -40,143 +39,134 @@ class CacheStats:
 
 
 class PagePool:
-    """Pages 0 to `num_pages - 1`, handed out and taken back."""
+    """Pages 0 to `num_pages - 1`, handed out and taken back.
+
+    Attributes:
+        num_pages: how many there are.
+        peak: the most that were handed out at once.
+    """
 
     def __init__(self, num_pages: int, page_size: int, page_bytes: int) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self.page_bytes = page_bytes
+        self.peak = 0
         self._free = list(range(num_pages - 1, -1, -1))
-        self._reserved = 0
-        self._peak = 0
 
     @property
-    def stats(self) -> CacheStats:
-        return CacheStats(
-            total=self.num_pages,
-            used=self.num_pages - len(self._free),
-            free=len(self._free),
-            reserved=self._reserved,
-            peak=self._peak,
-            page_size=self.page_size,
-            page_bytes=self.page_bytes,
-        )
+    def num_reserved(self) -> int:
+        """Pages that are handed out."""
+        return self.num_pages - len(self._free)
 
-    def reserve(self, num_pages: int) -> None:
-        """Promise pages to a session. Raises `CacheFullError`."""
-        left = self.num_pages - self._reserved
-        if num_pages > left:
+    def take(self, num_pages: int) -> list[int]:
+        """Hand out pages.
+
+        Raises:
+            CacheFullError: there are not so many left.
+        """
+        if num_pages > len(self._free):
             raise CacheFullError(
-                f"KV cache: expected room for {num_pages} pages of {self.page_size} tokens, got {left} of "
+                f"KV cache: expected room for {num_pages} pages of {self.page_size} tokens, got {len(self._free)} of "
                 f"{self.num_pages} that are not promised to open sessions; close sessions, give them a smaller "
                 "context_window, or load the engine with a larger max_cached_tokens"
             )
-        self._reserved += num_pages
+        self.peak = max(self.peak, self.num_reserved + num_pages)
+        taken = self._free[: -num_pages - 1 : -1]
+        del self._free[-num_pages:]
+        return taken
 
-    def unreserve(self, num_pages: int) -> None:
-        self._reserved -= num_pages
+    def give(self, pages: list[int]) -> None:
+        """Take pages back; they are handed out first again, while they may be in a processor's caches."""
+        self._free.extend(reversed(pages))
 
-    def take(self) -> int:
-        page = self._free.pop()
-        self._peak = max(self._peak, self.num_pages - len(self._free))
-        return page
 
-    def give(self, page: int) -> None:
-        self._free.append(page)
+class CachedTokens(NamedTuple):
+    """Where an agent's cached tokens lie, or those of N agents that step together.
+
+    Attributes:
+        table: int32 [P], the agent's pages, oldest first, those without tokens last; of N agents [N, P].
+        start_offset: slots of the first page before the oldest token; of N agents int64 [N].
+        num_tokens: tokens that are kept; of N agents int64 [N].
+    """
+
+    table: np.ndarray
+    start_offset: Any
+    num_tokens: Any
+
+
+def keep_newest(cached: CachedTokens, num_tokens: Any, window: int, page_size: int) -> tuple[CachedTokens, Any]:
+    """Return the books after a step; `cached` stays as it is.
+
+    Args:
+        cached: before the step.
+        num_tokens: how many tokens to keep of those cached and just written, oldest first; of N agents int64 [N].
+        window: of these, how many of the newest.
+        page_size: tokens in a page.
+
+    Returns:
+        The books, and whether tokens were dropped at the old end: a bool, or bool [N].
+    """
+    if cached.table.ndim == 1:
+        dropped = max(0, num_tokens - window)
+        whole_pages, offset = divmod(cached.start_offset + dropped, page_size)
+        table = cached.table
+        if whole_pages:
+            table = np.concatenate((table[whole_pages:], table[:whole_pages]))
+        return CachedTokens(table, offset, num_tokens - dropped), dropped > 0
+
+    dropped = np.maximum(num_tokens - window, 0)
+    whole_pages, offset = np.divmod(cached.start_offset + dropped, page_size)
+    table = cached.table
+    moved = np.flatnonzero(whole_pages)
+    if moved.size:
+        order = (np.arange(table.shape[1]) + whole_pages[moved, None]) % table.shape[1]
+        table = table.copy()
+        table[moved] = np.take_along_axis(table[moved], order, axis=1)
+    return CachedTokens(table, offset, num_tokens - dropped), dropped > 0
 
 
 class Pages:
-    """One session's pages.
+    """The pages of one agent, or of N agents that step together.
 
     Attributes:
-        table: int32 [max_pages], the first `num_pages` are this session's, oldest first.
-        start_offset: slots of the first page before the oldest token.
-        num_tokens: tokens that are kept.
+        page_size: tokens in a page.
+        empty: the books of new episodes.
     """
 
-    def __init__(self, pool: PagePool, max_tokens: int) -> None:
-        """Reserve room for `max_tokens`, those of the running step included. Raises `CacheFullError`."""
+    def __init__(self, pool: PagePool, max_tokens: int, num_agents: int | None = None) -> None:
+        """Take the pages.
+
+        Args:
+            max_tokens: the most an agent ever has in the cache, those of the running step included.
+            num_agents: N; None for a single agent, whose books are plain numbers.
+
+        Raises:
+            CacheFullError: there is no room.
+        """
         # The oldest token can lie anywhere in its page.
-        self.max_pages = -(-(max_tokens + pool.page_size - 1) // pool.page_size)
-        pool.reserve(self.max_pages)
+        num_pages = -(-(max_tokens + pool.page_size - 1) // pool.page_size)
+        self._taken = pool.take(num_pages * (num_agents or 1))
         self._pool = pool
-        self.table = np.zeros(self.max_pages, np.int32)
-        self.num_pages = 0
-        self.start_offset = 0
-        self.num_tokens = 0
+        self.page_size = pool.page_size
 
-    def make_room(self, num_tokens: int) -> None:
-        """Have pages for the `num_tokens` that are kept or about to be written."""
-        needed = -(-(self.start_offset + num_tokens) // self._pool.page_size)
-        assert needed <= self.max_pages, f"session of {self.max_pages} pages asks for {needed}"
-        while self.num_pages < needed:
-            self.table[self.num_pages] = self._pool.take()
-            self.num_pages += 1
+        table = np.array(self._taken, np.int32)
+        if num_agents is None:
+            self.empty = CachedTokens(table, 0, 0)
+        else:
+            zeros = np.zeros(num_agents, np.int64)
+            self.empty = CachedTokens(table.reshape(num_agents, num_pages), zeros, zeros)
 
-    def keep(self, num_tokens: int, limit: int) -> bool:
-        """Keep the first `num_tokens`, and of those the newest `limit`. Returns whether any were dropped."""
-        dropped = max(0, num_tokens - limit)
-        self.num_tokens = num_tokens - dropped
-        self.start_offset += dropped
-        whole_pages, self.start_offset = divmod(self.start_offset, self._pool.page_size)
-        if whole_pages:
-            for page in self.table[:whole_pages]:
-                self._pool.give(int(page))
-            self.table[: self.num_pages - whole_pages] = self.table[whole_pages : self.num_pages]
-            self.num_pages -= whole_pages
-        return dropped > 0
+    @property
+    def num_pages(self) -> int:
+        """Pages that are taken."""
+        return len(self._taken)
 
-    def clear(self) -> None:
-        """Give all pages back; the reservation stays."""
-        for page in self.table[: self.num_pages]:
-            self._pool.give(int(page))
-        self.num_pages = self.start_offset = self.num_tokens = 0
+    def num_used(self, start_offset: Any, num_tokens: Any) -> int:
+        """Return how many pages hold an agent's tokens, or the tokens of N agents, int64 [N] each."""
+        pages = -(-np.add(start_offset, num_tokens) // self.page_size)
+        return int(np.where(np.greater(num_tokens, 0), pages, 0).sum())
 
     def close(self) -> None:
-        """Give pages and reservation back."""
-        self.clear()
-        self._pool.unreserve(self.max_pages)
-        self.max_pages = 0
-
-
-class BatchPages:
-    """The pages of many agents that step together, as arrays. Each agent has all it can ever need, used as a ring.
-
-    Attributes:
-        table: int32 [N, max_pages], an agent's pages, oldest first; of the last ones nothing may be in use yet.
-        start_offsets: int64 [N], slots of an agent's first page before the oldest token.
-        num_tokens: int64 [N], tokens that are kept.
-    """
-
-    def __init__(self, pool: PagePool, num_agents: int, max_tokens: int) -> None:
-        """Take room for `max_tokens` an agent, those of the running step included. Raises `CacheFullError`."""
-        self.max_pages = -(-(max_tokens + pool.page_size - 1) // pool.page_size)
-        pool.reserve(num_agents * self.max_pages)
-        self._pool = pool
-        pages = [pool.take() for _ in range(num_agents * self.max_pages)]
-        self.table = np.array(pages, np.int32).reshape(num_agents, self.max_pages)
-        self.start_offsets = np.zeros(num_agents, np.int64)
-        self.num_tokens = np.zeros(num_agents, np.int64)
-
-    def keep(self, num_tokens: np.ndarray, limit: int) -> np.ndarray:
-        """Keep each agent's first `num_tokens` [N], and of those the newest `limit`. Returns which dropped any, [N]."""
-        dropped = np.maximum(num_tokens - limit, 0)
-        self.num_tokens = num_tokens - dropped
-        whole_pages, self.start_offsets = np.divmod(self.start_offsets + dropped, self._pool.page_size)
-        moved = np.flatnonzero(whole_pages)
-        if moved.size:
-            order = (np.arange(self.max_pages) + whole_pages[moved, None]) % self.max_pages
-            self.table[moved] = np.take_along_axis(self.table[moved], order, axis=1)
-        any_dropped: np.ndarray = dropped > 0
-        return any_dropped
-
-    def clear(self, which: np.ndarray) -> None:
-        """Forget the tokens of some agents: bool [N]."""
-        self.num_tokens[which] = self.start_offsets[which] = 0
-
-    def close(self) -> None:
-        """Give everything back."""
-        for page in self.table.ravel():
-            self._pool.give(int(page))
-        self._pool.unreserve(self.table.size)
-        self.table = self.table[:0]
+        """Give all pages back. Closing twice does nothing."""
+        taken, self._taken = self._taken, []
+        self._pool.give(taken)

@@ -1,4 +1,4 @@
-"""Choosing one of several actions from their logits."""
+"""Random numbers for choosing discrete actions, as `torch.multinomial` draws them."""
 
 from __future__ import annotations
 
@@ -7,42 +7,37 @@ import torch
 
 
 class Sampler:
-    """The random part of `torch.multinomial(softmax(logits), 1, generator=generator)`.
+    """Exponential-race form of `torch.multinomial`: argmax(logits - log q) with q ~ Exp(1).
 
-    On a CPU torch draws q from an exponential distribution and takes the largest p / q. That is where `logits - log(q)`
-    is largest, in three operations on memory that is there instead of a dozen on new: after a step's weights have gone
-    through the caches each operation takes tens of microseconds.
+    The draws are those of `torch.multinomial(softmax(logits), 1, generator=generator)` on a CPU. They are made before a
+    step, so that a backend can choose where the logits are.
     """
 
-    def __init__(self, generator: torch.Generator | None) -> None:
-        """generator: None for torch's global one."""
-        self._generator = generator
-        self._is_used = True
-        self._resize(0)
-
-    def draw(self, size: int) -> np.ndarray:
-        """log(q), float32 [size], to be subtracted from logits; valid until the next draw.
-
-        The same again until it has been `used`: a step that is refused leaves the random numbers where they were.
+    def __init__(self, generator: torch.Generator | None, num_agents: int) -> None:
         """
-        if size != self._noise.size:
-            self._resize(size)
-        if self._is_used:
-            self._q.exponential_(generator=self._generator)
-            np.log(self._noise, out=self._noise)
-            self._is_used = False
-        return self._noise
+        Args:
+            generator: None for torch's global one.
+            num_agents: that draw together.
+        """
+        self._generator = generator
+        self._num_agents = num_agents
+        self._drawn: tuple[int, int, np.ndarray] = -1, 0, np.empty((num_agents, 0), np.float32)
 
-    def used(self) -> None:
-        """A step has been taken with what was drawn."""
-        self._is_used = True
+    def draw(self, number: int, size: int) -> np.ndarray:
+        """Return log(q), to be subtracted from logits.
 
-    def _resize(self, size: int) -> None:
-        self._q = torch.empty(size)
-        self._noise = self._q.numpy()  # the same memory
-        self._is_used = True
+        Args:
+            number: of the draw. The same number gives the same again, so a step that is refused leaves the random
+                numbers where they were.
+            size: n, how many choices there are.
 
+        Returns:
+            float32 [N, n].
+        """
+        if self._drawn[:2] != (number, size):
+            # One statement: an exception elsewhere leaves no draw that is forgotten.
+            self._drawn = number, size, np.log(self._exponential(size))
+        return self._drawn[2]
 
-def choose(logits: np.ndarray, noise: np.ndarray | None) -> int:
-    """The most likely of the choices or, with a draw of `Sampler`, a random one. logits: float32 [n], finite."""
-    return int((logits if noise is None else np.subtract(logits, noise, out=noise)).argmax())
+    def _exponential(self, size: int) -> np.ndarray:
+        return torch.empty(self._num_agents, size).exponential_(generator=self._generator).numpy()

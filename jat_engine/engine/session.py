@@ -2,54 +2,43 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from time import perf_counter_ns
+from typing import Any
 
-import numpy as np
-
-from ..errors import SessionError
-from ..observation import ActionSpace, Observation
-from .kv_cache import Pages
-from .sampling import Sampler
-
-if TYPE_CHECKING:
-    from ..backends import Embedding
-    from .engine import JatEngine
-
-
-class LastStep(NamedTuple):
-    """What the next step feeds again: the last observation's embedding, and the action that was chosen.
-
-    `action` is a choice, or float32 [A].
-    """
-
-    observation: Observation
-    embedding: Embedding
-    space: ActionSpace
-    action: Any
+from ..errors import InputError
+from ..observation import ActionSpace, parse_action
+from .arguments import check_flags
+from .step import Episodes, StepRunner
 
 
 class AgentSession:
-    """One agent: its pages of the KV cache, its last step, its window and its random numbers.
+    """One agent: its episode in the KV cache, its window and its random numbers.
 
-    Made by `JatEngine.open_session`. Bad input leaves it as it was. Use it from one thread at a time; sessions of one
-    engine may be used from several.
+    Made by `JatEngine.open_session`; also a context manager that closes it. Bad input leaves it as it was. Use it from
+    one thread at a time; sessions of one engine may be used from several.
+
+    Example:
+        >>> engine = JatEngine.from_pretrained("jat-mini")
+        >>> env = jat_engine.envs.make("mujoco-ant")
+        >>> with engine.open_session(context_window=256) as session:
+        ...     observation, _ = env.reset(seed=0)
+        ...     action = session.get_next_action(**observation, action_space=env.action_space)
     """
 
-    def __init__(self, engine: JatEngine, pages: Pages, limit: int, sampler: Sampler) -> None:
-        self.engine = engine
-        self.pages = pages
-        self.limit = limit
-        self.sampler = sampler
-        self.last: LastStep | None = None
-        self.is_computed = False  # whether s_{t-1}'s keys and values, as the next step needs them, are in the cache
-        self.closed = False
-        self.finalizer: weakref.finalize[..., AgentSession] | None = None
+    def __init__(self, runner: StepRunner, episodes: Episodes) -> None:
+        self.runner = runner
+        self.episodes = episodes
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more steps."""
+        return self.episodes.closed
 
     @property
     def num_cached_tokens(self) -> int:
         """Tokens, two a step, that the next step looks back on."""
-        return self.pages.num_tokens
+        return int(self.episodes.state.cached.num_tokens)
 
     def get_next_action(
         self,
@@ -64,44 +53,76 @@ class AgentSession:
         return_prediction: bool = False,
     ) -> Any:
         """Choose the action for one observation. Arguments, result and errors: see `JatEngine.get_next_action`."""
-        return self.engine.step_one(
-            self,
-            continuous_observation,
-            discrete_observation,
-            text_observation,
-            image_observation,
-            action_space,
-            reward,
-            deterministic,
-            return_prediction,
-        )
+        observation = {
+            "continuous_observation": continuous_observation,
+            "discrete_observation": discrete_observation,
+            "text_observation": text_observation,
+            "image_observation": image_observation,
+        }
+        return self.step(observation, reward, action_space, deterministic, return_prediction)
 
-    def force_action(self, action: Any) -> None:
-        """Let the next step follow on `action` instead of the one that was chosen, so that runs stay comparable.
+    def step(
+        self,
+        observation: Mapping[str, Any],
+        reward: Any,
+        action_space: Any,
+        deterministic: Any,
+        return_prediction: Any,
+        window: int | None = None,
+    ) -> Any:
+        """Take a step: `get_next_action` with the observation's fields as one mapping.
 
         Args:
-            action: a choice, or A numbers, as the last step's action space has them.
+            window: how many of the newest tokens the next step may look back on; None for the session's own.
+        """
+        begin_ns = perf_counter_ns()
+        if type(deterministic) is not bool or type(return_prediction) is not bool:
+            check_flags(deterministic=deterministic, return_prediction=return_prediction)
+        runner = self.runner
+        with runner.lock:
+            request = runner.parse(self.episodes, observation, reward, action_space, deterministic, window)
+            (outcome,) = runner.run([request])
+            if isinstance(outcome, InputError):
+                raise outcome
+            runner.calls.add(begin_ns)
+        return answer(outcome, request.space, return_prediction)
+
+    def force_action(self, action: Any) -> None:
+        """Let the next step follow on `action` instead of the one that was chosen.
+
+        For an expert or a safety layer that overrules the agent: what was really done belongs into its history.
+
+        Args:
+            action: A finite numbers, or one of the n choices, as the last step's action space has them.
 
         Raises:
-            SessionError: before the first step of an episode.
+            InputError: it is not.
+            SessionError: no step has been taken in this episode, or the session is closed.
         """
-        if self.last is None:
-            raise SessionError("force_action: expected a step before it, got a new episode")
-        taken = int(action) if self.last.space.kind == "discrete" else np.asarray(action, np.float32)
-        self.last = self.last._replace(action=taken)
+        with self.runner.lock:
+            self.episodes.force([parse_action(self.episodes.last_step().space, action)])
 
     def reset(self) -> None:
         """Start a new episode. Random numbers go on where they were. Raises `SessionError` on a closed session."""
-        self.engine.reset_session(self)
+        with self.runner.lock:
+            self.episodes.check_open()
+            self.episodes.clear()
 
     def close(self) -> None:
         """Give the session's room in the KV cache back. Closing twice does nothing."""
-        self.engine.close_session(self)
+        with self.runner.lock:
+            self.episodes.close()
 
     def __enter__(self) -> AgentSession:
-        if self.closed:
-            raise SessionError("session: expected an open one, got one that was closed")
+        self.episodes.check_open()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def answer(outcome: tuple[Any, Any], space: ActionSpace, return_prediction: bool) -> Any:
+    """Return a single agent's action, and with `return_prediction` a copy of what it was chosen from."""
+    actions, values = outcome
+    action = actions[0].tolist() if space.kind == "continuous" else int(actions[0])
+    return (action, values[0].copy()) if return_prediction else action

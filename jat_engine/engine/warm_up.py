@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InputError
-from ..observation import OBSERVATION_KEYS
 
 if TYPE_CHECKING:
     from ..envs import Task
@@ -47,16 +46,12 @@ def find_example(observation: dict[str, Any], action_space: Any, task: str | Tas
         return Example(first, env.action_space)
 
 
-def play_batch(batch: AgentBatch, fields: Sequence[Any], action_space: Any) -> None:
-    """Take `STEPS` steps of agents that all see the same.
+def play_batch(batch: AgentBatch, observation: Mapping[str, Any], action_space: Any) -> None:
+    """Take `STEPS` steps of agents that all see the same, without counting them.
 
     Args:
-        fields: values of `OBSERVATION_KEYS`, None where there is none.
+        observation: of one agent, by `OBSERVATION_KEYS`; None counts as absent.
     """
-    rows: dict[str, Any] = {
-        f"{key}s": [value] * batch.num_agents
-        for key, value in zip(OBSERVATION_KEYS, fields, strict=True)
-        if value is not None
-    }
+    rows = {f"{key}s": [value] * batch.num_agents for key, value in observation.items() if value is not None}
     for number in range(STEPS):
-        batch.get_next_actions(**rows, action_space=action_space, deterministic=bool(number % 2))
+        batch.step(rows, None, action_space, bool(number % 2), False, is_counted=False)

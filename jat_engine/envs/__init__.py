@@ -1,6 +1,13 @@
-"""The 157 tasks of the published agent. Importing this needs no simulator; `make` imports the one it is asked for."""
+"""Environments of the 157 published tasks. Importing this package needs no simulator; `make` imports the one it needs.
 
-from .errors import MissingSimulatorError, UnknownTaskError
+Example:
+    >>> from jat_engine.envs import TASKS, make
+    >>> len(TASKS)
+    157
+    >>> env = make("babyai-go-to-obj", seed=0)
+"""
+
+from ..errors import MissingSimulatorError, UnknownTaskError
 from .make import make
 from .tasks import DOMAINS, TASKS, Score, Task, expand_tasks
 

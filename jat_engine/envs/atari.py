@@ -1,6 +1,6 @@
-"""Atari: raw frames in, what the agent was trained on out, in the published order of operations.
+"""Atari environments: raw frames are processed to the agent's observations, in the published order of operations.
 
-Gymnasium's AtariPreprocessing pools and scales in grey, with another grey; its pixels differ.
+Gymnasium's AtariPreprocessing converts to grey first, and by another formula, so its pixels differ.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ _NOOP, _FIRE = 0, 1
 def make(
     task: Task, *, render_mode: str | None = None, clip_reward: bool = True, episodic_life: bool = True
 ) -> gym.Env[Any, Any]:
-    """One of the 57 games: 4 frames a step, no sticky actions.
+    """Build one of the 57 games: 4 raw frames per step, no sticky actions.
 
-    `"episode"` in `info` marks a game's real end; with `episodic_life` a lost life ends an episode without it, and the
-    next `reset()` goes on with the game.
+    `"episode"` in `info` marks the real end of a game.
+
+    Args:
+        task: an Atari task.
+        render_mode: "human", "rgb_array" or None.
+        clip_reward: replace rewards by their sign.
+        episodic_life: end the episode when a life is lost, without `"episode"` in `info`. The next `reset()` without
+            a seed then continues the game.
     """
     import ale_py
-    import cv2  # noqa: F401 (so that it is missed here, not in the first step)
+    import cv2  # noqa: F401 (to fail here if it is missing, not in the first step)
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
     gym.register_envs(ale_py)
@@ -52,7 +58,7 @@ def make(
 
 
 class RandomNoops(gym.Wrapper[Any, Any, Any, Any]):
-    """After a reset, 1 to 30 raw frames without action."""
+    """Wrapper that plays 1 to 30 raw frames without action after a reset."""
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
@@ -64,9 +70,10 @@ class RandomNoops(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class MaxOfLastTwo(gym.Wrapper[Any, Any, Any, Any]):
-    """Repeat the action for 4 raw frames; the pixel-wise maximum of the last two, in RGB; the sum of rewards.
+    """Wrapper that repeats an action for 4 raw frames and returns the pixel-wise maximum of the last two, in RGB.
 
-    When the game ends on the way, frames of the step before are left in the maximum; nobody acts on that observation.
+    Rewards are summed. If the game ends before the fourth frame, the maximum contains a frame of the previous step; the
+    agent does not act on that last observation.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -87,7 +94,7 @@ class MaxOfLastTwo(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class Lives(gym.Wrapper[Any, Any, Any, Any]):
-    """Ends the episode when a life is lost; the reset after that goes on with the game by one step without action."""
+    """Wrapper that ends the episode when a life is lost. The next reset continues the game with a step of no action."""
 
     def __init__(self, env: gym.Env[Any, Any], episodic: bool) -> None:
         super().__init__(env)
@@ -99,27 +106,27 @@ class Lives(gym.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._over = terminated or truncated
         lives = self.unwrapped.ale.lives()  # type: ignore[attr-defined]
-        # At 0 lives some games go on for a few frames and end by themselves.
+        # At 0 lives some games continue for a few frames and then end by themselves.
         if self._episodic and 0 < lives < self._lives:
             terminated = True
         self._lives = lives
         return observation, reward, terminated, truncated, info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        # A seed asks for an episode of its own, whatever state the game is in.
+        # A seed starts a new game in any case, because the episode must depend on the seed alone.
         if self._over or seed is not None or not self._episodic:
             observation, info = self.env.reset(seed=seed, options=options)
             self._over = False
         else:
-            # Should this step end the game (by its limit of frames), the next ends it again, with "episode" in info.
-            # A new game begun here would hide that end, and two games would count as one.
+            # If this step ends the game (by its frame limit), the next step reports the end, with "episode" in info.
+            # Starting a new game here would hide that end, and two games would count as one.
             observation, _, _, _, info = self.env.step(_NOOP)
         self._lives = self.unwrapped.ale.lives()  # type: ignore[attr-defined]
         return observation, info
 
 
 class FireAtReset(gym.Wrapper[Any, Any, Any, Any]):
-    """Games that wait for FIRE: after a reset one step of FIRE, then one of action 2."""
+    """Wrapper for games that wait for FIRE: a reset takes one step of FIRE, then one of action 2."""
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
@@ -133,7 +140,7 @@ class FireAtReset(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class GrayStack(gym.Wrapper[Any, Any, Any, Any]):
-    """RGB frames -> `image_observation`: 84 x 84, scaled in RGB and then made grey, the last 4 as channels."""
+    """Wrapper that returns `image_observation`, uint8 [84, 84, 4]: the last 4 frames, scaled in RGB, then made grey."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)

@@ -1,4 +1,4 @@
-"""BabyAI: the direction and the 7 x 7 x 3 view as 148 integers, the mission as text."""
+"""BabyAI environments: direction and 7 x 7 x 3 view as 148 integers, mission as text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ _logger = logging.getLogger(__name__)
 
 
 def make(task: Task, *, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """One of the 39 tasks."""
+    """Build one of the 39 tasks.
+
+    Args:
+        task: a BabyAI task.
+        render_mode: "human", "rgb_array" or None.
+    """
     import minigrid  # registers its ids
 
     gym.register_envs(minigrid)
@@ -27,8 +32,8 @@ def make(task: Task, *, render_mode: str | None = None) -> gym.Env[Any, Any]:
 
 
 def _log_rejected_missions() -> None:
-    # Minigrid prints every mission that it rejects while it looks for one. Standard output is the program's own, so the
-    # module gets a `print` that logs; swapping sys.stdout during a reset would catch other threads' output.
+    # Minigrid prints every mission that it rejects while it searches for one. Standard output belongs to the program,
+    # so the module gets a `print` that logs. Replacing sys.stdout during a reset would redirect other threads' output.
     from minigrid.envs.babyai.core import roomgrid_level
 
     def log(*values: object) -> None:
@@ -38,7 +43,7 @@ def _log_rejected_missions() -> None:
 
 
 class FlatObservation(gym.ObservationWrapper[Any, Any, Any]):
-    """`discrete_observation`: int64 [148], the direction, then the view row by row; `text_observation`: the mission."""
+    """Wrapper that returns `discrete_observation`, int64 [148] (direction, then view), and `text_observation`."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -58,13 +63,13 @@ class FlatObservation(gym.ObservationWrapper[Any, Any, Any]):
 
 
 class MissionInFrame(gym.Wrapper[Any, Any, Any, Any]):
-    """Rendered frames show the mission at the top, in as many lines as it takes."""
+    """Wrapper that writes the mission at the top of rendered frames."""
 
     def render(self) -> Any:
         frame = super().render()
         if not isinstance(frame, np.ndarray):
-            return frame  # a window, in which Minigrid writes the mission itself
-        # wrappers do not forward attributes, so the mission is asked of the environment itself
+            return frame  # in a window Minigrid writes the mission itself
+        # The mission is an attribute of the environment itself, and wrappers do not forward attributes.
         return _write(frame, self.unwrapped.mission)  # type: ignore[attr-defined]
 
 
@@ -73,6 +78,7 @@ def _write(frame: np.ndarray, text: str) -> np.ndarray:
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=max(10, image.width // 20))
     margin = image.width // 40
+
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -80,6 +86,7 @@ def _write(frame: np.ndarray, text: str) -> np.ndarray:
             lines.append(word)
         else:
             lines[-1] = longer
+
     draw.multiline_text(
         (margin, margin), "\n".join(lines), fill="white", font=font, stroke_width=1, stroke_fill="black"
     )

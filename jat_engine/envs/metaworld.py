@@ -1,8 +1,8 @@
-"""Meta-World: v3 environments as the agent met their v2 versions.
+"""Meta-World environments: v3, changed to behave like the v2 environments of the published agent.
 
-Trained on were episodes of 100 steps, a new goal in every one, the goal left out of the observation (three zeros),
-float32 observations and clipped actions: github.com/qgallouedec/Metaworld, branch gym2.6_register. What v3 and MuJoCo
-changed since is changed back by `metaworld_v2`.
+The agent was trained on episodes of 100 steps with a new goal in each, three zeros in place of the goal in the
+observation, float32 observations and clipped actions: github.com/qgallouedec/Metaworld, branch gym2.6_register.
+`metaworld_v2` reverts the changes that v3 and MuJoCo made since.
 """
 
 from __future__ import annotations
@@ -12,26 +12,32 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from .continuous import VectorAsDict, prefer_headless_rendering
 from .tasks import Task
+from .wrappers import VectorAsDict, prefer_headless_rendering
 
 MAX_EPISODE_STEPS = 100
-CAMERA = "corner2"  # the published frames'; it hangs upside down
+CAMERA = "corner2"  # as in the published frames; its images are upside down
 
 
 def make(task: Task, *, render_mode: str | None = None, width: int = 640, height: int = 480) -> gym.Env[Any, Any]:
-    """One of the 50 tasks."""
+    """Build one of the 50 tasks.
+
+    Args:
+        task: a Meta-World task.
+        render_mode: "human", "rgb_array" or None.
+        width: width of rendered frames, in pixels.
+        height: height of rendered frames, in pixels.
+    """
     prefer_headless_rendering(render_mode)
     env = gym.wrappers.OrderEnforcing(RandomGoal(task.env_id, render_mode, width, height))
     return VectorAsDict(gym.wrappers.TimeLimit(env, MAX_EPISODE_STEPS))
 
 
 class RandomGoal(gym.Env[np.ndarray, np.ndarray]):
-    """A Meta-World environment that draws its goal from `np_random` at every reset, so that seeds reach it.
+    """Meta-World environment that draws its goal from `np_random` at every reset, so that a seed determines it.
 
-    Observation: float32 [39]: hand, gripper and objects [18], the same a step ago [18], and three zeros where
-    Meta-World can show the goal. The published environments leave it hidden, which is the simulator's default.
-    Action: float32 [4], clipped to [-1, 1].
+    Observation: float32 [39]: hand, gripper and objects [18], the same one step ago [18], and three zeros in place of
+    the goal, which the published environments hide (the simulator's default). Action: float32 [4], clipped to [-1, 1].
     """
 
     def __init__(self, env_id: str, render_mode: str | None, width: int, height: int) -> None:
@@ -40,10 +46,10 @@ class RandomGoal(gym.Env[np.ndarray, np.ndarray]):
         from .metaworld_v2 import restore_v2
 
         simulator: Any = ALL_V3_ENVIRONMENTS[env_id]
-        camera = CAMERA if render_mode == "rgb_array" else None  # a window's camera is moved by hand
+        camera = CAMERA if render_mode == "rgb_array" else None  # in a window the user moves the camera
         self._env: Any = simulator(render_mode=render_mode, camera_name=camera, width=width, height=height)
-        self._env._set_task_called = True  # the goal is drawn here, no benchmark hands one out
-        self._env._partially_observable = True  # the goal is not shown
+        self._env._set_task_called = True  # reset() draws the goal; Meta-World expects one from a benchmark
+        self._env._partially_observable = True  # hide the goal
         self._env.seeded_rand_vec = True
         restore_v2(self._env, env_id)
         self.render_mode = render_mode
@@ -61,8 +67,8 @@ class RandomGoal(gym.Env[np.ndarray, np.ndarray]):
         env.np_random = self.np_random
         env._freeze_rand_vec = False
         env.reset_model()  # draws goals until one is far enough from the object
-        # Its reset sets the scene up twice more, now to the same goal. A single time would not do: some tasks read
-        # positions before they follow the new goal, and would find those of the episode before.
+        # reset() sets up the scene twice more, with the same goal. Once is not enough: some tasks read positions before
+        # they apply the new goal, and would read those of the previous episode.
         env._freeze_rand_vec = True
         observation, info = env.reset()
         return observation.astype(np.float32), info

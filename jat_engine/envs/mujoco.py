@@ -1,4 +1,4 @@
-"""MuJoCo: the v4 observation layouts, rewards and ends that the agent was trained on."""
+"""MuJoCo environments, with the v4 observation layouts, rewards and episode ends that the agent was trained on."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from .continuous import VectorAsDict, prefer_headless_rendering
 from .tasks import Task
+from .wrappers import VectorAsDict, prefer_headless_rendering
 
 
 def make(task: Task, *, render_mode: str | None = None, width: int = 480, height: int = 480) -> gym.Env[Any, Any]:
-    """One of the 11 tasks. v4 and v5 differ in layout (Ant 27, Humanoid 376, ...), so ids stay at v4.
+    """Build one of the 11 tasks, in version v4, because v5 changed observation layouts (Ant 27, Humanoid 376, ...).
 
-    Actions are not clipped here: MuJoCo clips the controls, and the reward's control cost is that of the action as
-    given, as published.
+    Actions are not clipped here. MuJoCo clips the controls, and the control cost in the reward is computed from the
+    action before clipping, as published.
+
+    Args:
+        task: a MuJoCo task.
+        render_mode: "human", "rgb_array" or None.
+        width: width of rendered frames, in pixels.
+        height: height of rendered frames, in pixels.
     """
     prefer_headless_rendering(render_mode)
     import mujoco
@@ -26,6 +32,7 @@ def make(task: Task, *, render_mode: str | None = None, width: int = 480, height
     rendering: dict[str, Any] = {"render_mode": render_mode, "width": width, "height": height}
     if task.published_env_id == "Pusher-v4":
         return VectorAsDict(make_pusher(task.env_id, **rendering))
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*The environment .* is out of date")
         env = gym.make(task.env_id, disable_env_checker=True, **rendering)
@@ -35,9 +42,9 @@ def make(task: Task, *, render_mode: str | None = None, width: int = 480, height
 
 
 class UnitQuaternionAtReset(gym.Wrapper[Any, Any, Any, Any]):
-    """The first observation has the torso's orientation, entries 1 to 4, as a unit quaternion.
+    """Wrapper that normalizes the torso's orientation, entries 1 to 4, in the first observation.
 
-    A reset adds noise to it. MuJoCo 2 normalized it in place before it was observed; MuJoCo 3 does so a step later.
+    A reset adds noise to this quaternion. MuJoCo 2 normalized it before the observation; MuJoCo 3 does so a step later.
     """
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:

@@ -1,13 +1,15 @@
-"""`Pusher-v4` on today's MuJoCo.
+"""`Pusher-v4` on MuJoCo 3.
 
-Gymnasium's own refuses MuJoCo 3, where the arm passes through the object that it should push; in `Pusher-v5` it nearly
-does. Here it is `Pusher-v5` with v4's model file, v4's reward, and the contacts of MuJoCo 2:
+Gymnasium's `Pusher-v4` does not run on MuJoCo 3, where the arm passes through the object that it should push; in
+`Pusher-v5` it nearly does. This module changes `Pusher-v5`: it takes v4's model file, v4's reward, and restores the
+contacts of MuJoCo 2:
 
-- `body_invweight0` decides how hard a contact is. MuJoCo 3 computes it for a body on slide joints from the body's mass
-  alone, 1e-8 kg here; MuJoCo 2 counted the joints' armature of 0.04 kg. Contacts became five million times softer.
-- Convex shapes collide by way of libccd, as they did, not by MuJoCo's own routine.
+- `body_invweight0` determines the stiffness of a contact. For a body on slide joints MuJoCo 3 computes it from the mass
+  of the body alone, here 1e-8 kg. MuJoCo 2 also counted the armature of the joints, 0.04 kg. Contacts became five
+  million times softer.
+- Convex shapes collide with libccd, as in MuJoCo 2, not with MuJoCo 3's own routine.
 
-Tests hold a recorded episode of `Pusher-v4` on MuJoCo 2.3.7 in which the object is pushed.
+A test compares with a recorded episode of `Pusher-v4` on MuJoCo 2.3.7 in which the object is pushed.
 """
 
 from __future__ import annotations
@@ -19,11 +21,16 @@ import mujoco
 import numpy as np
 
 _FINGERTIP, _OBJECT, _GOAL = slice(14, 17), slice(17, 20), slice(20, 23)
-"""Positions [3], in metres, within the observation [23]."""
+"""Entries of the observation [23] that hold positions [3], in metres."""
 
 
 def make_pusher(env_id: str, **rendering: Any) -> gym.Env[np.ndarray, np.ndarray]:
-    """Build it from a `Pusher-v5`. Observation: float64 [23]. Action: [7]."""
+    """Build a `Pusher-v4`. Observations are float64 [23], actions [7].
+
+    Args:
+        env_id: "Pusher-v5", which is changed to v4.
+        **rendering: `render_mode`, `width` and `height`.
+    """
     env: gym.Env[np.ndarray, np.ndarray] = gym.make(
         env_id, xml_file="pusher.xml", disable_env_checker=True, **rendering
     )
@@ -32,7 +39,7 @@ def make_pusher(env_id: str, **rendering: Any) -> gym.Env[np.ndarray, np.ndarray
 
 
 def restore_contacts(model: Any) -> None:
-    """Give the `MjModel` of pusher.xml the contacts of MuJoCo 2, in place."""
+    """Restore the contacts of MuJoCo 2 in the `MjModel` of pusher.xml, in place."""
     model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_NATIVECCD)
     body = model.body("object")
     slides = slice(int(body.dofadr[0]), int(body.dofadr[0] + body.dofnum[0]))
@@ -43,7 +50,7 @@ def restore_contacts(model: Any) -> None:
 
 
 class PusherReward(gym.Wrapper[Any, Any, Any, Any]):
-    """v4's reward: of the positions before the step, where v5's is of those after it.
+    """Wrapper with v4's reward, which is computed from the positions before the step; v5 uses those after it.
 
     reward = -|object - goal| - 0.1 |action|^2 - 0.5 |object - fingertip|
     """

@@ -1,6 +1,6 @@
-"""The 157 published tasks, one row each.
+"""Table of the 157 published tasks.
 
-Names, environment ids and returns: arXiv 2402.09844 and its repository, huggingface/jat.
+Names, environment ids and returns come from arXiv 2402.09844 and its repository, huggingface/jat.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from .errors import UnknownTaskError
+from ..errors import UnknownTaskError
 
 Domain = Literal["atari", "babyai", "metaworld", "mujoco"]
 DOMAINS: tuple[Domain, ...] = ("atari", "babyai", "metaworld", "mujoco")
 
 _WINDOWS: dict[str, int] = {"atari": 32, "babyai": 256, "metaworld": 256, "mujoco": 256}
-_OTHER_IDS = {"Pusher-v4": "Pusher-v5"}  # refuses today's mujoco; jat_engine.envs.mujoco makes v5 equal to it
+_OTHER_IDS = {"Pusher-v4": "Pusher-v5"}  # v4 does not run on MuJoCo 3; jat_engine.envs.pusher makes v5 equal to it
 
 
 @dataclass(frozen=True)
 class Score:
-    """Published returns: mean, and standard deviation where it was published."""
+    """Published return: mean and standard deviation; None if the deviation was not published."""
 
     mean: float
     std: float | None
@@ -32,16 +32,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Task:
-    """One published task.
+    """Published task.
 
     Attributes:
-        name: as published, e.g. "metaworld-reach".
+        name: the published name, e.g. "metaworld-reach".
         domain: "atari", "babyai", "metaworld" or "mujoco".
-        env_id: the id it is built from here.
-        published_env_id: the id it was built from when the agent was published.
+        env_id: id of the environment that `make` builds.
+        published_env_id: id of the environment in the published code.
         observation: "image", "discrete+text" or "continuous".
-        context_window: tokens that the published evaluation looks back on.
-        random, expert, human: published returns; human ones exist for Atari only.
+        context_window: number of past tokens that the agent sees in the published evaluation.
+        random, expert, human: published returns of the random policy, the expert and humans. Human returns exist for
+            Atari only.
     """
 
     name: str
@@ -82,14 +83,24 @@ def _env_id(domain: str, published: str) -> str:
 
 
 TASKS: Mapping[str, Task] = MappingProxyType(_read())
-"""Every task by its name, in the published order."""
+"""All tasks by name, in the published order."""
 
 
 def expand_tasks(names: Iterable[str]) -> list[str]:
-    """Task names, domain names and "all" -> task names, each once, in the order given.
+    """Expand domain names and "all" to task names.
+
+    Args:
+        names: names of tasks and domains, and "all".
+
+    Returns:
+        Names of tasks, each once, in the given order.
 
     Raises:
-        UnknownTaskError: names what came and the nearest that exist.
+        UnknownTaskError: a name is unknown; the message suggests similar ones.
+
+    Example:
+        >>> expand_tasks(["atari-pong", "mujoco"])[:2]
+        ['atari-pong', 'mujoco-ant']
     """
     if isinstance(names, str):
         raise UnknownTaskError(f"tasks: expected a list of names, got the string {names!r}")
@@ -105,7 +116,7 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
 
 
 def unknown_task(name: object) -> UnknownTaskError:
-    """The error for a name that is no task's."""
+    """Return the error for an unknown task name, with similar names in its message."""
     near = [x for x in difflib.get_close_matches(str(name), [*TASKS, *DOMAINS], n=3, cutoff=0.5) if x != name]
     hint = f"did you mean {', '.join(near)}?" if near else f"domains are {', '.join(DOMAINS)}"
     return UnknownTaskError(f"task: no task is named {name!r}; {hint} (`jat-engine tasks` lists all)")

@@ -1,4 +1,14 @@
-"""Playing published tasks with an agent, and scoring what comes out."""
+"""Evaluation of agents on the published tasks: episodes, scores, result files and videos.
+
+Example:
+    >>> from jat_engine import JatEngine
+    >>> from jat_engine.envs import TASKS, make
+    >>> from jat_engine.evaluation import normalize, run_episodes
+    >>> task = TASKS["babyai-go-to-obj"]
+    >>> engine, env = JatEngine.from_pretrained("jat-mini"), make(task.name)
+    >>> returns = [episode.return_ for episode in run_episodes(engine, None, env, 10, task=task, seed=0)]
+    >>> scores = normalize(returns, task)
+"""
 
 from .results import Results
 from .rollout import Agent, EpisodeResult, run_episode, run_episodes

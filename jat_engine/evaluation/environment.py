@@ -1,4 +1,4 @@
-"""Environments for the commands that play."""
+"""Environments for evaluation, and checks that they can be built and rendered here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 
 def evaluation_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-    """The environment that published returns were measured in: Atari's rewards are not clipped."""
+    """Build a task's environment as for the published returns: rewards of Atari are not clipped.
+
+    Args:
+        task: the task.
+        render_mode: "human", "rgb_array" or None.
+
+    Raises:
+        MissingSimulatorError: the simulator is not installed.
+    """
     options: dict[str, Any] = {"clip_reward": False} if task.domain == "atari" else {}
     if render_mode is not None:
         options["render_mode"] = render_mode
@@ -23,10 +31,14 @@ def evaluation_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[
 
 
 def missing_simulators(tasks: Iterable[str], render: bool = False) -> dict[str, str]:
-    """Build a task of each domain; domains whose simulator is not installed, each with what to install.
+    """Build one task of each domain, and return the domains whose simulator is not installed.
 
     Args:
-        render: also render a frame, so that a machine that cannot is known before anything is run.
+        tasks: names of tasks.
+        render: also render a frame, to detect a machine that cannot before anything is played.
+
+    Returns:
+        Domain -> message with the command that installs the simulator.
 
     Raises:
         ValueError: frames cannot be rendered here.
@@ -43,14 +55,27 @@ def missing_simulators(tasks: Iterable[str], render: bool = False) -> dict[str, 
 
 
 def require_simulators(tasks: Iterable[str], render: bool = False) -> None:
-    """Raises `MissingSimulatorError` with everything that must be installed, else as `missing_simulators`."""
+    """Check that the simulators of all tasks are installed.
+
+    Args:
+        tasks: names of tasks.
+        render: also check that frames can be rendered.
+
+    Raises:
+        MissingSimulatorError: simulators are missing; the message says how to install all of them.
+        ValueError: frames cannot be rendered here.
+    """
     missing = missing_simulators(tasks, render)
     if missing:
         raise MissingSimulatorError("; ".join(missing.values()))
 
 
 def require_display(task: Task) -> None:
-    """Raises `ValueError` where no window can be opened; GLFW, which MuJoCo uses, would abort the process instead."""
+    """Check that a window can be opened. Without this check GLFW, which MuJoCo uses, would abort the process.
+
+    Raises:
+        ValueError: there is no display.
+    """
     accepted = ["DISPLAY", "WAYLAND_DISPLAY"]
     if task.observation != "continuous":
         accepted.append("SDL_VIDEODRIVER")
@@ -62,7 +87,7 @@ def _check_rendering(env: gymnasium.Env[Any, Any], task: Task) -> None:
     try:
         env.reset(seed=0)
         env.render()
-    except Exception as error:  # graphics libraries raise whatever they like
+    except Exception as error:  # graphics libraries raise many classes
         hint = (
             "; without a display MuJoCo needs EGL or OSMesa (Debian: libegl1, libosmesa6) and MUJOCO_GL=egl or osmesa"
             if task.observation == "continuous"

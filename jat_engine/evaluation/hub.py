@@ -1,4 +1,4 @@
-"""Publishing a checkpoint with its evaluation on the Hugging Face hub."""
+"""Upload of a checkpoint and its evaluation to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -55,12 +55,15 @@ def push_to_hub(
     """Upload weights, processor, model card, `evaluations` and further files in one commit.
 
     Args:
-        evaluations: an `evaluations.json`; the card is made of it.
-        files: uploaded beside it under their own names, such as `results.json` and `replay.mp4`.
-        api: with the token to use; by default that of `hf auth login` or `HF_TOKEN`.
+        model: the model whose weights are uploaded.
+        processor: its processor.
+        repo_id: repository on the hub, "owner/name"; created if it does not exist.
+        evaluations: an `evaluations.json`, from which the model card is written.
+        files: further files, uploaded under their own names, such as `results.json` and `replay.mp4`.
+        api: client with the token to use; by default the token of `hf auth login` or `HF_TOKEN`.
 
     Returns:
-        The repository's address.
+        The address of the repository.
     """
     api = api or HfApi()
     repo = api.create_repo(repo_id=repo_id, repo_type="model", exist_ok=True)
@@ -76,7 +79,12 @@ def push_to_hub(
 
 
 def model_card(repo_id: str, evaluations: Evaluations) -> ModelCard:
-    """The README of a repository: tags, results in the hub's format, and how to use the model."""
+    """Return the README of a repository: tags, results in the hub's format, and an example of use.
+
+    Args:
+        repo_id: repository on the hub, "owner/name".
+        evaluations: task -> returns of its episodes.
+    """
     from ..envs import TASKS
 
     data = ModelCardData(
@@ -87,6 +95,7 @@ def model_card(repo_id: str, evaluations: Evaluations) -> ModelCard:
         model_name=repo_id,
         eval_results=eval_results(evaluations) or None,
     )
+
     rows = []
     for name, returns in evaluations.items():
         scores = normalize(returns, TASKS[name])
@@ -103,10 +112,18 @@ def model_card(repo_id: str, evaluations: Evaluations) -> ModelCard:
 
 
 def eval_results(evaluations: Evaluations) -> list[EvalResult]:
-    """The published metrics: interquartile means per domain, then returns and normalised scores per task."""
+    """Return the metrics that the published agent reports, in the hub's format.
+
+    Args:
+        evaluations: task -> returns of its episodes.
+
+    Returns:
+        Interquartile means per domain, then returns and normalised scores per task.
+    """
     from ..envs import TASKS
 
     results: list[EvalResult] = []
+
     for domain, title in _DOMAIN_NAMES.items():
         names = [name for name in evaluations if TASKS[name].domain == domain]
         for reference in _REFERENCES:
@@ -116,6 +133,7 @@ def eval_results(evaluations: Evaluations) -> list[EvalResult]:
                 value = f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
                 metric = f"iqm_{reference}_normalized_total_reward"
                 results.append(_result(domain, title, metric, value))
+
     for name, returns in evaluations.items():
         title = name.partition("-")[2].replace("-", " ").title()
         results.append(_result(name, title, "total_reward", _plus_minus(returns)))

@@ -1,4 +1,4 @@
-"""Playing with a progress bar: steps of the running task, its episode and return."""
+"""Progress bars for episodes that are played, and redirection of the simulators' output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,20 @@ def play_episodes(
     position: int = 0,
     **options: Any,
 ) -> Iterator[EpisodeResult]:
-    """`run_episodes` with a bar on standard error, if that is a terminal."""
+    """Play episodes as `run_episodes` does, with a progress bar if standard error is a terminal.
+
+    Args:
+        agent: as in `run_episodes`.
+        processor: as in `run_episodes`.
+        env: as in `run_episodes`.
+        num_episodes: as in `run_episodes`.
+        task: the task of `env`.
+        position: line of the bar, if several bars are shown.
+        **options: further options of `run_episodes`.
+
+    Yields:
+        The result of each episode when it ends.
+    """
     with tqdm(desc=task.name, unit="step", disable=None, leave=False, position=position) as bar:
         finished = 0
 
@@ -47,6 +60,6 @@ def play_episodes(
 
 @contextlib.contextmanager
 def simulator_output() -> Iterator[None]:
-    """Standard output is for results; simulators, minigrid for one, print remarks there."""
+    """Redirect standard output to standard error. Simulators such as Minigrid print remarks to it."""
     with contextlib.redirect_stdout(sys.stderr):
         yield

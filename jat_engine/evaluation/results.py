@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk: `evaluations.json`, as published, and `results.json`, which says everything."""
+"""Result files of an evaluation: `evaluations.json` in the published layout, and `results.json` with all details."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ Statistic = dict[str, float]
 
 
 class Results:
-    """Episodes of an evaluation by task, and the two files made of them.
+    """Episodes of an evaluation by task, and the two result files made from them.
 
     Args:
-        folder: where the files go; created with the first `write`.
-        num_episodes: asked for per task; a task with fewer is marked incomplete.
-        arguments: of the command, kept for the record.
-        device: what the model ran on, in words.
+        folder: folder for the files; created at the first `write`.
+        num_episodes: planned episodes per task. A task with fewer is marked incomplete.
+        arguments: arguments of the command, stored in `results.json`.
+        device: description of the device, stored in `results.json`.
+
+    Attributes:
+        complete: set it to True after the last episode.
     """
 
     def __init__(self, folder: str | Path, *, num_episodes: int, arguments: dict[str, Any], device: str) -> None:
@@ -41,28 +44,33 @@ class Results:
 
     @property
     def evaluations_path(self) -> Path:
+        """Path of `evaluations.json`."""
         return self.folder / "evaluations.json"
 
     @property
     def results_path(self) -> Path:
+        """Path of `results.json`."""
         return self.folder / "results.json"
 
     def add(self, task: Task, episode: EpisodeResult) -> None:
+        """Add one finished episode of a task."""
         self._tasks[task.name] = task
         self._episodes.setdefault(task.name, []).append(episode)
 
     def episodes(self, task: str) -> list[EpisodeResult]:
+        """Return the episodes of a task so far."""
         return list(self._episodes.get(task, []))
 
     def evaluations(self) -> dict[str, list[float]]:
-        """The published layout: task -> returns in the order they were played."""
+        """Return the content of `evaluations.json`: task -> returns, in the order of the episodes."""
         return {name: [e.return_ for e in episodes] for name, episodes in self._episodes.items()}
 
     def task(self, name: str) -> dict[str, Any]:
-        """One task's part of `results.json`."""
+        """Return the part of `results.json` about one task: episodes, scores, latencies."""
         task, episodes = self._tasks[name], self._episodes[name]
         returns = np.array([e.return_ for e in episodes])
         latencies_us = np.concatenate([e.latencies_us for e in episodes])
+
         summary: dict[str, Any] = {
             "domain": task.domain,
             "complete": len(episodes) >= self.num_episodes,
@@ -75,18 +83,20 @@ class Results:
             "expert_mean": task.expert.mean if task.expert else None,
             "human_mean": task.human.mean if task.human else None,
         }
+
         for reference in _REFERENCES:
             scores, key = normalize(returns, task, reference), f"{reference}_normalized"
             summary[key] = None if scores is None else _mean_std(scores)
             if scores is None:
                 summary[f"{key}_reason"] = undefined_reason(task, reference)
+
         p50, p99 = np.percentile(latencies_us, [50, 99])
         summary["latency_us"] = {"p50": float(p50), "p99": float(p99)}
         summary["seconds"] = sum(e.seconds for e in episodes)
         return summary
 
     def group(self, domain: str | None = None) -> dict[str, Any]:
-        """Interquartile means of one domain, or of all tasks."""
+        """Return interquartile means over the tasks of a domain, or over all tasks."""
         names = [name for name, task in self._tasks.items() if domain in (None, task.domain)]
         summary: dict[str, Any] = {
             "tasks": len(names),
@@ -106,12 +116,17 @@ class Results:
         return summary
 
     def iqm(self, names: list[str], reference: Reference = "expert") -> Interval | None:
-        """Over the tasks whose normalised score is defined; None if there is none."""
+        """Return the interquartile mean over those tasks whose normalised score is defined; None if there are none.
+
+        Args:
+            names: names of tasks that have episodes.
+            reference: "expert" or "human".
+        """
         scores = [normalize([e.return_ for e in self._episodes[name]], self._tasks[name], reference) for name in names]
         return interquartile_mean(s for s in scores if s is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """`results.json`."""
+        """Return the content of `results.json`."""
         domains = dict.fromkeys(task.domain for task in self._tasks.values())
         return {
             "complete": self.complete,
@@ -125,7 +140,7 @@ class Results:
         }
 
     def write(self) -> None:
-        """Write both files, each as a whole or not at all: a reader never sees half of one."""
+        """Write both files atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.evaluations_path, self.evaluations())
         write_json(self.results_path, self.to_dict(), indent=2)

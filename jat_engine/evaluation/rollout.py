@@ -1,4 +1,4 @@
-"""Playing episodes: one agent, one environment."""
+"""Episodes of one agent in one environment, by the published protocol."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ if TYPE_CHECKING:
 
 
 class Agent(Protocol):
-    """What plays: `JatModel`, or anything with these two methods."""
+    """Interface of an agent, which `JatEngine` and `JatModel` implement."""
 
-    def reset_rl(self) -> None: ...
+    def reset_rl(self) -> None:
+        """Start a new episode."""
+        ...
 
-    def get_next_action(self, *args: Any, **kwargs: Any) -> Any: ...
+    def get_next_action(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the action for one observation. Arguments: see `ModelSession.get_next_action`."""
+        ...
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """One finished episode.
+    """Result of one episode.
 
     Attributes:
-        return_: sum of the rewards the environment gave.
-        length: steps.
-        seconds: wall time, environment included.
-        latencies_us: float64 [length], time of each `get_next_action`.
-        seed: of the environment and of the sampling; None if unseeded.
-        capped: stopped at `max_steps`, before the environment ended it.
+        return_: sum of the environment's rewards.
+        length: number of steps.
+        seconds: wall time, including the environment.
+        latencies_us: float64 [length], duration of each `get_next_action` in microseconds.
+        seed: seed of the environment and of the sampling; None if unseeded.
+        capped: the episode was stopped at `max_steps`, before the environment ended it.
     """
 
     return_: float
@@ -58,27 +62,41 @@ def run_episode(
     on_frame: Callable[[np.ndarray], None] | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> EpisodeResult:
-    """Play one episode with the published protocol.
+    """Play one episode by the published protocol.
 
-    The agent starts anew (`reset_rl`) and has no reward before its first action. Atari: losing a life looks like an
-    end, without `"episode"` in `info`; the environment is then reset and the episode goes on, for the agent too.
-    Predictions reach the environment as they are, also those outside the action space's bounds.
+    The agent is reset (`reset_rl`) and gets no reward before its first action. Actions are passed to the environment
+    unclipped. In Atari a lost life ends an episode of the environment, without `"episode"` in `info`; the environment
+    is then reset, and the agent's episode continues.
 
     Args:
-        agent: `JatModel` or an engine.
-        processor: passed to the agent.
-        env: of `jat_engine.envs.make(task.name)`; for Atari with `clip_reward=False`, or returns are not comparable.
-        seed: seeds the environment and, as sampled actions come from it, torch's global generator. The episode then
-            depends on nothing that ran before. None leaves both as they are.
-        deterministic: the most likely discrete action instead of a sampled one.
-        context_window: tokens the agent looks back on; None takes the task's.
-        max_steps: stop after so many steps.
-        on_frame: called with `env.render()` after each step; the environment needs `render_mode="rgb_array"`.
-        on_step: called with the number of steps and the return so far after each step.
+        agent: a `JatEngine`, a `JatModel`, or another object with the methods of `Agent`.
+        processor: passed to the agent; None for a `JatEngine`.
+        env: environment from `jat_engine.envs.make(task.name)`. Make Atari with `clip_reward=False`, otherwise returns
+            are not comparable with the published ones.
+        task: the task of `env`.
+        seed: seed of the environment and of torch's global generator, from which actions are sampled. The episode then
+            depends on nothing that ran before. With None neither is seeded.
+        deterministic: choose the most likely discrete action instead of sampling one.
+        context_window: number of past tokens that the agent sees; None for the task's own number.
+        max_steps: stop after this number of steps.
+        on_frame: function that is called with `env.render()` after each step. The environment needs
+            `render_mode="rgb_array"`.
+        on_step: function that is called with the number of steps and the return so far, after each step.
+
+    Raises:
+        ValueError: `max_steps` is less than 1, or the environment renders no frames for `on_frame`.
+
+    Example:
+        >>> task = TASKS["babyai-go-to-obj"]
+        >>> engine, env = JatEngine.from_pretrained("jat-mini"), make(task.name)
+        >>> episode = run_episode(engine, None, env, task=task, seed=0, deterministic=True)
+        >>> episode.length == len(episode.latencies_us)
+        True
     """
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps: expected None or at least 1, got {max_steps}")
     window = task.context_window if context_window is None else context_window
+
     began = time.perf_counter()
     if seed is not None:
         torch.manual_seed(seed)
@@ -87,6 +105,7 @@ def run_episode(
     reward: float | None = None
     latencies_us: list[float] = []
     total, done = 0.0, False
+
     while not done and len(latencies_us) != max_steps:
         start = time.perf_counter_ns()
         action = agent.get_next_action(
@@ -98,12 +117,14 @@ def run_episode(
             context_window=window,
         )
         latencies_us.append((time.perf_counter_ns() - start) / 1e3)
+
         if not isinstance(action, int | np.integer):
             action = np.asarray(action, np.float32)
         observation, step_reward, terminated, truncated, info = env.step(action)
         reward = float(step_reward)
         total += reward
         done = terminated or truncated
+
         if done and task.domain == "atari" and "episode" not in info:
             observation, _ = env.reset()  # a life was lost: no seed, or the game would start again
             done = False
@@ -111,6 +132,7 @@ def run_episode(
             on_frame(_frame(env))
         if on_step is not None:
             on_step(len(latencies_us), total)
+
     return EpisodeResult(
         return_=total,
         length=len(latencies_us),
@@ -131,7 +153,29 @@ def run_episodes(
     seed: int | None = None,
     **options: Any,
 ) -> Iterator[EpisodeResult]:
-    """Play `num_episodes`, episode i with seed `seed + i`. `options` are those of `run_episode`."""
+    """Play episodes one after another, episode i with seed `seed + i`.
+
+    Args:
+        agent: as in `run_episode`.
+        processor: as in `run_episode`.
+        env: as in `run_episode`.
+        num_episodes: number of episodes, at least 1.
+        task: the task of `env`.
+        seed: seed of the first episode; None for no seeds.
+        **options: further options of `run_episode`.
+
+    Yields:
+        The result of each episode when it ends.
+
+    Raises:
+        ValueError: `num_episodes` is less than 1.
+
+    Example:
+        >>> task = TASKS["babyai-go-to-obj"]
+        >>> engine, env = JatEngine.from_pretrained("jat-mini"), make(task.name)
+        >>> [episode.seed for episode in run_episodes(engine, None, env, 3, task=task, seed=5)]
+        [5, 6, 7]
+    """
     if num_episodes < 1:
         raise ValueError(f"num_episodes: expected at least 1, got {num_episodes}")
     for i in range(num_episodes):

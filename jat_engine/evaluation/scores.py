@@ -1,6 +1,7 @@
-"""From returns to scores: normalised by published returns, summed up as interquartile means.
+"""Scores of an evaluation: returns normalised by published returns, and their interquartile means (IQM).
 
-A normalised score is `(return - random) / (reference - random)`: 0 plays like the random policy, 1 like the reference.
+A normalised score is `(return - random) / (reference - random)`: 0 is the mean return of the random policy, 1 that of
+the reference.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ if TYPE_CHECKING:
 Reference = Literal["expert", "human"]
 
 _CHUNK = 4_000_000
-"""Scores held at once while resampling (32 MB)."""
+"""Largest number of scores in memory at once while resampling (32 MB)."""
 
 
 def undefined_reason(task: Task, reference: Reference = "expert") -> str | None:
-    """Why normalised scores of `task` do not exist; None if they do."""
+    """Return the reason why normalised scores of a task are undefined, or None if they are defined.
+
+    Args:
+        task: the task.
+        reference: "expert" or "human".
+
+    Raises:
+        ValueError: there is no such reference.
+    """
     if reference not in ("expert", "human"):
         raise ValueError(f"reference: expected 'expert' or 'human', got {reference!r}")
     score = task.expert if reference == "expert" else task.human
@@ -36,7 +45,24 @@ def undefined_reason(task: Task, reference: Reference = "expert") -> str | None:
 
 
 def normalize(returns: Sequence[float] | np.ndarray, task: Task, reference: Reference = "expert") -> np.ndarray | None:
-    """Normalised scores of `returns`, float64 of the same length; None where they are undefined."""
+    """Return (return - random) / (reference - random) for each return, or None if it is undefined for the task.
+
+    Args:
+        returns: returns of episodes, [N].
+        task: the task; its published returns are used.
+        reference: "expert" or "human".
+
+    Returns:
+        float64 [N].
+
+    Raises:
+        ValueError: there is no such reference.
+
+    Example:
+        >>> task = TASKS["atari-pong"]
+        >>> normalize([task.random.mean, task.expert.mean], task)
+        array([0., 1.])
+    """
     if undefined_reason(task, reference) is not None:
         return None
     score = task.expert if reference == "expert" else task.human
@@ -47,7 +73,7 @@ def normalize(returns: Sequence[float] | np.ndarray, task: Task, reference: Refe
 
 @dataclass(frozen=True)
 class Interval:
-    """An interquartile mean and its 95 % interval."""
+    """Interquartile mean with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -55,21 +81,23 @@ class Interval:
 
 
 def interquartile_mean(scores: Iterable[np.ndarray], *, resamples: int = 2000, seed: int = 0) -> Interval | None:
-    """Mean of the middle half of all scores, with a stratified bootstrap interval (percentiles 2.5 and 97.5).
+    """Return the mean of the middle half of all scores, with a stratified bootstrap interval.
 
     Args:
-        scores: normalised scores, one array per task. Each task is resampled by itself, with replacement; tasks may
-            differ in their number of episodes.
-        resamples: bootstrap repetitions.
-        seed: of the resampling.
+        scores: normalised scores, one array per task. Each task is resampled separately, with replacement; tasks may
+            have different numbers of episodes.
+        resamples: number of bootstrap repetitions.
+        seed: seed of the resampling.
 
     Returns:
-        None without any score. With one episode a task the interval has no width: there is nothing to resample.
+        The mean, and percentiles 2.5 and 97.5 of the resampled means; None if there are no scores. With one episode
+        per task the interval has no width, since there is nothing to resample.
     """
     tasks = [np.asarray(task, np.float64) for task in scores]
     tasks = [task for task in tasks if task.size]
     if not tasks:
         return None
+
     rng = np.random.default_rng(seed)
     total = sum(task.size for task in tasks)
     estimates: list[float] = []

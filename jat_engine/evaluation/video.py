@@ -1,4 +1,4 @@
-"""Videos of episodes: H.264 in mp4, one per task, and all tasks in a grid. Frames are encoded as they come."""
+"""Videos of episodes, H.264 in mp4: one per task, and a grid of all tasks. Frames are encoded one by one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 
 GRID_WIDTH = 1920
-"""Pixels, as published."""
+"""Largest width of a grid in pixels, as published."""
 
 MAX_CELL = 480
-"""Pixels; without it a grid of one Atari game would blow 160 pixels up to 1920."""
+"""Largest width and height of a video in a grid, in pixels, so that a small frame is not scaled up to 1920."""
 
 
 class MissingVideoError(ImportError):
-    """imageio-ffmpeg, which brings the encoder, is not installed."""
+    """Missing package imageio-ffmpeg, which contains the encoder."""
 
 
 def ffmpeg() -> Any:
-    """The module imageio_ffmpeg. Call it before the first episode, so that its lack is known then.
+    """Import and return the module imageio_ffmpeg. Call it early to fail before the first episode is played.
 
     Raises:
-        MissingVideoError: says how to install it.
+        MissingVideoError: it is not installed; the message says how to install it.
     """
     try:
         import imageio_ffmpeg
@@ -38,7 +38,18 @@ def ffmpeg() -> Any:
 
 
 class VideoWriter:
-    """Writes frames to an mp4. The file is complete once the writer is closed.
+    """Writer of frames to an mp4 file. The file is complete after `close`, or at the end of a `with` block.
+
+    Args:
+        path: file to write. Its folder is created if needed.
+        fps: frames per second.
+
+    Attributes:
+        num_frames: number of frames so far.
+
+    Raises:
+        MissingVideoError: imageio-ffmpeg is not installed.
+        ValueError: `fps` is not positive.
 
     Example:
         >>> with VideoWriter("pong.mp4", fps=30) as video:
@@ -56,7 +67,14 @@ class VideoWriter:
         self._encoder: Any = None
 
     def append(self, frame: np.ndarray) -> None:
-        """Add a frame, uint8 [height, width, 3]; all of one size. The first one opens the file."""
+        """Add a frame. The first one opens the file.
+
+        Args:
+            frame: uint8 [height, width, 3], the same shape for all frames.
+
+        Raises:
+            ValueError: wrong shape or dtype.
+        """
         if self._encoder is None:
             self._open(frame)
         if frame.shape != self._shape or frame.dtype != np.uint8:
@@ -68,6 +86,7 @@ class VideoWriter:
         self.num_frames += 1
 
     def close(self) -> None:
+        """Finish the file. Calling it again has no effect."""
         if self._encoder is not None:
             self._encoder.close()
             self._encoder = None
@@ -98,7 +117,7 @@ class VideoWriter:
 
 
 def read_video(path: str | Path) -> Iterator[np.ndarray]:
-    """The frames of a video, uint8 [height, width, 3]."""
+    """Yield the frames of a video, uint8 [height, width, 3]."""
     reader = ffmpeg().read_frames(str(path))
     try:
         width, height = next(reader)["size"]
@@ -109,13 +128,21 @@ def read_video(path: str | Path) -> Iterator[np.ndarray]:
 
 
 def write_grid(videos: Sequence[str | Path], output: str | Path, *, fps: int = 30, max_seconds: float = 180.0) -> Path:
-    """Put videos side by side: each at its own speed, short ones repeated, as long as the longest of them.
+    """Combine videos to a grid that is as long as the longest of them. Shorter ones are repeated.
 
     Args:
-        videos: mp4 files, row by row; the grid has `ceil(sqrt(n))` columns.
-        output: mp4 to write, at most `GRID_WIDTH` pixels wide. Frames keep their proportions.
-        fps: of the output.
-        max_seconds: cut after this.
+        videos: mp4 files, row by row. The grid has `ceil(sqrt(n))` columns.
+        output: mp4 file to write, at most `GRID_WIDTH` pixels wide. Videos keep their proportions and their speed.
+        fps: frames per second of the output.
+        max_seconds: longest duration of the output, in seconds.
+
+    Returns:
+        The path of the output.
+
+    Raises:
+        MissingVideoError: imageio-ffmpeg is not installed.
+        ValueError: there are no videos, or one has no frames.
+        RuntimeError: ffmpeg failed.
     """
     if not videos:
         raise ValueError("videos: expected at least one, got none")
@@ -138,9 +165,11 @@ def write_grid(videos: Sequence[str | Path], output: str | Path, *, fps: int = 3
         inputs = "".join(f"[v{i}]" for i in range(len(videos)))
         filters.append(f"{inputs}xstack=inputs={len(videos)}:layout={'|'.join(places)}:fill=black[grid]")
         final = "grid"
+
     command += ["-filter_complex", ";".join(filters), "-map", f"[{final}]"]
     command += ["-frames:v", str(math.ceil(seconds * fps)), "-c:v", "libx264", "-preset", "veryfast"]
     command += ["-pix_fmt", "yuv420p", "-movflags", "+faststart", str(output)]
+
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:

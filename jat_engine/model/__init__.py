@@ -1,1 +1,1 @@
-"""`JatModel` in plain PyTorch: the published computation, for training, text and as the reference of engines."""
+"""`JatModel` in plain PyTorch: the published computation. It trains, writes text and is the reference for engines."""

@@ -1,4 +1,7 @@
-"""The two losses of the RL tasks. Masks are 1 at valid steps; both are computed in float32."""
+"""Losses of the RL tasks, computed in float32. Masks are 1 at valid steps.
+
+Letters in shapes: B batch, L steps.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ from torch.nn import functional as F
 
 
 def mse_loss(predicted: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
-    """Squared error, averaged over features, times mask and weight, over the number of valid steps.
+    """Return sum(mask * weight * squared error) / number of valid steps; squared errors are means over features.
 
     Args:
-        predicted, target: [B, L, ...], same shape.
-        mask: [B, L] or None for all valid.
-        weight: [B, L] or None for ones.
+        predicted: [B, L, ...].
+        target: same shape as `predicted`.
+        mask: [B, L], or None if all steps are valid.
+        weight: [B, L], or None for ones.
 
     Returns:
         Scalar, float32.
@@ -23,19 +27,21 @@ def mse_loss(predicted: Tensor, target: Tensor, mask: Tensor | None, weight: Ten
         loss = loss * mask
     if weight is not None:
         loss = loss * weight
-    # Sequences of a single step have no next observation: no loss, rather than 0 / 0.
+
+    # Sequences of a single step have no next observation: the loss is 0 then, not 0 / 0.
     return loss.sum() / (mask.sum().clamp(min=1) if mask is not None else max(loss.numel(), 1))
 
 
 def cross_entropy_loss(logits: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
-    """Mean cross entropy over the valid steps, times the mean of their weights (published: the weights do not
-    scale each step's own term).
+    """Return the mean cross entropy over the valid steps, times the mean of their weights.
+
+    As in the published model, a weight does not scale the term of its own step.
 
     Args:
         logits: [B, L, num_classes].
         target: [B, L], int64.
-        mask: [B, L] or None for all valid.
-        weight: [B, L] or None for ones.
+        mask: [B, L], or None if all steps are valid.
+        weight: [B, L], or None for ones.
 
     Returns:
         Scalar, float32.

@@ -1,7 +1,11 @@
-"""`JatModel`: the reference model and the one that is trained, in plain PyTorch.
+"""`JatModel`, the model in plain PyTorch. It is trained, and it is the reference for engines.
 
-A time step is two tokens, observation then action; the hidden state at an observation predicts the action, the one at
-an action predicts the next observation. Inputs, outputs and losses are those of the published model (arXiv 2402.09844).
+A time step is two tokens: observation, then action. The hidden state at an observation predicts the action, and the one
+at an action predicts the next observation. Inputs, outputs and losses are those of the published model
+(arXiv 2402.09844).
+
+Letters in shapes: B batch, L time steps, S text tokens, T all tokens (text and image patches), H hidden size,
+X size of an observation, A size of an action.
 """
 
 from __future__ import annotations
@@ -29,20 +33,20 @@ from .transformer import JatTransformer, KeyValueStore
 
 @dataclass
 class JatOutput(ModelOutput):
-    """Output of `JatModel.forward`; fields that do not apply are None.
+    """Output of `JatModel.forward`. Fields that do not apply are None.
 
-    The cache goes by two names, as attributes and as keys: transformers calls it `cache` since 5.24 and
-    `past_key_values` before, and its `generate` asks for the one it knows.
+    The cache has two names, both as attribute and as key: transformers calls it `cache` since version 5.24 and
+    `past_key_values` before, and its `generate` uses the name of its version.
 
     Attributes:
         loss: scalar. RL: `observation_loss_coef * observation_loss + action_loss_coef * action_loss`.
-            Text: cross entropy of the next token, on text positions.
-        observation_loss, action_loss: scalars, RL only.
-        pred_observations: [B, L, X] or [B, L, 4, 84, 84], observations of steps 1..L; None for discrete ones.
+            Text: cross entropy of the next token, at text positions.
+        observation_loss, action_loss: scalars; RL only.
+        pred_observations: [B, L, X] or [B, L, 4, 84, 84], the observations of steps 1..L; None for discrete ones.
         pred_actions: [B, L, A] values, or [B, L, vocab_size] logits, of steps 0..L-1.
-        logits: [B, T, vocab_size], text only; T counts the image's patches too.
-        cache, past_key_values: transformers `Cache`, with `use_cache`.
-        hidden_states, attentions: tuples over layers, if asked for.
+        logits: [B, T, vocab_size]; text only.
+        cache, past_key_values: transformers `Cache`; only with `use_cache`.
+        hidden_states, attentions: tuples with one tensor per layer; only on request.
     """
 
     loss: Tensor | None = None
@@ -57,6 +61,7 @@ class JatOutput(ModelOutput):
 
     @property
     def past_key_values(self) -> Cache | None:
+        """Older name of `cache`."""
         return self.cache
 
     @past_key_values.setter
@@ -73,6 +78,7 @@ class JatOutput(ModelOutput):
         return bool(super().__contains__(_cache_key(key)))
 
     def get(self, key: Any, default: Any = None) -> Any:
+        """Return the field of this name, `default` if it is None."""
         return super().get(_cache_key(key), default)
 
 
@@ -81,17 +87,23 @@ def _cache_key(key: Any) -> Any:
 
 
 class JatModel(PreTrainedModel, GenerationMixin):
-    """The JAT agent. `forward` trains it, `get_next_action` acts with it, `generate` writes text with it.
+    """JAT agent: `forward` computes losses, `get_next_action` acts, `generate` writes text.
 
-    Attention is the model's own: `attn_implementation="eager"` and "sdpa" are accepted and change nothing.
-    `transformer.plain_attention` takes the published computation in training too.
+    The model has its own attention: `attn_implementation="eager"` and "sdpa" are accepted and change nothing. With
+    `transformer.plain_attention = True`, training uses the published computation of attention, too.
+
+    Example:
+        >>> model, processor = JatModel.from_pretrained("jat-mini"), JatProcessor.from_pretrained("jat-mini")
+        >>> model.reset_rl()
+        >>> observation, _ = env.reset()
+        >>> action = model.get_next_action(processor, **observation, action_space=env.action_space)
     """
 
     config_class = JatConfig
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
 
-    # Class attributes that `PreTrainedModel` reads: all of them are here, and a test holds that it still has them.
+    # Class attributes that `PreTrainedModel` reads. They are all here; a test checks that it still has them.
     _no_split_modules = ["JatBlock"]  # noqa: RUF012 (declared without ClassVar there)
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
@@ -118,18 +130,31 @@ class JatModel(PreTrainedModel, GenerationMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
     ) -> Any:
-        """Load a checkpoint folder, a hub repository, or "jat-mini". Takes transformers' arguments (`dtype`,
-        `device_map`, `revision`, `cache_dir`, `token`, `subfolder`, `variant`, ...).
+        """Load the model of a checkpoint.
 
-        Only safetensors are read, and every parameter must be there, have the configured shape and be finite.
-        `trust_remote_code` is accepted and ignored: code in a checkpoint is never run.
+        Only safetensors files are read. Every parameter must be present, have the configured shape and be finite.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a repository id on the hub, or "jat-mini".
+            *model_args: passed on to transformers.
+            config: a `JatConfig`, or the path of one, to use instead of the checkpoint's.
+            **kwargs: transformers' options (`dtype`, `device_map`, `revision`, `cache_dir`, `token`, `subfolder`,
+                `variant`, ...) and fields of the configuration to replace. `trust_remote_code` is accepted and
+                ignored: code in a checkpoint is never run.
+
+        Returns:
+            The `JatModel`, in eval mode. With `output_loading_info=True` also transformers' loading information.
 
         Raises:
-            CheckpointError: names the file and the parameter.
+            CheckpointError: a file is missing or wrong; the message names the file and the parameter.
+
+        Example:
+            >>> model = JatModel.from_pretrained("jat-mini", dtype=torch.float32)
         """
         kwargs.pop("trust_remote_code", None)  # also keeps `custom_generate` code of a repository from being loaded
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
+
         source = resolve(pretrained_model_name_or_path)
         hub, variant = take_hub_options(kwargs), kwargs.pop("variant", None)
         if kwargs.pop("use_safetensors", None) is False:
@@ -138,6 +163,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
         for name in ("dtype", "torch_dtype"):
             if kwargs.get(name) == "auto":  # the type of the file, as without the option
                 del kwargs[name]
+
         if config is not None and not isinstance(config, JatConfig | str | os.PathLike):
             raise CheckpointError(f"config: expected a JatConfig or a path, got {type(config).__name__}")
         if not isinstance(config, JatConfig):
@@ -147,6 +173,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
         loaded = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.config.name_or_path = str(pretrained_model_name_or_path)
+
         generation_config = find_file(source, "generation_config.json", hub)
         if generation_config is not None:
             try:
@@ -158,17 +185,26 @@ class JatModel(PreTrainedModel, GenerationMixin):
     # ---- embeddings ----------------------------------------------------------------------------------------------
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """Return the embedding of tokens and of discrete actions and observations."""
+        """Return the embedding of tokens, discrete actions and discrete observations."""
         return self.transformer.wte
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embedding; `single_discrete_decoder` is a matrix of its own and stays."""
+        """Replace the embedding. `single_discrete_decoder` is a separate matrix and stays."""
         self.transformer.wte = cast(nn.Embedding, value)
 
     def embed_text(
         self, input_ids: Tensor | None, pixel_values: Tensor | None, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Image patches, then text tokens: [B, T, H], and the mask over both (None stays None)."""
+        """Embed image patches, then text tokens.
+
+        Args:
+            input_ids: [B, S], int64; None if there is no text.
+            pixel_values: [B, 3, image_size, image_size]; None if there is no image.
+            attention_mask: [B, S], 1 at valid tokens; None if all are valid.
+
+        Returns:
+            Embeddings [B, T, H], and the mask [B, T] over patches and text, or None if `attention_mask` is None.
+        """
         embeds = []
         if pixel_values is not None:
             embeds.append(self.vit_encoder(pixel_values.to(self.dtype)))
@@ -187,10 +223,20 @@ class JatModel(PreTrainedModel, GenerationMixin):
         discrete_actions: Tensor | None,
         rewards: Tensor | None,
     ) -> Tensor:
-        """Interleave embeddings of observations and actions: [B, 2 L, H]."""
+        """Embed observations and actions and interleave them: observation, action, observation, ...
+
+        Arguments are as in `forward`.
+
+        Returns:
+            [B, 2 * L, H].
+
+        Raises:
+            ValueError: rewards, observations or actions are missing, or too wide.
+        """
         if rewards is None:
             raise ValueError("rewards: expected a tensor [batch, steps] with the observations, got None")
         reward = rewards.to(self.dtype).unsqueeze(-1)  # [B, L, 1]
+
         if continuous_observations is not None:
             values = torch.cat((continuous_observations.to(self.dtype), reward), dim=-1)
             observations = self.continuous_encoder(cyclic_expand(values, self.config.max_continuous_size))
@@ -203,6 +249,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 "observations: expected one of continuous_observations, discrete_observations, image_observations"
             )
+
         if continuous_actions is not None:
             values = cyclic_expand(continuous_actions.to(self.dtype), self.config.max_continuous_size)
             actions = self.continuous_encoder(values)
@@ -238,27 +285,39 @@ class JatModel(PreTrainedModel, GenerationMixin):
         loss_only: bool = False,
         cache: KeyValueStore | None = None,
     ) -> JatOutput | tuple[Any, ...]:
-        """Text (`input_ids` and / or `pixel_values`) or RL sequences (observations, actions, rewards).
+        """Run the model on text (`input_ids`, `pixel_values`) or on RL sequences (observations, actions, rewards).
 
         Args:
             input_ids: [B, S], int64.
-            pixel_values: [B, 3, image_size, image_size], normalised as `JatProcessor` does.
+            pixel_values: [B, 3, image_size, image_size], normalised as by `JatProcessor`.
             continuous_observations: [B, L, X], X < max_continuous_size.
             discrete_observations: [B, L, max_discrete_value], int64.
             image_observations: [B, L, 4, 84, 84], in [-1, 1].
             continuous_actions: [B, L, A], A <= max_continuous_size.
             discrete_actions: [B, L], int64.
             rewards: [B, L]; required with observations.
-            attention_mask: [B, L] over steps, or [B, S] over text tokens; 1 is valid.
-            loss_weight: [B, L].
-            action_inputs: of the actions' shape and kind, embedded in their place; the loss stays that of the actions.
-            loss_only: for training: what is masked is at the end, and only losses are wanted. Predictions are None,
-                and are computed where a loss needs them; the losses are the same.
-            cache: keys and values of earlier tokens; the new ones are appended. `past_key_values` is its older name.
-            use_cache: start a cache if none is given. By default `config.use_cache`, but not in training.
+            past_key_values: older name of `cache`.
+            attention_mask: [B, L] over steps, or [B, S] over text tokens; 1 at valid ones.
+            token_type_ids: [B, T], int64; their embeddings are added to the inputs.
+            position_ids: [1 or B, T], int64; by default the positions after the cached tokens.
+            return_loss: also compute the losses.
+            use_cache: return a cache, a new one if none is given. By default `config.use_cache`; False in training.
+            output_attentions: also return the attention weights of each layer.
+            output_hidden_states: also return the hidden states of each layer.
+            return_dict: return a `JatOutput` rather than a tuple. By default `config.return_dict`.
+            loss_weight: [B, L], weights of the steps in the losses.
+            action_inputs: same shape and type as the actions; embedded instead of them. Losses still compare with the
+                actions.
+            loss_only: compute losses only, and decode only what they need; for training. Expects masked steps at the
+                end of each sequence. The losses are the same, and predictions are None.
+            cache: keys and values of earlier tokens. Those of the new tokens are appended.
+
+        Returns:
+            A `JatOutput`, or a tuple of its fields that are not None.
 
         Raises:
-            ValueError: missing inputs, wrong sizes, or more tokens than `max_position_embeddings`.
+            ValueError: an input is missing or has a wrong size, or there are more tokens than
+                `max_position_embeddings`.
         """
         is_text = input_ids is not None or pixel_values is not None
         if is_text:
@@ -273,6 +332,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
                 rewards,
             )
             token_mask = attention_mask.repeat_interleave(2, dim=1) if attention_mask is not None else None
+
         if token_type_ids is not None:
             inputs_embeds = inputs_embeds + self.transformer.wte(token_type_ids)
         cache = self._choose_cache(cache, past_key_values, use_cache, loss_only)
@@ -289,6 +349,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
             ),
         )
         hidden = outputs.last_hidden_state
+
         if is_text:
             result = self._text_output(hidden, input_ids, token_mask, return_loss, loss_only)
         elif loss_only:
@@ -314,6 +375,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
                 return_loss,
                 loss_weight,
             )
+
         result.cache = cast(Cache, cache)
         result.hidden_states = outputs.hidden_states
         result.attentions = outputs.attentions
@@ -328,7 +390,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
         use_cache: bool | None,
         loss_only: bool,
     ) -> KeyValueStore | None:
-        """Return the given cache, a new one, or None, as the arguments of `forward` ask for."""
+        """Return the cache to use according to the arguments of `forward`: the given one, a new one, or None."""
         if cache is not None and past_key_values is not None and cache is not past_key_values:
             raise ValueError("cache: expected one cache, got another one as past_key_values; pass one of the two")
         cache = past_key_values if cache is None else cache
@@ -357,12 +419,13 @@ class JatModel(PreTrainedModel, GenerationMixin):
         return_loss: bool,
         loss_only: bool,
     ) -> JatOutput:
-        if loss_only and input_ids is not None:  # of the positions before a token that counts
+        if loss_only and input_ids is not None:  # decode only the positions whose next token is valid
             num_text = input_ids.shape[1]
             valid = torch.ones_like(input_ids) if token_mask is None else token_mask[:, -num_text:]
             before = valid[:, 1:].bool()
             logits = self.single_discrete_decoder(hidden[:, -num_text:-1][before].unsqueeze(0))
             return JatOutput(loss=cross_entropy_loss(logits, input_ids[:, 1:][before].unsqueeze(0), None, None))
+
         logits = self.single_discrete_decoder(hidden)
         loss = None
         if return_loss:
@@ -391,7 +454,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
         size = self.config.max_continuous_size
         loss = observation_loss = action_loss = pred_observations = pred_actions = None
 
-        # Observations: step t's action position predicts step t + 1. Discrete ones are not predicted (published).
+        # Observations: the token of action t predicts observation t + 1. Discrete ones are not predicted (published).
         target = None
         if self.config.observation_loss_coef != 0:
             if continuous_observations is not None:
@@ -402,6 +465,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
             elif image_observations is not None:
                 target = image_observations
                 predicted = pred_observations = self.image_decoder(at_action)
+
         if return_loss:
             observation_loss = hidden.new_zeros((), dtype=torch.float32)
             if target is not None:
@@ -409,7 +473,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
                 next_weight = loss_weight[:, 1:] if loss_weight is not None else None
                 observation_loss = mse_loss(predicted[:, :-1], target[:, 1:], next_mask, next_weight)
 
-        # Actions
+        # Actions: the token of observation t predicts action t.
         if continuous_actions is not None:
             predicted = self.continuous_decoder(at_observation)
             pred_actions = predicted[..., : continuous_actions.shape[-1]]
@@ -443,7 +507,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
         mask: Tensor | None,
         loss_weight: Tensor | None,
     ) -> JatOutput:
-        """The losses of `_rl_output`; images and logits are decoded at valid steps only."""
+        """Return the losses of `_rl_output` without its predictions. Only valid steps are decoded."""
         at_observation, at_action = hidden[:, ::2], hidden[:, 1::2]
         size = self.config.max_continuous_size
         valid = mask.bool() if mask is not None else torch.ones_like(at_action[..., 0], dtype=torch.bool)  # [B, L]
@@ -465,6 +529,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
                 target = select(image_observations[:, 1:], next_valid)
                 assert target is not None
                 observation_loss = mse_loss(predicted, target, None, select(next_weight, next_valid))
+
         if continuous_actions is not None:
             target = cyclic_expand(continuous_actions, size)
             action_loss = mse_loss(self.continuous_decoder(at_observation), target, valid, loss_weight)
@@ -473,6 +538,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
             logits = self.single_discrete_decoder(select(at_observation, valid))
             target = discrete_actions[valid].unsqueeze(0)
             action_loss = cross_entropy_loss(logits, target, None, select(loss_weight, valid))
+
         loss = self.config.observation_loss_coef * observation_loss + self.config.action_loss_coef * action_loss
         return JatOutput(loss=loss, observation_loss=observation_loss, action_loss=action_loss)
 
@@ -490,19 +556,24 @@ class JatModel(PreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Select the inputs of the next forward pass: the tokens that are not cached yet, and the image with the first.
+        """Return the inputs of the next forward pass: the tokens that are not cached yet, and at first the image.
+
+        transformers' `generate` calls this before each pass.
 
         Args:
             input_ids: [B, S], tokens of the text.
-            next_sequence_length: how many of them to compute, from the end; None for all.
+            next_sequence_length: number of tokens to compute, counted from the end; None for all.
+            past_key_values: older name of `cache`.
             attention_mask: [B, S'] over all tokens of the text, including cached ones that `input_ids` lacks; None if
                 all are valid.
             pixel_values: [B, 3, image_size, image_size], the image before the text.
-            is_first_iteration: this is the prompt, or a part of it.
-            cache: what has been computed, image patches included. `past_key_values` is its older name.
+            use_cache: passed on to `forward`.
+            is_first_iteration: the tokens are the prompt, or a part of it.
+            cache: keys and values of the tokens computed so far, including the image patches.
+            **kwargs: accepted and ignored.
 
         Raises:
-            ValueError: padding in a prompt with an image, or a static cache with one.
+            ValueError: the prompt has an image, and padding or a static cache.
         """
         cache = past_key_values if cache is None else cache
         num_cached = int(cache.get_seq_length()) if cache is not None else 0
@@ -514,7 +585,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
             )
 
         if next_sequence_length is not None:
-            if is_first_iteration and num_cached:  # counted without knowing of patches in the cache
+            if is_first_iteration and num_cached:  # transformers counted it without the patches in the cache
                 next_sequence_length += num_patches
             input_ids = input_ids[:, -next_sequence_length:]
         inputs = {"input_ids": input_ids, "cache": cache, "use_cache": use_cache, "return_loss": False}
@@ -534,11 +605,11 @@ class JatModel(PreTrainedModel, GenerationMixin):
     # ---- acting --------------------------------------------------------------------------------------------------
 
     def open_session(self) -> ModelSession:
-        """A new agent that acts with this model: its own episode, beside any others."""
+        """Return a new agent that acts with this model. Sessions are independent: each has its own episode."""
         return ModelSession(self)
 
     def reset_rl(self) -> None:
-        """Start a new episode of the drop-in agent."""
+        """Start a new episode of the agent that `get_next_action` plays."""
         self._drop_in_session = self.open_session()
 
     def get_next_action(
@@ -554,10 +625,19 @@ class JatModel(PreTrainedModel, GenerationMixin):
         context_window: int | None = None,
         return_prediction: bool = False,
     ) -> Any:
-        """The published drop-in call: one agent, one step. See `ModelSession.get_next_action`."""
+        """Choose the action for one observation, with the call of the published package.
+
+        The model keeps one session for this call; `reset_rl` starts its next episode. Arguments, results and errors
+        are those of `ModelSession.get_next_action`.
+
+        Example:
+            >>> model.reset_rl()
+            >>> action = model.get_next_action(processor, **observation, reward=None, action_space=env.action_space)
+        """
         if self._drop_in_session is None:
             self.reset_rl()
-        assert self._drop_in_session is not None
+        assert self._drop_in_session is not None  # reset_rl has opened it
+
         return self._drop_in_session.get_next_action(
             processor,
             continuous_observation=continuous_observation,

@@ -1,6 +1,8 @@
-"""The parts of `JatModel` around its transformer: what turns observations into embeddings and back.
+"""Encoders and decoders of `JatModel`: observations to embeddings, and hidden states to predicted observations.
 
 Parameter names are those of the published checkpoints, so submodule names ("1", "4", `module`, `fc`) are fixed.
+
+Letters in shapes: B batch, L time steps, H hidden size, C channels.
 """
 
 from __future__ import annotations
@@ -16,14 +18,18 @@ _IMAGE_FEATURES = 128 * _GRID * _GRID
 
 
 def cyclic_expand(x: Tensor, size: int) -> Tensor:
-    """Repeat the last dimension of `x` [..., X] cyclically to `size`: `out[..., i] = x[..., i % X]`."""
+    """Repeat the last dimension of `x` [..., X] cyclically to `size`: `out[..., i] = x[..., i % X]`.
+
+    Raises:
+        ValueError: X > `size`.
+    """
     if x.shape[-1] > size:
         raise ValueError(f"continuous size: expected at most {size} features, got {x.shape[-1]}")
     return x[..., torch.arange(size, device=x.device) % x.shape[-1]]
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel of x [B, C, H, W] by a gate computed from the channels' means."""
+    """Squeeze-and-excitation: scale each channel of x [B, C, height, width] by a gate, computed from all means."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -40,7 +46,7 @@ class SqueezeExcite(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Frames [B, 4, 84, 84] -> embeddings [B, H]."""
+    """Encoder of frames: [B, 4, 84, 84] -> embeddings [B, H]."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -56,7 +62,7 @@ class ImageEncoder(nn.Module):
         self.fc = nn.Linear(_IMAGE_FEATURES, hidden_size)
 
     def features(self, x: Tensor) -> Tensor:
-        """Frames [B, 4, 84, 84] -> what the last layer reads, [B, 128 * 11 * 11]."""
+        """Return the inputs of the last layer, [B, 128 * 11 * 11], for frames [B, 4, 84, 84]."""
         x = self.att1(F.leaky_relu(self.norm1(self.conv1(x))))  # [B, 32, 42, 42]
         x = self.att2(F.leaky_relu(self.norm2(self.conv2(x))))  # [B, 64, 21, 21]
         x = self.att3(F.leaky_relu(self.norm3(self.conv3(x))))  # [B, 128, 11, 11]
@@ -68,7 +74,7 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Hidden states [B, H] -> predicted frames [B, 4, 84, 84] in (-1, 1). Used for the training loss alone."""
+    """Decoder of frames: hidden states [B, H] -> frames [B, 4, 84, 84] in (-1, 1). Only the training loss uses it."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -90,7 +96,7 @@ class ImageDecoder(nn.Module):
 
 
 class PerStep(nn.Module):
-    """Apply a module made for [B, ...] to sequences [B, L, ...]."""
+    """Wrapper that applies a module for [B, ...] to sequences [B, L, ...]."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -102,7 +108,7 @@ class PerStep(nn.Module):
 
 
 class DiscreteEncoder(nn.Module):
-    """Integers [B, L, X] -> observation features [B, L, H - 1]; the reward becomes feature H - 1."""
+    """Encoder of integers: [B, L, X] -> features [B, L, H - 1]. `JatModel` appends the reward as the last feature."""
 
     def __init__(self, config: JatConfig) -> None:
         super().__init__()
@@ -114,14 +120,14 @@ class DiscreteEncoder(nn.Module):
         reduce, mix = self.get_submodule("1"), self.get_submodule("4")
         if integers.numel() <= embedding.num_embeddings:
             features = F.relu(reduce(embedding(integers)))  # [B, L, X, F]
-        else:  # reducing every row once is less than reducing each integer's, and far less to gather
+        else:  # cheaper: reduce every row of the embedding once, then look up small rows
             features = F.embedding(integers, F.relu(reduce(embedding.weight)))
         out: Tensor = mix(features.flatten(2))
         return out
 
 
 def discrete_decoder(config: JatConfig) -> nn.Sequential:
-    """The published discrete observation decoder. Checkpoints hold its weights; no loss or action uses it."""
+    """Return the published decoder of discrete observations. Checkpoints hold its weights, but nothing uses it."""
     features = config.discrete_feature_size
     return nn.Sequential(
         nn.Linear(config.hidden_size, config.max_discrete_value * features),
@@ -134,7 +140,7 @@ def discrete_decoder(config: JatConfig) -> nn.Sequential:
 
 
 class PatchEncoder(nn.Module):
-    """Images [B, C, S, S] -> patch embeddings [B, (S / patch)^2, H]. No class token, no positions of its own."""
+    """Encoder of images: [B, C, S, S] -> patch embeddings [B, (S / patch)^2, H], without class token or positions."""
 
     def __init__(self, config: JatConfig) -> None:
         super().__init__()

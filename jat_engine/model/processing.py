@@ -1,4 +1,4 @@
-"""`JatProcessor`: text, images and RL sequences -> model inputs."""
+"""`JatProcessor`, which converts text, images and RL sequences to inputs of `JatModel`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ logger = logging.get_logger(__name__)
 
 Encoding = dict[str, list[Any]]
 
-_PATCH_SIZE = 16  # of the published checkpoints; a text's length leaves room for the image's patches
+_PATCH_SIZE = 16  # of the published checkpoints; a text is cut so that the image's patches fit into the sequence
 
 
 def truncate(encoding: Encoding, max_length: int, side: str = "right", preserve: bool = False) -> Encoding:
-    """Cut every sequence to `max_length` steps.
+    """Cut every sequence to at most `max_length` steps.
 
     Args:
         encoding: field -> batch of sequences.
-        side: which end loses steps, "right" or "left"; with `preserve`, where the pieces are counted from.
-        preserve: keep what is cut off as further sequences of the batch.
+        max_length: at least 1.
+        side: the end at which steps are cut off, "right" or "left".
+        preserve: keep the steps that are cut off, as further sequences of the batch.
+
+    Raises:
+        ValueError: `side` or `max_length` is wrong.
 
     Example:
         >>> truncate({"x": [[1, 2, 3, 4, 5]]}, 2, preserve=True)
@@ -52,9 +56,12 @@ def truncate(encoding: Encoding, max_length: int, side: str = "right", preserve:
 
 
 def pad(encoding: Encoding, length: int) -> Encoding:
-    """Pad every sequence to `length` with its own first element, and say in `attention_mask` which steps are real.
+    """Pad every sequence to `length` with its own first element, and add an `attention_mask` (1 at real steps).
 
-    A given `attention_mask` is kept: padded or masked before, masked after.
+    Steps that a given `attention_mask` masks stay masked.
+
+    Raises:
+        ValueError: a sequence is empty.
 
     Example:
         >>> pad({"x": [[1, 2], [3, 4, 5]]}, 3)
@@ -79,24 +86,43 @@ def pad(encoding: Encoding, length: int) -> Encoding:
 
 
 class JatProcessor(ProcessorMixin):
-    """A CLIP image processor and a byte-level BPE tokenizer, and the handling of RL sequences.
+    """Processor with a CLIP image processor, a byte-level BPE tokenizer, and methods for RL sequences.
 
     Sequences are nested lists or arrays, batch first, then time. RL sequences are cut at half of `max_length`, since
-    a step is two tokens.
+    a time step is two tokens.
+
+    Example:
+        >>> processor = JatProcessor.from_pretrained("jat-mini")
+        >>> inputs = processor(
+        ...     continuous_observations=[[[0.1, 0.2]]],
+        ...     continuous_actions=[[[0.5]]],
+        ...     rewards=[[0.0]],
+        ...     return_tensors="pt",
+        ... )
+        >>> inputs["continuous_observations"].shape
+        torch.Size([1, 1, 2])
     """
 
     def __init__(self, image_processor: Any, tokenizer: Any) -> None:
         super().__init__(image_processor, tokenizer)
-        # An `auto_map` names code inside a checkpoint. That code is never run, so it is not carried on either.
+        # An `auto_map` names code inside a checkpoint. That code is never run, so it is not saved again either.
         vars(image_processor).pop("auto_map", None)
         tokenizer.init_kwargs.pop("auto_map", None)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Load the processor of a checkpoint folder, a hub repository, or "jat-mini".
+        """Load the processor of a checkpoint.
 
-        Images are resized with Pillow, as when the model was trained. `trust_remote_code` is accepted and ignored:
-        code in a checkpoint is never run.
+        Images are resized with Pillow, as in the training of the published model.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a repository id on the hub, or "jat-mini".
+            **kwargs: transformers' options (`revision`, `cache_dir`, `token`, `subfolder`, ...). `trust_remote_code`
+                is accepted and ignored: code in a checkpoint is never run.
+
+        Raises:
+            CheckpointError: the tokenizer's files contradict each other.
+            OSError: files are missing.
         """
         source = resolve(pretrained_model_name_or_path)
         check_tokenizer_files(source, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
@@ -105,9 +131,13 @@ class JatProcessor(ProcessorMixin):
 
     @classmethod
     def byte_level(cls, config: JatConfig) -> JatProcessor:
-        """A processor that needs no files: every UTF-8 byte is a token, id 256 is the end of text and the padding.
+        """Return a processor that needs no files, for models that are trained from scratch.
 
-        For models that are trained from scratch, or not at all. Published checkpoints bring their own tokenizer.
+        Every UTF-8 byte is one token. Token 256 marks the end of a text and is also used for padding. The published
+        checkpoints have a tokenizer of their own.
+
+        Args:
+            config: configuration of the model; gives the image size and the longest text.
         """
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
@@ -117,6 +147,7 @@ class JatProcessor(ProcessorMixin):
         tokenizer = Tokenizer(models.BPE(vocab={**{c: i for i, c in enumerate(alphabet)}, end: 256}, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
+
         size = config.image_size
         return cls(
             CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
@@ -150,29 +181,32 @@ class JatProcessor(ProcessorMixin):
         max_length: int | None = None,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """Prepare a batch.
+        """Convert a batch of text, images or RL sequences to inputs of `JatModel.forward`.
 
         Args:
             text: a string or a list of strings.
             images: RGB images (PIL, arrays, or lists of them) of any size.
             continuous_observations: [B, L, X] numbers.
             discrete_observations: [B, L, N] integers.
-            text_observations: [B, L] strings; their 64 tokens are appended to the discrete observations.
+            text_observations: [B, L] strings. Each becomes 64 tokens, appended to the step's discrete observation.
             image_observations: [B, L] arrays uint8 [84, 84, 4].
             continuous_actions: [B, L, A] numbers.
             discrete_actions: [B, L] integers.
             rewards: [B, L] numbers.
             return_tensors: "pt", "np" or None for lists.
             padding: True or "longest", "max_length", False or "do_not_pad". Padding repeats the first element.
-            truncation: True or "lossy", "preserve" (what is cut off becomes further sequences), False or
+            truncation: True or "lossy", "preserve" (steps that are cut off become further sequences), False or
                 "do_not_truncate".
             truncation_side: "right" or "left".
             max_length: in tokens; by default the tokenizer's `model_max_length`.
-            kwargs: passed on to the tokenizer and the image processor.
+            **kwargs: passed on to the tokenizer and the image processor.
 
         Returns:
-            The fields that were given, with `input_ids` for text and `pixel_values` for images, and `attention_mask`
-            [B, L] if padded.
+            The given fields, with `input_ids` for text and `pixel_values` for images. With padding also
+            `attention_mask` [B, L].
+
+        Raises:
+            ValueError: fields differ in batch size or length, have a wrong type or shape, or an option is wrong.
         """
         encoding: dict[str, Any] = {}
         if text is not None:
@@ -181,6 +215,7 @@ class JatProcessor(ProcessorMixin):
             encoding["discrete_observations"] = self._discrete(discrete_observations, text_observations)
         elif text_observations is not None:
             raise ValueError("discrete_observations must be provided if text_observations is provided")
+
         if image_observations is not None:
             encoding["image_observations"] = [[_frame(f) for f in episode] for episode in image_observations]
         for key, values in (
@@ -198,6 +233,7 @@ class JatProcessor(ProcessorMixin):
             limit -= self._num_image_tokens()
         elif any(key.endswith("_observations") for key in encoding):
             limit //= 2  # a step is two tokens
+
         if encoding:
             encoding = self._truncate_and_pad(encoding, padding, truncation, truncation_side, limit)
         if images is not None:
@@ -205,11 +241,11 @@ class JatProcessor(ProcessorMixin):
         return BatchEncoding(encoding, tensor_type=return_tensors)
 
     def pad(self, features: list[dict[str, Any]], **kwargs: Any) -> BatchEncoding:
-        """Collate the features of single examples into a batch; tensors of one shape are stacked, lists are padded.
+        """Collate single examples into a batch. Tensors of one shape are stacked, lists are padded.
 
         Args:
-            features: one mapping an example, all with the same keys; None values are left out.
-            padding, max_length, return_tensors: as in `__call__`.
+            features: one mapping per example, all with the same keys. Keys with the value None are left out.
+            **kwargs: `padding`, `max_length` and `return_tensors`, as in `__call__`.
         """
         keys = [key for key, value in features[0].items() if value is not None]
         batch: dict[str, Any] = {key: [feature[key] for feature in features] for key in keys}
@@ -223,6 +259,7 @@ class JatProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
+        """Names of the inputs that `JatModel.forward` takes."""
         return [
             "input_ids",
             "attention_mask",
@@ -236,7 +273,7 @@ class JatProcessor(ProcessorMixin):
         ]
 
     def encode_mission(self, text: str) -> list[int]:
-        """The 64 tokens of a mission: padded with the pad token; cut, with one warning, if it is longer."""
+        """Return the 64 tokens of a mission, padded with the pad token. A longer mission is cut, with one warning."""
         tokens: list[int] = self.tokenizer(text)["input_ids"]
         if len(tokens) > MISSION_LENGTH:
             logger.warning_once(
@@ -263,44 +300,47 @@ class JatProcessor(ProcessorMixin):
         lengths = {key: [len(sequence) for sequence in sequences] for key, sequences in encoding.items()}
         if len({tuple(value) for key, value in lengths.items() if key != "attention_mask"}) > 1:
             raise ValueError(f"sequences: expected fields of the same batch and lengths, got {lengths}")
+
         if truncation in (True, "lossy", "preserve"):
             encoding = truncate(encoding, limit, side, preserve=truncation == "preserve")
         elif truncation not in (False, "do_not_truncate"):
             raise ValueError(f"Invalid truncation strategy:{truncation}")
+
         if padding in (True, "longest"):
             encoding = pad(encoding, max(len(s) for sequences in encoding.values() for s in sequences))
         elif padding == "max_length":
             encoding = pad(encoding, limit)
         elif padding not in (False, "do_not_pad"):
             raise ValueError(f"Invalid padding strategy:{padding}")
+
         if "image_observations" in encoding:
             encoding["image_observations"] = _stack_frames(encoding["image_observations"])
         return encoding
 
 
 def _to_list(values: Any) -> Any:
-    """Nested arrays, tensors and tuples -> nested lists."""
+    """Convert nested arrays, tensors and tuples to nested lists."""
     if hasattr(values, "tolist"):
         return values.tolist()
     return [_to_list(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def _to_rgb(images: Any) -> Any:
-    """PIL images of other modes -> RGB by dropping alpha, as when the model was trained."""
+    """Convert PIL images to RGB by dropping alpha, as in the training of the published model."""
     if isinstance(images, list | tuple):
         return [_to_rgb(image) for image in images]
     return images.convert("RGB") if isinstance(images, Image.Image) else images
 
 
 def _stack_frames(episodes: list[Any]) -> Any:
-    """Frames [L][4, 84, 84] of episodes of one length -> one tensor [B, L, 4, 84, 84]; others stay lists."""
+    """Stack the frames of episodes of equal length to one tensor [B, L, 4, 84, 84]; other episodes stay lists."""
     if len({len(episode) for episode in episodes}) != 1:
         return episodes
     return torch.stack([torch.stack([torch.as_tensor(frame) for frame in episode]) for episode in episodes])
 
 
 def _frame(frame: Any) -> np.ndarray:
-    """uint8 [84, 84, 4] -> float32 [4, 84, 84] in [-1, 1]."""
+    """Convert a frame, uint8 [84, 84, 4], to float32 [4, 84, 84] in [-1, 1]."""
     array = np.asarray(frame)
     if array.dtype != np.uint8 or array.shape != FRAME_SHAPE:
         raise ValueError(

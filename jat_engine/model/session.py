@@ -1,4 +1,4 @@
-"""`ModelSession`: one agent that acts with `JatModel`, by the published computation."""
+"""`ModelSession`, one agent that acts with `JatModel` by the published computation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from ..errors import SessionError
 from ..observation import (
     ActionSpace,
     Limits,
-    Observation,
+    Observations,
     check_context_window,
     check_processor,
     check_same_episode,
     not_finite,
+    parse_action,
     parse_action_space,
     parse_observation,
 )
@@ -30,19 +31,19 @@ Action = int | list[float]
 
 @dataclass(frozen=True)
 class _Step:
-    """The last step: it is fed again, with the action that was chosen, in the next one."""
+    """Last step of an episode. The next step feeds it again, with the action that was chosen."""
 
-    observation: Observation
+    observation: Observations
     space: ActionSpace
     action: Action
 
 
 class ModelSession:
-    """One agent's episode: its key-value cache, its last observation and action. Bad input leaves it as it was.
+    """Episode of one agent: key-value cache, last observation and last action. Invalid input leaves it unchanged.
 
-    Each step feeds `[s_{t-1}, a_{t-1}, s_t, fake action]` (the first `[s_0, fake]`) at positions C, C + 1, ... after
-    the C cached tokens, reads the prediction at s_t, and drops the last two tokens from the cache again. Once tokens
-    have been dropped at the other end, s_{t-1} moves to another position: feeding it again is part of the answer.
+    Each step feeds `[s_{t-1}, a_{t-1}, s_t, fake action]` (the first step `[s_0, fake action]`) at positions
+    C, C + 1, ... after the C cached tokens. It reads the prediction at s_t, then drops the last two tokens from the
+    cache. s_{t-1} is fed again because its position changes once old tokens are dropped, and this changes the result.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -52,12 +53,30 @@ class ModelSession:
 
     def reset(self) -> None:
         """Start a new episode."""
-        self._cache = KeyValueCache()
-        self._last: _Step | None = None
+        self._state: tuple[KeyValueCache, _Step | None] = KeyValueCache(), None
 
     @property
     def num_cached_tokens(self) -> int:
-        return self._cache.get_seq_length()
+        """Number of tokens in the key-value cache."""
+        return self._state[0].get_seq_length()
+
+    def force_action(self, action: Any) -> None:
+        """Replace the action of the last step, which the next step feeds to the model.
+
+        Use it if the environment executed another action than the one that `get_next_action` returned.
+
+        Args:
+            action: A finite numbers, or an int in [0, n), according to the action space of the last step.
+
+        Raises:
+            InputError: the action does not fit the action space.
+            SessionError: the episode has no step yet.
+        """
+        kept, last = self._state
+        if last is None:
+            raise SessionError("action: expected after a step, got it at the beginning of an episode")
+        taken = parse_action(last.space, action)
+        self._state = kept, replace(last, action=taken if isinstance(taken, int) else taken.tolist())
 
     @torch.no_grad()
     def get_next_action(
@@ -81,49 +100,49 @@ class ModelSession:
             continuous_observation: X numbers.
             discrete_observation: max_discrete_value integers; 64 fewer with a `text_observation`.
             text_observation: the mission; truncated to 64 tokens.
-            image_observation: uint8 [84, 84, 4], the four last frames.
+            image_observation: uint8 [84, 84, 4], the last four frames.
             action_space: `gymnasium.spaces.Box` of shape (A,), or `Discrete(n)`.
-            reward: of the previous action; None counts as 0. Image observations do not use it.
-            deterministic: take the most likely of discrete actions instead of sampling (`torch.multinomial` with
-                torch's global generator, one draw a step).
-            context_window: how many of the newest tokens, two a step, the next step may look back on; at most and by
-                default `max_position_embeddings - 4`.
-            return_prediction: also return what the action was chosen from.
+            reward: reward of the previous action; None counts as 0. Not used with image observations.
+            deterministic: choose the most likely discrete action instead of sampling one. Sampling draws once per step
+                from `torch.multinomial` with torch's global generator.
+            context_window: number of newest tokens, two per step, that the next step can see; at most and by default
+                `max_position_embeddings - 4`.
+            return_prediction: also return the model's prediction for the action.
 
         Returns:
-            The action: a list of A floats, never clipped, or an int. With `return_prediction`, `(action, prediction)`:
-            float32 [A], the action vector, or float32 [n], the logits.
+            The action: a list of A floats, not clipped, or an int. With `return_prediction`, `(action, prediction)`,
+            where the prediction is float32 [A], the action vector, or float32 [n], the logits.
 
         Raises:
-            InputError: a field is not what the model takes, or so large that the prediction is not finite.
-            SessionError: the call does not fit the episode so far; `reset()` starts a new one.
+            InputError: a field is invalid, or so large that the prediction is not finite.
+            SessionError: the call does not fit the current episode; `reset()` starts a new one.
         """
         check_processor(processor, is_needed=True)
         limits = Limits.of(self._config)
-        observation = parse_observation(
-            limits,
-            continuous_observation=continuous_observation,
-            discrete_observation=discrete_observation,
-            text_observation=text_observation,
-            image_observation=image_observation,
-            reward=reward,
-        )
-        # It is fed again, and environments may reuse their arrays.
-        observation = observation._replace(values=observation.values.copy())
+        given = {
+            "continuous_observation": continuous_observation,
+            "discrete_observation": discrete_observation,
+            "text_observation": text_observation,
+            "image_observation": image_observation,
+        }
+        observation = parse_observation(limits, given, reward)
+        # A copy, because the next step feeds it again and environments may reuse their arrays.
+        observation = observation._replace(values=[observation.values[0].copy()])
         space = parse_action_space(limits, action_space)
         window = check_context_window(context_window)
-        if self._last is not None:
-            check_same_episode(self._last.observation, self._last.space, observation, space)
+        kept, last = self._state
+        if last is not None:
+            check_same_episode(last.observation, last.space, observation, space)
 
         if self._model.training and cast(JatTransformer, self._model.transformer).recomputes_activations:
             raise SessionError("model: expected eval mode to act, got training with gradient checkpointing (no cache)")
 
-        inputs = self._inputs(processor, observation, space)
-        cache = KeyValueCache(self._cache.layers)  # a failed step leaves the session's own as it was
+        inputs = self._inputs(processor, last, observation, space)
+        cache = KeyValueCache(kept.layers)  # a copy, so that a failed step does not change the session
         outputs = self._model(**inputs, cache=cache, return_loss=False, return_dict=True)
         prediction = outputs.pred_actions[0, -1, : space.size].float()
         if not torch.isfinite(prediction).all():
-            raise not_finite(observation)
+            raise not_finite(observation, [False])
 
         action: Action
         if space.kind == "continuous":
@@ -132,46 +151,33 @@ class ModelSession:
             action = int(prediction.argmax())
         else:
             action = int(torch.multinomial(prediction.softmax(dim=-1), num_samples=1))
-        self._cache = self._kept(cache, window)
-        self._last = _Step(observation, space, action)
+        self._state = self._kept(cache, window), _Step(observation, space, action)
         return (action, _to_numpy(prediction)) if return_prediction else action
 
-    def force_action(self, action: Any) -> None:
-        """Let the next step follow on `action` instead of the one that was chosen, so that runs stay comparable.
-
-        Args:
-            action: a choice, or A numbers, as the last step's action space has them.
-
-        Raises:
-            SessionError: before the first step of an episode.
-        """
-        if self._last is None:
-            raise SessionError("force_action: expected a step before it, got a new episode")
-        is_choice = self._last.space.kind == "discrete"
-        taken: Action = int(action) if is_choice else np.asarray(action, np.float32).tolist()
-        self._last = replace(self._last, action=taken)
-
-    def _inputs(self, processor: Any, observation: Observation, space: ActionSpace) -> dict[str, Tensor]:
-        """One batch of one sequence: the last step, if there is one, and this one with a fake action."""
+    def _inputs(
+        self, processor: Any, last: _Step | None, observation: Observations, space: ActionSpace
+    ) -> dict[str, Tensor]:
+        """Return the model inputs of one sequence: the last step, if there is one, and this one with a fake action."""
         fake: Action = [0.0] * space.size if space.kind == "continuous" else 0
         steps = [(observation, fake)]
-        if self._last is not None:
-            steps.insert(0, (self._last.observation, self._last.action))
-        fields: dict[str, Any] = {"rewards": [[o.reward for o, _ in steps]]}
+        if last is not None:
+            steps.insert(0, (last.observation, last.action))
+
+        fields: dict[str, Any] = {"rewards": [[o.rewards[0] for o, _ in steps]]}
         if observation.modality == "image":
-            fields["image_observations"] = [[o.values for o, _ in steps]]
+            fields["image_observations"] = [[o.values[0] for o, _ in steps]]
         elif observation.modality == "continuous":
-            fields["continuous_observations"] = [[o.values.tolist() for o, _ in steps]]
+            fields["continuous_observations"] = [[o.values[0].tolist() for o, _ in steps]]
         else:
-            fields["discrete_observations"] = [[o.values.tolist() for o, _ in steps]]
-            if observation.text is not None:
-                fields["text_observations"] = [[o.text for o, _ in steps]]
+            fields["discrete_observations"] = [[o.values[0].tolist() for o, _ in steps]]
+            if observation.texts is not None:
+                fields["text_observations"] = [[o.texts[0] for o, _ in steps if o.texts is not None]]
         fields[f"{space.kind}_actions"] = [[action for _, action in steps]]
         inputs: dict[str, Tensor] = processor(**fields, return_tensors="pt").to(self._model.device)
         return inputs
 
     def _kept(self, cache: KeyValueCache, window: int | None) -> KeyValueCache:
-        """Return all tokens but s_t and the fake action, and of those the newest that the limits allow."""
+        """Return the cache for the next step: without s_t and the fake action, cut to the newest allowed tokens."""
         limit = self._config.max_position_embeddings - 4
         if window is not None:
             limit = min(limit, window)

@@ -1,8 +1,8 @@
-"""The transformer of `JatModel`: GPT-Neo's blocks in plain PyTorch, with the parameter names of published checkpoints.
+"""Transformer of `JatModel`: the blocks of GPT-Neo in plain PyTorch, with the published parameter names.
 
 Pre-LayerNorm blocks: x += out_proj(attention(ln_1(x))); x += c_proj(act(c_fc(ln_2(x)))); a LayerNorm at the end.
-Scores are q . k, without 1 / sqrt(head_dim). Layers see all earlier tokens ("global") or the newest `window_size`
-of them ("local"). Learned positions are added to the input once: a cached key keeps the position it was made with.
+Scores are q . k, without 1 / sqrt(head_dim). "global" layers see all earlier tokens, "local" ones the newest
+`window_size`. Learned positions are added to the input once, so a cached key keeps the position it was computed with.
 
 Letters in shapes: B batch, T new tokens, S cached and new tokens, H hidden size.
 """
@@ -33,17 +33,17 @@ _MAKE_ACTIVATION: dict[str, Callable[[], nn.Module]] = {
 assert tuple(_MAKE_ACTIVATION) == ACTIVATIONS
 
 _FEW_TOKENS = 256
-"""Up to so many tokens, matrix products are faster on a CPU than torch's fused attention kernel."""
+"""Number of tokens up to which matrix products are faster on a CPU than torch's fused attention kernel."""
 
 _QUERIES_AT_ONCE = 128
-"""Queries of one matrix product in `_attend_in_blocks`; keys after the last of them are skipped."""
+"""Number of queries per block in `_attend_in_blocks`."""
 
 
 class KeyValueStore(Protocol):
-    """Keys and values of earlier tokens; transformers' `Cache` is one, `KeyValueCache` another."""
+    """Interface of a key-value cache, which transformers' `Cache` and `KeyValueCache` implement."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Append [B, heads, T, head_dim] to a layer and return its keys and values, [B, heads, >= S, head_dim]."""
+        """Append [B, heads, T, head_dim] to a layer, and return all its keys and values, [B, heads, >= S, head_dim]."""
         ...
 
     def get_seq_length(self) -> int:
@@ -52,16 +52,17 @@ class KeyValueStore(Protocol):
 
 
 class KeyValueCache:
-    """Keys and values of one sequence of tokens. Updates never write to tensors that are already cached.
+    """Keys and values of one sequence of tokens. Updates make new tensors and never write to cached ones.
 
     Attributes:
-        layers: a layer's keys and values, each [B, heads, S, head_dim].
+        layers: keys and values of each layer, [B, heads, S, head_dim].
     """
 
     def __init__(self, layers: list[tuple[Tensor, Tensor]] | None = None) -> None:
         self.layers = list(layers or [])
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Append [B, heads, T, head_dim] to a layer, and return all its keys and values, [B, heads, S, head_dim]."""
         if layer_idx == len(self.layers):
             self.layers.append((key_states, value_states))
         else:
@@ -70,10 +71,11 @@ class KeyValueCache:
         return self.layers[layer_idx]
 
     def get_seq_length(self) -> int:
+        """Return the number of cached tokens."""
         return self.layers[0][0].shape[2] if self.layers else 0
 
     def select(self, start: int, end: int) -> KeyValueCache:
-        """Return a copy that holds the tokens start, ..., end - 1."""
+        """Return a copy with the tokens start, ..., end - 1 only."""
         return KeyValueCache(
             [(keys[:, :, start:end].clone(), values[:, :, start:end].clone()) for keys, values in self.layers]
         )
@@ -81,12 +83,12 @@ class KeyValueCache:
 
 @dataclass(frozen=True)
 class VisibleKeys:
-    """Keys that queries may attend to in the layers of one kind.
+    """Attention mask of the layers of one kind.
 
     Attributes:
-        allowed: bool [1 or B, 1, T, S].
-        window: number of tokens that a query sees, itself included.
-        only_causal: nothing is cached or padded: `allowed` follows from the order of tokens and the window.
+        allowed: bool [1 or B, 1, T, S], True where a query may attend to a key.
+        window: number of tokens that a query sees, including itself.
+        only_causal: there are no cached and no padded tokens, so `allowed` follows from order and window alone.
     """
 
     allowed: Tensor
@@ -100,10 +102,11 @@ class VisibleKeys:
         """Build the mask of `num_new` tokens after `num_cached`.
 
         Args:
-            num_cached, num_new: numbers of tokens, S - T and T.
-            window: tokens that a query sees, itself included; None for all.
-            padding: [B, S], 0 at keys that are not to be seen; None if all are valid.
-            device: of the mask.
+            num_cached: number of cached tokens, S - T.
+            num_new: number of new tokens, T.
+            window: number of tokens that a query sees, including itself; None for all.
+            padding: [B, S], 0 at masked keys; None if all are valid.
+            device: device of the mask.
         """
         total = num_cached + num_new
         if window is None:
@@ -112,8 +115,8 @@ class VisibleKeys:
         allowed = ((distance >= 0) & (distance < window))[None, None]
         if padding is not None:
             valid = allowed & padding[:, None, None, :].bool()
-            # A padded query may see no valid key. It sees the padding then, but never what comes after it: its hidden
-            # state must not be NaN, and predicts the token that follows.
+            # A padded query may see no valid key. It sees the earlier padding then, because its hidden state must not
+            # be NaN, but no later token, because it predicts the next one.
             allowed = valid | (allowed & ~valid.any(-1, keepdim=True))
         return cls(allowed, window, only_causal=padding is None and num_cached == 0)
 
@@ -121,8 +124,8 @@ class VisibleKeys:
 class SelfAttention(nn.Module):
     """Causal attention over all earlier tokens, or over a window of them.
 
-    With a cache, or where weights are asked for, scores are computed in float32 as the published model does
-    (`_attend`). Training takes faster paths to the same result: fused kernels, or products over blocks of queries.
+    With a cache, or if the attention weights are returned, scores are computed in float32 as in the published model
+    (`_attend`). Training uses faster ways to the same result: fused kernels, or matrix products over blocks of queries.
     """
 
     def __init__(self, config: JatConfig, layer_idx: int) -> None:
@@ -140,7 +143,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, visible: VisibleKeys, cache: KeyValueStore | None, *, plain: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the output [B, T, H], and the weights [B, heads, T, S] if they were computed (`plain` or a cache)."""
+        """Return the output [B, T, H], and with `plain` or a cache also the weights [B, heads, T, S], else None."""
         query, key, value = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, T, head_dim]
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -162,7 +165,7 @@ class SelfAttention(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, visible: VisibleKeys, dropout: float) -> tuple[Tensor, Tensor]:
-    """Return softmax(Q K^T, over visible keys) V and the weights. Scores and softmax are in float32."""
+    """Return softmax(Q K^T over visible keys) V, and the weights. Scores and softmax are computed in float32."""
     scores = query.float() @ key.float().transpose(-1, -2)
     scores = scores.masked_fill(~visible.allowed, torch.finfo(scores.dtype).min)
     weights = F.dropout(F.softmax(scores, dim=-1).to(value.dtype), dropout)
@@ -170,9 +173,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, visible: VisibleKeys, dro
 
 
 def _attend_fast(query: Tensor, key: Tensor, value: Tensor, visible: VisibleKeys, dropout: float) -> Tensor:
-    """Return what `_attend` does up to rounding, by the fastest way for training."""
+    """Return the result of `_attend`, up to rounding, by the fastest way for training."""
     num_tokens = query.shape[2]
-    # torch's fused kernel for CPUs computes gradients of bfloat16 in float32, and pays off for long sequences only.
+    # torch's fused kernel for CPUs computes bfloat16 gradients in float32, and is faster for long sequences only.
     prefers_products = query.device.type == "cpu" and (query.dtype == torch.bfloat16 or num_tokens <= _FEW_TOKENS)
     if visible.only_causal and not dropout and prefers_products:
         return _attend_in_blocks(query, key, value, visible)
@@ -182,14 +185,14 @@ def _attend_fast(query: Tensor, key: Tensor, value: Tensor, visible: VisibleKeys
 
 
 def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, visible: VisibleKeys) -> Tensor:
-    """Attend for a block of queries at a time, to the keys between the first and the last that the block sees."""
+    """Compute attention for one block of queries at a time, over only those keys that the block can see."""
     shape, num_tokens = query.shape, query.shape[2]
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))  # [B heads, T, head_dim]
     allowed = visible.allowed[0]
     mask = torch.zeros_like(allowed, dtype=query.dtype).masked_fill(~allowed, -torch.inf)
 
     attended = []
-    with torch.autocast(query.device.type, enabled=False):  # it would have the softmax write float32
+    with torch.autocast(query.device.type, enabled=False):  # autocast would make softmax return float32
         for start in range(0, num_tokens, _QUERIES_AT_ONCE):
             end, first = min(start + _QUERIES_AT_ONCE, num_tokens), max(0, start - visible.window + 1)
             bias = mask[:, start:end, first:end].expand(len(query), -1, -1)
@@ -207,7 +210,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """c_proj(act(c_fc(x))), [B, T, H] -> [B, T, H]."""
+    """MLP of a block: c_proj(act(c_fc(x))), [B, T, H] -> [B, T, H]."""
 
     def __init__(self, config: JatConfig) -> None:
         super().__init__()
@@ -218,12 +221,13 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(float(config.resid_dropout))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return c_proj(act(c_fc(x))), [B, T, H]."""
         out: Tensor = self.dropout(self.c_proj(self.act(self.c_fc(x))))
         return out
 
 
 class JatBlock(GradientCheckpointingLayer):
-    """One layer. With gradient checkpointing its activations are computed again in the backward pass."""
+    """One layer: attention, then MLP. With gradient checkpointing, the backward pass computes it a second time."""
 
     def __init__(self, config: JatConfig, layer_idx: int) -> None:
         super().__init__()
@@ -236,7 +240,7 @@ class JatBlock(GradientCheckpointingLayer):
     def forward(
         self, x: Tensor, visible: VisibleKeys, cache: KeyValueStore | None = None, plain: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the hidden states [B, T, H] after this layer, and the attention weights if they were computed."""
+        """Return the hidden states [B, T, H] after this layer, and its attention weights or None."""
         attended, weights = self.attn.attention(self.ln_1(x), visible, cache, plain=plain)
         x = attended + x
         x = x + self.mlp(self.ln_2(x))
@@ -249,8 +253,8 @@ class TransformerOutput:
 
     Attributes:
         last_hidden_state: [B, T, H], after the last LayerNorm.
-        hidden_states: the input of each layer and `last_hidden_state`; None unless asked for.
-        attentions: the weights of each layer, [B, heads, T, S]; None unless asked for.
+        hidden_states: the input of each layer, then `last_hidden_state`; only on request.
+        attentions: the attention weights of each layer, [B, heads, T, S]; only on request.
     """
 
     last_hidden_state: Tensor
@@ -262,8 +266,8 @@ class JatTransformer(nn.Module):
     """Embeddings and blocks of `JatModel`.
 
     Attributes:
-        plain_attention: compute attention as the published model does, in training too. The fast paths give the same
-            up to rounding; this is for comparing with them.
+        plain_attention: compute attention as in the published model, also in training. The faster ways give the same
+            result up to rounding; set it to compare with them.
     """
 
     def __init__(self, config: JatConfig) -> None:
@@ -278,7 +282,7 @@ class JatTransformer(nn.Module):
 
     @property
     def recomputes_activations(self) -> bool:
-        """True if any layer's activations are computed again in the backward pass."""
+        """True if the backward pass computes the activations of any layer again (gradient checkpointing)."""
         return any(block.gradient_checkpointing for block in self.h)
 
     def forward(
@@ -295,10 +299,11 @@ class JatTransformer(nn.Module):
 
         Args:
             inputs_embeds: [B, T, H].
-            cache: keys and values of earlier tokens; those of the new ones are appended.
-            attention_mask: [B, S], 1 at valid tokens, cached ones included; None if all are valid.
-            position_ids: [1 or B, T]; by default those that follow the cached tokens.
-            output_attentions, output_hidden_states: also return those of each layer.
+            cache: keys and values of earlier tokens; those of the new tokens are appended.
+            attention_mask: [B, S], 1 at valid tokens, over cached and new ones; None if all are valid.
+            position_ids: [1 or B, T]; by default the positions after the cached tokens.
+            output_attentions: also return the attention weights of each layer.
+            output_hidden_states: also return the hidden states of each layer.
 
         Raises:
             ValueError: `attention_mask` is not of shape [B, S].
@@ -331,7 +336,7 @@ class JatTransformer(nn.Module):
 
 
 def _check_padding(attention_mask: Tensor | None, batch_size: int, num_tokens: int) -> Tensor | None:
-    """Return None if nothing is masked, else the mask; a mask of ones allows the faster paths."""
+    """Check the shape of a mask, and return it, or None if it masks nothing, which allows the faster ways."""
     if attention_mask is None:
         return None
     if tuple(attention_mask.shape) != (batch_size, num_tokens):

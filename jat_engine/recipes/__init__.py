@@ -1,1 +1,1 @@
-"""Recipes that make the checkpoints this package ships."""
+"""Recipes of the checkpoints that this package ships."""

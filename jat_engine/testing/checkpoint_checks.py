@@ -1,4 +1,4 @@
-"""`CheckpointChecks`: hold `JatEngine` against `JatModel` with the weights of one checkpoint."""
+"""`CheckpointChecks`, which compare `JatEngine` with `JatModel` on the weights of one checkpoint."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .outcome import CheckFailedError, Outcome, SkipCheckError, run_check
 from .recordings import Recording, load_recordings
 
 TOLERANCES = {**BENCH_TOLERANCES, "float32": 1e-4, "float16": 0.01}
-"""The engine's dtype -> the largest error of any step against `JatModel` in float32, as `errors` measures it.
+"""Engine dtype -> largest accepted error of a step compared with `JatModel` in float32, as measured by `errors`.
 
-They lie between rounding and mistakes. In float32 rounding gives up to 1e-5 (published size, random weights). The exact
-gelu in place of its approximation gives up to 2e-3 on the golden model and 4e-4 on jat-mini, a local window that is one
-token too short at least 3e-2.
+Each limit lies between the errors of rounding and those of mistakes. In float32 rounding gives up to 1e-5 (published
+size, random weights). The exact gelu instead of its approximation gives up to 2e-3 on the golden model and 4e-4 on
+jat-mini, and a local window that is one token too short gives at least 3e-2.
 """
 
 PROMPT = "The red ball is"
@@ -46,10 +46,14 @@ _SIZES = (
 
 
 class CheckpointChecks:
-    """The checks of one checkpoint, in order; later ones use what earlier ones loaded.
+    """Checks of one checkpoint, in a fixed order. Later checks use the objects that earlier ones loaded.
 
     Attributes:
-        config, model, processor, engine: what was loaded so far, else None.
+        config, model, processor, engine: the objects loaded so far, else None.
+
+    Example:
+        >>> for outcome in CheckpointChecks("jat-mini").run():
+        ...     print(outcome.status, outcome.name)
     """
 
     def __init__(
@@ -61,12 +65,14 @@ class CheckpointChecks:
         backend: str = "auto",
         cache_dir: str | None = None,
     ) -> None:
-        """Prepare; nothing is read yet.
+        """Prepare the checks. Nothing is read yet.
 
         Args:
-            source: folder, name on the hub, or jat-mini.
-            device, dtype, backend: of the engine. The model is in float32 on the CPU.
-            cache_dir: where downloads are kept.
+            source: a folder, a repository id on the hub, or "jat-mini".
+            device: device of the engine. The model is always in float32 on the CPU.
+            dtype: dtype of the engine.
+            backend: backend of the engine.
+            cache_dir: folder for downloads.
         """
         self._source = source
         self._hub: dict[str, Any] = {} if cache_dir is None else {"cache_dir": cache_dir}
@@ -78,7 +84,7 @@ class CheckpointChecks:
         self._why_no_text = "the tokenizer was not loaded"
 
     def run(self) -> Iterator[Outcome]:
-        """Run all checks, each when its outcome is asked for. Without readable files only the first one is run."""
+        """Run the checks one by one and yield their outcomes. If the files cannot be read, only the first is run."""
         files = run_check("files", self.check_files)
         yield files
         if files.status == "FAIL":
@@ -94,10 +100,10 @@ class CheckpointChecks:
     # ---- loading ---------------------------------------------------------------------------------------------------
 
     def check_files(self) -> str:
-        """Read the configuration and the headers of the weights, which downloads them from the hub."""
+        """Read the configuration and the headers of the weight files, downloading them if needed."""
         source = resolve(self._source)
         if not Path(source).is_dir():
-            try:  # of its own, for its error says why there is none
+            try:  # read_config would not say why the file is missing
                 cached_file(source, "config.json", **self._hub)
             except OSError as error:
                 raise CheckFailedError(f"{source}: expected config.json on the hub, got none: {error}") from None
@@ -109,6 +115,7 @@ class CheckpointChecks:
             check_header(file)
             with safe_open(file, framework="pt") as tensors:
                 dtypes |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 (not a dict)
+
         size_mb = sum(file.stat().st_size for file in files) / 1e6
         published = JatConfig()
         is_published = all(getattr(config, name) == getattr(published, name) for name in _SIZES)
@@ -121,7 +128,7 @@ class CheckpointChecks:
         return "; ".join([*parts, f"revision {revision}"] if revision else parts)
 
     def load_model(self) -> str:
-        """Load the reference."""
+        """Load `JatModel`, the reference, in float32 on the CPU."""
         from ..model.modeling import JatModel
 
         self.model = JatModel.from_pretrained(self._source, dtype=torch.float32, **self._hub).eval()
@@ -135,11 +142,11 @@ class CheckpointChecks:
         return f"backend {choice.backend}, {choice.dtype}, on {choice.device}: {choice.reason}"
 
     def load_processor(self) -> str:
-        """Load the tokenizer, and hold the tokens of both sides' missions against each other."""
+        """Load the tokenizer, and compare the tokens of recorded missions in `JatProcessor` and `JatEngine`."""
         from ..model.processing import JatProcessor
 
         config = self._config()
-        # What is continuous or an image needs a processor too, but none of its tokens.
+        # Tasks without missions need a processor too, but no tokens; this one serves if there is no tokenizer.
         self.processor = JatProcessor.byte_level(config)
         try:
             cached_file(resolve(self._source), "tokenizer.json", **self._hub)
@@ -154,6 +161,7 @@ class CheckpointChecks:
             raise CheckFailedError(
                 f"expected at most vocab_size={vocab_size} tokens, got {size}; the tokenizer is not the model's"
             )
+
         missions = [mission for recording in load_recordings() for mission in recording.missions]
         engine_missions = Missions.of_checkpoint(resolve(self._source), self._hub, vocab_size)
         counts = []
@@ -174,10 +182,17 @@ class CheckpointChecks:
     # ---- computing -------------------------------------------------------------------------------------------------
 
     def compare(self, recording: Recording) -> str:
-        """Play a recording with both, greedily, and hold each step's predictions against each other.
+        """Play a recording with model and engine, greedily, and compare their predictions of each step.
 
-        Each agent is fed its own actions. Where the choices differ within the tolerance (two logits are nearly equal),
-        both start a new episode, or they would see different ones from then on.
+        Each agent is fed its own actions. If the actions differ although the predictions agree within the tolerance
+        (two logits are nearly equal), both start a new episode, since their inputs would differ from then on.
+
+        Args:
+            recording: observations and rewards of a task.
+
+        Raises:
+            SkipCheckError: model or engine was not loaded, or the task does not fit the checkpoint.
+            CheckFailedError: an error exceeds the tolerance of the engine's dtype.
         """
         self.require_input(recording.observations[0], recording.action_space)
         model, engine = self._require_model(), self.require_engine()
@@ -218,7 +233,7 @@ class CheckpointChecks:
         return f"{len(step_errors)} steps, largest error {step_errors[worst]:.2g} of at most {tolerance:g}{remark}"
 
     def generate(self) -> str:
-        """Write some tokens with the key-value cache, and without."""
+        """Generate a few tokens with and without the key-value cache, and compare them."""
         if self._why_no_text:
             raise SkipCheckError(self._why_no_text)
         model = self._require_model()
@@ -241,7 +256,7 @@ class CheckpointChecks:
                 f"{PROMPT!r}: expected the same tokens with the key-value cache as without, got {cached} and {uncached}"
             )
         text = self.processor.tokenizer.decode(cached)
-        return f"{PROMPT!r} goes on {text!r}, the same {len(cached)} tokens with the cache and without"
+        return f"{PROMPT!r} continues with {text!r}, the same {len(cached)} tokens with the cache and without"
 
     # ---- what a check needs ----------------------------------------------------------------------------------------
 
@@ -255,17 +270,29 @@ class CheckpointChecks:
         return self.model
 
     def require_engine(self) -> JatEngine:
-        """Return the engine. Raises `SkipCheckError` where it was not loaded."""
+        """Return the engine.
+
+        Raises:
+            SkipCheckError: it was not loaded.
+        """
         if self.engine is None:
             raise SkipCheckError("JatEngine was not loaded")
         return self.engine
 
     def require_input(self, observation: dict[str, Any], action_space: Any) -> None:
-        """Raise `SkipCheckError` where a real task's observation does not fit the configuration or the tokenizer."""
+        """Check that the observations and actions of a task fit the configuration and the tokenizer.
+
+        Args:
+            observation: an observation of the task.
+            action_space: its action space.
+
+        Raises:
+            SkipCheckError: they do not fit.
+        """
         limits = Limits.of(self._config())
         try:
             parse_action_space(limits, action_space)
-            parse_observation(limits, **observation)
+            parse_observation(limits, observation)
         except InputError as error:
             raise SkipCheckError(f"config.json is too small for this task: {error}") from None
         if "text_observation" in observation and self._why_no_text:
@@ -273,7 +300,7 @@ class CheckpointChecks:
 
 
 def _act(name: str, agent: Any, processor: Any, step: dict[str, Any], number: int) -> tuple[Any, Any]:
-    """Return action and prediction of one step; an observation that is refused says by which agent."""
+    """Return action and prediction of one step. The error of an invalid observation names the agent and the step."""
     try:
         action, prediction = agent.get_next_action(processor, **step)
     except ValueError as error:
@@ -282,7 +309,7 @@ def _act(name: str, agent: Any, processor: Any, step: dict[str, Any], number: in
 
 
 def _revision(file: Path) -> str:
-    """Return the commit that a file in the hub's cache is of; "" for other files."""
+    """Return the commit of a file in the hub's cache; "" for other files."""
     folder = file.parent
     return folder.name if folder.parent.name == "snapshots" else ""
 

@@ -1,4 +1,4 @@
-"""`Outcome`: what one check found, and running a check so that it always has one."""
+"""`Outcome`, the result of a check, and `run_check`, which turns exceptions into outcomes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Literal
 
 
 class SkipCheckError(Exception):
-    """Raised by a check that cannot be made here; the message says why."""
+    """Error of a check that cannot run here; the message says why."""
 
 
 class CheckFailedError(Exception):
-    """Raised by a check that found something wrong; the message says what was expected and what came."""
+    """Error of a check that failed; the message gives the expected and the actual result."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one check.
+    """Result of one check.
 
     Attributes:
-        name: of the check.
+        name: name of the check.
         status: "PASS", "FAIL" or "SKIPPED".
-        detail: what was found, or why it failed or was skipped; one line.
+        detail: the findings, or the reason why the check failed or was skipped; one line.
         seconds: wall time.
     """
 
@@ -34,11 +34,12 @@ class Outcome:
 
 
 def run_check(name: str, check: Callable[[], str]) -> Outcome:
-    """Run and time a check.
+    """Run a check, measure its time, and return its outcome.
 
     Args:
-        name: of the outcome.
-        check: returns what it found. An exception it raises becomes the outcome; an interrupt does not.
+        name: name of the outcome.
+        check: function that returns its findings as text. If it raises an exception, the outcome is SKIPPED (for
+            `SkipCheckError`) or FAIL. KeyboardInterrupt is not caught.
     """
     began = time.perf_counter()
     status: Literal["PASS", "FAIL", "SKIPPED"]
@@ -46,7 +47,7 @@ def run_check(name: str, check: Callable[[], str]) -> Outcome:
         status, detail = "PASS", check()
     except SkipCheckError as error:
         status, detail = "SKIPPED", str(error)
-    except Exception as error:  # whatever a library raises is what the check is there to tell
+    except Exception as error:  # a check reports any error of a library
         is_ours = isinstance(error, CheckFailedError | ValueError | OSError)
         status, detail = "FAIL", str(error) if is_ours else f"{type(error).__name__}: {error}"
     return Outcome(name, status, " ".join(detail.split()), time.perf_counter() - began)

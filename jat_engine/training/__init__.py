@@ -1,4 +1,4 @@
-"""Training a `JatModel` as the published one was: episodes -> pieces -> batches of one task -> transformers' Trainer.
+"""Train a `JatModel` by the published recipe: episodes -> segments -> batches of one task -> transformers' Trainer.
 
-Needs the extra `train`; nothing outside this folder imports it.
+Needs the extra `train`.
 """

@@ -1,4 +1,4 @@
-"""Arrays on disk that grow row by row, and are mapped into memory afterwards: `<folder>/<name>.npy`."""
+"""Write arrays to `<folder>/<name>.npy` row by row, and map them into memory afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from numpy.lib import format as npy
 
 
 class GrowingArray:
-    """A .npy file whose number of rows is known when it is closed."""
+    """Write a .npy file whose number of rows is known only when it is closed.
+
+    Args:
+        path: the file; an existing one is overwritten.
+        dtype: of the elements; appended rows are converted to it.
+        row_shape: shape of one row, without the first dimension.
+    """
 
     def __init__(self, path: Path, dtype: Any, row_shape: tuple[int, ...]) -> None:
         self.dtype = np.dtype(dtype)
@@ -21,12 +27,13 @@ class GrowingArray:
         self._header_bytes = self._write_header()
 
     def append(self, rows: np.ndarray) -> None:
-        """rows: [n, *row_shape]"""
+        """Append rows [n, *row_shape]."""
         assert rows.shape[1:] == self.row_shape, f"rows of shape {rows.shape[1:]}, expected {self.row_shape}"
         self._file.write(np.ascontiguousarray(rows, self.dtype).data)
         self.num_rows += len(rows)
 
     def close(self) -> None:
+        """Write the final shape into the header and close the file. A second call does nothing."""
         if not self._file.closed:
             self._file.seek(0)
             end = self._write_header()
@@ -41,19 +48,25 @@ class GrowingArray:
 
 
 class ArrayFolder:
-    """Makes the arrays of a folder as the first rows of each come."""
+    """Create the arrays of a folder as their first rows arrive, and close them all on leaving the `with` block."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._arrays: dict[str, GrowingArray] = {}
 
     def append(self, name: str, rows: np.ndarray) -> None:
-        """Rows [n, ...] behind those that `name` has."""
+        """Append rows to an array, which its first rows create.
+
+        Args:
+            name: of the array, and of its file without ".npy".
+            rows: [n, ...]; the first ones set dtype and shape.
+        """
         if name not in self._arrays:
             self._arrays[name] = GrowingArray(self.folder / f"{name}.npy", rows.dtype, rows.shape[1:])
         self._arrays[name].append(rows)
 
     def num_rows(self, name: str) -> int:
+        """Return the number of rows appended to `name` so far."""
         return self._arrays[name].num_rows if name in self._arrays else 0
 
     def __enter__(self) -> Self:
@@ -67,7 +80,15 @@ class ArrayFolder:
 
 
 def map_array(folder: Path, name: str) -> np.ndarray:
-    """`<folder>/<name>.npy`, read as it is used."""
+    """Map an array of a folder into memory.
+
+    Args:
+        folder: written by `ArrayFolder`.
+        name: of the array.
+
+    Returns:
+        The array, read-only; its pages are read from disk on first use.
+    """
     # A plain array over the mapping: indexing a memmap costs Python for each result.
     array: np.ndarray = np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray)
     return array

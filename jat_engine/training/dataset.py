@@ -1,4 +1,4 @@
-"""Batches of pieces: what the model's `forward` takes, gathered from arrays on disk by one indexing operation each."""
+"""Gather batches for `JatModel.forward` from arrays on disk, with one indexing operation per column."""
 
 from __future__ import annotations
 
@@ -14,29 +14,39 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .arrays import map_array
-from .segments import Arrays
+from .segments import INFO_FILE, LENGTH, START, Arrays
 
 Batch = dict[str, Any]
 
 TASK = "task"
-"""Key of a batch under which the name of its task is; everything else is for `forward`."""
+"""Key of a batch that holds the name of its task; all other keys are arguments of `forward`."""
 
 
-def gather(arrays: Arrays, pieces: np.ndarray, *, loss_weight: float, own_weight: bool, image_processor: Any) -> Batch:
-    """A batch of B pieces, padded to the longest with each one's first step.
+def gather(
+    arrays: Arrays, segments: np.ndarray, *, loss_weight: float, own_weight: bool, image_processor: Any
+) -> Batch:
+    """Gather B segments into one batch, padded to the longest of them.
+
+    Padding repeats a segment's first step and is masked out.
 
     Args:
-        arrays: as `Cutter` makes them, and `missions`.
-        loss_weight: of every step; with `own_weight` that of the data, if it has one.
+        arrays: the arrays of `Cutter.cut`, and `missions` int32 [missions, 64] if there are texts.
+        segments: numbers of the segments, [B], any integer type.
+        loss_weight: weight of every step's loss.
+        own_weight: use the weights stored with the data instead, where there are any.
+        image_processor: prepares the images of captions; may be None for other data.
 
     Returns:
-        The columns as `JatModel.forward` takes them, [B, L, ...]: float32, int64; image_observations as uint8
-        [B, L, 4, 84, 84]. attention_mask int64 [B, L]; loss_weight float32 [B, L].
+        The arguments of `JatModel.forward`, L being the longest segment: continuous_observations [B, L, X],
+        continuous_actions [B, L, A] and rewards [B, L], float32; discrete_observations [B, L, D], discrete_actions
+        [B, L] and input_ids [B, L], int64; image_observations uint8 [B, L, 4, 84, 84]; pixel_values float32
+        [B, 3, height, width]; attention_mask int64 [B, L]; loss_weight float32 [B, L]. Only the columns of the task.
     """
-    starts, lengths = arrays["piece_start"][pieces], arrays["piece_length"][pieces]  # [B]
+    starts, lengths = arrays[START][segments], arrays[LENGTH][segments]  # [B]
     offsets = np.arange(int(lengths.max()))  # [L]
     mask = offsets < lengths[:, None]  # [B, L]
     steps = starts[:, None] + np.where(mask, offsets, 0)  # [B, L]
+
     batch: Batch = {}
     for name in ("continuous_observations", "continuous_actions", "rewards"):
         if name in arrays:
@@ -44,13 +54,16 @@ def gather(arrays: Arrays, pieces: np.ndarray, *, loss_weight: float, own_weight
     for name in ("discrete_observations", "discrete_actions", "input_ids"):
         if name in arrays:
             batch[name] = torch.from_numpy(arrays[name][steps].astype(np.int64))
+
+    # Columns that are stored once and referred to by index.
     if "mission_index" in arrays:
         missions = torch.from_numpy(arrays["missions"][arrays["mission_index"][steps]].astype(np.int64))
         batch["discrete_observations"] = torch.cat((batch["discrete_observations"], missions), dim=-1)
     if "plane_index" in arrays:
         batch["image_observations"] = torch.from_numpy(arrays["planes"][arrays["plane_index"][steps]])
     if "image_start" in arrays:
-        batch["pixel_values"] = _pixel_values(arrays, pieces, image_processor)
+        batch["pixel_values"] = _pixel_values(arrays, segments, image_processor)
+
     batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
     if "rewards" in arrays:
         if own_weight and "loss_weight" in arrays:
@@ -60,25 +73,33 @@ def gather(arrays: Arrays, pieces: np.ndarray, *, loss_weight: float, own_weight
     return batch
 
 
-def _pixel_values(arrays: Arrays, pieces: np.ndarray, image_processor: Any) -> Tensor:
+def _pixel_values(arrays: Arrays, segments: np.ndarray, image_processor: Any) -> Tensor:
+    """Decode the images of segments [B] and return them as float32 [B, 3, height, width]."""
     from PIL import Image
 
     images = []
-    for start, length in zip(arrays["image_start"][pieces], arrays["image_length"][pieces], strict=True):
+    for start, length in zip(arrays["image_start"][segments], arrays["image_length"][segments], strict=True):
         with Image.open(io.BytesIO(arrays["image_bytes"][start : start + length].tobytes())) as image:
             images.append(image.convert("RGB"))
     pixels: Tensor = image_processor(images, return_tensors="pt").pixel_values
     return pixels
 
 
-class Pieces:
-    """The pieces of one task, from a folder that `prepare` made.
+class Segments:
+    """Serve the segments of one task from a folder that `prepare` made.
+
+    Pickles without the arrays: each worker of a data loader maps the files itself.
 
     Args:
-        loss_weight: of every step.
-        own_weight: take the weights of the data instead, if it has any.
-        limit: use so many of the first pieces only.
-        image_processor: for the images of captions.
+        folder: the return value of `prepare`.
+        task: name of the task.
+        loss_weight: weight of every step's loss.
+        own_weight: use the weights stored with the data instead, where there are any.
+        limit: use only the first `limit` segments; None for all.
+        image_processor: prepares the images of captions.
+
+    Attributes:
+        num_episodes, num_steps: totals of the folder, whatever `limit` is.
     """
 
     def __init__(
@@ -94,36 +115,40 @@ class Pieces:
         self.folder = folder
         self.task = task
         self.options = {"loss_weight": loss_weight, "own_weight": own_weight, "image_processor": image_processor}
-        info = json.loads((folder / "pieces.json").read_text())
+        info = json.loads((folder / INFO_FILE).read_text())
         self.num_episodes, self.num_steps = int(info["num_episodes"]), int(info["num_steps"])
         self._arrays: Arrays | None = None
-        available = len(map_array(folder, "piece_start"))
-        self._num_pieces = available if limit is None else min(limit, available)
+        available = len(map_array(folder, START))
+        self._num_segments = available if limit is None else min(limit, available)
 
     def __len__(self) -> int:
-        return self._num_pieces
+        return self._num_segments
 
     @property
     def lengths(self) -> np.ndarray:
-        """Steps of each piece, int64 [pieces]."""
-        return map_array(self.folder, "piece_length")[: self._num_pieces]
+        """The steps of each segment, int64 [segments]."""
+        return map_array(self.folder, LENGTH)[: self._num_segments]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": None}  # a worker maps the files itself
+        return {**self.__dict__, "_arrays": None}
 
-    def gather(self, pieces: np.ndarray) -> Batch:
-        """A batch, as `gather` makes it, of pieces [B]."""
+    def gather(self, segments: np.ndarray) -> Batch:
+        """Gather the segments with these numbers, [B], into one batch; see `gather`."""
         if self._arrays is None:
             self._arrays = {path.stem: map_array(self.folder, path.stem) for path in self.folder.glob("*.npy")}
-        return gather(self._arrays, pieces, **self.options)
+        return gather(self._arrays, segments, **self.options)
 
 
 class TaskDataset(Dataset[Batch]):
-    """Pieces of several tasks, numbered one task after the other. `__getitems__` makes a batch of one task's."""
+    """Number the segments of several tasks consecutively, task after task.
 
-    def __init__(self, tasks: Iterable[Pieces]) -> None:
+    `__getitems__` gathers a batch in one call; its segments must belong to one task. The batch has the task's name
+    under `TASK`.
+    """
+
+    def __init__(self, tasks: Iterable[Segments]) -> None:
         self.tasks = list(tasks)
-        self.first = np.cumsum([0, *map(len, self.tasks)])  # [tasks + 1], number of each task's first piece
+        self.first = np.cumsum([0, *map(len, self.tasks)])  # [tasks + 1], number of each task's first segment
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -133,17 +158,17 @@ class TaskDataset(Dataset[Batch]):
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         which = int(np.searchsorted(self.first, numbers[0], side="right")) - 1
-        pieces = np.asarray(numbers) - self.first[which]
-        assert ((pieces >= 0) & (pieces < len(self.tasks[which]))).all(), "a batch is of one task"
-        return {**self.tasks[which].gather(pieces), TASK: self.tasks[which].task}
+        segments = np.asarray(numbers) - self.first[which]
+        assert ((segments >= 0) & (segments < len(self.tasks[which]))).all(), "a batch is of one task"
+        return {**self.tasks[which].gather(segments), TASK: self.tasks[which].task}
 
 
 def as_batch(batch: Any) -> Any:
-    """What a `DataLoader` does with what `__getitems__` gave: nothing."""
+    """Return the batch unchanged: the `collate_fn` of data that comes in batches."""
     return batch
 
 
 def scale_frames(frames: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1], the numbers of `JatProcessor`."""
+    """Scale frames of any shape from uint8 to float32 in [-1, 1], exactly as `JatProcessor` does."""
     # A tensor as divisor: a GPU divides by a Python number as a product with its reciprocal, which rounds otherwise.
     return (frames.float() / torch.full((), 255.0, device=frames.device) - 0.5) / 0.5

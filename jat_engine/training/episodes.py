@@ -1,4 +1,4 @@
-"""Rows of a table -> steps: every column of all episodes as one array, checked."""
+"""Read rows of a table as episodes: each column of all of them is one checked array."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TOKENIZED_COLUMNS = ("attention_mask", "loss_weight")
-"""What rows of a tokenized dataset have beside the published columns."""
+"""Columns of a tokenized dataset in addition to the published ones."""
 
 _NESTED = ("continuous_observations", "continuous_actions", "discrete_observations")
 _INT = ("discrete_observations", "discrete_actions", "attention_mask")
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Episodes one after the other.
+class Episodes:
+    """Consecutive episodes, one after the other in each column.
 
     Attributes:
-        lengths: [episodes], steps of each.
+        lengths: int64 [episodes], steps of each.
         columns: name -> [steps, ...]; float32, int64 or str; images are [steps] PNG files as `bytes`, or uint8
             [steps, 84, 84, 4].
-        rows: where they are from, for messages.
+        rows: the rows they were read from.
     """
 
     lengths: np.ndarray
@@ -41,7 +41,7 @@ class Steps:
     rows: Rows
 
     def at(self, step: int) -> str:
-        """Where a step is, in words."""
+        """Return the place of a step, counted through all episodes, for error messages: file, row and step."""
         ends = np.cumsum(self.lengths)
         episode = int(np.searchsorted(ends, step, side="right"))
         start = int(ends[episode] - self.lengths[episode])
@@ -49,13 +49,16 @@ class Steps:
 
 
 class _WrongError(Exception):
-    """Some value is not what it should be; which one, `check_episode` says."""
+    """Some value of a column is wrong. `check_episode` finds out which."""
 
 
-def read_steps(rows: Rows) -> Steps:
-    """The published columns of some rows, and those of a tokenized dataset.
+def read_episodes(rows: Rows) -> Episodes:
+    """Read and check the published columns of some rows, and those of a tokenized dataset.
 
-    Whole columns are checked at once; only if something is wrong are single episodes looked at, to say what.
+    Whole columns are checked at once; single episodes are examined only to say what is wrong.
+
+    Args:
+        rows: rows with one kind of observation, one of action, and rewards.
 
     Raises:
         DataError: a column is missing, columns of an episode differ in length, an episode is empty, steps differ in
@@ -74,15 +77,17 @@ def read_steps(rows: Rows) -> Steps:
         raise DataError(
             f"{rows.where}: rows from {rows.first}: expected well-formed columns, got wrong {error}"
         ) from None
-    return Steps(lengths, {name: values for name, (_, values) in read.items()}, rows)
+    return Episodes(lengths, {name: values for name, (_, values) in read.items()}, rows)
 
 
 def _explain(rows: Rows, names: list[str]) -> None:
-    """Raises `DataError` for the first episode that is wrong."""
+    """Raise `DataError` for the first episode that is wrong."""
     sizes: dict[str, int] = {}
     for row, episode in enumerate(rows.table.select(names).to_pylist()):
         where = f"{rows.where}: row {rows.first + row}"
         steps = len(episode["rewards"] or ())
+
+        # Missing values, and columns that `check_episode` does not know.
         for name in names:
             if episode[name] is None:
                 raise DataError(f"{where}: column {name}: expected a list, got no value")
@@ -90,16 +95,19 @@ def _explain(rows: Rows, names: list[str]) -> None:
                 raise DataError(
                     f"{where}: column {name}: expected {steps} steps, as rewards has, got {len(episode[name])}"
                 )
+
         columns = {name: episode[name] for name in names if name not in TOKENIZED_COLUMNS}
         if "image_observations" in columns:  # decoded later, one by one; here their number counts
             columns["image_observations"] = np.zeros((len(columns["image_observations"]), *FRAME_SHAPE), np.uint8)
         checked = check_episode(columns, source=rows.where, row=rows.first + row)
+
         for name in set(checked).intersection(_NESTED):
             size = checked[name].shape[1]
             if size != sizes.setdefault(name, size):
                 raise DataError(
                     f"{where}: column {name}: expected {sizes[name]} values a step, as in the rows before, got {size}"
                 )
+
         for step, weight in enumerate(episode.get("loss_weight", ())):
             if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
                 raise DataError(
@@ -108,13 +116,14 @@ def _explain(rows: Rows, names: list[str]) -> None:
 
 
 def _read_column(column: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps of each row, and all steps' values."""
+    """Return the steps of each row, int64 [rows], and the values of all steps, [steps, ...]."""
     lengths, values = _unnest(column, name)
     if name in _NESTED:
         widths, values = _unnest(values, name)
         if len(widths) and ((widths != widths[0]).any() or widths[0] == 0):
             raise _WrongError(name)
         return lengths, _numbers(values, name).reshape(len(widths), -1)
+
     if name == "text_observations":
         if values.null_count or str(values.type) not in ("string", "large_string"):
             raise _WrongError(name)
@@ -125,7 +134,7 @@ def _read_column(column: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unnest(array: Any, name: str) -> tuple[np.ndarray, Any]:
-    """A list array -> length of each list, and all their elements."""
+    """Return the length of each list of a list array, int64 [lists], and all their elements."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -155,7 +164,7 @@ def _numbers(values: pa.Array, name: str) -> np.ndarray:
         array = array.astype(np.int64 if name in _INT else np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise _WrongError(name)
-    if name == "loss_weight" and (array < 0).any():  # it would be trained to be wrong
+    if name == "loss_weight" and (array < 0).any():  # would maximise the loss
         raise _WrongError(name)
     return array
 
@@ -173,16 +182,21 @@ def _images(values: Any, name: str) -> np.ndarray:
 
 
 def _frames(values: Any, name: str) -> np.ndarray:
-    """Frames that are stored as numbers, as in a tokenized dataset: uint8, or as the processor makes them."""
+    """Return frames that are stored as numbers, as in a tokenized dataset, as uint8 [steps, 84, 84, 4].
+
+    They may be uint8 or the processor's floats in [-1, 1], with the four pictures first or last.
+    """
     shape = [len(values)]
     while _is_list(values):
         widths, values = _unnest(values, name)
         if not len(widths) or (widths != widths[0]).any():
             raise _WrongError(name)
         shape.append(int(widths[0]))
+
     height, width, planes = FRAME_SHAPE
     if values.null_count or shape[1:] not in ([height, width, planes], [planes, height, width]):
         raise _WrongError(name)
+
     frames: np.ndarray = values.to_numpy(zero_copy_only=False).reshape(shape)
     if frames.dtype.kind not in "fui" or (frames.dtype.kind == "f" and not np.isfinite(frames).all()):
         raise _WrongError(name)
@@ -193,29 +207,34 @@ def _frames(values: Any, name: str) -> np.ndarray:
     return (frames if shape[1] == height else frames.transpose(0, 2, 3, 1)).astype(np.uint8)
 
 
-def decode_frames(steps: Steps) -> Iterator[np.ndarray]:
-    """The frames of `image_observations`, uint8 [84, 84, 4].
+def decode_frames(episodes: Episodes) -> Iterator[np.ndarray]:
+    """Yield the frame of each step's `image_observations`, uint8 [84, 84, 4].
+
+    Args:
+        episodes: of a task with images.
 
     Raises:
-        DataError: an image cannot be read or is of another size or mode.
+        DataError: an image cannot be read, or has another size or mode.
     """
     from PIL import Image, UnidentifiedImageError
 
-    for number, data in enumerate(steps.columns["image_observations"]):
+    for number, data in enumerate(episodes.columns["image_observations"]):
         if isinstance(data, np.ndarray):
             yield data
             continue
+
         try:
             with Image.open(io.BytesIO(data)) as image:
                 frame = np.asarray(image)
         except UnidentifiedImageError:  # its own message has an address
             got = "no value" if data is None else f"{len(data)} bytes of something else"
-            raise DataError(f"{steps.at(number)}: image_observations: expected a PNG file, got {got}") from None
+            raise DataError(f"{episodes.at(number)}: image_observations: expected a PNG file, got {got}") from None
         except OSError as error:
-            raise DataError(f"{steps.at(number)}: image_observations: expected a PNG file, got {error}") from None
+            raise DataError(f"{episodes.at(number)}: image_observations: expected a PNG file, got {error}") from None
+
         if frame.shape != FRAME_SHAPE or frame.dtype != np.uint8:
             raise DataError(
-                f"{steps.at(number)}: image_observations: expected an RGBA image of {FRAME_SHAPE[:2]}, "
+                f"{episodes.at(number)}: image_observations: expected an RGBA image of {FRAME_SHAPE[:2]}, "
                 f"got {frame.dtype} of shape {frame.shape}"
             )
         yield frame

@@ -1,4 +1,4 @@
-"""Episodes -> a folder of arrays, made once and mapped into memory by every later run."""
+"""Convert episodes to a folder of arrays, once; every later run maps them into memory."""
 
 from __future__ import annotations
 
@@ -13,39 +13,47 @@ from typing import Any
 
 from ..errors import DataError
 from .arrays import ArrayFolder
-from .segments import Cutter, PieceSettings
+from .segments import INFO_FILE, START, Cutter, SegmentSettings
 from .sources import Source
 
 _VERSION = 1
-"""Of the layout; folders of another are not used."""
+"""Version of the folder's layout; folders of another version are not used."""
 
-_OFFSETS = {"piece_start": "piece_steps", "plane_index": "planes", "image_start": "image_bytes"}
-"""Arrays whose numbers count the rows of another one."""
+_OFFSETS = {START: "segment_steps", "plane_index": "planes", "image_start": "image_bytes"}
+"""Array of indices -> the array whose rows they count. Indices of appended rows are shifted by what is there."""
 
 
 def prepare(
     source: Source,
-    settings: PieceSettings,
+    settings: SegmentSettings,
     processor: Any,
     root: Path,
     progress: Callable[[int], object] | None = None,
 ) -> Path:
-    """The folder of a split's pieces, made unless it is there; under a temporary name until it is complete.
+    """Return the folder with the segments of one split, preparing it first if it does not exist.
+
+    Its name has a hash of everything that its contents depend on. It has a temporary name until it is complete, so that
+    several processes can prepare the same one.
 
     Args:
-        source: the episodes.
-        processor: whose tokenizer texts go through.
-        root: where such folders are kept.
-        progress: called with the number of episodes that were just read.
+        source: the split's episodes or texts.
+        settings: how they are cut.
+        processor: a `JatProcessor`; its tokenizer encodes texts.
+        root: parent of prepared folders.
+        progress: called after each read with the number of episodes read.
+
+    Returns:
+        The folder: `pieces.json`, and one .npy file per array of `Cutter.cut`.
 
     Raises:
-        DataError: names file, row, column, what was expected and what came. Nothing is left behind then.
+        DataError: the data is malformed or empty. Names file, row and column; no folder is left behind.
     """
     key = json.dumps([_VERSION, source.fingerprint, asdict(settings)], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = root / f"{settings.task}-{settings.split}-{digest}"
-    if (folder / "pieces.json").exists():
+    if (folder / INFO_FILE).exists():
         return folder
+
     root.mkdir(parents=True, exist_ok=True)
     temporary = root / f".{folder.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -55,7 +63,7 @@ def prepare(
         try:
             temporary.rename(folder)
         except OSError:  # another process was faster
-            if not (folder / "pieces.json").exists():
+            if not (folder / INFO_FILE).exists():
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -63,7 +71,8 @@ def prepare(
 
 
 def _write(source: Source, cutter: Cutter, folder: Path, progress: Callable[[int], object] | None) -> None:
-    num_steps = num_pieces = 0
+    """Cut all rows of `source` and write their arrays and `INFO_FILE` to `folder`."""
+    num_steps = num_segments = 0
     shapes: dict[str, tuple[int, ...]] = {}
     with ArrayFolder(folder) as arrays:
         for rows in source.read():
@@ -77,19 +86,23 @@ def _write(source: Source, cutter: Cutter, folder: Path, progress: Callable[[int
                     f"{rows.where}: rows from {rows.first}: expected steps of the shapes {_words(shapes)}, as in the "
                     f"rows before, got {_words(found)}"
                 )
-            first = {"piece_steps": num_steps, "planes": 0, "image_bytes": 0}
+
+            first = {"segment_steps": num_steps, "planes": 0, "image_bytes": 0}
             first |= {name: arrays.num_rows(name) for name in ("planes", "image_bytes")}
             for name, array in cut.items():
                 arrays.append(name, array + first[_OFFSETS[name]] if name in _OFFSETS else array)
+
             num_steps += len(cut["rewards"] if "rewards" in cut else cut["input_ids"])
-            num_pieces += len(cut["piece_start"])
+            num_segments += len(cut[START])
             if progress is not None:
                 progress(rows.table.num_rows)
-        if not num_pieces:
+
+        if not num_segments:
             raise DataError(f"{source.where}: {cutter.settings.split}: expected at least one episode or text, got none")
         if len(cutter.missions):
             arrays.append("missions", cutter.missions)
-    (folder / "pieces.json").write_text(
+
+    (folder / INFO_FILE).write_text(
         json.dumps(
             {
                 **asdict(cutter.settings),

@@ -1,4 +1,4 @@
-"""Rows -> pieces: the arrays that batches are gathered from."""
+"""Cut episodes and texts into segments, as arrays that batches are gathered from."""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ from ..config import MISSION_LENGTH, JatConfig
 from ..datasets.schema import TEXT_COLUMNS, check_belong
 from ..envs.tasks import TASKS
 from ..errors import DataError
-from .episodes import Steps, decode_frames, read_steps
+from .episodes import Episodes, decode_frames, read_episodes
 from .sources import Rows
 
 Arrays = dict[str, np.ndarray]
 
+# Names on disk, where a segment is called a piece.
+START, LENGTH = "piece_start", "piece_length"
+INFO_FILE = "pieces.json"
+
 
 @dataclass(frozen=True)
-class PieceSettings:
-    """What pieces depend on beside the data.
+class SegmentSettings:
+    """Everything that segments depend on, apart from the data.
 
     Attributes:
-        task, split: whose.
-        length: steps of the longest pieces of an RL task, tokens of those of a text.
-        vocab_size, discrete_size, continuous_size: what the model can take: actions and integers below the first,
-            integers in an observation, and values (the reward counted).
-        image_tokens: tokens that an image beside a text takes.
-        tokenizer: fingerprint of what texts become.
+        task, split: names of the task or text dataset, and of its split.
+        length: longest segment, in steps for RL tasks and in tokens for texts.
+        vocab_size: discrete actions and integers of observations must be below it.
+        discrete_size: integers of a discrete observation, mission tokens included.
+        continuous_size: most values of a continuous observation, the reward included, or of an action.
+        image_tokens: tokens that the image of a caption takes.
+        tokenizer: SHA-256 of the tokenizer.
     """
 
     task: str
@@ -42,7 +47,15 @@ class PieceSettings:
     tokenizer: str
 
     @classmethod
-    def of(cls, task: str, split: str, length: int, config: JatConfig, processor: Any) -> PieceSettings:
+    def of(cls, task: str, split: str, length: int, config: JatConfig, processor: Any) -> SegmentSettings:
+        """Return the settings of one split.
+
+        Args:
+            task, split: names of the task or text dataset, and of its split.
+            length: longest segment, see the class.
+            config: of the model, for its sizes.
+            processor: a `JatProcessor`, for its tokenizer.
+        """
         tokenizer = processor.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
@@ -59,18 +72,25 @@ class PieceSettings:
 
 
 class Cutter:
-    """Cuts a split's rows into pieces.
+    """Cut the rows of one split into segments.
 
-    `cut` gives arrays of some rows: what the model takes, [steps, ...], in the smallest type that holds it, and
+    `cut` returns the columns of its rows, [steps, ...], in the smallest type that holds them, and:
 
-        piece_start, piece_length: [pieces], int64: which of the steps a piece is.
-        mission_index: [steps], int32: row of `missions`, in the place of a text observation.
-        planes: [P, 84, 84], uint8, and plane_index: [steps, 4], int32, in the place of images. A frame is a stack of
-            four pictures, three of which the step before had, too.
-        image_bytes: [bytes], uint8, and image_start, image_length: [pieces], int64: the image file beside a text.
+        piece_start, piece_length: int64 [segments]; first step and number of steps of each segment.
+        mission_index: int32 [steps]; row of `missions`, in place of a text observation.
+        planes: uint8 [P, 84, 84], and plane_index: int32 [steps, 4], in place of images. A frame is a stack of four
+            pictures, of which three are also in the step before, so each is stored once.
+        image_bytes: uint8 [bytes], and image_start, image_length: int64 [segments]; the image files of captions.
+
+    Args:
+        settings: how to cut, and what the model can take.
+        processor: a `JatProcessor`; encodes missions and texts.
+
+    Attributes:
+        num_episodes: rows cut so far.
     """
 
-    def __init__(self, settings: PieceSettings, processor: Any) -> None:
+    def __init__(self, settings: SegmentSettings, processor: Any) -> None:
         self.settings = settings
         self.processor = processor
         self.num_episodes = 0
@@ -79,14 +99,21 @@ class Cutter:
 
     @property
     def missions(self) -> np.ndarray:
-        """[missions, 64], int32: tokens of every mission so far."""
+        """The tokens of every mission so far, int32 [missions, 64]."""
         return np.array(self._mission_tokens, np.int32).reshape(-1, MISSION_LENGTH)
 
     def cut(self, rows: Rows) -> Arrays:
-        """Pieces of some rows; counted from the first of these rows, but for `mission_index`.
+        """Cut some rows into segments.
+
+        Args:
+            rows: consecutive rows of the split.
+
+        Returns:
+            The arrays that the class describes. Indices count from the first of these rows, except `mission_index`,
+            which counts from the first row of all.
 
         Raises:
-            DataError: names file, row, column, what was expected and what came.
+            DataError: malformed data, or data that the model cannot take. Names file, row, column, expected and got.
         """
         self.num_episodes += rows.table.num_rows
         names = rows.table.column_names
@@ -94,27 +121,31 @@ class Cutter:
             check_belong(names, self.settings.task, source=rows.where)
         if set(TEXT_COLUMNS).intersection(names):
             return self._cut_texts(rows)
-        steps = read_steps(rows)
-        arrays = self._columns(steps)
-        starts, lengths = _cut(_real_lengths(steps), self.settings.length, steps.lengths)
-        return {**arrays, "piece_start": starts, "piece_length": lengths}
+        episodes = read_episodes(rows)
+        arrays = self._columns(episodes)
+        starts, lengths = _cut(_real_lengths(episodes), self.settings.length, episodes.lengths)
+        return {**arrays, START: starts, LENGTH: lengths}
 
     # ---- RL ------------------------------------------------------------------------------------------------------
 
-    def _columns(self, steps: Steps) -> Arrays:
+    def _columns(self, episodes: Episodes) -> Arrays:
+        """Convert the published columns to those the model takes, [steps, ...]."""
         columns: Arrays = {}
-        for name, values in steps.columns.items():
+        given = episodes.columns
+        for name, values in given.items():
             if name == "rewards":
-                # Tokenized data has them shifted.
-                columns[name] = values if "attention_mask" in steps.columns else _shift(values, steps.lengths)
+                # Rewards of tokenized data are shifted already.
+                columns[name] = values if "attention_mask" in given else _shift(values, episodes.lengths)
+
             elif name == "discrete_observations":
                 expected = self.settings.discrete_size
-                expected -= MISSION_LENGTH if "text_observations" in steps.columns else 0
+                expected -= MISSION_LENGTH if "text_observations" in given else 0
                 if values.shape[1] != expected:
-                    raise DataError(f"{steps.at(0)}: {name}: expected {expected} integers, got {values.shape[1]}")
-                columns[name] = self._identifiers(name, values, steps)
+                    raise DataError(f"{episodes.at(0)}: {name}: expected {expected} integers, got {values.shape[1]}")
+                columns[name] = self._identifiers(name, values, episodes)
             elif name == "discrete_actions":
-                columns[name] = self._identifiers(name, values, steps)
+                columns[name] = self._identifiers(name, values, episodes)
+
             elif name == "text_observations":
                 for text in dict.fromkeys(values):
                     if text not in self._missions:
@@ -122,12 +153,13 @@ class Cutter:
                         self._mission_tokens.append(self.processor.encode_mission(text))
                 columns["mission_index"] = np.array([self._missions[text] for text in values], np.int32)
             elif name == "image_observations":
-                columns.update(_planes(steps))
+                columns.update(_planes(episodes))
+
             elif name in ("continuous_observations", "continuous_actions"):
                 room = self.settings.continuous_size - (name == "continuous_observations")  # the reward is one more
                 if not 1 <= values.shape[1] <= room:
                     raise DataError(
-                        f"{steps.at(0)}: {name}: expected 1 to {room} values (max_continuous_size), "
+                        f"{episodes.at(0)}: {name}: expected 1 to {room} values (max_continuous_size), "
                         f"got {values.shape[1]}"
                     )
                 columns[name] = values
@@ -135,19 +167,20 @@ class Cutter:
                 columns[name] = values
         return columns
 
-    def _identifiers(self, name: str, values: np.ndarray, steps: Steps) -> np.ndarray:
+    def _identifiers(self, name: str, values: np.ndarray, episodes: Episodes) -> np.ndarray:
+        """Check that integers [steps] or [steps, n] are below the vocabulary's size, and return them as tokens."""
         size = self.settings.vocab_size
         wrong = (values < 0) | (values >= size)
         if wrong.any():
             step = int(np.argmax(wrong.reshape(len(wrong), -1).any(axis=1)))
             got = values[step][wrong[step]].flat[0]
-            raise DataError(f"{steps.at(step)}: {name}: expected 0 to {size - 1} (vocab_size - 1), got {got}")
+            raise DataError(f"{episodes.at(step)}: {name}: expected 0 to {size - 1} (vocab_size - 1), got {got}")
         return values.astype(_token_type(size))
 
     # ---- texts and captions --------------------------------------------------------------------------------------
 
     def _cut_texts(self, rows: Rows) -> Arrays:
-        """Tokens one text after the other. A text is cut into pieces; one beside an image keeps its beginning."""
+        """Tokenize texts and cut them into segments. The text of a caption is truncated instead."""
         if "text" not in rows.table.column_names:
             raise DataError(f"{rows.where}: text: expected this column, got {', '.join(rows.table.column_names)}")
         texts = rows.table["text"].to_pylist()
@@ -155,22 +188,24 @@ class Cutter:
             if not isinstance(text, str):
                 raise DataError(f"{rows.where}: row {rows.first + row}: text: expected a string, got {text!r}")
         tokens = self.processor.tokenizer(texts, verbose=False)["input_ids"]
+
         with_images = "images" in rows.table.column_names
         limit = self.settings.length
         if with_images:
             limit -= self.settings.image_tokens
             if limit < 2:
                 raise DataError(
-                    f"{rows.where}: images: expected room for text beside the {self.settings.image_tokens} tokens of "
+                    f"{rows.where}: images: expected room for text next to the {self.settings.image_tokens} tokens of "
                     f"an image, got max_position_embeddings={self.settings.length}"
                 )
             tokens = [text[:limit] for text in tokens]
+
         kept = [row for row, text in enumerate(tokens) if len(text) > 1]  # one token predicts nothing
         all_lengths = np.array([len(tokens[row]) for row in kept], np.int64)
         starts, lengths = _cut(all_lengths, limit, all_lengths)
         flat = [token for row in kept for token in tokens[row]]
         arrays: Arrays = {"input_ids": np.array(flat, _token_type(self.settings.vocab_size))}
-        arrays |= {"piece_start": starts[lengths > 1], "piece_length": lengths[lengths > 1]}
+        arrays |= {START: starts[lengths > 1], LENGTH: lengths[lengths > 1]}
         if with_images:
             arrays |= _image_files(rows, kept)
         return arrays
@@ -180,54 +215,60 @@ def _token_type(vocab_size: int) -> Any:
     return np.uint16 if vocab_size <= 2**16 else np.int32
 
 
-def _real_lengths(steps: Steps) -> np.ndarray:
-    """[episodes], steps that are no padding; only tokenized data has any.
+def _real_lengths(episodes: Episodes) -> np.ndarray:
+    """Return the steps of each episode that are not padding, int64 [episodes]. Only tokenized data is padded.
 
     Raises:
-        DataError: a mask is not ones and then zeros.
+        DataError: a mask is not ones followed by zeros.
     """
-    mask = steps.columns.get("attention_mask")
+    mask = episodes.columns.get("attention_mask")
     if mask is None:
-        return steps.lengths
-    starts = np.cumsum(steps.lengths) - steps.lengths
+        return episodes.lengths
+    starts = np.cumsum(episodes.lengths) - episodes.lengths
     wrong = ~np.isin(mask, (0, 1))
     wrong[1:] |= mask[1:] > mask[:-1]
     wrong[starts] = mask[starts] != 1
     if wrong.any():
         step = int(np.argmax(wrong))
-        raise DataError(f"{steps.at(step)}: attention_mask: expected ones and then zeros, got {mask[step]}")
+        raise DataError(f"{episodes.at(step)}: attention_mask: expected ones and then zeros, got {mask[step]}")
     return np.add.reduceat(mask, starts)
 
 
 def _cut(real: np.ndarray, longest: int, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Start and length of each piece: as long as allowed, the remainder as a further one.
+    """Cut sequences into segments of `longest` steps; the remainder of each is a further, shorter segment.
 
     Args:
-        real: [sequences], steps of each that count.
-        stored: [sequences], steps of each that are there.
+        real: int64 [sequences], steps of each without padding.
+        longest: steps of the longest segment.
+        stored: int64 [sequences], steps of each with padding.
+
+    Returns:
+        Start and length of each segment, int64 [segments].
     """
     counts = -(-real // longest)
-    which = np.repeat(np.arange(len(real)), counts)  # [pieces], its sequence
+    which = np.repeat(np.arange(len(real)), counts)  # [segments], sequence of each
     number = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
     starts = (np.cumsum(stored) - stored)[which] + number * longest
     return starts, np.minimum(real[which] - number * longest, longest)
 
 
 def _shift(rewards: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """[0] + rewards[:-1] of each episode: with an observation comes the reward of the action before."""
+    """Return [0] + rewards[:-1] of each episode: an observation comes with the reward of the action before it."""
     shifted = np.concatenate((np.zeros(1, np.float32), rewards[:-1]))
     shifted[np.cumsum(lengths) - lengths] = 0
     return shifted
 
 
-def _planes(steps: Steps) -> Arrays:
-    ends = set(np.cumsum(steps.lengths).tolist())
+def _planes(episodes: Episodes) -> Arrays:
+    """Store each picture of stacked frames once; see `Cutter` for the arrays."""
+    ends = set(np.cumsum(episodes.lengths).tolist())
     seen: dict[bytes, int] = {}
     planes: list[np.ndarray] = []
     index: list[list[int]] = []
-    for number, frame in enumerate(decode_frames(steps)):
+    for number, frame in enumerate(decode_frames(episodes)):
         if number in ends:
-            seen = {}  # planes of other episodes: too many to remember
+            seen = {}  # pictures repeat within an episode; those of all episodes would take too much memory
+
         stack = []
         for plane in np.ascontiguousarray(frame.transpose(2, 0, 1)):
             digest = hashlib.blake2b(plane.data, digest_size=16).digest()
@@ -240,6 +281,7 @@ def _planes(steps: Steps) -> Arrays:
 
 
 def _image_files(rows: Rows, kept: list[int]) -> Arrays:
+    """Return the image files of some rows, one after the other, with the start and length of each."""
     images = rows.table["images"].to_pylist()
     files = []
     for row in kept:

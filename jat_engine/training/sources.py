@@ -1,4 +1,4 @@
-"""Where episodes come from: a folder as `jat-engine collect` writes it, one of `save_to_disk`, or a hub dataset."""
+"""Read episodes from a folder of `jat-engine collect`, a folder of `save_to_disk`, or a dataset on the hub."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def _rows_at_once(names: list[str]) -> int:
-    """An episode's images take megabytes; of others many fit."""
+    """Return how many rows to read at once: few of episodes with images, which take megabytes each."""
     return 2 if "image_observations" in names else 256
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a dataset.
+    """Consecutive rows of a dataset.
 
     Attributes:
         table: the rows.
-        where: their file or dataset, for messages.
-        first: number of the first of them there.
+        where: their file or dataset, for error messages.
+        first: number of the first row within the file or dataset.
     """
 
     table: pa.Table
@@ -40,9 +40,9 @@ class Source:
     """One split of one task.
 
     Attributes:
-        where: folder or dataset, for messages.
-        fingerprint: changes when the data does; None where that cannot be known.
-        read: the rows, from the first on.
+        where: folder or dataset, for error messages.
+        fingerprint: changes whenever the data does; None if that cannot be known.
+        read: returns an iterator over all rows, from the first.
     """
 
     where: str
@@ -53,11 +53,17 @@ class Source:
 def open_source(
     dataset: str, task: str, split: str, *, cache_dir: str | None = None, streaming: bool = False
 ) -> Source | None:
-    """The split of a task, or None if the dataset has the task but not this split.
+    """Open one split of a task.
 
     Args:
-        dataset: a folder, or the name of a dataset on the hub.
-        streaming: read hub data as it is needed, without keeping it.
+        dataset: a folder, or the name of a dataset on the hub, as "owner/name".
+        task: name of the task or text dataset.
+        split: "train" or "test".
+        cache_dir: folder for downloads; None takes that of `datasets`.
+        streaming: read hub data when it is needed, without keeping it on disk.
+
+    Returns:
+        The source, or None if the dataset has the task but not this split.
 
     Raises:
         DataError: there is no such folder or dataset, or it does not have the task.

@@ -1,4 +1,4 @@
-"""Batches from data that is read as it is needed: for datasets that are too big to keep."""
+"""Make batches from data that is read while training, for datasets that are too large to store."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import DataError
 from .dataset import TASK, Batch, gather
-from .segments import Cutter, PieceSettings
+from .segments import START, Cutter, SegmentSettings
 from .sources import Source
 
 _BUFFER = 256
-"""Pieces of a task that the next one is drawn from."""
+"""Segments of a task that are held, and from which the next one is drawn."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,15 @@ class StreamedTask:
     """One task of a `TaskStream`.
 
     Attributes:
-        source, settings: what is read, and how it is cut.
-        batch_size: pieces in a batch.
-        sampling_weight: how often a batch is of this task, relative to others.
+        source: the rows to read.
+        settings: how to cut them into segments.
+        batch_size: segments per batch.
+        sampling_weight: how often batches of this task are drawn, relative to other tasks.
         loss_weight, own_weight: as in `gather`.
     """
 
     source: Source
-    settings: PieceSettings
+    settings: SegmentSettings
     batch_size: int
     sampling_weight: float
     loss_weight: float
@@ -39,16 +40,22 @@ class StreamedTask:
 
     @property
     def name(self) -> str:
+        """The task's name."""
         return self.settings.task
 
 
 class TaskStream(IterableDataset[Batch]):
-    """Batches of one task each, without end; tasks are drawn by weight, pieces from the last few that were read.
+    """Yield batches of one task each, without end.
 
-    Processes, and workers of their loaders, read different rows.
+    Tasks are drawn by weight, and segments from the last `_BUFFER` that were read. Processes, and the workers of their
+    loaders, read different rows.
 
     Args:
-        rank, world_size: which of how many processes this is.
+        tasks: the tasks to draw from.
+        processor: a `JatProcessor`; encodes missions and texts and prepares images.
+        seed: of all random choices.
+        rank: number of this process.
+        world_size: number of processes.
     """
 
     def __init__(
@@ -66,61 +73,79 @@ class TaskStream(IterableDataset[Batch]):
         share, num_shares = self.rank * num_workers + number, self.world_size * num_workers
         generator = np.random.default_rng([self.seed, share])
         weights = np.array([task.sampling_weight for task in self.tasks])
-        pieces = [shuffle(self._pieces(task, share, num_shares), generator) for task in self.tasks]
+        segments = [shuffle(self._segments(task, share, num_shares), generator) for task in self.tasks]
         while True:
             drawn = int(generator.choice(len(self.tasks), p=weights / weights.sum()))
             task = self.tasks[drawn]
-            yield {**join([next(pieces[drawn]) for _ in range(task.batch_size)]), TASK: task.name}
+            yield {**join([next(segments[drawn]) for _ in range(task.batch_size)]), TASK: task.name}
 
-    def _pieces(self, task: StreamedTask, share: int, num_shares: int) -> Iterator[Batch]:
-        """The pieces of a share of the rows, each a batch of one; from the beginning again when all were read."""
+    def _segments(self, task: StreamedTask, share: int, num_shares: int) -> Iterator[Batch]:
+        """Yield the segments of every `num_shares`-th read, each a batch of one, over and over.
+
+        Raises:
+            DataError: the source is empty, or none of its texts has two tokens.
+        """
         options: dict[str, Any] = {"loss_weight": task.loss_weight, "own_weight": task.own_weight}
         options["image_processor"] = self.processor.image_processor
         cutter = Cutter(task.settings, self.processor)
         while True:
-            num_pieces = num_rows = 0
+            num_segments = num_rows = 0
             for number, rows in enumerate(task.source.read()):
                 num_rows += rows.table.num_rows
                 if number % num_shares != share or not rows.table.num_rows:
                     continue
                 arrays = cutter.cut(rows)
                 arrays["missions"] = cutter.missions
-                for piece in range(len(arrays["piece_start"])):
-                    yield gather(arrays, np.array([piece]), **options)
-                    num_pieces += 1
+                for segment in range(len(arrays[START])):
+                    yield gather(arrays, np.array([segment]), **options)
+                    num_segments += 1
+
             if not num_rows:
                 raise DataError(f"{task.source.where}: expected at least one episode or text, got none")
-            if not num_pieces:  # fewer rows than shares, or none of them of use
+            if not num_segments:  # fewer reads than shares, or only texts that are too short
                 if num_shares == 1:
                     raise DataError(f"{task.source.where}: expected texts of at least two tokens, got none")
                 share, num_shares = 0, 1
 
 
-def shuffle(pieces: Iterator[Batch], generator: np.random.Generator) -> Iterator[Batch]:
-    """One of `_BUFFER` pieces at a time; another takes its place."""
+def shuffle(segments: Iterator[Batch], generator: np.random.Generator) -> Iterator[Batch]:
+    """Yield segments in random order: each is drawn from `_BUFFER` held ones and replaced by the next.
+
+    Args:
+        segments: without end.
+        generator: draws them.
+    """
     buffer: list[Batch] = []
-    for piece in pieces:
+    for segment in segments:
         if len(buffer) < _BUFFER:
-            buffer.append(piece)
+            buffer.append(segment)
             if len(buffer) < _BUFFER:
                 continue
-            piece = buffer.pop()
+            segment = buffer.pop()
         chosen = int(generator.integers(len(buffer)))
-        buffer[chosen], piece = piece, buffer[chosen]
-        yield piece
+        buffer[chosen], segment = segment, buffer[chosen]
+        yield segment
 
 
-def join(pieces: Sequence[Batch]) -> Batch:
-    """Batches of one piece -> one batch, padded to the longest with each one's first step."""
-    longest = max(piece["attention_mask"].shape[1] for piece in pieces)
+def join(segments: Sequence[Batch]) -> Batch:
+    """Join batches of one segment into one batch, padded to the longest with the first step of each.
+
+    Args:
+        segments: B batches with the same columns, [1, L, ...] each; L may differ.
+
+    Returns:
+        The columns, [B, longest L, ...]; `attention_mask` is 0 where a step is padding.
+    """
+    longest = max(segment["attention_mask"].shape[1] for segment in segments)
     batch: Batch = {}
-    for name in pieces[0]:
+    for name in segments[0]:
         if name == "pixel_values":
-            batch[name] = torch.cat([piece[name] for piece in pieces])
+            batch[name] = torch.cat([segment[name] for segment in segments])
             continue
+
         padded = []
-        for piece in pieces:
-            values = piece[name]  # [1, L, ...]
+        for segment in segments:
+            values = segment[name]  # [1, L, ...]
             missing = longest - values.shape[1]
             first = torch.zeros_like(values[:, :1]) if name == "attention_mask" else values[:, :1]
             padded.append(torch.cat([values, *[first] * missing], dim=1))

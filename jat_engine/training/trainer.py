@@ -1,4 +1,4 @@
-"""`JatTrainer`: transformers' Trainer over batches of one task."""
+"""Train with transformers' Trainer on batches of one task each."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ _SUMS = ("count", "loss", "rl_count", "action_loss", "observation_loss")
 
 
 class JatTrainer(Trainer):
-    """Trains a `JatModel`. The loss is the model's own.
+    """Train a `JatModel` with the loss that the model itself computes.
 
-    Logs, beside the Trainer's: `action_loss`, `observation_loss`, and `loss/<task>` of the tasks that came since the
-    last time. Evaluation gives `eval_<task>_loss` for each task and their mean, `eval_loss`.
+    Logs, in addition to the Trainer's own: `action_loss`, `observation_loss`, and `loss/<task>` for each task since the
+    last log. Evaluation reports `eval_<task>_loss` for each task and their mean, `eval_loss`.
 
     Args:
-        train_dataset: with the pieces of all tasks, or a stream of their batches.
-        eval_dataset: task -> its test pieces.
-        sampling_weights, batch_sizes: by task; 1 and `per_device_train_batch_size` for those left out. A stream has its
-            own.
-        action_shuffle: the share of actions that the model is shown another step's action of the batch for. What it has
-            to predict stays. An agent that sees its own last action can learn to repeat it, which scores well on
-            demonstrations and badly in play (arXiv 1905.11979).
+        model: a `JatModel`.
+        args: transformers' training arguments.
+        train_dataset: the segments of all tasks, or a stream of their batches.
+        eval_dataset: task -> its test segments.
+        processor: saved with each checkpoint.
+        sampling_weights: task -> how often it is drawn, relative to others; 1 if left out. Not used for a stream.
+        batch_sizes: task -> segments per batch; `per_device_train_batch_size` if left out. Not used for a stream.
+        action_shuffle: share of actions, in [0, 1], that are replaced by another step's action in the model's input.
+            The actions to predict stay. An agent that sees its own last action can learn to repeat it, which scores
+            well on demonstrations and badly in play (arXiv 1905.11979).
+        options: further arguments of transformers' Trainer.
     """
 
     train_dataset: TaskDataset | TaskStream
@@ -60,14 +64,15 @@ class JatTrainer(Trainer):
             **options,
         )
         self._action_shuffle = action_shuffle
+
         self.sampler: TaskBatchSampler | None = None
         if isinstance(train_dataset, TaskStream):
             self._tasks = [task.name for task in train_dataset.tasks]
         else:
-            self._tasks = [pieces.task for pieces in train_dataset.tasks]
+            self._tasks = [segments.task for segments in train_dataset.tasks]
             weights, sizes = sampling_weights or {}, batch_sizes or {}
             self.sampler = TaskBatchSampler(
-                [len(pieces) for pieces in train_dataset.tasks],
+                [len(segments) for segments in train_dataset.tasks],
                 [sizes.get(task, args.per_device_train_batch_size) for task in self._tasks],
                 [weights.get(task, 1.0) for task in self._tasks],
                 seed=args.data_seed if args.data_seed is not None else args.seed,
@@ -77,11 +82,13 @@ class JatTrainer(Trainer):
             )
             # accelerate reaches the sampler only if nothing is wrapped around it, as when several processes resume.
             self.add_callback(_EpochCallback(self.sampler))
+
         self._sums: Tensor | None = None  # [tasks, len(_SUMS)], since the last log
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of training batches; each is a dict of `gather`'s tensors and the task's name."""
         if isinstance(self.train_dataset, TaskStream):  # batches already, of this process's own rows
             return DataLoader(
                 self.train_dataset,
@@ -94,6 +101,14 @@ class JatTrainer(Trainer):
         return self._loader(self.train_dataset, self.sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return the loader of one task's test segments, in order.
+
+        Args:
+            eval_dataset: a `TaskDataset`, or the name of a task in `self.eval_dataset`.
+
+        Raises:
+            ValueError: anything else.
+        """
         datasets: Any = self.eval_dataset
         dataset = datasets[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         if not isinstance(dataset, TaskDataset):
@@ -124,6 +139,14 @@ class JatTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        """Return the model's loss for one batch, and with `return_outputs` a tuple of loss and output.
+
+        Args:
+            model: in training mode, the batch's losses are added to those of the next log.
+            inputs: a batch of `TaskDataset` or `TaskStream`; frames may be uint8.
+            return_outputs: see above.
+            num_items_in_batch: not used; the loss is a mean.
+        """
         inputs = dict(inputs)
         task = inputs.pop(TASK)
         frames = inputs.get("image_observations")
@@ -137,7 +160,7 @@ class JatTrainer(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _add(self, task: str, outputs: Any) -> None:
-        """Sums stay on the device: to read one would wait for it."""
+        """Add one batch's losses to the sums of the next log, on the device: reading a loss would wait for it."""
         loss = outputs.loss.detach().float()
         if self._sums is None:
             self._sums = torch.zeros(len(self._tasks), len(_SUMS), device=loss.device)
@@ -147,9 +170,16 @@ class JatTrainer(Trainer):
         self._sums[self._tasks.index(task), : len(values)] += torch.stack(values)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log numbers, and the mean losses since the last log along with a training loss.
+
+        Args:
+            logs: name -> number; changed in place.
+            start_time: as in the Trainer.
+        """
         if "loss" in logs and self._sums is not None:
             sums = self.accelerator.reduce(self._sums, reduction="sum").cpu()
             self._sums = None
+
             total = dict(zip(_SUMS, sums.sum(0).tolist(), strict=True))
             if total["rl_count"]:
                 for name in ("action_loss", "observation_loss"):
@@ -162,6 +192,14 @@ class JatTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
+        """Evaluate as the Trainer does, and add the mean over tasks.
+
+        Args:
+            eval_dataset, ignore_keys, metric_key_prefix: as in the Trainer.
+
+        Returns:
+            The Trainer's metrics, and `<prefix>_loss`, the mean of `<prefix>_<task>_loss`.
+        """
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(datasets, dict):
@@ -173,12 +211,12 @@ class JatTrainer(Trainer):
 
 
 def _lengths(dataset: TaskDataset) -> np.ndarray:
-    """Steps of all pieces."""
-    return np.concatenate([pieces.lengths for pieces in dataset.tasks])
+    """Return the steps of all segments, int64 [segments]."""
+    return np.concatenate([segments.lengths for segments in dataset.tasks])
 
 
 def _shuffle_actions(inputs: dict[str, Any], share: float) -> Tensor | None:
-    """The batch's actions [B, L, ...], a share of them replaced by those of other steps."""
+    """Return the batch's actions [B, L, ...] with a share of them replaced by those of other steps; None for texts."""
     actions: Tensor | None = inputs.get("continuous_actions", inputs.get("discrete_actions"))
     if actions is None:
         return None
@@ -189,7 +227,7 @@ def _shuffle_actions(inputs: dict[str, Any], share: float) -> Tensor | None:
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the sampler which epoch begins."""
+    """Tell the sampler the number of each epoch that begins."""
 
     def __init__(self, sampler: TaskBatchSampler) -> None:
         self.sampler = sampler

@@ -1,4 +1,4 @@
-"""`jat-engine check`: passes on checkpoints that work, and says of others what is wrong."""
+"""`jat-engine check` passes on checkpoints that work, and reports the fault of others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Check = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 
 @pytest.fixture
 def check(capsys: pytest.CaptureFixture[str]) -> Check:
-    """Run the command; its exit code, and name -> outcome of each check."""
+    """Run the command, and return its exit code and the outcome of each check by name."""
 
     def check(source: Any, *flags: str) -> tuple[int, dict[str, dict[str, str]]]:
         pytest.importorskip("mujoco", reason="needs the mujoco extra")
@@ -51,7 +51,7 @@ def statuses(rows: dict[str, dict[str, str]], status: str) -> list[str]:
 
 
 def write(folder: Path, **changed: np.ndarray) -> Path:
-    """The golden checkpoint with some parameters replaced."""
+    """Write the golden checkpoint with some parameters replaced."""
     return golden.write_checkpoint(folder, golden.weights() | changed)
 
 
@@ -75,7 +75,7 @@ def published_folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_published_configuration_and_layout_pass(published_folder: Path, check: Check) -> None:
-    """All but the number of layers is as published: 50,257 tokens, hidden size 768, every observation fits."""
+    """All sizes but the number of layers are as published, so every observation fits."""
     code, rows = check(published_folder)
     assert code == 0
     assert statuses(rows, "PASS") == list(rows)
@@ -85,7 +85,7 @@ def test_the_published_configuration_and_layout_pass(published_folder: Path, che
 
 
 def test_a_repository_in_the_cache_of_the_hub_passes(tiny_folder: Path, tmp_path: Path) -> None:
-    """Without a network, in the layout of a download. A repository that is not there is one line and no traceback."""
+    """A cached repository loads without a network. A missing one gives one line and no traceback."""
     revision = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--jat-project--jat"
     for name in ("blobs", "refs", f"snapshots/{revision}"):
@@ -116,7 +116,7 @@ def test_a_repository_in_the_cache_of_the_hub_passes(tiny_folder: Path, tmp_path
 
 
 def test_choices_between_nearly_equal_logits_may_differ(tmp_path: Path) -> None:
-    """Two actions' rows of the head differ by rounding, in the engine's checkpoint the other way round."""
+    """Two rows of the head differ by rounding only, and are exchanged in the engine's checkpoint."""
     head = golden.weights()["single_discrete_decoder.weight"]
     row, head = head[0], np.zeros_like(head)
     folders = []
@@ -131,7 +131,7 @@ def test_choices_between_nearly_equal_logits_may_differ(tmp_path: Path) -> None:
 
 
 def loaded(model: Path, engine: Path) -> CheckpointChecks:
-    """Checks whose model and engine are of two checkpoints, as if the engine computed something else."""
+    """Return checks whose model and engine come from two checkpoints, as if the engine computed wrong results."""
     checks = CheckpointChecks(str(model), device="cpu")
     checks.check_files()
     checks.load_model()
@@ -150,7 +150,7 @@ def test_one_weight_of_another_sign_is_a_failure(name: str, tiny_folder: Path, t
 
 
 def test_predictions_that_are_not_finite_fail(tmp_path: Path, check: Check) -> None:
-    """Every weight is finite, so the checkpoint loads; the last norm overflows."""
+    """All weights are finite, so the checkpoint loads, but the last norm overflows."""
     large = np.full(64, 3e38, np.float32)
     code, rows = check(write(tmp_path, **{"transformer.ln_f.weight": large}))
     assert code == 1
@@ -173,7 +173,7 @@ def test_a_tokenizer_of_another_model_fails(tmp_path: Path, check: Check) -> Non
 
 
 def test_an_engine_that_reads_other_tokens_fails(tmp_path: Path, check: Check) -> None:
-    """transformers obeys this field of tokenizer_config.json, the engine tokenizer.json, which says otherwise."""
+    """transformers follows this field of tokenizer_config.json, the engine follows tokenizer.json, and they differ."""
     folder = write(tmp_path)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}
@@ -257,7 +257,7 @@ def test_the_script_records_what_is_shipped(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def exact(tiny_folder: Path, tiny_processor: JatProcessor) -> dict[str, list[np.ndarray]]:
-    """Predictions of the reference in float64 for each recording."""
+    """Return the predictions of the reference in float64 for each recording."""
     model = JatModel.from_pretrained(tiny_folder, dtype=torch.float64).eval()
     return {name: predict(model, tiny_processor, recording) for name, recording in RECORDINGS.items()}
 
@@ -274,7 +274,7 @@ def predict(agent: Any, processor: Any, recording: Recording) -> list[np.ndarray
 def test_engines_round_little_on_real_observations(
     options: dict[str, str], exact: dict[str, list[np.ndarray]], load: Load
 ) -> None:
-    """Most pixels of a real frame are alike, so sums over them can round the same way every time."""
+    """Most pixels of a real frame are equal, so rounding errors of sums over them can add up."""
     engine = load(**options)
     for name, recording in RECORDINGS.items():
         assert errors(predict(engine, None, recording), exact[name]).max() <= TOLERANCE, name

@@ -1,4 +1,4 @@
-"""`jat-engine`, through `main` and once as a process."""
+"""The command line `jat-engine`, through `main` and once as a process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jat_engine.evaluation.video import read_video
 
 @pytest.fixture
 def checkpoint(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy, as results are written into the model's folder by default."""
+    """Return a copy of a checkpoint, since results are written into its folder by default."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
@@ -29,7 +29,7 @@ def _json(path: Path) -> Any:
 
 
 def _error(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a user's error prints."""
+    """Return the only line that a wrong call prints."""
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
@@ -444,7 +444,7 @@ def test_demo_plays_every_domain(tiny_folder: Path, tmp_path: Path, capsys: pyte
 
 @pytest.fixture
 def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`small` takes seconds to make."""
+    """Replace the preset `small`, which takes seconds to make."""
     from jat_engine.config import PRESETS
 
     sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64}
@@ -504,7 +504,7 @@ def test_mistakes_in_an_argument_file(content: str, tmp_path: Path, capsys: pyte
 def test_an_output_folder_that_cannot_be_written(
     place: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Said before the model is loaded and anything is played."""
+    """The error comes before the model is loaded and anything is played."""
     if place == "a file":
         place = str(tmp_path / "file")
         Path(place).touch()

@@ -1,4 +1,4 @@
-"""Examples of the documents run; changed are the checkpoint's name, the device, the window, and how long."""
+"""The examples in the documents run. Only the checkpoint's name, device, window and duration are replaced."""
 
 from __future__ import annotations
 
@@ -35,14 +35,13 @@ def test_published_example(tiny_folder: Path) -> None:
 
 
 def test_engine_examples(tiny_folder: Path) -> None:
-    """The engine's three snippets, around them real environments of three domains."""
+    """Run the three snippets of the engine in real environments of three domains."""
     pytest.importorskip("minigrid", reason="needs the babyai extra")
     pytest.importorskip("metaworld", reason="needs the metaworld extra")
     pytest.importorskip("mujoco", reason="needs the mujoco extra")
     _, drop_in, sessions, arrays = re.findall(r"```python\n(.*?)```", README, re.S)
     assert drop_in.count('"jat-project/jat"') == 1
     code = f"""
-from helpers import ROOT
 from jat_engine.envs import make
 env = make("babyai-go-to-local")
 observation, _ = env.reset(seed=0)
@@ -85,7 +84,7 @@ class Arm(Arm):
 
 @pytest.mark.parametrize("fails", [False, True], ids=["as it is", "with failures"])
 def test_control_loop(fails: bool) -> None:
-    """The page's program, for half a second; the second time with an arm that gives its error handling work."""
+    """Run the page's program for half a second, as it is and with an arm whose failures it must handle."""
     pytest.importorskip("gymnasium", reason="needs the mujoco extra")
     program, affinity = re.findall(r"```python\n(.*?)```", (ROOT / "docs/control_loop.md").read_text(), re.S)
     changes = {"HZ, SECONDS = 100, 10": "HZ, SECONDS = 100, 0.5"}
@@ -94,8 +93,10 @@ def test_control_loop(fails: bool) -> None:
     for written, here in changes.items():
         assert program.count(written) == 1
         program = program.replace(written, here)
+
     code = affinity + program + "print(loop.stats.steps, engine.stats.calls)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
     if fails:
         assert result.returncode == 1, result.stderr
         assert result.stderr.strip() == "no action for too long: the arm is stopped"

@@ -1,4 +1,4 @@
-"""Expert episodes as a dataset: real simulators, real processes, real files."""
+"""Collect expert episodes as a dataset, with real simulators, processes and files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from jat_engine.collect import collect
 from jat_engine.collect.chunks import Attempt, ChunkFolder, write_chunk
 from jat_engine.collect.collector import episode_settings
 from jat_engine.collect.experts import demonstrate, make_expert
-from jat_engine.collect.task import Progress, Unfinished, replace_folder, restore_folder
+from jat_engine.collect.task import Progress, TaskProgress, replace_folder, restore_folder
 from jat_engine.collect.worker import Job, Steps
-from jat_engine.collect.worker_pool import Players
+from jat_engine.collect.worker_pool import WorkerPool
 from jat_engine.datasets.card import write_card
 from jat_engine.datasets.collection import Collection, choose_splits
 from jat_engine.datasets.hub import push_to_hub
@@ -37,7 +37,7 @@ from jat_engine.evaluation.environment import evaluation_env
 TASK = "babyai-go-to-local"
 
 WHOLE: dict[str, Any] = {"tasks": [TASK], "num_episodes": 40, "noise": 0.9}
-"""Some of these fail: every second episode is noisy."""
+"""Every second episode is noisy, and some of these fail."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -46,13 +46,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Collected in one go by one process."""
+    """Collect without interruption, with one worker."""
     folder = tmp_path_factory.mktemp("one") / "whole"
     collect(**WHOLE, output_dir=folder, num_workers=1)
     return folder
 
 
-# ---- what is stored ------------------------------------------------------------------------------------------------
+# ---- stored episodes -----------------------------------------------------------------------------------------------
 
 
 def test_stored_are_the_first_successful_episodes_and_what_the_expert_did(whole: Path, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_bot_that_plans_in_circles_fails_and_does_not_hang() -> None:
 
 @pytest.mark.versions
 def test_every_kind_of_task_is_read_by_datasets(tmp_path: Path) -> None:
-    """Frames included, whose fourth channel image software likes to take for transparency."""
+    """Include frames, whose fourth channel image software may take for transparency."""
     rng = np.random.default_rng(0)
     steps = 5
     columns: dict[str, Any] = {
@@ -164,7 +164,7 @@ def test_splits_hardly_change_as_a_task_grows() -> None:
 
 
 def processes(group: int) -> list[int]:
-    """Those of a process group that run (a zombie does not)."""
+    """Return the running processes of a process group, without zombies."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -178,10 +178,10 @@ def processes(group: int) -> list[int]:
 
 
 def interrupted(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
-    """Collect in a process that ends with its second chunk: by "kill", of itself, or by "ctrl-c", of its group."""
+    """Collect in a process that is interrupted after its second chunk: by "kill", or by "ctrl-c" to its group."""
     if how == "kill":
         script = f"""
-from jat_engine.data import collect
+from jat_engine.collect import collect
 collect(**{WHOLE}, output_dir={str(folder)!r}, num_workers=2, on_progress=tell)"""
     else:
         script = f"""
@@ -204,7 +204,7 @@ def tell(event):
     command = [sys.executable, "-c", script]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
-    error = process.stderr.read()  # to its end: players have it, too
+    error = process.stderr.read()  # until the workers, which inherit it, have ended
     process.wait()
     until = time.monotonic() + 10
     while processes(process.pid) and time.monotonic() < until:
@@ -227,47 +227,45 @@ def test_killed_interrupted_and_resumed_by_other_workers_it_is_the_same(whole: P
 
     events: list[Any] = []
     collect(**WHOLE, output_dir=folder, num_workers=2, on_progress=events.append)
-    first = next(e for e in events if isinstance(e, Progress) and e.attempts)  # what the others left
+    first = next(e for e in events if isinstance(e, Progress) and e.attempts)  # attempts of the interrupted processes
     collection = events[-1]
     assert 0 < first.attempts < collection.attempts
-    assert contents(folder) == {
-        name: text.replace(b'"one"', b'"push"') for name, text in contents(whole).items()
-    }  # nothing is left in .incomplete
+    assert contents(folder) == contents(whole)  # so that nothing is left in .incomplete either
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_a_killed_parent_takes_its_players_along_whatever_they_do(tmp_path: Path) -> None:
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = f"""
 import subprocess, time
 from pathlib import Path
 from jat_engine.collect.worker import Job, Steps
-from jat_engine.collect.worker_pool import Players
-players = Players(1)
-players.give(Job("atari-pong", 0, 99, Path({str(tmp_path)!r}), seed=0, noise=0.0, keep_failures=False))
-while not any(isinstance(message, Steps) for message in players.receive()):
+from jat_engine.collect.worker_pool import WorkerPool
+workers = WorkerPool(1)
+workers.give(Job("atari-pong", 0, 99, Path({str(tmp_path)!r}), seed=0, noise=0.0, keep_failures=False))
+while not any(isinstance(message, Steps) for message in workers.receive()):
     pass
-connection, process = next(iter(players._processes.items()))
+connection, process = next(iter(workers._processes.items()))
 holder = subprocess.Popen(["sleep", "60"], pass_fds=[connection.fileno()])  # the connection outlives this process
 print(process.pid, holder.pid, flush=True)
 time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
     assert parent.stdout is not None
-    player, holder = map(int, parent.stdout.readline().split())
-    assert set(processes(parent.pid)) >= {parent.pid, player, holder}
+    worker, holder = map(int, parent.stdout.readline().split())
+    assert set(processes(parent.pid)) >= {parent.pid, worker, holder}
     parent.kill()
     parent.wait()
     until = time.monotonic() + 10
-    while player in processes(parent.pid) and time.monotonic() < until:
+    while worker in processes(parent.pid) and time.monotonic() < until:
         time.sleep(0.02)
     left = processes(parent.pid)
     os.kill(holder, signal.SIGKILL)
     parent.stdout.close()
-    assert player not in left
+    assert worker not in left
 
 
-def test_a_player_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
-    def kill_players(event: Any) -> None:
+def test_a_worker_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    def kill_workers(event: Any) -> None:
         if isinstance(event, Progress) and event.attempts:
             for process in multiprocessing.active_children():
                 process.kill()
@@ -275,33 +273,33 @@ def test_a_player_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None
     with pytest.raises(
         ChildProcessError, match=r"^babyai-open, seed .*: the process that played was ended by signal 9"
     ):
-        collect(["babyai-open"], tmp_path, num_episodes=40, num_workers=1, on_progress=kill_players)
+        collect(["babyai-open"], tmp_path, num_episodes=40, num_workers=1, on_progress=kill_workers)
     assert multiprocessing.active_children() == []
     assert list(tmp_path.glob(".incomplete/babyai-open/episodes-*.parquet"))
 
 
-def test_what_a_player_meets_is_raised_with_the_seeds_it_played(tmp_path: Path) -> None:
-    players = Players(1)
+def test_errors_in_a_worker_are_raised_with_their_seeds(tmp_path: Path) -> None:
+    workers = WorkerPool(1)
     options: dict[str, Any] = {"seed": 7, "noise": 0.0, "keep_failures": False}
-    players.give(Job("mujoco-ant", 0, 3, tmp_path, **options))
-    assert players.idle() == 0
+    workers.give(Job("mujoco-ant", 0, 3, tmp_path, **options))
+    assert workers.idle() == 0
     with pytest.raises(
         RuntimeError, match=r"(?s)^mujoco-ant, seed 7 to 9 failed:\nTraceback .* expected one with an exp"
     ):
-        players.receive()
-    players.give(Job("babyai-open", 0, 1, tmp_path / "gone", **options))  # it lives
-    with pytest.raises(OSError, match="gone"):  # noqa: PT012 (steps are told first)
-        while not players.idle():
-            players.receive()
-    assert players.receive() == []
-    players.close()
+        workers.receive()
+    workers.give(Job("babyai-open", 0, 1, tmp_path / "gone", **options))  # the worker is still running
+    with pytest.raises(OSError, match="gone"):  # noqa: PT012 (messages about steps come first)
+        while not workers.idle():
+            workers.receive()
+    assert workers.receive() == []
+    workers.close()
     assert multiprocessing.active_children() == []
 
 
 # ---- the same command again ----------------------------------------------------------------------------------------
 
 
-def test_a_finished_task_is_left_alone_extended_or_divided_anew(tmp_path: Path) -> None:
+def test_a_finished_task_is_left_alone_extended_or_split_again(tmp_path: Path) -> None:
     task = "mujoco-pendulum"
     events: list[Any] = []
     options: dict[str, Any] = {"tasks": [task], "num_workers": 1, "on_progress": events.append}
@@ -321,8 +319,8 @@ def test_a_finished_task_is_left_alone_extended_or_divided_anew(tmp_path: Path) 
 
     events.clear()
     collect(**options, output_dir=tmp_path / "d", num_episodes=5, test_fraction=0.5)
-    assert [e.attempts for e in events if isinstance(e, Progress)][:2] == [3, 3]  # what there was
-    assert loaded() == [3, 2]  # and not what datasets has in its cache
+    assert [e.attempts for e in events if isinstance(e, Progress)][:2] == [3, 3]  # the stored episodes
+    assert loaded() == [3, 2]  # and not the cached episodes of before
     events.clear()
     collect(**options, output_dir=tmp_path / "d", num_episodes=5, test_fraction=0.2)
     assert not [e for e in events if isinstance(e, Steps)]
@@ -355,7 +353,7 @@ def test_other_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     stored = json.loads(path.read_text())
     stored["settings"]["versions"]["mujoco"] = "2.1"
     path.write_text(json.dumps(stored))
-    assert main([*flags, "--num_episodes", "1"]) == 0  # nothing is to be played
+    assert main([*flags, "--num_episodes", "1"]) == 0  # nothing has to be played
     assert main([*flags, "--num_episodes", "2"]) == 2
     assert "with mujoco 3" in (error := capsys.readouterr().err)
     assert "got 2.1" in error
@@ -368,7 +366,7 @@ def test_other_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert set(contents(tmp_path)) == set(kept) - {"mujoco-pendulum/collection.json"}
 
 
-def test_what_is_not_installed_is_named(
+def test_missing_packages_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -396,9 +394,9 @@ def chunk(folder: Path, first: int, kept: list[bool]) -> Any:
     return write_chunk(folder, schema(names), attempts, rows, "an expert")
 
 
-def begin(folder: Path, num_episodes: int, stored: Collection | None = None) -> Unfinished:
+def begin(folder: Path, num_episodes: int, stored: Collection | None = None) -> TaskProgress:
     settings = {"seed": 100, "noise": 0.0, "keep_failures": False, "versions": {}}
-    return Unfinished(
+    return TaskProgress(
         TASKS["babyai-open"],
         folder,
         num_episodes=num_episodes,
@@ -420,7 +418,7 @@ def test_too_few_successes_end_it(tmp_path: Path) -> None:
     task.close()
 
 
-@pytest.mark.parametrize("played", [99, 100])  # the hundredth ends it, or was played the last time
+@pytest.mark.parametrize("played", [99, 100])  # the hundredth ends it now, or was played before
 def test_a_task_that_is_given_up_does_not_keep_others_from_being_finished(played: int, tmp_path: Path) -> None:
     cache = ChunkFolder(tmp_path / ".incomplete/babyai-open", episode_settings(TASKS["babyai-open"], 0, 0.0, False))
     chunk(cache.folder, 0, [False] * played)
@@ -434,27 +432,27 @@ def test_a_task_that_is_given_up_does_not_keep_others_from_being_finished(played
     ChunkFolder(cache.folder, json.loads((cache.folder / "settings.json").read_text())).close()  # it is not held
 
 
-def test_holes_are_played_first_and_chunks_that_overlap_what_is_stored_count_once(tmp_path: Path) -> None:
+def test_gaps_are_played_first_and_chunks_that_overlap_what_is_stored_count_once(tmp_path: Path) -> None:
     cache = tmp_path / ".incomplete" / "babyai-open"
     begin(tmp_path, 5).close()
     chunk(cache, 0, [True, False])
-    chunk(cache, 4, [True, True, False, True, True])  # left by a player that was quicker
+    chunk(cache, 4, [True, True, False, True, True])  # left by a faster worker
     (cache / "episodes-0000009-0000009.parquet").write_bytes(b"not parquet")
     task = begin(tmp_path, 5)
     assert not task.complete
-    job = task.next_job(players=2)
+    job = task.next_job(num_workers=2)
     assert job is not None
     assert (job.first, job.stop, job.seed) == (2, 4, 100)
-    assert task.next_job(players=2) is None  # what is being played should do
+    assert task.next_job(num_workers=2) is None  # the attempts being played should be enough
     task.add(chunk(cache, 2, [False, True]))
     collection = task.finish()
-    task.close()  # as if it had ended here, with the chunks still there
+    task.close()  # as if the process had ended here, with the chunks still there
     assert collection.seeds == [100, 103, 104, 105, 107]
     assert (collection.attempts, collection.successes) == (8, 5)
 
     task = begin(tmp_path, 7, stored=Collection.read(tmp_path / "babyai-open"))
     assert task.progress().episodes == 6
-    job = task.next_job(players=1)
+    job = task.next_job(num_workers=1)
     assert job is not None
     assert (job.first, job.stop) == (9, 10)
     task.add(chunk(cache, 8, [True, True]))  # the last again
@@ -481,7 +479,7 @@ def test_a_replacement_that_is_interrupted_loses_nothing(tmp_path: Path) -> None
     for path, text in ((folder, "old"), (new, "new")):
         path.mkdir(parents=True)
         (path / "file").write_text(text)
-    folder.replace(new.with_name("old"))  # and no further
+    folder.replace(new.with_name("old"))  # interrupted here
     restore_folder(folder)
     assert (folder / "file").read_text() == "old"
     replace_folder(folder, new)
@@ -494,7 +492,7 @@ def test_a_replacement_that_is_interrupted_loses_nothing(tmp_path: Path) -> None
 
 
 class FakeApi:
-    """Keeps what would be uploaded."""
+    """Keep the files that would be uploaded."""
 
     def create_repo(self, **options: Any) -> str:
         assert options["repo_type"] == "dataset"

@@ -1,4 +1,4 @@
-"""What a row of a dataset must be: every fault is named with its place."""
+"""Check rows of a dataset: every fault is named with its place."""
 
 from __future__ import annotations
 

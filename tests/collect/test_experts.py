@@ -1,4 +1,4 @@
-"""Experts: they solve their tasks, and what they demonstrate has the published columns."""
+"""Check that experts solve their tasks, and that their demonstrations have the published columns."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_noise_disturbs_what_is_executed_in_odd_seeds_and_not_what_is_recorded()
     assert (calm.noise, even.noise, odd.noise) == (0.0, 0.0, 0.3)
     observations = odd.columns["continuous_observations"]
     assert np.abs(observations[-200:]).max() > 5 * np.abs(calm.columns["continuous_observations"][-200:]).max()
-    # What is recorded is the regulator's answer to the observed state, to the last digit of float32.
+    # The recorded action is the regulator's answer to the observed state, to the last digit of float32.
     gain = np.linalg.lstsq(observations, odd.columns["continuous_actions"], rcond=None)[0]
     np.testing.assert_allclose(observations @ gain, odd.columns["continuous_actions"], atol=1e-3)
 

@@ -177,7 +177,7 @@ def test_a_batch_gives_each_session_its_lone_result(options: dict[str, Any], loa
                 assert np.array_equal(results[name], want), name
             else:
                 assert relative_error(results[name], want) <= 1e-6, name
-    assert engine.cache_stats.reserved == (engine._drop_in.pages.max_pages if engine._drop_in else 0)
+    assert engine.cache_stats.reserved == (engine._drop_in.episodes.pages.num_pages if engine._drop_in else 0)
 
 
 def test_a_bad_observation_costs_only_its_own_session(load: Load) -> None:
@@ -290,4 +290,4 @@ def test_work_is_done_once(backend: str, tiny_folder: Path, monkeypatch: pytest.
                 play(session, episode, t)
         assert encoded == [1] * 20
     texts = {EPISODE["babyai_sampled"].observation(t)["text_observation"] for t in range(20)}
-    assert engine._missions._cached.cache_info().misses == len(texts)
+    assert engine._runner._missions._cached.cache_info().misses == len(texts)

@@ -195,7 +195,7 @@ def test_counters(load: Load, tiny_folder: Path) -> None:
         assert stats.used <= stats.reserved == 4
     assert engine.cache_stats.peak == 4
     sessions[0].reset()
-    assert engine.cache_stats.used == sessions[1].pages.num_pages
+    assert 1 <= engine.cache_stats.used <= 2
     del session
     sessions.clear()  # dropped without being closed
     gc.collect()

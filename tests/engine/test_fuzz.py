@@ -62,20 +62,22 @@ settings.load_profile("boundary")
 @example({"continuous_observation": [1.0], "reward": torch.tensor(2.0, dtype=torch.bfloat16)})
 def test_observations(fields: dict[str, Any]) -> None:
     try:
-        observation = parse_observation(LIMITS, **fields)
+        reward = fields.get("reward")
+        observation = parse_observation(LIMITS, {key: fields[key] for key in fields.keys() - {"reward"}}, reward)
     except InputError as error:
         assert "expected" in str(error)
         return
-    assert np.isfinite(observation.values.astype(np.float64)).all()
-    assert np.isfinite(observation.reward)
+    (values,) = observation.values
+    assert np.isfinite(values.astype(np.float64)).all()
+    assert np.isfinite(observation.rewards).all()
     if observation.modality == "continuous":
-        assert observation.values.dtype == np.float32
-        assert 1 <= observation.values.size <= 376
+        assert values.dtype == np.float32
+        assert 1 <= values.size <= 376
     elif observation.modality != "image":
-        assert observation.values.shape == ((6,) if observation.text is not None else (70,))
-        assert observation.values.dtype == np.int64
-        assert observation.values.min() >= 0
-        assert observation.values.max() < 257
+        assert values.shape == ((6,) if observation.texts is not None else (70,))
+        assert values.dtype == np.int64
+        assert values.min() >= 0
+        assert values.max() < 257
 
 
 @given(

@@ -1,4 +1,4 @@
-"""The tasks as a table, and a sample of every domain as the real thing."""
+"""The table of tasks, and real environments of every domain."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def need(task: str) -> None:
 
 
 def rollout(env: Any, steps: int, seed: int | None = None) -> list[Any]:
-    """Observations, rewards and dones of random actions, from a reset; stops at the episode's end."""
+    """Reset, take up to `steps` random actions, and return observations, rewards and dones."""
     observation, _ = env.reset(seed=seed)
     trace = [observation]
     for _ in range(steps):
@@ -75,7 +75,7 @@ def test_expand_tasks() -> None:
 
 
 def test_import_and_errors_without_simulators() -> None:
-    """Nothing is imported until an environment is made; then the extra to install is named."""
+    """No simulator is imported until an environment is made; the error then names the extra to install."""
     code = """
 import sys
 blocked = ("gymnasium", "ale_py", "cv2", "minigrid", "metaworld", "mujoco")
@@ -127,7 +127,7 @@ def test_random_steps(task: str) -> None:
 @pytest.mark.versions
 @pytest.mark.parametrize("task", ["atari-breakout", "babyai-go-to-local", "metaworld-reach", "mujoco-hopper"])
 def test_seeds(task: str) -> None:
-    """A seed fixes an episode: at make or at reset, in a new environment or in one that was in use."""
+    """A seed determines an episode, given to make or to reset, in a new environment and in a used one."""
     need(task)
     first = rollout(make(task, seed=3), 60)
     assert same(first, rollout(make(task, seed=3), 60))
@@ -157,6 +157,7 @@ for task in ("metaworld-pick-place", "babyai-go-to", "atari-pong"):
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         for _ in range(2)
     ]
+
     lines = [[line for line in run.splitlines() if line.startswith("crc")] for run in runs]
     assert lines[0] == lines[1]
     assert len(set(lines[0])) == 3
@@ -166,7 +167,7 @@ for task in ("metaworld-pick-place", "babyai-go-to", "atari-pong"):
 
 
 def test_atari_frames_equal_a_computation_from_raw_frames() -> None:
-    """A bare emulator is driven with the same raw actions; its screens are processed here in a few lines."""
+    """Drive a bare emulator with the same raw actions, and process its screens here in a few lines."""
     need("atari-breakout")
     import ale_py
     import cv2
@@ -213,7 +214,7 @@ def test_atari_frames_equal_a_computation_from_raw_frames() -> None:
 
 
 def test_atari_lives_and_real_ends() -> None:
-    """Breakout: five lives, four fake ends; the statistics span the whole game, the clipped rewards are signs."""
+    """Breakout has five lives and four fake ends. Statistics cover the whole game; clipped rewards are signs."""
     need("atari-breakout")
     env = make("atari-breakout", seed=1)
     env.reset()
@@ -225,10 +226,12 @@ def test_atari_lives_and_real_ends() -> None:
             fake_ends += 1
             lives = env.unwrapped.ale.lives()
             env.reset()
-            assert env.unwrapped.ale.lives() == lives, "the same game goes on"
+            assert env.unwrapped.ale.lives() == lives, "the same game continues"
+
     assert fake_ends == 4
     assert set(rewards) <= {0.0, 1.0}
     assert info["episode"]["l"] > 4 * len(rewards)  # raw frames, those of the resets too
+
     whole = make("atari-breakout", seed=1, episodic_life=False)
     whole.reset()
     terminated, info = False, {}
@@ -300,6 +303,7 @@ def test_metaworld_episodes() -> None:
             assert not terminated
             steps += 1
         assert steps == 100
+
     assert not np.array_equal(*goals)
     goal = make("metaworld-reach", seed=0)
     goal.reset()
@@ -323,7 +327,7 @@ def test_mujoco_sizes() -> None:
 
 
 def test_pusher_reward_is_that_of_v4() -> None:
-    """From the positions before the step; v5 takes those after it."""
+    """v4 uses the positions before the step, v5 those after it."""
     need("mujoco-pusher")
     env = make("mujoco-pusher", seed=0)
     values = env.reset()[0]["continuous_observation"]

@@ -1,4 +1,4 @@
-"""Agreement with the published environments, and what their agent relies on.
+"""Agreement with the published environments, and properties that their agent relies on.
 
 The recorded numbers come from running the published environments on their own simulators: Gymnasium 0.29.1 with ale-py
 0.8.1 and MuJoCo 2.3.7, and Meta-World's v2 fork with MuJoCo 2.1.
@@ -41,8 +41,10 @@ def tasks(*names: str) -> list[Any]:
 
 
 def run_python(code: str, **variables: str) -> str:
-    """Standard output of a fresh interpreter in which jat_engine is its environments alone; variables set to "" are
-    removed."""
+    """Run code in a new interpreter without jat_engine's `__init__`, and return its standard output.
+
+    Environment variables with the value "" are removed.
+    """
     stand_in = (
         "import sys, types; package = types.ModuleType('jat_engine'); package.__path__ = ['jat_engine']\n"
         "sys.modules['jat_engine'] = package\n"
@@ -149,7 +151,7 @@ def test_atari_is_the_published(name: str) -> None:
 
 @needs("atari")
 def test_a_game_that_ends_in_the_reset_is_not_hidden() -> None:
-    """Its limit of frames can end a game there; the end must reach the caller, with the statistics."""
+    """The frame limit can end a game within a reset; the caller must see this end, with the statistics."""
     env = make("atari-breakout", seed=0)
     env.reset()
     terminated = False
@@ -390,6 +392,7 @@ def test_frames_without_a_display(name: str) -> None:
         WAYLAND_DISPLAY="",
         PYOPENGL_PLATFORM="",
     )
+
     shape, upright = out.strip().splitlines()[-2:]
     assert shape == "(120, 160, 3) uint8 True True"
     if name == "metaworld-reach":
@@ -398,7 +401,7 @@ def test_frames_without_a_display(name: str) -> None:
 
 @needs("mujoco")
 def test_a_choice_of_opengl_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jat_engine.envs.continuous import prefer_headless_rendering
+    from jat_engine.envs.wrappers import prefer_headless_rendering
 
     for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)

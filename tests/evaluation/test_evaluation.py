@@ -29,7 +29,7 @@ from jat_engine.evaluation.video import read_video
 
 
 class Scripted:
-    """An agent that records what it is given and plays random or given actions."""
+    """Agent that records its inputs and plays random or given actions."""
 
     def __init__(self, action: Any = None) -> None:
         self.action = action
@@ -48,7 +48,7 @@ class Scripted:
 
 
 class Recorder(gymnasium.Wrapper):
-    """Keeps what passes between the loop and the environment."""
+    """Wrapper that records what passes between the loop and the environment."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
@@ -376,7 +376,7 @@ def test_videos_need_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 class FakeApi:
-    """Keeps what would be uploaded."""
+    """Stand-in for the hub that records uploads."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}

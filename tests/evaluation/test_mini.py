@@ -1,4 +1,4 @@
-"""jat-mini as it is shipped: it loads, it plays as its card says, and the card is made of its scores."""
+"""The shipped jat-mini loads and plays as its card says, and the card is written from its scores."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_what_no_task_trains_is_zero() -> None:
 
 
 def test_the_recipe_trains_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stage of it for a moment: demonstrations, tokenizer, training, export."""
+    """Run every stage briefly: demonstrations, tokenizer, training, export."""
     pytest.importorskip("datasets")
     few = {
         "babyai-go-to-obj": recipe.MiniTask(num_episodes=4, noise=0.1, batch_size=2),
@@ -108,15 +108,18 @@ def test_the_recipe_trains_from_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     }
     phases = (recipe.Phase(few, 1_000, {"learning_rate": 1e-3}), recipe.Phase(again, 2_000, {"learning_rate": 1e-4}))
     monkeypatch.setattr(recipe, "PHASES", phases)
+
     data, initial, run, made = (tmp_path / name for name in ("data", "initial", "run", "made"))
     recipe.collect(data, num_workers=1)
     assert (data / "1/babyai-go-to-obj").resolve() == (data / "0/babyai-go-to-obj").resolve()
     assert (data / "1/mujoco-reacher").resolve() != (data / "0/mujoco-reacher").resolve()
+
     recipe.initialize(data / "0", initial)
     few_steps = {"max_steps": 3, "warmup_steps": 0, "logging_steps": 1, "report_to": "none"}
     trained = recipe.train(data, initial, run, few_steps)
     assert trained == run / "1"
     recipe.export(trained, made)
+
     before, after = JatModel.from_pretrained(initial), JatModel.from_pretrained(made)
     assert after.dtype == torch.bfloat16
     assert not after.transformer.wpe.weight.any()

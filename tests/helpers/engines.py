@@ -33,7 +33,7 @@ def variants(*dtypes: str) -> list[Any]:
 
 
 def play(session: AgentSession, episode: golden.Episode, t: int, action: Any = None) -> tuple[Any, np.ndarray]:
-    """A step of a golden episode. `action`: what the next step shall take for the one that was chosen."""
+    """Take a step of a golden episode; the next one follows on `action`, if that is given."""
     chosen, prediction = session.get_next_action(
         **episode.observation(t),
         action_space=episode.space,
@@ -42,7 +42,5 @@ def play(session: AgentSession, episode: golden.Episode, t: int, action: Any = N
         return_prediction=True,
     )
     if action is not None:
-        assert session.last is not None
-        action = action if isinstance(action, int) else np.asarray(action, np.float32)
-        session.last = session.last._replace(action=action)
+        session.force_action(action)
     return chosen, prediction

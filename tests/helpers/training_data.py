@@ -1,4 +1,4 @@
-"""Small datasets in the published layout, made from seeds, and a tiny model for them."""
+"""Make small datasets in the published layout from seeds, and a tiny model for them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tiny_config() -> jat_engine.JatConfig:
 
 
 def episode(kind: str, length: int, seed: int) -> dict[str, Any]:
-    """Columns of one episode with numbers that an agent can learn: actions follow from observations."""
+    """Return the columns of one episode that an agent can learn: actions follow from observations."""
     rng = np.random.default_rng(seed)
     if kind == "continuous":
         observations = rng.standard_normal((length, 11)).astype(np.float32)
@@ -91,7 +91,7 @@ LENGTHS = {"mujoco-hopper": (30, 12, 25, 7), "babyai-go-to-local": (5, 9, 3, 14)
 
 
 def write_dataset(folder: Path, tasks: Any = tuple(KINDS)) -> Path:
-    """Train and test splits of some tasks."""
+    """Write train and test splits of some tasks."""
     for number, task in enumerate(tasks):
         episodes = [episode(KINDS[task], n, 100 * number + i) for i, n in enumerate(LENGTHS[task])]
         write_split(folder, task, "train", episodes)

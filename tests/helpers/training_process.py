@@ -1,4 +1,4 @@
-"""Two processes as `torchrun` starts them, for trainings that leave their weights behind; importing once for both."""
+"""Run trainings in two processes as `torchrun` starts them, importing once for both."""
 
 from __future__ import annotations
 

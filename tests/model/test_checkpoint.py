@@ -1,4 +1,4 @@
-"""Which checkpoints load, and what is said of those that do not."""
+"""Checkpoints that load, and the errors for those that do not."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def huge_header(raw: bytes) -> bytes:
 
 
 def twice(raw: bytes) -> bytes:
-    """The last parameter's entry renamed to that of another: one name twice, as the format's library accepts."""
+    """Return a file with a duplicate name, which the safetensors library accepts."""
     (length,) = struct.unpack("<Q", raw[:8])
     header = raw[8 : 8 + length]
     return raw[:8] + header.replace(b"transformer.h.1.ln_1.weight", b"transformer.h.0.ln_1.weight") + raw[8 + length :]
@@ -246,7 +246,7 @@ def test_wrong_configurations_are_refused(fields: dict[str, Any], message: str, 
 
 
 def test_names_of_foreign_kernels_have_no_effect(tmp_path: Path) -> None:
-    """transformers would load attention from a repository on the hub that `config.json` names."""
+    """Without our check, transformers would load attention code from a hub repository that `config.json` names."""
     folder = golden.write_checkpoint(tmp_path)
     path = folder / "config.json"
     names = dict.fromkeys(("attn_implementation", "_attn_implementation", "experts_implementation"), "someone/kernel")
@@ -283,7 +283,7 @@ def test_a_damaged_generation_config_is_named(tmp_path: Path) -> None:
 
 
 def test_shapes_of_a_checkpoint_are_those_of_a_model(tiny_model: JatModel) -> None:
-    """Names and shapes are written down once more for loading, where building a model would take seconds."""
+    """Loading uses a separate table of names and shapes, since building a model for them would take seconds."""
     shapes = {name: tuple(parameter.shape) for name, parameter in tiny_model.named_parameters()}
     assert checkpoint_shapes(tiny_model.config) == shapes
 

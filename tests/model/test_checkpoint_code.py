@@ -1,4 +1,4 @@
-"""Code in a checkpoint is never run: every entry point, with every key that could name code, wherever files are."""
+"""Code in a checkpoint is never run, by any entry point, for any key that can name code, locally or on the hub."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ print("done")
 
 
 def plant(folder: Path, marker: Path, model_type: str | None) -> None:
-    """Add code that leaves a mark, and name it wherever transformers looks for such names."""
+    """Add code that leaves a mark, and name it in every place where transformers looks for code."""
     code = f"open({str(marker)!r}, 'w').close()\n"
     for name in ("planted", "configuration_jat", "modeling_jat", "processing_jat", "tokenization_jat"):
         (folder / f"{name}.py").write_text(code)
@@ -76,7 +76,7 @@ def plant(folder: Path, marker: Path, model_type: str | None) -> None:
 
 
 def in_hub_cache(folder: Path, home: Path) -> str:
-    """Lay the files out as a download of a repository would; return the repository's name."""
+    """Copy the files into the layout of a downloaded repository, and return the repository's name."""
     repository = home / "hub" / "models--someone--agent"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
@@ -106,7 +106,7 @@ def test_code_in_a_checkpoint_is_never_run(model_type: str | None, place: str, t
 
 
 def test_the_planted_code_would_leave_a_mark(tmp_path: Path) -> None:
-    """transformers' own auto class runs it when it is told to."""
+    """transformers' own auto class runs it with `trust_remote_code=True`."""
     folder, marker = golden.write_checkpoint(tmp_path / "agent"), tmp_path / "ran"
     plant(folder, marker, "jat2")
     code = "import sys, transformers; transformers.AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)"

@@ -1,4 +1,4 @@
-"""`JatModel` as a transformers model: what the recorded answers do not cover."""
+"""`JatModel` as a transformers model, in cases that the recorded answers do not cover."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RL = {name: torch.from_numpy(value) for name, value in golden._rl_case("forward_
 
 
 def test_padded_prompts_generate_as_if_alone(tiny_model: JatModel) -> None:
-    """Left padding, as for any decoder."""
+    """Prompts are padded at the left, as for any decoder."""
     ids = torch.from_numpy(golden.text_ids())[:, :8]
     arguments: dict[str, Any] = {"max_new_tokens": 14, "do_sample": False}  # past the local window of 12
     alone = [tiny_model.generate(row, **arguments)[0, -14:].tolist() for row in (ids[:1], ids[1:, 3:])]
@@ -47,7 +47,7 @@ def test_image_prompts_generate_as_if_alone(tiny_model: JatModel) -> None:
 
 @pytest.fixture
 def fed(tiny_model: JatModel) -> Iterator[list[int]]:
-    """Numbers of tokens that the transformer computes in each forward pass."""
+    """Return a list to which each forward pass appends its number of tokens."""
     lengths: list[int] = []
     hook = tiny_model.transformer.register_forward_pre_hook(
         lambda module, args, inputs: lengths.append(inputs["inputs_embeds"].shape[1]), with_kwargs=True
@@ -91,7 +91,7 @@ def test_beams_equal_those_without_a_cache(tiny_model: JatModel, fed: list[int])
 
 @pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
 def test_generation_continues_from_a_returned_cache(image: bool, tiny_model: JatModel, fed: list[int]) -> None:
-    """Under the name that this version of transformers gives it: `cache`, before 5.24 `past_key_values`."""
+    """The cache has the name of the installed transformers: `cache`, before 5.24 `past_key_values`."""
     arguments: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True}
     if image:
         arguments["pixel_values"] = torch.from_numpy(golden.pixel_values())[:1]
@@ -127,7 +127,7 @@ def test_a_cache_goes_by_both_names(name: str, kind: Any, tiny_model: JatModel) 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_no_position_sees_what_comes_after_it(training: bool, tiny_model: JatModel) -> None:
-    """Padding at the left and holes included: a padded position predicts the first token of the text."""
+    """This holds with left padding and with holes: the last padded position predicts the first token of the text."""
     ids = torch.from_numpy(golden.text_ids())
     mask = torch.ones_like(ids)
     mask[0, :5], mask[1, 3:] = 0, 0
@@ -195,7 +195,7 @@ def test_losses_without_mask_equal_a_full_mask(tiny_model: JatModel) -> None:
 
 
 def test_padding_does_not_reach_the_loss(tiny_model: JatModel) -> None:
-    """Masked steps may hold anything."""
+    """Masked steps may hold any values."""
     garbage = {key: value.clone() for key, value in RL.items()}
     masked = garbage["attention_mask"] == 0
     garbage["continuous_observations"][masked] = 100.0
@@ -271,7 +271,7 @@ def test_byte_level_processor_round_trip() -> None:
 @pytest.mark.parametrize("window", [100, 128, 256])
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 def test_fast_attention_equals_the_plain_one(steps: int, window: int, autocast: bool) -> None:
-    """Outputs and gradients, where the window is shorter and longer than what is computed at once."""
+    """Compare outputs and gradients, with windows shorter and longer than a block of queries."""
     config = JatConfig(
         hidden_size=52,
         num_layers=2,
@@ -301,6 +301,7 @@ def test_fast_attention_equals_the_plain_one(steps: int, window: int, autocast: 
         output.loss.backward()
         gradient = model.transformer.h[0].attn.attention.k_proj.weight.grad
         outcomes.append((output.pred_actions.detach().float(), gradient))
+
     tolerance = 0.05 if autocast else 1e-4
     for plain_result, fast_result in zip(*outcomes, strict=True):
         assert (fast_result - plain_result).norm() <= tolerance * plain_result.norm()

@@ -1,4 +1,4 @@
-"""`JatProcessor`: what the recorded answers do not cover."""
+"""`JatProcessor`, in cases that the recorded answers do not cover."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_alpha_is_dropped_and_grey_spread(tiny_processor: JatProcessor) -> None:
 
 
 def test_text_leaves_room_for_the_image() -> None:
-    """196 patches of 224 x 224 pixels: 20 tokens remain of 216."""
+    """An image of 224 x 224 pixels takes 196 of 216 tokens, so 20 remain."""
     processor = JatProcessor.byte_level(JatConfig.from_preset("small"))
     batch = processor(text=["x" * 30], images=PIXELS[..., :3], truncation=True, max_length=216)
     assert len(batch["input_ids"][0]) == 20

@@ -1,4 +1,4 @@
-"""Acting: sessions beside each other, and bad input that is refused and leaves a session as it was."""
+"""Sessions of a model are independent, and invalid input leaves a session unchanged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def step(
     t: int,
     observation: dict[str, Any] | None = None,
 ) -> np.ndarray:
-    """One step of a golden episode; returns the prediction."""
+    """Take one step of a golden episode, and return the prediction."""
     prediction = session.get_next_action(
         processor,
         **(episode.observation(t) if observation is None else observation),
@@ -91,7 +91,7 @@ def test_return_values(tiny_model: JatModel, tiny_processor: JatProcessor) -> No
 
 
 def test_equivalent_inputs_give_the_same_action(tiny_model: JatModel, tiny_processor: JatProcessor) -> None:
-    """Lists, arrays of other precision and tensors; a stand-in for the action space where gymnasium is missing."""
+    """Inputs may be lists, tensors or arrays of other precision; the action space needs no gymnasium."""
 
     class Box(SimpleNamespace):
         pass
@@ -213,7 +213,7 @@ def test_cached_tokens_stay_within_the_limits(tiny_model: JatModel, tiny_process
 def test_environments_may_reuse_their_arrays(
     episode: golden.Episode, tiny_model: JatModel, tiny_processor: JatProcessor
 ) -> None:
-    """s_{t-1} is fed again, so what was passed must have been copied."""
+    """s_{t-1} is fed again in the next step, so a session must copy its inputs."""
     session, buffers, predictions = tiny_model.open_session(), {}, []
     for t in range(5):
         observation = episode.observation(t)
@@ -239,8 +239,8 @@ def test_values_too_large_to_compute_with(
     assert golden.relative_error(predictions, CONTINUOUS.predictions[:4]) <= 1e-5
 
 
-def test_acting_beside_training(tiny_folder: Any, tiny_processor: JatProcessor) -> None:
-    """Training mode is exact while dropout is 0; gradient checkpointing drops the cache, so it is refused."""
+def test_acting_during_training(tiny_folder: Any, tiny_processor: JatProcessor) -> None:
+    """Training mode gives the same results if dropout is 0. With gradient checkpointing there is no cache: an error."""
     model = JatModel.from_pretrained(tiny_folder).train()
     model.config.return_dict = False
     session = model.open_session()

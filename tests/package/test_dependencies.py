@@ -1,4 +1,4 @@
-"""Other packages are used at their documented interfaces only, so that their next release does not break this one."""
+"""This package uses only documented interfaces of others, so that their next release does not break it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def own_names(tree: ast.AST) -> Iterator[str]:
 
 
 def foreign_private_names(tree: ast.AST, own: set[str]) -> Iterator[str]:
-    """Yield private names that are imported, read, called or passed, and that this package does not define."""
+    """Yield private names that are imported, read, called or passed but not defined in this package."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and not node.level:
             module = node.module or ""
@@ -91,7 +91,7 @@ def test_private_names_are_found(code: str, found: set[str]) -> None:
 
 
 def test_pretrained_model_still_reads_the_class_attributes_that_jat_model_sets() -> None:
-    """transformers documents these attributes without a public name: JatModel sets them in one place."""
+    """transformers documents these private attributes for subclasses; JatModel sets them in one place."""
     from transformers import PreTrainedModel
 
     from jat_engine import JatModel

@@ -1,4 +1,4 @@
-"""The locked requirements are complete, are what setup.py allows, and name releases of PyPI and nothing else."""
+"""The locked requirements are complete, allowed by setup.py, and name only releases of PyPI."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CUDA = re.compile("nvidia-|cuda-")
 
 
 def lines(name: str) -> list[str]:
-    """Return the lines of a lock, comments left out and continued lines joined."""
+    """Return the lines of a lock without comments, with continued lines joined."""
     text = (lock.FOLDER / name).read_text()
     joined = re.sub(r" \\\n +", " ", text)
     return [line for line in joined.splitlines() if line and not line.lstrip().startswith("#")]
 
 
 def pins(name: str) -> dict[str, str]:
-    """Return the version of each package that a lock gives the Python and the platform of this test."""
+    """Return the version of each package in a lock, for the Python and the platform of this test."""
     torch_pin = "torch-cuda.txt" if name == "cuda.txt" else "torch-cpu.txt"
     requirements = [Requirement(line.partition(" --hash")[0]) for line in [*lines(name), *lines(torch_pin)]]
     chosen = [r for r in requirements if r.marker is None or r.marker.evaluate()]
@@ -37,7 +37,7 @@ def pins(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_line_is_a_release_with_its_hashes(name: str) -> None:
-    """No index, folder, address or local version, which other machines lack; torch stands in its own file."""
+    """A lock has no index, folder, address or local version, which other machines lack. torch has its own file."""
     assert len(lines(name)) > 30
     assert [line for line in lines(name) if not PINNED.fullmatch(line)] == []
     assert "torch" not in {PINNED.fullmatch(line)[1] for line in lines(name)}  # type: ignore[index]
@@ -47,7 +47,7 @@ def test_every_line_is_a_release_with_its_hashes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["torch-cpu.txt", "torch-cuda.txt"])
 def test_torch_is_a_release_without_a_hash(name: str) -> None:
-    """Its builds for CPUs and for GPUs are different files of one version."""
+    """One version of torch has different files for CPUs and GPUs."""
     (line,) = lines(name)
     assert re.fullmatch(r"torch==[\d.]+", line)
 
@@ -62,7 +62,7 @@ def test_what_setup_requires_is_pinned_within_its_limits(name: str, extras: tupl
 
 
 def test_the_build_is_locked() -> None:
-    """The package is built without isolation, with what the lock has."""
+    """The package is built without isolation, so the lock must contain the build's requirements."""
     pinned = pins("cpu.txt")
     for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]:
         requirement = Requirement(line)
@@ -70,7 +70,7 @@ def test_the_build_is_locked() -> None:
 
 
 def test_the_lock_of_this_machine_is_complete() -> None:
-    """It is installed as it is: what its packages require must be in it too, at versions they take."""
+    """A lock is installed without resolving, so it must contain all that its packages require, in allowed versions."""
     pinned = pins("cuda.txt" if torch.version.cuda else "cpu.txt")
     todo = [*lock.requirements(*lock.EXTRAS), Requirement("torch")]
     seen: dict[str, set[str]] = {}

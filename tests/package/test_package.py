@@ -1,4 +1,4 @@
-"""What an installation looks like: imports that must not happen, the kernels folder, builds without a compiler."""
+"""The installed package: imports that must not happen, the kernels folder, builds without a compiler."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def python(code: str, *options: str) -> str:
 
 
 def test_core_needs_no_simulator_and_no_extension() -> None:
-    """A model is built and acts where gymnasium, the simulators, Triton and the native module are all missing."""
+    """A model is built and acts without gymnasium, simulators, Triton and the native module."""
     code = """
 import sys
 missing = ("gymnasium", "ale_py", "minigrid", "metaworld", "mujoco", "cv2", "triton", "jat_engine._cpu")
@@ -36,13 +36,12 @@ print(len(model.get_next_action(processor, continuous_observation=[1.0, 2.0], ac
 
 
 def test_only_training_needs_the_packages_for_training() -> None:
-    """A model acts and learns without them; the command says what to install."""
+    """A model acts and computes gradients without them; the command names the packages to install."""
     code = """
 import sys
 for name in ("accelerate", "datasets", "pyarrow", "tensorboard"):
     sys.modules[name] = None
 import torch, jat_engine
-from helpers import ROOT
 from jat_engine.cli import main
 config = jat_engine.JatConfig(hidden_size=64, num_layers=2, num_heads=4)
 x = torch.ones(1, 2, 3)
@@ -59,7 +58,7 @@ print(main(["train", "--tasks", "mujoco", "--preset", "small", "--output_dir", "
 
 
 def test_engine_steps_and_tests_helpers_need_no_gymnasium(tiny_folder: Path) -> None:
-    """As on a machine that has a GPU and nothing else: an engine steps, and what the tests share can be imported."""
+    """Without gymnasium, as on a bare GPU machine, an engine steps and the tests' helpers can be imported."""
     code = f"""
 import sys
 sys.modules["gymnasium"] = None
@@ -81,7 +80,7 @@ print(len(errors))
 
 
 def test_an_engine_imports_neither_models_nor_processors(tiny_folder: Path) -> None:
-    """Their import takes longer than loading the published checkpoint."""
+    """Importing them takes longer than loading the published checkpoint."""
     code = f"""
 import sys, types, jat_engine
 assert "torch" not in sys.modules
@@ -120,7 +119,7 @@ else:
 
 
 def build(output: Path, path: str | None) -> subprocess.CompletedProcess[str]:
-    """`setup.py build` in a copy-free way: CMake and the compiler are looked for on `path`."""
+    """Run `setup.py build` without copying the sources, with CMake and the compiler searched for on `path`."""
     import os
 
     environment = dict(os.environ)
@@ -146,7 +145,7 @@ def test_build_without_a_compiler_is_a_message_not_a_failure(tmp_path: Path) -> 
     assert result.returncode == 0, result.stderr
     assert "installed without its compiled parts" in result.stdout + result.stderr
     library = next((tmp_path / "build").glob("lib*/jat_engine"))
-    assert (library / "modeling.py").exists()
+    assert (library / "model/modeling.py").exists()
     assert not list(library.glob("*.so"))
     assert (library / "kernels" / "README.md").exists()
     assert (library / "envs" / "published_tasks.csv").exists()
@@ -166,7 +165,7 @@ def test_native_sources_compile_for_aarch64() -> None:
     compiler = shutil.which("aarch64-linux-gnu-g++")
     if compiler is None:
         pytest.skip("needs aarch64-linux-gnu-g++ (Debian: g++-aarch64-linux-gnu)")
-    sources = [p for p in (ROOT / "csrc/cpu").glob("*.cpp") if "avx" not in p.name and p.name != "bindings.cpp"]
+    sources = [p for p in (ROOT / "csrc/cpu").rglob("*.cpp") if "avx" not in p.name and p.parent.name != "bindings"]
     assert len(sources) >= 8
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
     for source in sources:

@@ -1,4 +1,4 @@
-"""A wheel, built from an sdist, works in an environment of its own, away from the checkout."""
+"""A wheel built from an sdist works in a separate environment, outside of the checkout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOT_SOURCES = {".so", ".pyc"}
 
 
 def sources(folder: str) -> set[str]:
-    """Return the files below a folder of the checkout, relative to its root; links to folders are not followed."""
+    """Return the files below a folder of the checkout, relative to its root. Links to folders are not followed."""
     found = (path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix not in NOT_SOURCES)
     return {path.relative_to(ROOT).as_posix() for path in found}
 
@@ -48,7 +48,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the checkout's native module: compiling takes a minute, and an editable install has just done so."""
+    """Build a wheel with the native module of the checkout, which is already compiled."""
     out = tmp_path_factory.mktemp("wheel")
     options = ["-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", out]
     run([sys.executable, "-m", "pip", "wheel", *options, sdist], out, JAT_ENGINE_PREBUILT=str(ROOT / "jat_engine"))
@@ -57,7 +57,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def binaries(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of a new environment with the wheel; all other packages are this environment's."""
+    """Return the `bin` folder of a new environment with the wheel, which shares all other packages with this one."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin/python"
@@ -101,7 +101,6 @@ AGENTS = """
 import sys
 from pathlib import Path
 import numpy as np
-from helpers import ROOT
 import jat_engine, jat_engine.kernels
 from jat_engine import JatEngine, JatModel, JatProcessor, checkpoint_files
 from jat_engine.bench.peers import open_peer, torch_compile

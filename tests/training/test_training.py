@@ -1,4 +1,4 @@
-"""`jat-engine train`: losses, gradients, interruption, several processes, and what is left on disk."""
+"""Test `jat-engine train`: losses, gradients, interruptions, several processes, and files."""
 
 from __future__ import annotations
 
@@ -29,21 +29,20 @@ from safetensors.torch import load_file
 import jat_engine
 from jat_engine.cli import main
 from jat_engine.cli.train import JatTrainingArguments, is_complete
-from jat_engine.training.dataset import TASK, Pieces, TaskDataset
+from jat_engine.training.dataset import TASK, Segments, TaskDataset
 from jat_engine.training.prepare import prepare
-from jat_engine.training.segments import PieceSettings
+from jat_engine.training.segments import SegmentSettings
 from jat_engine.training.sources import open_source
 from jat_engine.training.trainer import JatTrainer
 
 TASKS = list(KINDS)
 SGD = ["--optim", "sgd", "--learning_rate", "1", "--lr_scheduler_type", "constant", "--max_grad_norm", "0"]
-"""With these a step subtracts the gradient."""
+"""Flags with which a step subtracts the gradient."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of three tasks in `data`, of one with pieces of one length in `even`, and a checkpoint with random weights
-    in `model`."""
+    """Write `data` of three tasks, `even` data with segments of one length, and a `model` with random weights."""
     folder = tmp_path_factory.mktemp("training")
     training_data.write_dataset(folder / "data")
     write_split(folder / "even", "mujoco-hopper", "train", [episode("continuous", 12, i) for i in range(6)])
@@ -72,7 +71,7 @@ def changes(folder: Path, output: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
-    """Relative to the whole: some gradients are zero but for rounding."""
+    """Compare relative to the norm of all: some gradients are zero up to rounding."""
     a = torch.cat([actual[name].flatten() for name in sorted(expected)])
     b = torch.cat([expected[name].flatten() for name in sorted(expected)])
     assert b.norm() > 0.1
@@ -81,19 +80,19 @@ def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 @pytest.fixture
 def trainer(folder: Path, tmp_path: Path) -> Callable[..., JatTrainer]:
-    """Makes a trainer of a model with the pieces of the three tasks."""
+    """Return a function that makes a trainer of a model with the segments of the three tasks."""
 
     def make(model: Any, processor: Any = None, **options: Any) -> JatTrainer:
         config = tiny_config()
         processor = processor or jat_engine.JatProcessor.byte_level(config)
-        pieces = []
+        segments = []
         for task in TASKS:
             source = open_source(str(folder / "data"), task, "train")
             assert source is not None
-            settings = PieceSettings.of(task, "train", 12, config, processor)
-            pieces.append(Pieces(prepare(source, settings, processor, folder / "pieces"), task, loss_weight=2.0))
+            settings = SegmentSettings.of(task, "train", 12, config, processor)
+            segments.append(Segments(prepare(source, settings, processor, folder / "segments"), task, loss_weight=2.0))
         arguments = JatTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", **options)
-        return JatTrainer(model, arguments, train_dataset=TaskDataset(pieces), processor=processor)
+        return JatTrainer(model, arguments, train_dataset=TaskDataset(segments), processor=processor)
 
     return make
 
@@ -119,8 +118,8 @@ def test_the_trainers_loss_is_the_published_one(tiny_folder: Path, trainer: Call
         assert_close(gradients, expected, 1e-5)
 
 
-def test_pieces_of_one_step_have_no_observation_loss(tiny_model: Any) -> None:
-    """The recorded formula divides zero by zero there, which would end a training."""
+def test_segments_of_one_step_have_no_observation_loss(tiny_model: Any) -> None:
+    """Check a case in which the published formula divides zero by zero, which would ruin a training."""
     for loss_only in (False, True):
         output = tiny_model(
             continuous_observations=torch.ones(2, 1, 5),
@@ -140,7 +139,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder: Path, trainer: Calla
         made = trainer(model)
         if checkpointing:
             enable_checkpointing(model)
-        for number in (0, 3, 10):  # one piece of each task
+        for number in (0, 3, 10):  # one segment of each task
             made.compute_loss(model, made.train_dataset[number]).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -161,7 +160,7 @@ def test_bfloat16_is_near_float32(folder: Path, trainer: Callable[..., JatTraine
     assert all(value.dtype == torch.float32 for value in gradients[1].values())
     assert_close(gradients[1], gradients[0], 0.05)
     name = "transformer.h.0.mlp.c_fc.weight"
-    assert not torch.equal(gradients[0][name], gradients[1][name])  # it really was another precision
+    assert not torch.equal(gradients[0][name], gradients[1][name])  # the precision really differed
 
 
 # ---- whole trainings -----------------------------------------------------------------------------------------------
@@ -215,8 +214,8 @@ def test_a_stream_trains(folder: Path, tmp_path: Path) -> None:
     assert any(change.any() for change in changes(folder, tmp_path / "whole").values())
 
 
-def test_what_a_batch_does_not_use_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
-    """Weight decay included: a parameter without gradient is left out of the step."""
+def test_parameters_that_a_batch_does_not_use_stay_unchanged(folder: Path, tmp_path: Path) -> None:
+    """Check that a step leaves out parameters without gradient, weight decay included."""
     more = ["--max_steps", "2", "--weight_decay", "0.5", "--learning_rate", "0.1"]
     assert main(flags(folder, tmp_path, *more, tasks=["mujoco-hopper"])) == 0
     changed = {name for name, change in changes(folder, tmp_path).items() if change.any()}
@@ -251,7 +250,7 @@ def test_shuffled_actions_are_shown_but_not_predicted(folder: Path, trainer: Cal
     assert loss.item() != pytest.approx(model(**inputs).loss.item(), rel=1e-4)
 
 
-def test_a_killed_training_goes_on_as_if_nothing_had_been(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_exactly(folder: Path, tmp_path: Path) -> None:
     more = ["--save_strategy", "steps", "--save_steps", "3", "--max_steps", "12", "--gradient_accumulation_steps", "2"]
     more += ["--logging_steps", "1"]
     assert main(flags(folder, tmp_path / "whole", *more)) == 0
@@ -281,7 +280,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(folder: Path, tmp_path
 
 
 def test_two_processes_give_the_gradient_of_one(folder: Path, tmp_path: Path) -> None:
-    """Batches of different tasks: the gradient of accumulation. Of one task and equally long: that of one batch."""
+    """Compare batches of different tasks with accumulation, and equally long ones of one task with one batch."""
     step = [*SGD, "--max_steps", "1"]
     even: dict[str, Any] = {"data": "even", "tasks": ["mujoco-hopper"]}
     long = ["--max_steps", "8", "--save_strategy", "steps", "--save_steps", "5", "--per_device_train_batch_size", "8"]

@@ -1,4 +1,4 @@
-"""From files to batches: what is cut, cached, checked and drawn."""
+"""Test the way from files to batches: cutting, caching, checking and sampling."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from jat_engine import JatProcessor
 from jat_engine.envs import UnknownTaskError
 from jat_engine.errors import DataError
 from jat_engine.training import recipe
-from jat_engine.training.dataset import Pieces, TaskDataset, scale_frames
+from jat_engine.training.dataset import Segments, TaskDataset, scale_frames
 from jat_engine.training.prepare import prepare
 from jat_engine.training.sampler import TaskBatchSampler
-from jat_engine.training.segments import PieceSettings
+from jat_engine.training.segments import SegmentSettings
 from jat_engine.training.sources import open_source
 from jat_engine.training.stream import StreamedTask, TaskStream
 
@@ -42,17 +42,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return training_data.write_dataset(tmp_path_factory.mktemp("data"))
 
 
-def make_pieces(data: Path, task: str, root: Path, processor: Any, length: int = STEPS, split: str = "train") -> Pieces:
+def make_segments(
+    data: Path, task: str, root: Path, processor: Any, length: int = STEPS, split: str = "train"
+) -> Segments:
     source = open_source(str(data), task, split)
     assert source is not None
-    settings = PieceSettings.of(task, split, length, tiny_config(), processor)
-    return Pieces(prepare(source, settings, processor, root), task, loss_weight=3.0)
+    settings = SegmentSettings.of(task, split, length, tiny_config(), processor)
+    return Segments(prepare(source, settings, processor, root), task, loss_weight=3.0)
 
 
 @pytest.mark.versions
 @pytest.mark.parametrize("task", KINDS)
-def test_pieces_are_those_of_the_processor(task: str, data: Path, tmp_path: Path, processor: Any) -> None:
-    """Equal tensors, however the steps are stored: rewards shifted, remainders kept, the first step as padding."""
+def test_segments_are_those_of_the_processor(task: str, data: Path, tmp_path: Path, processor: Any) -> None:
+    """Compare tensors: rewards shifted, remainders kept, the first step as padding."""
     number = list(KINDS).index(task)
     episodes = [episode(KINDS[task], n, 100 * number + i) for i, n in enumerate(LENGTHS[task])]
     fields = {name: [e[name] for e in episodes] for name in episodes[0]}
@@ -60,9 +62,9 @@ def test_pieces_are_those_of_the_processor(task: str, data: Path, tmp_path: Path
     expected = processor(
         **fields, truncation="preserve", padding="max_length", max_length=2 * STEPS, return_tensors="pt"
     )
-    pieces = make_pieces(data, task, tmp_path, processor)
-    assert len(pieces) == sum(-(-n // STEPS) for n in LENGTHS[task])
-    batch = TaskDataset([pieces]).__getitems__(range(len(pieces)))
+    segments = make_segments(data, task, tmp_path, processor)
+    assert len(segments) == sum(-(-n // STEPS) for n in LENGTHS[task])
+    batch = TaskDataset([segments]).__getitems__(range(len(segments)))
     assert batch.pop("task") == task
     assert (batch.pop("loss_weight") == 3).all()
     if "image_observations" in batch:
@@ -75,35 +77,35 @@ def test_pieces_are_those_of_the_processor(task: str, data: Path, tmp_path: Path
 
 
 def test_planes_are_stored_once(data: Path, tmp_path: Path, processor: Any) -> None:
-    pieces = make_pieces(data, "atari-pong", tmp_path, processor)
-    assert len(np.load(pieces.folder / "planes.npy", mmap_mode="r")) == sum(LENGTHS["atari-pong"])
+    segments = make_segments(data, "atari-pong", tmp_path, processor)
+    assert len(np.load(segments.folder / "planes.npy", mmap_mode="r")) == sum(LENGTHS["atari-pong"])
 
 
-def test_a_batch_is_as_long_as_its_longest_piece(data: Path, tmp_path: Path, processor: Any) -> None:
-    pieces = make_pieces(data, "mujoco-hopper", tmp_path, processor)  # 30, 12, 25 and 7 steps in fives
+def test_a_batch_is_as_long_as_its_longest_segment(data: Path, tmp_path: Path, processor: Any) -> None:
+    segments = make_segments(data, "mujoco-hopper", tmp_path, processor)  # 30, 12, 25 and 7 steps in fives
     lengths = [5] * 6 + [5, 5, 2] + [5] * 5 + [5, 2]
     for numbers, longest in (([8], 2), ([8, 15], 2), ([0, 8], 5)):
-        batch = pieces.gather(np.array(numbers))
+        batch = segments.gather(np.array(numbers))
         assert batch["rewards"].shape == (len(numbers), longest)
         assert batch["attention_mask"].sum(1).tolist() == [lengths[n] for n in numbers]
 
 
 def test_prepared_once_and_again_when_anything_changes(data: Path, tmp_path: Path, processor: Any) -> None:
-    first = make_pieces(data, "mujoco-hopper", tmp_path, processor)
+    first = make_segments(data, "mujoco-hopper", tmp_path, processor)
     written = (first.folder / "rewards.npy").stat().st_mtime_ns
-    assert make_pieces(data, "mujoco-hopper", tmp_path, processor).folder == first.folder
+    assert make_segments(data, "mujoco-hopper", tmp_path, processor).folder == first.folder
     assert (first.folder / "rewards.npy").stat().st_mtime_ns == written
-    assert make_pieces(data, "mujoco-hopper", tmp_path, processor, length=4).folder != first.folder
+    assert make_segments(data, "mujoco-hopper", tmp_path, processor, length=4).folder != first.folder
     other = write_split(tmp_path / "other", "mujoco-hopper", "train", [episode("continuous", 9, 1)])
-    changed = make_pieces(tmp_path / "other", "mujoco-hopper", tmp_path, processor)
+    changed = make_segments(tmp_path / "other", "mujoco-hopper", tmp_path, processor)
     pq.write_table(table([episode("continuous", 9, 2), episode("continuous", 9, 3)]), other)
-    assert len(make_pieces(tmp_path / "other", "mujoco-hopper", tmp_path, processor)) == 2 * len(changed)
+    assert len(make_segments(tmp_path / "other", "mujoco-hopper", tmp_path, processor)) == 2 * len(changed)
 
 
 def test_workers_map_the_files_themselves(data: Path, tmp_path: Path, processor: Any) -> None:
-    pieces = make_pieces(data, "atari-pong", tmp_path, processor)
-    batch = pieces.gather(np.arange(2))
-    copied = pickle.dumps(pieces)
+    segments = make_segments(data, "atari-pong", tmp_path, processor)
+    batch = segments.gather(np.arange(2))
+    copied = pickle.dumps(segments)
     assert len(copied) < 10_000
     assert torch.equal(pickle.loads(copied).gather(np.arange(2))["image_observations"], batch["image_observations"])
 
@@ -111,7 +113,7 @@ def test_workers_map_the_files_themselves(data: Path, tmp_path: Path, processor:
 # ---- other sources -------------------------------------------------------------------------------------------------
 
 
-def test_folders_of_save_to_disk_and_of_datasets_give_the_same_pieces(
+def test_folders_of_save_to_disk_and_of_datasets_give_the_same_segments(
     data: Path, tmp_path: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
@@ -126,18 +128,18 @@ def test_folders_of_save_to_disk_and_of_datasets_give_the_same_pieces(
     card = "configs:\n- config_name: babyai-go-to-local\n  data_files:\n  - split: train\n    path: data/go.parquet\n"
     (hub / "README.md").write_text(f"---\n{card}---\n")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    expected = make_pieces(data, "babyai-go-to-local", tmp_path / "a", processor)
+    expected = make_segments(data, "babyai-go-to-local", tmp_path / "a", processor)
     for number, folder in enumerate((tmp_path / "saved", hub)):
-        pieces = make_pieces(folder, "babyai-go-to-local", tmp_path / f"b{number}", processor)
-        assert len(pieces) == len(expected)
-        everything = np.arange(len(pieces))
-        for name, values in pieces.gather(everything).items():
+        segments = make_segments(folder, "babyai-go-to-local", tmp_path / f"b{number}", processor)
+        assert len(segments) == len(expected)
+        everything = np.arange(len(segments))
+        for name, values in segments.gather(everything).items():
             assert torch.equal(values, expected.gather(everything)[name]), name
         for streaming in (False, True):
             assert open_source(str(folder), "babyai-go-to-local", "test", streaming=streaming) is None
 
 
-def test_tokenized_rows_are_pieces_already(tmp_path: Path, processor: Any) -> None:
+def test_tokenized_rows_are_segments_already(tmp_path: Path, processor: Any) -> None:
     given = episode("continuous", 6, 0)
     rows = table([given, given])
     rows = rows.append_column("attention_mask", pa.array([[1, 1, 1, 1, 0, 0], [1] * 6], pa.list_(pa.int64())))
@@ -145,18 +147,18 @@ def test_tokenized_rows_are_pieces_already(tmp_path: Path, processor: Any) -> No
     path = tmp_path / "data/mujoco-hopper/train-0.parquet"
     path.parent.mkdir(parents=True)
     pq.write_table(rows, path)
-    pieces = make_pieces(tmp_path / "data", "mujoco-hopper", tmp_path, processor, length=6)
-    batch = pieces.gather(np.arange(2))
+    segments = make_segments(tmp_path / "data", "mujoco-hopper", tmp_path, processor, length=6)
+    batch = segments.gather(np.arange(2))
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [1] * 6]
     assert (batch["loss_weight"] == 7).all()
     assert np.array_equal(batch["rewards"][1], given["rewards"])  # shifted when they were tokenized
-    pieces.options["own_weight"] = False
-    assert (pieces.gather(np.arange(2))["loss_weight"] == 3).all()
+    segments.options["own_weight"] = False
+    assert (segments.gather(np.arange(2))["loss_weight"] == 3).all()
 
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_tokenized_frames(scaled: bool, tmp_path: Path, processor: Any) -> None:
-    """As numbers in place of files: uint8, or as the processor makes them."""
+    """Read frames stored as numbers instead of files: uint8, or floats of the processor."""
     given = episode("image", 3, 0)
     frames = np.stack(given["image_observations"])
     expected = processor(
@@ -169,7 +171,7 @@ def test_tokenized_frames(scaled: bool, tmp_path: Path, processor: Any) -> None:
     path = tmp_path / "data/atari-pong/train-0.parquet"
     path.parent.mkdir(parents=True)
     pq.write_table(rows, path)
-    batch = make_pieces(tmp_path / "data", "atari-pong", tmp_path, processor).gather(np.arange(1))
+    batch = make_segments(tmp_path / "data", "atari-pong", tmp_path, processor).gather(np.arange(1))
     assert torch.equal(scale_frames(batch["image_observations"]), expected)
 
 
@@ -179,8 +181,8 @@ def test_texts_and_captions(tmp_path: Path, processor: Any) -> None:
         (data / name).mkdir(parents=True)
     texts = ["abcdefg", "x", "hi there"]
     pq.write_table(pa.table({"text": texts}), data / "wikipedia/train-0.parquet")
-    pieces = make_pieces(data, "wikipedia", tmp_path, processor, length=6)
-    batch = pieces.gather(np.arange(len(pieces)))  # "g" and "x" are one token, which predicts nothing
+    segments = make_segments(data, "wikipedia", tmp_path, processor, length=6)
+    batch = segments.gather(np.arange(len(segments)))  # "g" and "x" are one token, which predicts nothing
     decoded = [
         processor.tokenizer.decode(ids[mask.bool()])
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
@@ -191,8 +193,8 @@ def test_texts_and_captions(tmp_path: Path, processor: Any) -> None:
     rgba = np.dstack((picture, np.full((40, 50), 255, np.uint8)))
     images = [training_data.png(rgba), training_data.png(rgba[:, ::-1])]
     pq.write_table(pa.table({"text": ["a long caption", "b"], "images": images}), data / "captions/train-0.parquet")
-    captions = make_pieces(data, "captions", tmp_path, processor, length=4 + 5)  # 4 patches
-    batch = Pieces(captions.folder, "captions", image_processor=processor.image_processor).gather(np.arange(1))
+    captions = make_segments(data, "captions", tmp_path, processor, length=4 + 5)  # 4 patches
+    batch = Segments(captions.folder, "captions", image_processor=processor.image_processor).gather(np.arange(1))
     assert len(captions) == 1
     assert processor.tokenizer.decode(batch["input_ids"][0]) == "a lon"
     assert torch.equal(batch["pixel_values"], processor(images=[picture], return_tensors="pt")["pixel_values"])
@@ -271,7 +273,7 @@ def test_wrong_data_is_named_and_nothing_is_left(
     path = write_split(tmp_path / "data", task, "train", [episode(KINDS[task], 6, seed) for seed in (0, 1)])
     pq.write_table(change(pq.read_table(path)), path)
     with pytest.raises(DataError, match=message) as error:
-        make_pieces(tmp_path / "data", task, tmp_path / "cache", processor)
+        make_segments(tmp_path / "data", task, tmp_path / "cache", processor)
     assert str(path) in str(error.value)
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -282,21 +284,21 @@ def test_episodes_of_another_width(tmp_path: Path, processor: Any) -> None:
     write_split(tmp_path / "data", "mujoco-hopper", "train", [episode("continuous", 6, 0)])
     pq.write_table(table([narrow]), tmp_path / "data/mujoco-hopper/train-00001-of-00002.parquet")
     with pytest.raises(DataError, match=r"00001-of-00002.*continuous_observations \[11\].*got.*\[5\]"):
-        make_pieces(tmp_path / "data", "mujoco-hopper", tmp_path / "cache", processor)
+        make_segments(tmp_path / "data", "mujoco-hopper", tmp_path / "cache", processor)
 
 
 def test_a_file_that_is_cut_off(tmp_path: Path, processor: Any) -> None:
     path = write_split(tmp_path / "data", "mujoco-hopper", "train", [episode("continuous", 6, 0)])
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match=r"train-00000-of-00001.parquet"):
-        make_pieces(tmp_path / "data", "mujoco-hopper", tmp_path / "cache", processor)
+        make_segments(tmp_path / "data", "mujoco-hopper", tmp_path / "cache", processor)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-# ---- which batch when ----------------------------------------------------------------------------------------------
+# ---- order of batches ----------------------------------------------------------------------------------------------
 
 
-def test_an_epoch_uses_every_piece_and_draws_tasks_by_weight() -> None:
+def test_an_epoch_uses_every_segment_and_draws_tasks_by_weight() -> None:
     sizes, batches, weights = [4000, 100, 7], [4, 2, 3], [3.0, 1.0, 1.0]
     sampler = TaskBatchSampler(sizes, batches, weights, seed=1, num_processes=8)
     drawn = list(sampler)
@@ -306,12 +308,12 @@ def test_an_epoch_uses_every_piece_and_draws_tasks_by_weight() -> None:
     tasks = np.array([int(np.searchsorted(edges, batch[0], side="right")) - 1 for batch in drawn])
     for batch, task in zip(drawn, tasks, strict=True):
         assert len(batch) == batches[task]
-        assert all(edges[task] <= piece < edges[task + 1] for piece in batch)
-    assert {piece for batch in drawn for piece in batch} == set(range(edges[-1]))
+        assert all(edges[task] <= segment < edges[task + 1] for segment in batch)
+    assert {segment for batch in drawn for segment in batch} == set(range(edges[-1]))
     counts = np.bincount(tasks)
     assert abs(counts[0] / len(tasks) - 0.6) < 0.05
-    # A task that ran out begins anew only when all its pieces were used.
-    rounds = [piece for batch, task in zip(drawn, tasks, strict=True) if task == 2 for piece in batch]
+    # A task that ran out starts over only when all its segments were used.
+    rounds = [segment for batch, task in zip(drawn, tasks, strict=True) if task == 2 for segment in batch]
     for begin in range(0, len(rounds) - 6, 7):
         assert sorted(rounds[begin : begin + 7]) == list(range(4100, 4107))
     assert rounds[:7] != rounds[7:14]
@@ -326,25 +328,25 @@ def test_epochs_differ_and_repeat_themselves() -> None:
     second = list(sampler)
     assert second != first
     assert len(second) == len(first)
-    assert {piece for batch in second for piece in batch} == set(range(49))
+    assert {segment for batch in second for segment in batch} == set(range(49))
     sampler.set_epoch(0)
     assert list(sampler) == first
 
 
-@pytest.mark.parametrize(("num_pieces", "batch_size"), [(1000, 7), (5, 7), (7, 7), (64, 1), (20, 7)])
-def test_batches_of_similar_lengths_use_every_piece_as_early(num_pieces: int, batch_size: int) -> None:
-    lengths = np.random.default_rng(0).integers(1, 100, num_pieces)
-    sampler = TaskBatchSampler([num_pieces], [batch_size], [1.0], seed=3, lengths=lengths)
-    plain = TaskBatchSampler([num_pieces], [batch_size], [1.0], seed=3)
+@pytest.mark.parametrize(("num_segments", "batch_size"), [(1000, 7), (5, 7), (7, 7), (64, 1), (20, 7)])
+def test_batches_of_similar_lengths_use_every_segment_as_early(num_segments: int, batch_size: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 100, num_segments)
+    sampler = TaskBatchSampler([num_segments], [batch_size], [1.0], seed=3, lengths=lengths)
+    plain = TaskBatchSampler([num_segments], [batch_size], [1.0], seed=3)
     batches = list(sampler)
-    assert len(batches) == len(plain) == -(-num_pieces // batch_size)
+    assert len(batches) == len(plain) == -(-num_segments // batch_size)
     assert all(len(batch) == batch_size for batch in batches)
-    assert {piece for batch in batches for piece in batch} == set(range(num_pieces))
+    assert {segment for batch in batches for segment in batch} == set(range(num_segments))
     assert list(sampler) == batches
-    # Many repetitions: each piece as often as any other.
-    pieces = list(itertools.islice(sampler._order_by_length(0, 0), num_pieces * 6))
-    assert set(np.bincount(pieces)) == {6}
-    if num_pieces == 1000:
+    # Many repetitions: each segment as often as any other.
+    segments = list(itertools.islice(sampler._order_by_length(0, 0), num_segments * 6))
+    assert set(np.bincount(segments)) == {6}
+    if num_segments == 1000:
         spread = np.mean([np.ptp(lengths[batch]) for batch in batches])
         assert spread < 0.2 * np.mean([np.ptp(lengths[batch]) for batch in plain])
 
@@ -357,7 +359,7 @@ def test_processes_can_be_kept_on_one_task(epoch: int) -> None:
     steps = np.array(tasks).reshape(-1, 4)
     assert (steps == steps[:, :1]).all()
     assert set(steps[:, 0]) == {0, 1}
-    assert {piece for batch in sampler for piece in batch} == set(range(130))
+    assert {segment for batch in sampler for segment in batch} == set(range(130))
 
 
 # ---- streams -------------------------------------------------------------------------------------------------------
@@ -368,31 +370,31 @@ def make_stream(data: Path, processor: Any, tasks: Any, **options: Any) -> TaskS
     for task, weight in tasks.items():
         source = open_source(str(data), task, "train", streaming=True)
         assert source is not None
-        settings = PieceSettings.of(task, "train", STEPS, tiny_config(), processor)
+        settings = SegmentSettings.of(task, "train", STEPS, tiny_config(), processor)
         streamed.append(StreamedTask(source, settings, 3, weight, loss_weight=3.0, own_weight=True))
     return TaskStream(streamed, processor, seed=1, **options)
 
 
 def rows_of(batch: dict[str, Any]) -> list[bytes]:
-    """The real steps' rewards of each piece, which tell one from another."""
+    """Return the rewards of each segment without padding, which identify it."""
     pairs = zip(batch["rewards"], batch["attention_mask"].bool(), strict=True)
     return [rewards[mask].numpy().tobytes() for rewards, mask in pairs]
 
 
 @pytest.mark.versions
 @pytest.mark.parametrize("task", KINDS)
-def test_a_stream_has_the_same_pieces(task: str, data: Path, tmp_path: Path, processor: Any) -> None:
-    pieces = make_pieces(data, task, tmp_path, processor)
-    expected = {row: n for n in range(len(pieces)) for row in rows_of(pieces.gather(np.array([n])))}
+def test_a_stream_has_the_same_segments(task: str, data: Path, tmp_path: Path, processor: Any) -> None:
+    segments = make_segments(data, task, tmp_path, processor)
+    expected = {row: n for n in range(len(segments)) for row in rows_of(segments.gather(np.array([n])))}
     seen = set()
     for batch, _ in zip(make_stream(data, processor, {task: 1.0}), range(150), strict=False):
         assert batch.pop("task") == task
         numbers = [expected[row] for row in rows_of(batch)]
         seen |= set(numbers)
-        same = pieces.gather(np.array(numbers))
+        same = segments.gather(np.array(numbers))
         assert batch.keys() == same.keys()
         assert all(torch.equal(batch[name], values) for name, values in same.items())
-    assert seen == set(range(len(pieces)))
+    assert seen == set(range(len(segments)))
 
 
 def test_a_stream_draws_tasks_by_weight_and_repeats_itself(data: Path, processor: Any) -> None:
@@ -425,7 +427,7 @@ def test_published_numbers() -> None:
     assert [recipe.sampling_weight(task) for task in ("oscar", "atari-pong")] == [10, 1]
     config = tiny_config()
     config.max_position_embeddings = 512
-    assert [recipe.piece_length(task, config) for task in ("atari-pong", "mujoco-ant", "oscar")] == [32, 256, 512]
+    assert [recipe.segment_length(task, config) for task in ("atari-pong", "mujoco-ant", "oscar")] == [32, 256, 512]
 
 
 def test_overrides() -> None:

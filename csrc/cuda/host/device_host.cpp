@@ -1,4 +1,4 @@
-// Memory and facts of the CPU that stands in for a GPU.
+// Memory and facts of the CPU in the place of a GPU.
 #include <cstdlib>
 #include <cstring>
 
@@ -32,8 +32,7 @@ void zero_device(void* memory, size_t bytes, int64_t) { std::memset(memory, 0, b
 void* allocate_visible(size_t bytes) { return allocate_device(bytes); }
 void free_visible(void* memory) { std::free(memory); }
 
-StreamState stream_state(int64_t, std::string&) {
-  return StreamState::kIdle;
-}  // a launch returns when it has run
+// A launch returns when the kernel has run.
+StreamState stream_state(int64_t, std::string&) { return StreamState::kIdle; }
 
 }  // namespace jat

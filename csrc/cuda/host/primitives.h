@@ -1,5 +1,5 @@
-// primitives.cuh for the CPU. Included by the kernel, so its accesses to memory are instrumented with the
-// kernel's.
+// primitives.cuh for the CPU. The kernel includes it, so that its accesses to memory are instrumented like
+// the kernel's own.
 #pragma once
 
 #include <cmath>
@@ -15,7 +15,7 @@
 #define JAT_UNROLL_BY(count)
 #define JAT_HAS_CLUSTERS 1
 
-// Planted errors, to show that the checks can fail.
+// Planted errors, which the tests must find.
 #ifndef JAT_PLANT_MISSING_BARRIER
 #define JAT_PLANT_MISSING_BARRIER 0
 #endif
@@ -126,7 +126,7 @@ inline void add_global(float* target, float first, float second) {
   add_global(target + 1, second);
 }
 
-// A plain load, so that one that no exchange orders is a race.
+// A plain load, so that one that no grid barrier orders is a data race.
 inline float load_global(const float* source) { return *source; }
 
 constexpr int kRelease = JAT_PLANT_RELAXED_EXCHANGE ? __ATOMIC_RELAXED : __ATOMIC_RELEASE;

@@ -24,7 +24,7 @@ void __tsan_write_range(void* address, unsigned long size);
 }
 #endif
 
-// Saves the callee's registers on its stack and goes on with another stack.
+// Saves the callee-saved registers on the stack and switches to another stack.
 #if defined(__x86_64__)
 extern "C" void jat_switch_stack(void** from, void* to);
 asm(R"(
@@ -71,7 +71,8 @@ void acquire(void*) {}
 void release(void*) {}
 #endif
 
-// A barrier of `expected` fibers. Two tags: who is late at one phase shall not learn of arrivals at the next.
+// A barrier of fibers. It has two tags, so that a fiber that leaves one phase late is not ordered after
+// arrivals at the next.
 struct Fiber;
 struct Barrier {
   int arrived = 0;
@@ -156,7 +157,7 @@ void go_to(Fiber* next) {
 #endif
 }
 
-// Goes on with another fiber; with the scheduler when none can run.
+// Switches to another fiber, or to the scheduler when none can run.
 void run_next() {
   std::deque<Fiber*>& ready = grid->ready;
   if (ready.empty()) return go_to(&grid->scheduler);
@@ -172,10 +173,10 @@ void enter_fiber() {
   release(&grid->end_tag);
   grid->current->done = true;
   run_next();
-  std::abort();  // a finished fiber is never gone back to
+  std::abort();  // a finished fiber is never resumed
 }
 
-// Waits until `expected` fibers are here. ordered: what they wrote before is seen by all afterwards.
+// Waits until `expected` fibers have arrived. ordered: each of them then sees what the others wrote before.
 void meet(Barrier& barrier, int expected, bool ordered) {
   char* tag = &barrier.tags[barrier.phase & 1];
   if (ordered) release(tag);
@@ -202,7 +203,7 @@ Block& owner(const void* pointer) {
   std::abort();
 }
 
-// Not memcpy, which ThreadSanitizer would see as an access of whoever waits.
+// Not memcpy, which ThreadSanitizer would attribute to the fiber that waits.
 void copy_bytes(const Copy& copy) {
   struct alignas(16) Piece {
     uint64_t words[2];
@@ -239,9 +240,9 @@ class Stacks {
 
 void prepare(Fiber& fiber, char* stack) {
 #if defined(__x86_64__)
-  void** top =
-      reinterpret_cast<void**>(stack + kStackBytes - 56);  // as behind a call: 8 more than a multiple of 16
-  top[0] = nullptr;                                        // the return address of enter_fiber
+  // Aligned as after a call instruction: 8 more than a multiple of 16.
+  void** top = reinterpret_cast<void**>(stack + kStackBytes - 56);
+  top[0] = nullptr;  // the return address of enter_fiber
   top[-1] = reinterpret_cast<void*>(&enter_fiber);
   for (int i = 2; i <= 7; ++i) top[-i] = nullptr;
   fiber.stack_pointer = &top[-7];
@@ -305,7 +306,7 @@ std::string launch(const Geometry& geometry, void (*kernel)(const void*), const 
     }
   }
   grid->current = &grid->scheduler;
-  run_next();  // comes back when no fiber can run
+  run_next();  // returns when no fiber can run
   acquire(&grid->end_tag);
   size_t stuck = 0;
   for (Fiber& fiber : grid->fibers) {
@@ -338,8 +339,8 @@ void yield() {
 float shuffle_xor(float value, int mask) {
   Warp& own = warp();
   const int lane = grid->current->thread % kWarp;
-  // A lane cannot be two shuffles ahead of another, so two sets of values suffice. Orders no memory, as on
-  // the GPU.
+  // A lane cannot be two shuffles ahead of another, so two sets of values suffice. As on the GPU, a shuffle
+  // does not order memory.
   float* values = own.values[own.shuffle.phase & 1];
   values[lane] = value;
   meet(own.shuffle, kWarp, false);
@@ -359,7 +360,7 @@ void mbarrier_init(Mbarrier* barrier, int arrivals) {
 
 void mbarrier_arrive(Mbarrier* barrier, uint32_t bytes) {
   MbarrierState& state = owner(barrier).mbarriers.at(barrier);
-  // The copies follow the arrival; until they are issued and done the phase stays open.
+  // The copies follow the arrival. The phase stays open until they have been issued and completed.
   if (bytes > 0) barrier->copies = static_cast<int16_t>(bytes / 16);
   arrive(barrier, state);
 }
@@ -391,7 +392,7 @@ void bulk_copy(void* target, const void* source, uint32_t bytes, Mbarrier* barri
   if (!aligned(target) || !aligned(source) || bytes % 16 != 0 || bytes == 0) std::abort();
   MbarrierState& state = owner(barrier).mbarriers.at(barrier);
 #if JAT_TSAN
-  // For the sanitizer it happens now, by the thread that asked for it, and is published by the barrier.
+  // For the sanitizer the copy happens now, in the thread that asked for it, and the barrier publishes it.
   __tsan_read_range(const_cast<void*>(source), bytes);
   __tsan_write_range(target, bytes);
   release(&state.tags[barrier->phase & 1]);

@@ -1,9 +1,9 @@
 // Blocks, warps and clusters on one CPU thread: every GPU thread is a fiber.
 //
-// Fibers change only where a GPU thread can wait: barriers, shuffles, mbarriers, polls of global memory. Each
-// of them is a logical thread for ThreadSanitizer, so races between any two threads of the grid are found
-// from the order that barriers, mbarriers and atomics give, whatever the order in which the fibers happened
-// to run. This file's implementation is not instrumented; it reports that order itself.
+// Fibers switch only where a GPU thread can wait: barriers, shuffles, mbarriers, polls of global memory. Each
+// is a logical thread for ThreadSanitizer. So races between any two threads of the grid are found from the
+// order that barriers, mbarriers and atomics give, whatever the order in which the fibers happened to run.
+// The implementation is not instrumented; it reports that order itself.
 #pragma once
 
 #include <cstddef>
@@ -37,12 +37,12 @@ void cluster_barrier();
 struct Mbarrier {
   int16_t expected, arrived;
   uint16_t phase;
-  int16_t copies;  // bulk copies that nobody has waited for yet
+  int16_t copies;  // units of 16 bytes of bulk copies that have not been executed yet
 };
 void mbarrier_init(Mbarrier* barrier, int arrivals);
 void mbarrier_arrive(Mbarrier* barrier, uint32_t bytes);
 void mbarrier_arrive_sibling(Mbarrier* barrier, int rank);
-// Copies happen here at the latest, and never before somebody asks: a forgotten wait reads poison.
+// Bulk copies are executed here, and not before: a kernel that forgets to wait reads NaN.
 bool mbarrier_test(Mbarrier* barrier, uint32_t parity);
 void bulk_copy(void* target, const void* source, uint32_t bytes, Mbarrier* barrier);
 

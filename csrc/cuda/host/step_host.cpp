@@ -1,4 +1,4 @@
-// The kernel for the CPU: the same source, executed by host/runtime.cpp.
+// The kernel for the CPU: the same source, executed by runtime.cpp.
 #include "../device.h"
 #include "../dispatch.h"
 #include "../step.cuh"

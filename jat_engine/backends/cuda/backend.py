@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...checkpoint.weights import Weights
 from ...config import JatConfig
 from ...errors import InputError
-from ..base import BatchPlan, BatchPrediction, Plan, Prediction, machine_memory_bytes
-from .filling import fill, fill_batch, values_per_agent
+from ..base import Group, Result, machine_memory_bytes
+from ..rows import choose
 from .graph import GraphStep, Scratch
+from .inputs import StepShape
 from .persistent import OneLaunchStep, load_module
-from .self_check import disagreement, make_plan, reference
-from .step_inputs import StepShape
-from .tokens import Token
+from .self_check import disagreement, make_group, reference
+from .staging import num_values, stage
 from .weights import CudaWeights
 
 _MAX_GRAPHS = 48
@@ -29,7 +29,7 @@ _MIN_CAPACITY = 32
 
 
 class CudaBackend:
-    """See `Backend`. Embeddings are `Token`s. Not to be called by two threads at once.
+    """See `Backend`. Not to be called by two threads at once.
 
     On device "cpu" the kernels run in Triton's interpreter: for tests, where there is no GPU.
 
@@ -107,120 +107,63 @@ class CudaBackend:
 
     def _check(self) -> None:
         """A step both ways, beside plain torch: what a GPU, its driver or its compiler cannot do shows now."""
-        plan = make_plan(self._weights, self._cache)
-        expected = reference(self._weights, self._cache, plan)
+        group = make_group(self._weights, self._cache)
+        expected = reference(self._weights, self._cache, group)
         if self.device.type == "cuda" or self._weights.dtype != "bfloat16":  # which the interpreter multiplies wrongly
-            failure = disagreement(self._weights, self._decode_by_graph(plan)[0].values, expected)
+            failure = disagreement(self._weights, self._step_graph([group])[0].values[0], expected)
             if failure:
                 raise RuntimeError(failure)
         if self._one_launch is None:
             return
-        failure = disagreement(self._weights, self._decode_one(self._one_launch, plan)[0].values, expected)
+        failure = disagreement(self._weights, self._step_persistent(self._one_launch, group)[0].values[0], expected)
         if failure:
             self._one_launch, self.one_launch_reason = None, failure
             self._insist_on_one_launch()
             warnings.warn(f"the one-launch step is not used: {failure}", RuntimeWarning, stacklevel=2)
 
-    # ---- embeddings ------------------------------------------------------------------------------------------------
-
-    def embed_continuous(self, values: np.ndarray, reward: float | None) -> Token:
-        if reward is not None:
-            values = np.append(values, np.float32(reward))
-        encoder = self._weights.continuous_encoder(values.size)
-        return Token(encoder, encoder.data_ptr(), values)
-
-    def embed_choice(self, choice: int, num_choices: int) -> Token:
-        rows = self._weights.choices(num_choices)
-        return Token(rows, rows.data_ptr() + choice * rows.stride(0) * rows.itemsize)
-
-    def embed_discrete(
-        self, values: list[np.ndarray], missions: list[np.ndarray | None], rewards: list[float]
-    ) -> list[Token]:
-        tokens = []
-        for integers, mission, reward in zip(values, missions, rewards, strict=True):
-            row = self._new_row()
-            joined = integers if mission is None else np.concatenate((integers, mission))
-            tokens.append(Token(row, row.data_ptr(), integers=joined, reward=reward))
-        return tokens
-
-    def embed_images(self, frames: list[np.ndarray]) -> list[Token]:
-        tokens = []
-        for frame in frames:
-            row = self._new_row()
-            tokens.append(Token(row, row.data_ptr(), frame=frame))
-        return tokens
-
-    def _new_row(self) -> Tensor:
-        return torch.empty(self._config.hidden_size, device=self.device)
-
     # ---- the step --------------------------------------------------------------------------------------------------
 
-    def decode(self, plan: Plan) -> list[Prediction]:
-        if len(plan.num_new) == 1 and self._one_launch is not None:
-            return self._decode_one(self._one_launch, plan)
-        return self._decode_by_graph(plan)
+    def step(self, groups: Sequence[Group]) -> list[Result]:
+        """See `Backend.step`."""
+        persistent = self._one_launch
+        if persistent is not None and len(groups) == 1 and groups[0].num_agents == 1 and persistent.fits(groups[0]):
+            return self._step_persistent(persistent, groups[0])
+        return self._step_graph(groups)
 
-    def decode_batch(self, plan: BatchPlan) -> BatchPrediction:
-        agents = len(plan.context_lens)
-        graph = self._graph(
-            StepShape(
-                sessions=_bucket(agents),
-                values=_bucket(agents) * _next_power(values_per_agent(plan), _MIN_VALUES),
-                capacity=_next_power(plan.space.size, _MIN_CAPACITY),
-                frames=plan.modality == "image",
-                integers=plan.modality.startswith("discrete"),
-            )
-        )
-        embeddings, in_use = fill_batch(graph.inputs, self._weights, plan)
+    def _step_graph(self, groups: Sequence[Group]) -> list[Result]:
+        graph = self._graph(_shape(groups))
+        staged = stage(graph.inputs, self._weights, groups)
         graph.launch()
         graph.wait()
-        del in_use
-        values = graph.predictions[:agents, : plan.space.size].copy()
-        return BatchPrediction(values, graph.choices[:agents].astype(np.int64), embeddings)
 
-    def _decode_by_graph(self, plan: Plan) -> list[Prediction]:
-        graph = self._graph(self._shape(plan))
-        in_use = fill(graph.inputs, self._weights, plan)
-        graph.launch()
-        graph.wait()
-        del in_use
-        for token in plan.embeddings:
-            token.is_encoded()
-        return _results(plan, graph.predictions, graph.finite, graph.choices)
+        results, begin = [], 0
+        for group, embeddings in zip(groups, staged.embeddings, strict=True):
+            place = slice(begin, begin + group.num_agents)
+            begin += group.num_agents
+            values = graph.predictions[place, : group.space.size].copy()
+            choices = graph.choices[place].astype(np.int64) if group.space.kind == "discrete" else None
+            results.append(Result(values, graph.finite[place].astype(bool), choices, embeddings))
+        return results
 
-    def _decode_one(self, step: OneLaunchStep, plan: Plan) -> list[Prediction]:
-        """An image or integers are encoded by a graph in front; the launch follows on the same stream."""
-        if not step.fits(plan):
-            return self._decode_by_graph(plan)
-        shape = self._shape(plan)
+    def _step_persistent(self, step: OneLaunchStep, group: Group) -> list[Result]:
+        """An image or integers are encoded by a graph in front; the kernel follows on the same stream."""
+        shape = _shape([group])
+        embeddings = None
         if shape.frames or shape.integers:
             encoder = self._graph(shape._replace(capacity=0))
-            fill(encoder.inputs, self._weights, plan._replace(noise=[None]))
+            embeddings = stage(encoder.inputs, self._weights, [group._replace(noise=None)]).embeddings
             encoder.launch()
-        in_use = fill(step.inputs, self._weights, plan)
+        staged = stage(step.inputs, self._weights, [group], embeddings)
         failure = step.run()
         if failure:
             # Nothing is lost: the graph writes the same keys and values to the same slots.
             warnings.warn(f"the one-launch step is given up for CUDA graphs: {failure}", RuntimeWarning, stacklevel=2)
             self._one_launch, self.one_launch_reason = None, failure
-            return self._decode_by_graph(plan)
-        del in_use
-        for token in plan.embeddings:
-            token.is_encoded()
-        values = step.predictions[: plan.spaces[0].size].copy()
-        return [Prediction(values, bool(np.isfinite(values).all()))]
-
-    def _shape(self, plan: Plan) -> StepShape:
-        """The bucket of a plan. Few distinct ones, since each is captured once."""
-        sessions = _bucket(len(plan.num_new))
-        values = sum(token.values.size for token in plan.embeddings)
-        return StepShape(
-            sessions=sessions,
-            values=sessions * _next_power(-(-values // sessions), _MIN_VALUES),
-            capacity=_next_power(max(space.size for space in plan.spaces), _MIN_CAPACITY),
-            frames=any(token.frame is not None for token in plan.embeddings),
-            integers=any(token.integers is not None for token in plan.embeddings),
-        )
+            return self._step_graph([group])
+        values = step.predictions[: group.space.size].copy()
+        finite = [bool(np.isfinite(values).all())]
+        choices = choose([values], group.noise) if group.space.kind == "discrete" else None
+        return [Result([values], finite, choices, staged.embeddings[0])]
 
     def _graph(self, shape: StepShape) -> GraphStep:
         graph = self._graphs.pop(shape, None)
@@ -263,13 +206,17 @@ class CudaBackend:
         return OneLaunchStep(self._weights, self._cache, self._max_pages, self._fixed_order, module)
 
 
-def _results(plan: Plan, predictions: np.ndarray, finite: np.ndarray, choices: np.ndarray) -> list[Prediction]:
-    """predictions: float32 [>= S, capacity], finite and choices: [>= S]; buffers of the step."""
-    copied = predictions[: len(plan.spaces)].copy()
-    return [
-        Prediction(values[: space.size], bool(is_finite), int(choice))
-        for values, is_finite, choice, space in zip(copied, finite, choices, plan.spaces, strict=False)
-    ]
+def _shape(groups: Sequence[Group]) -> StepShape:
+    """Return the bucket of a step. Few distinct ones, since each is captured once."""
+    sessions = _bucket(sum(group.num_agents for group in groups))
+    modalities = [group.observations.modality for group in groups]
+    return StepShape(
+        sessions=sessions,
+        values=sessions * _next_power(-(-num_values(groups) // sessions), _MIN_VALUES),
+        capacity=_next_power(max(group.space.size for group in groups), _MIN_CAPACITY),
+        frames="image" in modalities,
+        integers=any(modality.startswith("discrete") for modality in modalities),
+    )
 
 
 def _bucket(sessions: int) -> int:

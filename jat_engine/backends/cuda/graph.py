@@ -17,7 +17,8 @@ from ...kernels.image_encoder import encode_images
 from ...kernels.image_weights import make_image_scratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
 from ...kernels.projection import SMALL_ROWS
-from .step_inputs import ROWS, StepInputs, StepShape
+from ..base import STEP_TOKENS
+from .inputs import StepInputs, StepShape
 
 if TYPE_CHECKING:
     from .packing import Layer
@@ -38,7 +39,7 @@ class Scratch:
     def __init__(self, weights: CudaWeights, sessions: int) -> None:
         config, device = weights.config, weights.device
         hidden, heads = config.hidden_size, config.num_heads
-        rows = sessions * ROWS
+        rows = sessions * STEP_TOKENS
         self.sessions = sessions
         self.x = torch.zeros(rows, hidden, device=device)
         self.q = torch.zeros(rows, hidden, device=device)
@@ -153,7 +154,7 @@ class GraphStep:
         if self._images is not None:
             encode_images(given["frames"], given["frame_targets"], weights.images, self._images, pdl=pdl)
         if shape.capacity:
-            self._decode(scratch.x[: shape.sessions * ROWS])
+            self._decode(scratch.x[: shape.sessions * STEP_TOKENS])
 
     def _decode(self, x: Tensor) -> None:
         weights, given, pdl = self._weights, self.inputs.device, self._weights.pdl
@@ -213,7 +214,7 @@ class GraphStep:
             given["start_offsets"],
             layer.window,
             attended,
-            max_queries=ROWS,
+            max_queries=STEP_TOKENS,
             num_splits=splits,
             partial=partial,
             partial_max=partial_max,
@@ -233,6 +234,6 @@ class GraphStep:
 
 def num_splits(num_multiprocessors: int, num_heads: int, sessions: int) -> int:
     """Into how many programs the keys of a (session, head) are divided: as many as it takes to fill the GPU."""
-    if sessions * ROWS > SMALL_ROWS:
+    if sessions * STEP_TOKENS > SMALL_ROWS:
         return 1
     return max(1, min(_MAX_SPLITS, num_multiprocessors // (sessions * num_heads)))

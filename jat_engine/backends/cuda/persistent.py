@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import Plan
+from ..base import STEP_TOKENS, Group
+from .inputs import StepInputs, StepShape
 from .packing import Layer
-from .step_inputs import ROWS, StepInputs, StepShape
+from .staging import num_values
 from .weights import CudaWeights
 
 _CAPACITY = 1024
@@ -41,7 +42,7 @@ class OneLaunchStep:
             RuntimeError, ValueError: why the GPU, or the model, cannot be used so.
         """
         config, self._device = weights.config, weights.device
-        shape = StepShape(1, ROWS * (config.max_continuous_size + 1), _CAPACITY, frames=False, integers=False)
+        shape = StepShape(1, STEP_TOKENS * (config.max_continuous_size + 1), _CAPACITY, frames=False, integers=False)
         # The module reads the pinned side; what a step needs travels as the kernel's argument.
         self.inputs = StepInputs(shape, max_pages, config.max_discrete_value, self._device)
         predictions = torch.empty(_CAPACITY, pin_memory=self._device.type == "cuda")
@@ -87,10 +88,9 @@ class OneLaunchStep:
         names = ("num_blocks", "cluster_size", "num_threads", "shared_bytes", "num_exchanges")
         return {name: getattr(self._step, name) for name in names}
 
-    def fits(self, plan: Plan) -> bool:
-        """Whether a plan of one session can be run."""
-        num_values = sum(token.values.size for token in plan.embeddings)
-        return plan.spaces[0].size <= _CAPACITY and num_values <= self._max_values
+    def fits(self, group: Group) -> bool:
+        """Return whether the step of a group of one agent can be run."""
+        return group.space.size <= _CAPACITY and num_values([group]) <= self._max_values
 
     def run(self) -> str:
         """Compute the step of `inputs` behind what is on the current stream. Returns "", or why it did not end well."""

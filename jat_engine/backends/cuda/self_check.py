@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...observation import ActionSpace
-from ..base import Plan
+from ...observation import ActionSpace, Observations
+from ..base import Group, LastStep
 from .packing import Layer, Matrix
-from .tokens import Token
 from .weights import CudaWeights
 
 _CONTEXT = 20  # more than a page
@@ -19,8 +18,8 @@ _BOUNDS = {"float32": 1e-3}
 _BOUND = 0.25  # half precisions stay at about 0.02
 
 
-def make_plan(weights: CudaWeights, cache: Tensor) -> Plan:
-    """Three continuous tokens behind some cached ones; fills the pages they lie in with random keys and values.
+def make_group(weights: CudaWeights, cache: Tensor) -> Group:
+    """Return a step of three continuous tokens behind some cached ones, whose keys and values are filled at random.
 
     cache: [layers, num_pages, 2, heads, 16, head_dim].
     """
@@ -30,27 +29,41 @@ def make_plan(weights: CudaWeights, cache: Tensor) -> Plan:
     for number in range(pages):
         values = random.standard_normal(cache[:, number].shape, np.float32) * np.float32(0.5)
         cache[:, number] = torch.from_numpy(values).to(cache)
-    tokens = []
-    for size in (5, 2, 5):
-        encoder = weights.continuous_encoder(size)
-        tokens.append(Token(encoder, encoder.data_ptr(), random.standard_normal(size).astype(np.float32)))
-    space = ActionSpace("continuous", min(_MOST_PREDICTIONS, weights.config.max_continuous_size))
-    return Plan([3], [context], [0], [np.arange(pages, dtype=np.int32)], [space], [None], tokens)
+
+    before, action, now = (random.standard_normal(size).astype(np.float32) for size in (5, 2, 5))
+    field = "continuous_observation"
+    observations = [Observations("continuous", [v[:4]], None, [float(v[4])], field) for v in (before, now)]
+    size = min(_MOST_PREDICTIONS, weights.config.max_continuous_size)
+    return Group(
+        observations=observations[1],
+        missions=None,
+        space=ActionSpace("continuous", size),
+        noise=None,
+        num_again=[2],
+        context_lens=[context],
+        start_offsets=[0],
+        page_table=[np.arange(pages, dtype=np.int32)],
+        last=LastStep(observations[0], [before], ActionSpace("continuous", action.size), [action]),
+    )
 
 
 @torch.no_grad()
-def reference(weights: CudaWeights, cache: Tensor, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """The prediction of `make_plan`'s plan in float32, [A], and how large a product of its head typically is, [A]."""
-    context, count = plan.context_lens[0], plan.num_new[0]
-    device = weights.device
+def reference(weights: CudaWeights, cache: Tensor, group: Group) -> tuple[np.ndarray, np.ndarray]:
+    """Return the prediction of `make_group`'s step, float32 [A], and the typical size of a product of its head, [A]."""
+    last, observations = group.last, group.observations
+    assert last is not None, "the group feeds tokens again"
+    now = np.append(observations.values[0], np.float32(observations.rewards[0]))
+    tokens = [last.embeddings[0], last.actions[0], now]
     rows = [
-        weights.continuous_bias + torch.from_numpy(token.values).to(device) @ token.source for token in plan.embeddings
+        weights.continuous_bias + torch.from_numpy(values).to(weights.device) @ weights.continuous_encoder(values.size)
+        for values in tokens
     ]
-    x = torch.stack(rows) + weights.positions[context : context + count]
+    context = int(group.context_lens[0])
+    x = torch.stack(rows) + weights.positions[context : context + len(rows)]
     for layer, pages in zip(weights.layers, cache, strict=True):
         x = _layer(weights, layer, pages, x, context)
     hidden = F.layer_norm(x[-1], x.shape[-1:], *weights.final_norm)
-    head, bias = weights.head(plan.spaces[0])
+    head, bias = weights.head(group.space)
     prediction = head @ hidden if bias is None else head @ hidden + bias
     scale = head.norm(dim=1) * hidden.norm() / hidden.numel() ** 0.5
     return prediction.cpu().numpy(), scale.cpu().numpy()

@@ -312,12 +312,12 @@ class StaticAgent(_Acting):
         return_prediction: bool = False,
         **fields: Any,
     ) -> Any:
-        observation = parse_observation(self._host.limits, **fields, reward=reward)
+        observation = parse_observation(self._host.limits, fields, reward)
         space = parse_action_space(self._host.limits, action_space)
-        values = observation.values
-        if observation.text is not None:
-            values = np.concatenate((values, self._host.missions.encode(observation.text)))
-        rewards = np.array([observation.reward], np.float32)
+        values = observation.values[0]
+        if observation.texts is not None:
+            values = np.concatenate((values, self._host.missions.encode(observation.texts[0])))
+        rewards = np.array(observation.rewards, np.float32)
         predictions = self._predict(observation.modality, values[None], rewards, space)
         result = predictions[0]
         if space.kind == "continuous":
@@ -336,15 +336,21 @@ class StaticBatch(_Acting):
     """Agents of one modality in lockstep: the arguments of `AgentBatch.get_next_actions`."""
 
     def get_next_actions(
-        self, *, action_space: Any, deterministic: bool = False, return_predictions: bool = False, **fields: Any
+        self,
+        *,
+        action_space: Any,
+        rewards: Any = None,
+        deterministic: bool = False,
+        return_predictions: bool = False,
+        **fields: Any,
     ) -> Any:
         space = parse_action_space(self._host.limits, action_space)
-        observations = parse_observations(self._host.limits, self._num_agents, **fields)
-        values = observations.values
+        observations = parse_observations(self._host.limits, self._num_agents, fields, rewards)
+        values = np.asarray(observations.values)
         if observations.texts is not None:
             missions = np.stack([self._host.missions.encode(text) for text in observations.texts])
             values = np.concatenate((values, missions), axis=1)
-        predictions = self._predict(observations.modality, values, observations.rewards, space)
+        predictions = self._predict(observations.modality, values, np.asarray(observations.rewards), space)
         if space.kind == "continuous":
             self.actions = predictions
         else:

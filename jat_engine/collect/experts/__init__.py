@@ -1,6 +1,6 @@
-"""Experts that play published tasks by looking inside the simulator, and the demonstrations they give.
+"""Play published tasks with experts that read the simulator's state, and record their demonstrations.
 
-Importing this needs no simulator; `make_expert` imports what the task's expert asks for.
+Importing this package needs no simulator; `make_expert` imports the one that its task needs.
 """
 
 from .demonstration import Demonstration, Expert, check_noise, demonstrate

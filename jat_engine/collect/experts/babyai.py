@@ -1,4 +1,4 @@
-"""BabyAI: minigrid's own bot, the published demonstrator."""
+"""Play BabyAI with minigrid's own bot, the published demonstrator."""
 
 from __future__ import annotations
 
@@ -12,17 +12,25 @@ if TYPE_CHECKING:
 
 
 _MAX_SUBGOALS = 1000
-"""That the bot may set itself in one step; a plan needs some ten."""
+"""Most subgoals that the bot may add in one step; a plan needs about ten."""
 
 
 class Plan(list[Any]):
-    """The bot's stack of subgoals. Some states let it set itself the same subgoals for ever, without this."""
+    """Stack of the bot's subgoals that limits how many are added in one step.
+
+    In some states the bot adds the same subgoals forever.
+    """
 
     def __init__(self, subgoals: Iterable[Any]) -> None:
         super().__init__(subgoals)
         self.added = 0
 
     def append(self, subgoal: Any) -> None:
+        """Add a subgoal.
+
+        Raises:
+            ExpertLostError: more than `_MAX_SUBGOALS` were added since `added` was set to 0.
+        """
         self.added += 1
         if self.added > _MAX_SUBGOALS:
             raise ExpertLostError(f"BabyAIBot: {_MAX_SUBGOALS} subgoals in one step, and still no action")
@@ -38,6 +46,7 @@ class BotExpert:
         self._last: int | None = None
 
     def reset(self) -> None:
+        """Start a new bot on the environment's current state."""
         from minigrid.utils.baby_ai_bot import BabyAIBot
 
         self._bot = BabyAIBot(self._env)
@@ -45,11 +54,13 @@ class BotExpert:
         self._last = None
 
     def act(self, observation: dict[str, Any]) -> int:
+        """Return the bot's next action. See `Expert.act`."""
         self._bot.stack.added = 0
         try:
             return int(self._bot.replan(self._last))
-        except Exception as error:  # it asserts, and raises errors of its own, when its plan no longer fits
+        except Exception as error:  # the bot asserts, and raises errors of its own, when its plan no longer fits
             raise ExpertLostError(f"BabyAIBot: {type(error).__name__}: {error}") from error
 
     def executed(self, action: Any) -> None:
+        """Tell the bot the executed action at its next step."""
         self._last = int(action)

@@ -1,4 +1,4 @@
-"""One episode played by an expert, in the published columns."""
+"""Record one episode of an expert in the published columns."""
 
 from __future__ import annotations
 
@@ -25,24 +25,37 @@ _COLUMN_OF = {
 
 
 class ExpertLostError(RuntimeError):
-    """The expert does not know how to go on; the episode counts as a failure."""
+    """The expert has no action for the current state; the episode ends and counts as a failure."""
 
 
 class Expert(Protocol):
-    """What knows the right action. It may read the simulator's state, which an agent cannot."""
+    """Interface of experts. Unlike an agent, an expert may read the simulator's state.
+
+    The first line of an implementation's docstring describes the expert in the data card.
+    """
 
     def reset(self) -> None:
-        """The environment was reset."""
+        """Prepare for a new episode. Called after the environment was reset."""
 
     def act(self, observation: dict[str, Any]) -> Any:
-        """The action for the environment's current state: an int, or float32 [A]. Called once a step.
+        """Return the action for the environment's current state. Called once per step.
+
+        Args:
+            observation: the environment's observation, as an agent gets it.
+
+        Returns:
+            An int for discrete actions, float32 [A] for continuous ones.
 
         Raises:
-            ExpertLostError: it has none.
+            ExpertLostError: the expert has no action for this state.
         """
 
     def executed(self, action: Any) -> None:
-        """What was really executed after the last `act`; it differs from the expert's action if noise was added."""
+        """Note the action that was executed after the last `act`.
+
+        Args:
+            action: the expert's own, or another if noise was added.
+        """
 
 
 @dataclass(frozen=True)
@@ -53,12 +66,13 @@ class Demonstration:
         columns: published column name -> one entry a step. `continuous_observations` float32 [L, X],
             `discrete_observations` int64 [L, 148], `text_observations` L strings, `image_observations` uint8
             [L, 84, 84, 4], `continuous_actions` float32 [L, A], `discrete_actions` int64 [L], `rewards` float32 [L].
-            Actions are the expert's, also where something else was executed.
+            Actions are the expert's, even where another was executed.
         return_: sum of the environment's rewards.
-        success: whether the task was solved; None for tasks without a notion of it. False too if the expert was lost;
-            the episode, which can be empty, then ends there.
-        seed: of the environment and of the noise.
-        noise: as given to `demonstrate`.
+        length: steps, L; 0 if the expert was lost at once.
+        success: True if the task was solved; None if the task does not define success. False if the expert was lost,
+            which ends the episode.
+        seed: seed of the environment and of the noise.
+        noise: as given to `demonstrate`; 0 if this episode was not disturbed.
     """
 
     columns: Columns
@@ -80,22 +94,40 @@ def demonstrate(
 ) -> Demonstration:
     """Let an expert play one whole episode.
 
-    Noise leads the expert into states that an agent's own mistakes lead to, and records what to do there (DART,
-    arXiv 1703.09327).
+    Noise leads the expert to states that an agent reaches by its own mistakes, and the actions recorded there correct
+    them (DART, arXiv 1703.09327).
 
     Args:
-        env: of the task; for Atari with `clip_reward=False`.
-        seed: the episode depends on it, on `noise` and on nothing that ran before.
-        noise: continuous actions: standard deviation of a Gaussian added to what is executed. Discrete actions: the
-            probability, at each step, of executing a random one instead. Every second episode (odd seeds) is played
-            with noise, so that what the expert does undisturbed is there too.
-        on_step: called with the number of steps and the return so far.
+        env: environment of the task; for Atari made with `clip_reward=False`.
+        expert: made by `make_expert` for this environment.
+        task: the task.
+        seed: the episode depends on it and on `noise`, and on nothing that ran before.
+        noise: for continuous actions, the standard deviation of Gaussian noise added to the executed action; for
+            discrete ones, the probability of executing a random action at each step. Only episodes with odd seeds are
+            disturbed, so that undisturbed ones are recorded too.
+        on_step: called after each step with the number of steps and the return so far.
+
+    Returns:
+        The finished episode.
+
+    Raises:
+        ValueError: see `check_noise`.
+
+    Example:
+        >>> from jat_engine.collect.experts import demonstrate, make_expert
+        >>> from jat_engine.envs import TASKS, make
+        >>> task = TASKS["babyai-go-to-local"]
+        >>> env = make(task.name)
+        >>> demonstration = demonstrate(env, make_expert(task, env), task=task, seed=0)
+        >>> demonstration.columns["discrete_observations"].shape == (demonstration.length, 148)
+        True
     """
     check_noise(task, noise)
     rng = np.random.default_rng(seed)
     disturbed = noise > 0 and seed % 2 == 1
     observation, _ = env.reset(seed=seed)
     expert.reset()
+
     steps: dict[str, list[Any]] = {_COLUMN_OF[key]: [] for key in observation}
     actions: list[Any] = []
     rewards: list[float] = []
@@ -106,11 +138,13 @@ def demonstrate(
         except ExpertLostError:
             lost = True
             break
+
         for key, value in observation.items():
             steps[_COLUMN_OF[key]].append(value)
         executed = _disturb(action, env.action_space, noise, rng) if disturbed else action
         expert.executed(executed)
         observation, reward, terminated, truncated, info = env.step(executed)
+
         actions.append(action)
         rewards.append(float(reward))
         total += float(reward)
@@ -121,6 +155,7 @@ def demonstrate(
             done = False
         if on_step is not None:
             on_step(len(rewards), total)
+
     columns: Columns = {key: _column(key, values) for key, values in steps.items()}
     if _is_discrete(task):
         columns["discrete_actions"] = np.asarray(actions, np.int64)
@@ -132,7 +167,11 @@ def demonstrate(
 
 
 def check_noise(task: Task, noise: float) -> None:
-    """Raises `ValueError` unless `noise` is what `demonstrate` takes."""
+    """Check that `demonstrate` takes this noise for this task.
+
+    Raises:
+        ValueError: not a probability for a task with discrete actions, or not a finite number of at least 0.
+    """
     if _is_discrete(task) and not 0 <= noise <= 1:
         raise ValueError(f"noise: expected a probability for {task.name}, got {noise}")
     if not (math.isfinite(noise) and noise >= 0):

@@ -1,4 +1,4 @@
-"""`make_expert`: which task has an expert, and where it is."""
+"""Find and make the expert of a task."""
 
 from __future__ import annotations
 
@@ -21,19 +21,24 @@ EXPERT_TASKS: frozenset[str] = frozenset(
     or name in _MUJOCO
     or name == "atari-pong"
 )
-"""Tasks that have an expert. Not all of them solve their task always; `jat-engine collect` says how often."""
+"""Tasks that have an expert. Some experts fail sometimes; `jat-engine collect` reports how often they succeed."""
 
 
 def make_expert(task: Task, env: gymnasium.Env[Any, Any]) -> Expert:
-    """The expert of a task for one environment of it.
+    """Make the expert of a task.
+
+    Args:
+        task: one of `EXPERT_TASKS`.
+        env: an environment of the task; the expert reads its state.
 
     Raises:
-        ValueError: the task has none.
+        ValueError: the task has no expert.
     """
     if task.name not in EXPERT_TASKS:
         near = sorted(name for name in EXPERT_TASKS if TASKS[name].domain == task.domain)
         shown = ", ".join(near[:5]) + (f" and {len(near) - 5} more" if len(near) > 5 else "")
         raise ValueError(f"task: expected one with an expert, got {task.name!r}; of its domain {shown} have one")
+
     if task.domain == "babyai":
         from .babyai import BotExpert
 

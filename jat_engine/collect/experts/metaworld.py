@@ -1,4 +1,4 @@
-"""Meta-World: its scripted policies."""
+"""Play Meta-World with its scripted policies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GOAL = slice(36, 39)
 
 
 class ScriptedExpert:
-    """Meta-World's scripted policy of the task, which is told the goal that the observation hides."""
+    """Meta-World's scripted policy of the task, given the goal that the observation hides."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], task: Task) -> None:
         from metaworld import policies
@@ -26,15 +26,16 @@ class ScriptedExpert:
         self._simulator: Any = env.unwrapped._env  # type: ignore[attr-defined]
 
     def reset(self) -> None:
-        """The policies keep nothing between steps."""
+        """Do nothing: the policies have no state."""
 
     def act(self, observation: dict[str, Any]) -> np.ndarray:
+        """Return the policy's action, float32 [4], clipped to [-1, 1]. See `Expert.act`."""
         seen = np.array(observation["continuous_observation"], np.float64)
         seen[_GOAL] = self._simulator._target_pos
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "Environments clip response to [-1, 1]": done here
+            warnings.simplefilter("ignore")  # "Environments clip response to [-1, 1]": clipped below
             action = self._policy.get_action(seen)
         return np.asarray(np.clip(action, -1.0, 1.0), np.float32)
 
     def executed(self, action: Any) -> None:
-        """The policies keep nothing between steps."""
+        """Do nothing: the policies have no state."""

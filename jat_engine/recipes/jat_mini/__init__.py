@@ -1,1 +1,1 @@
-"""The recipe of `jat-mini`: collect, train, score, export. Run it with `python -m jat_engine.recipes.jat_mini`."""
+"""Recipe of `jat-mini`: collect, train, export, score. Run it with `python -m jat_engine.recipes.jat_mini`."""

@@ -1,4 +1,4 @@
-"""`python -m jat_engine.recipes.jat_mini`: make jat-mini anew: demonstrations, training, scores and card."""
+"""Command `python -m jat_engine.recipes.jat_mini`: make jat-mini from scratch, with its scores and model card."""
 
 from __future__ import annotations
 
@@ -17,17 +17,25 @@ STAGES = ("collect", "train", "evaluate")
 
 @dataclass
 class MiniArguments:
+    """Arguments of the command."""
+
     output_dir: str = field(
-        default="build/jat-mini", metadata={"help": "where demonstrations and the run are kept (3 GB)"}
+        default="build/jat-mini", metadata={"help": "folder for demonstrations and training runs (3 GB)"}
     )
-    checkpoint_dir: str = field(default=str(JAT_MINI_FOLDER), metadata={"help": "where the checkpoint goes"})
-    stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"help": "which", "choices": list(STAGES)})
-    num_workers: int | None = field(default=None, metadata={"help": "processes that play demonstrations"})
+    checkpoint_dir: str = field(default=str(JAT_MINI_FOLDER), metadata={"help": "folder for the checkpoint"})
+    stages: list[str] = field(
+        default_factory=lambda: list(STAGES), metadata={"help": "stages to run", "choices": list(STAGES)}
+    )
+    num_workers: int | None = field(
+        default=None,
+        metadata={"help": "number of processes for demonstrations and evaluation; by default one per core"},
+    )
     num_episodes: int = field(default=30, metadata={"help": "episodes of each task in the evaluation"})
 
 
 def run(argv: Sequence[str]) -> int:
-    (arguments,) = parse("mini", "Make jat-mini anew.", [MiniArguments], argv)
+    """Run the selected stages and return the exit code."""
+    (arguments,) = parse("mini", "Make jat-mini from scratch.", [MiniArguments], argv)
     work, checkpoint = Path(arguments.output_dir), Path(arguments.checkpoint_dir)
     data, initial, trained = work / "data", work / "initial", work / "run"
     if "collect" in arguments.stages:

@@ -1,4 +1,4 @@
-"""The card of jat-mini, made of its measured scores."""
+"""Model card of jat-mini, written from its measured scores."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from . import recipe
 
 AGENTS = ("engine_float32", "engine_bfloat16", "engine_int8", "reference")
 GOALS = {"babyai": 0.9, "mujoco": 0.9, "metaworld": 0.8}
-"""Shares of the demonstrator's score that were asked for. Pong's is a mean return of 10."""
+"""Goal of each task's mean normalised score, by domain; the demonstrator's is 1."""
+
 PONG_GOAL = 10.0
+"""Goal of Pong's mean return."""
 
 _TEMPLATE = Path(__file__).parent / "card.md"
 
 
 def write(folder: Path, scores: dict[str, Any]) -> None:
-    """`scores.json` and `README.md` beside the weights.
+    """Write `scores.json` and `README.md` into the folder of the checkpoint.
 
     Args:
-        scores: of `evaluate`.
+        folder: folder of the checkpoint.
+        scores: result of `evaluate`.
     """
     write_json(folder / "scores.json", {"tasks": scores, "machine": cpu_name(), "versions": versions()}, indent=1)
     write_text(folder / "README.md", render(folder))
 
 
 def render(folder: Path) -> str:
-    """The card, from what is in the folder."""
+    """Return the model card of the checkpoint in a folder, from its weights, configuration and `scores.json`."""
     from ... import JatConfig
 
     record = json.loads((folder / "scores.json").read_text())
@@ -41,6 +44,7 @@ def render(folder: Path) -> str:
     weights = folder / "model.safetensors"
     episodes = len(next(iter(scores.values()))["engine_float32"])
     installed = record["versions"]
+
     return _TEMPLATE.read_text(encoding="utf-8").format(
         tags=", ".join(scores),
         parameters=_num_parameters(weights) / 1e6,
@@ -72,17 +76,25 @@ def render(folder: Path) -> str:
 
 
 SAME_TOLERANCE = 1e-3
+"""Largest difference of continuous actions that count as equal."""
 
 
 def normalized(row: dict[str, Any], agent: str = "engine_float32") -> np.ndarray:
-    """Scores [episodes]: 0 as the random policy's mean, 1 as the demonstrator's, on the same seeds."""
+    """Return an agent's normalised scores, float64 [episodes].
+
+    0 is the mean return of the random policy and 1 that of the demonstrator, on the same seeds.
+
+    Args:
+        row: returns of a task, by agent.
+        agent: a key of `row`.
+    """
     low, high = np.mean(row["random"]), np.mean(row["demonstrator"])
     scores: np.ndarray = (np.asarray(row[agent], np.float64) - low) / (high - low)
     return scores
 
 
 def bootstrap(values: Any, resamples: int = 2000) -> tuple[float, float]:
-    """The 95 % interval of the mean."""
+    """Return the bootstrap 95 % interval of the mean of `values`."""
     array = np.asarray(values, np.float64)
     drawn = np.random.default_rng(0).integers(len(array), size=(resamples, len(array)))
     low, high = np.percentile(array[drawn].mean(axis=1), [2.5, 97.5])
@@ -90,7 +102,12 @@ def bootstrap(values: Any, resamples: int = 2000) -> tuple[float, float]:
 
 
 def short_of_goal(name: str, row: dict[str, Any]) -> str | None:
-    """What was asked for and not reached; None if it was."""
+    """Return a line about a task whose score is below its goal; None if it reaches the goal.
+
+    Args:
+        name: name of the task.
+        row: returns of the task, by agent.
+    """
     if name == "atari-pong":
         mean = float(np.mean(row["engine_float32"]))
         return None if mean >= PONG_GOAL else f"a mean return of {mean:.1f}, asked for: {PONG_GOAL:g}"

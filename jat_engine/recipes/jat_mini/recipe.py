@@ -1,15 +1,16 @@
-"""How jat-mini is made: which tasks, how many episodes, which model, which arguments of `jat-engine train`.
+"""Stages of the recipe: tasks, demonstrations, model, training, export.
 
-Everything follows from the seeds. What differs from the published recipe, and why:
+The seeds determine everything. Differences from the published recipe, and the reasons:
 
-- Demonstrations are of experts that are nearly always right, half of them disturbed by noise, since a small model makes
-  mistakes and must have seen how to recover from them.
-- Losses of continuous actions are weighted by the inverse of the actions' variance, for all tasks alike.
-- Observations are not predicted: acting does not need it, and decoding images takes as many convolutions again.
-- The agent is never shown its own actions while it learns, or it would learn to repeat them.
-- Encoders begin with larger weights: what matters in metres and integers is small beside a layer norm.
-- Positions are not embedded. An agent whose episode is longer than its window sees every token at one of three
-  positions, which training never shows.
+- Experts almost never fail, and noise disturbs half of the demonstrations. A small model makes mistakes and must see
+  how to recover from them.
+- Losses of continuous actions are weighted by the inverse of the actions' variance, so that all tasks count alike.
+- Observations are not predicted. Acting does not need it, and decoding images doubles the number of convolutions.
+- The agent does not see its own actions in training, otherwise it would learn to repeat them.
+- Encoders start with larger weights, because relevant differences in metres and integers are small compared with the
+  scale of a layer norm.
+- Positions are not embedded. In an episode that is longer than the window, the agent sees every token at one of three
+  positions, which does not occur in training.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class MiniTask:
-    """What a task contributes.
+    """Demonstrations of a task and its share of the training.
 
     Attributes:
-        num_episodes: demonstrations, test split included.
-        noise: see `jat_engine.collect.experts.demonstrate`.
-        batch_size: pieces in a batch.
-        sampling_weight: how often a batch is of this task.
+        num_episodes: number of demonstrations, including the test split.
+        noise: noise of the demonstrations, see `jat_engine.collect.experts.demonstrate`.
+        batch_size: number of segments in a batch.
+        sampling_weight: relative frequency of the task's batches.
     """
 
     num_episodes: int
@@ -45,12 +46,12 @@ class MiniTask:
 
 @dataclass(frozen=True)
 class Phase:
-    """A training from the weights of the one before.
+    """Phase of the training, which starts from the weights of the previous phase.
 
     Attributes:
-        tasks: name -> what it contributes; without episodes, the demonstrations of the phase before.
-        first_episode: seed of the first demonstration; evaluations begin at 0.
-        training: arguments of `jat-engine train`, beside `TRAINING`.
+        tasks: task -> its demonstrations. Tasks without episodes use the demonstrations of the previous phase.
+        first_episode: seed of the first demonstration. Evaluations use the seeds from 0.
+        training: arguments of `jat-engine train`, in addition to `TRAINING`.
     """
 
     tasks: dict[str, MiniTask]
@@ -78,7 +79,7 @@ _ALL: dict[str, MiniTask] = {
 
 
 def _known(batch_size: int, sampling_weight: float) -> MiniTask:
-    """A task with the demonstrations of the phase before."""
+    """Return a task that uses the demonstrations of the previous phase."""
     return MiniTask(0, 0.0, batch_size, sampling_weight)
 
 
@@ -100,12 +101,12 @@ PHASES = (
     Phase(_ALL, 1_000_000, {"max_steps": 30000, "learning_rate": 1e-3, "warmup_steps": 200, "seed": 0}),
     Phase(_AGAIN, 2_000_000, {"max_steps": 10000, "learning_rate": 6e-4, "warmup_steps": 200, "seed": 1}),
 )
-"""The second is of tasks that were short of their goal, Pong with new demonstrations and more noise; the others are
-kept in practice. go-to-local and doublependulum are in the first alone: they stayed too far from theirs for a phase of
-minutes."""
+"""The second phase improves tasks that missed their goal, Pong with new demonstrations and more noise. The other tasks
+take part so that the model does not forget them. go-to-local and doublependulum are only in the first phase: they
+missed their goals by too much for a short second one."""
 
 TASKS = tuple(_AGAIN)
-"""What the weights play."""
+"""Tasks that the shipped weights play."""
 
 MODEL: dict[str, Any] = {
     "hidden_size": 192,
@@ -119,7 +120,7 @@ MODEL: dict[str, Any] = {
     "embed_dropout": 0.0,
     "attention_dropout": 0.0,
 }
-VOCAB_SIZE = 320  # every byte, and words of the missions
+VOCAB_SIZE = 320  # all bytes, and words of the missions
 
 TRAINING: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
@@ -138,10 +139,11 @@ TRAINING: dict[str, Any] = {
 
 
 def collect(folder: Path, num_workers: int | None) -> None:
-    """`jat-engine collect`, phase by phase and task by task, since noise differs; what is there is left as it is.
+    """Collect the demonstrations of all phases with `jat-engine collect`. Finished tasks are skipped.
 
     Args:
-        folder: phase i's demonstrations are in its folder `i`, tasks without new ones as links.
+        folder: output. Subfolder `i` holds the demonstrations of phase i, with links for tasks without new ones.
+        num_workers: number of processes; None for one per core.
     """
     from ...cli.collect import run
 
@@ -153,6 +155,7 @@ def collect(folder: Path, num_workers: int | None) -> None:
                 if not (target / name).exists():
                     (target / name).symlink_to(Path("..", str(number - 1), name), target_is_directory=True)
                 continue
+
             arguments: dict[str, Any] = {
                 "tasks": name,
                 "output_dir": target,
@@ -166,7 +169,7 @@ def collect(folder: Path, num_workers: int | None) -> None:
 
 
 def _flags(arguments: dict[str, Any]) -> list[str]:
-    """As they stand on a command line."""
+    """Convert arguments to command-line flags."""
     flags: list[str] = []
     for name, value in arguments.items():
         flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
@@ -174,7 +177,12 @@ def _flags(arguments: dict[str, Any]) -> list[str]:
 
 
 def initialize(data: Path, folder: Path) -> None:
-    """The model before training, with a tokenizer of the missions in the first phase's demonstrations."""
+    """Write the model before training, and its processor.
+
+    Args:
+        data: demonstrations of the first phase. The tokenizer is trained on their missions.
+        folder: folder to write to.
+    """
     from ... import JatModel, JatProcessor
 
     processor = JatProcessor.byte_level(JatConfig(**MODEL, vocab_size=VOCAB_SIZE))
@@ -183,23 +191,25 @@ def initialize(data: Path, folder: Path) -> None:
     )
     end = processor.tokenizer.eos_token_id
     config = JatConfig(**MODEL, vocab_size=VOCAB_SIZE, bos_token_id=end, eos_token_id=end, pad_token_id=end)
+
     torch.manual_seed(SEED)
     model = JatModel(config)
     torch.nn.init.zeros_(model.transformer.wpe.weight)
     _scale_inputs(model.continuous_encoder, data)
     _scale_integers(model)
+
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
 def train(data: Path, initial: Path, folder: Path, overrides: dict[str, Any] | None = None) -> Path:
-    """`jat-engine train`, a phase after the other, each going on where it was interrupted.
+    """Train all phases with `jat-engine train`. Finished phases are skipped, an interrupted one is resumed.
 
     Args:
-        data: what `collect` wrote.
-        initial: what `initialize` wrote.
-        folder: phase i's run is in its folder `i`.
-        overrides: further arguments, for all phases.
+        data: folder that `collect` wrote.
+        initial: folder that `initialize` wrote.
+        folder: output. Subfolder `i` holds the run of phase i.
+        overrides: further arguments of `jat-engine train`, for all phases.
 
     Returns:
         The folder with the trained weights.
@@ -236,7 +246,12 @@ def _train_phase(phase: Phase, data: Path, initial: Path, folder: Path, override
 
 
 def export(trained: Path, folder: Path) -> None:
-    """The checkpoint that is shipped: bfloat16, and zeros where no task trains a parameter, so that it packs well."""
+    """Write the checkpoint to ship: in bfloat16, with zeros for untrained parameters, so that it compresses well.
+
+    Args:
+        trained: folder with the trained weights.
+        folder: folder to write to.
+    """
     from ... import JatModel, JatProcessor
 
     model = JatModel.from_pretrained(trained).to(torch.bfloat16)
@@ -250,13 +265,14 @@ def export(trained: Path, folder: Path) -> None:
 
 
 UNTRAINED = ("image_decoder.", "multi_discrete_decoder.", "vit_encoder.", "transformer.wpe.")
-"""Decoders of observations, images of text tasks, positions."""
+"""Beginnings of the names of parameters that no task trains: decoders of observations, image patches, positions."""
 
 
 def _scale_inputs(encoder: torch.nn.Linear, data: Path) -> None:
-    """Make differences of a typical size, within a task, differences of about 1 in the embedding.
+    """Set the encoder's weights so that inputs with their typical variation within a task change embeddings by about 1.
 
-    Metres that matter in Meta-World are hundredths; from weights of the usual size that is learned very slowly.
+    Relevant differences in Meta-World are hundredths of a metre. With weights of the usual size they would be learned
+    very slowly.
     """
     deviations, means = [], []
     for name in PHASES[0].tasks:
@@ -267,6 +283,7 @@ def _scale_inputs(encoder: torch.nn.Linear, data: Path) -> None:
         padded = np.concatenate([values, np.zeros((len(values), 1))], axis=1)
         deviations.append(np.append(padded.std(axis=0)[:-1], 1.0)[expanded])
         means.append(padded.mean(axis=0)[expanded])
+
     scale = np.maximum(np.exp(np.log(np.maximum(deviations, 0.02)).mean(axis=0)), 0.02)  # [in_features]
     with torch.no_grad():
         weight = torch.randn(encoder.weight.shape) / encoder.in_features**0.5
@@ -275,7 +292,7 @@ def _scale_inputs(encoder: torch.nn.Linear, data: Path) -> None:
 
 
 def _scale_integers(model: Any) -> None:
-    """Make embeddings of integers and what is computed of them of size 1, for the same reason."""
+    """Set the weights so that embeddings of integers, and features computed from them, have standard deviation 1."""
     reduce, mix = (model.multi_discrete_encoder.get_submodule(name) for name in ("1", "4"))
     torch.nn.init.normal_(model.transformer.wte.weight)
     for layer in (reduce, mix):
@@ -295,7 +312,7 @@ def _missions(data: Path) -> set[str]:
 
 
 def _loss_weight(folder: Path) -> float:
-    """One over the variance of continuous actions, 1 for discrete ones."""
+    """Return 1 / variance of the demonstrated actions if they are continuous, else 1."""
     if "atari" in folder.name or "babyai" in folder.name:
         return 1.0
     actions = np.concatenate([np.asarray(e, np.float64) for e in _columns(folder, "continuous_actions")])

@@ -1,4 +1,4 @@
-"""What jat-mini scores, beside a random policy and its demonstrators on the same seeds."""
+"""Scores of jat-mini, compared with a random policy and the demonstrators on the same seeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Played:
-    """One episode: its return, its actions, and the median time of a call."""
+    """Result of one episode: return, actions, and median duration of a call in microseconds."""
 
     return_: float
     actions: list[Any]
@@ -45,26 +45,29 @@ def evaluate(
     num_workers: int = 1,
     tell: Callable[[str], object] = print,
 ) -> dict[str, Any]:
-    """Play all tasks with every kind of agent, actions taken greedily, episode i with seed i.
+    """Play episodes of all tasks with every kind of agent. Actions are greedy, and episode i has seed i.
 
     Args:
-        folder: of the checkpoint.
-        num_workers: processes, each with one thread.
-        tell: called with a line for each task and agent.
+        folder: folder of the checkpoint.
+        tasks: names of the tasks.
+        num_episodes: episodes per task and agent.
+        num_workers: number of processes, each with one thread.
+        tell: function that is called with a line for each task and agent.
 
     Returns:
         Task -> agent -> returns. Agents are "random", "demonstrator", "engine_float32", "engine_bfloat16",
-        "engine_int8" and "reference" (`JatModel`, float32). Beside them: `same_actions`, the number of episodes in
-        which the reference took the float32 engine's actions in every step; `largest_difference` of an action's value
-        in these two; `lengths`, steps of the float32 engine's episodes; `latency_us`, by agent.
+        "engine_int8" and "reference" (`JatModel`, float32). Each task also has `same_actions`, the number of episodes
+        in which reference and float32 engine chose the same action at every step; `largest_difference` between their
+        action values; `lengths`, the steps of the float32 engine's episodes; `latency_us`, by agent.
     """
     names = list(tasks)
     agents = ("random", "demonstrator", *AGENTS)
-    pieces = [
+    seed_groups = [
         tuple(range(first, min(first + _EPISODES_OF_A_JOB, num_episodes)))
         for first in range(0, num_episodes, _EPISODES_OF_A_JOB)
     ]
-    jobs = [_Job(task, agent, seeds) for task in names for agent in agents for seeds in pieces]
+    jobs = [_Job(task, agent, seeds) for task in names for agent in agents for seeds in seed_groups]
+
     played: dict[tuple[str, str], list[_Played]] = {}
     context = multiprocessing.get_context("spawn")
     with context.Pool(num_workers, initializer=_one_thread) as pool:
@@ -76,6 +79,7 @@ def evaluate(
                 tell(f"{job.task}: {job.agent}: {np.mean(returns):.2f} +/- {np.std(returns):.2f}")
         pool.close()
         pool.join()
+
     return {task: _row({agent: played[task, agent] for agent in agents}) for task in names}
 
 
@@ -104,6 +108,7 @@ def _play(folder: str, job: _Job) -> list[_Played]:
             expert = make_expert(task, env)
             returns = [demonstrate(env, expert, task=task, seed=seed).return_ for seed in job.seeds]
             return [_Played(value, [], 0.0) for value in returns]
+
         agent, processor = _agent(folder, job.agent)
         recorder = _Recorder(agent)
         episodes = []
@@ -115,7 +120,7 @@ def _play(folder: str, job: _Job) -> list[_Played]:
 
 @functools.cache
 def _agent(folder: str, name: str) -> tuple[Any, Any]:
-    """An agent, and the processor it is given."""
+    """Load an agent by name, and return it with the processor that its calls need, or None."""
     import torch
 
     from ... import JatEngine, JatModel, JatProcessor
@@ -128,7 +133,7 @@ def _agent(folder: str, name: str) -> tuple[Any, Any]:
 
 
 class _Recorder:
-    """An agent that remembers what it did since it began."""
+    """Agent that records the actions of the current episode of another agent."""
 
     def __init__(self, agent: Any) -> None:
         self._agent = agent
@@ -145,12 +150,15 @@ class _Recorder:
 
 
 def _difference(first: list[Any], second: list[Any]) -> float:
-    """The largest difference of two episodes' actions, up to where the shorter ends."""
+    """Return the largest difference between the actions of two episodes, over the steps of the shorter one."""
     return max(float(np.abs(np.subtract(a, b)).max()) for a, b in zip(first, second, strict=False))
 
 
 def _same(first: list[Any], second: list[Any]) -> bool:
-    """Equal discrete actions; continuous ones within `SAME_TOLERANCE`, since rounding grows in a simulator."""
+    """Return whether two episodes have equal actions; continuous ones may differ by `SAME_TOLERANCE`.
+
+    A simulator amplifies rounding errors from step to step.
+    """
     tolerance = SAME_TOLERANCE if np.ndim(first[0]) else 0.0
     return len(first) == len(second) and _difference(first, second) <= tolerance
 

@@ -1,0 +1,64 @@
+// The calls of jat_engine._cpu that have something to check: they refuse wrong arguments with ValueError,
+// release the GIL while they compute, and count their time in `Model::seconds`.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../encoders.h"
+#include "../linear.h"
+#include "../model.h"
+
+namespace jat::bindings {
+
+template <typename T>
+using Array = pybind11::array_t<T, pybind11::array::c_style>;
+
+double measure_bandwidth(size_t num_bytes, int num_threads, int repeats);
+
+// ---- linear layers
+
+std::shared_ptr<Linear> make_linear(const std::string& dtype, int rows, int columns, bool has_bias);
+void pack_rows(Linear& linear, int first, const Array<float>& weight);
+void set_bias(Linear& linear, const Array<float>& bias);
+
+// ---- the transformer
+
+std::unique_ptr<Model> make_model(int hidden_size, int num_heads, const std::string& kv_dtype,
+                                  const Array<float>& position_table, int num_threads, int spin_us,
+                                  const std::string& instruction_set);
+void add_layer(Model& model, const Array<float>& norm1_weight, const Array<float>& norm1_bias,
+               std::shared_ptr<Linear> qkv, std::shared_ptr<Linear> out_proj,
+               const Array<float>& norm2_weight, const Array<float>& norm2_bias,
+               std::shared_ptr<Linear> mlp_in, std::shared_ptr<Linear> mlp_out, int window);
+void set_final_norm(Model& model, const Array<float>& weight, const Array<float>& bias);
+
+// For each session (prediction [rows of its head], whether all of it is finite).
+pybind11::list decode(Model& model, const std::vector<Array<float>>& embeddings,
+                      const std::vector<int32_t>& num_new, const std::vector<int32_t>& context_lens,
+                      const std::vector<int32_t>& start_offsets,
+                      const std::vector<Array<int32_t>>& page_tables, Array<uint8_t>& pool,
+                      const std::vector<const Linear*>& heads);
+
+// The embedding of `values`, followed by `last` unless that is NaN.
+Array<float> embed(Model& model, const Linear& linear, const Array<float>& values, float last);
+
+// ---- encoders
+
+std::unique_ptr<DiscreteEncoder> make_discrete_encoder(const Array<float>& features,
+                                                       std::shared_ptr<Linear> linear);
+pybind11::list encode_integers(DiscreteEncoder& encoder, Model& model,
+                               const std::vector<Array<int64_t>>& values,
+                               const std::vector<std::optional<Array<int64_t>>>& missions,
+                               const std::vector<float>& rewards);
+void add_stage(ImageEncoder& encoder, int in_size, const Array<float>& weight, const Array<float>& gate_in,
+               const Array<float>& gate_out);
+pybind11::list encode_frames(ImageEncoder& encoder, Model& model, const std::vector<Array<uint8_t>>& frames);
+
+}  // namespace jat::bindings

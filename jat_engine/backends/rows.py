@@ -1,0 +1,153 @@
+"""Lay out the groups of a step as token rows, for backends that encode observations before they decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ..observation import ActionSpace
+from .base import Group, LastStep, Result
+
+Embedding = Any
+"""One token's embedding without position, [H], as the backend has it."""
+
+
+class Encoder(Protocol):
+    """Encoders of single tokens."""
+
+    def embed_continuous(self, values: np.ndarray, reward: float | None) -> Embedding:
+        """Encode an observation with its reward, or an action without: float32 [X]."""
+        ...
+
+    def embed_choice(self, choice: int, num_choices: int) -> Embedding:
+        """Return the embedding of a discrete action."""
+        ...
+
+    def embed_discrete(
+        self, values: list[np.ndarray], missions: list[np.ndarray | None], rewards: list[float]
+    ) -> list[Embedding]:
+        """Encode discrete observations: int64, with the tokens of a mission max_discrete_value of them."""
+        ...
+
+    def embed_images(self, frames: list[np.ndarray]) -> list[Embedding]:
+        """Encode image observations: uint8 [84, 84, 4] each."""
+        ...
+
+
+class Rows(NamedTuple):
+    """A step's token rows, those of an agent one after the other; S agents of all groups.
+
+    Attributes:
+        embeddings: of all rows.
+        num_new: [S], rows of each agent.
+        context_lens, start_offsets, page_tables: [S], as in `Group`.
+        spaces: [S], what to predict at each agent's last row.
+    """
+
+    embeddings: list[Embedding]
+    num_new: list[int]
+    context_lens: list[int]
+    start_offsets: list[int]
+    page_tables: list[np.ndarray]
+    spaces: list[ActionSpace]
+
+
+def encode(encoder: Encoder, groups: Sequence[Group]) -> list[list[Embedding]]:
+    """Return the embeddings of each group's observations; images of all groups are encoded together, and integers."""
+    encoded: list[list[Embedding]] = [[] for _ in groups]
+    images, discrete = [], []
+    for index, (observations, missions, *_) in enumerate(groups):
+        values, rewards = observations.values, observations.rewards
+        if observations.modality == "continuous":
+            encoded[index] = [encoder.embed_continuous(v, float(r)) for v, r in zip(values, rewards, strict=True)]
+        elif observations.modality == "image":
+            images += [(index, frame) for frame in values]
+        else:
+            found: Any = [None] * len(values) if missions is None else missions
+            discrete += [(index, *fields) for fields in zip(values, found, rewards, strict=True)]
+
+    if images:
+        owners, frames = zip(*images, strict=True)
+        for owner, embedding in zip(owners, encoder.embed_images(list(frames)), strict=True):
+            encoded[owner].append(embedding)
+    if discrete:
+        owners, integers, texts, given = zip(*discrete, strict=True)
+        rows = encoder.embed_discrete(list(integers), list(texts), [float(reward) for reward in given])
+        for owner, embedding in zip(owners, rows, strict=True):
+            encoded[owner].append(embedding)
+    return encoded
+
+
+def lay_out(encoder: Encoder, groups: Sequence[Group], encoded: Sequence[Sequence[Embedding]]) -> Rows:
+    """Put the tokens of a step in order.
+
+    Args:
+        encoder: for the actions that are fed again.
+        groups: of the step.
+        encoded: of each group, the embeddings of its observations.
+    """
+    rows = Rows([], [], [], [], [], [])
+    for group, observed in zip(groups, encoded, strict=True):
+        last = group.last
+        for agent, embedding in enumerate(observed):
+            num_again = int(group.num_again[agent])
+            if num_again and last is not None:
+                if num_again == 2:
+                    rows.embeddings.append(last.embeddings[agent])
+                rows.embeddings.append(_embed_action(encoder, last, agent))
+            rows.embeddings.append(embedding)
+
+            rows.num_new.append(1 + num_again)
+            rows.context_lens.append(int(group.context_lens[agent]))
+            rows.start_offsets.append(int(group.start_offsets[agent]))
+            rows.page_tables.append(group.page_table[agent])
+            rows.spaces.append(group.space)
+    return rows
+
+
+def _embed_action(encoder: Encoder, last: LastStep, agent: int) -> Embedding:
+    if last.space.kind == "continuous":
+        return encoder.embed_continuous(last.actions[agent], None)
+    return encoder.embed_choice(int(last.actions[agent]), last.space.size)
+
+
+def make_results(
+    groups: Sequence[Group],
+    encoded: Sequence[Sequence[Embedding]],
+    predictions: Sequence[np.ndarray],
+    finite: Sequence[bool],
+) -> list[Result]:
+    """Divide predictions among the groups, and choose.
+
+    Args:
+        groups: of the step.
+        encoded: of each group, the embeddings of its observations.
+        predictions: [S] of float32 [n], of all groups' agents in order.
+        finite: [S].
+    """
+    results, begin = [], 0
+    for group, observed in zip(groups, encoded, strict=True):
+        end = begin + len(observed)
+        values: Any = predictions[begin:end]
+        if len(observed) > 1:
+            values = np.stack(values)
+        choices = choose(values, group.noise) if group.space.kind == "discrete" else None
+        results.append(Result(values, finite[begin:end], choices, observed))
+        begin = end
+    return results
+
+
+def choose(logits: Sequence[np.ndarray] | np.ndarray, noise: np.ndarray | None) -> Sequence[int] | np.ndarray:
+    """Return the most likely choices or, with a draw of `Sampler`, random ones: [N].
+
+    Args:
+        logits: float32 [N, n], finite.
+        noise: float32 [N, n], or None.
+    """
+    if len(logits) == 1:
+        return [int((logits[0] if noise is None else logits[0] - noise[0]).argmax())]
+    scores = np.asarray(logits) if noise is None else np.asarray(logits) - noise
+    found: np.ndarray = scores.argmax(axis=1)
+    return found

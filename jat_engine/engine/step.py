@@ -1,0 +1,299 @@
+"""The step of an agent: which tokens it feeds, what is kept of them, and the one commit at its end.
+
+The published agent feeds [s_{t-1}, a_{t-1}, s_t, fake action] at positions C, C + 1, ... behind its C cached tokens,
+reads the prediction at s_t, and drops the last two tokens from the cache again. Here the fake action, which nothing
+sees, is left out. As long as no token has been dropped at the old end, s_{t-1} stands where it stood in the step
+before, so its keys and values, which lie behind the kept tokens, are used again and two tokens are fed. Once the window
+is full s_{t-1} moves to another position and three tokens are fed: that is part of the published answer.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..backends import Backend, Group, LastStep, Result
+from ..backends.base import STEP_TOKENS
+from ..config import JatConfig
+from ..errors import InputError, SessionError
+from ..observation import (
+    ActionSpace,
+    Limits,
+    Observations,
+    check_same_episode,
+    not_finite,
+    parse_action_space,
+    parse_observation,
+    parse_observations,
+)
+from .fork_lock import make_lock
+from .kv_cache import CachedTokens, CacheStats, PagePool, Pages, keep_newest
+from .missions import Missions
+from .sampling import Sampler
+from .stats import CallTimes
+
+
+class EpisodesState(NamedTuple):
+    """Episodes between two steps; replaced as a whole, never changed.
+
+    Attributes:
+        cached: the tokens that are kept.
+        num_again: tokens that the next step feeds before s_t, see `Group`; of N agents int64 [N].
+        last: the step before; None if no agent has one.
+        num_draws: of random numbers that were used.
+    """
+
+    cached: CachedTokens
+    num_again: Any
+    last: LastStep | None
+    num_draws: int
+
+
+class Request(NamedTuple):
+    """The checked input of one step of some `Episodes`.
+
+    Attributes:
+        episodes: that take the step.
+        observations: one of each agent.
+        missions: their tokens, [N] of int64 [64], where there are texts.
+        space: what to choose from.
+        deterministic: take the most likely choice.
+        window: how many of the newest tokens the next step may look back on.
+    """
+
+    episodes: Episodes
+    observations: Observations
+    missions: Sequence[np.ndarray] | np.ndarray | None
+    space: ActionSpace
+    deterministic: bool
+    window: int
+
+
+class Episodes:
+    """The running episode of one agent, or those of N agents that step together.
+
+    A step ends with a single assignment (`commit`). An exception before it, Ctrl-C included, leaves the episodes as
+    they were; one after it leaves them after the step.
+
+    Attributes:
+        pages: of the KV cache.
+        window: how many of the newest tokens a step looks back on, unless the call says otherwise.
+        num_agents: N; None for a single agent, whose state is made of plain numbers.
+        state: between two steps.
+        closed: no more steps.
+    """
+
+    def __init__(self, pages: Pages, generator: torch.Generator | None, window: int, num_agents: int | None) -> None:
+        """
+        Args:
+            generator: of random choices; None for torch's global one.
+        """
+        self.pages = pages
+        self.window = window
+        self.num_agents = num_agents
+        self.closed = False
+        self._sampler = Sampler(generator, num_agents or 1)
+        none_yet: Any = 0 if num_agents is None else np.zeros(num_agents, np.int64)
+        self.state = EpisodesState(pages.empty, none_yet, None, 0)
+
+    @property
+    def num_used_pages(self) -> int:
+        """Pages that hold tokens: those that are kept, and s_{t-1} behind them."""
+        cached, num_again, *_ = self.state
+        return self.pages.num_used(cached.start_offset, cached.num_tokens + (num_again > 0))
+
+    def check_open(self) -> None:
+        """Raise `SessionError` unless steps can be taken."""
+        if self.closed:
+            what = "session" if self.num_agents is None else "batch"
+            raise SessionError(f"{what}: expected an open one, got one that was closed")
+
+    def plan(self, request: Request) -> Group:
+        """Decide which tokens a step feeds."""
+        cached, num_again, last, num_draws = self.state
+        space, noise = request.space, None
+        if space.kind == "discrete" and not request.deterministic:
+            noise = self._sampler.draw(num_draws, space.size)
+
+        # With one token again, s_{t-1} is in the cache already, behind the kept tokens.
+        context_len = cached.num_tokens + (num_again == 1)
+        fed: Any = num_again, context_len, cached.start_offset, cached.table
+        if self.num_agents is None:
+            fed = [num_again], [context_len], [cached.start_offset], [cached.table]
+        return Group(
+            request.observations,
+            request.missions,
+            space,
+            noise,
+            num_again=fed[0],
+            context_lens=fed[1],
+            start_offsets=fed[2],
+            page_table=fed[3],
+            last=last,
+        )
+
+    def commit(self, request: Request, group: Group, result: Result) -> Any:
+        """Take a step's tokens in, and return the actions: float32 [N, A], or [N] integers.
+
+        s_t is not one of the tokens: it is fed again, with its action.
+        """
+        cached, num_again, _, num_draws = self.state
+        cached, dropped = keep_newest(
+            cached, cached.num_tokens + 2 * (num_again > 0), request.window, self.pages.page_size
+        )
+        actions = result.values if result.choices is None else result.choices
+        last = LastStep(request.observations, result.embeddings, request.space, actions)
+        self.state = EpisodesState(cached, 1 + dropped, last, num_draws + (group.noise is not None))
+        return actions
+
+    def clear(self, which: np.ndarray | None = None) -> None:
+        """Begin new episodes, of all agents or of those of a bool mask [N]. Random numbers go on where they were."""
+        cached, num_again, last, num_draws = self.state
+        if which is None or which.all():
+            self.state = EpisodesState(self.pages.empty._replace(table=cached.table), num_again * 0, None, num_draws)
+            return
+        kept = ~which
+        cached = CachedTokens(cached.table, cached.start_offset * kept, cached.num_tokens * kept)
+        num_again = num_again * kept
+        self.state = EpisodesState(cached, num_again, last if num_again.any() else None, num_draws)
+
+    def last_step(self) -> LastStep:
+        """Return the step before. Raises `SessionError` where there is none, or when closed."""
+        self.check_open()
+        if self.state.last is None:
+            raise SessionError("action: expected after a step, got it at the beginning of an episode")
+        return self.state.last
+
+    def force(self, actions: Any) -> None:
+        """Let the next step follow on other actions: of the form that `commit` returns."""
+        last = self.last_step()
+        self.state = self.state._replace(last=last._replace(actions=actions))
+
+    def close(self) -> None:
+        """Give the pages back. Closing twice does nothing."""
+        self.closed = True
+        self.state = self.state._replace(last=None)
+        self.pages.close()
+
+
+class StepRunner:
+    """What the sessions and batches of one engine share: it checks their input and runs their steps.
+
+    Attributes:
+        backend: that computes.
+        limits: sizes of inputs.
+        max_window: the most tokens an agent keeps.
+        lock: held during a step.
+        calls: counters.
+    """
+
+    def __init__(self, config: JatConfig, backend: Backend, num_pages: int, missions: Missions) -> None:
+        self.backend = backend
+        self.limits = Limits.of(config)
+        self.max_window = max_window(config)
+        self.lock = make_lock()
+        self.calls = CallTimes()
+        self._missions = missions
+        self._pool = PagePool(num_pages, backend.page_size, backend.page_bytes)
+        self._open: weakref.WeakSet[Episodes] = weakref.WeakSet()
+        self._abandoned: deque[Pages] = deque()  # filled by the garbage collector, at any time
+
+    def open(self, window: int, generator: torch.Generator | None, num_agents: int | None = None) -> Episodes:
+        """Make episodes, with pages of their own. The pages of those that are dropped without `close` come back.
+
+        Raises:
+            CacheFullError: there is no room.
+        """
+        with self.lock:
+            self._collect_abandoned()
+            pages = Pages(self._pool, window + STEP_TOKENS, num_agents)
+            episodes = Episodes(pages, generator, window, num_agents)
+            weakref.finalize(episodes, self._abandoned.append, pages)
+            self._open.add(episodes)
+        return episodes
+
+    def cache_stats(self) -> CacheStats:
+        """Return the KV cache's counters. Call it under the lock."""
+        self._collect_abandoned()
+        used = sum(episodes.num_used_pages for episodes in self._open if not episodes.closed)
+        pool = self._pool
+        return CacheStats(
+            total=pool.num_pages,
+            used=used,
+            free=pool.num_pages - used,
+            reserved=pool.num_reserved,
+            peak=pool.peak,
+            page_size=pool.page_size,
+            page_bytes=pool.page_bytes,
+        )
+
+    def _collect_abandoned(self) -> None:
+        while self._abandoned:
+            self._abandoned.popleft().close()
+
+    def parse(
+        self,
+        episodes: Episodes,
+        observation: Mapping[str, Any],
+        reward: Any,
+        action_space: Any,
+        deterministic: bool,
+        window: int | None = None,
+    ) -> Request:
+        """Check the input of a step. Call it under the lock.
+
+        Args:
+            episodes: that take the step.
+            observation: values by `OBSERVATION_KEYS`, or arrays by `OBSERVATIONS_KEYS`.
+            reward: of the action before, or [N].
+            action_space: of one agent.
+            deterministic: take the most likely choice.
+            window: how many of the newest tokens the next step may look back on; None for the episodes' own.
+
+        Raises:
+            InputError, SessionError: see `JatEngine.get_next_action`.
+        """
+        episodes.check_open()
+        if episodes.num_agents is None:
+            observations = parse_observation(self.limits, observation, reward)
+        else:
+            observations = parse_observations(self.limits, episodes.num_agents, observation, reward)
+        space = parse_action_space(self.limits, action_space)
+        last = episodes.state.last
+        if last is not None:
+            check_same_episode(last.observations, last.space, observations, space)
+
+        missions = None
+        if observations.texts is not None:
+            missions = [self._missions.encode(text) for text in observations.texts]
+        if window is None:
+            window = episodes.window
+        return Request(episodes, observations, missions, space, deterministic, window)
+
+    def run(self, requests: Sequence[Request]) -> list[tuple[Any, Any] | InputError]:
+        """Take a step with every request, all in one pass over the weights. Call it under the lock.
+
+        Returns:
+            For each request its actions and what they were chosen from, float32 [N, A] or logits [N, n]; or, where
+            those are not finite, the error that says so. Then none of that request's agents has taken its step.
+        """
+        if not requests:
+            return []
+        groups = [request.episodes.plan(request) for request in requests]
+        outcomes: list[tuple[Any, Any] | InputError] = []
+        for request, group, result in zip(requests, groups, self.backend.step(groups), strict=True):
+            if all(result.finite):
+                outcomes.append((request.episodes.commit(request, group, result), result.values))
+            else:
+                outcomes.append(not_finite(request.observations, result.finite))
+        return outcomes
+
+
+def max_window(config: JatConfig) -> int:
+    """Return the most tokens an agent keeps, as published: positions less those of one step."""
+    return config.max_position_embeddings - 4

@@ -1,0 +1,65 @@
+"""The examples in docstrings run and print what they show."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from typing import Any
+
+import pytest
+import torch
+
+import jat_engine
+from jat_engine import JatEngine, JatModel, JatProcessor, envs, evaluation
+from jat_engine.rate import Loop
+
+MODULES = (
+    "jat_engine",
+    "jat_engine.auto",
+    "jat_engine.config",
+    "jat_engine.cli.report",
+    "jat_engine.envs",
+    "jat_engine.envs.make",
+    "jat_engine.envs.tasks",
+    "jat_engine.evaluation",
+    "jat_engine.evaluation.rollout",
+    "jat_engine.evaluation.scores",
+    "jat_engine.model.modeling",
+    "jat_engine.model.processing",
+    "jat_engine.rate",
+)
+
+
+def examples() -> list[doctest.DocTest]:
+    """Return the docstrings of `MODULES` that have examples."""
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found = [test for name in MODULES for test in finder.find(importlib.import_module(name), name)]
+    return [test for test in found if test.examples]
+
+
+@pytest.fixture(scope="module")
+def names() -> dict[str, Any]:
+    """Return the names that examples use without defining them: public ones, an agent of each kind, an environment."""
+    pytest.importorskip("minigrid", reason="needs the babyai extra")
+    env = envs.make("babyai-go-to-obj", seed=0)
+    observation, _ = env.reset()
+    return {
+        **{name: getattr(jat_engine, name) for name in jat_engine.__all__},
+        **{name: getattr(envs, name) for name in envs.__all__},
+        **{name: getattr(evaluation, name) for name in evaluation.__all__},
+        "Loop": Loop,
+        "torch": torch,
+        "env": env,
+        "observation": observation,
+        "engine": JatEngine.from_pretrained("jat-mini", device="cpu"),
+        "model": JatModel.from_pretrained("jat-mini"),
+        "processor": JatProcessor.from_pretrained("jat-mini"),
+    }
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda test: test.name)
+def test_example(example: doctest.DocTest, names: dict[str, Any]) -> None:
+    example.globs.update(names)
+    report: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(example, out=report.append)
+    assert not report, "".join(report)
