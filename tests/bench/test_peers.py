@@ -74,7 +74,7 @@ def test_like_the_model(name: str, kind: str, tiny_folder: Path, opened: Callabl
 
 
 @pytest.mark.parametrize("kind", SPACES)
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", EXPORTED)
 def test_batch_like_single_agents(name: str, kind: str, opened: Callable[[str], Any]) -> None:
     peer = opened(name)
     seeds = (0, 1, 2)
