@@ -195,7 +195,7 @@ class DenseAgent:
             self._previous,
             self._tensor(action),
             self._tensor(values),
-            self._tensor(np.array([observation.reward], np.float32)),
+            self._tensor(np.array(observation.rewards, np.float32)),
             self._tensor(np.array([self._first])),
             self._tensor(np.array([self._cached])),
             self._tensor(np.array([0 if is_first else 2])),
