@@ -22,8 +22,8 @@ os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined
 
 from torch import Tensor
 
+from jat_engine.backends.base import STEP_TOKENS as ROWS
 from jat_engine.bench import costs
-from jat_engine.bench.costs import ROWS
 from jat_engine.bench.report import markdown
 from jat_engine.bench.workload import batch_arguments
 from jat_engine.config import JatConfig

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jat_engine import JatModel, JatProcessor
-from jat_engine.bench.costs import ROWS
+from jat_engine.backends.base import STEP_TOKENS as ROWS
 from jat_engine.bench.workload import SPACES, THE_WINDOW, step_arguments
 from jat_engine.engine.missions import Missions
+from jat_engine.engine.step import max_window
 from jat_engine.model.modules import cyclic_expand
 from jat_engine.observation import Limits, parse_action_space, parse_observation
 
@@ -143,7 +144,7 @@ class DenseAgent:
 
     def __init__(self, model: JatModel, processor: JatProcessor, window: int | None, step: Any = None) -> None:
         config = model.config
-        limit = config.max_position_embeddings - 4  # an odd number, too, as published
+        limit = max_window(config)
         self.window = limit if window is None else min(window, limit)
         self.module = DenseStep(model, self.window)
         self.step = step(self.module) if step else self.module

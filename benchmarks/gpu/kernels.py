@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jat_engine.backends.base import STEP_TOKENS as ROWS
 from jat_engine.bench.bandwidth import copy_bandwidth, device_seconds
-from jat_engine.bench.costs import ROWS
 
 from .section import SectionRun, describe
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 
+from ..backends.base import STEP_TOKENS
 from ..checkpoint.weights import parameter_shapes
 from ..config import JatConfig
-
-ROWS = 3
-"""Tokens that a step of a saturated window computes: s_{t-1}, a_{t-1}, s_t."""
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 """dtype -> bytes of a weight."""
@@ -78,12 +76,12 @@ def step_bytes(config: JatConfig, kind: str, dtype: str, cached_tokens: int, num
     return weights + num_agents * cache_bytes(config, cached_tokens, dtype)
 
 
-def step_operations(config: JatConfig, cached_tokens: int, num_agents: int = 1, rows: int = ROWS) -> int:
+def step_operations(config: JatConfig, cached_tokens: int, num_agents: int = 1, rows: int = STEP_TOKENS) -> int:
     """Return the multiplications and additions of a step's blocks: their matrices, and attention to cached tokens.
 
     Args:
         cached_tokens: of each agent.
-        rows: tokens that are computed for each agent.
+        rows: tokens that are computed for each agent; by default those of a full window: s_{t-1}, a_{t-1}, s_t.
     """
     products = 2 * rows * matrix_elements(config)
     attention = 4 * rows * config.hidden_size * seen_tokens(config, cached_tokens)

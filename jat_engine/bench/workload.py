@@ -13,6 +13,7 @@ import numpy as np
 
 from ..checkpoint_files import JAT_MINI, resolve
 from ..config import PRESETS, JatConfig
+from ..engine.step import max_window
 from ..testing.spaces import Box, Discrete
 
 SPACES: dict[str, Any] = {"continuous": Box(-1, 1, (8,)), "babyai": Discrete(7), "atari": Discrete(18)}
@@ -59,7 +60,7 @@ OTHER_WINDOWS = (64,)
 
 def longest_window(config: JatConfig) -> int:
     """Return the most tokens that an agent of this size can look back on; an even number, a step being two tokens."""
-    limit = config.max_position_embeddings - 4
+    limit = max_window(config)
     return limit - limit % 2
 
 

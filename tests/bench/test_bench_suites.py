@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jat_engine import JatConfig
+from jat_engine.backends.base import STEP_TOKENS
 from jat_engine.bench import costs, report
 from jat_engine.bench.peers.jat import EnginePeer
 from jat_engine.bench.results import Results
@@ -90,7 +91,7 @@ def test_bytes_of_the_blocks_are_those_of_their_parameters() -> None:
 def test_cached_tokens_that_a_step_sees(cached: int) -> None:
     """By the definition of a window: row i sees the keys from i - window + 1 on."""
     config = JatConfig(num_layers=2, window_size=12)
-    rows = range(cached, cached + costs.ROWS)
+    rows = range(cached, cached + STEP_TOKENS)
     seen = {
         layer: {key for row in rows for key in range(cached) if key > row - window}
         for layer, window in ((0, 999), (1, 12))

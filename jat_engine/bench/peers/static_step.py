@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import JatConfig, JatModel, JatProcessor
+from ...backends.base import STEP_TOKENS
 from ...engine.missions import Missions
+from ...engine.step import max_window
 from ...observation import Limits, parse_action_space, parse_observation, parse_observations
 
-ROWS = 3
+ROWS = STEP_TOKENS
 HIDDEN = -1e9
 """Added by masks to scores that do not count. Finite, so that no row is empty of numbers in any arithmetic."""
 
@@ -232,7 +234,7 @@ class Lockstep:
     def __init__(self, host: Host, runtime: Runtime, num_agents: int, window: int) -> None:
         config = host.config
         self._positions, self._local_window = host.positions, config.window_size
-        self.window = min(window, config.max_position_embeddings - 4)
+        self.window = min(window, max_window(config))
         if self.window < 2 or self.window % 2:
             raise ValueError(f"window: expected an even number of tokens, two a step, got {window}")
         head_dim = config.hidden_size // config.num_heads
