@@ -20,8 +20,9 @@ PIP := $(BIN)/python -m pip install --no-deps --no-compile --disable-pip-version
 INSTALL := $(PIP) -qq --require-hashes --only-binary :all:
 INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
+DOCS := $(VENV)/.docs
 
-.PHONY: help setup demo test test-versions lint format lock bench train-mini clean
+.PHONY: help setup demo test test-versions lint format docs lock bench train-mini clean
 
 help:
 	@echo "make setup   create $(VENV) with the package, all simulators and the development tools"
@@ -29,7 +30,8 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-versions  run a part of the tests with the oldest and the newest releases of the dependencies"
 	@echo "make lint    ruff, import-linter, mypy, clang-format"
-	@echo "make bench   measure this machine with every peer that is installed (an hour)"
+	@echo "make docs    build the documentation into site/; broken links are errors"
+	@echo "make bench   measure this machine and every peer that is installed (an hour)"
 	@echo "make train-mini  make jat-mini again: demonstrations, training, scores (hours on two cores)"
 	@echo "make format  apply the formatters"
 	@echo "make lock    write requirements/*.txt; UPGRADE=numpy takes its newest release, UPGRADE=all that of everything"
@@ -71,6 +73,15 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'csrc/*.inl')
 
+# The tools that build the site have a lock of their own, so that setup stays fast.
+$(DOCS): requirements/docs.txt $(READY)
+	$(INSTALL) -r $<
+	@touch $@
+
+docs: $(DOCS)
+	$(BIN)/python docs/write_file_map.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 lock: setup
 	$(BIN)/python requirements/lock.py $(UPGRADE)
 
@@ -84,4 +95,4 @@ train-mini: setup
 		$(BIN)/python -m jat_engine.recipes.jat_mini
 
 clean:
-	rm -rf $(VENV) build *.egg-info jat_engine/*.so
+	rm -rf $(VENV) build site *.egg-info jat_engine/*.so

@@ -31,6 +31,7 @@ SIMULATORS = {
 VIDEO = ["imageio-ffmpeg>=0.6"]
 # accelerate: 1.2 lacks an argument that transformers' Trainer passes.
 # tensorboard: 2.19 imports pkg_resources, which setuptools no longer has.
+BENCH = ["matplotlib>=3.9"]  # the first for numpy 2
 TRAIN = ["accelerate>=1.3", "datasets>=4.0", "pyarrow>=21", "tensorboard>=2.20"]
 
 
@@ -140,17 +141,18 @@ setup(
         "video": VIDEO,
         "train": TRAIN,
         "cuda": ["triton>=3.6"],
-        "bench": ["matplotlib>=3.8"],
+        "bench": BENCH,
         "peers": ["nncf>=3", "onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.5", "openvino>=2025.3"],
-        "all": sorted({package for packages in SIMULATORS.values() for package in packages} | {*VIDEO, *TRAIN}),
+        "all": sorted({package for packages in SIMULATORS.values() for package in packages} | {*VIDEO, *TRAIN, *BENCH}),
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
             "clang-format>=18",
             "cmake>=3.24",
             "hypothesis>=6",
             "import-linter>=2.9",
-            "matplotlib>=3.8",
             "mypy>=1.15",
             "ninja>=1.11",
+            "pre-commit>=4",
             "pybind11>=3.0",
             "pytest>=8",
             "pytest-benchmark>=5",

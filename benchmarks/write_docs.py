@@ -1,4 +1,4 @@
-"""Write what documents say of committed results: docs/benchmarks.md, and the tables in the README.
+"""Write what documents say of committed results: docs/benchmarks.md, and the table in the README.
 
 Each file in benchmarks/results is one run: `cpu.json` of `jat-engine bench all`, `cpu_medium.json` of `jat-engine bench
 latency --models medium`, `cpu_loop.json` of `jat-engine bench loop --dtypes int8 bfloat16 --hz 50 100 --paces sleep
@@ -8,7 +8,9 @@ mujoco-ant --peers JatModel openvino onnxruntime --minutes 7`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from jat_engine.bench.pacing import BACK_TO_BACK, SLEEP
 from jat_engine.bench.peers import ENGINE
@@ -24,11 +26,11 @@ README, PAGE = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 BEGIN, END = "<!-- from benchmarks/results/cpu.json: begin -->", "<!-- end -->"
 
 HEADLINE = {"model": "small", "window": 256}
-"""The case of the README's table."""
+"""The case that is shown first, and in the README."""
 
 SUITES = {
-    "latency": "One agent: a whole `get_next_action`, its window full. `MB read`: weights and cache that a step needs; "
-    "`share of bandwidth`: the time that reading them takes at the memory's measured speed, over the step's time.",
+    "latency": "One agent: a whole `get_next_action` with a full window. `MB read`: weights and cache that a step "
+    "needs; `share of bandwidth`: the time to read them at the memory's measured speed, over the step's time.",
     "loop": "One agent at a fixed rate, as a robot calls it. `pace`: what is between calls; `sleep`: nothing, `busy`: "
     "an environment that computes for half of the period, `mujoco-ant`: the real one, stepped by the agent's actions; "
     "`back to back` and `evicted` have no rate, the latter with twice the last-level cache read between calls. "
@@ -38,14 +40,14 @@ SUITES = {
     "`over floor`: the engine's percentile over that of the better floor. `over back to back`: the median over that "
     "of calls without pauses, in the same rounds. It is more than 1 since in a pause other data goes through the "
     "caches (`evicted` has that part alone) and threads fall asleep, which must be woken (the floors do without).",
-    "host": "What a call of the engine costs beside its native parts: checks, sessions, Python.",
+    "host": "The cost of a call of the engine outside its native parts: checks, sessions, Python.",
     "throughput": "Agents that step together, windows of 32 tokens. `JatModel` serves them one after the other: its "
     "times are those of one agent, as often as there are agents. Agents follow their own actions here, so rounding "
     "adds up over the steps and errors are larger than for one agent.",
     "load": "From the start of a process to its first action.",
-    "generate": "Text, greedily. By `JatModel`: the engine acts and does not write.",
+    "generate": "Text, greedily, by `JatModel`; the engine does not generate text.",
     "train": "A training step of a small model (4 layers of 192), on random data: forward, backward, AdamW.",
-    "eval": "A step in real simulators with jat-mini, the simulator's and a share of its reset included.",
+    "eval": "A step in real simulators with jat-mini, including the simulator's time and a share of its reset.",
     "parity": "How far predictions are from the reference's, over all steps: of the recorded episodes of the published "
     "implementation, or of `JatModel` in float32. Each step follows on the reference's action.",
     "growth": "A step's time over the tokens in its cache, from the beginning of an episode to a full window.",
@@ -60,18 +62,100 @@ def read() -> dict[str, Results]:
 
 
 def page(runs: dict[str, Results]) -> str:
-    """Return the text of docs/benchmarks.md. runs: by the name of their files."""
-    parts = [
-        "# Benchmarks",
-        "Written by `benchmarks/write_docs.py` from "
-        + " and ".join(f"[{name}.json](../benchmarks/results/{name}.json)" for name in runs)
-        + ", which have every row's percentiles and rounds. To measure a machine of yours:",
+    """Return docs/benchmarks.md: what follows from the tables, then how to read them, then all of them."""
+    parts = ["# Benchmarks"]
+    if takeaways := conclusions(runs):
+        parts += ["## Conclusions", "\n".join(f"- {line}" for line in takeaways)]
+    if HEADLINE_RUN in runs:
+        parts += [headline(runs[HEADLINE_RUN], runs.get(LOOP_RUN))]
+    parts += [
+        "## Your machine",
         "```\njat-engine bench all --output-json mine.json\n"
         "jat-engine bench compare benchmarks/results/cpu.json mine.json\n```",
+        "## How to read the tables",
+        "Written by `benchmarks/write_docs.py` from "
+        + " and ".join(f"[{name}.json](../benchmarks/results/{name}.json)" for name in runs)
+        + ", which have every row's percentiles and rounds.",
         how_to_read(),
         *(section(name, results) for name, results in runs.items()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def conclusions(runs: dict[str, Results]) -> list[str]:
+    """Return what follows from the tables, in sentences; only what was measured is mentioned."""
+    lines = []
+    for results in runs.values():
+        if latency := [row for row in results.of_suite("latency") if row.agrees]:
+            lines += latency_conclusions(latency, " and ".join(results.settings["models"]))
+        if paced := [row for row in results.of_suite("loop") if row.agrees]:
+            lines += loop_conclusions(paced)
+        if many := [row for row in results.of_suite("throughput") if row.agrees and row.agent == ENGINE]:
+            lines += throughput_conclusions(many)
+        if first := [row for row in results.of_suite("load") if row.agrees and row.agent == ENGINE]:
+            seconds = span(row.p50 for row in first)
+            lines.append(f"**Cold start**: first action of a new process after {seconds} s, imports included.")
+    return lines
+
+
+def latency_conclusions(rows: list[Row], models: str) -> list[str]:
+    """Return how much faster one agent's call is than the reference's, and than the fastest other agent's."""
+    lines = []
+    for dtype in dict.fromkeys(row.dtype for row in rows if row.agent == ENGINE):
+        faster = [row.faster.value for row in rows if row.name == f"{ENGINE} {dtype}" and row.faster is not None]
+        lines.append(f"{dtype} {span(faster)}")
+    found = [f"**One agent, {models}**: times faster than `JatModel` in float32: {', '.join(lines)}."]
+    compared = standing(rows)
+    others = {
+        dtype: [
+            float(cell.split()[0])
+            for of, cell in zip(compared["dtype"], compared["times faster"], strict=True)
+            if of == dtype
+        ]
+        for dtype in dict.fromkeys(compared.get("dtype", ()))
+    }
+    if any(agent != "JatModel" for agent in compared.get("fastest other", ())):
+        ahead, cases = compared["ahead"].count("yes"), len(compared["ahead"])
+        found.append(
+            f"**Compared with the fastest other agent of the same dtype** (torch.compile, ONNX Runtime, OpenVINO), it "
+            f"is faster in {ahead} of {cases} cases: "
+            + ", ".join(f"{dtype} {span(values)} times" for dtype, values in others.items())
+            + "."
+        )
+    return found
+
+
+def loop_conclusions(rows: list[Row]) -> list[str]:
+    """Return what pauses, and a busy neighbour, cost the engine."""
+    found = {row.name: [] for row in rows if row.agent == ENGINE}
+    for name, parts in found.items():
+        paces = {
+            "back to back": [row for row in rows if row.case["pace"] == BACK_TO_BACK],
+            "at a fixed rate": [row for row in rows if row.case["pace"] == SLEEP],
+        }
+        for pace, paced in paces.items():
+            for neighbour, words in (("none", ""), ("busy", " with a busy neighbour")):
+                times = [r.p50 * 1e3 for r in paced if r.name == name and r.case["neighbour"] == neighbour]
+                if times:
+                    parts.append(f"{pace}{words} {span(times)} ms")
+    return ["**A robot's loop** (median calls): " + "; ".join(f"{n}: {', '.join(p)}" for n, p in found.items()) + "."]
+
+
+def throughput_conclusions(rows: list[Row]) -> list[str]:
+    """Return the steps a second of the fewest and of the most agents, each in the fastest dtype."""
+    best = {
+        agents: max(int(agents) / row.p50 for row in rows if row.case["agents"] == agents)
+        for agents in sorted({int(row.case["agents"]) for row in rows})
+    }
+    rates = ", ".join(f"{agents} agents {number(rate)}" for agents, rate in best.items())
+    return [f"**Many agents**, agent-steps per second in the fastest dtype: {rates}."]
+
+
+def span(values: Iterable[float]) -> str:
+    """Return "2.5 to 8.1", or one number where both ends read the same."""
+    found = list(values)
+    low, high = number(min(found)), number(max(found))
+    return low if low == high else f"{low} to {high}"
 
 
 def section(name: str, results: Results) -> str:
@@ -96,7 +180,7 @@ def section(name: str, results: Results) -> str:
         if suite in DRAWN:
             parts += [f"![{suite}](../benchmarks/results/{name}_{suite}.png)"]
         if suite in ("latency", "loop"):
-            parts += ["Beside the fastest other agent of its dtype:", markdown(standing(rows))]
+            parts += ["Compared with the fastest other agent of its dtype:", markdown(standing(rows))]
         parts += [markdown(columns(rows))]
 
     if results.skipped:
@@ -110,7 +194,7 @@ def section(name: str, results: Results) -> str:
 def how_to_read() -> str:
     return (
         "What a table compares took turns: in each round every agent takes a few steps, in an order that changes, "
-        "after a pause in which other agents' threads fall asleep. A time is the median of all calls, beside it the "
+        "after a pause in which other agents' threads fall asleep. A time is the median of all calls, next to it the "
         "5th and 95th percentile; `times faster` is the median over rounds of the ratio to the case's reference within "
         "a round, with a 95 % interval (of fewer than 6 rounds, their range). `error` is the largest distance of a "
         "prediction from `JatModel`'s in float32, over their root mean square, while the window filled with the same "
@@ -121,11 +205,68 @@ def how_to_read() -> str:
 
 
 LOOP_RATE = 50
-"""Calls a second at which the README shows a busy neighbour and missed deadlines, if it was measured."""
+"""Calls a second at which a busy neighbour and missed deadlines are shown, if it was measured."""
+
+PUBLISHED = "published package float32"
+
+
+def readme_table(results: Results) -> str:
+    """Return the README's table: the published package, the fastest other agent, and the engine.
+
+    Args:
+        results: of calls back to back.
+    """
+    rows = headline_rows(results)
+    kinds = list(dict.fromkeys(str(row.case["observation"]) for row in rows))
+    names = list(dict.fromkeys(row.name for row in rows))
+    others = [name for name in names if not name.startswith((ENGINE, PUBLISHED, "JatModel"))]
+    shown = [name for name in (PUBLISHED, "JatModel float32") if name in names][:1]
+    shown += sorted(others, key=lambda name: _slowest(rows, name))[:1]
+    shown += [f"{ENGINE} {dtype}" for dtype in ("bfloat16", "int8") if f"{ENGINE} {dtype}" in names]
+
+    lines = []
+    for name in shown:
+        found = {str(row.case["observation"]): row for row in rows if row.name == name}
+        label = f"**{name}**" if name.startswith(ENGINE) else name
+        if name in others:
+            label += " (fastest of torch.compile, ONNX Runtime and OpenVINO)"
+        line = {"ms per call, median (p95)": label}
+        for kind in kinds:
+            row = found[kind]
+            line[kind] = f"{milliseconds(row.p50)} ({milliseconds(row.seconds['95'])})"
+        lines.append(line)
+
+    machine = results.machine
+    caption = (
+        f"A whole `get_next_action`, published size (192.7 M parameters, random weights), full window of "
+        f"{HEADLINE['window']} tokens, on {machine['cpu']['cores']} cores of {cpu_name(machine)}, all in one run "
+        f"({machine['date'][:10]}):"
+    )
+    return f"{caption}\n\n{markdown(by_column(lines))}"
+
+
+def milliseconds(seconds: float) -> str:
+    return number(seconds * 1e3)
+
+
+def cpu_name(machine: dict[str, Any]) -> str:
+    """Return the CPU's name with its instructions: virtual machines often hide the model."""
+    cpu = machine["cpu"]
+    features = [name.upper().replace("_", "-") for name in cpu.get("features", ()) if name.startswith("avx512_")]
+    return f"{cpu['name']}" + (f" ({', '.join(features)})" if features else "")
+
+
+def headline_rows(results: Results) -> list[Row]:
+    """Return the rows of the case that is shown first."""
+    return [
+        row
+        for row in results.of_suite("latency")
+        if row.agrees and all(row.case.get(name) == value for name, value in HEADLINE.items())
+    ]
 
 
 def headline(results: Results, paced: Results | None = None) -> str:
-    """Return the README's tables: paced calls, where they were measured, above calls back to back.
+    """Return the tables that sum up: paced calls, where they were measured, above calls back to back.
 
     Args:
         results: of calls back to back.
@@ -181,11 +322,7 @@ def _median(rows: list[Row], name: str, hz: object) -> float:
 def latency_table(results: Results) -> str:
     """Return medians of calls back to back in one case, a column a modality."""
     machine = results.machine
-    rows = [
-        row
-        for row in results.of_suite("latency")
-        if row.agrees and all(row.case.get(name) == value for name, value in HEADLINE.items())
-    ]
+    rows = headline_rows(results)
     kinds = list(dict.fromkeys(str(row.case["observation"]) for row in rows))
     names = sorted(dict.fromkeys(row.name for row in rows), key=lambda name: -_slowest(rows, name))
 
@@ -210,7 +347,7 @@ def _slowest(rows: list[Row], name: str) -> float:
 
 
 def with_headline(readme: str, text: str) -> str:
-    """Return the README with the tables. Raises `ValueError` unless it has the two marks once."""
+    """Return the README with its table replaced. Raises `ValueError` unless it has the two marks once."""
     if readme.count(BEGIN) != 1 or END not in readme.partition(BEGIN)[2]:
         raise ValueError(f"README.md: expected {BEGIN} once, and {END} after it")
     return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: f"{BEGIN}\n{text}\n{END}", readme, flags=re.S)
@@ -219,7 +356,7 @@ def with_headline(readme: str, text: str) -> str:
 def main() -> None:
     runs = read()
     PAGE.write_text(page(runs))
-    README.write_text(with_headline(README.read_text(), headline(runs[HEADLINE_RUN], runs[LOOP_RUN])))
+    README.write_text(with_headline(README.read_text(), readme_table(runs[HEADLINE_RUN])))
 
 
 if __name__ == "__main__":

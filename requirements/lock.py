@@ -5,7 +5,8 @@
     make lock UPGRADE=all        # takes the newest of everything
 
 cpu.txt and cuda.txt are complete, except for torch, which torch-cpu.txt and torch-cuda.txt pin, and hold for every
-Python from 3.11 on. peers.txt adds what `jat-engine bench` measures the engine against. oldest.txt has the oldest
+Python from 3.11 on. peers.txt adds what `jat-engine bench` measures the engine against, docs.txt what builds the
+documentation, with the releases of cpu.txt where both need a package. oldest.txt has the oldest
 releases that setup.py allows, on Python 3.11, with today's releases of what those require in turn; `make test-versions`
 tests them.
 """
@@ -107,6 +108,7 @@ def main(upgrade: list[str]) -> None:
     lock("cpu.txt", requirements(*EXTRAS), "--universal", *options)
     lock("cuda.txt", requirements(*EXTRAS), "--universal", *options, build="cuda")
     lock("peers.txt", requirements("peers"), "--universal", *options)
+    lock("docs.txt", requirements("docs"), "--universal", "--constraint", str(FOLDER / "cpu.txt"), *options)
     lock("oldest.txt", oldest, *options)
 
 

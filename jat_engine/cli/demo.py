@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..envs import TASKS, MissingSimulatorError, Task, expand_tasks
 from ..evaluation import EpisodeResult, MissingVideoError, VideoWriter, normalize, write_grid
 from ..evaluation.environment import evaluation_env, missing_simulators
 from ..evaluation.progress import play_episodes
+from ..evaluation.tile import SHOWN_STEPS_PER_SECOND, RecordTiles
 from ..evaluation.video import ffmpeg
 from ..model.modeling import JatModel
 from ..model.processing import JatProcessor
@@ -30,12 +30,17 @@ from .report import console, mean_std, milliseconds, number, print_table, score
 DEMO_TASKS = ("atari-pong", "babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
 """One of each domain, all known to jat-mini."""
 
-MAX_FRAMES = 300
-"""Of each task's part of the video."""
+MAX_SECONDS = 20
+"""Length of each task's part of the video."""
+
+TILE_SIZE = 480
+"""Pixels of a task's part of the video, both ways."""
 
 
 @dataclass
 class DemoArguments(ModelArguments):
+    """The agent, the tasks, and the video."""
+
     model_name_or_path: str = field(
         default=JAT_MINI, metadata={"help": "folder or hub name of another checkpoint than jat-mini"}
     )
@@ -48,11 +53,13 @@ class DemoArguments(ModelArguments):
 
 @dataclass
 class DemoEpisodes(EpisodeArguments):
+    """How episodes are played; greedily by default."""
+
     deterministic: bool = field(default=True, metadata={"help": "the most likely discrete action"})
 
 
 def random_agent(preset: str = "small", seed: int = 0) -> tuple[JatModel, JatProcessor]:
-    """A model of a published size with random weights, the same for the same seed, and a processor without files."""
+    """Return a model of a published size, with the random weights of `seed`, and a processor that needs no files."""
     config = JatConfig.from_preset(preset)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -61,7 +68,7 @@ def random_agent(preset: str = "small", seed: int = 0) -> tuple[JatModel, JatPro
 
 
 def random_engine(preset: str, arguments: DemoArguments, seed: int) -> tuple[JatEngine | JatModel, JatProcessor | None]:
-    """What plays with random weights: an engine, or with `--backend reference` a `JatModel` and its processor."""
+    """Return an engine with random weights, or with `--backend reference` a `JatModel` and its processor."""
     model, processor = random_agent(preset, seed)
     if arguments.backend == "reference":
         model.to(default_device(arguments.use_cpu))  # type: ignore[arg-type]  # transformers' wrapper is mistyped
@@ -72,6 +79,7 @@ def random_engine(preset: str, arguments: DemoArguments, seed: int) -> tuple[Jat
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
     arguments, episodes = parse("demo", "Play one task of every domain.", [DemoArguments, DemoEpisodes], argv)
     episodes.check()
     names = expand_tasks(arguments.tasks)
@@ -106,7 +114,7 @@ def run(argv: Sequence[str]) -> int:
 def play(
     agent: Any, processor: Any, task: Task, arguments: EpisodeArguments, video: Path | None = None
 ) -> list[EpisodeResult]:
-    """All episodes of one task; the first frames into `video`, where frames can be rendered."""
+    """Play all episodes of one task, and write the first seconds to `video` where frames can be rendered."""
     with contextlib.ExitStack() as stack:
         try:
             if video is not None:
@@ -116,19 +124,11 @@ def play(
             note(f"no video of {task.name}: {error}")
             video = None
         env = stack.enter_context(contextlib.closing(evaluation_env(task, "rgb_array" if video else None)))
-        on_frame = None
         if video is not None:
-            on_frame = _first_frames(stack.enter_context(VideoWriter(video, env.metadata["render_fps"])))
-        return list(
-            play_episodes(
-                agent, processor, env, arguments.num_episodes, task=task, on_frame=on_frame, **arguments.options
-            )
-        )
-
-
-def _first_frames(video: VideoWriter) -> Callable[[np.ndarray], None]:
-    count = itertools.count()
-    return lambda frame: video.append(frame) if next(count) < MAX_FRAMES else None
+            fps = SHOWN_STEPS_PER_SECOND[task.domain]
+            tiles = stack.enter_context(VideoWriter(video, fps))
+            env = RecordTiles(env, task, tiles.append, TILE_SIZE, hold=fps, max_tiles=MAX_SECONDS * fps)
+        return list(play_episodes(agent, processor, env, arguments.num_episodes, task=task, **arguments.options))
 
 
 def _row(task: Task, episodes: list[EpisodeResult]) -> dict[str, str]:

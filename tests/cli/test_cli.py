@@ -438,7 +438,7 @@ def test_demo_plays_every_domain(tiny_folder: Path, tmp_path: Path, capsys: pyte
         assert task in out
     assert "4 (capped)" in out
     frames = list(read_video(tmp_path / "demo.mp4"))
-    assert len(frames) == 12  # of 30 a second; the slowest part has 4 of 10 a second
+    assert len(frames) == 50  # of 30 per second; the slowest part has 5 of 3 per second
     assert "random weights" not in out
 
 

@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import ROOT
 
-README = (ROOT / "README.md").read_text()
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+README, AGENTS = (ROOT / "README.md").read_text(), (ROOT / "docs/agents.md").read_text()
+
+
+def run(code: str) -> str:
+    """Run a program in a process of its own and return what it prints."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_readme_example() -> None:
+    """It prints what the README shows, up to the rounding of the processor's dtype."""
+    pytest.importorskip("mujoco", reason="needs the mujoco extra")
+    (example,) = PYTHON.findall(README)
+    shown = README.partition(example)[2].split("```")[2]
+    assert np.abs(np.subtract(json.loads(run(example)), json.loads(shown))).max() < 0.02
+
+
+def test_evaluation_example() -> None:
+    pytest.importorskip("mujoco", reason="needs the mujoco extra")
+    (example,) = PYTHON.findall((ROOT / "docs/evaluation.md").read_text())
+    returns = json.loads(run(example).partition("]")[0] + "]")
+    assert len(returns) == 3
+    assert min(returns) > -15, "the random policy's return is -43"
+
+
+def test_an_environment_of_ones_own() -> None:
+    pytest.importorskip("mujoco", reason="needs the mujoco extra")
+    (example,) = (block for block in PYTHON.findall((ROOT / "docs/extending.md").read_text()) if "Task(" in block)
+    assert re.fullmatch(r"[\d.]+ \[[-\d. ]+\]\n", run(example))
 
 
 def test_published_example(tiny_folder: Path) -> None:
     pytest.importorskip("ale_py", reason="needs the atari extra")
     pytest.importorskip("cv2", reason="needs the atari extra")
-    example = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "atari-pong" in block)
+    example = next(block for block in PYTHON.findall(AGENTS) if "atari-pong" in block)
     changes = {
         '"jat-project/jat"': repr(str(tiny_folder)),
         '"cuda"': '"cpu"',
@@ -25,11 +57,9 @@ def test_published_example(tiny_folder: Path) -> None:
     for published, here in changes.items():
         assert example.count(published) == 1
         example = example.replace(published, here)
-    example += "\nprint('return', info['episode']['r'], 'steps', info['episode']['l'])\n"
-    result = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    match = re.search(r"return (\S+) steps (\d+)", result.stdout)
-    assert match, result.stdout
+    printed = run(example + "\nprint('return', info['episode']['r'], 'steps', info['episode']['l'])\n")
+    match = re.search(r"return (\S+) steps (\d+)", printed)
+    assert match, printed
     assert -21 <= float(match[1]) <= 21  # a whole game of Pong
     assert int(match[2]) > 1000  # in raw frames
 
@@ -39,7 +69,7 @@ def test_engine_examples(tiny_folder: Path) -> None:
     pytest.importorskip("minigrid", reason="needs the babyai extra")
     pytest.importorskip("metaworld", reason="needs the metaworld extra")
     pytest.importorskip("mujoco", reason="needs the mujoco extra")
-    _, drop_in, sessions, arrays = re.findall(r"```python\n(.*?)```", README, re.S)
+    _, drop_in, sessions, arrays, _ = PYTHON.findall(AGENTS)
     assert drop_in.count('"jat-project/jat"') == 1
     code = f"""
 from jat_engine.envs import make
@@ -62,9 +92,7 @@ space, rewards, done = vector.single_action_space, None, np.array([True, False, 
 {arrays.replace("1024", "4").replace("256", "9")}
 print(actions.shape, batch.num_cached_tokens)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["True", "int", "list", "int", "0", "0", "0", "(4,", "3)", "[0", "0", "0", "0]"]
+    assert run(code).split() == ["True", "int", "list", "int", "0", "0", "0", "(4,", "3)", "[0", "0", "0", "0]"]
 
 
 FAILING_ARM = """
@@ -86,7 +114,7 @@ class Arm(Arm):
 def test_control_loop(fails: bool) -> None:
     """Run the page's program for half a second, as it is and with an arm whose failures it must handle."""
     pytest.importorskip("gymnasium", reason="needs the mujoco extra")
-    program, affinity = re.findall(r"```python\n(.*?)```", (ROOT / "docs/control_loop.md").read_text(), re.S)
+    program, affinity = PYTHON.findall((ROOT / "docs/control_loop.md").read_text())
     changes = {"HZ, SECONDS = 100, 10": "HZ, SECONDS = 100, 0.5"}
     if fails:
         changes["arm = Arm()"] = FAILING_ARM + "arm = Arm()"

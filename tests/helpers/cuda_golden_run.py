@@ -14,7 +14,6 @@ from pathlib import Path
 os.environ["TRITON_INTERPRET"] = "1"
 
 from helpers import cuda_host
-
 from jat_engine import JatEngine
 from jat_engine.backends.cuda import persistent as one_launch
 from jat_engine.testing import golden

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from requirements import lock
 
-LOCKS = ("cpu.txt", "cuda.txt", "peers.txt", "oldest.txt")
+LOCKS = ("cpu.txt", "cuda.txt", "peers.txt", "docs.txt", "oldest.txt")
 PINNED = re.compile(r"([a-z0-9-]+)==([\w.]+)( ; [^#@/]+?)?((?: --hash=sha256:[0-9a-f]{64})+)")
 CUDA = re.compile("nvidia-|cuda-")
 
@@ -53,7 +53,13 @@ def test_torch_is_a_release_without_a_hash(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "extras"), [("cpu.txt", ("all", "dev")), ("cuda.txt", ("all", "dev", "cuda")), ("peers.txt", ("peers",))]
+    ("name", "extras"),
+    [
+        ("cpu.txt", ("all", "dev")),
+        ("cuda.txt", ("all", "dev", "cuda")),
+        ("peers.txt", ("peers",)),
+        ("docs.txt", ("docs",)),
+    ],
 )
 def test_what_setup_requires_is_pinned_within_its_limits(name: str, extras: tuple[str, ...]) -> None:
     pinned = pins(name)
@@ -91,6 +97,13 @@ def test_a_gpu_adds_cuda_and_changes_nothing_else() -> None:
     assert {name: version for name, version in cuda.items() if not CUDA.match(name)}.keys() == cpu.keys()
     assert any(map(CUDA.match, cuda)) or not torch.version.cuda
     assert {name for name in cpu if cpu[name] != cuda[name]} <= {"torch", "triton"}
+
+
+def test_the_documentation_is_built_with_the_releases_that_are_installed() -> None:
+    """The site's tools go into the same environment, so they must not change what is in it."""
+    installed, docs = pins("cpu.txt"), pins("docs.txt")
+    assert {name for name in docs if installed.get(name, docs[name]) != docs[name]} == set()
+    assert {"mkdocs-material", "mkdocstrings"} <= docs.keys() - installed.keys()
 
 
 def test_the_oldest_releases_are_the_floors_of_setup() -> None:
