@@ -78,6 +78,11 @@ class CudaBackend:
         return self._weights.num_bytes
 
     @property
+    def one_launch_geometry(self) -> dict[str, int]:
+        """How the one launch lies on the GPU, for reports; empty where it is not in use."""
+        return {} if self._one_launch is None else self._one_launch.geometry
+
+    @property
     def page_bytes(self) -> int:
         """Bytes of a page of the KV cache, all layers."""
         config = self._config

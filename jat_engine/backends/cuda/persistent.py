@@ -20,7 +20,8 @@ Array = TypeVar("Array")
 _CAPACITY = 1024
 """Numbers a prediction may have; longer ones come from CUDA graphs."""
 
-_TIMEOUT_US = 100_000
+TIMEOUT_US = 100_000
+"""Microseconds after which a step is given up; tools that watch a kernel may want more."""
 
 
 def load_module() -> Any:
@@ -86,7 +87,7 @@ class OneLaunchStep:
             output=predictions.data_ptr(),
             capacity=_CAPACITY,
             fixed_order=fixed_order,
-            timeout_us=_TIMEOUT_US,
+            timeout_us=TIMEOUT_US,
             device=self._device.index or 0,
         )
         self._stream = -1
