@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jat_engine.backends.base import PAGE_SIZE
 from jat_engine.backends.base import STEP_TOKENS as ROWS
 from jat_engine.bench.bandwidth import copy_bandwidth, device_seconds
 
@@ -94,7 +95,6 @@ def _copies(num_bytes: int, least: int = 12) -> int:
 
 def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_len: int) -> Iterator[Case]:
     """Yield all kernels of a step of `sessions` full windows, three rows each."""
-    from jat_engine.backends.base import PAGE_SIZE
     from jat_engine.kernels.attention import paged_attention
     from jat_engine.kernels.attention_output import combine_out_proj
     from jat_engine.kernels.embedding import embed
