@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,12 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import ROOT
+from helpers.documents import write_docs
 
 from jat_engine.bench import compare, report, runner
 from jat_engine.bench.bandwidth import Bandwidth
@@ -418,15 +417,6 @@ def test_documents_say_what_was_measured() -> None:
     other = dataclasses.replace(results, rows=[changed if row is shown else row for row in results.rows])
     assert docs.page({**runs, docs.HEADLINE_RUN: other}) != docs.page(runs)
     assert docs.readme_table(other) != shown_first
-
-
-def write_docs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_docs", ROOT / "benchmarks/write_docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_pytest_benchmarks_run(tiny_folder: Path) -> None:

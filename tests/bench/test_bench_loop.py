@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_bench import write_docs
+from helpers.documents import write_docs
 
 from jat_engine.bench import compare, pacing, report
 from jat_engine.bench.bandwidth import last_level_cache_bytes
