@@ -31,7 +31,7 @@ help:
 	@echo "make test-versions  run a part of the tests with the oldest and the newest releases of the dependencies"
 	@echo "make lint    ruff, import-linter, mypy, clang-format"
 	@echo "make docs    build the documentation into site/; broken links are errors"
-	@echo "make bench   measure this machine and every peer that is installed (15 minutes)"
+	@echo "make bench   measure this machine and every peer that is installed (an hour)"
 	@echo "make train-mini  make jat-mini again: demonstrations, training, scores (hours on two cores)"
 	@echo "make format  apply the formatters"
 	@echo "make lock    write requirements/*.txt; UPGRADE=numpy takes its newest release, UPGRADE=all that of everything"

@@ -1,4 +1,4 @@
-"""Two builds of the native module beside each other: is a change to csrc/cpu worth keeping?
+"""Compare two builds of the native module: is a change to csrc/cpu worth keeping?
 
     cmake -S . -B /tmp/before -Dpybind11_DIR=$(python -m pybind11 --cmakedir) && cmake --build /tmp/before
     ... change something, build to /tmp/after ...
@@ -51,7 +51,7 @@ def build_model(cpu: Any, dtype: str, num_threads: int, instruction_set: str) ->
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """In a process of its own: print the median time of a step in milliseconds."""
+    """Print the median time of a step in milliseconds; in a process of its own."""
     cpu = load(arguments.builds[0])
     model = build_model(cpu, arguments.dtype, arguments.num_threads, arguments.instruction_set)
     sessions, pages = arguments.sessions, -(-(arguments.cached + 19) // cpu.PAGE_SIZE)
@@ -84,12 +84,14 @@ def main() -> None:
     if arguments.child:
         measure(arguments)
         return
+
     medians: dict[str, list[float]] = {build: [] for build in arguments.builds}
     options = [text for text in sys.argv[1:] if text not in arguments.builds]
     for _ in range(arguments.rounds):
         for build in arguments.builds:
             command = [sys.executable, str(Path(__file__)), build, *options, "--child"]
             medians[build].append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
     for build, values in medians.items():
         print(f"{build}: {np.median(values):.3f} ms, {min(values):.3f} to {max(values):.3f} in {len(values)} processes")
 

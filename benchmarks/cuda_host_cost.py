@@ -1,4 +1,4 @@
-"""What Python costs in a whole call of the CUDA backend: everything but the kernels, which are left out.
+"""Time what Python costs in a whole call of the CUDA backend: everything but the kernels, which are left out.
 
     python -m benchmarks.cuda_host_cost [--write]
 
@@ -13,77 +13,70 @@ import argparse
 import json
 import os
 import time
+import weakref
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined
 
 import numpy as np
-import torch
-from gymnasium import spaces
 
-from jat_engine.backends import Choice
-from jat_engine.backends.cuda.backend import CudaBackend
-from jat_engine.backends.options import EngineOptions
+from jat_engine.backends.cuda.graph import GraphStep
 from jat_engine.backends.report import collect
+from jat_engine.bench.report import by_column, markdown
+from jat_engine.bench.results import percentiles
 from jat_engine.config import JatConfig
-from jat_engine.engine.engine import JatEngine
+from jat_engine.testing.spaces import Box, Discrete
 
-from .step_traffic import Shapes
-from .triton_launches import recorded
+from .no_kernels import make_engine, without_kernels
 
 RESULTS = Path(__file__).parent / "results" / "cuda_host_cost"
 WINDOW = 64
-SPACE = spaces.Box(-1, 1, (6,))
+SPACE = Box(-1, 1, (6,))
 
 
-def make_engine() -> Any:
-    """Two layers: the host's work does not depend on how many there are."""
-    config = JatConfig(num_layers=2)
-    choice = Choice(torch.device("cpu"), "cuda", "bfloat16", "", is_asked=True)
-    options = EngineOptions(one_launch=False, max_cached_tokens=1200 * (WINDOW + 32))
-    missions: Any = None
-    CudaBackend._check = lambda self: None  # type: ignore[method-assign]  # kernels that are left out compute nothing
-    return JatEngine(config, Shapes(config), choice, options, missions)
+def leave_out_launches() -> Any:
+    """Let steps launch nothing: recording a kernel costs time as well."""
+    begun: weakref.WeakSet[GraphStep] = weakref.WeakSet()
+
+    def wait(step: GraphStep) -> None:
+        if step not in begun:  # its results are there from then on
+            begun.add(step)
+            step.predictions[:] = 0
+            step.choices[:] = 0
+            step.finite[:] = 1
+
+    return mock.patch.multiple(GraphStep, launch=lambda step: None, wait=wait)
 
 
-def leave_out_kernels(engine: Any) -> None:
-    """Graphs made so far do nothing from now on, and find zeros."""
-    for graph in engine._backend._graphs.values():
-        graph._run = lambda: None
-        graph.predictions[:] = 0
-        graph.finite[:] = 1
-
-
-def timed(engine: Any, step: Any, repeats: int) -> dict[str, float]:
-    """Microseconds of `step`, after what fills the window and makes the graphs."""
+def timed(step: Any, repeats: int) -> dict[str, float]:
+    """Return the microseconds of `step`, after what fills the window and makes the graphs."""
     for _ in range(WINDOW // 2 + 4):
-        try:
-            step()
-        except ValueError:  # the first step of a new graph finds what was in its memory
-            leave_out_kernels(engine)
-        leave_out_kernels(engine)
+        step()
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - begin)
-    p50, p90, p99 = np.percentile(seconds, [50, 90, 99]) * 1e6
-    return {"p50_us": round(p50, 1), "p90_us": round(p90, 1), "p99_us": round(p99, 1), "calls": repeats}
+    found = percentiles([seconds])
+    return {**{f"p{p}_us": round(found[p] * 1e6, 1) for p in ("50", "90", "99")}, "calls": repeats}
 
 
 def measure() -> list[dict[str, Any]]:
+    """Return a row for each kind of call."""
     random = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
-    with recorded():
-        engine = make_engine()
+    # Two layers: the host's work does not depend on how many there are.
+    with without_kernels(), leave_out_launches():
+        engine = make_engine(JatConfig(num_layers=2), max_cached_tokens=1200 * (WINDOW + 32))
         session = engine.open_session(WINDOW)
         for name, observation, space in (
             ("continuous", {"continuous_observation": random.standard_normal(39).astype(np.float32)}, SPACE),
             (
                 "image",
                 {"image_observation": random.integers(0, 256, (84, 84, 4), dtype=np.uint8)},
-                spaces.Discrete(18),
+                Discrete(18),
             ),
         ):
             session.reset()
@@ -91,7 +84,7 @@ def measure() -> list[dict[str, Any]]:
             def one(observation: Any = observation, space: Any = space) -> None:
                 session.get_next_action(**observation, action_space=space, reward=0.1)
 
-            rows.append({"call": "one agent", "observation": name, "agents": 1, **timed(engine, one, 2000)})
+            rows.append({"call": "one agent", "observation": name, "agents": 1, **timed(one, 2000)})
         session.close()
         for agents in (64, 1024):
             observations = random.standard_normal((agents, 39)).astype(np.float32)
@@ -101,35 +94,27 @@ def measure() -> list[dict[str, Any]]:
                 def step(batch: Any = batch, observations: Any = observations, rewards: Any = rewards) -> None:
                     batch.get_next_actions(continuous_observations=observations, rewards=rewards, action_space=SPACE)
 
-                rows.append(
-                    {"call": "AgentBatch", "observation": "continuous", "agents": agents, **timed(engine, step, 300)}
-                )
+                rows.append({"call": "AgentBatch", "observation": "continuous", "agents": agents, **timed(step, 300)})
         sessions = [engine.open_session(WINDOW) for _ in range(64)]
         seen = [{"continuous_observation": row} for row in random.standard_normal((64, 39)).astype(np.float32)]
 
         def many() -> None:
             engine.get_next_actions(sessions, seen, [0.1] * 64, SPACE)
 
-        rows.append({"call": "sessions", "observation": "continuous", "agents": 64, **timed(engine, many, 100)})
+        rows.append({"call": "sessions", "observation": "continuous", "agents": 64, **timed(many, 100)})
     return rows
 
 
 def as_markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
-    lines = [
-        "# What Python costs in a call of the CUDA backend",
-        "",
+    """Return the table, and where it was measured."""
+    head = (
+        "# What Python costs in a call of the CUDA backend\n\n"
         f"`python -m benchmarks.cuda_host_cost --write` on {machine['cpu']['name']}, {machine['cpu']['cores']} cores; "
-        "microseconds of whole calls with the kernels left out. No GPU was there.",
-        "",
-        "| call | observation | agents | p50 | p90 | p99 | calls |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['call']} | {row['observation']} | {row['agents']} | {row['p50_us']} | {row['p90_us']} | "
-        f"{row['p99_us']} | {row['calls']} |"
-        for row in rows
-    ]
-    return "\n".join(lines) + "\n"
+        "microseconds of whole calls with the kernels left out. No GPU was there.\n\n"
+    )
+    return (
+        head + markdown(by_column({name.removesuffix("_us"): str(v) for name, v in row.items()} for row in rows)) + "\n"
+    )
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Registers, spills and shared memory of the CUDA kernels, from the compiler; no GPU is needed."""
+"""Read registers, spills and shared memory of the CUDA kernels from the compiler; no GPU is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ SHARED = re.compile(r"(\d+) bytes smem")
 
 
 def cuda_resources(arch: str) -> list[dict[str, Any]]:
-    """One row a kernel: kernel, weights, for (which sizes), registers (a thread), spill_bytes (stores and loads),
+    """Return one row per kernel.
+
+    Its columns are kernel, weights, for (which sizes), registers (of a thread), spill_bytes (stores and loads), and
     shared_bytes (static; the step adds what its plan says at launch: all that a block may have).
 
     Args:
@@ -44,8 +46,10 @@ def cuda_resources(arch: str) -> list[dict[str, Any]]:
             f"{folder}/step.cubin",
         ]
         done = subprocess.run([*command, str(SOURCE)], capture_output=True, text=True)
+
     if done.returncode != 0:
         raise RuntimeError(f"nvcc -arch={arch}:\n{done.stderr}")
+
     rows: list[dict[str, Any]] = []
     for line in done.stderr.splitlines():
         if entry := ENTRY.search(line):

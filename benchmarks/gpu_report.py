@@ -1,4 +1,4 @@
-"""All that is to be known of the engine on a GPU, by one command.
+"""Measure all that is to be known of the engine on a GPU, by one command.
 
     python benchmarks/gpu_report.py --out DIR
 

@@ -1,4 +1,4 @@
-"""Registers, spills and shared memory of every kernel, compiled for sm_80, sm_90, sm_100 and sm_120 without a GPU.
+"""Read registers, spills and shared memory of every kernel, compiled for sm_80, sm_90, sm_100 and sm_120 without a GPU.
 
     python -m benchmarks.kernel_resources [--architectures 80 90 100 120] [--weights ...] [--for "one agent"] [--write]
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -24,6 +25,8 @@ os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined
 import torch
 import triton
 
+from jat_engine.bench.report import markdown
+
 from .cuda_resources import cuda_resources
 from .kernel_variants import ROWS, WEIGHT_DTYPES, variants
 from .resource_limits import ARCHITECTURES, REGISTER_LIMIT, SHARED_LIMIT, Row, violations
@@ -35,7 +38,7 @@ RESULTS = Path(__file__).parent / "results" / "kernel_resources"
 def triton_resources(
     arch: int, weight_dtypes: Iterable[torch.dtype] = WEIGHT_DTYPES, sizes: Iterable[str] = tuple(ROWS)
 ) -> list[Row]:
-    """One row a compiled variant: kernel, weights, for, registers, spill_bytes, shared_bytes, warps, programs."""
+    """Return a row for each compiled variant: kernel, weights, for, registers, spills, shared bytes, warps, grid."""
     seen, table = set(), []
     for weight_dtype in weight_dtypes:
         for rows_name in sizes:
@@ -43,6 +46,7 @@ def triton_resources(
                 compiled = compile_launch(launch, arch)
                 if compiled.hash in seen:
                     continue
+
                 seen.add(compiled.hash)
                 table.append({
                     "kernel": launch.name,
@@ -50,7 +54,7 @@ def triton_resources(
                     "arch": arch,
                     "weights": str(weight_dtype).removeprefix("torch."),
                     "for": rows_name,
-                    "programs": _product(launch.grid),
+                    "programs": math.prod(launch.grid),
                     "warps": compiled.metadata.num_warps,
                     **cubin_resources(compiled.asm["cubin"]),
                     "shared_bytes": compiled.metadata.shared,
@@ -59,7 +63,7 @@ def triton_resources(
 
 
 def cubin_resources(cubin: bytes) -> Row:
-    """registers a thread, and spill_bytes: the local memory a thread uses (stack frame included)."""
+    """Return registers, and spill_bytes: the local memory a thread uses (stack frame included)."""
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -74,16 +78,15 @@ def cubin_resources(cubin: bytes) -> Row:
 
 
 def cuda_rows(arch: int) -> list[Row]:
-    """The one-launch kernel's rows. sm_80 has none: there its body is empty."""
+    """Return the one-launch kernel's rows. sm_80 has none: there its body is empty."""
     if arch < 90:
         return []
     return [{"language": "cuda", "arch": arch, **row} for row in cuda_resources(f"sm_{arch}a")]
 
 
 def as_markdown(table: list[Row]) -> str:
-    columns = ["kernel", "weights", "for", "arch", "programs", "warps", "registers", "spill_bytes", "shared_bytes"]
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in table]
+    """Return the table, and what it says."""
+    names = ["kernel", "weights", "for", "arch", "programs", "warps", "registers", "spill_bytes", "shared_bytes"]
     limits = ", ".join(f"sm_{arch} {limit // 1024} KiB" for arch, limit in SHARED_LIMIT.items())
     return (
         "# Registers, spills and shared memory of the kernels\n\n"
@@ -92,15 +95,8 @@ def as_markdown(table: list[Row]) -> str:
         f"spill_bytes are a thread's. Limits: {REGISTER_LIMIT} registers, no spills (float32: 128 bytes; step on "
         f"sm_100 and sm_120: 80 bytes), shared memory {limits}. Variants that compile to the same code are listed "
         "once. `step` is the one-launch kernel of csrc/cuda, whose shared memory is chosen at launch: what a block "
-        "may have.\n\n" + "\n".join(lines) + "\n"
+        "may have.\n\n" + markdown({name: [str(row.get(name, "")) for row in table] for name in names}) + "\n"
     )
-
-
-def _product(grid: tuple[int, ...]) -> int:
-    total = 1
-    for size in grid:
-        total *= size
-    return total
 
 
 def main() -> None:
@@ -110,6 +106,7 @@ def main() -> None:
     parser.add_argument("--for", nargs="+", default=list(ROWS), choices=ROWS, dest="sizes")
     parser.add_argument("--write", action="store_true", help=f"keep the table in {RESULTS}.json and .md")
     options = parser.parse_args()
+
     weight_dtypes = [getattr(torch, name) for name in options.weights]
     table = [
         row
@@ -122,6 +119,7 @@ def main() -> None:
         RESULTS.with_suffix(".json").write_text(
             json.dumps({"triton": triton.__version__, "kernels": table}, indent=1) + "\n"
         )
+
     wrong = violations(table)
     if wrong:
         raise SystemExit("Over the limit:\n" + "\n".join(wrong))

@@ -1,4 +1,4 @@
-"""Every Triton kernel as the engine launches it at the published size: hidden 768, 12 heads of 64, MLP 3072."""
+"""List every Triton kernel as the engine launches it at the published size: hidden 768, 12 heads of 64, MLP 3072."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _int64(*shape: int) -> Tensor:
 
 
 def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
-    """One step of rows / 3 agents: every kernel of it, in order; for one agent attention is split as well as not."""
+    """Return every kernel of a step of rows / 3 agents, in order; for one agent attention is split as well as not."""
     sessions, compute = rows // STEP_TOKENS, compute_dtype(weight_dtype)
     cache_dtype = torch.bfloat16 if weight_dtype == torch.int8 else weight_dtype
     vector, x = _floats(HIDDEN), _floats(rows, HIDDEN)

@@ -1,4 +1,4 @@
-"""Returns of a random policy, beside the published ones: are these the environments of the published agent?
+"""Compare returns of a random policy with the published ones: are these the environments of the published agent?
 
     python benchmarks/random_policy.py --tasks metaworld mujoco babyai-go-to atari-pong \
         --num_workers 2 --out benchmarks/results/random_policy.json --markdown docs/environments.md
@@ -22,16 +22,16 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import sys
 import time
 import zlib
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from jat_engine import installation
+from jat_engine.bench.report import by_column, markdown
 from jat_engine.envs import DOMAINS, TASKS, Task, expand_tasks, make
 
 NUM_EPISODES = {"atari": 30, "babyai": 500, "metaworld": 150, "mujoco": 200}
@@ -42,7 +42,7 @@ BEGIN, END = "<!-- random returns: written by benchmarks/random_policy.py -->", 
 
 @dataclass(frozen=True)
 class Result:
-    """Returns of one task. `length` is in agent steps. `published_se` and the deviation are None where unknown."""
+    """Returns of one task. `length` is in agent steps; `published_se` and the deviation are None where unknown."""
 
     task: str
     episodes: int
@@ -58,7 +58,7 @@ class Result:
 
 
 def play(task: Task, num_episodes: int, seed: int) -> tuple[list[float], list[int]]:
-    """Return and length of every episode."""
+    """Return the returns and lengths of all episodes."""
     env_seed, action_seed = np.random.SeedSequence([seed, zlib.crc32(task.name.encode())]).generate_state(2)
     env = make(task.name, seed=int(env_seed), **({"clip_reward": False} if task.domain == "atari" else {}))
     env.action_space.seed(int(action_seed))  # apart from the environment's, or goals and actions would go together
@@ -86,6 +86,7 @@ def measure(job: tuple[str, int, int]) -> Result:
     returns, lengths = play(task, num_episodes, seed)
     mean, std, length = float(np.mean(returns)), float(np.std(returns, ddof=1)), float(np.mean(lengths))
     se = std / math.sqrt(num_episodes)
+
     published = task.random
     assert published is not None, f"{name} has no published random return"
     published_se = None if published.std is None else published.std / math.sqrt(PUBLISHED_STEPS / length)
@@ -106,7 +107,7 @@ def measure(job: tuple[str, int, int]) -> Result:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """That many significant digits, or all of the integer part."""
+    """Return that many significant digits, or all of the integer part."""
     if value == 0:
         return "0"
     if abs(value) < 1e-3:
@@ -115,18 +116,13 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def table(results: list[Result]) -> str:
-    """One table a domain, and what the differences amount to."""
+    """Return one table for each domain, and what the differences amount to."""
     lines = []
     for domain in DOMAINS:
         rows = [result for result in results if TASKS[result.task].domain == domain]
         if rows:
-            reference = "literature" if domain == "atari" else "published ± SE"
-            lines += [
-                f"| {domain} | episodes | ours ± SE | {reference} | difference / SE |",
-                "|---|---:|---:|---:|---:|",
-            ]
-            lines += [f"| {' | '.join(cells(row))} |" for row in rows]
-            lines += [""]
+            columns = by_column(cells(row) for row in rows)
+            lines += [markdown(columns, right=[name for name in columns if name != domain]), ""]
     known = [r.difference_in_se for r in results if r.published_se is not None and r.difference_in_se is not None]
     if known:
         rms = math.sqrt(sum(difference**2 for difference in known) / len(known))
@@ -138,18 +134,19 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def cells(row: Result) -> list[str]:
-    """One row of a table."""
+def cells(row: Result) -> dict[str, str]:
+    """Return one row of a table, by header."""
+    domain, _, name = row.task.partition("-")
     published = number(row.published_mean)
     if row.published_se is not None:
         published += f" ± {number(row.published_se, 2)}"
-    return [
-        row.task.partition("-")[2],
-        str(row.episodes),
-        f"{number(row.mean)} ± {number(row.se, 2)}",
-        published,
-        "-" if row.difference_in_se is None else f"{row.difference_in_se:+.1f}",
-    ]
+    return {
+        domain: name,
+        "episodes": str(row.episodes),
+        "ours ± SE": f"{number(row.mean)} ± {number(row.se, 2)}",
+        "literature" if domain == "atari" else "published ± SE": published,
+        "difference / SE": "-" if row.difference_in_se is None else f"{row.difference_in_se:+.1f}",
+    }
 
 
 def write_markdown(path: Path, text: str) -> None:
@@ -163,18 +160,9 @@ def write_markdown(path: Path, text: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide a return."""
-    installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
-    return {"python": platform.python_version(), **{name: installed[name] for name in PACKAGES if name in installed}}
-
-
-def cpu() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    """Return the versions of Python and of the packages that decide a return."""
+    installed = installation.versions()
+    return {name: version for name in ("python", *PACKAGES) if (version := installed.get(name))}
 
 
 def main() -> None:
@@ -186,6 +174,7 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--markdown", type=Path, help="file whose table between two marks is replaced")
+
     args = parser.parse_args()
     if args.num_episodes is not None and args.num_episodes < 2:
         parser.error(f"--num_episodes: expected at least 2, for a standard error, got {args.num_episodes}")
@@ -196,6 +185,7 @@ def main() -> None:
         for result in pool.imap(measure, jobs):
             results.append(result)
             print(f"{result.task:38s} {result.mean:12.4g} ± {result.se:.3g}, {result.seconds:.0f} s", file=sys.stderr)
+
     text = table(results)
     print(text)
     if args.out:
@@ -205,7 +195,7 @@ def main() -> None:
             "seed": args.seed,
             "num_workers": args.num_workers,
             "seconds": round(time.perf_counter() - start, 1),
-            "cpu": f"{cpu()}, {os.cpu_count()} cores",
+            "cpu": f"{installation.cpu_name()}, {os.cpu_count()} cores",
             "versions": versions(),
             "results": [asdict(result) for result in results],
         }

@@ -1,4 +1,4 @@
-"""What a kernel may use at most, on every architecture the engine serves."""
+"""Limit what a kernel may use, on every architecture the engine serves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def spill_limit(row: Row) -> int:
 
 
 def violations(table: Iterable[Row]) -> list[str]:
-    """What in a table is over its limit, in words."""
+    """Return what in a table is over its limit, in words."""
     wrong = []
     for row in table:
         name = f"{row['kernel']} ({row['weights']}, {row['for']}, sm_{row['arch']})"

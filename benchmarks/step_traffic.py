@@ -1,4 +1,4 @@
-"""What a step on a GPU moves, counted from what it launches: bytes of device memory beside the floor, and re-reads.
+"""Count what a step on a GPU moves from what it launches: bytes of device memory, their floor, and re-reads.
 
     python -m benchmarks.step_traffic [--write]
 
@@ -13,73 +13,46 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from jat_engine.backends import Plan
-from jat_engine.backends.base import PAGE_SIZE
 from jat_engine.backends.base import STEP_TOKENS as ROWS
-from jat_engine.backends.cuda.backend import CudaBackend
-from jat_engine.checkpoint.weights import parameter_shapes
+from jat_engine.bench import costs
+from jat_engine.bench.report import markdown
+from jat_engine.bench.workload import batch_arguments
 from jat_engine.config import JatConfig
-from jat_engine.observation import ActionSpace
+from jat_engine.engine.engine import JatEngine
 
-from .triton_launches import Launch, recorded
+from .no_kernels import make_engine, without_kernels
+from .triton_launches import Launch
 
 RESULTS = Path(__file__).parent / "results" / "step_traffic"
 NUM_MULTIPROCESSORS = 132
 """Of the H200. It decides how many programs share the keys of one agent."""
 CASES = ((1, 256), (1, 508), (64, 508), (1024, 508))
 """Agents and cached tokens."""
+DTYPE = "bfloat16"
+WINDOW = 4
+"""Tokens; launches depend on the agents alone, so that short windows, which fill soon, tell them."""
 
 
-class Shapes:
-    """Parameters of the right shapes."""
-
-    def __init__(self, config: JatConfig) -> None:
-        self._shapes = parameter_shapes(config)
-
-    def get(self, name: str) -> Tensor:
-        return torch.zeros(self._shapes[name])
-
-    def pieces(self, name: str, rows: int = 2048) -> Iterator[Tensor]:
-        yield from torch.zeros(self._shapes[name]).split(rows)
-
-    def rows(self, name: str, count: int) -> Tensor:
-        return torch.zeros(count, *self._shapes[name][1:])
-
-
-class Unchecked(CudaBackend):
-    """Kernels that are recorded compute nothing that could be checked."""
-
-    def _check(self) -> None:
-        pass
-
-
-def record(backend: CudaBackend, agents: int, context: int) -> list[Launch]:
-    """The launches of a step of so many saturated agents with 39 continuous observations and 6 actions."""
-    pages = np.zeros(-(-(context + ROWS + PAGE_SIZE - 1) // PAGE_SIZE), np.int32)
-    tokens: list[Any] = []
-    for _ in range(agents):
-        for size in (40, 6, 40):
-            tokens.append(backend.embed_continuous(np.zeros(size, np.float32), None))
-    spaces = [ActionSpace("continuous", 6)] * agents
-    plan = Plan([ROWS] * agents, [context] * agents, [0] * agents, [pages] * agents, spaces, [None] * agents, tokens)
-    with recorded() as launches:
-        backend.decode(plan)
-    return launches
+def record(engine: JatEngine, launches: list[Launch], agents: int) -> list[Launch]:
+    """Return the launches of a step of so many saturated agents with continuous observations and actions."""
+    with engine.open_batch(agents, WINDOW, seed=0) as batch:
+        for step in range(WINDOW):
+            launches.clear()
+            batch.get_next_actions(**batch_arguments(agents, step))
+    return list(launches)
 
 
 def device_bytes(launch: Launch, agents: int, context: int, config: JatConfig, itemsize: int) -> int:
-    """Weights, keys and values."""
+    """Return the bytes of weights, keys and values."""
     given = launch.arguments
     if launch.name == "paged_attention":
         # Of the three queries the first sees the oldest key; each sees the new keys up to its own.
@@ -93,7 +66,7 @@ def device_bytes(launch: Launch, agents: int, context: int, config: JatConfig, i
 
 
 def l2_bytes(launch: Launch, agents: int, config: JatConfig, itemsize: int) -> int:
-    """Activations, as often as programs read them, and what is written of them."""
+    """Return the bytes of activations, as often as programs read them, and what is written of them."""
     hidden, rows = config.hidden_size, agents * ROWS
     given = launch.arguments
     blocks = launch.grid[0]  # of outputs: each reads all columns of its rows
@@ -118,26 +91,23 @@ def l2_bytes(launch: Launch, agents: int, config: JatConfig, itemsize: int) -> i
 
 
 def count(config: JatConfig) -> dict[str, Any]:
-    """The table of all cases, bfloat16."""
-    itemsize = 2
-    torch_device = torch.device("cpu")
-    backend = Unchecked(config, Shapes(config), "bfloat16", torch_device, one_launch=False)
-    with recorded():
-        backend.allocate_cache(1)
-    weights = backend._weights
-    weights.num_multiprocessors = NUM_MULTIPROCESSORS
-    block_weights = weights.block_bytes
+    """Return the table of all cases, bfloat16."""
+    itemsize = costs.CACHE_BYTES[DTYPE]
+    most = max(agents for agents, _ in CASES)
+    with without_kernels(NUM_MULTIPROCESSORS) as launches:
+        engine = make_engine(config, max_cached_tokens=most * (WINDOW + 2 * 16))
+        by_agents = {agents: record(engine, launches, agents) for agents in dict.fromkeys(n for n, _ in CASES)}
+
     cases = []
     for agents, context in CASES:
         kernels: dict[str, dict[str, int]] = {}
-        for launch in record(backend, agents, context):
+        for launch in by_agents[agents]:
             row = kernels.setdefault(launch.name, {"launches": 0, "programs": 0, "device_bytes": 0, "l2_bytes": 0})
             row["launches"] += 1
-            row["programs"] = _product(launch.grid)
+            row["programs"] = math.prod(launch.grid)
             row["device_bytes"] += device_bytes(launch, agents, context, config, itemsize)
             row["l2_bytes"] += l2_bytes(launch, agents, config, itemsize)
-        seen = sum(min(context, layer.window - 1) for layer in weights.layers)
-        floor = block_weights + agents * seen * 2 * config.hidden_size * itemsize
+        floor = costs.matrix_bytes(config, DTYPE) + agents * costs.cache_bytes(config, context, DTYPE)
         total = sum(row["device_bytes"] for row in kernels.values())
         cases.append({
             "agents": agents,
@@ -149,10 +119,12 @@ def count(config: JatConfig) -> dict[str, Any]:
             "l2_bytes": sum(row["l2_bytes"] for row in kernels.values()),
             "kernels": kernels,
         })  # fmt: skip
-    return {"preset": "small", "dtype": "bfloat16", "multiprocessors": NUM_MULTIPROCESSORS, "cases": cases}
+    return {"preset": "small", "dtype": DTYPE, "multiprocessors": NUM_MULTIPROCESSORS, "cases": cases}
 
 
 def as_markdown(table: dict[str, Any]) -> str:
+    """Return the tables, and what they say."""
+    cases = table["cases"]
     lines = [
         "# What a step moves",
         "",
@@ -160,36 +132,36 @@ def as_markdown(table: dict[str, Any]) -> str:
         f"bfloat16, tiles and splits for {table['multiprocessors']} multiprocessors. Nothing here was timed. MB are "
         "10^6 bytes. L2 bytes are counted once for each program that asks for them.",
         "",
-        "| agents | cached tokens | launches | floor MB | device MB | ratio | L2 MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for case in table["cases"]:
-        lines.append(
-            f"| {case['agents']} | {case['context']} | {case['launches']} | {case['floor_bytes'] / 1e6:.1f} | "
-            f"{case['device_bytes'] / 1e6:.1f} | {case['ratio']:.4f} | {case['l2_bytes'] / 1e6:.1f} |"
-        )
-    for case in table["cases"]:
+        markdown({
+            "agents": [str(case["agents"]) for case in cases],
+            "cached tokens": [str(case["context"]) for case in cases],
+            "launches": [str(case["launches"]) for case in cases],
+            "floor MB": [f"{case['floor_bytes'] / 1e6:.1f}" for case in cases],
+            "device MB": [f"{case['device_bytes'] / 1e6:.1f}" for case in cases],
+            "ratio": [f"{case['ratio']:.4f}" for case in cases],
+            "L2 MB": [f"{case['l2_bytes'] / 1e6:.1f}" for case in cases],
+        }),
+    ]  # fmt: skip
+
+    for case in cases:
+        kernels = case["kernels"].values()
         lines += [
             "",
             f"## {case['agents']} agents, {case['context']} cached tokens, by kernel",
             "",
-            "| kernel | launches | programs each | device MB | L2 MB |",
-            "|---|---|---|---|---|",
-        ]
-        for name, row in case["kernels"].items():
-            lines.append(
-                f"| {name} | {row['launches']} | {row['programs']} | {row['device_bytes'] / 1e6:.2f} | "
-                f"{row['l2_bytes'] / 1e6:.2f} |"
-            )
+            markdown({
+                "kernel": list(case["kernels"]),
+                "launches": [str(row["launches"]) for row in kernels],
+                "programs each": [str(row["programs"]) for row in kernels],
+                "device MB": [f"{row['device_bytes'] / 1e6:.2f}" for row in kernels],
+                "L2 MB": [f"{row['l2_bytes'] / 1e6:.2f}" for row in kernels],
+            }),
+        ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def _product(grid: tuple[int, ...]) -> int:
-    return int(np.prod(grid))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What a step on a GPU moves, beside the floor.")
+    parser = argparse.ArgumentParser(description="What a step on a GPU moves, and the least it could.")
     parser.add_argument("--write", action="store_true", help=f"keep the table in {RESULTS}.json and .md")
     options = parser.parse_args()
     table = count(JatConfig())

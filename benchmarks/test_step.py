@@ -1,4 +1,4 @@
-"""A step under pytest-benchmark, for its statistics, histograms and `--benchmark-compare`:
+"""Time a step under pytest-benchmark, for its statistics, histograms and `--benchmark-compare`:
 
     pytest benchmarks/test_step.py --benchmark-group-by=param:kind
 
@@ -19,8 +19,7 @@ import pytest
 from jat_engine.bench.peers import REFERENCE
 from jat_engine.bench.peers.jat import EnginePeer, ModelPeer
 from jat_engine.bench.suites.latency import fill
-from jat_engine.bench.suites.throughput import batch_arguments
-from jat_engine.bench.workload import SPACES, open_checkpoint, step_arguments
+from jat_engine.bench.workload import SPACES, batch_arguments, open_checkpoint, step_arguments
 from jat_engine.testing.agreement import TOLERANCES
 
 WINDOW = 32
@@ -68,7 +67,7 @@ def test_batch_step(benchmark: Any, peer: Callable[[str], Any], name: str, num_a
     steps = itertools.count()
     actions = benchmark.pedantic(
         batch.get_next_actions,
-        setup=lambda: ((batch_arguments(num_agents, next(steps)),), {}),
+        setup=lambda: ((), batch_arguments(num_agents, next(steps))),
         rounds=30,
         warmup_rounds=WINDOW,
     )

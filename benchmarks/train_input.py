@@ -1,4 +1,4 @@
-"""What it takes to bring episodes to a training step, and the step itself; ours beside the published way.
+"""Time bringing episodes to a training step, and the step itself; ours and the published way.
 
     jat-engine collect --tasks babyai-go-to-local metaworld-reach --num_episodes 300 --output_dir data
     python benchmarks/train_input.py --dataset data --tasks babyai-go-to-local metaworld-reach --out results.json
@@ -38,11 +38,11 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from gpu.markdown import table
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from jat_engine import JatConfig, JatModel, JatProcessor
+from jat_engine.bench.report import by_column, markdown
 from jat_engine.datasets.schema import task_features
 from jat_engine.envs import TASKS
 from jat_engine.installation import cpu_name, versions
@@ -60,7 +60,7 @@ Batches = Iterator[dict[str, Any]]
 
 
 def episodes(dataset: Path, task: str, length: int, most: int) -> datasets.Dataset:
-    """The first pieces of a task as rows in the published columns, rewards shifted, not padded."""
+    """Return the first pieces of a task as rows in the published columns, rewards shifted, not padded."""
     rows: list[dict[str, Any]] = []
     features = task_features(TASKS[task])
     source = datasets.load_dataset(
@@ -91,7 +91,7 @@ def pad_rows(processor: Any, length: int, weight: float) -> Callable[[dict[str, 
 
 
 def sides(dataset: Path, task: str, config: JatConfig, most: int, cache: Path) -> dict[str, Batches]:
-    """Endless batches, by the name of the way they are made."""
+    """Return endless batches, by the name of the way they are made."""
     processor = JatProcessor.byte_level(config)
     length, weight = recipe.segment_length(task, config), recipe.loss_weight(task)
     size = BATCH_SIZES[TASKS[task].observation]
@@ -100,6 +100,7 @@ def sides(dataset: Path, task: str, config: JatConfig, most: int, cache: Path) -
         raise SystemExit(f"{task}: expected at least the {size} pieces of a batch, got {len(rows)}; collect more")
     transform = pad_rows(processor, length, weight)
     options: dict[str, Any] = {"batch_size": size, "shuffle": True, "drop_last": True}
+
     made = {
         "published, padded as read": DataLoader(
             rows.with_transform(transform), collate_fn=default_data_collator, **options
@@ -108,6 +109,7 @@ def sides(dataset: Path, task: str, config: JatConfig, most: int, cache: Path) -
     if TASKS[task].observation != "image":
         padded = rows.map(transform, batched=True, batch_size=16, remove_columns=rows.column_names).with_format("torch")
         made["published, padded before"] = DataLoader(padded, collate_fn=default_data_collator, **options)
+
     source = open_source(str(dataset), task, "train")
     assert source is not None
     folder = prepare(source, SegmentSettings.of(task, "train", length, config, processor), processor, cache)
@@ -134,6 +136,7 @@ def measure(
         model = JatModel(config)
         model.transformer.plain_attention = name != "ours"
         models[name] = model, torch.optim.AdamW(model.parameters())
+
     for repetition in range(arguments.repetitions + 1):
         for name, iterator in batches.items():
             began = time.perf_counter()
@@ -157,6 +160,7 @@ def measure(
             train_step(model, optimizer, tensors(batch), loss_only=name == "ours")
             if repetition:
                 step_s[side].append(time.perf_counter() - began)
+
     size = BATCH_SIZES[TASKS[task].observation]
     mean_steps = float(np.mean([s for counts in steps.values() for s in counts]))  # the pieces are the same
     result = []
@@ -197,7 +201,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--batches", type=int, default=4, help="of input in a repetition; one of them is trained on")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, required=True, help=".json; tables go into .md beside it")
+    parser.add_argument("--out", type=Path, required=True, help=".json; tables go into .md next to it")
+
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     datasets.disable_progress_bars()
@@ -206,13 +211,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         for task in arguments.tasks:
             measured = measure(arguments.dataset, task, config, arguments, Path(cache))
-            print(table(measured), flush=True)
+            print(markdown(by_column(measured)), flush=True)
             rows += measured
+
     machine = f"{cpu_name()}, {arguments.threads} threads, {platform.platform()}"
     report = {"machine": machine, "versions": versions(), "model": SMALL, "batch_sizes": BATCH_SIZES, "rows": rows}
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
     note = f"{machine}. Model: {SMALL}; pieces in a batch: {BATCH_SIZES}. Median (10th to 90th percentile)."
-    arguments.out.with_suffix(".md").write_text(f"{note}\n\n{table(rows)}\n")
+    arguments.out.with_suffix(".md").write_text(f"{note}\n\n{markdown(by_column(rows))}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the wrappers launch, recorded instead of run, and compiled for any architecture without a GPU.
+"""Record what the wrappers launch instead of running it, and compile it for any architecture without a GPU.
 
 `recorded()` replaces Triton's launch by a note of the kernel, its arguments and options, so that a wrapper called with
 CPU tensors of the real shapes tells exactly which variant it would run. `compile_launch` compiles such a note.
@@ -43,7 +43,7 @@ class Launch:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Kernels launched inside are noted, in order, and not run."""
+    """Note the kernels that are launched within the block, in order, instead of running them."""
     launches: list[Launch] = []
 
     def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -61,8 +61,10 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def compile_launch(launch: Launch, compute_capability: int) -> Any:
-    """The compiled kernel (its `asm["cubin"]`, its `metadata`), specialised as Triton's launch would: pointers from the
-    allocator are multiples of 16 bytes."""
+    """Return the compiled kernel (its `asm["cubin"]`, its `metadata`), specialised as Triton's launch would.
+
+    Pointers from the allocator are multiples of 16 bytes.
+    """
     parameters = {parameter.name: parameter for parameter in launch.kernel.params}
     names = list(parameters)
     signature, constants, attributes = {}, {}, {}

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jat_engine.bench import table, verdict
 from jat_engine.bench.pacing import BACK_TO_BACK, SLEEP
 from jat_engine.bench.peers import ENGINE
+from jat_engine.bench.report import DRAWN, by_column, columns, markdown, number, standing, title
 from jat_engine.bench.results import Results, Row
 from jat_engine.bench.suites.loop import FLOORS
 
@@ -48,6 +48,11 @@ SUITES = {
     "generate": "Text, greedily, by `JatModel`; the engine does not generate text.",
     "train": "A training step of a small model (4 layers of 192), on random data: forward, backward, AdamW.",
     "eval": "A step in real simulators with jat-mini, including the simulator's time and a share of its reset.",
+    "parity": "How far predictions are from the reference's, over all steps: of the recorded episodes of the published "
+    "implementation, or of `JatModel` in float32. Each step follows on the reference's action.",
+    "growth": "A step's time over the tokens in its cache, from the beginning of an episode to a full window.",
+    "soak": "Sessions of all kinds and windows that come, reset and leave at random. `error`: pages of the cache that "
+    "did not come back.",
 }
 
 
@@ -100,17 +105,17 @@ def latency_conclusions(rows: list[Row], models: str) -> list[str]:
         faster = [row.faster.value for row in rows if row.name == f"{ENGINE} {dtype}" and row.faster is not None]
         lines.append(f"{dtype} {span(faster)}")
     found = [f"**One agent, {models}**: times faster than `JatModel` in float32: {', '.join(lines)}."]
-    standing = verdict.columns(rows)
+    compared = standing(rows)
     others = {
         dtype: [
             float(cell.split()[0])
-            for of, cell in zip(standing["dtype"], standing["times faster"], strict=True)
+            for of, cell in zip(compared["dtype"], compared["times faster"], strict=True)
             if of == dtype
         ]
-        for dtype in dict.fromkeys(standing.get("dtype", ()))
+        for dtype in dict.fromkeys(compared.get("dtype", ()))
     }
-    if any(agent != "JatModel" for agent in standing.get("fastest other", ())):
-        ahead, cases = standing["ahead"].count("yes"), len(standing["ahead"])
+    if any(agent != "JatModel" for agent in compared.get("fastest other", ())):
+        ahead, cases = compared["ahead"].count("yes"), len(compared["ahead"])
         found.append(
             f"**Compared with the fastest other agent of the same dtype** (torch.compile, ONNX Runtime, OpenVINO), it "
             f"is faster in {ahead} of {cases} cases: "
@@ -128,11 +133,11 @@ def loop_conclusions(rows: list[Row]) -> list[str]:
             "back to back": [row for row in rows if row.case["pace"] == BACK_TO_BACK],
             "at a fixed rate": [row for row in rows if row.case["pace"] == SLEEP],
         }
-        for title, paced in paces.items():
+        for pace, paced in paces.items():
             for neighbour, words in (("none", ""), ("busy", " with a busy neighbour")):
                 times = [r.p50 * 1e3 for r in paced if r.name == name and r.case["neighbour"] == neighbour]
                 if times:
-                    parts.append(f"{title}{words} {span(times)} ms")
+                    parts.append(f"{pace}{words} {span(times)} ms")
     return ["**A robot's loop** (median calls): " + "; ".join(f"{n}: {', '.join(p)}" for n, p in found.items()) + "."]
 
 
@@ -142,14 +147,14 @@ def throughput_conclusions(rows: list[Row]) -> list[str]:
         agents: max(int(agents) / row.p50 for row in rows if row.case["agents"] == agents)
         for agents in sorted({int(row.case["agents"]) for row in rows})
     }
-    rates = ", ".join(f"{agents} agents {table.number(rate)}" for agents, rate in best.items())
+    rates = ", ".join(f"{agents} agents {number(rate)}" for agents, rate in best.items())
     return [f"**Many agents**, agent-steps per second in the fastest dtype: {rates}."]
 
 
 def span(values: Iterable[float]) -> str:
     """Return "2.5 to 8.1", or one number where both ends read the same."""
     found = list(values)
-    low, high = table.number(min(found)), table.number(max(found))
+    low, high = number(min(found)), number(max(found))
     return low if low == high else f"{low} to {high}"
 
 
@@ -166,16 +171,18 @@ def section(name: str, results: Results) -> str:
         f"Commit {machine['commit']}, {machine['date'][:10]}. Memory read at {bandwidth['median']:.1f} GB/s "
         f"({bandwidth['p10']:.1f} to {bandwidth['p90']:.1f}), measured between the rounds. {'; '.join(versions)}.",
     ]
+
     for suite, explanation in SUITES.items():
         rows = results.of_suite(suite)
         if not rows:
             continue
-        parts += [f"### {table.title(suite, results.settings)}, {models}", explanation]
-        if suite in ("latency", "loop", "throughput"):
+        parts += [f"### {title(suite, results.settings)}, {models}", explanation]
+        if suite in DRAWN:
             parts += [f"![{suite}](../benchmarks/results/{name}_{suite}.png)"]
         if suite in ("latency", "loop"):
-            parts += ["Compared with the fastest other agent of its dtype:", table.markdown(verdict.columns(rows))]
-        parts += [table.markdown(table.columns(rows))]
+            parts += ["Compared with the fastest other agent of its dtype:", markdown(standing(rows))]
+        parts += [markdown(columns(rows))]
+
     if results.skipped:
         parts += [
             f"### Not measured, {models}",
@@ -216,25 +223,30 @@ def readme_table(results: Results) -> str:
     shown = [name for name in (PUBLISHED, "JatModel float32") if name in names][:1]
     shown += sorted(others, key=lambda name: _slowest(rows, name))[:1]
     shown += [f"{ENGINE} {dtype}" for dtype in ("bfloat16", "int8") if f"{ENGINE} {dtype}" in names]
-    lines = [f"| ms per call, median (p95) | {' | '.join(kinds)} |", "| --- " * (len(kinds) + 1) + "|"]
+
+    lines = []
     for name in shown:
         found = {str(row.case["observation"]): row for row in rows if row.name == name}
-        cells = [f"{milliseconds(row.p50)} ({milliseconds(row.seconds['95'])})" for row in found.values()]
         label = f"**{name}**" if name.startswith(ENGINE) else name
         if name in others:
             label += " (fastest of torch.compile, ONNX Runtime and OpenVINO)"
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        line = {"ms per call, median (p95)": label}
+        for kind in kinds:
+            row = found[kind]
+            line[kind] = f"{milliseconds(row.p50)} ({milliseconds(row.seconds['95'])})"
+        lines.append(line)
+
     machine = results.machine
     caption = (
         f"A whole `get_next_action`, published size (192.7 M parameters, random weights), full window of "
         f"{HEADLINE['window']} tokens, on {machine['cpu']['cores']} cores of {cpu_name(machine)}, all in one run "
         f"({machine['date'][:10]}):"
     )
-    return caption + "\n\n" + "\n".join(lines)
+    return f"{caption}\n\n{markdown(by_column(lines))}"
 
 
 def milliseconds(seconds: float) -> str:
-    return table.number(seconds * 1e3)
+    return number(seconds * 1e3)
 
 
 def cpu_name(machine: dict[str, Any]) -> str:
@@ -273,25 +285,26 @@ def loop_table(results: Results) -> str:
     rows = [row for row in rows if row.case["pace"] in (BACK_TO_BACK, SLEEP) and row.agent not in FLOORS]
     rates = sorted({row.case["hz"] for row in rows if isinstance(row.case["hz"], int)})
     rate = LOOP_RATE if LOOP_RATE in rates else rates[0]
-    columns: dict[str, dict[str, object]] = {"back to back": {"hz": "none", "neighbour": "none"}}
-    columns |= {f"{hz} Hz": {"hz": hz, "neighbour": "none"} for hz in rates}
-    columns |= {f"{rate} Hz, busy neighbour": {"hz": rate, "neighbour": "busy"}}
+    cases: dict[str, dict[str, object]] = {"back to back": {"hz": "none", "neighbour": "none"}}
+    cases |= {f"{hz} Hz": {"hz": hz, "neighbour": "none"} for hz in rates}
+    cases |= {f"{rate} Hz, busy neighbour": {"hz": rate, "neighbour": "busy"}}
     found = {
-        title: {row.name: row for row in rows if case.items() <= row.case.items()} for title, case in columns.items()
+        heading: {row.name: row for row in rows if case.items() <= row.case.items()} for heading, case in cases.items()
     }
-    found = {title: by_name for title, by_name in found.items() if by_name}
+    found = {heading: by_name for heading, by_name in found.items() if by_name}
     last = list(found)[-1]
     order = sorted(dict.fromkeys(row.name for row in rows), key=lambda name: -_median(rows, name, rate))
-    lines = [f"| ms a call, p50 (p99) | {' | '.join(found)} | missed there |", "| --- " * (len(found) + 2) + "|"]
+
+    lines = []
     for name in order:
-        cells = []
-        for by_name in found.values():
+        line = {"ms a call, p50 (p99)": f"**{name}**" if name.rpartition(" ")[0] == ENGINE else name}
+        for heading, by_name in found.items():
             row = by_name.get(name)
-            cells.append(f"{table.number(row.p50 * 1e3)} ({table.number(row.seconds['99'] * 1e3)})" if row else "")
+            line[heading] = f"{number(row.p50 * 1e3)} ({number(row.seconds['99'] * 1e3)})" if row else ""
         missed = found[last][name].facts.get("missed %") if name in found[last] else None
-        label = f"**{name}**" if name.rpartition(" ")[0] == ENGINE else name
-        cells.append("" if missed is None else f"{table.number(missed)} %")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        line["missed there"] = "" if missed is None else f"{number(missed)} %"
+        lines.append(line)
+
     machine, window = results.machine, rows[0].case["window"]
     caption = (
         f"As a robot calls it, at a fixed rate and asleep between calls: {machine['cpu']['name']}, "
@@ -299,7 +312,7 @@ def loop_table(results: Results) -> str:
         f"in one run ({machine['date'][:10]}). A busy neighbour is another process that computes on one core; a "
         "deadline is missed when a call takes longer than the period."
     )
-    return caption + "\n\n" + "\n".join(lines)
+    return f"{caption}\n\n{markdown(by_column(lines))}"
 
 
 def _median(rows: list[Row], name: str, hz: object) -> float:
@@ -308,23 +321,25 @@ def _median(rows: list[Row], name: str, hz: object) -> float:
 
 def latency_table(results: Results) -> str:
     """Return medians of calls back to back in one case, a column a modality."""
+    machine = results.machine
     rows = headline_rows(results)
     kinds = list(dict.fromkeys(str(row.case["observation"]) for row in rows))
     names = sorted(dict.fromkeys(row.name for row in rows), key=lambda name: -_slowest(rows, name))
-    lines = [f"| ms a step, {results.machine['cpu']['cores']} cores | {' | '.join(kinds)} | error |"]
-    lines += ["| --- " * (len(kinds) + 2) + "|"]
+
+    lines = []
     for name in names:
         found = {str(row.case["observation"]): row for row in rows if row.name == name}
-        cells = [table.number(found[kind].p50 * 1e3) if kind in found else "" for kind in kinds]
         errors = [row.error for row in found.values() if row.error is not None]
-        label = f"**{name}**" if name.startswith(ENGINE) else name
-        lines.append(f"| {label} | {' | '.join(cells)} | {f'{max(errors):.1g}' if errors else ''} |")
-    machine = results.machine
+        line = {f"ms a step, {machine['cpu']['cores']} cores": f"**{name}**" if name.startswith(ENGINE) else name}
+        line |= {kind: number(found[kind].p50 * 1e3) if kind in found else "" for kind in kinds}
+        line["error"] = f"{max(errors):.1g}" if errors else ""
+        lines.append(line)
+
     caption = (
         f"{machine['cpu']['name']}, {machine['cpu']['cores']} cores, published size with random weights, a "
         f"full window of {HEADLINE['window']} tokens, all in one run ({machine['date'][:10]})."
     )
-    return caption + "\n\n" + "\n".join(lines)
+    return f"{caption}\n\n{markdown(by_column(lines))}"
 
 
 def _slowest(rows: list[Row], name: str) -> float:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
         NativeModuleWarning,
         SessionError,
     )
-    from .model.modeling import JatModel, JatOutput
+    from .model.modeling import JatModel
+    from .model.output import JatOutput
     from .model.processing import JatProcessor
     from .model.session import ModelSession
 
@@ -55,7 +56,7 @@ _MODULES = {
     "JatConfig": "config",
     "JatEngine": "engine.engine",
     "JatModel": "auto",
-    "JatOutput": "model.modeling",
+    "JatOutput": "model.output",
     "JatProcessor": "auto",
     "ModelSession": "model.session",
     "NativeModuleWarning": "errors",

@@ -47,6 +47,7 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, config: JatConfig) -> Limits:
+        """Return the sizes of a configuration."""
         return cls(config.max_continuous_size, config.max_discrete_value, config.vocab_size)
 
 
@@ -248,7 +249,7 @@ def parse_action(space: ActionSpace, action: Any) -> Any:
 
 @functools.cache
 def _space_kind(cls: Any) -> str | None:
-    """ "Box" or "Discrete", if the class is one by name."""
+    """Return "Box" or "Discrete" for a class of that name or a subclass of one; else None."""
     names = {base.__name__ for base in cls.__mro__}
     return next((kind for kind in ("Box", "Discrete") if kind in names), None)
 

@@ -1,1 +1,1 @@
-"""The parts of benchmarks/gpu_report.py: a section a file, each run in a process of its own."""
+"""Hold the parts of benchmarks/gpu_report.py: one section per file, each run in a process of its own."""

@@ -1,7 +1,7 @@
-"""The compiled parts, by CMake and ninja, copied beside the package; what nvcc says of registers and spills.
+"""Build the compiled parts, by CMake and ninja, into the package's folder; keep what nvcc says of registers and spills.
 
-Beside the compilers two more things run that later sections wait for: random checkpoints are written, and with a GPU
-the compiled torch peer fills its caches.
+While the compilers run, so do two more things that later sections wait for: random checkpoints are written, and with a
+GPU the compiled torch peer fills its caches.
 """
 
 from __future__ import annotations
@@ -17,60 +17,61 @@ from typing import Any
 from jat_engine import installation as info
 from jat_engine import machine
 
-from .context import ROOT, Context
 from .process import Finished, Process, python_module
 from .process import run as run_process
+from .section import ROOT, SectionRun
 
 TARGETS = ("_cpu", "_cuda")
 
 
-def run(context: Context) -> None:
-    folder = context.folder / "build"
+def run(section: SectionRun) -> None:
+    folder = section.folder / "build"
     folder.mkdir(exist_ok=True)
-    kind = ["tiny"] if context.quick else []
-    data = Process(python_module("workload", context.work, *kind), context.folder / "checkpoints.log")
-    primitives = _compile_primitives(context)
-    peer = ThreadPoolExecutor(1).submit(_fill_caches, context, data)
-    context.guard("configure", lambda: _configure(context, folder))
+    kind = ["tiny"] if section.quick else []
+    data = Process(python_module("checkpoints", section.work, *kind), section.folder / "checkpoints.log")
+    primitives = compile_primitives(section)
+    peer = ThreadPoolExecutor(1).submit(_fill_caches, section, data)
+    section.guard("configure", lambda: _configure(section, folder))
     built = {}
     for target in TARGETS:
-        context.guard(target, lambda target=target: _build(context, folder, target, built))
-    context.record("extensions", {name: info.extension(name) for name in TARGETS})
+        section.guard(target, lambda target=target: _build(section, folder, target, built))
+    section.record("extensions", {name: info.extension(name) for name in TARGETS})
     if primitives is not None:
-        done = primitives.wait(context.time_left() - 2)
-        context.record("primitives.cu", {"seconds": round(done.seconds, 1), "exit": done.code, "output": done.tail})
+        done = primitives.wait(section.time_left() - 2)
+        section.record("primitives.cu", {"seconds": round(done.seconds, 1), "exit": done.code, "output": done.tail})
     else:
-        context.record("primitives.cu", {"not run": "there is no nvcc"})
+        section.record("primitives.cu", {"not run": "there is no nvcc"})
     for name, done in peer.result().items():
-        context.record(name, {"seconds": round(done.seconds, 1), "exit": done.code, "output": done.tail[-600:]})
+        section.record(name, {"seconds": round(done.seconds, 1), "exit": done.code, "output": done.tail[-600:]})
 
 
-def _fill_caches(context: Context, data: Process) -> dict[str, Finished]:
-    found = {"checkpoints": data.wait(context.time_left() - 5)}
-    if context.has_gpu and not context.quick:
-        command, log = python_module("compiled_peer", context.work), context.folder / "peer.log"
-        found["compiled torch, caches filled"] = run_process(command, log, context.time_left() - 5)
+def _fill_caches(section: SectionRun, data: Process) -> dict[str, Finished]:
+    found = {"checkpoints": data.wait(section.time_left() - 5)}
+    if section.has_gpu and not section.quick:
+        command, log = python_module("compiled_peer", section.work), section.folder / "peer.log"
+        found["compiled torch, caches filled"] = run_process(command, log, section.time_left() - 5)
     return found
 
 
 def architecture() -> str:
-    """As nvcc names it: the GPU's own, with its accelerated features where there are such; sm_90a without a GPU."""
+    """Return the GPU's architecture as nvcc names it, with its accelerated features; sm_90a without a GPU."""
     import torch
 
     major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
     return f"{major}{minor}" + ("a" if major >= 9 else "")
 
 
-def _compile_primitives(context: Context) -> Process | None:
+def compile_primitives(section: SectionRun) -> Process | None:
+    """Start compiling primitives.cu; None where there is no nvcc."""
     if shutil.which("nvcc") is None:
         return None
     arch = architecture()
     command = ["nvcc", "-O3", "-std=c++17", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas=-v"]
     source = str(Path(__file__).parent / "primitives.cu")
-    return Process([*command, source, "-o", str(context.folder / "primitives")], context.folder / "primitives.log")
+    return Process([*command, source, "-o", str(section.folder / "primitives")], section.folder / "primitives.log")
 
 
-def _configure(context: Context, folder: Path) -> dict[str, Any]:
+def _configure(section: SectionRun, folder: Path) -> dict[str, Any]:
     import pybind11
 
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
@@ -82,13 +83,13 @@ def _configure(context: Context, folder: Path) -> dict[str, Any]:
         "-DCMAKE_CUDA_FLAGS=-Xptxas=-v",
     ]
     command = ["cmake", "-S", str(ROOT), "-B", str(folder), *generator, *options]
-    done = run_process(command, folder / "configure.log", min(60, context.time_left() - 5))
+    done = run_process(command, folder / "configure.log", min(60, section.time_left() - 5))
     if done.code != 0:
         raise RuntimeError(f"cmake: exit {done.code}\n{done.tail}")
     return {"seconds": round(done.seconds, 1)}
 
 
-def _build(context: Context, folder: Path, target: str, built: dict[str, Path]) -> dict[str, Any]:
+def _build(section: SectionRun, folder: Path, target: str, built: dict[str, Path]) -> dict[str, Any]:
     listed = subprocess.run(
         ["cmake", "--build", str(folder), "--target", "help"], capture_output=True, text=True, check=False
     )
@@ -96,7 +97,7 @@ def _build(context: Context, folder: Path, target: str, built: dict[str, Path]) 
         return {"not run": f"CMake has no target {target} here"}
     jobs = str(min(machine.available_cores(), 16))
     command = ["cmake", "--build", str(folder), "--target", target, "--parallel", jobs, "--verbose"]
-    done = run_process(command, folder / f"{target}.log", context.time_left() - 8)
+    done = run_process(command, folder / f"{target}.log", section.time_left() - 8)
     if done.code != 0:
         raise RuntimeError(f"{target}: exit {done.code}\n{done.tail}")
     (path,) = [p for p in folder.glob(f"**/{target}.*so") if "host" not in p.name]
@@ -109,7 +110,7 @@ def _build(context: Context, folder: Path, target: str, built: dict[str, Path]) 
 
 
 def resources(output: str) -> list[dict[str, Any]]:
-    """`ptxas -v` lines -> kernel, architecture, registers, spills, shared memory."""
+    """Read kernel, architecture, registers, spills and shared memory from the lines of `ptxas -v`."""
     rows: list[dict[str, Any]] = []
     for line in output.splitlines():
         found = re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line)

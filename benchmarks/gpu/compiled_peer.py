@@ -1,4 +1,4 @@
-"""The agent's step as one would write it in plain torch for `torch.compile`: a static cache, one shape for every step.
+"""Write the agent's step in plain torch for `torch.compile` on a GPU: a static cache, one shape for every step.
 
 A step always computes three rows, [s_{t-1}, a_{t-1}, s_t]; the first [s_0, -, -]. Row i lies in slot
 (first + C + i) mod N of a ring of N = W + 3 slots, C the cached tokens, and sees the keys j of the ring, counted from
@@ -23,15 +23,14 @@ from torch.nn import functional as F
 
 from jat_engine import JatModel, JatProcessor, reference
 from jat_engine.backends.base import STEP_TOKENS as ROWS
+from jat_engine.bench.workload import SPACES, THE_WINDOW, step_arguments
 from jat_engine.engine.missions import Missions
 from jat_engine.model.modules import cyclic_expand
 from jat_engine.observation import Limits, parse_action_space, parse_observation
 
-KINDS = ("continuous", "discrete", "image")
-
 
 class DenseStep(nn.Module):
-    """embeddings [3, H], observation -> prediction; keys and values [N, heads, head_dim] of each layer in place."""
+    """Compute a prediction from an observation; keys and values [N, heads, head_dim] of each layer in place."""
 
     def __init__(self, model: JatModel, window: int) -> None:
         super().__init__()
@@ -51,7 +50,7 @@ class DenseStep(nn.Module):
         ]
 
     def encode(self, kind: str, values: Tensor, reward: Tensor) -> Tensor:
-        """One observation -> [H]. values: [X], int64 [212] or uint8 [84, 84, 4]; reward: [1]."""
+        """Return an observation's embedding, [H]. values: [X], int64 [212] or uint8 [84, 84, 4]; reward: [1]."""
         model, dtype = self.model, self.dtype
         if kind == "continuous":
             return self._continuous(torch.cat((values.to(dtype), reward.to(dtype))))
@@ -77,10 +76,20 @@ class DenseStep(nn.Module):
         row: Tensor,
         size: int,
     ) -> tuple[Tensor, Tensor]:
-        """-> prediction float32 [size], and the observation's embedding, which the next step takes for `previous`.
+        """Compute one step.
 
-        previous: [H]; action: int64 [1] or float32 [A]; first, context_len: int64 [1], the oldest token's slot and
-        the cached tokens; row: int64 [1], where s_t is: 0 in the first step, then 2.
+        Args:
+            kind: "continuous", "discrete" or "image".
+            previous: [H], the embedding of the observation before.
+            action: int64 [1] or float32 [A], of the step before.
+            values, reward: as `encode` takes them.
+            first: int64 [1], the slot of the oldest token.
+            context_len: int64 [1], the cached tokens.
+            row: int64 [1], where s_t is: 0 in the first step, then 2.
+            size: of the prediction.
+
+        Returns:
+            The prediction, float32 [size], and the observation's embedding, which the next step takes for `previous`.
         """
         model, config = self.model, self.config
         dtype = self.dtype
@@ -88,12 +97,14 @@ class DenseStep(nn.Module):
         encoded = self.encode(kind, values, reward)
         is_choice = action.dtype == torch.int64
         acted = model.transformer.wte(action)[0] if is_choice else self._continuous(action.to(dtype))
+
         beginning = row == 0
         x = torch.stack((torch.where(beginning, encoded, previous), acted, encoded))
         index = context_len + torch.arange(ROWS, device=x.device)  # [3], position and index among the keys
         x = x + model.transformer.wpe(index)
         slots = (first + index) % self.slots
         age = index[:, None] - (torch.arange(self.slots, device=x.device) - first) % self.slots  # [3, N]
+
         for number, block in enumerate(model.transformer.h):
             attention = block.attn.attention
             normed = block.ln_1(x)
@@ -117,7 +128,12 @@ class DenseStep(nn.Module):
 
 
 class DenseAgent:
-    """One agent: `get_next_action` with the arguments of the engine's sessions."""
+    """Act for one agent, with the interface of the engine's sessions.
+
+    Args:
+        window: tokens to look back on; None for as many as there can be.
+        step: what to make of the module, for instance `torch.compile`; None to run it as it is.
+    """
 
     def __init__(self, model: JatModel, processor: JatProcessor, window: int | None, step: Any = None) -> None:
         config = model.config
@@ -129,18 +145,18 @@ class DenseAgent:
         self._limits = Limits.of(config)
         self._missions = Missions.of_processor(processor, config.vocab_size)
         self._device = model.continuous_decoder.weight.device
-        self._hidden_size, self._dtype = config.hidden_size, model.continuous_decoder.weight.dtype
-        self.reset()
-
-    def reset(self) -> None:
-        for buffer in self.module.buffers(recurse=False):
-            buffer.zero_()
         self._first, self._cached = 0, 0
-        self.action: Any = None
-        self._previous = torch.zeros(self._hidden_size, dtype=self._dtype, device=self._device)
+        self._action: Any = None
+        self._previous = torch.zeros(
+            config.hidden_size, dtype=model.continuous_decoder.weight.dtype, device=self._device
+        )
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values).to(self._device, non_blocking=True)
+
+    def force_action(self, action: Any) -> None:
+        """Let the next step follow on `action` instead of the one that was chosen."""
+        self._action = action
 
     @torch.no_grad()
     def get_next_action(
@@ -158,12 +174,14 @@ class DenseAgent:
         values = observation.values[0]
         if observation.texts is not None:
             values = np.concatenate((values, self._missions.encode(observation.texts[0])))
+
         is_choice = space.kind == "discrete"
-        is_first = self.action is None
-        action = self.action
+        is_first = self._action is None
+        action = self._action
         if is_first:
             action = 0 if is_choice else np.zeros(space.size, np.float32)
         action = np.array([action], np.int64) if is_choice else np.asarray(action, np.float32)
+
         if self._is_compiled:
             torch.compiler.cudagraph_mark_step_begin()
         prediction, embedding = self.step(
@@ -171,7 +189,7 @@ class DenseAgent:
             self._previous,
             self._tensor(action),
             self._tensor(values),
-            self._tensor(np.array([observation.reward], np.float32)),
+            self._tensor(np.array(observation.rewards, np.float32)),
             self._tensor(np.array([self._first])),
             self._tensor(np.array([self._cached])),
             self._tensor(np.array([0 if is_first else 2])),
@@ -179,52 +197,80 @@ class DenseAgent:
         )
         self._previous.copy_(embedding)  # a compiled step's outputs live until its next run
         result = prediction.cpu().numpy()
+
         if not is_first:
             kept = min(self._cached + 2, self.window)
             self._first = (self._first + self._cached + 2 - kept) % self.module.slots
             self._cached = kept
+
         if not is_choice:
             chosen: Any = result.tolist()
-            self.action = result
+            self._action = result
         elif deterministic:
-            chosen = self.action = int(result.argmax())
+            chosen = self._action = int(result.argmax())
         else:
-            chosen = self.action = int(torch.multinomial(torch.from_numpy(result).softmax(-1), 1))
+            chosen = self._action = int(torch.multinomial(torch.from_numpy(result).softmax(-1), 1))
         return (chosen, result) if return_prediction else chosen
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: str) -> JatModel:
+    """Return the checkpoint's model, frozen."""
     model = JatModel.from_pretrained(folder, dtype=torch.float32)
     return model.to(device, dtype).eval().requires_grad_(False)
 
 
-def float64_agent(folder: Path, window: int | None, device: str) -> DenseAgent:
-    return DenseAgent(load_model(folder, torch.float64, device), JatProcessor.from_pretrained(folder), window)
+class CompiledPeer:
+    """Run the step compiled, with CUDA graphs: the peer to beat."""
+
+    name = "compiled torch"
+
+    def __init__(self, folder: Path, dtype: str, device: str) -> None:
+        self.dtype = dtype
+        self._model = load_model(folder, getattr(torch, dtype), device)
+        self._processor = JatProcessor.from_pretrained(folder)
+
+    def open(self, window: int | None) -> DenseAgent:
+        return DenseAgent(
+            self._model,
+            self._processor,
+            window,
+            lambda module: torch.compile(module, mode="reduce-overhead", dynamic=False),
+        )
+
+    def close(self) -> None:
+        del self._model
 
 
-def compiled_agent(
-    model: JatModel, processor: JatProcessor, window: int | None, mode: str | None = "reduce-overhead"
-) -> DenseAgent:
-    return DenseAgent(model, processor, window, lambda module: torch.compile(module, mode=mode, dynamic=False))
+class Float64Peer:
+    """Run the step in float64, eager: the reference of the parity section."""
+
+    name, dtype = "plain torch", "float64"
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self._model = load_model(folder, torch.float64, device)
+        self._processor = JatProcessor.from_pretrained(folder)
+
+    def open(self, window: int | None) -> DenseAgent:
+        return DenseAgent(self._model, self._processor, window)
+
+    def close(self) -> None:
+        del self._model
 
 
 def cudagraph_skips() -> int:
-    """How often the compiler has not used CUDA graphs; anything but 0 makes the peer slower than it could be."""
+    """Return how often the compiler has not used CUDA graphs; anything but 0 makes the peer slower than it could be."""
     from torch._dynamo.utils import counters
 
     return int(counters["inductor"]["cudagraph_skips"])
 
 
 def main() -> None:
-    from jat_engine.bench.workload import SPACES, step_arguments
+    from .checkpoints import small_checkpoint
 
-    from .workload import small_checkpoint
-
-    folder = small_checkpoint(Path(sys.argv[1]))
-    model, processor = load_model(folder, torch.bfloat16, "cuda"), JatProcessor.from_pretrained(folder)
+    peer = CompiledPeer(small_checkpoint(Path(sys.argv[1])), "bfloat16", "cuda")
     for kind in SPACES:
         began = time.perf_counter()
-        agent = compiled_agent(model, processor, 256)
+        agent = peer.open(THE_WINDOW)
         for step in range(5):
             agent.get_next_action(**step_arguments(kind, step))
         print(f"{kind}: {time.perf_counter() - began:.1f} s, {cudagraph_skips()} without CUDA graphs", flush=True)

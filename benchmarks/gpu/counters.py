@@ -1,4 +1,4 @@
-"""ncu: duration and DRAM throughput of the kernels of a step, clocks left as they are."""
+"""Read duration and DRAM throughput of a step's kernels by ncu, clocks left as they are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import csv
 import shutil
 from typing import Any
 
-from .context import Context
+from .checkpoints import checkpoint
 from .paths import file_name
 from .process import python_module
 from .process import run as run_process
-from .workload import checkpoint
+from .section import SectionRun
 
 METRICS = {
     "gpu__time_duration.sum": "duration",
@@ -23,25 +23,25 @@ PATHS = {"one launch bfloat16": 4, "graphs bfloat16": 40}
 """Path -> how many launches are profiled."""
 
 
-def run(context: Context) -> None:
+def run(section: SectionRun) -> None:
     if shutil.which("ncu") is None:
-        context.record("not run", "there is no ncu")
+        section.record("not run", "there is no ncu")
         return
     for name, launches in PATHS.items():
-        if name in context.failed_paths:
-            context.record(name, {"not run": context.failed_paths[name][-300:]})
-        elif context.time_left() < 8:
-            context.record(name, {"not run": "no time left"})
+        if name in section.failed_paths:
+            section.record(name, {"not run": section.failed_paths[name][-300:]})
+        elif section.time_left() < 8:
+            section.record(name, {"not run": "no time left"})
         else:
-            context.guard(name, lambda name=name, launches=launches: _profile(context, name, launches))
+            section.guard(name, lambda name=name, launches=launches: _profile(section, name, launches))
 
 
-def _profile(context: Context, name: str, launches: int) -> Any:
+def _profile(section: SectionRun, name: str, launches: int) -> Any:
     command = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--launch-count", str(launches)]
     command += ["--cache-control", "none", "--csv", "--page", "raw", "--metrics", ",".join(METRICS)]
-    command += python_module("few_steps", str(checkpoint(context)), name, "3", "34")
-    log = context.folder / f"ncu-{file_name(name)}.log"
-    done = run_process(command, log, min(30, context.time_left() - 2))
+    command += python_module("few_steps", str(checkpoint(section)), name, "3", "34")
+    log = section.folder / f"ncu-{file_name(name)}.log"
+    done = run_process(command, log, min(30, section.time_left() - 2))
     rows = parse(done.output)
     if not rows:
         raise RuntimeError(f"ncu: exit {done.code}, no rows\n{done.tail}")
@@ -49,7 +49,7 @@ def _profile(context: Context, name: str, launches: int) -> Any:
 
 
 def parse(output: str) -> list[dict[str, Any]]:
-    """ncu's raw page as rows: the header line names the columns, the next one the units."""
+    """Read ncu's raw page as rows: the header line names the columns, the next one the units."""
     lines = [line for line in output.splitlines() if line.startswith('"')]
     if len(lines) < 3:
         return []

@@ -1,4 +1,4 @@
-"""Time on the device alone, without knowing a backend's insides; and the memory's rate."""
+"""Time a step on the device alone, without knowing a backend's insides."""
 
 from __future__ import annotations
 
@@ -11,37 +11,8 @@ import numpy as np
 import torch
 
 
-def copy_bandwidth(num_bytes: int = 1 << 30, repeats: int = 30) -> float:
-    """Bytes a second, read and written, of a device-to-device copy; on a CPU of a small one."""
-    has_gpu = torch.cuda.is_available()
-    num_bytes = num_bytes if has_gpu else 1 << 26
-    source = torch.ones(num_bytes // 4, device="cuda" if has_gpu else "cpu")
-    target = torch.empty_like(source)
-    times = timed(lambda: target.copy_(source), repeats if has_gpu else 3)
-    return 2 * num_bytes / float(np.median(times))
-
-
-def timed(call: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each call, by events on a GPU."""
-    call()
-    if not torch.cuda.is_available():
-        times = []
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - begin)
-        return times
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for begin_event, end_event in pairs:
-        begin_event.record()
-        call()
-        end_event.record()
-    torch.cuda.synchronize()
-    return [begin_event.elapsed_time(end_event) * 1e-3 for begin_event, end_event in pairs]
-
-
 class GraphSpy:
-    """While entered, remembers the CUDA graphs that are replayed."""
+    """Remember the CUDA graphs that are replayed within the block."""
 
     def __enter__(self) -> GraphSpy:
         self.graphs: deque[Any] = deque(maxlen=64)
@@ -61,7 +32,7 @@ class GraphSpy:
         torch.cuda.CUDAGraph.replay = self._original  # type: ignore[method-assign]
 
     def last(self, count: int) -> Callable[[], None]:
-        """Replays the `count` graphs that came last, in their order."""
+        """Return a function that replays the `count` graphs that came last, in their order."""
         graphs = list(self.graphs)[-count:]
         assert len(graphs) == count, f"expected {count} graphs, {len(graphs)} were replayed"
 
@@ -79,7 +50,7 @@ holds the host's time of launching it.
 
 
 def isolated(call: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Microseconds of device time of a call, by events: alone, half a millisecond after the last, and in a row."""
+    """Return microseconds of a call on the device, by events: alone, 0.5 ms after the last, and in a row."""
     alone = []
     for _ in range(repeats):
         time.sleep(0.0005)
@@ -90,6 +61,7 @@ def isolated(call: Callable[[], Any], repeats: int) -> dict[str, float]:
         end.record()
         end.synchronize()
         alone.append(begin.elapsed_time(end) * 1e3)
+
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda._sleep(10 * _SHORT_WORK)
     begin.record()
@@ -104,60 +76,33 @@ def isolated(call: Callable[[], Any], repeats: int) -> dict[str, float]:
     }
 
 
-def of_step(engine: Any, step: Callable[[], Any], repeats: int = 200) -> dict[str, Any]:
-    """The device's part of a step that `step()` takes, by itself.
+def of_step(step: Callable[[], Any], repeats: int = 200) -> dict[str, Any]:
+    """Return the device's part of a step that `step()` takes.
 
-    graphs: those that the step replays, replayed again between two events. launch: the one-launch step's `run`, by the
-    host's clock, from the launch until the host sees the result. What is computed again is what has been computed.
+    graphs: those that the step replays, replayed again between two events: what is computed is what has been computed.
+    launch: where there is a kernel that no graph holds, the sum of the kernels' times as the profiler has them.
     """
-    backend = engine._backend
-    decode_us: list[float] = []
-    original = backend.decode
-
-    def decode(*arguments: Any) -> Any:
-        begin = time.perf_counter()
-        result = original(*arguments)
-        decode_us.append((time.perf_counter() - begin) * 1e6)
-        return result
-
     steps = 50
     with GraphSpy() as spy:
-        backend.decode = decode
-        try:
-            for _ in range(steps):
-                time.sleep(0.0005)
-                step()
-        finally:
-            backend.decode = original
-    found: dict[str, Any] = {"decode, call p50 us": float(np.median(decode_us)), "graphs a step": spy.count / steps}
+        for _ in range(steps):
+            time.sleep(0.0005)
+            step()
+    found: dict[str, Any] = {"graphs a step": spy.count / steps}
     if spy.count >= steps:
         replay = spy.last(spy.count // steps)
         found["graphs"] = isolated(replay, repeats)
-    launch = getattr(backend, "_one_launch", None)
-    if launch is not None:
-        found["launch"] = _launches(launch.run, repeats)
+    alone = [row for row in profile(step) if row["kernel"].startswith(ONE_LAUNCH_KERNELS)]
+    if alone:
+        found["launch"] = {"alone p50 us": sum(float(row["us a step"]) for row in alone)}
     return found
 
 
-def _launches(run: Callable[[], Any], repeats: int) -> dict[str, Any]:
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(2 * repeats):
-        if number % 2:
-            time.sleep(0.0005)
-        begin = time.perf_counter()
-        failure = run()
-        times[bool(number % 2)].append((time.perf_counter() - begin) * 1e6)
-        if failure:
-            return {"error": str(failure)}
-    return {
-        "alone p50 us": float(np.median(times[True])),
-        "alone p99 us": float(np.percentile(times[True], 99)),
-        "in a row us": float(np.median(times[False])),
-    }
+ONE_LAUNCH_KERNELS = ("jat::", "void jat::", "_ZN3jat")
+"""Beginnings of the names of csrc/cuda's kernels, as the profiler writes them."""
 
 
 def profile(step: Callable[[], Any], steps: int = 30) -> list[dict[str, Any]]:
-    """Kernels and copies by name, as CUPTI sees them: launches and microseconds a step, longest first."""
+    """Return kernels and copies by name, as CUPTI sees them: launches and microseconds a step, longest first."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 

@@ -1,7 +1,7 @@
-"""Each Triton kernel by itself at the published size: microseconds, bytes, share of a copy's rate.
+"""Time each Triton kernel by itself at the published size: microseconds, bytes, share of a copy's rate.
 
 A kernel is launched on as many different copies of its weights or pages as exceed the L2 cache, in one CUDA graph, and
-the time divided by the launches: no launch costs, cold weights, the tail of one kernel beside the head of the next
+the time divided by the launches: no launch costs, cold weights, the tail of one kernel during the head of the next
 only with programmatic dependent launch ("pdl").
 """
 
@@ -16,8 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .context import Context, describe
-from .device_time import copy_bandwidth, timed
+from jat_engine.backends.base import PAGE_SIZE
+from jat_engine.backends.base import STEP_TOKENS as ROWS
+from jat_engine.bench.bandwidth import copy_bandwidth, device_seconds
+
+from .section import SectionRun, describe
 
 SESSIONS = (1, 64)
 DTYPES = ("bfloat16", "int8")
@@ -27,7 +30,15 @@ COLD_BYTES = 200 << 20
 
 @dataclass
 class Case:
-    """`launch(i)` launches on copy i of `copies`; `num_bytes` moved by one launch; `each_step` launches in a step."""
+    """A kernel with what it works on.
+
+    Attributes:
+        name: of the kernel.
+        launch: launches on the copy of a number.
+        copies: how many there are.
+        num_bytes: moved by one launch.
+        each_step: launches in a step.
+    """
 
     name: str
     launch: Callable[..., None]
@@ -36,16 +47,16 @@ class Case:
     each_step: int
 
 
-def run(context: Context) -> None:
+def run(section: SectionRun) -> None:
     from jat_engine import JatConfig
 
     config = JatConfig.from_preset("small")
-    bandwidth = copy_bandwidth()
-    context.record("copy bandwidth GB/s", bandwidth / 1e9)
+    bandwidth = copy_bandwidth(torch.device("cuda"))
+    section.record("copy bandwidth GB/s", bandwidth / 1e9)
     rows: list[dict[str, Any]] = []
     for sessions in SESSIONS:
         for dtype in DTYPES:
-            if context.time_left() < 6:
+            if section.time_left() < 6:
                 return
             for case in cases(config, sessions, dtype, torch.device("cuda"), CONTEXT_LEN):
                 try:
@@ -54,7 +65,7 @@ def run(context: Context) -> None:
                     rows.append(
                         {"kernel": case.name, "sessions": sessions, "dtype": dtype, "error": describe(error, 3)}
                     )
-                context.record("kernels", rows)
+                section.record("kernels", rows)
                 torch.cuda.empty_cache()
 
 
@@ -68,7 +79,8 @@ def _measure(case: Case, sessions: int, dtype: str, bandwidth: float) -> dict[st
         with torch.cuda.graph(graph):
             for index in range(case.copies):
                 case.launch(index, pdl=pdl)
-        row["us with pdl" if pdl else "us"] = float(np.median(timed(graph.replay, 60))) * 1e6 / case.copies
+        seconds = device_seconds(graph.replay, 60, torch.device("cuda"))
+        row["us with pdl" if pdl else "us"] = float(np.median(seconds)) * 1e6 / case.copies
     row["us a step"] = row["us with pdl"] * case.each_step
     row["MB"] = case.num_bytes / 1e6
     row["GB/s"] = case.num_bytes / row["us with pdl"] / 1e3
@@ -82,9 +94,7 @@ def _copies(num_bytes: int, least: int = 12) -> int:
 
 
 def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_len: int) -> Iterator[Case]:
-    """All kernels of a step of `sessions` full windows, three rows each."""
-    from jat_engine.backends.base import PAGE_SIZE
-    from jat_engine.backends.base import STEP_TOKENS as ROWS
+    """Yield all kernels of a step of `sessions` full windows, three rows each."""
     from jat_engine.kernels.attention import paged_attention
     from jat_engine.kernels.attention_output import combine_out_proj
     from jat_engine.kernels.embedding import embed

@@ -1,4 +1,4 @@
-"""What it was measured on: GPU, driver, clocks (read, never set), tools, versions."""
+"""Read what it is measured on: GPU, driver, clocks (never set), tools, versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from jat_engine.backends.report import collect
 
-from .context import Context
+from .section import SectionRun
 
 FIELDS = (
     "name",
@@ -33,17 +33,17 @@ FIELDS = (
 TOOLS = ("nvcc", "cmake", "ninja", "g++", "ncu", "compute-sanitizer", "cuobjdump", "nvidia-smi")
 
 
-def run(context: Context) -> None:
-    context.guard("engine", collect)
-    context.guard("gpu", _torch_device)
-    context.guard("nvidia-smi", clocks)
-    context.guard("tools", lambda: {tool: _version(tool) for tool in TOOLS})
-    context.guard("modules", _modules)
-    context.record("memory GB", _memory_gb())
+def run(section: SectionRun) -> None:
+    section.guard("engine", collect)
+    section.guard("gpu", _torch_device)
+    section.guard("nvidia-smi", clocks)
+    section.guard("tools", lambda: {tool: _version(tool) for tool in TOOLS})
+    section.guard("modules", _modules)
+    section.record("memory GB", _memory_gb())
 
 
 def clocks() -> dict[str, str]:
-    """`nvidia-smi --query-gpu` of what can be read, field by field where one is not known."""
+    """Return what `nvidia-smi --query-gpu` can read, field by field where one is not known."""
     if shutil.which("nvidia-smi") is None:
         return {"not run": "there is no nvidia-smi"}
     values = _query(",".join(FIELDS))

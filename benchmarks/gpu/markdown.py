@@ -1,38 +1,20 @@
-"""report.md and the short table at the end."""
+"""Write report.md, and the short table at the end."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-_MAX_TEXT = 400
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, columns in the order they first come in."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [" | ".join(names), " | ".join("---" for _ in names)]
-    lines += [" | ".join(cell(row.get(name, "")) for name in names) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {cell(v)}" for key, v in value.items())
-    if isinstance(value, list):
-        return ", ".join(cell(v) for v in value)
-    if isinstance(value, float):
-        return f"{value:.2e}" if 0 < abs(value) < 0.001 else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
-    return str(value).replace("|", "/").replace("\n", " ")[:_MAX_TEXT]
+from jat_engine.bench.report import by_column, cell, markdown
 
 
 def render(value: Any, depth: int = 3) -> str:
-    """Lists of mappings as tables, mappings of mappings as tables with a name, the rest as lists."""
+    """Return lists of mappings as tables, mappings of mappings as tables with a name, the rest as lists."""
     if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-        return table(value)
+        return markdown(by_column(value))
     if isinstance(value, dict) and value:
         if all(isinstance(v, dict) and not _is_nested(v) for v in value.values()):
-            return table([{"": name, **row} for name, row in value.items()])
+            return markdown(by_column({"": name, **row} for name, row in value.items()))
         parts = []
         plain = {k: v for k, v in value.items() if not _is_nested(v)}
         if plain:
@@ -51,6 +33,7 @@ def _is_nested(value: Any) -> bool:
 
 
 def device(data: dict[str, Any]) -> str:
+    """Return what the report was measured on, in words."""
     gpu = data["sections"].get("machine", {}).get("result", {}).get("gpu", {})
     if not data["measured on a GPU"]:
         return "a CPU: there is no NVIDIA GPU here, nothing below was measured on one"
@@ -58,6 +41,7 @@ def device(data: dict[str, Any]) -> str:
 
 
 def write(data: dict[str, Any], out: Path) -> None:
+    """Write report.md into a folder."""
     parts = [f"# GPU report\n\nMeasured on {device(data)}. Commit {data['commit']}, {data['date']}."]
     if data["reduced"]:
         parts.append("Reduced form: the tiny model, few steps. No figure of speed here means anything.")
@@ -80,7 +64,7 @@ def write(data: dict[str, Any], out: Path) -> None:
 
 
 def _paths(paths: dict[str, Any]) -> str:
-    """Parity as one table, and what the engines say of themselves and of their failures below it."""
+    """Return parity as one table, and what the engines say of themselves and of their failures below it."""
     rows = []
     for name, found in paths.items():
         row: dict[str, Any] = {"path": name, "verdict": "ok" if found.get("within") else "FAILED"}
@@ -93,7 +77,8 @@ def _paths(paths: dict[str, Any]) -> str:
         row["bitwise equal twice"] = found.get("small", {}).get("two runs are bitwise equal", "")
         row["seconds"] = found.get("seconds", "")
         rows.append(row)
-    parts = [table(rows)]
+
+    parts = [markdown(by_column(rows))]
     for name, found in paths.items():
         if "error" in found:
             parts.append(f"{name}:\n\n```\n{found['error']}\n```")
@@ -104,13 +89,14 @@ def _paths(paths: dict[str, Any]) -> str:
 
 
 def summary(data: dict[str, Any]) -> str:
-    """One line a section, then the figures that matter most."""
+    """Return one line a section, then the figures that matter most."""
     lines = [f"measured on {device(data)}; commit {data['commit']}; {data.get('seconds', 0):.0f} s"]
     for name, section in data["sections"].items():
         reason = (section.get("reason") or "").strip().splitlines()
         lines.append(
             f"{name:11} {section['status']:10} {section['seconds']:5.0f} s  {reason[-1][:90] if reason else ''}"
         )
+
     results = {name: section["result"] for name, section in data["sections"].items()}
     paths = results.get("parity", {}).get("paths", {})
     if isinstance(paths, dict):
@@ -119,6 +105,7 @@ def summary(data: dict[str, Any]) -> str:
             verdict = "ok" if row.get("within") else "FAILED"
             error = str(row.get("error", "")).strip().splitlines()
             lines.append(f"parity      {name:34} {verdict:6} {', '.join(parts)} {error[-1][:90] if error else ''}")
+
     for row in results.get("latency", {}).get("steps", []):
         if isinstance(row, dict) and "p50 us" in row:
             share = row.get("floor / device time") or row.get("floor / p50")
@@ -127,6 +114,7 @@ def summary(data: dict[str, Any]) -> str:
                 f"p99 {row['p99 us']:8.1f} us"
                 + (f"  floor / time {share:.2f}" if share and not data["reduced"] else "")
             )
+
     for row in results.get("throughput", {}).get("agents", []):
         if isinstance(row, dict) and "agent-steps/s" in row:
             lines.append(

@@ -1,4 +1,4 @@
-"""How far every path is from float64, on the recorded episodes and on the published size, before anything is timed.
+"""Measure how far every path is from float64, on the recorded episodes and on the published size, before timing.
 
 A path is a process of its own: what crashes or hangs is known by name, and later sections leave it out. The reference
 is the same step in float64 by plain torch (compiled_peer.DenseStep, eager), itself held against the recorded answers.
@@ -16,36 +16,38 @@ from typing import Any
 
 import numpy as np
 
+from jat_engine.bench.parity import Followed, follow, follow_episode, predict
 from jat_engine.bench.workload import SPACES, step_arguments
+from jat_engine.testing import golden
 
-from .context import Context, describe
-from .paths import PATHS, Agents, file_name, force_action, is_one_launch
+from .checkpoints import small_checkpoint, tiny_checkpoint
+from .paths import PATHS, engine_of, facts, fallen_back, file_name, is_one_launch, open_path
 from .process import Process, python_module
-from .workload import golden, small_checkpoint, tiny_checkpoint
+from .section import SectionRun, describe
 
 STEPS, WINDOW = 160, 300
 COMPILED_WINDOW = 256
-"""The latency section's: each window is compiled anew, and this one is in the caches since the build section."""
+"""The latency section's: each window is compiled by itself, and this one is in the caches since the build section."""
 
 INTERPRETED = ("continuous_cw2",), 6
 """Episodes and their first steps for the Triton interpreter, which takes most of a second for a step."""
 
 
-def run(context: Context) -> None:
-    folder = context.folder / "parity"
+def run(section: SectionRun) -> None:
+    folder = section.folder / "parity"
     folder.mkdir(exist_ok=True)
-    context.write(folder / "context.json")
-    context.guard("reference, float64", lambda: _reference(context, folder))
-    names = [name for name, path in PATHS.items() if context.has_gpu or not path.needs_gpu]
-    context.record("not run", {n: "needs a GPU" for n in PATHS if n not in names})
-    if context.quick:
+    section.write(folder / "run.json")
+    section.guard("reference, float64", lambda: _reference(section, folder))
+    names = [name for name, path in PATHS.items() if section.has_gpu or not path.needs_gpu]
+    section.record("not run", {n: "needs a GPU" for n in PATHS if n not in names})
+    if section.quick:
         names = [name for name in names if not name.startswith("compiled")]
     found: dict[str, Any] = {}
 
     def play(name: str) -> None:
-        command = python_module("parity", str(folder / "context.json"), name)
-        environment = {} if context.has_gpu else {"TRITON_INTERPRET": "1"}
-        seconds = min(context.time_left() - 2, 100)
+        command = python_module("parity", str(folder / "run.json"), name)
+        environment = {} if section.has_gpu else {"TRITON_INTERPRET": "1"}
+        seconds = min(section.time_left() - 2, 100)
         done = Process(command, folder / f"{file_name(name)}.log", environment).wait(seconds)
         try:
             row = json.loads((folder / f"{file_name(name)}.json").read_text())
@@ -59,15 +61,16 @@ def run(context: Context) -> None:
         row["limit"] = PATHS[name].limit
         row["within"] = _is_within(row, PATHS[name].limit)
         found[name] = row
+
         so_far = {name: found[name] for name in names if name in found}
-        context.record("paths", so_far)
+        section.record("paths", so_far)
         # A peer that takes too long to compile here may still find its compiled step in the cache later.
         failed = {name: row["error"] for name, row in so_far.items() if "error" in row}
-        context.record("failed", {name: error for name, error in failed.items() if not name.startswith("compiled")})
+        section.record("failed", {name: error for name, error in failed.items() if not name.startswith("compiled")})
 
-    # One-launch steps wait for all of their blocks: they share the GPU with nobody.
+    # One-launch steps wait for all of their blocks: they share the GPU with no other process.
     together = [name for name in names if not is_one_launch(name)]
-    with ThreadPoolExecutor(5 if context.has_gpu else 2) as pool:
+    with ThreadPoolExecutor(5 if section.has_gpu else 2) as pool:
         list(pool.map(play, together))
     for name in names:
         if is_one_launch(name):
@@ -79,161 +82,98 @@ def _is_within(row: dict[str, Any], limit: float) -> bool:
     return "error" not in row and bool(errors) and all(error <= limit for error in errors)
 
 
+def _arguments(kind: str) -> list[dict[str, Any]]:
+    return [step_arguments(kind, step) for step in range(STEPS)]
+
+
 # ---- the reference -------------------------------------------------------------------------------------------------
 
 
-def _reference(context: Context, folder: Path) -> dict[str, Any]:
-    """Predictions and actions of the published size are left in reference.npz."""
-    import torch
+def _reference(section: SectionRun, folder: Path) -> dict[str, Any]:
+    """Measure the reference itself; its predictions of the published size are left in reference.npz."""
+    from .compiled_peer import Float64Peer
 
-    from .compiled_peer import DenseAgent, JatProcessor, float64_agent, load_model
+    tiny = Float64Peer(tiny_checkpoint(section.folder), section.device)
+    recorded = Followed()
+    for episode in golden.EPISODES:
+        recorded += follow_episode(tiny.open(episode.context_window), episode)
+    result: dict[str, Any] = {"relative error to the recorded answers (float32)": recorded.relative_error}
 
-    tiny = tiny_checkpoint(context.folder)
-    model, processor = load_model(tiny, torch.float64, context.device), JatProcessor.from_pretrained(tiny)
-    predictions, expected = [], []
-    for episode in golden().EPISODES:
-        got, _ = _follow_episode(DenseAgent(model, processor, episode.context_window), episode)
-        predictions += got
-        expected += episode.predictions
-    result: dict[str, Any] = {"relative error to the recorded answers (float32)": _error(predictions, expected)}
-    if not context.quick:
-        arrays = {}
-        small = small_checkpoint(context.folder)
-        agent = float64_agent(small, WINDOW, context.device)
-        for kind in SPACES:
-            agent.reset()
-            arrays[kind] = _predictions(agent, kind)
-        agent = DenseAgent(agent.module.model, JatProcessor.from_pretrained(small), COMPILED_WINDOW)
-        arrays["compiled"] = _predictions(agent, "continuous")
-        np.savez(folder / "reference.npz", **arrays)
+    if not section.quick:
+        small = Float64Peer(small_checkpoint(section.folder), section.device)
+        arrays = {kind: np.stack(predict(small.open(WINDOW), _arguments(kind))) for kind in SPACES}
         result["spread of predictions"] = {kind: float(array.std()) for kind, array in arrays.items()}
+        arrays["compiled"] = np.stack(predict(small.open(COMPILED_WINDOW), _arguments("continuous")))
+        np.savez(folder / "reference.npz", **arrays)
     return result
-
-
-def _predictions(agent: Any, kind: str) -> np.ndarray:
-    steps = [agent.get_next_action(**step_arguments(kind, t), return_prediction=True) for t in range(STEPS)]
-    return np.stack([prediction for _, prediction in steps])
-
-
-def _follow_episode(agent: Any, episode: Any, steps: int | None = None) -> tuple[list[np.ndarray], list[bool]]:
-    """Predictions of a recorded episode or its first steps, and whether greedy actions are the recorded ones' best."""
-    predictions, agreed = [], []
-    for t in range(episode.steps if steps is None else steps):
-        action, prediction = agent.get_next_action(
-            **episode.observation(t),
-            action_space=episode.space,
-            reward=episode.reward(t),
-            deterministic=True,
-            return_prediction=True,
-        )
-        predictions.append(prediction)
-        recorded = episode.predictions[t]
-        if episode.actions is not None:
-            agreed.append(action == int(np.argmax(recorded)))
-            force_action(agent, episode.actions[t])
-        else:
-            force_action(agent, recorded.tolist())
-    return predictions, agreed
-
-
-def _error(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    """Norm of the difference over the norm of what was expected, over all steps."""
-    got, want = np.concatenate(actual).astype(np.float64), np.concatenate(expected).astype(np.float64)
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
 # ---- one path, in its process --------------------------------------------------------------------------------------
 
 
-def _tiny(context: Context, name: str) -> dict[str, Any]:
+def _tiny(section: SectionRun, name: str) -> dict[str, Any]:
     chosen: tuple[str, ...] = ()
     steps = None
-    if name.startswith("graphs") and not context.has_gpu:
+    if name.startswith("graphs") and not section.has_gpu:
         chosen, steps = INTERPRETED
-    agents = Agents(name, tiny_checkpoint(context.folder), context.device)
-    predictions, expected, agreed, episodes = [], [], [], 0
-    for episode in golden().EPISODES:
-        if chosen and episode.name not in chosen:
-            continue
-        agent = agents.open(episode.context_window)
-        got, agree = _follow_episode(agent, episode, steps)
-        if hasattr(agent, "close"):
-            agent.close()
-        predictions += got
-        expected += episode.predictions[: len(got)]
-        agreed += agree
-        episodes += 1
-    _check_path(agents)
-    return _row(predictions, expected, agreed, episodes)
+    peer = open_path(name, tiny_checkpoint(section.folder), section.device)
+    found = Followed()
+    for episode in golden.EPISODES:
+        if not chosen or episode.name in chosen:
+            found += follow_episode(peer.open(episode.context_window), episode, steps)
+    _check_path(name, peer)
+    return _row(found)
 
 
-def _check_path(agents: Agents) -> None:
-    if agents.fallen_back:
-        raise RuntimeError(f"the one-launch step was given up: {agents.fallen_back}")
+def _check_path(name: str, peer: Any) -> None:
+    if reason := fallen_back(name, peer):
+        raise RuntimeError(f"the one-launch step was given up: {reason}")
 
 
-def _small(context: Context, name: str, folder: Path) -> dict[str, Any]:
+def _small(section: SectionRun, name: str, folder: Path) -> dict[str, Any]:
     reference = np.load(folder / "reference.npz")
-    agents = Agents(name, small_checkpoint(context.folder), context.device)
+    peer = open_path(name, small_checkpoint(section.folder), section.device)
     if name.startswith("compiled"):
-        got, want = _play(agents, "continuous", reference["compiled"], COMPILED_WINDOW)
-        return _row(got, list(want), [], 1)
-    predictions, expected, agreed = [], [], []
-    by_kind = {}
-    for kind in SPACES:
-        got, want = _play(agents, kind, reference[kind])
-        predictions += got
-        expected += list(want)
-        if kind != "continuous":
-            agreed += [int(np.argmax(a)) == int(np.argmax(b)) for a, b in zip(got, want, strict=True)]
-        by_kind[kind] = _error(got, list(want))
-    _check_path(agents)
-    row = {**_row(predictions, expected, agreed, len(SPACES)), "by kind": by_kind, "engine": agents.facts}
+        expected = list(reference["compiled"])
+        return _row(follow(peer.open(COMPILED_WINDOW), _arguments("continuous"), expected))
+
+    by_kind = {kind: follow(peer.open(WINDOW), _arguments(kind), list(reference[kind])) for kind in SPACES}
+    _check_path(name, peer)
+    row = _row(sum(by_kind.values(), Followed()))
+    row["by kind"] = {kind: found.relative_error for kind, found in by_kind.items()}
+    engine = engine_of(peer)
+    row["engine"] = {} if engine is None else facts(engine)
     if "fixed order" in name:
-        again, _ = _play(agents, "continuous", reference["continuous"])
-        first, _ = _play(agents, "continuous", reference["continuous"])
-        row["two runs are bitwise equal"] = bool(all(np.array_equal(a, b) for a, b in zip(first, again, strict=True)))
+        expected = list(reference["continuous"])
+        runs = [follow(peer.open(WINDOW), _arguments("continuous"), expected).predictions for _ in range(2)]
+        row["two runs are bitwise equal"] = all(np.array_equal(a, b) for a, b in zip(*runs, strict=True))
     return row
 
 
-def _play(
-    agents: Agents, kind: str, reference: np.ndarray, window: int = WINDOW
-) -> tuple[list[np.ndarray], np.ndarray]:
-    agent = agents.open(window)
-    predictions = []
-    for t in range(STEPS):
-        _, prediction = agent.get_next_action(**step_arguments(kind, t), return_prediction=True)
-        predictions.append(prediction)
-        force_action(agent, reference[t].tolist() if kind == "continuous" else int(reference[t].argmax()))
-    if hasattr(agent, "close"):
-        agent.close()
-    return predictions, reference
-
-
-def _row(predictions: Any, expected: Any, agreed: list[bool], episodes: int) -> dict[str, Any]:
-    if not all(np.isfinite(p).all() for p in predictions):
+def _row(found: Followed) -> dict[str, Any]:
+    if not np.isfinite(found.relative_error):
         raise ValueError("a prediction is not finite")
     return {
-        "relative error": _error(predictions, expected),
-        "greedy actions that agree": float(np.mean(agreed)) if agreed else None,
-        "of": len(agreed),
-        "episodes": episodes,
-        "steps": len(predictions),
+        "relative error": found.relative_error,
+        "greedy actions that agree": found.agreement,
+        "of": len(found.agreed),
+        "episodes": found.episodes,
+        "steps": len(found.predictions),
     }
 
 
 def main() -> int:
     path, name = sys.argv[1:]
-    context = Context.read(Path(path))
-    folder = context.folder / "parity"
-    context.output = str(folder / f"{file_name(name)}.json")
+    section = SectionRun.read(Path(path))
+    folder = section.folder / "parity"
+    section.output = str(folder / f"{file_name(name)}.json")
     try:
         if not name.startswith("compiled"):
-            context.record("tiny", _tiny(context, name))
-        if not context.quick:
-            context.record("small", _small(context, name, folder))
+            section.record("tiny", _tiny(section, name))
+        if not section.quick:
+            section.record("small", _small(section, name, folder))
     except Exception as error:
-        context.record("error", describe(error))
+        section.record("error", describe(error))
         return 1
     return 0
 

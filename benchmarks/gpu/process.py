@@ -1,4 +1,4 @@
-"""Subprocesses that cannot take the report down: bounded, and ended with all they have started."""
+"""Run subprocesses that cannot take the report down: bounded, and ended with all they have started."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .context import ROOT
+from .section import ROOT
 
 
 @dataclass
 class Finished:
-    """`code`: the exit status, or None if the time ran out. `output`: stdout and stderr together."""
+    """A process that has ended.
+
+    Attributes:
+        code: the exit status, or None if the time ran out.
+        output: stdout and stderr together.
+        seconds: it ran.
+    """
 
     code: int | None
     output: str
@@ -26,6 +32,7 @@ class Finished:
 
     @property
     def tail(self) -> str:
+        """The last lines of the output."""
         return "\n".join(self.output.strip().splitlines()[-12:])[-2500:]
 
 
@@ -51,6 +58,7 @@ class Process:
             )
 
     def wait(self, seconds: float) -> Finished:
+        """Wait until it ends, or end it after so many seconds."""
         code: int | None
         try:
             code = self._process.wait(max(0.1, seconds))
@@ -86,8 +94,10 @@ class Process:
 
 
 def run(command: Sequence[str], log: Path, seconds: float, environment: dict[str, str] | None = None) -> Finished:
+    """Run a command for at most so many seconds."""
     return Process(command, log, environment).wait(seconds)
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module of this folder."""
     return [sys.executable, "-m", f"{__package__}.{module}", *arguments]

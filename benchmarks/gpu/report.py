@@ -1,4 +1,4 @@
-"""All that is to be known of the engine on a GPU: `python benchmarks/gpu_report.py --out DIR`.
+"""Measure all that is to be known of the engine on a GPU: `python benchmarks/gpu_report.py --out DIR`.
 
 Each section runs in a process of its own with its own time, so that a crash or a hang is one section's. What it has
 found by then is kept. Written after every section: report.json (everything), report.md (tables), latency.png. Ends with
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,13 +22,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .context import ROOT, Context, describe
+from jat_engine.bench.results import commit
+
+from . import markdown
 from .process import Process, python_module
+from .section import SectionRun, describe
 
 
 @dataclass(frozen=True)
 class Section:
-    """`seconds`: its budget on a GPU and in the reduced form. `needs_gpu`: there is nothing to reduce."""
+    """A part of the report.
+
+    Attributes:
+        name, title: for the command line and for documents.
+        seconds, reduced_seconds: its budget on a GPU and in the reduced form.
+        needs_gpu: whether there is nothing to reduce.
+    """
 
     name: str
     title: str
@@ -53,27 +63,19 @@ SECTIONS = (
 TOTAL_SECONDS, TOTAL_REDUCED_SECONDS = 470.0, 480.0
 _MODULES = {"tests": "suite"}
 
+PLOT = "latency.png"
+"""Drawn by the latency section into the working folder."""
+
 
 def has_gpu() -> bool:
-    """Asked in a process of its own, so that this one never holds the GPU."""
+    """Return whether torch sees a GPU; asked in a process of its own, so that this one never holds it."""
     code = "import torch; print(int(torch.cuda.is_available()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     return done.stdout.strip() == "1"
 
 
-def commit() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=ROOT
-        )
-    except OSError:
-        done = None
-    found = done.stdout.strip() if done is not None and done.returncode == 0 else ""
-    return found or os.environ.get("GPU_REPORT_COMMIT") or "unknown"
-
-
 class Report:
-    """What has been found so far, and its files."""
+    """Keep what has been found so far, and its files."""
 
     def __init__(self, out: Path, work: Path, gpu: bool, quick: bool) -> None:
         self.out, self.work, self.gpu, self.quick = out, work, gpu, quick
@@ -81,7 +83,7 @@ class Report:
         self.data: dict[str, Any] = {
             "schema": 1,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
+            "commit": commit() or os.environ.get("GPU_REPORT_COMMIT") or "unknown",
             "command": " ".join(sys.argv),
             "measured on a GPU": gpu,
             "reduced": quick,
@@ -89,24 +91,25 @@ class Report:
         }
 
     def add(self, section: Section, entry: dict[str, Any]) -> None:
+        """Take in a section's entry, and write everything."""
         self.data["sections"][section.name] = {"title": section.title, **entry}
         self.data["seconds"] = round(time.time() - self.began, 1)
         self.write()
 
     def write(self) -> None:
-        from . import markdown, plot
-
+        """Write report.json, logs.txt, report.md and latency.png."""
         _replace(self.out / "report.json", json.dumps(self.data, indent=1) + "\n")
         self._write_logs()
-        for write in (markdown.write, plot.write):
-            try:
-                write(self.data, self.out)
-            except Exception as error:  # a table that cannot be drawn takes no result away
-                self.data.setdefault("report errors", {})[write.__module__] = describe(error)
-                _replace(self.out / "report.json", json.dumps(self.data, indent=1) + "\n")
+        if (self.work / PLOT).exists():
+            shutil.copy(self.work / PLOT, self.out / PLOT)
+        try:
+            markdown.write(self.data, self.out)
+        except Exception as error:  # a table that cannot be written takes no result away
+            self.data["report error"] = describe(error)
+            _replace(self.out / "report.json", json.dumps(self.data, indent=1) + "\n")
 
     def _write_logs(self) -> None:
-        """logs.txt: the ends of all logs."""
+        """Write the ends of all logs into logs.txt."""
         parts = []
         for path in sorted(self.work.glob("**/*.log"), key=lambda path: path.stat().st_mtime):
             lines = path.read_text(errors="replace").splitlines()
@@ -121,13 +124,13 @@ def _replace(path: Path, text: str) -> None:
 
 
 def run_section(section: Section, report: Report, seconds: float, failed: dict[str, str]) -> dict[str, Any]:
-    """The section's entry in report.json."""
+    """Run a section; return its entry in report.json."""
     if section.needs_gpu and not report.gpu:
         return {"status": "not run", "reason": "there is no NVIDIA GPU", "seconds": 0.0, "result": {}}
     work = report.work
     output, log = work / f"{section.name}.json", work / f"{section.name}.log"
     output.unlink(missing_ok=True)
-    context = Context(
+    told = SectionRun(
         work=str(work),
         output=str(output),
         has_gpu=report.gpu,
@@ -135,9 +138,10 @@ def run_section(section: Section, report: Report, seconds: float, failed: dict[s
         quick=report.quick,
         failed_paths=failed,
     )
-    context.write(work / f"{section.name}.context.json")
+    told.write(work / f"{section.name}.run.json")
     module = _MODULES.get(section.name, section.name)
-    command = python_module("section", module, str(work / f"{section.name}.context.json"))
+    command = python_module("section", module, str(work / f"{section.name}.run.json"))
+
     # The tiny model gains nothing from threads, and on a busy machine loses a lot.
     done = Process(command, log, {} if report.gpu else {"OMP_NUM_THREADS": "1"}).wait(seconds)
     try:
@@ -192,7 +196,6 @@ def main() -> int:
             if section.name == "parity":
                 found = entry["result"].get("failed", {})
                 failed = found if isinstance(found, dict) else {}
-    from . import markdown
 
     print(markdown.summary(report.data), flush=True)
     return 0

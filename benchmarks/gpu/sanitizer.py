@@ -1,4 +1,4 @@
-"""compute-sanitizer over a few steps of the tiny model, through graphs and through one launch: its verdict lines."""
+"""Run compute-sanitizer over a few steps of the tiny model, through graphs and through one launch."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .context import Context
+from .checkpoints import tiny_checkpoint
 from .paths import file_name
 from .process import python_module
 from .process import run as run_process
-from .workload import tiny_checkpoint
+from .section import SectionRun
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
 PATHS = ("graphs bfloat16", "one launch bfloat16")
 
 
-def run(context: Context) -> None:
+def run(section: SectionRun) -> None:
     if shutil.which("compute-sanitizer") is None:
-        context.record("not run", "there is no compute-sanitizer")
+        section.record("not run", "there is no compute-sanitizer")
         return
-    folder = tiny_checkpoint(context.folder)
+    folder = tiny_checkpoint(section.folder)
     found: dict[str, Any] = {}
 
     def check(tool: str, name: str) -> None:
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "86", "--print-limit", "20"]
         command += python_module("few_steps", str(folder), name, "3", "1")
-        log = context.folder / f"sanitizer-{tool}-{file_name(name)}.log"
-        done = run_process(command, log, context.time_left() - 3)
+        log = section.folder / f"sanitizer-{tool}-{file_name(name)}.log"
+        done = run_process(command, log, section.time_left() - 3)
         found[f"{tool}, {name}"] = verdict(done.code, done.output, round(done.seconds, 1))
-        context.record("verdicts", dict(found))
+        section.record("verdicts", dict(found))
 
     def one_after_the_other(name: str) -> None:
         for tool in TOOLS:
-            if name in context.failed_paths:
-                found[f"{tool}, {name}"] = {"verdict": f"left out: {context.failed_paths[name][-200:]}"}
-            elif context.time_left() > 8:
+            if name in section.failed_paths:
+                found[f"{tool}, {name}"] = {"verdict": f"left out: {section.failed_paths[name][-200:]}"}
+            elif section.time_left() > 8:
                 check(tool, name)
             else:
                 found[f"{tool}, {name}"] = {"verdict": "left out: no time left"}
 
     with ThreadPoolExecutor(len(PATHS)) as pool:
         list(pool.map(one_after_the_other, PATHS))
-    context.record("verdicts", found)
+    section.record("verdicts", found)
 
 
 def verdict(code: int | None, output: str, seconds: float) -> dict[str, Any]:
-    """What the tool says at the end, and the first errors."""
+    """Return what the tool says at the end, and the first errors."""
     lines = output.splitlines()
     summary = [line.strip("= ") for line in lines if re.search(r"(ERROR|RACECHECK) SUMMARY|LEAK SUMMARY", line)]
     errors = [

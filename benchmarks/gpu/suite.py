@@ -1,4 +1,4 @@
-"""`pytest -m gpu`: counts and failures. The files that need what is not installed here are left out, by name."""
+"""Run `pytest -m gpu`: counts and failures. Files that need what is not installed here are left out, by name."""
 
 from __future__ import annotations
 
@@ -10,47 +10,46 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from .context import ROOT, Context
 from .process import run as run_process
+from .section import ROOT, SectionRun
 
 _MODULES = ("gymnasium", "hypothesis", "ale_py", "minigrid", "metaworld", "mujoco")
-
 
 _WORDS = ("PASSED", "FAILED", "ERROR", "SKIPPED")
 
 
-def run(context: Context) -> None:
+def run(section: SectionRun) -> None:
     chosen, left_out = files()
-    context.record("files", [path.name for path in chosen])
-    context.record("files left out", left_out)
+    section.record("files", [path.name for path in chosen])
+    section.record("files left out", left_out)
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--tb=short"]
     command += ["--continue-on-collection-errors"]
     names = [str(path) for path in chosen]
-    if not context.has_gpu:
-        seconds = context.time_left() - 2
-        done = run_process([*command, "--collect-only", *names], context.folder / "tests.log", seconds)
+    if not section.has_gpu:
+        seconds = section.time_left() - 2
+        done = run_process([*command, "--collect-only", *names], section.folder / "tests.log", seconds)
         found = re.findall(r"^(tests/\S+::\S+)|<(?:Function|Coroutine) ", done.output, re.MULTILINE)
-        context.record("collected", {"gpu tests": len(found), "exit": done.code, "output": done.tail[-600:]})
-        context.record("not run", "tests marked gpu need a GPU")
+        section.record("collected", {"gpu tests": len(found), "exit": done.code, "output": done.tail[-600:]})
+        section.record("not run", "tests marked gpu need a GPU")
         return
     # A process a file, side by side: most of the time goes into compiling kernels. The one launch wants the GPU alone.
     alone = [path for path in chosen if "one_launch" in path.name]
     together = [path for path in chosen if path not in alone]
     with ThreadPoolExecutor(max(1, len(together))) as pool:
-        results = list(pool.map(lambda path: _run_file(context, command, path), together))
-    results += [_run_file(context, command, path) for path in alone]
-    context.record("by file", {result["file"]: result for result in results})
+        results = list(pool.map(lambda path: _run_file(section, command, path), together))
+    results += [_run_file(section, command, path) for path in alone]
+    section.record("by file", {result["file"]: result for result in results})
     totals = {key: sum(result.get(key, 0) for result in results) for key in ("tests", "failures", "errors", "skipped")}
     failed = [failure for result in results for failure in result.get("failed", [])]
-    context.record("counts", {**totals, "failed": failed[:25]})
+    section.record("counts", {**totals, "failed": failed[:25]})
     unfinished = [result["file"] for result in results if result["exit"] == "timed out"]
-    context.record("exit", f"timed out: {', '.join(unfinished)}" if unfinished else max(r["exit"] for r in results))
+    section.record("exit", f"timed out: {', '.join(unfinished)}" if unfinished else max(r["exit"] for r in results))
 
 
-def _run_file(context: Context, command: list[str], path: Path) -> dict[str, Any]:
-    xml, log = context.folder / f"{path.stem}.xml", context.folder / f"{path.stem}.log"
+def _run_file(section: SectionRun, command: list[str], path: Path) -> dict[str, Any]:
+    xml, log = section.folder / f"{path.stem}.xml", section.folder / f"{path.stem}.log"
     xml.unlink(missing_ok=True)
-    seconds = context.time_left() - 3
+    seconds = section.time_left() - 3
     if seconds < 5:
         return {"file": path.name, "exit": "timed out", "why": "no time left"}
     done = run_process([*command, f"--junitxml={xml}", str(path)], log, seconds)
@@ -62,7 +61,7 @@ def _run_file(context: Context, command: list[str], path: Path) -> dict[str, Any
 
 
 def files() -> tuple[list[Path], dict[str, str]]:
-    """Test files whose imports at the top are installed here, and why others are left out."""
+    """Return test files whose imports at the top are installed here, and why others are left out."""
     chosen, left_out = [], {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         text = path.read_text()

@@ -119,6 +119,11 @@ class CpuBackend:
         return sum(linear.num_bytes for linear in self._linears) + self._table_bytes
 
     @property
+    def native_seconds(self) -> float:
+        """Cumulative seconds in native calls; wall time minus this is Python's."""
+        return self._model.seconds
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of the machine's memory."""
         return machine_memory_bytes()

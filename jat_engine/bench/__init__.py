@@ -1,1 +1,1 @@
-"""Benchmarks: the engine beside what a user would run instead, in one run. `jat-engine bench` runs them."""
+"""Benchmarks of the engine, measured in one run with what a user would run instead. `jat-engine bench` runs them."""

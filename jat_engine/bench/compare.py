@@ -1,4 +1,4 @@
-"""Two runs: what became slower or faster by more than noise.
+"""Compare two runs: find what became slower or faster by more than noise.
 
 The machine may have changed between the runs as well. So times are taken in relation to their case's reference, round
 by round; what has none is shown and not judged.
@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .results import Results, Row
-from .statistics import Interval, ratio
+from .results import Interval, Results, Row, ratio
 
 SLOWER, FASTER, SAME = "slower", "faster", "within noise"
 DIFFERS, REPAIRED, ALONE = "outputs differ", "outputs differed before", "no reference"
@@ -21,12 +20,14 @@ DIFFERS, REPAIRED, ALONE = "outputs differ", "outputs differed before", "no refe
 
 @dataclass(frozen=True)
 class Change:
-    """Attributes:
-    row: of the second run.
-    time: second run's time over the first's.
-    relative: the same, each in relation to its run's reference; None where there is none.
-    verdict: `SLOWER`, `FASTER`, `SAME`; `DIFFERS` where outputs are not right, `REPAIRED` where they were not; `ALONE`
-        where there is nothing to tell the engine from the machine by.
+    """One measurement, twice.
+
+    Attributes:
+        row: of the second run.
+        time: second run's time over the first's.
+        relative: the same, each in relation to its run's reference; None where there is none.
+        verdict: `SLOWER`, `FASTER`, `SAME`; `DIFFERS` where outputs are not right, `REPAIRED` where they were not;
+            `ALONE` where there is nothing to tell the engine from the machine by.
     """
 
     row: Row
@@ -37,10 +38,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Attributes:
-    changes: of what both runs measured.
-    only_first, only_second: names of what one alone did.
-    remarks: machines or versions that differ.
+    """Two runs.
+
+    Attributes:
+        changes: of what both runs measured.
+        only_first, only_second: names of what one alone did.
+        remarks: machines or versions that differ.
     """
 
     changes: list[Change]
@@ -50,11 +53,17 @@ class Comparison:
 
     @property
     def is_worse(self) -> bool:
+        """Tell if anything became slower, or has outputs that are not right."""
         return any(change.verdict in (SLOWER, DIFFERS) for change in self.changes)
 
 
 def compare(first: Results, second: Results, threshold: float) -> Comparison:
-    """threshold: share of the time that does not count as a difference, besides what the samples' spread explains."""
+    """Compare what both runs measured.
+
+    Args:
+        first, second: of the same suites.
+        threshold: share of the time that does not count as a difference, besides what the samples' spread explains.
+    """
     before = {row.key: row for row in first.rows}
     after = {row.key: row for row in second.rows}
     changes = [
@@ -85,6 +94,7 @@ def _missed_deadlines(before: dict[Any, Row], after: dict[Any, Row]) -> list[str
 
 
 def label(row: Row) -> str:
+    """Return suite, case and agent of a row in words."""
     case = ", ".join(f"{name} {value}" for name, value in row.case.items())
     return f"{row.suite}: {case}: {row.name}"
 
@@ -104,7 +114,7 @@ def _change(before: Row, after: Row, first: Sequence[Row], second: Sequence[Row]
 
 
 def _relative(row: Row, rows: Sequence[Row]) -> list[float] | None:
-    """Round by round, the row's time over its reference's."""
+    """Return, round by round, the row's time over its reference's."""
     if row.faster is None:
         return None
     reference = next(

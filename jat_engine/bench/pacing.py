@@ -1,19 +1,24 @@
-"""Calls at a pace: back to back, or at a fixed rate with an environment between them."""
+"""Call agents at a pace: back to back, or at a fixed rate with an environment between the calls.
+
+Alone, or with a busy neighbour: another process that computes on one core for as long as something is measured.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..rate import Loop
-from . import measure
+from . import runner
+from .bandwidth import last_level_cache_bytes
 from .workload import step_arguments
 
 LEAD_IN = 2
@@ -37,11 +42,14 @@ to back with caches that other data went through, which tells what of a slow-dow
 _KIND = "continuous"
 
 
+# ---- environments ----------------------------------------------------------------------------------------------------
+
+
 class Environment(Protocol):
     """Environment that runs between two calls."""
 
     def observe(self) -> dict[str, Any]:
-        """Return the next call's keyword arguments; belongs to nothing that is timed."""
+        """Return the next call's keyword arguments; not timed."""
 
     def step(self, action: Any) -> None:
         """Let time pass after an action; counts as the environment's time."""
@@ -68,8 +76,8 @@ class Busy(Idle):
         self._seconds = seconds
 
     def step(self, action: Any) -> None:
-        end = measure.clock() + self._seconds
-        while measure.clock() < end:
+        end = runner.clock() + self._seconds
+        while runner.clock() < end:
             pass
 
 
@@ -112,29 +120,23 @@ class Ant:
             self._reset()
 
 
-def last_level_cache_bytes() -> int:
-    """Return the largest cache of the first core, 32 MiB where the system does not say."""
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 0)
-        if unit and text[:-1].isdigit():
-            sizes.append(int(text[:-1]) * unit)
-    return max(sizes, default=32 << 20)
+# ---- paces -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Mode:
-    """Attributes:
-    pace: one of `PACES` or `BACK_TO_BACK`.
-    hz: calls a second; 0 for as many as there can be.
+    """Pace of calls.
+
+    Attributes:
+        pace: one of `PACES` or `BACK_TO_BACK`.
+        hz: calls a second; 0 for as many as there can be.
     """
 
     pace: str
     hz: int = 0
 
     def make_environment(self) -> Environment:
-        """Raises `MissingSimulatorError`."""
+        """Return what happens between calls. Raises `MissingSimulatorError`."""
         if self.pace == ANT:
             return Ant()
         if self.pace == EVICTED:
@@ -171,14 +173,14 @@ def take_block(call: Callable[[dict[str, Any]], Any], environment: Environment, 
         hz: calls a second, on a grid of fixed times; 0 for back to back.
     """
     block = Block()
-    begin_s = measure.clock()
+    begin_s = runner.clock()
     for number, _ in enumerate(Loop(hz) if hz else itertools.count()):
         arguments = environment.observe()
-        before = measure.clock()
+        before = runner.clock()
         action = call(arguments)
-        after = measure.clock()
+        after = runner.clock()
         environment.step(action)
-        end = measure.clock()
+        end = runner.clock()
         is_long = before - begin_s > LONGEST_S
         if number < LEAD_IN and not is_long:
             continue
@@ -199,3 +201,51 @@ def pinned() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+# ---- the busy neighbour ----------------------------------------------------------------------------------------------
+
+_PROGRAM = """
+import os, signal, sys
+core, parent = int(sys.argv[1]), int(sys.argv[2])
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.sched_setaffinity(0, {core})
+print("ready", flush=True)
+while os.getppid() == parent:
+    for _ in range(100_000):
+        pass
+"""
+# Ctrl-C reaches the whole group: the parent ends this process, which otherwise would print a traceback. A parent that
+# was killed ends nothing, so this process asks, every few milliseconds, whether the parent is still there.
+
+
+def why_no_neighbour() -> str:
+    """Return why there cannot be a busy neighbour here; "" where there can."""
+    if not hasattr(os, "sched_getaffinity"):
+        return "this system cannot pin a process to a core"
+    if len(os.sched_getaffinity(0)) < 2:
+        return "there is one core, which the neighbour would have for itself"
+    return ""
+
+
+def neighbours_core() -> int:
+    """Return the core that the neighbour computes on: the last that this process may use."""
+    return max(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def busy_neighbour() -> Iterator[int]:
+    """Keep one core busy within the block; gives the process's id.
+
+    The process ends with the block, however the block ends, and by itself when this process is gone.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(neighbours_core()), str(os.getpid())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout is not None, "it was asked for"
+        if process.stdout.readline().strip() != b"ready":
+            raise OSError(f"the busy neighbour ended with code {process.wait()} before it began")
+        yield process.pid
+    finally:
+        process.kill()
+        process.communicate()

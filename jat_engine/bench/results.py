@@ -1,4 +1,4 @@
-"""`results.json`: what was measured, on what, and how it spread."""
+"""`results.json`: what was measured, on what, how it spread, and what can be told apart."""
 
 from __future__ import annotations
 
@@ -12,10 +12,88 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..backends.report import collect
-from .statistics import Interval, paired_ratio, percentiles, round_medians
 
 FORMAT = 1
+
+# ---- statistics ------------------------------------------------------------------------------------------------------
+
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9)
+
+MOST = "max"
+"""The largest, among percentiles."""
+
+FEWEST = 6
+"""Rounds from which resampling them tells how a median spreads; from fewer the range is given, which is wider."""
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A ratio of times, and where it lies: with 95 % confidence, or for fewer rounds than `FEWEST` its range."""
+
+    value: float
+    low: float
+    high: float
+
+
+def percentiles(seconds: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Return `PERCENTILES` and `MOST` of all calls of all rounds, in seconds."""
+    flat = np.concatenate([np.asarray(values, np.float64) for values in seconds])
+    found = {str(p): float(v) for p, v in zip(PERCENTILES, np.percentile(flat, PERCENTILES), strict=True)}
+    return {**found, MOST: float(flat.max())}
+
+
+def round_medians(seconds: Sequence[Sequence[float]]) -> list[float]:
+    """Return the median of each round."""
+    return [float(np.median(values)) for values in seconds]
+
+
+def paired_ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Interval:
+    """Return the median over rounds of numerator / denominator; the interval is by bootstrap of rounds.
+
+    Args:
+        numerators, denominators: medians of the same rounds.
+
+    Raises:
+        ValueError: not the same number of rounds, or none.
+    """
+    if len(numerators) != len(denominators) or not numerators:
+        raise ValueError(f"rounds: expected as many of both, got {len(numerators)} and {len(denominators)}")
+    ratios = np.asarray(numerators, np.float64) / np.asarray(denominators, np.float64)
+    if len(ratios) < FEWEST:
+        return Interval(float(np.median(ratios)), float(ratios.min()), float(ratios.max()))
+
+    picks = np.random.default_rng(seed).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
+    low, high = np.percentile(np.median(ratios[picks], axis=1), [2.5, 97.5])
+    return Interval(float(np.median(ratios)), float(low), float(high))
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Interval:
+    """Return the ratio of two medians that were not measured together; the interval is by bootstrap of either's rounds.
+
+    Raises:
+        ValueError: there are no rounds.
+    """
+    if not numerators or not denominators:
+        raise ValueError("rounds: expected at least one, got none")
+    value = float(np.median(numerators) / np.median(denominators))
+    if min(len(numerators), len(denominators)) < FEWEST:
+        return Interval(value, min(numerators) / max(denominators), max(numerators) / min(denominators))
+
+    rng = np.random.default_rng(seed)
+    medians = []
+    for values in (numerators, denominators):
+        array = np.asarray(values, np.float64)
+        medians.append(np.median(array[rng.integers(0, len(array), (_RESAMPLES, len(array)))], axis=1))
+    low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])
+    return Interval(value, float(low), float(high))
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +103,7 @@ class Row:
     Attributes:
         suite: "latency", ...
         case: what is measured, e.g. {"model": "small", "observation": "atari", "window": 256}.
-        agent: who, without the dtype.
+        agent: its name, without the dtype.
         dtype: of its weights.
         seconds: percentile -> seconds of a call, over all calls.
         round_medians: seconds, of each round.
@@ -51,7 +129,7 @@ class Row:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What the same measurement of another run has too."""
+        """Identity of the measurement, which the same one of another run has too."""
         return self.suite, *sorted(self.case.items()), self.agent, self.dtype
 
     @property
@@ -79,7 +157,16 @@ def make_row(
     tolerance: float | None = None,
     facts: dict[str, float] | None = None,
 ) -> Row:
-    """From seconds by round. name: agent and dtype. reference: seconds of the case's reference, of the same rounds."""
+    """Return a row from seconds by round.
+
+    Args:
+        suite, case: where it was measured.
+        name: agent and dtype.
+        seconds: [rounds][calls].
+        reference: of the case's reference, in the same rounds.
+        error, tolerance: of the outputs; no ratio is given where they do not agree.
+        facts: further figures.
+    """
     agent, _, dtype = name.rpartition(" ")
     medians = round_medians(seconds)
     agrees = error is None or tolerance is None or error <= tolerance
@@ -98,13 +185,18 @@ def make_row(
     )
 
 
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
 @dataclass
 class Results:
-    """Attributes:
-    machine: hardware, versions, commit, date, and the memory's speed while it was measured.
-    settings: options of the run.
-    rows: what was measured.
-    skipped: agent -> why it was not.
+    """All results of a run.
+
+    Attributes:
+        machine: hardware, versions, commit, date, and the memory's speed while it was measured.
+        settings: options of the run.
+        rows: what was measured.
+        skipped: agent -> why it was not.
     """
 
     machine: dict[str, Any]
@@ -113,13 +205,18 @@ class Results:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
+        """Write the file, its folder included."""
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {"format": FORMAT, **asdict(self)}
         path.write_text(json.dumps(_finite(found), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Raises `ValueError`: the file is not there, or not one that `write` wrote; names the field."""
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: the file is not there, or not one that `write` wrote; names the field.
+        """
         try:
             found = json.loads(path.read_text())
         except (OSError, ValueError) as error:
@@ -134,10 +231,12 @@ class Results:
             raise ValueError(f"{path}: expected the results of a benchmark, got a broken one: {error!r}") from None
 
     def of_suite(self, suite: str) -> list[Row]:
+        """Return the rows of one suite."""
         return [row for row in self.rows if row.suite == suite]
 
     @property
     def suites(self) -> list[str]:
+        """Suites that have rows, in order."""
         return list(dict.fromkeys(row.suite for row in self.rows))
 
 
@@ -157,7 +256,7 @@ _INFINITE = "infinite"
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity."""
+    """Replace infinities, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return _INFINITE
     if isinstance(value, dict):
@@ -166,7 +265,7 @@ def _finite(value: Any) -> Any:
 
 
 def machine() -> dict[str, Any]:
-    """Hardware, versions and commit."""
+    """Return hardware, versions and commit."""
     found = collect()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -177,7 +276,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the checkout the package is imported from; empty if it is installed, or there is no git."""
+    """Return the commit of the checkout that the package is imported from; "" if it is installed, or without git."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return ""
@@ -190,7 +289,7 @@ def commit() -> str:
 
 
 def disagreeing(rows: Iterable[Row]) -> list[str]:
-    """Remarks on rows whose outputs are not the reference's."""
+    """Return remarks on rows whose outputs are not the reference's."""
     return [
         f"{describe(row.case)}, {row.name}: outputs differ by {row.error:.3g}, expected at most {row.tolerance:.3g}; "
         "it is not compared"
@@ -200,4 +299,5 @@ def disagreeing(rows: Iterable[Row]) -> list[str]:
 
 
 def describe(case: dict[str, str | int]) -> str:
+    """Return a case in words."""
     return ", ".join(f"{name} {value}" for name, value in case.items())

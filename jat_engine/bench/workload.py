@@ -1,17 +1,18 @@
-"""What is measured: observations of the three kinds, and checkpoints of the published sizes. Needs no gymnasium."""
+"""Make what is measured: observations of the three kinds, checkpoints of the published sizes. Needs no gymnasium."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..checkpoint_files import JAT_MINI, resolve
-from ..config import PRESETS
+from ..config import PRESETS, JatConfig
 from ..testing.spaces import Box, Discrete
 
 SPACES: dict[str, Any] = {"continuous": Box(-1, 1, (8,)), "babyai": Discrete(7), "atari": Discrete(18)}
@@ -19,9 +20,11 @@ SPACES: dict[str, Any] = {"continuous": Box(-1, 1, (8,)), "babyai": Discrete(7),
 
 REWARD = 0.1
 
+# ---- observations ----------------------------------------------------------------------------------------------------
+
 
 def observation(kind: str, step: int, seed: int = 0) -> dict[str, Any]:
-    """27 numbers, 148 integers with a mission, or four frames: random, the same for the same arguments."""
+    """Return 27 numbers, 148 integers with a mission, or four frames: random, the same for the same arguments."""
     rng = np.random.default_rng([seed, step])
     if kind == "continuous":
         return {"continuous_observation": rng.standard_normal(27).astype(np.float32)}
@@ -31,12 +34,47 @@ def observation(kind: str, step: int, seed: int = 0) -> dict[str, Any]:
 
 
 def step_arguments(kind: str, step: int, seed: int = 0) -> dict[str, Any]:
-    """Keyword arguments of `get_next_action`."""
+    """Return keyword arguments of `get_next_action`."""
     return {**observation(kind, step, seed), "action_space": SPACES[kind], "reward": REWARD, "deterministic": True}
 
 
+def batch_arguments(num_agents: int, step: int) -> dict[str, Any]:
+    """Return keyword arguments of `AgentBatch.get_next_actions`, for agents with continuous observations."""
+    shape = observation("continuous", step)["continuous_observation"].shape
+    return {
+        "continuous_observations": np.random.default_rng([1, step]).standard_normal((num_agents, *shape), np.float32),
+        "rewards": np.full(num_agents, REWARD, np.float32),
+        "action_space": SPACES["continuous"],
+    }
+
+
+# ---- windows ---------------------------------------------------------------------------------------------------------
+
+THE_WINDOW = 256
+"""Tokens that the published evaluation lets agents of most tasks look back on: taken where one window is measured."""
+
 OTHER_WINDOWS = (64,)
 """Windows of models other than the first: they take long to fill."""
+
+
+def longest_window(config: JatConfig) -> int:
+    """Return the most tokens that an agent of this size can look back on; an even number, a step being two tokens."""
+    limit = config.max_context_tokens
+    return limit - limit % 2
+
+
+def fitting_windows(wanted: Iterable[int], config: JatConfig) -> list[int]:
+    """Return the windows, as far as the model's positions allow; in order, each once."""
+    return sorted({min(window, longest_window(config)) for window in wanted})
+
+
+def main_window(windows: Iterable[int]) -> int:
+    """Return `THE_WINDOW` where it is among the windows, else the longest."""
+    found = list(windows)
+    return THE_WINDOW if THE_WINDOW in found else max(found)
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 def check_model(model: str) -> Path | None:
@@ -51,7 +89,7 @@ def check_model(model: str) -> Path | None:
 
 @contextlib.contextmanager
 def open_checkpoint(model: str) -> Iterator[Path]:
-    """A folder with a checkpoint: that folder, jat-mini's, or for a preset one with random weights.
+    """Give a folder with a checkpoint: that folder, jat-mini's, or for a preset one with random weights.
 
     The small one is kept for the next run; larger ones, which take gigabytes, are not.
     """
@@ -59,35 +97,40 @@ def open_checkpoint(model: str) -> Iterator[Path]:
     if found is not None:
         yield found
     elif model == "small":
-        yield random_checkpoint(model, Path(tempfile.gettempdir()) / "jat-engine-benchmark-small")
+        yield random_checkpoint(model, Path(tempfile.gettempdir()) / "jat-engine-benchmark-small-2")
     else:
         with tempfile.TemporaryDirectory(prefix="jat-engine-benchmark-") as folder:
             yield random_checkpoint(model, Path(folder) / model)
 
 
 def random_checkpoint(preset: str, folder: Path) -> Path:
-    """A model of a published size with random weights, as `save_pretrained` writes it; made unless it is there."""
-    import torch
+    """Write a model of a published size with random weights, unless it is there; return its folder.
 
-    from .. import JatConfig, JatModel, JatProcessor
-
-    if not (folder / "complete").exists():
-        config = JatConfig.from_preset(preset)
-        torch.manual_seed(0)
-        model: Any = JatModel(config)
-        _spread_scores_alike(model)
-        model.to(torch.float32 if preset == "small" else torch.bfloat16).save_pretrained(folder)
-        JatProcessor.byte_level(config).save_pretrained(folder)
-        (folder / "complete").touch()
-    return folder
-
-
-def _spread_scores_alike(model: Any) -> None:
-    """Scale keys so that attention scores of random weights spread as in the small model, whatever the size.
-
-    They grow with hidden_size * sqrt(head_dim) else, until the largest key alone counts and rounding decides which.
+    Weights follow the recipe of the recorded answers' model, which keeps activations and attention scores of order one
+    at any size. Else scores would grow with the size, until the largest key alone counted and rounding decided which.
     """
-    config = model.config
-    scale = 768 * 64**0.5 / (config.hidden_size * (config.hidden_size // config.num_heads) ** 0.5)
-    for block in model.transformer.h:
-        block.attn.attention.k_proj.weight.data.mul_(scale)
+    if (folder / "complete").exists():
+        return folder
+    import torch
+    from safetensors.torch import save_file
+
+    from .. import JatProcessor
+    from ..checkpoint.weights import checkpoint_shapes
+    from ..testing.golden import scaled
+
+    config = JatConfig.from_preset(preset)
+    dtype = torch.float32 if preset == "small" else torch.bfloat16
+    config.dtype = dtype
+    config.architectures = ["JatModel"]
+    head_dim = config.hidden_size // config.num_heads
+    tensors = {}
+    for name, shape in checkpoint_shapes(config).items():
+        x = np.random.default_rng([0, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
+        tensors[name] = torch.from_numpy(scaled(name, x, head_dim)).to(dtype)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config.save_pretrained(folder)
+    JatProcessor.byte_level(config).save_pretrained(folder)
+    (folder / "complete").touch()
+    return folder

@@ -1,4 +1,4 @@
-"""`jat-engine bench`"""
+"""Measure: `jat-engine bench`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from ..backends.select import choose_backend, native_module
 from ..bench import compare as comparisons
-from ..bench import plot, table, verdict
+from ..bench import report
 from ..bench.bandwidth import Bandwidth
-from ..bench.context import Context, Options
 from ..bench.pacing import PACES
 from ..bench.peers import DTYPES, NAMES
 from ..bench.results import Results, disagreeing, machine
-from ..bench.suites import evaluate, generate, host, latency, load, loop, throughput, train
+from ..bench.runner import Context, Options
+from ..bench.suites import evaluate, generate, growth, host, latency, load, loop, parity, soak, throughput, train
 from ..bench.workload import SPACES, check_model
 from .agent import default_device, quiet_loading
 from .arguments import note, parse
@@ -30,18 +30,24 @@ SUITES: dict[str, tuple[Callable[[Context], None], ...]] = {
     "generate": (generate.run,),
     "train": (train.run,),
     "eval": (evaluate.run,),
+    "parity": (parity.run,),
+    "growth": (growth.run,),
+    "soak": (soak.run,),
 }
 
 _USAGE = f"""usage: jat-engine bench {{{",".join(SUITES)},all}} [options]
        jat-engine bench compare A.json B.json [--threshold SHARE]
 
-  latency      one agent's step, beside JatModel, the published package, torch.compile, ONNX Runtime and OpenVINO
+  latency      one agent's step, and that of JatModel, the published package, torch.compile, ONNX Runtime and OpenVINO
   loop         one agent at a fixed rate, as a robot calls it: p50 to p99.9, missed deadlines, with a busy neighbour too
   throughput   1 to 1024 agents in a step
   load         from the start of a process to its first action
   generate     text, by JatModel
   train        a training step
-  eval         steps in real simulators, of jat-mini
+  eval         steps in real simulators, of jat-mini or another trained model
+  parity       no times: how far every backend and dtype is from float32
+  growth       a step's time over the tokens in its cache
+  soak         sessions that come and go: memory stays flat, no page of the cache is lost
   all          all of these into one file
   compare      two results: what became slower or faster by more than noise; exit code 1 if anything did become slower
 
@@ -54,20 +60,22 @@ _WORDS = ("agent", "dtype", "observation", "model", "task", "pace", "neighbour")
 
 @dataclass
 class BenchArguments:
+    """Arguments of all suites."""
+
     num_iters: int = field(
         default=8,
         metadata={"help": "rounds; in each, every agent takes a turn of several calls; what takes seconds has fewer"},
     )
     num_iters_warmup: int = field(default=3, metadata={"help": "untimed calls of each agent before the first round"})
-    output_json: str = field(default="results.json", metadata={"help": "where results go; plots go beside it"})
+    output_json: str = field(default="results.json", metadata={"help": "where results go; plots go next to it"})
     batch_size: list[int] = field(
         default_factory=lambda: [1, 16, 256, 1024], metadata={"help": "throughput: agents in a step"}
     )
     models: list[str] = field(
         default_factory=lambda: ["small"],
         metadata={
-            "help": "presets with random weights (small, medium), jat-mini, or folders of checkpoints; peers run the "
-            "first"
+            "help": "presets with random weights (small, medium), jat-mini, or folders of checkpoints; latency, loop, "
+            "parity and growth measure all of them, peers and the other suites the first"
         },
     )
     dtypes: list[str] = field(
@@ -97,8 +105,9 @@ class BenchArguments:
     minutes: float = field(
         default=30.0, metadata={"help": "loop: what all calls may take together; less means fewer calls"}
     )
+    agent_steps: int = field(default=20_000, metadata={"help": "soak: steps of all sessions together"})
     peers: list[str] = field(
-        default_factory=lambda: list(NAMES), metadata={"help": "what stands beside the engine", "choices": list(NAMES)}
+        default_factory=lambda: list(NAMES), metadata={"help": "compared with the engine", "choices": list(NAMES)}
     )
     no_peers: bool = field(default=False, metadata={"help": "the engine and the reference alone"})
     upstream: str | None = field(
@@ -107,17 +116,19 @@ class BenchArguments:
     use_cpu: bool = field(default=False, metadata={"help": "run on the CPU, also where there is a GPU"})
 
     def check(self) -> None:
-        """Raises `ValueError` for what cannot be measured."""
+        """Raise `ValueError` for what cannot be measured."""
         for name, values in (
             ("num_iters", [self.num_iters]),
             ("num_iters_warmup", [self.num_iters_warmup]),
             ("batch_size", self.batch_size),
             ("windows", self.windows),
             ("hz", self.hz),
+            ("agent_steps", [self.agent_steps]),
         ):
             for value in values:
                 if value < 1:
                     raise ValueError(f"--{name}: expected at least 1, got {value}")
+
         for window in self.windows:
             if window % 2:
                 raise ValueError(f"--windows: expected even numbers, a step being two tokens, got {window}")
@@ -125,6 +136,7 @@ class BenchArguments:
             raise ValueError(f"--minutes: expected a positive number, got {self.minutes}")
         for model in self.models:
             check_model(model)
+
         parent = Path(self.output_json).absolute().parent
         if not parent.is_dir():
             raise ValueError(f"--output_json: there is no folder {parent}")
@@ -132,12 +144,15 @@ class BenchArguments:
 
 @dataclass
 class CompareArguments:
+    """Arguments of `bench compare`."""
+
     threshold: float = field(
-        default=0.05, metadata={"help": "share of the time that is no difference, beside what the spread explains"}
+        default=0.05, metadata={"help": "share of the time that is no difference, besides what the spread explains"}
     )
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run suites, or compare two files of results; returns the exit code."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_USAGE)
         sys.exit(0)
@@ -157,6 +172,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def run_suites(names: Sequence[str], arguments: BenchArguments) -> int:
+    """Run suites into one file, print its tables; returns 1 if outputs were not right."""
     options = Options(
         num_iters=arguments.num_iters,
         num_iters_warmup=arguments.num_iters_warmup,
@@ -172,6 +188,7 @@ def run_suites(names: Sequence[str], arguments: BenchArguments) -> int:
         paces=tuple(arguments.paces),
         neighbours=tuple(arguments.neighbour),
         minutes=arguments.minutes,
+        agent_steps=arguments.agent_steps,
     )
     plain_torch = native_module()[1] if choose_backend(options.device).lacks_native else ""
     if plain_torch:
@@ -199,7 +216,7 @@ def run_suites(names: Sequence[str], arguments: BenchArguments) -> int:
     for line in disagreeing(results.rows):
         note(line)
     try:
-        for plotted in plot.write(results, path):
+        for plotted in report.write_plots(results, path):
             note(f"wrote {plotted}")
     except ValueError as error:
         note(f"no plots: {error}")
@@ -208,14 +225,15 @@ def run_suites(names: Sequence[str], arguments: BenchArguments) -> int:
 
 
 def print_results(results: Results) -> None:
+    """Print a table for each suite, and what was skipped."""
     for suite in results.suites:
         rows = results.of_suite(suite)
         print_table(
-            table.title(suite, results.settings),
-            table.columns(rows),
+            report.title(suite, results.settings),
+            report.columns(rows),
             left=_WORDS,
         )
-        if suite in ("latency", "loop") and (standing := verdict.columns(rows)):
+        if suite in ("latency", "loop") and (standing := report.standing(rows)):
             print_table("compared with the fastest other agent of its dtype", standing, left=_WORDS)
     speed = results.machine.get("bandwidth GB/s", {})
     if speed:
@@ -225,6 +243,7 @@ def print_results(results: Results) -> None:
 
 
 def run_compare(argv: Sequence[str]) -> int:
+    """Print what changed from one file of results to another; returns 1 if anything became worse."""
     files = [text for text in argv if text.endswith(".json")]
     rest = [text for text in argv if text not in files]
     if len(files) != 2 and not {"-h", "--help"} & set(rest):
@@ -232,15 +251,18 @@ def run_compare(argv: Sequence[str]) -> int:
     (arguments,) = parse("bench compare A.json B.json", "What changed by more than noise.", [CompareArguments], rest)
     if not 0 <= arguments.threshold < 1:
         raise ValueError(f"--threshold: expected a share in [0, 1), got {arguments.threshold}")
+
     first, second = (Results.read(Path(name)) for name in files)
     found = comparisons.compare(first, second, arguments.threshold)
     if not found.changes:
         raise ValueError("bench compare: expected runs that share a measurement, got none")
+
     print_table(
         f"{files[1]} over {files[0]}: times, less is faster",
         _comparison_columns(found.changes),
         left=("what", "verdict"),
     )
+
     for remark in found.remarks:
         console().print(remark, markup=False)
     for title, names in (("only in the first", found.only_first), ("only in the second", found.only_second)):

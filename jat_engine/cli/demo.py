@@ -53,7 +53,7 @@ class DemoArguments(ModelArguments):
 
 @dataclass
 class DemoEpisodes(EpisodeArguments):
-    """How episodes are played; greedily by default."""
+    """Options of the episodes; greedy by default."""
 
     deterministic: bool = field(default=True, metadata={"help": "the most likely discrete action"})
 

@@ -1,4 +1,4 @@
-"""Whether two agents compute the same, before their times are compared."""
+"""Decide whether two agents compute the same, before their times are compared."""
 
 from __future__ import annotations
 

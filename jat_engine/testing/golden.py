@@ -1,4 +1,4 @@
-"""Recorded answers of the published implementation on a tiny model, and the recipe of its weights and inputs.
+"""Read recorded answers of the published implementation on a tiny model; make its weights and inputs.
 
 `golden_data` holds outputs only (transformers 4.36.2, torch 2.13, float32); weights and inputs are made here from
 seeds, and the checkpoint that is written is an ordinary folder: config, tokenizer, safetensors.
@@ -35,7 +35,7 @@ MISSIONS = (
 
 
 def relative_error(actual: Any, expected: Any) -> float:
-    """Norm of the difference over the norm of what was expected."""
+    """Return the norm of the difference over the norm of what was expected."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
@@ -45,31 +45,39 @@ def relative_error(actual: Any, expected: Any) -> float:
 
 
 def weight(name: str, shape: list[int]) -> np.ndarray:
+    """Return a parameter, float32, made from its name."""
     x = np.random.default_rng([SEED, zlib.crc32(name.encode())]).standard_normal(shape).astype(np.float32)
     return scaled(name, x)
 
 
-def scaled(name: str, x: np.ndarray) -> np.ndarray:
-    """Standard normal float32 -> a parameter of that name and shape."""
+def scaled(name: str, x: np.ndarray, head_dim: int = 16) -> np.ndarray:
+    """Turn standard normal numbers into a parameter.
+
+    Args:
+        name: of the parameter.
+        x: float32, of its shape.
+        head_dim: of the model; queries and keys are scaled so that scores spread as the recorded model's, of 16.
+    """
     if x.ndim == 1:
         return 1 + np.float32(0.1) * x if name.endswith(".weight") else np.float32(0.05) * x
     if name in ("transformer.wte.weight", "transformer.wpe.weight"):
         return np.float32(0.5) * x
     gain = 1.0
     if ".q_proj." in name or ".k_proj." in name:
-        gain = 0.7
+        gain = 0.7 * (16 / head_dim) ** 0.25
     elif name.startswith("single_discrete_decoder"):
         gain = 2.0
     return x * np.float32(gain / np.sqrt(np.prod(x.shape[1:])))
 
 
 def weights() -> dict[str, np.ndarray]:
+    """Return all parameters by name."""
     shapes = json.loads((FOLDER / "keys.json").read_text())
     return {name: np.ascontiguousarray(weight(name, shape)) for name, shape in shapes.items()}
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, np.ndarray] | None = None) -> Path:
-    """A checkpoint folder as the published code writes it."""
+    """Write a checkpoint folder as the published code does; return it."""
     shutil.copytree(FOLDER / "checkpoint", folder, dirs_exist_ok=True)
     save_file(tensors if tensors is not None else weights(), folder / "model.safetensors", {"format": "pt"})
     return folder
@@ -80,6 +88,21 @@ def write_checkpoint(folder: Path, tensors: dict[str, np.ndarray] | None = None)
 
 @dataclass(frozen=True)
 class Episode:
+    """Recorded steps of one agent.
+
+    Attributes:
+        name: unique.
+        kind: of the observations: "continuous", "discrete", "image" or "babyai", integers with a mission.
+        dim: values of a continuous observation.
+        action_space: ("box" or "discrete", size).
+        context_window: tokens the agent looked back on; None for as many as there can be.
+        steps: how many.
+        deterministic: whether discrete actions were the most likely ones.
+        seed: of observations, rewards and sampling.
+        reset: whether the recording was made after `reset_rl`.
+        actions: chosen, of a discrete action space.
+    """
+
     name: str
     kind: str
     dim: int | None
@@ -93,14 +116,17 @@ class Episode:
 
     @property
     def space(self) -> spaces.Box | spaces.Discrete:
+        """The action space, as gymnasium has it."""
         kind, size = self.action_space
         return spaces.Box(-1, 1, (size,)) if kind == "box" else spaces.Discrete(size)
 
     @property
     def predictions(self) -> list[np.ndarray]:
+        """float32 [A] or [n] of each step."""
         return list(OUTPUTS[f"{self.name}.out"])
 
     def observation(self, t: int) -> dict[str, Any]:
+        """Return the fields of step t."""
         rng = np.random.default_rng([self.seed, t])
         size = 212
         if self.kind == "continuous":
@@ -113,6 +139,7 @@ class Episode:
         return {"text_observation": text, "discrete_observation": rng.integers(0, 8, size - 64)}
 
     def reward(self, t: int) -> float | None:
+        """Return the reward of step t; None in the first."""
         return None if t == 0 else float(np.random.default_rng([self.seed, t - 1, 1]).standard_normal())
 
 
@@ -137,6 +164,7 @@ def check_episode(agent: Any, processor: Any, episode: Episode, tolerance: float
         assert prediction.dtype == np.float32
         predictions.append(prediction)
         actions.append(action)
+
     if episode.actions is not None:
         assert actions == episode.actions
         assert all(type(action) is int for action in actions)
@@ -165,6 +193,7 @@ def _rl_case(name: str, number: int) -> dict[str, Any]:
         inputs["continuous_actions"] = rng.standard_normal((batch, length, 5)).astype(np.float32)
     else:
         inputs["discrete_actions"] = rng.integers(0, 18, (batch, length))
+
     inputs["rewards"] = rng.standard_normal((batch, length)).astype(np.float32)
     mask = np.ones((batch, length), dtype=np.int64)
     for row in range(1, batch):
@@ -176,17 +205,19 @@ def _rl_case(name: str, number: int) -> dict[str, Any]:
 
 
 def text_ids() -> np.ndarray:
+    """Return token numbers, int64 [2, 16]."""
     return np.random.default_rng(SEED * 100 + 70).integers(0, 250, (2, 16))
 
 
 def pixel_values() -> np.ndarray:
+    """Return images, float32 [2, 3, size, size]."""
     size = CONFIG["image_size"]
     rng = np.random.default_rng(SEED * 100 + 71)
     return rng.standard_normal((2, 3, size, size)).astype(np.float32)
 
 
 def forward_cases() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Pairs of a recorded case and its inputs as arrays."""
+    """Yield pairs of a recorded case and its inputs as arrays."""
     for number, case in enumerate(INDEX["forward"]):
         name = case["name"]
         if name.startswith("forward_"):

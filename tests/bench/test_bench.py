@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,20 +10,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import ROOT
+from helpers.documents import write_docs
 
-from jat_engine.bench import compare, measure, statistics, table, verdict
+from jat_engine.bench import compare, report, runner
 from jat_engine.bench.bandwidth import Bandwidth
-from jat_engine.bench.context import Context, Options
 from jat_engine.bench.peers import REFERENCE, Peers, Unavailable, load
-from jat_engine.bench.peers.jat import EngineBatch, EnginePeer, ModelPeer
+from jat_engine.bench.peers.jat import EnginePeer, ModelPeer
 from jat_engine.bench.peers.published import PublishedPeer
-from jat_engine.bench.results import Results, disagreeing, machine, make_row
+from jat_engine.bench.results import Results, disagreeing, machine, make_row, paired_ratio, ratio
+from jat_engine.bench.runner import Context, Options
 from jat_engine.bench.suites import latency, throughput
 from jat_engine.cli import main
 from jat_engine.testing import agreement
@@ -79,7 +78,7 @@ def run(tiny_folder: Path) -> Callable[[type[EnginePeer]], Results]:
             results = Results(machine(), {})
             context = Context(options, results, Bandwidth("cpu"), lambda _: None, lambda: None)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(measure, "clock", time.process_time)
+                patch.setattr(runner, "clock", time.process_time)
                 latency.measure_case(context, Peers(found), dict(CASE))
             made[planted] = results
         return made[planted]
@@ -107,7 +106,7 @@ def test_planted_slow_down_is_found(run: Callable[[type[EnginePeer]], Results], 
 
 
 def test_slower_than_the_reference_is_not_called_ahead(run: Callable[[type[EnginePeer]], Results]) -> None:
-    assert verdict.columns(run(SlowPeer).rows)["ahead"] == ["no"]
+    assert report.standing(run(SlowPeer).rows)["ahead"] == ["no"]
 
 
 def test_planted_wrong_output_is_found(run: Callable[[type[EnginePeer]], Results], tmp_path: Path) -> None:
@@ -120,10 +119,10 @@ def test_planted_wrong_output_is_found(run: Callable[[type[EnginePeer]], Results
     (remark,) = disagreeing(wrong.rows)
     assert ENGINE in remark
     assert "outputs differ" in remark
-    shown = table.columns(wrong.rows)
+    shown = report.columns(wrong.rows)
     assert shown["p50 ms"][1] == "outputs differ"
     assert "times faster" not in shown
-    assert verdict.columns(wrong.rows) == {}, "an agent that computes something else is ahead of nobody"
+    assert report.standing(wrong.rows) == {}, "an agent that computes something else is ahead of no other"
     for first, second, verdict_, is_worse in (
         (honest, wrong, compare.DIFFERS, True),
         (wrong, wrong, compare.DIFFERS, True),
@@ -164,18 +163,24 @@ def test_a_peer_that_fails_leaves_the_others(tiny_folder: Path) -> None:
     assert peers.skipped == {"Failing float32": "OSError: out of order"}
 
 
-class MixedUpBatch(EngineBatch):
+class MixedUpBatch:
     """Gives its last agent the first one's action."""
 
-    def get_next_actions(self, arguments: dict[str, Any]) -> Any:
-        actions = super().get_next_actions(arguments)
+    def __init__(self, batch: Any) -> None:
+        self._batch = batch
+
+    def get_next_actions(self, **arguments: Any) -> Any:
+        actions = self._batch.get_next_actions(**arguments)
         actions[-1] = actions[0]
         return actions
 
+    def close(self) -> None:
+        self._batch.close()
+
 
 class MixedUpPeer(EnginePeer):
-    def open_batch(self, num_agents: int, window: int, kind: str) -> EngineBatch:
-        return MixedUpBatch(self.engine.open_batch(num_agents, window, seed=0))
+    def open_batch(self, num_agents: int, window: int, kind: str) -> Any:
+        return MixedUpBatch(super().open_batch(num_agents, window, kind))
 
 
 @pytest.mark.parametrize(("planted", "agrees"), [(EnginePeer, True), (MixedUpPeer, False)])
@@ -209,10 +214,10 @@ def test_error_is_of_the_worst_step() -> None:
 def test_everyone_takes_as_many_turns() -> None:
     order: list[str] = []
     contenders = {
-        name: measure.Contender(lambda number: number, lambda number, name=name: order.append(f"{name}{number}"))
+        name: runner.Contender(lambda number: number, lambda number, name=name: order.append(f"{name}{number}"))
         for name in "abc"
     }
-    seconds = measure.take_turns(contenders, 5, num_warmup=2, pause_s=0.0)
+    seconds = runner.take_turns(contenders, 5, num_warmup=2, pause_s=0.0)
     for name in "abc":
         calls = [int(text[1:]) for text in order if text[0] == name]
         assert calls == list(range(len(calls))), "arguments are prepared once a call, in order"
@@ -223,20 +228,44 @@ def test_everyone_takes_as_many_turns() -> None:
     assert len({tuple(turns[i : i + 3]) for i in range(0, len(turns), 3)}) > 1, "the order changes"
 
 
+def test_a_contender_that_fails_leaves_the_others_and_time_can_run_out() -> None:
+    def call(number: int) -> None:
+        if number == 4:
+            raise OSError("out of order")
+
+    contenders = {
+        "failing": runner.Contender(lambda number: number, call),
+        "other": runner.Contender(lambda number: number, lambda number: None),
+    }
+    failed: dict[str, str] = {}
+    seconds = runner.take_turns(
+        contenders,
+        5,
+        num_warmup=1,
+        pause_s=0.0,
+        on_round=lambda number: number < 3,
+        on_failure=lambda name, error: failed.update({name: str(error)}),
+    )
+    assert failed == {"failing": "out of order"}
+    assert {name: len(rounds) for name, rounds in seconds.items()} == {"other": 3}
+    with pytest.raises(OSError, match="out of order"):
+        runner.take_turns(contenders, 5, num_warmup=1, pause_s=0.0)
+
+
 def test_ratio_within_rounds_does_not_see_the_machine_slow_down() -> None:
     machine_s = np.linspace(1, 10, 21)
-    found = statistics.paired_ratio(list(2 * machine_s), list(machine_s))
+    found = paired_ratio(list(2 * machine_s), list(machine_s))
     assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
-    apart = statistics.ratio(list(2 * machine_s), list(machine_s))
+    apart = ratio(list(2 * machine_s), list(machine_s))
     assert apart.low < 2 < apart.high
     with pytest.raises(ValueError, match="rounds"):
-        statistics.paired_ratio([1.0], [])
+        paired_ratio([1.0], [])
 
 
 def test_few_rounds_give_their_range() -> None:
-    found = statistics.paired_ratio([1.0, 4.0, 3.0], [1.0, 1.0, 1.0])
+    found = paired_ratio([1.0, 4.0, 3.0], [1.0, 1.0, 1.0])
     assert (found.value, found.low, found.high) == (3.0, 1.0, 4.0)
-    apart = statistics.ratio([2.0, 3.0], [1.0, 2.0])
+    apart = ratio([2.0, 3.0], [1.0, 2.0])
     assert (apart.low, apart.high) == (1.0, 3.0)
 
 
@@ -325,7 +354,7 @@ def test_plain_torch_is_not_passed_off_as_the_engine(
     assert "does not load" in found.settings["plain_torch"]
     native = dataclasses.replace(found, settings={**found.settings, "plain_torch": ""})
     assert "the engines differ: native kernels, then plain torch" in compare.compare(native, found, 0.05).remarks
-    assert table.title("latency", native.settings) == "latency"
+    assert report.title("latency", native.settings) == "latency"
 
 
 def load_results(folder: Path, tmp_path: Path, suite: str, options: list[str]) -> Any:
@@ -388,15 +417,6 @@ def test_documents_say_what_was_measured() -> None:
     other = dataclasses.replace(results, rows=[changed if row is shown else row for row in results.rows])
     assert docs.page({**runs, docs.HEADLINE_RUN: other}) != docs.page(runs)
     assert docs.readme_table(other) != shown_first
-
-
-def write_docs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_docs", ROOT / "benchmarks/write_docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_pytest_benchmarks_run(tiny_folder: Path) -> None:

@@ -12,11 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_bench import write_docs
+from helpers.documents import write_docs
 
-from jat_engine.bench import compare, pacing, plot, table, verdict
-from jat_engine.bench.neighbour import busy_neighbour, neighbours_core, why_no_neighbour
-from jat_engine.bench.pacing import Idle, Mode, pinned, take_block
+from jat_engine.bench import compare, pacing, report
+from jat_engine.bench.bandwidth import last_level_cache_bytes
+from jat_engine.bench.pacing import (
+    Idle,
+    Mode,
+    busy_neighbour,
+    neighbours_core,
+    pinned,
+    take_block,
+    why_no_neighbour,
+)
 from jat_engine.bench.peers import REFERENCE
 from jat_engine.bench.results import Results, Row
 from jat_engine.bench.suites import loop
@@ -55,12 +63,12 @@ def test_every_agent_at_every_pace(results: Results) -> None:
         assert ("over back to back" in row.facts) == (row.case["pace"] != "back to back")
         assert 0 <= row.facts.get("missed %", 0) <= 100
         assert ("p50 over floor" in row.facts) == (row.name == ENGINE and len(names) == 4)
-    shown = table.columns(rows)
+    shown = report.columns(rows)
     assert {"p99 ms", "p99.9 ms", "max ms", "missed %", "over back to back"} <= shown.keys()
 
 
 def test_a_floor_is_no_other_agent(results: Results) -> None:
-    assert set(verdict.columns(results.of_suite("loop"))["fastest other"]) == {"JatModel"}
+    assert set(report.standing(results.of_suite("loop"))["fastest other"]) == {"JatModel"}
 
 
 def test_comparison_tells_missed_deadlines(results: Results) -> None:
@@ -86,7 +94,7 @@ def replaced(results: Results, row: Row, other: Row) -> Results:
 
 def test_plot(results: Results, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the bench extra")
-    (path,) = plot.write(results, tmp_path / "results.json")
+    (path,) = report.write_plots(results, tmp_path / "results.json")
     assert path.name == "results_loop.png"
     assert path.stat().st_size > 10_000
 
@@ -106,7 +114,7 @@ def test_documents_show_paced_calls_above_those_back_to_back(results: Results) -
     assert header == f"| ms a call, p50 (p99) | back to back | 100 Hz | 200 Hz | {busy}missed there |"
     engine = next(line for line in lines if line.startswith(f"| **{ENGINE}**"))
     row = next(row for row in paced if row.name == ENGINE and row.case["pace"] == "sleep")
-    assert f"| {table.number(row.p50 * 1e3)} ({table.number(row.seconds['99'] * 1e3)}) |" in engine
+    assert f"| {report.number(row.p50 * 1e3)} ({report.number(row.seconds['99'] * 1e3)}) |" in engine
     page = docs.page({"cpu": dataclasses.replace(committed, rows=[*without, *paced])})
     assert "### loop, small" in page
     assert "cpu_loop.png" in page
@@ -140,7 +148,7 @@ def test_a_block_of_calls_that_take_long_has_fewer(monkeypatch: pytest.MonkeyPat
 def test_more_memory_is_walked_over_than_the_last_cache_holds() -> None:
     environment = Mode("evicted").make_environment()
     assert isinstance(environment, pacing.Evicting)
-    assert environment._memory.nbytes >= 2 * pacing.last_level_cache_bytes() >= 1 << 21
+    assert environment._memory.nbytes >= 2 * last_level_cache_bytes() >= 1 << 21
 
 
 def test_ant_is_stepped_by_clipped_actions() -> None:
@@ -204,7 +212,7 @@ def test_the_neighbour_goes_with_the_block(error: type[BaseException] | None) ->
 @needs_cores
 def test_the_neighbour_goes_with_a_process_that_is_killed() -> None:
     program = (
-        "import time\nfrom jat_engine.bench.neighbour import busy_neighbour\n"
+        "import time\nfrom jat_engine.bench.pacing import busy_neighbour\n"
         "with busy_neighbour() as pid:\n    print(pid, flush=True)\n    time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:

@@ -143,7 +143,7 @@ def test_dense_step_is_the_published_step(name: str, tiny_folder: Path, tiny_pro
         )
         predictions.append(prediction)
         if episode.actions is not None:
-            agent.action = episode.actions[t]
+            agent.force_action(episode.actions[t])
     assert predictions[0].dtype == np.float64
     assert golden.relative_error(predictions, episode.predictions) < 3e-6
 

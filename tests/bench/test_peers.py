@@ -74,7 +74,7 @@ def test_like_the_model(name: str, kind: str, tiny_folder: Path, opened: Callabl
 
 
 @pytest.mark.parametrize("kind", SPACES)
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", EXPORTED)
 def test_batch_like_single_agents(name: str, kind: str, opened: Callable[[str], Any]) -> None:
     peer = opened(name)
     seeds = (0, 1, 2)
@@ -84,7 +84,7 @@ def test_batch_like_single_agents(name: str, kind: str, opened: Callable[[str], 
         stacked = {KEYS[key]: [one[key] for one in seen] for key in seen[0]}
         arguments = {"action_space": SPACES[kind], "deterministic": True}
         actions, predictions = batch.get_next_actions(
-            {**stacked, **arguments, "rewards": [0.1, 0.2, 0.3], "return_predictions": True}
+            **stacked, **arguments, rewards=[0.1, 0.2, 0.3], return_predictions=True
         )
         for index, agent in enumerate(agents):
             action, prediction = agent.get_next_action(

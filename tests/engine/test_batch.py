@@ -9,68 +9,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import spaces
+from helpers.batches import check_like_sessions, observations
 from helpers.engines import BOX8, EPISODE, NATIVE, Load
 
 from jat_engine import CacheFullError, InputError, JatEngine, SessionError
-from jat_engine.testing import golden
-from jat_engine.testing.golden import relative_error
 
 BACKENDS: list[dict[str, Any]] = [{"backend": "torch"}, *([{"backend": "cpu"}] if NATIVE else [])]
-KEYS = {
-    "continuous_observation": "continuous_observations",
-    "discrete_observation": "discrete_observations",
-    "text_observation": "text_observations",
-    "image_observation": "image_observations",
-}
-
-
-def observations(episode: golden.Episode, times: list[int]) -> dict[str, Any]:
-    """Return a batch's observations: agent i sees step times[i] of the episode."""
-    each = [episode.observation(t) for t in times]
-    return {KEYS[key]: [one[key] for one in each] for key in each[0]}
-
-
-def check_like_sessions(
-    engine: JatEngine, reference: JatEngine, name: str, steps: int, window: int | None, tolerance: float
-) -> None:
-    """Compare a batch with sessions of `reference`.
-
-    Three agents start at different steps of an episode; the second is reset on the way.
-    """
-    episode = EPISODE[name]
-    offsets = [0, 3, 7]
-    batch = engine.open_batch(3, window)
-    sessions = [reference.open_session(window) for _ in offsets]
-    for t in range(steps):
-        if t == 3:
-            batch.reset([1])
-            sessions[1].reset()
-        times = [t + offset for offset in offsets]
-        rewards = [episode.reward(time + 1) or 0.0 for time in times]
-        actions, predictions = batch.get_next_actions(
-            **observations(episode, times),
-            action_space=episode.space,
-            rewards=rewards,
-            deterministic=True,
-            return_predictions=True,
-        )
-        for index, session in enumerate(sessions):
-            action, prediction = session.get_next_action(
-                **episode.observation(times[index]),
-                action_space=episode.space,
-                reward=rewards[index],
-                deterministic=True,
-                return_prediction=True,
-            )
-            assert relative_error(predictions[index], prediction) <= tolerance
-            if isinstance(action, int):
-                assert actions[index] == action
-            else:
-                assert np.array_equal(actions[index], predictions[index])
-        assert batch.num_cached_tokens.tolist() == [session.num_cached_tokens for session in sessions]
-    batch.close()
-    for session in sessions:
-        session.close()
 
 
 @pytest.mark.parametrize("options", BACKENDS, ids=lambda o: o["backend"])
@@ -94,7 +38,7 @@ def test_sampling_is_repeatable(load: Load) -> None:
             runs.append([batch.get_next_actions(**step, action_space=episode.space).tolist() for step in steps])
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
-    assert len({tuple(agent) for agent in zip(*runs[0], strict=True)}) > 1  # agents that see the same choose apart
+    assert len({tuple(agent) for agent in zip(*runs[0], strict=True)}) > 1  # same observations, different draws
 
 
 def test_sampling_follows_the_predictions(load: Load) -> None:

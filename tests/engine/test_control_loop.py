@@ -100,7 +100,7 @@ def test_no_graph_is_captured_after_warm_up(tiny_folder: Any) -> None:
     step = {
         "continuous_observation": np.zeros(90),
         "action_space": BOX8,
-    }  # larger than what an engine checks itself with
+    }  # larger than the startup check's
     before = engine.memory["graphs"]
     engine.warm_up(**step)
     captured = engine.memory["graphs"]

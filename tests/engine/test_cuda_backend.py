@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.batches import check_like_sessions, observations
 from helpers.engines import EPISODE, TOLERANCE, play
-from test_batch import check_like_sessions, observations
 
 from jat_engine import InputError, JatEngine
 from jat_engine.backends import select as choices

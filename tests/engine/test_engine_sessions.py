@@ -107,7 +107,7 @@ def test_the_drop_in_agent_takes_another_window_at_any_step(
     for t in range(60):
         window = [None, 5, 12, 3, 40][rng.integers(5)] if t % 4 == 0 else None
         arguments = {**CONTINUOUS.observation(t), "action_space": BOX8, "reward": 0.5, "context_window": window}
-        if t % 7 == 6:  # a refused call takes no window over
+        if t % 7 == 6:  # a refused call does not set the window
             with pytest.raises(InputError):
                 engine.get_next_action(**{**arguments, "reward": np.nan, "context_window": 1})
         expected = tiny_model.get_next_action(tiny_processor, **arguments)

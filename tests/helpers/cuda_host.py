@@ -1,4 +1,4 @@
-"""The one-launch CUDA step executed on the CPU: building it, driving it, and what it should compute."""
+"""The persistent kernel executed on the CPU: build it, drive it, and compute the expected result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Block: TypeAlias = BlockWeights[np.ndarray, np.ndarray]
 
 
 def missing_tools() -> str:
-    """Why the module cannot be built here; empty if it can."""
+    """Return the reason why the module cannot be built here; empty if it can."""
     lacking = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
     if importlib.util.find_spec("pybind11") is None:
         lacking.append("pybind11")
@@ -33,7 +33,7 @@ def missing_tools() -> str:
 
 
 def sanitizer_library() -> str:
-    """The path of libtsan.so, or nothing."""
+    """Return the path of libtsan.so; empty if there is none."""
     if shutil.which("gcc") is None:
         return ""
     path = subprocess.run(["gcc", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True).stdout
@@ -41,7 +41,7 @@ def sanitizer_library() -> str:
 
 
 def build(folder: Path, *targets: str) -> list[Path]:
-    """Build CMake targets; return where each is: the folder of a module `_cuda_host`, or a program."""
+    """Build CMake targets; return the path of each: the folder of a module `_cuda_host`, or a program."""
     import pybind11
 
     options = [
@@ -71,7 +71,7 @@ def load(folder: Path) -> ModuleType:
 
 
 def to_bits(x: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 -> an array that holds the numbers in `dtype`; bfloat16 as uint16."""
+    """Convert float32 to `dtype`; bfloat16 is stored as uint16."""
     x = np.ascontiguousarray(x, np.float32)
     if dtype == "float32":
         return x.copy()
@@ -83,14 +83,14 @@ def to_bits(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def from_bits(x: np.ndarray) -> np.ndarray:
-    """What `to_bits` holds, as float32."""
+    """Convert the result of `to_bits` back to float32."""
     if x.dtype == np.uint16:
         return (x.astype(np.uint32) << 16).view(np.float32)
     return x.astype(np.float32)
 
 
 def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
-    """x in its own type, rounded to `dtype`; float32 means: not rounded."""
+    """Return x in its own type, rounded to `dtype`; float32 means not rounded."""
     return x if dtype == "float32" else from_bits(to_bits(x, dtype)).astype(x.dtype)
 
 
@@ -158,7 +158,7 @@ class Model:
 
 @dataclass
 class Token:
-    """A row: a finished embedding [H], or an encoder [X, H] and its values [X]."""
+    """Source of a row: a finished embedding [H], or an encoder [X, H] and its values [X]."""
 
     source: np.ndarray
     values: np.ndarray | None = None
@@ -180,7 +180,7 @@ class Plan:
 
 
 class Driver:
-    """A Step over a Model's memory."""
+    """A `Step` that works on a `Model`'s memory."""
 
     def __init__(self, module: ModuleType, model: Model, capacity: int = 24, **options: Any) -> None:
         sizes = model.sizes
@@ -226,7 +226,7 @@ class Driver:
         self.step = module.Step(**(arguments | options))
 
     def run(self, plan: Plan) -> np.ndarray:
-        """The prediction [n]; RuntimeError with the step's reason."""
+        """Return the prediction [n]. Raises RuntimeError with the step's reason."""
         inputs, count = self.input, len(plan.tokens)
         inputs["query_start"][1] = count
         inputs["context_lens"][0] = plan.context_len
@@ -312,7 +312,7 @@ def _double(array: np.ndarray) -> Tensor:
 
 
 def random_plan(model: Model, random: np.random.Generator, context: int, count: int, offset: int = 0) -> Plan:
-    """Shuffled pages; embeddings of both kinds."""
+    """Return a step's input with shuffled pages and both kinds of embeddings."""
     sizes = model.sizes
     needed = (offset + context + count + PAGE_SIZE - 1) // PAGE_SIZE
     pages = random.permutation(sizes.num_pages)[:needed].tolist()
@@ -335,7 +335,7 @@ def random_plan(model: Model, random: np.random.Generator, context: int, count: 
 
 
 def fill_context(model: Model, random: np.random.Generator, plan: Plan) -> None:
-    """Keys and values of the cached tokens; every other slot stays NaN."""
+    """Write random keys and values of the cached tokens; every other slot stays NaN."""
     slots = np.array([plan.slot(index) for index in range(plan.context_len)], np.int64)
     shape = (len(model.layers), len(slots), 2, model.sizes.num_heads, model.sizes.head_dim)
     model.cache[:, slots // PAGE_SIZE, :, :, slots % PAGE_SIZE] = to_bits(

@@ -78,7 +78,7 @@ def test_a_step_agrees_with_float64(module: ModuleType, fixed_order: bool) -> No
         poison(model)
         plan = cuda_host.random_plan(model, random, context, count, offset)
         cuda_host.fill_context(model, random, plan)
-        driver.step.seed = seed  # another order of threads each time; 0: round robin
+        driver.step.seed = seed  # each seed is another order of threads; 0 is round robin
         check(driver, plan)
 
 

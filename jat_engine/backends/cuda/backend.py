@@ -49,9 +49,13 @@ class CudaBackend:
         one_launch: bool | None = None,
         fixed_order: bool = False,
     ) -> None:
-        """
+        """Pack the weights onto the device.
+
         Args:
+            config: of the checkpoint.
+            weights: of the checkpoint.
             dtype: "float32", "bfloat16", "float16", or "int8", weight-only.
+            device: a GPU, or the CPU for Triton's interpreter.
             one_launch: whether a single agent's step is one launch; None for where that is possible.
             fixed_order: sum in a fixed order also in the one launch, so that results are bitwise repeatable.
         """
@@ -70,20 +74,28 @@ class CudaBackend:
 
     @property
     def weight_bytes(self) -> int:
+        """Bytes of the packed weights."""
         return self._weights.num_bytes
 
     @property
+    def one_launch_geometry(self) -> dict[str, int]:
+        """How the one launch lies on the GPU, for reports; empty where it is not in use."""
+        return {} if self._one_launch is None else self._one_launch.geometry
+
+    @property
     def page_bytes(self) -> int:
+        """Bytes of a page of the KV cache, all layers."""
         config = self._config
         return config.num_layers * 2 * self.page_size * config.hidden_size * self._weights.kv_dtype.itemsize
 
     @property
     def memory_bytes(self) -> int:
+        """Bytes of memory that a KV cache could take at most."""
         return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else machine_memory_bytes()
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes on the device by what they are for."""
+        """Bytes on the device by purpose."""
         return {
             "weights": self.weight_bytes,
             "cache": self._cache.nbytes,
@@ -93,6 +105,7 @@ class CudaBackend:
         }
 
     def allocate_cache(self, num_pages: int) -> None:
+        """Allocate memory for the KV cache's pages, and run the startup check."""
         config = self._config
         head_dim = config.hidden_size // config.num_heads
         shape = config.num_layers, num_pages, 2, config.num_heads, self.page_size, head_dim
@@ -101,7 +114,7 @@ class CudaBackend:
         self._check()
 
     def _check(self) -> None:
-        """A step both ways, beside plain torch: what a GPU, its driver or its compiler cannot do shows now."""
+        """Compare one step on each path with PyTorch, to catch a faulty GPU, driver or compiler."""
         group = make_group(self._weights, self._cache)
         expected = reference(self._weights, self._cache, group)
         if self.device.type == "cuda" or self._weights.dtype != "bfloat16":  # which the interpreter multiplies wrongly
@@ -141,7 +154,7 @@ class CudaBackend:
         return results
 
     def _step_persistent(self, step: OneLaunchStep, group: Group) -> list[Result]:
-        """An image or integers are encoded by a graph in front; the kernel follows on the same stream."""
+        """Run the persistent kernel; a graph in front of it, on the same stream, encodes an image or integers."""
         shape = _shape([group])
         embeddings = None
         if shape.frames or shape.integers:

@@ -28,7 +28,7 @@ _ALIGNMENT = 16
 
 
 class StepShape(NamedTuple):
-    """What a CUDA graph is captured for. Steps of less than that are padded to it.
+    """Sizes that a CUDA graph is captured for; smaller steps are padded to them.
 
     Attributes:
         sessions: room for so many; of each, STEP_TOKENS token rows.
@@ -105,21 +105,19 @@ class StepInputs:
         self._numbers = np.concatenate([_words_of(*places[name]) for name in ONE_SESSION])
 
     def write_one_agent(self, numbers: list[int]) -> None:
-        """The fields `ONE_SESSION` of inputs for one session, in one go: each write of an array by itself costs more
-        than what it writes.
-        """
+        """Write the fields `ONE_SESSION` of inputs for one agent in one operation: one per field would cost more."""
         self._words[self._numbers] = numbers
 
     @property
     def num_bytes(self) -> int:
-        """On the device, and once more in pinned memory."""
+        """Bytes on the device; as many again in pinned memory."""
         return self._host.nbytes
 
     def copy(self) -> None:
-        """Host to device, on the current stream."""
+        """Copy host to device, on the current stream."""
         self._device.copy_(self._host, non_blocking=True)
 
 
 def _words_of(begin: int, num_bytes: int) -> np.ndarray:
-    """Where 4-byte words lie in a buffer."""
+    """Return the indices of the 4-byte words of a field."""
     return np.arange(begin // 4, (begin + num_bytes) // 4)

@@ -20,7 +20,8 @@ Array = TypeVar("Array")
 _CAPACITY = 1024
 """Numbers a prediction may have; longer ones come from CUDA graphs."""
 
-_TIMEOUT_US = 100_000
+TIMEOUT_US = 100_000
+"""Microseconds after which a step is given up; tools that watch a kernel may want more."""
 
 
 def load_module() -> Any:
@@ -39,8 +40,10 @@ class OneLaunchStep:
     """
 
     def __init__(self, weights: CudaWeights, cache: Tensor, max_pages: int, fixed_order: bool, module: Any) -> None:
-        """
+        """Give the kernel the addresses of weights, cache and inputs.
+
         Args:
+            weights: on the GPU.
             cache: [layers, num_pages, 2, heads, 16, head_dim].
             max_pages: of a session.
             fixed_order: sum in a fixed order, so that results are bitwise repeatable.
@@ -84,7 +87,7 @@ class OneLaunchStep:
             output=predictions.data_ptr(),
             capacity=_CAPACITY,
             fixed_order=fixed_order,
-            timeout_us=_TIMEOUT_US,
+            timeout_us=TIMEOUT_US,
             device=self._device.index or 0,
         )
         self._stream = -1

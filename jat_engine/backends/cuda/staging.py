@@ -21,10 +21,12 @@ _NO_VALUES = np.empty(0, np.float32)
 
 
 class Staged(NamedTuple):
-    """Attributes:
-    embeddings: of each group's observations: float32 [N, X + 1] values with the reward, or [N, H] on the device, which
-        the step writes.
-    in_use: must stay alive until the step is done.
+    """A step that is ready to run.
+
+    Attributes:
+        embeddings: of each group's observations: float32 [N, X + 1] values with the reward, or [N, H] on the device,
+            which the step writes.
+        in_use: must stay alive until the step is done.
     """
 
     embeddings: list[Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
@@ -12,15 +13,13 @@ class Unavailable(Exception):  # noqa: N818 -- a state, not a mistake
 class Agent(Protocol):
     """One agent in one episode."""
 
-    def get_next_action(self, **arguments: Any) -> Any:
+    @property
+    def get_next_action(self) -> Callable[..., Any]:
         """Take a step, as a user would; this call is timed.
 
-        Args:
-            arguments: what `workload.step_arguments` gives, and `return_prediction`.
-
-        Returns:
-            The action: an int, or a list of floats [A]. With `return_prediction=True` a pair of it and the prediction:
-            float32 [A], or the logits [n].
+        Its keyword arguments are those that `workload.step_arguments` gives, and `return_prediction`. It returns the
+        action: an int, or a list of floats [A]; with `return_prediction=True` a pair of it and the prediction: float32
+        [A], or the logits [n].
         """
 
     def force_action(self, action: Any) -> None:
@@ -55,11 +54,11 @@ class BatchPeer(Peer, Protocol):
 class Batch(Protocol):
     """Agents in lockstep."""
 
-    def get_next_actions(self, arguments: dict[str, Any]) -> Any:
-        """Return the actions of all agents, [B] or [B, A].
+    @property
+    def get_next_actions(self) -> Callable[..., Any]:
+        """Take a step with all agents; returns their actions, [B] or [B, A].
 
-        Args:
-            arguments: those of `AgentBatch.get_next_actions`, arrays with a row for each agent.
+        Its keyword arguments are those of `AgentBatch.get_next_actions`: arrays with a row for each agent.
         """
 
     def close(self) -> None:

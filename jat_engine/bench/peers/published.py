@@ -15,7 +15,7 @@ from .base import Unavailable
 
 
 class PublishedPeer:
-    """A process of `published_worker.py`, asked over pipes, whose time counts as the call's.
+    """Run a process of `published_worker.py`, asked over pipes, whose time counts as the call's.
 
     Args:
         interpreter: a Python in which `import jat` works (PYTHONPATH is passed on).

@@ -47,6 +47,7 @@ def main() -> None:
             ids = torch.tensor([message["generate"]])
             options = {"do_sample": False, "min_new_tokens": 32, "max_new_tokens": 32}
             return model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0].tolist()
+
         space = message["space"]
         if "n" in space:
             action_space: Any = gymnasium.spaces.Discrete(space["n"])
@@ -58,6 +59,7 @@ def main() -> None:
             action = model.get_next_action(
                 processor, **fields, action_space=action_space, context_window=message["window"]
             )
+
         size = space["n"] if "n" in space else space["shape"][0]
         return {"action": action, "prediction": captured[-1][0, -1, :size].tolist()}
 

@@ -336,11 +336,16 @@ class StaticAgent(_Acting):
 class StaticBatch(_Acting):
     """Agents of one modality in lockstep: the arguments of `AgentBatch.get_next_actions`."""
 
-    def get_next_actions(self, arguments: dict[str, Any]) -> Any:
-        fields = dict(arguments)
-        space = parse_action_space(self._host.limits, fields.pop("action_space"))
-        deterministic, with_predictions = fields.pop("deterministic", False), fields.pop("return_predictions", False)
-        rewards = fields.pop("rewards", None)
+    def get_next_actions(
+        self,
+        *,
+        action_space: Any,
+        rewards: Any = None,
+        deterministic: bool = False,
+        return_predictions: bool = False,
+        **fields: Any,
+    ) -> Any:
+        space = parse_action_space(self._host.limits, action_space)
         observations = parse_observations(self._host.limits, self._num_agents, fields, rewards)
         values = np.asarray(observations.values)
         if observations.texts is not None:
@@ -351,7 +356,7 @@ class StaticBatch(_Acting):
             self.actions = predictions
         else:
             self.actions = predictions.argmax(axis=1) if deterministic else _sample(predictions)
-        return (self.actions, predictions) if with_predictions else self.actions
+        return (self.actions, predictions) if return_predictions else self.actions
 
     def close(self) -> None:
         """Give back the cache."""

@@ -1,1 +1,1 @@
-"""One file a suite: each has `run(context)`, which adds rows to the results."""
+"""Measure: one suite per file. Each has `run(context)`, which adds rows to the results."""

@@ -1,4 +1,4 @@
-"""Text: 32 tokens after a prompt of 16, greedily. `JatModel` only: the engine acts and does not write."""
+"""Time text: 32 tokens after a prompt of 16, greedily. `JatModel` only: the engine acts and does not write."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..context import Context
-from ..measure import Contender, take_turns
 from ..peers import REFERENCE, Unavailable
 from ..peers.jat import ModelPeer
 from ..peers.published import PublishedPeer
 from ..results import make_row
+from ..runner import Contender, Context, take_turns
 from ..workload import open_checkpoint
 
 SUITE = "generate"
@@ -40,6 +39,7 @@ def run(context: Context) -> None:
                 writers["published package float32"] = published.generate
             except Unavailable as error:
                 context.results.skipped["published package float32"] = str(error)
+
     written = {name: write(prompt) for name, write in writers.items()}
     contenders = {name: Contender(lambda _: prompt, write) for name, write in writers.items()}
     seconds = take_turns(contenders, min(options.num_iters, _ROUNDS), num_warmup=min(options.num_iters_warmup, 1))

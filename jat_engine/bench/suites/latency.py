@@ -1,4 +1,4 @@
-"""One agent: time of a whole `get_next_action` once its window is full, beside every peer in the same rounds.
+"""Time one agent's whole `get_next_action` once its window is full, in the same rounds as every peer's.
 
 While windows fill, each agent is given the same observations and the reference's actions, and its predictions are held
 against the reference's.
@@ -12,20 +12,18 @@ from typing import Any
 
 from ...config import JatConfig
 from ...testing.agreement import TOLERANCES, error
-from ..context import Context
-from ..measure import Contender, take_turns
-from ..peers import REFERENCE, Agent, Peers, load
+from .. import costs
+from ..bandwidth import last_level_cache_bytes
+from ..peers import REFERENCE, Peers, load
 from ..peers.jat import EnginePeer
 from ..results import describe, make_row
-from ..workload import OTHER_WINDOWS, open_checkpoint, step_arguments
+from ..runner import Contender, Context, take_turns, with_keywords
+from ..workload import OTHER_WINDOWS, fitting_windows, main_window, open_checkpoint, step_arguments
 
 SUITE = "latency"
 
 ONE_WINDOW = {"torch.compile float32", "torch.compile bfloat16", "JatModel bfloat16", "published package float32"}
 """Agents that are measured at one window only, since they take minutes to compile or to fill one."""
-
-THE_WINDOW = 256
-"""The one window, what the published evaluation takes for most tasks; the longest there is if it is not measured."""
 
 
 def run(context: Context) -> None:
@@ -33,22 +31,21 @@ def run(context: Context) -> None:
     for model in options.models:
         is_first = model == options.models[0]
         with open_checkpoint(model) as folder:
-            limit = JatConfig.from_pretrained(folder).max_context_tokens
             wanted = options.windows if is_first else OTHER_WINDOWS
-            windows = sorted({min(window, limit - limit % 2) for window in wanted})
+            windows = fitting_windows(wanted, JatConfig.from_pretrained(folder))
+            one_window = main_window(windows)
             names = options.peers if is_first else ()
             peers = load(folder, options.dtypes, names, options.device, options.upstream, context.note)
             context.results.skipped.update(peers.skipped)
-            for name, peer in peers.found.items():
-                if hasattr(peer, "versions"):
-                    context.results.machine.setdefault("peers", {})[name] = peer.versions
+            note_versions(context, peers)
+
             for observation in options.observations if is_first else options.observations[:1]:
                 for window in windows:
                     case: dict[str, Any] = {"model": model, "observation": observation, "window": window}
-                    one_window = THE_WINDOW if THE_WINDOW in windows else windows[-1]
                     left_out = ONE_WINDOW if window != one_window else set()
                     measure_case(context, peers, case, left_out)
                     context.save()
+
             for name in ONE_WINDOW & peers.found.keys() if len(windows) > 1 else ():
                 context.results.skipped[f"{name}, other windows than {one_window}"] = "one window only, to save time"
             context.results.skipped.update(peers.skipped)
@@ -56,16 +53,33 @@ def run(context: Context) -> None:
             gc.collect()
 
 
+def note_versions(context: Context, peers: Peers) -> None:
+    """Keep the versions that peers in processes of their own tell."""
+    for name, peer in peers.found.items():
+        if hasattr(peer, "versions"):
+            context.results.machine.setdefault("peers", {})[name] = peer.versions
+
+
 def measure_case(context: Context, peers: Peers, case: dict[str, Any], left_out: Container[str] = ()) -> None:
-    """left_out: peers that do not take part in this case."""
+    """Measure all peers in one case.
+
+    Args:
+        case: model, observation and window.
+        left_out: peers that do not take part in it.
+    """
     kind, window = case["observation"], case["window"]
     context.note(f"latency: {describe(case)} ...")
     agents = open_agents(peers, window, left_out)
     errors = fill(agents, kind, window, peers)
-    contenders = {name: Contender(lambda n: step_arguments(kind, n), Call(agent)) for name, agent in agents.items()}
+
+    contenders = {
+        name: Contender(lambda number: step_arguments(kind, number), with_keywords(agent.get_next_action))
+        for name, agent in agents.items()
+    }
     options, bandwidth = context.options, context.bandwidth
     rounds = options.num_iters if case["model"] == options.models[0] else -(-options.num_iters // 2)
     seconds = take_turns(contenders, rounds, num_warmup=options.num_iters_warmup, on_round=bandwidth.sample)
+
     for name in agents:
         peer = peers.found[name]
         is_reference = name == REFERENCE
@@ -78,14 +92,16 @@ def measure_case(context: Context, peers: Peers, case: dict[str, Any], left_out:
             error=None if is_reference else errors[name],
             tolerance=None if is_reference else TOLERANCES[peer.dtype],
         )
-        if isinstance(peer, EnginePeer) and bandwidth.is_limit:
-            num_bytes = peer.step_bytes(kind) + peer.cache_bytes(window)
+        if isinstance(peer, EnginePeer):
+            num_bytes = costs.step_bytes(peer.engine.config, kind, peer.dtype, window)
             row.facts["MB read"] = num_bytes / 1e6
-            row.facts["share of bandwidth"] = num_bytes / bandwidth.median / row.p50
+            if bandwidth.is_limit and num_bytes > last_level_cache_bytes():  # else it is read from the cache
+                row.facts["share of bandwidth"] = num_bytes / bandwidth.median / row.p50
         context.results.rows.append(row)
 
 
 def open_agents(peers: Peers, window: int, left_out: Container[str]) -> dict[str, Any]:
+    """Open an agent of each peer; those that fail are dropped from `peers`, unless it is the reference."""
     agents = {}
     for name in [name for name in peers.found if name not in left_out]:
         try:
@@ -97,18 +113,17 @@ def open_agents(peers: Peers, window: int, left_out: Container[str]) -> dict[str
     return agents
 
 
-class Call:
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-
-    def __call__(self, arguments: dict[str, Any]) -> Any:
-        return self._agent.get_next_action(**arguments)
-
-
 def fill(agents: dict[str, Any], kind: str, window: int, peers: Peers | None = None) -> dict[str, float]:
-    """Step all agents until their windows are full and have moved on; name -> error against the reference.
+    """Step all agents until their windows are full and have moved on.
 
-    Agents that fail are taken out of `agents` and of `peers`.
+    Args:
+        agents: by name; those that fail are taken out, and out of `peers`.
+        kind: of the observations.
+        window: of the agents.
+        peers: if None, an error is raised.
+
+    Returns:
+        Name -> error against the reference.
     """
     predictions: dict[str, list[Any]] = {name: [] for name in agents}
     for step in range(window // 2 + 4):

@@ -1,4 +1,4 @@
-"""Cold start: from the start of a process to its first action; the checkpoint read from disk, and from memory."""
+"""Time a cold start: from the start of a process to its first action, the checkpoint on disk or in memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ...testing.agreement import TOLERANCES, error
-from ..context import Context
 from ..peers import CPU_ONLY, REFERENCE
 from ..results import make_row
+from ..runner import Context
 from ..workload import open_checkpoint
 
 SUITE = "load"
@@ -35,6 +35,7 @@ def run(context: Context) -> None:
             context.results.skipped["load, peers"] = "how fast they start depends on how one keeps their graphs"
         for state in ("disk", "memory"):
             context.note(f"load: checkpoint in {state} ...")
+
             seconds: dict[str, list[list[float]]] = {name: [] for name in names}
             told: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
             for number in range(rounds):
@@ -45,6 +46,7 @@ def run(context: Context) -> None:
                     total, found = start(name, folder)
                     seconds[name].append([total])
                     told[name].append(found)
+
             expected = [told[REFERENCE][0]["action"]]
             for name, values in seconds.items():
                 is_reference = name == REFERENCE
@@ -65,7 +67,7 @@ def run(context: Context) -> None:
 
 
 def drop_cached(folder: Path) -> None:
-    """The checkpoint's files from the page cache; a hint that Linux takes for clean pages."""
+    """Drop the checkpoint's files from the page cache; a hint that Linux takes for clean pages."""
     for path in folder.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
@@ -75,7 +77,7 @@ def drop_cached(folder: Path) -> None:
 
 
 def start(name: str, folder: Path) -> tuple[float, dict[str, Any]]:
-    """Seconds to the first action, and what the process told.
+    """Start a process, and return the seconds to its first action and what it told.
 
     Raises:
         RuntimeError: it did not get there; with its last line.
@@ -83,7 +85,7 @@ def start(name: str, folder: Path) -> tuple[float, dict[str, Any]]:
     agent, _, dtype = name.rpartition(" ")
     began = time.time()
     done = subprocess.run(
-        [sys.executable, "-m", "jat_engine.bench.first_action", agent, dtype, str(folder)],
+        [sys.executable, "-m", "jat_engine.bench.cold_start", agent, dtype, str(folder)],
         capture_output=True,
         text=True,
         check=False,

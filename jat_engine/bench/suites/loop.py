@@ -1,4 +1,4 @@
-"""One agent at a fixed rate, as a robot calls it: time of a whole `get_next_action` and missed deadlines.
+"""Time one agent's `get_next_action` at a fixed rate, as a robot calls it, and count missed deadlines.
 
 Between calls the process sleeps, or an environment computes; alone, and with a busy process on one core. In each round
 every agent takes a block of calls at every pace, back to back included, in an order that changes; so ratios between
@@ -23,15 +23,23 @@ import numpy as np
 from ...config import JatConfig
 from ...envs import MissingSimulatorError
 from ...testing.agreement import TOLERANCES
-from ..context import Context
-from ..measure import PAUSE_S, clock
-from ..neighbour import busy_neighbour, why_no_neighbour
-from ..pacing import ANT, BACK_TO_BACK, Block, Environment, Mode, list_modes, pinned, take_block
+from ..pacing import (
+    ANT,
+    BACK_TO_BACK,
+    Block,
+    Environment,
+    Mode,
+    busy_neighbour,
+    list_modes,
+    pinned,
+    take_block,
+    why_no_neighbour,
+)
 from ..peers import ENGINE, REFERENCE, Peers, load, open_peer
-from ..results import Row, make_row
-from ..statistics import paired_ratio
-from ..workload import open_checkpoint
-from .latency import THE_WINDOW, Call, fill, open_agents
+from ..results import Row, make_row, paired_ratio
+from ..runner import PAUSE_S, Context, clock, with_keywords
+from ..workload import fitting_windows, main_window, open_checkpoint
+from .latency import fill, note_versions, open_agents
 
 SUITE = "loop"
 
@@ -50,10 +58,12 @@ _MOST_SPIN_US = 1_000_000
 
 @dataclass(frozen=True)
 class Contender:
-    """Attributes:
-    call: timed.
-    is_pinned: whether the calling thread is kept on one core meanwhile.
-    settle_s: how long its threads go on computing after a block, which is waited for.
+    """An agent that takes blocks of calls.
+
+    Attributes:
+        call: timed.
+        is_pinned: whether the calling thread is kept on one core meanwhile.
+        settle_s: how long its threads go on computing after a block, which is waited for.
     """
 
     call: Callable[[dict[str, Any]], Any]
@@ -66,14 +76,11 @@ def run(context: Context) -> None:
     for model in options.models:
         is_first = model == options.models[0]
         with open_checkpoint(model) as folder:
-            limit = JatConfig.from_pretrained(folder).max_context_tokens
-            window = min(THE_WINDOW if THE_WINDOW in options.windows else max(options.windows), limit - limit % 2)
+            (window,) = fitting_windows([main_window(options.windows)], JatConfig.from_pretrained(folder))
             names = options.peers if is_first else ()
             peers = load(folder, options.dtypes, names, options.device, options.upstream, context.note)
             add_floors(context, peers, folder)
-            for name, peer in peers.found.items():
-                if hasattr(peer, "versions"):
-                    context.results.machine.setdefault("peers", {})[name] = peer.versions
+            note_versions(context, peers)
             measure_model(context, peers, {"model": model, "window": window})
             context.results.skipped.update(peers.skipped)
             peers.close()
@@ -117,13 +124,14 @@ def measure_model(context: Context, peers: Peers, case: dict[str, Any]) -> None:
     errors = fill(agents, KIND, case["window"], peers)
     contenders = {
         name: Contender(
-            Call(agent),
+            with_keywords(agent.get_next_action),
             is_pinned=name.startswith(ONE_THREAD),
             settle_s=spin_us(context) * 1e-6 if name.startswith(NEVER_SLEEPING) else 0.0,
         )
         for name, agent in agents.items()
     }
     environments = open_environments(context)
+
     for neighbour in options.neighbours:
         reason = why_no_neighbour() if neighbour == "busy" else ""
         if reason:
@@ -165,6 +173,7 @@ def take_rounds(
     blocks: dict[tuple[Mode, str], list[Block]] = {(mode, name): [] for mode in environments for name in contenders}
     settle_s = PAUSE_S + sum(contender.settle_s for contender in contenders.values()) / len(contenders)
     block_s = float(np.clip(budget_s / (rounds * len(blocks)) - settle_s, LEAST_BLOCK_S, MOST_BLOCK_S))
+
     rng = np.random.default_rng(0)
     order = list(blocks)
     begin = clock()
@@ -213,6 +222,7 @@ def make_rows(
             row.facts["missed"] = missed
             row.facts["missed %"] = 100 * missed / row.num_calls
         rows[name] = row
+
     for row in rows.values():
         if row.agent == ENGINE:
             row.facts.update(

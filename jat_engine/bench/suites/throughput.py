@@ -1,4 +1,4 @@
-"""Many agents in one step: 1 to 1024 of them, beside `JatModel` that serves them one after the other."""
+"""Time steps of many agents, 1 to 1024 of them; `JatModel`, the reference, serves them one after the other."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ...testing.agreement import TOLERANCES, error
-from ..context import Context
-from ..measure import Contender, take_turns
+from .. import costs
 from ..peers import REFERENCE, Peers, load
 from ..peers.jat import EnginePeer
 from ..results import describe, make_row
-from ..workload import REWARD, SPACES, observation, open_checkpoint, step_arguments
+from ..runner import Contender, Context, take_turns, with_keywords
+from ..workload import REWARD, SPACES, batch_arguments, open_checkpoint, step_arguments
 
 SUITE = "throughput"
 
@@ -45,6 +45,7 @@ def run(context: Context) -> None:
             measure_case(context, peers, {"model": model, "observation": _KIND, "window": WINDOW, "agents": num_agents})
             context.save()
             gc.collect()
+
         for name in options.peers:
             if name == "JatModel":
                 continue  # one after the other
@@ -57,17 +58,8 @@ def run(context: Context) -> None:
         gc.collect()
 
 
-def batch_arguments(num_agents: int, step: int) -> dict[str, Any]:
-    """Keyword arguments of `AgentBatch.get_next_actions`."""
-    shape = observation(_KIND, step)["continuous_observation"].shape
-    return {
-        "continuous_observations": np.random.default_rng([1, step]).standard_normal((num_agents, *shape), np.float32),
-        "rewards": np.full(num_agents, REWARD, np.float32),
-        "action_space": SPACES[_KIND],
-    }
-
-
 def measure_case(context: Context, peers: Peers, case: dict[str, Any]) -> None:
+    """Measure all peers that can step as many agents. case: model and agents, at least."""
     num_agents = case["agents"]
     context.note(f"throughput: {describe(case)} ...")
     batches: dict[str, Any] = {}
@@ -77,23 +69,27 @@ def measure_case(context: Context, peers: Peers, case: dict[str, Any]) -> None:
                 batches[name] = peer.open_batch(num_agents, WINDOW, _KIND)
             except Exception as failure:
                 peers.drop(name, failure)
+
     reference = peers.found[REFERENCE].open(WINDOW)
     errors = fill(peers, reference, batches, num_agents)
     contenders = {
-        name: Contender(lambda number: batch_arguments(num_agents, number), batch.get_next_actions)
+        name: Contender(lambda number: batch_arguments(num_agents, number), with_keywords(batch.get_next_actions))
         for name, batch in batches.items()
     }
     contenders[REFERENCE] = Contender(
-        lambda number: step_arguments(_KIND, number), lambda a: reference.get_next_action(**a)
+        lambda number: step_arguments(_KIND, number), with_keywords(reference.get_next_action)
     )
+
     options = context.options
     rounds = int(np.clip(options.num_iters * PEER_AGENTS // num_agents, 3, options.num_iters))
     seconds = take_turns(contenders, rounds, num_warmup=options.num_iters_warmup, on_round=context.bandwidth.sample)
+
     one_by_one = [[value * num_agents for value in values] for values in seconds.pop(REFERENCE)]
     context.results.rows.append(
         make_row(SUITE, case, REFERENCE, one_by_one, facts={"agent-steps/s": num_agents / np.median(one_by_one)})
     )
     for name, values in seconds.items():
+        peer = peers.found[name]
         row = make_row(
             SUITE,
             case,
@@ -101,18 +97,27 @@ def measure_case(context: Context, peers: Peers, case: dict[str, Any]) -> None:
             values,
             reference=one_by_one,
             error=errors[name],
-            tolerance=TOLERANCES[peers.found[name].dtype],
+            tolerance=TOLERANCES[peer.dtype],
         )
         row.facts["agent-steps/s"] = num_agents / row.p50
+        if isinstance(peer, EnginePeer):
+            row.facts["GFLOP/s"] = costs.step_operations(peer.engine.config, WINDOW, num_agents) / row.p50 / 1e9
         context.results.rows.append(row)
     for batch in batches.values():
         batch.close()
 
 
 def fill(peers: Peers, reference: Any, batches: dict[str, Any], num_agents: int) -> dict[str, float]:
-    """Step all batches until their windows are full and have moved on; name -> error of the agents that are checked.
+    """Step all batches until their windows are full and have moved on.
 
-    reference: an agent that is left with its window full. Batches that fail are taken out.
+    Args:
+        peers: of them.
+        reference: an agent that is left with its window full.
+        batches: by name; those that fail are taken out, and out of `peers`.
+        num_agents: of each batch.
+
+    Returns:
+        Name -> error of the agents that are checked.
     """
     checked = sorted({0, num_agents // 2, num_agents - 1})[:CHECKED]
     agents = [reference, *(peers.found[REFERENCE].open(WINDOW) for _ in checked[1:])]
@@ -125,7 +130,7 @@ def fill(peers: Peers, reference: Any, batches: dict[str, Any], num_agents: int)
             expected.append(agent.get_next_action(**fields, reward=REWARD, action_space=SPACES[_KIND]))
         for name in list(batches):
             try:
-                actions[name] += list(np.array(batches[name].get_next_actions(arguments))[checked])
+                actions[name] += list(np.array(batches[name].get_next_actions(**arguments))[checked])
             except Exception as failure:
                 peers.drop(name, failure)
                 del batches[name]

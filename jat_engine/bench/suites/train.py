@@ -1,5 +1,7 @@
-"""A training step of a small model: ours beside the published computation. For bringing data to it see
-benchmarks/train_input.py."""
+"""Time a training step of a small model, ours and the published computation.
+
+What it takes to bring data to it is measured by the repository's benchmarks/train_input.py.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,8 @@ import numpy as np
 import torch
 
 from ... import JatConfig, JatModel
-from ..context import Context
-from ..measure import Contender, take_turns
 from ..results import make_row
+from ..runner import Contender, Context, take_turns
 from ..workload import REWARD, SPACES
 
 SUITE = "train"
@@ -52,9 +53,11 @@ def run(context: Context) -> None:
             f"{_PUBLISHED} bfloat16": Trainer(True, False, context.torch_device),
             f"{_OURS} bfloat16": Trainer(False, True, context.torch_device),
         }
+
         losses = {name: [trainer.step(batch) for _ in range(_CHECKED)][-1] for name, trainer in trainers.items()}
         contenders = {name: Contender(lambda _: batch, trainer.step) for name, trainer in trainers.items()}  # noqa: B023
         seconds = take_turns(contenders, min(options.num_iters, 10), num_warmup=options.num_iters_warmup)
+
         case: dict[str, str | int] = {"observation": kind, "pieces": PIECES[kind], "steps": STEPS}
         reference = next(iter(trainers))
         for name, values in seconds.items():
@@ -74,7 +77,7 @@ def run(context: Context) -> None:
 
 
 def random_batch(kind: str) -> dict[str, torch.Tensor]:
-    """Inputs of `JatModel.forward`."""
+    """Return inputs of `JatModel.forward`."""
     rng = np.random.default_rng(0)
     shape = (PIECES[kind], STEPS)
     batch: dict[str, Any] = {
@@ -108,6 +111,7 @@ class Trainer:
         self._loss_only, self._device = loss_only, device
 
     def step(self, batch: dict[str, torch.Tensor]) -> float:
+        """Train on a batch; return its loss."""
         with torch.autocast(self._device.type, torch.bfloat16):
             loss = self._model(**batch, loss_only=self._loss_only).loss
         loss.backward()

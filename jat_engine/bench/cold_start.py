@@ -1,6 +1,6 @@
-"""`python -m jat_engine.bench.first_action NAME DTYPE FOLDER`: from nothing to the first action.
+"""Act once in a new process: `python -m jat_engine.bench.cold_start NAME DTYPE FOLDER`.
 
-NAME: JatEngine, of which nothing else is imported, or JatModel. Prints when it was imported, loaded and had acted
+NAME is JatEngine, of which nothing else is imported, or JatModel. Prints when it was imported, loaded and had acted
 (time.time()), and the action.
 """
 
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .workload import step_arguments
+from .workload import THE_WINDOW, step_arguments
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
         from .peers.jat import ModelPeer
 
         imported = time.time()
-        agent = ModelPeer.load(Path(folder), dtype, "cpu").open(256)
+        agent = ModelPeer.load(Path(folder), dtype, "cpu").open(THE_WINDOW)
     loaded = time.time()
     action = agent.get_next_action(**step_arguments("continuous", 0))
     print(json.dumps({"imported": imported, "loaded": loaded, "acted": time.time(), "action": action}))

@@ -1,0 +1,77 @@
+"""Make engines of the CUDA backend whose kernels are left out, on a machine without a GPU.
+
+What the host does stays: parsing, planning, writing a step's inputs, reading its results. Kernels are recorded where a
+step launches them, and predictions are zeros.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from jat_engine.backends import Choice
+from jat_engine.backends.cuda import backend, graph
+from jat_engine.backends.options import EngineOptions
+from jat_engine.checkpoint.weights import parameter_shapes
+from jat_engine.config import JatConfig
+from jat_engine.engine.engine import JatEngine
+
+from .triton_launches import Launch, recorded
+
+
+class Zeros:
+    """Parameters of the right shapes, as `jat_engine.checkpoint.weights.Weights`."""
+
+    def __init__(self, config: JatConfig) -> None:
+        self._shapes = parameter_shapes(config)
+
+    def get(self, name: str) -> Tensor:
+        return torch.zeros(self._shapes[name])
+
+    def pieces(self, name: str, rows: int = 2048) -> Iterator[Tensor]:
+        yield from torch.zeros(self._shapes[name]).split(rows)
+
+    def rows(self, name: str, count: int) -> Tensor:
+        return torch.zeros(count, *self._shapes[name][1:])
+
+
+@contextlib.contextmanager
+def without_kernels(num_multiprocessors: int | None = None) -> Iterator[list[Launch]]:
+    """Record the kernels of CUDA backends within the block instead of running them.
+
+    Args:
+        num_multiprocessors: of the GPU that is stood in for; it decides how many programs share the keys of one agent.
+
+    Yields:
+        The launches, in order.
+    """
+    num_splits = graph.num_splits
+
+    def splits(here: int, num_heads: int, sessions: int) -> int:
+        return num_splits(num_multiprocessors or here, num_heads, sessions)
+
+    def wait(step: Any) -> None:
+        step.predictions[:] = 0
+        step.choices[:] = 0
+        step.finite[:] = 1
+
+    with (
+        recorded() as launches,
+        mock.patch.object(graph, "num_splits", splits),
+        mock.patch.object(graph.GraphStep, "wait", wait),
+        mock.patch.object(backend, "disagreement", return_value=""),  # what computes nothing cannot be checked
+    ):
+        yield launches
+
+
+def make_engine(config: JatConfig, max_cached_tokens: int) -> JatEngine:
+    """Return an engine of the CUDA backend in bfloat16, with weights of zeros; to be called in `without_kernels`."""
+    choice = Choice(torch.device("cpu"), "cuda", "bfloat16", "", is_asked=True)
+    options = EngineOptions(one_launch=False, max_cached_tokens=max_cached_tokens)
+    missions: Any = None  # no observation has one
+    return JatEngine(config, Zeros(config), choice, options, missions)
