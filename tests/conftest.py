@@ -53,7 +53,7 @@ def load(tiny_folder: Path) -> Callable[..., jat_engine.JatEngine]:
 
 @pytest.fixture(scope="session")
 def cuda_host_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the one-launch kernel is built for the CPU."""
+    """Return the folder where the persistent kernel is built for the CPU."""
     if cuda_host.missing_tools():
         pytest.skip(cuda_host.missing_tools())
     return tmp_path_factory.mktemp("cuda_host")

@@ -14,10 +14,10 @@ STEP_TOKENS = 3
 """Most tokens that an agent feeds in a step: s_{t-1}, a_{t-1}, s_t."""
 
 PAGE_SIZE = 16
-"""Tokens in a page of the KV cache. csrc/ and kernels/ state it again, and a test compares them."""
+"""Tokens per page of the KV cache. csrc/ and kernels/ define it again; a test compares the definitions."""
 
 MAX_SIZES = 64
-"""Sizes of observations and actions whose packed weights a backend keeps; the least recently used are given up."""
+"""Sizes of observations and actions whose packed weights a backend caches; the least recently used are dropped."""
 
 
 def machine_memory_bytes() -> int:

@@ -103,7 +103,7 @@ class CpuBackend:
         cached = lru_cache(maxsize=MAX_SIZES)
         encoder_weight = weights.get("continuous_encoder.weight").clone()  # else the file stays mapped
         encoder_bias = self._array("continuous_encoder.bias").copy()
-        # Functions of what they read, not methods: a cache that held `self` would keep its memory in a circle.
+        # Functions, not methods: a cache with a reference to `self` would be a reference cycle, which delays freeing it.
         self._continuous_encoder: Callable[[int], _cpu.Linear] = cached(partial(_fold, encoder_weight, encoder_bias))
         self._choices: Callable[[int], np.ndarray] = cached(partial(_choices, weights))
         self._head: Callable[[ActionSpace], _cpu.Linear] = cached(partial(_pack_head, weights))
@@ -120,7 +120,7 @@ class CpuBackend:
 
     @property
     def native_seconds(self) -> float:
-        """Cumulative seconds in native calls; wall time minus this is Python's."""
+        """Cumulative seconds in native calls; wall time minus this is Python overhead."""
         return self._model.seconds
 
     @property
@@ -293,7 +293,7 @@ def _choices(weights: Weights, num_choices: int) -> np.ndarray:
 
 
 def _pack_head(weights: Weights, space: ActionSpace) -> _cpu.Linear:
-    """Pack the rows of the head that an action space needs, always in float32."""
+    """Pack the rows of the head that an action space needs, in float32."""
     if space.kind == "continuous":
         weight = weights.rows("continuous_decoder.weight", space.size)
         return _pack(weight, weights.rows("continuous_decoder.bias", space.size).numpy())

@@ -73,7 +73,7 @@ def _matmul(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
 
 
 def _apply(x_TI: Tensor, matrix: Linear, bias_O: Tensor | None) -> Tensor:
-    """Apply a matrix of a block, whose bias lies in the block."""
+    """Apply a matrix of a block, and add its bias, which the block stores separately."""
     return _add(matrix(x_TI), bias_O)
 
 
@@ -99,7 +99,7 @@ class _Tokens:
 
 
 def _attend(cache: Tensor, window: int, agents: list[_Tokens], q_TND: Tensor, k_TND: Tensor, v_TND: Tensor) -> Tensor:
-    """Append the new keys and values to the cache, and attend, each agent over its own keys. Softmax in float32.
+    """Write the new keys and values to the cache, and return each agent's attention over its own keys, in float32.
 
     cache: [2, slots, N, D], one layer's keys and values.
     """
@@ -139,7 +139,7 @@ class TorchBackend:
         self._image_encoder = self._make_image_encoder()
         continuous = weights.get("continuous_encoder.weight").clone(), weights.get("continuous_encoder.bias").clone()
         cached = lru_cache(maxsize=MAX_SIZES)
-        # Functions of what they read, not methods: a cache that held `self` would keep the weights in a circle.
+        # Functions, not methods: a cache with a reference to `self` would be a reference cycle, which delays freeing it.
         self._continuous_encoder: Callable[[int], Linear] = cached(partial(_pack_continuous, *continuous, device))
         self._choices: Callable[[int], Tensor] = cached(partial(_read_choices, weights, device))
         self._head: Callable[[ActionSpace], Linear] = cached(partial(_pack_head, weights, device))
@@ -276,14 +276,17 @@ class TorchBackend:
 
 
 def _pack_continuous(weight: Tensor, bias: Tensor, device: torch.device, size: int) -> Linear:
+    """Pack the continuous encoder for `size` numbers, in float32."""
     return Linear(fold_cyclic(weight, size), bias, "float32", device)
 
 
 def _read_choices(weights: Weights, device: torch.device, num_choices: int) -> Tensor:
+    """Return the embeddings of discrete actions, float32 [num_choices, H]."""
     return weights.rows(EMBEDDING, num_choices).to(device)
 
 
 def _pack_head(weights: Weights, device: torch.device, space: ActionSpace) -> Linear:
+    """Pack the rows of the head that an action space needs, in float32."""
     if space.kind == "discrete":
         return Linear(weights.rows(HEAD, space.size), None, "float32", device)
     rows = weights.rows("continuous_decoder.weight", space.size)

@@ -159,12 +159,12 @@ class JatEngine:
 
     @property
     def one_launch_geometry(self) -> dict[str, int]:
-        """How a single agent's one launch lies on the GPU: blocks, threads, bytes; empty where it is not in use."""
+        """Launch geometry of the persistent kernel: blocks, threads, bytes; empty if it is not in use."""
         return dict(getattr(self._backend, "one_launch_geometry", {}))
 
     @property
     def native_seconds(self) -> float | None:
-        """Cumulative seconds in native calls; None where the backend does not count them."""
+        """Cumulative seconds in native calls; None if the backend does not count them."""
         seconds: float | None = getattr(self._backend, "native_seconds", None)
         return seconds
 

@@ -167,7 +167,7 @@ def test_stats_count_calls_of_all_kinds(tiny_folder: Any) -> None:
     assert engine.stats.calls == 4
 
 
-def test_stats_are_read_beside_calls(load: Load) -> None:
+def test_stats_are_read_during_calls(load: Load) -> None:
     """Another thread reads `stats` during more calls than latencies are kept for."""
     engine = load(dtype="float32")
     before, counts, errors = engine.stats.calls, [], []

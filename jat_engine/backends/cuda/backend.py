@@ -79,7 +79,7 @@ class CudaBackend:
 
     @property
     def one_launch_geometry(self) -> dict[str, int]:
-        """How the one launch lies on the GPU, for reports; empty where it is not in use."""
+        """Launch geometry of the persistent kernel, for reports; empty if it is not in use."""
         return {} if self._one_launch is None else self._one_launch.geometry
 
     @property
