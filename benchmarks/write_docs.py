@@ -2,7 +2,8 @@
 
 Each file in benchmarks/results is one run: `cpu.json` of `jat-engine bench all`, `cpu_medium.json` of `jat-engine bench
 latency --models medium`, `cpu_loop.json` of `jat-engine bench loop --dtypes int8 bfloat16 --hz 50 100 --paces sleep
-mujoco-ant --peers JatModel openvino onnxruntime --minutes 7`.
+mujoco-ant --peers JatModel openvino onnxruntime --minutes 7`, `cpu_loop_peers.json` of `jat-engine bench loop --dtypes
+int8 float32 --models small jat-mini --hz 20 50 200 --paces sleep evicted --num-iters 6 --minutes 13 --upstream PYTHON`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from jat_engine.bench.results import Results, Row
 from jat_engine.bench.suites.loop import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = ("cpu_loop", "cpu", "cpu_medium")
-HEADLINE_RUN, LOOP_RUN = "cpu", "cpu_loop"
+RUNS = ("cpu_loop_peers", "cpu_loop", "cpu", "cpu_medium")
+HEADLINE_RUN, LOOP_RUN = "cpu", "cpu_loop_peers"
 README, PAGE = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 
-BEGIN, END = "<!-- from benchmarks/results/cpu.json: begin -->", "<!-- end -->"
+BEGIN, END = "<!-- from benchmarks/results/cpu_loop_peers.json: begin -->", "<!-- end -->"
 
 HEADLINE = {"model": "small", "window": 256}
 """The case that is shown first, and in the README."""
@@ -127,18 +128,21 @@ def latency_conclusions(rows: list[Row], models: str) -> list[str]:
 
 def loop_conclusions(rows: list[Row]) -> list[str]:
     """Return what pauses, and a busy neighbour, cost the engine."""
-    found = {row.name: [] for row in rows if row.agent == ENGINE}
-    for name, parts in found.items():
-        paces = {
-            "back to back": [row for row in rows if row.case["pace"] == BACK_TO_BACK],
-            "at a fixed rate": [row for row in rows if row.case["pace"] == SLEEP],
-        }
-        for pace, paced in paces.items():
-            for neighbour, words in (("none", ""), ("busy", " with a busy neighbour")):
-                times = [r.p50 * 1e3 for r in paced if r.name == name and r.case["neighbour"] == neighbour]
-                if times:
-                    parts.append(f"{pace}{words} {span(times)} ms")
-    return ["**A robot's loop** (median calls): " + "; ".join(f"{n}: {', '.join(p)}" for n, p in found.items()) + "."]
+    lines = []
+    for model in dict.fromkeys(str(row.case["model"]) for row in rows):
+        own = [row for row in rows if row.case["model"] == model]
+        engines = []
+        for name in dict.fromkeys(row.name for row in own if row.agent == ENGINE):
+            parts = []
+            for pace, words in ((BACK_TO_BACK, "back to back"), (SLEEP, "at a fixed rate")):
+                for neighbour, more in (("none", ""), ("busy", " with a busy neighbour")):
+                    case = {"pace": pace, "neighbour": neighbour}.items()
+                    times = [row.p50 * 1e3 for row in own if row.name == name and case <= row.case.items()]
+                    if times:
+                        parts.append(f"{words}{more} {span(times)} ms")
+            engines.append(f"{name}: {', '.join(parts)}")
+        lines.append(f"**A robot's loop, {model}** (median calls): {'; '.join(engines)}.")
+    return lines
 
 
 def throughput_conclusions(rows: list[Row]) -> list[str]:
@@ -147,7 +151,7 @@ def throughput_conclusions(rows: list[Row]) -> list[str]:
         agents: max(int(agents) / row.p50 for row in rows if row.case["agents"] == agents)
         for agents in sorted({int(row.case["agents"]) for row in rows})
     }
-    rates = ", ".join(f"{agents} agents {number(rate)}" for agents, rate in best.items())
+    rates = ", ".join(f"{agents} agent{'s' * (agents > 1)} {number(rate)}" for agents, rate in best.items())
     return [f"**Many agents**, agent-steps per second in the fastest dtype: {rates}."]
 
 
@@ -211,38 +215,50 @@ PUBLISHED = "published package float32"
 
 
 def readme_table(results: Results) -> str:
-    """Return the README's table: the published package, the fastest other agent, and the engine.
+    """Return the README's table of paced calls: the published package, the fastest other agent, and the engine.
 
     Args:
-        results: of calls back to back.
+        results: of calls at a rate.
     """
-    rows = headline_rows(results)
-    kinds = list(dict.fromkeys(str(row.case["observation"]) for row in rows))
-    names = list(dict.fromkeys(row.name for row in rows))
-    others = [name for name in names if not name.startswith((ENGINE, PUBLISHED, "JatModel"))]
-    shown = [name for name in (PUBLISHED, "JatModel float32") if name in names][:1]
-    shown += sorted(others, key=lambda name: _slowest(rows, name))[:1]
-    shown += [f"{ENGINE} {dtype}" for dtype in ("bfloat16", "int8") if f"{ENGINE} {dtype}" in names]
+    cases = paced_cases([row for row in results.of_suite("loop") if row.case["model"] == HEADLINE["model"]])
+    first = next(iter(cases.values()))
+    others = [name for name in first if not name.startswith((ENGINE, PUBLISHED, "JatModel"))]
+    shown = [name for name in (PUBLISHED, "JatModel float32") if name in first][:1]
+    shown += sorted(others, key=lambda name: max(found[name].p50 for found in cases.values()))[:1]
+    shown += [f"{ENGINE} {dtype}" for dtype in ("float32", "bfloat16", "int8") if f"{ENGINE} {dtype}" in first]
 
     lines = []
     for name in shown:
-        found = {str(row.case["observation"]): row for row in rows if row.name == name}
         label = f"**{name}**" if name.startswith(ENGINE) else name
         if name in others:
             label += " (fastest of torch.compile, ONNX Runtime and OpenVINO)"
-        line = {"ms per call, median (p95)": label}
-        for kind in kinds:
-            row = found[kind]
-            line[kind] = f"{milliseconds(row.p50)} ({milliseconds(row.seconds['95'])})"
+        line = {"ms per call, median (p99)": label}
+        for heading, found in cases.items():
+            row = found[name]
+            line[heading] = f"{milliseconds(row.p50)} ({milliseconds(row.seconds['99'])})"
         lines.append(line)
 
     machine = results.machine
     caption = (
         f"A whole `get_next_action`, published size (192.7 M parameters, random weights), full window of "
         f"{HEADLINE['window']} tokens, on {machine['cpu']['cores']} cores of {cpu_name(machine)}, all in one run "
-        f"({machine['date'][:10]}):"
+        f"({machine['date'][:10]}). At {LOOP_RATE} Hz the process sleeps between calls, as a robot's does; a busy "
+        "neighbour is another process that computes on one of the two cores:"
     )
     return f"{caption}\n\n{markdown(by_column(lines))}"
+
+
+def paced_cases(rows: list[Row]) -> dict[str, dict[str, Row]]:
+    """Return the agents' rows, by name, back to back, at `LOOP_RATE`, and at that rate with a busy neighbour."""
+    cases: dict[str, dict[str, object]] = {
+        "back to back": {"pace": BACK_TO_BACK, "neighbour": "none"},
+        f"at {LOOP_RATE} Hz": {"pace": SLEEP, "hz": LOOP_RATE, "neighbour": "none"},
+        f"at {LOOP_RATE} Hz, busy neighbour": {"pace": SLEEP, "hz": LOOP_RATE, "neighbour": "busy"},
+    }
+    rows = [row for row in rows if row.agrees and row.agent not in FLOORS]
+    return {
+        heading: {row.name: row for row in rows if case.items() <= row.case.items()} for heading, case in cases.items()
+    }
 
 
 def milliseconds(seconds: float) -> str:
@@ -356,7 +372,7 @@ def with_headline(readme: str, text: str) -> str:
 def main() -> None:
     runs = read()
     PAGE.write_text(page(runs))
-    README.write_text(with_headline(README.read_text(), readme_table(runs[HEADLINE_RUN])))
+    README.write_text(with_headline(README.read_text(), readme_table(runs[LOOP_RUN])))
 
 
 if __name__ == "__main__":
