@@ -103,7 +103,7 @@ class CpuBackend:
         cached = lru_cache(maxsize=MAX_SIZES)
         encoder_weight = weights.get("continuous_encoder.weight").clone()  # else the file stays mapped
         encoder_bias = self._array("continuous_encoder.bias").copy()
-        # Functions, not methods: a cache with a reference to `self` would be a reference cycle, which delays freeing it.
+        # Functions, not methods: a cache with a reference to `self` would form a cycle and free its memory late.
         self._continuous_encoder: Callable[[int], _cpu.Linear] = cached(partial(_fold, encoder_weight, encoder_bias))
         self._choices: Callable[[int], np.ndarray] = cached(partial(_choices, weights))
         self._head: Callable[[ActionSpace], _cpu.Linear] = cached(partial(_pack_head, weights))

@@ -139,7 +139,7 @@ class TorchBackend:
         self._image_encoder = self._make_image_encoder()
         continuous = weights.get("continuous_encoder.weight").clone(), weights.get("continuous_encoder.bias").clone()
         cached = lru_cache(maxsize=MAX_SIZES)
-        # Functions, not methods: a cache with a reference to `self` would be a reference cycle, which delays freeing it.
+        # Functions, not methods: a cache with a reference to `self` would form a cycle and free its memory late.
         self._continuous_encoder: Callable[[int], Linear] = cached(partial(_pack_continuous, *continuous, device))
         self._choices: Callable[[int], Tensor] = cached(partial(_read_choices, weights, device))
         self._head: Callable[[ActionSpace], Linear] = cached(partial(_pack_head, weights, device))

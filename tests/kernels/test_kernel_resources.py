@@ -39,6 +39,7 @@ def test_kernels_compile_within_their_limits(
 ) -> None:
     result = compile_table("--architectures", *architectures, "--weights", *weights, "--for", *sizes)
     assert result.returncode == 0, result.stderr
+    # Few rows are normalised within the products.
     for kernel in KERNELS if "64 agents" in sizes else KERNELS - {"layer_norm"}:
         assert result.stdout.count(f"| {kernel} |") >= len(architectures)
 
