@@ -176,7 +176,7 @@ def _continuous_rows(limits: Limits, num_agents: int, value: Any) -> np.ndarray:
 
 def _discrete_rows(limits: Limits, num_agents: int, value: Any, with_text: bool) -> np.ndarray:
     shape = num_agents, limits.max_discrete_value - (MISSION_LENGTH if with_text else 0)
-    expected = f"integers of shape {shape}" + (" beside text_observations" if with_text else "")
+    expected = f"integers of shape {shape}" + (" next to text_observations" if with_text else "")
     array = _array("discrete_observations", value, expected)
     if array.shape != shape or array.dtype.kind == "f":
         raise InputError(f"discrete_observations: expected {expected}, got {_describe(array)}")
@@ -377,7 +377,7 @@ def _continuous(limits: Limits, value: Any) -> np.ndarray:
 
 def _discrete(limits: Limits, value: Any, with_text: bool) -> np.ndarray:
     size = limits.max_discrete_value - (MISSION_LENGTH if with_text else 0)
-    expected = f"{size} integers" + (" beside a text_observation" if with_text else "")
+    expected = f"{size} integers" + (" next to a text_observation" if with_text else "")
     array = value if type(value) is np.ndarray else _array("discrete_observation", value, expected)
     if array.dtype == np.int64 and array.shape == (size,) and array.view(np.uint64).max() < limits.vocab_size:
         return np.ascontiguousarray(array)  # the usual case; negative numbers are the largest unsigned ones

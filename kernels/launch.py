@@ -80,7 +80,7 @@ def check_scale(weight: Tensor, scale: Tensor | None, num_outputs: int) -> None:
     if (scale is not None) != (weight.dtype == torch.int8):
         got = "none" if scale is None else str(tuple(scale.shape))
         raise ValueError(
-            f"scale: expected one an output for int8 weights and none otherwise, got {got}, {weight.dtype}"
+            f"scale: expected one per output for int8 weights and none otherwise, got {got}, {weight.dtype}"
         )
     if scale is not None:
         check("scale", scale, (num_outputs,), torch.float32, weight.device)
