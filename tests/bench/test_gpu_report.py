@@ -99,7 +99,7 @@ HANG = "import subprocess, sys; subprocess.run(['sleep', '987'], start_new_sessi
 
 @pytest.mark.parametrize("mode", ["fails", "hangs", "dies"])
 def test_a_section_that_fails_takes_nothing_down(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it had recorded is kept, and the report is written."""
+    """Records made before the failure are kept, and the report is written."""
     body = {"fails": "raise KeyError('lost')", "hangs": HANG, "dies": "import os; os.abort()"}
     script = tmp_path / "script.py"
     script.write_text(f"""

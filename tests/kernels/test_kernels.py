@@ -237,8 +237,8 @@ def test_wrappers_name_what_is_wrong() -> None:
         ({"norm_bias": norm[:63]}, r"norm_bias: expected shape \(64,\), got \(63,\)"),
         ({"x": x.double()}, "x: expected float32, got float64"),
         ({"weight": random.normal(64, 32).T}, "weight: expected a contiguous tensor"),
-        ({"weight": weight.to(torch.int8)}, "scale: expected one an output for int8 weights"),
-        ({"scale": norm[:32]}, "scale: expected one an output for int8 weights and none otherwise"),
+        ({"weight": weight.to(torch.int8)}, "scale: expected one per output for int8 weights"),
+        ({"scale": norm[:32]}, "scale: expected one per output for int8 weights and none otherwise"),
         ({"out": poisoned(2, 33)}, r"out: expected shape \(2, 32\), got \(2, 33\)"),
     ]:
         with pytest.raises(ValueError, match=message):

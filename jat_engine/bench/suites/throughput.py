@@ -21,13 +21,13 @@ WINDOW = 32
 """Tokens; what the published evaluation gives Atari. Longer ones take long to fill for a thousand agents."""
 
 PEERS = ("onnxruntime", "openvino")
-"""Those of which a step can be made of many agents."""
+"""Peers that can step many agents at once."""
 
 PEER_AGENTS = 64
 """Peers' caches of more agents do not fit into small machines."""
 
 CHECKED = 3
-"""Agents of a batch that are held against one of the reference's: the first, the last, one between them."""
+"""Agents of a batch that are compared with the reference: the first, the last, one between them."""
 
 _KIND = "continuous"
 
