@@ -48,6 +48,7 @@ class Group(NamedTuple):
     `context_lens[i]`, ... Fields with an entry per agent are lists if N is 1, else arrays.
 
     Attributes:
+        num_agents: N.
         observations: s_t, with rewards.
         missions: tokens, int64 [N, 64], if the modality has texts; else None.
         space: the action space to predict for.
@@ -59,6 +60,7 @@ class Group(NamedTuple):
         last: the previous step; None if no agent has taken one.
     """
 
+    num_agents: int
     observations: Observations
     missions: Sequence[np.ndarray] | np.ndarray | None
     space: ActionSpace
@@ -68,11 +70,6 @@ class Group(NamedTuple):
     start_offsets: Sequence[int] | np.ndarray
     page_table: Sequence[np.ndarray] | np.ndarray
     last: LastStep | None
-
-    @property
-    def num_agents(self) -> int:
-        """N, the number of agents."""
-        return len(self.num_again)
 
 
 class Result(NamedTuple):

@@ -134,6 +134,7 @@ class Episodes:
         if self.num_agents is None:
             fed = [num_again], [context_len], [cached.start_offset], [cached.table]
         return Group(
+            self.num_agents or 1,
             request.observations,
             request.missions,
             space,

@@ -38,6 +38,7 @@ def make_group(weights: CudaWeights, cache: Tensor) -> Group:
     observations = [Observations("continuous", [v[:4]], None, [float(v[4])], field) for v in (before, now)]
     size = min(_MOST_PREDICTIONS, weights.config.max_continuous_size)
     return Group(
+        num_agents=1,
         observations=observations[1],
         missions=None,
         space=ActionSpace("continuous", size),
