@@ -1,4 +1,4 @@
-"""The interface between an engine and what computes for it."""
+"""Define the interface between an engine and its backend: `Group` in, `Result` out, and the protocol `Backend`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LastStep(NamedTuple):
 
     Attributes:
         observations: of N agents.
-        embeddings: of s_{t-1}, [N], as the backend returned them.
+        embeddings: of s_{t-1}, [N], as the backend returned them in `Result.embeddings`.
         space: that actions were chosen from.
         actions: a_{t-1}: float32 [N, A], or [N] integers.
     """
@@ -82,7 +82,8 @@ class Result(NamedTuple):
         values: float32 [N, A], the action vectors, or float32 [N, n], the logits; of a single agent also a list of one.
         finite: [N], whether all values of an agent are finite.
         choices: [N] integers, the index of the largest of the logits less the noise; None for continuous actions.
-        embeddings: of s_t, [N]; opaque to everyone but the backend.
+        embeddings: of s_t, [N]; only the backend knows their form. It gets them back in `LastStep`. The CUDA backend
+            keeps the numbers of continuous observations instead, which its first kernel encodes again.
     """
 
     values: Sequence[np.ndarray] | np.ndarray

@@ -1,4 +1,4 @@
-"""Making the backend that was chosen, with its cache."""
+"""Make the backend that was chosen, with its cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ from .select import Choice, choose_backend, warn_of_plain_torch
 def set_up(
     config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, limit: int
 ) -> tuple[Choice, Backend, int]:
-    """The chosen backend with its cache, of so many pages; where a GPU was not asked for and cannot do it, another."""
+    """Make the chosen backend and its cache; where a GPU was not asked for and fails, the CPU's instead.
+
+    Args:
+        config: of the model.
+        weights: of the model.
+        choice: what `choose_backend` found.
+        options: those of the engine.
+        limit: the most tokens that a session keeps.
+
+    Returns:
+        What was chosen in the end, the backend, and the number of its cache's pages.
+    """
     if choice.lacks_native:
         warn_of_plain_torch()
     try:

@@ -1,4 +1,4 @@
-"""The native CPU backend: `csrc/cpu` through the module `jat_engine._cpu`. One call computes a step's layers.
+"""Compute steps by the native CPU kernels: `csrc/cpu` through the module `jat_engine._cpu`, one call for all layers.
 
 The blocks, the image encoder's last layer and the discrete encoder's are kept in the chosen dtype; what is small
 (convolutions, continuous encoder and decoder, head rows, norms, positions) in float32. The residual stream, norms,

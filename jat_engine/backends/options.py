@@ -16,7 +16,7 @@ _MAX_SPIN_US = 1_000_000
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine uses the machine.
+    """Options for how an engine uses the machine.
 
     Args:
         num_threads: of the native CPU backend; by default the cores this process may use, within its CPU quota, at most
@@ -61,7 +61,7 @@ class EngineOptions:
 
     @classmethod
     def parse(cls, given: dict[str, Any]) -> EngineOptions:
-        """From keyword arguments. Raises `InputError` for an unknown one."""
+        """Make options of keyword arguments. Raises `InputError` for an unknown one."""
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(given) - set(known))
         if unknown:
@@ -69,7 +69,7 @@ class EngineOptions:
         return cls(**given)
 
     def num_pages(self, backend: Backend, limit: int) -> int:
-        """Pages of the KV cache. limit: the most tokens a session keeps."""
+        """Return the number of pages of the KV cache. limit: the most tokens a session keeps."""
         page_size, page_bytes = backend.page_size, backend.page_bytes
         memory = backend.memory_bytes
         one_session = -(-(limit + STEP_TOKENS + page_size - 1) // page_size)

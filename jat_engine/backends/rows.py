@@ -1,4 +1,7 @@
-"""Lay out the groups of a step as token rows, for backends that encode observations before they decode."""
+"""Lay out the groups of a step as token rows, for backends that encode observations before they decode.
+
+The CUDA backend does the same in `backends/cuda/staging.py`, where a row is an address.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device, backend and dtype an engine takes, and why."""
+"""Choose the device, backend and dtype of an engine, and say why."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def warn_of_plain_torch() -> None:
 
 
 def why_no_gpu() -> str:
-    """Why torch has no NVIDIA GPU here; "" if it has one."""
+    """Return why torch has no NVIDIA GPU here; "" if it has one."""
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     with warnings.catch_warnings():
@@ -80,7 +80,7 @@ def why_no_gpu() -> str:
 
 
 def why_not_cuda(device: torch.device, head_dim: int = 64) -> str:
-    """Why the kernels for NVIDIA GPUs cannot run on a device; "" if they can."""
+    """Return why the kernels for NVIDIA GPUs cannot run on a device; "" if they can."""
     if head_dim not in _CUDA_HEAD_DIMS:
         return f"its kernels take a head_dim of 16 to 128, got {head_dim}"
     if util.find_spec("triton") is None:
@@ -144,7 +144,7 @@ def _check_asked(backend: str, device: torch.device, head_dim: int) -> None:
 
 
 def _best(device: torch.device, head_dim: int) -> tuple[str, str]:
-    """The backend for a device, and why."""
+    """Return the backend for a device, and why."""
     if device.type == "cuda":
         missing = why_not_cuda(device, head_dim)
         if missing:
@@ -161,7 +161,7 @@ def _best(device: torch.device, head_dim: int) -> tuple[str, str]:
 
 
 def _device(device: str | torch.device, backend: str) -> torch.device:
-    """The device, a GPU by its number: "cuda" alone would be another one after `torch.cuda.set_device`."""
+    """Return the device, a GPU by its number: "cuda" alone would be another after `torch.cuda.set_device`."""
     if device == "auto":
         device = "cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu"
     try:
