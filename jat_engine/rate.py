@@ -99,8 +99,8 @@ class Loop:
     def start(self) -> None:
         """Begin a step now and schedule the following ones from this time on.
 
-        Call it first, and after a pause that must not count as missed, such as the reset of an environment. Counters
-        are kept.
+        Call it first, and after a pause that must not count as missed, such as the reset of an environment. Within a
+        step it ends that step and begins another, which counts as well. Counters are kept.
         """
         self._end_step()
         self._origin = self._begin = self._clock()

@@ -36,7 +36,8 @@ class Task:
 
     Attributes:
         name: the published name, e.g. "metaworld-reach".
-        domain: "atari", "babyai", "metaworld" or "mujoco".
+        domain: "atari", "babyai", "metaworld" or "mujoco": which simulator builds it, and in Atari that a lost life
+            does not end an episode.
         env_id: id of the environment that `make` builds.
         published_env_id: id of the environment in the published code.
         observation: "image", "discrete+text" or "continuous".

@@ -41,7 +41,7 @@ class _Step:
 class ModelSession:
     """Episode of one agent: key-value cache, last observation and last action. Invalid input leaves it unchanged.
 
-    Each step feeds `[s_{t-1}, a_{t-1}, s_t, fake action]` (the first step `[s_0, fake action]`) at positions
+    Each step feeds `[s_{t-1}, a_{t-1}, s_t, placeholder]` (the first step `[s_0, placeholder]`) at positions
     C, C + 1, ... after the C cached tokens. It reads the prediction at s_t, then drops the last two tokens from the
     cache. s_{t-1} is fed again because its position changes once old tokens are dropped, and this changes the result.
     """
@@ -157,9 +157,9 @@ class ModelSession:
     def _inputs(
         self, processor: Any, last: _Step | None, observation: Observations, space: ActionSpace
     ) -> dict[str, Tensor]:
-        """Return the model inputs of one sequence: the last step, if there is one, and this one with a fake action."""
-        fake: Action = [0.0] * space.size if space.kind == "continuous" else 0
-        steps = [(observation, fake)]
+        """Return the model inputs of one sequence: the last step, if any, and this one with a placeholder action."""
+        placeholder: Action = [0.0] * space.size if space.kind == "continuous" else 0
+        steps = [(observation, placeholder)]
         if last is not None:
             steps.insert(0, (last.observation, last.action))
 
@@ -177,7 +177,7 @@ class ModelSession:
         return inputs
 
     def _kept(self, cache: KeyValueCache, window: int | None) -> KeyValueCache:
-        """Return the cache for the next step: without s_t and the fake action, cut to the newest allowed tokens."""
+        """Return the cache for the next step: without s_t and the placeholder, cut to the newest allowed tokens."""
         limit = self._config.max_context_tokens
         if window is not None:
             limit = min(limit, window)

@@ -1,1 +1,1 @@
-"""The backend for NVIDIA GPUs: Triton kernels in CUDA graphs, and one launch a step for a single agent."""
+"""Backend for NVIDIA GPUs: Triton kernels in CUDA graphs, and a persistent kernel for a single agent."""

@@ -1,4 +1,7 @@
-"""The CUDA backend: a step is one CUDA graph of Triton kernels or, for a single agent, one launch."""
+"""Compute a step on an NVIDIA GPU: one CUDA graph of Triton kernels or, for a single agent, one persistent kernel.
+
+Names with "one launch" mean the persistent kernel.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ _MAX_GRAPH_BYTES = 1 << 30
 """Of inputs, outputs and activations of images; one graph more may come on top."""
 
 _MIN_VALUES = 64
+"""Least `StepShape.values` of an agent; with `_MIN_CAPACITY` it keeps small sizes in one bucket."""
+
 _MIN_CAPACITY = 32
+"""Least `StepShape.capacity`."""
 
 
 class CudaBackend:
@@ -114,7 +120,12 @@ class CudaBackend:
         self._check()
 
     def _check(self) -> None:
-        """Compare one step on each path with PyTorch, to catch a faulty GPU, driver or compiler."""
+        """Run the startup check: a step on each path, compared with plain torch.
+
+        Raises:
+            RuntimeError: the graph's prediction differs.
+            InputError: the persistent kernel's differs, and `one_launch=True` was asked for.
+        """
         group = make_group(self._weights, self._cache)
         expected = reference(self._weights, self._cache, group)
         if self.device.type == "cuda" or self._weights.dtype != "bfloat16":  # which the interpreter multiplies wrongly
@@ -158,6 +169,7 @@ class CudaBackend:
         shape = _shape([group])
         embeddings = None
         if shape.frames or shape.integers:
+            # Capacity 0: the graph encodes and does not predict, so it has no room for noise either.
             encoder = self._graph(shape._replace(capacity=0))
             embeddings = stage(encoder.inputs, self._weights, [group._replace(noise=None)]).embeddings
             encoder.launch()

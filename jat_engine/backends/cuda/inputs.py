@@ -1,4 +1,4 @@
-"""The buffer in which a step's inputs travel to the GPU."""
+"""Define the buffer in which a step's inputs travel to the GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ...config import FRAME_SHAPE
 from ..base import STEP_TOKENS
 
-ONE_SESSION = (
+_ONE_AGENT = (
     "query_start",
     "context_lens",
     "start_offsets",
@@ -22,7 +22,7 @@ ONE_SESSION = (
     "source_sizes",
     "value_starts",
 )
-"""Fields of int32 that every step writes."""
+"""Fields of int32 that every step writes, in the order that `StepInputs.write_one_agent` takes them."""
 
 _ALIGNMENT = 16
 
@@ -54,7 +54,7 @@ class StepInputs:
             source_ptrs [R], head_ptrs, head_bias_ptrs [S], int64 addresses;
             query_start [S + 1], context_lens, start_offsets, head_sizes, has_noise [S], int32;
             positions, slot_mapping, source_sizes, value_starts [R], page_table [S, max_pages], int32;
-            values, log_noise [S, capacity], float32;
+            values [`StepShape.values`], log_noise [S, capacity], float32;
             with integers: tokens int32 [S, X], rewards float32 [S], token_targets int64 [S], addresses;
             with frames: frames uint8 [S, 84, 84, 4], frame_targets int64 [S], addresses.
     """
@@ -102,10 +102,13 @@ class StepInputs:
             self.device[name] = self._device[begin : begin + count].view(dtype).view(extent)
         self.host["slot_mapping"].fill(-1)  # no rows yet: nothing is written to the cache
         self._words = self._host.view(torch.int32).numpy()
-        self._numbers = np.concatenate([_words_of(*places[name]) for name in ONE_SESSION])
+        self._numbers = np.concatenate([_words_of(*places[name]) for name in _ONE_AGENT])
 
     def write_one_agent(self, numbers: list[int]) -> None:
-        """Write the fields `ONE_SESSION` of inputs for one agent in one operation: one per field would cost more."""
+        """Write the fields `_ONE_AGENT` of inputs for one session at once: a write for each array costs more.
+
+        numbers: their entries, one field after the other; those of rows padded to STEP_TOKENS.
+        """
         self._words[self._numbers] = numbers
 
     @property

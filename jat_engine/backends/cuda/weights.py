@@ -1,4 +1,4 @@
-"""Hold what an engine needs of a checkpoint on a GPU."""
+"""Hold the weights that an engine needs on a GPU."""
 
 from __future__ import annotations
 
