@@ -1,10 +1,10 @@
 """An agent's step: select the tokens to feed, run the backend, commit the result.
 
-The published agent feeds [s_{t-1}, a_{t-1}, s_t, fake action] at positions C, C + 1, ... behind its C cached tokens,
-reads the prediction at s_t, and drops the last two tokens from the cache again. Nothing attends to the fake action, so
-it is not fed here. While no token has been dropped at the old end, s_{t-1} keeps the position it had in the previous
-step: its keys and values, still in the cache behind the kept tokens, are reused, and two tokens are fed. Once the
-window is full, s_{t-1} moves to another position and three tokens are fed. Published results depend on that.
+The published agent feeds [s_{t-1}, a_{t-1}, s_t, placeholder action] at positions C, C + 1, ... behind its C cached
+tokens, reads the prediction at s_t, and drops the last two tokens from the cache again. Nothing attends to the
+placeholder, so it is not fed here. While no token has been dropped at the old end, s_{t-1} keeps the position it had in
+the previous step: its keys and values, still in the cache behind the kept tokens, are reused, and two tokens are fed.
+Once the window is full, s_{t-1} moves to another position and three tokens are fed. Published results depend on that.
 """
 
 from __future__ import annotations

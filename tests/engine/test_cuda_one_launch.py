@@ -158,7 +158,7 @@ def test_a_batch_of_many_and_one_agent_share_a_cache(one_launch: Load) -> None:
 @pytest.mark.skipif(ON_GPU, reason="a block is left out of the launch on the CPU alone")
 def test_a_launch_that_does_not_end_is_given_up(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If blocks never arrive, this step and all later ones run as CUDA graphs, and no state is lost."""
-    monkeypatch.setattr("jat_engine.backends.cuda.persistent._TIMEOUT_US", 20_000)
+    monkeypatch.setattr("jat_engine.backends.cuda.persistent.TIMEOUT_US", 20_000)
     engine = _load(tiny_folder, dtype="float32")
     backend: Any = engine._backend
     episode = EPISODE["continuous_cw9"]
