@@ -15,7 +15,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 from helpers import cuda_host
 from jat_engine import JatEngine
-from jat_engine.backends.cuda import persistent as one_launch
+from jat_engine.backends.cuda import persistent
 from jat_engine.testing import golden
 
 
@@ -24,7 +24,7 @@ def main(folder: Path, names: list[str]) -> None:
     # Few threads: each is many times slower under the sanitizer.
     module.Step = partial(module.Step, num_blocks=4, cluster_size=2, num_threads=64, max_slots=4)  # type: ignore[attr-defined]
     sys.modules["jat_engine._cuda"] = module
-    one_launch._TIMEOUT_US = 600_000_000  # under the sanitizer everything is slow
+    persistent.TIMEOUT_US = 600_000_000  # under the sanitizer everything is slow
     with tempfile.TemporaryDirectory() as checkpoint:
         options = {"device": "cpu", "backend": "cuda", "dtype": "float32", "one_launch": True, "max_cached_tokens": 128}
         engine = JatEngine.from_pretrained(golden.write_checkpoint(Path(checkpoint)), **options)
