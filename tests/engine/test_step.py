@@ -130,6 +130,7 @@ def test_force_action(load: Load) -> None:
         for one in (session, other):
             play(one, episode, 0)
         session.force_action([0.5] * episode.space.shape[0])
+        bad: Any
         for bad in (np.zeros(3), "left", np.full(episode.space.shape, np.nan), None, [10**400] * 8):
             with pytest.raises(InputError, match="action: expected"):
                 session.force_action(bad)
