@@ -238,10 +238,8 @@ def parse_action(space: ActionSpace, action: Any) -> Any:
         if isinstance(action, bool) or not 0 <= choice < space.size:
             raise InputError(f"action: expected an integer in [0, {space.size}), got {action!r}")
         return choice
-    try:
-        values = np.array(action, np.float32)
-    except (TypeError, ValueError):
-        values = np.empty(0, np.float32)
+    with np.errstate(over="ignore"):
+        values = _array("action", action, f"{space.size} finite numbers").astype(np.float32)
     if values.shape != (space.size,) or not np.isfinite(values).all():
         raise InputError(f"action: expected {space.size} finite numbers, got {action!r:.80}")
     return values

@@ -149,7 +149,10 @@ class AgentBatch:
         """
         with self.runner.lock:
             last = self.episodes.last_step()
-            rows = list(actions)
+            try:
+                rows = list(actions)
+            except TypeError:  # a number, None, an array of no dimension
+                raise InputError(f"actions: expected one for each agent, got {actions!r:.80}") from None
             if len(rows) != self.num_agents:
                 raise InputError(f"actions: expected one for each of {self.num_agents} agents, got {len(rows)}")
             self.episodes.force(np.array([parse_action(last.space, row) for row in rows]))

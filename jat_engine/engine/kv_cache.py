@@ -7,6 +7,7 @@ and rotates the page table; keys and values are not copied.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,13 +40,16 @@ class CacheStats:
 
 
 class PagePool:
-    """Allocator of the pages 0 to `num_pages - 1`.
+    """Pages 0 to `num_pages - 1`, and their holders.
+
+    A page is in use as long as a `Pages` that was not closed has it. Nothing else decides that, so there is no moment
+    at which Ctrl-C or a dropped session could lose one.
 
     Attributes:
         num_pages: all pages.
-        page_size: tokens per page.
-        page_bytes: bytes per page, all layers.
-        peak: the most pages that were allocated at once.
+        page_size: tokens in a page.
+        page_bytes: bytes of a page, all layers.
+        peak: the most that were held at once.
     """
 
     def __init__(self, num_pages: int, page_size: int, page_bytes: int) -> None:
@@ -53,33 +57,47 @@ class PagePool:
         self.page_size = page_size
         self.page_bytes = page_bytes
         self.peak = 0
-        self._free = list(range(num_pages - 1, -1, -1))
+        self._holders: list[weakref.ref[Pages]] = []
+        self._free = np.arange(num_pages, dtype=np.int32)  # nobody holds these; `_find_free` finds the rest
 
     @property
     def num_reserved(self) -> int:
-        """Pages that are allocated."""
-        return self.num_pages - len(self._free)
+        """Pages that are held."""
+        return sum(pages.num_pages for pages in map(_holder, self._holders) if pages)
 
-    def take(self, num_pages: int) -> list[int]:
-        """Allocate pages and return their numbers.
+    def take(self, holder: Pages, num_pages: int) -> np.ndarray:
+        """Hand out pages as `holder.held`, int32 [num_pages].
 
         Raises:
             CacheFullError: fewer than `num_pages` are free.
         """
+        open_ones = [ref for ref in self._holders if _holder(ref)]
+        if len(open_ones) < len(self._holders) or num_pages > len(self._free):
+            self._find_free()
         if num_pages > len(self._free):
             raise CacheFullError(
                 f"KV cache: expected room for {num_pages} pages of {self.page_size} tokens, got {len(self._free)} of "
                 f"{self.num_pages} that are not promised to open sessions; close sessions, give them a smaller "
                 "context_window, or load the engine with a larger max_cached_tokens"
             )
-        self.peak = max(self.peak, self.num_reserved + num_pages)
-        taken = self._free[: -num_pages - 1 : -1]
-        del self._free[-num_pages:]
+        taken, self._free = self._free[:num_pages], self._free[num_pages:]
+        holder.held = taken
+        self._holders = [*open_ones, weakref.ref(holder)]
+        self.peak = max(self.peak, self.num_reserved)
         return taken
 
-    def give(self, pages: list[int]) -> None:
-        """Free pages. They are allocated again before others, since a processor's caches may still hold them."""
-        self._free.extend(reversed(pages))
+    def _find_free(self) -> None:
+        is_free = np.ones(self.num_pages, bool)
+        for pages in map(_holder, self._holders):
+            if pages:
+                is_free[pages.held] = False
+        self._free = np.flatnonzero(is_free).astype(np.int32)
+
+
+def _holder(ref: weakref.ref[Pages]) -> Pages | None:
+    """Return the holder of pages, None if it was dropped or closed."""
+    pages = ref()
+    return pages if pages is not None and pages.num_pages else None
 
 
 class CachedTokens(NamedTuple):
@@ -131,7 +149,8 @@ class Pages:
     """The pages of one agent, or of N agents that step together.
 
     Attributes:
-        page_size: tokens per page.
+        page_size: tokens in a page.
+        held: int32, the pages; none once closed.
         empty: the `CachedTokens` of new episodes.
     """
 
@@ -148,11 +167,9 @@ class Pages:
         """
         # The oldest token can lie anywhere in its page.
         num_pages = -(-(max_tokens + pool.page_size - 1) // pool.page_size)
-        self._taken = pool.take(num_pages * (num_agents or 1))
-        self._pool = pool
         self.page_size = pool.page_size
-
-        table = np.array(self._taken, np.int32)
+        self.held = np.empty(0, np.int32)
+        table = pool.take(self, num_pages * (num_agents or 1))
         if num_agents is None:
             self.empty = CachedTokens(table, 0, 0)
         else:
@@ -161,8 +178,8 @@ class Pages:
 
     @property
     def num_pages(self) -> int:
-        """Pages that are allocated."""
-        return len(self._taken)
+        """Pages that are held."""
+        return len(self.held)
 
     def num_used(self, start_offset: Any, num_tokens: Any) -> int:
         """Return how many pages hold tokens.
@@ -175,6 +192,5 @@ class Pages:
         return int(np.where(np.greater(num_tokens, 0), pages, 0).sum())
 
     def close(self) -> None:
-        """Free all pages. Closing twice does nothing."""
-        taken, self._taken = self._taken, []
-        self._pool.give(taken)
+        """Give all pages back. Closing twice does nothing."""
+        self.held = self.held[:0]

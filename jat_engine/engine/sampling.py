@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -22,7 +24,7 @@ class Sampler:
         """
         self._generator = generator
         self._num_agents = num_agents
-        self._drawn: tuple[int, int, np.ndarray] = -1, 0, np.empty((num_agents, 0), np.float32)
+        self._drawn: tuple[int, int, np.ndarray] = -1, 0, np.empty((num_agents, 0), np.float32)  # number, n, q
 
     def draw(self, number: int, size: int) -> np.ndarray:
         """Return the noise log(q), to be subtracted from logits.
@@ -35,10 +37,12 @@ class Sampler:
         Returns:
             float32 [N, n].
         """
+        # The memory of a draw is kept before it is filled, and one call of C fills it: Ctrl-C, which Python raises
+        # between such calls, finds the random numbers all used and here, or all unused.
         if self._drawn[:2] != (number, size):
-            # A single assignment: an interrupt cannot leave the number without its noise.
-            self._drawn = number, size, np.log(self._exponential(size))
-        return self._drawn[2]
-
-    def _exponential(self, size: int) -> np.ndarray:
-        return torch.empty(self._num_agents, size).exponential_(generator=self._generator).numpy()
+            self._drawn = number, size, np.full((self._num_agents, size), np.nan, np.float32)
+        q = self._drawn[2]
+        if math.isnan(q[0, 0]):
+            torch.from_numpy(q).exponential_(generator=self._generator)
+        noise: np.ndarray = np.log(q)
+        return noise

@@ -10,7 +10,6 @@ Once the window is full, s_{t-1} moves to another position and three tokens are 
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -201,9 +200,9 @@ class Episodes:
         self.state = self.state._replace(last=last._replace(actions=actions))
 
     def close(self) -> None:
-        """Free the pages. Closing twice does nothing."""
+        """Forget the episodes and give the pages back. Closing twice does nothing."""
         self.closed = True
-        self.state = self.state._replace(last=None)
+        self.clear()
         self.pages.close()
 
 
@@ -227,7 +226,6 @@ class StepRunner:
         self._missions = missions
         self._pool = PagePool(num_pages, backend.page_size, backend.page_bytes)
         self._open: weakref.WeakSet[Episodes] = weakref.WeakSet()
-        self._abandoned: deque[Pages] = deque()  # filled by the garbage collector, at any time
 
     def open(self, window: int, generator: torch.Generator | None, num_agents: int | None = None) -> Episodes:
         """Allocate pages and begin episodes. Episodes dropped without `close` give their pages back as well.
@@ -241,17 +239,14 @@ class StepRunner:
             CacheFullError: the KV cache has too few free pages.
         """
         with self.lock:
-            self._collect_abandoned()
             pages = Pages(self._pool, window + STEP_TOKENS, num_agents)
             episodes = Episodes(pages, generator, window, num_agents)
-            weakref.finalize(episodes, self._abandoned.append, pages)
             self._open.add(episodes)
         return episodes
 
     def cache_stats(self) -> CacheStats:
-        """Return the KV cache's counters. The caller holds the lock."""
-        self._collect_abandoned()
-        used = sum(episodes.num_used_pages for episodes in self._open if not episodes.closed)
+        """Return the KV cache's counters. Call it under the lock."""
+        used = sum(episodes.num_used_pages for episodes in self._open)
         pool = self._pool
         return CacheStats(
             total=pool.num_pages,
@@ -262,10 +257,6 @@ class StepRunner:
             page_size=pool.page_size,
             page_bytes=pool.page_bytes,
         )
-
-    def _collect_abandoned(self) -> None:
-        while self._abandoned:
-            self._abandoned.popleft().close()
 
     def parse(
         self,

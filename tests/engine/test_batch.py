@@ -182,3 +182,25 @@ def test_actions_are_the_callers_own(load: Load) -> None:
                 seen.fill(7)
             results.append(batch.get_next_actions(continuous_observations=good[1], action_space=BOX8))
     assert np.array_equal(*results)
+
+
+def test_actions_that_cannot_be_forced(load: Load) -> None:
+    """Are refused, whatever they are, and change nothing."""
+    engine = load(backend="torch", dtype="float32")
+    for count in (1, 2):
+        with engine.open_batch(count, 8) as batch:
+            batch.get_next_actions(continuous_observations=np.ones((count, 4)), action_space=BOX8)
+            state = batch.episodes.state
+            for bad in (
+                None,
+                3,
+                np.zeros(()),
+                "left",
+                np.zeros((count, 3)),
+                [[10**400] * 8] * count,
+                [[1e39] * 8] * count,
+            ):
+                with pytest.raises(InputError, match=r"actions?: expected"):
+                    batch.force_actions(bad)
+            assert batch.episodes.state is state
+            batch.force_actions(torch.ones((count, 8), requires_grad=True))

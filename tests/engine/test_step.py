@@ -1,7 +1,8 @@
-"""Atomic steps: an exception at any line leaves a session as before the step or as after it."""
+"""The commit at the end of a step: an exception at any moment leaves a session before the step or after it."""
 
 from __future__ import annotations
 
+import gc
 import linecache
 import sys
 from collections.abc import Callable
@@ -21,35 +22,48 @@ PACKAGE = str(Path(jat_engine.__file__).parent)
 
 
 def interrupt(call: Callable[[], Any], at: int) -> bool:
-    """Raise `KeyboardInterrupt` at the `at`-th executed line of this package; return True if that line was reached."""
+    """Raise `KeyboardInterrupt` at the `at`-th moment; return whether there was one.
+
+    A moment is before a line of this package, or after a function in C that it calls: a signal that comes while such a
+    function runs is handled then.
+    """
     seen = 0
 
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
+    def count() -> None:
         nonlocal seen
+        seen += 1
+        if seen == at:
+            raise KeyboardInterrupt
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        if event == "c_return" and frame.f_code.co_filename.startswith(PACKAGE):
+            count()
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         # Leaving a `with` counts as its line, but no signal handler runs between a block's end and the lock's release.
         if event == "line" and not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(
             "with "
         ):
-            seen += 1
-            if seen == at:
-                raise KeyboardInterrupt
+            count()
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
+    sys.setprofile(profile)
     try:
         call()
     except KeyboardInterrupt:
         return True
     finally:
+        sys.setprofile(None)
         sys.settrace(before)
     return False
 
 
 @pytest.mark.parametrize("name", ["continuous_cw9", "babyai_sampled"])
-def test_an_exception_at_any_line(name: str, load: Load) -> None:
+def test_an_exception_at_any_moment(name: str, load: Load) -> None:
     engine, episode = load(backend="auto", dtype="float32"), EPISODE[name]
     steps = 8  # the window of 9 tokens is full after five
 
@@ -71,11 +85,39 @@ def test_an_exception_at_any_line(name: str, load: Load) -> None:
             t = steps + is_after
             with ThreadPoolExecutor(1) as other:
                 action, prediction = other.submit(play, session, episode, t).result(timeout=60)
-            assert action == expected[t][0], f"line {at}"
-            assert np.array_equal(prediction, expected[t][1]), f"line {at}"
+            assert action == expected[t][0], f"moment {at}"
+            assert np.array_equal(prediction, expected[t][1]), f"moment {at}"
         at += 1
     assert min(was_before, was_after) > 0
     assert engine.cache_stats.used == 0
+
+
+def test_no_page_is_lost(load: Load) -> None:
+    """Whenever Ctrl-C comes while a session or a batch is opened and closed."""
+    engine = load(backend="auto", dtype="float32")
+    gc.collect()
+    before = engine.cache_stats.reserved
+
+    def open_and_close() -> None:
+        engine.open_session(9).close()
+        engine.open_batch(2, 9).close()
+
+    at = 1
+    while interrupt(open_and_close, at):
+        gc.collect()
+        assert engine.cache_stats.reserved == before, f"moment {at}"
+        at += 1
+    assert at > 50
+
+
+def test_a_closed_session_looks_back_on_nothing(load: Load) -> None:
+    episode = EPISODE["continuous_cw9"]
+    session = load(backend="auto", dtype="float32").open_session(9)
+    for t in range(3):
+        play(session, episode, t)
+    assert session.num_cached_tokens == 4
+    session.close()
+    assert session.num_cached_tokens == 0
 
 
 def test_force_action(load: Load) -> None:
@@ -88,7 +130,8 @@ def test_force_action(load: Load) -> None:
         for one in (session, other):
             play(one, episode, 0)
         session.force_action([0.5] * episode.space.shape[0])
-        for bad in (np.zeros(3), "left", np.full(episode.space.shape, np.nan), None):
+        bad: Any
+        for bad in (np.zeros(3), "left", np.full(episode.space.shape, np.nan), None, [10**400] * 8):
             with pytest.raises(InputError, match="action: expected"):
                 session.force_action(bad)
         assert not np.array_equal(play(session, episode, 1)[1], play(other, episode, 1)[1])
