@@ -95,14 +95,23 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        CheckpointError: the file does not hold a JSON object.
+        CheckpointError: the file does not hold a JSON object, or an object in it has a key twice.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected a JSON object, got {error}") from None
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(fields).__name__}")
+    return fields
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of a JSON file. Of a key that occurs twice, only one value would count, silently."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} twice")
     return fields
 
 

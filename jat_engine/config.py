@@ -46,6 +46,22 @@ _SIZES = (
     "num_channels",
 )
 
+_IGNORED = (
+    "auto_map",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+    "compile_config",
+    "transformers_weights",
+    "attribute_map",
+)
+"""Fields for transformers that name code (of the checkpoint, or kernels on the hub), another weight file, or other
+names of fields. They have no effect and are not carried on."""
+
+_NESTED = ("text_config", "text_encoder", "decoder", "generator")
+"""Fields in which transformers looks for the configuration of a part; a JAT model has none."""
+
 
 @strict
 class JatConfig(PreTrainedConfig):
@@ -118,8 +134,7 @@ class JatConfig(PreTrainedConfig):
     action_loss_coef: float = 0.995
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # These name code: inside the checkpoint, or attention kernels on the hub. It is never run, nor carried on.
-        for name in ("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation"):
+        for name in _IGNORED:
             kwargs.pop(name, None)
         if self.attention_types is None and isinstance(self.num_layers, int):
             self.attention_types = [[["global", "local"], self.num_layers // 2]]
@@ -248,9 +263,14 @@ def read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: di
         raise CheckpointError(
             f"{path}: quantization_config: expected none, got one; load the checkpoint that was quantised"
         )
+    for name in _NESTED:
+        if fields.get(name) is not None:
+            raise CheckpointError(f"{path}: {name}: expected none, got one; it belongs to another kind of model")
     dtype = fields.get("dtype", fields.get("torch_dtype"))
-    if dtype not in (None, "auto") and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
-        raise CheckpointError(f"{path}: dtype: expected a type of torch, such as 'float32', got {dtype!r}")
+    if dtype not in (None, "auto"):
+        found = getattr(torch, str(dtype), None)
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            raise CheckpointError(f"{path}: dtype: expected a type of torch, such as 'float32', got {dtype!r}")
     for alias, name in JatConfig.attribute_map.items():
         if alias in fields and fields.get(name, fields[alias]) != fields[alias]:
             raise CheckpointError(f"{path}: {alias}: expected {name}={fields[name]!r}, got {fields[alias]!r}")

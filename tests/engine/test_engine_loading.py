@@ -143,6 +143,31 @@ def test_unknown_attention_is_refused(kinds: list[Any], tmp_path: Path) -> None:
                 load(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        ("tokenizer_config.json", {"add_prefix_space": True}, "got different values of add_prefix_space"),
+        ("tokenizer_config.json", {"mask_token": "red"}, "got different special tokens"),
+        ("tokenizer_config.json", {"extra_special_tokens": ["red"]}, "got different special tokens"),
+        ("processor_config.json", {"audio_tokenizer": {}}, "audio_tokenizer: expected none"),
+        ("audio_tokenizer_config.json", {}, "names a model of another repository"),
+    ],
+    ids=["space", "mask", "extra", "audio", "audio_file"],
+)
+def test_what_transformers_would_add_to_a_tokenizer_is_refused(
+    file: str, fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """An engine reads `tokenizer.json` alone, so what other files add to it would give a model other tokens."""
+    folder = golden.write_checkpoint(tmp_path / "checkpoint")
+    path = folder / file
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **fields}))
+    observation = {"discrete_observation": [0] * 148, "text_observation": "go to the red ball"}
+    with pytest.raises(CheckpointError, match=message):
+        JatProcessor.from_pretrained(folder)
+    with pytest.raises(CheckpointError, match=message):
+        JatEngine.from_pretrained(folder).get_next_action(**observation, action_space=SIX)
+
+
 @pytest.mark.parametrize("file", ["vocab.json", "merges.txt", "special_tokens_map.json"])
 def test_files_of_two_tokenizers_are_refused(file: str, tmp_path: Path) -> None:
     folder = golden.write_checkpoint(tmp_path / "checkpoint")

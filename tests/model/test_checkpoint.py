@@ -229,6 +229,9 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
     [
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config: expected none"),
         ({"dtype": "nonsense"}, "dtype: expected a type of torch, such as 'float32', got 'nonsense'"),
+        ({"dtype": "int8"}, "dtype: expected a type of torch, such as 'float32', got 'int8'"),
+        ({"text_config": {"model_type": "gpt2"}}, "text_config: expected none, got one"),
+        ({"decoder": {}}, "decoder: expected none, got one"),
         ({"num_attention_heads": 2}, "num_attention_heads: expected num_heads=4, got 2"),
         ({"activation_function": "softsign"}, "activation_function: expected one of gelu_new"),
         ({"resid_dropout": 2.0}, r"resid_dropout: expected a rate in \[0, 1\), got 2.0"),
@@ -243,6 +246,34 @@ def test_wrong_configurations_are_refused(fields: dict[str, Any], message: str, 
     for load in (JatConfig.from_pretrained, JatModel.from_pretrained, JatEngine.from_pretrained):
         with pytest.raises(CheckpointError, match=message):
             load(folder)
+
+
+def test_a_field_given_twice_is_refused(tmp_path: Path) -> None:
+    """JSON readers take the last one, silently."""
+    folder = golden.write_checkpoint(tmp_path)
+    path = folder / "config.json"
+    path.write_text(path.read_text().rstrip().removesuffix("}") + ', "num_heads": 2}')
+    for load in (JatConfig.from_pretrained, JatModel.from_pretrained, JatEngine.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"config\.json: expected a JSON object, got num_heads twice"):
+            load(folder)
+
+
+def test_fields_that_lead_elsewhere_have_no_effect(tmp_path: Path, tiny_model: JatModel) -> None:
+    """transformers would read another file, take fields from others, and look for code of experts."""
+    folder = golden.write_checkpoint(tmp_path)
+    path = folder / "config.json"
+    fields = {
+        "transformers_weights": "other.safetensors",
+        "attribute_map": {"window_size": "num_layers"},
+        "_experts_implementation": "someone/kernel",
+        "compile_config": {},
+    }
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    model = JatModel.from_pretrained(folder)
+    assert same_parameters(model, tiny_model)
+    assert model.config.window_size == tiny_model.config.window_size
+    assert "someone" not in json.dumps(model.config.to_dict())
+    JatEngine.from_pretrained(folder)
 
 
 def test_names_of_foreign_kernels_have_no_effect(tmp_path: Path) -> None:
