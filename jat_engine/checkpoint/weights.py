@@ -28,7 +28,7 @@ HEAD = "single_discrete_decoder.weight"
 _READ_LATER = (EMBEDDING, HEAD, "continuous_decoder.weight", "continuous_decoder.bias")
 """Parameters that are read in part: the rows that an action space needs, when it is first used."""
 
-_ATTENTION_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.attention\.(bias|masked_bias)")
+_ATTENTION_BUFFER = re.compile(r"transformer\.h\.([0-9]{1,4})\.attn\.attention\.(?:bias|masked_bias)")
 """Causal masks, which older files store like parameters."""
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -149,6 +149,7 @@ class CheckpointWeights:
 
     def __init__(self, files: list[Path], config: JatConfig) -> None:
         self._shapes, self._needed = checkpoint_shapes(config), parameter_shapes(config)
+        self._num_layers = config.num_layers
         self._files: dict[str, Path] = {}  # parameter -> file
         self._names: dict[str, str] = {}  # parameter -> its name there
         self._open: dict[Path, Any] = {}
@@ -167,7 +168,8 @@ class CheckpointWeights:
             raise CheckpointError(f"{', '.join(map(str, files))}: missing parameter {', '.join(missing[:3])}{more}")
 
     def _add(self, file: Path, name: str) -> None:
-        if _ATTENTION_BUFFER.fullmatch(name):
+        buffer = _ATTENTION_BUFFER.fullmatch(name)
+        if buffer is not None and int(buffer[1]) < self._num_layers:
             return
         target = EMBEDDING if name in EMBEDDING_ALIASES else name
         if target not in self._shapes:

@@ -111,6 +111,8 @@ def test_checkpoints_of_all_forms(tmp_path: Path, tiny_folder: Path) -> None:
     refused("patches", {"vit_encoder.projection.weight": patches * np.nan}, "projection.weight: expected finite")
     layer = tensors["transformer.h.0.ln_1.weight"]
     refused("layers", {"transformer.h.4.ln_1.weight": layer}, "has fewer layers than the file")
+    buffer = {"transformer.h.4.attn.attention.masked_bias": np.array(-1e9, np.float32)}
+    refused("layers of masks", buffer, "has fewer layers than the file")
     lora = np.ones((4, 64), np.float32)
     refused("lora", {"transformer.h.0.attn.attention.q_proj.lora_A.weight": lora}, "merge the adapter into the model")
     refused("lm_head", {"lm_head.weight": embedding}, r"unexpected parameter lm_head\.weight")
