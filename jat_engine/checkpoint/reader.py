@@ -60,8 +60,9 @@ def find_weight_files(source: str | os.PathLike[str], variant: str | None, hub: 
 
 def _shards(source: str | os.PathLike[str], index: Path, hub: dict[str, Any]) -> list[Path]:
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    except (KeyError, TypeError, AttributeError) as error:
+        weight_map = dict(read_json(index)["weight_map"])
+        names = sorted(set(weight_map.values()))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{index}: expected JSON with a weight_map, got {error!r}") from None
     if not names:
         raise CheckpointError(f"{index}: expected a weight_map that names files, got an empty one")
@@ -72,8 +73,19 @@ def _shards(source: str | os.PathLike[str], index: Path, hub: dict[str, Any]) ->
         path = find_file(source, name, hub)
         if path is None:
             raise CheckpointError(f"{index}: names the shard {name}, which is missing")
+        _check_shard(index, path, {parameter for parameter, shard in weight_map.items() if shard == name})
         shards.append(path)
     return shards
+
+
+def _check_shard(index: Path, shard: Path, expected: set[str]) -> None:
+    """Check that a shard holds what the index says; if not, one of the two is from another save."""
+    wrong = sorted(check_header(shard) ^ expected)
+    if wrong:
+        raise CheckpointError(
+            f"{index}: {wrong[0]}: expected in {shard.name} and in the weight_map, or in neither; save the checkpoint "
+            "again into an empty folder"
+        )
 
 
 def check_finite(where: str, tensor: Tensor) -> None:
@@ -96,8 +108,8 @@ def check_finite(where: str, tensor: Tensor) -> None:
         raise CheckpointError(f"{where}: expected finite values, got NaN or infinity")
 
 
-def check_header(file: Path) -> None:
-    """Check the header of a safetensors file.
+def check_header(file: Path) -> set[str]:
+    """Check the header of a safetensors file, and return the names of its parameters.
 
     The safetensors library accepts files with a duplicate name, and reports truncated ones with an unclear message.
 
@@ -131,3 +143,4 @@ def check_header(file: Path) -> None:
         raise CheckpointError(f"{file}: not a safetensors file: its header is damaged ({error!r})") from None
     if needed != size:
         raise CheckpointError(f"{file}: expected {needed} bytes, got {size}; the file is truncated or damaged")
+    return set(header) - {"__metadata__"}
