@@ -3,7 +3,9 @@
 Each file in benchmarks/results is one run: `cpu.json` of `jat-engine bench all`, `cpu_medium.json` of `jat-engine bench
 latency --models medium`, `cpu_loop.json` of `jat-engine bench loop --dtypes int8 bfloat16 --hz 50 100 --paces sleep
 mujoco-ant --peers JatModel openvino onnxruntime --minutes 7`, `cpu_loop_peers.json` of `jat-engine bench loop --dtypes
-int8 float32 --models small jat-mini --hz 20 50 200 --paces sleep evicted --num-iters 6 --minutes 13 --upstream PYTHON`.
+int8 float32 --models small jat-mini --hz 20 50 200 --paces sleep evicted --num-iters 6 --minutes 13 --upstream PYTHON`,
+`cpu_loop_paces.json` of the same with `--models small --hz 50 100 --paces sleep busy mujoco-ant --num-iters 4 --minutes
+12`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from jat_engine.bench.results import Results, Row
 from jat_engine.bench.suites.loop import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = ("cpu_loop_peers", "cpu_loop", "cpu", "cpu_medium")
+RUNS = ("cpu_loop_peers", "cpu_loop_paces", "cpu_loop", "cpu", "cpu_medium")
 HEADLINE_RUN, LOOP_RUN = "cpu", "cpu_loop_peers"
 README, PAGE = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 
