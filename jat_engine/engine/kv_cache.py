@@ -58,7 +58,7 @@ class PagePool:
         self.page_bytes = page_bytes
         self.peak = 0
         self._holders: list[weakref.ref[Pages]] = []
-        self._free = np.arange(num_pages, dtype=np.int32)  # nobody holds these; `_find_free` finds the rest
+        self._free = np.arange(num_pages, dtype=np.int32)  # without a holder; `_find_free` finds the rest
 
     @property
     def num_reserved(self) -> int:
