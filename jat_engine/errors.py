@@ -36,6 +36,10 @@ class BatchError(ValueError):
         more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
         super().__init__(f"sessions[{first}]{more} of {len(actions)}: {errors[first]}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with the constructor's arguments: an exception's own way would call it with the message."""
+        return type(self), (self.actions, self.errors), self.__dict__
+
 
 class DataError(ValueError):
     """Invalid columns or rows of a dataset; the message names the file, row, column and step."""

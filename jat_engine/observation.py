@@ -163,8 +163,7 @@ def _continuous_rows(limits: Limits, num_agents: int, value: Any) -> np.ndarray:
     array = _array("continuous_observations", value, expected)
     if array.ndim != 2 or len(array) != num_agents or not 1 <= array.shape[1] <= largest:
         raise InputError(f"continuous_observations: expected {expected}, got shape {array.shape}")
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32, order="C")
+    array = _float32(array)
     if not np.isfinite(array).all():
         agent, index = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise InputError(
@@ -191,8 +190,7 @@ def _rewards(num_agents: int, value: Any) -> np.ndarray:
         return np.zeros(num_agents, np.float32)
     expected = f"{num_agents} finite numbers or None"
     array = _array("rewards", value, expected)
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
+    array = _float32(array)
     if array.shape != (num_agents,) or not np.isfinite(array).all():
         raise InputError(f"rewards: expected {expected}, got {_describe(value)}")
     return array
@@ -238,8 +236,7 @@ def parse_action(space: ActionSpace, action: Any) -> Any:
         if isinstance(action, bool) or not 0 <= choice < space.size:
             raise InputError(f"action: expected an integer in [0, {space.size}), got {action!r}")
         return choice
-    with np.errstate(over="ignore"):
-        values = _array("action", action, f"{space.size} finite numbers").astype(np.float32)
+    values = _float32(_array("action", action, f"{space.size} finite numbers"))
     if values.shape != (space.size,) or not np.isfinite(values).all():
         raise InputError(f"action: expected {space.size} finite numbers, got {action!r:.80}")
     return values
@@ -355,6 +352,15 @@ def _array(field: str, value: Any, expected: str) -> np.ndarray:
     return array
 
 
+def _float32(array: np.ndarray) -> np.ndarray:
+    """Return a contiguous float32 copy; what is too large becomes infinite, what is too small becomes 0."""
+    if array.dtype == np.float32:
+        return array.copy()
+    # A caller may have set numpy to warn or to raise at overflow and underflow.
+    with np.errstate(all="ignore"):
+        return array.astype(np.float32, order="C")
+
+
 def _continuous(limits: Limits, value: Any) -> np.ndarray:
     largest = limits.max_continuous_size - 1  # the reward takes one place
     expected = f"1 to {largest} finite numbers"
@@ -363,11 +369,8 @@ def _continuous(limits: Limits, value: Any) -> np.ndarray:
         array = _array("continuous_observation", value, expected)
     if array.ndim != 1 or not 1 <= array.size <= largest:
         raise InputError(f"continuous_observation: expected {expected}, got shape {array.shape}")
-    if array.min() >= -_LARGEST and array.max() <= _LARGEST:  # finite, and no overflow: the usual case
-        return array.astype(np.float32)
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
-    if not np.isfinite(array).all():
+    array = _float32(array)
+    if not (array.min() >= -_LARGEST and array.max() <= _LARGEST):  # NaN, infinite, or beyond float32
         bad = int(np.flatnonzero(~np.isfinite(array))[0])
         raise InputError(f"continuous_observation: expected finite float32 values, got {array[bad]} at {bad}")
     return array

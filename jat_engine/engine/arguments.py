@@ -39,6 +39,43 @@ def check_num_agents(num_agents: Any) -> int:
     return int(num_agents)
 
 
+def find_mask(which: Any, num_agents: int) -> np.ndarray:
+    """Return some of N agents as a mask, bool [N].
+
+    Args:
+        which: a mask [N] of bools or of zeros and ones, or distinct indices in [0, N).
+        num_agents: N.
+
+    Raises:
+        InputError: `which` is neither, or integers that could be both.
+    """
+    if hasattr(which, "detach"):  # a torch tensor, on any device
+        which = which.detach().cpu()
+    try:
+        values = np.asarray(which)
+    except (TypeError, ValueError):  # ragged
+        values = np.empty((), object)
+    expected = f"a bool mask of {num_agents} agents, or distinct indices below that"
+    if values.ndim != 1 or values.dtype.kind not in "biuf":
+        raise InputError(f"which: expected {expected}, got {which!r:.80}")
+
+    is_mask = len(values) == num_agents and bool(((values == 0) | (values == 1)).all())
+    is_indices = not len(values) or (
+        values.dtype.kind in "iu"
+        and 0 <= int(values.min()) <= int(values.max()) < num_agents
+        and len(np.unique(values)) == len(values)
+    )
+    if is_mask and is_indices and num_agents <= 2:
+        raise InputError(f"which: expected {expected}, got {which!r:.80}, which could be both; give a mask of bools")
+    if is_mask:
+        return values.astype(bool)
+    if not is_indices:
+        raise InputError(f"which: expected {expected}, got {which!r:.80}")
+    mask = np.zeros(num_agents, bool)
+    mask[values.astype(np.int64)] = True
+    return mask
+
+
 def check_flags(**flags: Any) -> None:
     """Check that keyword arguments are bools.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from ..errors import InputError
 from ..observation import parse_action
-from .arguments import check_flags
+from .arguments import check_flags, find_mask
 from .step import Episodes, StepRunner
 
 
@@ -120,20 +120,19 @@ class AgentBatch:
         Raises:
             InputError, SessionError: see `get_next_actions`.
         """
-        begin_ns = perf_counter_ns()
+        begin_ns: int | None = perf_counter_ns()
         check_flags(deterministic=deterministic, return_predictions=return_predictions)
-        runner = self.runner
-        with runner.lock:
-            request = runner.parse(self.episodes, observations, rewards, action_space, deterministic)
-            (outcome,) = runner.run([request])
-            if isinstance(outcome, InputError):
-                raise outcome
-            if is_counted:
-                runner.calls.add(begin_ns)
+        arguments = observations, rewards, action_space, bool(deterministic)
+        if not is_counted:
+            begin_ns = None
+        with self.runner.lock: return self._step(begin_ns, bool(return_predictions), *arguments)  # noqa: E701  # fmt: skip
+
+    def _step(self, begin_ns: int | None, return_predictions: bool, *arguments: Any) -> Any:
+        """Take a step, and return what `step` does. The caller holds the lock, until the last tensor is freed."""
+        (actions, values), space = self.runner.step(begin_ns, self.episodes, *arguments)
 
         # Copies: the episodes keep these arrays for the next step.
-        actions, values = outcome
-        actions = np.array(actions, np.float32 if request.space.kind == "continuous" else np.int64)
+        actions = np.array(actions, np.float32 if space.kind == "continuous" else np.int64)
         actions = actions.reshape(self.num_agents, *actions.shape[1:])
         return (actions, np.array(values, np.float32)) if return_predictions else actions
 
@@ -157,41 +156,29 @@ class AgentBatch:
                 raise InputError(f"actions: expected one for each of {self.num_agents} agents, got {len(rows)}")
             self.episodes.force(np.array([parse_action(last.space, row) for row in rows]))
 
+    def __repr__(self) -> str:
+        state = "closed, " if self.closed else ""
+        return f"AgentBatch({state}num_agents={self.num_agents}, context_window={self.episodes.window})"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse pickling and copying: two batches would write to the same pages of the KV cache."""
+        raise TypeError("a batch cannot be pickled or copied; open another with JatEngine.open_batch")
+
     def reset(self, which: Any = None) -> None:
         """Start new episodes.
 
         Args:
-            which: None for all agents, a bool mask [N], or a sequence of indices in [0, N).
+            which: None for all agents; a mask [N] of bools, or of zeros and ones, such as `terminated | truncated`; or
+                a sequence of distinct indices in [0, N).
 
         Raises:
-            InputError: `which` is none of these.
+            InputError: `which` is none of these, or integers that could be a mask as well as indices (N below 3).
             SessionError: the batch is closed.
         """
-        mask = self._mask(which)
+        mask = None if which is None else find_mask(which, self.num_agents)
         with self.runner.lock:
             self.episodes.check_open()
             self.episodes.clear(mask)
-
-    def _mask(self, which: Any) -> np.ndarray | None:
-        """Return the agents to reset as bool [N], or None for all."""
-        if which is None:
-            return None
-        try:
-            index = np.asarray(which)
-        except ValueError:  # ragged
-            index = np.empty((), object)
-        if index.dtype == bool and index.shape == (self.num_agents,):
-            return index
-        if index.ndim == 1 and (
-            index.size == 0
-            or (index.dtype.kind in "iu" and int(index.min()) >= 0 and int(index.max()) < self.num_agents)
-        ):
-            mask = np.zeros(self.num_agents, bool)
-            mask[index.astype(np.int64)] = True
-            return mask
-        raise InputError(
-            f"which: expected None, a bool mask of {self.num_agents}, or indices below that, got {which!r}"
-        )
 
     def close(self) -> None:
         """Free the batch's pages of the KV cache. Closing twice does nothing."""

@@ -6,21 +6,22 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from ..backends import Choice, choose_backend
+from ..backends import Backend, Choice, choose_backend
 from ..backends.build import set_up
 from ..backends.options import EngineOptions
 from ..checkpoint.reader import find_weight_files
 from ..checkpoint.weights import CheckpointWeights, ModelWeights, Weights
 from ..checkpoint_files import resolve, take_hub_options
 from ..config import JatConfig, read_config
-from ..errors import BatchError, InputError
+from ..errors import BatchError, CheckpointError, InputError, SessionError
 from ..observation import OBSERVATION_KEYS, check_context_window, check_processor
 from .arguments import check_config, check_flags, check_num_agents, check_observation, list_items, make_generator
 from .batch import AgentBatch
+from .fork_lock import make_lock
 from .kv_cache import CacheStats
 from .missions import Missions
 from .session import AgentSession, answer
@@ -47,8 +48,9 @@ class JatEngine:
 
     def __init__(self, config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, missions: Missions):
         self.config = config
-        self.choice, self._backend, num_pages = set_up(config, weights, choice, options, config.max_context_tokens)
-        self._runner = StepRunner(config, self._backend, num_pages, missions)
+        with make_lock():
+            self.choice, backend, num_pages = set_up(config, weights, choice, options, config.max_context_tokens)
+        self._runner = StepRunner(config, backend, num_pages, missions)
         self._drop_in: AgentSession | None = None
 
     # ---- loading ---------------------------------------------------------------------------------------------------
@@ -95,10 +97,11 @@ class JatEngine:
         config = read_config(source, hub, {})
         choice = choose_backend(device, dtype, backend, config.hidden_size // config.num_heads)
         check_config(config)
-        weights = CheckpointWeights(find_weight_files(source, variant, hub), config)
-        weights.check_unread()
-        missions = Missions.of_checkpoint(source, hub, config.vocab_size)
-        return cls(config, weights, choice, options, missions)
+        with make_lock():
+            weights = CheckpointWeights(find_weight_files(source, variant, hub), config)
+            weights.check_unread()
+            missions = Missions.of_checkpoint(source, hub, config.vocab_size)
+            return cls(config, weights, choice, options, missions)
 
     @classmethod
     def from_model(
@@ -134,7 +137,37 @@ class JatEngine:
         missions = Missions.of_processor(processor, model.config.vocab_size)
         return cls(model.config, ModelWeights(model, model.config), choice, options, missions)
 
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._runner.closed
+
+    def close(self) -> None:
+        """Free memory and threads, and close all sessions and batches. Closing twice does nothing.
+
+        An engine that is no longer referred to frees them as well.
+        """
+        self._runner.close()
+
+    def __enter__(self) -> JatEngine:
+        self._runner.check_open()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse pickling and copying: an engine holds threads and memory of this process."""
+        raise TypeError("an engine cannot be pickled or copied; load one in each process, JatEngine.from_pretrained")
+
     # ---- what it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def _backend(self) -> Backend:
+        self._runner.check_open()
+        return self._runner.backend
 
     @property
     def num_threads(self) -> int:
@@ -184,7 +217,8 @@ class JatEngine:
 
     def __repr__(self) -> str:
         choice = self.choice
-        return f"JatEngine(backend={choice.backend!r}, dtype={choice.dtype!r}, device={str(choice.device)!r})"
+        state = ", closed" if self.closed else ""
+        return f"JatEngine(backend={choice.backend!r}, dtype={choice.dtype!r}, device={str(choice.device)!r}{state})"
 
     # ---- sessions --------------------------------------------------------------------------------------------------
 
@@ -295,7 +329,9 @@ class JatEngine:
                     outcomes = self._runner.run(requests)
                 for outcome in outcomes:
                     if isinstance(outcome, InputError):
-                        raise outcome
+                        raise InputError(
+                            *outcome.args
+                        )  # not `outcome`, which this frame would keep alive, and it this frame
 
         # A batch of one agent runs nothing that a session does not.
         if count > 1:
@@ -378,7 +414,9 @@ class JatEngine:
     def _drop_in_session(self) -> AgentSession:
         with self._runner.lock:
             if self._drop_in is None:
-                self._drop_in = self.open_session()
+                runner = self._runner
+                # As published: the reward that comes with the first observation is used.
+                self._drop_in = AgentSession(runner, runner.open(runner.max_window, None, uses_first_reward=True))
             return self._drop_in
 
     def get_next_actions(
@@ -432,31 +470,43 @@ class JatEngine:
         if len({id(session) for session in sessions}) != count:
             raise InputError("sessions: expected each at most once, got one twice")
 
-        actions: list[Any] = [None] * count
-        errors: dict[int, Exception] = {}
-        requests: dict[int, Request] = {}
-        runner = self._runner
-        with runner.lock:
-            for index, session in enumerate(sessions):
-                try:
-                    self._check_own(session)
-                    observation = check_observation(observations[index])
-                    requests[index] = runner.parse(
-                        session.episodes, observation, rewards[index], action_spaces[index], deterministic
-                    )
-                except Exception as error:  # no state has changed yet, so the error concerns this session only
-                    errors[index] = error
+        arguments = sessions, observations, rewards, action_spaces, deterministic, return_predictions
+        with self._runner.lock: return self._step_all(begin_ns, *arguments)  # noqa: E701  # fmt: skip
 
-            outcomes = runner.run(list(requests.values()))
-            for (index, request), outcome in zip(requests.items(), outcomes, strict=True):
-                if isinstance(outcome, InputError):
-                    errors[index] = outcome
-                else:
-                    actions[index] = answer(outcome, request.space, return_predictions)
-            if not errors:
-                runner.calls.add(begin_ns)
+    def _step_all(
+        self,
+        begin_ns: int,
+        sessions: list[Any],
+        observations: list[Any],
+        rewards: list[Any],
+        action_spaces: list[Any],
+        deterministic: bool,
+        return_predictions: bool,
+    ) -> list[Any]:
+        """Take the steps of `get_next_actions`. The caller holds the lock."""
+        runner = self._runner
+        requests: dict[int, Request] = {}
+        errors: dict[int, Exception] = {}
+        for index, session in enumerate(sessions):
+            try:
+                self._check_own(session)
+                observation = check_observation(observations[index])
+                requests[index] = runner.parse(
+                    session.episodes, observation, rewards[index], action_spaces[index], deterministic
+                )
+            except (InputError, SessionError, CheckpointError) as error:
+                errors[index] = error.with_traceback(None)  # which would keep this frame, and so the sessions, alive
+
+        actions: list[Any] = [None] * len(sessions)
+        outcomes = runner.run(list(requests.values()))
+        for (index, request), outcome in zip(requests.items(), outcomes, strict=True):
+            if isinstance(outcome, InputError):
+                errors[index] = outcome
+            else:
+                actions[index] = answer(outcome, request.space, return_predictions)
         if errors:
             raise BatchError(actions, errors)
+        runner.calls.add(begin_ns)
         return actions
 
     def _check_own(self, session: Any) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, NoReturn
 
-from ..errors import InputError
 from ..observation import ActionSpace, parse_action
 from .arguments import check_flags
 from .step import Episodes, StepRunner
@@ -98,14 +97,13 @@ class AgentSession:
         begin_ns = perf_counter_ns()
         if type(deterministic) is not bool or type(return_prediction) is not bool:
             check_flags(deterministic=deterministic, return_prediction=return_prediction)
-        runner = self.runner
-        with runner.lock:
-            request = runner.parse(self.episodes, observation, reward, action_space, deterministic, window)
-            (outcome,) = runner.run([request])
-            if isinstance(outcome, InputError):
-                raise outcome
-            runner.calls.add(begin_ns)
-        return answer(outcome, request.space, return_prediction)
+        arguments = observation, reward, action_space, deterministic, window
+        with self.runner.lock: return self._step(begin_ns, bool(return_prediction), *arguments)  # noqa: E701  # fmt: skip
+
+    def _step(self, begin_ns: int, return_prediction: bool, *arguments: Any) -> Any:
+        """Take a step, and return what `step` does. The caller holds the lock, until the last tensor is freed."""
+        outcome, space = self.runner.step(begin_ns, self.episodes, *arguments)
+        return answer(outcome, space, return_prediction)
 
     def force_action(self, action: Any) -> None:
         """Replace the action of the last step in the agent's history.
@@ -121,6 +119,14 @@ class AgentSession:
         """
         with self.runner.lock:
             self.episodes.force([parse_action(self.episodes.last_step().space, action)])
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"num_cached_tokens={self.num_cached_tokens}"
+        return f"AgentSession({state}, context_window={self.episodes.window})"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse pickling and copying: two sessions would write to the same pages of the KV cache."""
+        raise TypeError("a session cannot be pickled or copied; open another with JatEngine.open_session")
 
     def reset(self) -> None:
         """Start a new episode. The sequence of random numbers continues.

@@ -83,11 +83,19 @@ class Episodes:
         pages: of the KV cache.
         window: how many of the newest cached tokens a step attends to, unless the call gives another window.
         num_agents: N; None for a single agent, whose state has plain numbers.
+        uses_first_reward: use the reward that comes with an episode's first observation.
         state: between two steps.
         closed: True if no more steps can be taken.
     """
 
-    def __init__(self, pages: Pages, generator: torch.Generator | None, window: int, num_agents: int | None) -> None:
+    def __init__(
+        self,
+        pages: Pages,
+        generator: torch.Generator | None,
+        window: int,
+        num_agents: int | None,
+        uses_first_reward: bool = False,
+    ) -> None:
         """Begin episodes without tokens.
 
         Args:
@@ -95,10 +103,12 @@ class Episodes:
             generator: for sampling discrete actions; None for torch's global generator.
             window: how many of the newest cached tokens a step attends to.
             num_agents: N, or None for a single agent.
+            uses_first_reward: as the attribute.
         """
         self.pages = pages
         self.window = window
         self.num_agents = num_agents
+        self.uses_first_reward = uses_first_reward
         self.closed = False
         self._sampler = Sampler(generator, num_agents or 1)
         none_yet: Any = 0 if num_agents is None else np.zeros(num_agents, np.int64)
@@ -109,6 +119,17 @@ class Episodes:
         """Pages that hold tokens: the kept ones, and s_{t-1} behind them."""
         cached, num_again, *_ = self.state
         return self.pages.num_used(cached.start_offset, cached.num_tokens + (num_again > 0))
+
+    def drop_first_rewards(self, observations: Observations) -> Observations:
+        """Return the observations with reward 0 for agents in their episode's first step.
+
+        Nothing has been rewarded in that episode yet. A vector environment that starts new episodes by itself returns
+        the first observation together with the last reward of the episode before.
+        """
+        num_again = self.state.num_again
+        if self.num_agents is None:
+            return observations if num_again else observations._replace(rewards=[0.0])
+        return observations._replace(rewards=np.where(num_again > 0, observations.rewards, np.float32(0)))
 
     def check_open(self) -> None:
         """Check that steps can be taken.
@@ -213,8 +234,10 @@ class StepRunner:
         backend: computes the steps.
         limits: sizes that inputs may have.
         max_window: the most tokens an agent keeps.
-        lock: held during a step, and while counters are read.
+        lock: held during a step, and while counters are read. A statement that holds it for a step is one line: then no
+            line follows the step at which an exception, if a tracer raises one, would leave it locked.
         calls: counters for `JatEngine.stats`.
+        closed: True if nothing can be opened any more.
     """
 
     def __init__(self, config: JatConfig, backend: Backend, num_pages: int, missions: Missions) -> None:
@@ -223,26 +246,54 @@ class StepRunner:
         self.max_window = config.max_context_tokens
         self.lock = make_lock()
         self.calls = CallTimes()
+        self.closed = False
         self._missions = missions
         self._pool = PagePool(num_pages, backend.page_size, backend.page_bytes)
         self._open: weakref.WeakSet[Episodes] = weakref.WeakSet()
 
-    def open(self, window: int, generator: torch.Generator | None, num_agents: int | None = None) -> Episodes:
+    def open(
+        self,
+        window: int,
+        generator: torch.Generator | None,
+        num_agents: int | None = None,
+        uses_first_reward: bool = False,
+    ) -> Episodes:
         """Allocate pages and begin episodes. Episodes dropped without `close` give their pages back as well.
 
         Args:
             window: how many of the newest cached tokens a step attends to.
             generator: for sampling discrete actions; None for torch's global generator.
             num_agents: N, or None for a single agent.
+            uses_first_reward: use the reward that comes with an episode's first observation.
 
         Raises:
             CacheFullError: the KV cache has too few free pages.
+            SessionError: the engine is closed.
         """
         with self.lock:
+            self.check_open()
             pages = Pages(self._pool, window + STEP_TOKENS, num_agents)
-            episodes = Episodes(pages, generator, window, num_agents)
+            episodes = Episodes(pages, generator, window, num_agents, uses_first_reward)
             self._open.add(episodes)
         return episodes
+
+    def check_open(self) -> None:
+        """Check that the engine is open.
+
+        Raises:
+            SessionError: it is closed.
+        """
+        if self.closed:
+            raise SessionError("engine: expected an open one, got one that was closed")
+
+    def close(self) -> None:
+        """Close all sessions and batches, and refuse new ones. Closing twice does nothing."""
+        with self.lock:
+            self.closed = True
+            for episodes in list(self._open):
+                episodes.close()
+            if hasattr(self, "backend"):
+                del self.backend  # its memory and threads, also if somebody keeps a session
 
     def cache_stats(self) -> CacheStats:
         """Return the KV cache's counters. Call it under the lock."""
@@ -285,6 +336,8 @@ class StepRunner:
             observations = parse_observation(self.limits, observation, reward)
         else:
             observations = parse_observations(self.limits, episodes.num_agents, observation, reward)
+        if not episodes.uses_first_reward:
+            observations = episodes.drop_first_rewards(observations)
         space = parse_action_space(self.limits, action_space)
         last = episodes.state.last
         if last is not None:
@@ -296,6 +349,27 @@ class StepRunner:
         if window is None:
             window = episodes.window
         return Request(episodes, observations, missions, space, deterministic, window)
+
+    def step(self, begin_ns: int | None, *arguments: Any) -> tuple[tuple[Any, Any], ActionSpace]:
+        """Check the input of one step of some `Episodes`, and take it. The caller holds the lock.
+
+        Args:
+            begin_ns: when the call began, to count it in `calls`; None not to count it.
+            arguments: of `parse`.
+
+        Returns:
+            `(actions, predictions)`, see `run`, and the action space.
+
+        Raises:
+            InputError, SessionError: see `JatEngine.get_next_action`.
+        """
+        request = self.parse(*arguments)
+        (outcome,) = self.run([request])
+        if isinstance(outcome, InputError):
+            raise InputError(*outcome.args)  # not `outcome`, which this frame would keep alive, and it this frame
+        if begin_ns is not None:
+            self.calls.add(begin_ns)
+        return outcome, request.space
 
     def run(self, requests: Sequence[Request]) -> list[tuple[Any, Any] | InputError]:
         """Take one step for every request, all in one pass over the weights. The caller holds the lock.

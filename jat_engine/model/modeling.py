@@ -554,7 +554,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
 
     def reset_rl(self) -> None:
         """Start a new episode of the agent that `get_next_action` plays."""
-        self._drop_in_session = self.open_session()
+        self._drop_in_session = ModelSession(self, uses_first_reward=True)
 
     def get_next_action(
         self,

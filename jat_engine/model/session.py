@@ -46,9 +46,17 @@ class ModelSession:
     cache. s_{t-1} is fed again because its position changes once old tokens are dropped, and this changes the result.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, uses_first_reward: bool = False) -> None:
+        """Begin an episode.
+
+        Args:
+            model: a `JatModel`.
+            uses_first_reward: use the reward that comes with an episode's first observation, as `JatModel`'s own
+                `get_next_action` does; else it counts as 0, since nothing has been rewarded in the episode yet.
+        """
         self._model = model
         self._config = cast(JatConfig, model.config)
+        self._uses_first_reward = uses_first_reward
         self.reset()
 
     def reset(self) -> None:
@@ -102,7 +110,8 @@ class ModelSession:
             text_observation: the mission; truncated to 64 tokens.
             image_observation: uint8 [84, 84, 4], the last four frames.
             action_space: `gymnasium.spaces.Box` of shape (A,), or `Discrete(n)`.
-            reward: reward of the previous action; None counts as 0. Not used with image observations.
+            reward: reward of the previous action; None counts as 0. Not used with image observations, nor in an
+                episode's first step.
             deterministic: choose the most likely discrete action instead of sampling one. Sampling draws once per step
                 from `torch.multinomial` with torch's global generator.
             context_window: number of newest tokens, two per step, that the next step can see; at most and by default
@@ -118,6 +127,7 @@ class ModelSession:
             SessionError: the call does not fit the current episode; `reset()` starts a new one.
         """
         check_processor(processor, is_needed=True)
+        kept, last = self._state
         limits = Limits.of(self._config)
         given = {
             "continuous_observation": continuous_observation,
@@ -128,9 +138,10 @@ class ModelSession:
         observation = parse_observation(limits, given, reward)
         # A copy, because the next step feeds it again and environments may reuse their arrays.
         observation = observation._replace(values=[observation.values[0].copy()])
+        if not last and not self._uses_first_reward:
+            observation = observation._replace(rewards=[0.0])
         space = parse_action_space(limits, action_space)
         window = check_context_window(context_window)
-        kept, last = self._state
         if last is not None:
             check_same_episode(last.observation, last.space, observation, space)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import linecache
+import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,19 +13,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from helpers.batches import observations
 from helpers.engines import BOX8, EPISODE, Load, play
 
 import jat_engine
-from jat_engine import AgentSession, InputError, SessionError
+from jat_engine import AgentSession, InputError, JatEngine, JatModel, JatProcessor, SessionError
+from jat_engine.testing import golden
 
 PACKAGE = str(Path(jat_engine.__file__).parent)
 
 
-def interrupt(call: Callable[[], Any], at: int) -> bool:
+def interrupt(call: Callable[[], Any], at: int, files: str = PACKAGE) -> bool:
     """Raise `KeyboardInterrupt` at the `at`-th moment; return whether there was one.
 
-    A moment is before a line of this package, or after a function in C that it calls: a signal that comes while such a
-    function runs is handled then.
+    A moment is before a line of the files whose paths begin so, at a function's return, or after a function in C that
+    it calls: a signal that comes while such a function runs is handled then.
     """
     seen = 0
 
@@ -36,16 +39,13 @@ def interrupt(call: Callable[[], Any], at: int) -> bool:
             raise KeyboardInterrupt
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
-        if event == "c_return" and frame.f_code.co_filename.startswith(PACKAGE):
+        if event == "c_return" and frame.f_code.co_filename.startswith(files):
             count()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(files):
             return None
-        # Leaving a `with` counts as its line, but no signal handler runs between a block's end and the lock's release.
-        if event == "line" and not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(
-            "with "
-        ):
+        if event in ("line", "return"):
             count()
         return trace
 
@@ -55,41 +55,175 @@ def interrupt(call: Callable[[], Any], at: int) -> bool:
     try:
         call()
     except KeyboardInterrupt:
-        return True
+        pass
     finally:
         sys.setprofile(None)
         sys.settrace(before)
-    return False
+    return seen >= at
 
 
-@pytest.mark.parametrize("name", ["continuous_cw9", "babyai_sampled"])
-def test_an_exception_at_any_moment(name: str, load: Load) -> None:
+class Agents:
+    """Agents of one kind that step together, and what a test needs to know of each."""
+
+    def __init__(self, kind: str, engine: JatEngine, model: JatModel, processor: JatProcessor) -> None:
+        self._kind, self._engine, self._processor = kind, engine, processor
+        if kind == "drop-in":
+            engine.reset_rl()
+            self._agents: list[Any] = [engine]
+        elif kind == "batch":
+            self._agents = [engine.open_batch(2, WINDOW, seed=3)]
+        elif kind == "model":
+            self._agents = [model.open_session()]
+        else:
+            self._agents = [engine.open_session(WINDOW, seed=3) for _ in range(2 if kind == "sessions" else 1)]
+
+    def step(self, episode: golden.Episode, t: int) -> None:
+        """Let all agents step together."""
+        if self._kind == "sessions":
+            inputs = [[episode.observation(t)] * 2, [episode.reward(t)] * 2, episode.space, episode.deterministic]
+            self._engine.get_next_actions(self._agents, *inputs)
+        else:
+            self.step_one(0, episode, t)
+
+    def step_one(self, index: int, episode: golden.Episode, t: int) -> Any:
+        """Let one agent, or one batch, step alone, and return its predictions."""
+        agent, options = self._agents[index], {"action_space": episode.space, "deterministic": episode.deterministic}
+        if self._kind == "batch":
+            rewards = None if episode.reward(t) is None else [episode.reward(t)] * 2
+            step = observations(episode, [t, t])
+            return agent.get_next_actions(**step, **options, rewards=rewards, return_predictions=True)[1]
+        given: list[Any] = []
+        if self._kind in ("drop-in", "model"):
+            options["context_window"], given = WINDOW, [self._processor]
+        options |= {"reward": episode.reward(t), "return_prediction": True}
+        return agent.get_next_action(*given, **episode.observation(t), **options)[1]
+
+    def states(self) -> list[Any]:
+        """Return an object for each agent, or batch, that a step replaces."""
+        agents = [self._engine._drop_in] if self._kind == "drop-in" else self._agents
+        return [agent._state if self._kind == "model" else agent.episodes.state for agent in agents]
+
+    def close(self) -> None:
+        if self._kind in ("session", "sessions", "batch"):
+            for agent in self._agents:
+                agent.close()
+
+
+WINDOW = 9
+STEPS = 6
+"""More than fill the window."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("session", "continuous_cw9"),
+        ("session", "babyai_sampled"),
+        ("sessions", "continuous_cw9"),
+        ("batch", "babyai_sampled"),
+        ("drop-in", "continuous_cw9"),
+        ("model", "babyai_greedy_full"),
+    ],
+)
+def test_an_exception_at_any_moment(
+    kind: str, name: str, load: Load, tiny_model: JatModel, tiny_processor: JatProcessor
+) -> None:
     engine, episode = load(backend="auto", dtype="float32"), EPISODE[name]
-    steps = 8  # the window of 9 tokens is full after five
+    steps, files = STEPS, PACKAGE
+    if kind == "model":  # its modules keep no state, and have thousands of moments
+        steps, files = 2, str(Path(PACKAGE, "model", "session.py"))
 
-    with engine.open_session(9, seed=3) as session:
-        expected = [play(session, episode, t) for t in range(steps + 2)]
+    agents = Agents(kind, engine, tiny_model, tiny_processor)
+    expected = [agents.step_one(0, episode, t) for t in range(steps + 2)]
+    agents.close()
 
     at, was_before, was_after = 1, 0, 0
     while True:
-        with engine.open_session(9, seed=3) as session:
-            for t in range(steps):
-                play(session, episode, t)
-            last = session.episodes.state.last
-            if not interrupt(lambda session=session: play(session, episode, steps), at):  # type: ignore[misc]
-                break
-            is_after = session.episodes.state.last is not last
-            was_before, was_after = was_before + (not is_after), was_after + is_after
+        torch.manual_seed(0)
+        agents = Agents(kind, engine, tiny_model, tiny_processor)
+        for t in range(steps):
+            agents.step(episode, t)
+        before = agents.states()
+        if not interrupt(lambda agents=agents: agents.step(episode, steps), at, files):  # type: ignore[misc]
+            break
 
-            # Another thread steps it on: the engine's lock is free.
+        for index, (old, new) in enumerate(zip(before, agents.states(), strict=True)):
+            is_after = new is not old
+            was_before, was_after = was_before + (not is_after), was_after + is_after
             t = steps + is_after
-            with ThreadPoolExecutor(1) as other:
-                action, prediction = other.submit(play, session, episode, t).result(timeout=60)
-            assert action == expected[t][0], f"moment {at}"
-            assert np.array_equal(prediction, expected[t][1]), f"moment {at}"
+            with ThreadPoolExecutor(1) as other:  # another thread can step it on: the engine's lock is free
+                prediction = other.submit(agents.step_one, index, episode, t).result(timeout=60)
+            assert np.array_equal(prediction, expected[t]), f"moment {at}, agent {index}"
+        agents.close()
         at += 1
+    agents.close()
     assert min(was_before, was_after) > 0
+    engine.reset_rl()
     assert engine.cache_stats.used == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no interval timers")
+def test_alarms_at_random_moments(load: Load) -> None:
+    """A handler of SIGALRM raises, as a caller's own timeout does; no page is lost, and no later step is wrong."""
+    engine, episode = load(backend="auto", dtype="float32"), EPISODE["babyai_sampled"]
+    with engine.open_session(WINDOW, seed=3) as session:
+        expected = [play(session, episode, t)[1] for t in range(12)]
+    seconds = 1e-6 * (engine.stats.p50_us or 0)
+
+    def expire(*_: Any) -> None:
+        raise TimeoutError
+
+    rng, counts = np.random.default_rng(0), [0, 0, 0]  # steps that were: not interrupted, not taken, taken
+    handler = signal.signal(signal.SIGALRM, expire)
+    try:
+        for _ in range(200):
+            session, t = engine.open_session(WINDOW, seed=3), 0
+            while t < len(expected):
+                state = session.episodes.state
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.02, 3) * seconds)
+                    prediction = play(session, episode, t)[1]
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    assert np.array_equal(prediction, expected[t]), f"step {t} after {counts}"
+                    counts[0] += 1
+                    t += 1
+                except TimeoutError:
+                    is_after = session.episodes.state is not state
+                    counts[1 + is_after] += 1
+                    t += is_after
+            session.close()
+            assert engine.cache_stats.used == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert min(counts[:2]) > 20
+
+
+def test_only_errors_of_the_input_are_collected(load: Load) -> None:
+    """`get_next_actions` lets exceptions of others through; no session has then taken a step."""
+    engine = load(backend="auto", dtype="float32")
+    sessions = [engine.open_session(WINDOW) for _ in range(2)]
+
+    class CancelledError(Exception):
+        pass
+
+    class Numbers:
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+            raise self.error
+
+    good = {"continuous_observation": np.zeros(4, np.float32)}
+    for error in (CancelledError(), TimeoutError(), KeyboardInterrupt(), SystemExit(), OSError()):
+        bad = {"continuous_observation": Numbers(error)}
+        with pytest.raises(type(error)) as caught:
+            engine.get_next_actions(sessions, [good, bad], action_spaces=BOX8)
+        assert caught.value is error
+        assert [session.num_cached_tokens for session in sessions] == [0, 0]
+        assert all(session.episodes.state.last is None for session in sessions)
+    for session in sessions:
+        session.close()
 
 
 def test_no_page_is_lost(load: Load) -> None:
@@ -104,7 +238,6 @@ def test_no_page_is_lost(load: Load) -> None:
 
     at = 1
     while interrupt(open_and_close, at):
-        gc.collect()
         assert engine.cache_stats.reserved == before, f"moment {at}"
         at += 1
     assert at > 50
