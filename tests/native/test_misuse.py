@@ -1,0 +1,111 @@
+"""The native module checks sizes and order of calls itself: wrong arguments are errors, not crashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.engines import NATIVE, native
+
+pytestmark = native
+
+H, PAGES = 64, 4
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def linear(rows: int, columns: int) -> Any:
+    return NATIVE.Linear("float32", rows, columns, False)
+
+
+def model(is_complete: bool = True) -> Any:
+    made = NATIVE.Model(H, 2, "float32", ones(8, H), 1, 50, "auto")
+    layer: list[Any] = [ones(H), ones(H), linear(3 * H, H), linear(H, H), ones(H), ones(H)]
+    made.add_layer(*layer, linear(4 * H, H), linear(H, 4 * H), 4)
+    if is_complete:
+        made.set_final_norm(ones(H), ones(H))
+    return made
+
+
+def decode(**changes: Any) -> Any:
+    """Decode one token of one session, but for the changes."""
+    made = changes.pop("model", None) or model()
+    good = {
+        "embeddings": [ones(H)],
+        "num_new": [1],
+        "context_lens": [0],
+        "start_offsets": [0],
+        "page_tables": [np.arange(1, dtype=np.int32)],
+        "pool": np.zeros(PAGES * made.page_bytes, np.uint8),
+        "heads": [linear(3, H)],
+    }
+    return made.decode(**{**good, **changes})
+
+
+def encode_integers(count: int = 3, values: Any = 0, made: Any = None) -> Any:
+    encoder = NATIVE.DiscreteEncoder(ones(5, 4), linear(H, 12))
+    return encoder.encode(made or model(), [np.full(count, values, np.int64)], [None], [0.0])
+
+
+def encode_frames(
+    has_stage: bool = True, num_bytes: int = 8 * 8 * 4, columns: int = 4 * 4 * 16, made: Any = None
+) -> Any:
+    encoder = NATIVE.ImageEncoder()
+    if has_stage:
+        encoder.add_stage(8, ones(16, 4, 3, 3), ones(2, 16), ones(16, 2))
+    encoder.set_linear(linear(H, columns))
+    return encoder.encode(made or model(), [np.zeros(num_bytes, np.uint8)])
+
+
+def test_right_arguments() -> None:
+    ((prediction, is_finite),) = decode()
+    assert prediction.shape == (3,)
+    assert is_finite
+    assert [len(row) for row in encode_integers()] == [H]
+    assert [len(row) for row in encode_frames()] == [H]
+    assert model().embed(linear(H, 5), ones(5)).shape == (H,)
+
+
+CASES: list[tuple[str, Callable[[], Any]]] = [
+    ("model: expected set_final_norm", lambda: decode(model=model(False))),
+    ("model: expected set_final_norm", lambda: encode_integers(made=model(False))),
+    ("model: expected set_final_norm", lambda: encode_frames(made=model(False))),
+    ("model: expected set_final_norm", lambda: model(False).embed(linear(H, 5), ones(5))),
+    ("embeddings: expected 64 numbers", lambda: decode(embeddings=[ones(H - 1)])),
+    ("embeddings: expected one for each", lambda: decode(embeddings=[])),
+    ("num_new: expected 1 to", lambda: decode(num_new=[0])),
+    ("num_new: expected at least one", lambda: decode(num_new=[])),
+    ("context_lens: expected 0 to 7", lambda: decode(context_lens=[8])),
+    ("context_lens: expected 0 to 7", lambda: decode(context_lens=[-1])),
+    ("start_offsets: expected 0 to", lambda: decode(start_offsets=[16])),
+    ("page_tables: expected at least 1", lambda: decode(page_tables=[np.empty(0, np.int32)])),
+    ("page_tables: expected pages below 4", lambda: decode(page_tables=[np.array([PAGES], np.int32)])),
+    ("page_tables: expected pages below 4", lambda: decode(page_tables=[np.array([-1], np.int32)])),
+    ("page_tables: expected pages below 0", lambda: decode(pool=np.zeros(8, np.uint8))),
+    ("heads: expected", lambda: decode(heads=[linear(3, H + 1)])),
+    ("heads: expected", lambda: decode(heads=[None])),
+    ("values: expected 5 numbers", lambda: model().embed(linear(H, 5), ones(6))),
+    ("values: expected 3 integers", lambda: encode_integers(2048)),
+    ("values: expected integers of 0 to 4", lambda: encode_integers(values=5)),
+    ("values: expected integers of 0 to 4", lambda: encode_integers(values=-1)),
+    ("frames: expected 256 bytes", lambda: encode_frames(num_bytes=255)),
+    ("encoder: expected stages", lambda: encode_frames(has_stage=False)),
+    ("encoder: expected stages", lambda: encode_frames(columns=255)),
+    ("linear: expected a multiple of 4", lambda: NATIVE.DiscreteEncoder(ones(5, 4), linear(H, 13))),
+    ("position_table: expected", lambda: NATIVE.Model(H, 2, "float32", ones(8, H - 1), 1, 50, "auto")),
+    ("hidden_size: expected a multiple", lambda: NATIVE.Model(H, 3, "float32", ones(8, H), 1, 50, "auto")),
+    ("rows, columns: expected", lambda: linear(0, 4)),
+    ("weight: expected rows within", lambda: linear(4, 4).pack_rows(1, ones(4, 4))),
+    ("weight: expected", lambda: linear(4, 4).pack_rows(0, ones(4, 5))),
+    ("bias: expected a layer made with", lambda: linear(4, 4).set_bias(ones(4))),
+]
+
+
+@pytest.mark.parametrize(("message", "call"), CASES, ids=[f"{number}-{m[:24]}" for number, (m, _) in enumerate(CASES)])
+def test_wrong_arguments(message: str, call: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
