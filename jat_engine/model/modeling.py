@@ -26,7 +26,7 @@ from ..errors import CheckpointError
 from .losses import cross_entropy_loss, mse_loss
 from .modules import DiscreteEncoder, ImageDecoder, ImageEncoder, PatchEncoder, PerStep, cyclic_expand, discrete_decoder
 from .output import JatOutput
-from .session import ModelSession
+from .session import ModelEpisode, ModelSession
 from .transformer import JatTransformer, KeyValueStore
 
 
@@ -65,7 +65,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
         self.continuous_decoder = nn.Linear(hidden_size, config.max_continuous_size)
         self.multi_discrete_decoder = discrete_decoder(config)
         self.image_decoder = PerStep(ImageDecoder(hidden_size))
-        self._drop_in_session: ModelSession | None = None
+        self._drop_in = ModelEpisode()
         self.post_init()
 
     # ---- loading -------------------------------------------------------------------------------------------------
@@ -554,7 +554,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
 
     def reset_rl(self) -> None:
         """Start a new episode of the agent that `get_next_action` plays."""
-        self._drop_in_session = ModelSession(self, uses_first_reward=True)
+        self._drop_in = ModelEpisode()
 
     def get_next_action(
         self,
@@ -571,18 +571,15 @@ class JatModel(PreTrainedModel, GenerationMixin):
     ) -> Any:
         """Choose the action for one observation, with the call of the published package.
 
-        The model keeps one session for this call; `reset_rl` starts its next episode. Arguments, results and errors
-        are those of `ModelSession.get_next_action`.
+        The model keeps one agent for this call; `reset_rl` starts its next episode. Arguments, results and errors are
+        those of `ModelSession.get_next_action`, except that a reward in an episode's first step is used, as published.
 
         Example:
             >>> model.reset_rl()
             >>> action = model.get_next_action(processor, **observation, reward=None, action_space=env.action_space)
         """
-        if self._drop_in_session is None:
-            self.reset_rl()
-        assert self._drop_in_session is not None  # reset_rl has opened it
-
-        return self._drop_in_session.get_next_action(
+        session = ModelSession(self, self._drop_in, uses_first_reward=True)
+        return session.get_next_action(
             processor,
             continuous_observation=continuous_observation,
             discrete_observation=discrete_observation,

@@ -38,6 +38,17 @@ class _Step:
     action: Action
 
 
+class ModelEpisode:
+    """State of an agent's episode between two steps. It does not refer to the model.
+
+    Attributes:
+        state: the key-value cache and the last step, which a step replaces both at once.
+    """
+
+    def __init__(self) -> None:
+        self.state: tuple[KeyValueCache, _Step | None] = KeyValueCache(), None
+
+
 class ModelSession:
     """Episode of one agent: key-value cache, last observation and last action. Invalid input leaves it unchanged.
 
@@ -46,27 +57,30 @@ class ModelSession:
     cache. s_{t-1} is fed again because its position changes once old tokens are dropped, and this changes the result.
     """
 
-    def __init__(self, model: PreTrainedModel, uses_first_reward: bool = False) -> None:
-        """Begin an episode.
+    def __init__(
+        self, model: PreTrainedModel, episode: ModelEpisode | None = None, uses_first_reward: bool = False
+    ) -> None:
+        """Begin an episode, or continue one.
 
         Args:
             model: a `JatModel`.
+            episode: to continue.
             uses_first_reward: use the reward that comes with an episode's first observation, as `JatModel`'s own
                 `get_next_action` does; else it counts as 0, since nothing has been rewarded in the episode yet.
         """
         self._model = model
         self._config = cast(JatConfig, model.config)
+        self._episode = episode or ModelEpisode()
         self._uses_first_reward = uses_first_reward
-        self.reset()
 
     def reset(self) -> None:
         """Start a new episode."""
-        self._state: tuple[KeyValueCache, _Step | None] = KeyValueCache(), None
+        self._episode = ModelEpisode()
 
     @property
     def num_cached_tokens(self) -> int:
         """Number of tokens in the key-value cache."""
-        return self._state[0].get_seq_length()
+        return self._episode.state[0].get_seq_length()
 
     def force_action(self, action: Any) -> None:
         """Replace the action of the last step, which the next step feeds to the model.
@@ -80,11 +94,11 @@ class ModelSession:
             InputError: the action does not fit the action space.
             SessionError: the episode has no step yet.
         """
-        kept, last = self._state
+        kept, last = self._episode.state
         if last is None:
             raise SessionError("action: expected after a step, got it at the beginning of an episode")
         taken = parse_action(last.space, action)
-        self._state = kept, replace(last, action=taken if isinstance(taken, int) else taken.tolist())
+        self._episode.state = kept, replace(last, action=taken if isinstance(taken, int) else taken.tolist())
 
     @torch.no_grad()
     def get_next_action(
@@ -127,7 +141,7 @@ class ModelSession:
             SessionError: the call does not fit the current episode; `reset()` starts a new one.
         """
         check_processor(processor, is_needed=True)
-        kept, last = self._state
+        kept, last = self._episode.state
         limits = Limits.of(self._config)
         given = {
             "continuous_observation": continuous_observation,
@@ -162,7 +176,7 @@ class ModelSession:
             action = int(prediction.argmax())
         else:
             action = int(torch.multinomial(prediction.softmax(dim=-1), num_samples=1))
-        self._state = self._kept(cache, window), _Step(observation, space, action)
+        self._episode.state = self._kept(cache, window), _Step(observation, space, action)
         return (action, _to_numpy(prediction)) if return_prediction else action
 
     def _inputs(

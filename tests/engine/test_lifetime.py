@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from helpers.engines import BOX8, NATIVE, Load
 
-from jat_engine import BatchError, InputError, JatEngine, SessionError
+from jat_engine import BatchError, InputError, JatEngine, JatModel, JatProcessor, SessionError
 
 BACKENDS = ["torch", *(["cpu"] if NATIVE else [])]
 GOOD = {"continuous_observation": np.zeros(4, np.float32)}
@@ -79,6 +79,16 @@ def test_a_dropped_engine_is_freed_at_once(kind: str, backend: str, tiny_folder:
         del engine
         assert ref() is None
     assert (reserved > 0) == (kind in ("drop-in", "refused"))  # of the drop-in agent; the others were dropped
+
+
+def test_a_dropped_model_is_freed_at_once(tiny_folder: Path, tiny_processor: JatProcessor) -> None:
+    model = JatModel.from_pretrained(tiny_folder)
+    with no_collector():
+        model.get_next_action(tiny_processor, **GOOD, action_space=BOX8)
+        model.open_session().get_next_action(tiny_processor, **GOOD, action_space=BOX8)
+        ref = weakref.ref(model)
+        del model
+        assert ref() is None
 
 
 def test_errors_do_not_keep_sessions(load: Load) -> None:

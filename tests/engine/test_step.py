@@ -101,7 +101,7 @@ class Agents:
     def states(self) -> list[Any]:
         """Return an object for each agent, or batch, that a step replaces."""
         agents = [self._engine._drop_in] if self._kind == "drop-in" else self._agents
-        return [agent._state if self._kind == "model" else agent.episodes.state for agent in agents]
+        return [agent._episode.state if self._kind == "model" else agent.episodes.state for agent in agents]
 
     def close(self) -> None:
         if self._kind in ("session", "sessions", "batch"):
