@@ -1,0 +1,66 @@
+"""`TaskEnv`, the outermost wrapper of every task: seeds, actions, pickling and the registered id."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import gymnasium as gym
+
+from .actions import checked_seed, discrete_action
+from .rendering import RENDER_MODES
+
+
+class TaskEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """Wrapper that seeds the first reset, checks seeds and discrete actions, and pickles as the call of `make`.
+
+    Args:
+        env: the task's environment.
+        task_name: the task.
+        seed: of the action space, and of the first `reset()` without a seed; None for neither.
+        options: further arguments of `make`, for pickling.
+
+    Raises:
+        InputError: the seed is not an integer of at least 0.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], task_name: str, seed: int | None, options: dict[str, Any]) -> None:
+        super().__init__(env)
+        self._call = (task_name, seed, options)
+        self._seed = checked_seed(seed)
+        self.metadata = {**env.metadata, "render_modes": list(RENDER_MODES)}
+        if self._seed is not None:
+            self.action_space.seed(self._seed)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        seed = checked_seed(seed)
+        if seed is None:
+            seed = self._seed
+        result = self.env.reset(seed=seed, options=options)
+        self._seed = None
+        return result
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        space = self.action_space
+        return self.env.step(
+            discrete_action(action, int(space.n)) if isinstance(space, gym.spaces.Discrete) else action
+        )
+
+    @property
+    def spec(self) -> Any:  # type: ignore[override]
+        """The id that `gymnasium.make` knows, with the arguments; the wrappers below are part of it."""
+        return self.unwrapped.spec
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_again, self._call
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(f"{self._call[0]}: an environment cannot be copied with its state; make another")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        self.__copy__()
+
+
+def _make_again(task_name: str, seed: int | None, options: dict[str, Any]) -> gym.Env[Any, Any]:
+    from .make import make
+
+    return make(task_name, seed=seed, **options)
