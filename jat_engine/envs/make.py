@@ -7,7 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingSimulatorError
-from .rendering import check_rendering
+from .rendering import RENDER_MODES, check_rendering
 from .tasks import TASKS, unknown_task
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def make(task_name: str, *, seed: int | None = None, **kwargs: Any) -> gymnasium
     from .registration import spec_of
     from .task_env import TaskEnv
 
+    # Gymnasium recommends to check the unwrapped environment, and takes its id and render modes.
     env.unwrapped.spec = spec_of(task, kwargs if seed is None else {**kwargs, "seed": seed})
+    env.unwrapped.metadata = {**env.unwrapped.metadata, "render_modes": list(RENDER_MODES)}
     return TaskEnv(env, task_name, seed, kwargs)
 
 
