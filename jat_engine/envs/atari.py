@@ -53,8 +53,10 @@ def make(
         difficulty: difficulty of the emulator; None for the game's own.
 
     Raises:
-        ValueError: `terminal_on_life_loss` without `episodic_life`.
+        ValueError: `terminal_on_life_loss` without `episodic_life`, or an option that the emulator does not have.
     """
+    if not 0 <= repeat_action_probability <= 1:
+        raise ValueError(f"repeat_action_probability: expected 0 to 1, got {repeat_action_probability!r}")
     if terminal_on_life_loss and not episodic_life:
         raise ValueError("terminal_on_life_loss: expected False with episodic_life=False, which ignores lost lives")
     import ale_py
@@ -64,17 +66,22 @@ def make(
     gym.register_envs(ale_py)
     if max_episode_steps is None and task.name == "atari-montezumarevenge":
         max_episode_steps = 18_000
-    env: gym.Env[Any, Any] = gym.make(
-        task.env_id,
-        frameskip=frameskip,
-        repeat_action_probability=repeat_action_probability,
-        full_action_space=full_action_space,
-        mode=mode,
-        difficulty=difficulty,
-        max_episode_steps=max_episode_steps,
-        render_mode=render_mode,
-        disable_env_checker=True,  # it would check every raw frame
-    )
+    try:
+        env: gym.Env[Any, Any] = gym.make(
+            task.env_id,
+            frameskip=frameskip,
+            repeat_action_probability=repeat_action_probability,
+            full_action_space=full_action_space,
+            mode=mode,
+            difficulty=difficulty,
+            max_episode_steps=max_episode_steps,
+            render_mode=render_mode,
+            disable_env_checker=True,  # it would check every raw frame
+        )
+    except (RuntimeError, gym.error.Error) as error:  # the emulator's message does not name the value
+        raise ValueError(
+            f"{task.name}: mode={mode}, difficulty={difficulty}, frameskip={frameskip}: {error}"
+        ) from error
     env = gym.wrappers.RecordEpisodeStatistics(env)
     env = MaxOfLastTwo(RandomNoops(env))
     lives = env = Lives(env, episodic_life)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingSimulatorError
@@ -81,5 +82,5 @@ def check_step_limit(value: Any) -> None:
     Raises:
         ValueError: it is not None, a number of at least 1, or -1, which stands for no limit.
     """
-    if value is not None and not (isinstance(value, int) and (value >= 1 or value == -1)):
+    if value is not None and not (isinstance(value, Integral) and (int(value) >= 1 or int(value) == -1)):
         raise ValueError(f"max_episode_steps: expected at least 1, or -1 for no limit, got {value!r}")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from numbers import Integral
 from typing import Any
 
 from ..errors import MissingSimulatorError, RenderingError
@@ -113,7 +114,7 @@ def check_size(width: int, height: int) -> None:
         ValueError: a size is not an integer of at least 1.
     """
     for name, value in (("width", width), ("height", height)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or int(value) < 1:
             raise ValueError(f"{name}: expected at least 1 pixel, got {value!r}")
 
 
@@ -127,8 +128,9 @@ def check_camera(model: Any, camera_name: str | None, camera_id: int | None) -> 
         raise ValueError(f"camera_id: expected None with camera_name={camera_name!r}, got {camera_id!r}")
     names = [model.camera(index).name for index in range(model.ncam)]
     if camera_name is not None and camera_name not in names:
-        raise ValueError(f"camera_name: expected one of {', '.join(names) or 'none'}, got {camera_name!r}")
-    if camera_id is not None and not (isinstance(camera_id, int) and -1 <= camera_id < len(names)):
+        known = f"one of {', '.join(names)}" if names else "None, since this model has no camera"
+        raise ValueError(f"camera_name: expected {known}, got {camera_name!r}")
+    if camera_id is not None and not (isinstance(camera_id, Integral) and -1 <= int(camera_id) < len(names)):
         raise ValueError(f"camera_id: expected -1 to {len(names) - 1}, got {camera_id!r}")
 
 

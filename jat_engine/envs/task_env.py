@@ -6,12 +6,12 @@ from typing import Any, NoReturn
 
 import gymnasium as gym
 
-from .actions import checked_seed, discrete_action
+from .actions import checked_seed, continuous_action, discrete_action
 from .rendering import RENDER_MODES
 
 
 class TaskEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """Wrapper that seeds the first reset, checks seeds and discrete actions, and pickles as the call of `make`.
+    """Wrapper that seeds the first reset, checks seeds and actions, and pickles as the call of `make`.
 
     Args:
         env: the task's environment.
@@ -40,10 +40,15 @@ class TaskEnv(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        space = self.action_space
-        return self.env.step(
-            discrete_action(action, int(space.n)) if isinstance(space, gym.spaces.Discrete) else action
-        )
+        space: Any = self.action_space
+        if isinstance(space, gym.spaces.Discrete):
+            return self.env.step(discrete_action(action, int(space.n)))
+        return self.env.step(continuous_action(action, space.shape))
+
+    def render(self) -> Any:
+        if self.render_mode is None:
+            raise ValueError(f"{self._call[0]}: render() needs a render mode; pass render_mode='rgb_array' to make")
+        return self.env.render()
 
     @property
     def spec(self) -> Any:  # type: ignore[override]

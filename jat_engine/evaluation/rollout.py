@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from ..envs.actions import checked_seed, discrete_action
+from ..envs.actions import checked_seed, continuous_action, discrete_action
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -189,10 +188,7 @@ def run_episodes(
 def _executed(action: Any, space: Any) -> Any:
     if hasattr(space, "n"):
         return discrete_action(action, int(space.n))
-    if isinstance(action, torch.Tensor):
-        action = action.detach().cpu()
-    values = np.asarray(action, np.float32)
-    return values.reshape(space.shape) if values.size == math.prod(space.shape) else values  # a number for [1]
+    return continuous_action(action, space.shape).astype(np.float32)
 
 
 def _frame(env: gymnasium.Env[Any, Any]) -> np.ndarray:
