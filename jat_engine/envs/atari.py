@@ -79,9 +79,8 @@ def make(
             disable_env_checker=True,  # it would check every raw frame
         )
     except (RuntimeError, gym.error.Error) as error:  # the emulator's message does not name the value
-        raise ValueError(
-            f"{task.name}: mode={mode}, difficulty={difficulty}, frameskip={frameskip}: {error}"
-        ) from error
+        given = f"mode={mode}, difficulty={difficulty}, frameskip={frameskip}"
+        raise ValueError(f"{task.name}: expected what the emulator has, got {given}: {error}") from error
     env = gym.wrappers.RecordEpisodeStatistics(env)
     env = MaxOfLastTwo(RandomNoops(env))
     lives = env = Lives(env, episodic_life)

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from .own_context import OwnContext
-from .rendering import check_camera, check_size, import_mujoco
+from .rendering import check_camera, check_view, import_mujoco
 from .tasks import Task
 from .wrappers import VectorAsDict
 
@@ -46,7 +46,7 @@ def make(
     Raises:
         ValueError: the model has no such camera, or a size is less than 1.
     """
-    check_size(width, height)
+    check_view(width, height, camera_name, camera_id)
     import_mujoco()
     if render_mode == "rgb_array" and camera_name is None and camera_id is None:
         camera_name = CAMERA  # in a window the user moves the camera

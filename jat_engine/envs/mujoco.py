@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from .own_context import OwnContext
-from .rendering import check_camera, check_size, import_mujoco
+from .rendering import check_camera, check_view, import_mujoco
 from .tasks import Task
 from .wrappers import VectorAsDict
 
@@ -41,7 +41,7 @@ def make(
     Raises:
         ValueError: the model has no such camera, or a size is less than 1.
     """
-    check_size(width, height)
+    check_view(width, height, camera_name, camera_id)
     mujoco = import_mujoco()
     from .pusher import make_pusher  # imports mujoco
 

@@ -65,8 +65,8 @@ class OwnContext(gym.Wrapper[Any, Any, Any, Any]):
         global _process
         if _process not in (None, os.getpid()):  # it would wait for ever for the parent's locks
             raise RenderingError(
-                "render(): this process is a fork of one that has rendered, and OpenGL does not survive a fork; start it "
-                "with the method spawn (AsyncVectorEnv: context='spawn')"
+                "render(): this process is a fork of one that has rendered, and OpenGL does not survive a fork; start "
+                "it with the method spawn (AsyncVectorEnv: context='spawn')"
             )
         _process = os.getpid()
         viewer = self._current()

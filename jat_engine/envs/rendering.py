@@ -107,25 +107,25 @@ def import_mujoco() -> Any:
         return mujoco
 
 
-def check_size(width: int, height: int) -> None:
-    """Check the size of frames.
+def check_view(width: Any, height: Any, camera_name: Any, camera_id: Any) -> None:
+    """Check the size of frames, and that a camera is given by its name or by its number.
 
     Raises:
-        ValueError: a size is not an integer of at least 1.
+        ValueError: a size is not an integer of at least 1, or both a name and a number are given.
     """
+    if camera_name is not None and camera_id is not None:
+        raise ValueError(f"camera_id: expected None with camera_name={camera_name!r}, got {camera_id!r}")
     for name, value in (("width", width), ("height", height)):
         if not isinstance(value, Integral) or int(value) < 1:
             raise ValueError(f"{name}: expected at least 1 pixel, got {value!r}")
 
 
-def check_camera(model: Any, camera_name: str | None, camera_id: int | None) -> None:
+def check_camera(model: Any, camera_name: Any, camera_id: Any) -> None:
     """Check that a MuJoCo model has a camera; MuJoCo takes the free camera for an unknown name.
 
     Raises:
-        ValueError: it has no such camera, or both a name and a number are given.
+        ValueError: it has no such camera.
     """
-    if camera_name is not None and camera_id is not None:
-        raise ValueError(f"camera_id: expected None with camera_name={camera_name!r}, got {camera_id!r}")
     names = [model.camera(index).name for index in range(model.ncam)]
     if camera_name is not None and camera_name not in names:
         known = f"one of {', '.join(names)}" if names else "None, since this model has no camera"
