@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from numbers import Integral
@@ -73,7 +74,7 @@ def make(task_name: str, *, seed: int | None = None, **kwargs: Any) -> gymnasium
     # Gymnasium recommends to check the unwrapped environment, and takes its id and render modes.
     env.unwrapped.spec = spec_of(task, kwargs if seed is None else {**kwargs, "seed": seed})
     env.unwrapped.metadata = {**env.unwrapped.metadata, "render_modes": list(RENDER_MODES)}
-    return TaskEnv(env, task_name, seed, kwargs)
+    return TaskEnv(env, task_name, seed, functools.partial(make, task_name, seed=seed, **kwargs))
 
 
 def check_step_limit(value: Any) -> None:

@@ -13,8 +13,6 @@ from .tasks import TASKS, Task
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
 
-_NO_LIMIT = -1  # gymnasium's own value for it
-
 
 def env_id(task: Task) -> str:
     """Return the id of a task for `gymnasium.make`, such as "jat/atari-pong-v0"."""
@@ -27,32 +25,11 @@ def register() -> None:
         if env_id(task) not in gym.registry:
             gym.register(
                 env_id(task),
-                entry_point=f"{__name__}:create",
+                entry_point="jat_engine.envs.entry_point:create",
                 max_episode_steps=_step_limit(task),
                 disable_env_checker=True,  # tests of this package run the checker
                 kwargs={"task_name": task.name},
             )
-
-
-def create(task_name: str, **options: Any) -> gym.Env[Any, Any]:
-    """Build a task's environment for `gymnasium.make`, which limits its steps.
-
-    In Atari "episode" is left out of `info`, so that gymnasium's `RecordEpisodeStatistics` can be put around it.
-
-    Args:
-        task_name: the task.
-        **options: as for `jat_engine.envs.make`.
-
-    Raises:
-        See `jat_engine.envs.make`.
-    """
-    from .make import make
-
-    if TASKS[task_name].domain == "atari":
-        options.setdefault("episode_statistics", False)
-    else:
-        options.setdefault("max_episode_steps", _NO_LIMIT)
-    return make(task_name, **options)
 
 
 def spec_of(task: Task, options: dict[str, Any]) -> EnvSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import gymnasium as gym
@@ -17,15 +18,18 @@ class TaskEnv(gym.Wrapper[Any, Any, Any, Any]):
         env: the task's environment.
         task_name: the task.
         seed: of the action space, and of the first `reset()` without a seed; None for neither.
-        options: further arguments of `make`, for pickling.
+        again: call that builds this environment, for pickling.
 
     Raises:
         InputError: the seed is not an integer of at least 0.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], task_name: str, seed: int | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self, env: gym.Env[Any, Any], task_name: str, seed: int | None, again: Callable[[], gym.Env[Any, Any]]
+    ) -> None:
         super().__init__(env)
-        self._call = (task_name, seed, options)
+        self._task_name = task_name
+        self._again = again
         self._seed = checked_seed(seed)
         self.metadata = {**env.metadata, "render_modes": list(RENDER_MODES)}
         if self._seed is not None:
@@ -47,7 +51,7 @@ class TaskEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def render(self) -> Any:
         if self.render_mode is None:
-            raise ValueError(f"{self._call[0]}: render() needs a render mode; pass render_mode='rgb_array' to make")
+            raise ValueError(f"{self._task_name}: render() needs a render mode; pass render_mode='rgb_array' to make")
         return self.env.render()
 
     @property
@@ -56,16 +60,10 @@ class TaskEnv(gym.Wrapper[Any, Any, Any, Any]):
         return self.unwrapped.spec
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make_again, self._call
+        return self._again, ()
 
     def __copy__(self) -> NoReturn:
-        raise TypeError(f"{self._call[0]}: an environment cannot be copied with its state; make another")
+        raise TypeError(f"{self._task_name}: an environment cannot be copied with its state; make another")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         self.__copy__()
-
-
-def _make_again(task_name: str, seed: int | None, options: dict[str, Any]) -> gym.Env[Any, Any]:
-    from .make import make
-
-    return make(task_name, seed=seed, **options)
