@@ -5,12 +5,14 @@ Gymnasium's AtariPreprocessing converts to grey first, and by another formula, s
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from ..errors import RenderingError
 from .tasks import Task
 
 _MAX_NOOPS, _SKIP, _STACK, _SIZE = 30, 4, 4, 84
@@ -53,6 +55,7 @@ def make(
         difficulty: difficulty of the emulator; None for the game's own.
 
     Raises:
+        RenderingError: no window can be opened.
         ValueError: `terminal_on_life_loss` without `episodic_life`, or an option that the emulator does not have.
     """
     if not 0 <= repeat_action_probability <= 1:
@@ -79,6 +82,11 @@ def make(
             disable_env_checker=True,  # it would check every raw frame
         )
     except (RuntimeError, gym.error.Error) as error:  # the emulator's message does not name the value
+        if "SDL" in str(error):
+            raise RenderingError(
+                f"{task.name}: no window can be opened at DISPLAY={os.environ.get('DISPLAY')!r} ({error}); take frames "
+                "with render_mode='rgb_array'"
+            ) from error
         given = f"mode={mode}, difficulty={difficulty}, frameskip={frameskip}"
         raise ValueError(f"{task.name}: expected what the emulator has, got {given}: {error}") from error
     env = gym.wrappers.RecordEpisodeStatistics(env)
