@@ -246,6 +246,7 @@ class TaskProgress:
             splits=splits,
             files={split: [path.name for path in paths] for split, paths in files.items()},
             sha256=digest(path for paths in files.values() for path in paths),
+            file_sha256={path.name: digest([path]) for paths in files.values() for path in paths},
         )
 
     def remove(self) -> None:

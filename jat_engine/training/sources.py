@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,26 +67,65 @@ def open_source(
     Raises:
         DataError: there is no such folder or dataset, or it does not have the task.
     """
-    folder = Path(dataset)
+    folder = Path(dataset).expanduser()
     if not folder.is_dir():
-        if dataset.startswith((".", "/", "~")) or dataset.count("/") != 1:
-            raise DataError(f"--dataset: expected a folder or the name of a dataset on the hub, got {dataset!r}")
-        return _hub(dataset, task, split, cache_dir, streaming)
+        return _loaded(dataset, task, split, cache_dir, streaming)
     if any((folder / task).glob("*.parquet")):
-        files = sorted((folder / task).glob(f"{split}-*.parquet"))
-        return _parquet(files) if files else None
-    if any((folder / task / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+        return _parquet(folder / task, split, streaming)
+    if any((folder / task / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
         return _saved(folder / task, split)
-    if any(folder.glob("*.md")) or any(folder.rglob("*.parquet")):
-        return _hub(dataset, task, split, cache_dir, streaming)
-    raise DataError(f"{folder}: expected the task's folder {folder / task} with train-*.parquet, got none")
+
+    names = local_tasks(folder)
+    if any(folder.glob("*.md")) and task not in names:  # the card can give a task's files other names
+        return _loaded(str(folder), task, split, cache_dir, streaming)
+    raise DataError(_absent(folder, task, names))
 
 
-def _parquet(files: list[Path]) -> Source:
+def local_tasks(folder: Path) -> list[str]:
+    """Return the names of the tasks whose episodes are in a folder, in alphabetical order."""
+    return sorted({path.parent.name for pattern in _TASK_FILES for path in folder.glob(f"*/{pattern}")})
+
+
+_TASK_FILES = ("*.parquet", "dataset_dict.json", "dataset_info.json")
+
+
+def _absent(folder: Path, task: str, names: list[str]) -> str:
+    """Say in words that `folder` does not have `task`, and what it has."""
+    if any(folder.glob("*.parquet")) or (folder / "dataset_dict.json").exists():
+        return f"--dataset {folder}: expected the folder that has the folders of the tasks, got that of a task; name {folder.parent}"
+    begun = (folder / ".incomplete" / task).is_dir()
+    listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    has = f"the tasks there are {listed}" if names else "there are no tasks in it"
+    hint = f"; finish it with `jat-engine collect --tasks {task} --output_dir {folder}`" if begun else ""
+    return f"--dataset {folder}: expected the task's folder {folder / task} with train-*.parquet, got none; {has}{hint}"
+
+
+def _parquet(folder: Path, split: str, streaming: bool) -> Source | None:
+    """Open the Parquet files of a task. All of them are checked before the first row is read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from ..datasets.collection import Collection
+    from ..datasets.shards import damaged, find_shards, open_shards
+
+    files, described = find_shards(folder, split), Collection.read(folder)
+    if not files and not (described is not None and described.files.get(split)):
+        if split == "train":
+            names = ", ".join(sorted(path.name for path in folder.glob("*.parquet"))[:5])
+            raise DataError(f"{folder}: expected files named train-*.parquet, got {names}; rename those of the split train")
+        return None
+
+    shards = open_shards(files)
+    if described is not None:
+        described.check_names(folder, split, {shard.path.name: shard.rows for shard in shards})
+    unchecked = [described] if described is not None else []
+
+    def check() -> None:
+        while unchecked:
+            unchecked.pop().check_contents(folder, [file.name for file in files])
+
     def read() -> Iterator[Rows]:
+        check()
         for file in files:
             first = 0
             try:
@@ -96,16 +134,22 @@ def _parquet(files: list[Path]) -> Source:
                         yield Rows(_table(batch), str(file), first)
                         first += batch.num_rows
             except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{file}: expected a parquet file, got one that cannot be read: {error}") from None
+                raise damaged(file, error) from None
 
+    if streaming:
+        check()
     state = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-    return Source(str(files[0].parent), hashlib.sha256(state.encode()).hexdigest(), read)
+    return Source(str(folder), hashlib.sha256(state.encode()).hexdigest(), read)
 
 
 def _saved(folder: Path, split: str) -> Source | None:
     import datasets
 
-    loaded: Any = datasets.load_from_disk(str(folder))
+    try:
+        loaded: Any = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        words = " ".join(str(error).split())
+        raise DataError(f"{folder}: expected a whole folder of `save_to_disk`: {words}; copy it again") from error
     if isinstance(loaded, dict):
         if split not in loaded:
             return None
@@ -115,18 +159,11 @@ def _saved(folder: Path, split: str) -> Source | None:
     return _dataset(loaded, str(folder))
 
 
-def _hub(name: str, task: str, split: str, cache_dir: str | None, streaming: bool) -> Source | None:
-    import datasets
+def _loaded(name: str, task: str, split: str, cache_dir: str | None, streaming: bool) -> Source | None:
+    from ..datasets.remote import load_split
 
-    try:
-        loaded = datasets.load_dataset(name, task, split=split, cache_dir=cache_dir, streaming=streaming)
-    except (ValueError, OSError) as error:
-        # Asked for this way, since a list of the splits cannot be had without the hub.
-        if re.match(r"(Unknown|Bad) split", str(error)):
-            return None
-        # There is no such dataset or configuration, or no way to the hub.
-        raise DataError(f"--dataset {name}: {task}: {' '.join(str(error).split())}") from error
-    return _dataset(loaded, f"{name} ({task}, {split})")
+    loaded = load_split(name, task, split, cache_dir=cache_dir, streaming=streaming)
+    return None if loaded is None else _dataset(loaded, f"{name} ({task}, {split})")
 
 
 def _dataset(dataset: Any, where: str) -> Source:
