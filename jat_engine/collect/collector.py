@@ -15,6 +15,7 @@ from typing import Any
 from .. import __version__
 from ..datasets.card import write_card
 from ..datasets.collection import Collection
+from ..datasets.shards import open_split
 from ..envs import TASKS, Task, expand_tasks
 from ..errors import DataError
 from ..evaluation.environment import require_simulators
@@ -173,10 +174,29 @@ def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, set
     elif stored is not None:
         check_settings(stored.settings, settings, path)
 
+    plan = _Plan(task, num_episodes, test_fraction, settings, stored)
+    if stored is not None:
+        _check_stored(path, stored, contents=not plan.finished)
+
     begun = folder / INCOMPLETE / task.name / "settings.json"
     if begun.exists():
         check_settings(json.loads(begun.read_text(encoding="utf-8")), settings, begun.parent)
-    return _Plan(task, num_episodes, test_fraction, settings, stored)
+    return plan
+
+
+def _check_stored(folder: Path, stored: Collection, *, contents: bool) -> None:
+    """Check that the files of a finished task are there, and, if they will be copied, that they are unchanged.
+
+    Raises:
+        DataError: names the file.
+    """
+    try:
+        for split in ("train", "test"):
+            open_split(folder, split, stored)
+        if contents:
+            stored.check_contents(folder, [name for names in stored.files.values() for name in names])
+    except DataError as error:
+        raise DataError(f"{error}; or delete {folder} to collect the task again") from None
 
 
 def _play(

@@ -19,7 +19,7 @@ from .parquet import read_rows
 FILE_NAME = "collection.json"
 
 _CHANGED = (
-    f"a file was changed or replaced after it was collected: copy it again, or delete {FILE_NAME} if you changed it yourself"
+    f"a file was changed or replaced after it was collected: copy it again; if you changed it yourself, delete {FILE_NAME}, without which it is not compared"
 )
 
 

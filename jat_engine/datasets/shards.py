@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
+from .collection import Collection
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,6 +35,26 @@ class Shard:
     path: Path
     rows: int
     types: pa.Schema
+
+
+def open_split(folder: Path, split: str, described: Collection | None) -> list[Shard]:
+    """Find the files of a split, read their footers, and compare them with the description of `jat-engine collect`.
+
+    Args:
+        folder: of the task.
+        split: "train" or "test".
+        described: what is in `collection.json`; None without one.
+
+    Returns:
+        The files in order; an empty list if the task does not have the split.
+
+    Raises:
+        DataError: see `find_shards`, `open_shards` and `Collection.check_names`.
+    """
+    shards = open_shards(find_shards(folder, split))
+    if described is not None:
+        described.check_names(folder, split, {shard.path.name: shard.rows for shard in shards})
+    return shards
 
 
 def find_shards(folder: Path, split: str) -> list[Path]:

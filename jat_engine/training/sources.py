@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..datasets.schema import check_belong
+from ..envs.tasks import TASKS
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def open_source(
     if not folder.is_dir():
         return _loaded(dataset, task, split, cache_dir, streaming)
     if any((folder / task).glob("*.parquet")):
-        return _parquet(folder / task, split, streaming)
+        return _parquet(folder / task, task, split, streaming)
     if any((folder / task / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
         return _saved(folder / task, split)
 
@@ -100,24 +102,29 @@ def _absent(folder: Path, task: str, names: list[str]) -> str:
     return f"--dataset {folder}: expected the task's folder {folder / task} with train-*.parquet, got none; {has}{hint}"
 
 
-def _parquet(folder: Path, split: str, streaming: bool) -> Source | None:
+def _parquet(folder: Path, task: str, split: str, streaming: bool) -> Source | None:
     """Open the Parquet files of a task. All of them are checked before the first row is read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from ..datasets.arrow import check_header, has_texts
     from ..datasets.collection import Collection
-    from ..datasets.shards import damaged, find_shards, open_shards
+    from ..datasets.shards import damaged, open_split
 
-    files, described = find_shards(folder, split), Collection.read(folder)
-    if not files and not (described is not None and described.files.get(split)):
+    described = Collection.read(folder)
+    shards = open_split(folder, split, described)
+    files = [shard.path for shard in shards]
+    if not files:
         if split == "train":
             names = ", ".join(sorted(path.name for path in folder.glob("*.parquet"))[:5])
             raise DataError(f"{folder}: expected files named train-*.parquet, got {names}; rename those of the split train")
         return None
 
-    shards = open_shards(files)
-    if described is not None:
-        described.check_names(folder, split, {shard.path.name: shard.rows for shard in shards})
+    for shard in shards:
+        if task in TASKS:
+            check_belong(shard.types.names, task, source=str(shard.path))
+        if not has_texts(shard.types):
+            check_header(shard.types, source=str(shard.path))
     unchecked = [described] if described is not None else []
 
     def check() -> None:
