@@ -71,7 +71,9 @@ def check_types(types: pa.Schema, names: Iterable[str], *, source: str) -> None:
     """
     for name in names:
         if types.names.count(name) > 1:
-            raise DataError(f"{source}: column {name}: expected it once, got it {types.names.count(name)} times; drop one")
+            raise DataError(
+                f"{source}: column {name}: expected it once, got it {types.names.count(name)} times; drop one"
+            )
         if name not in _COLUMNS:
             continue
         dimensions, leaves, words = _COLUMNS[name]

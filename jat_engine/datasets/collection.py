@@ -18,9 +18,7 @@ from .parquet import read_rows
 
 FILE_NAME = "collection.json"
 
-_CHANGED = (
-    f"a file was changed or replaced after it was collected: copy it again; if you changed it yourself, delete {FILE_NAME}, without which it is not compared"
-)
+_CHANGED = f"a file was changed or replaced after it was collected: copy it again; if you changed it yourself, delete {FILE_NAME}, without which it is not compared"
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,9 @@ class Collection:
         expected = self.files.get(split, [])
         for name in expected:
             if name not in rows:
-                raise DataError(f"{folder / name}: expected this file, which {FILE_NAME} lists, got none; copy it again")
+                raise DataError(
+                    f"{folder / name}: expected this file, which {FILE_NAME} lists, got none; copy it again"
+                )
         for name in rows:
             if name not in expected:
                 raise DataError(
@@ -135,7 +135,9 @@ class Collection:
         if not self.file_sha256:
             files = [folder / name for names in self.files.values() for name in names]
             if all(path.exists() for path in files) and digest(files) != self.sha256:
-                raise DataError(f"{folder}: expected files of SHA-256 {self.sha256} ({FILE_NAME}), got others; {_CHANGED}")
+                raise DataError(
+                    f"{folder}: expected files of SHA-256 {self.sha256} ({FILE_NAME}), got others; {_CHANGED}"
+                )
             return
         for name in names:
             if name in self.file_sha256 and (got := digest([folder / name])) != self.file_sha256[name]:

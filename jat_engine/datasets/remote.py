@@ -44,22 +44,61 @@ def load_split(name: str, config: str, split: str, *, cache_dir: str | None = No
 
     try:
         with _offline(local or unreachable is not None):
-            return datasets.load_dataset(name, config, split=split, cache_dir=cache_dir, streaming=streaming)
-    except (ValueError, OSError) as error:
+            # A folder is cached under a hash of its card alone: the cache would return what was there before.
+            mode = "force_redownload" if local and not streaming else None
+            return datasets.load_dataset(
+                name, config, split=split, cache_dir=cache_dir, streaming=streaming, download_mode=mode
+            )
+    except Exception as error:  # of `datasets`, which raises many kinds
         # Asked for this way, since a list of the splits cannot be had without the hub.
         if re.match(r"(Unknown|Bad) split", str(error)):
             return None
-        words = " ".join(str(error).split())
+        words = " ".join(str(error.__cause__ or error).split())
         if found := re.search(r"BuilderConfig '.*' not found\. Available: \[(.*)\]", words):
             raise DataError(_no_config(name, config, re.findall(r"'([^']*)'", found[1]))) from None
         if unreachable is not None:
             _reach.cache_clear()
+            cached = re.search(r"Available configs in the cache: \[(.*)\]", words)
+            in_cache = (
+                f"the cache of `datasets` has of it only {cached[1]}"
+                if cached
+                else "it is not in the cache of `datasets`"
+            )
             raise DataError(
-                f"--dataset {name}: {config}: there is no such folder, and the hub cannot be reached ({unreachable}), nor "
-                f"is it in the cache of `datasets`; name a folder that `jat-engine collect` wrote{_or_near(name)}, or run "
-                "again with a network"
+                f"--dataset {name}: {config}: there is no such folder, the hub cannot be reached ({unreachable}), and "
+                f"{in_cache}; name a folder that `jat-engine collect` wrote{_or_near(name)}, or run again with a network"
             ) from None
         raise DataError(f"--dataset {name}: {config}: {words}") from error
+
+
+def local_files(folder: Path, config: str, split: str) -> list[Path]:
+    """Return the files of a split of a folder whose card says where they are.
+
+    Args:
+        folder: has a README.md.
+        config: the configuration, that is the task.
+        split: "train" or "test".
+
+    Returns:
+        The files in order; an empty list if the configuration does not have this split.
+
+    Raises:
+        DataError: there is no such configuration, or the card cannot be read.
+    """
+    import datasets
+
+    try:
+        with _offline(True):
+            files = datasets.load_dataset_builder(str(folder), config).config.data_files or {}
+    except Exception as error:  # of `datasets`, which raises many kinds
+        words = " ".join(str(error.__cause__ or error).split())
+        if found := re.search(r"BuilderConfig '.*' not found\. Available: \[(.*)\]", words):
+            raise DataError(_no_config(str(folder), config, re.findall(r"'([^']*)'", found[1]))) from None
+        words = words.partition(" with any supported extension")[0]
+        raise DataError(
+            f"--dataset {folder}: {config}: README.md: expected a card that names files: {words}"
+        ) from error
+    return [Path(file) for file in files.get(split, ())]
 
 
 def _no_config(name: str, config: str, available: list[str]) -> str:
@@ -99,7 +138,7 @@ def _reach(name: str) -> str | None:
             "run `hf auth login`"
         ) from None
     except HfHubHTTPError as error:
-        return f"{constants.ENDPOINT}: {' '.join(str(error).split())}"
+        return f"{constants.ENDPOINT}: {' '.join(str(error).split()).partition(' For more information')[0]}"
     except Exception as error:  # of the HTTP client, whose name changes between releases of huggingface_hub
         return f"{constants.ENDPOINT}: {error}"
     return None

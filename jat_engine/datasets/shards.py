@@ -70,9 +70,22 @@ def find_shards(folder: Path, split: str) -> list[Path]:
     """
     pattern = re.compile(rf"{re.escape(split)}([-._ ].*)?\.parquet")
     files = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+    check_numbers(files)
+    return files
+
+
+def check_numbers(files: Sequence[Path]) -> None:
+    """Check that files of a split that are numbered, as `train-00000-of-00003.parquet`, are all there, and no others.
+
+    Args:
+        files: in one folder.
+
+    Raises:
+        DataError: names the file that is missing or too many.
+    """
     numbered = {path: match for path in files if (match := _NUMBERED.search(path.name))}
     if not numbered:
-        return files
+        return
 
     other = [path for path in files if path not in numbered]
     if other:
@@ -87,15 +100,10 @@ def find_shards(folder: Path, split: str) -> list[Path]:
     if len(by_total) > 1:
         named = ", ".join(f"{len(paths)} of {total} ({paths[0].name})" for total, paths in sorted(by_total.items()))
         raise DataError(
-            f"{folder}: {split}: expected files of one set, got those of {len(by_total)}: {named}; move away all files of "
+            f"{files[0].parent}: expected files of one set, got those of {len(by_total)}: {named}; move away all files of "
             "the older one, whose episodes would count twice"
         )
-    _check_numbers(folder, split, numbered)
-    return files
 
-
-def _check_numbers(folder: Path, split: str, numbered: dict[Path, re.Match[str]]) -> None:
-    """Check that the numbers of files are 0 to total - 1, or 1 to total, once each."""
     seen: dict[int, Path] = {}
     for path, match in numbered.items():
         number = int(match[1])
@@ -106,17 +114,18 @@ def _check_numbers(folder: Path, split: str, numbered: dict[Path, re.Match[str]]
             )
         seen[number] = path
 
-    total = int(next(iter(numbered.values()))[2])
+    (total,) = by_total
     expected = range(1, total + 1) if 0 not in seen and total in seen else range(total)
     missing = [number for number in expected if number not in seen]
     if missing:
-        match = next(iter(numbered.values()))
-        width = len(match[1])
-        shown = ", ".join(f"{number:0{width}d}-of-{match[2]}" for number in missing[:3])
+        path, match = next(iter(numbered.items()))
+        names = [
+            _NUMBERED.sub(f"{number:0{len(match[1])}d}-of-{match[2]}", path.name, count=1) for number in missing[:3]
+        ]
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(
-            f"{folder}: {split}: expected {total} files, got {len(seen)}, without {shown}{more}; copy or download the "
-            "dataset again"
+            f"{path.parent}: expected {total} files, got {len(seen)}, without {', '.join(names)}{more}; copy or download "
+            "the dataset again"
         )
     beyond = [path for number, path in seen.items() if number not in expected]
     if beyond:
@@ -184,4 +193,6 @@ def _open(path: Path) -> Shard:
 def damaged(path: Path, error: Exception) -> DataError:
     """Return the error for a Parquet file that cannot be read."""
     words = " ".join(str(error).split())
-    return DataError(f"{path}: expected a parquet file, got one that cannot be read: {words}; copy or download it again")
+    return DataError(
+        f"{path}: expected a parquet file, got one that cannot be read: {words}; copy or download it again"
+    )

@@ -295,7 +295,9 @@ def _image_files(rows: Rows, kept: list[int]) -> Arrays:
         try:
             Image.open(io.BytesIO(data)).close()  # reads the header alone
         except Exception as error:  # Pillow raises many kinds
-            raise DataError(f"{where}: expected the file of an image, got {len(data)} bytes: {type(error).__name__}") from None
+            raise DataError(
+                f"{where}: expected the file of an image, got {len(data)} bytes: {type(error).__name__}"
+            ) from None
         files.append(data)
     lengths = np.array([len(data) for data in files], np.int64)
     return {

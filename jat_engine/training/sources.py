@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from ..errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from ..datasets.shards import Shard
 
 
 def _rows_at_once(names: list[str]) -> int:
@@ -79,7 +81,7 @@ def open_source(
 
     names = local_tasks(folder)
     if any(folder.glob("*.md")) and task not in names:  # the card can give a task's files other names
-        return _loaded(str(folder), task, split, cache_dir, streaming)
+        return _card(folder, task, split, cache_dir, streaming)
     raise DataError(_absent(folder, task, names))
 
 
@@ -104,35 +106,65 @@ def _absent(folder: Path, task: str, names: list[str]) -> str:
 
 def _parquet(folder: Path, task: str, split: str, streaming: bool) -> Source | None:
     """Open the Parquet files of a task. All of them are checked before the first row is read."""
+    from ..datasets.collection import Collection
+    from ..datasets.shards import open_split
+
+    described = Collection.read(folder)
+    shards = open_split(folder, split, described)
+    if not shards:
+        if split == "train":
+            names = ", ".join(sorted(path.name for path in folder.glob("*.parquet"))[:5])
+            raise DataError(
+                f"{folder}: expected files named train-*.parquet, got {names}; rename those of the split train"
+            )
+        return None
+
+    def check() -> None:
+        if described is not None:
+            described.check_contents(folder, [shard.path.name for shard in shards])
+
+    return _shards(shards, folder, task, check, streaming)
+
+
+def _card(folder: Path, task: str, split: str, cache_dir: str | None, streaming: bool) -> Source | None:
+    """Open the files that the card of a folder names for a task."""
+    from ..datasets.remote import local_files
+    from ..datasets.shards import check_numbers, open_shards
+
+    files = local_files(folder, task, split)
+    if not files:
+        return None
+    if all(path.suffix == ".parquet" for path in files):
+        if len({path.parent for path in files}) == 1:
+            check_numbers(files)
+        return _shards(open_shards(files), folder, task, lambda: None, streaming)
+    source = _loaded(str(folder), task, split, cache_dir, streaming)
+    return None if source is None else replace(source, fingerprint=_state(files))
+
+
+def _shards(shards: Sequence[Shard], folder: Path, task: str, check: Callable[[], None], streaming: bool) -> Source:
+    """Return a source that reads Parquet files, after their columns and `check` have been found right."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from ..datasets.arrow import check_header, has_texts
-    from ..datasets.collection import Collection
-    from ..datasets.shards import damaged, open_split
-
-    described = Collection.read(folder)
-    shards = open_split(folder, split, described)
-    files = [shard.path for shard in shards]
-    if not files:
-        if split == "train":
-            names = ", ".join(sorted(path.name for path in folder.glob("*.parquet"))[:5])
-            raise DataError(f"{folder}: expected files named train-*.parquet, got {names}; rename those of the split train")
-        return None
+    from ..datasets.shards import damaged
 
     for shard in shards:
         if task in TASKS:
             check_belong(shard.types.names, task, source=str(shard.path))
         if not has_texts(shard.types):
             check_header(shard.types, source=str(shard.path))
-    unchecked = [described] if described is not None else []
 
-    def check() -> None:
-        while unchecked:
-            unchecked.pop().check_contents(folder, [file.name for file in files])
+    files = [shard.path for shard in shards]
+    checks = [check]  # done once; prepared data is read once, and a stream is checked before the training
+    if streaming:
+        checks.pop()()
 
     def read() -> Iterator[Rows]:
-        check()
+        while checks:
+            checks[0]()
+            checks.clear()
         for file in files:
             first = 0
             try:
@@ -143,10 +175,13 @@ def _parquet(folder: Path, task: str, split: str, streaming: bool) -> Source | N
             except (OSError, pa.ArrowException) as error:
                 raise damaged(file, error) from None
 
-    if streaming:
-        check()
-    state = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-    return Source(str(folder), hashlib.sha256(state.encode()).hexdigest(), read)
+    return Source(str(folder), _state(files), read)
+
+
+def _state(files: Sequence[Path]) -> str:
+    """Return a hash that changes with the files."""
+    states = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    return hashlib.sha256(states.encode()).hexdigest()
 
 
 def _saved(folder: Path, split: str) -> Source | None:
@@ -163,7 +198,8 @@ def _saved(folder: Path, split: str) -> Source | None:
         loaded = loaded[split]
     elif split != "train":
         return None
-    return _dataset(loaded, str(folder))
+    # Of the files as well: the fingerprint of `datasets` stays that of the first writing.
+    return replace(_dataset(loaded, str(folder)), fingerprint=_state(sorted(folder.rglob("*.arrow"))))
 
 
 def _loaded(name: str, task: str, split: str, cache_dir: str | None, streaming: bool) -> Source | None:
@@ -176,9 +212,15 @@ def _loaded(name: str, task: str, split: str, cache_dir: str | None, streaming: 
 def _dataset(dataset: Any, where: str) -> Source:
     def read() -> Iterator[Rows]:
         first = 0
-        for table in dataset.with_format("arrow").iter(batch_size=_rows_at_once(dataset.column_names or [])):
-            yield Rows(table, where, first)
-            first += table.num_rows
+        try:
+            for table in dataset.with_format("arrow").iter(batch_size=_rows_at_once(dataset.column_names or [])):
+                yield Rows(table, where, first)
+                first += table.num_rows
+        except (DataError, ImportError):
+            raise
+        except Exception as error:  # of `datasets` or of its file systems
+            words = " ".join(str(error.__cause__ or error).split())
+            raise DataError(f"{where}: rows from {first}: expected rows that can be read: {words}") from error
 
     return Source(where, getattr(dataset, "_fingerprint", None), read)
 

@@ -72,8 +72,8 @@ def without_rewards(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: shard(f, 1).unlink(), "train: expected 3 files, got 2, without 00001-of-00003"),
-        (lambda f: shard(f, 2).unlink(), "train: expected 3 files, got 2, without 00002-of-00003"),
+        (lambda f: shard(f, 1).unlink(), "expected 3 files, got 2, without train-00001-of-00003.parquet"),
+        (lambda f: shard(f, 2).unlink(), "expected 3 files, got 2, without train-00002-of-00003.parquet"),
         (
             lambda f: shutil.copy(shard(f, 0), f / "train-00000-of-00002.parquet"),
             r"files of one set, got those of 2: 1 of 2 \(train-00000-of-00002.parquet\), 3 of 3",
@@ -82,9 +82,12 @@ def without_rewards(folder: Path) -> None:
             lambda f: shutil.copy(shard(f, 0), f / "train-00000-of-00003 (copy).parquet"),
             r"00000, got train-00000-of-00003 \(copy\).parquet as well",
         ),
-        (lambda f: shutil.copy(shard(f, 0), f / "train-more.parquet"), "train-more.parquet: expected only files named as"),
+        (
+            lambda f: shutil.copy(shard(f, 0), f / "train-more.parquet"),
+            "train-more.parquet: expected only files named as",
+        ),
         (lambda f: shutil.copy(shard(f, 0), shard(f, 1)), "00001-of-00003.*got the same file twice"),
-        (lambda f: shard(f, 2).rename(f / "train-00007-of-00003.parquet"), "without 00002-of-00003"),
+        (lambda f: shard(f, 2).rename(f / "train-00007-of-00003.parquet"), "without train-00002-of-00003"),
         (lambda f: shard(f, 1).write_bytes(b""), "00001-of-00003.parquet: .* got an empty one"),
         (lambda f: shard(f, 1).write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
         (lambda f: shard(f, 1).write_bytes(shard(f, 1).read_bytes()[:300]), "cut off at 300 bytes"),
@@ -167,14 +170,22 @@ def earlier_version(folder: Path) -> None:
         ("train", other_values, r"train-00000-of-00001.parquet: expected SHA-256 .* got .*: copy it again; if you"),
         ("train", fewer_rows, "expected the 3 episodes of collection.json, got 2"),
         ("train", earlier_version, "expected files of SHA-256 .* got others"),
-        ("train", lambda f: (f / "train-00000-of-00001.parquet").unlink(), "train-00000-of-00001.parquet: expected this"),
+        (
+            "train",
+            lambda f: (f / "train-00000-of-00001.parquet").unlink(),
+            "train-00000-of-00001.parquet: expected this",
+        ),
         ("test", lambda f: (f / "test-00000-of-00001.parquet").unlink(), "test-00000-of-00001.parquet: expected this"),
         (
             "test",
             lambda f: (f / "test-00000-of-00001.parquet").rename(f / "test.parquet"),
             "test-00000-of-00001.parquet: expected this file",
         ),
-        ("train", lambda f: (f / "collection.json").write_text("[1]"), "collection.json: expected what `jat-engine coll"),
+        (
+            "train",
+            lambda f: (f / "collection.json").write_text("[1]"),
+            "collection.json: expected what `jat-engine coll",
+        ),
     ],
 )
 def test_files_that_are_not_those_collected_are_named(
@@ -302,7 +313,11 @@ def column(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
         ),
         (PONG, column("image_observations", [["a.png"] * 6] * 2), "store the bytes of the files, not their paths"),
         (PONG, column("image_observations", [[{"bytes": None, "path": "a.png"}] * 6] * 2), "files at a `path` are not"),
-        (PONG, column("image_observations", [[png(np.zeros((84, 84, 4), np.uint8))["bytes"][:50]] * 6] * 2), "row 0, s"),
+        (
+            PONG,
+            column("image_observations", [[png(np.zeros((84, 84, 4), np.uint8))["bytes"][:50]] * 6] * 2),
+            "row 0, s",
+        ),
         (PONG, pixels(lambda frames: frames / 255), "column image_observations: .* got floats of 0 to 1;"),
         (PONG, pixels(lambda frames: frames.astype(float)), "column image_observations: .* got floats of 0 to 255"),
         (PONG, pixels(lambda frames: frames.astype(int) - 1), "column image_observations: .* integers of -1 to 254"),
@@ -368,7 +383,12 @@ def silent_hub() -> Iterator[str]:
 def test_a_forgotten_dataset_is_told_without_a_network(hub: str, silent_hub: str, tmp_path: Path) -> None:
     """The hub is asked once: `datasets` alone asks six times and waits 23 s in between."""
     address = {"silent": silent_hub, "refusing": "http://127.0.0.1:9", "offline": "http://127.0.0.1:9"}[hub]
-    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": str(int(hub == "offline"))}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": str(int(hub == "offline")),
+    }
     code = (
         "from jat_engine.datasets import remote\n"
         "from jat_engine.training.sources import open_source\n"
@@ -377,7 +397,7 @@ def test_a_forgotten_dataset_is_told_without_a_network(hub: str, silent_hub: str
         "except ValueError as error: print(error)"
     )
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
-    assert "there is no such folder, and the hub cannot be reached" in result.stdout
+    assert "there is no such folder, the hub cannot be reached" in result.stdout
     assert "name a folder that `jat-engine collect` wrote" in result.stdout
     assert "Retrying" not in result.stderr
     assert result.stdout.count("\n") == 1
