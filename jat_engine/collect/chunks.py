@@ -157,8 +157,8 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise ValueError("not the settings of a collection")
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: expected what `jat-engine collect` writes, got {type(error).__name__}: {error}; delete {path.parent} "
-            "to start the task over"
+            f"{path}: expected what `jat-engine collect` writes, got {type(error).__name__}: {error}; delete "
+            f"{path.parent} to start the task over"
         ) from None
     return stored
 

@@ -80,8 +80,8 @@ def collect(
         ValueError: an argument is wrong, or a task has no expert.
         OSError: `output_dir` cannot be written, or its disk is full. The same call continues once it can.
         DataError: `output_dir` has episodes that were collected with other arguments or versions, files that were
-            changed since, or a README.md of something else; or another process is collecting the same task. Also, after all other
-            tasks are finished, if fewer than 1 in 20 of at least 100 attempts of a task succeeded.
+            changed since, or a README.md of something else; or another process is collecting the same task. Also, after
+            all other tasks are finished, if fewer than 1 in 20 of at least 100 attempts of a task succeeded.
         MissingSimulatorError: names the package to install.
         ChildProcessError: a worker process was killed.
         RuntimeError: a simulator or an expert failed or hung.

@@ -101,8 +101,8 @@ class TaskProgress:
         try:
             if Collection.read(self._folder) != stored:
                 raise DataError(
-                    f"{self._folder}: expected it as it was when this command began, got episodes that another process has "
-                    "stored since; run the command again"
+                    f"{self._folder}: expected it as it was when this command began, got episodes that another process "
+                    "has stored since; run the command again"
                 )
             for chunk in self._cache.chunks():
                 self._add(chunk)

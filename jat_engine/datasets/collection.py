@@ -18,7 +18,10 @@ from .parquet import read_rows
 
 FILE_NAME = "collection.json"
 
-_CHANGED = f"a file was changed or replaced after it was collected: copy it again; if you changed it yourself, delete {FILE_NAME}, without which it is not compared"
+_CHANGED = (
+    "a file was changed or replaced after it was collected: copy it again; if you changed it yourself, delete "
+    f"{FILE_NAME}, without which it is not compared"
+)
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,8 @@ class Collection:
         for name in names:
             if name in self.file_sha256 and (got := digest([folder / name])) != self.file_sha256[name]:
                 raise DataError(
-                    f"{folder / name}: expected SHA-256 {self.file_sha256[name][:16]}... ({FILE_NAME}), got {got[:16]}...; "
-                    f"{_CHANGED}"
+                    f"{folder / name}: expected SHA-256 {self.file_sha256[name][:16]}... ({FILE_NAME}), got "
+                    f"{got[:16]}...; {_CHANGED}"
                 )
 
     def rows(self, folder: Path) -> Iterator[pa.Table]:

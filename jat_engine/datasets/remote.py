@@ -66,7 +66,7 @@ def load_split(name: str, config: str, split: str, *, cache_dir: str | None = No
             )
             raise DataError(
                 f"--dataset {name}: {config}: there is no such folder, the hub cannot be reached ({unreachable}), and "
-                f"{in_cache}; name a folder that `jat-engine collect` wrote{_or_near(name)}, or run again with a network"
+                f"{in_cache}; name a folder that `jat-engine collect` wrote{_or_near(name)}, or run it with a network"
             ) from None
         raise DataError(f"--dataset {name}: {config}: {words}") from error
 
@@ -129,13 +129,13 @@ def _reach(name: str) -> str | None:
         HfApi().dataset_info(name, timeout=_REACH_SECONDS)
     except GatedRepoError:
         raise DataError(
-            f"--dataset {name}: expected a dataset that you may read; accept its terms at {constants.ENDPOINT}/datasets/"
-            f"{name} and run `hf auth login`"
+            f"--dataset {name}: expected a dataset that you may read; accept its terms at "
+            f"{constants.ENDPOINT}/datasets/{name} and run `hf auth login`"
         ) from None
     except RepositoryNotFoundError:
         raise DataError(
-            f"--dataset {name}: expected a folder or a dataset on the hub, got neither{_or_near(name)}; if it is private, "
-            "run `hf auth login`"
+            f"--dataset {name}: expected a folder or a dataset on the hub, got neither{_or_near(name)}; if it is "
+            "private, run `hf auth login`"
         ) from None
     except HfHubHTTPError as error:
         return f"{constants.ENDPOINT}: {' '.join(str(error).split()).partition(' For more information')[0]}"

@@ -65,8 +65,7 @@ def find_shards(folder: Path, split: str) -> list[Path]:
         split: "train" or "test".
 
     Raises:
-        DataError: of files that are numbered, as `train-00000-of-00003.parquet`, one is missing or one is too many. Names
-            it.
+        DataError: see `check_numbers`.
     """
     pattern = re.compile(rf"{re.escape(split)}([-._ ].*)?\.parquet")
     files = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
@@ -90,8 +89,8 @@ def check_numbers(files: Sequence[Path]) -> None:
     other = [path for path in files if path not in numbered]
     if other:
         raise DataError(
-            f"{other[0]}: expected only files named as {next(iter(numbered)).name}, got another name, whose episodes may "
-            "be in the others too; move it away, or number all files alike"
+            f"{other[0]}: expected only files named as {next(iter(numbered)).name}, got another name, whose episodes "
+            "may be in the others too; move it away, or number all files alike"
         )
 
     by_total: dict[int, list[Path]] = defaultdict(list)
@@ -100,8 +99,8 @@ def check_numbers(files: Sequence[Path]) -> None:
     if len(by_total) > 1:
         named = ", ".join(f"{len(paths)} of {total} ({paths[0].name})" for total, paths in sorted(by_total.items()))
         raise DataError(
-            f"{files[0].parent}: expected files of one set, got those of {len(by_total)}: {named}; move away all files of "
-            "the older one, whose episodes would count twice"
+            f"{files[0].parent}: expected files of one set, got those of {len(by_total)}: {named}; move away all files "
+            "of the older one, whose episodes would count twice"
         )
 
     seen: dict[int, Path] = {}
@@ -109,8 +108,8 @@ def check_numbers(files: Sequence[Path]) -> None:
         number = int(match[1])
         if number in seen:
             raise DataError(
-                f"{path}: expected one file with the number {match[1]}, got {seen[number].name} as well; move one of them "
-                "away"
+                f"{path}: expected one file with the number {match[1]}, got {seen[number].name} as well; move one of "
+                "them away"
             )
         seen[number] = path
 
@@ -124,8 +123,8 @@ def check_numbers(files: Sequence[Path]) -> None:
         ]
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(
-            f"{path.parent}: expected {total} files, got {len(seen)}, without {', '.join(names)}{more}; copy or download "
-            "the dataset again"
+            f"{path.parent}: expected {total} files, got {len(seen)}, without {', '.join(names)}{more}; copy or "
+            "download the dataset again"
         )
     beyond = [path for number, path in seen.items() if number not in expected]
     if beyond:
@@ -151,8 +150,8 @@ def open_shards(files: Sequence[Path]) -> list[Shard]:
         for first, second in combinations(same, 2):
             if filecmp.cmp(first, second, shallow=False):
                 raise DataError(
-                    f"{second}: expected other episodes than those of {first.name}, got the same file twice; move one of "
-                    "them away, or download the one that was overwritten again"
+                    f"{second}: expected other episodes than those of {first.name}, got the same file twice; move one "
+                    "of them away, or download the one that was overwritten again"
                 )
     return shards
 

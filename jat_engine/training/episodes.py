@@ -75,8 +75,8 @@ def read_episodes(rows: Rows) -> Episodes:
     except _FramesError as error:
         raise DataError(
             f"{rows.where}: rows from {rows.first}: column image_observations: expected {FRAME_SHAPE} or "
-            f"{(FRAME_SHAPE[2], *FRAME_SHAPE[:2])} as integers of 0 to 255, or as the processor's floats of -1 to 1, got "
-            f"{error}; store frames as uint8"
+            f"{(FRAME_SHAPE[2], *FRAME_SHAPE[:2])} as integers of 0 to 255, or as the processor's floats of -1 to 1, "
+            f"got {error}; store frames as uint8"
         ) from None
     except _WrongError as error:
         _explain(rows, names)
@@ -228,7 +228,7 @@ def decode_frames(episodes: Episodes) -> Iterator[np.ndarray]:
         where = f"{episodes.at(number)}: image_observations"
         if not data:
             raise DataError(
-                f"{where}: expected the bytes of a PNG file, got none; files at a `path` are not read: store their bytes"
+                f"{where}: expected the bytes of a PNG file, got none; files at a `path` are not read: store the bytes"
             )
         try:
             with Image.open(io.BytesIO(data)) as image:

@@ -96,7 +96,10 @@ _TASK_FILES = ("*.parquet", "dataset_dict.json", "dataset_info.json")
 def _absent(folder: Path, task: str, names: list[str]) -> str:
     """Say in words that `folder` does not have `task`, and what it has."""
     if any(folder.glob("*.parquet")) or (folder / "dataset_dict.json").exists():
-        return f"--dataset {folder}: expected the folder that has the folders of the tasks, got that of a task; name {folder.parent}"
+        return (
+            f"--dataset {folder}: expected the folder that has the folders of the tasks, got that of a task; name "
+            f"{folder.parent}"
+        )
     begun = (folder / ".incomplete" / task).is_dir()
     listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     has = f"the tasks there are {listed}" if names else "there are no tasks in it"

@@ -1,4 +1,4 @@
-"""Read datasets that others have written: files that are missing, doubled or changed, other types, an unreachable hub."""
+"""Read datasets that others have written: missing, doubled or changed files, other types, an unreachable hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ import torch
 from helpers.training_data import KINDS, episode, png, table, tiny_config, write_split
 
 from jat_engine import DataError, JatProcessor
-from jat_engine.cli import main
 from jat_engine.collect import collect
 from jat_engine.datasets.collection import Collection
 from jat_engine.training.dataset import Segments
@@ -204,13 +203,13 @@ def test_files_that_are_not_those_collected_are_named(
 def test_episodes_that_were_changed_are_not_extended(collected: Path, tmp_path: Path) -> None:
     shutil.copytree(collected, tmp_path / "d")
     other_values(tmp_path / "d" / "mujoco-pendulum")
-    with pytest.raises(DataError, match="train-00000-of-00001.parquet: expected SHA-256"):
+    with pytest.raises(DataError, match=r"train-00000-of-00001.parquet: expected SHA-256"):
         collect(["mujoco-pendulum"], tmp_path / "d", num_episodes=5, num_workers=1)
     stored = Collection.read(tmp_path / "d" / "mujoco-pendulum")
     assert stored is not None
     assert stored.num_episodes == 4
     (tmp_path / "d" / "mujoco-pendulum" / "test-00000-of-00001.parquet").unlink()
-    with pytest.raises(DataError, match="test-00000-of-00001.parquet: expected this file"):
+    with pytest.raises(DataError, match=r"test-00000-of-00001.parquet: expected this file"):
         collect(["mujoco-pendulum"], tmp_path / "d", num_episodes=4, num_workers=1)
 
 
@@ -226,7 +225,7 @@ def as_type(name: str, kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
 
 
 def dictionary_texts(rows: pa.Table) -> pa.Table:
-    texts = pa.array(sum(rows["text_observations"].to_pylist(), [])).dictionary_encode()
+    texts = pa.array([text for texts in rows["text_observations"].to_pylist() for text in texts]).dictionary_encode()
     return replaced(rows, "text_observations", pa.ListArray.from_arrays([0, 6, 12], texts))
 
 
@@ -401,3 +400,49 @@ def test_a_forgotten_dataset_is_told_without_a_network(hub: str, silent_hub: str
     assert "name a folder that `jat-engine collect` wrote" in result.stdout
     assert "Retrying" not in result.stderr
     assert result.stdout.count("\n") == 1
+
+
+def test_a_dataset_in_the_cache_is_read_without_a_network(tmp_path: Path) -> None:
+    """Write the cache as `datasets` does after it has loaded a dataset of the hub."""
+    path = write_split(tmp_path, HOPPER, "train", [episode("continuous", 6, 0)])
+    datasets.load_dataset("parquet", data_files={"train": str(path)}, cache_dir=str(tmp_path / "c"))
+    info = next((tmp_path / "c").rglob("dataset_info.json"))
+    cached = tmp_path / "cache" / "owner___name" / HOPPER / "0.0.0" / "hash"
+    cached.mkdir(parents=True)
+    shutil.copy(next(info.parent.glob("*.arrow")), cached / "name-train.arrow")
+    described = {**json.loads(info.read_text()), "config_name": HOPPER, "dataset_name": "name"}
+    (cached / "dataset_info.json").write_text(json.dumps(described))
+
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    code = (
+        "from jat_engine.training.sources import open_source\n"
+        f"def task(name, split): return open_source('owner/name', name, split, cache_dir={str(tmp_path / 'cache')!r})\n"
+        f"print(sum(rows.table.num_rows for rows in task({HOPPER!r}, 'train').read()), task({HOPPER!r}, 'test'))\n"
+        "try: task('mujoco-ant', 'train')\n"
+        "except ValueError as error: print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    rows, message = result.stdout.splitlines()
+    assert rows == "1 None"
+    assert "the cache of `datasets` has of it only 'mujoco-hopper'" in message
+
+
+def test_files_that_changed_since_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read folders with a card, and one of `save_to_disk`, which `datasets` knows by a hash of the first time."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    card = "configs:\n- config_name: oscar\n  data_files:\n  - split: train\n    path: texts.EXT\n"
+    for kind in ("parquet", "jsonl", "saved"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        seen = []
+        for text in ("abcdefgh", "stuvwxyz"):
+            rows = datasets.Dataset.from_dict({"text": [text]})
+            if kind == "saved":
+                shutil.rmtree(folder / "oscar", ignore_errors=True)
+                rows.save_to_disk(str(folder / "oscar"))
+            else:
+                (folder / "README.md").write_text(f"---\n{card.replace('EXT', kind)}---\n")
+                path = folder / f"texts.{kind}"
+                rows.to_parquet(path) if kind == "parquet" else path.write_text(json.dumps({"text": text}) + "\n")
+            seen.append(read(folder, "oscar", tmp_path / f"cache-{kind}")["input_ids"][0, 0].item())
+        assert seen[0] != seen[1], kind
