@@ -85,8 +85,15 @@ class Collection:
             return None
         try:
             values = {"file_sha256": {}, **json.loads(path.read_text(encoding="utf-8"))}
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
-        except (ValueError, KeyError, TypeError) as error:
+            read = cls(**{field.name: values[field.name] for field in fields(cls)})
+            lengths = {len(column) for column in (read.seeds, read.returns, read.lengths, read.splits)}
+            if len(lengths) != 1 or not isinstance(read.settings["versions"], dict):
+                raise ValueError("lists of different lengths, or settings without versions")
+            for names in read.files.values():
+                if not all((folder / name).parent == folder for name in names):
+                    raise ValueError("files of another folder")
+            return read
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path}: expected what `jat-engine collect` writes, got {type(error).__name__}: {error}; delete "
                 f"{folder} to collect the task again"

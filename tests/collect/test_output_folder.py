@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_playing(capsys: pytest.C
 
 @contextlib.contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes, in this process and those that it starts: writing fails as on a full disk."""
+    """Let no file grow beyond `size` bytes, in this process and those it starts: writing fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
