@@ -109,12 +109,19 @@ def hold(folder: Path, *, wait: bool) -> int | None:
 
     Raises:
         BlockingIOError: another process holds the lock, and `wait` is false.
+        OSError: the folder's file system has no locks.
     """
     if sys.platform == "win32":
         return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError as error:  # some network file systems
+        os.close(descriptor)
+        raise OSError(f"{folder}: cannot be locked: {error.strerror}; use a folder on a local disk") from error
     except BaseException:
         os.close(descriptor)
         raise

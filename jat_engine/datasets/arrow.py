@@ -170,3 +170,24 @@ def plain(array: Any) -> Any:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     return array
+
+
+class NotUtf8Error(ValueError):
+    """Strings of a column are not UTF-8, which Parquet files do not check."""
+
+
+def strings(array: Any, name: str) -> list[Any]:
+    """Return the values of a column of strings.
+
+    Args:
+        array: an Arrow array.
+        name: of the column, for the error message.
+
+    Raises:
+        NotUtf8Error: names the column and the first wrong value.
+    """
+    try:
+        values: list[Any] = array.to_pylist()
+    except UnicodeDecodeError as error:
+        raise NotUtf8Error(f"{name}: expected UTF-8, got {error.object[:40]!r}; encode the texts again") from None
+    return values

@@ -163,7 +163,7 @@ def _open(path: Path) -> Shard:
     if path.is_symlink() and not path.exists():
         raise DataError(f"{path}: expected a Parquet file, got a link to {path.readlink()}, which is not there")
     if not path.is_file():
-        raise DataError(f"{path}: expected a Parquet file, got a folder; move it away")
+        raise DataError(f"{path}: expected a Parquet file, got no file but a folder or device; move it away")
     try:
         with path.open("rb") as file:
             head = file.read(len(_POINTER))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import FRAME_SHAPE
-from ..datasets.arrow import check_header, is_bytes, is_list, plain
+from ..datasets.arrow import NotUtf8Error, check_header, is_bytes, is_list, plain, strings
 from ..datasets.schema import TOKENIZED_COLUMNS, check_episode
 from ..errors import DataError
 from .sources import Rows
@@ -72,6 +72,8 @@ def read_episodes(rows: Rows) -> Episodes:
         lengths = read["rewards"][0]
         if any(not np.array_equal(other, lengths) for other, _ in read.values()) or not lengths.all():
             raise _WrongError("lengths of columns")
+    except NotUtf8Error as error:
+        raise DataError(f"{rows.where}: rows from {rows.first}: {error}") from None
     except _FramesError as error:
         raise DataError(
             f"{rows.where}: rows from {rows.first}: column image_observations: expected {FRAME_SHAPE} or "
@@ -134,7 +136,7 @@ def _read_column(column: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
         texts = plain(values)
         if texts.null_count:
             raise _WrongError(name)
-        return lengths, np.array(texts.to_pylist(), object)
+        return lengths, np.array(strings(texts, f"column {name}"), object)
     if name == "image_observations":
         return lengths, _images(values, name)
     return lengths, _numbers(values, name)

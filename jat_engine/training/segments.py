@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..config import MISSION_LENGTH, JatConfig
+from ..datasets.arrow import NotUtf8Error, strings
 from ..datasets.schema import TEXT_COLUMNS, check_belong
 from ..envs.tasks import TASKS
 from ..errors import DataError
@@ -184,7 +185,10 @@ class Cutter:
         """Tokenize texts and cut them into segments. The text of a caption is truncated instead."""
         if "text" not in rows.table.column_names:
             raise DataError(f"{rows.where}: text: expected this column, got {', '.join(rows.table.column_names)}")
-        texts = rows.table["text"].to_pylist()
+        try:
+            texts = strings(rows.table["text"], "text")
+        except NotUtf8Error as error:
+            raise DataError(f"{rows.where}: rows from {rows.first}: {error}") from None
         for row, text in enumerate(texts):
             if not isinstance(text, str):
                 raise DataError(f"{rows.where}: row {rows.first + row}: text: expected a string, got {text!r}")

@@ -93,7 +93,7 @@ def without_rewards(folder: Path) -> None:
         (lambda f: shard(f, 1).write_bytes(b"PAR1" + bytes(90) + b"PAR1"), "00001-of-00003.parquet: .* cannot be read"),
         (lambda f: shard(f, 1).write_text("episode,reward\n"), "something else that begins with b'episode,reward"),
         (dead_link, "got a link to nowhere, which is not there"),
-        (make_folder, "got a folder"),
+        (make_folder, "got no file but a folder"),
         (without_rewards, "00001-of-00003.parquet: column 'rewards' is missing"),
     ],
 )
