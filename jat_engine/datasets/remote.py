@@ -39,7 +39,7 @@ def load_split(name: str, config: str, split: str, *, cache_dir: str | None = No
 
     local = Path(name).is_dir()
     if not local and not _HUB_NAME.fullmatch(name):
-        raise DataError(f"--dataset {name}: expected a folder or the name of a dataset on the hub, {_nearby(name)}")
+        raise DataError(f"--dataset: expected a folder or the name of a dataset on the hub, got {_nearby(name)}")
     unreachable = None if local else _reach(name)
 
     try:
@@ -160,15 +160,15 @@ def _offline(yes: bool) -> Iterator[None]:
 
 
 def _nearby(name: str) -> str:
-    """Say in words what there is instead of the folder `name`."""
+    """Return `name` with what there is instead of a folder of that name, in words."""
     path = Path(name)
     if path.is_file():
-        return f"got a file; name the folder that has the folders of the tasks{_parent_of_task(path)}"
+        return f"{name!r}, a file; name the folder that has the folders of the tasks{_parent_of_task(path)}"
     if path.is_symlink():
-        return f"got a link to {path.readlink()}, which is not there"
+        return f"{name!r}, a link to {path.readlink()}, which is not there"
     if "://" in name:
-        return "got an address; name a dataset on the hub as owner/name"
-    return f"got neither{_or_near(name)}"
+        return f"{name!r}, an address; name a dataset on the hub as owner/name"
+    return f"{name!r}{_or_near(name)}"
 
 
 def _parent_of_task(file: Path) -> str:
