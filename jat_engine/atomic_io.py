@@ -6,6 +6,9 @@ import contextlib
 import json
 import math
 import os
+import re
+import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +19,50 @@ if sys.platform != "win32":
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, as UTF-8: write a temporary file in the same folder, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a text file atomically, as UTF-8: write a temporary file in the same folder, then rename it.
+
+    A link stays one, and the file it points to is replaced. An existing file keeps its permissions.
+
+    Args:
+        path: the file to write; its folder exists.
+        text: its contents.
+
+    Raises:
+        OSError: the file cannot be written; names it. An existing file is left as it was.
+    """
+    target = path.resolve() if path.is_symlink() else path
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")  # other writers have their own
+    with naming(path):
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # else a crash of the machine could leave an empty file under the new name
+            if target.exists():
+                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path, remedy: str = "") -> Iterator[None]:
+    """Name a file or folder in every OSError of the `with` block, such as of a full disk, which names none itself.
+
+    Args:
+        path: the file or folder that is written.
+        remedy: added to the message.
+    """
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        cause = _DETAIL.sub("", error.strerror or str(error))
+        named = type(error)(f"{path}: cannot be written: {cause}{'; ' if remedy else ''}{remedy}")
+        named.errno = error.errno
+        raise named from error
+
+
+_DETAIL = re.compile(r"^Error writing bytes to file. Detail: \[errno \d+\] ")  # of Arrow
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
@@ -69,12 +109,19 @@ def hold(folder: Path, *, wait: bool) -> int | None:
 
     Raises:
         BlockingIOError: another process holds the lock, and `wait` is false.
+        OSError: the folder's file system has no locks.
     """
     if sys.platform == "win32":
         return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError as error:  # some network file systems
+        os.close(descriptor)
+        raise OSError(f"{folder}: cannot be locked: {error.strerror}; use a folder on a local disk") from error
     except BaseException:
         os.close(descriptor)
         raise

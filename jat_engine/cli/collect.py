@@ -56,6 +56,8 @@ class CollectArguments:
         """
         if self.push_to_hub and not self.repo_id:
             raise ValueError("--push_to_hub needs --repo_id owner/name")
+        if self.repo_id and not self.push_to_hub:
+            raise ValueError("--repo_id: expected --push_to_hub with it, got none; the dataset would not be uploaded")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -65,6 +67,11 @@ def run(argv: Sequence[str]) -> int:
     )
     arguments.check()
     from ..collect import collect
+
+    if arguments.push_to_hub:
+        from ..datasets.hub import check_access
+
+        check_access(str(arguments.repo_id))
 
     domains = expand_tasks(name for name in arguments.tasks if name not in TASKS)
     if without := [name for name in domains if name not in EXPERT_TASKS]:

@@ -14,9 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..atomic_io import hold, write_json
+from ..atomic_io import hold, naming, write_json
 from ..datasets.parquet import RowWriter
 from ..errors import DataError
+
+RESUME = "finished chunks of episodes are kept: make room, or mend the folder, and run the same command again"
+"""Remedy where an unfinished task cannot be written."""
 
 _METADATA = "jat_engine.chunk"
 
@@ -108,7 +111,7 @@ class ChunkFolder:
         """Compare `settings` with the stored ones, or store them if there are none."""
         path = self.folder / "settings.json"
         if path.exists():
-            check_settings(json.loads(path.read_text()), settings, self.folder)
+            check_settings(read_settings(path), settings, self.folder)
         else:
             for chunk in self.folder.glob("episodes-*.parquet"):  # left by an interrupted removal
                 chunk.unlink()
@@ -137,6 +140,27 @@ class ChunkFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of an unfinished task.
+
+    Args:
+        path: its `settings.json`.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or not isinstance(stored.get("versions", {}), dict):
+            raise ValueError("not the settings of a collection")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: expected what `jat-engine collect` writes, got {type(error).__name__}: {error}; delete "
+            f"{path.parent} to start the task over"
+        ) from None
+    return stored
 
 
 def check_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
@@ -170,7 +194,8 @@ def _lock(folder: Path) -> int | None:
         DataError: another process holds the lock.
     """
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = hold(folder, wait=False)
         except BlockingIOError:

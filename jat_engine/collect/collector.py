@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
+import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..datasets.card import write_card
+from ..atomic_io import naming
+from ..datasets.card import check_card, write_card
 from ..datasets.collection import Collection
+from ..datasets.shards import open_split
 from ..envs import TASKS, Task, expand_tasks
 from ..errors import DataError
 from ..evaluation.environment import require_simulators
 from ..machine import available_cores
-from .chunks import ChunkFolder, check_settings
+from .chunks import ChunkFolder, check_settings, read_settings
 from .experts import EXPERT_TASKS, check_noise
 from .task import INCOMPLETE, Progress, TaskProgress, TooFewSuccessesError, restore_folder
 from .worker import Steps
@@ -75,8 +78,10 @@ def collect(
 
     Raises:
         ValueError: an argument is wrong, or a task has no expert.
-        DataError: `output_dir` has episodes that were collected with other arguments or versions. Also, after all other
-            tasks are finished, if fewer than 1 in 20 of at least 100 attempts of a task succeeded.
+        OSError: `output_dir` cannot be written, or its disk is full. The same call continues once it can.
+        DataError: `output_dir` has episodes that were collected with other arguments or versions, files that were
+            changed since, or a README.md of something else; or another process is collecting the same task. Also, after
+            all other tasks are finished, if fewer than 1 in 20 of at least 100 attempts of a task succeeded.
         MissingSimulatorError: names the package to install.
         ChildProcessError: a worker process was killed.
         RuntimeError: a simulator or an expert failed or hung.
@@ -92,7 +97,7 @@ def collect(
     _check(num_episodes=num_episodes, seed=seed, num_workers=num_workers, test_fraction=test_fraction)
     for name in names:
         check_noise(TASKS[name], noise)
-    folder, tell = Path(output_dir), on_progress or (lambda _: None)
+    folder, tell = _output_folder(output_dir), on_progress or (lambda _: None)
     plans = [
         _plan(
             folder, TASKS[name], num_episodes, test_fraction, episode_settings(TASKS[name], seed, noise, keep_failures)
@@ -111,12 +116,42 @@ def collect(
     for plan in pending:
         tell(plan.progress())
 
-    folder.mkdir(parents=True, exist_ok=True)
+    if pending:
+        _prepare_folder(folder)
     with contextlib.closing(_play(folder, pending, num_workers or available_cores(), tell)) as playing:
         for collection in playing:
             collected[collection.task] = collection
             tell(collection)
     return {name: collected[name] for name in names}
+
+
+def _output_folder(output_dir: str | Path) -> Path:
+    """Return the folder of the dataset.
+
+    Raises:
+        ValueError: its name is empty, or something else is there.
+    """
+    folder = Path(output_dir)
+    if not str(output_dir):
+        raise ValueError("output_dir: expected the name of a folder, got ''; use . for the current one")
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        what = f"a link to {there.readlink()}, which is not there" if there.is_symlink() else "a file"
+        raise ValueError(f"output_dir: expected a folder, got {there}, {what}; name another or move it away")
+    check_card(folder)
+    return folder
+
+
+def _prepare_folder(folder: Path) -> None:
+    """Create the folder of the dataset, and try to write there before episodes are played.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with naming(folder, "name another folder with --output_dir"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
 
 
 @dataclass(frozen=True)
@@ -173,10 +208,29 @@ def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, set
     elif stored is not None:
         check_settings(stored.settings, settings, path)
 
+    plan = _Plan(task, num_episodes, test_fraction, settings, stored)
+    if stored is not None:
+        _check_stored(path, stored, contents=not plan.finished)
+
     begun = folder / INCOMPLETE / task.name / "settings.json"
     if begun.exists():
-        check_settings(json.loads(begun.read_text(encoding="utf-8")), settings, begun.parent)
-    return _Plan(task, num_episodes, test_fraction, settings, stored)
+        check_settings(read_settings(begun), settings, begun.parent)
+    return plan
+
+
+def _check_stored(folder: Path, stored: Collection, *, contents: bool) -> None:
+    """Check that the files of a finished task are there, and, if they will be copied, that they are unchanged.
+
+    Raises:
+        DataError: names the file.
+    """
+    try:
+        for split in ("train", "test"):
+            open_split(folder, split, stored)
+        if contents:
+            stored.check_contents(folder, [name for names in stored.files.values() for name in names])
+    except DataError as error:
+        raise DataError(f"{error}; or delete {folder} to collect the task again") from None
 
 
 def _play(

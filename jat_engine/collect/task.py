@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..atomic_io import locked
+from ..atomic_io import locked, naming
 from ..datasets.collection import Collection, choose_splits, digest
 from ..datasets.parquet import ShardWriter, read_rows, schema
 from ..datasets.schema import task_columns
 from ..envs import Task
 from ..errors import DataError
-from .chunks import Attempt, Chunk, ChunkFolder
+from .chunks import RESUME, Attempt, Chunk, ChunkFolder
 from .worker import Job
 
 INCOMPLETE = ".incomplete"
@@ -70,7 +70,7 @@ class TaskProgress:
         stored: the episodes of a finished, smaller collection; they are not played again.
 
     Raises:
-        DataError: see `ChunkFolder`.
+        DataError: see `ChunkFolder`; or the finished task is another than `stored`.
         TooFewSuccessesError: too few of the attempts played earlier succeeded.
     """
 
@@ -99,6 +99,11 @@ class TaskProgress:
 
         self._cache = ChunkFolder(output_dir / INCOMPLETE / task.name, settings)
         try:
+            if Collection.read(self._folder) != stored:
+                raise DataError(
+                    f"{self._folder}: expected it as it was when this command began, got episodes that another process "
+                    "has stored since; run the command again"
+                )
             for chunk in self._cache.chunks():
                 self._add(chunk)
         except BaseException:
@@ -203,6 +208,10 @@ class TaskProgress:
     def finish(self) -> Collection:
         """Write the task's dataset, replacing that of a smaller collection, and return its description."""
         assert self.ready, "a worker would write into a folder that is gone"
+        with naming(self._folder, RESUME):
+            return self._write()
+
+    def _write(self) -> Collection:
         new = self._cache.folder / "new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
@@ -246,6 +255,7 @@ class TaskProgress:
             splits=splits,
             files={split: [path.name for path in paths] for split, paths in files.items()},
             sha256=digest(path for paths in files.values() for path in paths),
+            file_sha256={path.name: digest([path]) for paths in files.values() for path in paths},
         )
 
     def remove(self) -> None:

@@ -17,12 +17,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..atomic_io import naming
 from ..datasets.parquet import episode_row, schema
 from ..datasets.schema import check_episode, task_columns
 from ..envs import TASKS
 from ..errors import DataError
 from ..evaluation.environment import evaluation_env
-from .chunks import Attempt, Chunk, write_chunk
+from .chunks import RESUME, Attempt, Chunk, write_chunk
 from .experts import demonstrate, make_expert
 
 _REPORT_SECONDS = 0.5
@@ -163,7 +164,8 @@ class Worker:
                 source = f"{job.task}: episode with seed {job.seed + index}"
                 rows.append(episode_row(check_episode(played.columns, source=source, task=job.task)))
             attempts.append(Attempt(index, float(played.return_), played.length, played.success, kept))
-        return write_chunk(job.folder, schema(task_columns(task)), attempts, rows, expert_name(self._expert))
+        with naming(job.folder, RESUME):
+            return write_chunk(job.folder, schema(task_columns(task)), attempts, rows, expert_name(self._expert))
 
     def _count(self, task: str) -> None:
         """Count a step; now and then send the count and restart the watchdog."""

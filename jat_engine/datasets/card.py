@@ -10,7 +10,10 @@ import numpy as np
 
 from ..atomic_io import locked, write_text
 from ..envs import DOMAINS, TASKS
+from ..errors import DataError
 from .collection import Collection
+
+_TITLE = "Expert episodes for JAT"
 
 _BODY = """
 # Expert episodes for JAT
@@ -72,6 +75,20 @@ def write_card(folder: Path) -> Path:
     return path
 
 
+def check_card(folder: Path) -> None:
+    """Check that a folder has no README.md, or a card of this module, which may be replaced.
+
+    Raises:
+        DataError: there is another README.md.
+    """
+    path = folder / "README.md"
+    if path.exists() and _TITLE not in path.read_text(encoding="utf-8", errors="replace"):
+        raise DataError(
+            f"{path}: expected none, or the card of a collected dataset, got another, which would be replaced; "
+            "name another --output_dir"
+        )
+
+
 def collections(folder: Path) -> list[Collection]:
     """Read the descriptions of all finished tasks in a dataset's folder, in the published order of tasks.
 
@@ -94,7 +111,7 @@ def card(name: str, stored: list[Collection]) -> str:
     domains = {TASKS[collection.task].domain for collection in stored}
     data = DatasetCardData(
         license="apache-2.0",
-        pretty_name="Expert episodes for JAT",
+        pretty_name=_TITLE,
         task_categories=["reinforcement-learning"],
         tags=["reinforcement-learning", "imitation-learning", "jat", *(d for d in DOMAINS if d in domains)],
         configs=[_config(collection) for collection in stored],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ from ..errors import DataError
 from .parquet import read_rows
 
 FILE_NAME = "collection.json"
+
+_CHANGED = (
+    "a file was changed or replaced after it was collected: copy it again; if you changed it yourself, delete "
+    f"{FILE_NAME}, without which it is not compared"
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Collection:
         splits: "train" or "test" for each episode.
         files: split -> names of its files.
         sha256: of all files concatenated, train before test.
+        file_sha256: name of each file -> its own; empty in descriptions of earlier versions.
     """
 
     task: str
@@ -50,6 +56,7 @@ class Collection:
     splits: list[str]
     files: dict[str, list[str]]
     sha256: str
+    file_sha256: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_episodes(self) -> int:
@@ -77,9 +84,16 @@ class Collection:
         if not path.exists():
             return None
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
-        except (ValueError, KeyError, TypeError) as error:
+            values = {"file_sha256": {}, **json.loads(path.read_text(encoding="utf-8"))}
+            read = cls(**{field.name: values[field.name] for field in fields(cls)})
+            lengths = {len(column) for column in (read.seeds, read.returns, read.lengths, read.splits)}
+            if len(lengths) != 1 or not isinstance(read.settings["versions"], dict):
+                raise ValueError("lists of different lengths, or settings without versions")
+            for names in read.files.values():
+                if not all((folder / name).parent == folder for name in names):
+                    raise ValueError("files of another folder")
+            return read
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path}: expected what `jat-engine collect` writes, got {type(error).__name__}: {error}; delete "
                 f"{folder} to collect the task again"
@@ -88,6 +102,59 @@ class Collection:
     def write(self, folder: Path) -> None:
         """Write `collection.json` to a task's folder, atomically."""
         write_json(folder / FILE_NAME, asdict(self), indent=2)
+
+    def check_names(self, folder: Path, split: str, rows: Mapping[str, int]) -> None:
+        """Check the names of a split's files, and their number of episodes.
+
+        Args:
+            folder: of the task.
+            split: "train" or "test".
+            rows: name of each file that is there -> its number of rows.
+
+        Raises:
+            DataError: a file is missing or too many, or there are more or fewer episodes than the description says.
+        """
+        expected = self.files.get(split, [])
+        for name in expected:
+            if name not in rows:
+                raise DataError(
+                    f"{folder / name}: expected this file, which {FILE_NAME} lists, got none; copy it again"
+                )
+        for name in rows:
+            if name not in expected:
+                raise DataError(
+                    f"{folder / name}: expected only the files that {FILE_NAME} lists, got another; move it away, or "
+                    f"delete {FILE_NAME} if you added it yourself"
+                )
+        if sum(rows.values()) != self.splits.count(split):
+            raise DataError(
+                f"{folder}: {split}: expected the {self.splits.count(split)} episodes of {FILE_NAME}, got "
+                f"{sum(rows.values())}; {_CHANGED}"
+            )
+
+    def check_contents(self, folder: Path, names: Sequence[str]) -> None:
+        """Compare files with the hashes that were written with them. Reads all of them.
+
+        Args:
+            folder: of the task.
+            names: of the files. Descriptions of earlier versions have one hash for the files of all splits together.
+
+        Raises:
+            DataError: names the first file that is not as it was written.
+        """
+        if not self.file_sha256:
+            files = [folder / name for names in self.files.values() for name in names]
+            if all(path.exists() for path in files) and digest(files) != self.sha256:
+                raise DataError(
+                    f"{folder}: expected files of SHA-256 {self.sha256} ({FILE_NAME}), got others; {_CHANGED}"
+                )
+            return
+        for name in names:
+            if name in self.file_sha256 and (got := digest([folder / name])) != self.file_sha256[name]:
+                raise DataError(
+                    f"{folder / name}: expected SHA-256 {self.file_sha256[name][:16]}... ({FILE_NAME}), got "
+                    f"{got[:16]}...; {_CHANGED}"
+                )
 
     def rows(self, folder: Path) -> Iterator[pa.Table]:
         """Yield the stored episodes in the order of seeds, each a table of one row.

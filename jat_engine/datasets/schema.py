@@ -6,7 +6,7 @@ observation after the last action is not stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,9 @@ RL_COLUMNS = (
     "rewards",
 )
 """Every column that a row of an RL task can have."""
+
+TOKENIZED_COLUMNS = ("attention_mask", "loss_weight")
+"""Columns of a tokenized dataset in addition to those of RL tasks."""
 
 TEXT_COLUMNS = ("images", "text")
 """The columns of caption datasets; text datasets have only `text`."""
@@ -94,13 +97,16 @@ def _sequence(feature: dict[str, Any]) -> dict[str, Any]:
     return {"feature": feature, "_type": "Sequence"}
 
 
-def check_columns(names: Iterable[str], *, source: str, task: str | None = None) -> tuple[str, ...]:
+def check_columns(
+    names: Iterable[str], *, source: str, task: str | None = None, others: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Check the names of an RL dataset's columns.
 
     Args:
         names: the dataset's columns.
         source: the file or dataset, for error messages.
         task: a published task whose columns are required; None accepts any one kind of observation and of action.
+        others: columns that are not used, to name where one is missing that they may have been meant for.
 
     Returns:
         The columns, in stored order.
@@ -119,8 +125,8 @@ def check_columns(names: Iterable[str], *, source: str, task: str | None = None)
             raise unknown_task(task)
         expected: tuple[str, ...] = task_columns(TASKS[task])
     else:
-        observations = _one_of("observation", OBSERVATION_COLUMNS, given, source)
-        expected = (*observations, *_one_of("action", ACTION_COLUMNS, given, source), "rewards")
+        observations = _one_of("observation", OBSERVATION_COLUMNS, given, source, others)
+        expected = (*observations, *_one_of("action", ACTION_COLUMNS, given, source, others), "rewards")
 
     missing = [name for name in expected if name not in given]
     surplus = [name for name in given if name not in expected]
@@ -130,7 +136,7 @@ def check_columns(names: Iterable[str], *, source: str, task: str | None = None)
         whose = f" of {task}" if task else ""
         raise DataError(
             f"{source}: column {name!r} {what}: expected the columns{whose} {', '.join(expected)}; "
-            f"got {', '.join(given) or 'none'}"
+            f"got {', '.join([*given, *others]) or 'none'}"
         )
     return expected
 
@@ -154,7 +160,9 @@ def check_belong(names: Iterable[str], task: str, *, source: str) -> None:
             raise DataError(f"{source}: column {name!r}: expected the columns of {task}, {', '.join(expected)}")
 
 
-def _one_of(what: str, kinds: Mapping[str, tuple[str, ...]], given: list[str], source: str) -> tuple[str, ...]:
+def _one_of(
+    what: str, kinds: Mapping[str, tuple[str, ...]], given: list[str], source: str, unused: Sequence[str]
+) -> tuple[str, ...]:
     """Return the columns of the only kind that `given` has; of two that fit, the one with more columns.
 
     Raises:
@@ -166,8 +174,9 @@ def _one_of(what: str, kinds: Mapping[str, tuple[str, ...]], given: list[str], s
     if not largest or others:
         choices = " or ".join(" + ".join(columns) for columns in kinds.values())
         got = [name for columns in kinds.values() for name in columns if name in given]
+        more = f" (other columns: {', '.join(unused)})" if unused and not largest else ""
         raise DataError(
-            f"{source}: {what} columns: expected {choices}; got {', '.join(dict.fromkeys(got)) or 'none of them'}"
+            f"{source}: {what} columns: expected {choices}; got {', '.join(dict.fromkeys(got)) or 'none of them'}{more}"
         )
     return largest
 
@@ -265,6 +274,8 @@ def _numbers(values: Any, name: str, where: str) -> np.ndarray:
             array = array.astype(np.float32, copy=False)
         _check_all(np.isfinite(array), array, "a finite number", where)
     else:
+        if array.dtype == np.uint64:
+            _check_all(array <= np.uint64(2**63 - 1), array, "an integer below 2^63", where)
         array = array.astype(np.int64, copy=False)
         _check_all(array >= 0, array, "an integer of at least 0", where)
     return array

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import FRAME_SHAPE
-from ..datasets.schema import RL_COLUMNS, check_columns, check_episode
+from ..datasets.arrow import NotUtf8Error, check_header, is_bytes, is_list, plain, strings
+from ..datasets.schema import TOKENIZED_COLUMNS, check_episode
 from ..errors import DataError
 from .sources import Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-TOKENIZED_COLUMNS = ("attention_mask", "loss_weight")
-"""Columns of a tokenized dataset in addition to the published ones."""
 
 _NESTED = ("continuous_observations", "continuous_actions", "discrete_observations")
 _INT = ("discrete_observations", "discrete_actions", "attention_mask")
@@ -52,6 +50,10 @@ class _WrongError(Exception):
     """Some value of a column is wrong. `check_episode` finds out which."""
 
 
+class _FramesError(Exception):
+    """Frames that are stored as numbers are wrong; the message says what came."""
+
+
 def read_episodes(rows: Rows) -> Episodes:
     """Read and check the published columns of some rows, and those of a tokenized dataset.
 
@@ -64,14 +66,20 @@ def read_episodes(rows: Rows) -> Episodes:
         DataError: a column is missing, columns of an episode differ in length, an episode is empty, steps differ in
             width, or values are of another type, null, NaN or infinite.
     """
-    extra = [name for name in TOKENIZED_COLUMNS if name in rows.table.column_names]
-    names = [name for name in rows.table.column_names if name in RL_COLUMNS]
-    names = [*check_columns(names, source=rows.where), *extra]
+    names = check_header(rows.table.schema, source=rows.where)
     try:
         read = {name: _read_column(rows.table[name], name) for name in names}
         lengths = read["rewards"][0]
         if any(not np.array_equal(other, lengths) for other, _ in read.values()) or not lengths.all():
             raise _WrongError("lengths of columns")
+    except NotUtf8Error as error:
+        raise DataError(f"{rows.where}: rows from {rows.first}: {error}") from None
+    except _FramesError as error:
+        raise DataError(
+            f"{rows.where}: rows from {rows.first}: column image_observations: expected {FRAME_SHAPE} or "
+            f"{(FRAME_SHAPE[2], *FRAME_SHAPE[:2])} as integers of 0 to 255, or as the processor's floats of -1 to 1, "
+            f"got {error}; store frames as uint8"
+        ) from None
     except _WrongError as error:
         _explain(rows, names)
         raise DataError(
@@ -125,9 +133,10 @@ def _read_column(column: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
         return lengths, _numbers(values, name).reshape(len(widths), -1)
 
     if name == "text_observations":
-        if values.null_count or str(values.type) not in ("string", "large_string"):
+        texts = plain(values)
+        if texts.null_count:
             raise _WrongError(name)
-        return lengths, np.array(values.to_pylist(), object)
+        return lengths, np.array(strings(texts, f"column {name}"), object)
     if name == "image_observations":
         return lengths, _images(values, name)
     return lengths, _numbers(values, name)
@@ -135,31 +144,21 @@ def _read_column(column: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _unnest(array: Any, name: str) -> tuple[np.ndarray, Any]:
     """Return the length of each list of a list array, int64 [lists], and all their elements."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    if not _is_list(array) or array.null_count:
+    array = plain(array)
+    if not is_list(array.type) or array.null_count:
         raise _WrongError(name)
     return pc.list_value_length(array).to_numpy(zero_copy_only=False).astype(np.int64), array.flatten()
 
 
-def _is_list(array: Any) -> bool:
-    import pyarrow as pa
-
-    return any(check(array.type) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
-
-
 def _numbers(values: pa.Array, name: str) -> np.ndarray:
-    import pyarrow as pa
-
-    whole = pa.types.is_integer(values.type) or (name == "attention_mask" and pa.types.is_boolean(values.type))
-    if values.null_count or not (whole or (name not in _INT and pa.types.is_floating(values.type))):
+    values = plain(values)
+    if values.null_count:
         raise _WrongError(name)
     array: np.ndarray = values.to_numpy(zero_copy_only=False)
+    if name in _INT and array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():  # would become negative
+        raise _WrongError(name)
     with np.errstate(over="ignore"):
         array = array.astype(np.int64 if name in _INT else np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -172,38 +171,43 @@ def _numbers(values: pa.Array, name: str) -> np.ndarray:
 def _images(values: Any, name: str) -> np.ndarray:
     import pyarrow as pa
 
-    if isinstance(values, pa.ExtensionArray):
-        values = values.storage
-    if pa.types.is_struct(values.type) and values.type.get_field_index("bytes") >= 0:
-        files = np.empty(len(values), object)
-        files[:] = values.field("bytes").to_pylist()
-        return files
-    return _frames(values, name)
+    values = plain(values)
+    if pa.types.is_struct(values.type):
+        values = values.field("bytes")
+    elif not is_bytes(values.type):
+        return _frames(values, name)
+    files = np.empty(len(values), object)
+    files[:] = values.to_pylist()
+    return files
 
 
 def _frames(values: Any, name: str) -> np.ndarray:
     """Return frames that are stored as numbers, as in a tokenized dataset, as uint8 [steps, 84, 84, 4].
 
-    They may be uint8 or the processor's floats in [-1, 1], with the four pictures first or last.
+    They may be integers of 0 to 255 or the processor's floats in [-1, 1], with the four pictures first or last.
     """
     shape = [len(values)]
-    while _is_list(values):
+    while is_list((values := plain(values)).type):
         widths, values = _unnest(values, name)
         if not len(widths) or (widths != widths[0]).any():
-            raise _WrongError(name)
+            raise _FramesError("lists of other sizes")
         shape.append(int(widths[0]))
 
     height, width, planes = FRAME_SHAPE
-    if values.null_count or shape[1:] not in ([height, width, planes], [planes, height, width]):
-        raise _WrongError(name)
+    if values.null_count:
+        raise _FramesError("missing values")
+    if shape[1:] not in ([height, width, planes], [planes, height, width]):
+        raise _FramesError(f"frames of shape {shape[1:]}")
 
     frames: np.ndarray = values.to_numpy(zero_copy_only=False).reshape(shape)
-    if frames.dtype.kind not in "fui" or (frames.dtype.kind == "f" and not np.isfinite(frames).all()):
-        raise _WrongError(name)
+    low, high = frames.min(), frames.max()
     if frames.dtype.kind == "f":
+        # Frames of [0, 1] would pass for bright ones of [-1, 1]; no game has pictures without a single dark pixel.
+        if not (low >= -1 and high <= 1) or low >= 0:
+            raise _FramesError(f"floats of {low:g} to {high:g}")
         frames = np.rint((frames * 0.5 + 0.5) * 255)
-    if frames.min() < 0 or frames.max() > 255:
-        raise _WrongError(name)
+    elif low < 0 or high > 255:
+        raise _FramesError(f"integers of {low} to {high}")
     return (frames if shape[1] == height else frames.transpose(0, 2, 3, 1)).astype(np.uint8)
 
 
@@ -223,14 +227,18 @@ def decode_frames(episodes: Episodes) -> Iterator[np.ndarray]:
             yield data
             continue
 
+        where = f"{episodes.at(number)}: image_observations"
+        if not data:
+            raise DataError(
+                f"{where}: expected the bytes of a PNG file, got none; files at a `path` are not read: store the bytes"
+            )
         try:
             with Image.open(io.BytesIO(data)) as image:
                 frame = np.asarray(image)
         except UnidentifiedImageError:  # its own message has an address
-            got = "no value" if data is None else f"{len(data)} bytes of something else"
-            raise DataError(f"{episodes.at(number)}: image_observations: expected a PNG file, got {got}") from None
-        except OSError as error:
-            raise DataError(f"{episodes.at(number)}: image_observations: expected a PNG file, got {error}") from None
+            raise DataError(f"{where}: expected a PNG file, got {len(data)} bytes of something else") from None
+        except Exception as error:  # Pillow raises SyntaxError, ValueError, struct.error and others for damaged files
+            raise DataError(f"{where}: expected a PNG file, got {error}") from None
 
         if frame.shape != FRAME_SHAPE or frame.dtype != np.uint8:
             raise DataError(

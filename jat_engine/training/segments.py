@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..config import MISSION_LENGTH, JatConfig
+from ..datasets.arrow import NotUtf8Error, strings
 from ..datasets.schema import TEXT_COLUMNS, check_belong
 from ..envs.tasks import TASKS
 from ..errors import DataError
@@ -183,7 +185,10 @@ class Cutter:
         """Tokenize texts and cut them into segments. The text of a caption is truncated instead."""
         if "text" not in rows.table.column_names:
             raise DataError(f"{rows.where}: text: expected this column, got {', '.join(rows.table.column_names)}")
-        texts = rows.table["text"].to_pylist()
+        try:
+            texts = strings(rows.table["text"], "text")
+        except NotUtf8Error as error:
+            raise DataError(f"{rows.where}: rows from {rows.first}: {error}") from None
         for row, text in enumerate(texts):
             if not isinstance(text, str):
                 raise DataError(f"{rows.where}: row {rows.first + row}: text: expected a string, got {text!r}")
@@ -282,12 +287,21 @@ def _planes(episodes: Episodes) -> Arrays:
 
 def _image_files(rows: Rows, kept: list[int]) -> Arrays:
     """Return the image files of some rows, one after the other, with the start and length of each."""
+    from PIL import Image
+
     images = rows.table["images"].to_pylist()
     files = []
     for row in kept:
-        data = images[row].get("bytes") if isinstance(images[row], dict) else None
-        if not data:
-            raise DataError(f"{rows.where}: row {rows.first + row}: images: expected an image, got {images[row]!r:.80}")
+        data = images[row].get("bytes") if isinstance(images[row], dict) else images[row]
+        where = f"{rows.where}: row {rows.first + row}: images"
+        if not isinstance(data, bytes) or not data:
+            raise DataError(f"{where}: expected an image, got {images[row]!r:.80}; store the bytes of its file")
+        try:
+            Image.open(io.BytesIO(data)).close()  # reads the header alone
+        except Exception as error:  # Pillow raises many kinds
+            raise DataError(
+                f"{where}: expected the file of an image, got {len(data)} bytes: {type(error).__name__}"
+            ) from None
         files.append(data)
     lengths = np.array([len(data) for data in files], np.int64)
     return {

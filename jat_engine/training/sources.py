@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..datasets.schema import check_belong
+from ..envs.tasks import TASKS
 from ..errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from ..datasets.shards import Shard
 
 
 def _rows_at_once(names: list[str]) -> int:
@@ -68,26 +71,103 @@ def open_source(
     Raises:
         DataError: there is no such folder or dataset, or it does not have the task.
     """
-    folder = Path(dataset)
+    folder = Path(dataset).expanduser()
     if not folder.is_dir():
-        if dataset.startswith((".", "/", "~")) or dataset.count("/") != 1:
-            raise DataError(f"--dataset: expected a folder or the name of a dataset on the hub, got {dataset!r}")
-        return _hub(dataset, task, split, cache_dir, streaming)
+        return _loaded(dataset, task, split, cache_dir, streaming)
     if any((folder / task).glob("*.parquet")):
-        files = sorted((folder / task).glob(f"{split}-*.parquet"))
-        return _parquet(files) if files else None
-    if any((folder / task / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+        return _parquet(folder / task, task, split, streaming)
+    if any((folder / task / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
         return _saved(folder / task, split)
-    if any(folder.glob("*.md")) or any(folder.rglob("*.parquet")):
-        return _hub(dataset, task, split, cache_dir, streaming)
-    raise DataError(f"{folder}: expected the task's folder {folder / task} with train-*.parquet, got none")
+
+    names = local_tasks(folder)
+    if any(folder.glob("*.md")) and task not in names:  # the card can give a task's files other names
+        return _card(folder, task, split, cache_dir, streaming)
+    raise DataError(_absent(folder, task, names))
 
 
-def _parquet(files: list[Path]) -> Source:
+def local_tasks(folder: Path) -> list[str]:
+    """Return the names of the tasks whose episodes are in a folder, in alphabetical order."""
+    return sorted({path.parent.name for pattern in _TASK_FILES for path in folder.glob(f"*/{pattern}")})
+
+
+_TASK_FILES = ("*.parquet", "dataset_dict.json", "dataset_info.json")
+
+
+def _absent(folder: Path, task: str, names: list[str]) -> str:
+    """Say in words that `folder` does not have `task`, and what it has."""
+    if any(folder.glob("*.parquet")) or (folder / "dataset_dict.json").exists():
+        return (
+            f"--dataset {folder}: expected the folder that has the folders of the tasks, got that of a task; name "
+            f"{folder.parent}"
+        )
+    begun = (folder / ".incomplete" / task).is_dir()
+    listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    has = f"the tasks there are {listed}" if names else "there are no tasks in it"
+    hint = f"; finish it with `jat-engine collect --tasks {task} --output_dir {folder}`" if begun else ""
+    return f"--dataset {folder}: expected the task's folder {folder / task} with train-*.parquet, got none; {has}{hint}"
+
+
+def _parquet(folder: Path, task: str, split: str, streaming: bool) -> Source | None:
+    """Open the Parquet files of a task. All of them are checked before the first row is read."""
+    from ..datasets.collection import Collection
+    from ..datasets.shards import open_split
+
+    described = Collection.read(folder)
+    shards = open_split(folder, split, described)
+    if not shards:
+        if split == "train":
+            names = ", ".join(sorted(path.name for path in folder.glob("*.parquet"))[:5])
+            raise DataError(
+                f"{folder}: expected files named train-*.parquet, got {names}; rename those of the split train"
+            )
+        return None
+
+    def check() -> None:
+        if described is not None:
+            described.check_contents(folder, [shard.path.name for shard in shards])
+
+    return _shards(shards, folder, task, check, streaming)
+
+
+def _card(folder: Path, task: str, split: str, cache_dir: str | None, streaming: bool) -> Source | None:
+    """Open the files that the card of a folder names for a task."""
+    from ..datasets.remote import local_files
+    from ..datasets.shards import check_numbers, open_shards
+
+    files = local_files(folder, task, split)
+    if not files:
+        return None
+    if all(path.suffix == ".parquet" for path in files):
+        if len({path.parent for path in files}) == 1:
+            check_numbers(files)
+        return _shards(open_shards(files), folder, task, lambda: None, streaming)
+    source = _loaded(str(folder), task, split, cache_dir, streaming)
+    return None if source is None else replace(source, fingerprint=_state(files))
+
+
+def _shards(shards: Sequence[Shard], folder: Path, task: str, check: Callable[[], None], streaming: bool) -> Source:
+    """Return a source that reads Parquet files, after their columns and `check` have been found right."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from ..datasets.arrow import check_header, has_texts
+    from ..datasets.shards import damaged
+
+    for shard in shards:
+        if task in TASKS:
+            check_belong(shard.types.names, task, source=str(shard.path))
+        if not has_texts(shard.types):
+            check_header(shard.types, source=str(shard.path))
+
+    files = [shard.path for shard in shards]
+    checks = [check]  # done once; prepared data is read once, and a stream is checked before the training
+    if streaming:
+        checks.pop()()
+
     def read() -> Iterator[Rows]:
+        while checks:
+            checks[0]()
+            checks.clear()
         for file in files:
             first = 0
             try:
@@ -96,45 +176,54 @@ def _parquet(files: list[Path]) -> Source:
                         yield Rows(_table(batch), str(file), first)
                         first += batch.num_rows
             except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{file}: expected a parquet file, got one that cannot be read: {error}") from None
+                raise damaged(file, error) from None
 
-    state = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-    return Source(str(files[0].parent), hashlib.sha256(state.encode()).hexdigest(), read)
+    return Source(str(folder), _state(files), read)
+
+
+def _state(files: Sequence[Path]) -> str:
+    """Return a hash that changes with the files."""
+    states = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    return hashlib.sha256(states.encode()).hexdigest()
 
 
 def _saved(folder: Path, split: str) -> Source | None:
     import datasets
 
-    loaded: Any = datasets.load_from_disk(str(folder))
+    try:
+        loaded: Any = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        words = " ".join(str(error).split())
+        raise DataError(f"{folder}: expected a whole folder of `save_to_disk`: {words}; copy it again") from error
     if isinstance(loaded, dict):
         if split not in loaded:
             return None
         loaded = loaded[split]
     elif split != "train":
         return None
-    return _dataset(loaded, str(folder))
+    # Of the files as well: the fingerprint of `datasets` stays that of the first writing.
+    return replace(_dataset(loaded, str(folder)), fingerprint=_state(sorted(folder.rglob("*.arrow"))))
 
 
-def _hub(name: str, task: str, split: str, cache_dir: str | None, streaming: bool) -> Source | None:
-    import datasets
+def _loaded(name: str, task: str, split: str, cache_dir: str | None, streaming: bool) -> Source | None:
+    from ..datasets.remote import load_split
 
-    try:
-        loaded = datasets.load_dataset(name, task, split=split, cache_dir=cache_dir, streaming=streaming)
-    except (ValueError, OSError) as error:
-        # Asked for this way, since a list of the splits cannot be had without the hub.
-        if re.match(r"(Unknown|Bad) split", str(error)):
-            return None
-        # There is no such dataset or configuration, or no way to the hub.
-        raise DataError(f"--dataset {name}: {task}: {' '.join(str(error).split())}") from error
-    return _dataset(loaded, f"{name} ({task}, {split})")
+    loaded = load_split(name, task, split, cache_dir=cache_dir, streaming=streaming)
+    return None if loaded is None else _dataset(loaded, f"{name} ({task}, {split})")
 
 
 def _dataset(dataset: Any, where: str) -> Source:
     def read() -> Iterator[Rows]:
         first = 0
-        for table in dataset.with_format("arrow").iter(batch_size=_rows_at_once(dataset.column_names or [])):
-            yield Rows(table, where, first)
-            first += table.num_rows
+        try:
+            for table in dataset.with_format("arrow").iter(batch_size=_rows_at_once(dataset.column_names or [])):
+                yield Rows(table, where, first)
+                first += table.num_rows
+        except (DataError, ImportError):
+            raise
+        except Exception as error:  # of `datasets` or of its file systems
+            words = " ".join(str(error.__cause__ or error).split())
+            raise DataError(f"{where}: rows from {first}: expected rows that can be read: {words}") from error
 
     return Source(where, getattr(dataset, "_fingerprint", None), read)
 
