@@ -27,7 +27,15 @@ from ..training.resume import (
 )
 from .agent import quiet_loading
 from .arguments import note, parse
-from .train_data import DataArguments, Recipe, check_evaluation, collected_tasks, describe, load_segments, open_stream
+from .train_data import (
+    DataArguments,
+    Recipe,
+    collected_tasks,
+    describe,
+    digests_of,
+    load_segments,
+    open_stream,
+)
 
 
 @dataclass
@@ -99,7 +107,8 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
 
     tasks = collected_tasks(data)
     options = Recipe.of(data, tasks)
-    settings = settings_of(arguments, {**data.settings(), **asdict(options), "freeze": model_arguments.freeze})
+    more = {"tasks": tasks, **data.settings(arguments), **asdict(options), "freeze": model_arguments.freeze}
+    settings = settings_of(arguments, more)
     resume = checkpoint_to_resume(arguments)
     if resume is not None:
         check_record(resume, "settings", settings)
@@ -119,14 +128,12 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
     test: dict[str, Any] = {}
     if data.streaming:
         dataset = open_stream(data, tasks, model, processor, options, model_arguments.cache_dir, arguments)
-        digests = {}
     else:
         with arguments.main_process_first(local=True, desc="preparing the data"):
             dataset, test = load_segments(
                 data, tasks, model, processor, options.loss_weights, model_arguments.cache_dir, arguments
             )
-        digests = {segments.task: segments.digest for segments in dataset.tasks if segments.digest is not None}
-        check_evaluation(test, data, arguments)
+    digests = digests_of(dataset, data)
     if resume is not None:
         check_record(resume, "data", digests)
 

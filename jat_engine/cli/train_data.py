@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,9 +68,12 @@ class DataArguments:
         if self.streaming and arguments.train_sampling_strategy != "random":
             raise ValueError("--streaming: expected --train_sampling_strategy random, got another; lengths are unknown")
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, arguments: JatTrainingArguments) -> dict[str, Any]:
         """Return the values that change a run, by flag; those of a task are in `Recipe`."""
-        return {"tasks": recipe.expand(self.tasks), "action_shuffle": self.action_shuffle, "streaming": self.streaming}
+        kept: dict[str, Any] = {"action_shuffle": self.action_shuffle, "streaming": self.streaming}
+        if self.streaming:  # each worker reads its own rows
+            kept["dataloader_num_workers"] = arguments.dataloader_num_workers
+        return kept
 
 
 @dataclass(frozen=True)
@@ -159,41 +164,43 @@ def load_segments(
         The training dataset of all tasks, and the test dataset of each task, if the training is to evaluate.
 
     Raises:
-        ValueError: a task has no split "train".
+        ValueError: a task has no split "train", or what is to be evaluated does not exist.
     """
     from ..training.dataset import Segments, TaskDataset
     from ..training.prepare import prepare
     from ..training.segments import SegmentSettings
-    from ..training.sources import open_source
+    from ..training.sources import Source, open_source
 
     root = Path(cache_dir or constants.HF_HOME) / "jat_engine" / "pieces"
     splits = ["train", "test"] if arguments.eval_strategy != "no" else ["train"]
+    sources: dict[tuple[str, str], Source] = {}
+    for task in tasks:
+        for split in splits:
+            source = open_source(data.dataset, task, split, cache_dir=cache_dir)
+            if source is not None:
+                sources[task, split] = source
+            elif split == "train":
+                raise ValueError(f"--dataset {data.dataset}: {task}: expected a split train, got none")
+            else:
+                note(f"{task}: no test split; it is not evaluated")
+    if arguments.eval_strategy != "no":
+        check_evaluation([task for task, split in sources if split == "test"], data, arguments)
+
     segments: dict[str, dict[str, Segments]] = {split: {} for split in splits}
-
     with tqdm(desc="preparing", unit="episode", disable=None, leave=False) as bar:
-        for task in tasks:
-            for split in splits:
-                bar.set_description(f"preparing {task}", refresh=False)
-                source = open_source(data.dataset, task, split, cache_dir=cache_dir)
-                if source is None:
-                    if split == "train":
-                        raise ValueError(f"--dataset {data.dataset}: {task}: expected a split train, got none")
-                    note(f"{task}: no test split; it is not evaluated")
-                    continue
-
-                settings = SegmentSettings.of(
-                    task, split, recipe.segment_length(task, model.config), model.config, processor
-                )
-                folder = prepare(source, settings, processor, root, bar.update)
-                limit = data.eval_num_samples if split == "test" else None
-                segments[split][task] = Segments(
-                    folder,
-                    task,
-                    loss_weight=loss_weights.get(task, recipe.loss_weight(task)),
-                    own_weight=task not in loss_weights,
-                    limit=limit,
-                    image_processor=processor.image_processor,
-                )
+        for (task, split), source in sources.items():
+            bar.set_description(f"preparing {task}", refresh=False)
+            length = recipe.segment_length(task, model.config)
+            settings = SegmentSettings.of(task, split, length, model.config, processor)
+            folder = prepare(source, settings, processor, root, bar.update)
+            segments[split][task] = Segments(
+                folder,
+                task,
+                loss_weight=loss_weights.get(task, recipe.loss_weight(task)),
+                own_weight=task not in loss_weights,
+                limit=data.eval_num_samples if split == "test" else None,
+                image_processor=processor.image_processor,
+            )
 
     test = {task: TaskDataset([found]) for task, found in segments.get("test", {}).items()}
     return TaskDataset(segments["train"].values()), test
@@ -248,25 +255,49 @@ def open_stream(
     return TaskStream(streamed, processor, seed=seed, rank=arguments.process_index, world_size=arguments.world_size)
 
 
-def check_evaluation(test: dict[str, Any], data: DataArguments, arguments: JatTrainingArguments) -> None:
+def digests_of(dataset: Any, data: DataArguments) -> dict[str, str]:
+    """Return a hash of each task's data, by which a resumed training recognises it wherever it lies.
+
+    Args:
+        dataset: the segments or the stream of all tasks.
+        data: arguments for the training data.
+    """
+    if not data.streaming:
+        return {segments.task: segments.digest for segments in dataset.tasks if segments.digest is not None}
+
+    digests = {}
+    for task in dataset.tasks:
+        files = sorted((Path(data.dataset) / task.name).rglob("*.parquet"))
+        whole = hashlib.sha256(b"" if files else data.dataset.encode())
+        for path in files:
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - _FOOTER_BYTES))  # Parquet's footer has the extremes of each column
+                whole.update(f"{path.name} {size} ".encode() + file.read())
+        digests[task.name] = whole.hexdigest()
+    return digests
+
+
+_FOOTER_BYTES = 2**16
+
+
+def check_evaluation(tasks: Sequence[str], data: DataArguments, arguments: JatTrainingArguments) -> None:
     """Check that what is evaluated exists.
 
     Args:
-        test: task -> its test segments.
+        tasks: names of the tasks with a split test.
         data: arguments for the training data.
         arguments: arguments of the training.
 
     Raises:
-        ValueError: there is no test split, or `--metric_for_best_model` is not the name of a loss.
+        ValueError: there is no such task, or `--metric_for_best_model` is not the name of a loss.
     """
-    if arguments.eval_strategy == "no":
-        return
-    if not test:
+    if not tasks:
         raise ValueError(
-            f"--eval_strategy {arguments.to_dict()['eval_strategy']}: expected a task with a split test in {data.dataset}, "
-            "got none; leave --eval_strategy out, or collect test episodes"
+            f"--eval_strategy: expected a task with a split test in {data.dataset}, got none; leave --eval_strategy "
+            "out, or collect test episodes"
         )
-    losses = ["loss", *(f"{task}_loss" for task in test)]
+    losses = ["loss", *(f"{task}_loss" for task in tasks)]
     metric = arguments.metric_for_best_model
     if metric is not None and metric.removeprefix("eval_") not in losses:
         shown = ", ".join(losses[:4]) + (f" and {len(losses) - 4} more" if len(losses) > 4 else "")

@@ -108,7 +108,7 @@ class JatTrainer(Trainer):
             return int(self.args.max_steps)
         batches = math.ceil(len(self.sampler) / self.args.world_size)
         steps = math.ceil(batches / self.args.gradient_accumulation_steps)  # of an epoch
-        return int(math.ceil(self.args.num_train_epochs * steps))
+        return math.ceil(self.args.num_train_epochs * steps)
 
     def run(self, resume_from_checkpoint: str | None = None) -> None:
         """Train, and save the model, the Trainer's state and the metrics in the output folder.
@@ -131,12 +131,13 @@ class JatTrainer(Trainer):
         except Exception as error:
             if self.writing is None or isinstance(error, TrainingError):
                 raise
-            if self.writing != Path(str(self.args.output_dir)):
+            output, reason = Path(str(self.args.output_dir)), " ".join(str(error).split())
+            free_mb = shutil.disk_usage(output).free >> 20
+            if self.writing != output:
                 shutil.rmtree(self.writing, ignore_errors=True)
-            reason = " ".join(str(error).split())
             raise TrainingError(
-                f"step {self.state.global_step}: expected to write {self.writing}, got {reason}; make room, then go on "
-                f"with --resume_from_checkpoint latest; {self._last()}"
+                f"step {self.state.global_step}: expected to write {self.writing}, got an error with {free_mb} MB of "
+                f"the disk free: {reason}. Make room, then go on with --resume_from_checkpoint latest; {self._last()}"
             ) from error
 
     def _last(self) -> str:
