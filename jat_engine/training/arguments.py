@@ -38,12 +38,19 @@ class JatTrainingArguments(TrainingArguments):
         if self.use_cpu and self.fsdp:
             raise ValueError("--fsdp: expected GPUs, got the CPU, where accelerate does not shard; leave --fsdp out")
 
+        from accelerate.utils import DynamoBackend  # its import takes a second
+
         try:
             super().__post_init__()
         except (ValueError, OSError, ImportError, TypeError, KeyError, NotImplementedError) as error:
             # Flags that exclude each other, that this machine does not support, or files that cannot be read.
             raise ValueError(str(error) or type(error).__name__) from error
 
+        backends = [backend.value.lower() for backend in DynamoBackend]
+        if self.torch_compile and str(self.torch_compile_backend).lower() not in backends:
+            raise ValueError(
+                f"--torch_compile_backend: expected one of {', '.join(backends)}, got {self.torch_compile_backend}"
+            )
         if not isinstance(self.lr_scheduler_kwargs, dict | None):
             raise ValueError(
                 f"--lr_scheduler_kwargs: expected JSON such as '{{\"min_lr\": 1e-6}}', got {self.lr_scheduler_kwargs}"
