@@ -166,7 +166,9 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
         note(f"jat-engine: error: {error}")
         return 1
     if trainer.is_world_process_zero():
-        note(f"wrote {arguments.output_dir}")
+        step, left = trainer.state.global_step, trainer.num_steps - trainer.state.global_step
+        stopped = f", stopped at step {step} with {left} to go; go on with --resume_from_checkpoint latest"
+        note(f"wrote {arguments.output_dir}{stopped if left > 0 else ''}")
     return 0
 
 
