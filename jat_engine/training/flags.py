@@ -92,10 +92,11 @@ _RANGES: dict[str, Range] = {
     "seed": _SEED,
     "data_seed": _SEED,
     "max_steps": ("at least 1, or -1 for whole epochs", lambda value: value >= 1 or value == -1),
+    "learning_rate": ("a number from 0 to 1e30", lambda value: 0 <= value <= 1e30),  # float32 has no larger steps
     "adam_beta1": _BELOW_1,
     "adam_beta2": _BELOW_1,
     **dict.fromkeys(("num_train_epochs", "logging_steps", "eval_steps", "save_steps", "adam_epsilon"), _POSITIVE),
-    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay"), _AT_LEAST_0),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "eval_delay"), _AT_LEAST_0),
     **dict.fromkeys(("dataloader_num_workers", "dataloader_prefetch_factor"), _AT_LEAST_0),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), _AT_LEAST_1),
     **dict.fromkeys(("gradient_accumulation_steps", "save_total_limit", "torch_empty_cache_steps"), _AT_LEAST_1),

@@ -211,7 +211,8 @@ def test_weights_that_are_not_numbers_are_not_saved(
     folder: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Check a last step whose loss was finite and whose weights are not: the checkpoint before it stays."""
-    more = ["--optim", "sgd", "--learning_rate", "1e39", "--max_grad_norm", "0", "--lr_scheduler_type", "constant"]
+    more = ["--optim", "sgd", "--learning_rate", "1e25", "--max_grad_norm", "0", "--lr_scheduler_type", "constant"]
+    more += ["--loss_weights", "mujoco=1e20", "babyai=1e20"]
     output = finished.with_name("last")
     assert main(run(folder, output, *more, steps=1)) == 1
     assert "is not finite any more" in capsys.readouterr().err.splitlines()[-1]
