@@ -70,7 +70,7 @@ class TrainModelArguments:
         """
         given = [self.model_name_or_path, self.preset, self.config_name]
         if sum(value is not None for value in given) != 1:
-            got = "several" if any(given) else "none"
+            got = "several: the first goes on from weights, the others draw new ones" if any(given) else "none"
             raise ValueError(f"expected one of --model_name_or_path, --preset and --config_name, got {got}")
         if self.from_scratch and self.model_name_or_path is None:
             raise ValueError("--from_scratch: expected --model_name_or_path with it; --preset has new weights anyway")
@@ -137,17 +137,20 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
     if resume is not None:
         check_record(resume, "data", digests)
 
-    trainer = JatTrainer(
-        model,
-        arguments,
-        train_dataset=dataset,
-        eval_dataset=test,
-        processor=processor,
-        sampling_weights=options.sampling_weights,
-        batch_sizes=options.batch_sizes,
-        action_shuffle=data.action_shuffle,
-        record={"settings": settings, "data": digests},
-    )
+    try:
+        trainer = JatTrainer(
+            model,
+            arguments,
+            train_dataset=dataset,
+            eval_dataset=test,
+            processor=processor,
+            sampling_weights=options.sampling_weights,
+            batch_sizes=options.batch_sizes,
+            action_shuffle=data.action_shuffle,
+            record={"settings": settings, "data": digests},
+        )
+    except (ValueError, ImportError) as error:  # flags that the Trainer refuses, or lacks a package for
+        raise ValueError(str(error)) from error
     if resume is not None:
         state = state_of(resume)
         if trainer.num_steps <= state["global_step"]:

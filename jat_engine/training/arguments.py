@@ -25,7 +25,7 @@ class JatTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         require_train_extra()
-        if self.output_dir is None:
+        if not self.output_dir:
             raise ValueError("--output_dir: expected a folder for checkpoints, got none")
         check_training_flags(self)
 
@@ -46,6 +46,8 @@ class JatTrainingArguments(TrainingArguments):
             # Flags that exclude each other, that this machine does not support, or files that cannot be read.
             raise ValueError(str(error) or type(error).__name__) from error
 
+        if self.fsdp and self.world_size == 1:
+            raise ValueError("--fsdp: expected several processes (`torchrun`, `accelerate launch`), got one")
         backends = [backend.value.lower() for backend in DynamoBackend]
         if self.torch_compile and str(self.torch_compile_backend).lower() not in backends:
             raise ValueError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import field, fields, make_dataclass
 from importlib import util
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
@@ -110,12 +112,20 @@ _TRACKIO = ("--report_to trackio", lambda given: "trackio" in reports(given.repo
 _NEEDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("do_eval", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end"), _EVALUATES),
     **dict.fromkeys(("metric_for_best_model", "greater_is_better"), _EVALUATES),
-    **dict.fromkeys(("hub_model_id", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision"), _PUSHES),
+    **dict.fromkeys(
+        ("hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"), _PUSHES
+    ),
     **dict.fromkeys(("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), _CHECKPOINTS),
     **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "project"), _TRACKIO),
     "fsdp_config": ("--fsdp", lambda given: bool(given.fsdp)),
 }
 """Flag that has an effect only with another one -> the other, and whether it is given."""
+
+_OBJECTS = (
+    *("accelerator_config", "activation_checkpointing_kwargs", "deepspeed", "fsdp_config"),
+    *("gradient_checkpointing_kwargs", "lr_scheduler_kwargs"),
+)
+"""Flags that take a JSON object, or a file with one."""
 
 _REPORTS = {
     "azure_ml": ("azureml", "azureml-core"),
@@ -184,14 +194,6 @@ def check_training_flags(given: Any) -> None:
         if value is not None and not (math.isfinite(value) and holds(value)):
             raise ValueError(f"--{name}: expected {expected}, got {value}")
 
-    for name, (other, holds) in _NEEDS.items():
-        if _is_set(given, name) and not holds(given):
-            raise ValueError(f"--{name}: expected {other} with it, got none; it has no effect alone")
-    if given.save_strategy == "best" and given.eval_strategy == "no":
-        raise ValueError("--save_strategy best: expected --eval_strategy steps or epoch with it, got no")
-    if given.save_strategy == "best" and not (given.metric_for_best_model or given.load_best_model_at_end):
-        raise ValueError("--save_strategy best: expected --metric_for_best_model, such as loss, with it, got none")
-
     for report in reports(given.report_to):
         if report not in _REPORTS:
             near = difflib.get_close_matches(report, _REPORTS, n=1)
@@ -200,6 +202,24 @@ def check_training_flags(given: Any) -> None:
         _require(f"--report_to {report}", *_REPORTS[report])
     if given.deepspeed:
         _require("--deepspeed", "deepspeed", "deepspeed")
+
+    for name in _OBJECTS:
+        value = getattr(given, name, None)
+        if isinstance(value, str):
+            try:
+                json.loads(value if value.startswith("{") else Path(value).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"--{name}: expected a JSON object, or a file with one, got {value}: {error}"
+                ) from None
+
+    for name, (other, holds) in _NEEDS.items():
+        if _is_set(given, name) and not holds(given):
+            raise ValueError(f"--{name}: expected {other} with it, got none; it has no effect alone")
+    if given.save_strategy == "best" and given.eval_strategy == "no":
+        raise ValueError("--save_strategy best: expected --eval_strategy steps or epoch with it, got no")
+    if given.save_strategy == "best" and not (given.metric_for_best_model or given.load_best_model_at_end):
+        raise ValueError("--save_strategy best: expected --metric_for_best_model, such as loss, with it, got none")
 
 
 def reports(report_to: Any) -> list[str]:

@@ -165,7 +165,7 @@ def test_bfloat16_on_a_machine_without_gpu_needs_no_other_flag(tmp_path: Path) -
         ("--optim_args momentum=1", "--optim_args momentum=1 has no effect"),
         ("--lr_scheduler_type cosine_with_min_lr", "--lr_scheduler_type cosine_with_min_lr: One of min_lr"),
         ('--lr_scheduler_kwargs {{"a":1}}', "unexpected keyword argument 'a'"),
-        ("--lr_scheduler_kwargs a=1", "--lr_scheduler_kwargs: expected JSON"),
+        ("--lr_scheduler_kwargs a=1", "--lr_scheduler_kwargs: expected a JSON object"),
         ('--accelerator_config {{"split_batches":true}}', "expected split_batches and dispatch_batches false"),
         ("--torch_compile_backend none", "--torch_compile_backend: expected one of"),
         ("--resume_from_checkpoint latest", "there is no complete checkpoint in"),
