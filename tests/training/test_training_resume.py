@@ -261,16 +261,20 @@ def test_two_trainings_in_one_folder(folder: Path, finished: Path, capsys: pytes
 
 
 def test_workers_do_not_keep_the_lock_of_a_killed_training(tmp_path: Path) -> None:
+    ready, tell = os.pipe()
     with claim(tmp_path / "run"):
-        (tmp_path / "run" / "file").touch()
         worker = os.fork()
         if worker == 0:
+            os.write(tell, b".")
             signal.pause()
             os._exit(0)
-    with claim(tmp_path / "run"):
-        pass
-    os.kill(worker, signal.SIGKILL)
-    os.waitpid(worker, 0)
+        os.read(ready, 1)
+    try:
+        with claim(tmp_path / "run"):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
 
 
 def test_an_output_folder_that_is_a_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
