@@ -262,6 +262,7 @@ def test_two_trainings_in_one_folder(folder: Path, finished: Path, capsys: pytes
 
 def test_workers_do_not_keep_the_lock_of_a_killed_training(tmp_path: Path) -> None:
     ready, tell = os.pipe()
+    (tmp_path / "run").mkdir()
     with claim(tmp_path / "run"):
         worker = os.fork()
         if worker == 0:
