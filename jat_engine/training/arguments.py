@@ -38,8 +38,6 @@ class JatTrainingArguments(TrainingArguments):
         if self.use_cpu and self.fsdp:
             raise ValueError("--fsdp: expected GPUs, got the CPU, where accelerate does not shard; leave --fsdp out")
 
-        from accelerate.utils import DynamoBackend  # its import takes a second
-
         try:
             super().__post_init__()
         except (ValueError, OSError, ImportError, TypeError, KeyError, NotImplementedError) as error:
@@ -48,11 +46,9 @@ class JatTrainingArguments(TrainingArguments):
 
         if self.fsdp and self.world_size == 1:
             raise ValueError("--fsdp: expected several processes (`torchrun`, `accelerate launch`), got one")
-        backends = [backend.value.lower() for backend in DynamoBackend]
-        if self.torch_compile and str(self.torch_compile_backend).lower() not in backends:
-            raise ValueError(
-                f"--torch_compile_backend: expected one of {', '.join(backends)}, got {self.torch_compile_backend}"
-            )
+        if self.torch_compile and self.torch_compile_backend not in torch.compiler.list_backends(exclude_tags=()):
+            shown = ", ".join(torch.compiler.list_backends())
+            raise ValueError(f"--torch_compile_backend: expected one of {shown}, got {self.torch_compile_backend}")
         if not isinstance(self.lr_scheduler_kwargs, dict | None):
             raise ValueError(
                 f"--lr_scheduler_kwargs: expected JSON such as '{{\"min_lr\": 1e-6}}', got {self.lr_scheduler_kwargs}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import math
@@ -150,7 +151,7 @@ PublishedArguments = make_dataclass(
     "PublishedArguments",
     [
         # A flag without a value stands for true, as for every flag that is true or false. Not shown by --help.
-        (name, str | None, field(default=None, metadata={"nargs": "?", "const": "true", "help": "==SUPPRESS=="}))
+        (name, str | None, field(default=None, metadata={"nargs": "?", "const": "true", "help": argparse.SUPPRESS}))
         for name in PUBLISHED
         if name not in {known.name for known in fields(TrainingArguments)}
     ],

@@ -106,9 +106,9 @@ class JatTrainer(Trainer):
         """Steps of the whole training."""
         if self.args.max_steps > 0 or self.sampler is None:
             return int(self.args.max_steps)
-        batches = math.ceil(len(self.sampler) / self.args.world_size)
-        steps = math.ceil(batches / self.args.gradient_accumulation_steps)  # of an epoch
-        return math.ceil(self.args.num_train_epochs * steps)
+        batches = len(self.sampler) / self.args.world_size
+        steps: int = math.ceil(batches / self.args.gradient_accumulation_steps)  # of an epoch
+        return math.ceil(float(self.args.num_train_epochs) * steps)
 
     def run(self, resume_from_checkpoint: str | None = None) -> None:
         """Train, and save the model, the Trainer's state and the metrics in the output folder.

@@ -76,6 +76,14 @@ def test_other_values_of_published_flags_are_refused() -> None:
             assert str(error.value).endswith(remedy)
 
 
+def test_former_flags_are_not_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert "--from_scratch" in shown
+    assert not [name for name in PUBLISHED if f"--{name} " in shown]
+
+
 def test_from_scratch_takes_the_configuration_alone(folder: Path, tmp_path: Path) -> None:
     still = ["--learning_rate", "0", "--max_steps", "1", "--seed", "5"]
     assert main(flags(folder, tmp_path / "new", *still, "--from_scratch", tasks=HOPPER)) == 0
