@@ -100,6 +100,7 @@ class Segments:
 
     Attributes:
         num_episodes, num_steps: totals of the folder, whatever `limit` is.
+        digest: hash of the folder's arrays; None if it was prepared by a release that did not make one.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Segments:
         self.options = {"loss_weight": loss_weight, "own_weight": own_weight, "image_processor": image_processor}
         info = json.loads((folder / INFO_FILE).read_text())
         self.num_episodes, self.num_steps = int(info["num_episodes"]), int(info["num_steps"])
+        self.digest: str | None = info.get("digest")
         self._arrays: Arrays | None = None
         available = len(map_array(folder, START))
         self._num_segments = available if limit is None else min(limit, available)

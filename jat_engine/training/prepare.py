@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,9 @@ from .sources import Source
 
 _VERSION = 1
 """Version of the folder's layout; folders of another version are not used."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of the file system that more room would mend."""
 
 _OFFSETS = {START: "segment_steps", "plane_index": "planes", "image_start": "image_bytes"}
 """Array of indices -> the array whose rows they count. Indices of appended rows are shifted by what is there."""
@@ -47,6 +51,7 @@ def prepare(
 
     Raises:
         DataError: the data is malformed or empty. Names file, row and column; no folder is left behind.
+        OSError: the folder cannot be written.
     """
     key = json.dumps([_VERSION, source.fingerprint, asdict(settings)], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -65,6 +70,13 @@ def prepare(
         except OSError:  # another process was faster
             if not (folder / INFO_FILE).exists():
                 raise
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise OSError(
+            f"--cache_dir: expected room in {root} for the prepared data of {settings.task}, got {error.strerror}; "
+            "make room, name another folder, or read it with --streaming"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -108,10 +120,20 @@ def _write(source: Source, cutter: Cutter, folder: Path, progress: Callable[[int
                 **asdict(cutter.settings),
                 "num_episodes": cutter.num_episodes,
                 "num_steps": num_steps,
+                "digest": digest(folder),
                 "source": source.where,
             }
         )
     )
+
+
+def digest(folder: Path) -> str:
+    """Return a hash of all arrays in a prepared folder. Equal data have an equal one, wherever they were read from."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.glob("*.npy")):
+        with path.open("rb") as file:
+            whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 def _words(shapes: dict[str, tuple[int, ...]]) -> str:

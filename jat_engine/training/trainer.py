@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +15,15 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .dataset import TASK, TaskDataset, as_batch, scale_frames
+from .resume import newest_whole, write_record
 from .sampler import InOrderBatchSampler, TaskBatchSampler
 from .stream import TaskStream
 
 _SUMS = ("count", "loss", "rl_count", "action_loss", "observation_loss")
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on: the loss is not a number, or a checkpoint cannot be written."""
 
 
 class JatTrainer(Trainer):
@@ -35,7 +43,11 @@ class JatTrainer(Trainer):
         action_shuffle: share of actions, in [0, 1], that are replaced by another step's action in the model's input.
             The actions to predict stay. An agent that sees its own last action can learn to repeat it, which scores
             well on demonstrations and badly in play (arXiv 1905.11979).
+        record: what the training is made with, written into each checkpoint; see `write_record`. None writes none.
         options: further arguments of transformers' Trainer.
+
+    Attributes:
+        writing: the folder of the checkpoint that is being written; None between checkpoints.
     """
 
     train_dataset: TaskDataset | TaskStream
@@ -52,6 +64,7 @@ class JatTrainer(Trainer):
         sampling_weights: Mapping[str, float] | None = None,
         batch_sizes: Mapping[str, int] | None = None,
         action_shuffle: float = 0.0,
+        record: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -64,6 +77,9 @@ class JatTrainer(Trainer):
             **options,
         )
         self._action_shuffle = action_shuffle
+        self._record = record
+        self.writing: Path | None = None
+        self.add_callback(_WrittenCallback(self))
 
         self.sampler: TaskBatchSampler | None = None
         if isinstance(train_dataset, TaskStream):
@@ -84,6 +100,85 @@ class JatTrainer(Trainer):
             self.add_callback(_EpochCallback(self.sampler))
 
         self._sums: Tensor | None = None  # [tasks, len(_SUMS)], since the last log
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole training."""
+        if self.args.max_steps > 0 or self.sampler is None:
+            return int(self.args.max_steps)
+        batches = len(self.sampler) / self.args.world_size
+        steps: int = math.ceil(batches / self.args.gradient_accumulation_steps)  # of an epoch
+        return math.ceil(float(self.args.num_train_epochs) * steps)
+
+    def run(self, resume_from_checkpoint: str | None = None) -> None:
+        """Train, and save the model, the Trainer's state and the metrics in the output folder.
+
+        A checkpoint that cannot be written is removed.
+
+        Args:
+            resume_from_checkpoint: folder of the checkpoint to go on from; None begins.
+
+        Raises:
+            TrainingError: a checkpoint cannot be written, or the loss is not a number.
+        """
+        try:
+            result = self.train(resume_from_checkpoint=resume_from_checkpoint)
+            self.writing = Path(str(self.args.output_dir))
+            self.save_model()
+            self.save_state()
+            self.log_metrics("train", result.metrics)
+            self.save_metrics("train", result.metrics)
+        except Exception as error:
+            if self.writing is None or isinstance(error, TrainingError):
+                raise
+            output, reason = Path(str(self.args.output_dir)), " ".join(str(error).split())
+            free_mb = shutil.disk_usage(output).free >> 20
+            if self.writing != output:
+                shutil.rmtree(self.writing, ignore_errors=True)
+            raise TrainingError(
+                f"step {self.state.global_step}: expected to write {self.writing}, got an error with {free_mb} MB of "
+                f"the disk free: {reason}. Make room, then go on with --resume_from_checkpoint latest; {self._last()}"
+            ) from error
+
+    def _last(self) -> str:
+        last = newest_whole(Path(str(self.args.output_dir)))
+        return f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model, processor and the record of the training.
+
+        Args:
+            output_dir: folder; None takes that of the training.
+            _internal_call: as in the Trainer.
+
+        Raises:
+            TrainingError: a weight is not a finite number.
+        """
+        self._check_weights()
+        folder = Path(output_dir or str(self.args.output_dir))
+        if output_dir is not None:
+            self.writing = folder  # until `_WrittenCallback` sees that the rest of the checkpoint is written, too
+        super().save_model(output_dir, _internal_call)
+        if self._record is not None and self.args.should_save:
+            write_record(folder, self._record)
+
+    def _check_weights(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # every process has only a part of them
+            return
+        model: Any = self.model
+        for name, parameter in model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise self._diverged(f"{name} is not finite any more")
+
+    def _diverged(self, what: str) -> TrainingError:
+        rates = {f"{group['lr']:g}" for group in self.optimizer.param_groups} if self.optimizer is not None else {"?"}
+        return TrainingError(
+            f"{what}, with a learning rate of {', '.join(sorted(rates))}; nothing more is saved. Begin another "
+            "training with a lower --learning_rate, more --warmup_steps or a smaller --max_grad_norm; "
+            f"{self._last()}"
+        )
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
@@ -131,6 +226,22 @@ class JatTrainer(Trainer):
         return prepared
 
     # ---- loss ----------------------------------------------------------------------------------------------------
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Return the loss of one batch, after adding its gradients.
+
+        Args:
+            model, inputs, num_items_in_batch: as in the Trainer.
+
+        Raises:
+            TrainingError: the loss is NaN or infinite; weights are those of the step before.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise self._diverged(f"step {self.state.global_step + 1}: the loss on {inputs[TASK]} is {loss.item()}")
+        return loss
 
     def compute_loss(
         self,
@@ -234,3 +345,13 @@ class _EpochCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.sampler.set_epoch(int(state.epoch))
+
+
+class _WrittenCallback(TrainerCallback):
+    """Tell the trainer that a checkpoint is written."""
+
+    def __init__(self, trainer: JatTrainer) -> None:
+        self.trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.writing = None

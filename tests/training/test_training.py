@@ -21,48 +21,28 @@ for package in ("accelerate", "datasets", "tensorboard"):
 
 import numpy as np
 import torch
-from helpers import environment, program, training_data
+from helpers import environment, program
 from helpers.checkpointing import enable_checkpointing
-from helpers.training_data import KINDS, episode, tiny_config, write_split
-from safetensors.torch import load_file
+from helpers.training_data import tiny_config
+from helpers.training_runs import TASKS, flags, weights, write_inputs
 
 import jat_engine
 from jat_engine.cli import main
-from jat_engine.cli.train import JatTrainingArguments, is_complete
+from jat_engine.training.arguments import JatTrainingArguments
 from jat_engine.training.dataset import TASK, Segments, TaskDataset
 from jat_engine.training.prepare import prepare
+from jat_engine.training.resume import damage_of
 from jat_engine.training.segments import SegmentSettings
 from jat_engine.training.sources import open_source
 from jat_engine.training.trainer import JatTrainer
 
-TASKS = list(KINDS)
 SGD = ["--optim", "sgd", "--learning_rate", "1", "--lr_scheduler_type", "constant", "--max_grad_norm", "0"]
 """Flags with which a step subtracts the gradient."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write `data` of three tasks, `even` data with segments of one length, and a `model` with random weights."""
-    folder = tmp_path_factory.mktemp("training")
-    training_data.write_dataset(folder / "data")
-    write_split(folder / "even", "mujoco-hopper", "train", [episode("continuous", 12, i) for i in range(6)])
-    config = tiny_config()
-    torch.manual_seed(0)
-    jat_engine.JatModel(config).save_pretrained(folder / "model")
-    jat_engine.JatProcessor.byte_level(config).save_pretrained(folder / "model")
-    return folder
-
-
-def flags(folder: Path, output: Path, *more: str, data: str = "data", tasks: list[str] = TASKS) -> list[str]:
-    return [
-        *("train", "--tasks", *tasks, "--dataset", str(folder / data), "--model_name_or_path", str(folder / "model")),
-        *("--cache_dir", str(folder / "cache"), "--output_dir", str(output), "--use_cpu", "--report_to", "none"),
-        *("--disable_tqdm", "true", "--per_device_train_batch_size", "2", "--save_strategy", "no", *more),
-    ]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "model.safetensors")
+    return write_inputs(tmp_path_factory.mktemp("training"))
 
 
 def changes(folder: Path, output: Path) -> dict[str, torch.Tensor]:
@@ -259,7 +239,7 @@ def test_a_killed_training_resumes_exactly(folder: Path, tmp_path: Path) -> None
     command = [sys.executable, "-m", "jat_engine.cli", *flags(folder, killed, *more)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not is_complete(killed / "checkpoint-3"):
+    while damage_of(killed / "checkpoint-3"):
         assert process.poll() is None, "the training ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -309,55 +289,3 @@ def test_two_processes_give_the_gradient_of_one(folder: Path, tmp_path: Path) ->
     assert len(used & {"continuous_encoder", "multi_discrete_encoder", "image_encoder"}) == 2  # two tasks' batches
     assert main(flags(folder, tmp_path / "joint", *step, "--per_device_train_batch_size", "4", **even)) == 0
     assert_close(changes(folder, tmp_path / "even"), changes(folder, tmp_path / "joint"), 1e-5)
-
-
-# ---- errors --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (["--tasks", "mujoco-hoper"], "no task is named 'mujoco-hoper'; did you mean mujoco-hopper"),
-        (["--tasks", "mujoco-ant"], "mujoco-ant"),
-        (["--dataset", "/nowhere"], "--dataset: expected a folder or the name of a dataset on the hub, got '/nowhere'"),
-        (["--preset", "small"], "expected one of --model_name_or_path, --preset and --config_name"),
-        (["--loss_weights", "mujoco"], "--loss_weights: expected task=number"),
-        (["--batch_sizes", "mujoco=1.5"], "--batch_sizes: mujoco: expected a number above 0, got '1.5'"),
-        (["--fsdp", "full_shard"], "--fsdp: expected GPUs, got the CPU"),
-        (["--streaming"], "--streaming: expected --max_steps"),
-        (["--action_shuffle", "2"], "--action_shuffle: expected a share in [0, 1], got 2.0"),
-        (["--freeze", "head"], "--freeze: expected the beginning of a parameter's name, got 'head'"),
-        (["--freeze", ""], "--freeze: expected parameters that are left to train, got ''"),
-        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size: expected at least 1, got 0"),
-        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps: expected at least 1, got 0"),
-        (["--learning_rate", "nan"], "--learning_rate: expected a finite number of at least 0, got nan"),
-        (["--fp16", "--bf16"], "fp16 and bf16"),
-        (["--eval_num_samples", "0"], "--eval_num_samples: expected at least 1, got 0"),
-        (["--resume_from_checkpoint", "latest"], "there is no complete checkpoint in"),
-        (["--model_name_or_path", "/nowhere"], "--model_name_or_path /nowhere"),
-    ],
-)
-def test_errors(
-    change: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*flags(folder, tmp_path / "out"), *change]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("jat-engine: error: ")
-    assert message in error
-    assert not (tmp_path / "out").exists()
-
-
-def test_unknown_flags(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as error:
-        main([*flags(folder, tmp_path / "out"), "--learning-rat", "1"])
-    assert error.value.code == 2
-    assert "unrecognized arguments: --learning-rat 1" in capsys.readouterr().err
-
-
-def test_a_finished_training_is_not_written_over(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "checkpoint-7").mkdir()
-    (tmp_path / "checkpoint-7" / "trainer_state.json").write_text('{"global_step": 7}')
-    assert main(flags(folder, tmp_path)) == 2
-    assert "got one with checkpoint-7; go on from it with --resume_from_checkpoint latest" in capsys.readouterr().err

@@ -224,6 +224,7 @@ def train(data: Path, initial: Path, folder: Path, overrides: dict[str, Any] | N
 
 def _train_phase(phase: Phase, data: Path, initial: Path, folder: Path, overrides: dict[str, Any]) -> None:
     from ...cli.train import run
+    from ...training.resume import newest_whole
 
     arguments: dict[str, Any] = {
         "model_name_or_path": initial,
@@ -238,11 +239,12 @@ def _train_phase(phase: Phase, data: Path, initial: Path, folder: Path, override
         **phase.training,
         **overrides,
     }
-    if any(folder.glob("checkpoint-*")):
+    if newest_whole(folder) is not None:
         arguments["resume_from_checkpoint"] = "latest"
     if not torch.cuda.is_available():
         arguments["use_cpu"] = True
-    run(_flags(arguments))
+    if run(_flags(arguments)) != 0:
+        raise RuntimeError(f"{folder}: the training ended before its last step, for the reason that it printed")
 
 
 def export(trained: Path, folder: Path) -> None:

@@ -1,0 +1,304 @@
+"""Arguments for the training data of `jat-engine train`, and the data that they name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from tqdm import tqdm
+
+from ..envs import TASKS
+from ..training import recipe
+from ..training.arguments import JatTrainingArguments
+from .arguments import note
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    """Arguments for the training data."""
+
+    tasks: list[str] = field(metadata={"help": "tasks, domains (atari babyai metaworld mujoco), all, or text datasets"})
+    dataset: str = field(
+        default="jat-project/jat-dataset",
+        metadata={"help": "a folder that `jat-engine collect` wrote, or a dataset on the hub"},
+    )
+    loss_weights: list[str] = field(
+        default_factory=list, metadata={"help": "task=x or domain=x instead of the published weights"}
+    )
+    sampling_weights: list[str] = field(
+        default_factory=list, metadata={"help": "task=x or domain=x instead of the published weights"}
+    )
+    batch_sizes: list[str] = field(
+        default_factory=list, metadata={"help": "task=n or domain=n instead of --per_device_train_batch_size"}
+    )
+    action_shuffle: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of input actions replaced by those of other steps, so that the model does not copy them"
+        },
+    )
+    eval_num_samples: int | None = field(
+        default=None, metadata={"help": "number of test segments per task to evaluate; by default all"}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "read data during training instead of preparing it on disk; needs --max_steps"}
+    )
+
+    def check(self, arguments: JatTrainingArguments) -> None:
+        """Check the values, and that they go with those of the training.
+
+        Raises:
+            ValueError: a value is out of range, or has no effect; the message names the flag.
+        """
+        if not 0 <= self.action_shuffle <= 1:
+            raise ValueError(f"--action_shuffle: expected a share in [0, 1], got {self.action_shuffle}")
+        if self.eval_num_samples is not None and self.eval_num_samples < 1:
+            raise ValueError(f"--eval_num_samples: expected at least 1, got {self.eval_num_samples}")
+        if self.eval_num_samples is not None and arguments.eval_strategy == "no":
+            raise ValueError("--eval_num_samples: expected --eval_strategy steps or epoch with it, got no")
+        if self.streaming and arguments.max_steps <= 0:
+            raise ValueError("--streaming: expected --max_steps, since a stream has no end, got none")
+        if self.streaming and arguments.eval_strategy != "no":
+            raise ValueError("--streaming: expected --eval_strategy no, got another; evaluate without --streaming")
+        if self.streaming and arguments.train_sampling_strategy != "random":
+            raise ValueError("--streaming: expected --train_sampling_strategy random, got another; lengths are unknown")
+
+    def settings(self, arguments: JatTrainingArguments) -> dict[str, Any]:
+        """Return the values that change a run, by flag; those of a task are in `Recipe`."""
+        kept: dict[str, Any] = {"action_shuffle": self.action_shuffle, "streaming": self.streaming}
+        if self.streaming:  # each worker reads its own rows
+            kept["dataloader_num_workers"] = arguments.dataloader_num_workers
+        return kept
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Weights and batch sizes by task.
+
+    Attributes:
+        loss_weights: of the tasks for which the command line gives one.
+        sampling_weights: of all tasks.
+        batch_sizes: of the tasks for which the command line gives one.
+    """
+
+    loss_weights: dict[str, float]
+    sampling_weights: dict[str, float]
+    batch_sizes: dict[str, int]
+
+    @classmethod
+    def of(cls, data: DataArguments, tasks: Sequence[str]) -> Recipe:
+        """Return the weights and batch sizes of the command line, and the published ones.
+
+        Raises:
+            ValueError: a value is malformed, or names a task that is not trained.
+        """
+        sampling_weights = {task: recipe.sampling_weight(task) for task in tasks}
+        return cls(
+            recipe.overrides("--loss_weights", data.loss_weights, tasks, float),
+            sampling_weights | recipe.overrides("--sampling_weights", data.sampling_weights, tasks, float),
+            recipe.overrides("--batch_sizes", data.batch_sizes, tasks, int),
+        )
+
+
+def describe(train: Any, sampler: Any) -> str:
+    """Return a description of the training data, for people.
+
+    Args:
+        train: the dataset or stream.
+        sampler: the sampler of a dataset; None for a stream.
+    """
+    if sampler is None:
+        return f"{len(train.tasks)} task(s), read as they are needed"
+    steps = sum(segments.num_steps for segments in train.tasks)
+    segments = f"{len(train)} segments, {steps} steps or tokens"
+    return f"{len(train.tasks)} task(s), {segments}; an epoch is {len(sampler)} batches"
+
+
+def collected_tasks(data: DataArguments) -> list[str]:
+    """Return the names of the tasks to train on.
+
+    Domain names and "all" stand for those of their tasks that a local dataset contains. Tasks that are named are kept
+    in any case.
+
+    Raises:
+        ValueError: the dataset contains none of the tasks.
+    """
+    tasks, folder = recipe.expand(data.tasks), Path(data.dataset)
+    if not folder.is_dir():
+        return tasks
+    absent = [task for task in tasks if task not in data.tasks and task in TASKS and not (folder / task).is_dir()]
+    if len(absent) == len(tasks):
+        raise ValueError(f"--tasks {' '.join(data.tasks)}: expected tasks that {folder} has, got none of them")
+    if absent:
+        shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+        note(f"{folder} does not have {shown}")
+    return [task for task in tasks if task not in absent]
+
+
+def load_segments(
+    data: DataArguments,
+    tasks: Sequence[str],
+    model: Any,
+    processor: Any,
+    loss_weights: dict[str, float],
+    cache_dir: str | None,
+    arguments: JatTrainingArguments,
+) -> tuple[Any, dict[str, Any]]:
+    """Prepare the segments of all tasks on disk, and open them as datasets.
+
+    Args:
+        data: arguments for the training data.
+        tasks: names of the tasks.
+        model: the model to train.
+        processor: its processor.
+        loss_weights: of the tasks for which the command line gives one.
+        cache_dir: folder for downloads and prepared data.
+        arguments: arguments of the training.
+
+    Returns:
+        The training dataset of all tasks, and the test dataset of each task, if the training is to evaluate.
+
+    Raises:
+        ValueError: a task has no split "train", or what is to be evaluated does not exist.
+    """
+    from ..training.dataset import Segments, TaskDataset
+    from ..training.prepare import prepare
+    from ..training.segments import SegmentSettings
+    from ..training.sources import Source, open_source
+
+    root = Path(cache_dir or constants.HF_HOME) / "jat_engine" / "pieces"
+    splits = ["train", "test"] if arguments.eval_strategy != "no" else ["train"]
+    sources: dict[tuple[str, str], Source] = {}
+    for task in tasks:
+        for split in splits:
+            source = open_source(data.dataset, task, split, cache_dir=cache_dir)
+            if source is not None:
+                sources[task, split] = source
+            elif split == "train":
+                raise ValueError(f"--dataset {data.dataset}: {task}: expected a split train, got none")
+            else:
+                note(f"{task}: no test split; it is not evaluated")
+    if arguments.eval_strategy != "no":
+        check_evaluation([task for task, split in sources if split == "test"], data, arguments)
+
+    segments: dict[str, dict[str, Segments]] = {split: {} for split in splits}
+    with tqdm(desc="preparing", unit="episode", disable=None, leave=False) as bar:
+        for (task, split), source in sources.items():
+            bar.set_description(f"preparing {task}", refresh=False)
+            length = recipe.segment_length(task, model.config)
+            settings = SegmentSettings.of(task, split, length, model.config, processor)
+            folder = prepare(source, settings, processor, root, bar.update)
+            segments[split][task] = Segments(
+                folder,
+                task,
+                loss_weight=loss_weights.get(task, recipe.loss_weight(task)),
+                own_weight=task not in loss_weights,
+                limit=data.eval_num_samples if split == "test" else None,
+                image_processor=processor.image_processor,
+            )
+
+    test = {task: TaskDataset([found]) for task, found in segments.get("test", {}).items()}
+    return TaskDataset(segments["train"].values()), test
+
+
+def open_stream(
+    data: DataArguments,
+    tasks: Sequence[str],
+    model: Any,
+    processor: Any,
+    options: Recipe,
+    cache_dir: str | None,
+    arguments: JatTrainingArguments,
+) -> Any:
+    """Return an endless stream of batches, each of one task.
+
+    Args:
+        data: arguments for the training data.
+        tasks: names of the tasks.
+        model: the model to train.
+        processor: its processor.
+        options: weights and batch sizes by task.
+        cache_dir: folder for downloads.
+        arguments: arguments of the training.
+
+    Raises:
+        ValueError: a task has no split "train".
+    """
+    from ..training.segments import SegmentSettings
+    from ..training.sources import open_source
+    from ..training.stream import StreamedTask, TaskStream
+
+    streamed = []
+    for task in tasks:
+        source = open_source(data.dataset, task, "train", cache_dir=cache_dir, streaming=True)
+        if source is None:
+            raise ValueError(f"--dataset {data.dataset}: {task}: expected a split train, got none")
+
+        length = recipe.segment_length(task, model.config)
+        streamed.append(
+            StreamedTask(
+                source,
+                SegmentSettings.of(task, "train", length, model.config, processor),
+                batch_size=options.batch_sizes.get(task, arguments.per_device_train_batch_size),
+                sampling_weight=options.sampling_weights[task],
+                loss_weight=options.loss_weights.get(task, recipe.loss_weight(task)),
+                own_weight=task not in options.loss_weights,
+            )
+        )
+
+    seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed
+    return TaskStream(streamed, processor, seed=seed, rank=arguments.process_index, world_size=arguments.world_size)
+
+
+def digests_of(dataset: Any, data: DataArguments) -> dict[str, str]:
+    """Return a hash of each task's data, by which a resumed training recognises it wherever it lies.
+
+    Args:
+        dataset: the segments or the stream of all tasks.
+        data: arguments for the training data.
+    """
+    if not data.streaming:
+        return {segments.task: segments.digest for segments in dataset.tasks if segments.digest is not None}
+
+    digests = {}
+    for task in dataset.tasks:
+        files = sorted((Path(data.dataset) / task.name).rglob("*.parquet"))
+        whole = hashlib.sha256(b"" if files else data.dataset.encode())
+        for path in files:
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - _FOOTER_BYTES))  # Parquet's footer has the extremes of each column
+                whole.update(f"{path.name} {size} ".encode() + file.read())
+        digests[task.name] = whole.hexdigest()
+    return digests
+
+
+_FOOTER_BYTES = 2**16
+
+
+def check_evaluation(tasks: Sequence[str], data: DataArguments, arguments: JatTrainingArguments) -> None:
+    """Check that what is evaluated exists.
+
+    Args:
+        tasks: names of the tasks with a split test.
+        data: arguments for the training data.
+        arguments: arguments of the training.
+
+    Raises:
+        ValueError: there is no such task, or `--metric_for_best_model` is not the name of a loss.
+    """
+    if not tasks:
+        raise ValueError(
+            f"--eval_strategy: expected a task with a split test in {data.dataset}, got none; leave --eval_strategy "
+            "out, or collect test episodes"
+        )
+    losses = ["loss", *(f"{task}_loss" for task in tasks)]
+    metric = arguments.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in losses:
+        shown = ", ".join(losses[:4]) + (f" and {len(losses) - 4} more" if len(losses) > 4 else "")
+        raise ValueError(f"--metric_for_best_model: expected one of {shown}, got {metric}")
