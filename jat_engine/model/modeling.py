@@ -243,7 +243,8 @@ class JatModel(PreTrainedModel, GenerationMixin):
             past_key_values: older name of `cache`.
             attention_mask: [B, L] over steps, or [B, S] over text tokens; 1 at valid ones.
             token_type_ids: [B, T], int64; their embeddings are added to the inputs.
-            position_ids: [1 or B, T], int64; by default the positions after the cached tokens.
+            position_ids: [1 or B, T], int64; by default the positions after the cached tokens. In text with masked tokens
+                before valid ones, as in prompts padded at the left, valid tokens alone are counted.
             return_loss: also compute the losses.
             use_cache: return a cache, a new one if none is given. By default `config.use_cache`; False in training.
             output_attentions: also return the attention weights of each layer.
@@ -252,8 +253,8 @@ class JatModel(PreTrainedModel, GenerationMixin):
             loss_weight: [B, L], weights of the steps in the losses.
             action_inputs: same shape and type as the actions; embedded instead of them. Losses still compare with the
                 actions.
-            loss_only: compute losses only, and decode only what they need; for training. Expects masked steps at the
-                end of each sequence. The losses are the same, and predictions are None.
+            loss_only: compute losses only, and decode only what they need; for training. Expects masked steps of RL at
+                the end of each sequence. The losses are the same, and predictions are None.
             cache: keys and values of earlier tokens. Those of the new tokens are appended.
 
         Returns:
@@ -281,11 +282,16 @@ class JatModel(PreTrainedModel, GenerationMixin):
             inputs_embeds = inputs_embeds + self.transformer.wte(token_type_ids)
         cache = self._choose_cache(cache, past_key_values, use_cache, loss_only)
         self._check_length(inputs_embeds.shape[1], cache)
+        is_masked_before = is_text and token_mask is not None and bool((token_mask[:, 1:] > token_mask[:, :-1]).any())
+        if is_masked_before and position_ids is None:
+            assert token_mask is not None  # is_masked_before
+            position_ids = (token_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
 
         outputs = self.transformer(
             inputs_embeds=inputs_embeds,
             cache=cache,
-            attention_mask=None if loss_only else token_mask,  # nothing attends to what comes after it
+            # In training nothing attends to masked tokens, since they come at the end.
+            attention_mask=None if loss_only and not is_masked_before else token_mask,
             position_ids=position_ids,
             output_attentions=self.config.output_attentions if output_attentions is None else output_attentions,
             output_hidden_states=(
@@ -366,7 +372,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
         if loss_only and input_ids is not None:  # decode only the positions whose next token is valid
             num_text = input_ids.shape[1]
             valid = torch.ones_like(input_ids) if token_mask is None else token_mask[:, -num_text:]
-            before = valid[:, 1:].bool()
+            before = (valid[:, 1:] * valid[:, :-1]).bool()
             logits = self.single_discrete_decoder(hidden[:, -num_text:-1][before].unsqueeze(0))
             return JatOutput(loss=cross_entropy_loss(logits, input_ids[:, 1:][before].unsqueeze(0), None, None))
 
@@ -378,7 +384,9 @@ class JatModel(PreTrainedModel, GenerationMixin):
             num_text = input_ids.shape[1]
             shifted = logits[:, -num_text:-1]  # the position before each token predicts it
             target = input_ids[:, 1:]
-            mask = token_mask[:, -num_text:][:, 1:] if token_mask is not None else None
+            mask = None
+            if token_mask is not None:  # padding at the left does not predict the first token
+                mask = token_mask[:, -num_text:][:, 1:] * token_mask[:, -num_text:][:, :-1]
             loss = cross_entropy_loss(shifted, target, mask, None)
         return JatOutput(loss=loss, logits=logits)
 
@@ -517,7 +525,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
             **kwargs: accepted and ignored.
 
         Raises:
-            ValueError: the prompt has an image, and padding or a static cache.
+            ValueError: the prompt has an image, and the cache is static.
         """
         cache = past_key_values if cache is None else cache
         num_cached = int(cache.get_seq_length()) if cache is not None else 0
@@ -537,14 +545,39 @@ class JatModel(PreTrainedModel, GenerationMixin):
             inputs["pixel_values"] = pixel_values
 
         if attention_mask is not None and not bool(attention_mask.all()):
-            if num_patches:  # padding between image and text would shift what local layers see
-                raise ValueError(
-                    "attention_mask: expected prompts without padding together with pixel_values, got padding"
-                )
             # Masked tokens are skipped by positions too, so that each row equals its lone run.
-            inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, num_cached:]
-            inputs["attention_mask"] = attention_mask
+            whole = F.pad(attention_mask, (num_patches, 0), value=1)
+            inputs["position_ids"] = (whole.long().cumsum(-1) - 1).clamp(min=0)[:, num_cached:]
+            inputs["attention_mask"] = whole if num_cached else attention_mask  # `forward` adds the patches
         return inputs
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Continue texts, by transformers' `generate`; prompts may be padded at either end.
+
+        Prompts with padding at the right are moved to the right end first, since new tokens come after the last one.
+
+        Args:
+            inputs: [B, S], tokens of the prompts; also as `input_ids`.
+            *args: passed on to transformers.
+            **kwargs: transformers' options, `attention_mask` [B, S] and `pixel_values` among them.
+
+        Returns:
+            [B, S + new tokens], or what the options ask for.
+
+        Raises:
+            ValueError: the tokens need more than `max_position_embeddings` positions, or an option is wrong.
+        """
+        name = "input_ids" if inputs is None else "inputs"
+        ids, mask = kwargs.get("input_ids", inputs), kwargs.get("attention_mask")
+        is_padded = ids is not None and mask is not None and ids.shape == mask.shape and not bool(mask[:, -1].all())
+        if is_padded:
+            order = mask.long().argsort(dim=-1, stable=True)  # masked tokens first
+            ids, kwargs["attention_mask"] = ids.gather(1, order), mask.gather(1, order)
+            if name == "input_ids":
+                kwargs["input_ids"] = ids
+            else:
+                inputs = ids
+        return super().generate(inputs, *args, **kwargs)
 
     # ---- acting --------------------------------------------------------------------------------------------------
 
