@@ -17,11 +17,11 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> Non
         what: what each of them is, for the message, such as "an engine option".
 
     Raises:
-        InputError: one is not known; the message names it, and the known name that is closest to it, or all of them.
+        InputError: one is not known; the message names it, and the known name that is close to it, or else all.
     """
     names = list(dict.fromkeys(known))
     unknown = sorted(set(given) - set(names))
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"{unknown[0]}: expected {what}, one of {', '.join(names)}{hint}")
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+        raise InputError(f"{unknown[0]}: expected {what}, got an unknown one; {hint}")

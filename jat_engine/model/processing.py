@@ -26,6 +26,23 @@ _PATCH_SIZE = 16  # of the published checkpoints; a text is cut so that the imag
 _TEXT_OPTIONS = ("add_special_tokens", "is_split_into_words", "text_pair", "verbose")
 """Keywords that the tokenizer gets. Those below are accepted from programs that pass all of a tokenizer's keywords."""
 
+_ARGUMENTS = (
+    "text",
+    "images",
+    "continuous_observations",
+    "discrete_observations",
+    "text_observations",
+    "image_observations",
+    "continuous_actions",
+    "discrete_actions",
+    "rewards",
+    "return_tensors",
+    "padding",
+    "padding_side",
+    "truncation",
+    "truncation_side",
+    "max_length",
+)
 _NO_EFFECT = frozenset(TextKwargs.__annotations__) - {"padding", "truncation", "max_length", *_TEXT_OPTIONS}
 _IMAGE_OPTIONS = frozenset(ImagesKwargs.__annotations__) - {"return_tensors"}
 
@@ -400,7 +417,8 @@ def _sort_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     """
     own = {"return_attention_mask", "pad_to_multiple_of"}
     silent = {*_NO_EFFECT, "audio", "videos"} - own
-    refuse_unknown(given, [*_TEXT_OPTIONS, *sorted(own | _IMAGE_OPTIONS | silent)], "an option of the processor")
+    known = (*_ARGUMENTS, *_TEXT_OPTIONS, *sorted(own | _IMAGE_OPTIONS), *sorted(silent))
+    refuse_unknown(given, known, "an option of JatProcessor")
     for name in sorted(silent & given.keys()):
         if given[name]:
             raise InputError(f"{name}: expected to be left out, since JatProcessor does without, got {given[name]!r:.80}")
