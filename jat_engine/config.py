@@ -204,7 +204,7 @@ class JatConfig(PreTrainedConfig):
         kwargs.pop("trust_remote_code", None)
         return_unused = kwargs.pop("return_unused_kwargs", False)
         hub = take_hub_options(kwargs)
-        config = read_config(resolve(pretrained_model_name_or_path), hub, kwargs)
+        config = read_config(resolve(pretrained_model_name_or_path, hub.get("subfolder")), hub, kwargs)
         config.name_or_path = str(pretrained_model_name_or_path)
         return (config, kwargs) if return_unused else config
 

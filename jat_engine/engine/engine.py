@@ -87,9 +87,9 @@ class JatEngine:
             >>> JatEngine.from_pretrained("jat-mini", device="cpu", dtype="float32", backend="torch")
             JatEngine(backend='torch', dtype='float32', device='cpu')
         """
-        source = resolve(path_or_hub_id)
         engine_options.pop("trust_remote_code", None)
         hub = take_hub_options(engine_options)
+        source = resolve(path_or_hub_id, hub.get("subfolder"))
         variant = engine_options.pop("variant", None)
         options = EngineOptions.parse(engine_options)
         config = read_config(source, hub, {})

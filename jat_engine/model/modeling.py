@@ -99,8 +99,8 @@ class JatModel(PreTrainedModel, GenerationMixin):
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
 
-        source = resolve(pretrained_model_name_or_path)
         hub, variant = take_hub_options(kwargs), kwargs.pop("variant", None)
+        source = resolve(pretrained_model_name_or_path, hub.get("subfolder"))
         if kwargs.pop("use_safetensors", None) is False:
             raise CheckpointError("use_safetensors: expected True, got False; only safetensors files are read")
         kwargs.pop("weights_only", None)

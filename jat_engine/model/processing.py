@@ -11,9 +11,9 @@ from transformers.processing_utils import ImagesKwargs, TextKwargs
 from transformers.utils import logging
 
 from ..checkpoint.tokenizer import check_tokenizer_files
-from ..checkpoint_files import HUB_OPTIONS, resolve
+from ..checkpoint_files import PROCESSOR_FILES, find_file, resolve, take_hub_options
 from ..config import FRAME_SHAPE, MISSION_LENGTH, JatConfig
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from ..keywords import refuse_unknown
 from .pictures import to_rgb
 
@@ -22,6 +22,8 @@ logger = logging.get_logger(__name__)
 Encoding = dict[str, list[Any]]
 
 _PATCH_SIZE = 16  # of the published checkpoints; a text is cut so that the image's patches fit into the sequence
+
+_MORE_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
 
 _TEXT_OPTIONS = ("add_special_tokens", "is_split_into_words", "text_pair", "verbose")
 """Keywords that the tokenizer gets. Those below are accepted from programs that pass all of a tokenizer's keywords."""
@@ -155,13 +157,27 @@ class JatProcessor(ProcessorMixin):
                 is accepted and ignored: code in a checkpoint is never run.
 
         Raises:
-            CheckpointError: the tokenizer's files contradict each other.
-            OSError: files are missing.
+            CheckpointError: a file is missing or damaged, or the tokenizer's files contradict each other.
         """
-        source = resolve(pretrained_model_name_or_path)
-        check_tokenizer_files(source, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
-        kwargs["trust_remote_code"] = False
-        return super().from_pretrained(source, backend="pil", **kwargs)
+        kwargs.pop("trust_remote_code", None)
+        hub = take_hub_options(kwargs)
+        source = resolve(pretrained_model_name_or_path, hub.get("subfolder"), ("config.json", *PROCESSOR_FILES))
+        check_tokenizer_files(source, hub)
+
+        # All files are found here, and transformers is given their folder: it would look for each of them on the hub.
+        files = [find_file(source, name, hub) for name in (*PROCESSOR_FILES, *_MORE_FILES)]
+        if not any(files[:2]):
+            find_file(source, PROCESSOR_FILES[0], hub, required=True)
+        if files[3] is None and find_file(source, "vocab.json", hub) is None:
+            find_file(source, PROCESSOR_FILES[3], hub, required=True)
+        folder = next(file for file in files if file is not None).parent
+        try:
+            processor = super().from_pretrained(folder, backend="pil", trust_remote_code=False, **kwargs)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            lines = str(error).splitlines() or [""]
+            raise CheckpointError(f"{source}: expected a processor, got {type(error).__name__}: {lines[0]}") from error
+        processor.tokenizer.name_or_path = str(pretrained_model_name_or_path)
+        return processor
 
     @classmethod
     def byte_level(cls, config: JatConfig) -> JatProcessor:
