@@ -274,7 +274,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not raw.strip():
         raise CheckpointError(f"{path}: expected a JSON object, got an empty file")
     try:
-        fields = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
+        fields = json.loads(
+            raw.decode("utf-8-sig"), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant
+        )
     except UnicodeDecodeError:
         raise CheckpointError(f"{path}: expected JSON in UTF-8, got another encoding; save it as UTF-8") from None
     except RecursionError:
@@ -289,6 +291,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def _first_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()] or [""]
     return f"{type(error).__name__}: {lines[0]}".removesuffix(": ")[:200]
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name}, which is no number of JSON")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -69,9 +69,9 @@ def _how_to_convert(source: str | os.PathLike[str], pickled: Path) -> str:
         folder = str(source).rpartition("/")[2]
         download = f"hf download {source} --local-dir {shlex.quote(folder)} && "
     code = (
-        f"import glob, torch, safetensors.torch; d = {folder!r}; t = {{k: v.clone().contiguous() for f in "
-        "glob.glob(glob.escape(d) + '/pytorch_model*.bin') for k, v in torch.load(f, map_location='cpu', "
-        "weights_only=True).items()}; safetensors.torch.save_file(t, d + '/model.safetensors', {'format': 'pt'})"
+        f"import glob, torch, safetensors.torch; d = {json.dumps(folder)}; t = {{k: v.clone().contiguous() for f in "
+        'glob.glob(glob.escape(d) + "/pytorch_model*.bin") for k, v in torch.load(f, map_location="cpu", '
+        'weights_only=True).items()}; safetensors.torch.save_file(t, d + "/model.safetensors", {"format": "pt"})'
     )
     return f"{download}python -c {shlex.quote(code)}" + (f", and load {folder}" if download else "")
 

@@ -10,6 +10,7 @@ X size of an observation, A size of an action.
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any, cast
 
@@ -21,8 +22,9 @@ from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin,
 from ..checkpoint.reader import find_weight_files
 from ..checkpoint.weights import CheckpointWeights
 from ..checkpoint_files import find_file, resolve, take_hub_options
-from ..config import JatConfig, read_config
-from ..errors import CheckpointError
+from ..config import JatConfig, parse_dtype, read_config
+from ..errors import CheckpointError, InputError
+from ..keywords import refuse_unknown
 from .losses import cross_entropy_loss, mse_loss
 from .modules import DiscreteEncoder, ImageDecoder, ImageEncoder, PatchEncoder, PerStep, cyclic_expand, discrete_decoder
 from .output import JatOutput
@@ -91,6 +93,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
 
         Raises:
             CheckpointError: a file is missing or wrong; the message names the file and the parameter.
+            InputError: `dtype` is not a floating-point type.
 
         Example:
             >>> model = JatModel.from_pretrained("jat-mini", dtype=torch.float32)
@@ -104,9 +107,13 @@ class JatModel(PreTrainedModel, GenerationMixin):
         if kwargs.pop("use_safetensors", None) is False:
             raise CheckpointError("use_safetensors: expected True, got False; only safetensors files are read")
         kwargs.pop("weights_only", None)
-        for name in ("dtype", "torch_dtype"):
-            if kwargs.get(name) == "auto":  # the type of the file, as without the option
-                del kwargs[name]
+        older = kwargs.pop("torch_dtype", None)
+        dtype = kwargs.pop("dtype", None) or older
+        if dtype not in (None, "auto"):  # "auto" is the type of the file, as without the option
+            try:
+                kwargs["dtype"] = getattr(torch, parse_dtype(dtype))
+            except ValueError as error:
+                raise InputError(f"dtype: {str(error).replace('one of', 'auto or one of')}") from None
 
         if config is not None and not isinstance(config, JatConfig | str | os.PathLike):
             raise CheckpointError(f"config: expected a JatConfig or a path, got {type(config).__name__}")
@@ -135,6 +142,33 @@ class JatModel(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the embedding. `single_discrete_decoder` is a separate matrix and stays."""
         self.transformer.wte = cast(nn.Embedding, value)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Change the number of tokens: of the embedding, of the decoder that predicts tokens, and `config.vocab_size`.
+
+        Args:
+            new_num_tokens: the new number; None changes nothing.
+            pad_to_multiple_of: round the number up to a multiple of this.
+            mean_resizing: of the embedding: draw new rows around the mean of the others. New rows of the decoder are
+                that mean.
+
+        Returns:
+            The embedding.
+        """
+        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        old, count = self.single_discrete_decoder, embedding.num_embeddings
+        if old.out_features != count:
+            new = nn.Linear(old.in_features, count, bias=False, device=old.weight.device, dtype=old.weight.dtype)
+            kept = min(count, old.out_features)
+            with torch.no_grad():
+                new.weight[:kept] = old.weight[:kept]
+                new.weight[kept:] = old.weight.float().mean(dim=0).to(old.weight.dtype)
+            new.weight.requires_grad = old.weight.requires_grad
+            self.single_discrete_decoder = new
+        self.config.vocab_size = count
+        return cast(nn.Embedding, embedding)
 
     def embed_text(
         self, input_ids: Tensor | None, pixel_values: Tensor | None, attention_mask: Tensor | None
@@ -601,6 +635,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
         deterministic: bool = False,
         context_window: int | None = None,
         return_prediction: bool = False,
+        **unknown: Any,
     ) -> Any:
         """Choose the action for one observation, with the call of the published package.
 
@@ -611,6 +646,9 @@ class JatModel(PreTrainedModel, GenerationMixin):
             >>> model.reset_rl()
             >>> action = model.get_next_action(processor, **observation, reward=None, action_space=env.action_space)
         """
+        if unknown:
+            names = inspect.signature(self.get_next_action).parameters
+            refuse_unknown(unknown, [name for name in names if name != "unknown"], "an argument of get_next_action")
         if self._drop_in_session is None:
             self.reset_rl()
         assert self._drop_in_session is not None  # reset_rl has opened it

@@ -11,7 +11,7 @@ from transformers.processing_utils import ImagesKwargs, TextKwargs
 from transformers.utils import logging
 
 from ..checkpoint.tokenizer import check_tokenizer_files
-from ..checkpoint_files import PROCESSOR_FILES, find_file, resolve, take_hub_options
+from ..checkpoint_files import HUB_OPTIONS, PROCESSOR_FILES, find_file, resolve, take_hub_options
 from ..config import FRAME_SHAPE, MISSION_LENGTH, JatConfig
 from ..errors import CheckpointError, InputError
 from ..keywords import refuse_unknown
@@ -24,6 +24,17 @@ Encoding = dict[str, list[Any]]
 _PATCH_SIZE = 16  # of the published checkpoints; a text is cut so that the image's patches fit into the sequence
 
 _MORE_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
+
+_LOADING_OPTIONS = (
+    *HUB_OPTIONS,
+    *("trust_remote_code", "backend", "use_fast", "config", "proxies", "resume_download", "local_dir_use_symlinks"),
+    *("user_agent", "return_unused_kwargs", "code_revision", "tokenizer_type", "legacy", "from_slow", "use_auth_token"),
+    *("model_max_length", "padding_side", "truncation_side", "chat_template", "model_input_names", "add_prefix_space"),
+    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+    *("additional_special_tokens", "extra_special_tokens", "clean_up_tokenization_spaces", "split_special_tokens"),
+    *("add_bos_token", "add_eos_token", "max_length", "name_or_path"),
+)
+"""Keywords for finding files, of transformers' auto classes, and of tokenizers."""
 
 _TEXT_OPTIONS = ("add_special_tokens", "is_split_into_words", "text_pair", "verbose")
 """Keywords that the tokenizer gets. Those below are accepted from programs that pass all of a tokenizer's keywords."""
@@ -161,6 +172,8 @@ class JatProcessor(ProcessorMixin):
         """
         kwargs.pop("trust_remote_code", None)
         hub = take_hub_options(kwargs)
+        own = [name for name in kwargs if not name.startswith("_")]  # others come from transformers' auto classes
+        refuse_unknown(own, (*_LOADING_OPTIONS, *sorted(_IMAGE_OPTIONS)), "an option of JatProcessor.from_pretrained")
         source = resolve(pretrained_model_name_or_path, hub.get("subfolder"), ("config.json", *PROCESSOR_FILES))
         check_tokenizer_files(source, hub)
 
