@@ -212,7 +212,9 @@ def _check_repository(source: str) -> None:
         hint = f"there is no folder {parent} either"
     else:
         hint = "check the path"
-    raise CheckpointError(f"{source}: expected a folder, a repository id (user/name) or {JAT_MINI}, got neither; {hint}")
+    raise CheckpointError(
+        f"{source}: expected a folder, a repository id (user/name) or {JAT_MINI}, got neither; {hint}"
+    )
 
 
 def check_source(source: str) -> None:

@@ -43,6 +43,7 @@ def take_transformers_options(given: dict[str, Any], device: Any, dtype: Any) ->
     Raises:
         InputError: an option has a value that an engine does not have; the message says what to pass.
     """
+    device, dtype = "auto" if device is None else device, "auto" if dtype is None else dtype
     for name, (accepted, reason) in _WITHOUT_EFFECT.items():
         if name in given:
             value = given.pop(name)
@@ -53,7 +54,9 @@ def take_transformers_options(given: dict[str, Any], device: Any, dtype: Any) ->
     if torch_dtype is not None:
         names = {str(value).removeprefix("torch.") for value in (dtype, torch_dtype)}
         if len(names - {"auto"}) > 1:
-            raise InputError(f"torch_dtype: expected the value of dtype, {dtype!r}, got {torch_dtype!r}; pass one of them")
+            raise InputError(
+                f"torch_dtype: expected the value of dtype, {dtype!r}, got {torch_dtype!r}; pass one of them"
+            )
         dtype = torch_dtype if dtype == "auto" else dtype
 
     device_map = given.pop("device_map", None)
@@ -68,7 +71,9 @@ def take_transformers_options(given: dict[str, Any], device: Any, dtype: Any) ->
                 f'device_map: expected one device, got {device_map!r:.80}; pass device="cuda", "cuda:1" or "cpu"'
             )
         if device != "auto" and str(device) != str(device_map):
-            raise InputError(f"device_map: expected the value of device, {device!r}, got {device_map!r}; pass one of them")
+            raise InputError(
+                f"device_map: expected the value of device, {device!r}, got {device_map!r}; pass one of them"
+            )
         device = device_map
     return device, dtype
 

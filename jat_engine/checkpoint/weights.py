@@ -280,8 +280,8 @@ class ModelWeights:
 def _hint(name: str) -> str:
     if "lora_" in name or ".base_layer." in name:
         return "merge the adapter into the model before saving it (PEFT: merge_and_unload)"
-    if re.match(r"(_orig_mod|module|model|base_model)\.", name):
-        return f"{name.partition('.')[0]} is a wrapper of the model that was saved; save the model inside it"
+    if wrapper := re.search(r"(?:^|\.)(_orig_mod|module|model|base_model)\.(?!fc|conv|deconv|att)", name):
+        return f"{wrapper[1]} is a wrapper of the model or a part of it; take or save the model inside it"
     if re.match(r"transformer\.h\.\d+\.", name):
         return "config.json has fewer layers than the file, or it is another model's"
     return "a JAT checkpoint has no such parameter"

@@ -49,12 +49,20 @@ class Missions:
 
     @classmethod
     def of_processor(cls, processor: Any, vocab_size: int) -> Missions:
-        """Take a `JatProcessor`'s tokenizer. Without a processor or a pad token, `encode` raises `InputError`."""
+        """Take a `JatProcessor`'s tokenizer. Without a processor or a pad token, `encode` raises `InputError`.
+
+        Raises:
+            InputError: `processor` is neither a processor with a tokenizer nor None.
+        """
         if processor is None:
             return cls("expected an engine with a processor, got one made without", vocab_size)
-        tokenizer = processor.tokenizer
+        tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is None:
+            raise InputError(f"processor: expected a JatProcessor or nothing, got {type(processor).__name__}")
         if tokenizer.pad_token_id is None:
-            return cls("expected a tokenizer with a pad_token, got one without; set processor.tokenizer.pad_token", vocab_size)
+            return cls(
+                "expected a tokenizer with a pad_token, got one without; set processor.tokenizer.pad_token", vocab_size
+            )
         return cls((lambda text: list(tokenizer(text)["input_ids"]), int(tokenizer.pad_token_id)), vocab_size)
 
     def encode(self, text: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel, StaticCache
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 
 from ..checkpoint.reader import find_weight_files
 from ..checkpoint.weights import CheckpointWeights
@@ -25,6 +25,7 @@ from ..checkpoint_files import find_file, resolve, take_hub_options
 from ..config import JatConfig, parse_dtype, read_config
 from ..errors import CheckpointError, InputError
 from ..keywords import refuse_unknown
+from .generation import JatGenerationMixin
 from .losses import cross_entropy_loss, mse_loss
 from .modules import DiscreteEncoder, ImageDecoder, ImageEncoder, PatchEncoder, PerStep, cyclic_expand, discrete_decoder
 from .output import JatOutput
@@ -32,7 +33,7 @@ from .session import ModelSession
 from .transformer import JatTransformer, KeyValueStore
 
 
-class JatModel(PreTrainedModel, GenerationMixin):
+class JatModel(PreTrainedModel, JatGenerationMixin):
     """JAT agent: `forward` computes losses, `get_next_action` acts, `generate` writes text.
 
     The model has its own attention: `attn_implementation="eager"` and "sdpa" are accepted and change nothing. With
@@ -168,7 +169,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
             new.weight.requires_grad = old.weight.requires_grad
             self.single_discrete_decoder = new
         self.config.vocab_size = count
-        return cast(nn.Embedding, embedding)
+        return embedding
 
     def embed_text(
         self, input_ids: Tensor | None, pixel_values: Tensor | None, attention_mask: Tensor | None
@@ -277,8 +278,8 @@ class JatModel(PreTrainedModel, GenerationMixin):
             past_key_values: older name of `cache`.
             attention_mask: [B, L] over steps, or [B, S] over text tokens; 1 at valid ones.
             token_type_ids: [B, T], int64; their embeddings are added to the inputs.
-            position_ids: [1 or B, T], int64; by default the positions after the cached tokens. In text with masked tokens
-                before valid ones, as in prompts padded at the left, valid tokens alone are counted.
+            position_ids: [1 or B, T], int64; by default the positions after the cached tokens. In text with masked
+                tokens before valid ones, as in prompts padded at the left, valid tokens alone are counted.
             return_loss: also compute the losses.
             use_cache: return a cache, a new one if none is given. By default `config.use_cache`; False in training.
             output_attentions: also return the attention weights of each layer.
@@ -527,91 +528,6 @@ class JatModel(PreTrainedModel, GenerationMixin):
 
         loss = self.config.observation_loss_coef * observation_loss + self.config.action_loss_coef * action_loss
         return JatOutput(loss=loss, observation_loss=observation_loss, action_loss=action_loss)
-
-    # ---- text generation -----------------------------------------------------------------------------------------
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        use_cache: bool | None = None,
-        is_first_iteration: bool = False,
-        cache: Cache | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Return the inputs of the next forward pass: the tokens that are not cached yet, and at first the image.
-
-        transformers' `generate` calls this before each pass.
-
-        Args:
-            input_ids: [B, S], tokens of the text.
-            next_sequence_length: number of tokens to compute, counted from the end; None for all.
-            past_key_values: older name of `cache`.
-            attention_mask: [B, S'] over all tokens of the text, including cached ones that `input_ids` lacks; None if
-                all are valid.
-            pixel_values: [B, 3, image_size, image_size], the image before the text.
-            use_cache: passed on to `forward`.
-            is_first_iteration: the tokens are the prompt, or a part of it.
-            cache: keys and values of the tokens computed so far, including the image patches.
-            **kwargs: accepted and ignored.
-
-        Raises:
-            ValueError: the prompt has an image, and the cache is static.
-        """
-        cache = past_key_values if cache is None else cache
-        num_cached = int(cache.get_seq_length()) if cache is not None else 0
-        num_patches = self.config.num_image_tokens if pixel_values is not None else 0
-        if num_patches and isinstance(cache, StaticCache):
-            raise ValueError(
-                "cache_implementation: expected a cache that grows together with pixel_values, got a static one, which "
-                "is made without room for the image's patches; leave cache_implementation out"
-            )
-
-        if next_sequence_length is not None:
-            if is_first_iteration and num_cached:  # transformers counted it without the patches in the cache
-                next_sequence_length += num_patches
-            input_ids = input_ids[:, -next_sequence_length:]
-        inputs = {"input_ids": input_ids, "cache": cache, "use_cache": use_cache, "return_loss": False}
-        if not num_cached:
-            inputs["pixel_values"] = pixel_values
-
-        if attention_mask is not None and not bool(attention_mask.all()):
-            # Masked tokens are skipped by positions too, so that each row equals its lone run.
-            whole = F.pad(attention_mask, (num_patches, 0), value=1)
-            inputs["position_ids"] = (whole.long().cumsum(-1) - 1).clamp(min=0)[:, num_cached:]
-            inputs["attention_mask"] = whole if num_cached else attention_mask  # `forward` adds the patches
-        return inputs
-
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Continue texts, by transformers' `generate`; prompts may be padded at either end.
-
-        Prompts with padding at the right are moved to the right end first, since new tokens come after the last one.
-
-        Args:
-            inputs: [B, S], tokens of the prompts; also as `input_ids`.
-            *args: passed on to transformers.
-            **kwargs: transformers' options, `attention_mask` [B, S] and `pixel_values` among them.
-
-        Returns:
-            [B, S + new tokens], or what the options ask for.
-
-        Raises:
-            ValueError: the tokens need more than `max_position_embeddings` positions, or an option is wrong.
-        """
-        name = "input_ids" if inputs is None else "inputs"
-        ids, mask = kwargs.get("input_ids", inputs), kwargs.get("attention_mask")
-        is_padded = ids is not None and mask is not None and ids.shape == mask.shape and not bool(mask[:, -1].all())
-        if is_padded:
-            order = mask.long().argsort(dim=-1, stable=True)  # masked tokens first
-            ids, kwargs["attention_mask"] = ids.gather(1, order), mask.gather(1, order)
-            if name == "input_ids":
-                kwargs["input_ids"] = ids
-            else:
-                inputs = ids
-        return super().generate(inputs, *args, **kwargs)
 
     # ---- acting --------------------------------------------------------------------------------------------------
 

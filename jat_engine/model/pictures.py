@@ -76,7 +76,9 @@ def _flatten(images: Any) -> list[Any]:
         try:
             return [Image.open(path) if Path(path).exists() else load_image(path)]
         except (OSError, ValueError) as error:
-            raise ValueError(f"images: expected a picture, got {path!r:.80} ({str(error).splitlines()[0]:.120})") from None
+            raise ValueError(
+                f"images: expected a picture, got {path!r:.80} ({str(error).splitlines()[0]:.120})"
+            ) from None
     if isinstance(images, Image.Image):
         return [images]
     if isinstance(images, list | tuple) and not _is_numbers(images):
@@ -150,7 +152,9 @@ def _convert_pil(picture: Image.Image) -> np.ndarray:
     try:
         return np.asarray(picture.convert("RGB"))
     except (ValueError, OSError) as error:
-        raise ValueError(f"images: expected a picture that converts to RGB, got mode {picture.mode!r} ({error})") from None
+        raise ValueError(
+            f"images: expected a picture that converts to RGB, got mode {picture.mode!r} ({error})"
+        ) from None
 
 
 def _channels_last(array: np.ndarray, layout: str | None) -> np.ndarray:

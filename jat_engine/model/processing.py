@@ -59,6 +59,7 @@ _ARGUMENTS = (
 _NO_EFFECT = frozenset(TextKwargs.__annotations__) - {"padding", "truncation", "max_length", *_TEXT_OPTIONS}
 _IMAGE_OPTIONS = frozenset(ImagesKwargs.__annotations__) - {"return_tensors"}
 
+
 def truncate(encoding: Encoding, max_length: int, side: str = "right", preserve: bool = False) -> Encoding:
     """Cut every sequence to at most `max_length` steps.
 
@@ -111,6 +112,7 @@ def pad(encoding: Encoding, length: int, side: str = "right", filler: Any = None
         >>> pad({"x": [[1, 2], [3, 4, 5]]}, 3)
         {'x': [[1, 2, 1], [3, 4, 5]], 'attention_mask': [[1, 1, 0], [1, 1, 1]]}
     """
+
     def extend(sequence: Any, element: Any) -> list[Any]:
         more = [element] * (length - len(sequence))
         return [*more, *sequence] if side == "left" else [*sequence, *more]
@@ -450,7 +452,9 @@ def _sort_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     refuse_unknown(given, known, "an option of JatProcessor")
     for name in sorted(silent & given.keys()):
         if given[name]:
-            raise InputError(f"{name}: expected to be left out, since JatProcessor does without, got {given[name]!r:.80}")
+            raise InputError(
+                f"{name}: expected to be left out, since JatProcessor does without, got {given[name]!r:.80}"
+            )
     parts = set(_TEXT_OPTIONS), _IMAGE_OPTIONS, own
     text, image, rest = ({name: given[name] for name in given if name in part} for part in parts)
     return text, image, rest

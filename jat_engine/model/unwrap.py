@@ -1,4 +1,4 @@
-"""Search for the `JatModel` in what trainings hand over: a model, or one that torch or a training library has wrapped."""
+"""Search for the `JatModel` in what trainings hand over: a model, or one that a training library has wrapped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def unwrap(model: Any) -> JatModel:
             computes something else.
     """
     if isinstance(model, str | os.PathLike):
-        raise InputError(f"model: expected a JatModel, got the path {os.fspath(model)!r}; use JatEngine.from_pretrained")
+        raise InputError(
+            f"model: expected a JatModel, got the path {os.fspath(model)!r}; use JatEngine.from_pretrained"
+        )
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a JatModel, got {type(model).__name__}")
 
@@ -52,7 +54,7 @@ def _check_parameters(model: JatModel) -> None:
     for name, module in model.named_modules():
         kind = type(module)
         if "quantized" in kind.__module__ or kind.__module__.startswith(("bitsandbytes", "torchao")):
-            raise _quantised(f"{name} of class {kind.__name__}")
+            raise _quantised(f"{name} of class {kind.__module__}.{kind.__name__}")
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise InputError(
@@ -65,6 +67,6 @@ def _check_parameters(model: JatModel) -> None:
 
 def _quantised(what: str) -> InputError:
     return InputError(
-        f"model: expected weights in floating point, got a quantised model ({what}); make the engine of the model as it "
-        'was before, with dtype="int8"'
+        f"model: expected weights in floating point, got a quantised model ({what}); make the engine of the "
+        'model as it was before, with dtype="int8"'
     )

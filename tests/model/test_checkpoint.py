@@ -231,8 +231,9 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config: expected none"),
-        ({"dtype": "nonsense"}, "dtype: expected a type of torch, such as 'float32', got 'nonsense'"),
-        ({"dtype": "int8"}, "dtype: expected a type of torch, such as 'float32', got 'int8'"),
+        ({"dtype": "nonsense"}, "dtype: expected one of float32, bfloat16, float16, float64, got 'nonsense'"),
+        ({"dtype": "float8_e4m3fn"}, "dtype: expected one of float32, .* got 'float8_e4m3fn'"),
+        ({"torch_dtype": 32}, "torch_dtype: expected one of float32, .* got 32"),
         ({"text_config": {"model_type": "gpt2"}}, "text_config: expected none, got one"),
         ({"decoder": {}}, "decoder: expected none, got one"),
         ({"num_attention_heads": 2}, "num_attention_heads: expected num_heads=4, got 2"),
