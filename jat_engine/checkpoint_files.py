@@ -35,7 +35,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "s
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
 """Files that a folder with a processor alone has."""
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _URL = re.compile(r"(?:https?://|hf://)?(?:(?:www\.)?(?:huggingface\.co|hf\.co)/)?([\w.-]+/[\w.-]+?)(?:\.git)?(?:/.*)?")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _UNREACHABLE = "unreachable"
@@ -173,11 +173,13 @@ def _why_unreachable(source: str, name: str, hub: dict[str, Any]) -> str:
     """Return the reason why the hub does not answer; "" if it does, whatever the answer is."""
     if is_offline_mode():
         return "HF_HUB_OFFLINE is set"
-    url = hf_hub_url(source, name, subfolder=hub.get("subfolder"), revision=hub.get("revision"))
     given = os.environ.get("HF_HUB_ETAG_TIMEOUT")
     seconds = constants.HF_HUB_ETAG_TIMEOUT if given else _CONNECTION_SECONDS
     try:
+        url = hf_hub_url(source, name, subfolder=hub.get("subfolder"), revision=hub.get("revision"))
         get_hf_file_metadata(url, token=hub.get("token"), timeout=seconds)
+    except HFValidationError:
+        return ""  # the download says so
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         return f"{constants.ENDPOINT} answers with status {status}" if status >= 500 else ""

@@ -47,7 +47,7 @@ class JatGenerationMixin(GenerationMixin):
         """
         cache = past_key_values if cache is None else cache
         num_cached = int(cache.get_seq_length()) if cache is not None else 0
-        num_patches = cast(JatConfig, self.config).num_image_tokens if pixel_values is not None else 0
+        num_patches = cast(JatConfig, cast(Any, self).config).num_image_tokens if pixel_values is not None else 0
         if num_patches and isinstance(cache, StaticCache):
             raise ValueError(
                 "cache_implementation: expected a cache that grows together with pixel_values, got a static one, which "

@@ -38,7 +38,8 @@ def test_choices(tiny_folder: Path) -> None:
         ({"num_threads": 5000}, "num_threads: expected at most 1024, got 5000"),
         ({"spin_us": 10**30}, "spin_us: expected at most 1000000"),
         ({"spin_us": -1}, "spin_us: expected an integer >= 0"),
-        ({"threads": 2}, "threads: expected an engine option, one of num_threads"),
+        ({"threads": 2}, "threads: expected an engine option, got an unknown one; did you mean num_threads?"),
+        ({"qqq": 2}, "qqq: expected an engine option, got an unknown one; expected one of num_threads, .*revision"),
     ]:
         with pytest.raises(InputError, match=message):
             JatEngine.from_pretrained(tiny_folder, **options)  # type: ignore[arg-type]
@@ -203,16 +204,16 @@ def test_a_model_that_was_changed_is_refused(tiny_folder: Path) -> None:
     model.transformer.h[0].attn.attention.q_proj = torch.nn.Linear(64, 64)
     with pytest.raises(InputError, match=r"model: unexpected parameter transformer\.h\.0.*q_proj\.bias"):
         JatEngine.from_model(model)
-    with pytest.raises(InputError, match="model: unexpected parameter module"):
-        JatEngine.from_model(Wrapped(JatModel.from_pretrained(tiny_folder)))
+    with pytest.raises(InputError, match=r"a wrapper without parameters, got WithHead with head\.weight"):
+        JatEngine.from_model(WithHead(JatModel.from_pretrained(tiny_folder)))
 
 
-class Wrapped(torch.nn.Module):
-    """Model inside another module, as training frameworks pass it."""
+class WithHead(torch.nn.Module):
+    """Model inside another module that adds something."""
 
     def __init__(self, model: JatModel) -> None:
         super().__init__()
-        self.module, self.config = model, model.config
+        self.module, self.head = model, torch.nn.Linear(2, 2)
 
 
 def test_engine_of_a_model_keeps_its_weights(tiny_folder: Path, tiny_processor: JatProcessor) -> None:
