@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ..checkpoint_files import JAT_MINI
+from .. import checkpoint_files
 from ..engine.engine import JatEngine
 from .arguments import ModelArguments, note
 
@@ -56,12 +55,10 @@ def check_source(field: str, source: str) -> None:
     Raises:
         ValueError: it is none of them; the message begins with `field`.
     """
-    if (
-        source != JAT_MINI
-        and not Path(source).is_dir()
-        and (source.startswith((".", "/", "~")) or source.count("/") != 1)
-    ):
-        raise ValueError(f"{field}: there is no folder {source}, and it is no name on the hub")
+    try:
+        checkpoint_files.check_source(source)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
 
 
 def load_model(arguments: ModelArguments) -> tuple[JatModel, JatProcessor]:
