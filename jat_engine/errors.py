@@ -49,5 +49,9 @@ class MissingSimulatorError(ImportError):
     """Simulator that is not installed; the message names the extra to install."""
 
 
+class RenderingError(ValueError):
+    """Frames or windows that cannot be rendered here; the message names `MUJOCO_GL` or `DISPLAY` and the remedy."""
+
+
 class NativeModuleWarning(RuntimeWarning):
     """Warning that an engine on a CPU computes in plain torch, since the native module is missing; once per process."""

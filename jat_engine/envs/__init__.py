@@ -7,17 +7,20 @@ Example:
     >>> env = make("babyai-go-to-obj", seed=0)
 """
 
-from ..errors import MissingSimulatorError, UnknownTaskError
+from ..errors import MissingSimulatorError, RenderingError, UnknownTaskError
 from .make import make
+from .rendering import check_rendering
 from .tasks import DOMAINS, TASKS, Score, Task, expand_tasks
 
 __all__ = [
     "DOMAINS",
     "TASKS",
     "MissingSimulatorError",
+    "RenderingError",
     "Score",
     "Task",
     "UnknownTaskError",
+    "check_rendering",
     "expand_tasks",
     "make",
 ]

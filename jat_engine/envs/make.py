@@ -7,6 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingSimulatorError
+from .rendering import check_rendering
 from .tasks import TASKS, unknown_task
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def make(task: str, *, seed: int | None = None, **kwargs: Any) -> gymnasium.Env[
         UnknownTaskError: there is no such task.
         MissingSimulatorError: the simulator is not installed.
         TypeError: the domain has no such option.
+        RenderingError: frames or windows cannot be rendered here: no display, or no OpenGL.
         ValueError: the render mode is unknown.
 
     Example:
@@ -45,9 +47,7 @@ def make(task: str, *, seed: int | None = None, **kwargs: Any) -> gymnasium.Env[
     if not isinstance(task, str) or task not in TASKS:
         raise unknown_task(task)
     row = TASKS[task]
-    render_mode = kwargs.get("render_mode")
-    if render_mode not in (None, "human", "rgb_array"):
-        raise ValueError(f"render_mode: expected None, 'human' or 'rgb_array', got {render_mode!r}")
+    check_rendering(task, kwargs.get("render_mode"))
 
     try:
         maker = importlib.import_module(f"jat_engine.envs.{row.domain}").make

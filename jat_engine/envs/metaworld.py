@@ -12,8 +12,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from .own_context import OwnContext
+from .rendering import import_mujoco
 from .tasks import Task
-from .wrappers import VectorAsDict, prefer_headless_rendering
+from .wrappers import VectorAsDict
 
 MAX_EPISODE_STEPS = 100
 CAMERA = "corner2"  # as in the published frames; its images are upside down
@@ -28,9 +30,9 @@ def make(task: Task, *, render_mode: str | None = None, width: int = 640, height
         width: width of rendered frames, in pixels.
         height: height of rendered frames, in pixels.
     """
-    prefer_headless_rendering(render_mode)
+    import_mujoco()
     env = gym.wrappers.OrderEnforcing(RandomGoal(task.env_id, render_mode, width, height))
-    return VectorAsDict(gym.wrappers.TimeLimit(env, MAX_EPISODE_STEPS))
+    return VectorAsDict(OwnContext(gym.wrappers.TimeLimit(env, MAX_EPISODE_STEPS)))
 
 
 class RandomGoal(gym.Env[np.ndarray, np.ndarray]):
@@ -52,6 +54,7 @@ class RandomGoal(gym.Env[np.ndarray, np.ndarray]):
         self._env._partially_observable = True  # hide the goal
         self._env.seeded_rand_vec = True
         restore_v2(self._env, env_id)
+        self.mujoco_renderer = self._env.mujoco_renderer
         self.render_mode = render_mode
         self.metadata = dict(self._env.metadata)
         bounds = self._env.sawyer_observation_space

@@ -8,8 +8,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from .own_context import OwnContext
+from .rendering import import_mujoco
 from .tasks import Task
-from .wrappers import VectorAsDict, prefer_headless_rendering
+from .wrappers import VectorAsDict
 
 
 def make(task: Task, *, render_mode: str | None = None, width: int = 480, height: int = 480) -> gym.Env[Any, Any]:
@@ -24,21 +26,19 @@ def make(task: Task, *, render_mode: str | None = None, width: int = 480, height
         width: width of rendered frames, in pixels.
         height: height of rendered frames, in pixels.
     """
-    prefer_headless_rendering(render_mode)
-    import mujoco
-
+    mujoco = import_mujoco()
     from .pusher import make_pusher  # imports mujoco
 
     rendering: dict[str, Any] = {"render_mode": render_mode, "width": width, "height": height}
     if task.published_env_id == "Pusher-v4":
-        return VectorAsDict(make_pusher(task.env_id, **rendering))
+        return VectorAsDict(OwnContext(make_pusher(task.env_id, **rendering)))
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*The environment .* is out of date")
         env = gym.make(task.env_id, disable_env_checker=True, **rendering)
     if env.unwrapped.model.jnt_type[0] == mujoco.mjtJoint.mjJNT_FREE:  # type: ignore[attr-defined]
         env = UnitQuaternionAtReset(env)
-    return VectorAsDict(env)
+    return VectorAsDict(OwnContext(env))
 
 
 class UnitQuaternionAtReset(gym.Wrapper[Any, Any, Any, Any]):

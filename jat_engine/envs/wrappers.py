@@ -1,10 +1,7 @@
-"""Wrappers for several domains, and the choice of a renderer for MuJoCo."""
+"""Wrappers for several domains."""
 
 from __future__ import annotations
 
-import ctypes.util
-import os
-import sys
 from typing import Any
 
 import gymnasium as gym
@@ -42,20 +39,3 @@ class VectorAsDict(gym.Wrapper[Any, Any, Any, Any]):
     def render(self) -> Any:
         frame = self.env.render()  # from MuJoCo: a view with negative strides, which torch does not accept
         return np.ascontiguousarray(frame) if isinstance(frame, np.ndarray) else frame
-
-
-def prefer_headless_rendering(render_mode: str | None) -> None:
-    """Select EGL or OSMesa for MuJoCo's frames on a Linux machine without a display, by setting `MUJOCO_GL`.
-
-    Gymnasium reads `MUJOCO_GL` at the first frame. If it is not set, it uses GLFW, which can be imported without a
-    display but then has no OpenGL context. A value that the user has set is kept.
-
-    Args:
-        render_mode: mode of the environment; only "rgb_array" needs the selection.
-    """
-    if render_mode != "rgb_array" or not sys.platform.startswith("linux"):
-        return
-    if any(os.environ.get(name) for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")):
-        return
-    only_osmesa = not ctypes.util.find_library("EGL") and ctypes.util.find_library("OSMesa")
-    os.environ["MUJOCO_GL"] = "osmesa" if only_osmesa else "egl"

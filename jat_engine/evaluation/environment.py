@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..envs import TASKS, MissingSimulatorError, Task, make
+from ..envs import TASKS, MissingSimulatorError, Task, check_rendering, make
 
 if TYPE_CHECKING:
     import gymnasium
@@ -35,20 +32,18 @@ def missing_simulators(tasks: Iterable[str], render: bool = False) -> dict[str, 
 
     Args:
         tasks: names of tasks.
-        render: also render a frame, to detect a machine that cannot before anything is played.
+        render: also check that frames can be rendered.
 
     Returns:
         Domain -> message with the command that installs the simulator.
 
     Raises:
-        ValueError: frames cannot be rendered here.
+        RenderingError: frames cannot be rendered here.
     """
     missing: dict[str, str] = {}
     for domain, task in {TASKS[name].domain: TASKS[name] for name in tasks}.items():
         try:
-            with contextlib.closing(evaluation_env(task, "rgb_array" if render else None)) as env:
-                if render:
-                    _check_rendering(env, task)
+            evaluation_env(task, "rgb_array" if render else None).close()
         except MissingSimulatorError as error:
             missing[domain] = str(error)
     return missing
@@ -63,7 +58,7 @@ def require_simulators(tasks: Iterable[str], render: bool = False) -> None:
 
     Raises:
         MissingSimulatorError: simulators are missing; the message says how to install all of them.
-        ValueError: frames cannot be rendered here.
+        RenderingError: frames cannot be rendered here.
     """
     missing = missing_simulators(tasks, render)
     if missing:
@@ -71,28 +66,9 @@ def require_simulators(tasks: Iterable[str], render: bool = False) -> None:
 
 
 def require_display(task: Task) -> None:
-    """Check that a window can be opened. Without this check GLFW, which MuJoCo uses, would abort the process.
+    """Check that a window can be opened for a task.
 
     Raises:
-        ValueError: there is no display.
+        RenderingError: there is no display, or it has no OpenGL.
     """
-    accepted = ["DISPLAY", "WAYLAND_DISPLAY"]
-    if task.observation != "continuous":
-        accepted.append("SDL_VIDEODRIVER")
-    if sys.platform == "linux" and not any(map(os.environ.get, accepted)):
-        raise ValueError("--render: there is no display here (DISPLAY is not set); use --save_video instead")
-
-
-def _check_rendering(env: gymnasium.Env[Any, Any], task: Task) -> None:
-    try:
-        env.reset(seed=0)
-        env.render()
-    except Exception as error:  # graphics libraries raise many classes
-        hint = (
-            "; without a display MuJoCo needs EGL or OSMesa (Debian: libegl1, libosmesa6) and MUJOCO_GL=egl or osmesa"
-            if task.observation == "continuous"
-            else ""
-        )
-        raise ValueError(
-            f"{task.domain}: frames cannot be rendered here: {type(error).__name__}: {error}{hint}"
-        ) from error
+    check_rendering(task.name, "human")

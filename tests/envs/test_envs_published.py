@@ -397,20 +397,3 @@ def test_frames_without_a_display(name: str) -> None:
     assert shape == "(120, 160, 3) uint8 True True"
     if name == "metaworld-reach":
         assert upright == "True", "the bright table stands below the grey background"
-
-
-@needs("mujoco")
-def test_a_choice_of_opengl_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jat_engine.envs.wrappers import prefer_headless_rendering
-
-    for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    prefer_headless_rendering(None)
-    prefer_headless_rendering("human")
-    monkeypatch.setenv("DISPLAY", ":0")
-    prefer_headless_rendering("rgb_array")
-    assert "MUJOCO_GL" not in os.environ
-    monkeypatch.setenv("MUJOCO_GL", "glfw")
-    monkeypatch.delenv("DISPLAY")
-    prefer_headless_rendering("rgb_array")
-    assert os.environ["MUJOCO_GL"] == "glfw"
