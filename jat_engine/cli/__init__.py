@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
-            return _run(arguments)
+            streams.refused = ""
+            code = _run(arguments)
+            return _fail(f"standard output: {streams.refused}") if streams.refused else code
         finally:  # also after `--help`, which raises
             streams.flush()
     except KeyboardInterrupt:

@@ -351,8 +351,7 @@ def print_results(results: Results, tasks: list[Task]) -> None:
         return
 
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    with contextlib.suppress(BrokenPipeError):
-        print_table("Evaluation", columns, left=["task", "domain"], optional=["domain", "random", "expert"])
+    print_table("Evaluation", columns, left=["task", "domain"], optional=["domain", "random", "expert"])
     if any("*" in cell for cell in columns["episodes"]):
         say("* stopped by --max_steps")
     played = [task for task in tasks if task.name in columns["task"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .streams import encodable
+from .streams import encodable, say
 
 if TYPE_CHECKING:
     from ..envs import Score
@@ -41,14 +42,28 @@ def print_table(
     """
     width = console().width
     for dropped in range(len(optional) + 1):
-        shown = {name: cells for name, cells in columns.items() if name not in optional[:dropped]}
-        table = _table(shown, left)
-        needed = Console(width=_ANY_WIDTH).measure(table).maximum
+        kept = {name: cells for name, cells in columns.items() if name not in optional[:dropped]}
+        table = _table(kept, left)
+        needed = Console(width=_ANY_WIDTH, height=1).measure(table).maximum
         if needed <= width:
             break
-    console().print(f"{title}\n", style="bold", soft_wrap=True)
-    # With a height too: of a width alone, rich takes no notice on a terminal that is "dumb".
-    Console(width=needed, height=len(table.rows) + 4, highlight=False, markup=False, emoji=False).print(table)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    shown = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    # Not to standard output: rich ends the process where the reader of a pipe has gone away. With a height too: of a
+    # width alone, rich takes no notice on a terminal that is "dumb".
+    wide = Console(
+        file=shown,
+        force_terminal=sys.stdout.isatty(),
+        width=needed,
+        height=len(table.rows) + 4,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    wide.print(f"{title}\n", style="bold", soft_wrap=True)
+    wide.print(table)
+    shown.seek(0)
+    say(shown.read().rstrip("\n"))
 
 
 def _table(columns: dict[str, list[str]], left: Sequence[str]) -> Table:

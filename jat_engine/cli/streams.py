@@ -61,11 +61,21 @@ def discard(stream: TextIO) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line of results. A reader that has gone away (`| head -1`) does not end what is being played."""
+    """Print results. A reader that has gone away (`| head -1`) or a full disk does not end what is being played.
+
+    After any other error than a reader's, `refused` says why.
+    """
+    global refused
     try:
         print(text, flush=True)
-    except OSError:
+    except OSError as error:
         discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            refused = str(error)
+
+
+refused = ""
+"""Reason why standard output took no more text from `say`; "" while it does."""
 
 
 def encodable(text: str, otherwise: str) -> str:

@@ -256,7 +256,8 @@ def read_earlier(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
         run = {key: found.get(key) for key in ("arguments", "device", "versions")}
         entries = {name: {"run": run} | entry for name, entry in tasks.items()}
         for entry in entries.values():
-            len(entry["returns"]), entry["complete"]
+            entry["returns"] = [float(value) for value in entry["returns"]]
+            entry["complete"] = bool(entry["complete"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected results of an evaluation, got {type(error).__name__}: {error}; {remedy}"

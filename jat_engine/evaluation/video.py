@@ -94,6 +94,7 @@ def check_writable(field: str, folder: Path) -> None:
         ValueError: they cannot; the message begins with `field`.
     """
     try:
+        folder.is_dir()  # raises for a name that is too long
         existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"0")
