@@ -195,11 +195,14 @@ def write_results(results: Results) -> list[str]:
             return [f"{problem}; the returns are printed instead"]
         return [f"{problem}; they are in {results.folder}"]
 
-    kept = [name for name in results.task_names() if results.keeps_earlier(name)]
-    num_played = sum(len(results.episodes(name)) for name in results.task_names())
-    note(f"wrote {results.evaluations_path}, {results.results_path}: {num_played} episode(s) of this run")
-    if kept:
-        note(f"{results.folder} keeps what it had of {len(kept)} task(s): {', '.join(kept)}")
+    played = [name for name in results.task_names() if results.episodes(name)]
+    num_episodes = sum(len(results.episodes(name)) for name in played)
+    note(f"wrote {results.evaluations_path}, {results.results_path}: {num_episodes} episode(s) of this run")
+    longer = [name for name in played if results.keeps_earlier(name)]
+    if longer:
+        note(f"{results.folder} keeps the results that it had of {', '.join(longer)}, which have more episodes")
+    if len(played) < len(results.task_names()):
+        note(f"{results.folder} also has {len(results.task_names()) - len(played)} other task(s) of earlier runs")
     return []
 
 

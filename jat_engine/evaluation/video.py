@@ -71,6 +71,7 @@ def check_video(field: str, path: str | Path) -> None:
         endings = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
         raise ValueError(f"{field}: expected a file name that ends in {endings}, got {str(path)!r}")
     try:
+        _check_name(path)
         if path.is_dir():
             raise ValueError(f"{field}: expected a file, got the folder {path}")
         check_writable(field, path.parent)
@@ -94,12 +95,18 @@ def check_writable(field: str, folder: Path) -> None:
         ValueError: they cannot; the message begins with `field`.
     """
     try:
-        folder.is_dir()  # raises for a name that is too long
+        _check_name(folder)
         existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"0")
     except (OSError, ValueError) as error:
         raise ValueError(f"{field}: expected a folder that can be written to, got {folder} ({error})") from None
+
+
+def _check_name(path: Path) -> None:
+    """Raise an error for a name that no file can have: it is too long, or contains a NUL character."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path.lstat()
 
 
 class VideoWriter:
