@@ -8,9 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers import HfArgumentParser
+
+if TYPE_CHECKING:
+    from ..envs import Task
 
 LARGEST_SEED = 2**64 - 1
 """Largest seed that torch and all simulators take."""
@@ -139,6 +142,22 @@ def _flag(name: str, value: Any) -> list[str]:
     if value is None:
         return []
     return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def failure(task: Task, num_finished: int, arguments: EpisodeArguments, error: Exception) -> str:
+    """Return a line about an error that ended the episodes of a task.
+
+    Args:
+        task: the task.
+        num_finished: number of episodes that were finished before.
+        arguments: arguments of the episodes.
+        error: what was raised.
+    """
+    if num_finished < arguments.num_episodes:
+        when = f"in episode {num_finished + 1} (seed {arguments.seed + num_finished})"
+    else:
+        when = "after its last episode"
+    return f"{task.name}: failed {when}: " + " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def note(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ..evaluation.video import EpisodeVideo, check_video, ffmpeg
 from ..model.modeling import JatModel
 from ..model.processing import JatProcessor
 from .agent import default_device, describe, load_agent, load_config
-from .arguments import EpisodeArguments, ModelArguments, note, parse
+from .arguments import EpisodeArguments, ModelArguments, failure, note, parse
 from .report import mean_std, milliseconds, number, print_table, score
 from .streams import say, terminable
 
@@ -81,7 +81,7 @@ def random_engine(preset: str, arguments: DemoArguments, seed: int) -> tuple[Jat
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command and return its exit code: 1 if everything was played, and the video failed."""
+    """Run the command and return its exit code: 1 if a task or the video failed."""
     arguments, episodes = parse("demo", "Play one task of every domain.", [DemoArguments, DemoEpisodes], argv)
     episodes.check()
     names = expand_tasks(arguments.tasks)
@@ -103,27 +103,37 @@ def run(argv: Sequence[str]) -> int:
     else:
         agent, processor = load_agent(arguments)
         title = arguments.model_name_or_path
-    rows, parts = [], []
+    rows: list[dict[str, str]] = []
+    parts: list[Path] = []
+    problems: list[str] = []
     with tempfile.TemporaryDirectory() as folder, terminable():
         for task in tasks:
             part = Path(folder) / f"{task.name}.mp4" if arguments.video else None
-            rows.append(_row(task, play(agent, processor, task, episodes, part)))
+            played: list[EpisodeResult] = []
+            try:
+                played.extend(play(agent, processor, task, episodes, part))
+            except Exception as error:  # of a simulator: any class
+                problems.append(failure(task, len(played), episodes, error))
+            if played:
+                rows.append(_row(task, played))
             if part is not None and part.exists():
                 parts.append(part)
-        print_table(title, {name: [row[name] for row in rows] for name in rows[0]}, left=["task"])
-        say(f"random, expert: published mean returns, 0 and 1 of the score; {describe(agent)}")
+        if rows:
+            print_table(title, {name: [row[name] for row in rows] for name in rows[0]}, left=["task"])
+            say(f"random, expert: published mean returns, 0 and 1 of the score; {describe(agent)}")
         try:
             if parts:
                 note(f"wrote {write_grid(parts, arguments.video)}")
         except (VideoError, RuntimeError, ValueError) as error:
-            note(f"jat-engine: error: --video: {' '.join(str(error).split())}")
-            return 1
-    return 0
+            problems.append(f"--video: {' '.join(str(error).split())}")
+    for problem in problems:
+        note(f"jat-engine: error: {problem}")
+    return int(bool(problems))
 
 
 def play(
     agent: Any, processor: Any, task: Task, arguments: EpisodeArguments, video: Path | None = None
-) -> list[EpisodeResult]:
+) -> Iterator[EpisodeResult]:
     """Play all episodes of one task, and write the first seconds to `video` where frames can be rendered."""
     recorder = None
     try:
@@ -140,7 +150,7 @@ def play(
             fps = SHOWN_STEPS_PER_SECOND[task.domain]
             env = RecordTiles(env, task, recorder.start(fps), TILE_SIZE, hold=fps, max_tiles=MAX_SECONDS * fps)
         try:
-            return list(play_episodes(agent, processor, env, arguments.num_episodes, task=task, **arguments.options))
+            yield from play_episodes(agent, processor, env, arguments.num_episodes, task=task, **arguments.options)
         finally:
             if recorder is not None:
                 recorder.finish()

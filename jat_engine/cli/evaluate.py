@@ -42,7 +42,7 @@ from .agent import (
     settings_of,
     weights_of,
 )
-from .arguments import EpisodeArguments, ModelArguments, note, parse
+from .arguments import EpisodeArguments, ModelArguments, failure, note, parse
 from .report import interval, mean_std, milliseconds, print_table, score
 from .streams import say, terminable, uninterrupted
 
@@ -251,14 +251,14 @@ def evaluate_task(
                     pause = max(_PAUSE, _WRITE_SHARE * (written - began))
     except Exception as error:  # of a simulator, or of the agent for a simulator's output: any class
         index = len(results.episodes(task.name))
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = failure(task, index, arguments, error)
         results.failed[task.name] = {
             "episode": index + 1,
             "seed": arguments.seed + index,
-            "error": reason,
+            "error": problem,
             "traceback": traceback.format_exc(),
         }
-        problems.append(f"{task.name}: failed in episode {index + 1} (seed {arguments.seed + index}): {reason}")
+        problems.append(problem)
         tqdm.write(problems[-1], file=sys.stderr)
     finally:
         if recorder is not None:

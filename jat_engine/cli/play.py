@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from ..evaluation.environment import evaluation_env, require_display, require_si
 from ..evaluation.progress import play_episodes
 from ..evaluation.video import EpisodeVideo, check_video
 from .agent import check_source, load_agent, load_config
-from .arguments import EpisodeArguments, ModelArguments, note, parse
+from .arguments import EpisodeArguments, ModelArguments, failure, note, parse
 from .report import milliseconds, number
 from .streams import say, terminable
 
@@ -46,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     """Run `jat-engine play`.
 
     Returns:
-        The exit code: 1 if the episodes were played, and the video failed.
+        The exit code: 1 if an episode or the video failed.
     """
     model_arguments, arguments = parse(
         "play", "Watch or record an agent on one task.", [ModelArguments, PlayArguments], argv
@@ -70,6 +71,7 @@ def run(argv: Sequence[str]) -> int:
     if reason is not None:
         note(f"{task.name}: expert-normalised score {reason}")
 
+    finished, problem = 0, ""
     try:
         with terminable():
             episodes = play_episodes(
@@ -81,20 +83,24 @@ def run(argv: Sequence[str]) -> int:
                 on_frame=video.start(env.metadata["render_fps"]) if video else None,
                 **arguments.options,
             )
-            for index, episode in enumerate(episodes):
+            for episode in episodes:
                 scores = normalize([episode.return_], task)
-                say(describe(index, episode, None if scores is None else float(scores[0])))
+                say(describe(finished, episode, None if scores is None else float(scores[0])))
+                finished += 1
+    except Exception as error:  # of a simulator, such as of a window that was closed: any class
+        problem = failure(task, finished, arguments, error)
     finally:
-        env.close()
+        with contextlib.suppress(Exception):  # a simulator that has failed
+            env.close()
         if video is not None:
             video.finish()
             if video.num_frames and not video.error:
                 note(f"wrote {video.path}: {video.num_frames} frames")
 
-    if video is not None and video.error:
-        note(f"jat-engine: error: --save_video: {video.error}")
-        return 1
-    return 0
+    problems = [problem, f"--save_video: {video.error}" if video is not None and video.error else ""]
+    for text in filter(None, problems):
+        note(f"jat-engine: error: {text}")
+    return int(any(problems))
 
 
 def describe(index: int, episode: EpisodeResult, normalized: float | None) -> str:

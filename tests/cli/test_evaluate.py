@@ -312,6 +312,23 @@ def test_a_task_that_fails_is_named_and_the_others_are_played(
     assert "Traceback" in found["failed"]["mujoco-pendulum"]["traceback"]
 
 
+@pytest.mark.parametrize("command", ["play", "demo"])
+def test_a_simulator_that_fails_is_one_line(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = f"jat_engine.cli.{command}.evaluation_env"
+    make = evaluate.evaluation_env
+    monkeypatch.setattr(module, lambda task, mode: _Breaks(make(task, mode), "raises"))
+    flags = ["--max_steps", "3", "--num_episodes", "3", "--seed", "5"]
+    flags += ["--task", "mujoco-reacher"] if command == "play" else ["--tasks", "mujoco-reacher", "--video", ""]
+    assert main([command, "--model_name_or_path", "jat-mini", *flags]) == 1
+    captured = capsys.readouterr()
+    assert ("episode 1: return" if command == "play" else "3 (capped)") in captured.out
+    (line,) = captured.err.splitlines()
+    reason = "failed in episode 2 (seed 6): RuntimeError: physics diverged"
+    assert line == f"jat-engine: error: mujoco-reacher: {reason}"
+
+
 def test_sigterm_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     _before_episode(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
