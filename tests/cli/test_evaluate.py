@@ -329,6 +329,15 @@ def test_a_simulator_that_fails_is_one_line(
     assert line == f"jat-engine: error: mujoco-reacher: {reason}"
 
 
+def test_a_reader_that_goes_away_ends_no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as output:
+        monkeypatch.setattr("sys.stdout", output)
+        assert main([*EVAL, "--tasks", "mujoco-reacher", "mujoco-pendulum"]) == 0
+    assert set(_returns()) == {"mujoco-reacher", "mujoco-pendulum"}
+
+
 def test_sigterm_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     _before_episode(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
