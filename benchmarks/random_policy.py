@@ -67,12 +67,9 @@ def play(task: Task, num_episodes: int, seed: int) -> tuple[list[float], list[in
         env.reset()
         total, length, over = 0.0, 0, False
         while not over:
-            _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
             total, length = total + float(reward), length + 1
             over = terminated or truncated
-            if over and task.domain == "atari" and "episode" not in info:  # a lost life
-                env.reset()
-                over = False
         returns.append(total)
         lengths.append(length)
     env.close()

@@ -9,25 +9,27 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .mission import Mission
 from .tasks import Task
-
-_MISSION = gym.spaces.Text(max_length=512, charset="abcdefghijklmnopqrstuvwxyz ,")
 
 _logger = logging.getLogger(__name__)
 
 
-def make(task: Task, *, render_mode: str | None = None) -> gym.Env[Any, Any]:
+def make(task: Task, *, render_mode: str | None = None, max_episode_steps: int | None = None) -> gym.Env[Any, Any]:
     """Build one of the 39 tasks.
 
     Args:
         task: a BabyAI task.
         render_mode: "human", "rgb_array" or None.
+        max_episode_steps: end an episode after this number of steps; None for the task's own limit alone.
     """
     import minigrid  # registers its ids
 
     gym.register_envs(minigrid)
     _log_rejected_missions()
-    env: gym.Env[Any, Any] = gym.make(task.env_id, render_mode=render_mode, disable_env_checker=True)
+    env: gym.Env[Any, Any] = gym.make(
+        task.env_id, render_mode=render_mode, max_episode_steps=max_episode_steps, disable_env_checker=True
+    )
     return MissionInFrame(FlatObservation(env))
 
 
@@ -50,7 +52,7 @@ class FlatObservation(gym.ObservationWrapper[Any, Any, Any]):
         spaces: Any = env.observation_space
         sizes = np.concatenate(([spaces["direction"].n], spaces["image"].high.flatten().astype(np.int64) + 1))
         self.observation_space = gym.spaces.Dict(
-            {"discrete_observation": gym.spaces.MultiDiscrete(sizes), "text_observation": _MISSION}
+            {"discrete_observation": gym.spaces.MultiDiscrete(sizes), "text_observation": Mission()}
         )
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import weakref
 from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
+
+from ..errors import RenderingError
+
+_process: int | None = None
+"""Process that has rendered."""
 
 _open: set[weakref.finalize[Any, Any]] = set()
 """Viewers that are not freed yet."""
@@ -56,6 +62,13 @@ class OwnContext(gym.Wrapper[Any, Any, Any, Any]):
             return
         if self._closed:
             raise gym.error.ClosedEnvironmentError("render(): the environment is closed; make another")
+        global _process
+        if _process not in (None, os.getpid()):  # it would wait for ever for the parent's locks
+            raise RenderingError(
+                "render(): this process is a fork of one that has rendered, and OpenGL does not survive a fork; start "
+                "it with the method spawn (AsyncVectorEnv: context='spawn')"
+            )
+        _process = os.getpid()
         viewer = self._current()
         if viewer is not None:
             viewer.make_context_current()

@@ -24,16 +24,14 @@ _FINGERTIP, _OBJECT, _GOAL = slice(14, 17), slice(17, 20), slice(20, 23)
 """Entries of the observation [23] that hold positions [3], in metres."""
 
 
-def make_pusher(env_id: str, **rendering: Any) -> gym.Env[np.ndarray, np.ndarray]:
+def make_pusher(env_id: str, **options: Any) -> gym.Env[np.ndarray, np.ndarray]:
     """Build a `Pusher-v4`. Observations are float64 [23], actions [7].
 
     Args:
         env_id: "Pusher-v5", which is changed to v4.
-        **rendering: `render_mode`, `width` and `height`.
+        **options: passed to `gymnasium.make`.
     """
-    env: gym.Env[np.ndarray, np.ndarray] = gym.make(
-        env_id, xml_file="pusher.xml", disable_env_checker=True, **rendering
-    )
+    env: gym.Env[np.ndarray, np.ndarray] = gym.make(env_id, xml_file="pusher.xml", disable_env_checker=True, **options)
     restore_contacts(env.unwrapped.model)  # type: ignore[attr-defined]
     return PusherReward(env)
 
@@ -65,7 +63,8 @@ class PusherReward(gym.Wrapper[Any, Any, Any, Any]):
         return observation, info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        assert self._before is not None, "reset() comes before step()"
+        if self._before is None:
+            raise gym.error.ResetNeeded("step(): call reset() first")
         fingertip, thing, goal = self._before[_FINGERTIP], self._before[_OBJECT], self._before[_GOAL]
         near = -float(np.linalg.norm(thing - fingertip))
         distance = -float(np.linalg.norm(thing - goal))

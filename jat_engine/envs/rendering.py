@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from numbers import Integral
 from typing import Any
 
 from ..errors import MissingSimulatorError, RenderingError
@@ -106,6 +107,33 @@ def import_mujoco() -> Any:
         return mujoco
 
 
+def check_view(width: Any, height: Any, camera_name: Any, camera_id: Any) -> None:
+    """Check the size of frames, and that a camera is given by its name or by its number.
+
+    Raises:
+        ValueError: a size is not an integer of at least 1, or both a name and a number are given.
+    """
+    if camera_name is not None and camera_id is not None:
+        raise ValueError(f"camera_id: expected None with camera_name={camera_name!r}, got {camera_id!r}")
+    for name, value in (("width", width), ("height", height)):
+        if not isinstance(value, Integral) or int(value) < 1:
+            raise ValueError(f"{name}: expected at least 1 pixel, got {value!r}")
+
+
+def check_camera(model: Any, camera_name: Any, camera_id: Any) -> None:
+    """Check that a MuJoCo model has a camera; MuJoCo takes the free camera for an unknown name.
+
+    Raises:
+        ValueError: it has no such camera.
+    """
+    names = [model.camera(index).name for index in range(model.ncam)]
+    if camera_name is not None and camera_name not in names:
+        known = f"one of {', '.join(names)}" if names else "None, since this model has no camera"
+        raise ValueError(f"camera_name: expected {known}, got {camera_name!r}")
+    if camera_id is not None and not (isinstance(camera_id, Integral) and -1 <= int(camera_id) < len(names)):
+        raise ValueError(f"camera_id: expected -1 to {len(names) - 1}, got {camera_id!r}")
+
+
 def _check_window(task: str, is_mujoco: bool) -> None:
     # SDL, which opens the other domains' windows, can be told to do without.
     if not is_mujoco and os.environ.get("SDL_VIDEODRIVER"):
@@ -123,8 +151,8 @@ def _check_window(task: str, is_mujoco: bool) -> None:
         problem = _problem(_WINDOW, None)
         if problem:
             raise RenderingError(
-                f"{task}: no window can be opened at DISPLAY={os.environ.get('DISPLAY')!r} ({problem}); set DISPLAY to an "
-                "X server with OpenGL (GLX), or take frames with render_mode='rgb_array'"
+                f"{task}: no window can be opened at DISPLAY={os.environ.get('DISPLAY')!r} ({problem}); set DISPLAY to "
+                "an X server with OpenGL (GLX), or take frames with render_mode='rgb_array'"
             )
 
 
@@ -142,8 +170,8 @@ def _select_opengl(task: str) -> None:
     if chosen:
         if chosen not in BACKENDS:
             raise RenderingError(
-                f"{task}: MUJOCO_GL: expected one of {', '.join(BACKENDS)} for frames, got {chosen!r}; unset it, and one"
-                " that works is taken"
+                f"{task}: MUJOCO_GL: expected one of {', '.join(BACKENDS)} for frames, got {chosen!r}; unset it, and "
+                "one that works is taken"
             )
         problem = _problem(_OFFSCREEN, chosen)
         if problem:

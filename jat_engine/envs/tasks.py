@@ -36,8 +36,7 @@ class Task:
 
     Attributes:
         name: the published name, e.g. "metaworld-reach".
-        domain: "atari", "babyai", "metaworld" or "mujoco": which simulator builds it, and in Atari that a lost life
-            does not end an episode.
+        domain: "atari", "babyai", "metaworld" or "mujoco": which simulator builds it.
         env_id: id of the environment that `make` builds.
         published_env_id: id of the environment in the published code.
         observation: "image", "discrete+text" or "continuous".
@@ -85,6 +84,14 @@ def _env_id(domain: str, published: str) -> str:
 
 TASKS: Mapping[str, Task] = MappingProxyType(_read())
 """All tasks by name, in the published order."""
+
+TASK_NAME_TO_ENV_ID: dict[str, str] = {task.name: task.published_env_id for task in TASKS.values()}
+"""Published ids of the environments by task name, under the published name of this table."""
+
+
+def get_task_names() -> list[str]:
+    """Return the names of all tasks, as the published function of this name."""
+    return list(TASKS)
 
 
 def expand_tasks(names: Iterable[str]) -> list[str]:

@@ -8,19 +8,6 @@ import gymnasium as gym
 import numpy as np
 
 
-class FirstSeed(gym.Wrapper[Any, Any, Any, Any]):
-    """Wrapper that seeds the action space now, and the environment in the first `reset()` without a seed."""
-
-    def __init__(self, env: gym.Env[Any, Any], seed: int) -> None:
-        super().__init__(env)
-        self._seed: int | None = seed
-        self.action_space.seed(seed)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        first, self._seed = self._seed, None
-        return self.env.reset(seed=first if seed is None else seed, options=options)
-
-
 class VectorAsDict(gym.Wrapper[Any, Any, Any, Any]):
     """Wrapper that returns observations as `{"continuous_observation": [X]}`, and rewards as Python floats."""
 

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from ..envs.actions import checked_seed, continuous_action, discrete_action
+from ..errors import InputError
+
 if TYPE_CHECKING:
     import gymnasium
 
@@ -65,17 +68,17 @@ def run_episode(
     """Play one episode by the published protocol.
 
     The agent is reset (`reset_rl`) and gets no reward before its first action. Actions are passed to the environment
-    unclipped. In Atari a lost life ends an episode of the environment, without `"episode"` in `info`; the environment
-    is then reset, and the agent's episode continues.
+    unclipped, discrete ones as int, continuous ones as float32 arrays of the action space's shape.
 
     Args:
         agent: a `JatEngine`, a `JatModel`, or another object with the methods of `Agent`.
         processor: passed to the agent; None for a `JatEngine`.
-        env: environment from `jat_engine.envs.make(task.name)`. Make Atari with `clip_reward=False`, otherwise returns
-            are not comparable with the published ones.
+        env: environment from `jat_engine.envs.make(task.name)` or `gymnasium.make`, with wrappers as needed, such as
+            `TimeLimit`. Make Atari with `clip_reward=False`, otherwise returns are not comparable with the published
+            ones.
         task: the task of `env`.
-        seed: seed of the environment and of torch's global generator, from which actions are sampled. The episode then
-            depends on nothing that ran before. With None neither is seeded.
+        seed: seed of the environment and of torch's global generator, from which actions are sampled, below 2^64. The
+            episode then depends on nothing that ran before. With None neither is seeded.
         deterministic: choose the most likely discrete action instead of sampling one.
         context_window: number of past tokens that the agent sees; None for the task's own number.
         max_steps: stop after this number of steps.
@@ -84,6 +87,7 @@ def run_episode(
         on_step: function that is called with the number of steps and the return so far, after each step.
 
     Raises:
+        InputError: the seed is not None or an integer in [0, 2^64), or the agent's action does not fit the environment.
         ValueError: `max_steps` is less than 1, or the environment renders no frames for `on_frame`.
 
     Example:
@@ -96,6 +100,10 @@ def run_episode(
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps: expected None or at least 1, got {max_steps}")
     window = task.context_window if context_window is None else context_window
+
+    seed = checked_seed(seed)
+    if seed is not None and seed >= 2**64:  # torch takes no more
+        raise InputError(f"seed: expected None or an integer in [0, 2^64), got {seed!r:.80}")
 
     began = time.perf_counter()
     if seed is not None:
@@ -118,16 +126,10 @@ def run_episode(
         )
         latencies_us.append((time.perf_counter_ns() - start) / 1e3)
 
-        if not isinstance(action, int | np.integer):
-            action = np.asarray(action, np.float32)
-        observation, step_reward, terminated, truncated, info = env.step(action)
+        observation, step_reward, terminated, truncated, _ = env.step(_executed(action, env.action_space))
         reward = float(step_reward)
         total += reward
-        done = terminated or truncated
-
-        if done and task.domain == "atari" and "episode" not in info:
-            observation, _ = env.reset()  # a life was lost: no seed, or the game would start again
-            done = False
+        done = bool(terminated or truncated)
         if on_frame is not None:
             on_frame(_frame(env))
         if on_step is not None:
@@ -181,6 +183,12 @@ def run_episodes(
     for i in range(num_episodes):
         episode_seed = None if seed is None else seed + i
         yield run_episode(agent, processor, env, task=task, seed=episode_seed, **options)
+
+
+def _executed(action: Any, space: Any) -> Any:
+    if hasattr(space, "n"):
+        return discrete_action(action, int(space.n))
+    return continuous_action(action, space.shape).astype(np.float32)
 
 
 def _frame(env: gymnasium.Env[Any, Any]) -> np.ndarray:

@@ -84,15 +84,10 @@ rewards = None
 {sessions}
 print(*(type(action).__name__ for action in actions), *(session.num_cached_tokens for session in sessions))
 
-import gymnasium
-import numpy as np
-vector = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("Hopper-v5")] * 4)
-observations, _ = vector.reset(seed=0)
-space, rewards, done = vector.single_action_space, None, np.array([True, False, False, True])
-{arrays.replace("1024", "4").replace("256", "9")}
-print(actions.shape, batch.num_cached_tokens)
+{arrays.replace("256", "9")}
+print(vector_env.closed, batch.closed)
 """
-    assert run(code).split() == ["True", "int", "list", "int", "0", "0", "0", "(4,", "3)", "[0", "0", "0", "0]"]
+    assert run(code).split() == ["True", "int", "list", "int", "0", "0", "0", "True", "True"]
 
 
 FAILING_ARM = """

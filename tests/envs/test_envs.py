@@ -213,36 +213,91 @@ def test_atari_frames_equal_a_computation_from_raw_frames() -> None:
             assert rewards[i - 1] == sum(raw_rewards[lengths[i - 1] + 1 : lengths[i] + 1])
 
 
-def test_atari_lives_and_real_ends() -> None:
-    """Breakout has five lives and four fake ends. Statistics cover the whole game; clipped rewards are signs."""
+def play_game(env: Any, steps: int) -> tuple[list[Any], dict[str, int] | None]:
+    """Play by the published loop with seeded actions; return what the agent sees, and a whole game's statistics."""
+    rng = np.random.default_rng(0)
+    observation, _ = env.reset(seed=1)
+    trace: list[Any] = [observation]
+    done = False
+    while not done and len(trace) < 2 * steps:
+        observation, reward, terminated, truncated, info = env.step(int(rng.integers(env.action_space.n)))
+        done = terminated or truncated
+        if done and "episode" not in info:  # published: the "fake done" of a lost life
+            observation, _ = env.reset()
+            done = False
+        trace += [observation, reward]
+    return trace, {name: int(info["episode"][name]) for name in ("r", "l")} if done else None
+
+
+@pytest.mark.parametrize(
+    ("task", "steps"), [("atari-breakout", 1000), ("atari-mspacman", 400), ("atari-montezumarevenge", 300)]
+)
+def test_lost_lives_within_a_step_equal_the_published_loop(task: str, steps: int) -> None:
+    """Bit for bit: no-op, FIRE, filled frames, kept and dropped rewards, the statistics of the game."""
+    need(task)
+    whole, statistics = play_game(make(task), steps)
+    published, published_statistics = play_game(make(task, terminal_on_life_loss=True), steps)
+    assert same(whole, published)
+    assert statistics == published_statistics
+    if task == "atari-breakout":
+        assert statistics is not None
+        assert statistics["l"] > 4 * (len(whole) // 2)  # raw frames, those after lost lives too
+
+
+def test_an_atari_episode_is_a_whole_game() -> None:
+    """Breakout has five lives; a plain loop of Gymnasium plays all of them."""
+    need("atari-breakout")
+
+    def play(**options: Any) -> tuple[list[bool], dict[str, Any], int]:
+        env = make("atari-breakout", seed=1, **options)
+        env.reset()
+        lost, done, info = [], False, {}
+        while not done:
+            _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+            assert reward in (0.0, 1.0)
+            lost.append(info["life_lost"])
+            done = terminated or truncated
+        return lost, info, env.unwrapped.ale.lives()
+
+    lost, info, lives = play()
+    assert (sum(lost), lives) == (4, 0)
+    assert not lost[-1]
+    assert "episode" in info
+    lost, info, _ = play(episode_statistics=False)
+    assert sum(lost) == 4
+    assert "episode" not in info
+    lost, info, _ = play(episodic_life=False)
+    assert sum(lost) == 0
+    assert "episode" in info
+    lost, info, lives = play(terminal_on_life_loss=True)
+    assert (sum(lost), lives) == (1, 4)
+    assert lost[-1]
+    assert "episode" not in info
+    with pytest.raises(ValueError, match="terminal_on_life_loss: expected False with episodic_life=False"):
+        make("atari-breakout", episodic_life=False, terminal_on_life_loss=True)
+
+
+def test_a_reset_starts_a_new_game() -> None:
+    """Also while a game is running and lives are lost: the reset of a TimeLimit, of a vector environment, of a user."""
     need("atari-breakout")
     env = make("atari-breakout", seed=1)
     env.reset()
-    fake_ends, rewards, info = 0, [], {}
-    while "episode" not in info:
-        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
-        rewards.append(reward)
-        if (terminated or truncated) and "episode" not in info:
-            fake_ends += 1
-            lives = env.unwrapped.ale.lives()
-            env.reset()
-            assert env.unwrapped.ale.lives() == lives, "the same game continues"
-
-    assert fake_ends == 4
-    assert set(rewards) <= {0.0, 1.0}
-    assert info["episode"]["l"] > 4 * len(rewards)  # raw frames, those of the resets too
-
-    whole = make("atari-breakout", seed=1, episodic_life=False)
-    whole.reset()
-    terminated, info = False, {}
-    while not terminated:
-        _, _, terminated, _, info = whole.step(whole.action_space.sample())
-    assert "episode" in info
+    while not env.step(0)[4]["life_lost"]:
+        pass
+    assert env.unwrapped.ale.lives() == 4
+    env.reset()
+    assert env.unwrapped.ale.lives() == 5
+    continued = make("atari-breakout", seed=1, terminal_on_life_loss=True)
+    continued.reset()
+    while not continued.step(0)[2]:
+        pass
+    continued.reset()
+    assert continued.unwrapped.ale.lives() == 4, "as published"
 
 
 def test_a_seed_starts_a_new_game_after_a_lost_life() -> None:
     need("atari-breakout")
-    env = make("atari-breakout", seed=1)
+    env = make("atari-breakout", seed=1, terminal_on_life_loss=True)
     first, _ = env.reset(seed=2)
     terminated = False
     while not terminated:
@@ -250,6 +305,28 @@ def test_a_seed_starts_a_new_game_after_a_lost_life() -> None:
     again, _ = env.reset(seed=2)
     assert np.array_equal(first["image_observation"], again["image_observation"])
     assert env.unwrapped.ale.lives() == 5
+
+
+def test_gymnasiums_wrappers_see_whole_games() -> None:
+    """A time limit ends the episode where it says, and statistics cover the game."""
+    need("atari-breakout")
+    import gymnasium as gym
+
+    env = gym.make("jat/atari-breakout-v0", max_episode_steps=100)
+    env = gym.wrappers.RecordEpisodeStatistics(env)
+    lengths = []
+    env.reset(seed=0)
+    for _ in range(2):
+        done, lost = False, 0
+        while not done:
+            _, _, terminated, truncated, info = env.step(0)
+            done, lost = terminated or truncated, lost + info["life_lost"]
+        assert truncated
+        assert lost >= 1
+        lengths.append(info["episode"]["l"])
+        env.reset()
+        assert env.unwrapped.ale.lives() == 5
+    assert lengths == [100, 100]
 
 
 def test_montezuma_is_cut() -> None:

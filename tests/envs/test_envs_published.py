@@ -82,7 +82,7 @@ def test_table_rows() -> None:
 def test_import_brings_nothing_heavy() -> None:
     out = run_python(
         "import jat_engine.envs\n"
-        "heavy = {'gymnasium', 'ale_py', 'cv2', 'minigrid', 'metaworld', 'mujoco', 'torch', 'numpy', 'PIL'}\n"
+        "heavy = {'ale_py', 'cv2', 'minigrid', 'metaworld', 'mujoco', 'torch', 'PIL'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
     assert out.strip() == "[]"
@@ -133,7 +133,7 @@ RECORDED_ATARI = {
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="OpenCV may round otherwise elsewhere")
 @pytest.mark.parametrize("name", RECORDED_ATARI)
 def test_atari_is_the_published(name: str) -> None:
-    env = make(name, clip_reward=False)
+    env = make(name, clip_reward=False, terminal_on_life_loss=True)
     crc, total, ends = 0, 0.0, 0
     random = np.random.default_rng(0)
     observation, _ = env.reset(seed=0)
@@ -152,19 +152,33 @@ def test_atari_is_the_published(name: str) -> None:
 @needs("atari")
 def test_a_game_that_ends_in_the_reset_is_not_hidden() -> None:
     """The frame limit can end a game within a reset; the caller must see this end, with the statistics."""
-    env = make("atari-breakout", seed=0)
-    env.reset()
-    terminated = False
-    while not terminated:
-        terminated = env.step(0)[2]
-    ale, step = env.unwrapped.ale, env.unwrapped.step
-    env.unwrapped.step = lambda action: (*step(action)[:2], True, False, {})  # as if the no-op of the reset ended it
-    frames = ale.getEpisodeFrameNumber()
-    env.reset()
-    assert ale.getEpisodeFrameNumber() > frames, "a new game was begun"
-    _, _, terminated, _, info = env.step(0)
-    assert terminated
-    assert "episode" in info
+    from jat_engine.envs.atari import Lives
+
+    for options in ({}, {"terminal_on_life_loss": True}):
+        env = make("atari-breakout", seed=0, **options)
+        env.reset()
+        ale, raw_step, lives = env.unwrapped.ale, env.unwrapped.step, env
+        while not isinstance(lives, Lives):
+            lives = lives.env
+        agent_step = lives.env.step
+
+        def step(action: int, env: Any = env, raw_step: Any = raw_step, agent_step: Any = agent_step) -> Any:
+            if env.unwrapped.ale.lives() == 4:  # the no-op after the lost life ends the game
+                env.unwrapped.step = lambda action: (*raw_step(action)[:2], True, False, {})
+            return agent_step(action)
+
+        lives.env.step = step
+        info: dict[str, Any] = {"life_lost": False}
+        while not info["life_lost"]:
+            _, _, terminated, _, info = env.step(0)
+        assert terminated == bool(options)
+        frames = ale.getEpisodeFrameNumber()
+        if options:
+            env.reset()
+        assert ale.getEpisodeFrameNumber() >= frames > 1, "a new game was begun"
+        _, _, terminated, _, info = env.step(0)
+        assert terminated
+        assert "episode" in info
 
 
 @needs("atari")

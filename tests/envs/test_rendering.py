@@ -139,3 +139,35 @@ def test_a_closed_environment_renders_nothing(monkeypatch: pytest.MonkeyPatch) -
     env.close()
     with pytest.raises(ClosedEnvironmentError, match="make another"):
         env.render()
+
+
+FORK = """
+import functools
+from gymnasium.vector import AsyncVectorEnv
+from jat_engine.envs import RenderingError, make
+
+maker = functools.partial(make, "mujoco-pendulum", render_mode="rgb_array", width=32, height=32, seed=0)
+
+if __name__ == "__main__":
+    children = AsyncVectorEnv([maker] * 2, context="fork")  # the parent has only made an environment
+    children.reset()
+    print([frame.shape for frame in children.call("render")])
+    children.close()
+    env = maker()
+    env.reset()
+    env.render()
+    children = AsyncVectorEnv([maker], context="fork")
+    children.reset()
+    try:
+        children.call("render")
+    except RenderingError as error:
+        print(error)
+"""
+
+
+def test_a_fork_of_a_process_that_has_rendered() -> None:
+    """It is refused, since it would wait for ever; a fork of one that has not is not."""
+    done = python(FORK, MUJOCO_GL="egl")
+    frames, message = done.stdout.splitlines()
+    assert frames == "[(32, 32, 3), (32, 32, 3)]"
+    assert "context='spawn'" in message

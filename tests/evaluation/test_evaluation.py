@@ -9,7 +9,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
+from jat_engine import InputError
 from jat_engine.atomic_io import write_json
 from jat_engine.envs import TASKS, UnknownTaskError, make
 from jat_engine.evaluation import (
@@ -96,16 +98,64 @@ def test_life_loss_does_not_end_an_atari_episode() -> None:
     env, agent = Recorder(make(task.name, clip_reward=False)), Scripted()
     env.action_space.seed(0)
     episode = run_episode(agent, None, env, task=task, seed=0)
-    lives_lost = [info for info, end in zip(env.infos, env.ends, strict=True) if end]
-    assert len(lives_lost) == 5
-    assert ["episode" in info for info in lives_lost] == [False] * 4 + [True]
-    assert env.reset_seeds == [0, None, None, None, None]
+    lost = [info["life_lost"] for info in env.infos]
+    assert sum(lost) == 4
+    assert env.ends == [False] * (episode.length - 1) + [True]
+    assert env.reset_seeds == [0]
     assert agent.resets == 1
-    after_life = env.ends.index(True) + 1
+    after_life = lost.index(True) + 1
     assert agent.inputs[after_life]["reward"] == env.rewards[after_life - 1]
     assert {inputs["context_window"] for inputs in agent.inputs} == {32}
     assert episode.return_ == pytest.approx(sum(env.rewards))
-    assert episode.return_ == pytest.approx(float(np.squeeze(lives_lost[-1]["episode"]["r"])))
+    assert episode.return_ == pytest.approx(env.infos[-1]["episode"]["r"])
+
+
+def test_a_time_limit_ends_an_atari_episode() -> None:
+    """Around the environment, also after a lost life; in `make`, in frames of the emulator; and `max_steps`."""
+    task = TASKS["atari-breakout"]
+
+    def play(env: Any, **options: Any) -> tuple[int, bool]:
+        episode = run_episode(Scripted(0), None, env, task=task, seed=0, **options)
+        return episode.length, episode.capped
+
+    assert play(gymnasium.wrappers.TimeLimit(make(task.name), 60)) == (60, False)
+    assert play(gymnasium.make("jat/atari-breakout-v0", max_episode_steps=60)) == (60, False)
+    assert play(make(task.name), max_steps=60) == (60, True)
+    env = Recorder(make(task.name, max_episode_steps=241))
+    length, capped = play(env)
+    assert (env.infos[-1]["episode"]["l"], capped) == (241, False)
+    assert 20 < length < 60
+    assert any(info["life_lost"] for info in env.infos)
+
+
+@pytest.mark.parametrize("convert", [int, np.int64, np.array, lambda a: np.array([a]), torch.tensor], ids=str)
+def test_discrete_actions_of_any_agent(convert: Any) -> None:
+    task = TASKS["babyai-go-to-local"]
+    env = Recorder(make(task.name))
+    run_episode(Scripted(convert(2)), None, env, task=task, seed=0, max_steps=5)
+    assert {type(action) for action in env.actions} == {int}
+
+
+def test_continuous_actions_of_any_agent() -> None:
+    task = TASKS["mujoco-pendulum"]
+    for action in (0.5, [0.5], np.float64(0.5), np.array([[0.5]]), torch.tensor([0.5], requires_grad=True)):
+        env = Recorder(make(task.name))
+        run_episode(Scripted(action), None, env, task=task, seed=0, max_steps=2)
+        assert [(each.shape, each.dtype, each.item()) for each in env.actions] == [((1,), np.float32, 0.5)] * 2
+
+
+@pytest.mark.parametrize("action", [6.0, "left", [1, 2], 7, -1, float("nan")], ids=str)
+def test_an_action_that_does_not_fit_is_named(action: Any) -> None:
+    task = TASKS["babyai-go-to-local"]
+    with pytest.raises(InputError, match=r"action: expected an integer in \[0, 7\), got"):
+        run_episode(Scripted(action), None, make(task.name), task=task, seed=0, max_steps=2)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "1"])
+def test_a_seed_that_does_not_fit_is_named(seed: Any) -> None:
+    task = TASKS["babyai-go-to-local"]
+    with pytest.raises(InputError, match="seed: expected None or an integer"):
+        run_episode(Scripted(), None, make(task.name), task=task, seed=seed)
 
 
 def test_atari_rewards_are_not_clipped() -> None:

@@ -150,9 +150,6 @@ def demonstrate(
         total += float(reward)
         solved = solved or bool(info.get("success", False))
         done = terminated or truncated
-        if done and task.domain == "atari" and "episode" not in info:
-            observation, _ = env.reset()  # a life was lost; the game goes on
-            done = False
         if on_step is not None:
             on_step(len(rewards), total)
 

@@ -103,7 +103,7 @@ def _play(folder: str, job: _Job) -> list[_Played]:
     task = TASKS[job.task]
     with contextlib.closing(evaluation_env(task)) as env, simulator_output():
         if job.agent == "random":
-            return [_Played(_random_return(env, job.task, seed), [], 0.0) for seed in job.seeds]
+            return [_Played(_random_return(env, seed), [], 0.0) for seed in job.seeds]
         if job.agent == "demonstrator":
             expert = make_expert(task, env)
             returns = [demonstrate(env, expert, task=task, seed=seed).return_ for seed in job.seeds]
@@ -163,16 +163,13 @@ def _same(first: list[Any], second: list[Any]) -> bool:
     return len(first) == len(second) and _difference(first, second) <= tolerance
 
 
-def _random_return(env: Any, name: str, seed: int) -> float:
+def _random_return(env: Any, seed: int) -> float:
     rng = np.random.default_rng(seed)
     env.reset(seed=seed)
     space, total, done = env.action_space, 0.0, False
     while not done:
         action: Any = int(rng.integers(space.n)) if hasattr(space, "n") else rng.uniform(space.low, space.high)
-        _, reward, terminated, truncated, info = env.step(action)
+        _, reward, terminated, truncated, _ = env.step(action)
         total += float(reward)
         done = terminated or truncated
-        if done and TASKS[name].domain == "atari" and "episode" not in info:
-            env.reset()  # a life was lost
-            done = False
     return total
