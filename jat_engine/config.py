@@ -6,6 +6,7 @@ The numbers come from arXiv 2402.09844 and from the configuration files of its p
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -24,6 +25,11 @@ FRAME_SHAPE = (84, 84, 4)
 
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu", "swish", "tanh")
 """Values of `JatConfig.activation_function`. Published checkpoints use "gelu_new", and engines take no other."""
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+"""Floating-point types of a `JatModel`."""
+
+_MAX_LAYERS = 10_000
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "max_position_embeddings": 512},
@@ -142,7 +148,7 @@ class JatConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.attention_layers = _expand_attention_types(self.attention_types)
         self._check_sizes()
-        if saved_layers is not None and list(saved_layers) != self.attention_layers:
+        if saved_layers is not None and saved_layers != self.attention_layers:
             raise ValueError(
                 f"attention_layers: expected {self.attention_layers}, which follows from attention_types, "
                 f"got {saved_layers}; remove the field that is wrong"
@@ -164,8 +170,23 @@ class JatConfig(PreTrainedConfig):
                 f"activation_function: expected one of {', '.join(ACTIVATIONS)}, got {self.activation_function!r}"
             )
         for name in ("resid_dropout", "embed_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a rate in [0, 1), got {getattr(self, name)}")
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a rate in [0, 1), got {getattr(self, name)!r}")
+        for name in ("initializer_range", "observation_loss_coef", "action_loss_coef"):
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
+        if not _is_number(self.layer_norm_epsilon) or not 0 < self.layer_norm_epsilon < 1:
+            raise ValueError(f"layer_norm_epsilon: expected a number in (0, 1), got {self.layer_norm_epsilon!r}")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            given = getattr(self, name)
+            for one in given if name == "eos_token_id" and isinstance(given, list) else [given]:
+                if isinstance(one, bool) or not isinstance(one, int | None):
+                    raise ValueError(f"{name}: expected a token's number or null, got {one!r}")
+        if self.use_cache not in (None, True, False):
+            raise ValueError(f"use_cache: expected true or false, got {self.use_cache!r}")
+        inner = self.intermediate_size
+        if inner is not None and (isinstance(inner, bool) or not isinstance(inner, int) or inner < 1):
+            raise ValueError(f"intermediate_size: expected an integer >= 1 or null for 4 * hidden_size, got {inner!r}")
 
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size: expected a multiple of patch_size={self.patch_size}, got {self.image_size}")
@@ -204,7 +225,7 @@ class JatConfig(PreTrainedConfig):
         kwargs.pop("trust_remote_code", None)
         return_unused = kwargs.pop("return_unused_kwargs", False)
         hub = take_hub_options(kwargs)
-        config = read_config(resolve(pretrained_model_name_or_path), hub, kwargs)
+        config = read_config(resolve(pretrained_model_name_or_path, hub.get("subfolder")), hub, kwargs)
         config.name_or_path = str(pretrained_model_name_or_path)
         return (config, kwargs) if return_unused else config
 
@@ -243,6 +264,10 @@ class JatConfig(PreTrainedConfig):
         return int(self.hidden_size // 50)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: dict[str, Any]) -> JatConfig:
     """Read and check the `config.json` of a checkpoint.
 
@@ -266,11 +291,14 @@ def read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: di
     for name in _NESTED:
         if fields.get(name) is not None:
             raise CheckpointError(f"{path}: {name}: expected none, got one; it belongs to another kind of model")
-    dtype = fields.get("dtype", fields.get("torch_dtype"))
-    if dtype not in (None, "auto"):
-        found = getattr(torch, str(dtype), None)
-        if not isinstance(found, torch.dtype) or not found.is_floating_point:
-            raise CheckpointError(f"{path}: dtype: expected a type of torch, such as 'float32', got {dtype!r}")
+    for name in ("dtype", "torch_dtype"):
+        if fields.get(name) == "auto":  # as the weights are stored
+            del fields[name]
+        elif fields.get(name) is not None:
+            try:
+                fields[name] = parse_dtype(fields[name])
+            except ValueError as error:
+                raise CheckpointError(f"{path}: {name}: {error}") from None
     for alias, name in JatConfig.attribute_map.items():
         if alias in fields and fields.get(name, fields[alias]) != fields[alias]:
             raise CheckpointError(f"{path}: {alias}: expected {name}={fields[name]!r}, got {fields[alias]!r}")
@@ -287,9 +315,23 @@ def read_config(source: str | os.PathLike[str], hub: dict[str, Any], options: di
     return config
 
 
+def parse_dtype(value: Any) -> str:
+    """Return the name of a floating-point type, such as "float32", of a name of it or a torch dtype.
+
+    Raises:
+        ValueError: the model cannot be computed in this type; the message begins with what is expected.
+    """
+    name = str(value).removeprefix("torch.") if isinstance(value, str | torch.dtype) else None
+    if name not in DTYPES:
+        raise ValueError(f"expected one of {', '.join(DTYPES)}, got {value!r}")
+    return name
+
+
 def _expand_attention_types(attention_types: Any) -> list[str]:
     """Return the kind of attention of each layer: `[[["global", "local"], 2]]` -> `["global", "local"] * 2`."""
     try:
+        if sum(len(kinds) * repeats for kinds, repeats in attention_types) > _MAX_LAYERS:
+            raise ValueError("too many layers")
         layers = [kind for kinds, repeats in attention_types for _ in range(repeats) for kind in kinds]
     except (TypeError, ValueError):
         raise ValueError(

@@ -6,12 +6,76 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..checkpoint_files import HUB_OPTIONS
 from ..errors import InputError
+from ..keywords import refuse_unknown
 from .base import STEP_TOKENS, Backend
 
 _MAX_THREADS = 1024
 _MAX_SPIN_US = 1_000_000
+
+
+_WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "use_safetensors": ((None, True), "an engine reads safetensors only"),
+    "weights_only": ((None, True), "nothing is unpickled"),
+    "low_cpu_mem_usage": ((None, True, False), "weights are read one by one"),
+    "attn_implementation": ((None, "eager", "sdpa"), "an engine has its own attention"),
+    "output_loading_info": ((None, False), "a parameter that is missing or unknown is an error"),
+    "quantization_config": ((None,), 'pass dtype="int8"'),
+    "load_in_8bit": ((None, False), 'pass dtype="int8"'),
+    "load_in_4bit": ((None, False), 'pass dtype="int8"'),
+    "max_memory": ((None,), "an engine runs on one device; pass max_cache_bytes to limit its cache"),
+    "offload_folder": ((None,), "an engine runs on one device"),
+}
+"""Options of transformers' `from_pretrained` that hold anyway: accepted values, and why others are refused."""
+
+
+def take_transformers_options(given: dict[str, Any], device: Any, dtype: Any) -> tuple[Any, Any]:
+    """Remove the options of transformers' `from_pretrained` from `given`, and return the device and dtype with them.
+
+    Args:
+        given: keyword arguments; `torch_dtype`, `device_map` and those that hold for every engine are removed.
+        device: as passed by its own name, which must not contradict `device_map`.
+        dtype: as passed by its own name, which must not contradict `torch_dtype`.
+
+    Raises:
+        InputError: an option has a value that an engine does not have; the message says what to pass.
+    """
+    device, dtype = "auto" if device is None else device, "auto" if dtype is None else dtype
+    for name, (accepted, reason) in _WITHOUT_EFFECT.items():
+        if name in given:
+            value = given.pop(name)
+            if not any(value is one or (isinstance(one, str) and value == one) for one in accepted):
+                raise InputError(f"{name}: expected {accepted[-1]!r} or nothing, got {value!r:.80}; {reason}")
+
+    torch_dtype = given.pop("torch_dtype", None)
+    if torch_dtype is not None:
+        names = {str(value).removeprefix("torch.") for value in (dtype, torch_dtype)}
+        if len(names - {"auto"}) > 1:
+            raise InputError(
+                f"torch_dtype: expected the value of dtype, {dtype!r}, got {torch_dtype!r}; pass one of them"
+            )
+        dtype = torch_dtype if dtype == "auto" else dtype
+
+    device_map = given.pop("device_map", None)
+    if isinstance(device_map, dict):
+        places = {str(place): place for place in device_map.values()}
+        device_map = next(iter(places.values())) if len(places) == 1 else device_map
+    if isinstance(device_map, int) and not isinstance(device_map, bool):
+        device_map = f"cuda:{device_map}"
+    if device_map is not None and device_map != "auto":
+        if not isinstance(device_map, str | torch.device) or device_map in ("balanced", "balanced_low_0", "sequential"):
+            raise InputError(
+                f'device_map: expected one device, got {device_map!r:.80}; pass device="cuda", "cuda:1" or "cpu"'
+            )
+        if device != "auto" and str(device) != str(device_map):
+            raise InputError(
+                f"device_map: expected the value of device, {device!r}, got {device_map!r}; pass one of them"
+            )
+        device = device_map
+    return device, dtype
 
 
 @dataclass(frozen=True)
@@ -70,10 +134,7 @@ class EngineOptions:
         Raises:
             InputError: a keyword is unknown, or its value is invalid.
         """
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise InputError(f"{unknown[0]}: expected an engine option, one of {', '.join(known)}")
+        refuse_unknown(given, (*(field.name for field in fields(cls)), *HUB_OPTIONS, "variant"), "an engine option")
         return cls(**given)
 
     def num_pages(self, backend: Backend, limit: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint_files import find_file, read_json
+from ..checkpoint_files import check_not_pointer, describe_folder, find_file, read_json
 from ..errors import CheckpointError
 
 _MAX_HEADER_BYTES = 100_000_000
@@ -50,12 +52,43 @@ def find_weight_files(source: str | os.PathLike[str], variant: str | None, hub: 
         return _shards(source, index_path, hub)
 
     for pickled in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
-        if find_file(source, pickled, hub) is not None:
+        file = find_file(source, pickled, hub)
+        if file is not None:
             raise CheckpointError(
-                f"{source}: expected {single}, got only {pickled}; pickled weights are not read, because loading "
-                "them can run code. Convert them once with transformers' save_pretrained"
+                f"{source}: expected {single}, got only {pickled}; pickled weights are not read, because loading them "
+                f"can run code. Convert them once: {_how_to_convert(source, file)}"
             )
-    raise CheckpointError(f"{source}: expected {single} or {index}, got neither")
+    folder = Path(source) / (hub.get("subfolder") or "")
+    raise CheckpointError(f"{source}: expected {single} or {index}, got neither{_describe_weights(folder, variant)}")
+
+
+def _how_to_convert(source: str | os.PathLike[str], pickled: Path) -> str:
+    """Return a command line that writes `model.safetensors` next to pickled weights."""
+    folder, download = str(pickled.parent), ""
+    if not Path(source).is_dir():
+        folder = str(source).rpartition("/")[2]
+        download = f"hf download {source} --local-dir {shlex.quote(folder)} && "
+    code = (
+        f"import glob, torch, safetensors.torch; d = {json.dumps(folder)}; t = {{k: v.clone().contiguous() for f in "
+        'glob.glob(glob.escape(d) + "/pytorch_model*.bin") for k, v in torch.load(f, map_location="cpu", '
+        'weights_only=True).items()}; safetensors.torch.save_file(t, d + "/model.safetensors", {"format": "pt"})'
+    )
+    return f"{download}python -c {shlex.quote(code)}" + (f", and load {folder}" if download else "")
+
+
+def _describe_weights(folder: Path, variant: str | None) -> str:
+    """Return what a folder without weights has instead, with the remedy, as the rest of a sentence."""
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    variants = sorted({name.split(".")[1] for name in names if re.fullmatch(r"model\.[^.]+\.safetensors", name)})
+    if any(re.fullmatch(r"model-\d+-of-\d+(\.[^.]+)?\.safetensors", name) for name in names):
+        return f"; there are shards ({names[0]}) without their index: copy model.safetensors.index.json, too"
+    if variants:
+        return f"; there is {names[0]}: pass variant={variants[0]!r}"
+    if variant is not None and "model.safetensors" in names:
+        return "; there is model.safetensors: leave variant out"
+    if len(names) == 1:
+        return f"; there is {names[0]}: if it holds the whole model, rename it to model.safetensors"
+    return describe_folder(folder) if folder.is_dir() else ""
 
 
 def _shards(source: str | os.PathLike[str], index: Path, hub: dict[str, Any]) -> list[Path]:
@@ -72,7 +105,9 @@ def _shards(source: str | os.PathLike[str], index: Path, hub: dict[str, Any]) ->
             raise CheckpointError(f"{index}: expected names of .safetensors files in its folder, got {name!r}")
         path = find_file(source, name, hub)
         if path is None:
-            raise CheckpointError(f"{index}: names the shard {name}, which is missing")
+            where = Path(source) / (hub.get("subfolder") or "")
+            more = describe_folder(where) if where.is_dir() else ""
+            raise CheckpointError(f"{index}: names the shard {name}, which is missing{more}")
         _check_shard(index, path, {parameter for parameter, shard in weight_map.items() if shard == name})
         shards.append(path)
     return shards
@@ -128,6 +163,8 @@ def check_header(file: Path) -> set[str]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length_bytes = stream.read(8)
+        check_not_pointer(file, length_bytes + stream.read(64))
+        stream.seek(8)
         length = struct.unpack("<Q", length_bytes)[0] if len(length_bytes) == 8 else 0
         if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
             raise CheckpointError(f"{file}: truncated or not a safetensors file ({size} bytes)")

@@ -247,7 +247,7 @@ class ModelWeights:
     """
 
     def __init__(self, model: nn.Module, config: JatConfig) -> None:
-        self._parameters = dict(model.named_parameters())
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))  # tied ones under each name
         shapes = checkpoint_shapes(config)
         for name, parameter in self._parameters.items():
             if name not in shapes:
@@ -280,6 +280,8 @@ class ModelWeights:
 def _hint(name: str) -> str:
     if "lora_" in name or ".base_layer." in name:
         return "merge the adapter into the model before saving it (PEFT: merge_and_unload)"
+    if wrapper := re.search(r"(?:^|\.)(_orig_mod|module|model|base_model)\.(?!fc|conv|deconv|att)", name):
+        return f"{wrapper[1]} is a wrapper of the model or a part of it; take or save the model inside it"
     if re.match(r"transformer\.h\.\d+\.", name):
         return "config.json has fewer layers than the file, or it is another model's"
     return "a JAT checkpoint has no such parameter"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
+from .. import checkpoint_files
 from ..checkpoint.reader import find_weight_files
-from ..checkpoint_files import JAT_MINI, resolve
 from ..config import JatConfig
 from ..engine.engine import JatEngine
 from ..evaluation.results import weights_sha256
@@ -63,7 +62,9 @@ def load_config(arguments: ModelArguments) -> JatConfig:
     check_source("--model_name_or_path", source)
     try:
         with quiet_loading():
-            config: JatConfig = JatConfig.from_pretrained(resolve(source), cache_dir=arguments.cache_dir)
+            config: JatConfig = JatConfig.from_pretrained(
+                checkpoint_files.resolve(source), cache_dir=arguments.cache_dir
+            )
     except (OSError, ValueError) as error:
         raise ValueError(f"--model_name_or_path {source}: {error}") from error
     return config
@@ -71,7 +72,7 @@ def load_config(arguments: ModelArguments) -> JatConfig:
 
 def weights_of(arguments: ModelArguments) -> str:
     """Return the SHA-256 of the agent's weights."""
-    source = resolve(arguments.model_name_or_path)
+    source = checkpoint_files.resolve(arguments.model_name_or_path)
     return weights_sha256(find_weight_files(source, None, {"cache_dir": arguments.cache_dir}))
 
 
@@ -88,12 +89,10 @@ def check_source(field: str, source: str) -> None:
     Raises:
         ValueError: it is none of them; the message begins with `field`.
     """
-    if (
-        source != JAT_MINI
-        and not Path(source).is_dir()
-        and (source.startswith((".", "/", "~")) or source.count("/") != 1)
-    ):
-        raise ValueError(f"{field}: there is no folder {source}, and it is no name on the hub")
+    try:
+        checkpoint_files.check_source(source)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
 
 
 def load_model(arguments: ModelArguments) -> tuple[JatModel, JatProcessor]:

@@ -12,7 +12,7 @@ import torch
 
 from ..backends import Choice, choose_backend
 from ..backends.build import set_up
-from ..backends.options import EngineOptions
+from ..backends.options import EngineOptions, take_transformers_options
 from ..checkpoint.reader import find_weight_files
 from ..checkpoint.weights import CheckpointWeights, ModelWeights, Weights
 from ..checkpoint_files import resolve, take_hub_options
@@ -77,7 +77,8 @@ class JatEngine:
             backend: "cuda" for kernels for NVIDIA GPUs, "cpu" for native kernels, "torch" for plain torch operations on
                 any device, or "auto". `jat-engine info` prints what "auto" selects on this machine and why.
             engine_options: fields of `EngineOptions`, and the options with which transformers finds a checkpoint
-                (`revision`, `cache_dir`, `token`, `subfolder`, `variant`, `local_files_only`, ...).
+                (`revision`, `cache_dir`, `token`, `subfolder`, `variant`, `local_files_only`, ...). `torch_dtype` and
+                `device_map` are taken for `dtype` and `device`.
 
         Raises:
             CheckpointError: a file or parameter is missing or invalid; the message names it.
@@ -87,10 +88,11 @@ class JatEngine:
             >>> JatEngine.from_pretrained("jat-mini", device="cpu", dtype="float32", backend="torch")
             JatEngine(backend='torch', dtype='float32', device='cpu')
         """
-        source = resolve(path_or_hub_id)
         engine_options.pop("trust_remote_code", None)
         hub = take_hub_options(engine_options)
+        source = resolve(path_or_hub_id, hub.get("subfolder"))
         variant = engine_options.pop("variant", None)
+        device, dtype = take_transformers_options(engine_options, device, dtype)
         options = EngineOptions.parse(engine_options)
         config = read_config(source, hub, {})
         choice = choose_backend(device, dtype, backend, config.hidden_size // config.num_heads)
@@ -113,7 +115,8 @@ class JatEngine:
         """Make an engine with a copy of a `JatModel`'s present weights, for instance between epochs of training.
 
         Args:
-            model: a `JatModel`; later changes to its weights do not reach the engine.
+            model: a `JatModel`, also inside DataParallel or compiled by torch; later changes to its weights do not
+                reach the engine.
             processor: a `JatProcessor`; needed for text observations.
             device: as for `from_pretrained`.
             dtype: as for `from_pretrained`.
@@ -128,6 +131,10 @@ class JatEngine:
             >>> JatEngine.from_model(model, processor, device="cpu", dtype="float32", backend="torch")
             JatEngine(backend='torch', dtype='float32', device='cpu')
         """
+        from ..model.unwrap import unwrap  # slow to import, unless a model is there already
+
+        model = unwrap(model)
+        device, dtype = take_transformers_options(engine_options, device, dtype)
         options = EngineOptions.parse(engine_options)
         choice = choose_backend(device, dtype, backend, model.config.hidden_size // model.config.num_heads)
         check_config(model.config)

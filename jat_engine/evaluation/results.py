@@ -222,7 +222,7 @@ def default_folder(source: str) -> Path:
         >>> str(default_folder("jat-project/jat"))
         'results/jat-project--jat'
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         path, here = path.resolve(), Path.cwd().resolve()
         path = path.relative_to(here) if path != here and path.is_relative_to(here) else Path(path.name)

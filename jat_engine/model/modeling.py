@@ -10,19 +10,22 @@ X size of an observation, A size of an action.
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel, StaticCache
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 
 from ..checkpoint.reader import find_weight_files
 from ..checkpoint.weights import CheckpointWeights
 from ..checkpoint_files import find_file, resolve, take_hub_options
-from ..config import JatConfig, read_config
-from ..errors import CheckpointError
+from ..config import JatConfig, parse_dtype, read_config
+from ..errors import CheckpointError, InputError
+from ..keywords import refuse_unknown
+from .generation import JatGenerationMixin
 from .losses import cross_entropy_loss, mse_loss
 from .modules import DiscreteEncoder, ImageDecoder, ImageEncoder, PatchEncoder, PerStep, cyclic_expand, discrete_decoder
 from .output import JatOutput
@@ -30,7 +33,7 @@ from .session import ModelSession
 from .transformer import JatTransformer, KeyValueStore
 
 
-class JatModel(PreTrainedModel, GenerationMixin):
+class JatModel(PreTrainedModel, JatGenerationMixin):
     """JAT agent: `forward` computes losses, `get_next_action` acts, `generate` writes text.
 
     The model has its own attention: `attn_implementation="eager"` and "sdpa" are accepted and change nothing. With
@@ -91,6 +94,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
 
         Raises:
             CheckpointError: a file is missing or wrong; the message names the file and the parameter.
+            InputError: `dtype` is not a floating-point type.
 
         Example:
             >>> model = JatModel.from_pretrained("jat-mini", dtype=torch.float32)
@@ -99,14 +103,18 @@ class JatModel(PreTrainedModel, GenerationMixin):
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
 
-        source = resolve(pretrained_model_name_or_path)
         hub, variant = take_hub_options(kwargs), kwargs.pop("variant", None)
+        source = resolve(pretrained_model_name_or_path, hub.get("subfolder"))
         if kwargs.pop("use_safetensors", None) is False:
             raise CheckpointError("use_safetensors: expected True, got False; only safetensors files are read")
         kwargs.pop("weights_only", None)
-        for name in ("dtype", "torch_dtype"):
-            if kwargs.get(name) == "auto":  # the type of the file, as without the option
-                del kwargs[name]
+        older = kwargs.pop("torch_dtype", None)
+        dtype = kwargs.pop("dtype", None) or older
+        if dtype not in (None, "auto"):  # "auto" is the type of the file, as without the option
+            try:
+                kwargs["dtype"] = getattr(torch, parse_dtype(dtype))
+            except ValueError as error:
+                raise InputError(f"dtype: {str(error).replace('one of', 'auto or one of')}") from None
 
         if config is not None and not isinstance(config, JatConfig | str | os.PathLike):
             raise CheckpointError(f"config: expected a JatConfig or a path, got {type(config).__name__}")
@@ -135,6 +143,33 @@ class JatModel(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the embedding. `single_discrete_decoder` is a separate matrix and stays."""
         self.transformer.wte = cast(nn.Embedding, value)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Change the number of tokens: of the embedding, of the decoder that predicts tokens, and `config.vocab_size`.
+
+        Args:
+            new_num_tokens: the new number; None changes nothing.
+            pad_to_multiple_of: round the number up to a multiple of this.
+            mean_resizing: of the embedding: draw new rows around the mean of the others. New rows of the decoder are
+                that mean.
+
+        Returns:
+            The embedding.
+        """
+        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        old, count = self.single_discrete_decoder, embedding.num_embeddings
+        if old.out_features != count:
+            new = nn.Linear(old.in_features, count, bias=False, device=old.weight.device, dtype=old.weight.dtype)
+            kept = min(count, old.out_features)
+            with torch.no_grad():
+                new.weight[:kept] = old.weight[:kept]
+                new.weight[kept:] = old.weight.float().mean(dim=0).to(old.weight.dtype)
+            new.weight.requires_grad = old.weight.requires_grad
+            self.single_discrete_decoder = new
+        self.config.vocab_size = count
+        return embedding
 
     def embed_text(
         self, input_ids: Tensor | None, pixel_values: Tensor | None, attention_mask: Tensor | None
@@ -243,7 +278,8 @@ class JatModel(PreTrainedModel, GenerationMixin):
             past_key_values: older name of `cache`.
             attention_mask: [B, L] over steps, or [B, S] over text tokens; 1 at valid ones.
             token_type_ids: [B, T], int64; their embeddings are added to the inputs.
-            position_ids: [1 or B, T], int64; by default the positions after the cached tokens.
+            position_ids: [1 or B, T], int64; by default the positions after the cached tokens. In text with masked
+                tokens before valid ones, as in prompts padded at the left, valid tokens alone are counted.
             return_loss: also compute the losses.
             use_cache: return a cache, a new one if none is given. By default `config.use_cache`; False in training.
             output_attentions: also return the attention weights of each layer.
@@ -252,8 +288,8 @@ class JatModel(PreTrainedModel, GenerationMixin):
             loss_weight: [B, L], weights of the steps in the losses.
             action_inputs: same shape and type as the actions; embedded instead of them. Losses still compare with the
                 actions.
-            loss_only: compute losses only, and decode only what they need; for training. Expects masked steps at the
-                end of each sequence. The losses are the same, and predictions are None.
+            loss_only: compute losses only, and decode only what they need; for training. Expects masked steps of RL at
+                the end of each sequence. The losses are the same, and predictions are None.
             cache: keys and values of earlier tokens. Those of the new tokens are appended.
 
         Returns:
@@ -281,11 +317,16 @@ class JatModel(PreTrainedModel, GenerationMixin):
             inputs_embeds = inputs_embeds + self.transformer.wte(token_type_ids)
         cache = self._choose_cache(cache, past_key_values, use_cache, loss_only)
         self._check_length(inputs_embeds.shape[1], cache)
+        is_masked_before = is_text and token_mask is not None and bool((token_mask[:, 1:] > token_mask[:, :-1]).any())
+        if is_masked_before and position_ids is None:
+            assert token_mask is not None  # is_masked_before
+            position_ids = (token_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
 
         outputs = self.transformer(
             inputs_embeds=inputs_embeds,
             cache=cache,
-            attention_mask=None if loss_only else token_mask,  # nothing attends to what comes after it
+            # In training nothing attends to masked tokens, since they come at the end.
+            attention_mask=None if loss_only and not is_masked_before else token_mask,
             position_ids=position_ids,
             output_attentions=self.config.output_attentions if output_attentions is None else output_attentions,
             output_hidden_states=(
@@ -366,7 +407,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
         if loss_only and input_ids is not None:  # decode only the positions whose next token is valid
             num_text = input_ids.shape[1]
             valid = torch.ones_like(input_ids) if token_mask is None else token_mask[:, -num_text:]
-            before = valid[:, 1:].bool()
+            before = (valid[:, 1:] * valid[:, :-1]).bool()
             logits = self.single_discrete_decoder(hidden[:, -num_text:-1][before].unsqueeze(0))
             return JatOutput(loss=cross_entropy_loss(logits, input_ids[:, 1:][before].unsqueeze(0), None, None))
 
@@ -378,7 +419,9 @@ class JatModel(PreTrainedModel, GenerationMixin):
             num_text = input_ids.shape[1]
             shifted = logits[:, -num_text:-1]  # the position before each token predicts it
             target = input_ids[:, 1:]
-            mask = token_mask[:, -num_text:][:, 1:] if token_mask is not None else None
+            mask = None
+            if token_mask is not None:  # padding at the left does not predict the first token
+                mask = token_mask[:, -num_text:][:, 1:] * token_mask[:, -num_text:][:, :-1]
             loss = cross_entropy_loss(shifted, target, mask, None)
         return JatOutput(loss=loss, logits=logits)
 
@@ -486,66 +529,6 @@ class JatModel(PreTrainedModel, GenerationMixin):
         loss = self.config.observation_loss_coef * observation_loss + self.config.action_loss_coef * action_loss
         return JatOutput(loss=loss, observation_loss=observation_loss, action_loss=action_loss)
 
-    # ---- text generation -----------------------------------------------------------------------------------------
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        use_cache: bool | None = None,
-        is_first_iteration: bool = False,
-        cache: Cache | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Return the inputs of the next forward pass: the tokens that are not cached yet, and at first the image.
-
-        transformers' `generate` calls this before each pass.
-
-        Args:
-            input_ids: [B, S], tokens of the text.
-            next_sequence_length: number of tokens to compute, counted from the end; None for all.
-            past_key_values: older name of `cache`.
-            attention_mask: [B, S'] over all tokens of the text, including cached ones that `input_ids` lacks; None if
-                all are valid.
-            pixel_values: [B, 3, image_size, image_size], the image before the text.
-            use_cache: passed on to `forward`.
-            is_first_iteration: the tokens are the prompt, or a part of it.
-            cache: keys and values of the tokens computed so far, including the image patches.
-            **kwargs: accepted and ignored.
-
-        Raises:
-            ValueError: the prompt has an image, and padding or a static cache.
-        """
-        cache = past_key_values if cache is None else cache
-        num_cached = int(cache.get_seq_length()) if cache is not None else 0
-        num_patches = self.config.num_image_tokens if pixel_values is not None else 0
-        if num_patches and isinstance(cache, StaticCache):
-            raise ValueError(
-                "cache_implementation: expected a cache that grows together with pixel_values, got a static one, which "
-                "is made without room for the image's patches; leave cache_implementation out"
-            )
-
-        if next_sequence_length is not None:
-            if is_first_iteration and num_cached:  # transformers counted it without the patches in the cache
-                next_sequence_length += num_patches
-            input_ids = input_ids[:, -next_sequence_length:]
-        inputs = {"input_ids": input_ids, "cache": cache, "use_cache": use_cache, "return_loss": False}
-        if not num_cached:
-            inputs["pixel_values"] = pixel_values
-
-        if attention_mask is not None and not bool(attention_mask.all()):
-            if num_patches:  # padding between image and text would shift what local layers see
-                raise ValueError(
-                    "attention_mask: expected prompts without padding together with pixel_values, got padding"
-                )
-            # Masked tokens are skipped by positions too, so that each row equals its lone run.
-            inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, num_cached:]
-            inputs["attention_mask"] = attention_mask
-        return inputs
-
     # ---- acting --------------------------------------------------------------------------------------------------
 
     def open_session(self) -> ModelSession:
@@ -568,6 +551,7 @@ class JatModel(PreTrainedModel, GenerationMixin):
         deterministic: bool = False,
         context_window: int | None = None,
         return_prediction: bool = False,
+        **unknown: Any,
     ) -> Any:
         """Choose the action for one observation, with the call of the published package.
 
@@ -578,6 +562,9 @@ class JatModel(PreTrainedModel, GenerationMixin):
             >>> model.reset_rl()
             >>> action = model.get_next_action(processor, **observation, reward=None, action_space=env.action_space)
         """
+        if unknown:
+            names = inspect.signature(self.get_next_action).parameters
+            refuse_unknown(unknown, [name for name in names if name != "unknown"], "an argument of get_next_action")
         if self._drop_in_session is None:
             self.reset_rl()
         assert self._drop_in_session is not None  # reset_rl has opened it

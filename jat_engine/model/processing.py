@@ -6,19 +6,58 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import BatchEncoding, CLIPImageProcessorPil, ProcessorMixin
+from transformers.processing_utils import ImagesKwargs, TextKwargs
 from transformers.utils import logging
 
 from ..checkpoint.tokenizer import check_tokenizer_files
-from ..checkpoint_files import HUB_OPTIONS, resolve
+from ..checkpoint_files import HUB_OPTIONS, PROCESSOR_FILES, find_file, resolve, take_hub_options
 from ..config import FRAME_SHAPE, MISSION_LENGTH, JatConfig
+from ..errors import CheckpointError, InputError
+from ..keywords import refuse_unknown
+from .pictures import to_rgb
 
 logger = logging.get_logger(__name__)
 
 Encoding = dict[str, list[Any]]
 
 _PATCH_SIZE = 16  # of the published checkpoints; a text is cut so that the image's patches fit into the sequence
+
+_MORE_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
+
+_LOADING_OPTIONS = (
+    *HUB_OPTIONS,
+    *("trust_remote_code", "backend", "use_fast", "config", "proxies", "resume_download", "local_dir_use_symlinks"),
+    *("user_agent", "return_unused_kwargs", "code_revision", "tokenizer_type", "legacy", "from_slow", "use_auth_token"),
+    *("model_max_length", "padding_side", "truncation_side", "chat_template", "model_input_names", "add_prefix_space"),
+    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+    *("additional_special_tokens", "extra_special_tokens", "clean_up_tokenization_spaces", "split_special_tokens"),
+    *("add_bos_token", "add_eos_token", "max_length", "name_or_path"),
+)
+"""Keywords for finding files, of transformers' auto classes, and of tokenizers."""
+
+_TEXT_OPTIONS = ("add_special_tokens", "is_split_into_words", "text_pair", "verbose")
+"""Keywords that the tokenizer gets. Those below are accepted from programs that pass all of a tokenizer's keywords."""
+
+_ARGUMENTS = (
+    "text",
+    "images",
+    "continuous_observations",
+    "discrete_observations",
+    "text_observations",
+    "image_observations",
+    "continuous_actions",
+    "discrete_actions",
+    "rewards",
+    "return_tensors",
+    "padding",
+    "padding_side",
+    "truncation",
+    "truncation_side",
+    "max_length",
+)
+_NO_EFFECT = frozenset(TextKwargs.__annotations__) - {"padding", "truncation", "max_length", *_TEXT_OPTIONS}
+_IMAGE_OPTIONS = frozenset(ImagesKwargs.__annotations__) - {"return_tensors"}
 
 
 def truncate(encoding: Encoding, max_length: int, side: str = "right", preserve: bool = False) -> Encoding:
@@ -55,32 +94,42 @@ def truncate(encoding: Encoding, max_length: int, side: str = "right", preserve:
     return {key: [piece for sequence in sequences for piece in pieces(sequence)] for key, sequences in encoding.items()}
 
 
-def pad(encoding: Encoding, length: int) -> Encoding:
-    """Pad every sequence to `length` with its own first element, and add an `attention_mask` (1 at real steps).
+def pad(encoding: Encoding, length: int, side: str = "right", filler: Any = None) -> Encoding:
+    """Pad every sequence to `length`, and add an `attention_mask` (1 at real steps).
 
     Steps that a given `attention_mask` masks stay masked.
 
+    Args:
+        encoding: field -> batch of sequences.
+        length: of the padded sequences; longer ones stay as they are.
+        side: the end at which steps are added, "right" or "left".
+        filler: the element that is added; None for the first element of each sequence.
+
     Raises:
-        ValueError: a sequence is empty.
+        ValueError: a sequence is empty, and there is no filler.
 
     Example:
         >>> pad({"x": [[1, 2], [3, 4, 5]]}, 3)
         {'x': [[1, 2, 1], [3, 4, 5]], 'attention_mask': [[1, 1, 0], [1, 1, 1]]}
     """
-    given = encoding.get("attention_mask")
+
+    def extend(sequence: Any, element: Any) -> list[Any]:
+        more = [element] * (length - len(sequence))
+        return [*more, *sequence] if side == "left" else [*sequence, *more]
+
     padded: Encoding = {}
     mask: list[list[int]] = []
     for key, sequences in encoding.items():
         if key == "attention_mask":
             continue
-        if any(len(sequence) == 0 for sequence in sequences):
+        if filler is None and any(len(sequence) == 0 for sequence in sequences):
             raise ValueError(f"{key}: expected sequences of at least one step, got an empty one")
-        padded[key] = [list(s) + [s[0]] * (length - len(s)) for s in sequences]
-        mask = [[1] * len(s) + [0] * (length - len(s)) for s in sequences]
-    if given is not None:
+        padded[key] = [extend(s, s[0] if filler is None else filler) for s in sequences]
+        mask = [extend([1] * len(s), 0) for s in sequences]
+    if "attention_mask" in encoding:
         mask = [
-            [int(a) * int(b) for a, b in zip(row, [*old, *[0] * (len(row) - len(old))], strict=False)]
-            for row, old in zip(mask, given, strict=True)
+            [int(a) * int(b) for a, b in zip(row, extend(old, 0), strict=False)]
+            for row, old in zip(mask, encoding["attention_mask"], strict=True)
         ]
     return {**padded, "attention_mask": mask}
 
@@ -121,13 +170,29 @@ class JatProcessor(ProcessorMixin):
                 is accepted and ignored: code in a checkpoint is never run.
 
         Raises:
-            CheckpointError: the tokenizer's files contradict each other.
-            OSError: files are missing.
+            CheckpointError: a file is missing or damaged, or the tokenizer's files contradict each other.
         """
-        source = resolve(pretrained_model_name_or_path)
-        check_tokenizer_files(source, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
-        kwargs["trust_remote_code"] = False
-        return super().from_pretrained(source, backend="pil", **kwargs)
+        kwargs.pop("trust_remote_code", None)
+        hub = take_hub_options(kwargs)
+        own = [name for name in kwargs if not name.startswith("_")]  # others come from transformers' auto classes
+        refuse_unknown(own, (*_LOADING_OPTIONS, *sorted(_IMAGE_OPTIONS)), "an option of JatProcessor.from_pretrained")
+        source = resolve(pretrained_model_name_or_path, hub.get("subfolder"), ("config.json", *PROCESSOR_FILES))
+        check_tokenizer_files(source, hub)
+
+        # All files are found here, and transformers is given their folder: it would look for each of them on the hub.
+        files = [find_file(source, name, hub) for name in (*PROCESSOR_FILES, *_MORE_FILES)]
+        if not any(files[:2]):
+            find_file(source, PROCESSOR_FILES[0], hub, required=True)
+        if files[3] is None and find_file(source, "vocab.json", hub) is None:
+            find_file(source, PROCESSOR_FILES[3], hub, required=True)
+        folder = next(file for file in files if file is not None).parent
+        try:
+            processor = super().from_pretrained(folder, backend="pil", trust_remote_code=False, **kwargs)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            lines = str(error).splitlines() or [""]
+            raise CheckpointError(f"{source}: expected a processor, got {type(error).__name__}: {lines[0]}") from error
+        processor.tokenizer.name_or_path = str(pretrained_model_name_or_path)
+        return processor
 
     @classmethod
     def byte_level(cls, config: JatConfig) -> JatProcessor:
@@ -178,6 +243,7 @@ class JatProcessor(ProcessorMixin):
         padding: bool | str = False,
         truncation: bool | str = False,
         truncation_side: str = "right",
+        padding_side: str | None = None,
         max_length: int | None = None,
         **kwargs: Any,
     ) -> BatchEncoding:
@@ -185,7 +251,9 @@ class JatProcessor(ProcessorMixin):
 
         Args:
             text: a string or a list of strings.
-            images: RGB images (PIL, arrays, or lists of them) of any size.
+            images: pictures of any size: PIL images of any mode, file names, arrays or tensors [H, W], [H, W, C] or
+                [C, H, W] with 1 to 4 channels, of uint8, bool, uint16 or floats in 0..1 or 0..255, or lists of them.
+                All of them are converted to RGB with 8 bits per channel first; alpha is dropped.
             continuous_observations: [B, L, X] numbers.
             discrete_observations: [B, L, N] integers.
             text_observations: [B, L] strings. Each becomes 64 tokens, appended to the step's discrete observation.
@@ -194,23 +262,31 @@ class JatProcessor(ProcessorMixin):
             discrete_actions: [B, L] integers.
             rewards: [B, L] numbers.
             return_tensors: "pt", "np" or None for lists.
-            padding: True or "longest", "max_length", False or "do_not_pad". Padding repeats the first element.
+            padding: True or "longest", "max_length", False or "do_not_pad". RL sequences are padded with their first
+                step, at the end.
             truncation: True or "lossy", "preserve" (steps that are cut off become further sequences), False or
                 "do_not_truncate".
             truncation_side: "right" or "left".
+            padding_side: for text, "left", so that `generate` continues each prompt as if it were alone, or "right".
+                By default "left" for `padding=True`, and "right", as published, for "max_length" and for the pieces of
+                truncation "preserve", unless `tokenizer.padding_side` is "left". RL sequences take "right" alone.
             max_length: in tokens; by default the tokenizer's `model_max_length`.
-            **kwargs: passed on to the tokenizer and the image processor.
+            **kwargs: transformers' keywords for tokenizers (`add_special_tokens`, `return_attention_mask`,
+                `pad_to_multiple_of`, ...) and for image processors (`do_resize`, `input_data_format`, ...).
 
         Returns:
             The given fields, with `input_ids` for text and `pixel_values` for images. With padding also
             `attention_mask` [B, L].
 
         Raises:
-            ValueError: fields differ in batch size or length, have a wrong type or shape, or an option is wrong.
+            ValueError: fields differ in batch size or length, have a wrong type, shape or value, or an option is wrong.
+            InputError: a keyword is unknown, or would have no effect; the message names it.
         """
+        text_options, image_options, own = _sort_options(kwargs)
         encoding: dict[str, Any] = {}
         if text is not None:
-            encoding["input_ids"] = self.tokenizer([text] if isinstance(text, str) else text, **kwargs)["input_ids"]
+            texts = [text] if isinstance(text, str) else text
+            encoding["input_ids"] = self.tokenizer(texts, **text_options)["input_ids"]
         if discrete_observations is not None:
             encoding["discrete_observations"] = self._discrete(discrete_observations, text_observations)
         elif text_observations is not None:
@@ -235,18 +311,53 @@ class JatProcessor(ProcessorMixin):
             limit //= 2  # a step is two tokens
 
         if encoding:
-            encoding = self._truncate_and_pad(encoding, padding, truncation, truncation_side, limit)
+            side = self._padding_side(padding_side, padding, truncation, is_text=text is not None)
+            multiple = own.get("pad_to_multiple_of") or 1
+            encoding = self._truncate_and_pad(encoding, padding, truncation, truncation_side, limit, side, multiple)
+            wants_mask = own.get("return_attention_mask")
+            if wants_mask and "attention_mask" not in encoding:
+                encoding["attention_mask"] = [[1] * len(s) for s in next(iter(encoding.values()))]
+            elif wants_mask is False:
+                encoding.pop("attention_mask", None)
         if images is not None:
-            encoding["pixel_values"] = self.image_processor(_to_rgb(images), **kwargs).pixel_values
+            encoding["pixel_values"] = self._pixel_values(images, image_options)
         return BatchEncoding(encoding, tensor_type=return_tensors)
+
+    def _pixel_values(self, images: Any, options: dict[str, Any]) -> Any:
+        options = dict(options)
+        pictures, is_unit = to_rgb(images, options.pop("input_data_format", None))
+        if is_unit and (options.get("do_rescale") is False or options.get("rescale_factor") == 1):
+            # Said of floats in 0..1, which are 8-bit numbers now.
+            options.pop("do_rescale", None)
+            options.pop("rescale_factor", None)
+        return self.image_processor(pictures, **options).pixel_values
+
+    def _padding_side(self, given: str | None, padding: Any, truncation: Any, is_text: bool) -> str:
+        if given not in (None, "left", "right"):
+            raise ValueError(f"padding_side: expected 'left' or 'right', got {given!r}")
+        if not is_text:
+            if given == "left":
+                raise ValueError(
+                    "padding_side: expected 'right' for RL sequences, whose positions count from the first step, got "
+                    "'left'"
+                )
+            return "right"
+        is_prompt = padding in (True, "longest") and truncation != "preserve"
+        return given or ("left" if is_prompt or self.tokenizer.padding_side == "left" else "right")
 
     def pad(self, features: list[dict[str, Any]], **kwargs: Any) -> BatchEncoding:
         """Collate single examples into a batch. Tensors of one shape are stacked, lists are padded.
 
         Args:
             features: one mapping per example, all with the same keys. Keys with the value None are left out.
-            **kwargs: `padding`, `max_length` and `return_tensors`, as in `__call__`.
+            **kwargs: `padding`, `padding_side`, `max_length`, `pad_to_multiple_of` and `return_tensors`, as in
+                `__call__`.
+
+        Raises:
+            InputError: a keyword is unknown.
         """
+        options = ("padding", "padding_side", "max_length", "pad_to_multiple_of", "return_tensors")
+        refuse_unknown(kwargs, options, "an option of padding")
         keys = [key for key, value in features[0].items() if value is not None]
         batch: dict[str, Any] = {key: [feature[key] for feature in features] for key in keys}
         if all(isinstance(value, torch.Tensor) for value in batch[keys[0]]):
@@ -254,7 +365,10 @@ class JatProcessor(ProcessorMixin):
         else:
             limit = kwargs.get("max_length") or self.tokenizer.model_max_length
             images = {"pixel_values": batch.pop("pixel_values")} if "pixel_values" in batch else {}
-            batch = {**self._truncate_and_pad(batch, kwargs.get("padding", False), False, "right", limit), **images}
+            padding = kwargs.get("padding", False)
+            side = self._padding_side(kwargs.get("padding_side"), padding, False, is_text="input_ids" in batch)
+            multiple = kwargs.get("pad_to_multiple_of") or 1
+            batch = {**self._truncate_and_pad(batch, padding, False, "right", limit, side, multiple), **images}
         return BatchEncoding(batch, tensor_type=kwargs.get("return_tensors"))
 
     @property
@@ -295,21 +409,29 @@ class JatProcessor(ProcessorMixin):
         return int(crop["height"] // _PATCH_SIZE) * int(crop["width"] // _PATCH_SIZE)
 
     def _truncate_and_pad(
-        self, encoding: Encoding, padding: bool | str, truncation: bool | str, side: str, limit: int
+        self,
+        encoding: Encoding,
+        padding: bool | str,
+        truncation: bool | str,
+        truncation_side: str,
+        limit: int,
+        padding_side: str,
+        multiple: int,
     ) -> Encoding:
         lengths = {key: [len(sequence) for sequence in sequences] for key, sequences in encoding.items()}
         if len({tuple(value) for key, value in lengths.items() if key != "attention_mask"}) > 1:
             raise ValueError(f"sequences: expected fields of the same batch and lengths, got {lengths}")
 
         if truncation in (True, "lossy", "preserve"):
-            encoding = truncate(encoding, limit, side, preserve=truncation == "preserve")
+            encoding = truncate(encoding, limit, truncation_side, preserve=truncation == "preserve")
         elif truncation not in (False, "do_not_truncate"):
             raise ValueError(f"Invalid truncation strategy:{truncation}")
 
-        if padding in (True, "longest"):
-            encoding = pad(encoding, max(len(s) for sequences in encoding.values() for s in sequences))
-        elif padding == "max_length":
-            encoding = pad(encoding, limit)
+        if padding in (True, "longest", "max_length"):
+            longest = max((len(s) for sequences in encoding.values() for s in sequences), default=0)
+            length = -(-(limit if padding == "max_length" else longest) // multiple) * multiple
+            filler = self.tokenizer.pad_token_id if padding_side == "left" else None
+            encoding = pad(encoding, length, padding_side, filler)
         elif padding not in (False, "do_not_pad"):
             raise ValueError(f"Invalid padding strategy:{padding}")
 
@@ -318,18 +440,31 @@ class JatProcessor(ProcessorMixin):
         return encoding
 
 
+def _sort_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Sort keywords of a processor into those of the tokenizer, of the image processor, and its own.
+
+    Raises:
+        InputError: a keyword is unknown, or asks for what the processor does not do.
+    """
+    own = {"return_attention_mask", "pad_to_multiple_of"}
+    silent = {*_NO_EFFECT, "audio", "videos"} - own
+    known = (*_ARGUMENTS, *_TEXT_OPTIONS, *sorted(own | _IMAGE_OPTIONS), *sorted(silent))
+    refuse_unknown(given, known, "an option of JatProcessor")
+    for name in sorted(silent & given.keys()):
+        if given[name]:
+            raise InputError(
+                f"{name}: expected to be left out, since JatProcessor does without, got {given[name]!r:.80}"
+            )
+    parts = set(_TEXT_OPTIONS), _IMAGE_OPTIONS, own
+    text, image, rest = ({name: given[name] for name in given if name in part} for part in parts)
+    return text, image, rest
+
+
 def _to_list(values: Any) -> Any:
     """Convert nested arrays, tensors and tuples to nested lists."""
     if hasattr(values, "tolist"):
         return values.tolist()
     return [_to_list(value) for value in values] if isinstance(values, list | tuple) else values
-
-
-def _to_rgb(images: Any) -> Any:
-    """Convert PIL images to RGB by dropping alpha, as in the training of the published model."""
-    if isinstance(images, list | tuple):
-        return [_to_rgb(image) for image in images]
-    return images.convert("RGB") if isinstance(images, Image.Image) else images
 
 
 def _stack_frames(episodes: list[Any]) -> Any:

@@ -105,7 +105,7 @@ class VisibleKeys:
             num_cached: number of cached tokens, S - T.
             num_new: number of new tokens, T.
             window: number of tokens that a query sees, including itself; None for all.
-            padding: [B, S], 0 at masked keys; None if all are valid.
+            padding: [B, S], 0 at masked keys, which do not count in a window; None if all are valid.
             device: device of the mask.
         """
         total = num_cached + num_new
@@ -114,7 +114,11 @@ class VisibleKeys:
         distance = torch.arange(num_cached, total, device=device)[:, None] - torch.arange(total, device=device)
         allowed = ((distance >= 0) & (distance < window))[None, None]
         if padding is not None:
-            valid = allowed & padding[:, None, None, :].bool()
+            count, is_valid = padding.long().cumsum(-1), padding.bool()
+            valid_distance = count[:, num_cached:, None] - count[:, None, :]
+            # The window of a padded query is the published one, over all tokens.
+            in_window = torch.where(is_valid[:, num_cached:, None], valid_distance, distance) < window
+            valid = ((distance >= 0) & in_window & is_valid[:, None, :])[:, None]
             # A padded query may see no valid key. It sees the earlier padding then, because its hidden state must not
             # be NaN, but no later token, because it predicts the next one.
             allowed = valid | (allowed & ~valid.any(-1, keepdim=True))

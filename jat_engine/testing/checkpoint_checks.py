@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers.utils import cached_file
 
 from ..checkpoint.reader import check_header, find_weight_files
-from ..checkpoint_files import resolve
+from ..checkpoint_files import find_file, resolve
 from ..config import JatConfig, read_config
 from ..engine.engine import JatEngine
 from ..engine.missions import Missions
@@ -102,13 +101,8 @@ class CheckpointChecks:
     def check_files(self) -> str:
         """Read the configuration and the headers of the weight files, downloading them if needed."""
         source = resolve(self._source)
-        if not Path(source).is_dir():
-            try:  # read_config would not say why the file is missing
-                cached_file(source, "config.json", **self._hub)
-            except OSError as error:
-                raise CheckFailedError(f"{source}: expected config.json on the hub, got none: {error}") from None
-        self.config = config = read_config(source, self._hub, {})
-        files = find_weight_files(source, None, self._hub)
+        self.config = config = read_config(source, dict(self._hub), {})
+        files = find_weight_files(source, None, dict(self._hub))
 
         dtypes: set[str] = set()
         for file in files:
@@ -148,9 +142,7 @@ class CheckpointChecks:
         config = self._config()
         # Tasks without missions need a processor too, but no tokens; this one serves if there is no tokenizer.
         self.processor = JatProcessor.byte_level(config)
-        try:
-            cached_file(resolve(self._source), "tokenizer.json", **self._hub)
-        except OSError:
+        if find_file(resolve(self._source), "tokenizer.json", dict(self._hub)) is None:
             self._why_no_text = "the checkpoint has no tokenizer.json"
             raise SkipCheckError(f"{self._why_no_text}: it can neither be given missions nor write text") from None
 
@@ -163,7 +155,7 @@ class CheckpointChecks:
             )
 
         missions = [mission for recording in load_recordings() for mission in recording.missions]
-        engine_missions = Missions.of_checkpoint(resolve(self._source), self._hub, vocab_size)
+        engine_missions = Missions.of_checkpoint(resolve(self._source), dict(self._hub), vocab_size)
         counts = []
         for mission in missions:
             expected, got = processor.encode_mission(mission), engine_missions.encode(mission).tolist()

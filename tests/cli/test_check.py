@@ -110,7 +110,7 @@ def test_a_repository_in_the_cache_of_the_hub_passes(tiny_folder: Path, tmp_path
     assert done.returncode == 1
     failed, summary = done.stdout.splitlines()
     assert failed.startswith("FAIL     files ")
-    assert "jat-project/none: expected config.json on the hub, got none: " in failed
+    assert "jat-project/none: expected config.json, got no such folder, and no such file in the hub" in failed
     assert summary.startswith("jat-project/none: 0 passed, 1 failed, 0 skipped")
     assert "Traceback" not in done.stderr
 
@@ -210,7 +210,8 @@ def test_nothing_at_a_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        f"jat-engine: error: source: there is no folder {tmp_path / 'none'}, and it is no name on the hub\n"
+        f"jat-engine: error: source: {tmp_path / 'none'}: expected a folder, a repository id (user/name) or jat-mini, "
+        "got neither; check the path\n"
     )
     assert main(["check", str(tmp_path)]) == 1
     failed, summary = capsys.readouterr().out.splitlines()

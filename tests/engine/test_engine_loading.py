@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from helpers import spaces
 from helpers.engines import EPISODE, TOLERANCE, Load, native, play
 
 from jat_engine import CheckpointError, InputError, JatEngine, JatModel, JatProcessor, NativeModuleWarning
+from jat_engine.backends import choose_backend
+from jat_engine.backends.options import take_transformers_options
 from jat_engine.backends.select import warn_of_plain_torch
 from jat_engine.testing import golden
 from jat_engine.testing.golden import relative_error
@@ -38,7 +42,8 @@ def test_choices(tiny_folder: Path) -> None:
         ({"num_threads": 5000}, "num_threads: expected at most 1024, got 5000"),
         ({"spin_us": 10**30}, "spin_us: expected at most 1000000"),
         ({"spin_us": -1}, "spin_us: expected an integer >= 0"),
-        ({"threads": 2}, "threads: expected an engine option, one of num_threads"),
+        ({"threads": 2}, "threads: expected an engine option, got an unknown one; did you mean num_threads?"),
+        ({"qqq": 2}, "qqq: expected an engine option, got an unknown one; expected one of num_threads, .*revision"),
     ]:
         with pytest.raises(InputError, match=message):
             JatEngine.from_pretrained(tiny_folder, **options)  # type: ignore[arg-type]
@@ -197,22 +202,191 @@ def test_files_of_two_tokenizers_are_refused(file: str, tmp_path: Path) -> None:
         JatEngine.from_pretrained(folder).get_next_action(**observation, action_space=SIX)
 
 
+MISSION: dict[str, Any] = {"discrete_observation": [0] * 148, "text_observation": "go to the red ball"}
+
+
+def test_the_tokenizer_is_read_with_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another working directory, and a folder that was removed, do not matter afterwards."""
+    folder = golden.write_checkpoint(tmp_path / "agent")
+    expected = JatEngine.from_pretrained(folder, dtype="float32").get_next_action(
+        **MISSION, action_space=SIX, deterministic=True
+    )
+    monkeypatch.chdir(tmp_path)
+    engine = JatEngine.from_pretrained("agent", dtype="float32")
+    monkeypatch.chdir("/")
+    shutil.rmtree(folder)
+    assert engine.get_next_action(**MISSION, action_space=SIX, deterministic=True) == expected
+
+
+@pytest.mark.parametrize("lacking", ["tokenizer.json", "pad_token"])
+def test_without_a_tokenizer_all_but_missions_works(lacking: str, tmp_path: Path) -> None:
+    folder = golden.write_checkpoint(tmp_path / "agent")
+    if lacking == "pad_token":
+        for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+            path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "pad_token"}))
+    else:
+        (folder / "tokenizer.json").unlink()
+    with JatEngine.from_pretrained(folder, dtype="float32").open_session() as session:
+        play(session, CONTINUOUS, 0)
+        session.reset()
+        with pytest.raises(InputError, match=f"text_observation: expected .*{lacking}"):
+            session.get_next_action(**MISSION, action_space=SIX)
+        tokens = JatEngine.from_pretrained(tiny(tmp_path))._runner._missions.encode(MISSION["text_observation"])
+        session.get_next_action(discrete_observation=[0] * 148 + tokens.tolist(), action_space=SIX)
+
+
+def tiny(folder: Path) -> Path:
+    return golden.write_checkpoint(folder / "whole")
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "dtype"),
+    [
+        ({"torch_dtype": torch.float32}, "cpu", "float32"),
+        ({"torch_dtype": "torch.bfloat16", "dtype": "bfloat16"}, "cpu", "bfloat16"),
+        ({"torch_dtype": "auto", "dtype": "float32"}, "cpu", "float32"),
+        ({"device_map": "auto", "dtype": None}, "cpu", None),
+        ({"device_map": "cpu"}, "cpu", None),
+        ({"device_map": {"": "cpu"}, "device": "cpu"}, "cpu", None),
+        ({"device_map": "meta", "backend": "torch"}, "meta", None),
+        (
+            {
+                "use_safetensors": True,
+                "low_cpu_mem_usage": True,
+                "attn_implementation": "eager",
+                "quantization_config": None,
+                "weights_only": True,
+            },
+            "cpu",
+            None,
+        ),
+    ],
+    ids=str,
+)
+def test_options_of_transformers(options: dict[str, Any], device: str, dtype: str | None) -> None:
+    given = {key: options[key] for key in options if key not in ("device", "dtype", "backend")}
+    found, asked = take_transformers_options(given, options.get("device", "auto"), options.get("dtype", "auto"))
+    assert given == {}
+    choice = choose_backend(found, asked, options.get("backend", "auto"))
+    assert choice.device.type == device
+    assert dtype in (None, choice.dtype)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"torch_dtype": torch.float32, "dtype": "bfloat16"}, "torch_dtype: expected the value of dtype, 'bfloat16'"),
+        ({"torch_dtype": torch.float64}, "dtype: expected one of auto, float32"),
+        ({"device_map": {"a": 0, "b": "cpu"}}, 'device_map: expected one device, .*pass device="cuda"'),
+        ({"device_map": "balanced"}, 'device_map: expected one device, got .balanced.; pass device="cuda"'),
+        ({"device_map": "cuda", "device": "cpu"}, "device_map: expected the value of device, 'cpu', got 'cuda'"),
+        ({"use_safetensors": False}, "use_safetensors: expected True or nothing, got False"),
+        ({"attn_implementation": "flash_attention_2"}, "an engine has its own attention"),
+        ({"load_in_8bit": True}, 'pass dtype="int8"'),
+        ({"revison": "main"}, "revison: .* did you mean revision"),
+    ],
+    ids=str,
+)
+def test_options_that_an_engine_does_not_have(options: dict[str, Any], message: str, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        JatEngine.from_pretrained(tiny_folder, **options)
+
+
+# ---- models in memory ----------------------------------------------------------------------------------------------
+
+
+class Subclass(JatModel):
+    """Model with another name and the same computation."""
+
+
+class OtherComputation(JatModel):
+    """Model with another computation."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+def replace_parameter(model: JatModel, dtype: torch.dtype) -> JatModel:
+    weight = model.continuous_encoder.weight.detach().to(dtype)
+    model.continuous_encoder.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: torch.compile(model, backend="eager"),
+        torch.nn.DataParallel,
+        lambda model: torch.nn.Sequential(torch.nn.Identity(), model),
+        lambda model: model.train().requires_grad_(False),
+        lambda model: model.double(),
+    ],
+    ids=["compiled", "DataParallel", "Sequential", "training", "float64"],
+)
+def test_wrapped_models(wrap: Callable[[JatModel], Any], tiny_folder: Path) -> None:
+    model = JatModel.from_pretrained(tiny_folder)
+    with JatEngine.from_model(wrap(model), dtype="float32").open_session(CONTINUOUS.context_window) as session:
+        predictions = [play(session, CONTINUOUS, t)[1] for t in range(3)]
+    assert relative_error(predictions, CONTINUOUS.predictions[:3]) <= TOLERANCE
+
+
+def test_a_subclass_and_tied_parameters(tiny_folder: Path) -> None:
+    JatEngine.from_model(Subclass.from_pretrained(tiny_folder))
+    model = JatModel.from_pretrained(tiny_folder)
+    model.single_discrete_decoder.weight = model.transformer.wte.weight
+    JatEngine.from_model(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model, folder: folder, "model: expected a JatModel, got the path .*; use JatEngine.from_pretrained"),
+        (lambda model, folder: str(folder), "model: expected a JatModel, got the path"),
+        (lambda model, folder: None, "model: expected a JatModel, got NoneType"),
+        (lambda model, folder: model.state_dict(), "model: expected a JatModel, got OrderedDict"),
+        (lambda model, folder: torch.nn.Linear(2, 2), "model: expected a JatModel, got Linear"),
+        (lambda model, folder: OtherComputation.from_pretrained(folder), "OtherComputation, which has another forward"),
+        (lambda model, folder: model.to("meta"), "a parameter on the meta device"),
+        (lambda model, folder: replace_parameter(model, torch.int8), 'a quantised model .*dtype="int8"'),
+        (lambda model, folder: replace_parameter(model, torch.float8_e4m3fn), "a quantised model"),
+    ],
+    ids=["path", "str", "none", "state", "other", "subclass", "meta", "int8", "fp8"],
+)
+def test_models_that_are_none(change: Callable[[JatModel, Path], Any], message: str, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        JatEngine.from_model(change(JatModel.from_pretrained(tiny_folder), tiny_folder))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_quantised_model_is_refused(tiny_folder: Path) -> None:
+    model = torch.ao.quantization.quantize_dynamic(JatModel.from_pretrained(tiny_folder), {torch.nn.Linear})
+    with pytest.raises(InputError, match=r'a quantised model .*dtype="int8"'):
+        JatEngine.from_model(model)
+
+
+def test_a_processor_of_another_class_is_refused(tiny_folder: Path, tiny_processor: JatProcessor) -> None:
+    model = JatModel.from_pretrained(tiny_folder)
+    for processor in ("agent", tiny_processor.tokenizer):
+        with pytest.raises(InputError, match="processor: expected a JatProcessor or nothing, got"):
+            JatEngine.from_model(model, processor)
+
+
 def test_a_model_that_was_changed_is_refused(tiny_folder: Path) -> None:
     """Refuse an added bias and an adapter's parameters, which the engine's step would ignore."""
     model = JatModel.from_pretrained(tiny_folder)
     model.transformer.h[0].attn.attention.q_proj = torch.nn.Linear(64, 64)
     with pytest.raises(InputError, match=r"model: unexpected parameter transformer\.h\.0.*q_proj\.bias"):
         JatEngine.from_model(model)
-    with pytest.raises(InputError, match="model: unexpected parameter module"):
-        JatEngine.from_model(Wrapped(JatModel.from_pretrained(tiny_folder)))
+    with pytest.raises(InputError, match=r"a wrapper without parameters, got WithHead with head\.weight"):
+        JatEngine.from_model(WithHead(JatModel.from_pretrained(tiny_folder)))
 
 
-class Wrapped(torch.nn.Module):
-    """Model inside another module, as training frameworks pass it."""
+class WithHead(torch.nn.Module):
+    """Model inside another module that adds something."""
 
     def __init__(self, model: JatModel) -> None:
         super().__init__()
-        self.module, self.config = model, model.config
+        self.module, self.head = model, torch.nn.Linear(2, 2)
 
 
 def test_engine_of_a_model_keeps_its_weights(tiny_folder: Path, tiny_processor: JatProcessor) -> None:

@@ -75,7 +75,7 @@ def test_a_meta_world_robot_does_most_of_its_task(engine: JatEngine) -> None:
     assert (play(engine, None, name, 0) - random) / (demonstrator - random) > 0.5
 
 
-def test_a_folder_of_the_same_name_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_folder_of_the_same_name_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoint_files, "JAT_MINI_FOLDER", tmp_path / "packaged")
     with pytest.raises(CheckpointError, match="jat-mini: its weights are not there; in a checkout `make train-mini`"):
@@ -83,8 +83,10 @@ def test_a_folder_of_the_same_name_goes_first(tmp_path: Path, monkeypatch: pytes
     checkpoint_files.JAT_MINI_FOLDER.mkdir()
     (checkpoint_files.JAT_MINI_FOLDER / "model.safetensors").touch()
     assert checkpoint_files.resolve("jat-mini") == checkpoint_files.JAT_MINI_FOLDER
-    (tmp_path / "jat-mini").mkdir()
-    assert checkpoint_files.resolve("jat-mini") == "jat-mini"
+    (tmp_path / "jat-mini").mkdir()  # of results, not of a checkpoint
+    assert checkpoint_files.resolve("jat-mini") == checkpoint_files.JAT_MINI_FOLDER
+    (tmp_path / "jat-mini" / "config.json").touch()
+    assert checkpoint_files.resolve("jat-mini") == Path("jat-mini")
     assert checkpoint_files.resolve("owner/jat-mini") == "owner/jat-mini"
 
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import jat_engine
-from jat_engine import CheckpointError, JatConfig, JatEngine, JatModel, JatProcessor
+from jat_engine import CheckpointError, InputError, JatConfig, JatEngine, JatModel, JatProcessor
 from jat_engine.checkpoint.weights import EMBEDDING, EMBEDDING_ALIASES, checkpoint_shapes
 from jat_engine.testing import golden
 
@@ -76,6 +76,40 @@ def test_sharded(tmp_path: Path, tiny_model: JatModel) -> None:
 def test_dtype(tiny_folder: Path) -> None:
     model = JatModel.from_pretrained(tiny_folder, dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({"dtype": "auto"}, torch.float32),
+        ({"torch_dtype": "auto"}, torch.float32),
+        ({"dtype": "torch.float32"}, torch.float32),
+        ({"dtype": torch.float64}, torch.float64),
+        ({"torch_dtype": "float16"}, torch.float16),
+        ({"dtype": None}, torch.float32),
+    ],
+    ids=str,
+)
+def test_ways_to_name_a_dtype(options: dict[str, Any], dtype: torch.dtype, tiny_folder: Path) -> None:
+    for cls in (JatModel, jat_engine.AutoModelForCausalLM):
+        assert cls.from_pretrained(tiny_folder, **options).dtype == dtype
+    for wrong in ("fp8", torch.int8, 3):
+        with pytest.raises(InputError, match="dtype: expected auto or one of float32, bfloat16, float16, float64, got"):
+            JatModel.from_pretrained(tiny_folder, dtype=wrong)
+
+
+@pytest.mark.parametrize("count", [200, 300])
+def test_a_model_with_another_number_of_tokens_is_saved_whole(count: int, tmp_path: Path, tiny_folder: Path) -> None:
+    model = JatModel.from_pretrained(tiny_folder)
+    before = model.single_discrete_decoder.weight.detach().clone()
+    assert model.resize_token_embeddings(count).num_embeddings == model.config.vocab_size == count
+    model.save_pretrained(tmp_path)
+    loaded = JatModel.from_pretrained(tmp_path)
+    assert same_parameters(loaded, model)
+    kept = min(count, len(before))
+    assert torch.equal(loaded.single_discrete_decoder.weight[:kept], before[:kept])
+    assert loaded(input_ids=torch.zeros(1, 3, dtype=torch.long), return_loss=False).logits.shape == (1, 3, count)
+    JatEngine.from_pretrained(tmp_path)
 
 
 def set_nan(tensors: dict[str, np.ndarray]) -> None:
@@ -231,8 +265,9 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config: expected none"),
-        ({"dtype": "nonsense"}, "dtype: expected a type of torch, such as 'float32', got 'nonsense'"),
-        ({"dtype": "int8"}, "dtype: expected a type of torch, such as 'float32', got 'int8'"),
+        ({"dtype": "nonsense"}, "dtype: expected one of float32, bfloat16, float16, float64, got 'nonsense'"),
+        ({"dtype": "float8_e4m3fn"}, "dtype: expected one of float32, .* got 'float8_e4m3fn'"),
+        ({"torch_dtype": 32}, "torch_dtype: expected one of float32, .* got 32"),
         ({"text_config": {"model_type": "gpt2"}}, "text_config: expected none, got one"),
         ({"decoder": {}}, "decoder: expected none, got one"),
         ({"num_attention_heads": 2}, "num_attention_heads: expected num_heads=4, got 2"),

@@ -20,20 +20,43 @@ pytestmark = pytest.mark.versions
 RL = {name: torch.from_numpy(value) for name, value in golden._rl_case("forward_continuous_discrete", 1).items()}
 
 
-def test_padded_prompts_generate_as_if_alone(tiny_model: JatModel) -> None:
-    """Prompts are padded at the left, as for any decoder."""
-    ids = torch.from_numpy(golden.text_ids())[:, :8]
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
+def test_padded_prompts_generate_as_if_alone(image: bool, side: str, tiny_model: JatModel) -> None:
+    ids, pixels = torch.from_numpy(golden.text_ids())[:, :8], torch.from_numpy(golden.pixel_values())
     arguments: dict[str, Any] = {"max_new_tokens": 14, "do_sample": False}  # past the local window of 12
-    alone = [tiny_model.generate(row, **arguments)[0, -14:].tolist() for row in (ids[:1], ids[1:, 3:])]
+    pictures: list[dict[str, Any]] = [{"pixel_values": pixels[i : i + 1]} if image else {} for i in range(2)]
+    prompts = (ids[:1], ids[1:, 3:])
+    alone = [
+        tiny_model.generate(row, **one, **arguments)[0, -14:].tolist()
+        for row, one in zip(prompts, pictures, strict=True)
+    ]
     padded, mask = ids.clone(), torch.ones_like(ids)
-    padded[1, :3], mask[1, :3] = 256, 0
-    for chunk in (None, 3):
-        together = tiny_model.generate(padded, attention_mask=mask, prefill_chunk_size=chunk, **arguments)
-        assert together[:, -14:].tolist() == alone
-    with pytest.raises(ValueError, match="without padding together with pixel_values"):
-        tiny_model.generate(
-            padded, attention_mask=mask, pixel_values=torch.from_numpy(golden.pixel_values()), **arguments
-        )
+    padded[1], mask[1] = 256, 0
+    where = slice(3, None) if side == "left" else slice(0, 5)
+    padded[1, where], mask[1, where] = ids[1, 3:], 1
+    for options in ({}, {"use_cache": False}, *([] if image else [{"prefill_chunk_size": 3}])):
+        both = {"pixel_values": pixels} if image else {}
+        for name in ("inputs", "input_ids"):
+            together = tiny_model.generate(**{name: padded}, attention_mask=mask, **both, **arguments, **options)
+            assert together[:, -14:].tolist() == alone
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_texts_have_the_loss_of_lone_ones(side: str, image: bool, tiny_model: JatModel) -> None:
+    ids = torch.from_numpy(golden.text_ids())
+    pixels = torch.from_numpy(golden.pixel_values()) if image else None
+    padded, mask = torch.zeros_like(ids), torch.zeros_like(ids)
+    where = slice(6, None) if side == "left" else slice(0, 10)
+    padded[0], mask[0] = ids[0], 1
+    padded[1, where], mask[1, where] = ids[1, 6:], 1
+    with torch.no_grad():
+        one = tiny_model(input_ids=ids[:1], pixel_values=None if pixels is None else pixels[:1]).loss
+        other = tiny_model(input_ids=ids[1:, 6:], pixel_values=None if pixels is None else pixels[1:]).loss
+        for loss_only in (False, True):
+            both = tiny_model(input_ids=padded, attention_mask=mask, pixel_values=pixels, loss_only=loss_only).loss
+            assert both.item() == pytest.approx((one.item() * 15 + other.item() * 9) / 24, rel=1e-5)
 
 
 def test_image_prompts_generate_as_if_alone(tiny_model: JatModel) -> None:

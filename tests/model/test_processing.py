@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jat_engine import JatConfig, JatProcessor
+from jat_engine import InputError, JatConfig, JatModel, JatProcessor
 from jat_engine.testing import golden
 
 pytestmark = pytest.mark.versions
@@ -86,3 +87,88 @@ def test_missions_take_64_places(tiny_processor: JatProcessor) -> None:
         tokens = tiny_processor.encode_mission(mission)
         assert len(tokens) == 64
         assert tokens.count(tiny_processor.tokenizer.pad_token_id) == max(0, 64 - len(mission))
+
+
+# ---- padding of prompts, and keywords --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": True},
+        {"padding": "longest", "padding_side": "left"},
+        {"padding": True, "padding_side": "right"},
+        {"padding": "max_length", "max_length": 20},
+        {"padding": True, "pad_to_multiple_of": 8},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
+def test_prompts_of_a_batch_are_continued_as_if_alone(
+    image: bool, options: dict[str, Any], tiny_model: JatModel, tiny_processor: JatProcessor
+) -> None:
+    texts, arguments = ["go to the red", "pick"], {"max_new_tokens": 5, "do_sample": False, "eos_token_id": -1}
+    pictures = [PIXELS[..., :3], PIXELS[::-1, :, :3]] if image else None
+    if image and options["padding"] == "max_length":
+        options = {**options, "max_length": 24}  # four of them count for the picture
+    alone = []
+    for number, text in enumerate(texts):
+        one = tiny_processor(text=text, images=pictures and pictures[number], return_tensors="pt")
+        alone.append(tiny_model.generate(**one, **arguments)[0, -5:].tolist())
+    batch = tiny_processor(text=texts, images=pictures, return_tensors="pt", **options)
+    assert tiny_model.generate(**batch, **arguments)[:, -5:].tolist() == alone
+
+
+def test_sides_of_padding(tiny_processor: JatProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    pad = tiny_processor.tokenizer.pad_token_id
+    assert tiny_processor(text=["a", "bc"], padding=True) == {
+        "input_ids": [[pad, 64], [65, 66]],
+        "attention_mask": [[0, 1], [1, 1]],
+    }
+    pieces = tiny_processor(text=["abc"], truncation="preserve", max_length=2, padding=True)  # for training
+    assert pieces["attention_mask"] == [[1, 1], [1, 0]]
+    with pytest.raises(ValueError, match="padding_side: expected 'right' for RL sequences"):
+        tiny_processor(rewards=[[1.0], [1.0, 2.0]], padding=True, padding_side="left")
+    with pytest.raises(ValueError, match="padding_side: expected 'left' or 'right', got 'up'"):
+        tiny_processor(text="a", padding=True, padding_side="up")
+    monkeypatch.setattr(tiny_processor.tokenizer, "padding_side", "left")
+    assert tiny_processor(text="a", padding="max_length", max_length=3)["attention_mask"] == [[0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"paddding": True}, "paddding: expected an option of JatProcessor, got an unknown one; did you mean padding?"),
+        ({"max_lenght": 3}, "did you mean max_length?"),
+        ({"do_resise": False}, "did you mean do_resize?"),
+        ({"zzz": 1}, "zzz: .* expected one of text, images"),
+        ({"return_offsets_mapping": True}, "return_offsets_mapping: expected to be left out"),
+    ],
+)
+def test_unknown_keywords_are_refused(options: dict[str, Any], message: str, tiny_processor: JatProcessor) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny_processor(text="a", **options)
+
+
+def test_keywords_of_both_parts_together(tiny_processor: JatProcessor) -> None:
+    batch = tiny_processor(
+        text="a",
+        images=PIXELS,
+        add_special_tokens=False,
+        do_center_crop=True,
+        return_attention_mask=True,
+        return_token_type_ids=False,
+        videos=None,
+    )
+    assert list(batch) == ["input_ids", "attention_mask", "pixel_values"]
+
+
+def test_unknown_keywords_of_other_calls_are_refused(
+    tiny_folder: Path, tiny_model: JatModel, tiny_processor: JatProcessor
+) -> None:
+    with pytest.raises(InputError, match=r"paddingside: .* did you mean padding_side\?"):
+        JatProcessor.from_pretrained(tiny_folder, paddingside="left")
+    with pytest.raises(InputError, match=r"rewrad: .* did you mean reward\?"):
+        tiny_model.get_next_action(tiny_processor, rewrad=1.0)
+    with pytest.raises(InputError, match=r"max_len: .* did you mean max_length\?"):
+        tiny_processor.pad([{"rewards": [1.0]}], max_len=3)
