@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,9 @@ def interval(value: Interval) -> str:
 
 
 def number(value: float) -> str:
-    """Return a figure with three significant digits."""
+    """Return a figure with three significant digits, or "-" for what is not finite."""
+    if not math.isfinite(value):
+        return "-"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

@@ -9,6 +9,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from . import streams
+
 COMMANDS = {
     "play": "watch or record an agent on one task",
     "eval": "score an agent on tasks, as published",
@@ -45,7 +47,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 on success, 1 if a check failed, 2 for wrong arguments or input, 130 after Ctrl-C.
     """
+    streams.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            streams.refused = ""
+            code = _run(arguments)
+            return _fail(f"standard output: {streams.refused}") if streams.refused else code
+        finally:  # also after `--help`, which raises
+            streams.flush()
+    except KeyboardInterrupt:
+        print("jat-engine: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        streams.settle()
+        return 0
+    except (ValueError, ImportError, OSError) as error:
+        if not isinstance(error, OSError) and not _is_ours(error):
+            raise
+        streams.settle()
+        return _fail(" ".join(str(error).split()))
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the subcommand that the first argument names."""
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
         print(_help())
@@ -62,19 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"unknown command {name!r}; {hint}")
 
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame prints it among the results
-    try:
-        command = importlib.import_module(_MODULES[name])
-        return int(command.run(arguments[1:]))
-    except KeyboardInterrupt:
-        print("jat-engine: interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, ImportError, OSError) as error:
-        if not isinstance(error, OSError) and not _is_ours(error):
-            raise
-        return _fail(" ".join(str(error).split()))
+    command = importlib.import_module(_MODULES[name])
+    return int(command.run(arguments[1:]))
 
 
 def _is_ours(error: Exception) -> bool:

@@ -11,7 +11,10 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from .. import checkpoint_files
+from ..checkpoint.reader import find_weight_files
+from ..config import JatConfig
 from ..engine.engine import JatEngine
+from ..evaluation.results import weights_sha256
 from .arguments import ModelArguments, note
 
 if TYPE_CHECKING:  # their import takes seconds, and an engine does without
@@ -47,6 +50,37 @@ def load_agent(arguments: ModelArguments) -> tuple[JatEngine | JatModel, JatProc
         except (OSError, ValueError) as error:
             raise ValueError(f"--model_name_or_path {source}: {error}") from error
     return engine, None
+
+
+def load_config(arguments: ModelArguments) -> JatConfig:
+    """Load the configuration of the agent alone, which is quick.
+
+    Raises:
+        ValueError: there is no such checkpoint, or its configuration cannot be read.
+    """
+    source = arguments.model_name_or_path
+    check_source("--model_name_or_path", source)
+    try:
+        with quiet_loading():
+            config: JatConfig = JatConfig.from_pretrained(
+                checkpoint_files.resolve(source), cache_dir=arguments.cache_dir
+            )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model_name_or_path {source}: {error}") from error
+    return config
+
+
+def weights_of(arguments: ModelArguments) -> str:
+    """Return the SHA-256 of the agent's weights."""
+    source = checkpoint_files.resolve(arguments.model_name_or_path)
+    return weights_sha256(find_weight_files(source, None, {"cache_dir": arguments.cache_dir}))
+
+
+def settings_of(agent: JatEngine | JatModel) -> dict[str, str]:
+    """Return the backend and the dtype that compute the agent's actions."""
+    if isinstance(agent, JatEngine):
+        return {"backend": str(agent.choice.backend), "dtype": str(agent.choice.dtype)}
+    return {"backend": "reference", "dtype": str(agent.dtype).removeprefix("torch.")}
 
 
 def check_source(field: str, source: str) -> None:

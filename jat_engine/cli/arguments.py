@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers import HfArgumentParser
+
+if TYPE_CHECKING:
+    from ..envs import Task
+
+LARGEST_SEED = 2**64 - 1
+"""Largest seed that torch and all simulators take."""
 
 
 @dataclass
@@ -59,8 +66,12 @@ class EpisodeArguments:
             raise ValueError(f"--num_episodes: expected at least 1, got {self.num_episodes}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"--max_steps: expected at least 1, got {self.max_steps}")
-        if self.seed < 0:
-            raise ValueError(f"--seed: expected at least 0, got {self.seed}")
+        last = self.seed + self.num_episodes - 1
+        if self.seed < 0 or last > LARGEST_SEED:
+            raise ValueError(
+                f"--seed: expected 0 to 2**64 - 1 for all episodes (the last has --seed + --num_episodes - 1), got "
+                f"{self.seed}" + (f" to {last}" if self.num_episodes > 1 else "")
+            )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -93,23 +104,37 @@ def parse(
         ValueError: the JSON file does not hold an object.
         SystemExit: after `--help`, and for wrong arguments.
     """
-    parser = HfArgumentParser(list(types), prog=f"jat-engine {command}", description=description, allow_abbrev=False)
+    parser = _Parser(list(types), prog=f"jat-engine {command}", description=description, allow_abbrev=False)
     for name, text in (positional or {}).items():
         parser.add_argument(name, metavar=name.upper(), help=text)
 
     if not positional and len(argv) == 1 and argv[0].endswith(".json"):
         try:
-            given = json.loads(Path(argv[0]).read_text())
+            given = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
             argv = [text for key, value in given.items() for text in _flag(key, value)]
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{argv[0]}: expected a JSON object of arguments, got {error}") from None
 
     *parsed, unknown = parser.parse_args_into_dataclasses(
         list(argv), return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        flags = [f"--{item.name}" for cls in types for item in fields(cls)]
+        near = difflib.get_close_matches(
+            unknown[0].partition("=")[0].replace("-", "_").replace("__", "--", 1), flags, n=1
+        )
+        hint = f"; did you mean {near[0]}?" if near else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return tuple(parsed)
+
+
+class _Parser(HfArgumentParser):
+    """Parser whose errors are one line, as all errors of `jat-engine` are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print an error, and exit with code 2."""
+        note(f"jat-engine: error: {message} (`{self.prog} --help` lists all flags)")
+        sys.exit(2)
 
 
 def _flag(name: str, value: Any) -> list[str]:
@@ -117,6 +142,22 @@ def _flag(name: str, value: Any) -> list[str]:
     if value is None:
         return []
     return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def failure(task: Task, num_finished: int, arguments: EpisodeArguments, error: Exception) -> str:
+    """Return a line about an error that ended the episodes of a task.
+
+    Args:
+        task: the task.
+        num_finished: number of episodes that were finished before.
+        arguments: arguments of the episodes.
+        error: what was raised.
+    """
+    if num_finished < arguments.num_episodes:
+        when = f"in episode {num_finished + 1} (seed {arguments.seed + num_finished})"
+    else:
+        when = "after its last episode"
+    return f"{task.name}: failed {when}: " + " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def note(text: str) -> None:

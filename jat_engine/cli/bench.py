@@ -20,7 +20,8 @@ from ..bench.suites import evaluate, generate, growth, host, latency, load, loop
 from ..bench.workload import SPACES, check_model
 from .agent import default_device, quiet_loading
 from .arguments import note, parse
-from .report import console, print_table
+from .report import print_table
+from .streams import say
 
 SUITES: dict[str, tuple[Callable[[Context], None], ...]] = {
     "latency": (latency.run, host.run),
@@ -237,9 +238,9 @@ def print_results(results: Results) -> None:
             print_table("compared with the fastest other agent of its dtype", standing, left=_WORDS)
     speed = results.machine.get("bandwidth GB/s", {})
     if speed:
-        console().print(f"memory: {speed['median']:.1f} GB/s read ({speed['p10']:.1f} to {speed['p90']:.1f})")
+        say(f"memory: {speed['median']:.1f} GB/s read ({speed['p10']:.1f} to {speed['p90']:.1f})")
     for name, reason in results.skipped.items():
-        console().print(f"skipped {name}: {reason}", markup=False, soft_wrap=True)
+        say(f"skipped {name}: {reason}")
 
 
 def run_compare(argv: Sequence[str]) -> int:
@@ -264,10 +265,10 @@ def run_compare(argv: Sequence[str]) -> int:
     )
 
     for remark in found.remarks:
-        console().print(remark, markup=False)
+        say(remark)
     for title, names in (("only in the first", found.only_first), ("only in the second", found.only_second)):
         for name in names:
-            console().print(f"{title}: {name}", markup=False)
+            say(f"{title}: {name}")
     return 1 if found.is_worse else 0
 
 

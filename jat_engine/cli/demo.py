@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ from ..checkpoint_files import JAT_MINI
 from ..config import PRESETS, JatConfig
 from ..engine.engine import JatEngine
 from ..envs import TASKS, MissingSimulatorError, Task, expand_tasks
-from ..evaluation import EpisodeResult, MissingVideoError, VideoWriter, normalize, write_grid
+from ..evaluation import EpisodeResult, MissingVideoError, VideoError, normalize, write_grid
+from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, missing_simulators
 from ..evaluation.progress import play_episodes
 from ..evaluation.tile import SHOWN_STEPS_PER_SECOND, RecordTiles
-from ..evaluation.video import ffmpeg
+from ..evaluation.video import EpisodeVideo, check_video, ffmpeg
 from ..model.modeling import JatModel
 from ..model.processing import JatProcessor
-from .agent import default_device, describe, load_agent
-from .arguments import EpisodeArguments, ModelArguments, note, parse
-from .report import console, mean_std, milliseconds, number, print_table, score
+from .agent import default_device, describe, load_agent, load_config
+from .arguments import EpisodeArguments, ModelArguments, failure, note, parse
+from .report import mean_std, milliseconds, number, print_table, score
+from .streams import say, terminable
 
 DEMO_TASKS = ("atari-pong", "babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
 """One of each domain, all known to jat-mini."""
@@ -79,16 +81,21 @@ def random_engine(preset: str, arguments: DemoArguments, seed: int) -> tuple[Jat
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code: 1 if a task or the video failed."""
     arguments, episodes = parse("demo", "Play one task of every domain.", [DemoArguments, DemoEpisodes], argv)
     episodes.check()
     names = expand_tasks(arguments.tasks)
+    if arguments.video:
+        with contextlib.suppress(MissingVideoError):  # said at each task
+            check_video("--video", arguments.video)
+    config = JatConfig.from_preset(arguments.preset) if arguments.preset is not None else load_config(arguments)
     missing = missing_simulators(names)
     tasks = [TASKS[name] for name in names if TASKS[name].domain not in missing]
     if not tasks:
         raise MissingSimulatorError("; ".join(missing.values()))
     for domain, reason in missing.items():
         note(f"{domain} is left out: {reason}")
+    check_sizes([task.name for task in tasks], config)
 
     if arguments.preset is not None:
         agent, processor = random_engine(arguments.preset, arguments, episodes.seed)
@@ -96,39 +103,59 @@ def run(argv: Sequence[str]) -> int:
     else:
         agent, processor = load_agent(arguments)
         title = arguments.model_name_or_path
-    rows, parts = [], []
-    with tempfile.TemporaryDirectory() as folder:
+    rows: list[dict[str, str]] = []
+    parts: list[Path] = []
+    problems: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, terminable():
         for task in tasks:
             part = Path(folder) / f"{task.name}.mp4" if arguments.video else None
-            rows.append(_row(task, play(agent, processor, task, episodes, part)))
+            played: list[EpisodeResult] = []
+            try:
+                played.extend(play(agent, processor, task, episodes, part))
+            except Exception as error:  # of a simulator: any class
+                problems.append(failure(task, len(played), episodes, error))
+            if played:
+                rows.append(_row(task, played))
             if part is not None and part.exists():
                 parts.append(part)
-        video = write_grid(parts, Path(arguments.video)) if parts else None
-    print_table(title, {name: [row[name] for row in rows] for name in rows[0]}, left=["task"])
-    console().print(f"random, expert: published mean returns, 0 and 1 of the score; {describe(agent)}")
-    if video is not None:
-        note(f"wrote {video}")
-    return 0
+        if rows:
+            print_table(title, {name: [row[name] for row in rows] for name in rows[0]}, left=["task"])
+            say(f"random, expert: published mean returns, 0 and 1 of the score; {describe(agent)}")
+        try:
+            if parts:
+                note(f"wrote {write_grid(parts, arguments.video)}")
+        except (VideoError, RuntimeError, ValueError) as error:
+            problems.append(f"--video: {' '.join(str(error).split())}")
+    for problem in problems:
+        note(f"jat-engine: error: {problem}")
+    return int(bool(problems))
 
 
 def play(
     agent: Any, processor: Any, task: Task, arguments: EpisodeArguments, video: Path | None = None
-) -> list[EpisodeResult]:
+) -> Iterator[EpisodeResult]:
     """Play all episodes of one task, and write the first seconds to `video` where frames can be rendered."""
-    with contextlib.ExitStack() as stack:
-        try:
-            if video is not None:
-                ffmpeg()
-                missing_simulators([task.name], render=True)
-        except (ValueError, MissingVideoError) as error:
-            note(f"no video of {task.name}: {error}")
-            video = None
-        env = stack.enter_context(contextlib.closing(evaluation_env(task, "rgb_array" if video else None)))
+    recorder = None
+    try:
         if video is not None:
+            ffmpeg()
+            missing_simulators([task.name], render=True)
+            recorder = EpisodeVideo(video)
+    except (ValueError, MissingVideoError) as error:
+        note(f"no video of {task.name}: {error}")
+
+    with contextlib.closing(evaluation_env(task, "rgb_array" if recorder else None)) as plain:
+        env = plain
+        if recorder is not None:
             fps = SHOWN_STEPS_PER_SECOND[task.domain]
-            tiles = stack.enter_context(VideoWriter(video, fps))
-            env = RecordTiles(env, task, tiles.append, TILE_SIZE, hold=fps, max_tiles=MAX_SECONDS * fps)
-        return list(play_episodes(agent, processor, env, arguments.num_episodes, task=task, **arguments.options))
+            env = RecordTiles(env, task, recorder.start(fps), TILE_SIZE, hold=fps, max_tiles=MAX_SECONDS * fps)
+        try:
+            yield from play_episodes(agent, processor, env, arguments.num_episodes, task=task, **arguments.options)
+        finally:
+            if recorder is not None:
+                recorder.finish()
+                if recorder.error:
+                    note(f"no video of {task.name}: {recorder.error}")
 
 
 def _row(task: Task, episodes: list[EpisodeResult]) -> dict[str, str]:

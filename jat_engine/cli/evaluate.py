@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shlex
+import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,13 +18,33 @@ import numpy as np
 from tqdm import tqdm
 
 from ..envs import TASKS, Task, expand_tasks
-from ..evaluation import Agent, Results, VideoWriter, normalize, undefined_reason, write_grid
+from ..evaluation import (
+    Agent,
+    Results,
+    VideoError,
+    interquartile_mean,
+    normalize,
+    undefined_reason,
+    write_grid,
+)
+from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_simulators
 from ..evaluation.progress import play_episodes
-from ..evaluation.video import ffmpeg
-from .agent import describe, load_agent, load_model
-from .arguments import EpisodeArguments, ModelArguments, note, parse
-from .report import console, interval, mean_std, milliseconds, print_table, score
+from ..evaluation.results import EVALUATIONS, RESULTS, default_folder, read_earlier, results_lock
+from ..evaluation.video import EpisodeVideo, check_video, check_writable
+from .agent import (
+    check_source,
+    describe,
+    load_agent,
+    load_config,
+    load_model,
+    quiet_loading,
+    settings_of,
+    weights_of,
+)
+from .arguments import EpisodeArguments, ModelArguments, failure, note, parse
+from .report import interval, mean_std, milliseconds, print_table, score
+from .streams import say, terminable, uninterrupted
 
 
 @dataclass(kw_only=True)
@@ -28,88 +53,157 @@ class EvalArguments(EpisodeArguments):
 
     num_episodes: int = field(default=2, metadata={"help": "episodes per task"})
     tasks: list[str] = field(
-        metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all; see `jat-engine tasks`"}
+        default_factory=list,
+        metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all; see `jat-engine tasks`"},
     )
     output_dir: str | None = field(
-        default=None,
-        metadata={"help": "folder for the results; by default the model's folder, or one with its name on the hub"},
+        default=None, metadata={"help": "folder for the results; by default one in results/ with the model's name"}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "replace results of another checkpoint or of other settings in that folder"}
     )
     save_video: bool = field(
         default=False, metadata={"help": "write a video of each task, and replay.mp4 with all of them"}
     )
-    push_to_hub: bool = field(default=False, metadata={"help": "upload model and results afterwards"})
+    push_to_hub: bool = field(
+        default=False,
+        metadata={"help": "upload model and results afterwards; without --tasks those that the folder has"},
+    )
     repo_id: str | None = field(default=None, metadata={"help": "repository on the hub to upload to"})
 
     def check(self) -> None:
-        """Check the values, and that the video encoder is installed if it is needed.
+        """Check the values.
 
         Raises:
             ValueError: a value is out of range, or a flag is missing.
-            MissingVideoError: the encoder is not installed.
         """
         super().check()
         if self.push_to_hub and not self.repo_id:
             raise ValueError("--push_to_hub needs --repo_id owner/name")
-        if self.save_video:
-            ffmpeg()
+        if not self.tasks and not self.push_to_hub:
+            raise ValueError("--tasks: expected tasks, domains or all, got none; `jat-engine tasks` lists them")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all results of a folder have in common, apart from the checkpoint."""
+        return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps}
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run `jat-engine eval` and return its exit code."""
+    """Run `jat-engine eval`.
+
+    Returns:
+        The exit code: 1 if a task, a video or the upload failed. The results of everything else are written.
+    """
     model_arguments, arguments = parse(
         "eval", "Score an agent on tasks, as published.", [ModelArguments, EvalArguments], argv
     )
     arguments.check()
     tasks = [TASKS[name] for name in expand_tasks(arguments.tasks)]
-    folder = Path(arguments.output_dir or model_arguments.model_name_or_path)
-    require_simulators((task.name for task in tasks), render=arguments.save_video)
-    _check_writable(folder)
-    agent, processor = load_agent(model_arguments)
-    folder.mkdir(parents=True, exist_ok=True)
+    source = model_arguments.model_name_or_path
+    check_source("--model_name_or_path", source)
+    folder = Path(arguments.output_dir) if arguments.output_dir else default_folder(source)
+    check_before(model_arguments, arguments, tasks, folder)
+    if not tasks:
+        return upload(model_arguments, arguments.repo_id, folder)
 
+    agent, processor = load_agent(model_arguments)
     results = Results(
         folder,
         num_episodes=arguments.num_episodes,
         arguments=asdict(model_arguments) | asdict(arguments),
         device=describe(agent),
+        settings={"weights_sha256": weights_of(model_arguments)} | settings_of(agent) | arguments.settings,
     )
-    videos = []
-    try:
-        for task in tqdm(tasks, desc="evaluation", unit="task", disable=None):
-            video = folder / "videos" / f"{task.name}.mp4" if arguments.save_video else None
-            evaluate_task(agent, processor, task, results, arguments, video)
-            if video is not None:
-                videos.append(video)
-        results.complete = True
-    finally:  # also after Ctrl-C, to keep the episodes that were finished
-        if results.evaluations():
-            results.write()
+    with results_lock(folder), terminable():
+        if not arguments.overwrite:
+            results.keep_earlier()
+        problems = play_tasks(agent, processor, tasks, results, arguments)
+        print_results(results, tasks)
+        if arguments.save_video:
+            problems += write_replay(results)
 
-    files = [results.results_path]
-    if videos:
-        files.append(write_grid(videos, folder / "replay.mp4"))
-    print_results(results, tasks)
-    note(f"wrote {', '.join(map(str, [results.evaluations_path, *files]))}")
-    if arguments.push_to_hub:
-        from ..evaluation.hub import push_to_hub
-
-        model, processor = load_model(model_arguments)
-        url = push_to_hub(model, processor, arguments.repo_id, evaluations=results.evaluations_path, files=files)
-        note(f"pushed to {url}")
-    return 0
+    if arguments.push_to_hub and results.folder == folder:
+        problems += [""] * upload(model_arguments, arguments.repo_id, folder)
+    for problem in filter(None, problems):
+        note(f"jat-engine: error: {problem}")
+    return int(bool(problems))
 
 
-def _check_writable(folder: Path) -> None:
-    """Check that results can be written to a folder, before anything is loaded or played.
+def check_before(model_arguments: ModelArguments, arguments: EvalArguments, tasks: list[Task], folder: Path) -> None:
+    """Check everything that can be known before the model is loaded and the first episode is played.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: the folder, a video, an upload, the sizes of a task or a simulator is a problem.
+        MissingSimulatorError: simulators are missing.
+        MissingVideoError: the video encoder is missing.
     """
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    check_writable("--output_dir", folder)
+    if tasks and not arguments.overwrite:
+        read_earlier(folder, arguments.settings)
+    if arguments.save_video:
+        check_video("--save_video", folder / "videos" / "replay.mp4")
+    if arguments.push_to_hub:
+        from ..evaluation.hub import check_upload
+
+        check_upload(str(arguments.repo_id))
+    config = load_config(model_arguments)
+    names = [task.name for task in tasks]
+    require_simulators(names, render=arguments.save_video)
+    check_sizes(names, config)
+
+
+def play_tasks(
+    agent: Agent, processor: Any, tasks: list[Task], results: Results, arguments: EvalArguments
+) -> list[str]:
+    """Play all tasks and write the results, also after Ctrl-C. A task that fails does not end the others.
+
+    Returns:
+        A message for each task that failed, each video that failed, and for results that cannot be written.
+    """
+    problems: list[str] = []
     try:
-        tempfile.TemporaryFile(dir=existing).close()
+        for task in tqdm(tasks, desc="evaluation", unit="task", disable=None):
+            video = results.folder / "videos" / f"{task.name}.mp4" if arguments.save_video else None
+            problems += evaluate_task(agent, processor, task, results, arguments, video)
+        results.complete = not results.failed
+    except BaseException:  # Ctrl-C, SIGTERM
+        with uninterrupted():
+            for problem in write_results(results):
+                note(f"jat-engine: error: {problem}")
+        raise
+    return problems + write_results(results)
+
+
+def write_results(results: Results) -> list[str]:
+    """Write the result files; where the folder cannot take them, into a temporary one, or print the returns.
+
+    Returns:
+        A message if they could not be written where they should be, else nothing.
+    """
+    if not any(map(results.episodes, results.task_names())) and not results.failed:
+        return []
+    try:
+        results.write()
     except OSError as error:
-        raise ValueError(f"--output_dir: expected a folder that can be written to, got {folder} ({error})") from None
+        problem = f"{results.folder}: the results cannot be written ({error})"
+        try:
+            results.folder = Path(tempfile.mkdtemp(prefix="jat-engine-results-"))
+            results.write()
+        except OSError:
+            say(json.dumps(results.evaluations()))
+            return [f"{problem}; the returns are printed instead"]
+        return [f"{problem}; they are in {results.folder}"]
+
+    played = [name for name in results.task_names() if results.episodes(name)]
+    num_episodes = sum(len(results.episodes(name)) for name in played)
+    note(f"wrote {results.evaluations_path}, {results.results_path}: {num_episodes} episode(s) of this run")
+    longer = [name for name in played if results.keeps_earlier(name)]
+    if longer:
+        note(f"{results.folder} keeps the results that it had of {', '.join(longer)}, which have more episodes")
+    if len(played) < len(results.task_names()):
+        note(f"{results.folder} also has {len(results.task_names()) - len(played)} other task(s) of earlier runs")
+    return []
 
 
 def evaluate_task(
@@ -119,8 +213,8 @@ def evaluate_task(
     results: Results,
     arguments: EvalArguments,
     video: Path | None = None,
-) -> None:
-    """Play the episodes of a task, add them to `results`, and write the result files.
+) -> list[str]:
+    """Play the episodes of a task, add them to `results`, and write the result files from time to time.
 
     Args:
         agent: the agent.
@@ -129,27 +223,102 @@ def evaluate_task(
         results: the results so far.
         arguments: arguments of the command.
         video: mp4 file to write; None for no video.
-    """
-    env = evaluation_env(task, "rgb_array" if video else None)
-    with contextlib.closing(env), contextlib.ExitStack() as stack:
-        on_frame = None
-        if video is not None:
-            on_frame = stack.enter_context(VideoWriter(video, env.metadata["render_fps"])).append
-        for episode in play_episodes(
-            agent,
-            processor,
-            env,
-            arguments.num_episodes,
-            task=task,
-            position=1,
-            on_frame=on_frame,
-            **arguments.options,
-        ):
-            results.add(task, episode)
 
-    results.write()
-    returns = results.evaluations()[task.name]
-    tqdm.write(f"{task.name}: return {mean_std(returns)}, expert-normalised {normalized(returns, task)}")
+    Returns:
+        Messages, if the task or its video failed.
+    """
+    problems: list[str] = []
+    recorder = None if video is None else EpisodeVideo(video)
+    written, pause = time.perf_counter(), _PAUSE
+    try:
+        with contextlib.closing(evaluation_env(task, "rgb_array" if recorder else None)) as env:
+            for episode in play_episodes(
+                agent,
+                processor,
+                env,
+                arguments.num_episodes,
+                task=task,
+                position=1,
+                on_frame=None if recorder is None else recorder.start(env.metadata["render_fps"]),
+                **arguments.options,
+            ):
+                results.add(task, episode)
+                began = time.perf_counter()
+                if began - written > pause:  # a kill loses the episodes of some seconds
+                    with contextlib.suppress(OSError):  # such as a full disk; `write_results` reports it
+                        results.write()
+                    written = time.perf_counter()
+                    pause = max(_PAUSE, _WRITE_SHARE * (written - began))
+    except Exception as error:  # of a simulator, or of the agent for a simulator's output: any class
+        index = len(results.episodes(task.name))
+        problem = failure(task, index, arguments, error)
+        results.failed[task.name] = {
+            "episode": index + 1,
+            "seed": arguments.seed + index,
+            "error": problem,
+            "traceback": traceback.format_exc(),
+        }
+        problems.append(problem)
+        tqdm.write(problems[-1], file=sys.stderr)
+    finally:
+        if recorder is not None:
+            recorder.finish(keep=not results.keeps_earlier(task.name))
+    if recorder is not None and recorder.error:
+        problems.append(f"no video of {task.name}: {recorder.error}")
+
+    if results.episodes(task.name):
+        with contextlib.suppress(OSError):  # `write_results` reports it
+            results.write()
+        returns = [episode.return_ for episode in results.episodes(task.name)]
+        with tqdm.external_write_mode():
+            say(f"{task.name}: return {mean_std(returns)}, expert-normalised {normalized(returns, task)}")
+    return problems
+
+
+_PAUSE, _WRITE_SHARE = 5.0, 20
+"""Seconds from one write of the results to the next, at least; and that many times a write's own duration."""
+
+
+def write_replay(results: Results) -> list[str]:
+    """Write the grid with the videos of all tasks. Returns a message if that fails."""
+    videos = [results.folder / "videos" / f"{name}.mp4" for name in results.task_names()]
+    videos = [path for path in videos if path.exists()]
+    if not videos:
+        return []
+    try:
+        path = write_grid(videos, results.folder / "replay.mp4")
+    except (VideoError, RuntimeError, ValueError) as error:
+        return [" ".join(str(error).split())]
+    note(f"wrote {path}")
+    return []
+
+
+def upload(model_arguments: ModelArguments, repo_id: str, folder: Path) -> int:
+    """Upload the model and the results of a folder. Returns 1 if that fails, else 0.
+
+    Raises:
+        ValueError: the folder has no results, or those of another checkpoint.
+    """
+    from ..evaluation.hub import push_to_hub
+
+    earlier = read_earlier(folder, {"weights_sha256": weights_of(model_arguments)})
+    if not earlier:
+        raise ValueError(f"--push_to_hub: {folder} has no results; name --tasks to play, or another --output_dir")
+    try:
+        with quiet_loading():
+            model, processor = load_model(model_arguments)
+        files = [path for path in (folder / RESULTS, folder / "replay.mp4") if path.exists()]
+        url = push_to_hub(model, processor, repo_id, evaluations=folder / EVALUATIONS, files=files)
+    except Exception as error:  # of the network: classes of the HTTP client, which differ between releases of the hub's
+        command = ["jat-engine", "eval", "--model_name_or_path", model_arguments.model_name_or_path]
+        command += ["--output_dir", str(folder), "--push_to_hub", "--repo_id", repo_id]
+        note(
+            f"jat-engine: error: the upload to {repo_id} failed ({' '.join(str(error).split())}). The results are in "
+            f"{folder}; upload them with: {shlex.join(command)}"
+        )
+        return 1
+    note(f"pushed to {url}")
+    return 0
 
 
 def normalized(returns: Sequence[float], task: Task) -> str:
@@ -159,17 +328,21 @@ def normalized(returns: Sequence[float], task: Task) -> str:
 
 
 def print_results(results: Results, tasks: list[Task]) -> None:
-    """Print a table with one row per task, then one line per domain."""
+    """Print a table with one row per task that was played, then one line per domain, and why values are undefined."""
     rows = []
     for task in tasks:
         episodes = results.episodes(task.name)
+        if not episodes:
+            continue
         returns = [episode.return_ for episode in episodes]
         latency_us = float(np.median(np.concatenate([episode.latencies_us for episode in episodes])))
         rows.append(
             {
                 "task": task.name,
                 "domain": task.domain,
-                "episodes": f"{len(episodes)}{'*' if any(e.capped for e in episodes) else ''}",
+                "episodes": str(len(episodes))
+                + (f" of {results.num_episodes}" if len(episodes) < results.num_episodes else "")
+                + ("*" if any(episode.capped for episode in episodes) else ""),
                 "return": mean_std(returns),
                 "random": score(task.random),
                 "expert": score(task.expert),
@@ -177,14 +350,22 @@ def print_results(results: Results, tasks: list[Task]) -> None:
                 "p50 latency": milliseconds(latency_us),
             }
         )
+    if not rows:
+        return
 
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     print_table("Evaluation", columns, left=["task", "domain"], optional=["domain", "random", "expert"])
     if any("*" in cell for cell in columns["episodes"]):
-        console().print("* stopped by --max_steps")
+        say("* stopped by --max_steps")
+    played = [task for task in tasks if task.name in columns["task"]]
+    for task in played:
+        reason = undefined_reason(task)
+        if reason is not None:
+            say(f"{task.name}: expert-normalised score {reason}")
 
-    for domain in dict.fromkeys(task.domain for task in tasks):
-        names = [task.name for task in tasks if task.domain == domain]
-        defined = [name for name in names if undefined_reason(TASKS[name]) is None]
-        value = interval(results.iqm(names))
-        console().print(f"{domain}: expert-normalised IQM {value}, from {len(defined)} of {len(names)} task(s)")
+    for domain in dict.fromkeys(task.domain for task in played):
+        members = [task for task in played if task.domain == domain]
+        scores = [normalize([e.return_ for e in results.episodes(task.name)], task) for task in members]
+        defined = [values for values in scores if values is not None]
+        value = interval(interquartile_mean(defined))
+        say(f"{domain}: expert-normalised IQM {value}, from {len(defined)} of {len(members)} task(s)")

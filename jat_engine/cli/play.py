@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..envs import TASKS, expand_tasks
-from ..evaluation import EpisodeResult, VideoWriter, normalize, undefined_reason
+from ..evaluation import EpisodeResult, normalize, undefined_reason
+from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_display, require_simulators
 from ..evaluation.progress import play_episodes
-from ..evaluation.video import ffmpeg
-from .agent import load_agent
-from .arguments import EpisodeArguments, ModelArguments, note, parse
+from ..evaluation.video import EpisodeVideo, check_video
+from .agent import check_source, load_agent, load_config
+from .arguments import EpisodeArguments, ModelArguments, failure, note, parse
 from .report import milliseconds, number
+from .streams import say, terminable
 
 
 @dataclass(kw_only=True)
@@ -41,49 +44,63 @@ class PlayArguments(EpisodeArguments):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run `jat-engine play` and return its exit code."""
+    """Run `jat-engine play`.
+
+    Returns:
+        The exit code: 1 if an episode or the video failed.
+    """
     model_arguments, arguments = parse(
         "play", "Watch or record an agent on one task.", [ModelArguments, PlayArguments], argv
     )
     arguments.check()
     task = TASKS[arguments.task]
-    video = None
+    check_source("--model_name_or_path", model_arguments.model_name_or_path)
     if arguments.save_video:
-        ffmpeg()
+        check_video("--save_video", arguments.save_video)
     if arguments.render:
         require_display(task)
+    config = load_config(model_arguments)
     require_simulators([task.name], render=bool(arguments.save_video))
+    check_sizes([task.name], config, "--task")
     agent, processor = load_agent(model_arguments)
 
+    video = EpisodeVideo(arguments.save_video) if arguments.save_video else None
     render_mode = "human" if arguments.render else "rgb_array" if arguments.save_video else None
     env = evaluation_env(task, render_mode)
-    if arguments.save_video:
-        video = VideoWriter(arguments.save_video, env.metadata["render_fps"])
     reason = undefined_reason(task)
     if reason is not None:
         note(f"{task.name}: expert-normalised score {reason}")
 
+    finished, problem = 0, ""
     try:
-        episodes = play_episodes(
-            agent,
-            processor,
-            env,
-            arguments.num_episodes,
-            task=task,
-            on_frame=video.append if video else None,
-            **arguments.options,
-        )
-        for index, episode in enumerate(episodes):
-            scores = normalize([episode.return_], task)
-            print(describe(index, episode, None if scores is None else float(scores[0])), flush=True)
+        with terminable():
+            episodes = play_episodes(
+                agent,
+                processor,
+                env,
+                arguments.num_episodes,
+                task=task,
+                on_frame=video.start(env.metadata["render_fps"]) if video else None,
+                **arguments.options,
+            )
+            for episode in episodes:
+                scores = normalize([episode.return_], task)
+                say(describe(finished, episode, None if scores is None else float(scores[0])))
+                finished += 1
+    except Exception as error:  # of a simulator, such as of a window that was closed: any class
+        problem = failure(task, finished, arguments, error)
     finally:
-        env.close()
+        with contextlib.suppress(Exception):  # a simulator that has failed
+            env.close()
         if video is not None:
-            video.close()
+            video.finish()
+            if video.num_frames and not video.error:
+                note(f"wrote {video.path}: {video.num_frames} frames")
 
-    if video is not None:
-        note(f"wrote {video.path}: {video.num_frames} frames")
-    return 0
+    problems = [problem, f"--save_video: {video.error}" if video is not None and video.error else ""]
+    for text in filter(None, problems):
+        note(f"jat-engine: error: {text}")
+    return int(any(problems))
 
 
 def describe(index: int, episode: EpisodeResult, normalized: float | None) -> str:

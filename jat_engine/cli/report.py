@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from .streams import encodable, say
 
 if TYPE_CHECKING:
     from ..envs import Score
@@ -22,7 +26,7 @@ _ANY_WIDTH = 1000
 
 def console() -> Console:
     """Return a console that writes to standard output, as wide as needed if that is a file or a pipe."""
-    return Console(width=None if sys.stdout.isatty() else _ANY_WIDTH, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else _ANY_WIDTH, highlight=False, markup=False, emoji=False)
 
 
 def print_table(
@@ -38,13 +42,28 @@ def print_table(
     """
     width = console().width
     for dropped in range(len(optional) + 1):
-        shown = {name: cells for name, cells in columns.items() if name not in optional[:dropped]}
-        table = _table(shown, left)
-        needed = Console(width=_ANY_WIDTH).measure(table).maximum
+        kept = {name: cells for name, cells in columns.items() if name not in optional[:dropped]}
+        table = _table(kept, left)
+        needed = Console(width=_ANY_WIDTH, height=1).measure(table).maximum
         if needed <= width:
             break
-    console().print(f"[bold]{escape(title)}[/]\n", soft_wrap=True)
-    Console(width=needed, highlight=False).print(table)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    shown = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    # Not to standard output: rich ends the process where the reader of a pipe has gone away. With a height too: of a
+    # width alone, rich takes no notice on a terminal that is "dumb".
+    wide = Console(
+        file=shown,
+        force_terminal=sys.stdout.isatty(),
+        width=needed,
+        height=len(table.rows) + 4,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    wide.print(f"{title}\n", style="bold", soft_wrap=True)
+    wide.print(table)
+    shown.seek(0)
+    say(shown.read().rstrip("\n"))
 
 
 def _table(columns: dict[str, list[str]], left: Sequence[str]) -> Table:
@@ -52,18 +71,18 @@ def _table(columns: dict[str, list[str]], left: Sequence[str]) -> Table:
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
     for row in zip(*columns.values(), strict=True):
-        table.add_row(*map(escape, row))
+        table.add_row(*map(Text, row))
     return table
 
 
 def number(value: float | None) -> str:
-    """Return a number as short text, or "-" for None.
+    """Return a number as short text, or "-" for None and for what is not finite.
 
     Example:
-        >>> [number(x) for x in (-20.71, 16912.5, 0.031, None)]
-        ['-20.7', '16912', '0.03', '-']
+        >>> [number(x) for x in (-20.71, 16912.5, 0.031, None, float("nan"))]
+        ['-20.7', '16912', '0.03', '-', '-']
     """
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "-"
     digits = 0 if abs(value) >= 10_000 else 1 if abs(value) >= 10 else 2
     return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.00
@@ -75,9 +94,11 @@ def score(value: Score | None) -> str:
 
 
 def mean_std(values: Any) -> str:
-    """Return "mean ± standard deviation"."""
+    """Return "mean ± standard deviation", or "-" if it is undefined, as of no values."""
     array = np.asarray(values, np.float64)
-    return f"{number(float(array.mean()))} ± {number(float(array.std()))}"
+    if not array.size or not np.isfinite(array).all():
+        return "-"
+    return f"{number(float(array.mean()))} {encodable('±', '+/-')} {number(float(array.std()))}"
 
 
 def milliseconds(latency_us: float) -> str:
@@ -87,4 +108,6 @@ def milliseconds(latency_us: float) -> str:
 
 def interval(value: Interval | None) -> str:
     """Return "value [low, high]", or "-" for None."""
-    return "-" if value is None else f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+    if value is None or not math.isfinite(value.value):
+        return "-"
+    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"

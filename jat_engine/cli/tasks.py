@@ -85,7 +85,7 @@ def _print(tasks: list[Task], checks: dict[str, dict[str, str]]) -> None:
 
     left = ["task", "environment", "observation", "check"]
     optional = ["environment", "observation", "window"]
-    print_table(f"{len(tasks)} tasks", columns, left=left, optional=optional)
+    print_table(f"{len(tasks)} task{'' if len(tasks) == 1 else 's'}", columns, left=left, optional=optional)
 
     if checks:
         for name, result in checks.items():

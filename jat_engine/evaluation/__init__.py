@@ -13,7 +13,7 @@ Example:
 from .results import Results
 from .rollout import Agent, EpisodeResult, run_episode, run_episodes
 from .scores import Interval, interquartile_mean, normalize, undefined_reason
-from .video import MissingVideoError, VideoWriter, write_grid
+from .video import MissingVideoError, VideoError, VideoWriter, write_grid
 
 __all__ = [
     "Agent",
@@ -21,6 +21,7 @@ __all__ = [
     "Interval",
     "MissingVideoError",
     "Results",
+    "VideoError",
     "VideoWriter",
     "interquartile_mean",
     "normalize",

@@ -8,35 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.stats import trim_mean
 
-if TYPE_CHECKING:
-    from ..envs import Task
+from ..envs import TASKS, Task
+from ..envs.tasks import unknown_task
 
-Reference = Literal["expert", "human"]
+Reference = Literal["expert", "human", "max"]
 
 _CHUNK = 4_000_000
 """Largest number of scores in memory at once while resampling (32 MB)."""
 
 
-def undefined_reason(task: Task, reference: Reference = "expert") -> str | None:
+def undefined_reason(task: Task | str, reference: Reference = "expert") -> str | None:
     """Return the reason why normalised scores of a task are undefined, or None if they are defined.
 
     Args:
-        task: the task.
-        reference: "expert" or "human".
+        task: the task, or its name.
+        reference: "expert" or "human"; with "max" it depends on the returns too, which are not considered here.
 
     Raises:
+        UnknownTaskError: there is no such task.
         ValueError: there is no such reference.
     """
-    if reference not in ("expert", "human"):
-        raise ValueError(f"reference: expected 'expert' or 'human', got {reference!r}")
-    score = task.expert if reference == "expert" else task.human
+    task = _task(task)
+    if reference not in ("expert", "human", "max"):
+        raise ValueError(f"reference: expected 'expert', 'human' or 'max', got {reference!r}")
     if task.random is None:
         return "undefined: no random score"
+    if reference == "max":
+        return None
+    score = task.expert if reference == "expert" else task.human
     if score is None:
         return f"undefined: no {reference} score"
     if score.mean <= task.random.mean:
@@ -44,31 +48,51 @@ def undefined_reason(task: Task, reference: Reference = "expert") -> str | None:
     return None
 
 
-def normalize(returns: Sequence[float] | np.ndarray, task: Task, reference: Reference = "expert") -> np.ndarray | None:
+def normalize(
+    returns: Sequence[float] | np.ndarray, task: Task | str, reference: Reference = "expert"
+) -> np.ndarray | None:
     """Return (return - random) / (reference - random) for each return, or None if it is undefined for the task.
 
     Args:
         returns: returns of episodes, [N].
-        task: the task; its published returns are used.
-        reference: "expert" or "human".
+        task: the task, or its name as in the published `normalize(values, env_id, strategy)`; its published returns
+            are used.
+        reference: "expert", "human", or "max" for the highest of `returns`.
 
     Returns:
         float64 [N].
 
     Raises:
+        UnknownTaskError: there is no such task.
         ValueError: there is no such reference.
 
     Example:
         >>> task = TASKS["atari-pong"]
         >>> normalize([task.random.mean, task.expert.mean], task)
         array([0., 1.])
+        >>> normalize([-20.7, 0.0], "atari-pong", "max")
+        array([0., 1.])
     """
+    task = _task(task)
     if undefined_reason(task, reference) is not None:
         return None
-    score = task.expert if reference == "expert" else task.human
+    values = np.asarray(returns, np.float64)
     assert task.random is not None, "undefined_reason checks it"
+    if reference == "max":
+        highest = values.max(initial=-np.inf)
+        return (values - task.random.mean) / (highest - task.random.mean) if highest > task.random.mean else None
+    score = task.expert if reference == "expert" else task.human
     assert score is not None, "undefined_reason checks it"
-    return (np.asarray(returns, np.float64) - task.random.mean) / (score.mean - task.random.mean)
+    return (values - task.random.mean) / (score.mean - task.random.mean)
+
+
+def _task(task: Task | str) -> Task:
+    """Return a task by its name; a `Task` as it is."""
+    if isinstance(task, Task):
+        return task
+    if isinstance(task, str) and task in TASKS:
+        return TASKS[task]
+    raise unknown_task(task)
 
 
 @dataclass(frozen=True)

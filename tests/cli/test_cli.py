@@ -19,9 +19,16 @@ from jat_engine.evaluation.video import read_video
 
 
 @pytest.fixture
-def checkpoint(tiny_folder: Path, tmp_path: Path) -> Path:
-    """Return a copy of a checkpoint, since results are written into its folder by default."""
+def checkpoint(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of a checkpoint in the working directory."""
+    monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def results(checkpoint: Path) -> Path:
+    """Return the folder that its results are written to by default."""
+    return checkpoint.parent / "results" / "model"
 
 
 def _json(path: Path) -> Any:
@@ -42,12 +49,12 @@ def _error(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_eval_writes_the_published_files_and_repeats_itself(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["eval", "--model_name_or_path", str(checkpoint), "--use_cpu", "--max_steps", "12"]
     flags += ["--tasks", "babyai-go-to-local", "metaworld-reach", "atari-bowling", "--num_episodes", "2"]
     assert main(flags) == 0
-    evaluations = _json(checkpoint / "evaluations.json")
+    evaluations = _json(results / "evaluations.json")
     assert list(evaluations) == ["babyai-go-to-local", "metaworld-reach", "atari-bowling"]
     assert all(len(returns) == 2 for returns in evaluations.values())
     table = capsys.readouterr().out
@@ -56,18 +63,19 @@ def test_eval_writes_the_published_files_and_repeats_itself(
     assert all(name in table for name in evaluations)
     assert "undefined" in table
 
-    results = _json(checkpoint / "results.json")
-    assert results["complete"] is True
-    assert results["arguments"]["tasks"] == ["babyai-go-to-local", "metaworld-reach", "atari-bowling"]
+    found = _json(results / "results.json")
+    assert found["complete"] is True
+    assert found["arguments"]["tasks"] == ["babyai-go-to-local", "metaworld-reach", "atari-bowling"]
     for name, returns in evaluations.items():
-        assert results["tasks"][name]["returns"] == returns
-        assert results["tasks"][name]["seeds"] == [0, 1]
-        assert results["tasks"][name]["latency_us"]["p99"] >= results["tasks"][name]["latency_us"]["p50"] > 0
-    assert set(results["domains"]) == {"babyai", "metaworld", "atari"}
+        assert found["tasks"][name]["returns"] == returns
+        assert found["tasks"][name]["seeds"] == [0, 1]
+        assert found["tasks"][name]["latency_us"]["p99"] >= found["tasks"][name]["latency_us"]["p50"] > 0
+    assert set(found["domains"]) == {"babyai", "metaworld", "atari"}
 
     other = tmp_path / "again"
     assert main([*flags, "--output-dir", str(other)]) == 0
     assert _json(other / "evaluations.json") == evaluations
+    other = tmp_path / "another seed"
     assert main([*flags, "--output_dir", str(other), "--seed", "100", "--tasks", "metaworld-reach"]) == 0
     assert _json(other / "evaluations.json")["metaworld-reach"] != evaluations["metaworld-reach"]
 
@@ -77,9 +85,9 @@ def test_engine_and_reference_give_the_same_returns(checkpoint: Path, capsys: py
     flags += ["--tasks", "babyai-open", "atari-bowling", "metaworld-reach", "--dtype", "float32"]
     returns, devices = {}, {}
     for backend in ("reference", "torch", "cpu"):
-        assert main([*flags, "--backend", backend]) == 0
-        returns[backend] = _json(checkpoint / "evaluations.json")
-        devices[backend] = _json(checkpoint / "results.json")["device"]
+        assert main([*flags, "--backend", backend, "--output_dir", backend]) == 0
+        returns[backend] = _json(Path(backend) / "evaluations.json")
+        devices[backend] = _json(Path(backend) / "results.json")["device"]
     for backend in ("torch", "cpu"):
         for task, values in returns["reference"].items():
             assert returns[backend][task] == pytest.approx(values, rel=1e-4)
@@ -90,7 +98,7 @@ def test_engine_and_reference_give_the_same_returns(checkpoint: Path, capsys: py
     assert "expected float32 or bfloat16 with --backend reference" in _error(capsys)
 
 
-def test_eval_as_a_process_with_the_published_flags(checkpoint: Path) -> None:
+def test_eval_as_a_process_with_the_published_flags(checkpoint: Path, results: Path) -> None:
     command = [sys.executable, "-m", "jat_engine.cli", "eval", "--model_name_or_path", str(checkpoint)]
     command += ["--tasks", "atari-breakout", "babyai-open", "--trust_remote_code", "--use_cpu", "--save_video"]
     command += ["--num_episodes", "1", "--cache_dir", str(checkpoint / "cache"), "--max_steps", "15"]
@@ -99,10 +107,10 @@ def test_eval_as_a_process_with_the_published_flags(checkpoint: Path) -> None:
     assert "--trust_remote_code is ignored" in done.stderr
     assert "Loading weights" not in done.stderr
     assert "atari-breakout" in done.stdout
-    assert set(_json(checkpoint / "evaluations.json")) == {"atari-breakout", "babyai-open"}
-    lengths = _json(checkpoint / "results.json")["tasks"]["atari-breakout"]["lengths"]
-    assert len(list(read_video(checkpoint / "videos" / "atari-breakout.mp4"))) == lengths[0] == 15
-    height, width = next(read_video(checkpoint / "replay.mp4")).shape[:2]
+    assert set(_json(results / "evaluations.json")) == {"atari-breakout", "babyai-open"}
+    lengths = _json(results / "results.json")["tasks"]["atari-breakout"]["lengths"]
+    assert len(list(read_video(results / "videos" / "atari-breakout.mp4"))) == lengths[0] == 15
+    height, width = next(read_video(results / "replay.mp4")).shape[:2]
     assert (height, width) == (480, 960)
 
 
@@ -119,7 +127,7 @@ def test_eval_reads_arguments_from_a_json_file(checkpoint: Path, tmp_path: Path)
 
 
 def test_interrupted_eval_keeps_what_is_finished(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from jat_engine import JatEngine
 
@@ -134,29 +142,31 @@ def test_interrupted_eval_keeps_what_is_finished(
     monkeypatch.setattr(JatEngine, "reset_rl", interrupted)
     flags = ["eval", "--model_name_or_path", str(checkpoint), "--max_steps", "2"]
     assert main([*flags, "--tasks", "mujoco-pendulum", "babyai-open", "mujoco-swimmer"]) == 130
-    evaluations = _json(checkpoint / "evaluations.json")
+    evaluations = _json(results / "evaluations.json")
     assert {name: len(returns) for name, returns in evaluations.items()} == {
         "mujoco-pendulum": 2,
         "babyai-open": 1,
     }
-    results = _json(checkpoint / "results.json")
-    assert results["complete"] is False
-    assert [task["complete"] for task in results["tasks"].values()] == [True, False]
+    found = _json(results / "results.json")
+    assert found["complete"] is False
+    assert [task["complete"] for task in found["tasks"].values()] == [True, False]
     assert "interrupted" in capsys.readouterr().err
 
 
 def test_interrupt_before_the_first_episode_keeps_an_older_evaluation(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from jat_engine import JatEngine
 
     def interrupted(agent: JatEngine) -> None:
         raise KeyboardInterrupt
 
-    (checkpoint / "evaluations.json").write_text('{"atari-pong": [1.0]}')
+    flags = ["eval", "--model_name_or_path", str(checkpoint), "--tasks", "mujoco-pendulum", "--max_steps", "2"]
+    assert main(flags) == 0
+    before = (results / "results.json").read_bytes()
     monkeypatch.setattr(JatEngine, "reset_rl", interrupted)
-    assert main(["eval", "--model_name_or_path", str(checkpoint), "--tasks", "mujoco-pendulum"]) == 130
-    assert _json(checkpoint / "evaluations.json") == {"atari-pong": [1.0]}
+    assert main(flags) == 130
+    assert (results / "results.json").read_bytes() == before
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------
@@ -244,7 +254,7 @@ def test_a_window_needs_a_display(
 def test_models_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--tasks", "mujoco-pendulum", "--output_dir", str(tmp_path / "out")]
     assert main(["eval", "--model_name_or_path", str(tmp_path / "none"), *flags]) == 2
-    assert f"there is no folder {tmp_path / 'none'}" in _error(capsys)
+    assert f"{tmp_path / 'none'}: expected a folder, a repository id" in _error(capsys)
     (tmp_path / "empty").mkdir()
     assert main(["eval", "--model_name_or_path", str(tmp_path / "empty"), *flags]) == 2
     assert str(tmp_path / "empty") in _error(capsys)

@@ -13,11 +13,12 @@ import torch
 
 from jat_engine import InputError
 from jat_engine.atomic_io import write_json
-from jat_engine.envs import TASKS, make
+from jat_engine.envs import TASKS, UnknownTaskError, make
 from jat_engine.evaluation import (
     EpisodeResult,
     MissingVideoError,
     Results,
+    VideoError,
     VideoWriter,
     hub,
     interquartile_mean,
@@ -27,7 +28,7 @@ from jat_engine.evaluation import (
     undefined_reason,
     write_grid,
 )
-from jat_engine.evaluation.video import read_video
+from jat_engine.evaluation.video import check_video, read_video
 
 
 class Scripted:
@@ -236,6 +237,20 @@ def test_normalized_scores() -> None:
     assert human.tolist() == pytest.approx([1])
 
 
+def test_scores_by_the_published_call() -> None:
+    """The published `normalize(values, env_id, strategy)` gives these values."""
+    scores = normalize([-20.7, 0.0, 20.0], "atari-pong", "expert")
+    assert scores is not None
+    assert scores.tolist() == pytest.approx([0, 20.7 / 41.6867987, 40.7 / 41.6867987], rel=1e-3)
+    assert normalize([-20.7, 0.0], "atari-pong", "max").tolist() == pytest.approx([0, 1])  # type: ignore[union-attr]
+    assert normalize([-20.8, -20.7], "atari-pong", "max") is None
+    assert normalize([], "atari-pong", "max") is None
+    for name in ("atari-bowling", "atari-venture"):  # random is better than the expert
+        assert normalize([100.0], name, "expert") is None
+    with pytest.raises(UnknownTaskError, match="did you mean atari-pong"):
+        normalize([1.0], "atari-pongg", "expert")
+
+
 @pytest.mark.parametrize("name", ["atari-bowling", "atari-venture"])
 def test_normalized_scores_are_undefined_where_the_expert_is_no_better_than_random(name: str) -> None:
     assert normalize([100.0], TASKS[name]) is None
@@ -245,8 +260,8 @@ def test_normalized_scores_are_undefined_where_the_expert_is_no_better_than_rand
 def test_only_atari_has_human_scores() -> None:
     assert normalize([1.0], TASKS["mujoco-hopper"], "human") is None
     assert undefined_reason(TASKS["mujoco-hopper"], "human") == "undefined: no human score"
-    with pytest.raises(ValueError, match="reference: expected 'expert' or 'human', got 'max'"):
-        normalize([1.0], TASKS["mujoco-hopper"], "max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reference: expected 'expert', 'human' or 'max', got 'best'"):
+        normalize([1.0], TASKS["mujoco-hopper"], "best")  # type: ignore[arg-type]
 
 
 def test_every_other_task_has_an_expert_score() -> None:
@@ -321,14 +336,14 @@ def test_files_of_an_evaluation(tmp_path: Path) -> None:
     for seed, value in enumerate((pong.random.mean, pong.expert.mean)):
         found.add(pong, _episode(value, seed))
     found.add(TASKS["atari-bowling"], _episode(30.0))
-    found.add(TASKS["mujoco-hopper"], _episode(float("nan")))
+    with pytest.raises(ValueError, match="expected a finite number, got nan"):
+        found.add(TASKS["mujoco-hopper"], _episode(float("nan")))
     found.write()
 
     evaluations = _load(tmp_path / "new" / "evaluations.json")
     assert evaluations == {
         "atari-pong": [pong.random.mean, pong.expert.mean],
         "atari-bowling": [30.0],
-        "mujoco-hopper": [None],
     }
     written = _load(tmp_path / "new" / "results.json")
     assert written["complete"] is False
@@ -345,7 +360,7 @@ def test_files_of_an_evaluation(tmp_path: Path) -> None:
     assert written["domains"]["atari"]["tasks"] == 2
     assert written["domains"]["atari"]["iqm_expert_normalized"]["tasks"] == 1  # not bowling
     assert written["domains"]["atari"]["iqm_expert_normalized"]["value"] == pytest.approx(0.5)
-    assert written["overall"]["episodes"] == 4
+    assert written["overall"]["episodes"] == 3
     assert written["arguments"] == {"tasks": ["x"]}
     assert written["device"] == "cpu: test"
     assert {"python", "torch", "transformers", "gymnasium", "jat_engine", "mujoco"} <= set(written["versions"])
@@ -422,6 +437,26 @@ def test_videos_need_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         VideoWriter(tmp_path / "v.mp4", fps=30)
 
 
+def test_a_video_that_fails_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import imageio_ffmpeg
+
+    path = _write_video(tmp_path / "v.mp4", 3, 10)
+    grid = write_grid([path], tmp_path / "replay.mp4")
+    before = path.read_bytes(), grid.read_bytes()
+    encoder = tmp_path / "ffmpeg"
+    encoder.write_text('#!/bin/sh\nfor last; do :; done; echo half > "$last"; echo no codec >&2; exit 3\n')
+    encoder.chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(encoder))
+    with pytest.raises(VideoError, match=r"v\.mp4: ffmpeg failed with exit code 3: no codec"):
+        _write_video(path, 200, 10, (512, 512))
+    with pytest.raises(ValueError, match=r"^--video: videos cannot be encoded here: .*no codec"):
+        check_video("--video", path)
+    with pytest.raises(VideoError, match="no codec"):
+        write_grid([path], grid)
+    assert (path.read_bytes(), grid.read_bytes()) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ffmpeg", "replay.mp4", "v.mp4"]
+
+
 # ---- hub -----------------------------------------------------------------------------------------------------------
 
 
@@ -436,6 +471,47 @@ class FakeApi:
 
     def upload_folder(self, *, folder_path: Path, **_: Any) -> None:
         self.files = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+
+    def whoami(self) -> dict[str, Any]:
+        return {"name": "me", "orgs": [{"name": "Lab"}], "auth": {"accessToken": {"role": self.role}}}
+
+    role = "write"
+
+
+def test_an_upload_is_checked_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    def response(code: int) -> Any:
+        return SimpleNamespace(status_code=code, headers={}, request=None)
+
+    api: Any = FakeApi()
+    for name in ("me/agent", "Me/Agent.v-1_0", "lab/agent"):
+        hub.check_upload(name, api)
+
+    def refused(**_: Any) -> str:
+        raise HfHubHTTPError("no", response=response(403))
+
+    monkeypatch.setattr(api, "create_repo", refused)
+    with pytest.raises(ValueError, match=r"--repo_id: .*those of me, Lab\), got 'other/agent'"):
+        hub.check_upload("other/agent", api)
+    monkeypatch.setattr(api, "role", "read")
+    with pytest.raises(ValueError, match="--push_to_hub: the token may only read"):
+        hub.check_upload("me/agent", api)
+
+    for error, message in (
+        (LocalTokenNotFoundError(), "there is no token for the hub; log in"),
+        (HfHubHTTPError("no", response=response(401)), "the hub does not accept the token; log in"),
+        (ConnectionError("no route"), r"the hub cannot be reached \(ConnectionError: no route\)"),
+    ):
+
+        def fails(error: Exception = error) -> dict[str, Any]:
+            raise error
+
+        monkeypatch.setattr(api, "whoami", fails)
+        with pytest.raises(ValueError, match=message):
+            hub.check_upload("me/agent", api)
 
 
 def test_push_uploads_model_results_and_card(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
