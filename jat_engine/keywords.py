@@ -1,4 +1,4 @@
-"""Refusal of keyword arguments that a function does not know, with the name that was probably meant."""
+"""Refusal of names that are not known, with the ones that were probably meant."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> Non
     names = list(dict.fromkeys(known))
     unknown = sorted(set(given) - set(names))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+        hint = did_you_mean(unknown[0], names, f"expected one of {', '.join(names)}")
         raise InputError(f"{unknown[0]}: expected {what}, got an unknown one; {hint}")
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, most: int = 1, cutoff: float = 0.6) -> str:
+    """Return a question for the known names that are close to an unknown one, such as "did you mean seed?".
+
+    Args:
+        name: the unknown name.
+        known: names that are accepted.
+        otherwise: returned if none of them is close.
+        most: how many of them are named at most.
+        cutoff: least similarity, from 0 to 1.
+    """
+    near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
+    return f"did you mean {', '.join(near)}?" if near else otherwise

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
+from ..keywords import did_you_mean
 from . import streams
 
 COMMANDS = {
@@ -82,8 +82,7 @@ def _run(arguments: list[str]) -> int:
         return 0
 
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
+        hint = did_you_mean(name, COMMANDS, f"expected one of {', '.join(COMMANDS)}")
         return _fail(f"unknown command {name!r}; {hint}")
 
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame prints it among the results

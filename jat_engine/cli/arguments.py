@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers import HfArgumentParser
+
+from ..keywords import did_you_mean
 
 if TYPE_CHECKING:
     from ..envs import Task
@@ -120,11 +121,8 @@ def parse(
     )
     if unknown:
         flags = [f"--{item.name}" for cls in types for item in fields(cls)]
-        near = difflib.get_close_matches(
-            unknown[0].partition("=")[0].replace("-", "_").replace("__", "--", 1), flags, n=1
-        )
-        hint = f"; did you mean {near[0]}?" if near else ""
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        hint = did_you_mean(unknown[0].partition("=")[0].replace("-", "_").replace("__", "--", 1), flags)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{'; ' if hint else ''}{hint}")
     return tuple(parsed)
 
 

@@ -6,7 +6,6 @@ Names, environment ids and returns come from arXiv 2402.09844 and its repository
 from __future__ import annotations
 
 import csv
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from ..errors import UnknownTaskError
+from ..keywords import did_you_mean
 
 Domain = Literal["atari", "babyai", "metaworld", "mujoco"]
 DOMAINS: tuple[Domain, ...] = ("atari", "babyai", "metaworld", "mujoco")
@@ -125,6 +125,6 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
 
 def unknown_task(name: object) -> UnknownTaskError:
     """Return the error for an unknown task name, with similar names in its message."""
-    near = [x for x in difflib.get_close_matches(str(name), [*TASKS, *DOMAINS], n=3, cutoff=0.5) if x != name]
-    hint = f"did you mean {', '.join(near)}?" if near else f"domains are {', '.join(DOMAINS)}"
+    known = [known for known in (*TASKS, *DOMAINS) if known != name]
+    hint = did_you_mean(str(name), known, f"domains are {', '.join(DOMAINS)}", most=3, cutoff=0.5)
     return UnknownTaskError(f"task: no task is named {name!r}; {hint} (`jat-engine tasks` lists all)")

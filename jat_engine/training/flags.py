@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+
+from ..keywords import did_you_mean
 
 _FALSE = ("false", "no", "0", "f", "n")
 _TRUE = ("true", "yes", "1", "t", "y")
@@ -197,9 +198,8 @@ def check_training_flags(given: Any) -> None:
 
     for report in reports(given.report_to):
         if report not in _REPORTS:
-            near = difflib.get_close_matches(report, _REPORTS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"--report_to: expected none, all or one of {', '.join(_REPORTS)}, got {report}{hint}")
+            hint = did_you_mean(report, _REPORTS, "write one of them")
+            raise ValueError(f"--report_to: expected none, all or one of {', '.join(_REPORTS)}, got {report}; {hint}")
         _require(f"--report_to {report}", *_REPORTS[report])
     if given.deepspeed:
         _require("--deepspeed", "deepspeed", "deepspeed")

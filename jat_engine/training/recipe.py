@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from ..config import JatConfig
 from ..envs import DOMAINS, TASKS, UnknownTaskError, expand_tasks
+from ..keywords import did_you_mean
 
 Number = TypeVar("Number", int, float)
 
@@ -101,8 +101,7 @@ def overrides(
             raise ValueError(f"{flag}: expected task=number or domain=number, got {text!r}")
 
         if name not in tasks and name not in domains:
-            near = difflib.get_close_matches(name, [*tasks, *domains], n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else "see --tasks"
+            hint = did_you_mean(name, [*tasks, *domains], "see --tasks", most=3)
             raise ValueError(f"{flag}: expected a task or domain that is trained, got {name!r}; {hint}")
 
         try:
