@@ -69,9 +69,9 @@ def run(argv: Sequence[str]) -> int:
     from ..collect import collect
 
     if arguments.push_to_hub:
-        from ..datasets.hub import check_access
+        from ..hub_account import check_upload
 
-        check_access(str(arguments.repo_id))
+        check_upload(str(arguments.repo_id), repo_type="dataset")
 
     domains = expand_tasks(name for name in arguments.tasks if name not in TASKS)
     if without := [name for name in domains if name not in EXPERT_TASKS]:

@@ -144,7 +144,7 @@ def check_before(model_arguments: ModelArguments, arguments: EvalArguments, task
     if arguments.save_video:
         check_video("--save_video", folder / "videos" / "replay.mp4")
     if arguments.push_to_hub:
-        from ..evaluation.hub import check_upload
+        from ..hub_account import check_upload
 
         check_upload(str(arguments.repo_id))
     config = load_config(model_arguments)

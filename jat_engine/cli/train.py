@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from ..config import PRESETS, JatConfig
+from ..hub_account import check_account
 from ..training.arguments import JatTrainingArguments, check_optimizer
 from ..training.flags import PublishedArguments, check_published
 from ..training.resume import (
@@ -92,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
     data.check(arguments)
     check_published(published)
     if arguments.push_to_hub:
-        check_account(arguments)
+        check_account(HfApi(token=arguments.hub_token))
 
     # Processes of one training share its folder.
     with claim(Path(str(arguments.output_dir))) if arguments.process_index == 0 else contextlib.nullcontext():
@@ -173,19 +174,6 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
         stopped = f", stopped at step {step} with {left} to go; go on with --resume_from_checkpoint latest"
         note(f"wrote {arguments.output_dir}{stopped if left > 0 else ''}")
     return 0
-
-
-def check_account(arguments: JatTrainingArguments) -> None:
-    """Check that the hub knows the account, before hours of training.
-
-    Raises:
-        ValueError: there is no token, it is wrong, or the hub cannot be reached.
-    """
-    try:
-        HfApi().whoami(token=arguments.hub_token)
-    except (OSError, ValueError) as error:
-        words = " ".join(str(error).split())
-        raise ValueError(f"--push_to_hub: expected an account on the hub (`hf auth login`), got: {words}") from error
 
 
 def checkpoint_to_resume(arguments: JatTrainingArguments) -> Path | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..hub_account import one_line
 
 _REACH_SECONDS = 5.0
 """Longest wait for the hub's first answer; `datasets` itself would ask six times."""
@@ -138,7 +139,7 @@ def _reach(name: str) -> str | None:
             "private, run `hf auth login`"
         ) from None
     except HfHubHTTPError as error:
-        return f"{constants.ENDPOINT}: {' '.join(str(error).split()).partition(' For more information')[0]}"
+        return f"{constants.ENDPOINT}: {one_line(error)}"
     except Exception as error:  # of the HTTP client, whose name changes between releases of huggingface_hub
         return f"{constants.ENDPOINT}: {error}"
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from ..envs import TASKS
 from .scores import Reference, interquartile_mean, normalize
@@ -44,50 +42,6 @@ Watch it: `jat-engine play --task {example} --model_name_or_path {repo_id} --ren
 |---|---|---|---|
 {rows}
 """
-
-
-def check_upload(repo_id: str, api: HfApi | None = None) -> None:
-    """Check that a repository's name is valid, that the hub answers, and that it knows the token. Uploads nothing.
-
-    Args:
-        repo_id: repository on the hub, "owner/name".
-        api: client with the token to use; by default the token of `hf auth login` or `HF_TOKEN`.
-
-    Raises:
-        ValueError: an upload would fail; the message names the reason.
-    """
-    name = r"[\w.-]*\w"
-    if not re.fullmatch(f"{name}/{name}", repo_id, re.ASCII) or "--" in repo_id or ".." in repo_id:
-        raise ValueError(f"--repo_id: expected owner/name of letters, digits, '-', '_' and '.', got {repo_id!r}")
-
-    api = api or HfApi()
-    login = "log in with `hf auth login`, or set HF_TOKEN, to a token that may write"
-    try:
-        account = api.whoami()
-    except LocalTokenNotFoundError:
-        raise ValueError(f"--push_to_hub: there is no token for the hub; {login}") from None
-    except HfHubHTTPError as error:
-        refused = error.response is not None and error.response.status_code in (401, 403)
-        reason = f"the hub does not accept the token; {login}" if refused else f"the hub answers {error}"
-        raise ValueError(f"--push_to_hub: {reason}") from None
-    except Exception as error:  # no network: classes of the HTTP client, which differ between releases of the hub's
-        raise ValueError(
-            f"--push_to_hub: the hub cannot be reached ({type(error).__name__}: {error}); evaluate without "
-            "--push_to_hub, and upload later"
-        ) from None
-
-    owners = [account.get("name"), *(org.get("name") for org in account.get("orgs") or [])]
-    if repo_id.partition("/")[0].lower() not in [str(name).lower() for name in owners]:
-        try:
-            api.create_repo(repo_id=repo_id, repo_type="model", exist_ok=True)  # only the hub knows
-        except HfHubHTTPError:
-            raise ValueError(
-                f"--repo_id: expected a repository that this account may write to (such as those of "
-                f"{', '.join(map(str, owners))}), got {repo_id!r}"
-            ) from None
-    role = ((account.get("auth") or {}).get("accessToken") or {}).get("role")
-    if role == "read":
-        raise ValueError(f"--push_to_hub: the token may only read; {login}")
 
 
 def push_to_hub(

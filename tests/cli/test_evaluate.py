@@ -390,7 +390,7 @@ def test_an_upload_that_fails_says_how_to_repeat_it(
     def fails(*_: Any, **__: Any) -> str:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(hub, "check_upload", lambda _: None)
+    monkeypatch.setattr("jat_engine.hub_account.check_upload", lambda _: None)
     monkeypatch.setattr(hub, "push_to_hub", fails)
     assert main([*EVAL, "--tasks", "mujoco-reacher", "--push_to_hub", "--repo_id", "me/agent"]) == 1
     message = capsys.readouterr().err.splitlines()[-1]
@@ -409,7 +409,7 @@ def test_an_upload_that_fails_says_how_to_repeat_it(
 def test_an_upload_without_results_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(hub, "check_upload", lambda _: None)
+    monkeypatch.setattr("jat_engine.hub_account.check_upload", lambda _: None)
     assert main([*EVAL, "--push_to_hub", "--repo_id", "me/agent"]) == 2
     assert "results/jat-mini has no results" in _error(capsys)
     FOLDER.mkdir(parents=True)

@@ -472,47 +472,6 @@ class FakeApi:
     def upload_folder(self, *, folder_path: Path, **_: Any) -> None:
         self.files = {path.name: path.read_bytes() for path in folder_path.iterdir()}
 
-    def whoami(self) -> dict[str, Any]:
-        return {"name": "me", "orgs": [{"name": "Lab"}], "auth": {"accessToken": {"role": self.role}}}
-
-    role = "write"
-
-
-def test_an_upload_is_checked_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    def response(code: int) -> Any:
-        return SimpleNamespace(status_code=code, headers={}, request=None)
-
-    api: Any = FakeApi()
-    for name in ("me/agent", "Me/Agent.v-1_0", "lab/agent"):
-        hub.check_upload(name, api)
-
-    def refused(**_: Any) -> str:
-        raise HfHubHTTPError("no", response=response(403))
-
-    monkeypatch.setattr(api, "create_repo", refused)
-    with pytest.raises(ValueError, match=r"--repo_id: .*those of me, Lab\), got 'other/agent'"):
-        hub.check_upload("other/agent", api)
-    monkeypatch.setattr(api, "role", "read")
-    with pytest.raises(ValueError, match="--push_to_hub: the token may only read"):
-        hub.check_upload("me/agent", api)
-
-    for error, message in (
-        (LocalTokenNotFoundError(), "there is no token for the hub; log in"),
-        (HfHubHTTPError("no", response=response(401)), "the hub does not accept the token; log in"),
-        (ConnectionError("no route"), r"the hub cannot be reached \(ConnectionError: no route\)"),
-    ):
-
-        def fails(error: Exception = error) -> dict[str, Any]:
-            raise error
-
-        monkeypatch.setattr(api, "whoami", fails)
-        with pytest.raises(ValueError, match=message):
-            hub.check_upload("me/agent", api)
-
 
 def test_push_uploads_model_results_and_card(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
     evaluations = {"atari-pong": [-21.0, 21.0], "atari-bowling": [30.0], "mujoco-hopper": [100.0, 200.0]}

@@ -165,7 +165,7 @@ def test_bfloat16_on_a_machine_without_gpu_needs_no_other_flag(tmp_path: Path) -
             "expected a task with a split test",
         ),
         ("--hub_model_id me/agent", "--hub_model_id: expected --push_to_hub with it"),
-        ("--push_to_hub", "--push_to_hub: expected an account on the hub"),
+        ("--push_to_hub", "--push_to_hub: there is no token for the hub; log in"),
         ("--report_to wanb", "got wanb; did you mean wandb?"),
         ("--report_to neptune", "--report_to neptune: expected neptune, not installed here; pip install neptune"),
         ("--deepspeed x.json", "--deepspeed: expected deepspeed, not installed here; pip install deepspeed"),
