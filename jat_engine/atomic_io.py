@@ -1,4 +1,4 @@
-"""Atomic writes of files, and locks on folders between processes."""
+"""Atomic writes of files, checks that they are possible, and locks on folders between processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import secrets
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,36 @@ def naming(path: Path, remedy: str = "") -> Iterator[None]:
 
 
 _DETAIL = re.compile(r"^Error writing bytes to file. Detail: \[errno \d+\] ")  # of Arrow
+
+
+def check_writable(field: str, folder: Path) -> None:
+    """Check that a folder exists or can be created, and that files can be written to it. Creates nothing.
+
+    Args:
+        field: the flag or argument with the folder, for the message.
+        folder: the folder.
+
+    Raises:
+        ValueError: they cannot; the message begins with `field`.
+    """
+    try:
+        check_name(folder)
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"0")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{field}: expected a folder that can be written to, got {folder} ({error})") from None
+
+
+def check_name(path: Path) -> None:
+    """Check that a file could have a name.
+
+    Raises:
+        OSError: the name is too long.
+        ValueError: it contains a NUL character.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path.lstat()
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:

@@ -37,7 +37,10 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "tokeniz
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _URL = re.compile(r"(?:https?://|hf://)?(?:(?:www\.)?(?:huggingface\.co|hf\.co)/)?([\w.-]+/[\w.-]+?)(?:\.git)?(?:/.*)?")
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""Beginning of the placeholder that git leaves for a large file."""
+
 _UNREACHABLE = "unreachable"
 """Key of the options for finding files with the reason why the hub does not answer; "" if it does."""
 
@@ -257,7 +260,7 @@ def check_not_pointer(path: Path, start: bytes) -> None:
     Raises:
         CheckpointError: it is a placeholder.
     """
-    if start.startswith(_LFS_POINTER):
+    if start.startswith(LFS_POINTER):
         raise CheckpointError(
             f"{path}: expected the file, got a pointer of Git LFS to it; run `git lfs pull` in its repository, or "
             "download it with `hf download`"

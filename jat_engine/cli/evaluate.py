@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..atomic_io import check_writable
 from ..envs import TASKS, Task, expand_tasks
 from ..evaluation import (
     Agent,
@@ -31,7 +32,7 @@ from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_simulators
 from ..evaluation.progress import play_episodes
 from ..evaluation.results import EVALUATIONS, RESULTS, default_folder, read_earlier, results_lock
-from ..evaluation.video import EpisodeVideo, check_video, check_writable
+from ..evaluation.video import EpisodeVideo, check_video
 from .agent import (
     check_source,
     describe,

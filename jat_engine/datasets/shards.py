@@ -11,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoint_files import LFS_POINTER
 from ..errors import DataError
 from .collection import Collection
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _NUMBERED = re.compile(r"(\d+)-of-(\d+)")
 _MAGIC = b"PAR1"
-_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -166,14 +166,14 @@ def _open(path: Path) -> Shard:
         raise DataError(f"{path}: expected a Parquet file, got no file but a folder or device; move it away")
     try:
         with path.open("rb") as file:
-            head = file.read(len(_POINTER))
+            head = file.read(len(LFS_POINTER))
             size = file.seek(0, 2)
             file.seek(max(0, size - len(_MAGIC)))
             tail = file.read()
     except OSError as error:
         raise DataError(f"{path}: expected a file that can be read: {error.strerror}") from error
 
-    if head == _POINTER:
+    if head == LFS_POINTER:
         raise DataError(f"{path}: expected a Parquet file, got the pointer of Git LFS to one; run `git lfs pull` there")
     if not head:
         raise DataError(f"{path}: expected a Parquet file, got an empty one; copy or download it again")

@@ -336,9 +336,7 @@ class JatEngine:
                     outcomes = self._runner.run(requests)
                 for outcome in outcomes:
                     if isinstance(outcome, InputError):
-                        raise InputError(
-                            *outcome.args
-                        )  # not `outcome`, which this frame would keep alive, and it this frame
+                        raise InputError(*outcome.args)  # `outcome` and this frame would keep each other alive
 
         # A batch of one agent runs nothing that a session does not.
         if count > 1:

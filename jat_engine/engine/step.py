@@ -366,7 +366,7 @@ class StepRunner:
         request = self.parse(*arguments)
         (outcome,) = self.run([request])
         if isinstance(outcome, InputError):
-            raise InputError(*outcome.args)  # not `outcome`, which this frame would keep alive, and it this frame
+            raise InputError(*outcome.args)  # `outcome` and this frame would keep each other alive
         if begin_ns is not None:
             self.calls.add(begin_ns)
         return outcome, request.space

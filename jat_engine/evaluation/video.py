@@ -14,6 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..atomic_io import check_name, check_writable
+
 GRID_WIDTH = 1920
 """Largest width of a grid in pixels, as published."""
 
@@ -71,7 +73,7 @@ def check_video(field: str, path: str | Path) -> None:
         endings = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
         raise ValueError(f"{field}: expected a file name that ends in {endings}, got {str(path)!r}")
     try:
-        _check_name(path)
+        check_name(path)
         if path.is_dir():
             raise ValueError(f"{field}: expected a file, got the folder {path}")
         check_writable(field, path.parent)
@@ -86,27 +88,6 @@ def check_video(field: str, path: str | Path) -> None:
                 video.append(np.zeros((16, 16, 3), np.uint8))
         except VideoError as error:
             raise ValueError(f"{field}: videos cannot be encoded here: {error}") from None
-
-
-def check_writable(field: str, folder: Path) -> None:
-    """Check that a folder exists or can be created, and that files can be written to it.
-
-    Raises:
-        ValueError: they cannot; the message begins with `field`.
-    """
-    try:
-        _check_name(folder)
-        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-        with tempfile.TemporaryFile(dir=existing) as file:
-            file.write(b"0")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{field}: expected a folder that can be written to, got {folder} ({error})") from None
-
-
-def _check_name(path: Path) -> None:
-    """Raise an error for a name that no file can have: it is too long, or contains a NUL character."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        path.lstat()
 
 
 class VideoWriter:

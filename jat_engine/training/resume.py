@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
 
-from ..atomic_io import hold, write_json
+from ..atomic_io import check_writable, hold, write_json
 from ..checkpoint.reader import find_weight_files
 from ..checkpoint_files import read_json
 from ..config import JatConfig
@@ -58,12 +57,8 @@ def claim(folder: Path) -> Iterator[None]:
         ValueError: it is no folder, cannot be written, or another training runs in it.
     """
     existed = folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # an error now instead of at the first checkpoint
-            pass
-    except OSError as error:
-        raise ValueError(f"--output_dir: expected a folder that can be written, got {folder}: {error}") from error
+    check_writable("--output_dir", folder)  # an error now instead of at the first checkpoint
+    folder.mkdir(parents=True, exist_ok=True)
 
     try:
         descriptor = hold(folder, wait=False)
