@@ -132,11 +132,13 @@ def _find_on_hub(source: str, name: str, hub: dict[str, Any]) -> Path | str:
     revision = hub.get("revision")
     of_revision = f" of revision {revision!r}" if revision is not None else ""
     get_it = f"hf download {source}{'' if revision is None else f' --revision {revision}'}"
+
     if not hub.get("local_files_only") and _UNREACHABLE not in hub:
         hub[_UNREACHABLE] = why = _why_unreachable(source, name, hub)
         if why and hub.get("force_download"):
             raise CheckpointError(f"{source}: force_download: expected a connection to the hub, got none ({why})")
         hub["local_files_only"] = bool(why)
+
     options = {key: hub[key] for key in HUB_OPTIONS if key in hub}
     try:
         return Path(hf_hub_download(source, name, **options))
@@ -200,11 +202,13 @@ def _check_repository(source: str) -> None:
     path = Path(source).expanduser()
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{source}: expected a folder or a repository id, got a file; name the folder it is in")
+
     if "://" in source or source.startswith(("huggingface.co/", "hf.co/")):
         found = _URL.fullmatch(source)
         is_hub = found is not None and ("huggingface.co/" in source or "hf.co/" in source or source.startswith("hf://"))
         remedy = f"pass {found[1]!r}" if found is not None and is_hub else "download it and name its folder"
         raise CheckpointError(f"{source}: expected a folder or a repository id, got a URL; {remedy}")
+
     if path.is_dir() or _REPOSITORY.fullmatch(source):
         return
     parent = path.parent

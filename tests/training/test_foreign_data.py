@@ -6,7 +6,6 @@ import decimal
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from helpers.hub import silent_server
 from helpers.training_data import KINDS, episode, png, table, tiny_config, write_split
 
 from jat_engine import DataError, JatProcessor
@@ -371,11 +371,8 @@ def test_a_damaged_folder_of_save_to_disk_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def silent_hub() -> Iterator[str]:
-    """Yield the address of a server that accepts connections and never answers."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen(50)
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    with silent_server() as address:
+        yield address
 
 
 @pytest.mark.parametrize("hub", ["silent", "refusing", "offline"])
