@@ -148,13 +148,15 @@ def test_neither_pickled_nor_copied(load: Load) -> None:
     assert repr(session) == "AgentSession(closed, context_window=44)"
 
 
-def refuse(_: int) -> None:
-    raise BatchError([1, None], {1: InputError("continuous_observation: expected finite values")})
+REFUSE = """
+from jat_engine.errors import BatchError, InputError
+raise BatchError([1, None], {1: InputError("continuous_observation: expected finite values")})
+"""
 
 
 def test_batch_error_survives_pickle() -> None:
     with pytest.raises(BatchError) as caught:
-        refuse(0)
+        exec(REFUSE)
     caught.value.add_note("of worker 3")
     for act in (lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy):
         again = act(caught.value)
@@ -170,7 +172,7 @@ def test_batch_error_crosses_processes() -> None:
         concurrent.futures.ProcessPoolExecutor(1, context) as pool,
         pytest.raises(BatchError, match=r"sessions\[1\] of 2: continuous_observation") as caught,
     ):
-        pool.submit(refuse, 0).result(timeout=60)
+        pool.submit(exec, REFUSE).result(timeout=60)
     assert caught.value.actions == [1, None]
 
 
