@@ -66,6 +66,12 @@ def test_types(act: Callable[..., Any]) -> None:
         assert np.array_equal(actual, expected)
 
 
+def test_large_numbers_have_the_same_answer(act: Callable[..., Any]) -> None:
+    """Also those whose squares are beyond float32."""
+    large = np.array([1e20, 1.0, -1e15, 0.0])
+    assert np.array_equal(act(large, 0.5, np.zeros(8)), act(large.astype(np.float32), 0.5, np.zeros(8)))
+
+
 def test_what_is_too_small_is_zero(act: Callable[..., Any]) -> None:
     expected = act(np.zeros(4), 0.0, np.zeros(8))
     assert np.array_equal(act(np.full(4, TINY), TINY, np.full(8, TINY)), expected)
