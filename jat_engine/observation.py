@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -369,8 +370,10 @@ def _continuous(limits: Limits, value: Any) -> np.ndarray:
         array = _array("continuous_observation", value, expected)
     if array.ndim != 1 or not 1 <= array.size <= largest:
         raise InputError(f"continuous_observation: expected {expected}, got shape {array.shape}")
-    array = _float32(array)
-    if not (array.min() >= -_LARGEST and array.max() <= _LARGEST):  # NaN, infinite, or beyond float32
+    with np.errstate(all="ignore"):  # see `_float32`
+        array = array.astype(np.float32)
+        is_finite = math.isfinite(array.dot(array))  # one call for all of them; squares may overflow
+    if not is_finite and not np.isfinite(array).all():
         bad = int(np.flatnonzero(~np.isfinite(array))[0])
         raise InputError(f"continuous_observation: expected finite float32 values, got {array[bad]} at {bad}")
     return array

@@ -19,6 +19,7 @@ SPACES: dict[str, Any] = {"continuous": Box(-1, 1, (8,)), "babyai": Discrete(7),
 """Modality -> action space: of an Ant, of BabyAI, and of Atari with all its actions."""
 
 REWARD = 0.1
+"""Reward of every step but an episode's first, where agents differ: a session ignores it, a drop-in agent does not."""
 
 # ---- observations ----------------------------------------------------------------------------------------------------
 
@@ -35,7 +36,8 @@ def observation(kind: str, step: int, seed: int = 0) -> dict[str, Any]:
 
 def step_arguments(kind: str, step: int, seed: int = 0) -> dict[str, Any]:
     """Return keyword arguments of `get_next_action`."""
-    return {**observation(kind, step, seed), "action_space": SPACES[kind], "reward": REWARD, "deterministic": True}
+    reward = REWARD if step else None
+    return {**observation(kind, step, seed), "action_space": SPACES[kind], "reward": reward, "deterministic": True}
 
 
 def batch_arguments(num_agents: int, step: int) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def batch_arguments(num_agents: int, step: int) -> dict[str, Any]:
     shape = observation("continuous", step)["continuous_observation"].shape
     return {
         "continuous_observations": np.random.default_rng([1, step]).standard_normal((num_agents, *shape), np.float32),
-        "rewards": np.full(num_agents, REWARD, np.float32),
+        "rewards": np.full(num_agents, REWARD, np.float32) if step else None,
         "action_space": SPACES["continuous"],
     }
 

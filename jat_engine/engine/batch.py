@@ -120,19 +120,33 @@ class AgentBatch:
         Raises:
             InputError, SessionError: see `get_next_actions`.
         """
-        begin_ns: int | None = perf_counter_ns()
+        begin_ns = perf_counter_ns()
         check_flags(deterministic=deterministic, return_predictions=return_predictions)
-        arguments = observations, rewards, action_space, bool(deterministic)
-        if not is_counted:
-            begin_ns = None
-        with self.runner.lock: return self._step(begin_ns, bool(return_predictions), *arguments)  # noqa: E701  # fmt: skip
+        arguments = begin_ns, observations, rewards, action_space, deterministic, return_predictions, is_counted
+        with self.runner.lock: return self._step(*arguments)  # noqa: E701  # fmt: skip
 
-    def _step(self, begin_ns: int | None, return_predictions: bool, *arguments: Any) -> Any:
+    def _step(
+        self,
+        begin_ns: int,
+        observations: Mapping[str, Any],
+        rewards: Any,
+        action_space: Any,
+        deterministic: bool,
+        return_predictions: bool,
+        is_counted: bool,
+    ) -> Any:
         """Take a step, and return what `step` does. The caller holds the lock, until the last tensor is freed."""
-        (actions, values), space = self.runner.step(begin_ns, self.episodes, *arguments)
+        runner = self.runner
+        request = runner.parse(self.episodes, observations, rewards, action_space, deterministic)
+        (outcome,) = runner.run([request])
+        if isinstance(outcome, InputError):
+            raise InputError(*outcome.args)  # `outcome` itself, kept by this frame, would keep the frame
+        if is_counted:
+            runner.calls.add(begin_ns)
 
         # Copies: the episodes keep these arrays for the next step.
-        actions = np.array(actions, np.float32 if space.kind == "continuous" else np.int64)
+        actions, values = outcome
+        actions = np.array(actions, np.float32 if request.space.kind == "continuous" else np.int64)
         actions = actions.reshape(self.num_agents, *actions.shape[1:])
         return (actions, np.array(values, np.float32)) if return_predictions else actions
 

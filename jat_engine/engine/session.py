@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
+from ..errors import InputError
 from ..observation import ActionSpace, parse_action
 from .arguments import check_flags
 from .step import Episodes, StepRunner
@@ -97,13 +98,27 @@ class AgentSession:
         begin_ns = perf_counter_ns()
         if type(deterministic) is not bool or type(return_prediction) is not bool:
             check_flags(deterministic=deterministic, return_prediction=return_prediction)
-        arguments = observation, reward, action_space, deterministic, window
-        with self.runner.lock: return self._step(begin_ns, bool(return_prediction), *arguments)  # noqa: E701  # fmt: skip
+        arguments = begin_ns, observation, reward, action_space, deterministic, return_prediction, window
+        with self.runner.lock: return self._step(*arguments)  # noqa: E701  # fmt: skip
 
-    def _step(self, begin_ns: int, return_prediction: bool, *arguments: Any) -> Any:
+    def _step(
+        self,
+        begin_ns: int,
+        observation: Mapping[str, Any],
+        reward: Any,
+        action_space: Any,
+        deterministic: Any,
+        return_prediction: Any,
+        window: int | None,
+    ) -> Any:
         """Take a step, and return what `step` does. The caller holds the lock, until the last tensor is freed."""
-        outcome, space = self.runner.step(begin_ns, self.episodes, *arguments)
-        return answer(outcome, space, return_prediction)
+        runner = self.runner
+        request = runner.parse(self.episodes, observation, reward, action_space, deterministic, window)
+        (outcome,) = runner.run([request])
+        if isinstance(outcome, InputError):
+            raise InputError(*outcome.args)  # `outcome` itself, kept by this frame, would keep the frame
+        runner.calls.add(begin_ns)
+        return answer(outcome, request.space, return_prediction)
 
     def force_action(self, action: Any) -> None:
         """Replace the action of the last step in the agent's history.

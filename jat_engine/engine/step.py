@@ -45,12 +45,14 @@ class EpisodesState(NamedTuple):
         num_again: tokens that the next step feeds before s_t, see `Group`; int64 [N] for N agents.
         last: the previous step; None if no agent has taken one.
         num_draws: draws of random numbers that were used.
+        begins: the next step is some agent's first in its episode.
     """
 
     cached: CachedTokens
     num_again: Any
     last: LastStep | None
     num_draws: int
+    begins: bool
 
 
 class Request(NamedTuple):
@@ -112,24 +114,13 @@ class Episodes:
         self.closed = False
         self._sampler = Sampler(generator, num_agents or 1)
         none_yet: Any = 0 if num_agents is None else np.zeros(num_agents, np.int64)
-        self.state = EpisodesState(pages.empty, none_yet, None, 0)
+        self.state = EpisodesState(pages.empty, none_yet, None, 0, begins=True)
 
     @property
     def num_used_pages(self) -> int:
         """Pages that hold tokens: the kept ones, and s_{t-1} behind them."""
         cached, num_again, *_ = self.state
         return self.pages.num_used(cached.start_offset, cached.num_tokens + (num_again > 0))
-
-    def drop_first_rewards(self, observations: Observations) -> Observations:
-        """Return the observations with reward 0 for agents in their episode's first step.
-
-        Nothing has been rewarded in that episode yet. A vector environment that starts new episodes by itself returns
-        the first observation together with the last reward of the episode before.
-        """
-        num_again = self.state.num_again
-        if self.num_agents is None:
-            return observations if num_again else observations._replace(rewards=[0.0])
-        return observations._replace(rewards=np.where(num_again > 0, observations.rewards, np.float32(0)))
 
     def check_open(self) -> None:
         """Check that steps can be taken.
@@ -143,7 +134,7 @@ class Episodes:
 
     def plan(self, request: Request) -> Group:
         """Return the backend's input for a step. Changes no state."""
-        cached, num_again, last, num_draws = self.state
+        cached, num_again, last, num_draws, _ = self.state
         space, noise = request.space, None
         if space.kind == "discrete" and not request.deterministic:
             noise = self._sampler.draw(num_draws, space.size)
@@ -172,13 +163,13 @@ class Episodes:
         Returns:
             The actions: float32 [N, A], or [N] integers.
         """
-        cached, num_again, _, num_draws = self.state
+        cached, num_again, _, num_draws, _ = self.state
         cached, dropped = keep_newest(
             cached, cached.num_tokens + 2 * (num_again > 0), request.window, self.pages.page_size
         )
         actions = result.values if result.choices is None else result.choices
         last = LastStep(request.observations, result.embeddings, request.space, actions)
-        self.state = EpisodesState(cached, 1 + dropped, last, num_draws + (group.noise is not None))
+        self.state = EpisodesState(cached, 1 + dropped, last, num_draws + (group.noise is not None), False)
         return actions
 
     def clear(self, which: np.ndarray | None = None) -> None:
@@ -187,15 +178,18 @@ class Episodes:
         Args:
             which: bool [N], the agents that begin; None for all.
         """
-        cached, num_again, last, num_draws = self.state
+        cached, num_again, last, num_draws, begins = self.state
         if which is None or which.all():
-            self.state = EpisodesState(self.pages.empty._replace(table=cached.table), num_again * 0, None, num_draws)
+            self.state = EpisodesState(
+                self.pages.empty._replace(table=cached.table), num_again * 0, None, num_draws, True
+            )
             return
 
         kept = ~which
         cached = CachedTokens(cached.table, cached.start_offset * kept, cached.num_tokens * kept)
         num_again = num_again * kept
-        self.state = EpisodesState(cached, num_again, last if num_again.any() else None, num_draws)
+        last = last if num_again.any() else None
+        self.state = EpisodesState(cached, num_again, last, num_draws, begins or bool(which.any()))
 
     def last_step(self) -> LastStep:
         """Return the previous step.
@@ -336,8 +330,11 @@ class StepRunner:
             observations = parse_observation(self.limits, observation, reward)
         else:
             observations = parse_observations(self.limits, episodes.num_agents, observation, reward)
-        if not episodes.uses_first_reward:
-            observations = episodes.drop_first_rewards(observations)
+        if episodes.state.begins and not episodes.uses_first_reward:
+            # Nothing has been rewarded yet. A vector environment that starts episodes by itself returns the first
+            # observation together with the last reward of the episode before.
+            rewards = np.where(np.atleast_1d(episodes.state.num_again) > 0, observations.rewards, np.float32(0))
+            observations = observations._replace(rewards=rewards)
         space = parse_action_space(self.limits, action_space)
         last = episodes.state.last
         if last is not None:
@@ -349,27 +346,6 @@ class StepRunner:
         if window is None:
             window = episodes.window
         return Request(episodes, observations, missions, space, deterministic, window)
-
-    def step(self, begin_ns: int | None, *arguments: Any) -> tuple[tuple[Any, Any], ActionSpace]:
-        """Check the input of one step of some `Episodes`, and take it. The caller holds the lock.
-
-        Args:
-            begin_ns: when the call began, to count it in `calls`; None not to count it.
-            arguments: of `parse`.
-
-        Returns:
-            `(actions, predictions)`, see `run`, and the action space.
-
-        Raises:
-            InputError, SessionError: see `JatEngine.get_next_action`.
-        """
-        request = self.parse(*arguments)
-        (outcome,) = self.run([request])
-        if isinstance(outcome, InputError):
-            raise InputError(*outcome.args)  # `outcome` and this frame would keep each other alive
-        if begin_ns is not None:
-            self.calls.add(begin_ns)
-        return outcome, request.space
 
     def run(self, requests: Sequence[Request]) -> list[tuple[Any, Any] | InputError]:
         """Take one step for every request, all in one pass over the weights. The caller holds the lock.

@@ -66,6 +66,11 @@ def test_types(act: Callable[..., Any]) -> None:
         assert np.array_equal(actual, expected)
 
 
+def test_what_overflows_in_the_model_is_refused(act: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="expected values of a size the model can compute with"):
+        act(np.array([1e30, 1.0, -1e25, 0.0]), 0.5, np.zeros(8))
+
+
 def test_what_is_too_small_is_zero(act: Callable[..., Any]) -> None:
     expected = act(np.zeros(4), 0.0, np.zeros(8))
     assert np.array_equal(act(np.full(4, TINY), TINY, np.full(8, TINY)), expected)

@@ -127,7 +127,8 @@ def fill(peers: Peers, reference: Any, batches: dict[str, Any], num_agents: int)
         arguments = batch_arguments(num_agents, step)
         for number, agent in zip(checked, agents, strict=True):
             fields = {"continuous_observation": arguments["continuous_observations"][number]}
-            expected.append(agent.get_next_action(**fields, reward=REWARD, action_space=SPACES[_KIND]))
+            reward = REWARD if step else None
+            expected.append(agent.get_next_action(**fields, reward=reward, action_space=SPACES[_KIND]))
         for name in list(batches):
             try:
                 actions[name] += list(np.array(batches[name].get_next_actions(**arguments))[checked])
