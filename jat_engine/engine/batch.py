@@ -125,7 +125,8 @@ class AgentBatch:
         arguments = observations, rewards, action_space, bool(deterministic)
         if not is_counted:
             begin_ns = None
-        with self.runner.lock: return self._step(begin_ns, bool(return_predictions), *arguments)  # noqa: E701  # fmt: skip
+        runner, wanted = self.runner, bool(return_predictions)
+        with runner.lock, runner.one_step(): return self._step(begin_ns, wanted, *arguments)  # noqa: E701  # fmt: skip
 
     def _step(self, begin_ns: int | None, return_predictions: bool, *arguments: Any) -> Any:
         """Take a step, and return what `step` does. The caller holds the lock, until the last tensor is freed."""
@@ -147,6 +148,7 @@ class AgentBatch:
             SessionError: no step has been taken in these episodes, or the batch is closed.
         """
         with self.runner.lock:
+            self.runner.check_idle()
             last = self.episodes.last_step()
             try:
                 rows = list(actions)
@@ -177,6 +179,7 @@ class AgentBatch:
         """
         mask = None if which is None else find_mask(which, self.num_agents)
         with self.runner.lock:
+            self.runner.check_idle()
             self.episodes.check_open()
             self.episodes.clear(mask)
 

@@ -328,7 +328,7 @@ class JatEngine:
             sessions = [stack.enter_context(self.open_session(WINDOW, seed=0)) for _ in range(count)]
             for number in range(STEPS):
                 is_greedy = bool(number % 2)
-                with self._runner.lock:
+                with self._runner.lock, self._runner.one_step():
                     requests = [
                         self._runner.parse(s.episodes, observation, None, example.action_space, is_greedy)
                         for s in sessions
@@ -478,7 +478,8 @@ class JatEngine:
             raise InputError("sessions: expected each at most once, got one twice")
 
         arguments = sessions, observations, rewards, action_spaces, deterministic, return_predictions
-        with self._runner.lock: return self._step_all(begin_ns, *arguments)  # noqa: E701  # fmt: skip
+        runner = self._runner
+        with runner.lock, runner.one_step(): return self._step_all(begin_ns, *arguments)  # noqa: E701  # fmt: skip
 
     def _step_all(
         self,

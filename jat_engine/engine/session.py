@@ -98,7 +98,8 @@ class AgentSession:
         if type(deterministic) is not bool or type(return_prediction) is not bool:
             check_flags(deterministic=deterministic, return_prediction=return_prediction)
         arguments = observation, reward, action_space, deterministic, window
-        with self.runner.lock: return self._step(begin_ns, bool(return_prediction), *arguments)  # noqa: E701  # fmt: skip
+        runner, wanted = self.runner, bool(return_prediction)
+        with runner.lock, runner.one_step(): return self._step(begin_ns, wanted, *arguments)  # noqa: E701  # fmt: skip
 
     def _step(self, begin_ns: int, return_prediction: bool, *arguments: Any) -> Any:
         """Take a step, and return what `step` does. The caller holds the lock, until the last tensor is freed."""
@@ -118,6 +119,7 @@ class AgentSession:
             SessionError: no step has been taken in this episode, or the session is closed.
         """
         with self.runner.lock:
+            self.runner.check_idle()
             self.episodes.force([parse_action(self.episodes.last_step().space, action)])
 
     def __repr__(self) -> str:
@@ -135,6 +137,7 @@ class AgentSession:
             SessionError: the session is closed.
         """
         with self.runner.lock:
+            self.runner.check_idle()
             self.episodes.check_open()
             self.episodes.clear()
 
