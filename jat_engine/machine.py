@@ -56,10 +56,9 @@ def _group_folders(root: Path) -> list[Path]:
             continue
         part, point = map(_unescaped, fields[3:5])
         # In a container the path may be the host's, and only a part of it is mounted.
-        path = PurePosixPath(paths[kind])
-        below = path.relative_to(part if path.is_relative_to(part) else "/") if path.is_absolute() else path
+        group = PurePosixPath("/", paths[kind])
         top = root / point.lstrip("/")
-        folder = top / below
+        folder = top / group.relative_to(part if group.is_relative_to(part) else "/")
         folders += [above for above in (folder, *folder.parents) if above.is_relative_to(top)]
     return folders
 

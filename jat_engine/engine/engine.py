@@ -327,23 +327,20 @@ class JatEngine:
         with contextlib.ExitStack() as stack:
             sessions = [stack.enter_context(self.open_session(WINDOW, seed=0)) for _ in range(count)]
             for number in range(STEPS):
-                is_greedy = bool(number % 2)
-                with self._runner.lock, self._runner.one_step():
-                    requests = [
-                        self._runner.parse(s.episodes, observation, None, example.action_space, is_greedy)
-                        for s in sessions
-                    ]
-                    outcomes = self._runner.run(requests)
-                for outcome in outcomes:
-                    if isinstance(outcome, InputError):
-                        raise InputError(
-                            *outcome.args
-                        )  # not `outcome`, which this frame would keep alive, and it this frame
+                inputs, runner = (observation, None, example.action_space, bool(number % 2)), self._runner
+                with runner.lock, runner.one_step(): self._step_uncounted(sessions, *inputs)  # noqa: E701  # fmt: skip
 
         # A batch of one agent runs nothing that a session does not.
         if count > 1:
             with self.open_batch(count, WINDOW, seed=0) as batch:
                 play_batch(batch, observation, example.action_space)
+
+    def _step_uncounted(self, sessions: list[AgentSession], *inputs: Any) -> None:
+        """Take a step of all sessions with one input. The caller holds the lock."""
+        runner = self._runner
+        for outcome in runner.run([runner.parse(session.episodes, *inputs) for session in sessions]):
+            if isinstance(outcome, InputError):
+                raise InputError(*outcome.args)  # not `outcome`, which this frame would keep alive, and it this frame
 
     # ---- acting ----------------------------------------------------------------------------------------------------
 
