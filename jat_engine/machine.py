@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 
 
 def available_cores() -> int:
@@ -38,7 +39,8 @@ def _group_folders(root: Path) -> list[Path]:
     # Version 1: "4:cpu,cpuacct:/path", from the hierarchy with the CPU controller. Version 2: "0::/path".
     paths: dict[str, str] = {}
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if not controllers:
             paths["cgroup2"] = path
         elif "cpu" in controllers.split(","):
@@ -48,31 +50,36 @@ def _group_folders(root: Path) -> list[Path]:
     for line in _lines(root / "proc/self/mountinfo"):
         # "36 25 0:31 <mounted part> <mount point> <options> ... - <type> <source> <controllers and options>"
         mount, _, filesystem = line.partition(" - ")
-        _, _, _, part, point, *_ = mount.split()
-        kind, _, options = filesystem.split(maxsplit=2)
-        if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
+        kind, _, rest = filesystem.partition(" ")
+        fields = mount.split(" ")
+        if kind not in paths or len(fields) < 5 or (kind == "cgroup" and "cpu" not in rest.split(" ")[-1].split(",")):
             continue
+        part, point = map(_unescaped, fields[3:5])
         # In a container the path may be the host's, and only a part of it is mounted.
-        path = paths[kind]
-        below = path.removeprefix(part) if part != "/" and path.startswith(part) else path
+        group = PurePosixPath("/", paths[kind])
         top = root / point.lstrip("/")
-        folder = top / below.lstrip("/")
+        folder = top / group.relative_to(part if group.is_relative_to(part) else "/")
         folders += [above for above in (folder, *folder.parents) if above.is_relative_to(top)]
     return folders
 
 
 def _limit(folder: Path) -> float | None:
-    if version_2 := _lines(folder / "cpu.max"):
-        quota, period = version_2[0].split()
-    else:
-        quota = "".join(_lines(folder / "cpu.cfs_quota_us"))
-        period = "".join(_lines(folder / "cpu.cfs_period_us"))
+    words = " ".join(_lines(folder / "cpu.max")).split()
+    if not words:
+        words = [word for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us") for word in _lines(folder / name)]
     # "max" and -1 stand for no limit.
-    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
+    if len(words) != 2 or not all(word.isdecimal() and int(word) for word in words):
+        return None
+    return int(words[0]) / int(words[1])
+
+
+def _unescaped(field: str) -> str:
+    """Return a field of mountinfo, which has spaces and backslashes as octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        return path.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return []

@@ -136,9 +136,10 @@ def parse_observations(
         values = np.ascontiguousarray(values)
     else:
         if modality == "discrete+text":
-            if not isinstance(text, list | tuple | np.ndarray) or np.shape(text)[:1] != (num_agents,):
+            items = text.tolist() if isinstance(text, np.ndarray) else text
+            if not isinstance(items, Sequence) or isinstance(items, str | bytes) or len(items) != num_agents:
                 raise InputError(f"text_observations: expected {num_agents} strings, got {_describe(text)}")
-            texts = [_text(str(one) if isinstance(one, np.str_) else one) for one in text]
+            texts = [_text(str(one) if isinstance(one, np.str_) else one) for one in items]
         values = _discrete_rows(limits, num_agents, discrete, with_text=texts is not None)
     fields = " + ".join(f"{name}s" for name in _FIELDS[modality].split(" + "))
     return Observations(modality, values, texts, _rewards(num_agents, rewards), fields)

@@ -49,11 +49,13 @@ def find_mask(which: Any, num_agents: int) -> np.ndarray:
     Raises:
         InputError: `which` is neither, or integers that could be both.
     """
-    if hasattr(which, "detach"):  # a torch tensor, on any device
-        which = which.detach().cpu()
     try:
+        if hasattr(which, "detach"):  # a torch tensor, on any device
+            which = which.detach().cpu()
+            if which.is_floating_point():
+                which = which.float()  # numpy has no bfloat16
         values = np.asarray(which)
-    except (TypeError, ValueError):  # ragged
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors without data
         values = np.empty((), object)
     expected = f"a bool mask of {num_agents} agents, or distinct indices below that"
     if values.ndim != 1 or values.dtype.kind not in "biuf":

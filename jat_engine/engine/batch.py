@@ -123,7 +123,8 @@ class AgentBatch:
         begin_ns = perf_counter_ns()
         check_flags(deterministic=deterministic, return_predictions=return_predictions)
         arguments = begin_ns, observations, rewards, action_space, deterministic, return_predictions, is_counted
-        with self.runner.lock: return self._step(*arguments)  # noqa: E701  # fmt: skip
+        runner = self.runner
+        with runner.lock, runner.one_step(): return self._step(*arguments)  # noqa: E701  # fmt: skip
 
     def _step(
         self,
@@ -161,6 +162,7 @@ class AgentBatch:
             SessionError: no step has been taken in these episodes, or the batch is closed.
         """
         with self.runner.lock:
+            self.runner.check_idle()
             last = self.episodes.last_step()
             try:
                 rows = list(actions)
@@ -191,6 +193,7 @@ class AgentBatch:
         """
         mask = None if which is None else find_mask(which, self.num_agents)
         with self.runner.lock:
+            self.runner.check_idle()
             self.episodes.check_open()
             self.episodes.clear(mask)
 

@@ -327,21 +327,20 @@ class JatEngine:
         with contextlib.ExitStack() as stack:
             sessions = [stack.enter_context(self.open_session(WINDOW, seed=0)) for _ in range(count)]
             for number in range(STEPS):
-                is_greedy = bool(number % 2)
-                with self._runner.lock:
-                    requests = [
-                        self._runner.parse(s.episodes, observation, None, example.action_space, is_greedy)
-                        for s in sessions
-                    ]
-                    outcomes = self._runner.run(requests)
-                for outcome in outcomes:
-                    if isinstance(outcome, InputError):
-                        raise InputError(*outcome.args)  # `outcome` and this frame would keep each other alive
+                inputs, runner = (observation, None, example.action_space, bool(number % 2)), self._runner
+                with runner.lock, runner.one_step(): self._step_uncounted(sessions, *inputs)  # noqa: E701  # fmt: skip
 
         # A batch of one agent runs nothing that a session does not.
         if count > 1:
             with self.open_batch(count, WINDOW, seed=0) as batch:
                 play_batch(batch, observation, example.action_space)
+
+    def _step_uncounted(self, sessions: list[AgentSession], *inputs: Any) -> None:
+        """Take a step of all sessions with one input. The caller holds the lock."""
+        runner = self._runner
+        for outcome in runner.run([runner.parse(session.episodes, *inputs) for session in sessions]):
+            if isinstance(outcome, InputError):
+                raise InputError(*outcome.args)  # not `outcome`, which this frame would keep alive, and it this frame
 
     # ---- acting ----------------------------------------------------------------------------------------------------
 
@@ -476,7 +475,8 @@ class JatEngine:
             raise InputError("sessions: expected each at most once, got one twice")
 
         arguments = sessions, observations, rewards, action_spaces, deterministic, return_predictions
-        with self._runner.lock: return self._step_all(begin_ns, *arguments)  # noqa: E701  # fmt: skip
+        runner = self._runner
+        with runner.lock, runner.one_step(): return self._step_all(begin_ns, *arguments)  # noqa: E701  # fmt: skip
 
     def _step_all(
         self,

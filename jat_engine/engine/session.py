@@ -99,7 +99,8 @@ class AgentSession:
         if type(deterministic) is not bool or type(return_prediction) is not bool:
             check_flags(deterministic=deterministic, return_prediction=return_prediction)
         arguments = begin_ns, observation, reward, action_space, deterministic, return_prediction, window
-        with self.runner.lock: return self._step(*arguments)  # noqa: E701  # fmt: skip
+        runner = self.runner
+        with runner.lock, runner.one_step(): return self._step(*arguments)  # noqa: E701  # fmt: skip
 
     def _step(
         self,
@@ -133,6 +134,7 @@ class AgentSession:
             SessionError: no step has been taken in this episode, or the session is closed.
         """
         with self.runner.lock:
+            self.runner.check_idle()
             self.episodes.force([parse_action(self.episodes.last_step().space, action)])
 
     def __repr__(self) -> str:
@@ -150,6 +152,7 @@ class AgentSession:
             SessionError: the session is closed.
         """
         with self.runner.lock:
+            self.runner.check_idle()
             self.episodes.check_open()
             self.episodes.clear()
 

@@ -9,6 +9,7 @@ Once the window is full, s_{t-1} moves to another position and three tokens are 
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -162,7 +163,11 @@ class Episodes:
 
         Returns:
             The actions: float32 [N, A], or [N] integers.
+
+        Raises:
+            SessionError: a signal handler has closed the episodes within the step.
         """
+        self.check_open()
         cached, num_again, _, num_draws, _ = self.state
         cached, dropped = keep_newest(
             cached, cached.num_tokens + 2 * (num_again > 0), request.window, self.pages.page_size
@@ -221,6 +226,9 @@ class Episodes:
         self.pages.close()
 
 
+_CLOSED = "engine: expected an open one, got one that was closed"
+
+
 class StepRunner:
     """Checks inputs and runs steps for all sessions and batches of an engine.
 
@@ -229,7 +237,8 @@ class StepRunner:
         limits: sizes that inputs may have.
         max_window: the most tokens an agent keeps.
         lock: held during a step, and while counters are read. A statement that holds it for a step is one line: then no
-            line follows the step at which an exception, if a tracer raises one, would leave it locked.
+            line follows the step at which an exception, if a tracer raises one, would leave it locked. The same thread
+            can take it again: a signal handler may run within a step; see `one_step`.
         calls: counters for `JatEngine.stats`.
         closed: True if nothing can be opened any more.
     """
@@ -241,6 +250,7 @@ class StepRunner:
         self.lock = make_lock()
         self.calls = CallTimes()
         self.closed = False
+        self._step_lock = threading.Lock()
         self._missions = missions
         self._pool = PagePool(num_pages, backend.page_size, backend.page_bytes)
         self._open: weakref.WeakSet[Episodes] = weakref.WeakSet()
@@ -278,7 +288,30 @@ class StepRunner:
             SessionError: it is closed.
         """
         if self.closed:
-            raise SessionError("engine: expected an open one, got one that was closed")
+            raise SessionError(_CLOSED)
+
+    def check_idle(self) -> None:
+        """Check that this call does not come from within a step of the engine. The caller holds the lock.
+
+        A step that a signal handler took within another would leave tokens in the cache that the other one overwrites.
+
+        Raises:
+            SessionError: it does.
+        """
+        if self._step_lock.locked():  # by this thread, which holds the other lock
+            raise SessionError(
+                "engine: expected one step at a time, got a call from within a step, such as a signal handler's; let "
+                "the handler set a flag, and call the engine after the step"
+            )
+
+    def one_step(self) -> threading.Lock:
+        """Return a lock to be held, behind `lock`, during a step.
+
+        Raises:
+            SessionError: see `check_idle`.
+        """
+        self.check_idle()
+        return self._step_lock
 
     def close(self) -> None:
         """Close all sessions and batches, and refuse new ones. Closing twice does nothing."""
@@ -291,7 +324,7 @@ class StepRunner:
 
     def cache_stats(self) -> CacheStats:
         """Return the KV cache's counters. Call it under the lock."""
-        used = sum(episodes.num_used_pages for episodes in self._open)
+        used = sum(episodes.num_used_pages for episodes in self._open if not episodes.closed)
         pool = self._pool
         return CacheStats(
             total=pool.num_pages,
@@ -354,12 +387,18 @@ class StepRunner:
             For each request `(actions, predictions)`; predictions are the action vectors, float32 [N, A], or the
             logits, float32 [N, n]. If predictions are not finite, an error instead; that request's agents have then
             not taken their step.
+
+        Raises:
+            SessionError: a signal handler has closed the engine, or one of the sessions.
         """
         if not requests:
             return []
+        backend: Backend | None = getattr(self, "backend", None)
+        if backend is None:
+            raise SessionError(_CLOSED)
         groups = [request.episodes.plan(request) for request in requests]
         outcomes: list[tuple[Any, Any] | InputError] = []
-        for request, group, result in zip(requests, groups, self.backend.step(groups), strict=True):
+        for request, group, result in zip(requests, groups, backend.step(groups), strict=True):
             if all(result.finite):
                 outcomes.append((request.episodes.commit(request, group, result), result.values))
             else:

@@ -141,7 +141,8 @@ class ModelSession:
             SessionError: the call does not fit the current episode; `reset()` starts a new one.
         """
         check_processor(processor, is_needed=True)
-        kept, last = self._episode.state
+        episode, state = self._episode, self._episode.state
+        kept, last = state
         limits = Limits.of(self._config)
         given = {
             "continuous_observation": continuous_observation,
@@ -176,7 +177,12 @@ class ModelSession:
             action = int(prediction.argmax())
         else:
             action = int(torch.multinomial(prediction.softmax(dim=-1), num_samples=1))
-        self._episode.state = self._kept(cache, window), _Step(observation, space, action)
+        if self._episode is not episode or episode.state is not state:
+            raise SessionError(
+                "session: expected one call at a time, got another within this step, such as a signal handler's; this "
+                "step does not count"
+            )
+        episode.state = self._kept(cache, window), _Step(observation, space, action)
         return (action, _to_numpy(prediction)) if return_prediction else action
 
     def _inputs(

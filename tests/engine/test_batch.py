@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserList
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,29 @@ def test_bad_input_changes_nothing(load: Load) -> None:
             return actions
 
     assert np.array_equal(play(False), play(True))
+
+
+def test_missions_in_any_sequence(load: Load) -> None:
+    """Such as the view of shared memory that an `AsyncVectorEnv` gives."""
+    texts = ["go to the red ball", "pick up the key", "go"]
+    integers = np.zeros((3, 148), np.int64)
+
+    def predict(given: Any) -> np.ndarray:
+        with load(backend="auto", dtype="float32").open_batch(3) as batch:
+            predictions: np.ndarray = batch.get_next_actions(
+                discrete_observations=integers,
+                text_observations=given,
+                action_space=spaces.Discrete(7),
+                return_predictions=True,
+            )[1]
+            return predictions
+
+    expected = predict(texts)
+    for given in (tuple(texts), UserList(texts), np.array(texts), np.array(texts, object)):
+        assert np.array_equal(predict(given), expected)
+    for wrong in (UserList(texts[1:]), set(texts), dict.fromkeys(texts), "abc", b"abc"):
+        with pytest.raises(InputError, match="text_observations: expected 3 strings"):
+            predict(wrong)
 
 
 def test_room_is_given_back(tiny_folder: Path) -> None:

@@ -81,7 +81,10 @@ MASKS: list[Any] = [
     (1, 0, 1),
     [1.0, 0.0, 1.0],
     *(np.array([1, 0, 1], dtype) for dtype in (bool, np.uint8, np.int32, np.int64, np.float32)),
-    *(torch.tensor([1, 0, 1], dtype=dtype) for dtype in (torch.bool, torch.uint8, torch.int64, torch.float32)),
+    *(
+        torch.tensor([1, 0, 1], dtype=dtype)
+        for dtype in (torch.bool, torch.uint8, torch.int64, torch.float32, torch.bfloat16)
+    ),
 ]
 
 
@@ -140,6 +143,7 @@ def test_masks_and_indices(num_agents: int, which: Any, expected: list[bool], lo
         (3, True, "expected a bool mask"),
         (3, 1, "expected a bool mask"),
         (3, [[0], [1, 2]], "expected a bool mask"),
+        (3, torch.empty(3, dtype=torch.bool, device="meta"), "expected a bool mask"),
     ],
 )
 def test_what_could_be_meant_otherwise_is_refused(num_agents: int, which: Any, message: str, load: Load) -> None:

@@ -24,8 +24,13 @@ from jat_engine.testing import golden
 PACKAGE = str(Path(jat_engine.__file__).parent)
 
 
-def interrupt(call: Callable[[], Any], at: int, files: str = PACKAGE) -> bool:
-    """Raise `KeyboardInterrupt` at the `at`-th moment; return whether there was one.
+def press() -> None:
+    """Raise what Ctrl-C raises."""
+    raise KeyboardInterrupt
+
+
+def interrupt(call: Callable[[], Any], at: int, files: str = PACKAGE, handler: Callable[[], Any] = press) -> bool:
+    """Call a handler at the `at`-th moment; return whether there was one.
 
     A moment is before a line of the files whose paths begin so, at a function's return, or after a function in C that
     it calls: a signal that comes while such a function runs is handled then.
@@ -36,7 +41,7 @@ def interrupt(call: Callable[[], Any], at: int, files: str = PACKAGE) -> bool:
         nonlocal seen
         seen += 1
         if seen == at:
-            raise KeyboardInterrupt
+            handler()
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
         if event == "c_return" and frame.f_code.co_filename.startswith(files):
@@ -197,6 +202,68 @@ def test_alarms_at_random_moments(load: Load) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
     assert min(counts[:2]) > 20
+
+
+HANDLERS = [("session", name) for name in ("step", "reset", "force_action", "close")]
+HANDLERS += [("model", name) for name in ("step", "reset", "force_action")]
+
+
+@pytest.mark.parametrize(("kind", "name"), HANDLERS)
+def test_a_handler_that_calls_the_agent(
+    kind: str, name: str, load: Load, tiny_model: JatModel, tiny_processor: JatProcessor
+) -> None:
+    """Within its own step, at every moment: one of the two calls is refused, or they count one after the other."""
+    engine, episode = load(backend="auto", dtype="float32"), EPISODE["continuous_cw9"]
+    steps, files = (STEPS, PACKAGE) if kind == "session" else (2, str(Path(PACKAGE, "model", "session.py")))
+    forced = np.full(episode.space.shape, 3.0, np.float32)
+
+    def play_on(agents: Agents, before: list[str]) -> np.ndarray:
+        """Call an agent after its first steps, and return what it then predicts."""
+        for each in before:
+            call(agents, each)
+        prediction: np.ndarray = agents.step_one(0, episode, steps)
+        return prediction
+
+    def call(agents: Agents, what: str) -> None:
+        if what == "step":
+            agents.step(episode, steps)
+        else:
+            method = getattr(agents._agents[0], what)
+            method(*[forced] * (what == "force_action"))
+
+    def begin() -> Agents:
+        agents = Agents(kind, engine, tiny_model, tiny_processor)
+        for t in range(steps):
+            agents.step(episode, t)
+        return agents
+
+    orders = [["step"], [name], [name, "step"], ["step", name]] if name != "close" else []
+    allowed = [play_on(begin(), order) for order in orders]
+
+    at, num_refused, is_over = 1, 0, False
+    while not is_over:
+        agents, refused = begin(), []
+
+        def handle(agents: Agents = agents, refused: list[str] = refused) -> None:
+            try:
+                call(agents, name)
+            except SessionError:
+                refused.append(name)
+
+        try:
+            is_over = not interrupt(lambda agents=agents: agents.step(episode, steps), at, files, handle)  # type: ignore[misc]
+        except SessionError:
+            refused.append("step")
+        assert len(refused) < 2
+        num_refused += len(refused)
+        if name == "close" and not is_over:
+            assert engine.cache_stats.used == 0
+        elif name != "close":
+            prediction = play_on(agents, [])
+            assert any(np.array_equal(prediction, each) for each in allowed), f"moment {at}"
+        agents.close()
+        at += 1
+    assert num_refused > 5
 
 
 def test_only_errors_of_the_input_are_collected(load: Load) -> None:

@@ -334,8 +334,41 @@ MEMORY = "34 25 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
             },
             3.0,
         ),
+        (
+            {
+                "proc/self/cgroup": "0::/docker/12",
+                "proc/self/mountinfo": VERSION_2.replace(" / ", " /docker/1 "),
+                "sys/fs/cgroup/2/cpu.max": "150000 100000",
+            },
+            None,
+        ),
+        (
+            {
+                "proc/self/cgroup": "?\n0::/",
+                "proc/self/mountinfo": "\n99 1 0:5 / /x rw - tmpfs\n1 - cgroup2 x y\n"
+                + VERSION_2.replace("/sys/fs/cgroup", "/my\\040groups"),
+                "my groups/cpu.max": "50000 100000",
+            },
+            0.5,
+        ),
+        *(
+            (
+                {"proc/self/cgroup": "0::/", "proc/self/mountinfo": VERSION_2, "sys/fs/cgroup/cpu.max": text},
+                None,
+            )
+            for text in ("", "max", "50000", "50000 0")
+        ),
     ],
-    ids=["no control groups", "no limit", "version 2, above", "version 1, a container", "version 1, above"],
+    ids=[
+        "no control groups",
+        "no limit",
+        "version 2, above",
+        "version 1, a container",
+        "version 1, above",
+        "another container",
+        "odd lines and names",
+        *(f"odd limit {number}" for number in range(4)),
+    ],
 )
 def test_cpu_quota(files: dict[str, str], quota: float | None, tmp_path: Path) -> None:
     _write(tmp_path, files)
