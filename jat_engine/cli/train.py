@@ -96,7 +96,7 @@ def run(argv: Sequence[str]) -> int:
         check_account(arguments)
 
     # Processes of one training share its folder.
-    with claim(Path(str(arguments.output_dir))) if arguments.process_index == 0 else contextlib.nullcontext():
+    with claim(Path(str(arguments.output_dir)), note) if arguments.process_index == 0 else contextlib.nullcontext():
         return train(model_arguments, data, arguments)
 
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,14 @@ _held: set[int] = set()
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def claim(folder: Path, tell: Callable[[str], None] | None = None) -> Iterator[None]:
     """Keep other trainings out of a folder while the `with` block runs. A killed process leaves no lock.
 
     The folder is created. If it is still empty at the end, it is removed again.
 
     Args:
         folder: the output folder of a training.
+        tell: called with a sentence if the file system has no locks.
 
     Raises:
         ValueError: it is no folder, cannot be written, or another training runs in it.
@@ -72,8 +73,10 @@ def claim(folder: Path) -> Iterator[None]:
             f"--output_dir: expected a folder that no other training uses, got {folder}, where one is running; wait "
             "for it, or name another folder"
         ) from None
-    except OSError:  # a file system without locks
+    except OSError:
         descriptor = None
+        if tell is not None:
+            tell(f"the file system of {folder} has no locks: take care that no other training uses this folder")
 
     try:
         if descriptor is not None:

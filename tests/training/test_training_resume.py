@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -148,6 +149,7 @@ def test_checkpoints_with_a_model_only_are_not_written_over(
 # ---- whole checkpoints ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -253,6 +255,7 @@ def test_data_that_was_copied_elsewhere_is_the_same(streaming: bool, folder: Pat
 # ---- trainings that fail -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.versions
 def test_a_loss_that_is_not_a_number_ends_the_training(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +264,7 @@ def test_a_loss_that_is_not_a_number_ends_the_training(
     printed = capsys.readouterr()
     error = printed.err.splitlines()[-1]
     assert error.startswith("jat-engine: error: step 2: the loss on ")
+    assert ", the largest number in the batch " in error
     assert "with a learning rate of 1e+30" in error
     assert "--learning_rate" in error
     assert "'loss': '0'" not in printed.out
@@ -290,6 +294,7 @@ def file_limit() -> Iterator[list[int]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("largest", ["model.safetensors", "optimizer.pt"])
 def test_a_full_disk_leaves_the_last_whole_checkpoint(
     largest: str, folder: Path, finished: Path, file_limit: list[int], capsys: pytest.CaptureFixture[str]
@@ -315,6 +320,7 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(
 # ---- two trainings in one folder -----------------------------------------------------------------------------------
 
 
+@pytest.mark.versions
 def test_two_trainings_in_one_folder(folder: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lock = hold(finished, wait=False)
     assert lock is not None
@@ -322,6 +328,17 @@ def test_two_trainings_in_one_folder(folder: Path, finished: Path, capsys: pytes
     assert "expected a folder that no other training uses" in capsys.readouterr().err
     os.close(lock)
     assert main(run(folder, finished, *LATEST)) == 0
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    said: list[str] = []
+    with claim(tmp_path, said.append):
+        pass
+    assert said == [f"the file system of {tmp_path} has no locks: take care that no other training uses this folder"]
 
 
 def test_workers_do_not_keep_the_lock_of_a_killed_training(tmp_path: Path) -> None:
