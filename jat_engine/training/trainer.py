@@ -315,8 +315,18 @@ class JatTrainer(Trainer):
 
         Returns:
             The Trainer's metrics, and `<prefix>_loss`, the mean of `<prefix>_<task>_loss`.
+
+        Raises:
+            TrainingError: a loss is NaN or infinite, and the best model is chosen by it.
         """
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        for name, value in metrics.items():
+            if self.args.metric_for_best_model and name.endswith("_loss") and not math.isfinite(value):
+                raise TrainingError(
+                    f"step {self.state.global_step}: {name} is {value}, by which no best model can be chosen. Scale or "
+                    "leave out test data that are far larger than others, or go on without --load_best_model_at_end "
+                    f"and --metric_for_best_model; {self._last()}"
+                )
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(datasets, dict):
             losses = [metrics[f"{metric_key_prefix}_{task}_loss"] for task in datasets]

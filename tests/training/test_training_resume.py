@@ -274,6 +274,20 @@ def test_a_loss_that_is_not_a_number_ends_the_training(
         assert all(value.isfinite().all() for value in weights(tmp_path / "run" / name).values())
 
 
+def test_a_test_loss_that_is_not_a_number_chooses_no_best_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    huge = episode("continuous", 12, 0)
+    huge["continuous_observations"][:] = 1e25
+    write_split(tmp_path / "data", "mujoco-hopper", "train", [episode("continuous", 12, n) for n in range(6)])
+    write_split(tmp_path / "data", "mujoco-hopper", "test", [huge])
+    data = ["--dataset", str(tmp_path / "data"), "--tasks", "mujoco-hopper", "--eval_strategy", "steps"]
+    best = [*data, "--eval_steps", "2", "--load_best_model_at_end"]
+    assert main([*run(folder, tmp_path / "best"), *best]) == 1
+    assert "step 2: eval_mujoco-hopper_loss is inf, by which no best" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*run(folder, tmp_path / "last"), *data]) == 0
+
+
 def test_weights_that_are_not_numbers_are_not_saved(
     folder: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
