@@ -252,6 +252,16 @@ def test_data_that_was_copied_elsewhere_is_the_same(streaming: bool, folder: Pat
     assert main([*run(folder, tmp_path / "run", *more, *LATEST, steps=6), "--dataset", str(copied)]) == 2
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_tilde_that_the_shell_did_not_expand(
+    streaming: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    more = ["--tasks", "mujoco", *(["--streaming"] if streaming else [])]
+    assert main([*run(folder, tmp_path / "run", *more, steps=2), "--dataset=~/data"]) == 0
+    assert main([*run(folder, tmp_path / "run", *more, *LATEST, steps=4), "--dataset", str(folder / "data")]) == 0
+
+
 # ---- trainings that fail -------------------------------------------------------------------------------------------
 
 
