@@ -17,14 +17,15 @@ from ..training.flags import PublishedArguments, check_published
 from ..training.resume import (
     check_config,
     check_record,
+    checkpoints,
     claim,
     complete_output,
     damage_of,
     has_model,
-    is_at_end,
     newest_whole,
     settings_of,
     state_of,
+    steps_taken,
 )
 from .agent import quiet_loading
 from .arguments import note, parse
@@ -96,7 +97,7 @@ def run(argv: Sequence[str]) -> int:
         check_account(HfApi(token=arguments.hub_token))
 
     # Processes of one training share its folder.
-    with claim(Path(str(arguments.output_dir))) if arguments.process_index == 0 else contextlib.nullcontext():
+    with claim(Path(str(arguments.output_dir)), note) if arguments.process_index == 0 else contextlib.nullcontext():
         return train(model_arguments, data, arguments)
 
 
@@ -118,10 +119,14 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
     model, processor = make_model(model_arguments)
     freeze(model, model_arguments.freeze)
     check_optimizer(arguments, model)
+    done = 0
     if resume is not None:
         check_config(resume, model.config)
-        if 0 < arguments.max_steps <= state_of(resume)["global_step"] or resume == Path(str(arguments.output_dir)):
+        done = max(state_of(resume)["global_step"], steps_taken(Path(str(arguments.output_dir))))
+        if 0 < arguments.max_steps <= done:
             return tell_finished(resume, arguments)
+        if arguments.max_steps > 0:
+            check_can_go_on(resume, arguments)
     elif model_arguments.model_name_or_path and not model_arguments.from_scratch and arguments.process_index == 0:
         note(f"begins with the weights of {model_arguments.model_name_or_path}; --from_scratch draws new ones")
 
@@ -154,8 +159,9 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
         raise ValueError(str(error)) from error
     if resume is not None:
         state = state_of(resume)
-        if trainer.num_steps <= state["global_step"]:
+        if trainer.num_steps <= done:
             return tell_finished(resume, arguments)
+        check_can_go_on(resume, arguments)
         if trainer.num_steps != state["max_steps"] and not arguments.lr_scheduler_type.startswith("constant"):
             note(
                 f"the learning rate goes on by the schedule of {trainer.num_steps} steps; until step "
@@ -189,35 +195,69 @@ def checkpoint_to_resume(arguments: JatTrainingArguments) -> Path | None:
     """
     given = arguments.resume_from_checkpoint
     folder = Path(str(arguments.output_dir))
-    asked = str(given).lower()
+    if given is None:
+        check_unused(folder)
+        return None
 
-    if given is None or asked in ("latest", "true"):
+    if str(given).lower() in ("latest", "true"):
         newest = newest_whole(folder, note)
-        if given is None and newest is not None:
-            raise ValueError(
-                f"--output_dir: expected a folder without checkpoints, got one with {newest.name}; go on from "
-                "it with --resume_from_checkpoint latest, or name another folder"
-            )
-        if given is None:
-            if has_model(folder):
-                raise ValueError(
-                    f"--output_dir: expected a folder without a model, got {folder}, which has one; nothing is written "
-                    "over: name another folder, or remove it"
-                )
-            return None
-
-        if newest is None and has_model(folder) and is_at_end(folder, arguments.max_steps):
+        if newest is None and steps_taken(folder):
             return folder
         if newest is None:
             raise ValueError(f"--resume_from_checkpoint latest: there is no complete checkpoint in {folder}")
         return newest
 
-    damage = damage_of(Path(given))
+    named = Path(given).expanduser()
+    damage = damage_of(named)
     if damage is not None:
         raise ValueError(
             f"--resume_from_checkpoint: expected the folder of a complete checkpoint, got {given}: {damage}"
         )
-    return Path(given)
+    if named.resolve().parent != folder.resolve():
+        check_unused(folder)
+    return named
+
+
+def check_unused(folder: Path) -> None:
+    """Check that a new training in an output folder would not write over another one.
+
+    A checkpoint that was not written to its end is no obstacle: a job that was killed begins again.
+
+    Raises:
+        ValueError: the folder has a checkpoint with a whole model, or a finished training.
+    """
+    newest = newest_whole(folder, note)
+    if newest is not None:
+        raise ValueError(
+            f"--output_dir: expected a folder without checkpoints, got one with {newest.name}; go on from "
+            "it with --resume_from_checkpoint latest, or name another folder"
+        )
+    if has_model(folder):
+        raise ValueError(
+            f"--output_dir: expected a folder without a model, got {folder}, which has one; nothing is written "
+            "over: name another folder, or remove it"
+        )
+    for path in checkpoints(folder):
+        if state_of(path) and has_model(path):
+            raise ValueError(
+                f"--output_dir: expected a folder without checkpoints, got one with {path.name}, which has a model but "
+                f"cannot be resumed ({damage_of(path)}); name another folder, and --model_name_or_path {path} to begin "
+                "with its weights"
+            )
+
+
+def check_can_go_on(resume: Path, arguments: JatTrainingArguments) -> None:
+    """Check that there is a checkpoint from which a training takes further steps.
+
+    Raises:
+        ValueError: the output folder has only the model of a finished training.
+    """
+    if resume == Path(str(arguments.output_dir)):
+        raise ValueError(
+            f"--resume_from_checkpoint latest: expected a complete checkpoint for steps after "
+            f"{steps_taken(resume)}, got {resume} with a finished model only; begin another training in another "
+            f"--output_dir, with --model_name_or_path {resume}"
+        )
 
 
 def tell_finished(resume: Path, arguments: JatTrainingArguments) -> int:
@@ -226,8 +266,7 @@ def tell_finished(resume: Path, arguments: JatTrainingArguments) -> int:
     if arguments.process_index == 0:
         if resume != folder:
             complete_output(resume, folder, best=arguments.load_best_model_at_end)
-        step = state_of(resume)["global_step"]
-        note(f"finished: {resume} is at step {step}, and no step is left to train; {folder} has the model")
+        note(f"finished: {folder} has the model of step {steps_taken(folder)}, and no step is left to train")
     return 0
 
 

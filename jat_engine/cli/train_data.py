@@ -49,6 +49,9 @@ class DataArguments:
         default=False, metadata={"help": "read data during training instead of preparing it on disk; needs --max_steps"}
     )
 
+    def __post_init__(self) -> None:
+        self.dataset = os.path.expanduser(self.dataset)  # noqa: PTH111  # may be a name on the hub; a shell keeps =~
+
     def check(self, arguments: JatTrainingArguments) -> None:
         """Check the values, and that they go with those of the training.
 
@@ -267,7 +270,7 @@ def digests_of(dataset: Any, data: DataArguments) -> dict[str, str]:
 
     digests = {}
     for task in dataset.tasks:
-        files = sorted((Path(data.dataset) / task.name).rglob("*.parquet"))
+        files = task.source.files
         whole = hashlib.sha256(b"" if files else data.dataset.encode())
         for path in files:
             with path.open("rb") as file:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..errors import DataError
+from ..model.pictures import to_rgb
 from .arrays import map_array
 from .segments import INFO_FILE, LENGTH, START, Arrays
 
@@ -74,15 +76,32 @@ def gather(
 
 
 def _pixel_values(arrays: Arrays, segments: np.ndarray, image_processor: Any) -> Tensor:
-    """Decode the images of segments [B] and return them as float32 [B, 3, height, width]."""
+    """Decode the images of segments [B] and return them as float32 [B, 3, height, width].
+
+    Raises:
+        DataError: the file of an image is damaged; preparing reads headers only.
+    """
     from PIL import Image
 
     images = []
-    for start, length in zip(arrays["image_start"][segments], arrays["image_length"][segments], strict=True):
-        with Image.open(io.BytesIO(arrays["image_bytes"][start : start + length].tobytes())) as image:
-            images.append(image.convert("RGB"))
+    for segment, start, length in zip(
+        segments, arrays["image_start"][segments], arrays["image_length"][segments], strict=True
+    ):
+        try:
+            with Image.open(io.BytesIO(arrays["image_bytes"][start : start + length].tobytes())) as image:
+                is_plain = image.mode in _EIGHT_BITS  # the usual case, without the copies of `to_rgb`
+                images.append(image.convert("RGB") if is_plain else to_rgb(image)[0][0])
+        except Exception as error:  # Pillow raises many kinds
+            raise DataError(
+                f"images: caption {segment} (from 0, without those of one token): expected the file of an image, got "
+                f"{length} bytes: {error}; replace the image, or remove its row"
+            ) from None
     pixels: Tensor = image_processor(images, return_tensors="pt").pixel_values
     return pixels
+
+
+_EIGHT_BITS = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Modes of PIL images that `convert("RGB")` converts as `to_rgb` does."""
 
 
 class Segments:

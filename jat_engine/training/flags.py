@@ -217,6 +217,8 @@ def check_training_flags(given: Any) -> None:
     for name, (other, holds) in _NEEDS.items():
         if _is_set(given, name) and not holds(given):
             raise ValueError(f"--{name}: expected {other} with it, got none; it has no effect alone")
+    if given.greater_is_better:
+        raise ValueError("--greater_is_better: expected false or no such flag, got true: metrics are losses")
     if given.save_strategy == "best" and given.eval_strategy == "no":
         raise ValueError("--save_strategy best: expected --eval_strategy steps or epoch with it, got no")
     if given.save_strategy == "best" and not (given.metric_for_best_model or given.load_best_model_at_end):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -55,20 +55,21 @@ def prepare(
     """
     key = json.dumps([_VERSION, source.fingerprint, asdict(settings)], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    folder = root / f"{settings.task}-{settings.split}-{digest}"
-    if (folder / INFO_FILE).exists():
+    name = settings.task.replace("/", "--")  # a text dataset may lie deeper
+    folder = root / f"{name}-{settings.split}-{digest}"
+    if _is_whole(folder):
         return folder
 
+    shutil.rmtree(folder, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
-    temporary = root / f".{folder.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = root / f".{folder.name}.{secrets.token_hex(6)}.tmp"  # processes of two containers can have one number
     temporary.mkdir()
     try:
         _write(source, Cutter(settings, processor), temporary, progress)
         try:
             temporary.rename(folder)
         except OSError:  # another process was faster
-            if not (folder / INFO_FILE).exists():
+            if not _is_whole(folder):
                 raise
     except OSError as error:
         if error.errno not in _NO_ROOM:
@@ -121,10 +122,21 @@ def _write(source: Source, cutter: Cutter, folder: Path, progress: Callable[[int
                 "num_episodes": cutter.num_episodes,
                 "num_steps": num_steps,
                 "digest": digest(folder),
+                "bytes": {path.name: path.stat().st_size for path in folder.glob("*.npy")},
                 "source": source.where,
             }
         )
     )
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether a prepared folder has all files that were written, uncut. A crash of the machine can cut them."""
+    try:
+        info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+        sizes = info.get("bytes", {})  # none in folders of earlier releases
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def digest(folder: Path) -> str:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,14 @@ _held: set[int] = set()
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def claim(folder: Path, tell: Callable[[str], None] | None = None) -> Iterator[None]:
     """Keep other trainings out of a folder while the `with` block runs. A killed process leaves no lock.
 
     The folder is created. If it is still empty at the end, it is removed again.
 
     Args:
         folder: the output folder of a training.
+        tell: called with a sentence if the file system has no locks.
 
     Raises:
         ValueError: it is no folder, cannot be written, or another training runs in it.
@@ -67,8 +68,10 @@ def claim(folder: Path) -> Iterator[None]:
             f"--output_dir: expected a folder that no other training uses, got {folder}, where one is running; wait "
             "for it, or name another folder"
         ) from None
-    except OSError:  # a file system without locks
+    except OSError:
         descriptor = None
+        if tell is not None:
+            tell(f"the file system of {folder} has no locks: take care that no other training uses this folder")
 
     try:
         if descriptor is not None:
@@ -136,7 +139,11 @@ def damage_of(checkpoint: Path) -> str | None:
     except (OSError, ValueError, SafetensorError) as error:
         return " ".join(str(error).split())
 
-    numbers = {PROCESSES: 1, **_record(checkpoint).get("settings", {})}[PROCESSES]
+    record = _record(checkpoint)
+    if record is None:
+        return f"{RECORD_FILE} is damaged or cut off"
+
+    numbers = record["settings"].get(PROCESSES, 1)
     states = [f"rng_state_{number}.pth" for number in range(numbers)] if numbers > 1 else ["rng_state.pth"]
     for name in ("optimizer.pt", "scheduler.pt", *states):
         file = checkpoint / name
@@ -166,12 +173,17 @@ def state_of(folder: Path) -> dict[str, Any]:
     return state if known else {}
 
 
-def _record(checkpoint: Path) -> dict[str, Any]:
+def _record(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
+    """Return what a checkpoint was trained with; empty parts if it does not say so, None if the file is damaged."""
+    file = checkpoint / RECORD_FILE
+    if not file.exists():
+        return {"settings": {}, "data": {}}
     try:
-        record = json.loads((checkpoint / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        record = json.loads(file.read_text(encoding="utf-8"))
+        parts = {part: record[part] for part in ("settings", "data")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return parts if all(isinstance(values, dict) for values in parts.values()) else None
 
 
 # ---- what it was trained with --------------------------------------------------------------------------------------
@@ -213,7 +225,10 @@ def check_record(checkpoint: Path, part: str, values: Mapping[str, Any]) -> None
     Raises:
         ValueError: something differs; the message names it.
     """
-    recorded = _record(checkpoint).get(part, {})
+    record = _record(checkpoint)
+    if record is None:
+        raise ValueError(f"--resume_from_checkpoint {checkpoint}: {RECORD_FILE} is damaged or cut off; copy it again")
+    recorded = record[part]
     for name in values:
         if name not in recorded or recorded[name] == values[name]:
             continue
@@ -283,15 +298,9 @@ def has_model(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def is_at_end(folder: Path, max_steps: int) -> bool:
-    """Return whether the training in a folder has taken all of its steps.
-
-    Args:
-        folder: the output folder.
-        max_steps: of the training to go on with; -1 if it has whole epochs.
-    """
-    state = state_of(folder)
-    return bool(state) and state["global_step"] >= max(state["max_steps"], max_steps)
+def steps_taken(folder: Path) -> int:
+    """Return the steps after which the whole model in an output folder was saved; 0 if there is none."""
+    return int(state_of(folder).get("global_step", 0)) if has_model(folder) else 0
 
 
 def complete_output(checkpoint: Path, folder: Path, *, best: bool) -> None:
@@ -303,12 +312,16 @@ def complete_output(checkpoint: Path, folder: Path, *, best: bool) -> None:
         best: take the best checkpoint that the last one names, if it exists.
     """
     state = state_of(checkpoint)
-    if has_model(folder) and state_of(folder).get("global_step", 0) >= state["global_step"]:
+    if steps_taken(folder) >= state["global_step"]:
         return
 
     source = checkpoint
-    if best and state.get("best_model_checkpoint") and damage_of(Path(state["best_model_checkpoint"])) is None:
-        source = Path(state["best_model_checkpoint"])
+    if best and state.get("best_model_checkpoint"):
+        named = Path(state["best_model_checkpoint"])
+        for found in (checkpoint.with_name(named.name), named):  # the folder may have been moved since
+            if damage_of(found) is None:
+                source = found
+                break
     files = [path for path in source.iterdir() if path.is_file() and not path.name.startswith(_OF_THE_TRAINER)]
     files = [path for path in files if path.name != _STATE_FILE] + [checkpoint / _STATE_FILE]  # as the last one
     for file in files:

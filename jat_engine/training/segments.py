@@ -297,11 +297,14 @@ def _image_files(rows: Rows, kept: list[int]) -> Arrays:
         if not isinstance(data, bytes) or not data:
             raise DataError(f"{where}: expected an image, got {images[row]!r:.80}; store the bytes of its file")
         try:
-            Image.open(io.BytesIO(data)).close()  # reads the header alone
+            with Image.open(io.BytesIO(data)) as image:  # reads the header alone
+                mode = image.mode
         except Exception as error:  # Pillow raises many kinds
             raise DataError(
                 f"{where}: expected the file of an image, got {len(data)} bytes: {type(error).__name__}"
             ) from None
+        if mode in ("I", "F"):  # as `to_rgb`
+            raise DataError(f"{where}: expected an image of 8 or 16 bits per channel, got mode {mode!r}; convert it")
         files.append(data)
     lengths = np.array([len(data) for data in files], np.int64)
     return {

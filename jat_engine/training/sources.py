@@ -46,11 +46,13 @@ class Source:
         where: folder or dataset, for error messages.
         fingerprint: changes whenever the data does; None if that cannot be known.
         read: returns an iterator over all rows, from the first.
+        files: the local files that are read; empty for a dataset on the hub.
     """
 
     where: str
     fingerprint: str | None
     read: Callable[[], Iterator[Rows]]
+    files: tuple[Path, ...] = ()
 
 
 def open_source(
@@ -142,7 +144,7 @@ def _card(folder: Path, task: str, split: str, cache_dir: str | None, streaming:
             check_numbers(files)
         return _shards(open_shards(files), folder, task, lambda: None, streaming)
     source = _loaded(str(folder), task, split, cache_dir, streaming)
-    return None if source is None else replace(source, fingerprint=_state(files))
+    return None if source is None else replace(source, fingerprint=_state(files), files=tuple(files))
 
 
 def _shards(shards: Sequence[Shard], folder: Path, task: str, check: Callable[[], None], streaming: bool) -> Source:
@@ -178,7 +180,7 @@ def _shards(shards: Sequence[Shard], folder: Path, task: str, check: Callable[[]
             except (OSError, pa.ArrowException) as error:
                 raise damaged(file, error) from None
 
-    return Source(str(folder), _state(files), read)
+    return Source(str(folder), _state(files), read, tuple(files))
 
 
 def _state(files: Sequence[Path]) -> str:
@@ -202,7 +204,8 @@ def _saved(folder: Path, split: str) -> Source | None:
     elif split != "train":
         return None
     # Of the files as well: the fingerprint of `datasets` stays that of the first writing.
-    return replace(_dataset(loaded, str(folder)), fingerprint=_state(sorted(folder.rglob("*.arrow"))))
+    files = tuple(sorted(folder.rglob("*.arrow")))
+    return replace(_dataset(loaded, str(folder)), fingerprint=_state(files), files=files)
 
 
 def _loaded(name: str, task: str, split: str, cache_dir: str | None, streaming: bool) -> Source | None:

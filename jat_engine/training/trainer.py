@@ -135,9 +135,10 @@ class JatTrainer(Trainer):
             free_mb = shutil.disk_usage(output).free >> 20
             if self.writing != output:
                 shutil.rmtree(self.writing, ignore_errors=True)
+            on = " with --resume_from_checkpoint latest" if newest_whole(output) else ""
             raise TrainingError(
                 f"step {self.state.global_step}: expected to write {self.writing}, got an error with {free_mb} MB of "
-                f"the disk free: {reason}. Make room, then go on with --resume_from_checkpoint latest; {self._last()}"
+                f"the disk free: {reason}. Make room, then run the same command again{on}; {self._last()}"
             ) from error
 
     def _last(self) -> str:
@@ -175,9 +176,9 @@ class JatTrainer(Trainer):
     def _diverged(self, what: str) -> TrainingError:
         rates = {f"{group['lr']:g}" for group in self.optimizer.param_groups} if self.optimizer is not None else {"?"}
         return TrainingError(
-            f"{what}, with a learning rate of {', '.join(sorted(rates))}; nothing more is saved. Begin another "
-            "training with a lower --learning_rate, more --warmup_steps or a smaller --max_grad_norm; "
-            f"{self._last()}"
+            f"{what}, with a learning rate of {', '.join(sorted(rates))}; nothing more is saved. Scale or leave out "
+            "data that are far larger than others, or begin another training with a lower --learning_rate, more "
+            f"--warmup_steps or a smaller --max_grad_norm; {self._last()}"
         )
 
     # ---- batches -------------------------------------------------------------------------------------------------
@@ -240,7 +241,11 @@ class JatTrainer(Trainer):
         """
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            raise self._diverged(f"step {self.state.global_step + 1}: the loss on {inputs[TASK]} is {loss.item()}")
+            largest = max((value.abs().max().item() for value in inputs.values() if _is_float(value)), default=0)
+            raise self._diverged(
+                f"step {self.state.global_step + 1}: the loss on {inputs[TASK]} is {loss.item()}, the largest number "
+                f"in the batch {largest:g}"
+            )
         return loss
 
     def compute_loss(
@@ -310,8 +315,18 @@ class JatTrainer(Trainer):
 
         Returns:
             The Trainer's metrics, and `<prefix>_loss`, the mean of `<prefix>_<task>_loss`.
+
+        Raises:
+            TrainingError: a loss is NaN or infinite, and the best model is chosen by it.
         """
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        for name, value in metrics.items():
+            if self.args.metric_for_best_model and name.endswith("_loss") and not math.isfinite(value):
+                raise TrainingError(
+                    f"step {self.state.global_step}: {name} is {value}, by which no best model can be chosen. Scale or "
+                    "leave out test data that are far larger than others, or go on without --load_best_model_at_end "
+                    f"and --metric_for_best_model; {self._last()}"
+                )
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(datasets, dict):
             losses = [metrics[f"{metric_key_prefix}_{task}_loss"] for task in datasets]
@@ -319,6 +334,10 @@ class JatTrainer(Trainer):
             self.log(dict(mean))
             metrics.update(mean)
         return metrics
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
 
 
 def _lengths(dataset: TaskDataset) -> np.ndarray:

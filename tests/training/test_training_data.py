@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from helpers import training_data
 from helpers.training_data import KINDS, LENGTHS, episode, table, tiny_config, write_split
+from PIL import Image
 
 from jat_engine import JatProcessor
 from jat_engine.envs import UnknownTaskError
@@ -198,6 +201,62 @@ def test_texts_and_captions(tmp_path: Path, processor: Any) -> None:
     assert len(captions) == 1
     assert processor.tokenizer.decode(batch["input_ids"][0]) == "a lon"
     assert torch.equal(batch["pixel_values"], processor(images=[picture], return_tensors="pt")["pixel_values"])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "1", "I;16", "RGBA"])
+def test_images_of_captions_are_those_of_the_processor(mode: str, tmp_path: Path, processor: Any) -> None:
+    pixels = np.linspace(0, 65535, 40 * 50).reshape(40, 50)
+    grey = Image.fromarray((pixels / 257).astype(np.uint8))
+    image = Image.fromarray(pixels.astype(np.uint16)) if mode == "I;16" else grey.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF")
+    batch = _captions(tmp_path, processor, buffer.getvalue()).gather(np.arange(1))
+    assert torch.equal(batch["pixel_values"], processor(images=[image], return_tensors="pt")["pixel_values"])
+
+
+def test_damaged_images_of_captions(tmp_path: Path, processor: Any) -> None:
+    file = training_data.png(np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8))["bytes"]
+    captions = _captions(tmp_path / "cut", processor, file[: len(file) // 2])
+    with pytest.raises(DataError, match=r"images: caption 0 .*: expected the file of an image, got \d+ bytes: "):
+        captions.gather(np.arange(1))
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ones((4, 4), np.float32)).save(buffer, "TIFF")
+    with pytest.raises(DataError, match=r"row 0: images: expected an image of 8 or 16 bits per channel, got mode 'F'"):
+        _captions(tmp_path / "floats", processor, buffer.getvalue())
+
+
+def _captions(folder: Path, processor: Any, file: bytes) -> Segments:
+    (folder / "data/captions").mkdir(parents=True)
+    rows = pa.table({"text": ["a caption"], "images": [{"bytes": file, "path": None}]})
+    pq.write_table(rows, folder / "data/captions/train-0.parquet")
+    prepared = make_segments(folder / "data", "captions", folder, processor, length=4 + 5).folder
+    return Segments(prepared, "captions", image_processor=processor.image_processor)
+
+
+# ---- prepared data -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "removed", "info cut", "info removed"])
+def test_prepared_data_that_is_damaged_is_prepared_again(damage: str, tmp_path: Path, processor: Any) -> None:
+    write_split(tmp_path / "data", "mujoco-hopper", "train", [episode("continuous", 6, seed) for seed in (0, 1)])
+    before = make_segments(tmp_path / "data", "mujoco-hopper", tmp_path / "cache", processor)
+    expected = before.gather(np.arange(2))["rewards"].clone()
+    file = before.folder / ("pieces.json" if "info" in damage else "rewards.npy")
+    if "removed" in damage:
+        file.unlink()
+    else:
+        os.truncate(file, 0 if damage == "empty" else file.stat().st_size // 2)
+
+    again = make_segments(tmp_path / "data", "mujoco-hopper", tmp_path / "cache", processor)
+    assert torch.equal(again.gather(np.arange(2))["rewards"], expected)
+    assert list((tmp_path / "cache").glob(".*")) == []
+
+
+def test_a_text_dataset_in_a_deeper_folder(tmp_path: Path, processor: Any) -> None:
+    (tmp_path / "data/texts/en").mkdir(parents=True)
+    pq.write_table(pa.table({"text": ["abcdefg"]}), tmp_path / "data/texts/en/train-0.parquet")
+    assert len(make_segments(tmp_path / "data", "texts/en", tmp_path / "cache", processor, length=8)) == 1
 
 
 # ---- data that is wrong --------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- published flags -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.versions
 def test_the_published_command_runs(folder: Path, tmp_path: Path) -> None:
     published = ["--trust_remote_code", "--gradient_accumulation_steps", "2", "--save_steps", "10000"]
     published += ["--run_name", "train_jat_small", "--logging_steps", "100", "--logging_first_step"]
@@ -63,6 +64,7 @@ def test_the_published_command_runs(folder: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "published").items())
 
 
+@pytest.mark.versions
 def test_other_values_of_published_flags_are_refused() -> None:
     known = {field.name for field in fields(TrainingArguments)}
     assert {field.name for field in fields(PublishedArguments)} == PUBLISHED.keys() - known
@@ -101,11 +103,12 @@ def test_from_scratch_takes_the_configuration_alone(folder: Path, tmp_path: Path
 def test_every_training_argument_of_transformers_is_judged() -> None:
     """Check that a flag that a release of transformers adds is looked at: does it have an effect here?"""
     known = {field.name for field in fields(TrainingArguments)}
-    assert known == NO_EFFECT.keys() | set(EFFECTIVE_FLAGS.split())
+    assert not known - NO_EFFECT.keys() - set(EFFECTIVE_FLAGS.split())  # an older release has fewer
     assert not NO_EFFECT.keys() & set(EFFECTIVE_FLAGS.split())
 
 
-@pytest.mark.parametrize("name", NO_EFFECT)
+@pytest.mark.versions
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainingArguments) if field.name in NO_EFFECT])
 def test_flags_without_effect_are_refused(name: str, tmp_path: Path) -> None:
     default = next(field.default for field in fields(TrainingArguments) if field.name == name)
     value: Any = not default if isinstance(default, bool) else 0.5 if isinstance(default, float) else "x"
@@ -115,6 +118,7 @@ def test_flags_without_effect_are_refused(name: str, tmp_path: Path) -> None:
         JatTrainingArguments(str(tmp_path), **{name: default})
 
 
+@pytest.mark.versions
 def test_bfloat16_on_a_machine_without_gpu_needs_no_other_flag(tmp_path: Path) -> None:
     if torch.accelerator.is_available():
         pytest.skip("there is a GPU")
@@ -159,6 +163,7 @@ def test_bfloat16_on_a_machine_without_gpu_needs_no_other_flag(tmp_path: Path) -
         ("--eval_steps 3", "--eval_steps: expected --eval_strategy steps or epoch with it, got none"),
         ("--load_best_model_at_end", "--load_best_model_at_end: expected --eval_strategy steps or epoch with it"),
         ("--save_strategy best --eval_strategy epoch", "--save_strategy best: expected --metric_for_best_model"),
+        ("--eval_strategy epoch --greater_is_better true", "--greater_is_better: expected false or no such flag"),
         ("--eval_strategy epoch --metric_for_best_model mse", "expected one of loss, mujoco-hopper_loss, "),
         (
             "--dataset {folder}/untested --tasks mujoco-hopper --eval_strategy epoch",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import resource
 import shutil
@@ -79,6 +81,35 @@ def test_a_finished_training_of_whole_epochs_without_checkpoints(folder: Path, t
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+def test_more_steps_need_a_checkpoint(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags(folder, tmp_path, "--max_steps", "2", tasks=TASKS)) == 0
+    for more in (["--max_steps", "3"], ["--num_train_epochs", "2"]):
+        assert main(flags(folder, tmp_path, *more, *LATEST, tasks=TASKS)) == 2
+        assert "expected a complete checkpoint for steps after 2, got" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_finished_training_whose_last_checkpoint_is_damaged(
+    folder: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.truncate(finished / "checkpoint-6/optimizer.pt", 100)
+    before = (finished / "model.safetensors").stat().st_mtime_ns
+    for named in ("latest", str(finished / "checkpoint-2")):
+        assert main(run(folder, finished, "--resume_from_checkpoint", named)) == 0
+        assert "finished: " in capsys.readouterr().err
+    assert (finished / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_best_model_of_a_folder_that_was_moved(folder: Path, finished: Path) -> None:
+    """Check a job that was killed before it wrote its model: the state names the best checkpoint by its old place."""
+    (finished / "model.safetensors").unlink()
+    state = json.loads((finished / "checkpoint-6/trainer_state.json").read_text())
+    state["best_model_checkpoint"] = "/gone/checkpoint-2"
+    (finished / "checkpoint-6/trainer_state.json").write_text(json.dumps(state))
+    best = ["--eval_strategy", "steps", "--eval_steps", "2", "--load_best_model_at_end"]
+    assert main(run(folder, finished, *best, *LATEST)) == 0
+    assert_equal_weights(finished, finished / "checkpoint-2")
+
+
 def test_whole_epochs_are_counted_as_the_trainer_does(folder: Path, tmp_path: Path) -> None:
     more = ["--num_train_epochs", "1.2", "--gradient_accumulation_steps", "3", "--save_strategy", "epoch"]
     assert main(flags(folder, tmp_path, *more, tasks=TASKS)) == 0
@@ -98,11 +129,27 @@ def test_a_finished_training_is_not_written_over(
 ) -> None:
     assert main(run(folder, finished, "--overwrite_output_dir")) == 2
     assert "got one with checkpoint-6; go on from it with --resume_from_checkpoint latest" in capsys.readouterr().err
+    elsewhere = ["--resume_from_checkpoint", str(folder / "finished/checkpoint-2")]
+    assert main(run(folder, finished, *elsewhere)) == 2
+    assert "got one with checkpoint-6; go on from it with --resume_from_checkpoint latest" in capsys.readouterr().err
+
+
+def test_checkpoints_with_a_model_only_are_not_written_over(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert main(run(folder, output, "--save_only_model", "true", steps=2)) == 0
+    (output / "model.safetensors").unlink()  # as after a kill
+    assert main(run(folder, output, steps=4)) == 2
+    assert "got one with checkpoint-2, which has a model but cannot be resumed" in capsys.readouterr().err
+    (output / "checkpoint-2/trainer_state.json").unlink()  # a checkpoint that was never whole is no obstacle
+    assert main(run(folder, output, steps=2)) == 0
 
 
 # ---- whole checkpoints ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -115,6 +162,8 @@ def test_a_finished_training_is_not_written_over(
         ("config.json", "cut"),
         ("trainer_state.json", "cut"),
         ("trainer_state.json", "removed"),
+        ("jat_training.json", "cut"),
+        ("jat_training.json", "zeros"),
     ],
 )
 def test_damaged_checkpoints_are_passed_over(
@@ -177,6 +226,22 @@ def test_another_training_does_not_go_on(
     assert (finished / "model.safetensors").read_bytes() == before
 
 
+def test_folders_of_save_to_disk_that_are_streamed_from_elsewhere(folder: Path, tmp_path: Path) -> None:
+    import datasets
+
+    def save(name: str, seed: int) -> list[str]:
+        path = write_split(tmp_path / "parquet", "mujoco-hopper", "train", [episode("continuous", 20, seed)])
+        loaded = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "datasets"))
+        loaded.save_to_disk(str(tmp_path / name / "mujoco-hopper"))
+        return ["--tasks", "mujoco-hopper", "--dataset", str(tmp_path / name)]
+
+    output, more = tmp_path / "run", ["--streaming"]
+    assert main([*run(folder, output, *more, steps=2), *save("before", 0)]) == 0
+    moved = str((tmp_path / "before").rename(tmp_path / "after"))
+    assert main([*run(folder, output, *more, *LATEST, steps=4), "--tasks", "mujoco-hopper", "--dataset", moved]) == 0
+    assert main([*run(folder, output, *more, *LATEST, steps=6), *save("other", 1)]) == 2
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_data_that_was_copied_elsewhere_is_the_same(streaming: bool, folder: Path, tmp_path: Path) -> None:
     more = ["--streaming"] if streaming else []
@@ -187,9 +252,20 @@ def test_data_that_was_copied_elsewhere_is_the_same(streaming: bool, folder: Pat
     assert main([*run(folder, tmp_path / "run", *more, *LATEST, steps=6), "--dataset", str(copied)]) == 2
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_tilde_that_the_shell_did_not_expand(
+    streaming: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    more = ["--tasks", "mujoco", *(["--streaming"] if streaming else [])]
+    assert main([*run(folder, tmp_path / "run", *more, steps=2), "--dataset=~/data"]) == 0
+    assert main([*run(folder, tmp_path / "run", *more, *LATEST, steps=4), "--dataset", str(folder / "data")]) == 0
+
+
 # ---- trainings that fail -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.versions
 def test_a_loss_that_is_not_a_number_ends_the_training(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +274,7 @@ def test_a_loss_that_is_not_a_number_ends_the_training(
     printed = capsys.readouterr()
     error = printed.err.splitlines()[-1]
     assert error.startswith("jat-engine: error: step 2: the loss on ")
+    assert ", the largest number in the batch " in error
     assert "with a learning rate of 1e+30" in error
     assert "--learning_rate" in error
     assert "'loss': '0'" not in printed.out
@@ -205,6 +282,20 @@ def test_a_loss_that_is_not_a_number_ends_the_training(
     assert saved <= {"checkpoint-1"}
     for name in saved:
         assert all(value.isfinite().all() for value in weights(tmp_path / "run" / name).values())
+
+
+def test_a_test_loss_that_is_not_a_number_chooses_no_best_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    huge = episode("continuous", 12, 0)
+    huge["continuous_observations"][:] = 1e25
+    write_split(tmp_path / "data", "mujoco-hopper", "train", [episode("continuous", 12, n) for n in range(6)])
+    write_split(tmp_path / "data", "mujoco-hopper", "test", [huge])
+    data = ["--dataset", str(tmp_path / "data"), "--tasks", "mujoco-hopper", "--eval_strategy", "steps"]
+    best = [*data, "--eval_steps", "2", "--load_best_model_at_end"]
+    assert main([*run(folder, tmp_path / "best"), *best]) == 1
+    assert "step 2: eval_mujoco-hopper_loss is inf, by which no best" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*run(folder, tmp_path / "last"), *data]) == 0
 
 
 def test_weights_that_are_not_numbers_are_not_saved(
@@ -227,12 +318,14 @@ def file_limit() -> Iterator[list[int]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("largest", ["model.safetensors", "optimizer.pt"])
 def test_a_full_disk_leaves_the_last_whole_checkpoint(
     largest: str, folder: Path, finished: Path, file_limit: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("checkpoint-4", "checkpoint-6"):
         shutil.rmtree(finished / name)
+    (finished / "model.safetensors").unlink()
     size = (finished / "checkpoint-2" / largest).stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size - 5000, file_limit[1]))
     assert main(run(folder, finished, *LATEST)) == 1
@@ -251,6 +344,7 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(
 # ---- two trainings in one folder -----------------------------------------------------------------------------------
 
 
+@pytest.mark.versions
 def test_two_trainings_in_one_folder(folder: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lock = hold(finished, wait=False)
     assert lock is not None
@@ -258,6 +352,17 @@ def test_two_trainings_in_one_folder(folder: Path, finished: Path, capsys: pytes
     assert "expected a folder that no other training uses" in capsys.readouterr().err
     os.close(lock)
     assert main(run(folder, finished, *LATEST)) == 0
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    said: list[str] = []
+    with claim(tmp_path, said.append):
+        pass
+    assert said == [f"the file system of {tmp_path} has no locks: take care that no other training uses this folder"]
 
 
 def test_workers_do_not_keep_the_lock_of_a_killed_training(tmp_path: Path) -> None:
