@@ -145,10 +145,8 @@ class JatConfig(PreTrainedConfig):
             kwargs.pop(name, None)
         if self.attention_types is None and isinstance(self.num_layers, int):
             self.attention_types = [[["global", "local"], self.num_layers // 2]]
-        labels = kwargs.get("num_labels")  # PreTrainedConfig makes a name for each
-        if labels is not None and (
-            isinstance(labels, bool) or not isinstance(labels, int) or not 0 <= labels <= _MAX_LABELS
-        ):
+        labels = kwargs.get("num_labels", 0)  # PreTrainedConfig makes a name for each
+        if isinstance(labels, bool) or not isinstance(labels, int) or not 0 <= labels <= _MAX_LABELS:
             raise ValueError(f"num_labels: expected an integer of at most {_MAX_LABELS}, got {labels!r:.40}")
         saved_layers = kwargs.pop("attention_layers", None)  # older files hold what follows from attention_types
         super().__post_init__(**kwargs)
