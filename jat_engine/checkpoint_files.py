@@ -37,6 +37,7 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "tokeniz
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _URL = re.compile(r"(?:https?://|hf://)?(?:(?:www\.)?(?:huggingface\.co|hf\.co)/)?([\w.-]+/[\w.-]+?)(?:\.git)?(?:/.*)?")
+_REPOSITORY_AND_MORE = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:/|[@:].*)")
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """Beginning of the placeholder that git leaves for a large file."""
@@ -65,8 +66,20 @@ def resolve(
     """
     if not isinstance(source, str | os.PathLike) or not isinstance(os.fspath(source), str) or not os.fspath(source):
         raise CheckpointError(f"checkpoint: expected a folder, a name on the hub or {JAT_MINI!r}, got {source!r:.80}")
+    if not isinstance(subfolder, str | os.PathLike | None):
+        raise CheckpointError(f"subfolder: expected the name of a folder, got {subfolder!r:.80}")
     name = os.fspath(source)
-    folder = Path(name).expanduser()
+    folder = local_path(name)
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # too long, a NUL character, a folder that may not be entered
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{name:.200}: expected a folder, a repository id (user/name) or {JAT_MINI}, got a path that cannot be "
+            f"read ({reason}); check the path"
+        ) from None
     if any(os.path.lexists(folder / (subfolder or "") / marker) for marker in markers):
         return folder
     if name != JAT_MINI:
@@ -74,6 +87,15 @@ def resolve(
     if not (JAT_MINI_FOLDER / "model.safetensors").exists():
         raise CheckpointError(f"{JAT_MINI}: its weights are not there; in a checkout `make train-mini` makes them")
     return JAT_MINI_FOLDER
+
+
+def local_path(source: str | os.PathLike[str]) -> Path:
+    """Return the path that `source` names, with the home folder for `~`; of an unknown user, `~` stays."""
+    path = Path(source)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -199,7 +221,7 @@ def _check_repository(source: str) -> None:
     Raises:
         CheckpointError: it is a file, a URL or a path; the message says what was probably meant.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{source}: expected a folder or a repository id, got a file; name the folder it is in")
 
@@ -215,7 +237,9 @@ def _check_repository(source: str) -> None:
     near = difflib.get_close_matches(path.name, [folder.name for folder in _subfolders(parent)], n=1)
     if near:
         hint = f"did you mean {parent / near[0]}?"
-    elif difflib.get_close_matches(source, [JAT_MINI]):
+    elif found := _REPOSITORY_AND_MORE.fullmatch(source):
+        hint = f"did you mean {found[1]}?"
+    elif difflib.get_close_matches(source.lower(), [JAT_MINI]):
         hint = f"did you mean {JAT_MINI}?"
     elif not parent.is_dir():
         hint = f"there is no folder {parent} either"
@@ -240,17 +264,26 @@ def describe_folder(folder: Path) -> str:
     """Return what a folder that lacks a checkpoint's file has instead, with the remedy, as the rest of a sentence."""
     if not folder.is_dir():
         return f"; there is no folder {folder}"
-    names = sorted(path.name for path in folder.iterdir())
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        return f"; the folder cannot be read ({error.strerror or error})"
     if "adapter_config.json" in names:
         return "; the folder holds an adapter: load it onto its model, merge it and save that (PEFT: merge_and_unload)"
-    if any(folder.rglob("*.incomplete")):
+    downloads = (folder, folder / "blobs", folder / ".cache" / "huggingface" / "download")
+    if any(path for place in downloads for path in place.glob("*.incomplete")):
         return "; a download was interrupted (*.incomplete): run it again"
     foreign = [name for name in names if name.endswith((".gguf", ".onnx", ".h5", ".msgpack", ".tflite"))]
     if foreign:
         return f"; {foreign[0]} is another format, which is not read; get the checkpoint that it was made from"
-    inner = [path.name for path in _subfolders(folder) if (path / "config.json").is_file()]
+    inner = [path for path in _subfolders(folder) if (path / "config.json").is_file()]
+    inner += [path for path in _subfolders(folder / "snapshots") if (path / "config.json").is_file()]  # the hub's cache
     if inner:
-        return f"; its subfolder {inner[-1]} has one: name {folder / inner[-1]}"
+        return f"; its subfolder {inner[-1].relative_to(folder)} has one: name {inner[-1]}"
+    if "evaluations.json" in names:
+        return "; the folder holds results of an evaluation" + (
+            f": for the checkpoint in this package pass {JAT_MINI}" if folder.name == JAT_MINI else ""
+        )
     return ""
 
 

@@ -30,6 +30,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 """Floating-point types of a `JatModel`."""
 
 _MAX_LAYERS = 10_000
+_MAX_LABELS = 100_000
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "max_position_embeddings": 512},
@@ -144,6 +145,9 @@ class JatConfig(PreTrainedConfig):
             kwargs.pop(name, None)
         if self.attention_types is None and isinstance(self.num_layers, int):
             self.attention_types = [[["global", "local"], self.num_layers // 2]]
+        labels = kwargs.get("num_labels", 0)  # PreTrainedConfig makes a name for each
+        if isinstance(labels, bool) or not isinstance(labels, int) or not 0 <= labels <= _MAX_LABELS:
+            raise ValueError(f"num_labels: expected an integer of at most {_MAX_LABELS}, got {labels!r:.40}")
         saved_layers = kwargs.pop("attention_layers", None)  # older files hold what follows from attention_types
         super().__post_init__(**kwargs)
         self.attention_layers = _expand_attention_types(self.attention_types)

@@ -21,7 +21,8 @@ def check_tokenizer_files(source: str | os.PathLike[str], hub: dict[str, Any]) -
         hub: options for finding files, out of `HUB_OPTIONS`.
 
     Raises:
-        CheckpointError: two files disagree, or name a part in another repository; the message names them.
+        CheckpointError: two files disagree, name a part in another repository, or have a field of a wrong type; the
+            message names them.
     """
     _refuse_audio(source, hub)
     tokenizer = find_file(source, "tokenizer.json", hub)
@@ -46,9 +47,15 @@ def check_tokenizer_files(source: str | os.PathLike[str], hub: dict[str, Any]) -
     pads = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = find_file(source, name, hub)
-        pad = read_json(path).get("pad_token") if path is not None else None
+        fields = read_json(path) if path is not None else {}
+        pad, limit = fields.get("pad_token"), fields.get("model_max_length")
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 1):
+            raise CheckpointError(f"{path}: model_max_length: expected a number of tokens or null, got {limit!r:.40}")
         if pad is not None:
-            pads[name] = str(pad.get("content") if isinstance(pad, dict) else pad)
+            content = pad.get("content") if isinstance(pad, dict) else pad
+            if not isinstance(content, str):
+                raise CheckpointError(f"{path}: pad_token: expected a token's text or null, got {pad!r:.40}")
+            pads[name] = content
     if len(set(pads.values())) > 1:
         raise _disagreement(source, *pads, "padding tokens")
 

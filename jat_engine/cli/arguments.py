@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers import HfArgumentParser
 
+from ..checkpoint_files import local_path
 from ..keywords import did_you_mean
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def parse(
 ) -> tuple[Any, ...]:
     """Parse a command line into one instance of each dataclass. Flags may be written with `_` or `-`.
 
+    A value that begins with `~/` is a path in the home folder; shells leave it as it is in `--flag=~/path` and quotes.
     A single argument that ends in `.json` names a file with the arguments, as in the published scripts.
 
     Args:
@@ -117,7 +119,7 @@ def parse(
             raise ValueError(f"{argv[0]}: expected a JSON object of arguments, got {error}") from None
 
     *parsed, unknown = parser.parse_args_into_dataclasses(
-        list(argv), return_remaining_strings=True, look_for_args_file=False
+        [_expand_home(text) for text in argv], return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
         flags = [f"--{item.name}" for cls in types for item in fields(cls)]
@@ -133,6 +135,12 @@ class _Parser(HfArgumentParser):
         """Print an error, and exit with code 2."""
         note(f"jat-engine: error: {message} (`{self.prog} --help` lists all flags)")
         sys.exit(2)
+
+
+def _expand_home(argument: str) -> str:
+    """Return an argument, `--flag=value` or a value alone, with the home folder for a `~/` at the value's beginning."""
+    flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{flag}{equals}{local_path(value)}" if value.startswith("~/") else argument
 
 
 def _flag(name: str, value: Any) -> list[str]:

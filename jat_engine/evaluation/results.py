@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic_io import hold, write_json
+from ..checkpoint_files import local_path
 from ..envs import TASKS, Task
 from ..installation import versions
 from .rollout import EpisodeResult
@@ -222,7 +223,7 @@ def default_folder(source: str) -> Path:
         >>> str(default_folder("jat-project/jat"))
         'results/jat-project--jat'
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir():
         path, here = path.resolve(), Path.cwd().resolve()
         path = path.relative_to(here) if path != here and path.is_relative_to(here) else Path(path.name)

@@ -28,6 +28,7 @@ from ..keywords import refuse_unknown
 from .generation import JatGenerationMixin
 from .losses import cross_entropy_loss, mse_loss
 from .modules import DiscreteEncoder, ImageDecoder, ImageEncoder, PatchEncoder, PerStep, cyclic_expand, discrete_decoder
+from .options import check_options, unknown_option
 from .output import JatOutput
 from .session import ModelEpisode, ModelSession
 from .transformer import JatTransformer, KeyValueStore
@@ -94,7 +95,7 @@ class JatModel(PreTrainedModel, JatGenerationMixin):
 
         Raises:
             CheckpointError: a file is missing or wrong; the message names the file and the parameter.
-            InputError: `dtype` is not a floating-point type.
+            InputError: `dtype` is not a floating-point type, or an option is unknown or not possible here.
 
         Example:
             >>> model = JatModel.from_pretrained("jat-mini", dtype=torch.float32)
@@ -120,9 +121,13 @@ class JatModel(PreTrainedModel, JatGenerationMixin):
             raise CheckpointError(f"config: expected a JatConfig or a path, got {type(config).__name__}")
         if not isinstance(config, JatConfig):
             config = read_config(source if config is None else config, hub, kwargs)
+        check_options(kwargs)
         weights = CheckpointWeights(find_weight_files(source, variant, hub), config).all_stored()
 
-        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
+        try:
+            loaded = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
+        except TypeError as error:
+            raise unknown_option(error, kwargs) or error from None
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.config.name_or_path = str(pretrained_model_name_or_path)
 

@@ -188,7 +188,7 @@ class JatProcessor(ProcessorMixin):
         folder = next(file for file in files if file is not None).parent
         try:
             processor = super().from_pretrained(folder, backend="pil", trust_remote_code=False, **kwargs)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except Exception as error:  # also of the tokenizers library, which raises no other class
             lines = str(error).splitlines() or [""]
             raise CheckpointError(f"{source}: expected a processor, got {type(error).__name__}: {lines[0]}") from error
         processor.tokenizer.name_or_path = str(pretrained_model_name_or_path)
@@ -387,7 +387,16 @@ class JatProcessor(ProcessorMixin):
         ]
 
     def encode_mission(self, text: str) -> list[int]:
-        """Return the 64 tokens of a mission, padded with the pad token. A longer mission is cut, with one warning."""
+        """Return the 64 tokens of a mission, padded with the pad token. A longer mission is cut, with one warning.
+
+        Raises:
+            InputError: the tokenizer has no pad token.
+        """
+        if self.tokenizer.pad_token_id is None:
+            raise InputError(
+                "text_observation: expected a tokenizer with a pad_token, got one without; set "
+                "processor.tokenizer.pad_token"
+            )
         tokens: list[int] = self.tokenizer(text)["input_ids"]
         if len(tokens) > MISSION_LENGTH:
             logger.warning_once(

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import JatConfig
-from ..errors import SessionError
+from ..errors import InputError, SessionError
 from ..observation import (
     ActionSpace,
     Limits,
@@ -204,8 +204,15 @@ class ModelSession:
             if observation.texts is not None:
                 fields["text_observations"] = [[o.texts[0] for o, _ in steps if o.texts is not None]]
         fields[f"{space.kind}_actions"] = [[action for _, action in steps]]
-        inputs: dict[str, Tensor] = processor(**fields, return_tensors="pt").to(self._model.device)
-        return inputs
+        inputs: dict[str, Tensor] = processor(**fields, return_tensors="pt")
+        if observation.texts is not None:
+            largest, vocab_size = int(inputs["discrete_observations"].max()), self._config.vocab_size
+            if largest >= vocab_size:
+                raise InputError(
+                    f"text_observation: expected tokens below vocab_size={vocab_size}, got {largest}; the tokenizer is "
+                    "not the model's"
+                )
+        return {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
 
     def _kept(self, cache: KeyValueCache, window: int | None) -> KeyValueCache:
         """Return the cache for the next step: without s_t and the placeholder, cut to the newest allowed tokens."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint_files import local_path
 from ..datasets.schema import check_belong
 from ..envs.tasks import TASKS
 from ..errors import DataError
@@ -73,7 +74,7 @@ def open_source(
     Raises:
         DataError: there is no such folder or dataset, or it does not have the task.
     """
-    folder = Path(dataset).expanduser()
+    folder = local_path(dataset)
     if not folder.is_dir():
         return _loaded(dataset, task, split, cache_dir, streaming)
     if any((folder / task).glob("*.parquet")):

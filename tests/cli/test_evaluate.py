@@ -80,6 +80,13 @@ def test_results_never_hide_the_checkpoint() -> None:
     assert _returns() == first
 
 
+@pytest.mark.parametrize("flags", [["--output_dir=~/out"], ["--output-dir", "~/out"]])
+def test_home_folder_in_a_flag(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main([*EVAL, "--tasks", "mujoco-reacher", *flags]) == 0
+    assert _returns(tmp_path / "home/out")
+
+
 def test_default_folders_are_no_checkpoint_and_differ(tmp_path: Path) -> None:
     for name in ("runs/a/checkpoint-5", "runs/b/checkpoint-5", "model", ".hidden"):
         Path(name).mkdir(parents=True)

@@ -368,3 +368,25 @@ def test_config() -> None:
         JatConfig.from_preset("tiny")
     with pytest.raises(ValueError, match="hidden_size: expected at least 50 and a multiple of num_heads=12, got 770"):
         JatConfig(hidden_size=770)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cpu"}, "^device: .* pass device_map"),
+        ({"device_map": "cuda:99"}, "^device_map: expected 'auto' or a device that torch has here"),
+        ({"device_map": {"": 99}}, "^device_map: expected 'auto' or a device that torch has here"),
+        ({"load_in_8bit": True}, '^load_in_8bit: .* pass dtype="int8" to JatEngine'),
+        ({"state_dict": {}}, "^state_dict: .* `load_state_dict`"),
+        ({"gguf_file": "jat.gguf"}, "^gguf_file: .* only safetensors"),
+        ({"atn_implementation": "sdpa"}, "^atn_implementation: expected an option of from_pretrained"),
+    ],
+)
+def test_options_that_a_model_does_not_have(options: dict[str, Any], message: str, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        JatModel.from_pretrained(tiny_folder, **options)
+
+
+def test_options_that_ask_for_nothing(tiny_folder: Path) -> None:
+    options = {"device": None, "load_in_8bit": False, "from_tf": False, "resume_download": True, "device_map": "cpu"}
+    assert JatModel.from_pretrained(tiny_folder, **options).device.type == "cpu"

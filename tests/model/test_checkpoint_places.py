@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium.spaces import Discrete
 from helpers.hub import COMMIT, serve_hub, silent_server
 
-from jat_engine import CheckpointError, JatConfig, JatEngine, JatModel, JatProcessor
+from jat_engine import CheckpointError, InputError, JatConfig, JatEngine, JatModel, JatProcessor
 from jat_engine.cli import main
 from jat_engine.testing import golden
 
@@ -212,6 +213,44 @@ def test_folders_that_are_not_whole(damage: Callable[[Path], None], message: str
             load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("a" * 5000, "got a path that cannot be read .File name too long"),
+        ("a\0b", "got a path that cannot be read .embedded null byte"),
+        ("~no-such-user/jat", "there is no folder ~no-such-user either"),
+        ("me/jat/", "did you mean me/jat\\?"),
+        ("me/jat@main", "did you mean me/jat\\?"),
+        ("JAT-MINI", "did you mean jat-mini\\?"),
+    ],
+    ids=["long", "null", "home", "slash", "revision", "case"],
+)
+def test_names_that_cannot_be_checkpoints(source: str, message: str) -> None:
+    for load in LOADERS:
+        with pytest.raises(CheckpointError, match=message) as error:
+            load(source)
+        assert len(str(error.value)) < 500
+
+
+def test_folders_without_a_checkpoint_say_what_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jat-mini").mkdir()
+    (tmp_path / "jat-mini/evaluations.json").write_text("{}")
+    (tmp_path / "far/below").mkdir(parents=True)
+    (tmp_path / "far/below/x.incomplete").touch()
+    golden.write_checkpoint(tmp_path / "models--me--jat/snapshots/0123")
+    (tmp_path / "download/.cache/huggingface/download").mkdir(parents=True)
+    (tmp_path / "download/.cache/huggingface/download/x.incomplete").touch()
+    for source, message in (
+        ("jat-mini/", "results of an evaluation: for the checkpoint in this package pass jat-mini$"),
+        ("far", "got no such file$"),
+        ("models--me--jat", "its subfolder snapshots/0123 has one: name models--me--jat/snapshots/0123$"),
+        ("download", "a download was interrupted"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            JatEngine.from_pretrained(source)
+
+
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("damage", [point, link])
 def test_damaged_tokenizers_are_found_when_an_engine_is_loaded(
@@ -221,6 +260,37 @@ def test_damaged_tokenizers_are_found_when_an_engine_is_loaded(
     for load in (JatEngine.from_pretrained, JatProcessor.from_pretrained):
         with pytest.raises(CheckpointError, match=f"{file}: expected "):
             load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Another"}}, "data did not match"),
+        ("tokenizer_config.json", {"pad_token": 5}, "pad_token: expected a token's text or null, got 5"),
+        ("tokenizer_config.json", {"pad_token": {"text": "x"}}, "pad_token: expected a token's text or null, got {"),
+        ("tokenizer_config.json", {"model_max_length": "long"}, "model_max_length: expected a number of tokens"),
+    ],
+)
+def test_tokenizers_that_cannot_be_used(file: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = golden.write_checkpoint(tmp_path) / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    for load in (JatEngine.from_pretrained, JatProcessor.from_pretrained):
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path)
+
+
+def test_models_refuse_missions_that_they_cannot_read(tmp_path: Path) -> None:
+    """The same errors as of an engine, instead of an IndexError of torch."""
+    model = JatModel.from_pretrained(golden.write_checkpoint(tmp_path))
+    processor = JatProcessor.from_pretrained(tmp_path)
+    model.resize_token_embeddings(8)
+    mission = {"discrete_observation": [0] * 148, "text_observation": "go", "action_space": Discrete(3)}
+    for agent, first in ((model, (processor,)), (JatEngine.from_model(model, processor), ())):
+        with pytest.raises(InputError, match="text_observation: expected tokens below vocab_size=8, got"):
+            agent.get_next_action(*first, **mission)
+    processor.tokenizer.pad_token = None
+    with pytest.raises(InputError, match="text_observation: expected a tokenizer with a pad_token"):
+        model.get_next_action(processor, **mission)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -246,6 +316,14 @@ def test_the_command_that_converts_pickled_weights_works(count: int, tmp_path: P
 
 
 # ---- fields of config.json -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [2**70, None])
+def test_numbers_of_labels_are_checked_at_once(value: Any, tmp_path: Path) -> None:
+    path = golden.write_checkpoint(tmp_path) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_labels": value}))
+    with pytest.raises(CheckpointError, match=r"num_labels: expected an integer of at most 100000, got (1180|None)"):
+        JatConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
