@@ -128,7 +128,11 @@ def test_a_time_limit_ends_an_atari_episode() -> None:
     assert any(info["life_lost"] for info in env.infos)
 
 
-@pytest.mark.parametrize("convert", [int, np.int64, np.array, lambda a: np.array([a]), torch.tensor], ids=str)
+@pytest.mark.parametrize(
+    "convert",
+    [int, np.int64, np.array, lambda a: np.array([a]), torch.tensor],
+    ids=["int", "int64", "scalar", "array", "tensor"],
+)
 def test_discrete_actions_of_any_agent(convert: Any) -> None:
     task = TASKS["babyai-go-to-local"]
     env = Recorder(make(task.name))
