@@ -48,7 +48,7 @@ class JatEngine:
 
     def __init__(self, config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, missions: Missions):
         self.config = config
-        with make_lock():
+        with make_lock():  # a fork and the exit wait for native code and torch
             self.choice, backend, num_pages = set_up(config, weights, choice, options, config.max_context_tokens)
         self._runner = StepRunner(config, backend, num_pages, missions)
         self._drop_in: AgentSession | None = None
@@ -99,7 +99,7 @@ class JatEngine:
         config = read_config(source, hub, {})
         choice = choose_backend(device, dtype, backend, config.hidden_size // config.num_heads)
         check_config(config)
-        with make_lock():
+        with make_lock():  # see __init__
             weights = CheckpointWeights(find_weight_files(source, variant, hub), config)
             weights.check_unread()
             missions = Missions.of_checkpoint(source, hub, config.vocab_size)
