@@ -31,7 +31,6 @@ JAT_MINI_FOLDER = Path(__file__).parent / "checkpoints" / JAT_MINI
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 """Options of `from_pretrained` for finding files."""
 
-
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
 """Files that a folder with a processor alone has."""
 
@@ -46,7 +45,7 @@ _UNREACHABLE = "unreachable"
 """Key of the options for finding files with the reason why the hub does not answer; "" if it does."""
 
 _CONNECTION_SECONDS = 5
-"""How long an answer of the hub is waited for, unless HF_HUB_ETAG_TIMEOUT says another time."""
+"""Seconds to wait for an answer of the hub, unless HF_HUB_ETAG_TIMEOUT gives others."""
 
 
 def resolve(

@@ -130,7 +130,7 @@ def parse_observations(
     elif modality == "image":
         shape = (num_agents, *FRAME_SHAPE)
         expected = f"uint8 of shape {shape}, channel last"
-        values = _array("image_observations", image, expected)
+        values = to_array("image_observations", image, expected)
         if values.dtype != np.uint8 or values.shape != shape:
             raise InputError(f"image_observations: expected {expected}, got {_describe(values)}")
         values = np.ascontiguousarray(values)
@@ -162,7 +162,7 @@ def _modality(continuous: Any, discrete: Any, text: Any, image: Any, plural: str
 def _continuous_rows(limits: Limits, num_agents: int, value: Any) -> np.ndarray:
     largest = limits.max_continuous_size - 1  # the reward takes one place
     expected = f"[{num_agents}, 1 to {largest}] finite numbers"
-    array = _array("continuous_observations", value, expected)
+    array = to_array("continuous_observations", value, expected)
     if array.ndim != 2 or len(array) != num_agents or not 1 <= array.shape[1] <= largest:
         raise InputError(f"continuous_observations: expected {expected}, got shape {array.shape}")
     array = _float32(array)
@@ -178,7 +178,7 @@ def _continuous_rows(limits: Limits, num_agents: int, value: Any) -> np.ndarray:
 def _discrete_rows(limits: Limits, num_agents: int, value: Any, with_text: bool) -> np.ndarray:
     shape = num_agents, limits.max_discrete_value - (MISSION_LENGTH if with_text else 0)
     expected = f"integers of shape {shape}" + (" next to text_observations" if with_text else "")
-    array = _array("discrete_observations", value, expected)
+    array = to_array("discrete_observations", value, expected)
     if array.shape != shape or array.dtype.kind == "f":
         raise InputError(f"discrete_observations: expected {expected}, got {_describe(array)}")
     low, high = int(array.min()), int(array.max())
@@ -191,7 +191,7 @@ def _rewards(num_agents: int, value: Any) -> np.ndarray:
     if value is None:
         return np.zeros(num_agents, np.float32)
     expected = f"{num_agents} finite numbers or None"
-    array = _array("rewards", value, expected)
+    array = to_array("rewards", value, expected)
     array = _float32(array)
     if array.shape != (num_agents,) or not np.isfinite(array).all():
         raise InputError(f"rewards: expected {expected}, got {_describe(value)}")
@@ -238,7 +238,7 @@ def parse_action(space: ActionSpace, action: Any) -> Any:
         if isinstance(action, bool) or not 0 <= choice < space.size:
             raise InputError(f"action: expected an integer in [0, {space.size}), got {action!r}")
         return choice
-    values = _float32(_array("action", action, f"{space.size} finite numbers"))
+    values = _float32(to_array("action", action, f"{space.size} finite numbers"))
     if values.shape != (space.size,) or not np.isfinite(values).all():
         raise InputError(f"action: expected {space.size} finite numbers, got {action!r:.80}")
     return values
@@ -275,7 +275,7 @@ def _meant(value: Any) -> str:
     if isinstance(value, str):
         return "text_observation=... next to discrete_observation=..."
     try:
-        array = _array("observation", value, "numbers")
+        array = to_array("observation", value, "numbers")
     except InputError:
         return _ALL_KEYS
     if array.ndim >= 2:
@@ -340,7 +340,17 @@ def _describe(value: Any) -> str:
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def _array(field: str, value: Any, expected: str) -> np.ndarray:
+def to_array(field: str, value: Any, expected: str) -> np.ndarray:
+    """Return numbers of any kind as an array: lists, arrays, and tensors on any device and of any dtype.
+
+    Args:
+        field: name of the argument, for the error.
+        value: the numbers.
+        expected: what the argument should be, for the error.
+
+    Raises:
+        InputError: `value` is not made of bools, integers or floats.
+    """
     try:
         if hasattr(value, "detach"):  # a torch tensor, on any device
             value = value.detach().cpu()
@@ -366,9 +376,9 @@ def _float32(array: np.ndarray) -> np.ndarray:
 def _continuous(limits: Limits, value: Any) -> np.ndarray:
     largest = limits.max_continuous_size - 1  # the reward takes one place
     expected = f"1 to {largest} finite numbers"
-    array = value if type(value) is np.ndarray else _array("continuous_observation", value, expected)
+    array = value if type(value) is np.ndarray else to_array("continuous_observation", value, expected)
     if array.dtype.kind not in "biuf":
-        array = _array("continuous_observation", value, expected)
+        array = to_array("continuous_observation", value, expected)
     if array.ndim != 1 or not 1 <= array.size <= largest:
         raise InputError(f"continuous_observation: expected {expected}, got shape {array.shape}")
     with np.errstate(all="ignore"):  # see `_float32`
@@ -383,10 +393,10 @@ def _continuous(limits: Limits, value: Any) -> np.ndarray:
 def _discrete(limits: Limits, value: Any, with_text: bool) -> np.ndarray:
     size = limits.max_discrete_value - (MISSION_LENGTH if with_text else 0)
     expected = f"{size} integers" + (" next to a text_observation" if with_text else "")
-    array = value if type(value) is np.ndarray else _array("discrete_observation", value, expected)
+    array = value if type(value) is np.ndarray else to_array("discrete_observation", value, expected)
     if array.dtype == np.int64 and array.shape == (size,) and array.view(np.uint64).max() < limits.vocab_size:
         return np.ascontiguousarray(array)  # the usual case; negative numbers are the largest unsigned ones
-    array = _array("discrete_observation", value, expected)
+    array = to_array("discrete_observation", value, expected)
     if array.dtype.kind == "f":
         raise InputError(f"discrete_observation: expected {expected}, got dtype {array.dtype}")
     if array.shape != (size,):
@@ -399,7 +409,7 @@ def _discrete(limits: Limits, value: Any, with_text: bool) -> np.ndarray:
 
 def _image(value: Any) -> np.ndarray:
     expected = f"uint8 of shape {FRAME_SHAPE}, channel last"
-    array = value if type(value) is np.ndarray else _array("image_observation", value, expected)
+    array = value if type(value) is np.ndarray else to_array("image_observation", value, expected)
     if array.dtype != np.uint8 or array.shape != FRAME_SHAPE:
         raise InputError(f"image_observation: expected {expected}, got shape {array.shape} and dtype {array.dtype}")
     return np.ascontiguousarray(array)
@@ -423,7 +433,7 @@ def _reward(value: Any) -> float:
         return 0.0
     if isinstance(value, float) and -_LARGEST <= value <= _LARGEST:  # the usual case, numpy's float64 too
         return float(value)
-    array = _array("reward", value, "a finite number or None")
+    array = to_array("reward", value, "a finite number or None")
     if array.size != 1 or not -_LARGEST <= array.item() <= _LARGEST:
         raise InputError(f"reward: expected a finite number or None, got {_describe(value)}")
     return float(array.item())

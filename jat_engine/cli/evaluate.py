@@ -86,7 +86,7 @@ class EvalArguments(EpisodeArguments):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What all results of a folder have in common, apart from the checkpoint."""
+        """Settings that all results of a folder have in common, apart from the checkpoint."""
         return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps}
 
 

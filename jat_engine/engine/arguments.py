@@ -10,7 +10,7 @@ import torch
 
 from ..config import JatConfig
 from ..errors import InputError
-from ..observation import OBSERVATION_KEYS
+from ..observation import OBSERVATION_KEYS, to_array
 
 _KEYS = frozenset(OBSERVATION_KEYS)
 
@@ -49,16 +49,9 @@ def find_mask(which: Any, num_agents: int) -> np.ndarray:
     Raises:
         InputError: `which` is neither, or integers that could be both.
     """
-    try:
-        if hasattr(which, "detach"):  # a torch tensor, on any device
-            which = which.detach().cpu()
-            if which.is_floating_point():
-                which = which.float()  # numpy has no bfloat16
-        values = np.asarray(which)
-    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors without data
-        values = np.empty((), object)
     expected = f"a bool mask of {num_agents} agents, or distinct indices below that"
-    if values.ndim != 1 or values.dtype.kind not in "biuf":
+    values = to_array("which", which, expected)
+    if values.ndim != 1:
         raise InputError(f"which: expected {expected}, got {which!r:.80}")
 
     is_mask = len(values) == num_agents and bool(((values == 0) | (values == 1)).all())

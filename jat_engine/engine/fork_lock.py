@@ -20,7 +20,7 @@ _making = threading.RLock()
 _taken = threading.local()
 
 _EXIT_SECONDS = 5.0
-"""How long the exit waits for a lock."""
+"""Longest wait of the exit for a lock."""
 
 
 def make_lock() -> threading.RLock:

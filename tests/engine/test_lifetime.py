@@ -1,4 +1,4 @@
-"""How long engines and sessions live: freed when dropped, closed, pickled, copied, and at the interpreter's exit."""
+"""Lifetime of engines and sessions: freed when dropped, closed, pickled, copied, and at the interpreter's exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Gymnasium's users expect of environments: ids, the checker, pickling, copies, seeds, actions and options."""
+"""Habits of Gymnasium's users: ids, the checker, pickling, copies, seeds, actions and options."""
 
 from __future__ import annotations
 
