@@ -83,7 +83,7 @@ class CMakeBuild(build_ext):
             return
         build = Path(self.build_temp).resolve()
         if not self.configured(target):
-            self.announce("No CUDA compiler: jat_engine is installed without its one-launch step", level=2)
+            self.announce("No CUDA compiler: jat_engine is installed without its persistent kernel", level=2)
             return
         try:
             subprocess.run(["cmake", "--build", str(build), "--parallel", "--target", target], check=True)

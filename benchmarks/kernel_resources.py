@@ -3,7 +3,7 @@
     python -m benchmarks.kernel_resources [--architectures 80 90 100 120] [--weights ...] [--for "one agent"] [--write]
 
 Triton kernels are compiled in the variants the engine launches at the published size (kernel_variants.py), the
-one-launch kernel of csrc/cuda by nvcc (cuda_resources.py). --write keeps the table in
+persistent kernel of csrc/cuda by nvcc (cuda_resources.py). --write keeps the table in
 benchmarks/results/kernel_resources.{json,md}, with what each kernel may use at most (`violations`), which tests hold a
 fresh compile to.
 """
@@ -78,7 +78,7 @@ def cubin_resources(cubin: bytes) -> Row:
 
 
 def cuda_rows(arch: int) -> list[Row]:
-    """Return the one-launch kernel's rows. sm_80 has none: there its body is empty."""
+    """Return the persistent kernel's rows. sm_80 has none: there its body is empty."""
     if arch < 90:
         return []
     return [{"language": "cuda", "arch": arch, **row} for row in cuda_resources(f"sm_{arch}a")]
@@ -94,7 +94,7 @@ def as_markdown(table: list[Row]) -> str:
         f"{triton.__version__}; nothing here was timed. Hidden 768, 12 heads of 64, MLP 3072; registers and "
         f"spill_bytes are a thread's. Limits: {REGISTER_LIMIT} registers, no spills (float32: 128 bytes; step on "
         f"sm_100 and sm_120: 80 bytes), shared memory {limits}. Variants that compile to the same code are listed "
-        "once. `step` is the one-launch kernel of csrc/cuda, whose shared memory is chosen at launch: what a block "
+        "once. `step` is the persistent kernel of csrc/cuda, whose shared memory is chosen at launch: what a block "
         "may have.\n\n" + markdown({name: [str(row.get(name, "")) for row in table] for name in names}) + "\n"
     )
 

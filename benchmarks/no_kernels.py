@@ -72,6 +72,6 @@ def without_kernels(num_multiprocessors: int | None = None) -> Iterator[list[Lau
 def make_engine(config: JatConfig, max_cached_tokens: int) -> JatEngine:
     """Return an engine of the CUDA backend in bfloat16, with weights of zeros; to be called in `without_kernels`."""
     choice = Choice(torch.device("cpu"), "cuda", "bfloat16", "", is_asked=True)
-    options = EngineOptions(one_launch=False, max_cached_tokens=max_cached_tokens)
+    options = EngineOptions(persistent=False, max_cached_tokens=max_cached_tokens)
     missions: Any = None  # no observation has one
     return JatEngine(config, Zeros(config), choice, options, missions)

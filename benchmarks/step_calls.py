@@ -38,7 +38,7 @@ def trace(root: Path, backend: str) -> list[Calls]:
             config = jat_engine.JatConfig(hidden_size=64, num_layers=2, num_heads=2)
             jat_engine.JatModel(config).save_pretrained(folder)
             jat_engine.JatProcessor.byte_level(config).save_pretrained(folder)
-            options = {"one_launch": False, "max_cached_tokens": 1024, "dtype": "float32"}
+            options = {"persistent": False, "max_cached_tokens": 1024, "dtype": "float32"}
             engine = jat_engine.JatEngine.from_pretrained(folder, device="cpu", backend="cuda", **options)
             fill, steps = 6, 3
 

@@ -11,7 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
-from helpers import cuda_host
+from helpers import cuda_emulator
 
 from jat_engine.testing import golden
 
@@ -52,14 +52,14 @@ def load(tiny_folder: Path) -> Callable[..., jat_engine.JatEngine]:
 
 
 @pytest.fixture(scope="session")
-def cuda_host_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cuda_emulator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder where the persistent kernel is built for the CPU."""
-    if cuda_host.missing_tools():
-        pytest.skip(cuda_host.missing_tools())
-    return tmp_path_factory.mktemp("cuda_host")
+    if cuda_emulator.missing_tools():
+        pytest.skip(cuda_emulator.missing_tools())
+    return tmp_path_factory.mktemp("cuda_emulator")
 
 
 @pytest.fixture(scope="session")
-def cuda_host_module(cuda_host_folder: Path) -> ModuleType:
+def cuda_emulator_module(cuda_emulator_folder: Path) -> ModuleType:
     """`jat_engine._cuda` with its kernel executed on the CPU."""
-    return cuda_host.load(cuda_host.build(cuda_host_folder, "cuda_host")[0])
+    return cuda_emulator.load(cuda_emulator.build(cuda_emulator_folder, "cuda_emulator")[0])

@@ -19,7 +19,7 @@ METRICS = {
     "lts__t_sector_hit_rate.pct": "L2 hit %",
     "sm__warps_active.avg.pct_of_peak_sustained_active": "warps active %",
 }
-PATHS = {"one launch bfloat16": 4, "graphs bfloat16": 40}
+PATHS = {"persistent bfloat16": 4, "graphs bfloat16": 40}
 """Path -> how many launches are profiled."""
 
 

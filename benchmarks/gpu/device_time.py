@@ -91,13 +91,13 @@ def of_step(step: Callable[[], Any], repeats: int = 200) -> dict[str, Any]:
     if spy.count >= steps:
         replay = spy.last(spy.count // steps)
         found["graphs"] = isolated(replay, repeats)
-    alone = [row for row in profile(step) if row["kernel"].startswith(ONE_LAUNCH_KERNELS)]
+    alone = [row for row in profile(step) if row["kernel"].startswith(PERSISTENT_KERNELS)]
     if alone:
         found["launch"] = {"alone p50 us": sum(float(row["us a step"]) for row in alone)}
     return found
 
 
-ONE_LAUNCH_KERNELS = ("jat::", "void jat::", "_ZN3jat")
+PERSISTENT_KERNELS = ("jat::", "void jat::", "_ZN3jat")
 """Beginnings of the names of csrc/cuda's kernels, as the profiler writes them."""
 
 

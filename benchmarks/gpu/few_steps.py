@@ -44,7 +44,7 @@ def main() -> None:
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()
     reason = fallen_back(name, peer)
-    assert not reason, f"the one-launch step was given up: {reason}"
+    assert not reason, f"the persistent kernel was given up: {reason}"
     print(f"{name}: {len(kinds)} x {warm + steps} steps")
 
 

@@ -36,7 +36,7 @@ PEERS = (
     "graphs bfloat16",
     "graphs float16",
     "graphs int8",
-    "one launch bfloat16",
+    "persistent bfloat16",
 )
 REDUCED_PEERS = ("JatModel bfloat16", "torch float32")
 REFERENCE = "JatModel bfloat16"
@@ -225,7 +225,7 @@ def measure_device(section: SectionRun, peers: dict[str, Any], agents: dict[Key,
             row["floor / device time"] = row["floor us"] / row["device us"]
     section.record("steps", shown)
 
-    for name in ("graphs bfloat16", "one launch bfloat16"):
+    for name in ("graphs bfloat16", "persistent bfloat16"):
         if ("continuous", name) in agents and section.time_left() > 6:
             section.guard(
                 f"kernels of a step, {name}, continuous", lambda name=name: profile(again("continuous", name))

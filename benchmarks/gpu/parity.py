@@ -21,7 +21,7 @@ from jat_engine.bench.workload import SPACES, step_arguments
 from jat_engine.testing import golden
 
 from .checkpoints import small_checkpoint, tiny_checkpoint
-from .paths import PATHS, engine_of, facts, fallen_back, file_name, is_one_launch, open_path
+from .paths import PATHS, engine_of, facts, fallen_back, file_name, is_persistent, open_path
 from .process import Process, python_module
 from .section import SectionRun, describe
 
@@ -68,12 +68,12 @@ def run(section: SectionRun) -> None:
         failed = {name: row["error"] for name, row in so_far.items() if "error" in row}
         section.record("failed", {name: error for name, error in failed.items() if not name.startswith("compiled")})
 
-    # One-launch steps wait for all of their blocks: they share the GPU with no other process.
-    together = [name for name in names if not is_one_launch(name)]
+    # Persistent steps wait for all of their blocks: they share the GPU with no other process.
+    together = [name for name in names if not is_persistent(name)]
     with ThreadPoolExecutor(5 if section.has_gpu else 2) as pool:
         list(pool.map(play, together))
     for name in names:
-        if is_one_launch(name):
+        if is_persistent(name):
             play(name)
 
 
@@ -127,7 +127,7 @@ def _tiny(section: SectionRun, name: str) -> dict[str, Any]:
 
 def _check_path(name: str, peer: Any) -> None:
     if reason := fallen_back(name, peer):
-        raise RuntimeError(f"the one-launch step was given up: {reason}")
+        raise RuntimeError(f"the persistent kernel was given up: {reason}")
 
 
 def _small(section: SectionRun, name: str, folder: Path) -> dict[str, Any]:

@@ -29,8 +29,8 @@ class Variant:
     needs_gpu: bool = True
 
 
-_GRAPHS = {"backend": "cuda", "one_launch": False}
-_ONE_LAUNCH = {"backend": "cuda", "one_launch": True}
+_GRAPHS = {"backend": "cuda", "persistent": False}
+_PERSISTENT = {"backend": "cuda", "persistent": True}
 
 PATHS: dict[str, Variant] = {
     "JatModel bfloat16": Variant("bfloat16", None, EAGER_LIMIT, needs_gpu=False),
@@ -41,15 +41,15 @@ PATHS: dict[str, Variant] = {
     "graphs bfloat16": Variant("bfloat16", _GRAPHS, LIMITS["bfloat16"]),
     "graphs float16": Variant("float16", _GRAPHS, LIMITS["float16"]),
     "graphs int8": Variant("int8", _GRAPHS, LIMITS["int8"]),
-    "one launch bfloat16": Variant("bfloat16", _ONE_LAUNCH, LIMITS["bfloat16"]),
-    "one launch bfloat16, fixed order": Variant("bfloat16", {**_ONE_LAUNCH, "fixed_order": True}, LIMITS["bfloat16"]),
+    "persistent bfloat16": Variant("bfloat16", _PERSISTENT, LIMITS["bfloat16"]),
+    "persistent bfloat16, fixed order": Variant("bfloat16", {**_PERSISTENT, "fixed_order": True}, LIMITS["bfloat16"]),
 }
 """Without a GPU "graphs float32" means the Triton kernels in the interpreter (TRITON_INTERPRET=1)."""
 
 
-def is_one_launch(name: str) -> bool:
+def is_persistent(name: str) -> bool:
     """Tell if a path is the persistent kernel."""
-    return name.startswith("one launch")
+    return name.startswith("persistent")
 
 
 def file_name(name: str) -> str:
@@ -76,7 +76,7 @@ def open_path(name: str, folder: Path, device: str, **options: Any) -> Any:
     if path.options is not None:
         peer = EnginePeer.load(folder, path.dtype, device, **path.options, **options)
         if reason := fallen_back(name, peer):
-            raise RuntimeError(f"the one-launch step is not in use: {reason}")
+            raise RuntimeError(f"the persistent kernel is not in use: {reason}")
         return peer
     if name.startswith("compiled"):
         from .compiled_peer import CompiledPeer
@@ -91,9 +91,9 @@ def engine_of(peer: Any) -> JatEngine | None:
 
 
 def fallen_back(name: str, peer: Any) -> str:
-    """Return why a one-launch path takes the graphs instead; "" if it does not."""
+    """Return why a persistent path takes the graphs instead; "" if it does not."""
     engine = engine_of(peer)
-    return engine.one_launch_reason if engine is not None and is_one_launch(name) else ""
+    return engine.persistent_reason if engine is not None and is_persistent(name) else ""
 
 
 def facts(engine: JatEngine) -> dict[str, Any]:
@@ -105,6 +105,6 @@ def facts(engine: JatEngine) -> dict[str, Any]:
         "reason": choice.reason,
         "weight_bytes": engine.weight_bytes,
         "memory": engine.memory,
-        "one_launch_reason": engine.one_launch_reason,
-        "one_launch": engine.one_launch_geometry or None,
+        "persistent_reason": engine.persistent_reason,
+        "persistent": engine.persistent_geometry or None,
     }

@@ -1,4 +1,4 @@
-"""Run compute-sanitizer over a few steps of the tiny model, through graphs and through one launch."""
+"""Run compute-sanitizer over a few steps of the tiny model, through graphs and through the persistent kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .process import run as run_process
 from .section import SectionRun
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
-PATHS = ("graphs bfloat16", "one launch bfloat16")
+PATHS = ("graphs bfloat16", "persistent bfloat16")
 
 
 def run(section: SectionRun) -> None:

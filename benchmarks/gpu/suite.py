@@ -32,8 +32,8 @@ def run(section: SectionRun) -> None:
         section.record("collected", {"gpu tests": len(found), "exit": done.code, "output": done.tail[-600:]})
         section.record("not run", "tests marked gpu need a GPU")
         return
-    # A process a file, side by side: most of the time goes into compiling kernels. The one launch wants the GPU alone.
-    alone = [path for path in chosen if "one_launch" in path.name]
+    # A process a file, side by side: compiling kernels takes most of the time. Persistent kernels want the GPU alone.
+    alone = [path for path in chosen if "persistent" in path.name]
     together = [path for path in chosen if path not in alone]
     with ThreadPoolExecutor(max(1, len(together))) as pool:
         results = list(pool.map(lambda path: _run_file(section, command, path), together))

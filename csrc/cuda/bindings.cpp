@@ -1,4 +1,4 @@
-// The Python modules jat_engine._cuda and, built for the CPU, _cuda_host. Free of torch headers.
+// The Python modules jat_engine._cuda and, built for the CPU, _cuda_emulator. Free of torch headers.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,11 +11,11 @@
 #include <thread>
 
 #include "device.h"
-#include "plan.h"
+#include "layout.h"
 #include "step.h"
 
-#ifdef JAT_HOST
-#define JAT_MODULE _cuda_host
+#ifdef JAT_EMULATOR
+#define JAT_MODULE _cuda_emulator
 #else
 #define JAT_MODULE _cuda
 #endif
@@ -220,14 +220,14 @@ class Step {
     if (best_blocks == 0) throw std::runtime_error("max_active_clusters: " + reason);
     model_.cluster_size = best_size;
     max_clusters_ = best_blocks / best_size;
-#ifndef JAT_HOST
+#ifndef JAT_EMULATOR
     expect(num_blocks <= best_blocks, "num_blocks: " + std::to_string(num_blocks) +
                                           " blocks are not resident " + "together; at most " +
                                           std::to_string(best_blocks) + " are");
 #endif
     model_.num_blocks = num_blocks > 0 ? num_blocks : best_blocks;
     lay_out(model_, max_positions_, facts.shared_bytes_per_block, max_slots);
-#ifndef JAT_HOST
+#ifndef JAT_EMULATOR
     // Another number of blocks has another layout, so the occupancy that was asked for above is not its own.
     max_clusters_ = jat::max_active_clusters(model_, reason);
     if (max_clusters_ * best_size < model_.num_blocks)
@@ -362,7 +362,7 @@ py::dict facts(int ordinal) {
 PYBIND11_MODULE(JAT_MODULE, module) {
   using jat::Step;
   using namespace pybind11::literals;
-#ifdef JAT_HOST
+#ifdef JAT_EMULATOR
   module.attr("DEVICE") = "cpu";
 #else
   module.attr("DEVICE") = "cuda";
@@ -394,7 +394,7 @@ PYBIND11_MODULE(JAT_MODULE, module) {
       .def_property_readonly("num_slots", [](const Step& s) { return s.model().num_slots; })
       .def_property_readonly("slot_bytes", [](const Step& s) { return s.model().slot_bytes; })
       .def_property_readonly("num_exchanges", [](const Step& s) { return jat::num_exchanges(s.model()); });
-#ifdef JAT_HOST
+#ifdef JAT_EMULATOR
   step.def_property("missing_cluster", nullptr, &Step::set_missing_cluster)
       .def_property("seed", nullptr, &Step::set_seed);
 #endif

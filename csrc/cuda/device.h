@@ -1,4 +1,4 @@
-// The device that runs a step: a GPU (step.cu), or the CPU in its place (host/step_host.cpp).
+// The device that runs a step: a GPU (step.cu), or the CPU in its place (emulator/step.cpp).
 #pragma once
 
 #include <cstddef>

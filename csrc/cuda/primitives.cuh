@@ -1,9 +1,9 @@
 // The hardware below the step's kernel: threads, barriers, clusters, bulk copies, memory order.
-// host/primitives.h has the same names for the CPU.
+// emulator/primitives.h has the same names for the CPU.
 #pragma once
 
 #ifndef __CUDACC__
-#include "host/primitives.h"
+#include "emulator/primitives.h"
 #else
 
 #include <cuda_bf16.h>

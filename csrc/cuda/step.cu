@@ -84,7 +84,7 @@ DeviceFacts device_facts(int ordinal) {
   facts.cooperative_launch = properties.cooperativeLaunch != 0;
   if (properties.major < 9)
     facts.reason = facts.name + " has compute capability " + std::to_string(properties.major) + "." +
-                   std::to_string(properties.minor) + "; the one-launch step needs 9.0 (sm_90) or newer";
+                   std::to_string(properties.minor) + "; the persistent kernel needs 9.0 (sm_90) or newer";
   return facts;
 }
 

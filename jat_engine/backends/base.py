@@ -96,13 +96,13 @@ class Backend(Protocol):
         name: as `backend=` takes it.
         page_size: tokens per page of the KV cache.
         num_threads: threads that compute a step on a CPU.
-        one_launch_reason: reason why a single agent's step does not run in the persistent kernel; "" if it does.
+        persistent_reason: reason why a single agent's step does not run in the persistent kernel; "" if it does.
     """
 
     name: str
     page_size: int
     num_threads: int
-    one_launch_reason: str
+    persistent_reason: str
 
     @property
     def page_bytes(self) -> int:

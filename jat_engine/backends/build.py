@@ -59,9 +59,9 @@ def set_up(
 
 
 def _make_backend(config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions) -> Backend:
-    if options.one_launch and choice.backend != "cuda":
+    if options.persistent and choice.backend != "cuda":
         raise InputError(
-            f"one_launch: expected None or False on the {choice.backend} backend, got True; {choice.reason}"
+            f"persistent: expected None or False on the {choice.backend} backend, got True; {choice.reason}"
         )
     if choice.backend == "cpu":
         from .cpu import CpuBackend
@@ -70,7 +70,7 @@ def _make_backend(config: JatConfig, weights: Weights, choice: Choice, options: 
     if choice.backend == "cuda":
         from .cuda.backend import CudaBackend
 
-        return CudaBackend(config, weights, choice.dtype, choice.device, options.one_launch, options.fixed_order)
+        return CudaBackend(config, weights, choice.dtype, choice.device, options.persistent, options.fixed_order)
     from .torch import TorchBackend
 
     return TorchBackend(config, weights, choice.dtype, choice.device)

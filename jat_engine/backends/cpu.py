@@ -40,7 +40,7 @@ class CpuBackend:
 
     name = "cpu"
     page_size: int = _cpu.PAGE_SIZE
-    one_launch_reason = "the backend is cpu"
+    persistent_reason = "the backend is cpu"
 
     def __init__(
         self,

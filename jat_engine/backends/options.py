@@ -92,7 +92,7 @@ class EngineOptions:
         spin_us: microseconds that idle threads of the native CPU backend spin for the next call before they sleep;
             values below 50 count as 50, since such pauses occur within a step.
         instruction_set: for the native CPU backend: "avx512", "avx2", "generic", or "auto" for the best available.
-        one_launch: on a GPU, run a single agent's step as one launch of a persistent kernel: True, False for CUDA
+        persistent: on a GPU, run a single agent's step as one launch of a persistent kernel: True, False for CUDA
             graphs, or None for the persistent kernel where the GPU supports it.
         fixed_order: on a GPU, sum in a fixed order in the persistent kernel, so that a step is bitwise repeatable;
             slower. CUDA graphs and the native CPU backend always do.
@@ -106,7 +106,7 @@ class EngineOptions:
     max_cache_bytes: int | None = None
     spin_us: int = 200
     instruction_set: str = "auto"
-    one_launch: bool | None = None
+    persistent: bool | None = None
     fixed_order: bool = False
 
     def __post_init__(self) -> None:
@@ -120,8 +120,8 @@ class EngineOptions:
             value = getattr(self, name)
             if value is not None and value > most:
                 raise InputError(f"{name}: expected at most {most}, got {value}")
-        if self.one_launch is not None and not isinstance(self.one_launch, bool):
-            raise InputError(f"one_launch: expected True, False or None, got {self.one_launch!r}")
+        if self.persistent is not None and not isinstance(self.persistent, bool):
+            raise InputError(f"persistent: expected True, False or None, got {self.persistent!r}")
         if not isinstance(self.fixed_order, bool):
             raise InputError(f"fixed_order: expected True or False, got {self.fixed_order!r}")
         if self.max_cached_tokens is not None and self.max_cache_bytes is not None:

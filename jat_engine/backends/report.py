@@ -40,10 +40,10 @@ def describe_backend() -> dict[str, str]:
 def describe_gpu() -> dict[str, str]:
     """Return for CUDA graphs and for the persistent kernel "yes", or the reason why they cannot run here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {"graphs": why_not_cuda(device) or "yes", "one launch": _why_not_one_launch() or "yes"}
+    return {"graphs": why_not_cuda(device) or "yes", "persistent kernel": _why_not_persistent() or "yes"}
 
 
-def _why_not_one_launch() -> str:
+def _why_not_persistent() -> str:
     """Return the reason why the persistent kernel cannot run here; "" if it can."""
     try:
         from .. import _cuda

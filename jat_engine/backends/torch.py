@@ -119,7 +119,7 @@ class TorchBackend:
 
     name = "torch"
     page_size = PAGE_SIZE
-    one_launch_reason = "the backend is torch"
+    persistent_reason = "the backend is torch"
 
     def __init__(self, config: JatConfig, weights: Weights, dtype: str, device: torch.device) -> None:
         self.config = config

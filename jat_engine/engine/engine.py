@@ -193,14 +193,14 @@ class JatEngine:
             return self._backend.memory
 
     @property
-    def one_launch_reason(self) -> str:
+    def persistent_reason(self) -> str:
         """Reason why a single agent's step does not run in the persistent kernel; "" if it does."""
-        return self._backend.one_launch_reason
+        return self._backend.persistent_reason
 
     @property
-    def one_launch_geometry(self) -> dict[str, int]:
+    def persistent_geometry(self) -> dict[str, int]:
         """Launch geometry of the persistent kernel: blocks, threads, bytes; empty if it is not in use."""
-        return dict(getattr(self._backend, "one_launch_geometry", {}))
+        return dict(getattr(self._backend, "persistent_geometry", {}))
 
     @property
     def native_seconds(self) -> float | None:

@@ -422,7 +422,7 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert found["cpu"]["cores"] >= 1
     assert found["backend"]["backend"] in ("cpu", "torch")
     assert found["backend"]["reason"]
-    assert found["gpu"].keys() == {"graphs", "one launch"}
+    assert found["gpu"].keys() == {"graphs", "persistent kernel"}
     assert all(found["gpu"].values())
     assert found["extensions"]["_absent"]["built"] is False
     assert found["simulators"]["atari"]["missing"] == ["no_such_module"]

@@ -96,7 +96,7 @@ def test_the_first_call_after_warm_up_prepares_nothing(kind: str, backend: str, 
 def test_no_graph_is_captured_after_warm_up(tiny_folder: Any) -> None:
     pytest.importorskip("triton", reason="needs Triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine = JatEngine.from_pretrained(tiny_folder, device=device, backend="cuda", dtype="float32", one_launch=False)
+    engine = JatEngine.from_pretrained(tiny_folder, device=device, backend="cuda", dtype="float32", persistent=False)
     step = {
         "continuous_observation": np.zeros(90),
         "action_space": BOX8,

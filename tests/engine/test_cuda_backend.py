@@ -33,7 +33,7 @@ def graphs(tiny_folder: Any) -> Load:
     def load(dtype: str) -> JatEngine:
         if dtype not in made:
             made[dtype] = JatEngine.from_pretrained(
-                tiny_folder, device=DEVICE, backend="cuda", dtype=dtype, one_launch=False, max_cached_tokens=1024
+                tiny_folder, device=DEVICE, backend="cuda", dtype=dtype, persistent=False, max_cached_tokens=1024
             )
         return made[dtype]
 
@@ -125,7 +125,7 @@ def test_graphs_are_bounded(tiny_folder: Any, monkeypatch: pytest.MonkeyPatch, l
     from jat_engine.backends.cuda import backend
 
     monkeypatch.setattr(backend, "_MAX_GRAPHS", 2)
-    options: dict[str, Any] = {"device": DEVICE, "backend": "cuda", "dtype": "float32", "one_launch": False}
+    options: dict[str, Any] = {"device": DEVICE, "backend": "cuda", "dtype": "float32", "persistent": False}
     results = []
     for engine in (
         JatEngine.from_pretrained(tiny_folder, max_cached_tokens=640, **options),
@@ -215,7 +215,7 @@ def test_kernels_that_compute_something_else_show_when_an_engine_is_made(
         right(a.roll(1, dims=1), *arguments, **options)
 
     monkeypatch.setattr(graph_step, "linear_residual", wrong)
-    options: dict[str, Any] = {"backend": "cuda", "one_launch": False, "max_cached_tokens": 64, "dtype": "float32"}
+    options: dict[str, Any] = {"backend": "cuda", "persistent": False, "max_cached_tokens": 64, "dtype": "float32"}
     error = InputError if ON_GPU else RuntimeError
     with pytest.raises(error, match="do not compute what plain torch does"):
         JatEngine.from_pretrained(tiny_folder, device=DEVICE, **options)
@@ -228,7 +228,7 @@ def test_kernels_that_do_not_run_show_when_an_engine_is_made(monkeypatch: pytest
         raise RuntimeError("PTX was compiled with an unsupported toolchain")
 
     monkeypatch.setattr(GraphStep, "launch", fail)
-    options: dict[str, Any] = {"backend": "cuda", "one_launch": False, "max_cached_tokens": 64}
+    options: dict[str, Any] = {"backend": "cuda", "persistent": False, "max_cached_tokens": 64}
     error = InputError if ON_GPU else RuntimeError  # a CPU is replaced by nothing
     with pytest.raises(error, match="unsupported toolchain"):
         JatEngine.from_pretrained(tiny_folder, device=DEVICE, **options)

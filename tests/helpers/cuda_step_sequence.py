@@ -1,4 +1,4 @@
-"""Play steps of a small model through a `_cuda_host` module: cuda_step_sequence.py FOLDER.
+"""Play steps of a small model through a `_cuda_emulator` module: cuda_step_sequence.py FOLDER.
 
 Run in a separate process, since ThreadSanitizer must be loaded from its start.
 """
@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import cuda_host
+from helpers import cuda_emulator
 
 
 def main(folder: Path) -> None:
-    module = cuda_host.load(folder)
+    module = cuda_emulator.load(folder)
     for fixed_order in (False, True):
-        model = cuda_host.Model(cuda_host.Sizes(), "float32", 0)
+        model = cuda_emulator.Model(cuda_emulator.Sizes(), "float32", 0)
         random = np.random.default_rng(1)
         options = {"num_blocks": 4, "cluster_size": 2, "num_threads": 64, "max_slots": 3, "fixed_order": fixed_order}
-        driver = cuda_host.Driver(module, model, timeout_us=300_000_000, **options)
+        driver = cuda_emulator.Driver(module, model, timeout_us=300_000_000, **options)
         for context, count in ((0, 1), (0, 3), (29, 3), (45, 3)):
             driver.step.seed = context
-            plan = cuda_host.random_plan(model, random, context, count, 3)
-            cuda_host.fill_context(model, random, plan)
+            plan = cuda_emulator.random_plan(model, random, context, count, 3)
+            cuda_emulator.fill_context(model, random, plan)
             driver.run(plan)
     print("played")
 

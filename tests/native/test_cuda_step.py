@@ -12,33 +12,33 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import cuda_host, environment, program
-from helpers.cuda_host import Driver, Model, Plan, Sizes
+from helpers import cuda_emulator, environment, program
+from helpers.cuda_emulator import Driver, Model, Plan, Sizes
 
 from benchmarks.cuda_resources import cuda_resources
 from jat_engine.backends.base import PAGE_SIZE, STEP_TOKENS
 from jat_engine.testing.golden import relative_error
 
-pytestmark = pytest.mark.skipif(bool(cuda_host.missing_tools()), reason=cuda_host.missing_tools())
+pytestmark = pytest.mark.skipif(bool(cuda_emulator.missing_tools()), reason=cuda_emulator.missing_tools())
 
 SMALL = {"num_blocks": 4, "cluster_size": 2, "num_threads": 64, "max_slots": 4}
 
 
 @pytest.fixture(scope="module")
-def module(cuda_host_module: ModuleType) -> ModuleType:
-    return cuda_host_module
+def module(cuda_emulator_module: ModuleType) -> ModuleType:
+    return cuda_emulator_module
 
 
 def poison(model: Model) -> None:
-    model.cache[:] = cuda_host.to_bits(np.full(model.cache.shape, np.nan, np.float32), model.dtype)
+    model.cache[:] = cuda_emulator.to_bits(np.full(model.cache.shape, np.nan, np.float32), model.dtype)
 
 
 def check(driver: Driver, plan: Plan, dtype: str = "float32") -> None:
     """Assert that a step agrees with the reference: prediction, new keys and values, and nothing else written."""
     cache = driver.model.cache.copy()
-    expected = cuda_host.reference(driver.model, plan, cache, dtype)
+    expected = cuda_emulator.reference(driver.model, plan, cache, dtype)
     actual = driver.run(plan)
-    written, wanted = cuda_host.from_bits(driver.model.cache), cuda_host.from_bits(cache)
+    written, wanted = cuda_emulator.from_bits(driver.model.cache), cuda_emulator.from_bits(cache)
     np.testing.assert_array_equal(np.isnan(written), np.isnan(wanted))
     if dtype == "float32":
         assert relative_error(actual, expected) <= 1e-5
@@ -76,8 +76,8 @@ def test_a_step_agrees_with_float64(module: ModuleType, fixed_order: bool) -> No
     driver = Driver(module, model, fixed_order=fixed_order, **SMALL)
     for seed, (context, count, offset) in enumerate(PLANS):
         poison(model)
-        plan = cuda_host.random_plan(model, random, context, count, offset)
-        cuda_host.fill_context(model, random, plan)
+        plan = cuda_emulator.random_plan(model, random, context, count, offset)
+        cuda_emulator.fill_context(model, random, plan)
         driver.step.seed = seed  # each seed is another order of threads; 0 is round robin
         check(driver, plan)
 
@@ -103,8 +103,8 @@ def test_sizes_and_geometries(module: ModuleType, sizes: Sizes, options: dict[st
     driver = Driver(module, model, **options)
     for context, count, offset in ((0, 1, 0), (30, 3, 5), (61, 3, 15)):
         poison(model)
-        plan = cuda_host.random_plan(model, random, context, count, offset)
-        cuda_host.fill_context(model, random, plan)
+        plan = cuda_emulator.random_plan(model, random, context, count, offset)
+        cuda_emulator.fill_context(model, random, plan)
         check(driver, plan)
 
 
@@ -122,10 +122,10 @@ def test_low_precision_is_as_good_as_its_reference(module: ModuleType, dtype: st
     errors, reference_errors = [], []
     for context, count, offset in ((0, 1, 0), (0, 3, 0), (17, 3, 15), (40, 2, 3), (61, 3, 15)):
         poison(model)
-        plan = cuda_host.random_plan(model, random, context, count, offset)
-        cuda_host.fill_context(model, random, plan)
-        exact = cuda_host.reference(model, plan, model.cache.copy())
-        alike = cuda_host.reference(model, plan, model.cache.copy(), dtype)
+        plan = cuda_emulator.random_plan(model, random, context, count, offset)
+        cuda_emulator.fill_context(model, random, plan)
+        exact = cuda_emulator.reference(model, plan, model.cache.copy())
+        alike = cuda_emulator.reference(model, plan, model.cache.copy(), dtype)
         check(driver, plan, dtype)
         errors.append(relative_error(driver.output[: len(plan.head)], exact))
         reference_errors.append(relative_error(alike, exact))
@@ -146,7 +146,7 @@ def test_a_session_plays_on_its_own_keys(module: ModuleType) -> None:
             context, offset = context - 4, offset + 4
             if offset >= PAGE_SIZE:
                 pages, offset = pages[1:] + pages[:1], offset - PAGE_SIZE
-        plan = cuda_host.random_plan(model, random, context, count, offset)
+        plan = cuda_emulator.random_plan(model, random, context, count, offset)
         plan.pages = pages
         driver.step.seed = step
         check(driver, plan)
@@ -159,9 +159,9 @@ def test_rows_without_a_source_or_a_slot(module: ModuleType) -> None:
     model = Model(Sizes(), "float32", 4)
     poison(model)
     driver = Driver(module, model, **SMALL)
-    plan = cuda_host.random_plan(model, random, 20, 3, 3)
+    plan = cuda_emulator.random_plan(model, random, 20, 3, 3)
     plan.kept = [True, False, False]
-    cuda_host.fill_context(model, random, plan)
+    cuda_emulator.fill_context(model, random, plan)
     check(driver, plan)
 
 
@@ -169,8 +169,8 @@ def test_a_fixed_order_repeats_bitwise(module: ModuleType) -> None:
     random = np.random.default_rng(6)
     model = Model(Sizes(), "float32", 5)
     poison(model)
-    plan = cuda_host.random_plan(model, random, 30, 3, 3)
-    cuda_host.fill_context(model, random, plan)
+    plan = cuda_emulator.random_plan(model, random, 30, 3, 3)
+    cuda_emulator.fill_context(model, random, plan)
     results: dict[bool, set[bytes]] = {}
     for fixed_order in (False, True):
         driver = Driver(module, model, fixed_order=fixed_order, **SMALL)
@@ -187,8 +187,8 @@ def test_missing_blocks_end_the_step_with_a_reason(module: ModuleType) -> None:
     random = np.random.default_rng(7)
     model = Model(Sizes(), "float32", 6)
     driver = Driver(module, model, timeout_us=20_000, **SMALL)
-    plan = cuda_host.random_plan(model, random, 20, 3, 3)
-    cuda_host.fill_context(model, random, plan)
+    plan = cuda_emulator.random_plan(model, random, 20, 3, 3)
+    cuda_emulator.fill_context(model, random, plan)
     context = model.cache.copy()
     for cluster in (1, 0):
         driver.step.missing_cluster = cluster
@@ -206,8 +206,8 @@ def test_a_wait_that_is_too_long_ends_the_step_with_a_reason(module: ModuleType)
     random = np.random.default_rng(8)
     model = Model(Sizes(), "float32", 7)
     driver = Driver(module, model, **SMALL)
-    plan = cuda_host.random_plan(model, random, 20, 3, 3)
-    cuda_host.fill_context(model, random, plan)
+    plan = cuda_emulator.random_plan(model, random, 20, 3, 3)
+    cuda_emulator.fill_context(model, random, plan)
     context = model.cache.copy()
     driver.step.timeout_us = 1
     with pytest.raises(RuntimeError, match="timed out: blocks waited for others for more than 1 us"):
@@ -256,8 +256,8 @@ def test_a_wrong_plan_is_refused(module: ModuleType, field: str, value: list[int
     random = np.random.default_rng(9)
     model = Model(Sizes(), "float32", 0)
     driver = Driver(module, model, **SMALL)
-    plan = cuda_host.random_plan(model, random, 20, 3, 3)
-    cuda_host.fill_context(model, random, plan)
+    plan = cuda_emulator.random_plan(model, random, 20, 3, 3)
+    cuda_emulator.fill_context(model, random, plan)
     driver.run(plan)
     driver.input[field][: len(value)] = value
     assert driver.step.run(0) == message
@@ -285,14 +285,14 @@ def test_what_a_step_says_of_itself(module: ModuleType) -> None:
 
 
 @pytest.fixture(scope="module")
-def sanitized(cuda_host_folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def sanitized(cuda_emulator_folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs a helper program with one of the sanitized modules."""
-    if not cuda_host.sanitizer_library():
+    if not cuda_emulator.sanitizer_library():
         pytest.skip("needs gcc with libtsan")
-    names = ["cuda_host_tsan", "cuda_host_missing_barrier", "cuda_host_relaxed_exchange"]
-    folders = dict(zip(names, cuda_host.build(cuda_host_folder, *names), strict=True))
+    names = ["cuda_emulator_tsan", "cuda_emulator_missing_barrier", "cuda_emulator_relaxed_exchange"]
+    folders = dict(zip(names, cuda_emulator.build(cuda_emulator_folder, *names), strict=True))
     variables = environment() | {
-        "LD_PRELOAD": cuda_host.sanitizer_library(),
+        "LD_PRELOAD": cuda_emulator.sanitizer_library(),
         "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=0 exitcode=66",
     }
     # The sanitizer wants its address ranges free, which randomised addresses may not leave.
@@ -307,7 +307,7 @@ def sanitized(cuda_host_folder: Path) -> Callable[..., subprocess.CompletedProce
 
 def test_thread_sanitizer(sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """There is no race, in either order of sums."""
-    done = sanitized("cuda_host_tsan", "cuda_step_sequence")
+    done = sanitized("cuda_emulator_tsan", "cuda_step_sequence")
     assert (done.returncode, "data race" in done.stderr) == (0, False), done.stderr[:4000]
     assert done.stdout.split() == ["played"]
 
@@ -315,7 +315,7 @@ def test_thread_sanitizer(sanitized: Callable[..., subprocess.CompletedProcess[s
 def test_thread_sanitizer_over_golden_episodes(sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     pytest.importorskip("triton", reason="the engine's CUDA backend needs it")
     episodes = ["continuous_cw9", "continuous_cw2"]
-    done = sanitized("cuda_host_tsan", "cuda_golden_run", *episodes)
+    done = sanitized("cuda_emulator_tsan", "cuda_golden_run", *episodes)
     assert (done.returncode, "data race" in done.stderr) == (0, False), done.stderr[:4000]
     assert done.stdout.split() == ["played", episodes[0], "played", episodes[1]]
 
@@ -323,7 +323,7 @@ def test_thread_sanitizer_over_golden_episodes(sanitized: Callable[..., subproce
 @pytest.mark.parametrize("planted", ["missing_barrier", "relaxed_exchange"])
 def test_thread_sanitizer_finds(planted: str, sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """A planted race in the kernel is found."""
-    done = sanitized(f"cuda_host_{planted}", "cuda_step_sequence")
+    done = sanitized(f"cuda_emulator_{planted}", "cuda_step_sequence")
     assert (done.returncode, "data race" in done.stderr) == (66, True), done.stderr[:4000]
 
 

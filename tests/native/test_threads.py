@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import cuda_host, environment, program
+from helpers import cuda_emulator, environment, program
 from helpers.engines import native
 from helpers.threads_play import KINDS, digest, make_engine, play, workers
 
@@ -69,12 +69,12 @@ def test_many_callers() -> None:
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Build the programs that play steps under a sanitizer, by CMake target."""
-    if missing := cuda_host.missing_tools():
+    if missing := cuda_emulator.missing_tools():
         pytest.skip(missing)
-    if not cuda_host.sanitizer_library():
+    if not cuda_emulator.sanitizer_library():
         pytest.skip("needs gcc with libtsan")
     names = ["cpu_tsan", "cpu_tsan_relaxed_finish"]
-    return dict(zip(names, cuda_host.build(tmp_path_factory.mktemp("tsan"), *names), strict=True))
+    return dict(zip(names, cuda_emulator.build(tmp_path_factory.mktemp("tsan"), *names), strict=True))
 
 
 @pytest.mark.parametrize(

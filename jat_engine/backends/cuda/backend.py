@@ -1,7 +1,4 @@
-"""Compute a step on an NVIDIA GPU: one CUDA graph of Triton kernels or, for a single agent, one persistent kernel.
-
-Names with "one launch" mean the persistent kernel.
-"""
+"""Compute a step on an NVIDIA GPU: one CUDA graph of Triton kernels or, for a single agent, one persistent kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from ..base import PAGE_SIZE, Group, Result, machine_memory_bytes
 from ..rows import choose
 from .graph import GraphStep, Scratch
 from .inputs import StepShape
-from .persistent import OneLaunchStep, load_module
+from .persistent import PersistentStep, load_module
 from .staging import num_values, stage
 from .startup_check import disagreement, make_group, reference
 from .weights import CudaWeights
@@ -40,7 +37,7 @@ class CudaBackend:
     On device "cpu" the kernels run in Triton's interpreter: for tests, where there is no GPU.
 
     Attributes:
-        one_launch_reason: why single agents run through graphs; "" if they do not.
+        persistent_reason: why single agents run through graphs; "" if they do not.
     """
 
     name = "cuda"
@@ -52,7 +49,7 @@ class CudaBackend:
         weights: Weights,
         dtype: str,
         device: torch.device,
-        one_launch: bool | None = None,
+        persistent: bool | None = None,
         fixed_order: bool = False,
     ) -> None:
         """Pack the weights onto the device.
@@ -62,8 +59,8 @@ class CudaBackend:
             weights: of the checkpoint.
             dtype: "float32", "bfloat16", "float16", or "int8", weight-only.
             device: a GPU, or the CPU for Triton's interpreter.
-            one_launch: whether a single agent's step is one launch; None for where that is possible.
-            fixed_order: sum in a fixed order also in the one launch, so that results are bitwise repeatable.
+            persistent: whether a single agent's step is one launch; None for where that is possible.
+            fixed_order: sum in a fixed order also in the persistent kernel, so that results are bitwise repeatable.
         """
         self.device = device
         self.num_threads = torch.get_num_threads()
@@ -73,9 +70,9 @@ class CudaBackend:
         self._scratch = Scratch(self._weights, 1)
         self._graphs: dict[StepShape, GraphStep] = {}
         self._fixed_order = fixed_order
-        self._one_launch: OneLaunchStep | None = None
-        self.one_launch_reason = "" if one_launch is not False else "it is switched off"
-        self._is_one_launch_asked = bool(one_launch)
+        self._persistent: PersistentStep | None = None
+        self.persistent_reason = "" if persistent is not False else "it is switched off"
+        self._is_persistent_asked = bool(persistent)
         self._cache = torch.empty(0)
 
     @property
@@ -84,9 +81,9 @@ class CudaBackend:
         return self._weights.num_bytes
 
     @property
-    def one_launch_geometry(self) -> dict[str, int]:
+    def persistent_geometry(self) -> dict[str, int]:
         """Launch geometry of the persistent kernel, for reports; empty if it is not in use."""
-        return {} if self._one_launch is None else self._one_launch.geometry
+        return {} if self._persistent is None else self._persistent.geometry
 
     @property
     def page_bytes(self) -> int:
@@ -107,7 +104,7 @@ class CudaBackend:
             "cache": self._cache.nbytes,
             "scratch": self._scratch.num_bytes,
             "graphs": sum(graph.num_bytes for graph in self._graphs.values()),
-            "one_launch": self._one_launch.num_bytes if self._one_launch else 0,
+            "persistent": self._persistent.num_bytes if self._persistent else 0,
         }
 
     def allocate_cache(self, num_pages: int) -> None:
@@ -116,7 +113,7 @@ class CudaBackend:
         head_dim = config.hidden_size // config.num_heads
         shape = config.num_layers, num_pages, 2, config.num_heads, self.page_size, head_dim
         self._cache = torch.empty(shape, dtype=self._weights.kv_dtype, device=self.device)
-        self._prepare_one_launch()
+        self._prepare_persistent()
         self._check()
 
     def _check(self) -> None:
@@ -124,7 +121,7 @@ class CudaBackend:
 
         Raises:
             RuntimeError: the graph's prediction differs.
-            InputError: the persistent kernel's differs, and `one_launch=True` was asked for.
+            InputError: the persistent kernel's differs, and `persistent=True` was asked for.
         """
         group = make_group(self._weights, self._cache)
         expected = reference(self._weights, self._cache, group)
@@ -132,19 +129,19 @@ class CudaBackend:
             failure = disagreement(self._weights, self._step_graph([group])[0].values[0], expected)
             if failure:
                 raise RuntimeError(failure)
-        if self._one_launch is None:
+        if self._persistent is None:
             return
-        failure = disagreement(self._weights, self._step_persistent(self._one_launch, group)[0].values[0], expected)
+        failure = disagreement(self._weights, self._step_persistent(self._persistent, group)[0].values[0], expected)
         if failure:
-            self._one_launch, self.one_launch_reason = None, failure
-            self._insist_on_one_launch()
-            warnings.warn(f"the one-launch step is not used: {failure}", RuntimeWarning, stacklevel=2)
+            self._persistent, self.persistent_reason = None, failure
+            self._insist_on_persistent()
+            warnings.warn(f"the persistent kernel is not used: {failure}", RuntimeWarning, stacklevel=2)
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
     def step(self, groups: Sequence[Group]) -> list[Result]:
         """See `Backend.step`."""
-        persistent = self._one_launch
+        persistent = self._persistent
         if persistent is not None and len(groups) == 1 and groups[0].num_agents == 1 and persistent.fits(groups[0]):
             return self._step_persistent(persistent, groups[0])
         return self._step_graph(groups)
@@ -164,7 +161,7 @@ class CudaBackend:
             results.append(Result(values, graph.finite[place].astype(bool), choices, embeddings))
         return results
 
-    def _step_persistent(self, step: OneLaunchStep, group: Group) -> list[Result]:
+    def _step_persistent(self, step: PersistentStep, group: Group) -> list[Result]:
         """Run the persistent kernel; a graph in front of it, on the same stream, encodes an image or integers."""
         shape = _shape([group])
         embeddings = None
@@ -177,8 +174,8 @@ class CudaBackend:
         failure = step.run()
         if failure:
             # Nothing is lost: the graph writes the same keys and values to the same slots.
-            warnings.warn(f"the one-launch step is given up for CUDA graphs: {failure}", RuntimeWarning, stacklevel=2)
-            self._one_launch, self.one_launch_reason = None, failure
+            warnings.warn(f"the persistent kernel is given up for CUDA graphs: {failure}", RuntimeWarning, stacklevel=2)
+            self._persistent, self.persistent_reason = None, failure
             return self._step_graph([group])
         values = step.predictions[: group.space.size].copy()
         finite = [bool(np.isfinite(values).all())]
@@ -205,25 +202,25 @@ class CudaBackend:
     def _new_graph(self, shape: StepShape) -> GraphStep:
         return GraphStep(self._weights, self._cache, self._scratch, shape, self._max_pages)
 
-    def _prepare_one_launch(self) -> None:
-        if not self.one_launch_reason:
+    def _prepare_persistent(self) -> None:
+        if not self.persistent_reason:
             try:
-                self._one_launch = self._make_one_launch()
+                self._persistent = self._make_persistent()
             except (ImportError, RuntimeError, ValueError) as error:
-                self.one_launch_reason = str(error)
-        self._insist_on_one_launch()
+                self.persistent_reason = str(error)
+        self._insist_on_persistent()
 
-    def _insist_on_one_launch(self) -> None:
-        if self.one_launch_reason and self._is_one_launch_asked:
-            raise InputError(f"one_launch: expected what can be done here, got True; {self.one_launch_reason}")
+    def _insist_on_persistent(self) -> None:
+        if self.persistent_reason and self._is_persistent_asked:
+            raise InputError(f"persistent: expected what can be done here, got True; {self.persistent_reason}")
 
-    def _make_one_launch(self) -> OneLaunchStep:
+    def _make_persistent(self) -> PersistentStep:
         if self._weights.dtype == "int8":
             raise ValueError("it takes float32, bfloat16 and float16 weights, these are int8")
         module = load_module()
         if self.device.type != module.DEVICE:
             raise RuntimeError(f"its module is for device {module.DEVICE}")
-        return OneLaunchStep(self._weights, self._cache, self._max_pages, self._fixed_order, module)
+        return PersistentStep(self._weights, self._cache, self._max_pages, self._fixed_order, module)
 
 
 def _shape(groups: Sequence[Group]) -> StepShape:

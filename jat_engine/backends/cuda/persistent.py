@@ -31,7 +31,7 @@ def load_module() -> Any:
     return _cuda
 
 
-class OneLaunchStep:
+class PersistentStep:
     """Step of one agent, from embedding to prediction, as one launch.
 
     Attributes:

@@ -54,7 +54,7 @@ jat_switch_stack:
 #include <ucontext.h>
 #endif
 
-namespace jat::host {
+namespace jat::emulator {
 
 namespace {
 
@@ -406,4 +406,4 @@ uint64_t now_ns() {
                                    .count());
 }
 
-}  // namespace jat::host
+}  // namespace jat::emulator

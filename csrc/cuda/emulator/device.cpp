@@ -1,8 +1,8 @@
 // Memory and facts of the CPU in the place of a GPU.
+#include "../device.h"
+
 #include <cstdlib>
 #include <cstring>
-
-#include "../device.h"
 
 namespace jat {
 

@@ -35,7 +35,7 @@ def _module(request: pytest.FixtureRequest) -> Any:
     if ON_GPU:
         yield
         return
-    module: ModuleType = request.getfixturevalue("cuda_host_module")
+    module: ModuleType = request.getfixturevalue("cuda_emulator_module")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "jat_engine._cuda", module)
         patch.setattr("jat_engine._cuda", module, raising=False)  # the real one is there once it was imported
@@ -43,7 +43,7 @@ def _module(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="module")
-def one_launch(tiny_folder: Path) -> Load:
+def persistent(tiny_folder: Path) -> Load:
     made: dict[Any, JatEngine] = {}
 
     def load(**options: Any) -> JatEngine:
@@ -57,7 +57,7 @@ def one_launch(tiny_folder: Path) -> Load:
 
 def _load(folder: Path, **options: Any) -> JatEngine:
     options = {"device": DEVICE, "backend": "cuda", "max_cached_tokens": 256, **options}
-    return JatEngine.from_pretrained(folder, one_launch=True, **options)
+    return JatEngine.from_pretrained(folder, persistent=True, **options)
 
 
 IN_FIXED_ORDER = golden.EPISODES if ON_GPU else [EPISODE["continuous_full"], EPISODE["continuous_cw9"]]
@@ -68,17 +68,17 @@ IN_FIXED_ORDER = golden.EPISODES if ON_GPU else [EPISODE["continuous_full"], EPI
     [(episode, False) for episode in golden.EPISODES] + [(episode, True) for episode in IN_FIXED_ORDER],
     ids=lambda value: value.name if isinstance(value, golden.Episode) else "fixed" if value else "any",
 )
-def test_golden_episode(episode: golden.Episode, fixed_order: bool, one_launch: Load) -> None:
+def test_golden_episode(episode: golden.Episode, fixed_order: bool, persistent: Load) -> None:
     """Play whole episodes, with windows that slide and windows that do not."""
-    engine = one_launch(dtype="float32", fixed_order=fixed_order)
+    engine = persistent(dtype="float32", fixed_order=fixed_order)
     golden.check_episode(engine, None, episode, TOLERANCE)
-    assert engine.memory["one_launch"] > 0  # still in use
+    assert engine.memory["persistent"] > 0  # still in use
 
 
 # JatModel in bfloat16 has 1.28e-2 over all recorded episodes, as the benchmarks report.
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 1.28e-2), ("float16", 2e-3)])
-def test_low_precision(dtype: str, bound: float, one_launch: Load) -> None:
-    engine = one_launch(dtype=dtype)
+def test_low_precision(dtype: str, bound: float, persistent: Load) -> None:
+    engine = persistent(dtype=dtype)
     predictions, expected, agreed = [], [], []
     for name in ("continuous_full", "continuous_cw16", "continuous_discrete_action", "discrete_only"):
         episode = EPISODE[name]
@@ -97,19 +97,19 @@ def test_low_precision(dtype: str, bound: float, one_launch: Load) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e19, 1e38])
-def test_an_overflow_is_refused(scale: float, one_launch: Load) -> None:
-    engine, episode = one_launch(dtype="float32"), EPISODE["continuous_cw9"]
+def test_an_overflow_is_refused(scale: float, persistent: Load) -> None:
+    engine, episode = persistent(dtype="float32"), EPISODE["continuous_cw9"]
     with engine.open_session(9) as session:
         play(session, episode, 0)
         with pytest.raises(InputError, match=r"continuous_observation: expected values of a size .* not finite"):
             session.get_next_action(continuous_observation=np.full(4, scale), action_space=episode.space)
         assert relative_error(play(session, episode, 1)[1], episode.predictions[1]) <= TOLERANCE
-    assert engine.memory["one_launch"] > 0
+    assert engine.memory["persistent"] > 0
 
 
-def test_more_numbers_than_a_launch_takes(one_launch: Load) -> None:
+def test_more_numbers_than_a_launch_takes(persistent: Load) -> None:
     """The widest observations and actions run in the persistent kernel; a wider prediction falls back to graphs."""
-    engine = one_launch(dtype="float32")
+    engine = persistent(dtype="float32")
     size = engine.config.max_continuous_size
     with engine.open_session(3) as session:  # three rows a step from the third on
         for _ in range(4):
@@ -118,15 +118,15 @@ def test_more_numbers_than_a_launch_takes(one_launch: Load) -> None:
             )
             assert len(action) == size
     backend: Any = engine._backend
-    backend._one_launch._max_values = 4
+    backend._persistent._max_values = 4
     with engine.open_session(3) as session:
         play(session, EPISODE["continuous_cw9"], 0)
-    backend._one_launch._max_values = 1152
-    assert engine.one_launch_reason == ""
+    backend._persistent._max_values = 1152
+    assert engine.persistent_reason == ""
 
 
-def test_fixed_order_is_bitwise_repeatable(one_launch: Load) -> None:
-    engine = one_launch(dtype="float32", fixed_order=True)
+def test_fixed_order_is_bitwise_repeatable(persistent: Load) -> None:
+    engine = persistent(dtype="float32", fixed_order=True)
     episode = EPISODE["continuous_cw9"]
     runs = []
     for _ in range(3):
@@ -136,9 +136,9 @@ def test_fixed_order_is_bitwise_repeatable(one_launch: Load) -> None:
     assert np.array_equal(runs[0], runs[2])
 
 
-def test_a_batch_of_many_and_one_agent_share_a_cache(one_launch: Load) -> None:
+def test_a_batch_of_many_and_one_agent_share_a_cache(persistent: Load) -> None:
     """An agent alternates between steps alone and with others: two paths over the same pages."""
-    engine, episode = one_launch(dtype="float32"), EPISODE["continuous_cw9"]
+    engine, episode = persistent(dtype="float32"), EPISODE["continuous_cw9"]
     with engine.open_session(9) as session, engine.open_session(9) as other:
         for t in range(8):
             arguments = {"deterministic": True, "return_prediction": True}
@@ -165,52 +165,52 @@ def test_a_launch_that_does_not_end_is_given_up(tiny_folder: Path, monkeypatch: 
     with engine.open_session(9) as session:
         for t in range(3):
             play(session, episode, t)
-        backend._one_launch._step.missing_cluster = 0
-        with pytest.warns(RuntimeWarning, match="the one-launch step is given up for CUDA graphs: timed out"):
+        backend._persistent._step.missing_cluster = 0
+        with pytest.warns(RuntimeWarning, match="the persistent kernel is given up for CUDA graphs: timed out"):
             prediction = play(session, episode, 3)[1]
         assert relative_error(prediction, episode.predictions[3]) <= TOLERANCE
         assert relative_error(play(session, episode, 4)[1], episode.predictions[4]) <= TOLERANCE
-    assert "timed out" in engine.one_launch_reason
-    assert engine.memory["one_launch"] == 0
+    assert "timed out" in engine.persistent_reason
+    assert engine.memory["persistent"] == 0
 
 
 def test_a_launch_that_computes_something_else_is_not_used(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jat_engine.backends.cuda.persistent import OneLaunchStep
+    from jat_engine.backends.cuda.persistent import PersistentStep
 
-    run = OneLaunchStep.run
+    run = PersistentStep.run
 
-    def wrong(step: OneLaunchStep) -> str:
+    def wrong(step: PersistentStep) -> str:
         result = run(step)
         step.predictions[:] = step.predictions[::-1].copy()
         return result
 
-    monkeypatch.setattr(OneLaunchStep, "run", wrong)
-    with pytest.raises(InputError, match=r"one_launch: expected what can be done here, got True; .* plain torch"):
+    monkeypatch.setattr(PersistentStep, "run", wrong)
+    with pytest.raises(InputError, match=r"persistent: expected what can be done here, got True; .* plain torch"):
         _load(tiny_folder, dtype="float32")
     options: dict[str, Any] = {"device": DEVICE, "backend": "cuda", "dtype": "float32", "max_cached_tokens": 64}
-    with pytest.warns(RuntimeWarning, match="the one-launch step is not used: its kernels do not compute what plain"):
+    with pytest.warns(RuntimeWarning, match="the persistent kernel is not used: its kernels do not compute what plain"):
         engine = JatEngine.from_pretrained(tiny_folder, **options)
-    assert "plain torch" in engine.one_launch_reason
+    assert "plain torch" in engine.persistent_reason
     with engine.open_session(9) as session:
         prediction = play(session, EPISODE["continuous_cw9"], 0)[1]
     assert relative_error(prediction, EPISODE["continuous_cw9"].predictions[0]) <= TOLERANCE
 
 
 def test_what_it_does_not_take_runs_through_graphs(tiny_folder: Path) -> None:
-    with pytest.raises(InputError, match=r"one_launch: expected what can be done here, got True; .*these are int8"):
+    with pytest.raises(InputError, match=r"persistent: expected what can be done here, got True; .*these are int8"):
         _load(tiny_folder, dtype="int8")
     engine = JatEngine.from_pretrained(tiny_folder, device=DEVICE, backend="cuda", dtype="int8")
-    assert "int8" in engine.one_launch_reason
+    assert "int8" in engine.persistent_reason
 
 
 def test_without_the_module_the_reason_is_given(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("jat_engine._cuda", raising=False)  # there once it was imported
     monkeypatch.setitem(sys.modules, "jat_engine._cuda", None)
-    with pytest.raises(InputError, match=r"one_launch: expected what can be done here, got True; .*_cuda"):
+    with pytest.raises(InputError, match=r"persistent: expected what can be done here, got True; .*_cuda"):
         _load(tiny_folder)
-    with pytest.raises(InputError, match="one_launch: expected True, False or None, got 1"):
-        JatEngine.from_pretrained(tiny_folder, one_launch=1)
-    with pytest.raises(InputError, match="one_launch: expected None or False on the torch backend, got True"):
-        JatEngine.from_pretrained(tiny_folder, backend="torch", one_launch=True)
+    with pytest.raises(InputError, match="persistent: expected True, False or None, got 1"):
+        JatEngine.from_pretrained(tiny_folder, persistent=1)
+    with pytest.raises(InputError, match="persistent: expected None or False on the torch backend, got True"):
+        JatEngine.from_pretrained(tiny_folder, backend="torch", persistent=True)
     with pytest.raises(InputError, match="fixed_order: expected True or False, got None"):
         JatEngine.from_pretrained(tiny_folder, fixed_order=None)

@@ -1,7 +1,8 @@
 // The kernel for the CPU: the same source, executed by runtime.cpp.
+#include "../step.cuh"
+
 #include "../device.h"
 #include "../dispatch.h"
-#include "../step.cuh"
 
 namespace jat {
 
@@ -35,13 +36,13 @@ struct Kernel {
 std::string launch_step(const StepModel& model, const StepInput& input, int64_t, int missing_cluster,
                         uint32_t seed) {
   const Arguments arguments = {model, input};
-  const host::Geometry geometry = {model.num_blocks,
-                                   model.cluster_size,
-                                   32 * (model.num_warps + 1),
-                                   static_cast<size_t>(model.shared.bytes),
-                                   missing_cluster,
-                                   seed};
-  return host::launch(geometry, dispatch<float, BHalf, Half>(model, Kernel{}), &arguments);
+  const emulator::Geometry geometry = {model.num_blocks,
+                                       model.cluster_size,
+                                       32 * (model.num_warps + 1),
+                                       static_cast<size_t>(model.shared.bytes),
+                                       missing_cluster,
+                                       seed};
+  return emulator::launch(geometry, dispatch<float, BHalf, Half>(model, Kernel{}), &arguments);
 }
 
 }  // namespace jat

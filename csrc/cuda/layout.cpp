@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "layout.h"
 
 #include <algorithm>
 #include <stdexcept>

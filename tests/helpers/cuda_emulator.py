@@ -41,7 +41,7 @@ def sanitizer_library() -> str:
 
 
 def build(folder: Path, *targets: str) -> list[Path]:
-    """Build CMake targets; return the path of each: the folder of a module `_cuda_host`, or a program."""
+    """Build CMake targets; return the path of each: the folder of a module `_cuda_emulator`, or a program."""
     import pybind11
 
     options = [
@@ -59,7 +59,7 @@ def build(folder: Path, *targets: str) -> list[Path]:
 
 
 def load(folder: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_cuda_host", next(folder.glob("_cuda_host.*")))
+    spec = importlib.util.spec_from_file_location("_cuda_emulator", next(folder.glob("_cuda_emulator.*")))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -83,33 +83,33 @@ inline float inverse_sqrt(float x) { return 1 / std::sqrt(x); }
 
 // ---- threads, clusters, mbarriers
 
-using host::block_index;
-using host::bulk_copy;
-using host::cluster_barrier;
-using host::Mbarrier;
-using host::mbarrier_arrive_sibling;
-using host::mbarrier_init;
-using host::mbarrier_test;
-using host::now_ns;
-using host::shared_memory;
-using host::shuffle_xor;
-using host::thread_index;
-using host::warp_barrier;
+using emulator::block_index;
+using emulator::bulk_copy;
+using emulator::cluster_barrier;
+using emulator::Mbarrier;
+using emulator::mbarrier_arrive_sibling;
+using emulator::mbarrier_init;
+using emulator::mbarrier_test;
+using emulator::now_ns;
+using emulator::shared_memory;
+using emulator::shuffle_xor;
+using emulator::thread_index;
+using emulator::warp_barrier;
 
-inline void consumer_barrier(int num_threads) { host::consumer_barrier(num_threads); }
+inline void consumer_barrier(int num_threads) { emulator::consumer_barrier(num_threads); }
 
 template <typename T>
 T* sibling(T* pointer, int rank) {
-  return static_cast<T*>(host::sibling(pointer, rank));
+  return static_cast<T*>(emulator::sibling(pointer, rank));
 }
 
 inline bool mbarrier_test_cluster(Mbarrier* barrier, uint32_t parity) {
   return mbarrier_test(barrier, parity);
 }
 inline void mbarrier_init_fence() {}
-inline void mbarrier_arrive(Mbarrier* barrier) { host::mbarrier_arrive(barrier, 0); }
+inline void mbarrier_arrive(Mbarrier* barrier) { emulator::mbarrier_arrive(barrier, 0); }
 inline void mbarrier_arrive_expect(Mbarrier* barrier, uint32_t bytes) {
-  host::mbarrier_arrive(barrier, bytes);
+  emulator::mbarrier_arrive(barrier, bytes);
 }
 
 // ---- device memory
@@ -146,6 +146,6 @@ inline void store_system(uint32_t* target, uint32_t value) {
 
 // ---- time
 
-inline void relax() { host::yield(); }
+inline void relax() { emulator::yield(); }
 
 }  // namespace jat

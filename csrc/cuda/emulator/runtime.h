@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <string>
 
-namespace jat::host {
+namespace jat::emulator {
 
 struct Geometry {
   int num_blocks, cluster_size, num_threads;
@@ -48,4 +48,4 @@ void bulk_copy(void* target, const void* source, uint32_t bytes, Mbarrier* barri
 
 uint64_t now_ns();
 
-}  // namespace jat::host
+}  // namespace jat::emulator
