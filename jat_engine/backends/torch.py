@@ -145,7 +145,7 @@ class TorchBackend:
         self._head: Callable[[ActionSpace], Linear] = cached(partial(_pack_head, weights, device))
 
         self._kv_dtype = torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)
-        self._cache = torch.empty(0)
+        self._cache = torch.empty(0, device=device, dtype=torch.float32)
 
     @property
     def weight_bytes(self) -> int:

@@ -73,7 +73,7 @@ class CudaBackend:
         self._persistent: PersistentStep | None = None
         self.persistent_reason = "" if persistent is not False else "it is switched off"
         self._is_persistent_asked = bool(persistent)
-        self._cache = torch.empty(0)
+        self._cache = torch.empty(0, device=device, dtype=torch.float32)
 
     @property
     def weight_bytes(self) -> int:

@@ -77,7 +77,7 @@ def _make_embeddings(weights: CudaWeights, group: Group) -> Any:
             return [np.append(observations.values[0], np.float32(observations.rewards[0]))]
         rewards = np.asarray(observations.rewards, np.float32)
         return np.concatenate((observations.values, rewards[:, None]), axis=1)
-    return torch.empty(group.num_agents, weights.config.hidden_size, device=weights.device)
+    return torch.empty(group.num_agents, weights.config.hidden_size, device=weights.device, dtype=torch.float32)
 
 
 def _stage_observations(host: dict[str, np.ndarray], groups: Sequence[Group], embeddings: Sequence[Any]) -> None:
