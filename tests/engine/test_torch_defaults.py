@@ -1,4 +1,4 @@
-"""Engines in a process that has changed torch's default dtype and device."""
+"""Engines in a process that has changed torch's default dtype and device, within `torch.autocast`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 @pytest.mark.parametrize("backend", ["torch", "cpu", "cuda"])
 def test_an_engine_does_not_depend_on_torch_defaults(backend: str, tiny_folder: Path) -> None:
-    """With float64 and "meta", which would fail or change results where a tensor is made without dtype and device."""
+    """With float64 and "meta", which show where a tensor is made without dtype and device, and in mixed precision."""
     if backend == "cpu" and NATIVE is None:
         pytest.skip("no native module")
     if backend == "cuda":

@@ -22,6 +22,11 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
 
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check(folder, backend)
+
+
+def check(folder: str, backend: str) -> None:
     on_gpu = backend == "cuda" and torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     engine = JatEngine.from_pretrained(folder, device=device, backend=backend, dtype="float32", max_cached_tokens=640)

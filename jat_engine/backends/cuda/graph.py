@@ -13,7 +13,7 @@ from ...kernels.discrete_encoder import encode_discrete
 from ...kernels.embedding import embed
 from ...kernels.head import head
 from ...kernels.image_encoder import encode_images
-from ...kernels.image_weights import make_image_scratch
+from ...kernels.image_weights import ImageScratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
 from ...kernels.projection import SMALL_ROWS
 from ..base import STEP_TOKENS
@@ -68,16 +68,36 @@ class GraphStep:
     """Inputs, outputs and the captured kernels of one `StepShape`. On a CPU the kernels are interpreted each time.
 
     Attributes:
+        shape: that it was made for.
         inputs: written before `launch`.
         predictions: float32 [sessions, capacity], and
         choices, finite: int32 [sessions], after `wait`; on the host.
     """
 
-    def __init__(self, weights: CudaWeights, cache: Tensor, scratch: Scratch, shape: StepShape, max_pages: int) -> None:
+    def __init__(
+        self,
+        weights: CudaWeights,
+        cache: Tensor,
+        scratch: Scratch,
+        images: ImageScratch | None,
+        shape: StepShape,
+        max_pages: int,
+    ) -> None:
+        """Allocate inputs and outputs and, on a GPU, capture the kernels.
+
+        Args:
+            weights: on the device.
+            cache: [layers, num_pages, 2, heads, 16, head_dim].
+            scratch: of at least `shape.sessions`.
+            images: of exactly `shape.sessions` frames; None without `shape.frames`.
+            shape: of the steps to come.
+            max_pages: of a session.
+        """
+        self.shape = shape
         self._weights = weights
         self._cache = cache
         self._scratch = scratch
-        self._shape = shape
+        self._images = images
         self._splits = num_splits(weights.num_multiprocessors, weights.config.num_heads, shape.sessions)
         device = weights.device
         self.inputs = StepInputs(shape, max_pages, weights.config.max_discrete_value, device)
@@ -94,15 +114,12 @@ class GraphStep:
         self.predictions = out.view(shape.sessions, shape.capacity).numpy()
         self.choices, self.finite = choices.view(torch.int32).numpy(), finite.view(torch.int32).numpy()
 
-        hidden = weights.config.hidden_size
-        self._images = make_image_scratch(shape.sessions, hidden, device) if shape.frames else None
         self._graph = self._capture() if on_gpu else None
 
     @property
     def num_bytes(self) -> int:
         """Return the bytes on the device. Most kernels write to memory that all graphs share."""
-        images = [] if self._images is None else [*self._images.activations, *self._images.means, self._images.partial]
-        return self.inputs.num_bytes + self._out.nbytes + sum(tensor.nbytes for tensor in images)
+        return self.inputs.num_bytes + self._out.nbytes
 
     def launch(self) -> None:
         """Start the step on the current stream."""
@@ -123,7 +140,7 @@ class GraphStep:
 
     def _run(self) -> None:
         """Launch the step on the current stream: one copy in, the kernels, one copy out."""
-        weights, scratch, shape = self._weights, self._scratch, self._shape
+        weights, scratch, shape = self._weights, self._scratch, self.shape
         self.inputs.copy()
         pdl = False  # the first kernel waits for the copy, which is none and cannot let it start early
         given = self.inputs.device
@@ -146,7 +163,7 @@ class GraphStep:
     def _decode(self, x: Tensor) -> None:
         """Embed, run the blocks, and predict."""
         weights, given, pdl = self._weights, self.inputs.device, self._weights.pdl
-        is_first = not (self._shape.frames or self._shape.integers)
+        is_first = not (self.shape.frames or self.shape.integers)
         embed(
             x,
             given["source_ptrs"],
