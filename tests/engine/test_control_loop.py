@@ -115,7 +115,7 @@ def test_warm_up_for_a_task_leaves_global_generators(load: Load) -> None:
     pytest.importorskip("minigrid", reason="needs the babyai extra")
     engine = load(dtype="float32")
     before = random.getstate(), torch.get_rng_state().tolist()
-    engine.warm_up(task="babyai-go-to-local", num_agents=2)
+    engine.warm_up(task="babyai-go-to-local", num_agents=range(1, 3))
     assert (random.getstate(), torch.get_rng_state().tolist()) == before
 
 
@@ -126,6 +126,8 @@ def test_warm_up_refuses_and_leaves_no_session(load: Load) -> None:
         ({}, "got none of them"),
         ({"continuous_observation": [1.0]}, "action_space: expected"),
         ({"continuous_observation": [1.0], "action_space": BOX8, "num_agents": 0}, "num_agents"),
+        ({"continuous_observation": [1.0], "action_space": BOX8, "num_agents": [2, 0]}, "num_agents"),
+        ({"continuous_observation": [1.0], "action_space": BOX8, "num_agents": []}, "num_agents: .* got none"),
         ({"task": "mujoco-ant", "action_space": BOX8}, "task: expected it alone"),
         ({"task": "mujoco-aunt"}, "mujoco-ant"),
     ]:

@@ -5,6 +5,7 @@ On a GPU by `jat_engine._cuda`; elsewhere that module is built so that the kerne
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,14 @@ from jat_engine.testing import golden
 from jat_engine.testing.golden import relative_error
 
 pytest.importorskip("triton", reason="the CUDA backend's kernels are Triton's")
+
+from jat_engine.backends.cuda import backend as cuda_backend
+from jat_engine.backends.cuda.graph import GraphStep
+from jat_engine.backends.cuda.path_choice import time_paths
+from jat_engine.backends.cuda.persistent import PersistentStep
+from jat_engine.checkpoint.reader import find_weight_files
+from jat_engine.checkpoint.weights import CheckpointWeights
+from jat_engine.config import JatConfig
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -214,3 +223,55 @@ def test_without_the_module_the_reason_is_given(tiny_folder: Path, monkeypatch: 
         JatEngine.from_pretrained(tiny_folder, backend="torch", persistent=True)
     with pytest.raises(InputError, match="fixed_order: expected True or False, got None"):
         JatEngine.from_pretrained(tiny_folder, fixed_order=None)
+
+
+# ---- the faster path -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("graphs_us", "persistent_us"), [(150, 90), (90, 150)])
+def test_a_backend_keeps_the_faster_path(
+    graphs_us: float, persistent_us: float, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on when a path has run; 48 tokens are the window of the tiny model."""
+    seconds = 0.0
+    wait, run = GraphStep.wait, PersistentStep.run
+
+    def timed_wait(step: GraphStep) -> None:
+        nonlocal seconds
+        wait(step)
+        seconds += graphs_us * 1e-6
+
+    def timed_run(step: PersistentStep) -> str:
+        nonlocal seconds
+        seconds += persistent_us * 1e-6
+        return run(step)
+
+    monkeypatch.setattr(GraphStep, "wait", timed_wait)
+    monkeypatch.setattr(PersistentStep, "run", timed_run)
+    monkeypatch.setattr(cuda_backend, "time_paths", functools.partial(time_paths, rounds=1))
+
+    config = JatConfig.from_pretrained(tiny_folder)
+    weights = CheckpointWeights(find_weight_files(str(tiny_folder), None, {}), config)
+    backend = cuda_backend.CudaBackend(config, weights, "float32", torch.device(DEVICE), clock=lambda: seconds)
+    backend.allocate_cache(8)
+
+    measured = (
+        f"one agent's step with 48 tokens takes {graphs_us} us by CUDA graphs, "
+        f"{persistent_us} us by the persistent kernel"
+    )
+    if persistent_us < graphs_us:
+        assert backend.persistent_reason == ""
+        assert backend.memory["persistent"] > 0
+        assert backend.timing == f"{measured}, which is used"
+    else:
+        assert backend.persistent_reason == f"it was not faster when the engine was made: {measured}"
+        assert backend.memory["persistent"] == 0
+        assert backend.timing == f"{measured}, and graphs are used"
+
+
+@pytest.mark.skipif(ON_GPU, reason="there is a GPU, so paths are timed")
+def test_without_a_gpu_no_time_decides(tiny_folder: Path) -> None:
+    options: dict[str, Any] = {"device": DEVICE, "backend": "cuda", "dtype": "float32", "max_cached_tokens": 64}
+    engine = JatEngine.from_pretrained(tiny_folder, **options)
+    assert engine.persistent_reason == ""
+    assert " us " not in engine.choice.reason

@@ -105,6 +105,8 @@ class CudaBackend:
         self._most_agents: int | None = None
         self._encoded_by_torch: set[str] = set()
         self._is_running = False
+        # Interpreted, a step takes half a second, and faults of a GPU or its compiler cannot show.
+        self._verifies_graphs = device.type == "cuda"
 
     @property
     def weight_bytes(self) -> int:
@@ -249,8 +251,7 @@ class CudaBackend:
         return [Result([values], finite, choices, staged.embeddings[0])]
 
     def _graph(self, shape: StepShape) -> GraphStep:
-        # Interpreted, each step takes a second; a fault of a GPU or its compiler cannot show there.
-        return self._graphs.get(shape, self._verify if self.device.type == "cuda" else None)
+        return self._graphs.get(shape, self._verify if self._verifies_graphs else None)
 
     # ---- what does not work ----------------------------------------------------------------------------------------
 
@@ -300,7 +301,7 @@ class CudaBackend:
         """
         group = check.group(1)
         graph = self._graph(shape_of([group]))
-        if self.device.type != "cuda" and self._weights.dtype != "bfloat16":  # which the interpreter multiplies wrongly
+        if not self._verifies_graphs and self._weights.dtype != "bfloat16":  # which the interpreter multiplies wrongly
             self._verify(graph)
 
         if self._persistent is None:
@@ -351,7 +352,7 @@ class CudaBackend:
         step, clock = self._persistent, self._clock
         if step is None or clock is None or self._is_persistent_asked:
             return
-        pages = min(_TIMED_TOKENS // self.page_size, self._num_pages)
+        pages = min(_TIMED_TOKENS // self.page_size, self._num_pages, self._max_pages)
         context = min(pages * self.page_size, self._config.max_position_embeddings) - STEP_TOKENS
         page_table = np.arange(pages, dtype=np.int32)[None]  # no agent has any yet
         fill_pages(self._cache, page_table[0])

@@ -1,0 +1,263 @@
+"""What the CUDA backend does without: slower paths, memory that is used up, kernels that compute something wrong."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.engines import BOX8, EPISODE, TOLERANCE, play
+
+from jat_engine import JatEngine
+from jat_engine.testing.golden import relative_error
+
+pytest.importorskip("triton", reason="the CUDA backend's kernels are Triton's")
+
+from jat_engine.backends.cuda import graph
+from jat_engine.backends.cuda.backend import CudaBackend, cache_room
+from jat_engine.backends.cuda.buckets import bucket, bucket_below
+from jat_engine.backends.cuda.graph import GraphStep
+from jat_engine.backends.cuda.image_arena import ImageArena
+from jat_engine.backends.cuda.path_choice import PathTimes, time_paths
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+
+
+def make_engine(folder: Path, **options: Any) -> JatEngine:
+    options = {"device": DEVICE, "backend": "cuda", "dtype": "float32", "max_cached_tokens": 640, **options}
+    return JatEngine.from_pretrained(folder, **options)
+
+
+# ---- the faster path -----------------------------------------------------------------------------------------------
+
+
+class FakeClock:
+    """Seconds that pass when a path is run."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def path(self, microseconds: Sequence[float]) -> Callable[[], None]:
+        rest = list(microseconds)
+
+        def run() -> None:
+            self.now += rest.pop(0) * 1e-6
+
+        return run
+
+
+@pytest.mark.parametrize(
+    ("graphs", "persistent", "is_persistent_faster"),
+    [
+        ([900] * 3 + [120, 110, 130], [900] * 3 + [100, 90, 95], True),
+        ([900] * 3 + [120, 110, 130], [900] * 3 + [130, 140, 150], False),
+        ([900] * 3 + [100, 100, 100], [900] * 3 + [98, 98, 98], False),  # not worth it
+        ([900] * 3 + [120, 120, 120], [900] * 3 + [100, 5000, 100], True),  # one interruption
+        ([10] * 3 + [120, 120, 120], [900] * 3 + [100, 100, 100], True),  # first steps do not count
+    ],
+)
+def test_the_median_of_steps_in_turns_decides(
+    graphs: list[float], persistent: list[float], is_persistent_faster: bool
+) -> None:
+    clock = FakeClock()
+    times = time_paths(clock.path(graphs), clock.path(persistent), 256, clock, rounds=3)
+    assert times.graphs_us == pytest.approx(np.median(graphs[3:]))
+    assert times.persistent_us == pytest.approx(np.median(persistent[3:]))
+    assert times.is_persistent_faster is is_persistent_faster
+
+
+def test_each_path_begins_half_of_the_rounds() -> None:
+    order: list[str] = []
+    time_paths(lambda: order.append("graphs"), lambda: order.append("persistent"), 256, rounds=4)
+    assert order[::2].count("graphs") in (3, 4)
+    assert len(order) == 2 * 7
+
+
+def test_an_engine_says_what_was_timed(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(backend: CudaBackend) -> None:
+        backend.path_times = PathTimes(120, 140, 256)
+
+    monkeypatch.setattr(CudaBackend, "_choose_path", choose)
+    engine = make_engine(tiny_folder, max_cached_tokens=64, persistent=False)
+    assert engine.choice.reason.endswith(
+        "; one agent's step with 256 tokens takes 120 us by CUDA graphs, 140 us by the persistent kernel, "
+        "and graphs are used"
+    )
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+def test_a_cache_leaves_memory_to_steps() -> None:
+    assert cache_room(140 << 30) == (140 << 30) - (3 << 29)
+    assert cache_room(4 << 30) == 3 << 30, "of a small GPU a quarter"
+
+
+def test_buckets() -> None:
+    for num_agents in range(1, 1025):
+        size = bucket(num_agents)
+        below = bucket_below(num_agents)
+        assert below < num_agents <= size == bucket(size)
+        assert below == 0 or bucket(below + 1) == size, "there is no bucket between them"
+
+
+def test_image_scratch_is_shared() -> None:
+    """Fewer frames use the beginning of what more frames use, and no two tensors overlap."""
+    arena = ImageArena(5, 64, torch.device("cpu"))
+    for num_frames in (5, 2):
+        scratch = arena.scratch(num_frames)
+        tensors = [*scratch.activations, *scratch.means, scratch.partial]
+        for number, tensor in enumerate(tensors):
+            assert tensor.is_contiguous()
+            tensor.fill_(number)
+        assert [float(tensor.amin()) for tensor in tensors] == list(range(len(tensors)))
+        first = tensors[0].data_ptr()
+        assert all(0 <= tensor.data_ptr() - first <= arena.num_bytes - tensor.nbytes for tensor in tensors)
+        assert tensors[0].shape[0] == num_frames
+
+
+class Limit:
+    """Memory for graphs of up to `sessions` sessions."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, sessions: int) -> None:
+        self.sessions = sessions
+        make = GraphStep.__init__
+
+        def limited(step: GraphStep, *arguments: Any) -> None:
+            make(step, *arguments)
+            if step.shape.sessions > self.sessions:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        monkeypatch.setattr(GraphStep, "__init__", limited)
+
+
+def play_batch(engine: JatEngine, num_agents: int, steps: int) -> np.ndarray:
+    """Return the predictions of agents with continuous observations, [steps, N, A], over a window that fills."""
+    random = np.random.default_rng(0)
+    found = []
+    with engine.open_batch(num_agents, 4) as batch:
+        for _ in range(steps):
+            step = random.standard_normal((num_agents, 3)), random.standard_normal(num_agents)
+            arrays = {"continuous_observations": step[0], "rewards": step[1]}
+            found.append(batch.get_next_actions(**arrays, action_space=BOX8, return_predictions=True)[1])
+    return np.array(found)
+
+
+def test_without_memory_a_step_is_computed_in_parts(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., JatEngine]
+) -> None:
+    reference, engine = load(backend="torch", dtype="float32"), make_engine(tiny_folder, persistent=False)
+    Limit(monkeypatch, 2)
+    expected = play_batch(reference, 5, 4)
+    with pytest.warns(RuntimeWarning, match=r"steps of more than 4 agents .* in parts: CUDA out of memory"):
+        got = play_batch(engine, 5, 4)
+    assert relative_error(got, expected) <= TOLERANCE
+
+
+def test_without_memory_sessions_of_any_kind_are_computed_in_parts(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(tiny_folder, persistent=False)
+    Limit(monkeypatch, 1)
+    names = "continuous_cw9", "babyai_greedy_full"
+    sessions = [engine.open_session(EPISODE[name].context_window) for name in names]
+    for t in range(2):
+        with pytest.warns(RuntimeWarning, match="more than 1 agents") if t == 0 else contextlib.nullcontext():
+            results = engine.get_next_actions(
+                sessions,
+                [EPISODE[name].observation(t) for name in names],
+                [EPISODE[name].reward(t) for name in names],
+                [EPISODE[name].space for name in names],
+                deterministic=True,
+                return_predictions=True,
+            )
+        for name, (_, prediction) in zip(names, results, strict=True):
+            assert relative_error(prediction, EPISODE[name].predictions[t]) <= TOLERANCE
+
+
+def test_without_any_memory_a_step_is_refused(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session is unchanged, and goes on when there is memory again."""
+    engine, episode = make_engine(tiny_folder, persistent=False), EPISODE["babyai_greedy_full"]
+    limit = Limit(monkeypatch, 0)
+    with engine.open_session(episode.context_window) as session:
+        with pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
+            play(session, episode, 0)
+        limit.sessions = 8
+        for t in range(2):
+            assert relative_error(play(session, episode, t)[1], episode.predictions[t]) <= TOLERANCE
+
+
+# ---- kernels that compute something wrong --------------------------------------------------------------------------
+
+
+def verifying(engine: JatEngine) -> JatEngine:
+    """Let an engine check each new graph, as it does on a GPU."""
+    backend: Any = engine._backend
+    backend._verifies_graphs = True
+    return engine
+
+
+def test_wrong_kernels_of_large_buckets_are_not_used(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., JatEngine]
+) -> None:
+    """They show when such a bucket is captured, while the pages of other sessions are in use."""
+    engine = verifying(make_engine(tiny_folder, persistent=False))
+    episode = EPISODE["continuous_cw9"]
+    right = graph.linear_residual
+
+    def wrong(a: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        right(a.roll(1, dims=1) if a.shape[0] > 6 else a, *arguments, **options)
+
+    with engine.open_session(9) as session:
+        play(session, episode, 0)
+        monkeypatch.setattr(graph, "linear_residual", wrong)
+        with pytest.warns(RuntimeWarning, match="more than 2 agents .* in parts: its kernels do not compute"):
+            got = play_batch(engine, 3, 2)
+        assert relative_error(got, play_batch(load(backend="torch", dtype="float32"), 3, 2)) <= TOLERANCE
+        assert relative_error(play(session, episode, 1)[1], episode.predictions[1]) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name", "what"),
+    [
+        ("encode_discrete", "babyai_greedy_full", "integers are"),
+        ("encode_images", "image_box", "images are"),
+    ],
+)
+def test_wrong_encoders_are_replaced(
+    kernel: str, name: str, what: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, episode = verifying(make_engine(tiny_folder, persistent=False)), EPISODE[name]
+    right = getattr(graph, kernel)
+
+    def wrong(values: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        right(values.roll(1, dims=1), *arguments, **options)
+
+    monkeypatch.setattr(graph, kernel, wrong)
+    with engine.open_session(episode.context_window, seed=0) as session:
+        with pytest.warns(RuntimeWarning, match=f"{what} encoded in plain torch: its kernels do not compute"):
+            predictions = [play(session, episode, 0)[1]]
+        predictions.append(play(session, episode, 1)[1])
+    count = 2 if episode.deterministic or episode.space.__class__.__name__ == "Box" else 1
+    assert relative_error(predictions[:count], episode.predictions[:count]) <= TOLERANCE
+
+
+# ---- warm_up -------------------------------------------------------------------------------------------------------
+
+
+def test_warm_up_prepares_each_bucket_once(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest first, since scratch memory that grows costs the graphs that use it."""
+    engine = make_engine(tiny_folder, persistent=False)
+    counts: list[int] = []
+    monkeypatch.setattr(JatEngine, "_warm_up", lambda engine, count, *example: counts.append(count))
+    engine.warm_up(continuous_observation=[1.0], action_space=BOX8, num_agents=range(1, 71))
+    assert counts == [70, 64, 48, 32, 16, 8, 4, 2, 1]
