@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..backends.report import collect
-from .arguments import parse
+from .arguments import ModelArguments, parse
 
 
 @dataclass
@@ -16,12 +16,20 @@ class InfoArguments:
     """Arguments of `jat-engine info`."""
 
     json: bool = field(default=False, metadata={"help": "print JSON"})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "load this checkpoint as well (folder, name on the hub, or jat-mini) and describe its engine"
+        },
+    )
 
 
 def run(argv: Sequence[str]) -> int:
     """Run `jat-engine info` and return its exit code."""
     (arguments,) = parse("info", "What this installation is made of.", [InfoArguments], argv)
     found = collect()
+    if arguments.model_name_or_path is not None:
+        found["engine"] = _describe_engine(arguments.model_name_or_path)
     if arguments.json:
         print(json.dumps(found, indent=2))
         return 0
@@ -31,6 +39,8 @@ def run(argv: Sequence[str]) -> int:
     lines["backend"] = "{name}: {reason}".format(**found["backend"])
     for way, state in found["gpu"].items():
         lines[f"gpu, {way}"] = state
+    for name, text in found.get("engine", {}).items():
+        lines[f"engine, {name}"] = text
     for name, extension in found["extensions"].items():
         lines[f"extension {name}"] = extension["path"] if extension["built"] else extension["reason"]
     for domain, simulator in found["simulators"].items():
@@ -42,6 +52,22 @@ def run(argv: Sequence[str]) -> int:
     for name, text in lines.items():
         print(f"{name:<{width}}  {text}")
     return 0
+
+
+def _describe_engine(source: str) -> dict[str, str]:
+    """Load a checkpoint, and return what its engine has chosen and why; on a GPU that is timed."""
+    from ..engine.engine import JatEngine  # slow to import, and not needed otherwise
+    from .agent import load_agent
+
+    engine, _ = load_agent(ModelArguments(source))
+    assert isinstance(engine, JatEngine), "the backend is not the reference"
+    with engine:
+        choice = engine.choice
+        return {
+            "backend": f"{choice.backend}, {choice.dtype}, on {choice.device}: {choice.reason}",
+            "persistent kernel": engine.persistent_reason or "used for a single agent",
+            "memory": ", ".join(f"{name} {num_bytes / 1e6:.1f} MB" for name, num_bytes in engine.memory.items()),
+        }
 
 
 def _words(values: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from jat_engine import cli
+from jat_engine.backends import choose_backend
 from jat_engine.cli import main
 from jat_engine.cli.demo import DEMO_TASKS
 from jat_engine.envs import TASKS, MissingSimulatorError
@@ -408,6 +410,19 @@ def test_tasks_check_tells_ok_missing_and_failed(
     out = capsys.readouterr().out
     assert "2 failed" in out
     assert "RuntimeError: no such file: [model.xml]" in " ".join(out.split())
+
+
+def test_info_describes_the_engine_of_a_checkpoint(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json", "--model_name_or_path", str(tiny_folder)]) == 0
+    engine = json.loads(capsys.readouterr().out)["engine"]
+    assert engine["backend"].endswith(choose_backend(head_dim=16).reason)
+    assert engine["persistent kernel"]
+    assert re.search(r"weights \d+\.\d MB, cache \d+\.\d MB", engine["memory"])
+
+    assert main(["info", "--model_name_or_path", str(tiny_folder)]) == 0
+    assert f"  {engine['persistent kernel']}" in capsys.readouterr().out
+    assert main(["info", "--model_name_or_path", str(tiny_folder / "absent")]) == 2
+    assert "--model_name_or_path" in capsys.readouterr().err
 
 
 def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from ..base import Group
 from .inputs import StepShape
@@ -17,12 +18,24 @@ _MIN_CAPACITY = 32
 
 def shape_of(groups: Sequence[Group]) -> StepShape:
     """Return the bucket of a step. Few distinct ones, since each is captured once."""
-    sessions = bucket(sum(group.num_agents for group in groups))
-    modalities = [group.observations.modality for group in groups]
+    if len(groups) == 1:
+        group = groups[0]
+        return _shape(group.num_agents, num_values(groups), group.space.size, (group.observations.modality,))
+    return _shape(
+        sum(group.num_agents for group in groups),
+        num_values(groups),
+        max(group.space.size for group in groups),
+        tuple({group.observations.modality for group in groups}),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _shape(num_agents: int, num_values: int, capacity: int, modalities: tuple[str, ...]) -> StepShape:
+    sessions = bucket(num_agents)
     return StepShape(
         sessions=sessions,
-        values=sessions * _next_power(-(-num_values(groups) // sessions), _MIN_VALUES),
-        capacity=_next_power(max(group.space.size for group in groups), _MIN_CAPACITY),
+        values=sessions * _next_power(-(-num_values // sessions), _MIN_VALUES),
+        capacity=_next_power(capacity, _MIN_CAPACITY),
         frames="image" in modalities,
         integers=any(modality.startswith("discrete") for modality in modalities),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 import numpy as np
@@ -12,17 +13,20 @@ from ...config import FRAME_SHAPE
 from ..base import STEP_TOKENS
 
 _ONE_AGENT = (
+    "source_ptrs",
+    "head_ptrs",
+    "head_bias_ptrs",
     "query_start",
     "context_lens",
     "start_offsets",
     "head_sizes",
-    "has_noise",
     "positions",
     "slot_mapping",
     "source_sizes",
     "value_starts",
+    "has_noise",
 )
-"""Fields of int32 that every step writes, in the order that `StepInputs.write_one_agent` takes them."""
+"""The first fields: integers that every step writes, in the order that `StepInputs.write_one_agent` takes them."""
 
 _ALIGNMENT = 16
 
@@ -101,15 +105,15 @@ class StepInputs:
             self.host[name] = self._host[begin : begin + count].view(dtype).view(extent).numpy()
             self.device[name] = self._device[begin : begin + count].view(dtype).view(extent)
         self.host["slot_mapping"].fill(-1)  # no rows yet: nothing is written to the cache
-        self._words = self._host.view(torch.int32).numpy()
-        self._numbers = np.concatenate([_words_of(*places[name]) for name in _ONE_AGENT])
+        self._bytes = self._host.numpy().data
+        self._numbers = struct.Struct("=" + "".join(_format(*fields[name]) for name in _ONE_AGENT))
 
-    def write_one_agent(self, numbers: list[int]) -> None:
+    def write_one_agent(self, *numbers: int) -> None:
         """Write the fields `_ONE_AGENT` of inputs for one session at once: a write for each array costs more.
 
         numbers: their entries, one field after the other; those of rows padded to STEP_TOKENS.
         """
-        self._words[self._numbers] = numbers
+        self._numbers.pack_into(self._bytes, 0, *numbers)
 
     @property
     def num_bytes(self) -> int:
@@ -121,6 +125,8 @@ class StepInputs:
         self._device.copy_(self._host, non_blocking=True)
 
 
-def _words_of(begin: int, num_bytes: int) -> np.ndarray:
-    """Return the indices of the 4-byte words of a field."""
-    return np.arange(begin // 4, (begin + num_bytes) // 4)
+def _format(extent: tuple[int, ...], dtype: torch.dtype) -> str:
+    """Return the format of a field of integers, and of the padding behind it, as `struct` has them."""
+    (count,) = extent
+    code = {torch.int32: "i", torch.int64: "q"}[dtype]
+    return f"{count}{code}{-count * dtype.itemsize % _ALIGNMENT}x"

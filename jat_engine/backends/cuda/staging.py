@@ -64,11 +64,14 @@ def stage(
         _make_embeddings(weights, group) if rows is None else rows
         for group, rows in zip(groups, encoded or [None] * len(groups), strict=True)
     ]
-    if len(groups) > 1 or groups[0].num_agents == 1:
+    if inputs.host["context_lens"].size == 1:
+        in_use = _stage_one(inputs, weights, groups[0], embeddings[0])
+    elif len(groups) > 1 or groups[0].num_agents == 1:
         in_use = _stage_agents(inputs, weights, groups, embeddings)
     else:
         in_use = _stage_batch(inputs, weights, groups[0], embeddings[0])
-    _stage_observations(inputs.host, groups, embeddings)
+    if "frames" in inputs.host or "tokens" in inputs.host:
+        _stage_observations(inputs.host, groups, embeddings)
     return Staged(embeddings, in_use)
 
 
@@ -76,7 +79,11 @@ def _make_embeddings(weights: CudaWeights, group: Group) -> Any:
     observations = group.observations
     if observations.modality == "continuous":
         if group.num_agents == 1:
-            return [np.append(observations.values[0], np.float32(observations.rewards[0]))]
+            values = observations.values[0]
+            row = np.empty(values.size + 1, np.float32)
+            row[:-1] = values
+            row[-1] = observations.rewards[0]
+            return [row]
         rewards = np.asarray(observations.rewards, np.float32)
         return np.concatenate((observations.values, rewards[:, None]), axis=1)
     return torch.empty(group.num_agents, weights.config.hidden_size, device=weights.device, dtype=torch.float32)
@@ -133,6 +140,42 @@ def _observation_row(weights: CudaWeights, embeddings: Any, agent: int) -> _Row:
     return _Row(weights.continuous_encoder(values.size).data_ptr(), values)
 
 
+def _stage_one(inputs: StepInputs, weights: CudaWeights, group: Group, observed: Any) -> list[Any]:
+    """Write token rows and head of a step of one agent, in few writes. Returns what must stay alive."""
+    host, space, noise = inputs.host, group.space, group.noise
+    rows = _rows(weights, group, observed, 0)
+    context, offset, table = int(group.context_lens[0]), int(group.start_offsets[0]), group.page_table[0]
+    count = len(rows)
+    padding = [0] * (STEP_TOKENS - count)
+
+    slots, lengths, starts, end = [], [], [], 0
+    for number, (_, values) in enumerate(rows, context + offset):
+        page, slot = divmod(number, PAGE_SIZE)
+        slots.append(int(table[page]) * PAGE_SIZE + slot)
+        lengths.append(values.size)
+        starts.append(end)
+        end += values.size
+    if end:
+        np.concatenate([values for _, values in rows], out=host["values"][:end])
+
+    weight, bias = weights.head(space)
+    inputs.write_one_agent(
+        *[address for address, _ in rows], *padding,
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        0, count, context, offset, space.size,
+        *range(context, context + count), *padding,
+        *slots, *[-1] * len(padding),
+        *lengths, *padding,
+        *starts, *padding,
+        noise is not None,
+    )  # fmt: skip
+    host["page_table"][0, : table.size] = table
+    if noise is not None:
+        host["log_noise"][0, : space.size] = noise[0]
+    return [weight, bias]
+
+
 def _stage_agents(
     inputs: StepInputs, weights: CudaWeights, groups: Sequence[Group], embeddings: Sequence[Any]
 ) -> list[Any]:
@@ -167,25 +210,19 @@ def _stage_agents(
         np.concatenate([row.values for row in rows], out=host["values"][: starts[-1]])
 
     agents, used = len(counts), len(rows)
-    if host["context_lens"].size == 1:
-        # One write for all of these: a write of an array by itself costs more than what it writes.
-        padding = [0] * (STEP_TOKENS - used)
-        of_rows = [*positions, *padding, *slots, *([-1] * len(padding)), *lengths, *padding, *starts[:-1], *padding]
-        inputs.write_one_agent([0, used, contexts[0], offsets[0], sizes[0], noises[0] is not None, *of_rows])
-    else:
-        ends = np.cumsum(counts)
-        host["query_start"][0] = 0
-        host["query_start"][1 : agents + 1] = ends
-        host["query_start"][agents + 1 :] = used
-        host["context_lens"][:agents] = contexts
-        host["start_offsets"][:agents] = offsets
-        host["head_sizes"][:agents] = sizes
-        host["has_noise"][:agents] = [noise is not None for noise in noises]
-        host["positions"][:used] = positions
-        host["slot_mapping"][:used] = slots
-        host["slot_mapping"][used:] = -1
-        host["source_sizes"][:used] = lengths
-        host["value_starts"][:used] = starts[:-1]
+    ends = np.cumsum(counts)
+    host["query_start"][0] = 0
+    host["query_start"][1 : agents + 1] = ends
+    host["query_start"][agents + 1 :] = used
+    host["context_lens"][:agents] = contexts
+    host["start_offsets"][:agents] = offsets
+    host["head_sizes"][:agents] = sizes
+    host["has_noise"][:agents] = [noise is not None for noise in noises]
+    host["positions"][:used] = positions
+    host["slot_mapping"][:used] = slots
+    host["slot_mapping"][used:] = -1
+    host["source_sizes"][:used] = lengths
+    host["value_starts"][:used] = starts[:-1]
 
     host["source_ptrs"][:used] = [row.address for row in rows]
     host["source_ptrs"][used:] = 0
