@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from jat_engine.backends.cuda.capture import CapturedGraph
+
 
 class GraphSpy:
-    """Remember the CUDA graphs that are replayed within the block."""
+    """Remember the CUDA graphs that an engine replays within the block."""
 
     def __enter__(self) -> GraphSpy:
         self.graphs: deque[Any] = deque(maxlen=64)
         self.count = 0
-        original = self._original = torch.cuda.CUDAGraph.replay
+        original = self._original = CapturedGraph.launch
         spy = self
 
         def replay(graph: Any) -> None:
@@ -25,11 +27,11 @@ class GraphSpy:
             spy.count += 1
             original(graph)
 
-        torch.cuda.CUDAGraph.replay = replay  # type: ignore[method-assign]
+        CapturedGraph.launch = replay  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
-        torch.cuda.CUDAGraph.replay = self._original  # type: ignore[method-assign]
+        CapturedGraph.launch = self._original  # type: ignore[method-assign]
 
     def last(self, count: int) -> Callable[[], None]:
         """Return a function that replays the `count` graphs that came last, in their order."""
@@ -38,7 +40,7 @@ class GraphSpy:
 
         def replay() -> None:
             for graph in graphs:
-                graph.replay()
+                graph.launch()
 
         return replay
 
