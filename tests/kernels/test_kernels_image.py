@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from helpers.kernel_cases import DEVICE, HALVES, HAS_GPU, Random, addresses, agrees, poisoned
 
 from jat_engine.kernels import image_encoder
+from jat_engine.kernels.launch import compute_dtype
 from jat_engine.model.modules import ImageEncoder
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
@@ -43,10 +44,10 @@ def test_reference_is_the_module(encoder: ImageEncoder) -> None:
 def test_frames(encoder: ImageEncoder, dtype: torch.dtype) -> None:
     """Three frames, padding in the middle and at the end, and poisoned scratch memory."""
     state = dict(encoder.state_dict())
-    weights = image_encoder.pack_image_weights(state, dtype)
+    weights = image_encoder.pack_image_weights(state, dtype, compute_dtype(dtype))
     batch, rows, used = frames(5), poisoned(5, HIDDEN), [0, 2, 3]
-    scratch = image_encoder.make_image_scratch(5, HIDDEN, DEVICE)
-    for tensor in (*scratch.activations, *scratch.means, scratch.partial):
+    scratch = image_encoder.make_image_scratch(5, weights)
+    for tensor in (*scratch.activations, scratch.partial):
         tensor.fill_(torch.nan)
     targets = addresses(*[rows[i] if i in used else None for i in range(5)])
     image_encoder.encode_images(batch, targets, weights, scratch)
@@ -64,9 +65,9 @@ def test_frames(encoder: ImageEncoder, dtype: torch.dtype) -> None:
 
 def test_frames_of_one_value(encoder: ImageEncoder) -> None:
     """A black screen: the first stage's InstanceNorm sees variance at the borders only."""
-    weights = image_encoder.pack_image_weights(dict(encoder.state_dict()), torch.float32)
+    weights = image_encoder.pack_image_weights(dict(encoder.state_dict()), torch.float32, torch.float32)
     batch, rows = torch.zeros(1, 84, 84, 4, dtype=torch.uint8, device=DEVICE), poisoned(1, HIDDEN)
-    image_encoder.encode_images(batch, addresses(rows[0]), weights, image_encoder.make_image_scratch(1, HIDDEN, DEVICE))
+    image_encoder.encode_images(batch, addresses(rows[0]), weights, image_encoder.make_image_scratch(1, weights))
     state = dict(encoder.state_dict())
     agrees(
         rows, lambda fc: image_encoder.encode_images_reference(batch, state, fc.dtype), weights.fc, dtype=torch.float32
@@ -80,7 +81,7 @@ def test_packing_drops_only_what_cancels(encoder: ImageEncoder) -> None:
     moved = {name: p + 3 if name.startswith("conv") and name.endswith("bias") else p for name, p in state.items()}
     exact = image_encoder.encode_images_reference(batch, state)
     torch.testing.assert_close(image_encoder.encode_images_reference(batch, moved), exact, rtol=1e-9, atol=1e-9)
-    packed = image_encoder.pack_image_weights(state, torch.float32)
+    packed = image_encoder.pack_image_weights(state, torch.float32, torch.float32)
     assert packed.num_bytes == sum(
         p.nbytes for name, p in state.items() if not (name.startswith("conv") and "bias" in name)
     )
