@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def spill_limit(row: Row) -> int:
-    """Bytes a thread of this kernel may keep in local memory: none in what a step runs in half precision or int8, but for images.
+    """Bytes a thread of this kernel may keep in local memory: none in half precision and int8, but for images.
 
     `step` has 13 warps a multiprocessor, so 128 registers a thread; on sm_100 and sm_120 it wants a few more.
     """
