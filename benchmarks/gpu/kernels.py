@@ -1,4 +1,4 @@
-"""Time each Triton kernel by itself at the published size: microseconds, bytes, share of a copy's rate.
+"""Time each Triton kernel by itself at the published size: microseconds, bytes, share of a copy's rate; and images.
 
 A kernel is launched on as many different copies of its weights or pages as exceed the L2 cache, in one CUDA graph, and
 the time divided by the launches: no launch costs, cold weights, the tail of one kernel during the head of the next
@@ -22,8 +22,9 @@ from jat_engine.bench.bandwidth import copy_bandwidth, device_seconds
 
 from .section import SectionRun, describe
 
-SESSIONS = (1, 64)
-DTYPES = ("bfloat16", "int8")
+SHAPES = ((1, "bfloat16"), (8, "bfloat16"), (1024, "bfloat16"), (16, "bfloat16"), (64, "bfloat16"), (1, "int8"))
+"""Sessions and dtype, in the order of worth."""
+FRAMES = (1, 1024, 16, 64)
 CONTEXT_LEN = 508
 COLD_BYTES = 200 << 20
 
@@ -54,39 +55,67 @@ def run(section: SectionRun) -> None:
     bandwidth = copy_bandwidth(torch.device("cuda"))
     section.record("copy bandwidth GB/s", bandwidth / 1e9)
     rows: list[dict[str, Any]] = []
-    for sessions in SESSIONS:
-        for dtype in DTYPES:
+    for sessions, dtype in SHAPES:
+        for case in cases(config, sessions, dtype, torch.device("cuda"), CONTEXT_LEN):
             if section.time_left() < 6:
                 return
-            for case in cases(config, sessions, dtype, torch.device("cuda"), CONTEXT_LEN):
-                try:
-                    rows.append(_measure(case, sessions, dtype, bandwidth))
-                except Exception as error:
-                    rows.append(
-                        {"kernel": case.name, "sessions": sessions, "dtype": dtype, "error": describe(error, 3)}
-                    )
-                section.record("kernels", rows)
-                torch.cuda.empty_cache()
+            _record(section, rows, case, sessions, dtype, bandwidth)
+        if (sessions, dtype) == SHAPES[2]:
+            for frames in FRAMES:
+                _record(section, rows, images(config, frames, torch.device("cuda")), frames, "bfloat16", bandwidth)
 
 
-def _measure(case: Case, sessions: int, dtype: str, bandwidth: float) -> dict[str, Any]:
+def _record(
+    section: SectionRun, rows: list[dict[str, Any]], case: Case, sessions: int, dtype: str, bandwidth: float
+) -> None:
     row: dict[str, Any] = {"kernel": case.name, "sessions": sessions, "dtype": dtype}
-    for pdl in (True, False):
+    try:
+        row["us"], row["us with pdl"] = measure(case, pdl=False), measure(case, pdl=True)
+        row["us a step"] = row["us with pdl"] * case.each_step
+        row["MB"] = case.num_bytes / 1e6
+        row["GB/s"] = case.num_bytes / row["us with pdl"] / 1e3
+        row["share of copy"] = row["GB/s"] * 1e9 / bandwidth
+        row["copies"] = case.copies
+    except Exception as error:
+        row["error"] = describe(error, 3)
+    rows.append(row)
+    section.record("kernels", rows)
+    torch.cuda.empty_cache()
+
+
+def measure(case: Case, *, pdl: bool) -> float:
+    """Return the microseconds of a launch, of many in one graph; with or without programmatic dependent launch."""
+    for index in range(case.copies):
+        case.launch(index, pdl=pdl)  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
         for index in range(case.copies):
-            case.launch(index, pdl=pdl)  # compiles
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for index in range(case.copies):
-                case.launch(index, pdl=pdl)
-        seconds = device_seconds(graph.replay, 60, torch.device("cuda"))
-        row["us with pdl" if pdl else "us"] = float(np.median(seconds)) * 1e6 / case.copies
-    row["us a step"] = row["us with pdl"] * case.each_step
-    row["MB"] = case.num_bytes / 1e6
-    row["GB/s"] = case.num_bytes / row["us with pdl"] / 1e3
-    row["share of copy"] = row["GB/s"] * 1e9 / bandwidth
-    row["copies"] = case.copies
-    return row
+            case.launch(index, pdl=pdl)
+    seconds = device_seconds(graph.replay, 60, torch.device("cuda"))
+    return float(np.median(seconds)) * 1e6 / case.copies
+
+
+def images(config: Any, frames: int, device: torch.device) -> Case:
+    """Return the image encoder of so many frames, in bfloat16."""
+    from jat_engine.kernels.image_encoder import encode_images, make_image_scratch, pack_image_weights
+    from jat_engine.model.modules import ImageEncoder
+
+    count = 8 if device.type == "cuda" else 1
+    state = {name: value.to(device) for name, value in ImageEncoder(config.hidden_size).state_dict().items()}
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    weights = [pack_image_weights(state, dtype, dtype) for _ in range(count)]
+    scratch = make_image_scratch(frames, weights[0])
+    pixels = torch.randint(0, 256, (frames, 84, 84, 4), dtype=torch.uint8, device=device)
+    rows = torch.zeros(frames, config.hidden_size, device=device)
+    targets = rows.data_ptr() + rows.stride(0) * rows.element_size() * torch.arange(frames, device=device)
+    return Case(
+        "encode_images",
+        lambda i, pdl, keep=rows: encode_images(pixels, targets, weights[i], scratch, pdl=pdl),
+        count,
+        weights[0].num_bytes + pixels.nbytes + rows.nbytes,
+        1,
+    )
 
 
 def _copies(num_bytes: int, least: int = 12) -> int:
@@ -100,7 +129,7 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     from jat_engine.kernels.embedding import embed
     from jat_engine.kernels.head import head
     from jat_engine.kernels.linear import linear_residual, norm_linear, norm_qkv
-    from jat_engine.kernels.projection import SMALL_ROWS
+    from jat_engine.kernels.tiles import SMALL_ROWS
 
     hidden, heads, layers = config.hidden_size, config.num_heads, config.num_layers
     head_dim, rows = hidden // heads, sessions * ROWS

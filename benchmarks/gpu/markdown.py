@@ -7,6 +7,8 @@ from typing import Any
 
 from jat_engine.bench.report import by_column, cell, markdown
 
+from .predictions import comparison, predictions
+
 
 def render(value: Any, depth: int = 3) -> str:
     """Return lists of mappings as tables, mappings of mappings as tables with a name, the rest as lists."""
@@ -46,6 +48,9 @@ def write(data: dict[str, Any], out: Path) -> None:
     if data["reduced"]:
         parts.append("Reduced form: the tiny model, few steps. No figure of speed here means anything.")
     parts.append("```\n" + summary(data) + "\n```")
+    compared = [] if data["reduced"] else comparison(data, predictions())
+    if compared:
+        parts.append("## predictions and readings\n\n" + markdown(by_column(compared)))
     for section in data["sections"].values():
         head = f"## {section['title']}\n\n{section['status']}, {section['seconds']:.0f} s"
         if section.get("reason"):
@@ -63,11 +68,18 @@ def write(data: dict[str, Any], out: Path) -> None:
     path.write_text("\n\n".join(parts) + "\n")
 
 
+def verdict(row: dict[str, Any]) -> str:
+    """Return what parity says of a path: having had no time is no failure."""
+    if "not run" in row:
+        return "not run"
+    return "ok" if row.get("within") else "FAILED"
+
+
 def _paths(paths: dict[str, Any]) -> str:
     """Return parity as one table, and what the engines say of themselves and of their failures below it."""
     rows = []
     for name, found in paths.items():
-        row: dict[str, Any] = {"path": name, "verdict": "ok" if found.get("within") else "FAILED"}
+        row: dict[str, Any] = {"path": name, "verdict": verdict(found)}
         for part in ("tiny", "small"):
             inner = found.get(part, {})
             row[f"{part}: relative error"] = inner.get("relative error", "")
@@ -102,9 +114,8 @@ def summary(data: dict[str, Any]) -> str:
     if isinstance(paths, dict):
         for name, row in paths.items():
             parts = [f"{part} {row[part]['relative error']:.1e}" for part in ("tiny", "small") if part in row]
-            verdict = "ok" if row.get("within") else "FAILED"
             error = str(row.get("error", "")).strip().splitlines()
-            lines.append(f"parity      {name:34} {verdict:6} {', '.join(parts)} {error[-1][:90] if error else ''}")
+            lines.append(f"parity      {name:34} {verdict(row):7} {', '.join(parts)} {error[-1][:90] if error else ''}")
 
     for row in results.get("latency", {}).get("steps", []):
         if isinstance(row, dict) and "p50 us" in row:

@@ -29,6 +29,11 @@ STEPS, WINDOW = 160, 300
 COMPILED_WINDOW = 256
 """The latency section's: each window is compiled by itself, and this one is in the caches since the build section."""
 
+PATH_SECONDS, PERSISTENT_SECONDS = 55.0, 35.0
+"""Of a path: one that takes longer hangs. While a persistent one runs, the others wait."""
+LEAST_SECONDS = 6.0
+"""A path is not begun with less."""
+
 INTERPRETED = ("continuous_cw2",), 6
 """Episodes and their first steps for the Triton interpreter, which takes most of a second for a step."""
 
@@ -47,17 +52,26 @@ def run(section: SectionRun) -> None:
     def play(name: str) -> None:
         command = python_module("parity", str(folder / "run.json"), name)
         environment = {} if section.has_gpu else {"TRITON_INTERPRET": "1"}
-        seconds = min(section.time_left() - 2, 100)
+        most = PERSISTENT_SECONDS if is_persistent(name) and section.has_gpu else PATH_SECONDS
+        seconds = min(section.time_left() - 2, most)
+        if seconds < LEAST_SECONDS:
+            record(name, {"not run": "no time left"})
+            return
         done = Process(command, folder / f"{file_name(name)}.log", environment).wait(seconds)
         try:
             row = json.loads((folder / f"{file_name(name)}.json").read_text())
         except (OSError, ValueError):
             row = {}
-        if done.code is None:
+        if done.code is None and seconds < most:
+            row["not run"] = f"the section's time was over after {seconds:.0f} s"
+        elif done.code is None:
             row["error"] = f"{done.tail}\ndid not end within {seconds:.0f} s"
         elif done.code != 0 and "error" not in row:
             row["error"] = f"{done.tail}\nexit status {done.code}"
         row["seconds"] = round(done.seconds, 1)
+        record(name, row)
+
+    def record(name: str, row: dict[str, Any]) -> None:
         row["limit"] = PATHS[name].limit
         row["within"] = _is_within(row, PATHS[name].limit)
         found[name] = row
@@ -68,18 +82,21 @@ def run(section: SectionRun) -> None:
         failed = {name: row["error"] for name, row in so_far.items() if "error" in row}
         section.record("failed", {name: error for name, error in failed.items() if not name.startswith("compiled")})
 
-    # Persistent steps wait for all of their blocks: they share the GPU with no other process.
+    # Persistent steps wait for all of their blocks: they share the GPU with no other process. The first of them comes
+    # first, since it is what only a GPU can tell.
+    alone = [name for name in names if is_persistent(name)]
     together = [name for name in names if not is_persistent(name)]
+    for name in alone[:1]:
+        play(name)
     with ThreadPoolExecutor(5 if section.has_gpu else 2) as pool:
         list(pool.map(play, together))
-    for name in names:
-        if is_persistent(name):
-            play(name)
+    for name in alone[1:]:
+        play(name)
 
 
 def _is_within(row: dict[str, Any], limit: float) -> bool:
     errors = [row[part]["relative error"] for part in ("tiny", "small") if part in row]
-    return "error" not in row and bool(errors) and all(error <= limit for error in errors)
+    return "error" not in row and "not run" not in row and bool(errors) and all(error <= limit for error in errors)
 
 
 def _arguments(kind: str) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Measure all that is to be known of the engine on a GPU: `python benchmarks/gpu_report.py --out DIR`.
 
 Each section runs in a process of its own with its own time, so that a crash or a hang is one section's. What it has
-found by then is kept. Written after every section: report.json (everything), report.md (tables), latency.png. Ends with
-a short table and exit status 0, whatever failed: the report says what did.
+found by then is kept. Sections come in the order of worth, and their times add up to less than the whole, ten minutes.
+Written after every section: report.json (everything), report.md (tables), latency.png, tiles.json. Ends with a short
+table and exit status 0, whatever failed: the report says what did.
 
 Without an NVIDIA GPU it runs in a reduced form, with the tiny model on the CPU; every section says what it ran on.
 """
@@ -13,10 +14,10 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ class Section:
 
     Attributes:
         name, title: for the command line and for documents.
-        seconds, reduced_seconds: its budget on a GPU and in the reduced form.
+        seconds, reduced_seconds: its own time on a GPU and in the reduced form; it may use what earlier ones leave.
         needs_gpu: whether there is nothing to reduce.
     """
 
@@ -47,31 +48,66 @@ class Section:
 
 
 SECTIONS = (
-    Section("machine", "machine", 30, 30),
-    Section("build", "build", 130, 100),
-    Section("parity", "parity: every path against float64", 110, 240),
-    Section("latency", "latency: one agent", 110, 90),
-    Section("primitives", "primitives: what the hardware's own operations cost", 40, 20),
-    Section("throughput", "throughput: many agents", 60, 60),
-    Section("kernels", "kernels: Triton kernels one by one", 50, 20, needs_gpu=True),
-    Section("tests", "tests: pytest -m gpu", 100, 45),
-    Section("sanitizer", "sanitizer: compute-sanitizer on a few steps", 75, 5, needs_gpu=True),
-    Section("counters", "ncu: DRAM throughput by kernel", 45, 5, needs_gpu=True),
+    Section("machine", "machine", 15, 20),
+    Section("build", "build", 110, 90),
+    Section("parity", "parity: every path against float64", 95, 200),
+    Section("latency", "latency: one agent", 80, 70),
+    Section("throughput", "throughput: many agents", 50, 50),
+    Section("primitives", "primitives: what the hardware's own operations cost", 20, 15),
+    Section("trace", "trace: phases of the persistent kernel by the GPU's clock", 40, 5, needs_gpu=True),
+    Section("kernels", "kernels: Triton kernels one by one", 30, 5, needs_gpu=True),
+    Section("geometries", "geometries: numbers and sizes of clusters", 20, 5, needs_gpu=True),
+    Section("tiles", "tiles: sweep of the products' tile sizes", 20, 5, needs_gpu=True),
+    Section("tests", "tests: pytest -m gpu", 30, 30),
+    Section("resources", "resources: registers and spills by the Triton of this machine", 15, 5, needs_gpu=True),
+    Section("sanitizer", "sanitizer: compute-sanitizer on a few steps", 15, 5, needs_gpu=True),
+    Section("counters", "ncu: DRAM throughput by kernel", 10, 5, needs_gpu=True),
 )
-"""In the order of worth: when the time is over the rest is left out."""
+"""In the order of worth. Together they take less than the whole, so that one that hangs takes no other's time."""
 
-TOTAL_SECONDS, TOTAL_REDUCED_SECONDS = 470.0, 480.0
+TOTAL_SECONDS, TOTAL_REDUCED_SECONDS = 570.0, 540.0
+LAST_SECONDS = 10.0
+"""Kept back to end a section that hangs and to write the report."""
 _MODULES = {"tests": "suite"}
 
 PLOT = "latency.png"
 """Drawn by the latency section into the working folder."""
 
 
-def has_gpu() -> bool:
-    """Return whether torch sees a GPU; asked in a process of its own, so that this one never holds it."""
-    code = "import torch; print(int(torch.cuda.is_available()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
-    return done.stdout.strip() == "1"
+_GPU_SECONDS = 60.0
+
+
+def look_for_gpu(work: Path, seconds: float = _GPU_SECONDS) -> tuple[bool, str]:
+    """Tell whether torch sees a GPU, and why not; asked in a process of its own, so that this one never holds it."""
+    code = "import torch; print('GPU', int(torch.cuda.is_available()))"
+    done = Process([sys.executable, "-c", code], work / "look_for_gpu.log").wait(seconds)
+    if done.code is None:
+        return False, f"torch did not say within {seconds:.0f} s whether there is a GPU"
+    if done.code != 0:
+        return False, f"torch cannot be imported: {done.tail[-500:]}"
+    return "GPU 1" in done.output, "" if "GPU 1" in done.output else "torch finds no NVIDIA GPU"
+
+
+def seconds_of(sections: Sequence[Section], quick: bool, gpu: bool) -> float:
+    """Return the sections' own times together; without a GPU those that need one take none."""
+    return sum(
+        section.reduced_seconds if quick else section.seconds for section in sections if gpu or not section.needs_gpu
+    )
+
+
+def budget(sections: Sequence[Section], left: float, quick: bool, gpu: bool) -> float:
+    """Return the seconds that the first of the sections may take.
+
+    Its own, and all that is left over when the others get theirs. Without enough for all, the first comes first.
+
+    Args:
+        sections: that are still to be run, in order.
+        left: seconds until the end of the report.
+        quick: the reduced form.
+        gpu: whether there is one.
+    """
+    own, others = seconds_of(sections[:1], quick, gpu), seconds_of(sections[1:], quick, gpu)
+    return max(min(own, left), left - others)
 
 
 class Report:
@@ -97,11 +133,16 @@ class Report:
         self.write()
 
     def write(self) -> None:
-        """Write report.json, logs.txt, report.md and latency.png."""
+        """Write report.json, logs.txt, report.md, latency.png and tiles.json."""
         _replace(self.out / "report.json", json.dumps(self.data, indent=1) + "\n")
         self._write_logs()
         if (self.work / PLOT).exists():
             shutil.copy(self.work / PLOT, self.out / PLOT)
+        tiles = self.data["sections"].get("tiles", {}).get("result", {}).get("tiles")
+        if tiles:
+            _replace(
+                self.out / "tiles.json", json.dumps({"commit": self.data["commit"], "tiles": tiles}, indent=1) + "\n"
+            )
         try:
             markdown.write(self.data, self.out)
         except Exception as error:  # a table that cannot be written takes no result away
@@ -170,32 +211,43 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="of the whole report")
     parser.add_argument("--work", type=Path, help="folder for builds and checkpoints; by default a temporary one")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    gpu = has_gpu()
-    quick = arguments.quick or not gpu
     began = time.time()
-    deadline = began + (arguments.seconds or (TOTAL_REDUCED_SECONDS if quick else TOTAL_SECONDS))
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gpu-report-", ignore_cleanup_errors=True) as temporary:
         work = arguments.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
+        gpu, why_not = look_for_gpu(work)
+        quick = arguments.quick or not gpu
+        deadline = began + (arguments.seconds or (TOTAL_REDUCED_SECONDS if quick else TOTAL_SECONDS)) - LAST_SECONDS
         report = Report(arguments.out, work.resolve(), gpu, quick)
-        failed: dict[str, str] = {}
-        for section in SECTIONS:
-            if section.name not in arguments.only:
-                continue
-            budget = min(section.reduced_seconds if quick else section.seconds, deadline - time.time() - 5)
-            print(f"[{time.time() - report.began:5.0f} s] {section.title} ...", flush=True)
-            if budget < 4 and not (section.needs_gpu and not gpu):
-                report.add(section, {"status": "left out", "reason": "no time left", "seconds": 0.0, "result": {}})
-                continue
-            try:
-                entry = run_section(section, report, budget, failed)
-            except Exception as error:
-                entry = {"status": "failed", "reason": describe(error), "seconds": 0.0, "result": {}}
-            report.add(section, entry)
-            if section.name == "parity":
-                found = entry["result"].get("failed", {})
-                failed = found if isinstance(found, dict) else {}
+        report.data["no GPU"] = why_not
+        chosen = [section for section in SECTIONS if section.name in arguments.only]
+        run_all(chosen, report, deadline)
 
     print(markdown.summary(report.data), flush=True)
     return 0
+
+
+def run_all(sections: Sequence[Section], report: Report, deadline: float) -> None:
+    """Run sections in their order, each with its own time, and keep what each finds.
+
+    Args:
+        sections: to run.
+        report: to add to.
+        deadline: of all, seconds since the epoch.
+    """
+    failed: dict[str, str] = {}
+    for number, section in enumerate(sections):
+        seconds = budget(sections[number:], deadline - time.time(), report.quick, report.gpu)
+        print(f"[{time.time() - report.began:5.0f} s] {section.title} ...", flush=True)
+        if seconds < 4 and not (section.needs_gpu and not report.gpu):
+            report.add(section, {"status": "left out", "reason": "no time left", "seconds": 0.0, "result": {}})
+            continue
+        try:
+            entry = run_section(section, report, seconds, failed)
+        except Exception as error:
+            entry = {"status": "failed", "reason": describe(error), "seconds": 0.0, "result": {}}
+        report.add(section, entry)
+        if section.name == "parity":
+            found = entry["result"].get("failed", {})
+            failed = found if isinstance(found, dict) else {}

@@ -13,7 +13,10 @@ from typing import Any
 from .process import run as run_process
 from .section import ROOT, SectionRun
 
-_MODULES = ("gymnasium", "hypothesis", "ale_py", "minigrid", "metaworld", "mujoco")
+SIMULATORS = ("gymnasium", "ale_py", "minigrid", "metaworld", "mujoco")
+"""What a machine with a GPU need not have."""
+
+_MODULES = (*SIMULATORS, "hypothesis")
 
 _WORDS = ("PASSED", "FAILED", "ERROR", "SKIPPED")
 

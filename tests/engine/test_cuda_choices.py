@@ -21,7 +21,6 @@ from jat_engine.backends.cuda import graph
 from jat_engine.backends.cuda.backend import CudaBackend, cache_room
 from jat_engine.backends.cuda.buckets import bucket, bucket_below
 from jat_engine.backends.cuda.graph import GraphStep
-from jat_engine.backends.cuda.image_arena import ImageArena
 from jat_engine.backends.cuda.path_choice import PathTimes, time_paths
 
 ON_GPU = torch.cuda.is_available()
@@ -108,21 +107,6 @@ def test_buckets() -> None:
         below = bucket_below(num_agents)
         assert below < num_agents <= size == bucket(size)
         assert below == 0 or bucket(below + 1) == size, "there is no bucket between them"
-
-
-def test_image_scratch_is_shared() -> None:
-    """Fewer frames use the beginning of what more frames use, and no two tensors overlap."""
-    arena = ImageArena(5, 64, torch.device("cpu"))
-    for num_frames in (5, 2):
-        scratch = arena.scratch(num_frames)
-        tensors = [*scratch.activations, *scratch.means, scratch.partial]
-        for number, tensor in enumerate(tensors):
-            assert tensor.is_contiguous()
-            tensor.fill_(number)
-        assert [float(tensor.amin()) for tensor in tensors] == list(range(len(tensors)))
-        first = tensors[0].data_ptr()
-        assert all(0 <= tensor.data_ptr() - first <= arena.num_bytes - tensor.nbytes for tensor in tensors)
-        assert tensors[0].shape[0] == num_frames
 
 
 class Limit:

@@ -18,6 +18,7 @@ from helpers.kernel_cases import (
     Random,
     addresses,
     agrees,
+    coarsest,
     int32,
     poisoned,
 )
@@ -25,7 +26,7 @@ from helpers.kernel_cases import (
 from jat_engine.kernels import discrete_encoder, embedding, head, linear
 from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
 from jat_engine.kernels.norm import layer_norm
-from jat_engine.kernels.projection import SMALL_ROWS
+from jat_engine.kernels.tiles import SMALL_ROWS
 from jat_engine.reference import layer_norm as layer_norm_reference
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
@@ -110,9 +111,8 @@ def test_norm_qkv(dtype: torch.dtype, cache: torch.dtype, rows: int, heads: int,
 
     written = ~poisoned_like_reference(slots, heads, head_dim)
     assert (kv_layer.isnan() == ~written).all()
-    worst = cache if dtype == torch.float32 else dtype
     got = torch.cat([q.flatten().double(), kv_layer[written].double()])
-    agrees(got, q_and_kept, x, norm_weight, norm_bias, weight, scale, dtype=worst)
+    agrees(got, q_and_kept, x, norm_weight, norm_bias, weight, scale, dtype=coarsest(dtype, cache))
 
 
 def poisoned_like_reference(slots: torch.Tensor, heads: int, head_dim: int) -> torch.Tensor:

@@ -13,9 +13,9 @@ from ...kernels.discrete_encoder import encode_discrete
 from ...kernels.embedding import embed
 from ...kernels.head import head
 from ...kernels.image_encoder import encode_images
-from ...kernels.image_weights import ImageScratch
+from ...kernels.image_weights import ImageScratch, make_image_scratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
-from ...kernels.projection import SMALL_ROWS
+from ...kernels.tiles import SMALL_ROWS
 from ..base import STEP_TOKENS
 from .capture import CapturedGraph, retry_without_pdl
 from .inputs import StepInputs, StepShape
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _MAX_SPLITS = 4
 """More would read keys in shorter ranges; but every program of the next kernel reads all partial sums."""
+
+_ATTENTION_PROGRAMS = 4
+"""Programs of the attention that a multiprocessor runs at once: as many as splits are made for."""
 
 
 class Scratch:
@@ -38,6 +41,7 @@ class Scratch:
         normed, attended: [rows, H], and
         inner: [rows, M], in the dtype of the activations.
         partial, partial_max, partial_sum: of split keys, float32.
+        arrivals: int32 [sessions * heads], zeros between kernels: splits that are done.
     """
 
     def __init__(self, weights: CudaWeights, sessions: int) -> None:
@@ -52,16 +56,27 @@ class Scratch:
         self.attended = torch.zeros(rows, hidden, device=device, dtype=weights.activation_dtype)
         self.inner = torch.zeros(rows, weights.inner_size, device=device, dtype=weights.activation_dtype)
 
-        split_rows = min(rows, SMALL_ROWS)
-        self.partial = torch.zeros(_MAX_SPLITS * split_rows * hidden, device=device, dtype=torch.float32)
-        self.partial_max = torch.zeros(_MAX_SPLITS * split_rows * heads, device=device, dtype=torch.float32)
-        self.partial_sum = torch.zeros(_MAX_SPLITS * split_rows * heads, device=device, dtype=torch.float32)
+        # All splits of all rows, of the numbers of sessions that are split.
+        programs = min(_MAX_SPLITS * sessions * heads, _ATTENTION_PROGRAMS * weights.num_multiprocessors)
+        split_rows = -(-programs // heads) * STEP_TOKENS
+        self.partial = torch.zeros(split_rows * hidden, device=device, dtype=torch.float32)
+        self.partial_max = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
+        self.partial_sum = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
+        self.arrivals = torch.zeros(sessions * heads, device=device, dtype=torch.int32)
+        self._images: ImageScratch | None = None
+
+    def for_images(self, weights: CudaWeights) -> ImageScratch:
+        """Return the image encoder's memory, allocated when the first graph needs it."""
+        if self._images is None:
+            self._images = make_image_scratch(self.sessions, weights.images)
+        return self._images
 
     @property
     def num_bytes(self) -> int:
         """Return the bytes on the device."""
         tensors = [value for value in vars(self).values() if isinstance(value, Tensor)]
-        return sum(tensor.nbytes for tensor in tensors)
+        images = 0 if self._images is None else self._images.num_bytes
+        return images + sum(tensor.nbytes for tensor in tensors)
 
 
 class GraphStep:
@@ -79,7 +94,6 @@ class GraphStep:
         weights: CudaWeights,
         cache: Tensor,
         scratch: Scratch,
-        images: ImageScratch | None,
         shape: StepShape,
         max_pages: int,
     ) -> None:
@@ -89,7 +103,6 @@ class GraphStep:
             weights: on the device.
             cache: [layers, num_pages, 2, heads, 16, head_dim].
             scratch: of at least `shape.sessions`.
-            images: of exactly `shape.sessions` frames; None without `shape.frames`.
             shape: of the steps to come.
             max_pages: of a session.
         """
@@ -97,7 +110,6 @@ class GraphStep:
         self._weights = weights
         self._cache = cache
         self._scratch = scratch
-        self._images = images
         self._splits = num_splits(weights.num_multiprocessors, weights.config.num_heads, shape.sessions)
         device = weights.device
         self.inputs = StepInputs(shape, max_pages, weights.config.max_discrete_value, device)
@@ -114,11 +126,12 @@ class GraphStep:
         self.predictions = out.view(shape.sessions, shape.capacity).numpy()
         self.choices, self.finite = choices.view(torch.int32).numpy(), finite.view(torch.int32).numpy()
 
+        self._images = scratch.for_images(weights) if shape.frames else None
         self._graph = self._capture() if on_gpu else None
 
     @property
     def num_bytes(self) -> int:
-        """Return the bytes on the device. Most kernels write to memory that all graphs share."""
+        """Return the bytes on the device; kernels write to memory that all graphs share."""
         return self.inputs.num_bytes + self._out.nbytes
 
     def launch(self) -> None:
@@ -207,8 +220,10 @@ class GraphStep:
 
         splits, heads = self._splits, pages.shape[2]
         by_head = splits, rows, heads
-        partial = partial_max = partial_sum = None
+        partial = partial_max = partial_sum = arrivals = None
         if splits > 1:
+            # Few rows are combined by the output projection as it reads them.
+            arrivals = scratch.arrivals[: len(given["context_lens"]) * heads] if rows > SMALL_ROWS else None
             partial = scratch.partial[: splits * rows * hidden].view(*by_head, hidden // heads)
             partial_max = scratch.partial_max[: splits * rows * heads].view(by_head)
             partial_sum = scratch.partial_sum[: splits * rows * heads].view(by_head)
@@ -226,10 +241,11 @@ class GraphStep:
             partial=partial,
             partial_max=partial_max,
             partial_sum=partial_sum,
+            arrivals=arrivals,
             pdl=pdl,
         )
         out_proj = layer.out_proj.tensors
-        if partial is not None and partial_max is not None and partial_sum is not None:
+        if arrivals is None and partial is not None and partial_max is not None and partial_sum is not None:
             combine_out_proj(partial, partial_max, partial_sum, *out_proj, layer.out_proj_bias, x, pdl=pdl)
         else:
             linear_residual(attended, *out_proj, layer.out_proj_bias, x, transposed=False, pdl=pdl)
@@ -241,6 +257,4 @@ class GraphStep:
 
 def num_splits(num_multiprocessors: int, num_heads: int, sessions: int) -> int:
     """Return the number of programs that share the keys of a (session, head): as many as it takes to fill the GPU."""
-    if sessions * STEP_TOKENS > SMALL_ROWS:
-        return 1
-    return max(1, min(_MAX_SPLITS, num_multiprocessors // (sessions * num_heads)))
+    return max(1, min(_MAX_SPLITS, _ATTENTION_PROGRAMS * num_multiprocessors // (sessions * num_heads)))

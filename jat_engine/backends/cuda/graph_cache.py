@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .driver import is_out_of_memory
 from .graph import GraphStep, Scratch
-from .image_arena import ImageArena
 from .inputs import StepShape
 from .weights import CudaWeights
 
@@ -27,7 +26,6 @@ class GraphCache:
         self._max_pages = max_pages
         self._graphs: dict[StepShape, GraphStep] = {}
         self._scratch = Scratch(weights, 1)
-        self._images: ImageArena | None = None
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -35,7 +33,7 @@ class GraphCache:
     @property
     def scratch_bytes(self) -> int:
         """Return the bytes that the graphs share."""
-        return self._scratch.num_bytes + (0 if self._images is None else self._images.num_bytes)
+        return self._scratch.num_bytes
 
     @property
     def graph_bytes(self) -> int:
@@ -75,15 +73,10 @@ class GraphCache:
         if shape.sessions > self._scratch.sessions:
             self._graphs.clear()
             self._scratch = Scratch(weights, shape.sessions)
-        if shape.frames and (self._images is None or shape.sessions > self._images.num_frames):
-            self._graphs = {other: graph for other, graph in self._graphs.items() if not other.frames}
-            self._images = None
-            self._images = ImageArena(shape.sessions, weights.config.hidden_size, weights.device)
         while len(self._graphs) >= _MAX_GRAPHS or self.graph_bytes > _MAX_GRAPH_BYTES:
             del self._graphs[next(iter(self._graphs))]
 
-        images = self._images.scratch(shape.sessions) if self._images is not None and shape.frames else None
-        graph = GraphStep(weights, self._cache, self._scratch, images, shape, self._max_pages)
+        graph = GraphStep(weights, self._cache, self._scratch, shape, self._max_pages)
         if verify is not None:
             verify(graph)
         return graph

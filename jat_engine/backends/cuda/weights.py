@@ -40,8 +40,8 @@ class CudaWeights:
         self.kv_dtype = self.activation_dtype
         self.pdl = on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
         properties = torch.cuda.get_device_properties(device) if on_gpu else None
-        # Interpreted, keys are split as well, so that the kernels for that are seen at work.
-        self.num_multiprocessors = properties.multi_processor_count if properties else 2 * config.num_heads
+        # Interpreted, keys of a single agent are split in two, so that the kernels for that are seen at work.
+        self.num_multiprocessors = properties.multi_processor_count if properties else -(-config.num_heads // 2)
 
         own = partial(_own, device)
         self.layers = [pack_block(config, weights, index, dtype, device) for index in range(config.num_layers)]
@@ -52,7 +52,9 @@ class CudaWeights:
         self.discrete_table = discrete_features(weights).to(device)
         self.discrete_mixer = pack(weights.get("multi_discrete_encoder.4.weight"), dtype, device)
         self.discrete_bias = own(weights.get("multi_discrete_encoder.4.bias"))
-        self.images = pack_image_weights(_image_parameters(weights, device), getattr(torch, dtype))
+        self.images = pack_image_weights(
+            _image_parameters(weights, device), getattr(torch, dtype), self.activation_dtype
+        )
 
         check_heads(weights)
         cached = lru_cache(maxsize=MAX_SIZES)
