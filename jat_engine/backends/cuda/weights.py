@@ -11,7 +11,6 @@ from torch import Tensor
 from ...checkpoint.weights import EMBEDDING, HEAD, Weights, check_heads, discrete_features, fold_cyclic
 from ...config import JatConfig
 from ...kernels.image_weights import pack_image_weights
-from ...kernels.launch import compute_dtype
 from ...observation import ActionSpace
 from ..base import MAX_SIZES
 from .packing import pack, pack_block
@@ -36,7 +35,8 @@ class CudaWeights:
         self.device = device
         self.dtype = dtype
         on_gpu = device.type == "cuda"
-        self.activation_dtype = compute_dtype(getattr(torch, dtype))
+        # As `kernels.launch.compute_dtype`, whose module cannot be imported without Triton.
+        self.activation_dtype = torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)
         self.kv_dtype = self.activation_dtype
         self.pdl = on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
         properties = torch.cuda.get_device_properties(device) if on_gpu else None
