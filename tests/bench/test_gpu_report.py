@@ -136,8 +136,8 @@ sys.exit(section.main())
 """)
     monkeypatch.setattr(report, "python_module", lambda _, *arguments: [sys.executable, str(script), *arguments])
     out = report.Report(tmp_path, tmp_path, gpu=False, quick=True)
-    sections = [report.Section(name, name, 6, 6) for name in BODIES]
-    report.run_all(sections, out, time.time() + 28)
+    sections = [report.Section(name, name, 5, 5) for name in BODIES]
+    report.run_all(sections, out, time.time() + 20)
     deadline = time.monotonic() + 10  # a killed process is gone soon, not at once
     while _running(b"sleep\x00987\x00"):
         assert time.monotonic() < deadline, "what the section had started runs on"
