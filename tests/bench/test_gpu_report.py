@@ -33,10 +33,8 @@ SECTIONS = ["machine", "parity", "latency", "throughput", *NEEDS_GPU]
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of the sections that neither compile nor collect tests, run as a user runs it, from elsewhere."""
-    out = tmp_path_factory.mktemp("report")
-    # A machine with a GPU has none of these: to import one is to fail.
+def without_simulators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which simulators cannot be imported: a machine with a GPU need not have them."""
     refused = tmp_path_factory.mktemp("refused")
     (refused / "sitecustomize.py").write_text(f"""
 import sys
@@ -46,6 +44,13 @@ class Refused:
             raise ModuleNotFoundError("there is no " + name)
 sys.meta_path.insert(0, Refused())
 """)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(refused), os.environ.get("PYTHONPATH", "")))}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, without_simulators: dict[str, str]) -> Path:
+    """A report of the sections that neither compile nor collect tests, run as a user runs it, from elsewhere."""
+    out = tmp_path_factory.mktemp("report")
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks/gpu_report.py"), "--out", str(out), "--quick", "--only", *SECTIONS],
         capture_output=True,
@@ -53,11 +58,26 @@ sys.meta_path.insert(0, Refused())
         check=False,
         cwd=out,
         timeout=500,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(refused), os.environ.get("PYTHONPATH", "")))},
+        env=without_simulators,
     )
     assert done.returncode == 0, done.stderr
     assert "parity      torch float32" in done.stdout
     return out
+
+
+def test_no_section_imports_a_simulator(without_simulators: dict[str, str]) -> None:
+    """Sections that need a GPU as well, which are not run here."""
+    pytest.importorskip("triton", reason="needs triton")
+    names = sorted(path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py"))
+    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module('benchmarks.gpu.' + name)"
+    command = [sys.executable, "-c", code, *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=without_simulators)
+    assert done.returncode == 0, done.stderr
+
+    refused = subprocess.run(
+        [sys.executable, "-c", "import gymnasium"], capture_output=True, check=False, env=without_simulators
+    )
+    assert b"there is no gymnasium" in refused.stderr
 
 
 def test_report_is_complete_and_claims_no_gpu(written: Path) -> None:
