@@ -200,19 +200,27 @@ def test_no_time_left_is_no_failure_of_a_path(tmp_path: Path) -> None:
     assert section.result["failed"] == {}
 
 
-def test_predictions_stand_next_to_readings() -> None:
+def test_predictions_stand_next_to_readings(tmp_path: Path) -> None:
     sections = {
         "machine": {"gpu": {"name": "NVIDIA H200"}},
-        "latency": {"steps": [{"agent": "graphs bfloat16", "observation": "continuous", "device us": 150.0}]},
+        "latency": {"steps": [{"agent": "persistent bfloat16", "observation": "continuous", "device us": 150.0}]},
         "throughput": {"agents": [{"agents": 64, "graphs ms": 0.4}]},
     }
     data = {"sections": {name: {"result": result} for name, result in sections.items()}}
-    told = [
-        {"gpu": gpu, "path": "graphs bfloat16", "agents": agents, "us": us}
-        for gpu, agents, us in (("H200", 1, 100.0), ("H200", 64, 390.0), ("H200", 1024, 4000.0), ("H100", 1, 120.0))
-    ]
-    verdicts = [row["verdict"] for row in predictions.comparison(data, told)]
-    assert verdicts == ["off by +50%", "as predicted", "no reading"]
+    table = {
+        "persistent": [
+            {"name": "persistent, 1 agent", "us": {"H100": 120.0, "H200": 100.0}},
+            {"name": "persistent, 1 agent, 120 blocks", "us": {"H200": 105.0}},
+        ],
+        "graphs": [
+            {"name": "graphs, 64 agents", "us": {"H200": 390.0}},
+            {"name": "images, 1024 frames", "us": {"H200": 500.0}},
+        ],
+    }
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    rows = predictions.comparison(data, predictions.predictions(tmp_path / "table.json"))
+    assert [row["verdict"] for row in rows] == ["off by +50%", "as predicted", "no reading"]
+    assert predictions.predictions(tmp_path / "none.json") == []
 
 
 def test_phases_are_read_from_the_trace() -> None:
