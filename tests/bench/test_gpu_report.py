@@ -33,10 +33,8 @@ SECTIONS = ["machine", "parity", "latency", "throughput", *NEEDS_GPU]
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of the sections that neither compile nor collect tests, run as a user runs it, from elsewhere."""
-    out = tmp_path_factory.mktemp("report")
-    # A machine with a GPU has none of these: to import one is to fail.
+def without_simulators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which simulators cannot be imported: a machine with a GPU need not have them."""
     refused = tmp_path_factory.mktemp("refused")
     (refused / "sitecustomize.py").write_text(f"""
 import sys
@@ -46,6 +44,13 @@ class Refused:
             raise ModuleNotFoundError("there is no " + name)
 sys.meta_path.insert(0, Refused())
 """)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(refused), os.environ.get("PYTHONPATH", "")))}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, without_simulators: dict[str, str]) -> Path:
+    """A report of the sections that neither compile nor collect tests, run as a user runs it, from elsewhere."""
+    out = tmp_path_factory.mktemp("report")
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks/gpu_report.py"), "--out", str(out), "--quick", "--only", *SECTIONS],
         capture_output=True,
@@ -53,11 +58,26 @@ sys.meta_path.insert(0, Refused())
         check=False,
         cwd=out,
         timeout=500,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(refused), os.environ.get("PYTHONPATH", "")))},
+        env=without_simulators,
     )
     assert done.returncode == 0, done.stderr
     assert "parity      torch float32" in done.stdout
     return out
+
+
+def test_no_section_imports_a_simulator(without_simulators: dict[str, str]) -> None:
+    """Sections that need a GPU as well, which are not run here."""
+    pytest.importorskip("triton", reason="needs triton")
+    names = sorted(path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py"))
+    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module('benchmarks.gpu.' + name)"
+    command = [sys.executable, "-c", code, *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=without_simulators)
+    assert done.returncode == 0, done.stderr
+
+    refused = subprocess.run(
+        [sys.executable, "-c", "import gymnasium"], capture_output=True, check=False, env=without_simulators
+    )
+    assert b"there is no gymnasium" in refused.stderr
 
 
 def test_report_is_complete_and_claims_no_gpu(written: Path) -> None:
@@ -136,8 +156,8 @@ sys.exit(section.main())
 """)
     monkeypatch.setattr(report, "python_module", lambda _, *arguments: [sys.executable, str(script), *arguments])
     out = report.Report(tmp_path, tmp_path, gpu=False, quick=True)
-    sections = [report.Section(name, name, 6, 6) for name in BODIES]
-    report.run_all(sections, out, time.time() + 28)
+    sections = [report.Section(name, name, 5, 5) for name in BODIES]
+    report.run_all(sections, out, time.time() + 20)
     deadline = time.monotonic() + 10  # a killed process is gone soon, not at once
     while _running(b"sleep\x00987\x00"):
         assert time.monotonic() < deadline, "what the section had started runs on"
@@ -180,19 +200,27 @@ def test_no_time_left_is_no_failure_of_a_path(tmp_path: Path) -> None:
     assert section.result["failed"] == {}
 
 
-def test_predictions_stand_next_to_readings() -> None:
+def test_predictions_stand_next_to_readings(tmp_path: Path) -> None:
     sections = {
         "machine": {"gpu": {"name": "NVIDIA H200"}},
-        "latency": {"steps": [{"agent": "graphs bfloat16", "observation": "continuous", "device us": 150.0}]},
+        "latency": {"steps": [{"agent": "persistent bfloat16", "observation": "continuous", "device us": 150.0}]},
         "throughput": {"agents": [{"agents": 64, "graphs ms": 0.4}]},
     }
     data = {"sections": {name: {"result": result} for name, result in sections.items()}}
-    told = [
-        {"gpu": gpu, "path": "graphs bfloat16", "agents": agents, "us": us}
-        for gpu, agents, us in (("H200", 1, 100.0), ("H200", 64, 390.0), ("H200", 1024, 4000.0), ("H100", 1, 120.0))
-    ]
-    verdicts = [row["verdict"] for row in predictions.comparison(data, told)]
-    assert verdicts == ["off by +50%", "as predicted", "no reading"]
+    table = {
+        "persistent": [
+            {"name": "persistent, 1 agent", "us": {"H100": 120.0, "H200": 100.0}},
+            {"name": "persistent, 1 agent, 120 blocks", "us": {"H200": 105.0}},
+        ],
+        "graphs": [
+            {"name": "graphs, 64 agents", "us": {"H200": 390.0}},
+            {"name": "images, 1024 frames", "us": {"H200": 500.0}},
+        ],
+    }
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    rows = predictions.comparison(data, predictions.predictions(tmp_path / "table.json"))
+    assert [row["verdict"] for row in rows] == ["off by +50%", "as predicted", "no reading"]
+    assert predictions.predictions(tmp_path / "none.json") == []
 
 
 def test_phases_are_read_from_the_trace() -> None:
