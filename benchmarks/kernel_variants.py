@@ -8,7 +8,7 @@ from torch import Tensor
 from jat_engine.backends.base import STEP_TOKENS
 from jat_engine.kernels import attention, attention_output, discrete_encoder, embedding, head, image_encoder, linear
 from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
-from jat_engine.kernels.projection import SMALL_ROWS
+from jat_engine.kernels.tiles import SMALL_ROWS
 
 from .triton_launches import Launch, recorded
 

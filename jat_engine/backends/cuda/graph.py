@@ -16,7 +16,7 @@ from ...kernels.head import head
 from ...kernels.image_encoder import encode_images
 from ...kernels.image_weights import make_image_scratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
-from ...kernels.projection import SMALL_ROWS
+from ...kernels.tiles import SMALL_ROWS
 from ..base import STEP_TOKENS
 from .inputs import StepInputs, StepShape
 
