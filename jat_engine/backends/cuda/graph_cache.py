@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from .driver import is_out_of_memory
 from .graph import GraphStep, Scratch
 from .image_arena import ImageArena
 from .inputs import StepShape
+from .kv_pages import KVPages
 from .weights import CudaWeights
 
 _MAX_GRAPHS = 48
@@ -21,7 +21,7 @@ _MAX_GRAPH_BYTES = 1 << 29
 class GraphCache:
     """Graphs by bucket, captured when one first occurs; the least recently used make room for others."""
 
-    def __init__(self, weights: CudaWeights, cache: Tensor, max_pages: int) -> None:
+    def __init__(self, weights: CudaWeights, cache: KVPages, max_pages: int) -> None:
         self._weights = weights
         self._cache = cache
         self._max_pages = max_pages
