@@ -110,7 +110,8 @@ def config(kv_dtype: torch.dtype) -> Config:
         return Config(MAX_QUERIES, 1, 1)
     if kv_dtype == torch.float32:
         return Config(MAX_QUERIES, _WARPS.value, 2)
-    return Config(16, _WARPS.value, 3)  # 16 rows: a product of the tensor cores
+    # 16 rows: a product of the tensor cores. Float8 is converted on the way to shared memory: no copies ahead.
+    return Config(16, _WARPS.value, 1 if kv_dtype == torch.float8_e4m3fn else 3)
 
 
 @triton.jit
