@@ -68,6 +68,13 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
                 attention_output.combine_out_proj(
                     **partials, weight=weight(HIDDEN, HIDDEN), scale=scale(HIDDEN), bias=vector, x=x, pdl=pdl
                 )
+        if pdl:  # sm_90 and newer, which have float8
+            attention.paged_attention(
+                x, kv_layer.to(torch.float8_e4m3fn), _int32(sessions, POSITIONS // PAGE_SIZE + 1), _int32(sessions + 1),
+                _int32(sessions), _int32(sessions), WINDOW, attended, max_queries=STEP_TOKENS, pdl=pdl,
+                scales=torch.empty(4, HEADS, 2, PAGE_SIZE, dtype=torch.uint8),
+                new_kv=_floats(-(-rows // PAGE_SIZE), 2, HEADS, PAGE_SIZE, HEAD_DIM, dtype=compute),
+            )  # fmt: skip
         linear.linear_residual(attended, weight(HIDDEN, HIDDEN), scale(HIDDEN), vector, x, transposed=False, pdl=pdl)
         inner = _floats(rows, 4 * HIDDEN, dtype=compute)
         linear.norm_linear(

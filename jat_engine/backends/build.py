@@ -66,6 +66,10 @@ def _make_backend(config: JatConfig, weights: Weights, choice: Choice, options: 
         raise InputError(
             f"persistent: expected None or False on the {choice.backend} backend, got True; {choice.reason}"
         )
+    if options.kv_dtype != "auto" and choice.backend != "cuda":
+        raise InputError(
+            f"kv_dtype: expected 'auto' on the {choice.backend} backend, got {options.kv_dtype!r}; {choice.reason}"
+        )
     if choice.backend == "cpu":
         from .cpu import CpuBackend
 
@@ -73,7 +77,15 @@ def _make_backend(config: JatConfig, weights: Weights, choice: Choice, options: 
     if choice.backend == "cuda":
         from .cuda.backend import CudaBackend
 
-        return CudaBackend(config, weights, choice.dtype, choice.device, options.persistent, options.fixed_order)
+        return CudaBackend(
+            config,
+            weights,
+            choice.dtype,
+            choice.device,
+            options.persistent,
+            options.fixed_order,
+            kv_dtype=options.kv_dtype,
+        )
     from .torch import TorchBackend
 
     return TorchBackend(config, weights, choice.dtype, choice.device)

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..keywords import refuse_unknown
 from .base import STEP_TOKENS, Backend
 
+KV_DTYPES = ("auto", "float8_e4m3")
 _MAX_THREADS = 1024
 _MAX_SPIN_US = 1_000_000
 
@@ -96,6 +97,8 @@ class EngineOptions:
             graphs, or None for the persistent kernel where the GPU supports it.
         fixed_order: on a GPU, sum in a fixed order in the persistent kernel, so that a step is bitwise repeatable;
             slower. CUDA graphs and the native CPU backend always do.
+        kv_dtype: of the KV cache on a GPU: "float8_e4m3" for half the bytes, with a scale per token and head (compute
+            capability 8.9 and newer; CUDA graphs only), or "auto" for that of the activations.
 
     Raises:
         InputError: a value has an invalid type or range, or two options exclude each other.
@@ -108,6 +111,7 @@ class EngineOptions:
     instruction_set: str = "auto"
     persistent: bool | None = None
     fixed_order: bool = False
+    kv_dtype: str = "auto"
 
     def __post_init__(self) -> None:
         for name, least in (("num_threads", 1), ("max_cached_tokens", 1), ("max_cache_bytes", 1), ("spin_us", 0)):
@@ -124,6 +128,8 @@ class EngineOptions:
             raise InputError(f"persistent: expected True, False or None, got {self.persistent!r}")
         if not isinstance(self.fixed_order, bool):
             raise InputError(f"fixed_order: expected True or False, got {self.fixed_order!r}")
+        if self.kv_dtype not in KV_DTYPES:
+            raise InputError(f"kv_dtype: expected one of {', '.join(KV_DTYPES)}, got {self.kv_dtype!r}")
         if self.max_cached_tokens is not None and self.max_cache_bytes is not None:
             raise InputError("max_cached_tokens, max_cache_bytes: expected one of them, got both")
 

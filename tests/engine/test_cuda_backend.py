@@ -103,7 +103,7 @@ def test_contents_of_unused_memory_do_not_matter(graphs: Load) -> None:
     for poison in (False, True):
         if poison:
             backend: Any = engine._backend
-            backend._cache[:, : engine.cache_stats.total].fill_(torch.nan)  # but for the startup check's pages
+            backend._cache.pages[:, : engine.cache_stats.total].fill_(torch.nan)  # but for the startup check's pages
         with engine.open_session(9) as session:
             results.append([play(session, episode, t)[1] for t in range(7)])
     assert np.array_equal(*results)
@@ -153,6 +153,62 @@ def test_int8_weights(graphs: Load) -> None:
     with graphs("int8").open_session(9) as session:
         predictions = [play(session, episode, t, episode.predictions[t].tolist())[1] for t in range(6)]
     assert relative_error(predictions, episode.predictions[:6]) <= 4e-2
+
+
+needs_float8 = pytest.mark.skipif(
+    ON_GPU and torch.cuda.get_device_capability() < (8, 9), reason="float8 needs compute capability 8.9"
+)
+
+
+@needs_float8
+def test_float8_keys_and_values(tiny_folder: Any) -> None:
+    """The error is that of rounding them to 3 bits; a window that moves on reads what was quantised before."""
+    engine = JatEngine.from_pretrained(
+        tiny_folder, device=DEVICE, backend="cuda", dtype="float32", kv_dtype="float8_e4m3", max_cached_tokens=256
+    )
+    assert "float8_e4m3" in engine.persistent_reason
+    episode = EPISODE["continuous_cw9"]
+    with engine.open_session(9) as session:
+        predictions = [play(session, episode, t, episode.predictions[t].tolist())[1] for t in range(8)]
+    error = relative_error(predictions, episode.predictions[:8])
+    assert 1e-4 < error <= 4e-2
+
+    stats, memory = engine.cache_stats, engine.memory
+    assert stats.page_bytes == 4 * 2 * 16 * (64 + 4)  # layers, keys and values, tokens, width and heads
+    assert memory["cache"] == stats.total * stats.page_bytes
+
+
+@needs_float8
+def test_neighbours_change_nothing_with_float8(tiny_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With split keys that the attention combines, in a padded bucket: results are bitwise equal."""
+    from jat_engine.backends.cuda import graph as graph_step
+
+    monkeypatch.setattr(graph_step, "_ATTENTION_PROGRAMS", 32)
+    engine = JatEngine.from_pretrained(
+        tiny_folder, device=DEVICE, backend="cuda", dtype="float32", kv_dtype="float8_e4m3", max_cached_tokens=256
+    )
+    episode = EPISODE["continuous_cw9"]
+    results = []
+    for scale in (1.0, 3.0):
+        with engine.open_batch(6, 9) as batch:
+            for t in range(2):
+                step = observations(episode, [t + i for i in range(6)])
+                seen = step["continuous_observations"]
+                step["continuous_observations"] = [seen[0], *(scale * values for values in seen[1:])]
+                results.append(batch.get_next_actions(**step, action_space=episode.space)[0])
+    assert np.array_equal(results[:2], results[2:])
+
+
+def test_float8_elsewhere_is_refused(tiny_folder: Any) -> None:
+    for backend in ("torch", "cpu"):
+        with pytest.raises(InputError, match=f"kv_dtype: expected 'auto' on the {backend} backend, got 'float8_e4m3'"):
+            JatEngine.from_pretrained(tiny_folder, device="cpu", backend=backend, kv_dtype="float8_e4m3")
+    with pytest.raises(InputError, match="kv_dtype: expected one of auto, float8_e4m3, got 'int8'"):
+        JatEngine.from_pretrained(tiny_folder, kv_dtype="int8")
+    with pytest.raises(InputError, match=r"persistent: .* got True; it reads keys and values of the weights' dtype"):
+        JatEngine.from_pretrained(
+            tiny_folder, device=DEVICE, backend="cuda", dtype="float32", kv_dtype="float8_e4m3", persistent=True
+        )
 
 
 def test_memory_is_reported(graphs: Load) -> None:

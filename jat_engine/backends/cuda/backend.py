@@ -21,14 +21,18 @@ from .driver import is_out_of_memory
 from .graph import GraphStep
 from .graph_cache import GraphCache
 from .inputs import StepShape
+from .kv_pages import KVPages, fill, page_bytes
 from .path_choice import Clock, PathTimes, time_paths
 from .persistent import PersistentStep, load_module
 from .staging import stage
-from .startup_check import NUM_PAGES, StartupCheck, fill_pages, make_group, num_checked
+from .startup_check import NUM_PAGES, StartupCheck, make_group, num_checked
 from .weights import CudaWeights
 
 _RESERVED_BYTES = 3 << 29
 """Bytes that the KV cache leaves to scratch memory, graphs and kernels, but at most a quarter of what is free."""
+
+_OLDEST_FLOAT8 = (8, 9)
+"""Compute capability that converts float8 e4m3."""
 
 _TIMED_TOKENS = 256
 """Tokens of the step that is timed to choose a path: as many as a robot's window has."""
@@ -72,6 +76,7 @@ class CudaBackend:
         persistent: bool | None = None,
         fixed_order: bool = False,
         clock: Clock | None = None,
+        kv_dtype: str = "auto",
     ) -> None:
         """Pack the weights onto the device.
 
@@ -85,12 +90,22 @@ class CudaBackend:
             fixed_order: sum in a fixed order also in the persistent kernel, so that results are bitwise repeatable.
             clock: times both paths if `persistent` is None. By default the machine's on a GPU, and none on a CPU, where
                 the persistent kernel is used if it is possible.
+            kv_dtype: of cached keys and values: "auto" for that of the activations, or "float8_e4m3".
+
+        Raises:
+            InputError: the GPU cannot convert to this `kv_dtype`.
         """
+        if kv_dtype != "auto" and device.type == "cuda" and torch.cuda.get_device_capability(device) < _OLDEST_FLOAT8:
+            has = ".".join(map(str, torch.cuda.get_device_capability(device)))
+            raise InputError(
+                f"kv_dtype: expected 'auto' on this GPU, got {kv_dtype!r}; float8 needs compute capability "
+                f"{'.'.join(map(str, _OLDEST_FLOAT8))}, {torch.cuda.get_device_name(device)} has {has}"
+            )
         self.device = device
         self.num_threads = torch.get_num_threads()
         self.path_times: PathTimes | None = None
         self._config = config
-        self._weights = CudaWeights(config, weights, dtype, device)
+        self._weights = CudaWeights(config, weights, dtype, device, kv_dtype)
         self._max_pages = -(-(config.max_position_embeddings + self.page_size - 1) // self.page_size)
         self._fixed_order = fixed_order
         self._clock = clock or (time.perf_counter if device.type == "cuda" else None)
@@ -98,7 +113,7 @@ class CudaBackend:
         self.persistent_reason = "" if persistent is not False else "it is switched off"
         self._is_persistent_asked = bool(persistent)
 
-        self._cache = torch.empty(0, device=device, dtype=torch.float32)
+        self._cache = KVPages(config, 0, self._weights.kv_dtype, device)
         self._graphs = GraphCache(self._weights, self._cache, self._max_pages)
         self._check: StartupCheck | None = None
         self._num_pages = 0
@@ -128,8 +143,7 @@ class CudaBackend:
     @property
     def page_bytes(self) -> int:
         """Bytes of a page of the KV cache, all layers."""
-        config = self._config
-        return config.num_layers * 2 * self.page_size * config.hidden_size * self._weights.kv_dtype.itemsize
+        return page_bytes(self._config, self._weights.kv_dtype)
 
     @property
     def memory_bytes(self) -> int:
@@ -152,11 +166,8 @@ class CudaBackend:
 
     def allocate_cache(self, num_pages: int) -> None:
         """Allocate memory for the KV cache's pages, run the startup check, and choose the faster path."""
-        config = self._config
-        head_dim = config.hidden_size // config.num_heads
-        shape = config.num_layers, num_pages + NUM_PAGES, 2, config.num_heads, self.page_size, head_dim
         self._num_pages = num_pages
-        self._cache = torch.empty(shape, dtype=self._weights.kv_dtype, device=self.device)
+        self._cache = KVPages(self._config, num_pages + NUM_PAGES, self._weights.kv_dtype, self.device)
         self._graphs = GraphCache(self._weights, self._cache, self._max_pages)
         self._check = StartupCheck(self._weights, self._cache)
 
@@ -355,7 +366,7 @@ class CudaBackend:
         pages = min(_TIMED_TOKENS // self.page_size, self._num_pages, self._max_pages)
         context = min(pages * self.page_size, self._config.max_position_embeddings) - STEP_TOKENS
         page_table = np.arange(pages, dtype=np.int32)[None]  # no agent has any yet
-        fill_pages(self._cache, page_table[0])
+        fill(self._cache, page_table[0])
         group = make_group(self._weights, page_table, context)
         try:
             self.path_times = time_paths(
@@ -390,10 +401,12 @@ class CudaBackend:
     def _make_persistent(self) -> PersistentStep:
         if self._weights.dtype == "int8":
             raise ValueError("it takes float32, bfloat16 and float16 weights, these are int8")
+        if self._weights.is_kv_quantized:
+            raise ValueError("it reads keys and values of the weights' dtype, these are float8_e4m3")
         module = load_module()
         if self.device.type != module.DEVICE:
             raise RuntimeError(f"its module is for device {module.DEVICE}")
-        return PersistentStep(self._weights, self._cache, self._max_pages, self._fixed_order, module)
+        return PersistentStep(self._weights, self._cache.pages, self._max_pages, self._fixed_order, module)
 
 
 def cache_room(free_bytes: int) -> int:

@@ -16,9 +16,10 @@ from ...kernels.image_encoder import encode_images
 from ...kernels.image_weights import ImageScratch, make_image_scratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
 from ...kernels.tiles import SMALL_ROWS
-from ..base import STEP_TOKENS
+from ..base import PAGE_SIZE, STEP_TOKENS
 from .capture import CapturedGraph, retry_without_pdl
 from .inputs import StepInputs, StepShape
+from .kv_pages import KVPages
 
 if TYPE_CHECKING:
     from .packing import Block
@@ -42,6 +43,8 @@ class Scratch:
         inner: [rows, M], in the dtype of the activations.
         partial, partial_max, partial_sum: of split keys, float32.
         arrivals: int32 [sessions * heads], zeros between kernels: splits that are done.
+        new_kv: [ceil(rows / 16), 2, heads, 16, head_dim], keys and values that are not quantised yet, and
+        row_numbers: int32 [rows]; None if the cache is not quantised.
     """
 
     def __init__(self, weights: CudaWeights, sessions: int) -> None:
@@ -64,6 +67,13 @@ class Scratch:
         self.partial_sum = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
         self.arrivals = torch.zeros(sessions * heads, device=device, dtype=torch.int32)
         self._images: ImageScratch | None = None
+
+        self.new_kv: Tensor | None = None
+        self.row_numbers: Tensor | None = None
+        if weights.is_kv_quantized:
+            shape = -(-rows // PAGE_SIZE), 2, heads, PAGE_SIZE, hidden // heads
+            self.new_kv = torch.zeros(shape, device=device, dtype=weights.activation_dtype)
+            self.row_numbers = torch.arange(rows, device=device, dtype=torch.int32)
 
     def for_images(self, weights: CudaWeights) -> ImageScratch:
         """Return the image encoder's memory, allocated when the first graph needs it."""
@@ -92,7 +102,7 @@ class GraphStep:
     def __init__(
         self,
         weights: CudaWeights,
-        cache: Tensor,
+        cache: KVPages,
         scratch: Scratch,
         shape: StepShape,
         max_pages: int,
@@ -101,7 +111,7 @@ class GraphStep:
 
         Args:
             weights: on the device.
-            cache: [layers, num_pages, 2, heads, 16, head_dim].
+            cache: that the step reads and appends to.
             scratch: of at least `shape.sessions`.
             shape: of the steps to come.
             max_pages: of a session.
@@ -189,8 +199,8 @@ class GraphStep:
             pdl=pdl and not is_first,
         )
 
-        for layer, pages in zip(weights.layers, self._cache, strict=True):
-            self._layer(layer, pages, x)
+        for layer, (pages, scales) in zip(weights.layers, self._cache, strict=True):
+            self._layer(layer, pages, scales, x)
 
         out, choices, finite = self._device_out
         head(
@@ -209,14 +219,22 @@ class GraphStep:
         )
         self._host_out.copy_(self._out, non_blocking=True)
 
-    def _layer(self, layer: Block, pages: Tensor, x: Tensor) -> None:
-        """Run one block on x, float32 [rows, H], which is updated. pages: [num_pages, 2, heads, 16, head_dim]."""
+    def _layer(self, layer: Block, pages: Tensor, scales: Tensor | None, x: Tensor) -> None:
+        """Run one block on x, float32 [rows, H], which is updated.
+
+        pages: [num_pages, 2, heads, 16, head_dim]. scales: of quantised pages, uint8 [num_pages, heads, 2, 16].
+        """
         scratch, given, pdl = self._scratch, self.inputs.device, self._weights.pdl
         rows, hidden = x.shape
         q, attended, inner = scratch.q[:rows], scratch.attended[:rows], scratch.inner[:rows]
         # Few rows are normed where they are multiplied, many once.
         normed = scratch.normed[:rows] if rows > SMALL_ROWS else None
-        norm_qkv(x, *layer.norm1, *layer.qkv.tensors, q, pages, given["slot_mapping"], normed=normed, pdl=pdl)
+        new_kv, kv_target, slots = None, pages, given["slot_mapping"]
+        if scratch.new_kv is not None and scratch.row_numbers is not None:
+            # The attention quantises them into their pages: its programs have whole heads of a token.
+            new_kv = kv_target = scratch.new_kv[: -(-rows // PAGE_SIZE)]
+            slots = scratch.row_numbers[:rows]
+        norm_qkv(x, *layer.norm1, *layer.qkv.tensors, q, kv_target, slots, normed=normed, pdl=pdl)
 
         splits, heads = self._splits, pages.shape[2]
         by_head = splits, rows, heads
@@ -237,6 +255,8 @@ class GraphStep:
             layer.window,
             attended,
             max_queries=STEP_TOKENS,
+            scales=scales,
+            new_kv=new_kv,
             num_splits=splits,
             partial=partial,
             partial_max=partial_max,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from .driver import is_out_of_memory
 from .graph import GraphStep, Scratch
 from .inputs import StepShape
+from .kv_pages import KVPages
 from .weights import CudaWeights
 
 _MAX_GRAPHS = 48
@@ -20,7 +20,7 @@ _MAX_GRAPH_BYTES = 1 << 29
 class GraphCache:
     """Graphs by bucket, captured when one first occurs; the least recently used make room for others."""
 
-    def __init__(self, weights: CudaWeights, cache: Tensor, max_pages: int) -> None:
+    def __init__(self, weights: CudaWeights, cache: KVPages, max_pages: int) -> None:
         self._weights = weights
         self._cache = cache
         self._max_pages = max_pages

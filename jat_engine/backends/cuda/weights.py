@@ -22,6 +22,7 @@ class CudaWeights:
     Attributes:
         activation_dtype: what activations are rounded to before a product.
         kv_dtype: of cached keys and values.
+        is_kv_quantized: whether they have scales.
         pdl: whether kernels are launched while the one before still runs (sm_90 and newer).
         continuous_encoder: size X of an observation with its reward, or of an action -> its folded encoder, float32
             [X, H].
@@ -30,14 +31,17 @@ class CudaWeights:
         image_parameters: reads the image encoder's published parameters, by name, float32.
     """
 
-    def __init__(self, config: JatConfig, weights: Weights, dtype: str, device: torch.device) -> None:
+    def __init__(
+        self, config: JatConfig, weights: Weights, dtype: str, device: torch.device, kv_dtype: str = "auto"
+    ) -> None:
         self.config = config
         self.device = device
         self.dtype = dtype
         on_gpu = device.type == "cuda"
         # As `kernels.launch.compute_dtype`, whose module cannot be imported without Triton.
         self.activation_dtype = torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)
-        self.kv_dtype = self.activation_dtype
+        self.is_kv_quantized = kv_dtype == "float8_e4m3"
+        self.kv_dtype = torch.float8_e4m3fn if self.is_kv_quantized else self.activation_dtype
         self.pdl = on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
         properties = torch.cuda.get_device_properties(device) if on_gpu else None
         # Interpreted, keys of a single agent are split in two, so that the kernels for that are seen at work.
