@@ -77,6 +77,8 @@ class PtxLauncher:
             AccessError: it accesses memory outside of its tensors, or in an order that nothing guarantees.
         """
         kernel, shared_bytes = self._compile(launch)
+        if launch.options.get("launch_pdl") and self.compute_capability >= 90 and not kernel.waits_for_grids:
+            raise AccessError(f"{kernel.name}: it is launched before earlier kernels end, and does not wait for them")
         values = [value for name, value in launch.arguments.items() if not _is_constant(launch, name)]
         arguments = [value.data_ptr() if isinstance(value, torch.Tensor) else int(value) for value in values]
         arguments += [0] * (len(kernel.parameters) - len(arguments))  # Triton's own scratch memory: none
