@@ -90,7 +90,7 @@ def test_agents_of_all_kinds(dtype: str, engines: Load, load: Load) -> None:
             for engine, opened in sessions
         ]
         for index, ((_, prediction), (action, expected)) in enumerate(zip(*results, strict=True)):
-            print(dtype, t, names[index], relative_error(prediction, expected))
+            assert relative_error(prediction, expected) <= 1.5 * BOUNDS[dtype]
             sessions[0][1][index].force_action(action)
     for _, opened in sessions:
         for session in opened:

@@ -232,7 +232,7 @@ def _barrier(each: Instruction) -> Step:
         raise UnknownInstructionError(each.text)
 
     def wait(machine: Machine, active: Array | None) -> None:
-        machine.shared.time += 1
+        machine.shared.interval += 1
 
     return wait
 
