@@ -1,0 +1,667 @@
+"""Execute the integer part of SASS: what decides addresses and branches. A value that is not followed is None.
+
+Each instruction becomes a function of the warp's state that writes its results. Registers hold 32 lanes of uint32,
+predicates 32 lanes of bool. Floating-point results are None; None spreads to all that is computed from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from .memory import Lanes
+from .sass import Instruction
+
+Value = Lanes | None
+_MASK32 = 0xFFFFFFFF
+
+
+class State(Protocol):
+    """What instructions read and write; `interpret.Warp` is one."""
+
+    registers: dict[str, Value]
+    predicates: dict[str, Value]
+    active: Lanes
+
+    def constant(self, bank: int, address: int) -> Value: ...
+    def special(self, name: str) -> Value: ...
+
+
+Step = Callable[[Any, Lanes], None]
+Reader = Callable[[Any], Value]
+
+
+def lanes(value: int) -> Lanes:
+    """Return the value in all 32 lanes."""
+    return np.full(32, value & _MASK32, np.uint32)
+
+
+ZERO = lanes(0)
+TRUE = np.ones(32, bool)
+FALSE = np.zeros(32, bool)
+_REGISTER = re.compile(r"U?R(\d+|Z)")
+
+
+def next_register(name: str, step: int = 1) -> str:
+    """Return the register after this one; RZ stays RZ."""
+    kind, number = ("UR", name[2:]) if name.startswith("U") else ("R", name[1:])
+    return name if number == "Z" else f"{kind}{int(number) + step}"
+
+
+def is_register(text: str) -> bool:
+    return _REGISTER.fullmatch(text) is not None
+
+
+def is_predicate(text: str) -> bool:
+    return re.fullmatch(r"!?U?P(\d|T)", text) is not None
+
+
+def strip(text: str) -> str:
+    """Return a register's name without its sign and suffixes."""
+    return text.lstrip("-~|").rstrip("|").split(".", 1)[0]
+
+
+def read_predicate(text: str) -> Reader:
+    name, inverted = text.lstrip("!"), text.startswith("!")
+
+    def read(state: Any) -> Value:
+        value = TRUE if name.endswith("PT") else state.predicates.get(name)
+        return None if value is None else ~value if inverted else value
+
+    return read
+
+
+def read_unsigned(text: str) -> Callable[[Any], Any]:
+    """Return a reader of an operand as int64 lanes of 0 .. 2^32 (2^32 only for -0, which carries)."""
+    if text.startswith("-0x") or re.fullmatch(r"-\d+", text):
+        return read_unsigned_constant(int(text, 0))
+    if re.fullmatch(r"0x[0-9a-f]+|\d+", text):
+        return read_unsigned_constant(int(text, 0))
+    if bank := re.match(r"[-~]?c\[0x([0-9a-f]+)\]\[(?:0x([0-9a-f]+))\]", text):
+        where = int(bank[1], 16), int(bank[2], 16)
+        return _signed_reader(text, lambda state: state.constant(*where))
+    name = strip(text)
+    if not is_register(name):
+        return lambda state: None
+    return _signed_reader(text, lambda state: ZERO if name.endswith("Z") else state.registers.get(name))
+
+
+def read_unsigned_constant(value: int) -> Callable[[Any], Any]:
+    constant = lanes(value).astype(np.int64)
+    return lambda state: constant
+
+
+def _signed_reader(text: str, get: Reader) -> Callable[[Any], Any]:
+    def read(state: Any) -> Any:
+        value = get(state)
+        if value is None:
+            return None
+        wide = value.astype(np.int64)
+        if text.startswith("-"):
+            return (1 << 32) - wide
+        if text.startswith("~"):
+            return _MASK32 - wide
+        return wide
+
+    return read
+
+
+def low(value: Any) -> Value:
+    return None if value is None else (value & _MASK32).astype(np.uint32)
+
+
+def signed(value: Any) -> Any:
+    """Return unsigned 32-bit lanes (int64) as signed."""
+    wrapped = value & _MASK32
+    return np.where(wrapped >= 1 << 31, wrapped - (1 << 32), wrapped)
+
+
+def write(state: Any, name: str, value: Value, mask: Lanes) -> None:
+    """Write a register where the mask is set."""
+    if name.endswith("Z"):
+        return
+    old = state.registers.get(name)
+    if value is None or mask.all():
+        state.registers[name] = value
+    elif old is None:
+        state.registers[name] = np.where(mask, value, 0).astype(np.uint32)
+    else:
+        state.registers[name] = np.where(mask, value, old)
+
+
+def write_predicate(state: Any, name: str, value: Value, mask: Lanes) -> None:
+    """Write a predicate where the mask is set."""
+    if name.endswith("PT"):
+        return
+    old = state.predicates.get(name)
+    state.predicates[name] = value if value is None or mask.all() or old is None else np.where(mask, value, old)
+
+
+def write_wide(state: Any, name: str, value: Any, mask: Lanes) -> None:
+    """Write 64-bit lanes (Python-style uint64 array) to a pair of registers."""
+    if value is None:
+        write(state, name, None, mask)
+        write(state, next_register(name), None, mask)
+        return
+    write(state, name, (value & np.uint64(_MASK32)).astype(np.uint32), mask)
+    write(state, next_register(name), (value >> np.uint64(32)).astype(np.uint32), mask)
+
+
+def _split(operands: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the predicates written first (LEA R, P, ...; IADD3 R, P, P, ...) and the other operands."""
+    outputs, rest = [], list(operands[1:])
+    while rest and is_predicate(rest[0]):
+        outputs.append(rest.pop(0))
+    return outputs, rest
+
+
+def decode(i: Instruction) -> Step:
+    """Return the function that executes an instruction which is neither a branch nor a memory access."""
+    base = i.base.removeprefix("U") if i.base.startswith("U") and i.base != "UNKNOWN" else i.base
+    maker = _MAKERS.get(base)
+    return maker(i) if maker is not None else _forget(i)
+
+
+def _forget(i: Instruction) -> Step:
+    """All results of an instruction that is not followed become unknown."""
+    outputs = [text for text in i.operands[:1] if is_register(text)]
+    predicates = [text for text in i.operands[:2] if is_predicate(text) and not text.startswith("!")]
+    width = 4 if "128" in i.op or i.base in ("HMMA", "HGMMA") else 2 if ".64" in i.op or "WIDE" in i.op else 1
+    names = [next_register(name, k) for name in outputs for k in range(width)]
+
+    def step(state: Any, mask: Lanes) -> None:
+        for name in names:
+            if not name.endswith("Z"):
+                state.registers[name] = None
+        for name in predicates:
+            write_predicate(state, name, None, mask)
+
+    return step
+
+
+def _mov(i: Instruction) -> Step:
+    target, source = i.operands[0], read_unsigned(i.operands[1])
+    return lambda state, mask: write(state, target, low(source(state)), mask)
+
+
+def _iadd3(i: Instruction) -> Step:
+    carries, rest = _split(i.operands)
+    inputs = [read_predicate(text) for text in rest if is_predicate(text)] if ".X" in i.op else []
+    terms = [read_unsigned(text) for text in rest if not is_predicate(text)]
+    target = i.operands[0]
+
+    def step(state: Any, mask: Lanes) -> None:
+        parts = [term(state) for term in terms] + [read(state) for read in inputs]
+        total = None if any(part is None for part in parts) else sum(part.astype(np.int64) for part in parts)
+        write(state, target, low(total), mask)
+        for k, name in enumerate(carries):
+            write_predicate(state, name, None if total is None else (total >> 32) > k, mask)
+
+    return step
+
+
+def _iadd(i: Instruction) -> Step:
+    return _iadd3(i)
+
+
+def _imad(i: Instruction) -> Step:
+    carries, rest = _split(i.operands)
+    carry_in = [read_predicate(text) for text in rest if is_predicate(text)] if ".X" in i.op else []
+    names = [text for text in rest if not is_predicate(text)]
+    a, b, c = (read_unsigned(text) for text in names[:3])
+    target, is_wide, is_high, unsigned = i.operands[0], ".WIDE" in i.op, ".HI" in i.op, ".U32" in i.op
+    c_name = strip(names[2])
+    c_high = read_unsigned(next_register(c_name)) if is_register(c_name) else read_unsigned("0x0")
+
+    def step(state: Any, mask: Lanes) -> None:
+        x, y, z = a(state), b(state), c(state)
+        if z is not None and ((x is not None and not (x & _MASK32).any()) or (y is not None and not (y & _MASK32).any())):
+            x = y = ZERO.astype(np.int64)
+        if x is None or y is None or z is None:
+            write(state, target, None, mask)
+            if is_wide:
+                write(state, next_register(target), None, mask)
+            for name in carries:
+                write_predicate(state, name, None, mask)
+            return
+
+        if not unsigned or not (is_wide or is_high):
+            x, y = signed(x), signed(y)
+        else:
+            x, y = x & _MASK32, y & _MASK32
+        product = (x.astype(object) * y.astype(object)) if (is_wide or is_high) else None
+        if product is not None:
+            high = c_high(state)
+            if high is None:
+                write_wide(state, target, None, mask) if is_wide else write(state, target, None, mask)
+                return
+            total = product + (z & _MASK32).astype(object) + (high & _MASK32).astype(object) * (1 << 32)
+            wrapped = np.array([int(value) & 0xFFFFFFFFFFFFFFFF for value in total], np.uint64)
+            if is_wide:
+                write_wide(state, target, wrapped, mask)
+            else:
+                write(state, target, (wrapped >> np.uint64(32)).astype(np.uint32), mask)
+            for name in carries:
+                write_predicate(state, name, np.array([int(value) >> 64 > 0 for value in total]), mask)
+            return
+
+        total = x * y + z
+        for read in carry_in:
+            carry = read(state)
+            total = None if carry is None or total is None else total + carry
+        write(state, target, low(total), mask)
+
+    return step
+
+
+def _lea(i: Instruction) -> Step:
+    carries, rest = _split(i.operands)
+    carry_in = read_predicate(rest.pop()) if ".X" in i.op and is_predicate(rest[-1]) else None
+    target, high, sign = i.operands[0], ".HI" in i.op, ".SX32" in i.op
+    shift = int(rest[-1], 0)
+    a, b = read_unsigned(rest[0]), read_unsigned(rest[1])
+    c = read_unsigned(rest[2]) if high and not sign and len(rest) == 4 else None
+
+    def step(state: Any, mask: Lanes) -> None:
+        x, y = a(state), b(state)
+        top = (signed(x) >> 31 if x is not None else None) if sign else c(state) if c else ZERO.astype(np.int64)
+        carry = carry_in(state) if carry_in else FALSE
+        total = None
+        if x is not None and y is not None and top is not None and carry is not None:
+            x, top = x & _MASK32, top & _MASK32
+            if high:
+                shifted = ((x >> (32 - shift)) if shift else 0) | (top << shift)
+                total = (shifted & _MASK32) + y + carry
+            else:
+                total = ((x << shift) & _MASK32) + y + carry
+        write(state, target, low(total), mask)
+        for k, name in enumerate(carries):
+            write_predicate(state, name, None if total is None else (total >> 32) > k, mask)
+
+    return step
+
+
+def _lop3(i: Instruction) -> Step:
+    operands = list(i.operands)
+    predicate = operands.pop(0) if is_predicate(operands[0]) else ""
+    target, a, b, c = operands[0], *(read_unsigned(text) for text in operands[1:4])
+    table = int(operands[4], 16)
+
+    def step(state: Any, mask: Lanes) -> None:
+        x, y, z = a(state), b(state), c(state)
+        known = [value for value in (x, y, z) if value is None]
+        if known:
+            # A bit that the unknown operand cannot reach is known: only the all-zero case is worth following.
+            out = ZERO if table == 0xC0 and any(v is not None and not v.any() for v in (x, y)) else None
+        else:
+            out64 = np.zeros(32, np.int64)
+            for k in range(8):
+                if table >> k & 1:
+                    out64 |= (x if k & 4 else ~x) & (y if k & 2 else ~y) & (z if k & 1 else ~z)
+            out = low(out64)
+        write(state, target, out, mask)
+        if predicate:
+            write_predicate(state, predicate, None if out is None else out != 0, mask)
+
+    return step
+
+
+def _plop3(i: Instruction) -> Step:
+    first, second, *rest = i.operands
+    reads = [read_predicate(text) for text in rest[:3]]
+    tables = [int(text, 16) for text in rest[3:5]]
+
+    def step(state: Any, mask: Lanes) -> None:
+        values = [read(state) for read in reads]
+        for name, table in zip((first, second), tables, strict=False):
+            out: Value = None
+            if all(value is not None for value in values):
+                index = sum(value.astype(np.int64) << (2 - k) for k, value in enumerate(values) if value is not None)
+                out = (table >> index) & 1 == 1
+            write_predicate(state, name, out, mask)
+
+    return step
+
+
+def _shf(i: Instruction) -> Step:
+    target, lo, amount, hi = i.operands[0], *(read_unsigned(text) for text in i.operands[1:4])
+    left, high, wide = ".L" in i.op, ".HI" in i.op, "64" in i.op
+    arithmetic, wraps = ".S32" in i.op or ".S64" in i.op, ".W" in i.op
+
+    def step(state: Any, mask: Lanes) -> None:
+        x, n, z = lo(state), amount(state), hi(state)
+        if x is None or n is None or z is None:
+            write(state, target, None, mask)
+            return
+        limit = 64 if wide else 32
+        n = n % limit if wraps else np.minimum(n, limit)
+        pairs = []
+        for a, s, b in zip(x.tolist(), n.tolist(), z.tolist(), strict=True):
+            pair = (b & _MASK32) << 32 | (a & _MASK32)
+            if arithmetic and pair >> 63:
+                pair -= 1 << 64
+            pair = pair << s if left else pair >> s
+            # A left shift of 32 bits gives its low word, of 64 the high one if asked for; a right shift the other way.
+            pairs.append((pair >> 32 if high else pair) & _MASK32)
+        write(state, target, np.array(pairs, np.uint32), mask)
+
+    return step
+
+
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "LT": np.less, "LE": np.less_equal, "GT": np.greater, "GE": np.greater_equal, "EQ": np.equal, "NE": np.not_equal,
+}  # fmt: skip
+
+
+def _isetp(i: Instruction) -> Step:
+    parts = i.op.split(".")
+    compare, unsigned, extended = _COMPARE[parts[1]], "U32" in parts, "EX" in parts
+    join = next(part for part in parts if part in ("AND", "OR", "XOR"))
+    targets = i.operands[:2]
+    a, b = read_unsigned(i.operands[2]), read_unsigned(i.operands[3])
+    other = read_predicate(i.operands[4])
+    below = read_predicate(i.operands[5]) if extended else None
+    strict = {"GE": np.greater, "LE": np.less}.get(parts[1], compare)
+
+    def step(state: Any, mask: Lanes) -> None:
+        x, y, p = a(state), b(state), other(state)
+        q = below(state) if below else TRUE
+        result: Value = None
+        if x is not None and y is not None and q is not None:
+            x, y = (x & _MASK32, y & _MASK32) if unsigned else (signed(x), signed(y))
+            if not extended:
+                result = compare(x, y)
+            elif parts[1] == "NE":
+                result = (x != y) | q
+            elif parts[1] == "EQ":
+                result = (x == y) & q
+            else:
+                result = strict(x, y) | ((x == y) & q)
+        for k, name in enumerate(targets):
+            write_predicate(state, name, _join(join, result if k == 0 else None if result is None else ~result, p), mask)
+
+    return step
+
+
+def _join(how: str, a: Value, b: Value) -> Value:
+    if how == "AND":
+        if (a is not None and not a.any()) or (b is not None and not b.any()):
+            return FALSE
+        return None if a is None or b is None else a & b
+    if how == "OR":
+        if (a is not None and a.all()) or (b is not None and b.all()):
+            return TRUE
+        return None if a is None or b is None else a | b
+    return None if a is None or b is None else a ^ b
+
+
+def _sel(i: Instruction) -> Step:
+    target, a, b, p = i.operands[0], read_unsigned(i.operands[1]), read_unsigned(i.operands[2]), read_predicate(i.operands[3])
+
+    def step(state: Any, mask: Lanes) -> None:
+        chosen, x, y = p(state), a(state), b(state)
+        out = None
+        if chosen is not None:
+            if chosen.all():
+                out = x
+            elif not chosen.any():
+                out = y
+            elif x is not None and y is not None:
+                out = np.where(chosen, x, y)
+        write(state, target, low(out), mask)
+
+    return step
+
+
+def _minmax(i: Instruction) -> Step:
+    """VIMNMX, VIMNMX3, VIADDMNMX, IMNMX: the smaller if the predicate holds."""
+    target, unsigned, adds = i.operands[0], ".U32" in i.op, i.base.endswith("VIADDMNMX")
+    reads = [read_unsigned(text) for text in i.operands[1:-1]]
+    smaller = read_predicate(i.operands[-1])
+
+    def step(state: Any, mask: Lanes) -> None:
+        values, p = [read(state) for read in reads], smaller(state)
+        out = None
+        if p is not None and all(value is not None for value in values):
+            if adds:
+                values = [values[0] + values[1], values[2]]
+            views = [value & _MASK32 if unsigned else signed(value) for value in values]
+            out = np.where(p, np.minimum.reduce(views), np.maximum.reduce(views))
+        write(state, target, low(out), mask)
+
+    return step
+
+
+def _sgxt(i: Instruction) -> Step:
+    target, a, n = i.operands[0], read_unsigned(i.operands[1]), int(i.operands[2], 0)
+    unsigned = ".U32" in i.op
+
+    def step(state: Any, mask: Lanes) -> None:
+        x = a(state)
+        if x is not None:
+            x = x & ((1 << n) - 1)
+            if not unsigned:
+                x = np.where(x >> (n - 1) & 1, x - (1 << n), x)
+        write(state, target, low(x), mask)
+
+    return step
+
+
+def _prmt(i: Instruction) -> Step:
+    target = i.operands[0]
+    a, selector, b = (read_unsigned(text) for text in i.operands[1:4])
+
+    def step(state: Any, mask: Lanes) -> None:
+        x, s, y = a(state), selector(state), b(state)
+        if s is None or x is None or y is None or "." in i.op:
+            write(state, target, None, mask)
+            return
+        both = (y & _MASK32).astype(np.uint64) << np.uint64(32) | (x & _MASK32).astype(np.uint64)
+        out = np.zeros(32, np.uint64)
+        for k in range(4):
+            nibble = (s >> (4 * k)).astype(np.uint64)
+            byte = both >> ((nibble & np.uint64(7)) * np.uint64(8)) & np.uint64(0xFF)
+            byte = np.where(nibble & np.uint64(8), (byte >> np.uint64(7)) * np.uint64(0xFF), byte)
+            out |= byte << np.uint64(8 * k)
+        write(state, target, out.astype(np.uint32), mask)
+
+    return step
+
+
+def _p2r(i: Instruction) -> Step:
+    target, a, chosen = i.operands[0], read_unsigned(i.operands[2]), int(i.operands[3], 0)
+    shift = {"B1": 8, "B2": 16, "B3": 24}.get(i.op.partition(".")[2], 0)
+    prefix = "UP" if i.operands[1].startswith("U") else "P"
+
+    def step(state: Any, mask: Lanes) -> None:
+        out = a(state)
+        if out is not None:
+            out = out & ~np.int64(chosen << shift)
+            for k in range(7):
+                if chosen >> k & 1:
+                    p = state.predicates.get(f"{prefix}{k}")
+                    if p is None:
+                        out = None
+                        break
+                    out = out | (p.astype(np.int64) << (k + shift))
+        write(state, target, low(out), mask)
+
+    return step
+
+
+def _r2p(i: Instruction) -> Step:
+    a, chosen = read_unsigned(i.operands[1]), int(i.operands[2], 0)
+    shift = {"B1": 8, "B2": 16, "B3": 24}.get(strip(i.operands[1]) and i.operands[1].partition(".")[2], 0)
+
+    def step(state: Any, mask: Lanes) -> None:
+        x = a(state)
+        for k in range(7):
+            if chosen >> k & 1:
+                write_predicate(state, f"P{k}", None if x is None else x >> (k + shift) & 1 == 1, mask)
+
+    return step
+
+
+def _r2ur(i: Instruction) -> Step:
+    target, a = i.operands[-2], read_unsigned(i.operands[-1])
+
+    def step(state: Any, mask: Lanes) -> None:
+        x = a(state)
+        first = int(np.argmax(mask)) if mask.any() else 0
+        state.registers[target] = None if x is None else lanes(int(x[first]))
+
+    return step
+
+
+def _special(i: Instruction) -> Step:
+    target, name, wide = i.operands[0], i.operands[1], i.base == "CS2R" and ".32" not in i.op
+
+    def step(state: Any, mask: Lanes) -> None:
+        value = state.special(name)
+        write(state, target, value, mask)
+        if wide:
+            write(state, next_register(target), value, mask)
+
+    return step
+
+
+def _ldc(i: Instruction) -> Step:
+    target, width = i.operands[0], 2 if ".64" in i.op else 4 if ".128" in i.op else 1
+    found = re.match(r"c\[0x([0-9a-f]+)\]\[(?:(U?R\w+)(?:\+)?)?(-?0x[0-9a-f]+)?\]", i.operands[1])
+    narrow = re.search(r"\.[US]?(8|16)\b", i.op)
+
+    def step(state: Any, mask: Lanes) -> None:
+        offset: Value = ZERO
+        if found and found[2]:
+            offset = state.registers.get(found[2]) if not found[2].endswith("Z") else ZERO
+        for k in range(width):
+            value: Value = None
+            if found and offset is not None and (offset == offset[0]).all():
+                address = int(offset[0]) + (int(found[3], 16) if found[3] else 0) + 4 * k
+                value = state.constant(int(found[1], 16), address & ~3)
+                if narrow and value is not None:
+                    value = (value >> np.uint32(8 * (address & 3))) & np.uint32((1 << int(narrow[1])) - 1)
+            write(state, next_register(target, k), value, mask)
+
+    return step
+
+
+def _half_constant(i: Instruction) -> Step:
+    """HFMA2.MMA R, -RZ, RZ, a, b: how the compiler moves a constant through the other pipe."""
+    if len(i.operands) != 5 or strip(i.operands[1]) != "RZ" or strip(i.operands[2]) != "RZ":
+        return _forget(i)
+    try:
+        halves = np.array([float(i.operands[4]), float(i.operands[3])], np.float16).view(np.uint16)
+    except ValueError:
+        return _forget(i)
+    value, target = lanes(int(halves[1]) << 16 | int(halves[0])), i.operands[0]
+    return lambda state, mask: write(state, target, value, mask)
+
+
+def _popc(i: Instruction) -> Step:
+    target, a = i.operands[0], read_unsigned(i.operands[1])
+
+    def step(state: Any, mask: Lanes) -> None:
+        x = a(state)
+        write(state, target, None if x is None else np.array([int(v).bit_count() for v in x & _MASK32], np.uint32), mask)
+
+    return step
+
+
+def _iabs(i: Instruction) -> Step:
+    target, a = i.operands[0], read_unsigned(i.operands[1])
+
+    def step(state: Any, mask: Lanes) -> None:
+        x = a(state)
+        write(state, target, None if x is None else low(np.abs(signed(x))), mask)
+
+    return step
+
+
+def _vote(i: Instruction) -> Step:
+    source = read_predicate(i.operands[-1])
+    outputs = i.operands[:-1]
+    kind = "ALL" if ".ALL" in i.op else "ANY"
+
+    def step(state: Any, mask: Lanes) -> None:
+        p = source(state)
+        for name in outputs:
+            if is_predicate(name):
+                whole = None if p is None else bool(p[mask].all() if kind == "ALL" else p[mask].any())
+                write_predicate(state, name, None if whole is None else TRUE if whole else FALSE, mask)
+            else:
+                ballot = None if p is None else sum(1 << int(k) for k in np.flatnonzero(p & mask))
+                write(state, name, None if ballot is None else lanes(ballot), mask)
+
+    return step
+
+
+def _redux(i: Instruction) -> Step:
+    target, a = i.operands[0], read_unsigned(i.operands[1])
+    kind = i.op.split(".")[1]
+
+    def step(state: Any, mask: Lanes) -> None:
+        x = a(state)
+        out: Value = None
+        if x is not None and mask.any():
+            values = signed(x)[mask]
+            whole = {"SUM": values.sum(), "MIN": values.min(), "MAX": values.max()}.get(
+                kind, np.bitwise_or.reduce(values) if kind != "AND" else np.bitwise_and.reduce(values)
+            )
+            out = lanes(int(whole))
+        write(state, target, out, mask)
+
+    return step
+
+
+def _shfl(i: Instruction) -> Step:
+    """SHFL.IDX / BFLY / DOWN / UP P, R, Ra, b, c with a lane-independent clamp of a whole warp."""
+    predicate, target, a, b = i.operands[0], i.operands[1], read_unsigned(i.operands[2]), read_unsigned(i.operands[3])
+    kind = i.op.split(".")[1]
+    own = np.arange(32)
+
+    def step(state: Any, mask: Lanes) -> None:
+        x, n = a(state), b(state)
+        out: Value = None
+        if x is not None and n is not None:
+            source = {"IDX": n, "BFLY": own ^ n, "DOWN": own + n, "UP": own - n}[kind]
+            inside = (source >= 0) & (source < 32)
+            out = low(np.where(inside, x[np.clip(source, 0, 31)], x))
+        write(state, target, out, mask)
+        write_predicate(state, predicate, None, mask)
+
+    return step
+
+
+def _elect(i: Instruction) -> Step:
+    def step(state: Any, mask: Lanes) -> None:
+        first = np.zeros(32, bool)
+        first[int(np.argmax(mask))] = True
+        for name in i.operands:
+            if is_predicate(name):
+                write_predicate(state, name, first, mask)
+
+    return step
+
+
+def _true(i: Instruction) -> Step:
+    """SYNCS: a wait that succeeds at once; the time it takes is the machine's affair."""
+    outputs = [text for text in i.operands[:1] if is_predicate(text)]
+
+    def step(state: Any, mask: Lanes) -> None:
+        for name in outputs:
+            write_predicate(state, name, TRUE, mask)
+
+    return step
+
+
+_MAKERS: dict[str, Callable[[Instruction], Step]] = {
+    "MOV": _mov, "IADD3": _iadd3, "VIADD": _iadd, "IADD": _iadd, "IMAD": _imad, "LEA": _lea, "LOP3": _lop3,
+    "PLOP3": _plop3, "SHF": _shf, "ISETP": _isetp, "SEL": _sel, "VIMNMX": _minmax, "VIMNMX3": _minmax,
+    "VIADDMNMX": _minmax, "IMNMX": _minmax, "SGXT": _sgxt, "PRMT": _prmt, "P2R": _p2r, "R2P": _r2p, "R2UR": _r2ur,
+    "S2R": _special, "S2UR": _special, "CS2R": _special, "LDC": _ldc, "HFMA2": _half_constant, "POPC": _popc,
+    "IABS": _iabs, "VOTE": _vote, "VOTEU": _vote, "REDUX": _redux, "SHFL": _shfl, "ELECT": _elect, "SYNCS": _true,
+}  # fmt: skip
