@@ -85,16 +85,19 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
             _int32(sessions, 212), _floats(sessions), _int64(sessions), _floats(512, 15), weight(HIDDEN - 1, 212 * 15),
             scale(HIDDEN - 1), _floats(HIDDEN - 1), pdl=pdl,
         )  # fmt: skip
+        images = _image_weights(weight, scale, compute)
         image_encoder.encode_images(
-            torch.empty(sessions, 84, 84, 4, dtype=torch.uint8), _int64(sessions), _image_weights(weight, scale),
-            image_encoder.make_image_scratch(sessions, HIDDEN, "cpu"), pdl=pdl,
+            torch.empty(sessions, 84, 84, 4, dtype=torch.uint8), _int64(sessions), images,
+            image_encoder.make_image_scratch(sessions, images), pdl=pdl,
         )  # fmt: skip
     return launches
 
 
-def _image_weights(weight, scale) -> image_encoder.ImageWeights:  # type: ignore[no-untyped-def]
+def _image_weights(weight, scale, compute) -> image_encoder.ImageWeights:  # type: ignore[no-untyped-def]
     stages = [
-        image_encoder.Stage(_floats(9 * before, after), _floats(after // 8, after), _floats(after, after // 8))
+        image_encoder.Stage(
+            _floats(9 * before, after, dtype=compute), _floats(after // 8, after), _floats(after, after // 8)
+        )
         for before, after in ((4, 32), (32, 64), (64, 128))
     ]
     fc = weight(HIDDEN, 121 * 128)

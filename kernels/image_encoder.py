@@ -6,11 +6,16 @@ gate(x) = x * sigmoid(excite relu(squeeze mean_pixels(x))), one factor per chann
 row = fc(x)
 
 InstanceNorm has no weights, epsilon 1e-5 and the biased variance over a frame's pixels; leaky_relu's slope is 0.01.
-There are eight launches. Each of the three stages has two: a convolution (an implicit product over taps and channels,
-which applies the previous stage's gates as it loads), and a normalisation that also writes the channels' means, from
-which the next kernel computes the gates. The last layer has two: products over ranges of columns, and their sum in a
-fixed order. Convolutions are float32; the last layer, with nearly all of the weights, is in the weights' dtype. The row
-of frame i is written to the address target_ptrs[i]; 0 marks padding, which is skipped.
+
+A convolution is an implicit product [pixels, taps * channels] x [taps * channels, outputs] in the compute dtype of the
+weights (float32 in float32 engines), accumulated in float32; activations are kept in that dtype, channels last. In half
+precision a program computes stages 2 and 3 of a whole frame and normalises them in registers: six launches in all.
+Stage 1, whose frame is too large for that, and every stage in float32, whose products are spread over more programs,
+are normalised by a second kernel, one program per frame. The last layer is products over ranges of columns, and their
+sum in a fixed order. The row of frame i is written to the address target_ptrs[i]; 0 marks padding, which is skipped.
+
+Up to MAX_CHUNK frames run at a time, so that scratch memory does not grow with the batch and activations stay in the
+L2 cache between kernels.
 
 Shapes: I frames, C channels, H hidden size.
 """
@@ -18,6 +23,7 @@ Shapes: I frames, C channels, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import triton
@@ -29,7 +35,9 @@ from .activations import sigmoid
 from .image_weights import (
     CHANNELS,
     FEATURES,
+    FEW_FRAMES,
     FRAME,
+    MAX_CHUNK,
     SIDES,
     SPLITS,
     ImageScratch,
@@ -46,7 +54,6 @@ from .launch import (
     check_scale,
     compute_dtype,
     launch_and_wait,
-    triton_dtype,
 )
 
 __all__ = ["ImageScratch", "ImageWeights", "Stage", "encode_images", "make_image_scratch", "pack_image_weights"]
@@ -66,162 +73,203 @@ def encode_images_reference(frames: Tensor, state: Mapping[str, Tensor], dtype: 
 
 
 @triton.jit
-def _gate(means_ptr, squeeze_ptr, excite_ptr, C: tl.constexpr):
-    """Return a frame's gates, sigmoid(excite relu(squeeze means)), float32 [C]."""
+def _prefetch(ptr, COUNT: tl.constexpr):
+    """Prefetch COUNT contiguous elements into the L2 cache: a hint that may be given before the wait, for weights."""
+    LINE: tl.constexpr = 1024 // ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
+    LINES: tl.constexpr = (COUNT + LINE - 1) // LINE
+    for start in range(0, LINES, 512):
+        line = tl.minimum(start + tl.arange(0, 512), LINES - 1)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(ptr + line * LINE).to(tl.int64)], dtype=tl.int32,
+            is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def _gate(means, squeeze_ptr, excite_ptr, C: tl.constexpr):
+    """Return a frame's gates, sigmoid(excite relu(squeeze means)), from the channels' means; float32 [C]."""
     c = tl.arange(0, C)
     j = tl.arange(0, C // 8)
     squeeze = tl.load(squeeze_ptr + j[:, None] * C + c[None, :])
-    inner = tl.maximum(tl.sum(squeeze * tl.load(means_ptr + c)[None, :], 1), 0.0)
+    inner = tl.maximum(tl.sum(squeeze * means[None, :], 1), 0.0)
     excite = tl.load(excite_ptr + c[:, None] * (C // 8) + j[None, :])
     return sigmoid(tl.sum(excite * inner[None, :], 1))
 
 
 @triton.jit
+def _normalise(x, in_frame, squeeze_ptr, excite_ptr, PIXELS: tl.constexpr, C: tl.constexpr):
+    """Return gate(leaky_relu(InstanceNorm(x))) of a whole frame, float32 [pixels, C].
+
+    in_frame: [pixels, 1]; where it is false x is 0.
+    """
+    mean = tl.sum(x, 0) / PIXELS
+    x = tl.where(in_frame, x - mean[None, :], 0.0)
+    x *= tl.rsqrt(tl.sum(x * x, 0) / PIXELS + _NORM_EPSILON)[None, :]
+    x = tl.maximum(x, 0.01 * x)
+    return x * _gate(tl.sum(x, 0) / PIXELS, squeeze_ptr, excite_ptr, C)[None, :]
+
+
+@triton.jit
 def _image_conv_kernel(
-    in_ptr,  # [I, SIDE_IN^2, C_IN], uint8 frames with FIRST, else float32 before its gate
-    means_ptr,  # [I, C_IN] float32, without FIRST
-    squeeze_ptr,  # [C_IN / 8, C_IN], without FIRST
-    excite_ptr,  # [C_IN, C_IN / 8], without FIRST
-    weight_ptr,  # [9 * C_IN, C_OUT] float32
+    in_ptr,  # [I, SIDE_IN^2, C_IN], uint8 frames with FIRST, else DTYPE
+    weight_ptr,  # [9 * C_IN, C_OUT] DTYPE
+    squeeze_ptr,  # [C_OUT / 8, C_OUT] float32, with NORM
+    excite_ptr,  # [C_OUT, C_OUT / 8] float32, with NORM
     target_ptrs_ptr,  # [I]
-    out_ptr,  # [I, SIDE_OUT^2, C_OUT] float32
+    out_ptr,  # [I, SIDE_OUT^2, C_OUT] DTYPE; normalised and gated with NORM
     SIDE_IN: tl.constexpr,
     SIDE_OUT: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     FIRST: tl.constexpr,
+    NORM: tl.constexpr,
+    PREFETCH: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: BLOCK_P output pixels of one frame, BLOCK_C of the output channels.
+    # One program: BLOCK_P output pixels of one frame, BLOCK_C of the output channels; with NORM all of both.
+    PIXELS: tl.constexpr = SIDE_OUT * SIDE_OUT
+    DTYPE: tl.constexpr = out_ptr.dtype.element_ty
     frame = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    if PREFETCH:
+        _prefetch(weight_ptr, 9 * C_IN * C_OUT)
+        if NORM:
+            _prefetch(squeeze_ptr, C_OUT * C_OUT // 8)
+            _prefetch(excite_ptr, C_OUT * C_OUT // 8)
     launch_and_wait(USE_PDL)
     if tl.load(target_ptrs_ptr + frame) == 0:
         return
 
-    in_frame = pixel < SIDE_OUT * SIDE_OUT
+    in_frame = pixel < PIXELS
     top = (pixel // SIDE_OUT) * 2 - 1
     left = (pixel % SIDE_OUT) * 2 - 1
     in_ptr += frame * (SIDE_IN * SIDE_IN * C_IN)
+    acc = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     if FIRST:
-        # 9 * 4 products per pixel: all taps at once.
-        k = tl.arange(0, 64)
-        y = top[:, None] + (k // (3 * C_IN))[None, :]
-        x = left[:, None] + (k // C_IN % 3)[None, :]
-        in_taps = (k < 9 * C_IN)[None, :]
-        mask = in_frame[:, None] & in_taps & (y >= 0) & (y < SIDE_IN) & (x >= 0) & (x < SIDE_IN)
-        byte = tl.load(in_ptr + (y * SIDE_IN + x) * C_IN + (k % C_IN)[None, :], mask=mask, other=0)
-        value = tl.where(mask, (byte.to(tl.float32) / 255 - 0.5) / 0.5, 0.0)  # padding is 0 after normalising
-        weight = tl.load(weight_ptr + k[:, None] * C_OUT + channel[None, :], mask=(k < 9 * C_IN)[:, None], other=0.0)
-        acc = tl.dot(value, weight, input_precision="ieee")
+        # 3 neighbouring pixels of a row are 12 contiguous bytes. With these sides padding is above and to the left.
+        k = tl.arange(0, 16)
+        for row in tl.static_range(3):
+            y = top + row
+            mask = (in_frame & (y >= 0))[:, None] & (left[:, None] + (k // C_IN)[None, :] >= 0)
+            mask &= (k < 3 * C_IN)[None, :]
+            byte = tl.load(in_ptr + ((y * SIDE_IN + left) * C_IN)[:, None] + k[None, :], mask=mask, other=0)
+            # 255 times the normalised value: an integer, exact in every dtype. Padding is 0 after normalising.
+            value = tl.where(mask, byte.to(tl.float32) * 2.0 - 255.0, 0.0).to(DTYPE)
+            rows = (row * 3 * C_IN + k)[:, None]
+            weight = tl.load(weight_ptr + rows * C_OUT + channel[None, :], mask=(k < 3 * C_IN)[:, None], other=0.0)
+            acc = tl.dot(value, weight, acc, input_precision="ieee")
+        acc *= 1.0 / 255.0
     else:
-        c = tl.arange(0, C_IN)
-        gate = _gate(means_ptr + frame * C_IN, squeeze_ptr, excite_ptr, C_IN)
-        acc = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-        for tap in range(9):
+        weight_ptrs = weight_ptr + tl.arange(0, BLOCK_K)[:, None] * C_OUT + channel[None, :]
+        for start in range(0, 9 * C_IN, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            tap = start // C_IN
             y = top + tap // 3
             x = left + tap % 3
-            mask = in_frame & (y >= 0) & (y < SIDE_IN) & (x >= 0) & (x < SIDE_IN)
-            value = tl.load(in_ptr + ((y * SIDE_IN + x) * C_IN)[:, None] + c[None, :], mask=mask[:, None], other=0.0)
-            weight = tl.load(weight_ptr + (tap * C_IN + c)[:, None] * C_OUT + channel[None, :])
-            acc = tl.dot(value * gate[None, :], weight, acc, input_precision="ieee")
+            mask = in_frame & (y >= 0) & (x >= 0)
+            if SIDE_IN % 2 == 1:  # else padding is above and to the left only
+                mask &= (y < SIDE_IN) & (x < SIDE_IN)
+            at = (y * SIDE_IN + x - tap) * C_IN
+            value = tl.load(in_ptr + at[:, None] + k[None, :], mask=mask[:, None], other=0.0)
+            weight = tl.load(weight_ptrs + start * C_OUT)
+            acc = tl.dot(value, weight, acc, input_precision="ieee")
 
-    out_ptr += frame * (SIDE_OUT * SIDE_OUT * C_OUT)
-    tl.store(out_ptr + pixel[:, None] * C_OUT + channel[None, :], acc, mask=in_frame[:, None])
+    if NORM:
+        acc = _normalise(acc, in_frame[:, None], squeeze_ptr, excite_ptr, PIXELS, C_OUT)
+    out_ptr += frame * (PIXELS * C_OUT)
+    tl.store(out_ptr + pixel[:, None] * C_OUT + channel[None, :], acc.to(DTYPE), mask=in_frame[:, None])
 
 
 @triton.jit
 def _image_norm_kernel(
-    x_ptr,  # [I, PIXELS, C] float32, updated in place
+    x_ptr,  # [I, PIXELS, C], replaced by gate(leaky_relu(InstanceNorm(x)))
+    squeeze_ptr,  # [C / 8, C] float32
+    excite_ptr,  # [C, C / 8] float32
     target_ptrs_ptr,  # [I]
-    means_ptr,  # [I, C] float32, written
     PIXELS: tl.constexpr,
     C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: BLOCK_C channels of one frame, all pixels, BLOCK_P at a time.
+    # One program: one frame. It is read four times, first from the L2 cache, then from the L1 cache.
     frame = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     launch_and_wait(USE_PDL)
     if tl.load(target_ptrs_ptr + frame) == 0:
         return
 
-    x_ptrs = x_ptr + frame * (PIXELS * C) + tl.arange(0, BLOCK_P)[:, None] * C + channel[None, :]
-    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    pixel = tl.arange(0, BLOCK_P)
+    x_ptrs = x_ptr + frame * (PIXELS * C) + pixel[:, None] * C + tl.arange(0, C)[None, :]
+
+    # Sums of deviations from the mean of the first pixels, which is near enough to the mean of all to cancel little.
+    x = tl.load(x_ptrs, mask=(pixel < PIXELS)[:, None], other=0.0).to(tl.float32)
+    shift = tl.sum(x, 0)[None, :] / min(BLOCK_P, PIXELS)
+    total = tl.zeros([BLOCK_P, C], tl.float32)
+    squares = tl.zeros([BLOCK_P, C], tl.float32)
     for start in range(0, PIXELS, BLOCK_P):
-        mask = (start + tl.arange(0, BLOCK_P) < PIXELS)[:, None]
-        total += tl.load(x_ptrs + start * C, mask=mask, other=0.0)
-    mean = tl.sum(total, 0) / PIXELS
-    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    squares = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+        mask = (start + pixel < PIXELS)[:, None]
+        x = tl.load(x_ptrs + start * C, mask=mask, other=0.0).to(tl.float32)
+        x = tl.where(mask, x - shift, 0.0)
+        total += x
+        squares += x * x
+    rest = tl.sum(total, 0)[None, :] / PIXELS
+    rstd = tl.rsqrt(tl.maximum(tl.sum(squares, 0)[None, :] / PIXELS - rest * rest, 0.0) + _NORM_EPSILON)
+    mean = shift + rest
+
+    total = tl.zeros([BLOCK_P, C], tl.float32)
     for start in range(0, PIXELS, BLOCK_P):
-        mask = (start + tl.arange(0, BLOCK_P) < PIXELS)[:, None]
-        centred = tl.where(mask, tl.load(x_ptrs + start * C, mask=mask, other=0.0) - mean[None, :], 0.0)
-        total += centred
-        squares += centred * centred
-    # What the first mean was off by shows as the mean of the centred values: it matters for
-    # frames of nearly one colour.
-    rest = tl.sum(total, 0) / PIXELS
-    mean += rest
-    rstd = tl.rsqrt(tl.maximum(tl.sum(squares, 0) / PIXELS - rest * rest, 0.0) + _NORM_EPSILON)
-    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+        mask = (start + pixel < PIXELS)[:, None]
+        x = (tl.load(x_ptrs + start * C, mask=mask, other=0.0).to(tl.float32) - mean) * rstd
+        total += tl.where(mask, tl.maximum(x, 0.01 * x), 0.0)
+    gate = _gate(tl.sum(total, 0) / PIXELS, squeeze_ptr, excite_ptr, C)[None, :]
+
     for start in range(0, PIXELS, BLOCK_P):
-        mask = (start + tl.arange(0, BLOCK_P) < PIXELS)[:, None]
-        x = (tl.load(x_ptrs + start * C, mask=mask, other=0.0) - mean[None, :]) * rstd[None, :]
-        x = tl.where(x >= 0.0, x, 0.01 * x)
-        tl.store(x_ptrs + start * C, x, mask=mask)
-        total += tl.where(mask, x, 0.0)
-    tl.store(means_ptr + frame * C + channel, tl.sum(total, 0) / PIXELS)
+        mask = (start + pixel < PIXELS)[:, None]
+        x = (tl.load(x_ptrs + start * C, mask=mask, other=0.0).to(tl.float32) - mean) * rstd
+        x = tl.maximum(x, 0.01 * x) * gate
+        tl.store(x_ptrs + start * C, x.to(x_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_frames"])
 def _image_fc_kernel(
-    x_ptr,  # [num_frames, PIXELS, C] float32, before its gate
-    means_ptr,  # [num_frames, C] float32
-    squeeze_ptr,  # [C / 8, C]
-    excite_ptr,  # [C, C / 8]
-    weight_ptr,  # [H, PIXELS * C]
+    x_ptr,  # [num_frames, K]
+    weight_ptr,  # [H, K]
     target_ptrs_ptr,  # [num_frames]
     partial_ptr,  # [grid 1, num_frames, H] float32
     num_frames,
     H: tl.constexpr,
-    PIXELS: tl.constexpr,
-    C: tl.constexpr,
-    PIXELS_A_SPLIT: tl.constexpr,
+    K: tl.constexpr,
+    K_A_SPLIT: tl.constexpr,
+    PREFETCH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    DTYPE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: BLOCK_N outputs of BLOCK_M frames, one range of pixels.
+    # One program: BLOCK_N outputs of BLOCK_M frames, one range of inputs.
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    first_pixel = tl.program_id(1) * PIXELS_A_SPLIT
+    first = tl.program_id(1) * K_A_SPLIT
     frames = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if PREFETCH:
+        for n in range(BLOCK_N):
+            column = tl.minimum(tl.program_id(0) * BLOCK_N + n, H - 1)
+            _prefetch(weight_ptr + column * K + first, K_A_SPLIT)
     launch_and_wait(USE_PDL)
 
     address = tl.load(target_ptrs_ptr + frames, mask=frames < num_frames, other=0)
     is_frame = (address != 0)[:, None]
-    c = tl.arange(0, C)
-    j = tl.arange(0, C // 8)
-    frame_start = frames.to(tl.int64)[:, None] * (PIXELS * C)
-    means = tl.load(means_ptr + frames[:, None] * C + c[None, :], mask=is_frame, other=0.0)
-    squeeze = tl.load(squeeze_ptr + j[None, :] * C + c[:, None])
-    inner = tl.maximum(tl.dot(means, squeeze, input_precision="ieee"), 0.0)
-    excite = tl.load(excite_ptr + c[None, :] * (C // 8) + j[:, None])
-    gate = sigmoid(tl.dot(inner, excite, input_precision="ieee"))
-
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     in_columns = (columns < H)[None, :]
-    for step in range(PIXELS_A_SPLIT):
-        pixel = first_pixel + step
-        x = tl.load(x_ptr + frame_start + pixel * C + c[None, :], mask=is_frame, other=0.0)
-        w = tl.load(weight_ptr + columns[None, :] * (PIXELS * C) + (pixel * C + c)[:, None], mask=in_columns, other=0.0)
-        acc = tl.dot((x * gate).to(DTYPE), w.to(DTYPE), acc, input_precision="ieee")
+    x_ptrs = x_ptr + frames.to(tl.int64)[:, None] * K + first
+    weight_ptrs = weight_ptr + columns[None, :] * K + first
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, K_A_SPLIT, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x = tl.load(x_ptrs + k[None, :], mask=is_frame, other=0.0)
+        w = tl.load(weight_ptrs + k[:, None], mask=in_columns, other=0.0)
+        acc = tl.dot(x, w.to(x.dtype), acc, input_precision="ieee")
 
     out_ptr = partial_ptr + (tl.program_id(1) * num_frames + frames)[:, None] * H + columns[None, :]
     tl.store(out_ptr, acc, mask=is_frame & in_columns)
@@ -257,6 +305,39 @@ def _image_sum_kernel(
     tl.store(address.to(tl.pointer_type(tl.float32)) + column, total, mask=mask)
 
 
+class _Tile(NamedTuple):
+    """Launch parameters of a product: rows, columns and depth of a tile, warps, stages of the software pipeline."""
+
+    rows: int
+    columns: int
+    depth: int
+    num_warps: int
+    num_stages: int
+
+
+_FRAME_TILES = (_Tile(128, 32, 16, 4, 1), _Tile(512, 64, 32, 8, 3), _Tile(128, 128, 64, 8, 3))
+"""Of the convolutions in half precision: stages 2 and 3 take whole frames."""
+
+_FLOAT32_TILES = (_Tile(32, 32, 16, 4, 1), _Tile(32, 32, 32, 4, 3), _Tile(16, 32, 128, 4, 3))
+
+
+def _conv_tile(stage: int, half: bool) -> _Tile:
+    if INTERPRETING:
+        return _Tile(triton.next_power_of_2(SIDES[stage + 1] ** 2), CHANNELS[stage + 1], CHANNELS[stage], 1, 1)
+    return (_FRAME_TILES if half else _FLOAT32_TILES)[stage]
+
+
+def _fc_tile(frames: int, hidden: int, half: bool) -> _Tile:
+    """Return the last layer's tile: few frames are spread over many programs, since they wait for the weights."""
+    if INTERPRETING:
+        return _Tile(16, min(512, triton.next_power_of_2(hidden)), CHANNELS[3], 1, 1)
+    if frames <= FEW_FRAMES or not half:
+        return _Tile(16, 16, CHANNELS[3], 4, 3)
+    if frames <= 64:
+        return _Tile(64, 64, 64, 4, 4)
+    return _Tile(128, 64 if frames <= 128 else 128, 64, 8, 3)
+
+
 def encode_images(
     frames: Tensor, target_ptrs: Tensor, weights: ImageWeights, scratch: ImageScratch, *, pdl: bool = False
 ) -> None:
@@ -266,7 +347,7 @@ def encode_images(
         frames: [I, 84, 84, 4], uint8.
         target_ptrs: [I], int64 device addresses of float32 [H]; written. 0 for padding.
         weights: from `pack_image_weights`.
-        scratch: from `make_image_scratch`, for exactly I frames; overwritten.
+        scratch: from `make_image_scratch`, for at least I frames; overwritten.
         pdl: programmatic dependent launch, see `launch` (sm_90 or later).
 
     Raises:
@@ -275,6 +356,8 @@ def encode_images(
     check_dimensions("frames", frames, 4)
     check_dimensions("weights.fc", weights.fc, 2)
     count, hidden, device = frames.shape[0], weights.fc.shape[0], frames.device
+    dtype = compute_dtype(weights.fc.dtype)
+    room = scratch.activations[0].shape[0]
 
     check("frames", frames, (count, *FRAME), torch.uint8, device)
     check("target_ptrs", target_ptrs, (count,), torch.int64, device)
@@ -283,43 +366,46 @@ def encode_images(
     check("weights.bias", weights.bias, (hidden,), torch.float32, device)
     for index, stage in enumerate(weights.stages):
         before, channels, pixels = CHANNELS[index], CHANNELS[index + 1], SIDES[index + 1] ** 2
-        check(f"weights.stages[{index}].conv", stage.conv, (9 * before, channels), torch.float32, device)
+        check(f"weights.stages[{index}].conv", stage.conv, (9 * before, channels), dtype, device)
         check(f"weights.stages[{index}].squeeze", stage.squeeze, (channels // 8, channels), torch.float32, device)
         check(f"weights.stages[{index}].excite", stage.excite, (channels, channels // 8), torch.float32, device)
-        activations, means = scratch.activations[index], scratch.means[index]
-        check(f"scratch.activations[{index}]", activations, (count, pixels, channels), torch.float32, device)
-        check(f"scratch.means[{index}]", means, (count, channels), torch.float32, device)
-    check("scratch.partial", scratch.partial, (SPLITS, count, hidden), torch.float32, device)
+        check(f"scratch.activations[{index}]", scratch.activations[index], (room, pixels, channels), dtype, device)
+    check("scratch.partial", scratch.partial, (SPLITS * room * hidden,), torch.float32, device)
+    if room < min(count, MAX_CHUNK):
+        raise ValueError(f"scratch: expected room for {min(count, MAX_CHUNK)} frames, got {room}")
 
+    for chunk, targets in zip(frames.split(MAX_CHUNK), target_ptrs.split(MAX_CHUNK), strict=True):
+        _encode_chunk(chunk, targets, weights, scratch, pdl)
+
+
+def _encode_chunk(frames: Tensor, target_ptrs: Tensor, weights: ImageWeights, scratch: ImageScratch, pdl: bool) -> None:
+    count, hidden = frames.shape[0], weights.fc.shape[0]
+    half = weights.stages[0].conv.dtype != torch.float32
+    prefetch = pdl and count <= FEW_FRAMES
+    x = frames
     for index, stage in enumerate(weights.stages):
-        side, channels = SIDES[index + 1], CHANNELS[index + 1]
-        block_p, block_c = (
-            (triton.next_power_of_2(side**2), channels) if INTERPRETING else (32 if index < 2 else 16, 32)
-        )
-        previous = weights.stages[index - 1]
-        _image_conv_kernel[(count, triton.cdiv(side**2, block_p), channels // block_c)](
-            scratch.activations[index - 1] if index else frames,
-            scratch.means[index - 1] if index else None,
-            previous.squeeze if index else None,
-            previous.excite if index else None,
-            stage.conv, target_ptrs, scratch.activations[index],
-            SIDE_IN=SIDES[index], SIDE_OUT=side, C_IN=CHANNELS[index], C_OUT=channels, FIRST=index == 0,
-            BLOCK_P=block_p, BLOCK_C=block_c, USE_PDL=pdl, num_warps=4, num_stages=3, launch_pdl=pdl,
+        pixels, channels, out = SIDES[index + 1] ** 2, CHANNELS[index + 1], scratch.activations[index]
+        tile = _conv_tile(index, half)
+        in_registers = half and index > 0
+        _image_conv_kernel[(count, triton.cdiv(pixels, tile.rows), channels // tile.columns)](
+            x, stage.conv, stage.squeeze, stage.excite, target_ptrs, out,
+            SIDE_IN=SIDES[index], SIDE_OUT=SIDES[index + 1], C_IN=CHANNELS[index], C_OUT=channels, FIRST=index == 0,
+            NORM=in_registers, PREFETCH=prefetch, BLOCK_P=tile.rows, BLOCK_C=tile.columns, BLOCK_K=tile.depth,
+            USE_PDL=pdl, num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
         )  # fmt: skip
-        block_p, block_c = 128, channels if INTERPRETING else 8
-        _image_norm_kernel[(count, channels // block_c)](
-            scratch.activations[index], target_ptrs, scratch.means[index],
-            PIXELS=side**2, C=channels, BLOCK_P=block_p, BLOCK_C=block_c, USE_PDL=pdl, num_warps=4, launch_pdl=pdl,
-        )  # fmt: skip
+        if not in_registers:
+            _image_norm_kernel[(count,)](
+                out, stage.squeeze, stage.excite, target_ptrs,
+                PIXELS=pixels, C=channels, BLOCK_P=4096 // channels, USE_PDL=pdl, num_warps=16, launch_pdl=pdl,
+            )  # fmt: skip
+        x = out
 
-    last = weights.stages[2]
-    block_n = min(512, triton.next_power_of_2(hidden)) if INTERPRETING else 16
-    _image_fc_kernel[(triton.cdiv(hidden, block_n), SPLITS, triton.cdiv(count, 16))](
-        scratch.activations[2], scratch.means[2], last.squeeze, last.excite, weights.fc, target_ptrs, scratch.partial,
-        count,
-        H=hidden, PIXELS=SIDES[3] ** 2, C=CHANNELS[3], PIXELS_A_SPLIT=SIDES[3] ** 2 // SPLITS,
-        BLOCK_M=16, BLOCK_N=block_n, DTYPE=triton_dtype(compute_dtype(weights.fc.dtype)), USE_PDL=pdl,
-        num_warps=4, num_stages=3, launch_pdl=pdl,
+    tile = _fc_tile(count, hidden, half)
+    _image_fc_kernel[(triton.cdiv(hidden, tile.columns), SPLITS, triton.cdiv(count, tile.rows))](
+        x, weights.fc, target_ptrs, scratch.partial, count,
+        H=hidden, K=FEATURES, K_A_SPLIT=FEATURES // SPLITS, PREFETCH=prefetch,
+        BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, USE_PDL=pdl,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip
     block = triton.next_power_of_2(hidden) if INTERPRETING else 256
     _image_sum_kernel[(count, triton.cdiv(hidden, block))](

@@ -14,7 +14,7 @@ from ...kernels.discrete_encoder import encode_discrete
 from ...kernels.embedding import embed
 from ...kernels.head import head
 from ...kernels.image_encoder import encode_images
-from ...kernels.image_weights import make_image_scratch
+from ...kernels.image_weights import ImageScratch, make_image_scratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
 from ...kernels.tiles import SMALL_ROWS
 from ..base import STEP_TOKENS
@@ -63,12 +63,20 @@ class Scratch:
         self.partial_max = torch.zeros(split_rows * heads, device=device)
         self.partial_sum = torch.zeros(split_rows * heads, device=device)
         self.arrivals = torch.zeros(sessions * heads, device=device, dtype=torch.int32)
+        self._images: ImageScratch | None = None
+
+    def for_images(self, weights: CudaWeights) -> ImageScratch:
+        """Return the image encoder's memory, allocated when the first graph needs it."""
+        if self._images is None:
+            self._images = make_image_scratch(self.sessions, weights.images)
+        return self._images
 
     @property
     def num_bytes(self) -> int:
         """Return the bytes on the device."""
         tensors = [value for value in vars(self).values() if isinstance(value, Tensor)]
-        return sum(tensor.nbytes for tensor in tensors)
+        images = 0 if self._images is None else self._images.num_bytes
+        return images + sum(tensor.nbytes for tensor in tensors)
 
 
 class GraphStep:
@@ -100,15 +108,13 @@ class GraphStep:
         self.predictions = out.view(shape.sessions, shape.capacity).numpy()
         self.choices, self.finite = choices.view(torch.int32).numpy(), finite.view(torch.int32).numpy()
 
-        hidden = weights.config.hidden_size
-        self._images = make_image_scratch(shape.sessions, hidden, device) if shape.frames else None
+        self._images = scratch.for_images(weights) if shape.frames else None
         self._graph = self._capture() if on_gpu else None
 
     @property
     def num_bytes(self) -> int:
-        """Return the bytes on the device. Most kernels write to memory that all graphs share."""
-        images = [] if self._images is None else [*self._images.activations, *self._images.means, self._images.partial]
-        return self.inputs.num_bytes + self._out.nbytes + sum(tensor.nbytes for tensor in images)
+        """Return the bytes on the device; kernels write to memory that all graphs share."""
+        return self.inputs.num_bytes + self._out.nbytes
 
     def launch(self) -> None:
         """Start the step on the current stream."""

@@ -55,7 +55,7 @@ class CudaWeights:
         names = [f"conv{i}.{kind}" for i in (1, 2, 3) for kind in ("weight", "bias")]
         names += [f"att{i}.fc.{gate}.weight" for i in (1, 2, 3) for gate in (0, 2)] + ["fc.weight", "fc.bias"]
         state = {name: weights.get(prefix + name).to(device) for name in names}
-        self.images = pack_image_weights(state, getattr(torch, dtype))
+        self.images = pack_image_weights(state, getattr(torch, dtype), self.activation_dtype)
 
         check_heads(weights)
         cached = lru_cache(maxsize=MAX_SIZES)
