@@ -1,6 +1,6 @@
 """Check the code for GPUs without one, with the oldest and the newest Triton, each in an environment of its own.
 
-    make test-gpu-code    # or only a part: make test-gpu-code TRITON=oldest ARCHITECTURES=90
+    make test-gpu-code    # or only a part: make test-gpu-code OPTIONS="--triton oldest --architectures 90"
 
 With each: all tests of the kernels, planted faults and golden episodes of the CUDA backend, executed from the PTX for
 each architecture; registers, spills and shared memory; and that no kernel touches, before it waits for earlier ones,

@@ -13,7 +13,7 @@ from helpers.kernel_names import KERNELS
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from benchmarks.resource_limits import violations
+from benchmarks.resource_limits import ARCHITECTURES, violations
 
 RESULTS = ROOT / "benchmarks" / "results" / "kernel_resources.json"
 
@@ -26,8 +26,8 @@ def compile_table(*options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("architectures", "weights", "sizes"),
-    [(("90",), ("bfloat16", "int8"), ("one agent", "64 agents")), (("80", "120"), ("bfloat16",), ("one agent",))],
-    ids=["sm_90", "sm_80 and sm_120"],
+    [(("90",), ("bfloat16", "int8"), ("one agent", "64 agents")), (("80", "87", "120"), ("bfloat16",), ("one agent",))],
+    ids=["sm_90", "sm_80, sm_87 and sm_120"],
 )
 def test_kernels_compile_within_their_limits(
     architectures: tuple[str, ...], weights: tuple[str, ...], sizes: tuple[str, ...]
@@ -49,18 +49,20 @@ def test_a_spill_or_too_much_shared_memory_is_reported() -> None:
 
 
 def test_the_committed_table_is_complete() -> None:
-    """It has all architectures, weight dtypes and kernels of the folder, and all are within their limits."""
+    """It has both releases of Triton, all architectures, weight dtypes and kernels of the folder, and all are within their limits."""
     table = json.loads(RESULTS.read_text())["kernels"]
     assert violations(table) == []
     step = [row for row in table if row["language"] == "cuda"]
     assert {(row["arch"], row["weights"], row["for"]) for row in step} == {
         (arch, weights, size)
-        for arch in (90, 100, 120)
+        for arch in ARCHITECTURES
         for weights in ("float32", "bfloat16", "float16")
         for size in ("hidden 768", "any size")
     }
-    triton = [row for row in table if row["language"] == "triton"]
-    for architecture in (80, 90, 100, 120):
-        rows = [row for row in triton if row["arch"] == architecture]
-        assert {row["kernel"] for row in rows} == KERNELS
-        assert {row["weights"] for row in rows} == {"float32", "bfloat16", "float16", "int8"}
+    for release in ("oldest", "newest"):
+        pin = (ROOT / "requirements" / f"triton-{release}.txt").read_text().split()[0]
+        compiled = [row for row in table if row.get("triton") == pin.removeprefix("triton==")]
+        for architecture in ARCHITECTURES:
+            rows = [row for row in compiled if row["arch"] == architecture]
+            assert {row["kernel"] for row in rows} == KERNELS, pin
+            assert {row["weights"] for row in rows} == {"float32", "bfloat16", "float16", "int8"}, pin
