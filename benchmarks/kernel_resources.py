@@ -86,7 +86,18 @@ def cuda_rows(arch: int) -> list[Row]:
 
 def as_markdown(table: list[Row]) -> str:
     """Return the table, and what it says."""
-    names = ["kernel", "weights", "for", "arch", "triton", "programs", "warps", "registers", "spill_bytes", "shared_bytes"]
+    names = [
+        "kernel",
+        "weights",
+        "for",
+        "arch",
+        "triton",
+        "programs",
+        "warps",
+        "registers",
+        "spill_bytes",
+        "shared_bytes",
+    ]
     releases = " and ".join(sorted({row["triton"] for row in table if "triton" in row}))
     limits = ", ".join(f"sm_{arch} {limit // 1024} KiB" for arch, limit in SHARED_LIMIT.items())
     return (

@@ -243,7 +243,20 @@ def _decode_all(code: list[Instruction]) -> list[tuple[Instruction, str, Callabl
         guard = read_predicate(i.guard) if i.guard and i.guard not in ("PT", "UPT") else None
         if i.base in SHARED_OPS | GLOBAL_OPS:
             out.append((i, "memory", guard, _execute_memory(i)))
-        elif i.base in ("BRA", "EXIT", "BSSY", "BSYNC", "BAR", "CALL", "RET", "WARPSYNC", "BREAK", "JMP", "BRX", "UCGABAR_WAIT"):
+        elif i.base in (
+            "BRA",
+            "EXIT",
+            "BSSY",
+            "BSYNC",
+            "BAR",
+            "CALL",
+            "RET",
+            "WARPSYNC",
+            "BREAK",
+            "JMP",
+            "BRX",
+            "UCGABAR_WAIT",
+        ):
             out.append((i, i.base, guard, None))
         else:
             out.append((i, "", guard, decode(i)))
@@ -277,7 +290,9 @@ class Interpreter:
         while True:
             if len(path.indices) > limit:
                 where = self.program.code[warp.at]
-                raise RuntimeError(f"interpreter: expected at most {limit} instructions a warp; a loop at {where} goes on")
+                raise RuntimeError(
+                    f"interpreter: expected at most {limit} instructions a warp; a loop at {where} goes on"
+                )
             i, kind, guard, run = self._decoded[warp.at]
             condition = guard(warp) if guard is not None else TRUE
             mask = warp.active if condition is None else warp.active & condition

@@ -129,7 +129,9 @@ def compile_for_clock(launch: Launch, compute_capability: int = 90) -> Compiled:
     return Compiled(program, cubin_resources(cubin)["registers"], int(compiled.metadata.shared))
 
 
-def clock_launch(launch: Launch, *, compute_capability: int = 90, multiprocessors: int = NUM_MULTIPROCESSORS) -> Clocked:
+def clock_launch(
+    launch: Launch, *, compute_capability: int = 90, multiprocessors: int = NUM_MULTIPROCESSORS
+) -> Clocked:
     """Compile a launch and clock it.
 
     Raises:

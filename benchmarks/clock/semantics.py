@@ -218,7 +218,9 @@ def _imad(i: Instruction) -> Step:
 
     def step(state: Any, mask: Lanes) -> None:
         x, y, z = a(state), b(state), c(state)
-        if z is not None and ((x is not None and not (x & _MASK32).any()) or (y is not None and not (y & _MASK32).any())):
+        if z is not None and (
+            (x is not None and not (x & _MASK32).any()) or (y is not None and not (y & _MASK32).any())
+        ):
             x = y = ZERO.astype(np.int64)
         if x is None or y is None or z is None:
             write(state, target, None, mask)
@@ -381,7 +383,9 @@ def _isetp(i: Instruction) -> Step:
             else:
                 result = strict(x, y) | ((x == y) & q)
         for k, name in enumerate(targets):
-            write_predicate(state, name, _join(join, result if k == 0 else None if result is None else ~result, p), mask)
+            write_predicate(
+                state, name, _join(join, result if k == 0 else None if result is None else ~result, p), mask
+            )
 
     return step
 
@@ -399,7 +403,12 @@ def _join(how: str, a: Value, b: Value) -> Value:
 
 
 def _sel(i: Instruction) -> Step:
-    target, a, b, p = i.operands[0], read_unsigned(i.operands[1]), read_unsigned(i.operands[2]), read_predicate(i.operands[3])
+    target, a, b, p = (
+        i.operands[0],
+        read_unsigned(i.operands[1]),
+        read_unsigned(i.operands[2]),
+        read_predicate(i.operands[3]),
+    )
 
     def step(state: Any, mask: Lanes) -> None:
         chosen, x, y = p(state), a(state), b(state)
@@ -566,7 +575,9 @@ def _popc(i: Instruction) -> Step:
 
     def step(state: Any, mask: Lanes) -> None:
         x = a(state)
-        write(state, target, None if x is None else np.array([int(v).bit_count() for v in x & _MASK32], np.uint32), mask)
+        write(
+            state, target, None if x is None else np.array([int(v).bit_count() for v in x & _MASK32], np.uint32), mask
+        )
 
     return step
 

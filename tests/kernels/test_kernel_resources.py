@@ -13,14 +13,15 @@ from helpers.kernel_names import KERNELS
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from benchmarks.early_accesses import early_accesses
 from benchmarks.resource_limits import ARCHITECTURES, violations
 
 RESULTS = ROOT / "benchmarks" / "results" / "kernel_resources.json"
 
 
-def compile_table(*options: str) -> subprocess.CompletedProcess[str]:
+def compile_with(program: str, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.kernel_resources", *options]
+    command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{program}", *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
 
 
@@ -32,11 +33,59 @@ def compile_table(*options: str) -> subprocess.CompletedProcess[str]:
 def test_kernels_compile_within_their_limits(
     architectures: tuple[str, ...], weights: tuple[str, ...], sizes: tuple[str, ...]
 ) -> None:
-    result = compile_table("--architectures", *architectures, "--weights", *weights, "--for", *sizes)
+    options = ["--architectures", *architectures, "--weights", *weights, "--for", *sizes]
+    result = compile_with("kernel_resources", *options)
     assert result.returncode == 0, result.stderr
     # Few rows are normalised within the products.
     for kernel in KERNELS if "64 agents" in sizes else KERNELS - {"layer_norm"}:
         assert result.stdout.count(f"| {kernel} |") >= len(architectures)
+
+
+def test_kernels_touch_nothing_too_early() -> None:
+    """The kernels are those of the test before, from Triton's cache."""
+    sizes = ("one agent", "64 agents")
+    options = ["--architectures", "90", "--weights", "bfloat16", "int8", "--for", *sizes]
+    result = compile_with("dependent_launch", *options)
+    assert result.returncode == 0, result.stderr
+
+
+SASS = """
+    /*0000*/                   LDC R1, c[0x0][0x28] ;
+    /*0010*/                   S2R R0, SR_TID.X ;
+    /*0020*/                   ULDC.64 UR4, c[0x0][0x218] ;
+    /*0030*/                   IADD3 R2, P0, R0, UR4, RZ ;
+    /*0040*/                   IADD3.X R3, RZ, UR5, RZ, P0, !PT ;
+    /*0050*/                   ULDC.64 UR6, c[0x0][0x208] ;
+    /*0060*/                   LDG.E.128 R8, desc[UR6][R2.64] ;
+    /*0070*/               @P1 BRA `(.L_x_1) ;
+    /*0080*/                   ACQBULK ;
+    /*0090*/                   LDC.64 R4, c[0x0][0x210] ;
+    /*00a0*/                   LDG.E R6, desc[UR6][R4.64] ;
+    /*00b0*/                   STG.E desc[UR6][R4.64], R6 ;
+    /*00c0*/                   EXIT ;
+.L_x_1:
+    /*00d0*/                   {late}
+    /*00e0*/                   ACQBULK ;
+    /*00f0*/                   EXIT ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("late", "message"),
+    [
+        ("NOP ;", ""),
+        ("LDC.64 R4, c[0x0][0x210] ;\n /*00d4*/ LDG.E R6, desc[UR6][R4.64+0x10] ;", "LDG from x_ptr before the wait"),
+        ("LDC R4, c[0x0][0x210] ;\n /*00d4*/ LDGSTS.E [R9], desc[UR6][R4.64] ;", "LDGSTS from x_ptr before the wait"),
+        ("STG.E desc[UR6][R2.64], R6 ;", "STG to weight_ptr before the wait"),
+        ("LDG.E R6, desc[UR6][R8.64] ;", "LDG from an unknown address before the wait"),
+        ("@P0 EXIT ;", "it ends before it waits"),
+    ],
+)
+def test_an_early_access_is_found(late: str, message: str) -> None:
+    """Also on a path that lies behind the wait in the code; weights may be read early."""
+    offsets = {0x210: "x_ptr", 0x218: "weight_ptr"}
+    assert early_accesses(SASS.format(late=late), offsets) == ([message] if message else [])
+    assert early_accesses(SASS.replace("ACQBULK", "NOP"), offsets) == ["it does not wait for earlier kernels"]
 
 
 def test_a_spill_or_too_much_shared_memory_is_reported() -> None:

@@ -17,7 +17,9 @@ from helpers.kernel_cases import HAS_GPU
 from helpers.kernel_names import KERNELS
 
 pytest.importorskip("triton", reason="Triton is not installed")
-pytestmark = pytest.mark.skipif(HAS_GPU or os.environ.get("TRITON_INTERPRET") != "1", reason="kernels are compiled here")
+pytestmark = pytest.mark.skipif(
+    HAS_GPU or os.environ.get("TRITON_INTERPRET") != "1", reason="kernels are compiled here"
+)
 
 
 def test_kernels_from_ptx(tmp_path: Path) -> None:

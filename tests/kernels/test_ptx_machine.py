@@ -31,7 +31,9 @@ HEAD = """
 """
 
 
-def execute(body: str, tensor: torch.Tensor, number: int = 0, *, threads: int = 32, blocks: int = 1, **options: Any) -> int:
+def execute(
+    body: str, tensor: torch.Tensor, number: int = 0, *, threads: int = 32, blocks: int = 1, **options: Any
+) -> int:
     """Run a kernel of one tensor and one number; %rd2 is the address of the thread's element."""
     memory = GlobalMemory([(tensor.data_ptr(), tensor.nbytes)], **options)
     places = np.array([[x, 0, 0] for x in range(blocks)])
@@ -133,12 +135,12 @@ def test_what_earlier_kernels_wrote_is_read_after_the_wait() -> None:
     tensor = torch.zeros(32, dtype=torch.int32)
     written = [np.array([tensor.data_ptr() // 4 + 31])]
     execute("griddepcontrol.wait; ld.global.b32 %r3, [%rd2];", tensor, written=written)
-    with pytest.raises(AccessError, match="reads before griddepcontrol.wait what an earlier kernel"):
+    with pytest.raises(AccessError, match=r"reads before griddepcontrol\.wait what an earlier kernel"):
         execute("ld.global.b32 %r3, [%rd2]; griddepcontrol.wait;", tensor, written=written)
     execute("ld.global.b32 %r3, [%rd2]; griddepcontrol.wait;", tensor, written=[written[0] + 1])
-    with pytest.raises(AccessError, match="ends before griddepcontrol.wait"):
+    with pytest.raises(AccessError, match=r"ends before griddepcontrol\.wait"):
         execute("setp.lt.u32 %p1, %r1, 1; @%p1 ret; griddepcontrol.wait;", tensor)
-    with pytest.raises(AccessError, match="writes before griddepcontrol.wait"):
+    with pytest.raises(AccessError, match=r"writes before griddepcontrol\.wait"):
         execute("st.global.b32 [%rd2], %r1; griddepcontrol.wait;", tensor)
 
 

@@ -163,9 +163,13 @@ class PtxLauncher:
         rows = [f"{'kernel':<22}{'dtypes':<30}{'products':<10}{'launches':>9}{'PTX instructions':>18}"]
         for variant in sorted(self.launches):
             executed = self.executed[variant]
-            rows.append(f"{variant.kernel:<22}{variant.dtypes:<30}{variant.products:<10}{self.launches[variant]:>9}{executed:>18,}")
+            rows.append(
+                f"{variant.kernel:<22}{variant.dtypes:<30}{variant.products:<10}{self.launches[variant]:>9}{executed:>18,}"
+            )
         title = f"Triton {triton.__version__}, sm_{self.compute_capability}: executed from PTX"
-        return "\n".join([title, *rows, f"all: {self.launches.total():,} launches, {self.executed.total():,} instructions"])
+        return "\n".join(
+            [title, *rows, f"all: {self.launches.total():,} launches, {self.executed.total():,} instructions"]
+        )
 
 
 @contextlib.contextmanager
@@ -204,7 +208,11 @@ def _key(launch: Launch) -> Any:
 
 def _variant(launch: Launch, kernel: Kernel) -> Variant:
     dtypes = sorted(
-        {str(value.dtype).removeprefix("torch.") for value in launch.arguments.values() if isinstance(value, torch.Tensor)}
+        {
+            str(value.dtype).removeprefix("torch.")
+            for value in launch.arguments.values()
+            if isinstance(value, torch.Tensor)
+        }
         - {"int32", "int64"}
     )
     products = "wgmma" if kernel.count("wgmma", "mma_async") else "mma.sync" if kernel.count("mma") else "fma"

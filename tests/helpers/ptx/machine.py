@@ -191,7 +191,10 @@ def run(machine: Machine) -> int:
 @lru_cache(maxsize=512)
 def _steps(kernel: Kernel) -> list[Step | None]:
     """Return a step for each instruction; None for branches and returns."""
-    return [None if each.name in ("bra", "ret", "exit") else _BUILDERS.get(each.name, _unknown)(each) for each in kernel.code]
+    return [
+        None if each.name in ("bra", "ret", "exit") else _BUILDERS.get(each.name, _unknown)(each)
+        for each in kernel.code
+    ]
 
 
 def _unknown(each: Instruction) -> Step:

@@ -227,9 +227,7 @@ def _fragments(each: Instruction, kind: str, depth: int) -> Callable[[Machine], 
     return read
 
 
-def _from_shared(
-    machine: Machine, descriptors: Array, rows: int, depth: int, is_k_major: bool, kind: str
-) -> Array:
+def _from_shared(machine: Machine, descriptors: Array, rows: int, depth: int, is_k_major: bool, kind: str) -> Array:
     """Return an operand [rows, K] of each warpgroup, [B, groups, rows, K], given each thread's descriptor."""
     by_group = descriptors.reshape(machine.num_blocks, -1, _WARPGROUP)
     if (by_group != by_group[:1, :, :1]).any():
