@@ -1,6 +1,6 @@
 """Read registers, spills and shared memory of every kernel, compiled for five architectures without a GPU.
 
-    python -m benchmarks.kernel_resources [--architectures 80 87 90 100 120] [--weights ...] [--for "one agent"] [--write]
+    python -m benchmarks.kernel_resources [--architectures 80 87 90] [--weights ...] [--for "one agent"] [--write]
 
 Triton kernels are compiled in the variants the engine launches at the published size (kernel_variants.py), the
 persistent kernel of csrc/cuda by nvcc (cuda_resources.py). --write keeps the table in

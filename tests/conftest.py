@@ -17,11 +17,11 @@ from helpers import cuda_emulator
 from jat_engine.testing import golden
 
 if not torch.cuda.is_available():
-    # Read when a kernel is defined: before anything imports one. helpers/ptx/plugin.py sets 0.
-    if os.environ.setdefault("TRITON_INTERPRET", "1") == "1" and util.find_spec("triton"):
-        from helpers import interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: before anything imports one
+if os.environ.get("TRITON_INTERPRET") == "1" and util.find_spec("triton"):
+    from helpers import interpreter
 
-        interpreter.install()
+    interpreter.install()
 
 import jat_engine
 

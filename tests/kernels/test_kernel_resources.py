@@ -98,7 +98,7 @@ def test_a_spill_or_too_much_shared_memory_is_reported() -> None:
 
 
 def test_the_committed_table_is_complete() -> None:
-    """It has both releases of Triton, all architectures, weight dtypes and kernels of the folder, and all are within their limits."""
+    """It has both releases of Triton, all architectures, weight dtypes and kernels, and all are within limits."""
     table = json.loads(RESULTS.read_text())["kernels"]
     assert violations(table) == []
     step = [row for row in table if row["language"] == "cuda"]

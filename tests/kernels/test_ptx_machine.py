@@ -76,7 +76,7 @@ def test_a_guard_keeps_the_others() -> None:
 def test_an_access_behind_a_tensor_is_an_error(access: str) -> None:
     """By one element of the last thread, even if another tensor begins there."""
     memory = torch.zeros(64, dtype=torch.int32)
-    with pytest.raises(AccessError, match="1 of 32 addresses .* are in no tensor, 0 bytes behind the end"):
+    with pytest.raises(AccessError, match=r"1 of 32 addresses .* are in no tensor, 0 bytes behind the end"):
         execute(access, memory[:32])
 
 

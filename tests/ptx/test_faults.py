@@ -20,7 +20,11 @@ Change = Callable[[str], str]
 
 def swizzles_otherwise(ptx: str) -> str:
     """Leave out an exclusive or of a kernel with products: it places what they read in shared memory."""
-    return re.sub(r"xor\.b32\s+(%r\d+), (%r\d+), (\d+);", r"mov.b32 \1, \2;", ptx, count=1) if "mma" in ptx else ptx
+    return (
+        re.sub(r"xor\.b32\s+(%r\d+), (%r\d+), (\d+);", r"mov.b32 \1, \2;", ptx, count=1)
+        if "ldmatrix" in ptx or "wgmma" in ptx
+        else ptx
+    )
 
 
 def each_use(pattern: str, replacement: Any) -> Change:

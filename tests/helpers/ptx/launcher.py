@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import triton
-from benchmarks.triton_launches import Launch, compile_launch, launch_of
 from triton.runtime.jit import JITFunction
+
+from benchmarks.triton_launches import Launch, compile_launch, launch_of
 
 from . import arithmetic, movement, tensor_cores  # noqa: F401  they register their instructions
 from .machine import Machine, run

@@ -1,4 +1,4 @@
-"""Number formats of PTX as numpy arrays: registers hold unsigned integers, which are viewed as what an instruction says."""
+"""Number formats of PTX as numpy arrays: registers hold unsigned integers, viewed as what an instruction says."""
 
 from __future__ import annotations
 
