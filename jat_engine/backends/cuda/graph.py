@@ -16,12 +16,12 @@ from ...kernels.head import head
 from ...kernels.image_encoder import encode_images
 from ...kernels.image_weights import make_image_scratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
-from ...kernels.tiles import SMALL_ROWS
+from ...kernels.tiles import SMALL_ROWS, most_partial_rows, num_partials
 from ..base import STEP_TOKENS
 from .inputs import StepInputs, StepShape
 
 if TYPE_CHECKING:
-    from .packing import Block
+    from .packing import Block, Matrix
     from .weights import CudaWeights
 
 _MAX_SPLITS = 4
@@ -42,6 +42,7 @@ class Scratch:
         inner: [rows, M], in the dtype of the activations.
         partial, partial_max, partial_sum: of split keys, float32.
         arrivals: int32 [sessions * heads], zeros between kernels: splits that are done.
+        unadded: sums of linear layers that the next kernel adds to x, float32.
     """
 
     def __init__(self, weights: CudaWeights, sessions: int) -> None:
@@ -62,6 +63,7 @@ class Scratch:
         self.partial = torch.zeros(split_rows * hidden, device=device)
         self.partial_max = torch.zeros(split_rows * heads, device=device)
         self.partial_sum = torch.zeros(split_rows * heads, device=device)
+        self.unadded = torch.zeros(most_partial_rows(rows) * hidden, device=device)
         self.arrivals = torch.zeros(sessions * heads, device=device, dtype=torch.int32)
 
     @property
@@ -186,8 +188,9 @@ class GraphStep:
             pdl=pdl,
         )
 
+        unadded = None
         for layer, pages in zip(weights.layers, self._cache, strict=True):
-            self._layer(layer, pages, x)
+            unadded = self._layer(layer, pages, x, unadded)
 
         out, choices, finite = self._device_out
         head(
@@ -202,18 +205,30 @@ class GraphStep:
             out,
             choices,
             finite,
+            partial=unadded,
             pdl=pdl,
         )
         self._host_out.copy_(self._out, non_blocking=True)
 
-    def _layer(self, layer: Block, pages: Tensor, x: Tensor) -> None:
-        """Run one block on x, float32 [rows, H], which is updated. pages: [num_pages, 2, heads, 16, head_dim]."""
+    def _layer(self, layer: Block, pages: Tensor, x: Tensor, unadded: Tensor | None) -> Tensor | None:
+        """Run one block.
+
+        Args:
+            layer: its weights.
+            pages: [num_pages, 2, heads, 16, head_dim].
+            x: float32 [rows, H]; updated.
+            unadded: float32 [P, rows, H], what of x the previous block left to be added; or None.
+
+        Returns:
+            What this block leaves to be added.
+        """
         scratch, given, pdl = self._scratch, self.inputs.device, self._weights.pdl
         rows, hidden = x.shape
         q, attended, inner = scratch.q[:rows], scratch.attended[:rows], scratch.inner[:rows]
         # Few rows are normed where they are multiplied, many once.
         normed = scratch.normed[:rows] if rows > SMALL_ROWS else None
-        norm_qkv(x, *layer.norm1, *layer.qkv.tensors, q, pages, given["slot_mapping"], normed=normed, pdl=pdl)
+        qkv, slots = layer.qkv.tensors, given["slot_mapping"]
+        norm_qkv(x, *layer.norm1, *qkv, q, pages, slots, normed=normed, partial=unadded, pdl=pdl)
 
         splits, heads = self._splits, pages.shape[2]
         by_head = splits, rows, heads
@@ -241,15 +256,27 @@ class GraphStep:
             arrivals=arrivals,
             pdl=pdl,
         )
-        out_proj = layer.out_proj.tensors
+        out_proj, unadded = layer.out_proj.tensors, None
         if arrivals is None and partial is not None and partial_max is not None and partial_sum is not None:
             combine_out_proj(partial, partial_max, partial_sum, *out_proj, layer.out_proj_bias, x, pdl=pdl)
         else:
-            linear_residual(attended, *out_proj, layer.out_proj_bias, x, transposed=False, pdl=pdl)
+            unadded = self._add_linear(attended, layer.out_proj, layer.out_proj_bias, x)
 
-        mlp_in, mlp_out = layer.mlp_in.tensors, layer.mlp_out.tensors
-        norm_linear(x, *layer.norm2, *mlp_in, layer.mlp_in_bias, inner, gelu=True, normed=normed, pdl=pdl)
-        linear_residual(inner, *mlp_out, layer.mlp_out_bias, x, transposed=layer.mlp_out.is_transposed, pdl=pdl)
+        mlp_in = layer.mlp_in.tensors
+        norm_linear(
+            x, *layer.norm2, *mlp_in, layer.mlp_in_bias, inner, gelu=True, normed=normed, partial=unadded, pdl=pdl
+        )
+        return self._add_linear(inner, layer.mlp_out, layer.mlp_out_bias, x)
+
+    def _add_linear(self, a: Tensor, matrix: Matrix, bias: Tensor, x: Tensor) -> Tensor | None:
+        """Add a linear layer of a to x, and return None; or return what remains to be added, float32 [P, rows, H]."""
+        rows, hidden = x.shape
+        parts = num_partials(rows, hidden, a.shape[1], matrix.weight.dtype)
+        unadded = self._scratch.unadded[: parts * rows * hidden].view(parts, rows, hidden) if parts > 1 else None
+        linear_residual(
+            a, *matrix.tensors, bias, x, transposed=matrix.is_transposed, partial=unadded, pdl=self._weights.pdl
+        )
+        return unadded
 
 
 def num_splits(num_multiprocessors: int, num_heads: int, sessions: int) -> int:
