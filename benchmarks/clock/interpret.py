@@ -1,7 +1,7 @@
 """Follow a block's warps through their SASS: which instructions each executes, and what its memory accesses touch.
 
 Integer registers, predicates, constants and shared memory are executed; floating-point values are unknown. A branch on
-an unknown value falls through (a slow path is a taken branch) and is counted in `Path.guesses`. Warps run one after the
+an unknown value falls through, unless that leads to a call, and is counted in `Path.guesses`. Warps run one after the
 other from barrier to barrier, so that what one writes to shared memory is there when another reads it.
 """
 
@@ -65,7 +65,7 @@ class Program:
         grid: programs in x, y, z.
         num_warps: of a block.
         memory: global memory.
-        choose: what an unknown branch does, by its address; the default falls through.
+        specials: special registers that all threads of the grid share.
     """
 
     code: list[Instruction]
@@ -73,7 +73,6 @@ class Program:
     grid: tuple[int, int, int]
     num_warps: int
     memory: GlobalMemory
-    choose: Mapping[int, bool] = field(default_factory=dict)
     specials: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -129,12 +128,12 @@ def _address_reader(text: str) -> tuple[list[Callable[[Warp], Any]], int]:
 
 def _register_reader(name: str, is_pair: bool, scale: int) -> Callable[[Warp], Any]:
     def read(warp: Warp) -> Any:
-        value = ZERO if name.endswith("Z") else warp.registers.get(name)
+        value = warp.registers.get(name, ZERO)
         if value is None:
             return None
         wide = value.astype(np.int64)
         if is_pair and not name.endswith("Z"):
-            high = warp.registers.get(next_register(name))
+            high = warp.registers.get(next_register(name), ZERO)
             if high is None:
                 return None
             wide = wide + (high.astype(np.int64) << 32)
@@ -213,7 +212,7 @@ def _execute_memory(i: Instruction) -> Callable[[Warp, Lanes], Access]:
         elif base == "STS" and where_shared is not None:
             for k in range(words):
                 name = i.operands[-1]
-                value = ZERO if name.endswith("Z") else warp.registers.get(next_register(name, k))
+                value = warp.registers.get(next_register(name, k), ZERO)
                 warp.shared.store(where_shared + 4 * k, mask, value)
         elif base == "LDGSTS" and where_shared is not None:
             for k in range(words):
@@ -329,7 +328,9 @@ class Interpreter:
 
         if condition is None:
             passed = warp.path.guesses[i.address] = warp.path.guesses.get(i.address, 0) + 1
-            if self.program.choose.get(i.address, passed % SPINS == 0):
+            # A slow path is called for numbers that a fast one cannot do.
+            skips_call = any(other.base == "CALL" for other in self.program.code[warp.at : index])
+            if skips_call or passed % SPINS == 0:
                 warp.at = index
             return
         taken = condition & warp.active

@@ -115,8 +115,9 @@ def _prepare(i: Instruction) -> Static:
         kind, latency = "memory", SHUFFLE_LATENCY
     elif base == "BAR" and ".ARV" not in i.op:
         kind = "barrier"
-        found = [text for text in i.operands if text.startswith("0x")]
-        argument = int(found[0], 16) if found else 0
+        numbers = [int(text, 16) for text in i.operands if text.startswith("0x")]
+        # A named barrier says how many threads it waits for; barrier 0 waits for all warps that have not ended.
+        argument = numbers[0] << 16 | numbers[1] // 32 if len(numbers) == 2 else numbers[0] << 16 if numbers else 0
     elif base == "LDGDEPBAR":
         kind = "copy_group"
     elif base == "DEPBAR" and i.operands and i.operands[0].startswith("SB"):
@@ -301,7 +302,7 @@ class Multiprocessor:
 
     def _open(self, block: int, barrier: int) -> None:
         waiting = self._barriers.get((block, barrier), [])
-        if not waiting or len(waiting) < self._alive[block]:
+        if not waiting or len(waiting) < (barrier & 0xFFFF or self._alive[block]):
             return
         when = max(warp.ready for warp in waiting) + BARRIER_LATENCY
         for warp in waiting:
