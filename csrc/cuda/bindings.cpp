@@ -61,17 +61,15 @@ StepLayer to_layer(const py::dict& fields, int index) {
   StepLayer layer;
   layer.norm1_weight = address<const float>(fields, where, "norm1_weight", 16);
   layer.norm1_bias = address<const float>(fields, where, "norm1_bias", 16);
-  layer.wqkv = address<const void>(fields, where, "wqkv", 16);
-  layer.w_out_heads = address<const void>(fields, where, "w_out_heads", 16);
-  layer.out_bias = address<const float>(fields, where, "out_bias", 16);
+  layer.qkv = address<const void>(fields, where, "qkv", 16);
+  layer.out_proj = address<const void>(fields, where, "out_proj", 16);
+  layer.out_proj_bias = address<const float>(fields, where, "out_proj_bias", 16);
   layer.norm2_weight = address<const float>(fields, where, "norm2_weight", 16);
   layer.norm2_bias = address<const float>(fields, where, "norm2_bias", 16);
-  layer.w_fc = address<const void>(fields, where, "w_fc", 16);
-  layer.fc_bias = address<const float>(fields, where, "fc_bias", 4);
-  layer.w_proj_t = address<const void>(fields, where, "w_proj_t", 16);
-  layer.proj_bias = address<const float>(fields, where, "proj_bias", 16);
-  layer.window = fields.contains("window") ? fields["window"].cast<int32_t>() : 0;
-  expect(layer.window >= 1, where + "window: expected at least 1, got " + std::to_string(layer.window));
+  layer.mlp_in = address<const void>(fields, where, "mlp_in", 16);
+  layer.mlp_in_bias = address<const float>(fields, where, "mlp_in_bias", 16);
+  layer.mlp_out = address<const void>(fields, where, "mlp_out", 16);
+  layer.mlp_out_bias = address<const float>(fields, where, "mlp_out_bias", 16);
   return layer;
 }
 
@@ -137,13 +135,18 @@ class Step {
     choose_geometry(facts, num_blocks, cluster_size, max_slots);
     expect(py::len(layers) == static_cast<size_t>(num_layers),
            "layers: expected " + std::to_string(num_layers) + ", got " + std::to_string(py::len(layers)));
-    for (int i = 0; i < num_layers; ++i) model_.layers[i] = to_layer(layers[i].cast<py::dict>(), i);
+    for (int i = 0; i < num_layers; ++i) {
+      host_layers_.push_back(to_layer(layers[i].cast<py::dict>(), i));
+      model_.windows[i] = layers[i].cast<py::dict>()["window"].cast<int32_t>();
+    }
+    model_.layers = host_layers_.data();
     model_.final_norm_weight = address<const float>(final_norm_weight, "final_norm_weight", 16);
     model_.final_norm_bias = address<const float>(final_norm_bias, "final_norm_bias", 16);
     model_.position_table = address<const float>(wpe, "wpe", 4);
     model_.continuous_bias = address<const float>(continuous_bias, "continuous_bias", 4);
     model_.kv_cache = address<void>(kv_cache, "kv_cache", 16);
-    step_input_.output = address<float>(output, "output", 4);
+    output_ = address<float>(output, "output", 4);
+    step_input_.predictions = static_cast<uint64_t*>(allocate_visible(8 * capacity));
 
     const size_t row = static_cast<size_t>(kStepRows) * hidden * sizeof(float);
     const size_t parts = fixed_order ? num_contributors(model_) * row : 0;
@@ -297,19 +300,26 @@ class Step {
     using Clock = std::chrono::steady_clock;
     const Clock::time_point begin = Clock::now();
     const auto bound =
-        std::chrono::microseconds(timeout_us_ * (num_exchanges(model_) + 2)) + std::chrono::seconds(5);
+        std::chrono::microseconds(timeout_us_ * (num_grid_barriers(model_) + 2)) + std::chrono::seconds(5);
     const uint32_t ticket = step_input_.ticket;
     std::string reason;
     for (int64_t polls = 1;; ++polls) {
       const uint32_t status = __atomic_load_n(status_, __ATOMIC_ACQUIRE);
-      if (status == 2 * ticket) return "";
-      if (status == 2 * ticket + 1)
+      bool all = true;
+      for (int i = 0; i < step_input_.head_size; ++i) {
+        const uint64_t pair = __atomic_load_n(step_input_.predictions + i, __ATOMIC_RELAXED);
+        if (pair >> 32 != ticket) all = false;
+        const uint32_t bits = static_cast<uint32_t>(pair);
+        std::memcpy(output_ + i, &bits, 4);
+      }
+      if (all) return "";
+      if (status == ticket)
         return "timed out: blocks waited for others for more than " + std::to_string(timeout_us_) + " us";
       pause();
       if (polls % 4096 != 0) continue;
       const StreamState state = stream_state(stream, reason);
       if (state == StreamState::kFailed) return reason;
-      if (state == StreamState::kIdle && __atomic_load_n(status_, __ATOMIC_ACQUIRE) >> 1 != ticket)
+      if (state == StreamState::kIdle && __atomic_load_n(status_, __ATOMIC_ACQUIRE) != ticket)
         return "timed out: the launch ended and not all of its blocks were there";
       if (Clock::now() - begin > bound) return "timed out: no answer from the device";
     }
@@ -330,6 +340,8 @@ class Step {
 
   StepModel model_ = {};
   StepInput step_input_ = {};
+  std::vector<StepLayer> host_layers_;
+  float* output_ = nullptr;
   InputArrays input_arrays_;
   int device_, max_positions_, capacity_;
   int64_t timeout_us_;
@@ -370,7 +382,7 @@ PYBIND11_MODULE(JAT_MODULE, module) {
   module.attr("MAX_VALUES") = jat::kStepMaxValues;
   module.attr("PAGE_SIZE") = jat::kStepPageSize;
   module.attr("MAX_STEP_TOKENS") = jat::kStepRows;
-  module.attr("EXCHANGES_PER_LAYER") = jat::kExchangesPerLayer;
+  module.attr("REDUCTIONS_PER_LAYER") = jat::kReductionsPerLayer;
   module.attr("CLUSTER_BARRIERS_PER_HEAD") = jat::kClusterBarriersPerHead;
   module.def("device_facts", &jat::facts, "ordinal"_a = 0);
   py::class_<Step> step(module, "Step");
@@ -393,7 +405,7 @@ PYBIND11_MODULE(JAT_MODULE, module) {
       .def_property_readonly("num_threads", [](const Step& s) { return 32 * s.model().num_warps; })
       .def_property_readonly("num_slots", [](const Step& s) { return s.model().num_slots; })
       .def_property_readonly("slot_bytes", [](const Step& s) { return s.model().slot_bytes; })
-      .def_property_readonly("num_exchanges", [](const Step& s) { return jat::num_exchanges(s.model()); });
+      .def_property_readonly("num_grid_barriers", [](const Step& s) { return jat::num_grid_barriers(s.model()); });
 #ifdef JAT_EMULATOR
   step.def_property("missing_cluster", nullptr, &Step::set_missing_cluster)
       .def_property("seed", nullptr, &Step::set_seed);

@@ -14,7 +14,7 @@ constexpr int kStepMaxValues = 1152;  // numbers of all continuous rows of a ste
 constexpr int kStepMaxHeadDim = 128;
 constexpr int kStepMaxClusterSize = 16;
 constexpr int kStepMaxWarps = 12;  // that compute; a multiple of kStepRows
-constexpr int kStepMaxPairs = 8;   // pairs of adjacent columns of x that a thread owns
+constexpr int kStepMaxPairs = 4;   // pairs of adjacent columns of x that a thread owns
 constexpr int kRingPieces = 16;    // most pieces in the ring
 
 constexpr int kGroup = 8;        // rows of a matrix, or neurons, that are dealt out together
@@ -133,11 +133,11 @@ struct StepInput {
   const float* sources[kStepRows];  // null: the row is zero
   const float* head_rows;           // float [head_size, H]
   const float* head_bias;           // float [head_size] or null
-  // [head_size], visible to the host: the ticket in the upper 32 bits, a float in the lower ones. All are written
-  // when the step is right, each on its own; in a step that was aborted some are not.
-  uint64_t* output;
-  uint32_t* status;  // 2 * ticket + (1 if a wait took too long), visible to the host; after the output
-  uint32_t ticket;
+  // Visible to the host: {float value, uint32 ticket} [head_size], each written in one store by a block of which
+  // all waits ended well, and the ticket once a wait took too long.
+  uint64_t* predictions;
+  uint32_t* status;
+  uint32_t ticket;      // of this step, not 0
   uint64_t timeout_ns;  // of one wait
   int32_t page_table[kStepMaxPages];
   float values[kStepMaxValues];
