@@ -560,24 +560,24 @@ class Block {
       }
       sum = sum_all(sum);
       const int output = share_.head_row_begin + index;
-      if (lane_ == 0)
-        input_.output[output] = sum + (input_.head_bias != nullptr ? input_.head_bias[output] : 0);
+      // A block that gave up said so before it arrived, so who has seen all arrivals sees it, too.
+      if (lane_ == 0 && load_relaxed(&model_.control->aborted) == 0)
+        store_prediction(input_.predictions + output,
+                         sum + (input_.head_bias != nullptr ? input_.head_bias[output] : 0), input_.ticket);
     });
   }
 
-  // The last block to finish sets the host's status, and zeroes counters and sums for the next step.
+  // The last block to finish tells the host if the step was given up, and zeroes counters and sums for the next.
   JAT_DEVICE void finish() {
     volatile int32_t* last = reinterpret_cast<volatile int32_t*>(shared_ + model_.shared.last);
     barrier();
     if (thread_ == 0) {
-      if (share_.head_row_begin < share_.head_row_end) system_fence();  // the block's predictions
       *last = count_global(&model_.control->finished) == static_cast<uint32_t>(model_.num_blocks - 1);
     }
     barrier();
     if (!*last) return;
     if (thread_ == 0) {
-      const uint32_t aborted = load_relaxed(&model_.control->aborted);
-      store_system(input_.status, 2 * input_.ticket + (aborted != 0 ? 1 : 0));
+      if (load_relaxed(&model_.control->aborted) != 0) store_system(input_.status, input_.ticket);
       model_.control->arrived = 0;
       model_.control->finished = 0;
       model_.control->aborted = 0;
@@ -636,9 +636,9 @@ JAT_KERNEL void
 #ifdef __CUDACC__
 __launch_bounds__(32 * (kStepMaxWarps + 1), 1)
 #endif
-    step_kernel(JAT_ARGUMENT StepModel model, JAT_ARGUMENT StepInput input) {
+    step_kernel(const StepModel* model, JAT_ARGUMENT StepInput input) {
 #if JAT_HAS_CLUSTERS
-  step_block<W, kHidden>(model, input);
+  step_block<W, kHidden>(*model, input);
 #endif
 }
 

@@ -119,9 +119,11 @@ struct StepInput {
   const float* sources[kStepRows];  // null: the row is zero
   const float* head_rows;           // float [head_size, H]
   const float* head_bias;           // float [head_size] or null
-  float* output;                    // float [head_size], visible to the host
-  uint32_t* status;                 // 2 * ticket + (1 if a wait took too long), visible to the host
-  uint32_t ticket;
+  // Visible to the host: {float value, uint32 ticket} [head_size], each written in one store by a block of which
+  // all waits ended well, and the ticket once a wait took too long.
+  uint64_t* predictions;
+  uint32_t* status;
+  uint32_t ticket;      // of this step, not 0
   uint64_t timeout_ns;  // of one wait
   int32_t page_table[kStepMaxPages];
   float values[kStepMaxValues];

@@ -225,8 +225,8 @@ class Driver:
         }
         self.step = module.Step(**(arguments | options))
 
-    def run(self, plan: Plan) -> np.ndarray:
-        """Return the prediction [n]. Raises RuntimeError with the step's reason."""
+    def prepare(self, plan: Plan) -> None:
+        """Write the step's inputs."""
         inputs, count = self.input, len(plan.tokens)
         inputs["query_start"][1] = count
         inputs["context_lens"][0] = plan.context_len
@@ -249,6 +249,10 @@ class Driver:
         inputs["head_bias_ptrs"][0] = 0 if plan.head_bias is None else plan.head_bias.ctypes.data
         inputs["head_sizes"][0] = len(plan.head)
         self.output[:] = np.nan
+
+    def run(self, plan: Plan) -> np.ndarray:
+        """Return the prediction [n]. Raises RuntimeError with the step's reason."""
+        self.prepare(plan)
         reason = self.step.run(0)
         if reason:
             raise RuntimeError(reason)
