@@ -3,9 +3,11 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "device.h"
 #include "layout.h"
@@ -61,18 +63,23 @@ StepLayer to_layer(const py::dict& fields, int index) {
   StepLayer layer;
   layer.norm1_weight = address<const float>(fields, where, "norm1_weight", 16);
   layer.norm1_bias = address<const float>(fields, where, "norm1_bias", 16);
-  layer.wqkv = address<const void>(fields, where, "wqkv", 16);
-  layer.w_out_heads = address<const void>(fields, where, "w_out_heads", 16);
-  layer.out_bias = address<const float>(fields, where, "out_bias", 16);
+  layer.qkv = address<const void>(fields, where, "qkv", 16);
+  layer.out_proj = address<const void>(fields, where, "out_proj", 16);
+  layer.out_proj_bias = address<const float>(fields, where, "out_proj_bias", 16);
   layer.norm2_weight = address<const float>(fields, where, "norm2_weight", 16);
   layer.norm2_bias = address<const float>(fields, where, "norm2_bias", 16);
-  layer.w_fc = address<const void>(fields, where, "w_fc", 16);
-  layer.fc_bias = address<const float>(fields, where, "fc_bias", 4);
-  layer.w_proj_t = address<const void>(fields, where, "w_proj_t", 16);
-  layer.proj_bias = address<const float>(fields, where, "proj_bias", 16);
-  layer.window = fields.contains("window") ? fields["window"].cast<int32_t>() : 0;
-  expect(layer.window >= 1, where + "window: expected at least 1, got " + std::to_string(layer.window));
+  layer.mlp_in = address<const void>(fields, where, "mlp_in", 16);
+  layer.mlp_in_bias = address<const float>(fields, where, "mlp_in_bias", 16);
+  layer.mlp_out = address<const void>(fields, where, "mlp_out", 16);
+  layer.mlp_out_bias = address<const float>(fields, where, "mlp_out_bias", 16);
   return layer;
+}
+
+int32_t to_window(const py::dict& fields, int index) {
+  const int32_t window = fields.contains("window") ? fields["window"].cast<int32_t>() : 0;
+  expect(window >= 1,
+         "layers[" + std::to_string(index) + "].window: expected at least 1, got " + std::to_string(window));
+  return window;
 }
 
 InputArrays to_arrays(const py::dict& fields) {
@@ -101,42 +108,9 @@ InputArrays to_arrays(const py::dict& fields) {
 // A StepRunner for Python.
 class Step {
  public:
-  Step(int hidden, int num_heads, int head_dim, int inner, int num_layers, int max_positions,
-       const std::string& weight_dtype, const py::list& layers, uintptr_t final_norm_weight,
-       uintptr_t final_norm_bias, uintptr_t wpe, uintptr_t continuous_bias, uintptr_t kv_cache, int num_pages,
-       const py::dict& input, uintptr_t output, int capacity, bool fixed_order, int num_blocks,
-       int cluster_size, int num_threads, int64_t timeout_us, int device, int max_slots)
-      : runner_(
-            [&] {
-              expect(hidden >= 1, "hidden: expected at least 1, got " + std::to_string(hidden));
-              expect(num_threads >= 0 && num_threads % 32 == 0,
-                     "num_threads: expected a multiple of 32, got " + std::to_string(num_threads));
-              StepModel model = {};
-              model.hidden = hidden;
-              model.num_heads = num_heads;
-              model.head_dim = head_dim;
-              model.inner = inner;
-              model.num_layers = num_layers;
-              model.num_pages = num_pages;
-              model.type = to_type(weight_dtype);
-              model.fixed_order = fixed_order;
-              model.num_warps = num_threads > 0 ? num_threads / 32 : default_num_warps(hidden);
-              expect(num_layers >= 1 && num_layers <= kStepMaxLayers,
-                     "num_layers: expected 1 to " + std::to_string(kStepMaxLayers) + ", got " +
-                         std::to_string(num_layers));
-              expect(py::len(layers) == static_cast<size_t>(num_layers),
-                     "layers: expected " + std::to_string(num_layers) + ", got " +
-                         std::to_string(py::len(layers)));
-              for (int i = 0; i < num_layers; ++i) model.layers[i] = to_layer(layers[i].cast<py::dict>(), i);
-              model.final_norm_weight = address<const float>(final_norm_weight, "final_norm_weight", 16);
-              model.final_norm_bias = address<const float>(final_norm_bias, "final_norm_bias", 16);
-              model.position_table = address<const float>(wpe, "wpe", 4);
-              model.continuous_bias = address<const float>(continuous_bias, "continuous_bias", 4);
-              model.kv_cache = address<void>(kv_cache, "kv_cache", 16);
-              return model;
-            }(),
-            to_arrays(input), address<float>(output, "output", 4),
-            StepOptions{device, max_positions, capacity, num_blocks, cluster_size, max_slots, timeout_us}) {}
+  Step(const StepModel& model, const std::vector<StepLayer>& layers, const InputArrays& input, float* output,
+       const StepOptions& options)
+      : runner_(model, layers, input, output, options) {}
 
   // Returns "" when the predictions are in `output`, else the reason; the new tokens' keys and values are
   // then undefined. Between slices of the wait, signals are answered: Ctrl-C raises KeyboardInterrupt and
@@ -168,6 +142,49 @@ class Step {
   std::mutex mutex_;
 };
 
+std::unique_ptr<Step> make_step(int hidden, int num_heads, int head_dim, int inner, int num_layers,
+                                int max_positions, const std::string& weight_dtype, const py::list& layers,
+                                uintptr_t final_norm_weight, uintptr_t final_norm_bias,
+                                uintptr_t position_table, uintptr_t continuous_bias, uintptr_t kv_cache,
+                                int num_pages, const py::dict& input, uintptr_t output, int capacity,
+                                bool fixed_order, int num_blocks, int cluster_size, int num_threads,
+                                int64_t timeout_us, int device, int max_slots) {
+  expect(hidden >= 1, "hidden: expected at least 1, got " + std::to_string(hidden));
+  expect(num_threads >= 0 && num_threads % 32 == 0,
+         "num_threads: expected a multiple of 32, got " + std::to_string(num_threads));
+  expect(
+      num_layers >= 1 && num_layers <= kStepMaxLayers,
+      "num_layers: expected 1 to " + std::to_string(kStepMaxLayers) + ", got " + std::to_string(num_layers));
+  expect(py::len(layers) == static_cast<size_t>(num_layers),
+         "layers: expected " + std::to_string(num_layers) + ", got " + std::to_string(py::len(layers)));
+
+  StepModel model = {};
+  model.hidden = hidden;
+  model.num_heads = num_heads;
+  model.head_dim = head_dim;
+  model.inner = inner;
+  model.num_layers = num_layers;
+  model.num_pages = num_pages;
+  model.type = to_type(weight_dtype);
+  model.fixed_order = fixed_order;
+  model.num_warps = num_threads > 0 ? num_threads / 32 : default_num_warps(hidden);
+  std::vector<StepLayer> step_layers;
+  for (int i = 0; i < num_layers; ++i) {
+    const auto fields = layers[i].cast<py::dict>();
+    step_layers.push_back(to_layer(fields, i));
+    model.windows[i] = to_window(fields, i);
+  }
+  model.final_norm_weight = address<const float>(final_norm_weight, "final_norm_weight", 16);
+  model.final_norm_bias = address<const float>(final_norm_bias, "final_norm_bias", 16);
+  model.position_table = address<const float>(position_table, "position_table", 16);
+  model.continuous_bias = address<const float>(continuous_bias, "continuous_bias", 16);
+  model.kv_cache = address<void>(kv_cache, "kv_cache", 16);
+  const StepOptions options = {device,       max_positions, capacity,  num_blocks,
+                               cluster_size, max_slots,     timeout_us};
+  return std::make_unique<Step>(model, step_layers, to_arrays(input), address<float>(output, "output", 4),
+                                options);
+}
+
 py::dict facts(int ordinal) {
   const DeviceFacts found = device_facts(ordinal);
   py::dict result;
@@ -195,18 +212,16 @@ PYBIND11_MODULE(JAT_MODULE, module) {
   module.attr("MAX_VALUES") = jat::kStepMaxValues;
   module.attr("PAGE_SIZE") = jat::kStepPageSize;
   module.attr("MAX_STEP_TOKENS") = jat::kStepRows;
-  module.attr("EXCHANGES_PER_LAYER") = jat::kExchangesPerLayer;
+  module.attr("REDUCTIONS_PER_LAYER") = jat::kReductionsPerLayer;
   module.attr("CLUSTER_BARRIERS_PER_HEAD") = jat::kClusterBarriersPerHead;
   module.def("device_facts", &jat::facts, "ordinal"_a = 0);
   py::class_<Step> step(module, "Step");
-  step.def(py::init<int, int, int, int, int, int, const std::string&, const py::list&, uintptr_t, uintptr_t,
-                    uintptr_t, uintptr_t, uintptr_t, int, const py::dict&, uintptr_t, int, bool, int, int,
-                    int, int64_t, int, int>(),
-           py::kw_only(), "hidden"_a, "num_heads"_a, "head_dim"_a, "inner"_a, "num_layers"_a,
-           "max_positions"_a, "weight_dtype"_a, "layers"_a, "final_norm_weight"_a, "final_norm_bias"_a,
-           "wpe"_a, "continuous_bias"_a, "kv_cache"_a, "num_pages"_a, "input"_a, "output"_a, "capacity"_a,
-           "fixed_order"_a = false, "num_blocks"_a = 0, "cluster_size"_a = 0, "num_threads"_a = 0,
-           "timeout_us"_a = 100000, "device"_a = 0, "max_slots"_a = 64)
+  step.def(py::init(&jat::make_step), py::kw_only(), "hidden"_a, "num_heads"_a, "head_dim"_a, "inner"_a,
+           "num_layers"_a, "max_positions"_a, "weight_dtype"_a, "layers"_a, "final_norm_weight"_a,
+           "final_norm_bias"_a, "position_table"_a, "continuous_bias"_a, "kv_cache"_a, "num_pages"_a,
+           "input"_a, "output"_a, "capacity"_a, "fixed_order"_a = false, "num_blocks"_a = 0,
+           "cluster_size"_a = 0, "num_threads"_a = 0, "timeout_us"_a = 100000, "device"_a = 0,
+           "max_slots"_a = 64)
       .def("run", &Step::run, "stream"_a = 0)
       .def(
           "bytes_per_step",
@@ -224,7 +239,8 @@ PYBIND11_MODULE(JAT_MODULE, module) {
       .def_property_readonly("num_threads", [](const Step& s) { return 32 * s.model().num_warps; })
       .def_property_readonly("num_slots", [](const Step& s) { return s.model().num_slots; })
       .def_property_readonly("slot_bytes", [](const Step& s) { return s.model().slot_bytes; })
-      .def_property_readonly("num_exchanges", [](const Step& s) { return jat::num_exchanges(s.model()); });
+      .def_property_readonly("num_grid_barriers",
+                             [](const Step& s) { return jat::num_grid_barriers(s.model()); });
 #ifdef JAT_EMULATOR
   step.def_property("missing_cluster", nullptr,
                     [](Step& s, int cluster) { s.runner().set_missing_cluster(cluster); })

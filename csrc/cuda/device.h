@@ -40,9 +40,9 @@ int max_active_clusters(const StepModel& model, std::string& reason);
 // Zeroed memory of the device; null and the reason if there is none.
 void* allocate_device(size_t bytes, std::string& reason);
 void free_device(void* memory);
-// Behind what is on the stream. Return "", or what went wrong.
+// Both return "", or what went wrong. The first happens behind what is on the stream, the second at once.
 std::string zero_device(void* memory, size_t bytes, int64_t stream);
-std::string copy_to_device(void* target, const void* source, size_t bytes, int64_t stream);
+std::string copy_to_device(void* target, const void* source, size_t bytes);
 
 // Zeroed memory with one address for host and device; null and the reason if there is none.
 void* allocate_visible(size_t bytes, std::string& reason);
@@ -50,7 +50,6 @@ void free_visible(void* memory);
 
 struct StepLaunch {
   const StepModel& model;
-  const StepModel* device_model;  // the same, on the device
   const StepInput& input;
   int64_t stream;
   bool cooperative;

@@ -12,7 +12,7 @@ namespace jat {
 
 namespace {
 
-using Kernel = void (*)(const StepModel*, StepInput);
+using Kernel = void (*)(StepModel, StepInput);
 
 struct KernelOf {
   template <typename W, int kHidden>
@@ -126,9 +126,8 @@ void free_device(void* memory) { describe(cudaFree(memory)); }
 std::string zero_device(void* memory, size_t bytes, int64_t stream) {
   return describe(cudaMemsetAsync(memory, 0, bytes, reinterpret_cast<cudaStream_t>(stream)));
 }
-std::string copy_to_device(void* target, const void* source, size_t bytes, int64_t stream) {
-  return describe(
-      cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, reinterpret_cast<cudaStream_t>(stream)));
+std::string copy_to_device(void* target, const void* source, size_t bytes) {
+  return describe(cudaMemcpy(target, source, bytes, cudaMemcpyHostToDevice));
 }
 
 void* allocate_visible(size_t bytes, std::string& reason) {
@@ -145,8 +144,7 @@ void free_visible(void* memory) { describe(cudaFreeHost(memory)); }
 
 std::string launch_step(const StepLaunch& step) {
   Launch launch(step.model, step.stream, step.cooperative);
-  const cudaError_t error =
-      cudaLaunchKernelEx(&launch.config, kernel_of(step.model), step.device_model, step.input);
+  const cudaError_t error = cudaLaunchKernelEx(&launch.config, kernel_of(step.model), step.model, step.input);
   // cudaLaunchKernelEx may also return an error of earlier work; neither has started this step.
   return describe(error);
 }

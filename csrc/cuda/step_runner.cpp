@@ -42,8 +42,8 @@ bool geometry_of_environment(int& num_clusters, int& cluster_size) {
 
 }  // namespace
 
-StepRunner::StepRunner(const StepModel& model, const InputArrays& input, float* output,
-                       const StepOptions& options)
+StepRunner::StepRunner(const StepModel& model, const std::vector<StepLayer>& layers, const InputArrays& input,
+                       float* output, const StepOptions& options)
     : facts_(device_facts(options.device)),
       arrays_(input),
       options_(options),
@@ -55,8 +55,8 @@ StepRunner::StepRunner(const StepModel& model, const InputArrays& input, float* 
   if (!facts_.reason.empty()) throw std::runtime_error(facts_.reason);
   const DeviceGuard guard(options.device);
   build_ladder();
-  std::string reason;
-  if (!allocate(reason)) {
+  const std::string reason = allocate(layers);
+  if (!reason.empty()) {
     release();
     throw std::runtime_error(reason);
   }
@@ -135,7 +135,6 @@ void StepRunner::build_ladder() {
 // Lays the current rung out. Returns "", or why it cannot be.
 std::string StepRunner::use_rung() {
   const Rung& rung = rungs_[rung_];
-  is_model_current_ = false;
   model_.cluster_size = rung.cluster_size;
   model_.num_blocks = rung.num_clusters * rung.cluster_size;
   try {
@@ -148,41 +147,43 @@ std::string StepRunner::use_rung() {
 
 // ---- memory
 
-bool StepRunner::allocate(std::string& reason) {
+// Returns "", or why there is no memory.
+std::string StepRunner::allocate(const std::vector<StepLayer>& layers) {
   int most_blocks = 0;
   for (const Rung& rung : rungs_) most_blocks = std::max(most_blocks, rung.num_clusters * rung.cluster_size);
   StepModel largest = model_;
   largest.num_blocks = most_blocks;
   const size_t row = static_cast<size_t>(kStepRows) * model_.hidden * sizeof(float);
   const size_t parts = model_.fixed_order ? num_contributors(largest) * row : 0;
+  const size_t layer_bytes = layers.size() * sizeof(StepLayer);
   scratch_bytes_ = sizeof(StepControl) + 3 * row + parts;
 
+  std::string reason;
   scratch_ = static_cast<char*>(allocate_device(scratch_bytes_, reason));
-  if (scratch_ != nullptr)
-    device_model_ = static_cast<StepModel*>(allocate_device(sizeof(StepModel), reason));
-  if (device_model_ != nullptr)
+  if (reason.empty()) layers_ = allocate_device(layer_bytes, reason);
+  if (reason.empty()) reason = copy_to_device(layers_, layers.data(), layer_bytes);
+  if (reason.empty())
     status_ =
         static_cast<uint32_t*>(allocate_visible(kStatusBytes + options_.capacity * sizeof(uint64_t), reason));
-  if (status_ == nullptr) {
-    reason = "no memory for " + std::to_string(scratch_bytes_) + " bytes of scratch and " +
-             std::to_string(options_.capacity) + " predictions: " + reason;
-    return false;
-  }
+  if (!reason.empty())
+    return "no memory for " + std::to_string(scratch_bytes_) + " bytes of scratch and " +
+           std::to_string(options_.capacity) + " predictions: " + reason;
   model_.control = reinterpret_cast<StepControl*>(scratch_);
   model_.sums = reinterpret_cast<float*>(scratch_ + sizeof(StepControl));
   model_.parts = reinterpret_cast<float*>(scratch_ + sizeof(StepControl) + 3 * row);
+  model_.layers = static_cast<const StepLayer*>(layers_);
   input_.status = status_;
   input_.predictions = reinterpret_cast<uint64_t*>(reinterpret_cast<char*>(status_) + kStatusBytes);
-  return true;
+  return "";
 }
 
 void StepRunner::release() {
   const DeviceGuard guard(options_.device);
   if (scratch_ != nullptr) free_device(scratch_);
-  if (device_model_ != nullptr) free_device(device_model_);
+  if (layers_ != nullptr) free_device(layers_);
   if (status_ != nullptr) free_visible(status_);
   scratch_ = nullptr;
-  device_model_ = nullptr;
+  layers_ = nullptr;
   status_ = nullptr;
 }
 
@@ -202,7 +203,7 @@ std::string StepRunner::start(int64_t stream) {
   }
   dirty_ = true;
   stream_ = stream;
-  ticket_ = ticket_ % 0x7fffffffu + 1;  // never 0, which memory holds at first
+  ticket_ = ticket_ % 0xffffffffu + 1;  // never 0, which memory holds at first
   input_.ticket = ticket_;
   input_.timeout_ns = static_cast<uint64_t>(options_.timeout_us) * 1000;
   begin_ = Clock::now();
@@ -215,14 +216,9 @@ std::string StepRunner::start(int64_t stream) {
 std::string StepRunner::launch() {
   std::string first_reason;
   for (;;) {
-    std::string reason;
-    if (!is_model_current_) reason = copy_to_device(device_model_, &model_, sizeof(StepModel), stream_);
-    if (reason.empty()) {
-      is_model_current_ = true;
-      reason = launch_step(
-          {model_, device_model_, input_, stream_, rungs_[rung_].cooperative, missing_cluster_, seed_});
-      if (reason.empty()) return "";
-    }
+    const std::string reason =
+        launch_step({model_, input_, stream_, rungs_[rung_].cooperative, missing_cluster_, seed_});
+    if (reason.empty()) return "";
     if (first_reason.empty()) first_reason = reason;
     do {
       if (++rung_ == rungs_.size()) {
@@ -237,7 +233,7 @@ std::string StepRunner::launch() {
 bool StepRunner::wait(std::chrono::nanoseconds slice, std::string& reason) {
   // The kernel bounds its own waits; this bound is for a kernel that never started or died.
   const auto bound =
-      std::chrono::microseconds(options_.timeout_us * (num_exchanges(model_) + 2)) + kLaunchBound;
+      std::chrono::microseconds(options_.timeout_us * (num_grid_barriers(model_) + 2)) + kLaunchBound;
   const Clock::time_point slice_end = Clock::now() + slice;
   const DeviceGuard guard(options_.device);
   while (!has_answered(reason)) {

@@ -34,10 +34,11 @@ struct StepOptions {
 
 class StepRunner {
  public:
-  // model: sizes, type, weights, cache and num_warps; the rest is filled in. output: float [capacity], in
-  // memory of the host. Throws std::invalid_argument for what does not fit, and std::runtime_error for what
-  // this device cannot do.
-  StepRunner(const StepModel& model, const InputArrays& input, float* output, const StepOptions& options);
+  // model: sizes, type, weights, cache and num_warps; the rest is filled in. layers: as many as the model has.
+  // output: float [capacity], in memory of the host. Throws std::invalid_argument for what does not fit, and
+  // std::runtime_error for what this device cannot do.
+  StepRunner(const StepModel& model, const std::vector<StepLayer>& layers, const InputArrays& input,
+             float* output, const StepOptions& options);
   ~StepRunner();
   StepRunner(const StepRunner&) = delete;
   StepRunner& operator=(const StepRunner&) = delete;
@@ -69,7 +70,7 @@ class StepRunner {
   };
 
   void build_ladder();
-  bool allocate(std::string& reason);
+  std::string allocate(const std::vector<StepLayer>& layers);
   void release();
   std::string read_input();
   std::string launch();
@@ -86,8 +87,7 @@ class StepRunner {
   size_t rung_ = 0;
   size_t scratch_bytes_ = 0;
   char* scratch_ = nullptr;
-  StepModel* device_model_ = nullptr;
-  bool is_model_current_ = false;  // device_model_ is model_
+  void* layers_ = nullptr;  // on the device
   uint32_t* status_ = nullptr;
   uint32_t ticket_ = 0;
   bool dirty_ = false;  // a step has begun and has not ended well

@@ -53,7 +53,7 @@ std::string zero_device(void* memory, size_t bytes, int64_t) {
   std::memset(memory, 0, bytes);
   return "";
 }
-std::string copy_to_device(void* target, const void* source, size_t bytes, int64_t) {
+std::string copy_to_device(void* target, const void* source, size_t bytes) {
   std::memcpy(target, source, bytes);
   return "";
 }
