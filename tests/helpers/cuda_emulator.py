@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jat_engine.backends.base import PAGE_SIZE, STEP_TOKENS
-from jat_engine.backends.cuda.fragments import pack_layer
+from jat_engine.backends.cuda.fragments import GROUP, pack_layer
 from jat_engine.backends.cuda.persistent import layer_arguments
 from jat_engine.reference import BlockWeights, attention, block, encode_continuous, head, key_ages, linear
 
@@ -208,7 +208,7 @@ class Driver:
             "hidden": sizes.hidden,
             "num_heads": sizes.num_heads,
             "head_dim": sizes.head_dim,
-            "inner": self._packed[0].inner,
+            "inner": -(-sizes.inner // GROUP) * GROUP,
             "num_layers": len(sizes.windows),
             "max_positions": sizes.max_positions,
             "weight_dtype": model.dtype,
@@ -226,8 +226,8 @@ class Driver:
         }
         self.step = module.Step(**(arguments | options))
 
-    def run(self, plan: Plan) -> np.ndarray:
-        """Return the prediction [n]. Raises RuntimeError with the step's reason."""
+    def prepare(self, plan: Plan) -> None:
+        """Write the step's inputs."""
         inputs, count = self.input, len(plan.tokens)
         inputs["query_start"][1] = count
         inputs["context_lens"][0] = plan.context_len
@@ -250,6 +250,10 @@ class Driver:
         inputs["head_bias_ptrs"][0] = 0 if plan.head_bias is None else plan.head_bias.ctypes.data
         inputs["head_sizes"][0] = len(plan.head)
         self.output[:] = np.nan
+
+    def run(self, plan: Plan) -> np.ndarray:
+        """Return the prediction [n]. Raises RuntimeError with the step's reason."""
+        self.prepare(plan)
         reason = self.step.run(0)
         if reason:
             raise RuntimeError(reason)

@@ -202,9 +202,12 @@ def test_missing_blocks_end_the_step_with_a_reason(module: ModuleType) -> None:
 
 
 def test_a_wait_that_is_too_long_ends_the_step_with_a_reason(module: ModuleType) -> None:
-    """A timeout of 1 us is too short for any barrier; all blocks still end and reset the counters."""
+    """A timeout of 1 us is too short for the cluster that waits for another with two heads.
+
+    All blocks still end and reset the counters.
+    """
     random = np.random.default_rng(8)
-    model = Model(Sizes(), "float32", 7)
+    model = Model(Sizes(hidden=192, num_heads=3, inner=100), "float32", 7)
     driver = Driver(module, model, **SMALL)
     plan = cuda_emulator.random_plan(model, random, 20, 3, 3)
     cuda_emulator.fill_context(model, random, plan)
