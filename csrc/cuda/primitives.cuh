@@ -44,6 +44,8 @@ JAT_DEVICE W from_float(float value) {
 }
 JAT_DEVICE float fast_exp(float x) { return __expf(x); }
 JAT_DEVICE float inverse_sqrt(float x) { return rsqrtf(x); }
+// Quotient of floats; 0 for a divisor above 2^126.
+JAT_DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
 
 // ---- threads
 
@@ -299,6 +301,11 @@ JAT_DEVICE void add_global(float* target, float a, float b, float c, float d) {
 
 // Reads what other blocks wrote before a grid barrier, so it bypasses the L1 cache.
 JAT_DEVICE float load_global(const float* source) { return __ldcg(source); }
+JAT_DEVICE void load_global(const float* source, float& first, float& second) {
+  const float2 pair = __ldcg(reinterpret_cast<const float2*>(source));
+  first = pair.x;
+  second = pair.y;
+}
 
 JAT_DEVICE void arrive_global(uint32_t* counter) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");

@@ -31,6 +31,7 @@ namespace jat {
 
 inline float fast_exp(float x) { return std::exp(x); }
 inline float inverse_sqrt(float x) { return 1 / std::sqrt(x); }
+inline float fast_divide(float a, float b) { return a / b; }
 
 // ---- threads, clusters, mbarriers
 
@@ -113,6 +114,10 @@ inline void add_global(float* target, float a, float b, float c, float d) {
 
 // A plain load, so that one that no grid barrier orders is a data race.
 inline float load_global(const float* source) { return *source; }
+inline void load_global(const float* source, float& first, float& second) {
+  first = source[0];
+  second = source[1];
+}
 
 constexpr int kRelease = JAT_PLANT_RELAXED_EXCHANGE ? __ATOMIC_RELAXED : __ATOMIC_RELEASE;
 constexpr int kAcquire = JAT_PLANT_RELAXED_EXCHANGE ? __ATOMIC_RELAXED : __ATOMIC_ACQUIRE;
