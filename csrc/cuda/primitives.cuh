@@ -315,6 +315,8 @@ JAT_DEVICE uint32_t load_acquire(const uint32_t* counter) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
   return value;
 }
+// Returns whether `value` arrivals have been counted; what their threads wrote before is then visible.
+JAT_DEVICE bool has_reached(const uint32_t* counter, uint32_t value) { return load_acquire(counter) >= value; }
 JAT_DEVICE uint32_t load_relaxed(const uint32_t* counter) {
   uint32_t value;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "numbers.h"
+#include "record.h"
 #include "runtime.h"
 
 #define JAT_DEVICE inline
@@ -121,13 +122,25 @@ inline void load_global(const float* source, float& first, float& second) {
 constexpr int kRelease = JAT_PLANT_RELAXED_EXCHANGE ? __ATOMIC_RELAXED : __ATOMIC_RELEASE;
 constexpr int kAcquire = JAT_PLANT_RELAXED_EXCHANGE ? __ATOMIC_RELAXED : __ATOMIC_ACQUIRE;
 
-inline void arrive_global(uint32_t* counter) { __atomic_fetch_add(counter, 1, kRelease); }
+inline void arrive_global(uint32_t* counter) {
+  emulator::record::signal(counter);
+  __atomic_fetch_add(counter, 1, kRelease);
+}
 inline uint32_t load_acquire(const uint32_t* counter) { return __atomic_load_n(counter, kAcquire); }
+inline bool has_reached(const uint32_t* counter, uint32_t value) {
+  if (load_acquire(counter) < value) return false;
+  emulator::record::reach(counter, value);
+  return true;
+}
 inline uint32_t load_relaxed(const uint32_t* counter) { return __atomic_load_n(counter, __ATOMIC_RELAXED); }
 inline void store_relaxed(uint32_t* target, uint32_t value) {
   __atomic_store_n(target, value, __ATOMIC_RELAXED);
 }
-inline uint32_t count_global(uint32_t* counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL); }
+inline uint32_t count_global(uint32_t* counter) {
+  const uint32_t before = __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL);
+  emulator::record::count(counter, before);
+  return before;
+}
 inline void system_fence() {}
 inline void store_system(uint32_t* target, uint32_t value) {
   __atomic_store_n(target, value, __ATOMIC_RELEASE);
@@ -140,6 +153,6 @@ inline void store_prediction(uint64_t* target, float value, uint32_t ticket) {
 // ---- time
 
 inline void relax() { emulator::yield(); }
-inline void trace(int) {}
+inline void trace(int phase) { emulator::record::phase(phase); }
 
 }  // namespace jat

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "numbers.h"
+#include "record.h"
 
 #if JAT_TSAN
 #include <sanitizer/tsan_interface.h>
@@ -251,6 +252,7 @@ void expect_bytes(Mbarrier* barrier, uint32_t bytes) {
 // publishes it. Vector clocks cannot say that it publishes nothing else; tests/helpers/schedule.py can.
 void start(Mbarrier* barrier, const Transfer& transfer) {
   MbarrierState& state = state_of(barrier);
+  record::transfer(barrier, transfer.target, transfer.source, transfer.bytes);
 #if JAT_TSAN
   if (transfer.source != nullptr) __tsan_read_range(const_cast<char*>(transfer.source), transfer.bytes);
   __tsan_write_range(transfer.target, transfer.bytes);
@@ -306,6 +308,7 @@ std::string launch(const Geometry& geometry, void (*kernel)(const void*), const 
   const size_t shared_bytes = (geometry.shared_bytes + 127) / 128 * 128;
   char* shared = static_cast<char*>(std::aligned_alloc(128, shared_bytes * geometry.num_blocks));
   std::memset(shared, 0xff, shared_bytes * geometry.num_blocks);  // NaN
+  record::begin(geometry.num_blocks, geometry.cluster_size, geometry.num_threads, shared, shared_bytes);
   grid->clusters.resize(geometry.num_blocks / geometry.cluster_size);
   grid->blocks.resize(geometry.num_blocks);
   grid->fibers.resize(static_cast<size_t>(geometry.num_blocks) * geometry.num_threads);
@@ -346,6 +349,7 @@ std::string launch(const Geometry& geometry, void (*kernel)(const void*), const 
   grid->current = &grid->scheduler;
   run_next();  // returns when no fiber can run
   acquire(&grid->end_tag);
+  record::end();
   size_t stuck = 0;
   for (Fiber& fiber : grid->fibers) {
     if (!fiber.done) ++stuck;
@@ -395,19 +399,26 @@ void named_barrier(int id, int num_threads) {
   if (id < 0 || id >= kNamedBarriers || num_threads < kWarp || num_threads % kWarp != 0)
     fail("named_barrier: expected an id of 0 to 15 and whole warps, got " + std::to_string(id) + " and " +
          std::to_string(num_threads) + " threads");
-  meet(block().named[id], num_threads, true);
+  Barrier& barrier = block().named[id];
+  record::meet(&barrier, "named barrier", num_threads);
+  meet(barrier, num_threads, true);
 }
 void cluster_barrier() {
-  meet(block().cluster->barrier, grid->geometry.cluster_size * grid->geometry.num_threads, true);
+  Barrier& barrier = block().cluster->barrier;
+  const int num_threads = grid->geometry.cluster_size * grid->geometry.num_threads;
+  record::meet(&barrier, "cluster barrier", num_threads);
+  meet(barrier, num_threads, true);
 }
 
 void mbarrier_init(Mbarrier* barrier, int arrivals) {
   *barrier = {static_cast<int16_t>(arrivals), 0, 0, 0};
   owner(barrier).mbarriers[barrier];
+  record::init(barrier, arrivals);
 }
 
 void mbarrier_arrive(Mbarrier* barrier, uint32_t bytes) {
   MbarrierState& state = state_of(barrier);
+  record::arrive(barrier, bytes);
   // The copies follow the arrival. The phase stays open until they have been issued and completed.
   expect_bytes(barrier, bytes);
   release(&state.tags[barrier->phase & 1]);
@@ -417,6 +428,7 @@ void mbarrier_arrive(Mbarrier* barrier, uint32_t bytes) {
 
 void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
   state_of(barrier);
+  record::expect(barrier, bytes);
   expect_bytes(barrier, bytes);
   end_phase(barrier);
 }
@@ -438,6 +450,7 @@ bool mbarrier_test(Mbarrier* barrier, uint32_t parity) {
   }
   if ((barrier->phase & 1) == parity) return false;
   acquire(&state.tags[parity]);
+  record::wait(barrier, static_cast<int>(barrier->phase) - 1);
   return true;
 }
 
