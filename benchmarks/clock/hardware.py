@@ -25,6 +25,8 @@ BUS_GIGABYTES = 50.0
 """Copies of many bytes over PCIe 5.0 x16, per second."""
 GRID_BARRIER_US = 1.09
 """A barrier of all blocks (others' reading of grid.sync on an H100)."""
+REDUCTION_US = 1.40
+"""The same with additions outstanding: the fence before the arrival waits for them (assumed 0.3 us more)."""
 CLUSTER_BARRIER_US = 0.35
 """Stores to the shared memory of cluster peers until they have seen them (others' readings: 180 to 220 ns one way,
 and what the slowest of eight adds)."""

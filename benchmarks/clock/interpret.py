@@ -16,7 +16,7 @@ import numpy as np
 
 from .memory import COLD, WARM, GlobalMemory, Lanes, SharedMemory, sectors, shared_wavefronts
 from .sass import Instruction
-from .semantics import FALSE, TRUE, ZERO, Value, decode, is_predicate, lanes, next_register, read_predicate, write
+from .semantics import FALSE, TRUE, ZERO, Value, both, decode, is_predicate, lanes, next_register, read_predicate, write
 
 PARAMETERS = 0x210
 """Address of a kernel's parameters in constant bank 0 on sm_90."""
@@ -47,11 +47,13 @@ class Path:
     Attributes:
         indices: into the code, in order.
         accesses: by position in `indices`.
+        barriers: by position in `indices`, the number of a barrier that a register names.
         guesses: address of a branch on an unknown value: how often it was passed.
     """
 
     indices: list[int] = field(default_factory=list)
     accesses: dict[int, Access] = field(default_factory=dict)
+    barriers: dict[int, int] = field(default_factory=dict)
     guesses: dict[int, int] = field(default_factory=dict)
 
 
@@ -89,6 +91,7 @@ class Warp:
         self.is_done = False
         self._stack: list[dict[str, Any]] = []
         self._pending: list[tuple[int, Lanes]] = []
+        self._gathered: dict[int, Lanes] = {}
         x, y, _ = program.grid
         position = {"X": block % x, "Y": block // x % y, "Z": block // (x * y)}
         self._specials: dict[str, Lanes] = {"SR_TID.X": (np.arange(32) + 32 * warp).astype(np.uint32)}
@@ -293,7 +296,12 @@ class Interpreter:
                     path.accesses[len(path.indices) - 1] = Access()
             elif kind == "BAR":
                 if mask.any():
+                    number = warp.registers.get(i.operands[0]) if i.operands[0].startswith("R") else None
+                    if number is not None:
+                        path.barriers[len(path.indices) - 1] = int(number[0])
                     return
+            elif kind == "UCGABAR_WAIT":
+                return
             elif kind in ("BRA", "JMP", "CALL"):
                 self._branch(warp, i, condition)
             elif kind == "EXIT":
@@ -307,6 +315,8 @@ class Interpreter:
                 warp._stack.append({"name": i.operands[0], "mask": warp.active, "pending": [], "resume": target})
             elif kind == "BSYNC":
                 self._reconverge(warp, i.operands[0])
+            elif kind == "WARPSYNC":
+                self._gather(warp)
             elif kind == "RET":
                 name = i.operands[0].split()[0]
                 value = warp.registers.get(name)
@@ -318,8 +328,9 @@ class Interpreter:
             return
         operands = list(i.operands)
         if operands and is_predicate(operands[0]):
-            extra = read_predicate(operands.pop(0))(warp)
-            condition = None if condition is None or extra is None else condition & extra
+            condition = both(condition, read_predicate(operands.pop(0))(warp))
+            if condition is not None and not condition.any():
+                return
         found = re.search(r"0x([0-9a-f]+)", operands[-1])
         if found is None or int(found[1], 16) not in self._index:
             return
@@ -342,6 +353,17 @@ class Interpreter:
         pending = warp._stack[-1]["pending"] if warp._stack else warp._pending
         pending.append((index, taken))
         warp.active = warp.active & ~taken
+
+    def _gather(self, warp: Warp) -> None:
+        """At a WARPSYNC let the lanes that went elsewhere come here, too."""
+        here = warp.at - 1
+        waiting = warp._pending if warp._pending else next((f["pending"] for f in reversed(warp._stack) if f["pending"]), None)
+        gathered = warp._gathered.pop(here, FALSE)
+        if not waiting:
+            warp.active = warp.active | gathered
+            return
+        warp._gathered[here] = warp.active | gathered
+        warp.at, warp.active = waiting.pop()
 
     def _reconverge(self, warp: Warp, name: str) -> None:
         while warp._stack and warp._stack[-1]["name"] != name:

@@ -115,9 +115,9 @@ def _prepare(i: Instruction) -> Static:
         kind, latency = "memory", SHUFFLE_LATENCY
     elif base == "BAR" and ".ARV" not in i.op:
         kind = "barrier"
-        numbers = [int(text, 16) for text in i.operands if text.startswith("0x")]
         # A named barrier says how many threads it waits for; barrier 0 waits for all warps that have not ended.
-        argument = numbers[0] << 16 | numbers[1] // 32 if len(numbers) == 2 else numbers[0] << 16 if numbers else 0
+        numbers = [int(text, 16) if text.startswith("0x") else 0 for text in i.operands]
+        argument = numbers[0] << 16 | (numbers[1] // 32 if len(numbers) == 2 else 0)
     elif base == "LDGDEPBAR":
         kind = "copy_group"
     elif base == "DEPBAR" and i.operands and i.operands[0].startswith("SB"):
@@ -132,7 +132,7 @@ def _prepare(i: Instruction) -> Static:
     elif base == "ACQBULK":
         kind = "pdl"
     elif base == "PMTRIG":
-        kind, argument = "mark", _last_number(i)
+        kind, argument = "mark", _last_number(i).bit_length() - 1  # pmevent n sets bit n
     waits = tuple(b for b in range(6) if i.wait >> b & 1)
     return Static(
         _KIND[kind], pipe, occupies, latency, waits, max(1, i.stall), i.write, i.read,
@@ -141,7 +141,7 @@ def _prepare(i: Instruction) -> Static:
 
 
 @dataclass
-class _Warp:
+class WarpState:
     path: Path
     block: int
     at: int = 0
@@ -174,16 +174,16 @@ class Multiprocessor:
         Args:
             blocks: paths of the warps of each block; warp w of a block is on scheduler w % 4.
         """
-        warps = [_Warp(path, b) for b, paths in enumerate(blocks) for path in paths]
-        owners: list[list[_Warp]] = [[] for _ in range(NUM_SCHEDULERS)]
+        warps = [WarpState(path, b) for b, paths in enumerate(blocks) for path in paths]
+        owners: list[list[WarpState]] = [[] for _ in range(NUM_SCHEDULERS)]
         for k, warp in enumerate(warps):
             owners[k % NUM_SCHEDULERS].append(warp)
-        self._barriers: dict[tuple[int, int], list[_Warp]] = {}
+        self._barriers: dict[tuple[int, int], list[WarpState]] = {}
         self._members = [len(paths) for paths in blocks]
         self._alive = list(self._members)
         self._owner = {id(warp): k % NUM_SCHEDULERS for k, warp in enumerate(warps)}
         self._live = [[warp for warp in owned if warp.path.indices] for owned in owners]
-        self._last: list[_Warp | None] = [None] * NUM_SCHEDULERS
+        self._last: list[WarpState | None] = [None] * NUM_SCHEDULERS
         queue: list[tuple[float, int]] = [(0.0, k) for k in range(NUM_SCHEDULERS)]
         self._queue = queue
         self._next = [0.0] * NUM_SCHEDULERS
@@ -213,7 +213,7 @@ class Multiprocessor:
 
     def _issue(self, scheduler: int, now: float) -> float | None:
         """Issue one instruction of this scheduler at `now` if a warp is ready; return when to look again."""
-        best: _Warp | None = None
+        best: WarpState | None = None
         soonest = float("inf")
         last = self._last[scheduler]
         pipes = self._pipes[scheduler]
@@ -237,7 +237,7 @@ class Multiprocessor:
         self._execute(best, scheduler, now)
         return now + 1
 
-    def _execute(self, warp: _Warp, scheduler: int, now: float) -> None:
+    def _execute(self, warp: WarpState, scheduler: int, now: float) -> None:
         s = self._code[warp.path.indices[warp.at]]
         position = warp.at
         warp.at += 1
@@ -282,18 +282,19 @@ class Multiprocessor:
             self._end(warp, scheduler, max(after, max(warp.boards)))
             return
         if s.kind == 2:
-            self._arrive(warp, s.argument, after)
+            number = warp.path.barriers.get(position)
+            self._arrive(warp, s.argument if number is None else s.argument & 0xFFFF | number << 16, after)
             return
         self._set_ready(warp)
 
-    def _set_ready(self, warp: _Warp) -> None:
+    def _set_ready(self, warp: WarpState) -> None:
         """Add what the next instruction waits for."""
         s = self._code[warp.path.indices[warp.at]]
         for board in s.waits:
             if warp.boards[board] > warp.ready:
                 warp.ready = warp.boards[board]
 
-    def _arrive(self, warp: _Warp, barrier: int, now: float) -> None:
+    def _arrive(self, warp: WarpState, barrier: int, now: float) -> None:
         waiting = self._barriers.setdefault((warp.block, barrier), [])
         warp.is_waiting = True
         warp.ready = now
@@ -312,7 +313,7 @@ class Multiprocessor:
             self._wake(self._owner[id(warp)], warp.ready)
         waiting.clear()
 
-    def _end(self, warp: _Warp, scheduler: int, when: float) -> None:
+    def _end(self, warp: WarpState, scheduler: int, when: float) -> None:
         warp.through = when
         self._live[scheduler].remove(warp)
         self._alive[warp.block] -= 1
@@ -320,7 +321,7 @@ class Multiprocessor:
             if block == warp.block:
                 self._open(block, barrier)
 
-    def _access(self, warp: _Warp, s: Static, position: int, now: float) -> tuple[float, float]:
+    def _access(self, warp: WarpState, s: Static, position: int, now: float) -> tuple[float, float]:
         """Return when the data of a memory instruction are there, and when its operands have been read."""
         access = warp.path.accesses.get(position)
         waves = 1 if access is None else access.wavefronts

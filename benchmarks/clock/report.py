@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from jat_engine.bench.report import markdown
 
 from .graphs import Node
-from .hardware import GPUS
+from .hardware import GPUS, PERSISTENT_LAUNCH_US, cycles_us
+from .persistent import PersistentStep
 
 NOT_MODELLED = (
     "latency of L2 and device memory beyond one number each (270 and 650 cycles), and its growth under load",
@@ -45,3 +46,28 @@ def graph_table(nodes: Sequence[Node]) -> str:
         columns[f"bound, {gpu.name}"] = [node.bound(gpu) for node in nodes]
     columns["guesses"] = [str(row.guesses) for row in clocked]
     return markdown(columns)
+
+
+def persistent_table(step: PersistentStep) -> str:
+    """Return a table of the phases of the persistent kernel, and the sum."""
+    phases = [phase for phase in step.phases if phase.cycles]
+    table = markdown({
+        "phase": [phase.name for phase in phases],
+        "times": [str(phase.times) for phase in phases],
+        "cycles each": [f"{phase.cycles / phase.times:.0f}" for phase in phases],
+        "us a step": [f"{cycles_us(phase.cycles):.2f}" for phase in phases],
+    })  # fmt: skip
+    lines = [
+        f"{step.num_blocks} blocks in clusters of {step.cluster_size}, {step.context} cached tokens.",
+        "",
+        table,
+        "",
+        f"Phases {step.compute_us:.1f} us + {step.grid_barriers} reductions and {step.cluster_barriers} cluster barriers "
+        f"{step.waits_us:.1f} us + launch and return {PERSISTENT_LAUNCH_US:.1f} us.",
+    ]
+    for gpu in GPUS:
+        lines.append(
+            f"{gpu.name}: stream of {step.bytes_per_step / 1e6:.1f} MB {step.stream_us(gpu):.1f} us; "
+            f"step {step.total_us(gpu):.1f} us."
+        )
+    return "\n".join(lines)

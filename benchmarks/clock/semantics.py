@@ -386,11 +386,16 @@ def _isetp(i: Instruction) -> Step:
     return step
 
 
+def both(a: Value, b: Value) -> Value:
+    """Return a and b; what is false in all lanes decides alone."""
+    if (a is not None and not a.any()) or (b is not None and not b.any()):
+        return FALSE
+    return None if a is None or b is None else a & b
+
+
 def _join(how: str, a: Value, b: Value) -> Value:
     if how == "AND":
-        if (a is not None and not a.any()) or (b is not None and not b.any()):
-            return FALSE
-        return None if a is None or b is None else a & b
+        return both(a, b)
     if how == "OR":
         if (a is not None and a.all()) or (b is not None and b.all()):
             return TRUE
@@ -539,8 +544,8 @@ def _ldc(i: Instruction) -> Step:
             offset = state.registers.get(found[2], ZERO)
         for k in range(width):
             value: Value = None
-            if found and offset is not None and (offset == offset[0]).all():
-                address = int(offset[0]) + (int(found[3], 16) if found[3] else 0) + 4 * k
+            if found and offset is not None and mask.any() and (offset[mask] == offset[mask][0]).all():
+                address = int(offset[mask][0]) + (int(found[3], 16) if found[3] else 0) + 4 * k
                 value = state.constant(int(found[1], 16), address & ~3)
                 if narrow and value is not None:
                     value = (value >> np.uint32(8 * (address & 3))) & np.uint32((1 << int(narrow[1])) - 1)
