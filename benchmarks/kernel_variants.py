@@ -8,7 +8,7 @@ from torch import Tensor
 from jat_engine.backends.base import STEP_TOKENS
 from jat_engine.kernels import attention, attention_output, discrete_encoder, embedding, head, image_encoder, linear
 from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
-from jat_engine.kernels.projection import SMALL_ROWS
+from jat_engine.kernels.tiles import SMALL_ROWS
 
 from .triton_launches import Launch, recorded
 
@@ -30,7 +30,7 @@ def _int64(*shape: int) -> Tensor:
 
 
 def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
-    """Return every kernel of a step of rows / 3 agents, in order; for one agent attention is split as well as not."""
+    """Return every kernel of a step of rows / 3 agents, in order; up to 64 agents also with split keys."""
     sessions, compute = rows // STEP_TOKENS, compute_dtype(weight_dtype)
     cache_dtype = torch.bfloat16 if weight_dtype == torch.int8 else weight_dtype
     vector, x = _floats(HIDDEN), _floats(rows, HIDDEN)
@@ -53,7 +53,7 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
             normed=normed, pdl=pdl,
         )  # fmt: skip
         attended = _floats(rows, HIDDEN, dtype=compute)
-        for splits in (1, 4) if sessions == 1 else (1,):
+        for splits in (1, 4) if sessions <= 64 else (1,):
             partials = {
                 "partial": _floats(splits, rows, HEADS, HEAD_DIM),
                 "partial_max": _floats(splits, rows, HEADS),
@@ -61,19 +61,13 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
             }
             attention.paged_attention(
                 x, kv_layer, _int32(sessions, POSITIONS // PAGE_SIZE + 1), _int32(sessions + 1), _int32(sessions),
-                _int32(sessions), WINDOW, attended, max_queries=STEP_TOKENS, num_splits=splits, **partials, pdl=pdl,
+                _int32(sessions), WINDOW, attended, max_queries=STEP_TOKENS, num_splits=splits, **partials,
+                arrivals=_int32(sessions * HEADS) if rows > SMALL_ROWS else None, pdl=pdl,
             )  # fmt: skip
-            if splits > 1:
+            if splits > 1 and rows <= SMALL_ROWS:
                 attention_output.combine_out_proj(
                     **partials, weight=weight(HIDDEN, HIDDEN), scale=scale(HIDDEN), bias=vector, x=x, pdl=pdl
                 )
-                attention.combine_splits(**partials, out=attended, pdl=pdl)
-        if sessions == 1:
-            prompt = _floats(POSITIONS, HIDDEN)
-            attention.paged_attention(
-                prompt, kv_layer, _int32(1, POSITIONS // PAGE_SIZE + 1), _int32(2), _int32(1), _int32(1), WINDOW,
-                prompt.to(compute), max_queries=POSITIONS, pdl=pdl,
-            )  # fmt: skip
         linear.linear_residual(attended, weight(HIDDEN, HIDDEN), scale(HIDDEN), vector, x, transposed=False, pdl=pdl)
         inner = _floats(rows, 4 * HIDDEN, dtype=compute)
         linear.norm_linear(

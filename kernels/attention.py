@@ -17,11 +17,17 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..reference import attention, key_ages
-from .launch import INTERPRETING, KV_DTYPES, PAGE_SIZE, check, check_dimensions, launch_and_wait, triton_dtype
+from .launch import INTERPRETING, KV_DTYPES, PAGE_SIZE, check, check_dimensions, triton_dtype
+
+MAX_QUERIES = 4
+"""Most rows that a session may have in a step."""
 
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
+_PAGE_SHIFT = tl.constexpr(PAGE_SIZE.bit_length() - 1)
+_WARPS = tl.constexpr(4)
 _NO_KEY = tl.constexpr(float("-inf"))
 
 
@@ -63,119 +69,55 @@ class Config(NamedTuple):
     """Launch parameters of the attention kernel.
 
     Attributes:
-        block_q: queries per program.
-        block_keys: keys per iteration.
-        num_warps: per program.
-        num_stages: of the software pipeline over keys.
+        block_q: rows of a tile of scores, at least `MAX_QUERIES`.
+        num_warps: per program; each has its own keys, `_WARPS` pages at a time together.
+        num_stages: of the software pipeline over keys: tiles in flight, and the one that is computed.
     """
 
     block_q: int
-    block_keys: int
     num_warps: int
     num_stages: int
 
 
-def config(max_queries: int, head_dim: int, kv_dtype: torch.dtype) -> Config:
-    """Return launch parameters for sessions of up to `max_queries` rows."""
-    block_q = 16 if max_queries <= 16 else 32  # 64 would halve the number of programs
+def config(kv_dtype: torch.dtype) -> Config:
+    """Return launch parameters."""
     if INTERPRETING:
-        return Config(block_q, 64, 1, 1)
+        return Config(MAX_QUERIES, 1, 1)
     if kv_dtype == torch.float32:
-        return Config(16, 32 if head_dim > 64 else 64, 4, 2)
-    return Config(block_q, 64, 4, 3 if head_dim <= 64 else 2)
+        return Config(MAX_QUERIES, _WARPS.value, 2)
+    return Config(16, _WARPS.value, 3)  # 16 rows: a product of the tensor cores
 
 
-@triton.jit(do_not_specialize=["num_rows", "pages_per_session", "window"])
-def _paged_attention_kernel(
-    q_ptr,  # [R, HEADS * HEAD_DIM] float32
-    kv_layer_ptr,  # [pages, 2, HEADS, 16, HEAD_DIM]
-    page_table_ptr,  # [S, pages_per_session]
-    query_start_ptr,  # [S + 1]
-    context_lens_ptr,  # [S]
-    start_offsets_ptr,  # [S]
-    out_ptr,  # [R, HEADS * HEAD_DIM], with NUM_SPLITS == 1
-    partial_ptr,  # [NUM_SPLITS, R, HEADS, HEAD_DIM] float32, with NUM_SPLITS > 1
-    partial_max_ptr,  # [NUM_SPLITS, R, HEADS] float32
-    partial_sum_ptr,  # [NUM_SPLITS, R, HEADS] float32
-    num_rows,
-    pages_per_session,
-    window,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    DTYPE: tl.constexpr,
-    USE_PDL: tl.constexpr,
-):
-    # One program: one head of one session, one block of its queries, one range of the blocks of keys they see.
-    session = tl.program_id(0) // HEADS
-    head = tl.program_id(0) % HEADS
-    split = tl.program_id(1)
-    first_query = tl.program_id(2) * BLOCK_Q
-    launch_and_wait(USE_PDL)
+@triton.jit
+def _prefetch_pages(head_ptr, page, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Prefetch keys and values of a head from pages [_WARPS] into the L2 cache, one 128-byte line per element."""
+    PAGE_LINES: tl.constexpr = _PAGE_SIZE * HEAD_DIM * head_ptr.dtype.element_ty.primitive_bitwidth // 1024
+    LINE: tl.constexpr = 1024 // head_ptr.dtype.element_ty.primitive_bitwidth
+    BLOCK: tl.constexpr = triton.next_power_of_2(2 * PAGE_LINES)
+    line = tl.arange(0, BLOCK)
+    part = tl.minimum(line // PAGE_LINES, 1)
+    offset = part * (HEADS * _PAGE_SIZE * HEAD_DIM) + (line - part * PAGE_LINES) % PAGE_LINES * LINE
+    pointers = head_ptr + page.to(tl.int64)[:, None] * (2 * HEADS * _PAGE_SIZE * HEAD_DIM) + offset[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], dtype=tl.int32, is_pure=False,
+        pack=1,
+    )  # fmt: skip
 
-    first_row = tl.load(query_start_ptr + session)
-    num_queries = tl.load(query_start_ptr + session + 1) - first_row
-    if first_query >= num_queries:
-        return
-    context = tl.load(context_lens_ptr + session)
-    start_offset = tl.load(start_offsets_ptr + session)
 
-    d = tl.arange(0, BLOCK_D)
-    i = first_query + tl.arange(0, BLOCK_Q)
-    in_queries = i < num_queries
-    row = first_row + i
-    row_d = row.to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + d[None, :]
-    mask_d = in_queries[:, None] & (d < HEAD_DIM)[None, :]
-    q = tl.load(q_ptr + row_d, mask=mask_d, other=0.0).to(DTYPE)
-    position = context + i  # key index of the query itself
+@triton.jit
+def _quarters(x):
+    """Return x[0], x[1], x[2] and x[3] of x [4, ...], one of each warp.
 
-    # Slots of the keys that any query of this block sees, in whole blocks from slot 0, and this split's share.
-    first_slot = tl.maximum(context + first_query - window + 1, 0) + start_offset
-    end_slot = context + tl.minimum(first_query + BLOCK_Q, num_queries) + start_offset
-    first_block = first_slot // BLOCK_KEYS
-    num_blocks = tl.cdiv(end_slot, BLOCK_KEYS) - first_block
-    blocks_per_split = tl.cdiv(num_blocks, NUM_SPLITS)
-    begin = first_block + split * blocks_per_split
-    end = first_block + tl.minimum((split + 1) * blocks_per_split, num_blocks)
-
-    running_max = tl.full([BLOCK_Q], _NO_KEY, tl.float32)
-    running_sum = tl.zeros([BLOCK_Q], tl.float32)
-    acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    for block in range(begin, end):
-        slot = block * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
-        # Slots outside hold other tokens or garbage. They are not read: 0 * NaN would be NaN.
-        in_slots = (slot >= first_slot) & (slot < end_slot)
-        page = tl.load(page_table_ptr + session * pages_per_session + slot // _PAGE_SIZE, mask=in_slots, other=0)
-        page_start = page.to(tl.int64) * (2 * HEADS * _PAGE_SIZE * HEAD_DIM) + head * (_PAGE_SIZE * HEAD_DIM)
-        key_ptr = kv_layer_ptr + page_start[:, None] + ((slot % _PAGE_SIZE) * HEAD_DIM)[:, None] + d[None, :]
-        mask = in_slots[:, None] & (d < HEAD_DIM)[None, :]
-        k = tl.load(key_ptr, mask=mask, other=0.0)
-        v = tl.load(key_ptr + HEADS * _PAGE_SIZE * HEAD_DIM, mask=mask, other=0.0)
-
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        age = position[:, None] - (slot - start_offset)[None, :]
-        scores = tl.where((age >= 0) & (age < window) & in_slots[None, :], scores, _NO_KEY)
-
-        # If a query has seen no key so far, its maximum is -inf, and -inf - -inf would be NaN.
-        new_max = tl.maximum(running_max, tl.max(scores, 1))
-        finite_max = tl.where(new_max == _NO_KEY, 0.0, new_max)
-        probability = tl.exp(scores - finite_max[:, None])
-        correction = tl.exp(running_max - finite_max)
-        running_sum = running_sum * correction + tl.sum(probability, 1)
-        acc = tl.dot(probability.to(DTYPE), v, acc * correction[:, None], input_precision="ieee")
-        running_max = new_max
-
-    if NUM_SPLITS == 1:
-        tl.store(out_ptr + row_d, acc / tl.where(running_sum == 0.0, 1.0, running_sum)[:, None], mask=mask_d)
+    A sum over the warps' axis would go through shared memory a few numbers at a time; this takes one exchange.
+    """
+    if len(x.shape) == 3:
+        last = tl.reshape(tl.permute(x, (1, 2, 0)), [x.shape[1], x.shape[2], 2, 2])
     else:
-        offset = split.to(tl.int64) * num_rows
-        tl.store(partial_ptr + offset * (HEADS * HEAD_DIM) + row_d, acc, mask=mask_d)
-        row_head = (offset + row) * HEADS + head
-        tl.store(partial_max_ptr + row_head, running_max, mask=in_queries)
-        tl.store(partial_sum_ptr + row_head, running_sum, mask=in_queries)
+        last = tl.reshape(tl.permute(x, (1, 0)), [x.shape[1], 2, 2])
+    even, odd = tl.split(last)
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0, x1, x2, x3
 
 
 @triton.jit
@@ -186,47 +128,161 @@ def combined(partial_ptr, partial_max_ptr, partial_sum_ptr, row_head, row_head_m
     row_head: row * heads + head. d: elements of a head. Both broadcast to the shape of `mask`; `row_head_mask` has the
     shape of `row_head`.
     """
-    largest = tl.load(partial_max_ptr + row_head, mask=row_head_mask, other=0.0)
+    # From the L2 cache (.cg): another multiprocessor may just have written them.
+    largest = tl.load(partial_max_ptr + row_head, mask=row_head_mask, other=0.0, cache_modifier=".cg")
     for split in tl.static_range(1, NUM_SPLITS):
         offset = split * num_row_heads + row_head
-        largest = tl.maximum(largest, tl.load(partial_max_ptr + offset, mask=row_head_mask, other=0.0))
+        split_max = tl.load(partial_max_ptr + offset, mask=row_head_mask, other=0.0, cache_modifier=".cg")
+        largest = tl.maximum(largest, split_max)
     total = tl.zeros_like(largest)
     weighted = tl.zeros(mask.shape, tl.float32)
     for split in tl.static_range(NUM_SPLITS):
         # The weight of an empty split is exp(-inf) = 0. At least one is not empty: a row attends to its own key.
         offset = split * num_row_heads + row_head
-        weight = tl.exp(tl.load(partial_max_ptr + offset, mask=row_head_mask, other=0.0) - largest)
-        total += weight * tl.load(partial_sum_ptr + offset, mask=row_head_mask, other=1.0)
-        weighted += weight * tl.load(partial_ptr + offset * HEAD_DIM + d, mask=mask, other=0.0)
+        split_max = tl.load(partial_max_ptr + offset, mask=row_head_mask, other=0.0, cache_modifier=".cg")
+        split_sum = tl.load(partial_sum_ptr + offset, mask=row_head_mask, other=1.0, cache_modifier=".cg")
+        split_out = tl.load(partial_ptr + offset * HEAD_DIM + d, mask=mask, other=0.0, cache_modifier=".cg")
+        weight = tl.exp(split_max - largest)
+        total += weight * split_sum
+        weighted += weight * split_out
     return weighted / tl.where(total == 0.0, 1.0, total)  # 0 for a row of no session
 
 
-@triton.jit(do_not_specialize=["num_rows"])
-def _combine_splits_kernel(
-    partial_ptr,  # [NUM_SPLITS, num_rows, HEADS, HEAD_DIM] float32
-    partial_max_ptr,  # [NUM_SPLITS, num_rows, HEADS] float32
-    partial_sum_ptr,  # [NUM_SPLITS, num_rows, HEADS] float32
-    out_ptr,  # [num_rows, HEADS * HEAD_DIM]
+@triton.jit(do_not_specialize=["num_rows", "pages_per_session", "window"])
+def _paged_attention_kernel(
+    q_ptr,  # [R, HEADS * HEAD_DIM] float32
+    kv_layer_ptr,  # [pages, 2, HEADS, 16, HEAD_DIM]
+    page_table_ptr,  # [S, pages_per_session]
+    query_start_ptr,  # [S + 1]
+    context_lens_ptr,  # [S]
+    start_offsets_ptr,  # [S]
+    out_ptr,  # [R, HEADS * HEAD_DIM], with NUM_SPLITS == 1 or arrivals
+    partial_ptr,  # [NUM_SPLITS, R, HEADS, HEAD_DIM] float32, with NUM_SPLITS > 1
+    partial_max_ptr,  # [NUM_SPLITS, R, HEADS] float32
+    partial_sum_ptr,  # [NUM_SPLITS, R, HEADS] float32
+    arrivals_ptr,  # [S * HEADS] int32, zeros, or None: the partials are left to the next kernel
     num_rows,
+    pages_per_session,
+    window,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: BLOCK_HEADS heads of one row.
-    row = tl.program_id(0)
-    head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]
-    d = tl.arange(0, BLOCK_D)[None, :]
-    mask = (head < HEADS) & (d < HEAD_DIM)
-    launch_and_wait(USE_PDL)
+    # One program: one head of one session, one range of the pages its queries see. A tile is one page for each warp.
+    pair = tl.program_id(0)
+    session = pair // HEADS
+    head = pair % HEADS
+    split = tl.program_id(1)
+    if USE_PDL:
+        gdc_launch_dependents()
 
-    out = combined(
-        partial_ptr, partial_max_ptr, partial_sum_ptr, row * HEADS + head, head < HEADS, d, mask, num_rows * HEADS,
-        HEAD_DIM, NUM_SPLITS,
-    )  # fmt: skip
-    tl.store(out_ptr + (row.to(tl.int64) * HEADS + head) * HEAD_DIM + d, out, mask=mask)
+    # No kernel of the step writes the inputs, nor the slots of cached tokens: they are read before the wait.
+    first_row = tl.load(query_start_ptr + session)
+    num_queries = tl.load(query_start_ptr + session + 1) - first_row
+    context = tl.load(context_lens_ptr + session)
+    start_offset = tl.load(start_offsets_ptr + session)
+
+    # Slots of the keys that any query sees, in whole pages, and this split's share of the pages.
+    first_slot = tl.maximum(context - window + 1, 0) + start_offset
+    end_slot = context + num_queries + start_offset
+    first_page = first_slot >> _PAGE_SHIFT
+    num_pages = tl.where(num_queries > 0, ((end_slot - 1) >> _PAGE_SHIFT) + 1 - first_page, 0)
+    pages_per_split = tl.cdiv(num_pages, NUM_SPLITS)
+    begin = first_page + split * pages_per_split
+    end = first_page + tl.minimum((split + 1) * pages_per_split, num_pages)
+    end_slot = tl.minimum(end_slot, end << _PAGE_SHIFT)
+
+    warp = tl.arange(0, _WARPS)
+    table_ptr = page_table_ptr + session * pages_per_session + warp
+    head_ptr = kv_layer_ptr + head * (_PAGE_SIZE * HEAD_DIM)
+    page = tl.load(table_ptr + begin, mask=begin + warp < end, other=0)
+    if USE_PDL:
+        _prefetch_pages(head_ptr, page, HEADS, HEAD_DIM)
+        if NUM_SPLITS > 1:  # few programs, whose latency counts
+            second = tl.load(table_ptr + begin + _WARPS, mask=begin + _WARPS + warp < end, other=0)
+            _prefetch_pages(head_ptr, second, HEADS, HEAD_DIM)
+        gdc_wait()
+    if num_queries <= 0:
+        return
+
+    d = tl.arange(0, BLOCK_D)
+    i = tl.arange(0, BLOCK_Q)
+    in_queries = i < num_queries
+    row = first_row + i
+    row_d = row.to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + d[None, :]
+    mask_d = in_queries[:, None] & (d < HEAD_DIM)[None, :]
+    every_warp = tl.zeros([_WARPS, 1, 1], tl.int32)
+    q = tl.load(q_ptr + every_warp + row_d[None, :, :], mask=(every_warp == 0) & mask_d[None, :, :], other=0.0)
+    q = q.to(DTYPE)
+
+    # A query sees the slots newest - window + 1 to newest, as far as they are this split's.
+    newest = (context + start_offset + i)[None, :, None]
+    oldest = tl.maximum(newest - window + 1, start_offset)
+    newest = tl.minimum(newest, end_slot - 1)
+
+    token = tl.arange(0, _PAGE_SIZE)
+    within_page = (token * HEAD_DIM)[None, :, None] + d[None, None, :]
+    running_max = tl.full([_WARPS, BLOCK_Q], _NO_KEY, tl.float32)
+    running_sum = tl.zeros([_WARPS, BLOCK_Q], tl.float32)
+    acc = tl.zeros([_WARPS, BLOCK_Q, BLOCK_D], tl.float32)
+    for tile in range(begin, end, _WARPS):
+        slot = ((tile + warp) << _PAGE_SHIFT)[:, None] + token[None, :]
+        # Slots outside hold other tokens or garbage. They are not read: 0 * NaN would be NaN.
+        mask = ((slot >= first_slot) & (slot < end_slot))[:, :, None]
+        if BLOCK_D != HEAD_DIM:
+            mask = mask & (d < HEAD_DIM)[None, None, :]
+        key_ptr = (head_ptr + page.to(tl.int64) * (2 * HEADS * _PAGE_SIZE * HEAD_DIM))[:, None, None] + within_page
+        k = tl.load(key_ptr, mask=mask, other=0.0)
+        v = tl.load(key_ptr + HEADS * _PAGE_SIZE * HEAD_DIM, mask=mask, other=0.0)
+        # Of the next tile: so loads of keys never wait for an entry of the page table.
+        following = tile + _WARPS
+        page = tl.load(table_ptr + following, mask=following + warp < end, other=0)
+
+        scores = tl.dot(q, tl.permute(k, (0, 2, 1)), input_precision="ieee")
+        slot = slot[:, None, :]
+        scores = tl.where((slot >= oldest) & (slot <= newest), scores, _NO_KEY)
+
+        # If a query has seen no key so far, its maximum is -inf, and -inf - -inf would be NaN.
+        new_max = tl.maximum(running_max, tl.max(scores, 2))
+        finite_max = tl.where(new_max == _NO_KEY, 0.0, new_max)
+        probability = tl.exp(scores - finite_max[:, :, None])
+        correction = tl.exp(running_max - finite_max)
+        running_sum = running_sum * correction + tl.sum(probability, 2)
+        acc = tl.dot(probability.to(DTYPE), v, acc * correction[:, :, None], input_precision="ieee")
+        running_max = new_max
+
+    # The warps' softmaxes become one.
+    m0, m1, m2, m3 = _quarters(running_max)
+    s0, s1, s2, s3 = _quarters(running_sum)
+    a0, a1, a2, a3 = _quarters(acc)
+    largest = tl.maximum(tl.maximum(m0, m1), tl.maximum(m2, m3))
+    finite_max = tl.where(largest == _NO_KEY, 0.0, largest)
+    w0, w1, w2, w3 = tl.exp(m0 - finite_max), tl.exp(m1 - finite_max), tl.exp(m2 - finite_max), tl.exp(m3 - finite_max)
+    total = (s0 * w0 + s1 * w1) + (s2 * w2 + s3 * w3)
+    weighted = (a0 * w0[:, None] + a1 * w1[:, None]) + (a2 * w2[:, None] + a3 * w3[:, None])
+
+    if NUM_SPLITS == 1:
+        tl.store(out_ptr + row_d, weighted / tl.where(total == 0.0, 1.0, total)[:, None], mask=mask_d)
+    else:
+        offset = split.to(tl.int64) * num_rows
+        tl.store(partial_ptr + offset * (HEADS * HEAD_DIM) + row_d, weighted, mask=mask_d)
+        row_head = (offset + row) * HEADS + head
+        tl.store(partial_max_ptr + row_head, largest, mask=in_queries)
+        tl.store(partial_sum_ptr + row_head, total, mask=in_queries)
+        if arrivals_ptr is not None:
+            # The program that arrives last combines the splits, always in the same order.
+            tl.debug_barrier()
+            if tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel") == NUM_SPLITS - 1:
+                out = combined(
+                    partial_ptr, partial_max_ptr, partial_sum_ptr, (row * HEADS + head)[:, None], in_queries[:, None],
+                    d[None, :], mask_d, num_rows * HEADS, HEAD_DIM, NUM_SPLITS,
+                )  # fmt: skip
+                tl.store(out_ptr + row_d, out, mask=mask_d)
+                tl.store(arrivals_ptr + pair, 0)
 
 
 def check_partials(partial: Tensor | None, partial_max: Tensor | None, partial_sum: Tensor | None) -> None:
@@ -264,6 +320,7 @@ def paged_attention(
     partial: Tensor | None = None,
     partial_max: Tensor | None = None,
     partial_sum: Tensor | None = None,
+    arrivals: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Compute the attention of all sessions' new tokens. Rows of no session are not written.
@@ -277,12 +334,14 @@ def paged_attention(
         context_lens: [S], int32: cached tokens of a session before its new ones.
         start_offsets: [S], int32: slot of key 0 in the session's first page.
         window: keys that a query attends to, its own included; max_position_embeddings for a global layer.
-        out: [R, H], float32, bfloat16 or float16; written if num_splits is 1, else not.
-        max_queries: the most rows that a session has.
+        out: [R, H], float32, bfloat16 or float16; written if num_splits is 1 or with `arrivals`, else not.
+        max_queries: the most rows that a session has, at most `MAX_QUERIES`.
         num_splits: number of ranges that the visible keys of a session are divided into.
         partial: [num_splits, R, heads, head_dim], float32: sums of exp(score - max) v; written if num_splits > 1.
         partial_max: [num_splits, R, heads], float32: max of the scores, -inf for a range without keys.
         partial_sum: [num_splits, R, heads], float32: sum of exp(score - max), 0 for a range without keys.
+        arrivals: [S * heads], int32, zeros, and zeros again afterwards; if given, the splits are combined into `out`.
+            Without it, they are left to `combine_out_proj`, which suits few rows.
         pdl: programmatic dependent launch, see `launch` (sm_90 or later).
 
     Raises:
@@ -300,6 +359,8 @@ def paged_attention(
         raise ValueError(f"kv_layer: expected heads * head_dim = {hidden} (columns of q), got {heads} * {head_dim}")
     if not 16 <= head_dim <= 128:
         raise ValueError(f"kv_layer: expected head_dim 16 to 128, got {head_dim}")
+    if max_queries > MAX_QUERIES:
+        raise ValueError(f"max_queries: expected at most {MAX_QUERIES}, got {max_queries}")
     check("page_table", page_table, (sessions, pages_per_session), torch.int32, device)
     check("query_start", query_start, (sessions + 1,), torch.int32, device)
     check("context_lens", context_lens, (sessions,), torch.int32, device)
@@ -313,39 +374,14 @@ def paged_attention(
         assert partial is not None
         check("partial", partial, (num_splits, rows, heads, head_dim), torch.float32, device)
 
-    tile = config(max_queries, head_dim, kv_layer.dtype)
-    _paged_attention_kernel[(sessions * heads, num_splits, triton.cdiv(max_queries, tile.block_q))](
+    if arrivals is not None:
+        check("arrivals", arrivals, (sessions * heads,), torch.int32, device)
+
+    tile = config(kv_layer.dtype)
+    _paged_attention_kernel[(sessions * heads, num_splits)](
         q, kv_layer, page_table, query_start, context_lens, start_offsets, out, partial, partial_max, partial_sum,
-        rows, pages_per_session, window,
+        arrivals, rows, pages_per_session, window,
         HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=num_splits,
-        BLOCK_Q=tile.block_q, BLOCK_KEYS=tile.block_keys, BLOCK_D=triton.next_power_of_2(head_dim),
-        DTYPE=triton_dtype(kv_layer.dtype), USE_PDL=pdl,
+        BLOCK_Q=tile.block_q, BLOCK_D=triton.next_power_of_2(head_dim), DTYPE=triton_dtype(kv_layer.dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
-    )  # fmt: skip
-
-
-def combine_splits(
-    partial: Tensor, partial_max: Tensor, partial_sum: Tensor, out: Tensor, *, pdl: bool = False
-) -> None:
-    """Combine the splits that `paged_attention` wrote. Rows of no session are undefined.
-
-    Args:
-        partial: [num_splits, R, heads, head_dim], float32, as in `paged_attention`.
-        partial_max: [num_splits, R, heads], float32, as in `paged_attention`.
-        partial_sum: [num_splits, R, heads], float32, as in `paged_attention`.
-        out: [R, H], float32, bfloat16 or float16; written.
-        pdl: programmatic dependent launch, see `launch` (sm_90 or later).
-
-    Raises:
-        ValueError: an argument has another shape, dtype or device than above, or is not contiguous.
-    """
-    check_partials(partial, partial_max, partial_sum)
-    splits, rows, heads, head_dim = partial.shape
-    check("out", out, (rows, heads * head_dim), KV_DTYPES, partial.device)
-    block_heads = triton.next_power_of_2(heads) if INTERPRETING else 4
-    _combine_splits_kernel[(rows, triton.cdiv(heads, block_heads))](
-        partial, partial_max, partial_sum, out, rows,
-        HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=splits,
-        BLOCK_HEADS=block_heads, BLOCK_D=triton.next_power_of_2(head_dim), USE_PDL=pdl,
-        num_warps=4, launch_pdl=pdl,
     )  # fmt: skip

@@ -14,9 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import check_partials, combine_splits_reference, combined
-from .launch import INTERPRETING, WEIGHT_DTYPES, check, check_scale, compute_dtype, launch_and_wait, triton_dtype
+from .few_rows import load_weights, multiply
+from .launch import WEIGHT_DTYPES, check, check_scale, compute_dtype, launch_dependents, triton_dtype, wait
 from .linear import linear_residual_reference
-from .projection import SMALL_ROWS, config, prefetch_weights
+from .projection import load_residual, scale_and_bias
+from .tiles import SMALL_ROWS, tile_of
 
 
 def combine_out_proj_reference(
@@ -54,36 +56,33 @@ def _combine_out_proj_kernel(
     DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: BLOCK_N outputs of all rows, BLOCK_HEADS heads at a time, a warp each, as K is split in `project`.
+    # One program: BLOCK_N outputs of all rows, BLOCK_HEADS heads at a time: a head is a part of K, as in few_rows.py.
     K: tl.constexpr = HEADS * HEAD_DIM
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = tl.arange(0, BLOCK_M)
-    if USE_PDL:
-        prefetch_weights(weight_ptr, tl.program_id(0) * BLOCK_N, N, K, False, BLOCK_N)
-    launch_and_wait(USE_PDL)
+    launch_dependents(USE_PDL)
+    scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
+    weights = load_weights(weight_ptr, columns, N, K, False, BLOCK_HEADS, BLOCK_D, HEAD_DIM, DTYPE)
+    wait(USE_PDL)
 
-    d_w = tl.arange(0, BLOCK_D)[None, :, None]
-    d_a = tl.arange(0, BLOCK_D)[None, None, :]
-    parts = tl.zeros([BLOCK_HEADS, BLOCK_M, BLOCK_N], tl.float32)
-    # Not pipelined: copies of all splits' partials ahead of their use would not fit into shared memory.
-    for first_head in tl.range(0, HEADS, BLOCK_HEADS, num_stages=1):
+    x = load_residual(x_ptr, rows, num_rows, columns, N)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    d = tl.arange(0, BLOCK_D)[None, None, :]
+    for first_head in tl.static_range(0, HEADS, BLOCK_HEADS):
+        if first_head > 0:
+            weights = load_weights(
+                weight_ptr + first_head * HEAD_DIM, columns, N, K, False, BLOCK_HEADS, BLOCK_D, HEAD_DIM, DTYPE
+            )
         head = first_head + tl.arange(0, BLOCK_HEADS)[:, None, None]
-        w_mask = (columns < N)[None, None, :] & (head < HEADS) & (d_w < HEAD_DIM)
-        w = tl.load(weight_ptr + columns[None, None, :] * K + head * HEAD_DIM + d_w, mask=w_mask, other=0.0)
         row_mask = (rows < num_rows)[None, :, None] & (head < HEADS)
         a = combined(
-            partial_ptr, partial_max_ptr, partial_sum_ptr, rows[None, :, None] * HEADS + head, row_mask, d_a,
-            row_mask & (d_a < HEAD_DIM), num_rows * HEADS, HEAD_DIM, NUM_SPLITS,
+            partial_ptr, partial_max_ptr, partial_sum_ptr, rows[None, :, None] * HEADS + head, row_mask, d,
+            row_mask & (d < HEAD_DIM), num_rows * HEADS, HEAD_DIM, NUM_SPLITS,
         )  # fmt: skip
-        parts = tl.dot(a.to(DTYPE), w.to(DTYPE), parts, input_precision="ieee")
-    acc = tl.sum(parts, 0)
-    if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + columns, mask=columns < N, other=0.0)[None, :]
-    acc += tl.load(bias_ptr + columns, mask=columns < N, other=0.0)[None, :]
+        acc += multiply(a, weights, DTYPE)
 
     mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
-    x_ptrs = x_ptr + rows[:, None] * N + columns[None, :]
-    tl.store(x_ptrs, tl.load(x_ptrs, mask=mask, other=0.0) + acc, mask=mask)
+    tl.store(x_ptr + rows[:, None] * N + columns[None, :], x + acc * scale + bias, mask=mask)
 
 
 def combine_out_proj(
@@ -125,12 +124,12 @@ def combine_out_proj(
     check("bias", bias, (outputs,), torch.float32, device)
     check("x", x, (rows, outputs), torch.float32, device)
 
-    tile = config(rows, outputs, weight.dtype)
-    block_heads = 8 if heads > 4 and not INTERPRETING else tile.split_k  # a head a warp
+    tile = tile_of(rows, outputs, hidden, weight.dtype)
+    block_heads = min(triton.next_power_of_2(heads), 4 if weight.dtype == torch.float32 else 16)
     _combine_out_proj_kernel[(triton.cdiv(outputs, tile.block_n),)](
         partial, partial_max, partial_sum, weight, scale, bias, x, rows,
         N=outputs, HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=splits,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_HEADS=block_heads, BLOCK_D=triton.next_power_of_2(head_dim),
         DTYPE=triton_dtype(compute_dtype(weight.dtype)), USE_PDL=pdl,
-        num_warps=tile.num_warps if INTERPRETING else block_heads, num_stages=tile.num_stages, launch_pdl=pdl,
+        num_warps=8, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """Argument checks, compute dtypes and programmatic dependent launch (PDL), shared by all kernel files.
 
-With PDL a kernel may start while the previous one still runs: `launch_and_wait` lets the next kernel start, then waits
-until all earlier work is complete and visible. Before that call only weights may be read, since no kernel writes them.
-Every program of every kernel calls it, also one that returns early. So a kernel that has passed it can rely on all
+With PDL a kernel may start while the previous one still runs: `launch_dependents` lets the next kernel start, `wait`
+waits until all earlier work is complete and visible. Before that only weights may be read, since no kernel writes them.
+Every program of every kernel calls both, also one that returns early. So a kernel that has passed it can rely on all
 earlier kernels of its stream, not only on the previous one.
 """
 
@@ -85,8 +85,21 @@ def check_scale(weight: Tensor, scale: Tensor | None, num_outputs: int) -> None:
 
 
 @triton.jit
-def launch_and_wait(USE_PDL: tl.constexpr):
-    """Let the next kernel of the stream start, and wait for all earlier ones; without PDL do nothing."""
+def launch_dependents(USE_PDL: tl.constexpr):
+    """Let the next kernel of the stream start; without PDL do nothing."""
     if USE_PDL:
         gdc_launch_dependents()
+
+
+@triton.jit
+def wait(USE_PDL: tl.constexpr):
+    """Wait for all earlier kernels of the stream; without PDL do nothing."""
+    if USE_PDL:
         gdc_wait()
+
+
+@triton.jit
+def launch_and_wait(USE_PDL: tl.constexpr):
+    """Let the next kernel of the stream start, and wait for all earlier ones; without PDL do nothing."""
+    launch_dependents(USE_PDL)
+    wait(USE_PDL)

@@ -29,11 +29,11 @@ from .launch import (
     check_dimensions,
     check_scale,
     compute_dtype,
-    launch_and_wait,
     triton_dtype,
 )
-from .norm import layer_norm, layer_norm_statistics
-from .projection import block_h, config, prefetch_weights, project
+from .norm import layer_norm
+from .projection import product, scale_and_bias
+from .tiles import block_h, tile_of
 
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
 
@@ -96,28 +96,22 @@ def _norm_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
     # One program: BLOCK_N outputs of BLOCK_M rows.
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_column = tl.program_id(0) * BLOCK_N
+    columns = first_column + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if USE_PDL and SPLIT_K > 1:
-        prefetch_weights(weight_ptr, tl.program_id(0) * BLOCK_N, N, K, False, BLOCK_N)
-    launch_and_wait(USE_PDL)
+    scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
 
-    mean, rstd = 0.0, 0.0
-    if NORM:
-        mean, rstd = layer_norm_statistics(x_ptr, rows, num_rows, K, BLOCK_H)
-    acc = project(
-        x_ptr, norm_weight_ptr, norm_bias_ptr, mean, rstd, weight_ptr, rows, num_rows, columns,
-        N, K, NORM, False, SPLIT_K, BLOCK_K, DTYPE,
+    acc, _ = product(
+        x_ptr, norm_weight_ptr, norm_bias_ptr, weight_ptr, None, rows, num_rows, first_column, BLOCK_N,
+        N, K, NORM, False, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
     )  # fmt: skip
-    if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + columns, mask=columns < N, other=0.0)[None, :]
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + columns, mask=columns < N, other=0.0)[None, :]
+    acc = acc * scale + bias
     if GELU:
         acc = gelu_new(acc)
 
@@ -143,32 +137,29 @@ def _norm_qkv_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
     # One program: BLOCK_N of the 3 H outputs of BLOCK_M rows; a block may reach from q into k, or from head to head.
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_column = tl.program_id(0) * BLOCK_N
+    columns = first_column + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if USE_PDL and SPLIT_K > 1:
-        prefetch_weights(weight_ptr, tl.program_id(0) * BLOCK_N, 3 * H, H, False, BLOCK_N)
-    launch_and_wait(USE_PDL)
+    scale, bias = scale_and_bias(scale_ptr, None, columns, 3 * H)
+    # An input of the step, which no kernel writes.
+    slot = tl.load(slot_mapping_ptr + rows, mask=rows < num_rows, other=-1)
 
-    mean, rstd = 0.0, 0.0
-    if NORM:
-        mean, rstd = layer_norm_statistics(x_ptr, rows, num_rows, H, BLOCK_H)
-    acc = project(
-        x_ptr, norm_weight_ptr, norm_bias_ptr, mean, rstd, weight_ptr, rows, num_rows, columns,
-        3 * H, H, NORM, False, SPLIT_K, BLOCK_K, DTYPE,
+    acc, _ = product(
+        x_ptr, norm_weight_ptr, norm_bias_ptr, weight_ptr, None, rows, num_rows, first_column, BLOCK_N,
+        3 * H, H, NORM, False, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
     )  # fmt: skip
-    if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + columns, mask=columns < 3 * H, other=0.0)[None, :]
+    acc = acc * scale + bias
 
     in_rows = (rows < num_rows)[:, None]
     tl.store(q_out_ptr + rows.to(tl.int64)[:, None] * H + columns[None, :], acc, mask=in_rows & (columns < H)[None, :])
 
     # kv element (page, part, head, offset, d): part 0 is k, 1 is v.
-    slot = tl.load(slot_mapping_ptr + rows, mask=rows < num_rows, other=-1)
     part = columns // H - 1
     head = (columns % H) // HEAD_DIM
     d = columns % HEAD_DIM
@@ -193,27 +184,23 @@ def _linear_residual_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    WHOLE: tl.constexpr,
     DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
     # One program: BLOCK_N outputs of BLOCK_M rows, which no other program reads or writes.
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_column = tl.program_id(0) * BLOCK_N
+    columns = first_column + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if USE_PDL and SPLIT_K > 1:
-        prefetch_weights(weight_ptr, tl.program_id(0) * BLOCK_N, N, K, TRANSPOSED, BLOCK_N)
-    launch_and_wait(USE_PDL)
+    scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
 
-    acc = project(
-        a_ptr, None, None, 0.0, 0.0, weight_ptr, rows, num_rows, columns,
-        N, K, False, TRANSPOSED, SPLIT_K, BLOCK_K, DTYPE,
+    acc, x = product(
+        a_ptr, None, None, weight_ptr, x_ptr, rows, num_rows, first_column, BLOCK_N,
+        N, K, False, TRANSPOSED, WHOLE, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE, USE_PDL,
     )  # fmt: skip
-    if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + columns, mask=columns < N, other=0.0)[None, :]
-    acc += tl.load(bias_ptr + columns, mask=columns < N, other=0.0)[None, :]
 
     mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
-    x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
-    tl.store(x_ptrs, tl.load(x_ptrs, mask=mask, other=0.0) + acc, mask=mask)
+    tl.store(x_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :], x + acc * scale + bias, mask=mask)
 
 
 def norm_linear(
@@ -261,12 +248,12 @@ def norm_linear(
     check("out", out, (rows, outputs), dtype, device)
 
     rows_in = _normed(x, norm_weight, norm_bias, normed, dtype, pdl)
-    tile = config(rows, outputs, weight.dtype, norm=normed is None)
+    tile = tile_of(rows, outputs, hidden, weight.dtype)
     _norm_linear_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
         rows_in, norm_weight, norm_bias, weight, scale, bias, out, rows,
         N=outputs, K=hidden, GELU=gelu, NORM=normed is None,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
-        BLOCK_H=block_h(hidden, tile.block_m),
+        WHOLE=tile.whole, BLOCK_H=block_h(hidden, tile.block_m),
         DTYPE=triton_dtype(dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip
@@ -320,12 +307,12 @@ def norm_qkv(
 
     dtype = compute_dtype(weight.dtype)
     rows_in = _normed(x, norm_weight, norm_bias, normed, dtype, pdl)
-    tile = config(rows, 3 * hidden, weight.dtype, norm=normed is None)
+    tile = tile_of(rows, 3 * hidden, hidden, weight.dtype)
     _norm_qkv_kernel[(triton.cdiv(3 * hidden, tile.block_n), triton.cdiv(rows, tile.block_m))](
         rows_in, norm_weight, norm_bias, weight, scale, q_out, kv_layer, slot_mapping, rows,
         H=hidden, HEAD_DIM=head_dim, NORM=normed is None,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
-        BLOCK_H=block_h(hidden, tile.block_m),
+        WHOLE=tile.whole, BLOCK_H=block_h(hidden, tile.block_m),
         DTYPE=triton_dtype(dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip
@@ -367,11 +354,11 @@ def linear_residual(
     check("bias", bias, (outputs,), torch.float32, device)
     check("x", x, (rows, outputs), torch.float32, device)
 
-    tile = config(rows, outputs, weight.dtype, transposed=transposed)
+    tile = tile_of(rows, outputs, inputs, weight.dtype)
     _linear_residual_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
         a, weight, scale, bias, x, rows,
         N=outputs, K=inputs, TRANSPOSED=transposed,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
-        DTYPE=triton_dtype(dtype), USE_PDL=pdl,
+        WHOLE=tile.whole, DTYPE=triton_dtype(dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip

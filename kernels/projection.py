@@ -1,78 +1,19 @@
-"""Device function: a tile of LN(rows) W^T, the product that all linear kernels share, and its tile sizes.
+"""Device function: LN(rows) W^T or rows W^T, the product that all linear kernels share, with the wait in it.
 
-With few rows (a step of a few agents), time goes into reading the weights. Tiles are narrow, so that about a hundred
-programs share the bytes, and K is split over the warps of a program (a batched product, summed in fixed order at the
-end), because a single chain of 16-deep products would take longer than the loads. With many rows, tiles are ordinary
-tensor-core tiles.
+With few rows it is that of few_rows.py, all inputs at once. Else it iterates over the inputs, with several loads in
+flight; where K is split over the warps of a program, as a batched product that is summed in fixed order at the end.
 
-Shapes: M rows, N outputs, K inputs.
+Shapes: M rows, N outputs, K inputs. Tile sizes are in tiles.py.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 
-from .launch import INTERPRETING
-
-SMALL_ROWS = 16
-"""Most rows that count as few."""
-
-
-class Config(NamedTuple):
-    """Launch parameters of a product.
-
-    Attributes:
-        block_m: rows per program.
-        block_n: outputs per program.
-        block_k: inputs per iteration, of each part of K.
-        split_k: parts of K that are computed in parallel.
-        num_warps: per program.
-        num_stages: of the software pipeline over K.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    split_k: int
-    num_warps: int
-    num_stages: int
-
-
-def config(
-    num_rows: int, num_outputs: int, weight_dtype: torch.dtype, *, transposed: bool = False, norm: bool = False
-) -> Config:
-    """Return launch parameters for a product [num_rows, K] x [K, num_outputs].
-
-    Args:
-        num_rows: M.
-        num_outputs: N.
-        weight_dtype: of the weights.
-        transposed: the weights are [K, N].
-        norm: the rows are float32 and normalised as they are loaded.
-    """
-    if INTERPRETING:
-        block_n = min(512, triton.next_power_of_2(num_outputs))
-        return Config(16, block_n, 128, 2, 1, 1) if num_rows <= SMALL_ROWS else Config(64, block_n, 256, 1, 1, 1)
-    if num_rows <= SMALL_ROWS:
-        # Transposed weights are contiguous along the outputs: 16 of them fill a 32-byte sector.
-        block_n = 8 if num_outputs < 1600 and not transposed else 16
-        wide = weight_dtype == torch.float32
-        return Config(SMALL_ROWS, block_n, 32 if wide else 64, 4, 4, 4 if transposed else 3)
-    if weight_dtype == torch.float32:
-        return Config(32, 64, 32, 1, 4, 2)
-    if num_rows <= 256:
-        return Config(64, 32 if num_outputs < 1600 else 64, 64, 1, 8 if weight_dtype == torch.int8 else 4, 3)
-    return Config(128, 128, 64, 1, 8, 2 if norm else 3)
-
-
-def block_h(hidden: int, block_m: int) -> int:
-    """Return the columns per iteration of the LayerNorm statistics: whole rows if a tile of them fits in registers."""
-    limit = 1024 if INTERPRETING or block_m <= SMALL_ROWS else 128
-    return min(limit, int(triton.next_power_of_2(hidden)))
+from .few_rows import load_norm, load_rows, load_weights, multiply, normalise
+from .launch import launch_dependents, wait
+from .norm import layer_norm_statistics
 
 
 @triton.jit
@@ -105,7 +46,84 @@ def prefetch_weights(
 
 
 @triton.jit
-def project(
+def scale_and_bias(scale_ptr, bias_ptr, columns, N: tl.constexpr):
+    """Return scale and bias of outputs, [1, BLOCK_N] each: 1 and 0 where there is none. They do not need the wait."""
+    scale = tl.full([1, columns.shape[0]], 1.0, tl.float32)
+    bias = tl.zeros([1, columns.shape[0]], tl.float32)
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr + columns, mask=columns < N, other=0.0)[None, :]
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + columns, mask=columns < N, other=0.0)[None, :]
+    return scale, bias
+
+
+@triton.jit
+def product(
+    a_ptr,  # [num_rows, K]
+    norm_weight_ptr,  # [K] float32, with NORM
+    norm_bias_ptr,  # [K] float32, with NORM
+    weight_ptr,  # [N, K], or with TRANSPOSED [K, N]
+    residual_ptr,  # [num_rows, N] float32, or None
+    rows,  # [BLOCK_M]
+    num_rows,
+    first_column,
+    BLOCK_N: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    DTYPE: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    """Wait for earlier kernels, and return a W^T or, with NORM, LN(a) W^T, and the residual, 0 without one.
+
+    Both are float32 [BLOCK_M, BLOCK_N]. Operands are rounded to DTYPE. Rows from num_rows and columns from N on give
+    finite numbers.
+    """
+    launch_dependents(USE_PDL)
+    columns = first_column + tl.arange(0, BLOCK_N)
+    if WHOLE:
+        weights = load_weights(weight_ptr, columns, N, K, TRANSPOSED, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE)
+        if NORM:
+            norm_weight = load_norm(norm_weight_ptr, K, rows.shape[0], SPLIT_K, BLOCK_K)
+            norm_bias = load_norm(norm_bias_ptr, K, rows.shape[0], SPLIT_K, BLOCK_K)
+        wait(USE_PDL)
+        a = load_rows(a_ptr, rows, num_rows, K, SPLIT_K, BLOCK_K)
+        residual = load_residual(residual_ptr, rows, num_rows, columns, N)
+        if NORM:
+            a = normalise(a, norm_weight, norm_bias, K, SPLIT_K, BLOCK_K)
+        acc = multiply(a, weights, DTYPE)
+    else:
+        if USE_PDL:
+            prefetch_weights(weight_ptr, first_column, N, K, TRANSPOSED, BLOCK_N)
+        wait(USE_PDL)
+        mean, rstd = 0.0, 0.0
+        if NORM:
+            mean, rstd = layer_norm_statistics(a_ptr, rows, num_rows, K, BLOCK_H)
+        acc = _iterate(
+            a_ptr, norm_weight_ptr, norm_bias_ptr, mean, rstd, weight_ptr, rows, num_rows, columns,
+            N, K, NORM, TRANSPOSED, SPLIT_K, BLOCK_K, DTYPE,
+        )  # fmt: skip
+        residual = load_residual(residual_ptr, rows, num_rows, columns, N)
+    return acc, residual
+
+
+@triton.jit
+def load_residual(residual_ptr, rows, num_rows, columns, N: tl.constexpr):
+    """Return the elements of residual_ptr [num_rows, N] at rows and columns, 0 outside and for None."""
+    residual = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+    if residual_ptr is not None:
+        mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
+        residual = tl.load(residual_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :], mask=mask, other=0.0)
+    return residual
+
+
+@triton.jit
+def _iterate(
     a_ptr,  # [num_rows, K]
     norm_weight_ptr,  # [K] float32, with NORM
     norm_bias_ptr,  # [K] float32, with NORM

@@ -100,7 +100,7 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     from jat_engine.kernels.embedding import embed
     from jat_engine.kernels.head import head
     from jat_engine.kernels.linear import linear_residual, norm_linear, norm_qkv
-    from jat_engine.kernels.projection import SMALL_ROWS
+    from jat_engine.kernels.tiles import SMALL_ROWS
 
     hidden, heads, layers = config.hidden_size, config.num_heads, config.num_layers
     head_dim, rows = hidden // heads, sessions * ROWS

@@ -26,7 +26,7 @@ from helpers.kernel_cases import (
 from jat_engine.kernels import discrete_encoder, embedding, head, linear
 from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
 from jat_engine.kernels.norm import layer_norm
-from jat_engine.kernels.projection import SMALL_ROWS
+from jat_engine.kernels.tiles import SMALL_ROWS
 from jat_engine.reference import layer_norm as layer_norm_reference
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []

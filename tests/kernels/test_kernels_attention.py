@@ -67,12 +67,15 @@ class Case:
             "partial_sum": poisoned(*shape),
         }
 
-    def run(self, window: int, splits: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(self, window: int, splits: int = 1, *, combine: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the output, and with several splits their partial results, which `combine` puts together."""
         out, partials = poisoned(*self.q.shape, dtype=self.cache), self.partials(splits) if splits > 1 else {}
+        arrivals = int32(*[0] * (len(self.sessions) * self.heads)) if splits > 1 and combine else None
         attention.paged_attention(
             self.q, self.kv_layer, *self.plan, window, out,
-            max_queries=self.max_queries, num_splits=splits, **partials,
+            max_queries=self.max_queries, num_splits=splits, **partials, arrivals=arrivals,
         )  # fmt: skip
+        assert arrivals is None or not arrivals.any()  # ready for the next layer
         return out, partials
 
     def expect(self, got: Tensor, window: int) -> None:
@@ -108,15 +111,28 @@ def test_sessions_and_windows(cache: torch.dtype, window: int, splits: int) -> N
     """
     case = Case(SESSIONS, heads=2, head_dim=16, cache=cache)
     out, partials = case.run(window, splits)
-    if splits == 1:
-        case.expect(out, window)
-        return
-    assert out.isnan().all()
-    empty = partials["partial_sum"][:, : case.used] == 0
-    assert empty.any()
-    assert (partials["partial_max"][:, : case.used][empty] == -torch.inf).all()
-    attention.combine_splits(**partials, out=out)
     case.expect(out, window)
+    if splits > 1:
+        empty = partials["partial_sum"][:, : case.used] == 0
+        assert empty.any()
+        assert (partials["partial_max"][:, : case.used][empty] == -torch.inf).all()
+
+
+def test_splits_that_the_next_kernel_combines() -> None:
+    case = Case(SESSIONS, heads=2, head_dim=16, cache=torch.float32)
+    out, partials = case.run(1024, 3, combine=False)
+    assert out.isnan().all()
+    used = [partials[name][:, : case.used] for name in ("partial", "partial_max", "partial_sum")]
+    out[: case.used] = attention.combine_splits_reference(*used)
+    case.expect(out, 1024)
+
+
+@pytest.mark.parametrize(("count", "splits"), [(5, 4), (21, 2)])
+def test_many_sessions(count: int, splits: int) -> None:
+    """Sessions of many lengths, starts and numbers of new tokens, and padding behind them, as in a bucket."""
+    sessions = [(index * 37 % 120, 1 + index % 3, index * 7 % 16) for index in range(count)]
+    case = Case(sessions + [(0, 0, 0)] * (count // 3), heads=1, head_dim=16, cache=torch.float32)
+    case.expect(case.run(70, splits)[0], 70)
 
 
 @pytest.mark.parametrize("cache", CACHE_DTYPES)
@@ -127,15 +143,12 @@ def test_head_dimensions(cache: torch.dtype, head_dim: int) -> None:
 
 
 @pytest.mark.parametrize("cache", CACHE_DTYPES)
-@pytest.mark.parametrize("window", [12, 512])
-@pytest.mark.parametrize("new", [16, 17, 40, 64, 150])
-def test_long_prompts(cache: torch.dtype, window: int, new: int) -> None:
-    """Several blocks of queries, in a step with a session of one token.
-
-    A block's first query attends to the oldest keys, its last to the newest.
-    """
-    case = Case([(0, new, 3), (9, 1, 0), (20, new - 1, 0)], heads=1, head_dim=16, cache=cache)
-    case.expect(case.run(window)[0], window)
+@pytest.mark.parametrize("window", [3, 512])
+def test_most_queries(cache: torch.dtype, window: int) -> None:
+    """As many new tokens as a session may have, in a step with a session of one token."""
+    case = Case([(0, 4, 3), (9, 1, 0), (77, 4, 0)], heads=1, head_dim=16, cache=cache)
+    for splits in (1, 2):
+        case.expect(case.run(window, splits)[0], window)
 
 
 @pytest.mark.parametrize("context", [30, 31, 32, 33])
@@ -156,9 +169,7 @@ def test_keys_behind_the_window_are_not_read(splits: int) -> None:
     first_slot = 5 + 150 - window + 1
     for slot in range(first_slot):
         case.kv_layer[case.page_table[0, slot // PAGE_SIZE], :, :, slot % PAGE_SIZE] = torch.nan
-    out, partials = case.run(window, splits)
-    if splits > 1:
-        attention.combine_splits(**partials, out=out)
+    out, _ = case.run(window, splits)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -167,10 +178,7 @@ def test_scores_of_any_size() -> None:
     case = Case([(200, 2, 0)], heads=2, head_dim=16, cache=torch.float32)
     case.q *= 3000
     for splits in (1, 2, 4):
-        out, partials = case.run(1024, splits)
-        if splits > 1:
-            attention.combine_splits(**partials, out=out)
-        case.expect(out, 1024)
+        case.expect(case.run(1024, splits)[0], 1024)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 5])
@@ -180,8 +188,7 @@ def test_result_ignores_other_sessions(splits: int) -> None:
     together, partials = case.run(48, splits)
     case.query_start = int32(0, 3, 3)
     alone, partials_alone = case.run(48, splits)
-    if splits == 1:
-        assert torch.equal(together[:3], alone[:3])
+    assert torch.equal(together[:3], alone[:3])
     for name, tensor in partials.items():
         assert torch.equal(tensor[:, :3], partials_alone[name][:, :3])
 
@@ -194,7 +201,7 @@ def test_combined_output_projection(dtype: torch.dtype, splits: int, heads: int,
     hidden = heads * head_dim
     weight, scale = case.random.weight(dtype, hidden, hidden)
     bias, x = case.random.normal(hidden), case.random.normal(case.rows, hidden)
-    _, partials = case.run(1024, splits)
+    _, partials = case.run(1024, splits, combine=False)
     out = x.clone()
     attention_output.combine_out_proj(**partials, weight=weight, scale=scale, bias=bias, x=out)
     reference = attention_output.combine_out_proj_reference
@@ -206,7 +213,7 @@ def test_rows_beyond_sessions_stay_their_own() -> None:
     case = Case([(40, 2, 0)], heads=4, head_dim=16, cache=torch.float32, extra_rows=3)
     weight, scale = case.random.weight(torch.float32, 64, 64)
     bias, x = case.random.normal(64), case.random.normal(case.rows, 64)
-    _, partials = case.run(1024, 2)
+    _, partials = case.run(1024, 2, combine=False)
     out = x.clone()
     attention_output.combine_out_proj(**partials, weight=weight, scale=scale, bias=bias, x=out)
     used = [tensor[:, : case.used] for tensor in partials.values()]
@@ -222,6 +229,12 @@ def test_wrapper_names_what_is_wrong() -> None:
         attention.paged_attention(*arguments, 8, out, max_queries=1, num_splits=2)
     with pytest.raises(ValueError, match="window: expected at least 1, got 0"):
         attention.paged_attention(*arguments, 0, out, max_queries=1)
+    with pytest.raises(ValueError, match="max_queries: expected at most 4, got 5"):
+        attention.paged_attention(*arguments, 8, out, max_queries=5)
+    with pytest.raises(ValueError, match=r"arrivals: expected shape \(1,\), got \(2,\)"):
+        attention.paged_attention(
+            *arguments, 8, out, max_queries=1, num_splits=2, **case.partials(2), arrivals=int32(0, 0)
+        )
     with pytest.raises(ValueError, match="page_table: expected int32, got int64"):
         attention.paged_attention(*arguments[:2], case.page_table.long(), *arguments[3:], 8, out, max_queries=1)
     with pytest.raises(ValueError, match="kv_layer: expected head_dim 16 to 128, got 8"):

@@ -16,7 +16,7 @@ from ...kernels.head import head
 from ...kernels.image_encoder import encode_images
 from ...kernels.image_weights import make_image_scratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
-from ...kernels.projection import SMALL_ROWS
+from ...kernels.tiles import SMALL_ROWS
 from ..base import STEP_TOKENS
 from .inputs import StepInputs, StepShape
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _MAX_SPLITS = 4
 """More would read keys in shorter ranges; but every program of the next kernel reads all partial sums."""
+
+_ATTENTION_PROGRAMS = 4
+"""Programs of the attention that a multiprocessor runs at once: as many as splits are made for."""
 
 
 class Scratch:
@@ -38,6 +41,7 @@ class Scratch:
         normed, attended: [rows, H], and
         inner: [rows, M], in the dtype of the activations.
         partial, partial_max, partial_sum: of split keys, float32.
+        arrivals: int32 [sessions * heads], zeros between kernels: splits that are done.
     """
 
     def __init__(self, weights: CudaWeights, sessions: int) -> None:
@@ -52,10 +56,13 @@ class Scratch:
         self.attended = torch.zeros(rows, hidden, device=device, dtype=weights.activation_dtype)
         self.inner = torch.zeros(rows, weights.inner_size, device=device, dtype=weights.activation_dtype)
 
-        split_rows = min(rows, SMALL_ROWS)
-        self.partial = torch.zeros(_MAX_SPLITS * split_rows * hidden, device=device)
-        self.partial_max = torch.zeros(_MAX_SPLITS * split_rows * heads, device=device)
-        self.partial_sum = torch.zeros(_MAX_SPLITS * split_rows * heads, device=device)
+        # All splits of all rows, of the numbers of sessions that are split.
+        programs = min(_MAX_SPLITS * sessions * heads, _ATTENTION_PROGRAMS * weights.num_multiprocessors)
+        split_rows = -(-programs // heads) * STEP_TOKENS
+        self.partial = torch.zeros(split_rows * hidden, device=device)
+        self.partial_max = torch.zeros(split_rows * heads, device=device)
+        self.partial_sum = torch.zeros(split_rows * heads, device=device)
+        self.arrivals = torch.zeros(sessions * heads, device=device, dtype=torch.int32)
 
     @property
     def num_bytes(self) -> int:
@@ -210,8 +217,10 @@ class GraphStep:
 
         splits, heads = self._splits, pages.shape[2]
         by_head = splits, rows, heads
-        partial = partial_max = partial_sum = None
+        partial = partial_max = partial_sum = arrivals = None
         if splits > 1:
+            # Few rows are combined by the output projection as it reads them.
+            arrivals = scratch.arrivals[: len(given["context_lens"]) * heads] if rows > SMALL_ROWS else None
             partial = scratch.partial[: splits * rows * hidden].view(*by_head, hidden // heads)
             partial_max = scratch.partial_max[: splits * rows * heads].view(by_head)
             partial_sum = scratch.partial_sum[: splits * rows * heads].view(by_head)
@@ -229,10 +238,11 @@ class GraphStep:
             partial=partial,
             partial_max=partial_max,
             partial_sum=partial_sum,
+            arrivals=arrivals,
             pdl=pdl,
         )
         out_proj = layer.out_proj.tensors
-        if partial is not None and partial_max is not None and partial_sum is not None:
+        if arrivals is None and partial is not None and partial_max is not None and partial_sum is not None:
             combine_out_proj(partial, partial_max, partial_sum, *out_proj, layer.out_proj_bias, x, pdl=pdl)
         else:
             linear_residual(attended, *out_proj, layer.out_proj_bias, x, transposed=False, pdl=pdl)
@@ -244,6 +254,4 @@ class GraphStep:
 
 def num_splits(num_multiprocessors: int, num_heads: int, sessions: int) -> int:
     """Return the number of programs that share the keys of a (session, head): as many as it takes to fill the GPU."""
-    if sessions * STEP_TOKENS > SMALL_ROWS:
-        return 1
-    return max(1, min(_MAX_SPLITS, num_multiprocessors // (sessions * num_heads)))
+    return max(1, min(_MAX_SPLITS, _ATTENTION_PROGRAMS * num_multiprocessors // (sessions * num_heads)))

@@ -39,8 +39,8 @@ class CudaWeights:
         self.kv_dtype = self.activation_dtype
         self.pdl = on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
         properties = torch.cuda.get_device_properties(device) if on_gpu else None
-        # Interpreted, keys are split as well, so that the kernels for that are seen at work.
-        self.num_multiprocessors = properties.multi_processor_count if properties else 2 * config.num_heads
+        # Interpreted, keys of a single agent are split in two, so that the kernels for that are seen at work.
+        self.num_multiprocessors = properties.multi_processor_count if properties else -(-config.num_heads // 2)
 
         own = partial(_own, device)
         self.layers = [pack_block(config, weights, index, dtype, device) for index in range(config.num_layers)]

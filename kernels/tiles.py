@@ -1,0 +1,128 @@
+"""Tile sizes of the products with weights: one table, searched by rows, dtype, outputs and inputs.
+
+Two kinds of products use them. With WHOLE inputs (few_rows.py) a program loads all weights of its outputs before it
+waits for earlier kernels. Else (projection.py) it iterates over its inputs with several loads in flight.
+
+M rows, N outputs, K inputs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+from .launch import INTERPRETING
+
+SMALL_ROWS = 16
+"""Most rows whose LayerNorm every program of a product computes itself; beyond, reading x in float32 costs more than a
+launch."""
+
+WHOLE = 0
+"""As `block_k`: all inputs at once."""
+
+
+class Tile(NamedTuple):
+    """Launch parameters of a product.
+
+    Attributes:
+        block_m: rows per program.
+        block_n: outputs per program.
+        block_k: inputs per iteration, of each part of K; in the table, WHOLE for all inputs.
+        split_k: parts of K that are computed in parallel, by the warps of a program.
+        num_warps: per program.
+        num_stages: of the software pipeline over K: loads in flight, and the one that is computed.
+        num_programs_k: programs that share K; each writes sums of its own, which the next kernel adds.
+        max_registers: of a thread, or None for no limit.
+        whole: the inputs are one tile, split_k * block_k >= K.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    split_k: int
+    num_warps: int
+    num_stages: int
+    num_programs_k: int = 1
+    max_registers: int | None = None
+    whole: bool = False
+
+
+class _Row(NamedTuple):
+    """An entry of the table, for products within its limits; the first that fits is taken."""
+
+    max_rows: int
+    dtypes: tuple[torch.dtype, ...]
+    max_outputs: int
+    max_inputs: int
+    tile: Tile
+
+
+_ANY = 2**31
+_FLOAT = (torch.float32,)
+_HALF = (torch.bfloat16, torch.float16)
+_HALF_INT8 = (*_HALF, torch.int8)
+_EVERY = (*_FLOAT, *_HALF_INT8)
+
+# Few rows: the time goes into reading weights and into the chain of latencies after the wait. 70 to 200 programs share
+# the weights; parts of K are twice the warps, so that each has two independent chains of products.
+_TABLE = (
+    # One agent. With parts of 128 inputs a warp holds whole rows, so that LayerNorm needs no barrier.
+    _Row(4, _HALF_INT8, 1536, 1024, Tile(8, 8, WHOLE, 8, 2, 1)),
+    _Row(4, _HALF_INT8, _ANY, 1024, Tile(4, 32, WHOLE, 8, 4, 1)),
+    _Row(4, _HALF_INT8, 1536, 4096, Tile(8, 8, WHOLE, 16, 4, 1)),
+    _Row(8, _HALF_INT8, 1536, 1024, Tile(8, 8, WHOLE, 8, 4, 1)),
+    _Row(8, _HALF_INT8, _ANY, 1024, Tile(8, 32, WHOLE, 8, 8, 1)),
+    _Row(16, _HALF_INT8, 1536, 1024, Tile(16, 8, WHOLE, 8, 8, 1)),
+    _Row(16, _HALF_INT8, _ANY, 1024, Tile(16, 32, WHOLE, 8, 8, 1)),
+    _Row(16, _HALF_INT8, 1536, 4096, Tile(16, 8, WHOLE, 8, 8, 1)),
+    # Few rows of other sizes.
+    _Row(16, _HALF_INT8, 1536, _ANY, Tile(16, 8, 64, 4, 4, 3)),
+    _Row(16, _HALF_INT8, _ANY, _ANY, Tile(16, 16, 64, 4, 4, 3)),
+    _Row(16, _FLOAT, _ANY, _ANY, Tile(16, 8, 32, 4, 4, 3)),
+    _Row(_ANY, _FLOAT, _ANY, _ANY, Tile(32, 64, 32, 1, 4, 2)),
+    # One tensor-core tile of 64 rows reads narrow stripes of the weights, all of them in flight.
+    _Row(256, _HALF_INT8, 1536, _ANY, Tile(64, 32, 64, 1, 4, 3)),
+    _Row(256, _HALF_INT8, _ANY, _ANY, Tile(64, 64, 64, 1, 4, 3)),
+    _Row(_ANY, _HALF_INT8, _ANY, _ANY, Tile(128, 128, 64, 1, 8, 3)),
+)
+
+
+def tile_of(num_rows: int, num_outputs: int, num_inputs: int, weight_dtype: torch.dtype) -> Tile:
+    """Return the launch parameters of a product [M, K] x [K, N].
+
+    Args:
+        num_rows: M.
+        num_outputs: N.
+        num_inputs: K.
+        weight_dtype: of the weights.
+    """
+    if INTERPRETING:
+        block_n = min(512, triton.next_power_of_2(num_outputs))
+        if num_rows <= SMALL_ROWS and weight_dtype != torch.float16:
+            return _resolved(Tile(triton.next_power_of_2(num_rows), block_n, WHOLE, 2, 1, 1), num_inputs)
+        return Tile(64, block_n, 256, 1, 1, 1)
+    found = next(
+        row.tile
+        for row in _TABLE
+        if num_rows <= row.max_rows
+        and weight_dtype in row.dtypes
+        and num_outputs <= row.max_outputs
+        and num_inputs <= row.max_inputs
+    )
+    return _resolved(found, num_inputs)
+
+
+def _resolved(found: Tile, num_inputs: int) -> Tile:
+    """Return the tile with the number of inputs that WHOLE stands for."""
+    if found.block_k != WHOLE:
+        return found
+    part = triton.next_power_of_2(triton.cdiv(num_inputs, found.split_k))
+    return found._replace(block_k=max(16, part), whole=True)
+
+
+def block_h(hidden: int, block_m: int) -> int:
+    """Return the columns per iteration of the LayerNorm statistics: whole rows if a tile of them fits in registers."""
+    limit = 1024 if INTERPRETING or block_m <= SMALL_ROWS else 128
+    return min(limit, int(triton.next_power_of_2(hidden)))
