@@ -54,18 +54,28 @@ class Node:
         """Return the microseconds between two kernels."""
         return KERNEL_RAMP_US - (PDL_SAVES_US if self.has_pdl else 0.0)
 
+    def parts_us(self, gpu: Gpu) -> dict[str, float]:
+        """Return the microseconds of one launch by each of its bounds; the largest counts.
+
+        What a kernel asks for before its wait comes while the kernel before still runs: of its bytes of device memory
+        only their time counts, of those from L2 only what it asks for later.
+        """
+        early = self.has_pdl and self.is_hidden
+        later = self.clocked.late_l2_bytes if early else self.clocked.l2_bytes
+        memory = gpu.memory_us(self.device_bytes)
+        return {
+            "chain": self.overhead_us() + cycles_us(self.chain_cycles()),
+            "L2": self.overhead_us() + l2_us(later),
+            "memory": memory if early else self.overhead_us() + memory,
+        }
+
     def us(self, gpu: Gpu) -> float:
-        """Return the microseconds of one launch: the larger of its chain and its bytes, and its node's overhead."""
-        work = max(cycles_us(self.chain_cycles()), gpu.memory_us(self.device_bytes), l2_us(self.clocked.l2_bytes))
-        return self.overhead_us() + work
+        """Return the microseconds of one launch."""
+        return max(self.parts_us(gpu).values())
 
     def bound(self, gpu: Gpu) -> str:
         """Return what decides its time: "chain", "memory" or "L2"."""
-        parts = {
-            "chain": cycles_us(self.chain_cycles()),
-            "memory": gpu.memory_us(self.device_bytes),
-            "L2": l2_us(self.clocked.l2_bytes),
-        }
+        parts = self.parts_us(gpu)
         return max(parts, key=lambda name: parts[name])
 
 

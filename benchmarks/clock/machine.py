@@ -65,7 +65,9 @@ class Run:
         cycles: until the last warp is through.
         issued: instructions of all warps.
         shared_cycles: cycles the shared-memory pipe was busy.
-        sectors: 32-byte sectors asked of the L2 cache, of them cold.
+        sectors: 32-byte sectors asked of the L2 cache.
+        cold_sectors: of them, those in device memory.
+        late_sectors: of them, those asked for after the programmatic wait.
         marks: for every warp, its cycles at the marks (PMTRIG) it passed.
         wait_cycles: when the last warp came to the programmatic wait; 0 without one.
     """
@@ -75,6 +77,7 @@ class Run:
     shared_cycles: float = 0.0
     sectors: int = 0
     cold_sectors: int = 0
+    late_sectors: int = 0
     marks: list[list[tuple[int, float]]] = field(default_factory=list)
     wait_cycles: float = 0.0
 
@@ -151,6 +154,7 @@ class WarpState:
     groups: list[float] = field(default_factory=list)
     products: list[float] = field(default_factory=list)
     is_waiting: bool = False
+    has_waited: bool = False
     marks: list[tuple[int, float]] = field(default_factory=list)
     through: float = 0.0
 
@@ -269,6 +273,7 @@ class Multiprocessor:
                 after = max(after, warp.products[len(warp.products) - 1 - s.argument] + 2)
         elif s.kind == 7:
             self.run.wait_cycles = max(self.run.wait_cycles, now)
+            warp.has_waited = True
             after = max(after, self._released)
         elif s.kind == 8:
             warp.marks.append((s.argument, now))
@@ -350,6 +355,7 @@ class Multiprocessor:
             when = self._l2_free + (self._dram_latency if is_cold else L2_LATENCY)
             self.run.sectors += 1
             self.run.cold_sectors += is_cold
+            self.run.late_sectors += warp.has_waited
             if s.is_load:
                 if sector >= 0:
                     self._arrives[sector] = when
