@@ -41,16 +41,21 @@ class Launch:
         return str(self.kernel.fn.__name__).strip("_").removesuffix("_kernel")
 
 
+def launch_of(kernel: Any, args: tuple[Any, ...], grid: tuple[int, ...], kwargs: dict[str, Any]) -> Launch:
+    """Return what `kernel[grid](*args, **kwargs)` launches."""
+    options = {name: kwargs[name] for name in _OPTIONS if name in kwargs}
+    bound = kernel.signature.bind(*args, **{name: kwargs[name] for name in kwargs if name not in _OPTIONS})
+    bound.apply_defaults()
+    return Launch(kernel, tuple(grid), dict(bound.arguments), options)
+
+
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Note the kernels that are launched within the block, in order, instead of running them."""
     launches: list[Launch] = []
 
     def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {key: kwargs.pop(key) for key in _OPTIONS if key in kwargs}
-        bound = kernel.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        launches.append(Launch(kernel, tuple(grid), dict(bound.arguments), options))
+        launches.append(launch_of(kernel, args, grid, kwargs))
 
     run = JITFunction.run
     JITFunction.run = note
@@ -63,7 +68,7 @@ def recorded() -> Iterator[list[Launch]]:
 def compile_launch(launch: Launch, compute_capability: int) -> Any:
     """Return the compiled kernel (its `asm["cubin"]`, its `metadata`), specialised as Triton's launch would.
 
-    Pointers from the allocator are multiples of 16 bytes.
+    Pointers are declared multiples of 16 bytes where they are, as those from the allocator.
     """
     parameters = {parameter.name: parameter for parameter in launch.kernel.params}
     names = list(parameters)
@@ -74,7 +79,8 @@ def compile_launch(launch: Launch, compute_capability: int) -> Any:
             constants[name] = value
         elif isinstance(value, torch.Tensor):
             signature[name] = _POINTERS[value.dtype]
-            attributes[(names.index(name),)] = [["tt.divisibility", 16]]
+            if value.data_ptr() % 16 == 0:
+                attributes[(names.index(name),)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "i32"
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)

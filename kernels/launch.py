@@ -27,9 +27,7 @@ _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.
 
 def compute_dtype(weight_dtype: torch.dtype) -> torch.dtype:
     """Return the operand dtype of products with weights of this dtype. They accumulate in float32."""
-    if weight_dtype == torch.int8:
-        return torch.float32 if INTERPRETING else torch.bfloat16  # the interpreter multiplies bfloat16 as raw bits
-    return weight_dtype
+    return torch.bfloat16 if weight_dtype == torch.int8 else weight_dtype
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:

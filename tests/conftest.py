@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib import util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,11 @@ from helpers import cuda_emulator
 from jat_engine.testing import golden
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: before anything imports one
+    # Read when a kernel is defined: before anything imports one. helpers/ptx/plugin.py sets 0.
+    if os.environ.setdefault("TRITON_INTERPRET", "1") == "1" and util.find_spec("triton"):
+        from helpers import interpreter
+
+        interpreter.install()
 
 import jat_engine
 

@@ -1,7 +1,7 @@
 """Helpers for tests of kernels: device, dtypes, random and poisoned tensors, and comparison with a reference.
 
-Without a GPU kernels run in Triton's interpreter (conftest.py sets TRITON_INTERPRET), in float32 and int8; its bfloat16
-products are wrong. On a GPU they are compiled, and the half-precision variants run as well.
+On a GPU kernels are compiled. Without one they run in Triton's interpreter, which conftest.py makes right for bfloat16,
+or, with the plugin helpers.ptx.plugin, from the PTX they compile to.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import Tensor
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", torch.cuda.current_device()) if HAS_GPU else torch.device("cpu")
 
-_GPU = (pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU"))
-HALVES = [pytest.param(dtype, marks=_GPU, id=str(dtype)[6:]) for dtype in (torch.bfloat16, torch.float16)]
+HALVES = [pytest.param(dtype, id=str(dtype)[6:]) for dtype in (torch.bfloat16, torch.float16)]
 FLOAT32 = pytest.param(torch.float32, id="float32")
 INT8 = pytest.param(torch.int8, id="int8")
 WEIGHT_DTYPES = [FLOAT32, INT8, *HALVES]
@@ -61,6 +60,12 @@ def addresses(*tensors: Tensor | None) -> Tensor:
     return torch.tensor([0 if t is None else t.data_ptr() for t in tensors], dtype=torch.int64, device=DEVICE)
 
 
+def coarsest(*dtypes: torch.dtype) -> torch.dtype:
+    """Return the dtype with the fewest digits. int8 counts as what its operands are rounded to, bfloat16."""
+    digits = {torch.int8: 7, torch.bfloat16: 7, torch.float16: 10, torch.float32: 23}
+    return min(dtypes, key=digits.__getitem__)
+
+
 def agrees(got: Tensor, reference: Callable[..., Tensor], *arguments: Any, dtype: torch.dtype) -> None:
     """Assert that `got` agrees with `reference(*arguments)` in float64.
 
@@ -77,7 +82,7 @@ def agrees(got: Tensor, reference: Callable[..., Tensor], *arguments: Any, dtype
 
     exact = evaluate(torch.float64)
     bound = 1e-5 * float(exact.abs().max())
-    if dtype == torch.int8 and HAS_GPU:
+    if dtype == torch.int8:
         dtype = torch.bfloat16
     if dtype in (torch.bfloat16, torch.float16):
         bound = 1.5 * float((evaluate(dtype) - exact).abs().max())

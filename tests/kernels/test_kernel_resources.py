@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 
 import pytest
 from helpers import ROOT
+from helpers.kernel_names import KERNELS
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from benchmarks.resource_limits import violations
 
 RESULTS = ROOT / "benchmarks" / "results" / "kernel_resources.json"
-KERNELS = {
-    name
-    for file in (ROOT / "kernels").glob("*.py")
-    for name in re.findall(r"^def _(\w+)_kernel\($", file.read_text(), re.MULTILINE)
-}
 
 
 def compile_table(*options: str) -> subprocess.CompletedProcess[str]:

@@ -125,10 +125,9 @@ class CudaBackend:
         """
         group = make_group(self._weights, self._cache)
         expected = reference(self._weights, self._cache, group)
-        if self.device.type == "cuda" or self._weights.dtype != "bfloat16":  # which the interpreter multiplies wrongly
-            failure = disagreement(self._weights, self._step_graph([group])[0].values[0], expected)
-            if failure:
-                raise RuntimeError(failure)
+        failure = disagreement(self._weights, self._step_graph([group])[0].values[0], expected)
+        if failure:
+            raise RuntimeError(failure)
         if self._persistent is None:
             return
         failure = disagreement(self._weights, self._step_persistent(self._persistent, group)[0].values[0], expected)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...checkpoint.weights import EMBEDDING, HEAD, Weights, check_heads, discrete_features, fold_cyclic
 from ...config import JatConfig
 from ...kernels.image_weights import pack_image_weights
+from ...kernels.launch import compute_dtype
 from ...observation import ActionSpace
 from ..base import MAX_SIZES
 from .packing import pack, pack_block
@@ -34,8 +35,7 @@ class CudaWeights:
         self.device = device
         self.dtype = dtype
         on_gpu = device.type == "cuda"
-        reduced = torch.bfloat16 if on_gpu else torch.float32  # the interpreter multiplies bfloat16 wrongly
-        self.activation_dtype = reduced if dtype == "int8" else getattr(torch, dtype)
+        self.activation_dtype = compute_dtype(getattr(torch, dtype))
         self.kv_dtype = self.activation_dtype
         self.pdl = on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
         properties = torch.cuda.get_device_properties(device) if on_gpu else None
