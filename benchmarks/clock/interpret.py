@@ -372,7 +372,11 @@ class Interpreter:
     def _gather(self, warp: Warp) -> None:
         """At a WARPSYNC let the lanes that went elsewhere come here, too."""
         here = warp.at - 1
-        waiting = warp._pending if warp._pending else next((f["pending"] for f in reversed(warp._stack) if f["pending"]), None)
+        waiting = (
+            warp._pending
+            if warp._pending
+            else next((f["pending"] for f in reversed(warp._stack) if f["pending"]), None)
+        )
         gathered = warp._gathered.pop(here, FALSE)
         if not waiting:
             warp.active = warp.active | gathered

@@ -112,12 +112,27 @@ def compile_step(sources: Path = SOURCES, source: Path = FOLDER / "published_ste
         return target.read_bytes()
 
 
-def arguments(num_blocks: int, cluster_size: int, context: int, sources: Path = SOURCES) -> dict[str, tuple[int, bytes]]:
+def arguments(
+    num_blocks: int, cluster_size: int, context: int, sources: Path = SOURCES
+) -> dict[str, tuple[int, bytes]]:
     """Return the regions that arguments.cpp prints: address and bytes by name."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "arguments"
-        _run(["c++", "-std=c++17", "-O1", f"-I{sources}", "-o", str(program), str(FOLDER / "arguments.cpp"), str(sources / "layout.cpp")])
-        raw = subprocess.run([program, str(num_blocks), str(cluster_size), str(context)], capture_output=True, check=True).stdout
+        _run(
+            [
+                "c++",
+                "-std=c++17",
+                "-O1",
+                f"-I{sources}",
+                "-o",
+                str(program),
+                str(FOLDER / "arguments.cpp"),
+                str(sources / "layout.cpp"),
+            ]
+        )
+        raw = subprocess.run(
+            [program, str(num_blocks), str(cluster_size), str(context)], capture_output=True, check=True
+        ).stdout
 
     regions: dict[str, tuple[int, bytes]] = {}
     at = 0

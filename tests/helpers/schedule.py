@@ -459,9 +459,7 @@ class _Memory:
             if r.space in self.spaces:
                 yield from self._check(r, warp, over, clock, is_async=False)
 
-    def transfer(
-        self, ranges: Sequence[Range], entry: int, over: int, clock: Clock, is_bulk: bool
-    ) -> Iterator[str]:
+    def transfer(self, ranges: Sequence[Range], entry: int, over: int, clock: Clock, is_bulk: bool) -> Iterator[str]:
         """Account for a transfer that a warp starts and a phase of an mbarrier ends."""
         for r in ranges:
             if r.space in self.spaces:

@@ -158,6 +158,7 @@ def test_what_earlier_kernels_wrote_is_read_after_the_wait() -> None:
         ("cvt.rzi.s32.f32 %r3, 0fC0600000;", 0xFFFFFFFD),
         ("cvt.rn.bf16x2.f32 %r3, 0f3F800000, 0f3F818000;", 0x3F803F82),  # a tie goes to even
         ("{ .reg .b16 h; cvt.rn.satfinite.e4m3x2.f32 h, 0f44000000, 0f3F900000; cvt.u32.u16 %r3, h; }", 0x7E39),
+        ("min.s16x2 %r3, 0x0005ffff, 0xfffe0003;", 0xFFFEFFFF),
         ("redux.sync.add.s32 %r3, %r2, -1;", 496),
     ],
 )

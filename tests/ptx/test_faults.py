@@ -104,11 +104,13 @@ def failure(case: Callable[[], None], arch: int, change: Change | None) -> tuple
     return "", any(changed)
 
 
+@pytest.mark.ptx_all
 @pytest.mark.parametrize("case", CASES)
 def test_without_a_fault_nothing_is_found(case: str, ptx_launcher: PtxLauncher) -> None:
     assert failure(CASES[case], ptx_launcher.compute_capability, None) == ("", False)
 
 
+@pytest.mark.ptx_all
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault(name: str, ptx_launcher: PtxLauncher) -> None:
     """In every case whose PTX it changes, and it changes that of at least one on sm_90.

@@ -228,7 +228,9 @@ def source(text: str, kind: str) -> Callable[[Machine], Array]:
         return lambda machine: value
 
     def read(machine: Machine) -> Array:
-        value = machine.registers[text]
+        value = machine.registers.get(text)
+        if value is None:  # never written: Triton leaves the other number of a pair open
+            return np.full((1, 1), (1 << bits) - 1, UNSIGNED[bits]).view(dtype)
         if value.dtype.itemsize * 8 != bits:
             value = value.astype(UNSIGNED[bits])
         return value.view(dtype)

@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     from helpers.ptx.launcher import PtxLauncher
 
+    config.addinivalue_line("markers", "ptx_all: every case counts, also in a sample")
     config.stash[_LAUNCHER] = PtxLauncher(config.getoption("--ptx-arch"))
 
 
@@ -44,6 +45,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     kept: list[pytest.Item] = []
     for same in cases.values():
+        if same[0].get_closest_marker("ptx_all"):
+            kept += same
+            continue
         reduced = [item for item in same if re.search("bfloat16|float16|int8|e4m3", item.nodeid)] or same
         count = min(most, len(reduced))
         # The middle of each of `count` equal parts.
