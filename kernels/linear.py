@@ -269,7 +269,7 @@ def norm_linear(
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
         WHOLE=tile.whole, BLOCK_H=block_h(hidden, tile.block_m),
         DTYPE=triton_dtype(dtype), USE_PDL=pdl,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.max_registers, launch_pdl=pdl,
     )  # fmt: skip
 
 
@@ -330,7 +330,7 @@ def norm_qkv(
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
         WHOLE=tile.whole, BLOCK_H=block_h(hidden, tile.block_m),
         DTYPE=triton_dtype(dtype), USE_PDL=pdl,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.max_registers, launch_pdl=pdl,
     )  # fmt: skip
 
 
@@ -402,5 +402,5 @@ def linear_residual(
         N=outputs, K=inputs, NUM_PARTIALS=parts, TRANSPOSED=transposed,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
         WHOLE=tile.whole, DTYPE=triton_dtype(dtype), USE_PDL=pdl,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.max_registers, launch_pdl=pdl,
     )  # fmt: skip

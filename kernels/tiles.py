@@ -34,7 +34,7 @@ class Tile(NamedTuple):
         num_warps: per program.
         num_stages: of the software pipeline over K: loads in flight, and the one that is computed.
         num_programs_k: programs that share K; each writes sums of its own, which the next kernel adds.
-        max_registers: of a thread, or None for no limit.
+        max_registers: of a thread; None for no limit but the compiler's.
         whole: the inputs are one tile, split_k * block_k >= K.
     """
 
@@ -89,10 +89,20 @@ _TABLE = (
     _Row(16, _HALF_INT8, _ANY, _ANY, Tile(16, 16, 64, 4, 4, 3)),
     _Row(16, _FLOAT, _ANY, _ANY, Tile(16, 8, 32, 4, 4, 3)),
     _Row(_ANY, _FLOAT, _ANY, _ANY, Tile(32, 64, 32, 1, 4, 2)),
-    # One tensor-core tile of 64 rows reads narrow stripes of the weights, all of them in flight.
+    # Tiles of the tensor cores, with several loads of 128 inputs in flight. 108 programs are one for each multiprocessor,
+    # where there are more they are small enough for two.
+    _Row(256, _HALF, 1536, 1024, Tile(64, 32, 128, 1, 4, 5)),
+    _Row(256, _HALF, 2560, 1024, Tile(64, 64, 128, 1, 4, 4)),
+    _Row(256, _HALF, _ANY, 1024, Tile(64, 64, 128, 1, 4, 3)),
+    _Row(256, _HALF, 1536, 1024, Tile(64, 64, 128, 1, 4, 4, num_programs_k=3)),
+    _Row(256, _HALF_INT8, 1536, 1024, Tile(64, 64, 64, 1, 4, 3, num_programs_k=3)),
     _Row(256, _HALF_INT8, 1536, _ANY, Tile(64, 32, 64, 1, 4, 3)),
     _Row(256, _HALF_INT8, _ANY, _ANY, Tile(64, 64, 64, 1, 4, 3)),
-    _Row(_ANY, _HALF_INT8, _ANY, _ANY, Tile(128, 128, 64, 1, 8, 3)),
+    # Many rows: reading tiles from the L2 cache is the limit. 128 registers, so that two programs fit.
+    _Row(_ANY, _HALF, 1536, _ANY, Tile(128, 128, 64, 1, 8, 3, max_registers=128)),
+    _Row(_ANY, _HALF, 2560, 1024, Tile(128, 256, 64, 1, 8, 4)),
+    _Row(_ANY, _HALF, _ANY, _ANY, Tile(128, 128, 64, 1, 8, 3, max_registers=128)),
+    _Row(_ANY, (torch.int8,), _ANY, _ANY, Tile(128, 128, 64, 1, 8, 3)),
 )
 
 

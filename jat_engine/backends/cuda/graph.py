@@ -232,7 +232,7 @@ class GraphStep:
         partial = partial_max = partial_sum = arrivals = None
         if splits > 1:
             # Few rows are combined by the output projection as it reads them.
-            arrivals = scratch.arrivals[: len(given["context_lens"]) * heads] if rows > SMALL_ROWS else None
+            arrivals = scratch.arrivals[: len(given["context_lens"]) * heads]
             partial = scratch.partial[: splits * rows * hidden].view(*by_head, hidden // heads)
             partial_max = scratch.partial_max[: splits * rows * heads].view(by_head)
             partial_sum = scratch.partial_sum[: splits * rows * heads].view(by_head)
