@@ -82,6 +82,7 @@ def run_attention() -> None:
 CASES: dict[str, Callable[[], None]] = {
     "3 rows": lambda: run_linear(3),
     "70 rows": lambda: run_linear(70),
+    "300 rows": lambda: run_linear(300),
     "attention": run_attention,
     "norm": run_norm,
 }
