@@ -22,13 +22,14 @@ INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 DOCS := $(VENV)/.docs
 
-.PHONY: help setup demo test test-versions lint format docs lock bench train-mini clean
+.PHONY: help setup demo test test-versions test-gpu-code lint format docs lock bench train-mini clean
 
 help:
 	@echo "make setup   create $(VENV) with the package, all simulators and the development tools"
 	@echo "make demo    play an agent in real environments of all four domains"
 	@echo "make test    run the tests"
 	@echo "make test-versions  run a part of the tests with the oldest and the newest releases of the dependencies"
+	@echo "make test-gpu-code  execute the code for GPUs on this CPU, with the oldest and the newest Triton"
 	@echo "make lint    ruff, import-linter, mypy, clang-format"
 	@echo "make docs    build the documentation into site/; broken links are errors"
 	@echo "make bench   measure this machine and every peer that is installed (an hour)"
@@ -60,6 +61,10 @@ test: setup
 
 test-versions: setup
 	OMP_NUM_THREADS=1 $(BIN)/python requirements/versions.py $(SETS)
+
+# With options: make test-gpu-code OPTIONS="--triton oldest --architectures 90"
+test-gpu-code: setup
+	$(BIN)/python requirements/gpu_code.py $(OPTIONS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,11 +1,11 @@
-"""Read registers, spills and shared memory of every kernel, compiled for sm_80, sm_90, sm_100 and sm_120 without a GPU.
+"""Read registers, spills and shared memory of every kernel, compiled for five architectures without a GPU.
 
-    python -m benchmarks.kernel_resources [--architectures 80 90 100 120] [--weights ...] [--for "one agent"] [--write]
+    python -m benchmarks.kernel_resources [--architectures 80 87 90] [--weights ...] [--for "one agent"] [--write]
 
 Triton kernels are compiled in the variants the engine launches at the published size (kernel_variants.py), the
 persistent kernel of csrc/cuda by nvcc (cuda_resources.py). --write keeps the table in
-benchmarks/results/kernel_resources.{json,md}, with what each kernel may use at most (`violations`), which tests hold a
-fresh compile to.
+benchmarks/results/kernel_resources.{json,md}, which also has the rows of other releases of Triton. What each kernel may
+use at most is in resource_limits.py; tests hold a fresh compile to it.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def triton_resources(
                 table.append({
                     "kernel": launch.name,
                     "language": "triton",
+                    "triton": triton.__version__,
                     "arch": arch,
                     "weights": str(weight_dtype).removeprefix("torch."),
                     "for": rows_name,
@@ -78,20 +79,31 @@ def cubin_resources(cubin: bytes) -> Row:
 
 
 def cuda_rows(arch: int) -> list[Row]:
-    """Return the persistent kernel's rows. sm_80 has none: there its body is empty."""
-    if arch < 90:
-        return []
-    return [{"language": "cuda", "arch": arch, **row} for row in cuda_resources(f"sm_{arch}a")]
+    """Return the persistent kernel's rows. Before sm_90 its body is empty, but it compiles."""
+    name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
+    return [{"language": "cuda", "arch": arch, **row} for row in cuda_resources(name)]
 
 
 def as_markdown(table: list[Row]) -> str:
     """Return the table, and what it says."""
-    names = ["kernel", "weights", "for", "arch", "programs", "warps", "registers", "spill_bytes", "shared_bytes"]
+    names = [
+        "kernel",
+        "weights",
+        "for",
+        "arch",
+        "triton",
+        "programs",
+        "warps",
+        "registers",
+        "spill_bytes",
+        "shared_bytes",
+    ]
+    releases = " and ".join(sorted({row["triton"] for row in table if "triton" in row}))
     limits = ", ".join(f"sm_{arch} {limit // 1024} KiB" for arch, limit in SHARED_LIMIT.items())
     return (
         "# Registers, spills and shared memory of the kernels\n\n"
         "Read from compiled code by `python -m benchmarks.kernel_resources --write`, Triton "
-        f"{triton.__version__}; nothing here was timed. Hidden 768, 12 heads of 64, MLP 3072; registers and "
+        f"{releases}; nothing here was timed. Hidden 768, 12 heads of 64, MLP 3072; registers and "
         f"spill_bytes are a thread's. Limits: {REGISTER_LIMIT} registers, no spills (float32: 128 bytes; step on "
         f"sm_100 and sm_120: 80 bytes), shared memory {limits}. Variants that compile to the same code are listed "
         "once. `step` is the persistent kernel of csrc/cuda, whose shared memory is chosen at launch: what a block "
@@ -115,11 +127,12 @@ def main() -> None:
     ]
     print(as_markdown(table))
     if options.write:
-        RESULTS.with_suffix(".md").write_text(as_markdown(table))
-        RESULTS.with_suffix(".json").write_text(
-            json.dumps({"triton": triton.__version__, "kernels": table}, indent=1) + "\n"
-        )
+        kept = json.loads(RESULTS.with_suffix(".json").read_text())["kernels"]
+        others = [row for row in kept if row.get("triton", triton.__version__) != triton.__version__]
+        RESULTS.with_suffix(".md").write_text(as_markdown(others + table))
+        RESULTS.with_suffix(".json").write_text(json.dumps({"kernels": others + table}, indent=1) + "\n")
 
+    print(f"Triton {triton.__version__}: {len(table)} kernels")
     wrong = violations(table)
     if wrong:
         raise SystemExit("Over the limit:\n" + "\n".join(wrong))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jat_engine.backends import Choice
 from jat_engine.backends.cuda import graph, startup_check
+from jat_engine.backends.cuda.weights import CudaWeights
 from jat_engine.backends.options import EngineOptions
 from jat_engine.checkpoint.weights import parameter_shapes
 from jat_engine.config import JatConfig
@@ -50,10 +51,12 @@ def without_kernels(num_multiprocessors: int | None = None) -> Iterator[list[Lau
     Yields:
         The launches, in order.
     """
-    num_splits = graph.num_splits
+    make_weights = CudaWeights.__init__
 
-    def splits(here: int, num_heads: int, sessions: int) -> int:
-        return num_splits(num_multiprocessors or here, num_heads, sessions)
+    def make(weights: CudaWeights, *arguments: Any, **options: Any) -> None:
+        make_weights(weights, *arguments, **options)
+        if num_multiprocessors is not None:
+            weights.num_multiprocessors = num_multiprocessors
 
     def wait(step: Any) -> None:
         step.predictions[:] = 0
@@ -62,7 +65,7 @@ def without_kernels(num_multiprocessors: int | None = None) -> Iterator[list[Lau
 
     with (
         recorded() as launches,
-        mock.patch.object(graph, "num_splits", splits),
+        mock.patch.object(CudaWeights, "__init__", make),
         mock.patch.object(graph.GraphStep, "wait", wait),
         mock.patch.object(
             startup_check.StartupCheck, "disagreement", return_value=""

@@ -14,7 +14,7 @@ MAX_STEP_TOKENS: int
 """Most new tokens of a step."""
 MAX_VALUES: int
 """Most numbers of all continuous observations of a step together."""
-EXCHANGES_PER_LAYER: int
+REDUCTIONS_PER_LAYER: int
 """Grid barriers, each with a reduction, in a layer."""
 CLUSTER_BARRIERS_PER_HEAD: int
 
@@ -44,7 +44,7 @@ class Step:
         layers: Sequence[Mapping[str, int]],
         final_norm_weight: int,
         final_norm_bias: int,
-        wpe: int,
+        position_table: int,
         continuous_bias: int,
         kv_cache: int,
         num_pages: int,
@@ -62,12 +62,13 @@ class Step:
         """
         Args:
             weight_dtype: W: "float32", "bfloat16" or "float16".
-            layers: one dict per layer. Addresses that are multiples of 16: norm1_weight, norm1_bias, out_bias,
-                norm2_weight, norm2_bias, proj_bias: float32 [H]; wqkv: W [3H, H]; w_out_heads: W [num_heads, H
-                (output), head_dim]; w_fc, w_proj_t: W [inner, H]. fc_bias: float32 [inner]. And window, the keys that
-                a query sees.
+            inner: neurons, a multiple of 8.
+            layers: one dict per layer. Addresses that are multiples of 16: norm1_weight, norm1_bias, out_proj_bias,
+                norm2_weight, norm2_bias, mlp_out_bias: float32 [H]; mlp_in_bias: float32 [inner]; qkv, out_proj,
+                mlp_in, mlp_out: W, packed as `backends.cuda.fragments.PackedLayer`. And window, the keys that a query
+                sees.
             final_norm_weight, final_norm_bias: float32 [H].
-            wpe: float32 [max_positions, H].
+            position_table: float32 [max_positions, H].
             continuous_bias: float32 [H].
             kv_cache: W [num_layers, num_pages, 2, num_heads, 16, head_dim].
             input: addresses of host memory, read by `run`; one session. int32: query_start [2], context_lens [1],
@@ -76,7 +77,8 @@ class Step:
                 float32: values.
             output: float32 [capacity], host memory that the device can write (pinned, mapped).
             fixed_order: sum in a fixed order, which is bitwise repeatable, with twice as many grid barriers.
-            num_blocks, cluster_size, num_threads (that compute), max_slots: by default chosen for the device.
+            num_blocks, cluster_size, num_threads (that compute, a multiple of 96), max_slots: by default chosen for the
+                device.
             timeout_us: limit of each wait inside the step, in microseconds.
         """
 
@@ -109,5 +111,5 @@ class Step:
     @property
     def slot_bytes(self) -> int: ...
     @property
-    def num_exchanges(self) -> int:
+    def num_grid_barriers(self) -> int:
         """Grid barriers of a step."""

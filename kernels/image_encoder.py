@@ -323,7 +323,7 @@ class _Tile(NamedTuple):
 _FRAME_TILES = (_Tile(128, 32, 16, 4, 1), _Tile(512, 64, 32, 8, 3), _Tile(128, 128, 64, 8, 3))
 """Of the convolutions in half precision: stages 2 and 3 take whole frames."""
 
-_FLOAT32_TILES = (_Tile(32, 32, 16, 4, 1), _Tile(32, 32, 32, 4, 3), _Tile(16, 32, 128, 4, 3))
+_FLOAT32_TILES = (_Tile(32, 32, 16, 4, 1), _Tile(32, 32, 32, 4, 3), _Tile(16, 32, 64, 4, 3))
 
 
 def _conv_tile(stage: int, half: bool) -> _Tile:

@@ -1,7 +1,7 @@
 """Follow a block's warps through their SASS: which instructions each executes, and what its memory accesses touch.
 
 Integer registers, predicates, constants and shared memory are executed; floating-point values are unknown. A branch on
-an unknown value falls through (a slow path is a taken branch) and is counted in `Path.guesses`. Warps run one after the
+an unknown value falls through, unless that leads to a call, and is counted in `Path.guesses`. Warps run one after the
 other from barrier to barrier, so that what one writes to shared memory is there when another reads it.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from .memory import COLD, WARM, GlobalMemory, Lanes, SharedMemory, sectors, shared_wavefronts
 from .sass import Instruction
-from .semantics import FALSE, TRUE, ZERO, Value, decode, is_predicate, lanes, next_register, read_predicate, write
+from .semantics import FALSE, TRUE, ZERO, Value, both, decode, is_predicate, lanes, next_register, read_predicate, write
 
 PARAMETERS = 0x210
 """Address of a kernel's parameters in constant bank 0 on sm_90."""
@@ -47,11 +47,13 @@ class Path:
     Attributes:
         indices: into the code, in order.
         accesses: by position in `indices`.
+        barriers: by position in `indices`, the number of a barrier that a register names.
         guesses: address of a branch on an unknown value: how often it was passed.
     """
 
     indices: list[int] = field(default_factory=list)
     accesses: dict[int, Access] = field(default_factory=dict)
+    barriers: dict[int, int] = field(default_factory=dict)
     guesses: dict[int, int] = field(default_factory=dict)
 
 
@@ -65,7 +67,7 @@ class Program:
         grid: programs in x, y, z.
         num_warps: of a block.
         memory: global memory.
-        choose: what an unknown branch does, by its address; the default falls through.
+        specials: special registers that all threads of the grid share.
     """
 
     code: list[Instruction]
@@ -73,7 +75,6 @@ class Program:
     grid: tuple[int, int, int]
     num_warps: int
     memory: GlobalMemory
-    choose: Mapping[int, bool] = field(default_factory=dict)
     specials: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -90,6 +91,7 @@ class Warp:
         self.is_done = False
         self._stack: list[dict[str, Any]] = []
         self._pending: list[tuple[int, Lanes]] = []
+        self._gathered: dict[int, Lanes] = {}
         x, y, _ = program.grid
         position = {"X": block % x, "Y": block // x % y, "Z": block // (x * y)}
         self._specials: dict[str, Lanes] = {"SR_TID.X": (np.arange(32) + 32 * warp).astype(np.uint32)}
@@ -129,12 +131,12 @@ def _address_reader(text: str) -> tuple[list[Callable[[Warp], Any]], int]:
 
 def _register_reader(name: str, is_pair: bool, scale: int) -> Callable[[Warp], Any]:
     def read(warp: Warp) -> Any:
-        value = ZERO if name.endswith("Z") else warp.registers.get(name)
+        value = warp.registers.get(name, ZERO)
         if value is None:
             return None
         wide = value.astype(np.int64)
         if is_pair and not name.endswith("Z"):
-            high = warp.registers.get(next_register(name))
+            high = warp.registers.get(next_register(name), ZERO)
             if high is None:
                 return None
             wide = wide + (high.astype(np.int64) << 32)
@@ -213,7 +215,7 @@ def _execute_memory(i: Instruction) -> Callable[[Warp, Lanes], Access]:
         elif base == "STS" and where_shared is not None:
             for k in range(words):
                 name = i.operands[-1]
-                value = ZERO if name.endswith("Z") else warp.registers.get(next_register(name, k))
+                value = warp.registers.get(next_register(name, k), ZERO)
                 warp.shared.store(where_shared + 4 * k, mask, value)
         elif base == "LDGSTS" and where_shared is not None:
             for k in range(words):
@@ -243,7 +245,20 @@ def _decode_all(code: list[Instruction]) -> list[tuple[Instruction, str, Callabl
         guard = read_predicate(i.guard) if i.guard and i.guard not in ("PT", "UPT") else None
         if i.base in SHARED_OPS | GLOBAL_OPS:
             out.append((i, "memory", guard, _execute_memory(i)))
-        elif i.base in ("BRA", "EXIT", "BSSY", "BSYNC", "BAR", "CALL", "RET", "WARPSYNC", "BREAK", "JMP", "BRX", "UCGABAR_WAIT"):
+        elif i.base in (
+            "BRA",
+            "EXIT",
+            "BSSY",
+            "BSYNC",
+            "BAR",
+            "CALL",
+            "RET",
+            "WARPSYNC",
+            "BREAK",
+            "JMP",
+            "BRX",
+            "UCGABAR_WAIT",
+        ):
             out.append((i, i.base, guard, None))
         else:
             out.append((i, "", guard, decode(i)))
@@ -277,7 +292,9 @@ class Interpreter:
         while True:
             if len(path.indices) > limit:
                 where = self.program.code[warp.at]
-                raise RuntimeError(f"interpreter: expected at most {limit} instructions a warp; a loop at {where} goes on")
+                raise RuntimeError(
+                    f"interpreter: expected at most {limit} instructions a warp; a loop at {where} goes on"
+                )
             i, kind, guard, run = self._decoded[warp.at]
             condition = guard(warp) if guard is not None else TRUE
             mask = warp.active if condition is None else warp.active & condition
@@ -294,7 +311,12 @@ class Interpreter:
                     path.accesses[len(path.indices) - 1] = Access()
             elif kind == "BAR":
                 if mask.any():
+                    number = warp.registers.get(i.operands[0]) if i.operands[0].startswith("R") else None
+                    if number is not None:
+                        path.barriers[len(path.indices) - 1] = int(number[0])
                     return
+            elif kind == "UCGABAR_WAIT":
+                return
             elif kind in ("BRA", "JMP", "CALL"):
                 self._branch(warp, i, condition)
             elif kind == "EXIT":
@@ -308,6 +330,8 @@ class Interpreter:
                 warp._stack.append({"name": i.operands[0], "mask": warp.active, "pending": [], "resume": target})
             elif kind == "BSYNC":
                 self._reconverge(warp, i.operands[0])
+            elif kind == "WARPSYNC":
+                self._gather(warp)
             elif kind == "RET":
                 name = i.operands[0].split()[0]
                 value = warp.registers.get(name)
@@ -319,8 +343,9 @@ class Interpreter:
             return
         operands = list(i.operands)
         if operands and is_predicate(operands[0]):
-            extra = read_predicate(operands.pop(0))(warp)
-            condition = None if condition is None or extra is None else condition & extra
+            condition = both(condition, read_predicate(operands.pop(0))(warp))
+            if condition is not None and not condition.any():
+                return
         found = re.search(r"0x([0-9a-f]+)", operands[-1])
         if found is None or int(found[1], 16) not in self._index:
             return
@@ -329,7 +354,9 @@ class Interpreter:
 
         if condition is None:
             passed = warp.path.guesses[i.address] = warp.path.guesses.get(i.address, 0) + 1
-            if self.program.choose.get(i.address, passed % SPINS == 0):
+            # A slow path is called for numbers that a fast one cannot do.
+            skips_call = any(other.base == "CALL" for other in self.program.code[warp.at : index])
+            if skips_call or passed % SPINS == 0:
                 warp.at = index
             return
         taken = condition & warp.active
@@ -341,6 +368,21 @@ class Interpreter:
         pending = warp._stack[-1]["pending"] if warp._stack else warp._pending
         pending.append((index, taken))
         warp.active = warp.active & ~taken
+
+    def _gather(self, warp: Warp) -> None:
+        """At a WARPSYNC let the lanes that went elsewhere come here, too."""
+        here = warp.at - 1
+        waiting = (
+            warp._pending
+            if warp._pending
+            else next((f["pending"] for f in reversed(warp._stack) if f["pending"]), None)
+        )
+        gathered = warp._gathered.pop(here, FALSE)
+        if not waiting:
+            warp.active = warp.active | gathered
+            return
+        warp._gathered[here] = warp.active | gathered
+        warp.at, warp.active = waiting.pop()
 
     def _reconverge(self, warp: Warp, name: str) -> None:
         while warp._stack and warp._stack[-1]["name"] != name:

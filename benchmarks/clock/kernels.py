@@ -46,6 +46,7 @@ class Clocked:
         after_wait_cycles: the same from the end of the kernel before, what comes ahead of the wait being done by then.
         waves: rounds of resident programs.
         l2_bytes: asked of the L2 cache by all programs.
+        late_l2_bytes: of them, those asked for after the wait.
         guesses: branches on unknown values.
     """
 
@@ -60,6 +61,7 @@ class Clocked:
     after_wait_cycles: int
     waves: int
     l2_bytes: int
+    late_l2_bytes: int
     instructions: int
     barriers: int
     guesses: int
@@ -129,7 +131,9 @@ def compile_for_clock(launch: Launch, compute_capability: int = 90) -> Compiled:
     return Compiled(program, cubin_resources(cubin)["registers"], int(compiled.metadata.shared))
 
 
-def clock_launch(launch: Launch, *, compute_capability: int = 90, multiprocessors: int = NUM_MULTIPROCESSORS) -> Clocked:
+def clock_launch(
+    launch: Launch, *, compute_capability: int = 90, multiprocessors: int = NUM_MULTIPROCESSORS
+) -> Clocked:
     """Compile a launch and clock it.
 
     Raises:
@@ -163,7 +167,8 @@ def clock_program(
         name=name, programs=programs, warps=program.num_warps, registers=registers, shared_bytes=shared_bytes,
         resident=resident, program_cycles=round(alone.cycles), cycles=round(cycles),
         after_wait_cycles=round(cycles - full.cycles + released), waves=waves + bool(rest),
-        l2_bytes=_l2_bytes(alone, programs), instructions=alone.issued,
+        l2_bytes=alone.sectors * 32 * programs, late_l2_bytes=alone.late_sectors * 32 * programs,
+        instructions=alone.issued,
         barriers=sum(1 for k in paths[0][0].indices if program.code[k].base == "BAR"),
         guesses=sum(len(path.guesses) for path in paths[0]),
     )  # fmt: skip
@@ -173,7 +178,3 @@ def _released(statics: list[Any], paths: list[list[Path]]) -> float:
     """Return the cycles of a wave after the programmatic wait, if all before it is done; without a wait, all."""
     run = Multiprocessor(statics, released=RELEASED).play(paths)
     return run.cycles - RELEASED if run.wait_cycles and run.wait_cycles < RELEASED else run.cycles
-
-
-def _l2_bytes(alone: Run, programs: int) -> int:
-    return alone.sectors * 32 * programs

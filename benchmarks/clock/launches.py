@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from jat_engine.backends.base import STEP_TOKENS
 from jat_engine.bench.workload import batch_arguments
 from jat_engine.config import JatConfig
 from jat_engine.engine.engine import JatEngine
+from jat_engine.kernels.launch import PAGE_SIZE
 
 from ..no_kernels import make_engine, without_kernels
 from ..triton_launches import Launch
@@ -35,15 +37,38 @@ def record(engine: JatEngine, launches: list[Launch], agents: int, context: int)
             batch.get_next_actions(**batch_arguments(agents, step))
     for launch in launches:
         set_context(launch, context)
+        use_pdl(launch)
     return list(launches)
 
 
+def use_pdl(launch: Launch) -> None:
+    """Launch as on a GPU of sm_90: a kernel starts while the one before still runs. An engine without GPU does not."""
+    if "USE_PDL" in launch.arguments:
+        launch.arguments["USE_PDL"] = True
+        launch.options["launch_pdl"] = True
+
+
 def set_context(launch: Launch, context: int) -> None:
-    """Give every session of a launch of the attention so many cached tokens, of a window that sees them all."""
-    lengths = launch.arguments.get("context_lens_ptr")
-    if isinstance(lengths, Tensor):
-        lengths.fill_(context)
-        launch.arguments["window"] = 512
+    """Give every session of a launch of the attention so many cached tokens, each in pages of its own."""
+    lengths, table, pages = (launch.arguments.get(f"{name}_ptr") for name in ("context_lens", "page_table", "kv_layer"))
+    if not (isinstance(lengths, Tensor) and isinstance(table, Tensor) and isinstance(pages, Tensor)):
+        return
+    sessions, per_session = table.shape
+    lengths.fill_(context)
+    needed = max(per_session, -(-(context + STEP_TOKENS) // PAGE_SIZE))
+    launch.arguments["page_table_ptr"] = torch.arange(sessions * needed, dtype=table.dtype).view(sessions, needed)
+    if "pages_per_session" in launch.arguments:
+        launch.arguments["pages_per_session"] = needed
+
+    # Memory that is never touched: only addresses are wanted.
+    for name, value in launch.arguments.items():
+        if (
+            isinstance(value, Tensor)
+            and value.dim() > 1
+            and len(value) == len(pages)
+            and not name.startswith("page_table")
+        ):
+            launch.arguments[name] = torch.empty(sessions * needed, *value.shape[1:], dtype=value.dtype)
 
 
 @contextlib.contextmanager
@@ -53,17 +78,9 @@ def step_launches(config: JatConfig | None = None, most: int = 1024) -> Iterator
         yield make_engine(config or JatConfig(), max_cached_tokens=most * (WINDOW + 2 * 16)), launches
 
 
-def dtype_name(tensor: Tensor) -> str:
-    """Return e.g. "bfloat16"."""
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def key(launch: Launch) -> tuple[object, ...]:
     """Return what makes two launches alike to the clock."""
     values: list[object] = []
     for name, value in launch.arguments.items():
         values.append((name, tuple(value.shape), value.dtype) if isinstance(value, Tensor) else (name, str(value)))
     return launch.name, launch.grid, tuple(sorted(launch.options.items())), tuple(values)
-
-
-__all__ = ["dtype_name", "key", "record", "step_launches", "torch"]

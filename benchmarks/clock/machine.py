@@ -53,8 +53,20 @@ _PIPES: dict[str, tuple[str, float]] = {
         ("alu", _HALF),
     ),
 }  # fmt: skip
-_MEMORY = frozenset({"LDS", "STS", "LDSM", "STSM", "LDG", "STG", "LDGSTS", "ATOMS", "ATOMG", "RED", "LD", "ST", "ATOM", "CCTL"})
-_KIND = {"plain": 0, "memory": 1, "barrier": 2, "copy_group": 3, "copy_wait": 4, "wgmma": 5, "wgmma_wait": 6, "pdl": 7, "mark": 8}
+_MEMORY = frozenset(
+    {"LDS", "STS", "LDSM", "STSM", "LDG", "STG", "LDGSTS", "ATOMS", "ATOMG", "RED", "LD", "ST", "ATOM", "CCTL"}
+)
+_KIND = {
+    "plain": 0,
+    "memory": 1,
+    "barrier": 2,
+    "copy_group": 3,
+    "copy_wait": 4,
+    "wgmma": 5,
+    "wgmma_wait": 6,
+    "pdl": 7,
+    "mark": 8,
+}
 
 
 @dataclass
@@ -65,7 +77,9 @@ class Run:
         cycles: until the last warp is through.
         issued: instructions of all warps.
         shared_cycles: cycles the shared-memory pipe was busy.
-        sectors: 32-byte sectors asked of the L2 cache, of them cold.
+        sectors: 32-byte sectors asked of the L2 cache.
+        cold_sectors: of them, those in device memory.
+        late_sectors: of them, those asked for after the programmatic wait.
         marks: for every warp, its cycles at the marks (PMTRIG) it passed.
         wait_cycles: when the last warp came to the programmatic wait; 0 without one.
     """
@@ -75,6 +89,7 @@ class Run:
     shared_cycles: float = 0.0
     sectors: int = 0
     cold_sectors: int = 0
+    late_sectors: int = 0
     marks: list[list[tuple[int, float]]] = field(default_factory=list)
     wait_cycles: float = 0.0
 
@@ -115,8 +130,9 @@ def _prepare(i: Instruction) -> Static:
         kind, latency = "memory", SHUFFLE_LATENCY
     elif base == "BAR" and ".ARV" not in i.op:
         kind = "barrier"
-        found = [text for text in i.operands if text.startswith("0x")]
-        argument = int(found[0], 16) if found else 0
+        # A named barrier says how many threads it waits for; barrier 0 waits for all warps that have not ended.
+        numbers = [int(text, 16) if text.startswith("0x") else 0 for text in i.operands]
+        argument = numbers[0] << 16 | (numbers[1] // 32 if len(numbers) == 2 else 0)
     elif base == "LDGDEPBAR":
         kind = "copy_group"
     elif base == "DEPBAR" and i.operands and i.operands[0].startswith("SB"):
@@ -131,7 +147,7 @@ def _prepare(i: Instruction) -> Static:
     elif base == "ACQBULK":
         kind = "pdl"
     elif base == "PMTRIG":
-        kind, argument = "mark", _last_number(i)
+        kind, argument = "mark", _last_number(i).bit_length() - 1  # pmevent n sets bit n
     waits = tuple(b for b in range(6) if i.wait >> b & 1)
     return Static(
         _KIND[kind], pipe, occupies, latency, waits, max(1, i.stall), i.write, i.read,
@@ -140,7 +156,7 @@ def _prepare(i: Instruction) -> Static:
 
 
 @dataclass
-class _Warp:
+class WarpState:
     path: Path
     block: int
     at: int = 0
@@ -150,6 +166,7 @@ class _Warp:
     groups: list[float] = field(default_factory=list)
     products: list[float] = field(default_factory=list)
     is_waiting: bool = False
+    has_waited: bool = False
     marks: list[tuple[int, float]] = field(default_factory=list)
     through: float = 0.0
 
@@ -173,16 +190,16 @@ class Multiprocessor:
         Args:
             blocks: paths of the warps of each block; warp w of a block is on scheduler w % 4.
         """
-        warps = [_Warp(path, b) for b, paths in enumerate(blocks) for path in paths]
-        owners: list[list[_Warp]] = [[] for _ in range(NUM_SCHEDULERS)]
+        warps = [WarpState(path, b) for b, paths in enumerate(blocks) for path in paths]
+        owners: list[list[WarpState]] = [[] for _ in range(NUM_SCHEDULERS)]
         for k, warp in enumerate(warps):
             owners[k % NUM_SCHEDULERS].append(warp)
-        self._barriers: dict[tuple[int, int], list[_Warp]] = {}
+        self._barriers: dict[tuple[int, int], list[WarpState]] = {}
         self._members = [len(paths) for paths in blocks]
         self._alive = list(self._members)
         self._owner = {id(warp): k % NUM_SCHEDULERS for k, warp in enumerate(warps)}
         self._live = [[warp for warp in owned if warp.path.indices] for owned in owners]
-        self._last: list[_Warp | None] = [None] * NUM_SCHEDULERS
+        self._last: list[WarpState | None] = [None] * NUM_SCHEDULERS
         queue: list[tuple[float, int]] = [(0.0, k) for k in range(NUM_SCHEDULERS)]
         self._queue = queue
         self._next = [0.0] * NUM_SCHEDULERS
@@ -212,7 +229,7 @@ class Multiprocessor:
 
     def _issue(self, scheduler: int, now: float) -> float | None:
         """Issue one instruction of this scheduler at `now` if a warp is ready; return when to look again."""
-        best: _Warp | None = None
+        best: WarpState | None = None
         soonest = float("inf")
         last = self._last[scheduler]
         pipes = self._pipes[scheduler]
@@ -236,7 +253,7 @@ class Multiprocessor:
         self._execute(best, scheduler, now)
         return now + 1
 
-    def _execute(self, warp: _Warp, scheduler: int, now: float) -> None:
+    def _execute(self, warp: WarpState, scheduler: int, now: float) -> None:
         s = self._code[warp.path.indices[warp.at]]
         position = warp.at
         warp.at += 1
@@ -268,6 +285,7 @@ class Multiprocessor:
                 after = max(after, warp.products[len(warp.products) - 1 - s.argument] + 2)
         elif s.kind == 7:
             self.run.wait_cycles = max(self.run.wait_cycles, now)
+            warp.has_waited = True
             after = max(after, self._released)
         elif s.kind == 8:
             warp.marks.append((s.argument, now))
@@ -281,18 +299,19 @@ class Multiprocessor:
             self._end(warp, scheduler, max(after, max(warp.boards)))
             return
         if s.kind == 2:
-            self._arrive(warp, s.argument, after)
+            number = warp.path.barriers.get(position)
+            self._arrive(warp, s.argument if number is None else s.argument & 0xFFFF | number << 16, after)
             return
         self._set_ready(warp)
 
-    def _set_ready(self, warp: _Warp) -> None:
+    def _set_ready(self, warp: WarpState) -> None:
         """Add what the next instruction waits for."""
         s = self._code[warp.path.indices[warp.at]]
         for board in s.waits:
             if warp.boards[board] > warp.ready:
                 warp.ready = warp.boards[board]
 
-    def _arrive(self, warp: _Warp, barrier: int, now: float) -> None:
+    def _arrive(self, warp: WarpState, barrier: int, now: float) -> None:
         waiting = self._barriers.setdefault((warp.block, barrier), [])
         warp.is_waiting = True
         warp.ready = now
@@ -301,7 +320,7 @@ class Multiprocessor:
 
     def _open(self, block: int, barrier: int) -> None:
         waiting = self._barriers.get((block, barrier), [])
-        if not waiting or len(waiting) < self._alive[block]:
+        if not waiting or len(waiting) < (barrier & 0xFFFF or self._alive[block]):
             return
         when = max(warp.ready for warp in waiting) + BARRIER_LATENCY
         for warp in waiting:
@@ -311,7 +330,7 @@ class Multiprocessor:
             self._wake(self._owner[id(warp)], warp.ready)
         waiting.clear()
 
-    def _end(self, warp: _Warp, scheduler: int, when: float) -> None:
+    def _end(self, warp: WarpState, scheduler: int, when: float) -> None:
         warp.through = when
         self._live[scheduler].remove(warp)
         self._alive[warp.block] -= 1
@@ -319,7 +338,7 @@ class Multiprocessor:
             if block == warp.block:
                 self._open(block, barrier)
 
-    def _access(self, warp: _Warp, s: Static, position: int, now: float) -> tuple[float, float]:
+    def _access(self, warp: WarpState, s: Static, position: int, now: float) -> tuple[float, float]:
         """Return when the data of a memory instruction are there, and when its operands have been read."""
         access = warp.path.accesses.get(position)
         waves = 1 if access is None else access.wavefronts
@@ -348,6 +367,7 @@ class Multiprocessor:
             when = self._l2_free + (self._dram_latency if is_cold else L2_LATENCY)
             self.run.sectors += 1
             self.run.cold_sectors += is_cold
+            self.run.late_sectors += warp.has_waited
             if s.is_load:
                 if sector >= 0:
                     self._arrives[sector] = when

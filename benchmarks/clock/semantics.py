@@ -86,7 +86,7 @@ def read_unsigned(text: str) -> Callable[[Any], Any]:
     name = strip(text)
     if not is_register(name):
         return lambda state: None
-    return _signed_reader(text, lambda state: ZERO if name.endswith("Z") else state.registers.get(name))
+    return _signed_reader(text, lambda state: ZERO if name.endswith("Z") else state.registers.get(name, ZERO))
 
 
 def read_unsigned_constant(value: int) -> Callable[[Any], Any]:
@@ -123,7 +123,7 @@ def write(state: Any, name: str, value: Value, mask: Lanes) -> None:
     """Write a register where the mask is set."""
     if name.endswith("Z"):
         return
-    old = state.registers.get(name)
+    old = state.registers.get(name, ZERO)
     if value is None or mask.all():
         state.registers[name] = value
     elif old is None:
@@ -218,7 +218,9 @@ def _imad(i: Instruction) -> Step:
 
     def step(state: Any, mask: Lanes) -> None:
         x, y, z = a(state), b(state), c(state)
-        if z is not None and ((x is not None and not (x & _MASK32).any()) or (y is not None and not (y & _MASK32).any())):
+        if z is not None and (
+            (x is not None and not (x & _MASK32).any()) or (y is not None and not (y & _MASK32).any())
+        ):
             x = y = ZERO.astype(np.int64)
         if x is None or y is None or z is None:
             write(state, target, None, mask)
@@ -381,16 +383,23 @@ def _isetp(i: Instruction) -> Step:
             else:
                 result = strict(x, y) | ((x == y) & q)
         for k, name in enumerate(targets):
-            write_predicate(state, name, _join(join, result if k == 0 else None if result is None else ~result, p), mask)
+            write_predicate(
+                state, name, _join(join, result if k == 0 else None if result is None else ~result, p), mask
+            )
 
     return step
 
 
+def both(a: Value, b: Value) -> Value:
+    """Return a and b; what is false in all lanes decides alone."""
+    if (a is not None and not a.any()) or (b is not None and not b.any()):
+        return FALSE
+    return None if a is None or b is None else a & b
+
+
 def _join(how: str, a: Value, b: Value) -> Value:
     if how == "AND":
-        if (a is not None and not a.any()) or (b is not None and not b.any()):
-            return FALSE
-        return None if a is None or b is None else a & b
+        return both(a, b)
     if how == "OR":
         if (a is not None and a.all()) or (b is not None and b.all()):
             return TRUE
@@ -399,7 +408,12 @@ def _join(how: str, a: Value, b: Value) -> Value:
 
 
 def _sel(i: Instruction) -> Step:
-    target, a, b, p = i.operands[0], read_unsigned(i.operands[1]), read_unsigned(i.operands[2]), read_predicate(i.operands[3])
+    target, a, b, p = (
+        i.operands[0],
+        read_unsigned(i.operands[1]),
+        read_unsigned(i.operands[2]),
+        read_predicate(i.operands[3]),
+    )
 
     def step(state: Any, mask: Lanes) -> None:
         chosen, x, y = p(state), a(state), b(state)
@@ -536,15 +550,79 @@ def _ldc(i: Instruction) -> Step:
     def step(state: Any, mask: Lanes) -> None:
         offset: Value = ZERO
         if found and found[2]:
-            offset = state.registers.get(found[2]) if not found[2].endswith("Z") else ZERO
+            offset = state.registers.get(found[2], ZERO)
         for k in range(width):
             value: Value = None
-            if found and offset is not None and (offset == offset[0]).all():
-                address = int(offset[0]) + (int(found[3], 16) if found[3] else 0) + 4 * k
+            if found and offset is not None and mask.any() and (offset[mask] == offset[mask][0]).all():
+                address = int(offset[mask][0]) + (int(found[3], 16) if found[3] else 0) + 4 * k
                 value = state.constant(int(found[1], 16), address & ~3)
                 if narrow and value is not None:
                     value = (value >> np.uint32(8 * (address & 3))) & np.uint32((1 << int(narrow[1])) - 1)
             write(state, next_register(target, k), value, mask)
+
+    return step
+
+
+def _i2f(i: Instruction) -> Step:
+    target, a, up, unsigned = i.operands[0], read_unsigned(i.operands[1]), ".RP" in i.op, ".U32" in i.op
+    follow = ".F64" not in i.op and ".F16" not in i.op and "64" not in i.op
+
+    def step(state: Any, mask: Lanes) -> None:
+        x = a(state)
+        if x is None or not follow:
+            write(state, target, None, mask)
+            return
+        exact = (x & _MASK32 if unsigned else signed(x)).astype(np.float64)
+        out = exact.astype(np.float32)
+        if up:
+            out = np.where(out.astype(np.float64) < exact, np.nextafter(out, np.float32(np.inf)), out)
+        write(state, target, out.astype(np.float32).view(np.uint32), mask)
+
+    return step
+
+
+def _f2i(i: Instruction) -> Step:
+    target, a = i.operands[0], read_unsigned(i.operands[1])
+
+    def step(state: Any, mask: Lanes) -> None:
+        x = a(state)
+        if x is None or "TRUNC" not in i.op or "64" in i.op:
+            write(state, target, None, mask)
+            return
+        value = np.nan_to_num(low_float(x).astype(np.float64), nan=0.0, posinf=2.0**32, neginf=0.0)
+        write(state, target, low(np.clip(value, -(2.0**31), 2.0**32 - 1).astype(np.int64)), mask)
+
+    return step
+
+
+def low_float(value: Any) -> Any:
+    """Return the float32 with these bits."""
+    return (value & _MASK32).astype(np.uint32).view(np.float32)
+
+
+def _mufu(i: Instruction) -> Step:
+    """MUFU.RCP, which integer divisions begin with and then correct; other functions are not followed."""
+    if i.op != "MUFU.RCP":
+        return _forget(i)
+    target, a = i.operands[0], read_unsigned(i.operands[1])
+
+    def step(state: Any, mask: Lanes) -> None:
+        x = a(state)
+        if x is None:
+            write(state, target, None, mask)
+            return
+        with np.errstate(divide="ignore", over="ignore", under="ignore"):
+            write(state, target, (np.float32(1) / low_float(x)).astype(np.float32).view(np.uint32), mask)
+
+    return step
+
+
+def _flo(i: Instruction) -> Step:
+    target, a = i.operands[0], read_unsigned(i.operands[1])
+
+    def step(state: Any, mask: Lanes) -> None:
+        x = a(state)
+        write(state, target, None if x is None else low(np.array([int(v).bit_length() - 1 for v in x & _MASK32])), mask)
 
     return step
 
@@ -566,7 +644,9 @@ def _popc(i: Instruction) -> Step:
 
     def step(state: Any, mask: Lanes) -> None:
         x = a(state)
-        write(state, target, None if x is None else np.array([int(v).bit_count() for v in x & _MASK32], np.uint32), mask)
+        write(
+            state, target, None if x is None else np.array([int(v).bit_count() for v in x & _MASK32], np.uint32), mask
+        )
 
     return step
 
@@ -663,5 +743,6 @@ _MAKERS: dict[str, Callable[[Instruction], Step]] = {
     "PLOP3": _plop3, "SHF": _shf, "ISETP": _isetp, "SEL": _sel, "VIMNMX": _minmax, "VIMNMX3": _minmax,
     "VIADDMNMX": _minmax, "IMNMX": _minmax, "SGXT": _sgxt, "PRMT": _prmt, "P2R": _p2r, "R2P": _r2p, "R2UR": _r2ur,
     "S2R": _special, "S2UR": _special, "CS2R": _special, "LDC": _ldc, "HFMA2": _half_constant, "POPC": _popc,
-    "IABS": _iabs, "VOTE": _vote, "VOTEU": _vote, "REDUX": _redux, "SHFL": _shfl, "ELECT": _elect, "SYNCS": _true,
+    "IABS": _iabs, "VOTE": _vote, "VOTEU": _vote, "REDUX": _redux, "SHFL": _shfl, "ELECT": _elect, "SYNCS": _true, "I2F": _i2f, "F2I": _f2i,
+    "MUFU": _mufu, "FLO": _flo,
 }  # fmt: skip

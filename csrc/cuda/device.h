@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "step.h"
 
@@ -36,21 +37,39 @@ class DeviceGuard {
 // The number of clusters of `model` that can be resident together, or 0 and the reason.
 int max_active_clusters(const StepModel& model, std::string& reason);
 
-// Zeroed memory of the device.
-void* allocate_device(size_t bytes);
+// Zeroed memory of the device; null and the reason if there is none.
+void* allocate_device(size_t bytes, std::string& reason);
 void free_device(void* memory);
-void zero_device(void* memory, size_t bytes, int64_t stream);
+// Both return "", or what went wrong. The first happens behind what is on the stream, the second at once.
+std::string zero_device(void* memory, size_t bytes, int64_t stream);
+std::string copy_to_device(void* target, const void* source, size_t bytes);
 
-// Zeroed memory with one address for host and device.
-void* allocate_visible(size_t bytes);
+// Zeroed memory with one address for host and device; null and the reason if there is none.
+void* allocate_visible(size_t bytes, std::string& reason);
 void free_visible(void* memory);
 
-// Starts a step. Returns "", or why it did not start. Only for tests on the CPU: missing_cluster never runs,
-// and seed sets the order of threads.
-std::string launch_step(const StepModel& model, const StepInput& input, int64_t stream, int missing_cluster,
-                        uint32_t seed);
+struct StepLaunch {
+  const StepModel& model;
+  const StepInput& input;
+  int64_t stream;
+  bool cooperative;
+  // Only for tests on the CPU: the cluster that never runs, and the order of threads.
+  int missing_cluster;
+  uint32_t seed;
+};
+
+// Starts a step. Returns "", or why it did not start.
+std::string launch_step(const StepLaunch& launch);
 
 enum class StreamState { kBusy, kIdle, kFailed };
 StreamState stream_state(int64_t stream, std::string& reason);
+
+// A time on the device at which a block began a phase, in builds with JAT_TRACE=1.
+struct TraceEvent {
+  int block, phase;
+  uint64_t time_ns;
+};
+// Those since the last call.
+std::vector<TraceEvent> take_trace();
 
 }  // namespace jat

@@ -8,7 +8,6 @@ namespace jat {
 
 namespace {
 
-constexpr int kSlotBytes = 12288;  // 8 rows of 768 bfloat16
 constexpr int kMinSlots = 2;
 
 void expect(bool condition, const std::string& message) {
@@ -17,22 +16,15 @@ void expect(bool condition, const std::string& message) {
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// The neurons for the heavy blocks, such that all blocks load about the same number of bytes.
-int balance(const StepModel& model, int heavy_blocks) {
-  const int light_blocks = model.num_blocks - heavy_blocks;
-  if (light_blocks == 0) return model.inner;
-  // A head costs a block 4 head_dim / cluster_size rows of H; a neuron costs two.
-  const double head = 2.0 * model.head_dim / model.cluster_size;
-  const double light = (model.inner + heavy_blocks * head) / model.num_blocks;
-  const double heavy = (light - head) * heavy_blocks;
-  return std::clamp(static_cast<int>(heavy + 0.5), 0, model.inner);
-}
+int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
 }  // namespace
 
 int type_bytes(StepType type) { return type == StepType::kFloat32 ? 4 : 2; }
 
-int default_num_warps(int hidden) { return std::clamp(ceil_div(hidden, 64), 3, kStepMaxWarps); }
+int default_num_warps(int hidden) {
+  return std::clamp(round_up(ceil_div(hidden, 64), kStepRows), kStepRows, kStepMaxWarps);
+}
 
 void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slots) {
   const int hidden = model.hidden, head_dim = model.head_dim;
@@ -43,7 +35,8 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   expect(model.num_heads >= 1 && model.num_heads * head_dim == hidden,
          "num_heads: expected num_heads * head_dim = hidden, got " + std::to_string(model.num_heads) + " * " +
              std::to_string(head_dim) + " and " + std::to_string(hidden));
-  expect(model.inner >= 1, "inner: expected at least 1, got " + std::to_string(model.inner));
+  expect(model.inner >= kGroup && model.inner % kGroup == 0,
+         "inner: expected a multiple of 8, got " + std::to_string(model.inner));
   expect(model.num_layers >= 1 && model.num_layers <= kStepMaxLayers,
          "num_layers: expected 1 to " + std::to_string(kStepMaxLayers) + ", got " +
              std::to_string(model.num_layers));
@@ -57,35 +50,37 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   expect(model.num_blocks >= model.cluster_size && model.num_blocks % model.cluster_size == 0,
          "num_blocks: expected a multiple of cluster_size " + std::to_string(model.cluster_size) + ", got " +
              std::to_string(model.num_blocks));
-  expect(model.num_warps >= 1 && model.num_warps <= kStepMaxWarps &&
-             hidden <= 64 * kStepMaxPairs * model.num_warps,
-         "num_threads: expected 32 to 384 and at least hidden / 8 computing threads, got " +
+  const int row_warps = model.num_warps / kStepRows;
+  expect(model.num_warps >= kStepRows && model.num_warps <= kStepMaxWarps && model.num_warps % kStepRows == 0 &&
+             hidden <= 64 * kStepMaxPairs * row_warps,
+         "num_threads: expected a multiple of 96 up to 384 and at least 3 / 8 hidden computing threads, got " +
              std::to_string(32 * model.num_warps));
 
-  const int num_clusters = model.num_blocks / model.cluster_size;
-  model.heavy_blocks = model.num_heads % num_clusters * model.cluster_size;
-  if (model.heavy_blocks == 0) model.heavy_blocks = model.num_blocks;
-  model.heavy_neurons = balance(model, model.heavy_blocks);
-  const int light_blocks = model.num_blocks - model.heavy_blocks;
-  model.block_neurons = ceil_div(model.heavy_neurons, model.heavy_blocks);
-  if (light_blocks > 0)
-    model.block_neurons =
-        std::max(model.block_neurons, ceil_div(model.inner - model.heavy_neurons, light_blocks));
-  const int pages = ceil_div(max_positions + kStepPageSize - 1, kStepPageSize);
-  model.block_keys = ceil_div(pages, model.cluster_size) * kStepPageSize + kStepRows;
-
   const int bytes = type_bytes(model.type);
-  const int row_bytes = hidden * bytes;
-  // A slot can hold the three vectors of a LayerNorm, and holds whole rows of weights.
-  const int page_bytes = kStepPageSize * head_dim * bytes;
-  const int least = std::max({3 * hidden * 4, page_bytes, row_bytes});
-  model.slot_bytes = std::max(ceil_div(least, 128) * 128, kSlotBytes / std::max(row_bytes, 128) * row_bytes);
-  model.slot_bytes = ceil_div(model.slot_bytes, 128) * 128;
+  // k tiles of 32 bytes are loaded in pairs, so rows of weights are padded to multiples of 64 bytes.
+  model.k_pairs = ceil_div(hidden * bytes, 64);
+  model.group_bytes = model.k_pairs * 64 * kGroup;
+  model.output_tiles = ceil_div(hidden, kOutputTile);
+  model.head_half_tiles = head_dim * bytes / 16;
+  model.group_half_tiles = kGroup * bytes / 16;
+  const int groups = model.inner / kGroup, qkv_groups = 3 * head_dim / kGroup;
+  const int block_groups = ceil_div(groups, model.num_blocks);
+  model.block_neurons = block_groups * kGroup;
 
-  model.piece_rows = model.slot_bytes / row_bytes;
-  model.piece_outputs = model.slot_bytes / (head_dim * bytes);
-  model.piece_pages = model.slot_bytes / page_bytes;
-  model.piece_head_rows = model.slot_bytes / (hidden * 4);
+  // Strides for which the lanes of a load meet different banks.
+  const int row_words = model.k_pairs * 16;
+  model.normed_stride = row_words % 32 == 0 ? row_words + 16 : row_words;
+  const int columns = std::max(block_groups, ceil_div(qkv_groups, model.cluster_size)) * kGroup;
+  model.products_stride = columns % 32 == 0 ? columns + 8 : columns;
+  model.attended_stride = head_dim * bytes / 4 + 4;
+  model.inner_stride = model.block_neurons * bytes / 4 + 4;
+  if (model.inner_stride % 16 == 0) model.inner_stride += 4;
+
+  // A slot holds the largest of what is not divided.
+  const int page_bytes = kStepPageSize * head_dim * bytes, tile_bytes = model.head_half_tiles * 512;
+  const int neuron_bytes = model.group_half_tiles * model.output_tiles * 512, bias_bytes = kGroup * 4;
+  model.slot_bytes = round_up(
+      std::max({3 * hidden * 4, 2 * page_bytes, tile_bytes, neuron_bytes, model.group_bytes + bias_bytes}), 128);
 
   StepShared& shared = model.shared;
   int used = 0;
@@ -94,32 +89,54 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
     used += static_cast<int>((count * size + 127) / 128 * 128);
     return offset;
   };
-  shared.siblings = take(2, 8);
+  const int rows = kStepRows, warps = model.num_warps;
+  shared.full = take(kRingPieces, 8);
+  shared.empty = take(kRingPieces, 8);
+  shared.peers = take(2, 8);
+  shared.ends = take(kRingPieces, 4);
   shared.share = take(1, sizeof(StepShare));
   shared.last = take(1, 4);
-  shared.x = take(kStepRows * hidden, 4);
-  shared.normed = take(kStepRows * hidden, 4);
-  shared.qkv = take(3 * kStepRows * head_dim, 4);
-  shared.scores = take(static_cast<int64_t>(kStepRows) * model.block_keys, 4);
-  shared.warp_out = take(static_cast<int64_t>(model.num_warps) * kStepRows * head_dim, 4);
-  shared.partial = take(static_cast<int64_t>(model.cluster_size) * kStepRows * (head_dim + 2), 4);
-  shared.attended = take(kStepRows * head_dim, 4);
-  shared.inner = take(static_cast<int64_t>(model.block_neurons) * 4, 4);
-  shared.fc_bias = take(model.block_neurons, 4);
-  const int slot_and_barriers = model.slot_bytes + 2 * 8;
-  model.num_slots = std::min((shared_limit - used - 256) / slot_and_barriers, max_slots);
+  shared.normed = take(std::max(rows * model.normed_stride, hidden), 4);
+  shared.moments = take(warps, 8);
+  shared.products = take(warps * rows * model.products_stride, 4);
+  shared.query = take(rows * head_dim, 4);
+  shared.new_keys = take(2 * rows * head_dim, bytes);
+  shared.weights = take(warps * 9 * 4, 4);
+  shared.states = take(rows * warps, 8);
+  shared.outs = take(warps * rows * head_dim, 4);
+  shared.partial = take(model.cluster_size * rows * (head_dim + 4), 4);
+  shared.attended = take(rows * model.attended_stride, 4);
+  shared.inner = take(rows * model.inner_stride, 4);
+  shared.biases = take(model.block_neurons, 4);
+
+  model.num_slots = std::min((shared_limit - used) / model.slot_bytes, max_slots);
   expect(model.num_slots >= kMinSlots, "shared memory: " + std::to_string(used) + " bytes and at least " +
                                            std::to_string(kMinSlots) + " slots of " +
                                            std::to_string(model.slot_bytes) + " do not fit into " +
                                            std::to_string(shared_limit) + "; use more blocks");
-  shared.full = take(model.num_slots, 8);
-  shared.empty = take(model.num_slots, 8);
+  model.ring_bytes = model.num_slots * model.slot_bytes;
   shared.ring = take(model.num_slots, model.slot_bytes);
   shared.bytes = used;
+
+  // A piece of half the ring fits wherever the piece before it ends.
+  const int piece = model.num_slots / 2 * model.slot_bytes;
+  model.piece_groups = piece / (model.group_bytes + bias_bytes);
+  model.piece_tiles = piece / tile_bytes;
+  model.piece_pages = piece / (2 * page_bytes);
+  model.piece_neurons = piece / neuron_bytes;
+  model.piece_head_rows = piece / (hidden * 4);
+
+  // The head's dimension is split over warps while each of them gets pairs of half-tiles, the operands of a
+  // whole tile. A fixed order has one part for each head.
+  const int tiles = ceil_div(model.output_tiles, model.cluster_size);
+  model.out_splits_log2 = 0;
+  while (!model.fixed_order && (tiles << (model.out_splits_log2 + 1)) <= warps &&
+         model.head_half_tiles % (4 << model.out_splits_log2) == 0)
+    ++model.out_splits_log2;
 }
 
-int num_exchanges(const StepModel& model) {
-  const int sums = 1 + kExchangesPerLayer * model.num_layers;
+int num_grid_barriers(const StepModel& model) {
+  const int sums = 1 + kReductionsPerLayer * model.num_layers;
   return model.fixed_order ? 2 * sums : sums;
 }
 
@@ -131,7 +148,7 @@ int64_t bytes_per_step(const StepModel& model, int context_len) {
   const int64_t vectors = (4 * hidden + hidden + inner + hidden) * 4;
   int64_t total = model.num_layers * (weights + vectors) + 2 * hidden * 4;
   for (int layer = 0; layer < model.num_layers; ++layer)
-    total += 2 * hidden * bytes * std::min<int64_t>(context_len, model.layers[layer].window - 1);
+    total += 2 * hidden * bytes * std::min<int64_t>(context_len, model.windows[layer] - 1);
   return total;
 }
 

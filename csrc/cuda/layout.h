@@ -11,8 +11,7 @@ namespace jat {
 // Bytes of one number.
 int type_bytes(StepType type);
 
-// The number of computing warps for a hidden size: one pair of columns of the MLP's output per thread, if
-// possible.
+// The number of computing warps for a hidden size: for each of 64 columns one, in threes.
 int default_num_warps(int hidden);
 
 // Fills in geometry and shared memory of `model` from its sizes, cluster_size, num_blocks and num_warps.
@@ -23,7 +22,7 @@ int default_num_warps(int hidden);
 void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slots);
 
 // The number of grid barriers of a step.
-int num_exchanges(const StepModel& model);
+int num_grid_barriers(const StepModel& model);
 
 // The number of rows [3, H] in `parts` when sums are taken in a fixed order.
 int num_contributors(const StepModel& model);

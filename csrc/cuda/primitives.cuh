@@ -10,6 +10,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #define JAT_DEVICE __device__ __forceinline__
 #define JAT_KERNEL __global__
@@ -17,6 +18,10 @@
 #define JAT_UNROLL _Pragma("unroll")
 #define JAT_PRAGMA(text) _Pragma(#text)
 #define JAT_UNROLL_BY(count) JAT_PRAGMA(unroll count)
+// What trace() leaves: 0 nothing; 1 times of four blocks, for step_trace of device.h; 2 markers in SASS.
+#ifndef JAT_TRACE
+#define JAT_TRACE 0
+#endif
 // Clusters, mbarriers and bulk copies exist from sm_90 on.
 #define JAT_HAS_CLUSTERS (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
 
@@ -39,6 +44,8 @@ JAT_DEVICE W from_float(float value) {
 }
 JAT_DEVICE float fast_exp(float x) { return __expf(x); }
 JAT_DEVICE float inverse_sqrt(float x) { return rsqrtf(x); }
+// Quotient of floats; 0 for a divisor above 2^126.
+JAT_DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
 
 // ---- threads
 
@@ -50,6 +57,11 @@ JAT_DEVICE void warp_barrier() { __syncwarp(); }
 // The first num_threads threads of the block; the loading warp takes no part.
 JAT_DEVICE void consumer_barrier(int num_threads) {
   asm volatile("barrier.cta.sync 1, %0;" ::"r"(num_threads) : "memory");
+}
+
+// The same for any num_threads threads, in whole warps. id: 2 to 15.
+JAT_DEVICE void named_barrier(int id, int num_threads) {
+  asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
 }
 
 JAT_DEVICE char* shared_memory() {
@@ -102,6 +114,13 @@ JAT_DEVICE void mbarrier_arrive_expect(Mbarrier* barrier, uint32_t bytes) {
       "mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
       "r"(bytes)
       : "memory");
+}
+
+// Let the current phase end only when `bytes` more have been copied or stored. Not an arrival.
+JAT_DEVICE void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
 }
 
 // Arrive at the barrier of a cluster peer.
@@ -157,6 +176,112 @@ JAT_DEVICE void bulk_copy(void* target, const void* source, uint32_t bytes, Mbar
       : "memory");
 }
 
+// The address of this block's `pointer` in the shared memory of a cluster peer.
+JAT_DEVICE uint32_t peer_address(const void* pointer, int rank) {
+  uint32_t mapped;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(mapped)
+               : "r"(shared_address(pointer)), "r"(rank));
+  return mapped;
+}
+
+// Stores to a cluster peer that complete on its mbarrier, 4 bytes for each number. target and barrier are this
+// block's own addresses of what is meant in the peer. Who waits on the barrier sees the stored numbers;
+// nothing else of the writer is ordered by it.
+JAT_DEVICE void store_async(float* target, Mbarrier* barrier, int rank, float a) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
+                   peer_address(target, rank)),
+               "f"(a), "r"(peer_address(barrier, rank))
+               : "memory");
+}
+JAT_DEVICE void store_async(float* target, Mbarrier* barrier, int rank, float a, float b) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+                   peer_address(target, rank)),
+               "f"(a), "f"(b), "r"(peer_address(barrier, rank))
+               : "memory");
+}
+JAT_DEVICE void store_async(float* target, Mbarrier* barrier, int rank, float a, float b, float c, float d) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+          peer_address(target, rank)),
+      "f"(a), "f"(b), "f"(c), "f"(d), "r"(peer_address(barrier, rank))
+      : "memory");
+}
+
+// ---- tensor cores
+//
+// c [16, 8] += a [16, K] b [K, 8], in float32, by a warp. In units of 32-bit registers, each of which holds
+// two adjacent k of a 16-bit type or one float, lane = 4 g + t holds:
+//   a[0] (row g, register t), a[1] (row g + 8, t), a[2] (row g, t + 4), a[3] (row g + 8, t + 4)
+//   b0 (register t, column g), b1 (register t + 4, column g)
+//   c[0], c[1] (row g, columns 2 t, 2 t + 1), c[2], c[3] (row g + 8)
+// So K is 16, or 8 for floats; of mma_half 8 or 4.
+
+// A float as a sum of two numbers with 11 significant bits, which keeps 22 of its 24.
+struct SplitFloat {
+  uint32_t high, low;
+  JAT_DEVICE explicit SplitFloat(uint32_t bits) {
+    const float value = __uint_as_float(bits);
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(high) : "f"(value));
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(low) : "f"(value - __uint_as_float(high)));
+  }
+};
+
+JAT_DEVICE void mma_tf32(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                         uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+JAT_DEVICE void mma_tf32(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+
+#define JAT_MMA(type)                                                        \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                       \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+#define JAT_MMA_HALF(type)                                       \
+  asm("mma.sync.aligned.m16n8k8.row.col.f32." type "." type      \
+      ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};" \
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])           \
+      : "r"(a[0]), "r"(a[1]), "r"(b))
+
+template <typename W>
+JAT_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<W, BFloat16>) {
+    JAT_MMA("bf16");
+  } else if constexpr (std::is_same_v<W, Float16>) {
+    JAT_MMA("f16");
+  } else {
+    const SplitFloat s0(a[0]), s1(a[1]), s2(a[2]), s3(a[3]), t0(b0), t1(b1);
+    mma_tf32(c, s0.high, s1.high, s2.high, s3.high, t0.low, t1.low);
+    mma_tf32(c, s0.low, s1.low, s2.low, s3.low, t0.high, t1.high);
+    mma_tf32(c, s0.high, s1.high, s2.high, s3.high, t0.high, t1.high);
+  }
+}
+
+template <typename W>
+JAT_DEVICE void mma_half(float (&c)[4], const uint32_t (&a)[2], uint32_t b) {
+  if constexpr (std::is_same_v<W, BFloat16>) {
+    JAT_MMA_HALF("bf16");
+  } else if constexpr (std::is_same_v<W, Float16>) {
+    JAT_MMA_HALF("f16");
+  } else {
+    const SplitFloat s0(a[0]), s1(a[1]), t(b);
+    mma_tf32(c, s0.high, s1.high, t.low);
+    mma_tf32(c, s0.low, s1.low, t.high);
+    mma_tf32(c, s0.high, s1.high, t.high);
+  }
+}
+#undef JAT_MMA
+#undef JAT_MMA_HALF
+
 // ---- device memory
 
 // Relaxed additions; the counter of the grid barrier orders them.
@@ -167,9 +292,20 @@ JAT_DEVICE void add_global(float* target, float first, float second) {
   asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(target), "f"(first), "f"(second)
                : "memory");
 }
+// target is a multiple of 16.
+JAT_DEVICE void add_global(float* target, float a, float b, float c, float d) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target), "f"(a), "f"(b),
+               "f"(c), "f"(d)
+               : "memory");
+}
 
 // Reads what other blocks wrote before a grid barrier, so it bypasses the L1 cache.
 JAT_DEVICE float load_global(const float* source) { return __ldcg(source); }
+JAT_DEVICE void load_global(const float* source, float& first, float& second) {
+  const float2 pair = __ldcg(reinterpret_cast<const float2*>(source));
+  first = pair.x;
+  second = pair.y;
+}
 
 JAT_DEVICE void arrive_global(uint32_t* counter) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
@@ -179,6 +315,8 @@ JAT_DEVICE uint32_t load_acquire(const uint32_t* counter) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
   return value;
 }
+// Returns whether `value` arrivals have been counted; what their threads wrote before is then visible.
+JAT_DEVICE bool has_reached(const uint32_t* counter, uint32_t value) { return load_acquire(counter) >= value; }
 JAT_DEVICE uint32_t load_relaxed(const uint32_t* counter) {
   uint32_t value;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
@@ -200,6 +338,12 @@ JAT_DEVICE void store_system(uint32_t* target, uint32_t value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(target), "r"(value) : "memory");
 }
 
+// A number for the host and the ticket that says of which step it is, in one store: neither needs a fence.
+JAT_DEVICE void store_prediction(uint64_t* target, float value, uint32_t ticket) {
+  const uint64_t pair = static_cast<uint64_t>(ticket) << 32 | __float_as_uint(value);
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(target), "l"(pair) : "memory");
+}
+
 // ---- time
 
 JAT_DEVICE uint64_t now_ns() {
@@ -208,6 +352,41 @@ JAT_DEVICE uint64_t now_ns() {
   return time;
 }
 JAT_DEVICE void relax() {}
+
+#if JAT_TRACE == 1
+constexpr int kTracedBlocks = 4, kTraceEvents = 1024;
+struct TraceBuffer {
+  uint32_t count[kTracedBlocks];
+  struct Event {
+    uint64_t time_ns;
+    uint32_t phase, block;
+  } events[kTracedBlocks][kTraceEvents];
+};
+__device__ TraceBuffer trace_buffer;
+#endif
+
+// Marks where a phase (0 to 15) of the step begins.
+JAT_DEVICE void trace(int phase) {
+#if JAT_TRACE == 1
+  // Thread 0 of four blocks spread over the grid. count begins at 0 and is zeroed by the host.
+  const uint32_t spread = gridDim.x < kTracedBlocks ? 1 : gridDim.x / kTracedBlocks;
+  if (threadIdx.x != 0 || blockIdx.x % spread != 0 || blockIdx.x / spread >= kTracedBlocks) return;
+  uint32_t& count = trace_buffer.count[blockIdx.x / spread];
+  if (count < kTraceEvents)
+    trace_buffer.events[blockIdx.x / spread][count++] = {now_ns(), static_cast<uint32_t>(phase), blockIdx.x};
+#elif JAT_TRACE == 2
+#define JAT_MARK(number)                  \
+  case number:                            \
+    asm volatile("pmevent " #number ";"); \
+    break;
+  switch (phase) {  // an immediate operand
+    JAT_MARK(0)
+    JAT_MARK(1) JAT_MARK(2) JAT_MARK(3) JAT_MARK(4) JAT_MARK(5) JAT_MARK(6) JAT_MARK(7) JAT_MARK(8)
+        JAT_MARK(9) JAT_MARK(10) JAT_MARK(11) JAT_MARK(12) JAT_MARK(13) JAT_MARK(14) JAT_MARK(15)
+  }
+#undef JAT_MARK
+#endif
+}
 
 #endif  // JAT_HAS_CLUSTERS
 

@@ -1,8 +1,9 @@
-// A ring of shared-memory slots through which one warp streams what its block reads: weights, and cached keys
-// and values.
+// A ring of shared memory through which one warp streams what its block reads: weights, and cached keys and
+// values.
 //
 // Nothing in it depends on activations, so the loading warp runs ahead of the computing warps, across phases
-// and layers, as far as the ring reaches. Both sides walk the same sequence of pieces.
+// and layers, as far as the ring reaches. Both sides walk the same sequence of pieces. A piece lies in one
+// stretch; one that does not fit before the ring's end begins at its start.
 #pragma once
 
 #include "primitives.cuh"
@@ -12,85 +13,155 @@ namespace jat {
 
 #if JAT_HAS_CLUSTERS
 
+JAT_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+JAT_DEVICE int larger(int a, int b) { return a > b ? a : b; }
+
 // Bounds every wait. One that takes longer than timeout_ns sets `aborted`, and all other waits end soon
 // after.
-struct Patience {
+struct SpinTimeout {
   uint32_t* aborted;
   uint64_t timeout_ns;
 
+  // Returns whether the condition came true.
   template <typename Condition>
-  JAT_DEVICE void wait(Condition condition) const {
+  JAT_DEVICE bool wait(Condition condition) const {
     uint64_t begin = 0;
     for (int polls = 1; !condition(); ++polls) {
       relax();
       if (polls % 64 != 0) continue;
-      if (load_relaxed(aborted) != 0) return;
+      if (load_relaxed(aborted) != 0) return false;
       const uint64_t now = now_ns();
       if (begin == 0) begin = now;
-      if (now - begin > timeout_ns) return store_relaxed(aborted, 1);
+      if (now - begin > timeout_ns) {
+        store_relaxed(aborted, 1);
+        return false;
+      }
     }
+    return true;
   }
 };
 
-// A position in the ring: the slot, and the parity of the number of rounds.
-class Cursor {
+// The next piece: its mbarriers, the parity of their phase, and where it lies.
+struct RingCursor {
+  int piece = 0;
+  uint32_t parity = 0;
+  uint32_t end = 0;  // of the piece before
+
+  // Returns where a piece of so many bytes begins.
+  JAT_DEVICE uint32_t place(uint32_t bytes, uint32_t ring_bytes) {
+    const uint32_t size = (bytes + 127) / 128 * 128;
+    const uint32_t begin = end + size > ring_bytes ? 0 : end;
+    end = begin + size;
+    return begin;
+  }
+  JAT_DEVICE void advance() {
+    if (++piece < kRingPieces) return;
+    piece = 0;
+    parity ^= 1;
+  }
+};
+
+// The view of the computing warps. Each of them takes every piece, in order.
+class Ring {
  public:
-  JAT_DEVICE int slot() const { return slot_; }
-  JAT_DEVICE uint32_t parity() const { return parity_; }
-  JAT_DEVICE void advance(int num_slots) {
-    if (++slot_ < num_slots) return;
-    slot_ = 0;
-    parity_ ^= 1;
-  }
+  JAT_DEVICE Ring(const StepModel& model, const SpinTimeout& timeout, char* shared)
+      : timeout_(timeout),
+        full_(reinterpret_cast<Mbarrier*>(shared + model.shared.full)),
+        empty_(reinterpret_cast<Mbarrier*>(shared + model.shared.empty)),
+        memory_(shared + model.shared.ring),
+        bytes_(model.ring_bytes) {}
 
- private:
-  int slot_ = 0;
-  uint32_t parity_ = 0;
-};
-
-// The view of both sides. Every consumer warp takes every piece, in order.
-struct Ring {
-  const StepModel& model;
-  const Patience patience;
-  char* const shared;
-  Cursor cursor;
-
-  JAT_DEVICE Ring(const StepModel& sizes, const Patience& bound, char* memory)
-      : model(sizes), patience(bound), shared(memory) {}
-
-  JAT_DEVICE char* slot() const { return shared + model.shared.ring + cursor.slot() * model.slot_bytes; }
-  JAT_DEVICE Mbarrier* full() const {
-    return reinterpret_cast<Mbarrier*>(shared + model.shared.full) + cursor.slot();
-  }
-  JAT_DEVICE Mbarrier* empty() const {
-    return reinterpret_cast<Mbarrier*>(shared + model.shared.empty) + cursor.slot();
-  }
-
-  // Consumer: the next piece.
-  JAT_DEVICE const char* take() {
-    patience.wait([&] { return mbarrier_test(full(), cursor.parity()); });
-    return slot();
+  JAT_DEVICE const char* take(uint32_t bytes) {
+    const char* piece = memory_ + cursor_.place(bytes, bytes_);
+    timeout_.wait([&] { return mbarrier_test(full_ + cursor_.piece, cursor_.parity); });
+    return piece;
   }
   JAT_DEVICE void give_back(int lane) {
     warp_barrier();
-    if (lane == 0) mbarrier_arrive(empty());
-    cursor.advance(model.num_slots);
+    if (lane == 0) mbarrier_arrive(empty_ + cursor_.piece);
+    cursor_.advance();
   }
 
-  // Producer: wait for a slot that all consumers have given back; `bytes` will be copied into it.
-  JAT_DEVICE char* fill(uint32_t bytes) {
-    patience.wait([&] { return mbarrier_test(empty(), cursor.parity() ^ 1); });
-    mbarrier_arrive_expect(full(), bytes);
-    return slot();
-  }
-  JAT_DEVICE void copy(char* target, const void* source, uint32_t bytes) {
-    bulk_copy(target, source, bytes, full());
-  }
-  JAT_DEVICE void filled() { cursor.advance(model.num_slots); }
+ private:
+  const SpinTimeout timeout_;
+  Mbarrier* const full_;
+  Mbarrier* const empty_;
+  char* const memory_;
+  const uint32_t bytes_;
+  RingCursor cursor_;
 };
 
-JAT_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
-JAT_DEVICE int larger(int a, int b) { return a > b ? a : b; }
+// The view of the loading thread.
+class RingWriter {
+ public:
+  JAT_DEVICE RingWriter(const StepModel& model, const SpinTimeout& timeout, char* shared)
+      : timeout_(timeout),
+        full_(reinterpret_cast<Mbarrier*>(shared + model.shared.full)),
+        empty_(reinterpret_cast<Mbarrier*>(shared + model.shared.empty)),
+        ends_(reinterpret_cast<uint32_t*>(shared + model.shared.ends)),
+        memory_(shared + model.shared.ring),
+        bytes_(model.ring_bytes) {}
+
+  // Wait until there is room for a piece of so many bytes, and begin it. copied: the bytes of its copies.
+  JAT_DEVICE void begin(uint32_t bytes) { begin(bytes, bytes); }
+  JAT_DEVICE void begin(uint32_t bytes, uint32_t copied) {
+    if (aborted_ != 0) stopped_ = true;
+    if (stopped_) return;
+    const uint32_t before = cursor_.end, place = cursor_.place(bytes, bytes_);
+    // Positions count all bytes since the start, those included that were skipped at the ring's end.
+    position_ += (place < before ? bytes_ - before : 0) + (cursor_.end - place);
+    while (count_ - released_.count == kRingPieces ||
+           static_cast<int32_t>(position_ - bytes_ - released_.position) > 0) {
+      if (!timeout_.wait([&] { return mbarrier_test(empty_ + released_.piece, released_.parity); })) {
+        stopped_ = true;
+        return;
+      }
+      released_.position = ends_[released_.piece];
+      ++released_.count;
+      if (++released_.piece == kRingPieces) {
+        released_.piece = 0;
+        released_.parity ^= 1;
+      }
+    }
+    ends_[cursor_.piece] = position_;
+    ++count_;
+    aborted_ = load_relaxed(timeout_.aborted);  // looked at when the next piece begins
+    mbarrier_arrive_expect(full_ + cursor_.piece, copied);
+    target_ = memory_ + place;
+  }
+  JAT_DEVICE void copy(int offset, const void* source, uint32_t bytes) {
+    if (!stopped_) bulk_copy(target_ + offset, source, bytes, full_ + cursor_.piece);
+  }
+  JAT_DEVICE void end() {
+    if (!stopped_) cursor_.advance();
+  }
+
+  // Wait for all copies: computing warps that were aborted have not, and the block must not exit before.
+  JAT_DEVICE void drain() const {
+    const uint64_t begin = now_ns();
+    JAT_UNROLL_BY(1)
+    for (int piece = 0; piece < kRingPieces; ++piece) {
+      const uint32_t parity = piece < cursor_.piece ? cursor_.parity : cursor_.parity ^ 1;
+      while (!mbarrier_test(full_ + piece, parity) && now_ns() - begin < timeout_.timeout_ns + 1000000) relax();
+    }
+  }
+
+ private:
+  const SpinTimeout timeout_;
+  Mbarrier* const full_;
+  Mbarrier* const empty_;
+  uint32_t* const ends_;
+  char* const memory_;
+  const uint32_t bytes_;
+  RingCursor cursor_;
+  char* target_ = nullptr;
+  uint32_t count_ = 0, position_ = 0, aborted_ = 0;
+  bool stopped_ = false;
+  struct {
+    uint32_t count = 0, position = 0, parity = 0;
+    int piece = 0;
+  } released_;
+};
 
 // The cached keys of one layer that this block reads: every cluster_size-th page from first_page + rank on.
 struct Pages {
@@ -104,8 +175,9 @@ struct Pages {
     end_slot = input.start_offset + input.context_len;
     first_page = begin_slot / kStepPageSize + rank;
     const int end_page = (end_slot + kStepPageSize - 1) / kStepPageSize;
-    num_pages = larger(0, (end_page - first_page + model.cluster_size - 1) / model.cluster_size);
-    if (begin_slot >= end_slot) num_pages = 0;
+    num_pages = begin_slot < end_slot && end_page > first_page
+                    ? (end_page - first_page + model.cluster_size - 1) / model.cluster_size
+                    : 0;
   }
   JAT_DEVICE int page(const StepModel& model, int index) const {
     return first_page + index * model.cluster_size;
@@ -115,120 +187,123 @@ struct Pages {
   JAT_DEVICE int to(int page) const { return smaller(kStepPageSize, end_slot - page * kStepPageSize); }
 };
 
-// The first neuron of a block. Blocks that have no head in the last round of the attention take more neurons.
-JAT_DEVICE int first_neuron(const StepModel& model, int block) {
-  if (block <= model.heavy_blocks) return model.heavy_neurons * block / model.heavy_blocks;
-  return model.heavy_neurons + (model.inner - model.heavy_neurons) * (block - model.heavy_blocks) /
-                                   (model.num_blocks - model.heavy_blocks);
+// The first group of neurons of a block. The last blocks take one more, since the last clusters have no head in
+// the last round of the attention.
+JAT_DEVICE int first_neuron_group(const StepModel& model, int block) {
+  const int groups = model.inner / kGroup, each = groups / model.num_blocks;
+  return each * block + larger(0, block - (model.num_blocks - groups % model.num_blocks));
 }
 
 JAT_DEVICE StepShare share_of_block(const StepModel& model, const StepInput& input) {
-  const int block = block_index(), size = model.cluster_size, rank = block % size;
+  const int block = block_index(), size = model.cluster_size, rank = block % size, blocks = model.num_blocks;
+  const int groups = 3 * model.head_dim / kGroup, numbers = kStepRows * model.hidden;
   StepShare share;
   share.rank = rank;
   share.cluster = block / size;
-  share.num_clusters = model.num_blocks / size;
-  share.column_begin = model.head_dim * rank / size;
-  share.column_end = model.head_dim * (rank + 1) / size;
-  share.output_begin = model.hidden * rank / size;
-  share.output_end = model.hidden * (rank + 1) / size;
-  share.neuron_begin = first_neuron(model, block);
-  share.neuron_end = first_neuron(model, block + 1);
-  share.head_row_begin = input.head_size * block / model.num_blocks;
-  share.head_row_end = input.head_size * (block + 1) / model.num_blocks;
+  share.num_clusters = blocks / size;
+  share.qkv_begin = groups * rank / size;
+  share.qkv_end = groups * (rank + 1) / size;
+  share.out_begin = model.output_tiles * rank / size;
+  share.out_end = model.output_tiles * (rank + 1) / size;
+  share.neuron_begin = first_neuron_group(model, block);
+  share.neuron_end = first_neuron_group(model, block + 1);
+  share.zero_begin = numbers * block / blocks;
+  share.zero_end = numbers * (block + 1) / blocks;
+  share.head_row_begin = input.head_size * block / blocks;
+  share.head_row_end = input.head_size * (block + 1) / blocks;
   return share;
 }
 
-// What the loading warp loads, in order. Block (step.cuh) takes the pieces in the same order.
+// What the loading warp loads, in order. The phases take the pieces in the same order.
 template <typename W>
 class Loader {
  public:
-  JAT_DEVICE Loader(const StepModel& model, const StepInput& input, const Ring& ring)
-      : model_(model),
-        input_(input),
-        ring_(ring),
-        share_(*reinterpret_cast<const StepShare*>(ring.shared + model.shared.share)) {}
+  JAT_DEVICE Loader(const StepModel& model, const StepInput& input, const RingWriter& ring, const StepShare& share)
+      : model_(model), input_(input), ring_(ring), share_(share) {}
 
   JAT_DEVICE void run() {
     const float* bias = nullptr;
+    const int tile_bytes = model_.head_half_tiles * 512, neuron_bytes = model_.group_half_tiles * model_.output_tiles * 512;
     for (int index = 0; index < model_.num_layers; ++index) {
-      const StepLayer& layer = model_.layers[index];
+      const StepLayer layer = model_.layers[index];
       norm(layer.norm1_weight, layer.norm1_bias, bias);
-      const Pages pages(model_, input_, layer.window, share_.rank);
+      const Pages pages(model_, input_, model_.windows[index], share_.rank);
       for (int head = share_.cluster; head < model_.num_heads; head += share_.num_clusters) {
-        const W* wqkv = static_cast<const W*>(layer.wqkv);
-        JAT_UNROLL_BY(1)
-        for (int part = 0; part < 3; ++part)
-          rows(wqkv + static_cast<int64_t>(part * model_.hidden + head * model_.head_dim) * model_.hidden,
-               share_.column_begin, share_.column_end, model_.hidden, model_.piece_rows);
-        JAT_UNROLL_BY(1)
-        for (int part = 0; part < 2; ++part) cached(index, head, part, pages);
-        rows(static_cast<const W*>(layer.w_out_heads) +
-                 static_cast<int64_t>(head) * model_.hidden * model_.head_dim,
-             share_.output_begin, share_.output_end, model_.head_dim, model_.piece_outputs);
+        const int64_t qkv_groups = 3 * model_.head_dim / kGroup;
+        units(bytes(layer.qkv) + head * qkv_groups * model_.group_bytes, share_.qkv_begin, share_.qkv_end,
+              model_.group_bytes, model_.piece_groups, nullptr);
+        cached(index, head, pages);
+        units(bytes(layer.out_proj) + static_cast<int64_t>(head) * model_.output_tiles * tile_bytes, share_.out_begin,
+              share_.out_end, tile_bytes, model_.piece_tiles, nullptr);
       }
-      norm(layer.norm2_weight, layer.norm2_bias, layer.out_bias);
-      JAT_UNROLL_BY(1)
-      for (int part = 0; part < 2; ++part)
-        rows(static_cast<const W*>(part == 0 ? layer.w_fc : layer.w_proj_t), share_.neuron_begin,
-             share_.neuron_end, model_.hidden, model_.piece_rows);
-      bias = layer.proj_bias;
+      norm(layer.norm2_weight, layer.norm2_bias, layer.out_proj_bias);
+      units(bytes(layer.mlp_in), share_.neuron_begin, share_.neuron_end, model_.group_bytes, model_.piece_groups,
+            layer.mlp_in_bias);
+      units(bytes(layer.mlp_out), share_.neuron_begin, share_.neuron_end, neuron_bytes, model_.piece_neurons, nullptr);
+      bias = layer.mlp_out_bias;
     }
-    if (share_.head_row_begin == share_.head_row_end) return;
-    norm(model_.final_norm_weight, model_.final_norm_bias, bias);
-    rows(input_.head_rows, share_.head_row_begin, share_.head_row_end, model_.hidden, model_.piece_head_rows);
+    if (share_.head_row_begin < share_.head_row_end) {
+      norm(model_.final_norm_weight, model_.final_norm_bias, bias);
+      units(bytes(input_.head_rows), share_.head_row_begin, share_.head_row_end,
+            model_.hidden * static_cast<int>(sizeof(float)), model_.piece_head_rows, nullptr);
+    }
+    ring_.drain();
   }
 
  private:
+  static JAT_DEVICE const char* bytes(const void* address) { return static_cast<const char*>(address); }
+
   // The vectors of a LayerNorm, and the bias of the sum before it.
   JAT_DEVICE void norm(const float* weight, const float* shift, const float* bias) {
     const uint32_t bytes = model_.hidden * sizeof(float);
-    char* slot = ring_.fill(bias != nullptr ? 3 * bytes : 2 * bytes);
-    ring_.copy(slot, weight, bytes);
-    ring_.copy(slot + bytes, shift, bytes);
-    if (bias != nullptr) ring_.copy(slot + 2 * bytes, bias, bytes);
-    ring_.filled();
+    ring_.begin(bias != nullptr ? 3 * bytes : 2 * bytes);
+    ring_.copy(0, weight, bytes);
+    ring_.copy(bytes, shift, bytes);
+    if (bias != nullptr) ring_.copy(2 * bytes, bias, bytes);
+    ring_.end();
   }
 
-  template <typename T>
-  JAT_DEVICE void rows(const T* matrix, int begin, int end, int columns, int most) {
-    const int row_bytes = columns * static_cast<int>(sizeof(T));
-    for (int row = begin; row < end; row += most) {
-      const uint32_t bytes = smaller(most, end - row) * row_bytes;
-      ring_.copy(ring_.fill(bytes), matrix + static_cast<int64_t>(row) * columns, bytes);
-      ring_.filled();
+  // Units [begin, end) of unit_bytes each; behind those of a piece the biases of their neurons.
+  JAT_DEVICE void units(const char* source, int begin, int end, int unit_bytes, int most, const float* biases) {
+    for (int unit = begin; unit < end; unit += most) {
+      const int count = smaller(most, end - unit), size = count * unit_bytes;
+      const int bias_bytes = count * kGroup * static_cast<int>(sizeof(float));
+      ring_.begin(biases != nullptr ? size + bias_bytes : size);
+      ring_.copy(0, source + static_cast<int64_t>(unit) * unit_bytes, size);
+      if (biases != nullptr) ring_.copy(size, biases + unit * kGroup, bias_bytes);
+      ring_.end();
     }
   }
 
-  // Keys (part 0) or values (part 1) of a head. Only slots of visible cached tokens: the step may be writing
-  // its new tokens to the others.
-  JAT_DEVICE void cached(int layer, int head, int part, const Pages& pages) {
-    const int row_bytes = model_.head_dim * static_cast<int>(sizeof(W)),
-              page_bytes = kStepPageSize * row_bytes;
+  // Pages of a head: the keys of each, then its values. Only slots of visible cached tokens: the step may be
+  // writing its new tokens to the others.
+  JAT_DEVICE void cached(int layer, int head, const Pages& pages) {
+    const int row_bytes = model_.head_dim * static_cast<int>(sizeof(W)), page_bytes = kStepPageSize * row_bytes;
     const int most = model_.piece_pages;
     const char* cache = static_cast<const char*>(model_.kv_cache);
     for (int first = 0; first < pages.num_pages; first += most) {
       const int end = smaller(first + most, pages.num_pages);
-      uint32_t bytes = 0;
+      uint32_t used = 0;
       for (int index = first; index < end; ++index) {
         const int page = pages.page(model_, index);
-        bytes += (pages.to(page) - pages.from(page)) * row_bytes;
+        used += 2 * (pages.to(page) - pages.from(page)) * row_bytes;
       }
-      char* slot = ring_.fill(bytes);
-      for (int index = first; index < end; ++index) {
-        const int page = pages.page(model_, index), from = pages.from(page), to = pages.to(page);
+      // The piece takes the room of whole pages, and expects the bytes that are copied.
+      ring_.begin((end - first) * 2 * page_bytes, used);
+      JAT_UNROLL_BY(1)
+      for (int copy = 2 * first; copy < 2 * end; ++copy) {
+        const int page = pages.page(model_, copy / 2), from = pages.from(page), to = pages.to(page);
         const int64_t place = static_cast<int64_t>(layer) * model_.num_pages + input_.page_table[page];
-        const char* source = cache + ((place * 2 + part) * model_.num_heads + head) * page_bytes;
-        ring_.copy(slot + (index - first) * page_bytes + from * row_bytes, source + from * row_bytes,
-                   (to - from) * row_bytes);
+        const char* source = cache + ((place * 2 + copy % 2) * model_.num_heads + head) * page_bytes;
+        ring_.copy((copy - 2 * first) * page_bytes + from * row_bytes, source + from * row_bytes, (to - from) * row_bytes);
       }
-      ring_.filled();
+      ring_.end();
     }
   }
 
   const StepModel& model_;
   const StepInput& input_;
-  Ring ring_;
+  RingWriter ring_;
   const StepShare& share_;
 };
 

@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include <cstring>
+#include <memory>
 
 #include "device.h"
 #include "dispatch.h"
@@ -45,14 +46,16 @@ struct Launch {
   }
 };
 
-// Raises the kernel's limit of shared memory; never lowers it, since other engines share the kernel.
+// Raises the kernel's limits of shared memory and cluster size; never lowers them, since other engines share
+// the kernel.
 cudaError_t allow(const StepModel& model) {
   const auto kernel = reinterpret_cast<const void*>(kernel_of(model));
   cudaFuncAttributes now;
   cudaError_t error = cudaFuncGetAttributes(&now, kernel);
   if (error == cudaSuccess && now.maxDynamicSharedSizeBytes < model.shared.bytes)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, model.shared.bytes);
-  if (error == cudaSuccess && model.cluster_size > 8)
+  // Before any question about occupancy, which may depend on it.
+  if (error == cudaSuccess)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   return error;
 }
@@ -109,44 +112,41 @@ int max_active_clusters(const StepModel& model, std::string& reason) {
   return error == cudaSuccess ? clusters : 0;
 }
 
-void* allocate_device(size_t bytes) {
+void* allocate_device(size_t bytes, std::string& reason) {
   void* memory = nullptr;
-  if (cudaMalloc(&memory, bytes) != cudaSuccess) {
-    cudaGetLastError();
-    return nullptr;
-  }
-  cudaMemset(memory, 0, bytes);
-  cudaDeviceSynchronize();
-  return memory;
+  cudaError_t error = cudaMalloc(&memory, bytes);
+  if (error == cudaSuccess) error = cudaMemset(memory, 0, bytes);
+  if (error == cudaSuccess) error = cudaDeviceSynchronize();
+  if (error == cudaSuccess) return memory;
+  reason = describe(error);
+  if (memory != nullptr) free_device(memory);
+  return nullptr;
 }
-void free_device(void* memory) { cudaFree(memory); }
-void zero_device(void* memory, size_t bytes, int64_t stream) {
-  cudaMemsetAsync(memory, 0, bytes, reinterpret_cast<cudaStream_t>(stream));
+void free_device(void* memory) { describe(cudaFree(memory)); }
+std::string zero_device(void* memory, size_t bytes, int64_t stream) {
+  return describe(cudaMemsetAsync(memory, 0, bytes, reinterpret_cast<cudaStream_t>(stream)));
+}
+std::string copy_to_device(void* target, const void* source, size_t bytes) {
+  return describe(cudaMemcpy(target, source, bytes, cudaMemcpyHostToDevice));
 }
 
-void* allocate_visible(size_t bytes) {
+void* allocate_visible(size_t bytes, std::string& reason) {
   void* memory = nullptr;
-  if (cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable) != cudaSuccess) {
-    cudaGetLastError();
+  const cudaError_t error = cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable);
+  if (error != cudaSuccess) {
+    reason = describe(error);
     return nullptr;
   }
   std::memset(memory, 0, bytes);
   return memory;
 }
-void free_visible(void* memory) { cudaFreeHost(memory); }
+void free_visible(void* memory) { describe(cudaFreeHost(memory)); }
 
-std::string launch_step(const StepModel& model, const StepInput& input, int64_t stream, int, uint32_t) {
-  // A cooperative launch fails instead of waiting for blocks that do not fit. A driver may refuse it together
-  // with clusters. It is safe without: the number of blocks comes from occupancy, and every wait is bounded.
-  static bool cooperative = true;
-  for (;;) {
-    Launch launch(model, stream, cooperative);
-    const cudaError_t error = cudaLaunchKernelEx(&launch.config, kernel_of(model), model, input);
-    if (error == cudaSuccess) return "";
-    const std::string reason = describe(error);
-    if (!cooperative || error == cudaErrorCooperativeLaunchTooLarge) return reason;
-    cooperative = false;
-  }
+std::string launch_step(const StepLaunch& step) {
+  Launch launch(step.model, step.stream, step.cooperative);
+  const cudaError_t error = cudaLaunchKernelEx(&launch.config, kernel_of(step.model), step.model, step.input);
+  // cudaLaunchKernelEx may also return an error of earlier work; neither has started this step.
+  return describe(error);
 }
 
 StreamState stream_state(int64_t stream, std::string& reason) {
@@ -158,6 +158,22 @@ StreamState stream_state(int64_t stream, std::string& reason) {
   }
   reason = describe(error);
   return StreamState::kFailed;
+}
+
+std::vector<TraceEvent> take_trace() {
+  std::vector<TraceEvent> events;
+#if JAT_TRACE == 1
+  auto buffer = std::make_unique<TraceBuffer>();
+  if (cudaMemcpyFromSymbol(buffer.get(), trace_buffer, sizeof(TraceBuffer)) != cudaSuccess) return events;
+  for (int i = 0; i < kTracedBlocks; ++i)
+    for (uint32_t k = 0; k < buffer->count[i]; ++k) {
+      const auto& event = buffer->events[i][k];
+      events.push_back({static_cast<int>(event.block), static_cast<int>(event.phase), event.time_ns});
+    }
+  const uint32_t zeros[kTracedBlocks] = {};
+  cudaMemcpyToSymbol(trace_buffer, zeros, sizeof zeros);  // the counts come first
+#endif
+  return events;
 }
 
 }  // namespace jat

@@ -7,68 +7,76 @@ namespace jat {
 
 constexpr int kStepRows = 3;        // most tokens of a step
 constexpr int kStepPageSize = 16;   // tokens of a page
-constexpr int kStepMaxLayers = 32;  // the layers travel as a kernel argument
+constexpr int kStepMaxLayers = 32;  // their windows travel as a kernel argument
 // Pages of the longest context: 2048 tokens, a start offset and the new tokens.
 constexpr int kStepMaxPages = 136;
 constexpr int kStepMaxValues = 1152;  // numbers of all continuous rows of a step
 constexpr int kStepMaxHeadDim = 128;
 constexpr int kStepMaxClusterSize = 16;
-constexpr int kStepMaxWarps = 12;  // that compute
+constexpr int kStepMaxWarps = 12;  // that compute; a multiple of kStepRows
+constexpr int kStepMaxPairs = 4;   // pairs of adjacent columns of x that a thread owns
+constexpr int kRingPieces = 16;    // most pieces in the ring
 
-constexpr int kStepMaxPairs = 4;  // pairs of output columns of a computing thread
+constexpr int kGroup = 8;        // rows of a matrix, or neurons, that are dealt out together
+constexpr int kOutputTile = 32;  // outputs of a tile of a matrix whose inputs are dealt out
 
 // The published size has kernels of its own, whose loops are unrolled.
 constexpr int kPublishedHidden = 768;
 constexpr int kPublishedHeadDim = 64;
 
 // Synchronisation of a layer.
-constexpr int kExchangesPerLayer = 2;       // grid barrier + reduction, after the attention and after the MLP
+constexpr int kReductionsPerLayer = 2;      // grid barrier + reduction, after the attention and after the MLP
 constexpr int kClusterBarriersPerHead = 2;  // after q, k, v and after the partial softmax
 
 enum class StepType : int32_t { kFloat32, kBFloat16, kFloat16 };
 
-// Addresses of device memory. W: the weight type, which is also the type of the cache.
+// Addresses of device memory. W: the weight type, which is also the type of the cache. The matrices lie in the
+// order in which tensor cores read them: jat_engine/backends/cuda/fragments.py.
 struct StepLayer {
-  const float* norm1_weight;  // [H]
-  const float* norm1_bias;    // [H]
-  const void* wqkv;           // W [3 H, H]
-  const void* w_out_heads;    // W [num_heads, H (output), head_dim]
-  const float* out_bias;      // [H]
-  const float* norm2_weight;  // [H]
-  const float* norm2_bias;    // [H]
-  const void* w_fc;           // W [inner, H]
-  const float* fc_bias;       // [inner]
-  const void* w_proj_t;       // W [inner, H (output)]
-  const float* proj_bias;     // [H]
-  int32_t window;             // keys a query sees, itself included
+  const float* norm1_weight;   // [H]
+  const float* norm1_bias;     // [H]
+  const void* qkv;             // W [num_heads, groups of q, k and v: 3 head_dim / 8, group_bytes]
+  const void* out_proj;        // W [num_heads, output_tiles, half-tiles of head_dim, 512 bytes]
+  const float* out_proj_bias;  // [H]
+  const float* norm2_weight;   // [H]
+  const float* norm2_bias;     // [H]
+  const void* mlp_in;          // W [inner / 8, group_bytes]
+  const float* mlp_in_bias;    // [inner]
+  const void* mlp_out;         // W [half-tiles of inner, output_tiles, 512 bytes]
+  const float* mlp_out_bias;   // [H]
 };
 
 // Byte offsets into a block's shared memory; every one is a multiple of 128.
 struct StepShared {
-  int32_t full;      // mbarrier [num_slots]: the slot has received its bytes
-  int32_t empty;     // mbarrier [num_slots]: every consumer warp has read the slot
-  int32_t siblings;  // mbarrier [2]: all cluster peers have written
+  int32_t full;      // mbarrier [kRingPieces]: the piece has received its bytes
+  int32_t empty;     // mbarrier [kRingPieces]: every computing warp has read the piece
+  int32_t peers;     // mbarrier [2]: all cluster peers have written
+  int32_t ends;      // uint32 [kRingPieces], of the loader
   int32_t share;     // StepShare
   int32_t last;      // int32: this block is the last one to finish
-  int32_t x;         // float [3, H], the residual stream
-  int32_t normed;    // float [3, H], its LayerNorm, rounded to W
-  int32_t qkv;       // float [3 (q, k, v), 3, head_dim], written by the whole cluster
-  int32_t scores;    // float [3, block_keys], then their exponentials
-  int32_t warp_out;  // float [num_warps, 3, head_dim]
-  int32_t partial;   // float [cluster_size, 3, head_dim + 2 (maximum, sum)], written by the whole cluster
-  int32_t attended;  // float [3, head_dim], rounded to W
-  int32_t inner;     // float [block_neurons, 4 (rows)], rounded to W
-  int32_t fc_bias;   // float [block_neurons]
-  int32_t ring;      // bytes [num_slots, slot_bytes]
+  int32_t normed;    // W [3, normed_stride words], the LayerNorm of x; for the head float [H]
+  int32_t moments;   // float2 [num_warps]: sums of x and of its squares
+  int32_t products;  // float [num_warps, 3, products_stride]: each warp's part of q, k, v or of the neurons
+  int32_t query;     // float [3, head_dim], written by the whole cluster
+  int32_t new_keys;  // W [2 (key, value), 3, head_dim], written by the whole cluster
+  int32_t weights;   // float [num_warps, 9, 4]: softmax of 8 keys, and the rescaling, of each row
+  int32_t states;    // float2 [3, num_warps]: maximum and sum of each warp's softmax
+  int32_t outs;      // float [num_warps, 3, head_dim]: each warp's sums of values
+  int32_t partial;   // float [cluster_size, 3, head_dim + 4]: values, maximum, sum; written by the whole cluster
+  int32_t attended;  // W [3, attended_stride words]
+  int32_t inner;     // W [3, inner_stride words]
+  int32_t biases;    // float [block_neurons]
+  int32_t ring;      // bytes [ring_bytes]
   int32_t bytes;     // of all
 };
 
 // The share of the work of one block, in its shared memory. Every range is [begin, end).
 struct StepShare {
   int32_t rank, cluster, num_clusters;
-  int32_t column_begin, column_end;  // of a head's q, k, v
-  int32_t output_begin, output_end;  // of the hidden size, for out_proj
-  int32_t neuron_begin, neuron_end;
+  int32_t qkv_begin, qkv_end;        // groups of a head's q, k and v together
+  int32_t out_begin, out_end;        // output tiles of out_proj
+  int32_t neuron_begin, neuron_end;  // groups of neurons
+  int32_t zero_begin, zero_end;      // numbers of a buffer of sums
   int32_t head_row_begin, head_row_end;
 };
 
@@ -79,31 +87,37 @@ struct StepControl {
   alignas(128) uint32_t finished;  // blocks that have finished
 };
 
-// Sizes, weights and geometry: the same for every step.
+// Sizes, geometry and addresses: the same for every step.
 struct StepModel {
-  int32_t hidden, num_heads, head_dim, inner, num_layers, num_pages;
+  int32_t hidden, num_heads, head_dim, inner, num_layers, num_pages;  // inner: a multiple of 8
   StepType type;
   int32_t fixed_order;
   // Geometry. A block has 32 (num_warps + 1) threads: num_warps warps compute, one loads.
-  int32_t num_blocks, cluster_size, num_warps, num_slots, slot_bytes;
-  // Rows of a slot: of H weights, of head_dim weights, of 16 keys or values, of H floats.
-  int32_t piece_rows, piece_outputs, piece_pages, piece_head_rows;
-  int32_t block_keys;     // most scores of a block
+  int32_t num_blocks, cluster_size, num_warps, num_slots, slot_bytes, ring_bytes;
+  // Most units of a piece of the ring: groups of q, k, v or of neurons, output tiles of out_proj, pages (keys and
+  // values), groups of mlp_out, and rows of the head.
+  int32_t piece_groups, piece_tiles, piece_pages, piece_neurons, piece_head_rows;
+  int32_t k_pairs;         // pairs of k tiles (64 bytes) of a row of H weights
+  int32_t group_bytes;     // of 8 rows of H weights
+  int32_t output_tiles;    // of H outputs
+  int32_t head_half_tiles;   // half k tiles (16 bytes) of head_dim weights
+  int32_t group_half_tiles;  // of 8 neurons
+  int32_t out_splits_log2;   // output tiles of out_proj have their head_dim split over so many warps
+  int32_t normed_stride, products_stride, attended_stride, inner_stride;  // words of 4 bytes
   int32_t block_neurons;  // most neurons of a block
-  int32_t heavy_blocks;   // blocks of the clusters that have one head more than the others
-  int32_t heavy_neurons;  // neurons of all heavy blocks together; the other blocks share the rest
   StepShared shared;
   // Scratch
   StepControl* control;
   float* sums;   // [3 (rotating), 3, H]; zero between steps
   float* parts;  // [contributors, 3, H], fixed_order only
   // Weights
+  const StepLayer* layers;         // [num_layers], in device memory
   const float* final_norm_weight;  // [H]
   const float* final_norm_bias;    // [H]
   const float* position_table;     // [positions, H]
   const float* continuous_bias;    // [H]
   void* kv_cache;                  // W [num_layers, num_pages, 2, num_heads, 16, head_dim]
-  StepLayer layers[kStepMaxLayers];
+  int32_t windows[kStepMaxLayers];  // keys a query sees, itself included
 };
 
 // The inputs of one step. They are a kernel argument, so no block waits for the bus to read them.
@@ -119,9 +133,11 @@ struct StepInput {
   const float* sources[kStepRows];  // null: the row is zero
   const float* head_rows;           // float [head_size, H]
   const float* head_bias;           // float [head_size] or null
-  float* output;                    // float [head_size], visible to the host
-  uint32_t* status;                 // 2 * ticket + (1 if a wait took too long), visible to the host
-  uint32_t ticket;
+  // Visible to the host: {float value, uint32 ticket} [head_size], each written in one store by a block of which
+  // all waits ended well, and the ticket once a wait took too long.
+  uint64_t* predictions;
+  uint32_t* status;
+  uint32_t ticket;      // of this step, not 0
   uint64_t timeout_ns;  // of one wait
   int32_t page_table[kStepMaxPages];
   float values[kStepMaxValues];

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from jat_engine.backends.base import PAGE_SIZE, STEP_TOKENS
+from jat_engine.backends.cuda.fragments import GROUP, pack_layer
 from jat_engine.backends.cuda.persistent import layer_arguments
 from jat_engine.reference import BlockWeights, attention, block, encode_continuous, head, key_ages, linear
 
@@ -201,20 +202,20 @@ class Driver:
             "head_sizes": np.zeros(1, np.int32),
         }
         self.output = np.full(capacity, np.nan, np.float32)
-        self._out_proj_by_head = [_by_head(layer.out_proj, sizes) for layer in model.layers]
-        layers = zip(model.layers, self._out_proj_by_head, strict=True)
+        layers = [layer.map(_tensor, _tensor) for layer in model.layers]
+        self._packed = [pack_layer(layer, sizes.num_heads) for layer in layers]
         arguments: dict[str, Any] = {
             "hidden": sizes.hidden,
             "num_heads": sizes.num_heads,
             "head_dim": sizes.head_dim,
-            "inner": sizes.inner,
+            "inner": -(-sizes.inner // GROUP) * GROUP,
             "num_layers": len(sizes.windows),
             "max_positions": sizes.max_positions,
             "weight_dtype": model.dtype,
-            "layers": [layer_arguments(*layer, lambda array: array.ctypes.data) for layer in layers],
+            "layers": [layer_arguments(*layer) for layer in zip(layers, self._packed, strict=True)],
             "final_norm_weight": model.final_norm[0].ctypes.data,
             "final_norm_bias": model.final_norm[1].ctypes.data,
-            "wpe": model.position_table.ctypes.data,
+            "position_table": model.position_table.ctypes.data,
             "continuous_bias": model.continuous_bias.ctypes.data,
             "kv_cache": model.cache.ctypes.data,
             "num_pages": sizes.num_pages,
@@ -225,8 +226,8 @@ class Driver:
         }
         self.step = module.Step(**(arguments | options))
 
-    def run(self, plan: Plan) -> np.ndarray:
-        """Return the prediction [n]. Raises RuntimeError with the step's reason."""
+    def prepare(self, plan: Plan) -> None:
+        """Write the step's inputs."""
         inputs, count = self.input, len(plan.tokens)
         inputs["query_start"][1] = count
         inputs["context_lens"][0] = plan.context_len
@@ -249,6 +250,10 @@ class Driver:
         inputs["head_bias_ptrs"][0] = 0 if plan.head_bias is None else plan.head_bias.ctypes.data
         inputs["head_sizes"][0] = len(plan.head)
         self.output[:] = np.nan
+
+    def run(self, plan: Plan) -> np.ndarray:
+        """Return the prediction [n]. Raises RuntimeError with the step's reason."""
+        self.prepare(plan)
         reason = self.step.run(0)
         if reason:
             raise RuntimeError(reason)
@@ -256,9 +261,9 @@ class Driver:
         return self.output[: len(plan.head)].copy()
 
 
-def _by_head(out_proj: np.ndarray, sizes: Sizes) -> np.ndarray:
-    """Return the weights [H, H] as the step reads them, [heads, H, head_dim]."""
-    return np.ascontiguousarray(out_proj.reshape(-1, sizes.num_heads, sizes.head_dim).transpose(1, 0, 2))
+def _tensor(array: np.ndarray) -> Tensor:
+    """Return the array as a tensor in the same memory; of uint16 only the bits count."""
+    return torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)
 
 
 # ---- what it should compute ----------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from jat_engine.testing import golden
 def main(folder: Path, names: list[str]) -> None:
     module = cuda_emulator.load(folder)
     # Few threads: each is many times slower under the sanitizer.
-    module.Step = partial(module.Step, num_blocks=4, cluster_size=2, num_threads=64, max_slots=4)  # type: ignore[attr-defined]
+    module.Step = partial(module.Step, num_blocks=4, cluster_size=2, num_threads=96, max_slots=4)  # type: ignore[attr-defined]
     sys.modules["jat_engine._cuda"] = module
     persistent.TIMEOUT_US = 600_000_000  # under the sanitizer everything is slow
     with tempfile.TemporaryDirectory() as checkpoint:

@@ -4,44 +4,88 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 
 import pytest
 from helpers import ROOT
+from helpers.kernel_names import KERNELS
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from benchmarks.resource_limits import violations
+from benchmarks.early_accesses import early_accesses
+from benchmarks.resource_limits import ARCHITECTURES, violations
 
 RESULTS = ROOT / "benchmarks" / "results" / "kernel_resources.json"
-KERNELS = {
-    name
-    for file in (ROOT / "kernels").glob("*.py")
-    for name in re.findall(r"^def _(\w+)_kernel\($", file.read_text(), re.MULTILINE)
-}
 
 
-def compile_table(*options: str) -> subprocess.CompletedProcess[str]:
+def compile_with(program: str, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.kernel_resources", *options]
+    command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{program}", *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
 
 
 @pytest.mark.parametrize(
     ("architectures", "weights", "sizes"),
-    [(("90",), ("bfloat16", "int8"), ("one agent", "64 agents")), (("80", "120"), ("bfloat16",), ("one agent",))],
-    ids=["sm_90", "sm_80 and sm_120"],
+    [(("90",), ("bfloat16", "int8"), ("one agent", "64 agents")), (("80", "87", "120"), ("bfloat16",), ("one agent",))],
+    ids=["sm_90", "sm_80, sm_87 and sm_120"],
 )
 def test_kernels_compile_within_their_limits(
     architectures: tuple[str, ...], weights: tuple[str, ...], sizes: tuple[str, ...]
 ) -> None:
-    result = compile_table("--architectures", *architectures, "--weights", *weights, "--for", *sizes)
+    options = ["--architectures", *architectures, "--weights", *weights, "--for", *sizes]
+    result = compile_with("kernel_resources", *options)
     assert result.returncode == 0, result.stderr
     # Few rows are normalised within the products.
     for kernel in KERNELS if "64 agents" in sizes else KERNELS - {"layer_norm"}:
         assert result.stdout.count(f"| {kernel} |") >= len(architectures)
+
+
+def test_kernels_touch_nothing_too_early() -> None:
+    """The kernels are those of the test before, from Triton's cache."""
+    sizes = ("one agent", "64 agents")
+    options = ["--architectures", "90", "--weights", "bfloat16", "int8", "--for", *sizes]
+    result = compile_with("dependent_launch", *options)
+    assert result.returncode == 0, result.stderr
+
+
+SASS = """
+    /*0000*/                   LDC R1, c[0x0][0x28] ;
+    /*0010*/                   S2R R0, SR_TID.X ;
+    /*0020*/                   ULDC.64 UR4, c[0x0][0x218] ;
+    /*0030*/                   IADD3 R2, P0, R0, UR4, RZ ;
+    /*0040*/                   IADD3.X R3, RZ, UR5, RZ, P0, !PT ;
+    /*0050*/                   ULDC.64 UR6, c[0x0][0x208] ;
+    /*0060*/                   LDG.E.128 R8, desc[UR6][R2.64] ;
+    /*0070*/               @P1 BRA `(.L_x_1) ;
+    /*0080*/                   ACQBULK ;
+    /*0090*/                   LDC.64 R4, c[0x0][0x210] ;
+    /*00a0*/                   LDG.E R6, desc[UR6][R4.64] ;
+    /*00b0*/                   STG.E desc[UR6][R4.64], R6 ;
+    /*00c0*/                   EXIT ;
+.L_x_1:
+    /*00d0*/                   {late}
+    /*00e0*/                   ACQBULK ;
+    /*00f0*/                   EXIT ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("late", "message"),
+    [
+        ("NOP ;", ""),
+        ("LDC.64 R4, c[0x0][0x210] ;\n /*00d4*/ LDG.E R6, desc[UR6][R4.64+0x10] ;", "LDG from x_ptr before the wait"),
+        ("LDC R4, c[0x0][0x210] ;\n /*00d4*/ LDGSTS.E [R9], desc[UR6][R4.64] ;", "LDGSTS from x_ptr before the wait"),
+        ("STG.E desc[UR6][R2.64], R6 ;", "STG to weight_ptr before the wait"),
+        ("LDG.E R6, desc[UR6][R8.64] ;", "LDG from an unknown address before the wait"),
+        ("@P0 EXIT ;", "it ends before it waits"),
+    ],
+)
+def test_an_early_access_is_found(late: str, message: str) -> None:
+    """Also on a path that lies behind the wait in the code; weights may be read early."""
+    offsets = {0x210: "x_ptr", 0x218: "weight_ptr"}
+    assert early_accesses(SASS.format(late=late), offsets) == ([message] if message else [])
+    assert early_accesses(SASS.replace("ACQBULK", "NOP"), offsets) == ["it does not wait for earlier kernels"]
 
 
 def test_a_spill_or_too_much_shared_memory_is_reported() -> None:
@@ -54,18 +98,20 @@ def test_a_spill_or_too_much_shared_memory_is_reported() -> None:
 
 
 def test_the_committed_table_is_complete() -> None:
-    """It has all architectures, weight dtypes and kernels of the folder, and all are within their limits."""
+    """It has both releases of Triton, all architectures, weight dtypes and kernels, and all are within limits."""
     table = json.loads(RESULTS.read_text())["kernels"]
     assert violations(table) == []
     step = [row for row in table if row["language"] == "cuda"]
     assert {(row["arch"], row["weights"], row["for"]) for row in step} == {
         (arch, weights, size)
-        for arch in (90, 100, 120)
+        for arch in ARCHITECTURES
         for weights in ("float32", "bfloat16", "float16")
         for size in ("hidden 768", "any size")
     }
-    triton = [row for row in table if row["language"] == "triton"]
-    for architecture in (80, 90, 100, 120):
-        rows = [row for row in triton if row["arch"] == architecture]
-        assert {row["kernel"] for row in rows} == KERNELS
-        assert {row["weights"] for row in rows} == {"float32", "bfloat16", "float16", "int8"}
+    for release in ("oldest", "newest"):
+        pin = (ROOT / "requirements" / f"triton-{release}.txt").read_text().split()[0]
+        compiled = [row for row in table if row.get("triton") == pin.removeprefix("triton==")]
+        for architecture in ARCHITECTURES:
+            rows = [row for row in compiled if row["arch"] == architecture]
+            assert {row["kernel"] for row in rows} == KERNELS, pin
+            assert {row["weights"] for row in rows} == {"float32", "bfloat16", "float16", "int8"}, pin

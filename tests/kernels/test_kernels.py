@@ -137,6 +137,46 @@ def test_linear_residual(dtype: torch.dtype, transposed: bool, rows: int, inputs
     agrees(out, linear.linear_residual_reference, a, weight, scale, bias, x, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize(("rows", "inputs", "hidden"), [(17, 256, 64), (70, 3072, 40), (130, 3072, 96)])
+def test_sums_that_are_added_later(dtype: torch.dtype, rows: int, inputs: int, hidden: int) -> None:
+    """Programs that share inputs leave x alone; the next layer adds their sums, also where x is normalised."""
+    parts = linear.num_partials(rows, hidden, inputs, dtype)
+    if parts == 1:
+        pytest.skip("programs do not share inputs of this size")
+    random = Random()
+    a = random.normal(rows, inputs, dtype=compute_dtype(dtype))
+    weight, scale = random.weight(dtype, hidden, inputs)
+    bias, x = random.normal(hidden), random.normal(rows, hidden)
+    out, partial = x.clone(), poisoned(parts, rows, hidden)
+    linear.linear_residual(a, weight.T.contiguous(), scale, bias, out, transposed=True, partial=partial)
+    assert (out == x).all()
+
+    ones, zeros = torch.ones(hidden, device=DEVICE), torch.zeros(hidden, device=DEVICE)
+    normed, inner = poisoned(rows, hidden, dtype=compute_dtype(dtype)), poisoned(rows, 8, dtype=compute_dtype(dtype))
+    next_weight, next_scale = random.weight(dtype, 8, hidden)
+    linear.norm_linear(
+        out, ones, zeros, next_weight, next_scale, None, inner, gelu=False, normed=normed, partial=partial
+    )
+    agrees(out, linear.linear_residual_reference, a, weight, scale, bias, x, dtype=dtype)
+    ordered = x + partial[0]
+    for part in partial[1:]:
+        ordered += part
+    assert (out == ordered).all()  # in order, so it repeats bit by bit
+    agrees(inner, linear.norm_linear_reference, out, ones, zeros, next_weight, next_scale, None, False, dtype=dtype)
+
+
+def test_partial_sums_need_a_place_where_they_are_added() -> None:
+    random = Random()
+    x, norm, weight = random.normal(17, 64), random.normal(64), random.normal(32, 64)
+    with pytest.raises(ValueError, match="normed: expected a tensor, since `partial` is to be added to x"):
+        linear.norm_linear(x, norm, norm, weight, None, None, poisoned(17, 32), gelu=False, partial=poisoned(2, 17, 64))
+    with pytest.raises(
+        ValueError, match=r"partial: expected shape \(.*, 17, 64\), got \(9, 17, 64\)|where `num_partials` is 1"
+    ):
+        linear.linear_residual(x, random.normal(64, 64), None, norm, x, transposed=False, partial=poisoned(9, 17, 64))
+
+
 @pytest.mark.parametrize("capacity", [19, 377, 700])
 def test_head(capacity: int) -> None:
     """Sessions with and without bias and noise, padding in the middle and at the end.
@@ -152,9 +192,11 @@ def test_head(capacity: int) -> None:
     log_noise, has_noise = random.normal(6, capacity, scale=3), int32(1, 1, 1, 0, 1, 0)
     log_noise[3] = torch.nan  # not read
     out, choice, finite = poisoned(6, capacity), int32(*[-7] * 6), int32(*[-7] * 6)
+    partial = random.normal(2, 9, hidden)  # of x, not added yet
     head.head(
-        x, norm_weight, norm_bias, query_start, addresses(*[weight for weight, _ in heads]),
+        x - partial[0] - partial[1], norm_weight, norm_bias, query_start, addresses(*[weight for weight, _ in heads]),
         addresses(*[bias for _, bias in heads]), int32(*sizes), log_noise, has_noise, out, choice, finite,
+        partial=partial,
     )  # fmt: skip
     expected = head.head_reference(
         x.double(), norm_weight.double(), norm_bias.double(), query_start, heads, log_noise, has_noise

@@ -21,7 +21,7 @@ from jat_engine.testing.golden import relative_error
 
 pytestmark = pytest.mark.skipif(bool(cuda_emulator.missing_tools()), reason=cuda_emulator.missing_tools())
 
-SMALL = {"num_blocks": 4, "cluster_size": 2, "num_threads": 64, "max_slots": 4}
+SMALL = {"num_blocks": 4, "cluster_size": 2, "num_threads": 96, "max_slots": 4}
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +85,11 @@ def test_a_step_agrees_with_float64(module: ModuleType, fixed_order: bool) -> No
 @pytest.mark.parametrize(
     ("sizes", "options"),
     [
-        (Sizes(), {"num_blocks": 1, "cluster_size": 1, "num_threads": 32, "max_slots": 2}),
+        (Sizes(), {"num_blocks": 1, "cluster_size": 1, "num_threads": 96, "max_slots": 2}),
         (Sizes(), {"num_blocks": 6, "cluster_size": 3, "num_threads": 96}),
-        (Sizes(), {"num_blocks": 6, "cluster_size": 2, "num_threads": 64, "max_slots": 3}),  # a cluster with two heads
-        (Sizes(), {"num_blocks": 10, "cluster_size": 2, "num_threads": 32}),  # a cluster without a head
-        (Sizes(), {"num_blocks": 16, "cluster_size": 16, "num_threads": 32}),  # more blocks than pages
+        (Sizes(), {"num_blocks": 6, "cluster_size": 2, "num_threads": 96, "max_slots": 3}),  # a cluster with two heads
+        (Sizes(), {"num_blocks": 10, "cluster_size": 2, "num_threads": 96}),  # a cluster without a head
+        (Sizes(), {"num_blocks": 16, "cluster_size": 16, "num_threads": 96}),  # more blocks than pages
         (Sizes(hidden=160, num_heads=2, inner=330), {"num_blocks": 4, "cluster_size": 2}),
         (Sizes(hidden=256, num_heads=2, inner=512), {"num_blocks": 2, "cluster_size": 2}),
         (Sizes(hidden=192, num_heads=3, inner=100), {"num_blocks": 4, "cluster_size": 4, "num_threads": 96}),
@@ -202,9 +202,12 @@ def test_missing_blocks_end_the_step_with_a_reason(module: ModuleType) -> None:
 
 
 def test_a_wait_that_is_too_long_ends_the_step_with_a_reason(module: ModuleType) -> None:
-    """A timeout of 1 us is too short for any barrier; all blocks still end and reset the counters."""
+    """A timeout of 1 us is too short for the cluster that waits for another with two heads.
+
+    All blocks still end and reset the counters.
+    """
     random = np.random.default_rng(8)
-    model = Model(Sizes(), "float32", 7)
+    model = Model(Sizes(hidden=192, num_heads=3, inner=100), "float32", 7)
     driver = Driver(module, model, **SMALL)
     plan = cuda_emulator.random_plan(model, random, 20, 3, 3)
     cuda_emulator.fill_context(model, random, plan)
@@ -226,10 +229,11 @@ def test_a_wait_that_is_too_long_ends_the_step_with_a_reason(module: ModuleType)
         ({"num_blocks": 3, "cluster_size": 2}, "num_blocks: expected a multiple of cluster_size 2, got 3"),
         ({"cluster_size": 17}, "cluster_size: expected 1 to 16, got 17"),
         ({"num_threads": 48}, "num_threads: expected a multiple of 32, got 48"),
+        ({"num_threads": 64}, "num_threads: expected a multiple of 96 up to 384"),
         ({"weight_dtype": "int8"}, "weight_dtype: expected float32, bfloat16 or float16, got int8"),
         ({"layers": []}, "layers: expected 2, got 0"),
         ({"layers": [{}, {}]}, "layers\\[0\\].norm1_weight: missing"),
-        ({"wpe": 0}, "wpe: expected an address"),
+        ({"position_table": 0}, "position_table: expected an address"),
         ({"max_positions": 5000}, "max_positions: expected 1 to"),
     ],
 )
@@ -270,8 +274,8 @@ def test_what_a_step_says_of_itself(module: ModuleType) -> None:
     model.sizes, model.layers = sizes, [replace(model.layers[0], window=window) for window in sizes.windows]
     options = {"num_blocks": 128, "cluster_size": 8}
     step = Driver(module, model, **options).step
-    assert step.num_exchanges == 1 + module.EXCHANGES_PER_LAYER * 12 == 25
-    assert Driver(module, model, fixed_order=True, **options).step.num_exchanges == 50
+    assert step.num_grid_barriers == 1 + module.REDUCTIONS_PER_LAYER * 12 == 25
+    assert Driver(module, model, fixed_order=True, **options).step.num_grid_barriers == 50
     weights = 12 * (12 * 768 * 768) * 2
     assert 0 < step.bytes_per_step(0) - weights < 12 * 11 * 768 * 4
     # Six layers see all 500 cached tokens, six see 255 of them.

@@ -4,8 +4,10 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
 
+#include "numbers.h"
+#include "record.h"
 #include "runtime.h"
 
 #define JAT_DEVICE inline
@@ -27,59 +29,9 @@ namespace jat {
 
 // ---- numbers
 
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-inline uint32_t float_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
-inline float bits_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-inline float to_float(float value) { return value; }
-inline float to_float(BFloat16 value) { return bits_float(static_cast<uint32_t>(value.bits) << 16); }
-inline float to_float(Float16 value) {
-  const uint32_t sign = (value.bits & 0x8000u) << 16, rest = value.bits & 0x7fffu;
-  if (rest >= 0x7c00u) return bits_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
-  // Scaling by 2^112 makes the exponent right, for subnormal numbers too.
-  return bits_float(float_bits(bits_float(rest << 13) * 0x1p112f) | sign);
-}
-
-template <typename W>
-W from_float(float value);
-template <>
-inline float from_float<float>(float value) {
-  return value;
-}
-template <>
-inline BFloat16 from_float<BFloat16>(float value) {
-  const uint32_t bits = float_bits(value);
-  if (std::isnan(value)) return {0x7fff};
-  return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
-}
-template <>
-inline Float16 from_float<Float16>(float value) {
-  const uint32_t bits = float_bits(value), sign = bits >> 16 & 0x8000u;
-  const float size = std::fabs(value);
-  if (std::isnan(value)) return {0x7fff};
-  if (size >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00u)};
-  if (size < 0x1p-14f)  // subnormal: a multiple of 2^-24
-    return {static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyint(size * 0x1p24f)))};
-  const uint32_t rest = (bits & 0x7fffffffu) - (112u << 23);
-  return {static_cast<uint16_t>(sign | (rest + 0xfffu + (rest >> 13 & 1u)) >> 13)};
-}
-
 inline float fast_exp(float x) { return std::exp(x); }
 inline float inverse_sqrt(float x) { return 1 / std::sqrt(x); }
+inline float fast_divide(float a, float b) { return a / b; }
 
 // ---- threads, clusters, mbarriers
 
@@ -88,15 +40,17 @@ using emulator::bulk_copy;
 using emulator::cluster_barrier;
 using emulator::Mbarrier;
 using emulator::mbarrier_arrive_sibling;
+using emulator::mbarrier_expect;
 using emulator::mbarrier_init;
 using emulator::mbarrier_test;
+using emulator::named_barrier;
 using emulator::now_ns;
 using emulator::shared_memory;
 using emulator::shuffle_xor;
 using emulator::thread_index;
 using emulator::warp_barrier;
 
-inline void consumer_barrier(int num_threads) { emulator::consumer_barrier(num_threads); }
+inline void consumer_barrier(int num_threads) { emulator::named_barrier(1, num_threads); }
 
 template <typename T>
 T* sibling(T* pointer, int rank) {
@@ -112,6 +66,34 @@ inline void mbarrier_arrive_expect(Mbarrier* barrier, uint32_t bytes) {
   emulator::mbarrier_arrive(barrier, bytes);
 }
 
+inline void store_async(float* target, Mbarrier* barrier, int rank, float a) {
+  emulator::store_async(target, barrier, rank, &a, 1);
+}
+inline void store_async(float* target, Mbarrier* barrier, int rank, float a, float b) {
+  const float values[] = {a, b};
+  emulator::store_async(target, barrier, rank, values, 2);
+}
+inline void store_async(float* target, Mbarrier* barrier, int rank, float a, float b, float c, float d) {
+  const float values[] = {a, b, c, d};
+  emulator::store_async(target, barrier, rank, values, 4);
+}
+
+// ---- tensor cores
+
+template <typename W>
+constexpr emulator::MmaType kMmaType = std::is_same_v<W, BFloat16>  ? emulator::MmaType::kBFloat16
+                                       : std::is_same_v<W, Float16> ? emulator::MmaType::kFloat16
+                                                                    : emulator::MmaType::kFloat32;
+
+template <typename W>
+void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulator::mma(c, a, 4, b0, b1, kMmaType<W>);
+}
+template <typename W>
+void mma_half(float (&c)[4], const uint32_t (&a)[2], uint32_t b) {
+  emulator::mma(c, a, 2, b, 0, kMmaType<W>);
+}
+
 // ---- device memory
 
 inline void add_global(float* target, float value) {
@@ -125,27 +107,52 @@ inline void add_global(float* target, float first, float second) {
   add_global(target, first);
   add_global(target + 1, second);
 }
+inline void add_global(float* target, float a, float b, float c, float d) {
+  add_global(target, a, b);
+  add_global(target + 2, c, d);
+}
 
 // A plain load, so that one that no grid barrier orders is a data race.
 inline float load_global(const float* source) { return *source; }
+inline void load_global(const float* source, float& first, float& second) {
+  first = source[0];
+  second = source[1];
+}
 
 constexpr int kRelease = JAT_PLANT_RELAXED_EXCHANGE ? __ATOMIC_RELAXED : __ATOMIC_RELEASE;
 constexpr int kAcquire = JAT_PLANT_RELAXED_EXCHANGE ? __ATOMIC_RELAXED : __ATOMIC_ACQUIRE;
 
-inline void arrive_global(uint32_t* counter) { __atomic_fetch_add(counter, 1, kRelease); }
+inline void arrive_global(uint32_t* counter) {
+  emulator::record::signal(counter);
+  __atomic_fetch_add(counter, 1, kRelease);
+}
 inline uint32_t load_acquire(const uint32_t* counter) { return __atomic_load_n(counter, kAcquire); }
+inline bool has_reached(const uint32_t* counter, uint32_t value) {
+  if (load_acquire(counter) < value) return false;
+  emulator::record::reach(counter, value);
+  return true;
+}
 inline uint32_t load_relaxed(const uint32_t* counter) { return __atomic_load_n(counter, __ATOMIC_RELAXED); }
 inline void store_relaxed(uint32_t* target, uint32_t value) {
   __atomic_store_n(target, value, __ATOMIC_RELAXED);
 }
-inline uint32_t count_global(uint32_t* counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL); }
+inline uint32_t count_global(uint32_t* counter) {
+  const uint32_t before = __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL);
+  emulator::record::count(counter, before);
+  return before;
+}
 inline void system_fence() {}
 inline void store_system(uint32_t* target, uint32_t value) {
   __atomic_store_n(target, value, __ATOMIC_RELEASE);
 }
 
+inline void store_prediction(uint64_t* target, float value, uint32_t ticket) {
+  __atomic_store_n(target, static_cast<uint64_t>(ticket) << 32 | float_bits(value), __ATOMIC_RELAXED);
+}
+
 // ---- time
 
 inline void relax() { emulator::yield(); }
+inline void trace(int phase) { emulator::record::phase(phase); }
 
 }  // namespace jat

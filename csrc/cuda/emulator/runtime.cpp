@@ -16,6 +16,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "numbers.h"
+#include "record.h"
+
 #if JAT_TSAN
 #include <sanitizer/tsan_interface.h>
 extern "C" {
@@ -59,6 +62,7 @@ namespace jat::emulator {
 namespace {
 
 constexpr int kWarp = 32;
+constexpr int kNamedBarriers = 16;
 constexpr size_t kStackBytes = 128 * 1024;
 
 // ---- what ThreadSanitizer is told
@@ -75,27 +79,29 @@ void release(void*) {}
 // arrivals at the next.
 struct Fiber;
 struct Barrier {
-  int arrived = 0;
+  int arrived = 0, expected = 0;
   unsigned phase = 0;
   char tags[2] = {};
   std::vector<Fiber*> waiting;
 };
 
-struct Copy {
+// A bulk copy, or an asynchronous store of up to 16 bytes, which has no source.
+struct Transfer {
   char* target;
   const char* source;
   uint32_t bytes;
+  float values[4];
 };
 
 struct MbarrierState {
   char tags[2] = {};
-  std::vector<Copy> copies;
+  std::vector<Transfer> transfers;  // not executed yet
 };
 
 struct Warp {
   Barrier barrier;
   Barrier shuffle;
-  float values[2][kWarp];
+  WarpRegisters registers[2][kWarp];
 };
 
 struct Cluster {
@@ -108,7 +114,7 @@ struct Block {
   Block* blocks;  // of the grid
   char* shared;
   std::vector<Warp> warps;
-  Barrier consumers;
+  Barrier named[kNamedBarriers];
   std::unordered_map<const void*, MbarrierState> mbarriers;
 };
 
@@ -137,6 +143,7 @@ struct Grid {
   std::minstd_rand random;
   Fiber scheduler;
   Fiber* current = nullptr;
+  std::string fault;  // a misuse of the hardware, which ends the launch
   char start_tag = 0, end_tag = 0;
 };
 
@@ -167,6 +174,14 @@ void run_next() {
   go_to(next);
 }
 
+// Ends the launch. All fibers stay where they are.
+[[noreturn]] void fail(const std::string& fault) {
+  grid->fault = fault + " (block " + std::to_string(grid->current->block->index) + ", thread " +
+                std::to_string(grid->current->thread) + ")";
+  go_to(&grid->scheduler);
+  std::abort();
+}
+
 void enter_fiber() {
   acquire(&grid->start_tag);
   grid->kernel(grid->argument);
@@ -178,6 +193,10 @@ void enter_fiber() {
 
 // Waits until `expected` fibers have arrived. ordered: each of them then sees what the others wrote before.
 void meet(Barrier& barrier, int expected, bool ordered) {
+  if (barrier.arrived == 0) barrier.expected = expected;
+  if (barrier.expected != expected)
+    fail("barrier: expected the " + std::to_string(barrier.expected) + " threads of earlier arrivals, got " +
+         std::to_string(expected));
   char* tag = &barrier.tags[barrier.phase & 1];
   if (ordered) release(tag);
   if (++barrier.arrived < expected) {
@@ -204,21 +223,42 @@ Block& owner(const void* pointer) {
 }
 
 // Not memcpy, which ThreadSanitizer would attribute to the fiber that waits.
-void copy_bytes(const Copy& copy) {
-  struct alignas(16) Piece {
-    uint64_t words[2];
-  };
-  auto* target = reinterpret_cast<Piece*>(copy.target);
-  const auto* source = reinterpret_cast<const Piece*>(copy.source);
-  for (uint32_t i = 0; i < copy.bytes / sizeof(Piece); ++i) target[i] = source[i];
+void execute(const Transfer& transfer) {
+  auto* target = reinterpret_cast<uint32_t*>(transfer.target);
+  const auto* source = reinterpret_cast<const uint32_t*>(
+      transfer.source != nullptr ? transfer.source : reinterpret_cast<const char*>(transfer.values));
+  for (uint32_t i = 0; i < transfer.bytes / 4; ++i) target[i] = source[i];
 }
 
-void arrive(Mbarrier* barrier, MbarrierState& state) {
+MbarrierState& state_of(Mbarrier* barrier) {
+  auto& states = owner(barrier).mbarriers;
+  const auto found = states.find(barrier);
+  if (found == states.end()) fail("mbarrier: not initialised");
+  return found->second;
+}
+
+// The phase ends when all have arrived and all bytes have come.
+void end_phase(Mbarrier* barrier) {
+  if (barrier->arrived != barrier->expected || barrier->pending != 0) return;
+  barrier->arrived = 0;
+  ++barrier->phase;
+}
+
+void expect_bytes(Mbarrier* barrier, uint32_t bytes) {
+  barrier->pending = static_cast<int16_t>(barrier->pending + static_cast<int>(bytes / 4));
+}
+
+// For the sanitizer a transfer happens when it is asked for, in the thread that asks, and the barrier
+// publishes it. Vector clocks cannot say that it publishes nothing else; tests/helpers/schedule.py can.
+void start(Mbarrier* barrier, const Transfer& transfer) {
+  MbarrierState& state = state_of(barrier);
+  record::transfer(barrier, transfer.target, transfer.source, transfer.bytes);
+#if JAT_TSAN
+  if (transfer.source != nullptr) __tsan_read_range(const_cast<char*>(transfer.source), transfer.bytes);
+  __tsan_write_range(transfer.target, transfer.bytes);
   release(&state.tags[barrier->phase & 1]);
-  if (++barrier->arrived == barrier->expected && barrier->copies == 0) {
-    barrier->arrived = 0;
-    ++barrier->phase;
-  }
+#endif
+  state.transfers.push_back(transfer);
 }
 
 class Stacks {
@@ -268,6 +308,7 @@ std::string launch(const Geometry& geometry, void (*kernel)(const void*), const 
   const size_t shared_bytes = (geometry.shared_bytes + 127) / 128 * 128;
   char* shared = static_cast<char*>(std::aligned_alloc(128, shared_bytes * geometry.num_blocks));
   std::memset(shared, 0xff, shared_bytes * geometry.num_blocks);  // NaN
+  record::begin(geometry.num_blocks, geometry.cluster_size, geometry.num_threads, shared, shared_bytes);
   grid->clusters.resize(geometry.num_blocks / geometry.cluster_size);
   grid->blocks.resize(geometry.num_blocks);
   grid->fibers.resize(static_cast<size_t>(geometry.num_blocks) * geometry.num_threads);
@@ -308,6 +349,7 @@ std::string launch(const Geometry& geometry, void (*kernel)(const void*), const 
   grid->current = &grid->scheduler;
   run_next();  // returns when no fiber can run
   acquire(&grid->end_tag);
+  record::end();
   size_t stuck = 0;
   for (Fiber& fiber : grid->fibers) {
     if (!fiber.done) ++stuck;
@@ -317,6 +359,7 @@ std::string launch(const Geometry& geometry, void (*kernel)(const void*), const 
   }
   std::free(shared);
   grid = nullptr;
+  if (!made->fault.empty()) return made->fault;
   if (stuck > 0) return "deadlock: " + std::to_string(stuck) + " threads wait for others that will not come";
   return "";
 }
@@ -336,33 +379,58 @@ void yield() {
   run_next();
 }
 
-float shuffle_xor(float value, int mask) {
+// A lane cannot be two exchanges ahead of another, so two sets of registers suffice. As on the GPU, an
+// exchange does not order memory.
+const WarpRegisters* exchange(const uint32_t* registers, int count) {
   Warp& own = warp();
-  const int lane = grid->current->thread % kWarp;
-  // A lane cannot be two shuffles ahead of another, so two sets of values suffice. As on the GPU, a shuffle
-  // does not order memory.
-  float* values = own.values[own.shuffle.phase & 1];
-  values[lane] = value;
+  auto* all = own.registers[own.shuffle.phase & 1];
+  std::memcpy(all[grid->current->thread % kWarp], registers, count * sizeof(uint32_t));
   meet(own.shuffle, kWarp, false);
-  return values[lane ^ mask];
+  return all;
+}
+
+float shuffle_xor(float value, int mask) {
+  const uint32_t bits = float_bits(value);
+  return bits_float(exchange(&bits, 1)[(grid->current->thread % kWarp) ^ mask][0]);
 }
 
 void warp_barrier() { meet(warp().barrier, kWarp, true); }
-void consumer_barrier(int num_threads) { meet(block().consumers, num_threads, true); }
+void named_barrier(int id, int num_threads) {
+  if (id < 0 || id >= kNamedBarriers || num_threads < kWarp || num_threads % kWarp != 0)
+    fail("named_barrier: expected an id of 0 to 15 and whole warps, got " + std::to_string(id) + " and " +
+         std::to_string(num_threads) + " threads");
+  Barrier& barrier = block().named[id];
+  record::meet(&barrier, "named barrier", num_threads);
+  meet(barrier, num_threads, true);
+}
 void cluster_barrier() {
-  meet(block().cluster->barrier, grid->geometry.cluster_size * grid->geometry.num_threads, true);
+  Barrier& barrier = block().cluster->barrier;
+  const int num_threads = grid->geometry.cluster_size * grid->geometry.num_threads;
+  record::meet(&barrier, "cluster barrier", num_threads);
+  meet(barrier, num_threads, true);
 }
 
 void mbarrier_init(Mbarrier* barrier, int arrivals) {
   *barrier = {static_cast<int16_t>(arrivals), 0, 0, 0};
   owner(barrier).mbarriers[barrier];
+  record::init(barrier, arrivals);
 }
 
 void mbarrier_arrive(Mbarrier* barrier, uint32_t bytes) {
-  MbarrierState& state = owner(barrier).mbarriers.at(barrier);
+  MbarrierState& state = state_of(barrier);
+  record::arrive(barrier, bytes);
   // The copies follow the arrival. The phase stays open until they have been issued and completed.
-  if (bytes > 0) barrier->copies = static_cast<int16_t>(bytes / 16);
-  arrive(barrier, state);
+  expect_bytes(barrier, bytes);
+  release(&state.tags[barrier->phase & 1]);
+  ++barrier->arrived;
+  end_phase(barrier);
+}
+
+void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
+  state_of(barrier);
+  record::expect(barrier, bytes);
+  expect_bytes(barrier, bytes);
+  end_phase(barrier);
 }
 
 void mbarrier_arrive_sibling(Mbarrier* barrier, int rank) {
@@ -370,34 +438,36 @@ void mbarrier_arrive_sibling(Mbarrier* barrier, int rank) {
 }
 
 bool mbarrier_test(Mbarrier* barrier, uint32_t parity) {
-  MbarrierState& state = owner(barrier).mbarriers.at(barrier);
-  if (!state.copies.empty()) {
-    for (const Copy& copy : state.copies) {
-      copy_bytes(copy);
-      barrier->copies = static_cast<int16_t>(barrier->copies - static_cast<int>(copy.bytes / 16));
-    }
-    state.copies.clear();
-    if (barrier->copies == 0 && barrier->arrived == barrier->expected) {
-      barrier->arrived = 0;
-      ++barrier->phase;
-    }
+  MbarrierState& state = state_of(barrier);
+  while ((barrier->phase & 1) == parity && !state.transfers.empty()) {
+    std::vector<Transfer>& transfers = state.transfers;
+    const size_t chosen = grid->geometry.seed != 0 ? grid->random() % transfers.size() : 0;
+    const Transfer transfer = transfers[chosen];
+    transfers.erase(transfers.begin() + static_cast<std::ptrdiff_t>(chosen));
+    execute(transfer);
+    barrier->pending = static_cast<int16_t>(barrier->pending - static_cast<int>(transfer.bytes / 4));
+    end_phase(barrier);
   }
   if ((barrier->phase & 1) == parity) return false;
   acquire(&state.tags[parity]);
+  record::wait(barrier, static_cast<int>(barrier->phase) - 1);
   return true;
 }
 
 void bulk_copy(void* target, const void* source, uint32_t bytes, Mbarrier* barrier) {
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  if (!aligned(target) || !aligned(source) || bytes % 16 != 0 || bytes == 0) std::abort();
-  MbarrierState& state = owner(barrier).mbarriers.at(barrier);
-#if JAT_TSAN
-  // For the sanitizer the copy happens now, in the thread that asked for it, and the barrier publishes it.
-  __tsan_read_range(const_cast<void*>(source), bytes);
-  __tsan_write_range(target, bytes);
-  release(&state.tags[barrier->phase & 1]);
-#endif
-  state.copies.push_back({static_cast<char*>(target), static_cast<const char*>(source), bytes});
+  if (!aligned(target) || !aligned(source) || bytes % 16 != 0 || bytes == 0)
+    fail("bulk_copy: expected addresses and a size that are multiples of 16");
+  start(barrier, {static_cast<char*>(target), static_cast<const char*>(source), bytes, {}});
+}
+
+void store_async(float* target, Mbarrier* barrier, int rank, const float* values, int count) {
+  const uint32_t bytes = static_cast<uint32_t>(count) * 4;
+  if (reinterpret_cast<uintptr_t>(target) % bytes != 0)
+    fail("store_async: expected an address that is a multiple of " + std::to_string(bytes));
+  Transfer transfer = {static_cast<char*>(sibling(target, rank)), nullptr, bytes, {}};
+  for (int i = 0; i < count; ++i) transfer.values[i] = values[i];
+  start(static_cast<Mbarrier*>(sibling(barrier, rank)), transfer);
 }
 
 uint64_t now_ns() {

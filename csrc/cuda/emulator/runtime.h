@@ -28,23 +28,35 @@ char* shared_memory();
 void* sibling(void* pointer, int rank);
 
 void yield();
+// Shows registers of this lane to its warp; returns those of all lanes, valid until its next exchange.
+constexpr int kWarpRegisters = 6;
+using WarpRegisters = uint32_t[kWarpRegisters];
+const WarpRegisters* exchange(const uint32_t* registers, int count);
 float shuffle_xor(float value, int mask);
 void warp_barrier();
-void consumer_barrier(int num_threads);
+void named_barrier(int id, int num_threads);
 void cluster_barrier();
 
 // An mbarrier; eight bytes, as on the GPU.
 struct Mbarrier {
   int16_t expected, arrived;
   uint16_t phase;
-  int16_t copies;  // units of 16 bytes of bulk copies that have not been executed yet
+  int16_t pending;  // units of 4 bytes that are expected less those that have come; may be negative
 };
 void mbarrier_init(Mbarrier* barrier, int arrivals);
 void mbarrier_arrive(Mbarrier* barrier, uint32_t bytes);
+void mbarrier_expect(Mbarrier* barrier, uint32_t bytes);
 void mbarrier_arrive_sibling(Mbarrier* barrier, int rank);
-// Bulk copies are executed here, and not before: a kernel that forgets to wait reads NaN.
+// Bulk copies and asynchronous stores are executed here, and not before: a kernel that forgets to wait reads
+// NaN. With a seed, in random order.
 bool mbarrier_test(Mbarrier* barrier, uint32_t parity);
 void bulk_copy(void* target, const void* source, uint32_t bytes, Mbarrier* barrier);
+// 1, 2 or 4 numbers to the memory of a cluster peer; target and barrier are own addresses.
+void store_async(float* target, Mbarrier* barrier, int rank, const float* values, int count);
+
+// A product of tensor cores: see primitives.cuh. count: registers of `a`, 4 or 2.
+enum class MmaType { kFloat32, kBFloat16, kFloat16 };
+void mma(float (&c)[4], const uint32_t* a, int count, uint32_t b0, uint32_t b1, MmaType type);
 
 uint64_t now_ns();
 

@@ -3,6 +3,7 @@
 
 #include "../device.h"
 #include "../dispatch.h"
+#include "device.h"
 
 namespace jat {
 
@@ -33,15 +34,14 @@ struct Kernel {
 
 }  // namespace
 
-std::string launch_step(const StepModel& model, const StepInput& input, int64_t, int missing_cluster,
-                        uint32_t seed) {
-  const Arguments arguments = {model, input};
-  const emulator::Geometry geometry = {model.num_blocks,
-                                       model.cluster_size,
-                                       32 * (model.num_warps + 1),
-                                       static_cast<size_t>(model.shared.bytes),
-                                       missing_cluster,
-                                       seed};
+std::string launch_step(const StepLaunch& launch) {
+  if (std::string refusal = next_refusal(); !refusal.empty()) return refusal;
+  if (emulated_device().hangs) return "";
+  const StepModel& model = launch.model;
+  const Arguments arguments = {model, launch.input};
+  const emulator::Geometry geometry = {model.num_blocks,           model.cluster_size,
+                                       32 * (model.num_warps + 1), static_cast<size_t>(model.shared.bytes),
+                                       launch.missing_cluster,     launch.seed};
   return emulator::launch(geometry, dispatch<float, BHalf, Half>(model, Kernel{}), &arguments);
 }
 

@@ -15,14 +15,14 @@ from ...kernels.head import head
 from ...kernels.image_encoder import encode_images
 from ...kernels.image_weights import ImageScratch, make_image_scratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
-from ...kernels.tiles import SMALL_ROWS
+from ...kernels.tiles import SMALL_ROWS, most_partial_rows, num_partials
 from ..base import PAGE_SIZE, STEP_TOKENS
 from .capture import CapturedGraph, retry_without_pdl
 from .inputs import StepInputs, StepShape
 from .kv_pages import KVPages
 
 if TYPE_CHECKING:
-    from .packing import Block
+    from .packing import Block, Matrix
     from .weights import CudaWeights
 
 _MAX_SPLITS = 4
@@ -45,6 +45,7 @@ class Scratch:
         arrivals: int32 [sessions * heads], zeros between kernels: splits that are done.
         new_kv: [ceil(rows / 16), 2, heads, 16, head_dim], keys and values that are not quantised yet, and
         row_numbers: int32 [rows]; None if the cache is not quantised.
+        unadded: sums of linear layers that the next kernel adds to x, float32.
     """
 
     def __init__(self, weights: CudaWeights, sessions: int) -> None:
@@ -65,6 +66,7 @@ class Scratch:
         self.partial = torch.zeros(split_rows * hidden, device=device, dtype=torch.float32)
         self.partial_max = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
         self.partial_sum = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
+        self.unadded = torch.zeros(most_partial_rows(rows) * hidden, device=device, dtype=torch.float32)
         self.arrivals = torch.zeros(sessions * heads, device=device, dtype=torch.int32)
         self._images: ImageScratch | None = None
 
@@ -85,8 +87,7 @@ class Scratch:
     def num_bytes(self) -> int:
         """Return the bytes on the device."""
         tensors = [value for value in vars(self).values() if isinstance(value, Tensor)]
-        images = 0 if self._images is None else self._images.num_bytes
-        return images + sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in tensors)
 
 
 class GraphStep:
@@ -199,8 +200,9 @@ class GraphStep:
             pdl=pdl and not is_first,
         )
 
+        unadded = None
         for layer, (pages, scales) in zip(weights.layers, self._cache, strict=True):
-            self._layer(layer, pages, scales, x)
+            unadded = self._layer(layer, pages, scales, x, unadded)
 
         out, choices, finite = self._device_out
         head(
@@ -215,14 +217,25 @@ class GraphStep:
             out,
             choices,
             finite,
+            partial=unadded,
             pdl=pdl,
         )
         self._host_out.copy_(self._out, non_blocking=True)
 
-    def _layer(self, layer: Block, pages: Tensor, scales: Tensor | None, x: Tensor) -> None:
-        """Run one block on x, float32 [rows, H], which is updated.
+    def _layer(
+        self, layer: Block, pages: Tensor, scales: Tensor | None, x: Tensor, unadded: Tensor | None
+    ) -> Tensor | None:
+        """Run one block.
 
-        pages: [num_pages, 2, heads, 16, head_dim]. scales: of quantised pages, uint8 [num_pages, heads, 2, 16].
+        Args:
+            layer: its weights.
+            pages: [num_pages, 2, heads, 16, head_dim].
+            scales: of quantised pages, uint8 [num_pages, heads, 2, 16].
+            x: float32 [rows, H]; updated.
+            unadded: float32 [P, rows, H], what of x the previous block left to be added; or None.
+
+        Returns:
+            What this block leaves to be added.
         """
         scratch, given, pdl = self._scratch, self.inputs.device, self._weights.pdl
         rows, hidden = x.shape
@@ -234,14 +247,15 @@ class GraphStep:
             # The attention quantises them into their pages: its programs have whole heads of a token.
             new_kv = kv_target = scratch.new_kv[: -(-rows // PAGE_SIZE)]
             slots = scratch.row_numbers[:rows]
-        norm_qkv(x, *layer.norm1, *layer.qkv.tensors, q, kv_target, slots, normed=normed, pdl=pdl)
+        qkv = layer.qkv.tensors
+        norm_qkv(x, *layer.norm1, *qkv, q, kv_target, slots, normed=normed, partial=unadded, pdl=pdl)
 
         splits, heads = self._splits, pages.shape[2]
         by_head = splits, rows, heads
         partial = partial_max = partial_sum = arrivals = None
         if splits > 1:
             # Few rows are combined by the output projection as it reads them.
-            arrivals = scratch.arrivals[: len(given["context_lens"]) * heads] if rows > SMALL_ROWS else None
+            arrivals = scratch.arrivals[: len(given["context_lens"]) * heads]
             partial = scratch.partial[: splits * rows * hidden].view(*by_head, hidden // heads)
             partial_max = scratch.partial_max[: splits * rows * heads].view(by_head)
             partial_sum = scratch.partial_sum[: splits * rows * heads].view(by_head)
@@ -264,15 +278,27 @@ class GraphStep:
             arrivals=arrivals,
             pdl=pdl,
         )
-        out_proj = layer.out_proj.tensors
+        out_proj, unadded = layer.out_proj.tensors, None
         if arrivals is None and partial is not None and partial_max is not None and partial_sum is not None:
             combine_out_proj(partial, partial_max, partial_sum, *out_proj, layer.out_proj_bias, x, pdl=pdl)
         else:
-            linear_residual(attended, *out_proj, layer.out_proj_bias, x, transposed=False, pdl=pdl)
+            unadded = self._add_linear(attended, layer.out_proj, layer.out_proj_bias, x)
 
-        mlp_in, mlp_out = layer.mlp_in.tensors, layer.mlp_out.tensors
-        norm_linear(x, *layer.norm2, *mlp_in, layer.mlp_in_bias, inner, gelu=True, normed=normed, pdl=pdl)
-        linear_residual(inner, *mlp_out, layer.mlp_out_bias, x, transposed=layer.mlp_out.is_transposed, pdl=pdl)
+        mlp_in = layer.mlp_in.tensors
+        norm_linear(
+            x, *layer.norm2, *mlp_in, layer.mlp_in_bias, inner, gelu=True, normed=normed, partial=unadded, pdl=pdl
+        )
+        return self._add_linear(inner, layer.mlp_out, layer.mlp_out_bias, x)
+
+    def _add_linear(self, a: Tensor, matrix: Matrix, bias: Tensor, x: Tensor) -> Tensor | None:
+        """Add a linear layer of a to x, and return None; or return what remains to be added, float32 [P, rows, H]."""
+        rows, hidden = x.shape
+        parts = num_partials(rows, hidden, a.shape[1], matrix.weight.dtype)
+        unadded = self._scratch.unadded[: parts * rows * hidden].view(parts, rows, hidden) if parts > 1 else None
+        linear_residual(
+            a, *matrix.tensors, bias, x, transposed=matrix.is_transposed, partial=unadded, pdl=self._weights.pdl
+        )
+        return unadded
 
 
 def num_splits(num_multiprocessors: int, num_heads: int, sessions: int) -> int:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...reference import BlockWeights
 from ..base import STEP_TOKENS, Group
+from .fragments import PackedLayer, pack_layer
 from .inputs import StepInputs, StepShape
-from .packing import Matrix
 from .staging import num_values
 from .weights import CudaWeights
-
-Array = TypeVar("Array")
 
 _CAPACITY = 1024
 """Numbers a prediction may have; longer ones come from CUDA graphs."""
@@ -61,26 +58,23 @@ class PersistentStep:
         self.predictions = predictions.numpy()
 
         heads = config.num_heads
-        self._out_proj_by_head = [_by_head(layer.out_proj, heads) for layer in weights.layers]
         tensors = [layer.map(lambda matrix: matrix.weight, lambda vector: vector) for layer in weights.layers]
-        layers = [
-            layer_arguments(block, by_head, Tensor.data_ptr)
-            for block, by_head in zip(tensors, self._out_proj_by_head, strict=True)
-        ]
+        self._packed = [pack_layer(block, heads) for block in tensors]
+        layers = [layer_arguments(*layer) for layer in zip(tensors, self._packed, strict=True)]
 
         final_weight, final_bias = weights.final_norm
         self._step = module.Step(
             hidden=config.hidden_size,
             num_heads=heads,
             head_dim=config.hidden_size // heads,
-            inner=weights.inner_size,
+            inner=self._packed[0].inner,
             num_layers=config.num_layers,
             max_positions=config.max_position_embeddings,
             weight_dtype=weights.dtype,
             layers=layers,
             final_norm_weight=final_weight.data_ptr(),
             final_norm_bias=final_bias.data_ptr(),
-            wpe=weights.position_table.data_ptr(),
+            position_table=weights.position_table.data_ptr(),
             continuous_bias=weights.continuous_bias.data_ptr(),
             kv_cache=cache.data_ptr(),
             num_pages=cache.shape[1],
@@ -98,12 +92,12 @@ class PersistentStep:
     @property
     def num_bytes(self) -> int:
         """Return the bytes on the device that CUDA graphs do not share."""
-        return sum(tensor.nbytes for tensor in self._out_proj_by_head) + int(self._step.scratch_bytes)
+        return sum(layer.num_bytes for layer in self._packed) + int(self._step.scratch_bytes)
 
     @property
     def geometry(self) -> dict[str, int]:
         """Return the layout of the step on the GPU, for reports."""
-        names = ("num_blocks", "cluster_size", "num_threads", "shared_bytes", "num_exchanges")
+        names = ("num_blocks", "cluster_size", "num_threads", "shared_bytes", "num_grid_barriers")
         return {name: getattr(self._step, name) for name in names}
 
     def fits(self, group: Group) -> bool:
@@ -120,33 +114,24 @@ class PersistentStep:
         return str(self._step.run(stream))
 
 
-def _by_head(out_proj: Matrix, num_heads: int) -> Tensor:
-    """Return the output projection [H, H] as [heads, H, head_dim], so that what a head's blocks read is contiguous."""
-    hidden = out_proj.weight.shape[0]
-    return out_proj.weight.view(hidden, num_heads, hidden // num_heads).permute(1, 0, 2).contiguous()
-
-
-def layer_arguments(
-    block: BlockWeights[Array, Array], out_proj_by_head: Array, address: Callable[[Array], int]
-) -> dict[str, int]:
-    """Return one of the `layers` of `_cuda.Step`, under the names that its bindings give the weights.
+def layer_arguments(block: BlockWeights[Tensor, Tensor], packed: PackedLayer) -> dict[str, int]:
+    """Return one of the `layers` of `_cuda.Step`: addresses, under the names of `BlockWeights`, and the window.
 
     Args:
-        block: matrices and vectors; `mlp_out` is transposed, [M, H]. `out_proj` is not used.
-        out_proj_by_head: the output projection as [heads, H, head_dim].
-        address: where an array begins.
+        block: the vectors are used.
+        packed: its matrices, on the same device.
     """
-    arrays = {
+    tensors = {
         "norm1_weight": block.norm1[0],
         "norm1_bias": block.norm1[1],
-        "wqkv": block.qkv,
-        "w_out_heads": out_proj_by_head,
-        "out_bias": block.out_proj_bias,
+        "qkv": packed.qkv,
+        "out_proj": packed.out_proj,
+        "out_proj_bias": block.out_proj_bias,
         "norm2_weight": block.norm2[0],
         "norm2_bias": block.norm2[1],
-        "w_fc": block.mlp_in,
-        "fc_bias": block.mlp_in_bias,
-        "w_proj_t": block.mlp_out,
-        "proj_bias": block.mlp_out_bias,
+        "mlp_in": packed.mlp_in,
+        "mlp_in_bias": packed.mlp_in_bias,
+        "mlp_out": packed.mlp_out,
+        "mlp_out_bias": block.mlp_out_bias,
     }
-    return {name: address(array) for name, array in arrays.items()} | {"window": block.window}
+    return {name: tensor.data_ptr() for name, tensor in tensors.items()} | {"window": block.window}

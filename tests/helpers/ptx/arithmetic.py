@@ -50,6 +50,19 @@ def _halves(each: Instruction, operation: Operation, kind: str) -> Step:
     return step
 
 
+def _short_pairs(each: Instruction, operation: Operation) -> Step:
+    """Return a step on two integers of 16 bits."""
+    dtype = np.int16 if each.type[0] == "s" else np.uint16
+
+    def packed(*operands: Array) -> Array:
+        low, high = (
+            operation(*((x >> np.uint32(shift)).astype(np.uint16).view(dtype) for x in operands)) for shift in (0, 16)
+        )
+        return low.view(np.uint16).astype(np.uint32) | high.view(np.uint16).astype(np.uint32) << np.uint32(16)
+
+    return _elementwise(each, packed, "b32")
+
+
 def _fused(x: Array, y: Array, z: Array) -> Array:
     return (x.astype(np.float64) * y + z).astype(np.float32)
 
@@ -94,6 +107,8 @@ def _arithmetic(each: Instruction) -> Step:
         return _logic(each, _OPERATIONS[name] if name != "neg" else _OPERATIONS["not"])
     if kind in _HALVES:
         return _halves(each, _OPERATIONS[name], kind)
+    if kind in ("s16x2", "u16x2"):
+        return _short_pairs(each, _OPERATIONS[name])
     if name == "mul" and "wide" in each.parts:
         return _wide(each)
     if name == "mul" and "hi" in each.parts:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import triton
-from benchmarks.triton_launches import Launch, compile_launch, launch_of
 from triton.runtime.jit import JITFunction
+
+from benchmarks.triton_launches import Launch, compile_launch, launch_of
 
 from . import arithmetic, movement, tensor_cores  # noqa: F401  they register their instructions
 from .machine import Machine, run
@@ -22,6 +24,10 @@ from .values import Array
 
 _THREADS_AT_ONCE = 1 << 14
 """Threads of one machine: as many as keep its registers within the processor's caches."""
+
+
+_REMEMBERED = 256
+"""Tensors that tables of addresses pointed to, which are searched first."""
 
 
 class Variant(NamedTuple):
@@ -50,11 +56,12 @@ class PtxLauncher:
         self._compiled: dict[Any, tuple[Kernel, int]] = {}
         self.launches: Counter[Variant] = Counter()
         self.executed: Counter[Variant] = Counter()
-        self._written: Array | None = None
+        self._written: list[Array] | None = None
+        self._pointed_to: list[weakref.ref[torch.Tensor]] = []
 
     def begin_step(self) -> None:
         """Forget what kernels wrote so far, and check from here on what is read before griddepcontrol.wait."""
-        self._written = np.empty(0, np.int64)
+        self._written = []
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[PtxLauncher]:
@@ -77,6 +84,8 @@ class PtxLauncher:
             AccessError: it accesses memory outside of its tensors, or in an order that nothing guarantees.
         """
         kernel, shared_bytes = self._compile(launch)
+        if launch.options.get("launch_pdl") and self.compute_capability >= 90 and not kernel.waits_for_grids:
+            raise AccessError(f"{kernel.name}: it is launched before earlier kernels end, and does not wait for them")
         values = [value for name, value in launch.arguments.items() if not _is_constant(launch, name)]
         arguments = [value.data_ptr() if isinstance(value, torch.Tensor) else int(value) for value in values]
         arguments += [0] * (len(kernel.parameters) - len(arguments))  # Triton's own scratch memory: none
@@ -84,8 +93,8 @@ class PtxLauncher:
 
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
         memory = GlobalMemory(
-            [(t.data_ptr(), t.nbytes) for t in tensors] + _pointed_to(tensors),
-            self._written if kernel.waits_for_grids else None,
+            [(t.data_ptr(), t.nbytes) for t in tensors] + self._targets(tensors),
+            self._written or () if kernel.waits_for_grids else (),
         )
         grid = (*launch.grid, 1, 1)[:3]
         blocks = np.stack(np.unravel_index(np.arange(int(np.prod(grid))), grid[::-1]), 1)[:, ::-1]
@@ -96,7 +105,7 @@ class PtxLauncher:
             executed += run(machine)
 
         if self._written is not None:
-            self._written = np.unique(np.concatenate([self._written, *memory.stored]))
+            self._written.append(memory.stored_words())
         variant = _variant(launch, kernel)
         self.launches[variant] += 1
         self.executed[variant] += executed
@@ -111,6 +120,38 @@ class PtxLauncher:
             self._compiled[key] = parse(text), compiled.metadata.shared
         return self._compiled[key]
 
+    def _targets(self, tensors: list[torch.Tensor]) -> list[tuple[int, int]]:
+        """Return the memory that addresses in int64 tensors point to: all of the storage they lie in.
+
+        Raises:
+            AccessError: an address is in no tensor.
+        """
+        addresses = {int(a) for t in tensors if t.dtype == torch.int64 for a in t.flatten().tolist()} - {0}
+        found: list[tuple[int, int]] = []
+
+        def search(candidates: Iterable[Any]) -> None:
+            for tensor in candidates:
+                if not addresses:
+                    return
+                if type(tensor) is not torch.Tensor or tensor.layout != torch.strided or tensor.device.type != "cpu":
+                    continue
+                storage = tensor.untyped_storage()
+                begin, size = storage.data_ptr(), storage.nbytes()
+                inside = {address for address in addresses if begin <= address < begin + size}
+                if inside:
+                    addresses.difference_update(inside)
+                    found.append((begin, size))
+                    holders.append(weakref.ref(tensor))
+
+        holders: list[weakref.ref[torch.Tensor]] = []
+        search([known() for known in self._pointed_to])
+        if addresses:
+            search(gc.get_objects())
+        self._pointed_to = (holders + self._pointed_to)[:_REMEMBERED]
+        if addresses:
+            raise AccessError(f"a table of addresses has {addresses.pop():#x}, which is in no tensor")
+        return found
+
     def counts(self) -> list[dict[str, Any]]:
         """Return a row for each variant, for a file."""
         return [
@@ -123,9 +164,13 @@ class PtxLauncher:
         rows = [f"{'kernel':<22}{'dtypes':<30}{'products':<10}{'launches':>9}{'PTX instructions':>18}"]
         for variant in sorted(self.launches):
             executed = self.executed[variant]
-            rows.append(f"{variant.kernel:<22}{variant.dtypes:<30}{variant.products:<10}{self.launches[variant]:>9}{executed:>18,}")
+            rows.append(
+                f"{variant.kernel:<22}{variant.dtypes:<30}{variant.products:<10}{self.launches[variant]:>9}{executed:>18,}"
+            )
         title = f"Triton {triton.__version__}, sm_{self.compute_capability}: executed from PTX"
-        return "\n".join([title, *rows, f"all: {self.launches.total():,} launches, {self.executed.total():,} instructions"])
+        return "\n".join(
+            [title, *rows, f"all: {self.launches.total():,} launches, {self.executed.total():,} instructions"]
+        )
 
 
 @contextlib.contextmanager
@@ -162,28 +207,13 @@ def _key(launch: Launch) -> Any:
     return launch.kernel, arguments, tuple(sorted(launch.options.items()))
 
 
-def _pointed_to(tensors: list[torch.Tensor]) -> list[tuple[int, int]]:
-    """Return the memory that addresses in int64 tensors point to: all of the storage they lie in."""
-    addresses = {int(a) for t in tensors if t.dtype == torch.int64 for a in t.flatten().tolist()} - {0}
-    found: list[tuple[int, int]] = []
-    if not addresses:
-        return found
-    for other in gc.get_objects():
-        if type(other) in (torch.Tensor, torch.nn.Parameter) and other.device.type == "cpu" and other.layout == torch.strided:  # fmt: skip
-            storage = other.untyped_storage()
-            begin, size = storage.data_ptr(), storage.nbytes()
-            inside = {a for a in addresses if begin <= a < begin + size}
-            if inside:
-                addresses -= inside
-                found.append((begin, size))
-            if not addresses:
-                return found
-    raise AccessError(f"a table of addresses has {addresses.pop():#x}, which is in no tensor")
-
-
 def _variant(launch: Launch, kernel: Kernel) -> Variant:
     dtypes = sorted(
-        {str(value.dtype).removeprefix("torch.") for value in launch.arguments.values() if isinstance(value, torch.Tensor)}
+        {
+            str(value.dtype).removeprefix("torch.")
+            for value in launch.arguments.values()
+            if isinstance(value, torch.Tensor)
+        }
         - {"int32", "int64"}
     )
     products = "wgmma" if kernel.count("wgmma", "mma_async") else "mma.sync" if kernel.count("mma") else "fma"

@@ -191,7 +191,10 @@ def run(machine: Machine) -> int:
 @lru_cache(maxsize=512)
 def _steps(kernel: Kernel) -> list[Step | None]:
     """Return a step for each instruction; None for branches and returns."""
-    return [None if each.name in ("bra", "ret", "exit") else _BUILDERS.get(each.name, _unknown)(each) for each in kernel.code]
+    return [
+        None if each.name in ("bra", "ret", "exit") else _BUILDERS.get(each.name, _unknown)(each)
+        for each in kernel.code
+    ]
 
 
 def _unknown(each: Instruction) -> Step:
@@ -225,7 +228,9 @@ def source(text: str, kind: str) -> Callable[[Machine], Array]:
         return lambda machine: value
 
     def read(machine: Machine) -> Array:
-        value = machine.registers[text]
+        value = machine.registers.get(text)
+        if value is None:  # never written: Triton leaves the other number of a pair open
+            return np.full((1, 1), (1 << bits) - 1, UNSIGNED[bits]).view(dtype)
         if value.dtype.itemsize * 8 != bits:
             value = value.astype(UNSIGNED[bits])
         return value.view(dtype)

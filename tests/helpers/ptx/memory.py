@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -26,11 +26,11 @@ class GlobalMemory:
 
     Args:
         allocations: address and bytes of each. Those that overlap count as one.
-        written: addresses, in words of 4 bytes and sorted, that earlier kernels of the same step wrote. A kernel must
-            not read them before `griddepcontrol.wait`.
+        written: what each earlier kernel of the same step wrote, see `stored_words`. A kernel must not read that before
+            `griddepcontrol.wait`.
     """
 
-    def __init__(self, allocations: Iterable[tuple[int, int]], written: Array | None = None) -> None:
+    def __init__(self, allocations: Iterable[tuple[int, int]], written: Sequence[Array] = ()) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
         for start, size in sorted(allocations):
@@ -39,17 +39,14 @@ class GlobalMemory:
             elif size:
                 self._starts.append(start)
                 self._ends.append(start + size)
-        self._written = np.empty(0, np.int64) if written is None else written
-        self.stored: list[Array] = []
-        """Addresses of the words this launch wrote."""
+        self._written = written
+        self._stored: list[Array] = []
 
     def load(self, address: Array, bits: int, count: int, early: bool) -> Array:
         """Return [N, count] elements of `bits` bits at N addresses. early: before griddepcontrol.wait."""
         self._check(address, bits // 8 * count, "read")
-        if early and self._written.size:
-            words = (address[:, None] + np.arange(0, max(4, bits // 8 * count), 4)) // 4
-            if np.isin(words, self._written).any():
-                raise AccessError("it reads before griddepcontrol.wait what an earlier kernel of the step wrote")
+        if early and address.size and any(_overlap(words, address, bits // 8 * count) for words in self._written):
+            raise AccessError("it reads before griddepcontrol.wait what an earlier kernel of the step wrote")
         return _WHOLE[bits][self._index(address, bits, count)]
 
     def store(self, address: Array, values: Array, early: bool) -> None:
@@ -59,7 +56,11 @@ class GlobalMemory:
             raise AccessError("it writes before griddepcontrol.wait")
         self._check(address, bits // 8 * count, "written")
         _WHOLE[bits][self._index(address, bits, count)] = values
-        self.stored.append(((address[:, None] + np.arange(0, max(4, bits // 8 * count), 4)) // 4).ravel())
+        self._stored.append(_words(address, bits // 8 * count).ravel())
+
+    def stored_words(self) -> Array:
+        """Return which words of 4 bytes were written, as sorted numbers."""
+        return np.unique(np.concatenate(self._stored)) if self._stored else np.empty(0, np.int64)
 
     def _index(self, address: Array, bits: int, count: int) -> Array:
         return ((address - _BASE) // (bits // 8))[:, None] + np.arange(count)
@@ -80,6 +81,24 @@ class GlobalMemory:
             raise AccessError(f"an address {what} is not a multiple of {size} bytes")
 
 
+def _words(address: Array, size: int) -> Array:
+    """Return the words of 4 bytes in `size` bytes at N addresses, [N, words]."""
+    return (address // 4)[:, None] + np.arange(max(1, size // 4))
+
+
+def _overlap(written: Array, address: Array, size: int) -> bool:
+    """Return whether one of `written`, sorted words, is within `size` bytes at one of the addresses."""
+    if not written.size or int(address.max()) + size <= 4 * int(written[0]) or address.min() > 4 * int(written[-1]) + 3:
+        return False
+    words = _words(address, size).ravel()
+    place = np.minimum(np.searchsorted(written, words), len(written) - 1)
+    return bool((written[place] == words).any())
+
+
+_SEVERAL = 63
+"""Stands for more than one warp."""
+
+
 class SharedMemory:
     """Shared memory of B blocks, with the last writer of each word, to find reads that no barrier orders.
 
@@ -90,46 +109,45 @@ class SharedMemory:
 
     def __init__(self, num_blocks: int, size: int) -> None:
         self.size = size
-        room = -(-size // 16) * 16
-        self._bytes = np.full((num_blocks, room), 0xFF, np.uint8)  # NaN in every format
-        self._views = {bits: self._bytes.view(dtype) for bits, dtype in UNSIGNED.items()}
-        # Of each word: interval between barriers, and the warp, of the last write and of the last read.
-        self._write_time, self._write_warp = (np.full((num_blocks, room // 4), -1, np.int32) for _ in range(2))
-        self._read_time, self._read_warp = (np.full((num_blocks, room // 4), -1, np.int32) for _ in range(2))
-        self.time = 0
+        self._room = -(-size // 16) * 16
+        self._set_bytes(np.full((num_blocks, self._room), 0xFF, np.uint8))  # NaN in every format
+        # Of each word of 4 bytes, who wrote and who read it last: 64 * the interval between barriers + the warp.
+        self._writer, self._reader = (np.full(num_blocks * self._room // 4, -1, np.int32) for _ in range(2))
+        self.interval = 0
+
+    def _set_bytes(self, contents: Array) -> None:
+        self._views = {bits: contents.view(dtype) for bits, dtype in UNSIGNED.items()}
 
     def select(self, blocks: Array) -> SharedMemory:
         """Return a copy of some blocks' memory."""
         chosen = SharedMemory.__new__(SharedMemory)
-        chosen.size, chosen.time = self.size, self.time
-        chosen._bytes = self._bytes[blocks].copy()
-        chosen._views = {bits: chosen._bytes.view(dtype) for bits, dtype in UNSIGNED.items()}
-        for name in ("_write_time", "_write_warp", "_read_time", "_read_warp"):
-            setattr(chosen, name, getattr(self, name)[blocks].copy())
+        chosen.size, chosen._room, chosen.interval = self.size, self._room, self.interval
+        chosen._set_bytes(self._views[8][blocks].copy())
+        chosen._writer, chosen._reader = (
+            owners.reshape(len(blocks), -1)[blocks].ravel() for owners in (self._writer, self._reader)
+        )
         return chosen
 
     def load(self, block: Array, address: Array, bits: int, count: int, warp: Array) -> Array:
         """Return [N, count] elements at N addresses, read by threads of these blocks and warps."""
         self._check(address, bits // 8 * count)
-        self._note_read(block, address, bits // 8 * count, warp)
-        index = (address // (bits // 8))[:, None] + np.arange(count)
-        return self._views[bits][block[:, None], index]
+        place = block * self._room + address
+        self._note_read(_words(place, bits // 8 * count), warp)
+        return self._views[bits].ravel()[(place // (bits // 8))[:, None] + np.arange(count)]
 
     def store(self, block: Array, address: Array, values: Array, warp: Array) -> None:
         """Write [N, count] elements at N addresses."""
         bits, count = values.dtype.itemsize * 8, values.shape[1]
         self._check(address, bits // 8 * count)
-        self._note_write(block, address, bits // 8 * count, warp)
-        index = (address // (bits // 8))[:, None] + np.arange(count)
-        self._views[bits][block[:, None], index] = values
+        place = block * self._room + address
+        self._note_write(_words(place, bits // 8 * count), warp)
+        self._views[bits].reshape(-1)[(place // (bits // 8))[:, None] + np.arange(count)] = values
 
     def gather(self, index: Array, bits: int) -> Array:
         """Return elements of every block: `index` counts elements of `bits` bits, [...] -> [B, ...]."""
         if index.size and (int(index.min()) < 0 or (int(index.max()) + 1) * (bits // 8) > self.size):
             raise AccessError(f"a matrix lies outside of the {self.size} bytes of shared memory")
-        words = index * (bits // 8) // 4
-        self._read_time[:, words] = self.time
-        self._read_warp[:, words] = -2
+        self._reader.reshape(len(self._views[8]), -1)[:, index * (bits // 8) // 4] = 64 * self.interval + _SEVERAL
         return self._views[bits][:, index]
 
     def note_matrix_read(self) -> None:
@@ -138,7 +156,7 @@ class SharedMemory:
         Raises:
             AccessError: one has.
         """
-        if (self._write_time == self.time).any():
+        if (self._writer >= 64 * self.interval).any():
             raise AccessError("wgmma reads shared memory that was written with no barrier between")
 
     def _check(self, address: Array, size: int) -> None:
@@ -150,24 +168,21 @@ class SharedMemory:
         if (address % size).any():
             raise AccessError(f"an address in shared memory is not a multiple of {size} bytes")
 
-    def _note_read(self, block: Array, address: Array, size: int, warp: Array) -> None:
-        words = (address // 4)[:, None] + np.arange(max(1, size // 4))
-        block, warp = block[:, None], warp[:, None]
-        if ((self._write_time[block, words] == self.time) & (self._write_warp[block, words] != warp)).any():
+    def _note_read(self, words: Array, warp: Array) -> None:
+        now, me = 64 * self.interval, (64 * self.interval + warp)[:, None]
+        writer = self._writer[words]
+        if ((writer >= now) & (writer != me)).any():
             raise AccessError("it reads shared memory that another warp wrote, with no barrier between")
-        # -2: several warps.
-        seen = (self._read_time[block, words] == self.time) & (self._read_warp[block, words] != warp)
-        self._read_time[block, words] = self.time
-        self._read_warp[block, words] = np.where(seen, -2, warp)
+        reader = self._reader[words]
+        self._reader[words] = np.where((reader >= now) & (reader != me), now + _SEVERAL, me)
         # Of several warps that read a word at once, the last was noted.
-        others = self._read_warp[block, words] != warp
+        others = self._reader[words] != me
         if others.any():
-            self._read_warp[np.broadcast_to(block, words.shape)[others], words[others]] = -2
+            self._reader[words[others]] = now + _SEVERAL
 
-    def _note_write(self, block: Array, address: Array, size: int, warp: Array) -> None:
-        words = (address // 4)[:, None] + np.arange(max(1, size // 4))
-        block, warp = block[:, None], warp[:, None]
-        if ((self._read_time[block, words] == self.time) & (self._read_warp[block, words] != warp)).any():
+    def _note_write(self, words: Array, warp: Array) -> None:
+        now, me = 64 * self.interval, (64 * self.interval + warp)[:, None]
+        reader = self._reader[words]
+        if ((reader >= now) & (reader != me)).any():
             raise AccessError("it overwrites shared memory that another warp has read, with no barrier between")
-        self._write_time[block, words] = self.time
-        self._write_warp[block, words] = warp
+        self._writer[words] = me

@@ -49,9 +49,16 @@ def _blocks_and_warps(machine: Machine, mask: Array | None) -> tuple[Array, Arra
 # ---- loads and stores ----------------------------------------------------------------------------------------------
 
 
+def _space(each: Instruction) -> str:
+    """Return the memory an instruction uses. Without one it is generic: no kernel needs that."""
+    return next(
+        (part.removesuffix("::cta") for part in each.parts[1:] if part.startswith(("global", "shared", "param"))), ""
+    )
+
+
 @instruction("ld")
 def _load(each: Instruction) -> Step:
-    space, bits = each.parts[1], BITS[each.type]
+    space, bits = _space(each), BITS[each.type]
     if space == "param":
         return _load_parameter(each)
     names = register_names(each.operands[0])
@@ -101,7 +108,7 @@ def _load_parameter(each: Instruction) -> Step:
 
 @instruction("st")
 def _store(each: Instruction) -> Step:
-    space, bits = each.parts[1], BITS[each.type]
+    space, bits = _space(each), BITS[each.type]
     at = address(each.operands[0])
     sources = [source(name, f"b{bits}") for name in register_names(each.operands[1])]
     if space not in ("global", "shared"):
@@ -232,7 +239,7 @@ def _barrier(each: Instruction) -> Step:
         raise UnknownInstructionError(each.text)
 
     def wait(machine: Machine, active: Array | None) -> None:
-        machine.shared.time += 1
+        machine.shared.interval += 1
 
     return wait
 

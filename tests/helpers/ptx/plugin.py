@@ -3,12 +3,14 @@
     python -m pytest -p helpers.ptx.plugin --ptx-arch 90 tests/kernels
 
 A table at the end says which kernels were executed, and how many of their instructions. `--ptx-json` writes it.
+`--ptx-sample 2` runs two cases of every test, of reduced precision where there are some.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,34 @@ _LAUNCHER = pytest.StashKey[Any]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--ptx-arch", type=int, default=90, help="compute capability to compile for, e.g. 80, 90")
     parser.addoption("--ptx-json", type=Path, help="file for the table of what was executed")
+    parser.addoption("--ptx-sample", type=int, help="run at most so many cases of each test, spread over all of them")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     from helpers.ptx.launcher import PtxLauncher
 
+    config.addinivalue_line("markers", "ptx_all: every case counts, also in a sample")
     config.stash[_LAUNCHER] = PtxLauncher(config.getoption("--ptx-arch"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    most = config.getoption("--ptx-sample")
+    if most is None:
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+
+    kept: list[pytest.Item] = []
+    for same in cases.values():
+        if same[0].get_closest_marker("ptx_all"):
+            kept += same
+            continue
+        reduced = [item for item in same if re.search("bfloat16|float16|int8|e4m3", item.nodeid)] or same
+        count = min(most, len(reduced))
+        # The middle of each of `count` equal parts.
+        kept += [reduced[(2 * part + 1) * len(reduced) // (2 * count)] for part in range(count)]
+    items[:] = kept
 
 
 @pytest.fixture(scope="session", autouse=True)

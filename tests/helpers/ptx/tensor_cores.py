@@ -59,7 +59,7 @@ def _store_matrices(each: Instruction) -> Step:
     def step(machine: Machine, active: Array | None) -> None:
         starts = _by_warp(machine, at(machine))[:, :, : 8 * count]
         registers = np.stack([_by_warp(machine, read(machine)) for read in sources], 2)  # [B, W, count, 32]
-        matrices = registers.view(np.uint16).reshape(*starts.shape[:2], count, 8, 8)
+        matrices = np.ascontiguousarray(registers).view(np.uint16).reshape(*starts.shape[:2], count, 8, 8)
         if is_transposed:
             matrices = np.ascontiguousarray(matrices.swapaxes(3, 4))
         block, warp = _owners(machine, starts.shape)
@@ -227,9 +227,7 @@ def _fragments(each: Instruction, kind: str, depth: int) -> Callable[[Machine], 
     return read
 
 
-def _from_shared(
-    machine: Machine, descriptors: Array, rows: int, depth: int, is_k_major: bool, kind: str
-) -> Array:
+def _from_shared(machine: Machine, descriptors: Array, rows: int, depth: int, is_k_major: bool, kind: str) -> Array:
     """Return an operand [rows, K] of each warpgroup, [B, groups, rows, K], given each thread's descriptor."""
     by_group = descriptors.reshape(machine.num_blocks, -1, _WARPGROUP)
     if (by_group != by_group[:1, :, :1]).any():

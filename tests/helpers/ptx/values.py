@@ -1,4 +1,4 @@
-"""Number formats of PTX as numpy arrays: registers hold unsigned integers, which are viewed as what an instruction says."""
+"""Number formats of PTX as numpy arrays: registers hold unsigned integers, viewed as what an instruction says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ Array = np.ndarray[Any, Any]
 
 BITS = {
     **{f"{kind}{bits}": bits for kind in "bsu" for bits in (8, 16, 32, 64)},
-    "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "f16x2": 32, "bf16x2": 32, "tf32": 32,
+    "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "f16x2": 32, "bf16x2": 32,
+    "s16x2": 32, "u16x2": 32, "tf32": 32,
     "e4m3": 8, "e5m2": 8, "e4m3x2": 16, "e5m2x2": 16,
 }  # fmt: skip
 """Bits of a type."""

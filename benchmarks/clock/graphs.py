@@ -1,0 +1,165 @@
+"""Predict a step by graphs: every kernel of it clocked, with its bytes, its node and what dependent launch hides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from jat_engine.backends.base import STEP_TOKENS
+
+from ..triton_launches import Launch
+from .hardware import (
+    COPY_US,
+    GRAPH_LAUNCH_US,
+    GPUS,
+    KERNEL_RAMP_US,
+    PDL_SAVES_US,
+    Gpu,
+    cycles_us,
+    l2_us,
+)
+from .kernels import MAX_WARPS, REGISTERS, SHARED_BYTES, SHARED_OF_A_BLOCK, Clocked, clock_launch
+from .launches import key
+
+COPIES = 2
+"""Copy nodes of a step: its inputs from pinned memory, its outputs to it."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A kernel of a step that is launched `launches` times.
+
+    Attributes:
+        clocked: what the clock found.
+        launches: how often a step has it.
+        device_bytes: distinct bytes of weights, keys and values that a launch reads or writes.
+        has_pdl: it is launched while the kernel before still runs.
+        is_hidden: its programs fit beside those of the kernel before, so what precedes its wait is done by then.
+    """
+
+    clocked: Clocked
+    launches: int
+    device_bytes: int
+    has_pdl: bool
+    is_hidden: bool
+
+    def chain_cycles(self) -> int:
+        """Return the cycles from the end of the kernel before."""
+        return self.clocked.after_wait_cycles if self.has_pdl and self.is_hidden else self.clocked.cycles
+
+    def overhead_us(self) -> float:
+        """Return the microseconds between two kernels."""
+        return KERNEL_RAMP_US - (PDL_SAVES_US if self.has_pdl else 0.0)
+
+    def parts_us(self, gpu: Gpu) -> dict[str, float]:
+        """Return the microseconds of one launch by each of its bounds; the largest counts.
+
+        What a kernel asks for before its wait comes while the kernel before still runs: of its bytes of device memory
+        only their time counts, of those from L2 only what it asks for later.
+        """
+        early = self.has_pdl and self.is_hidden
+        later = self.clocked.late_l2_bytes if early else self.clocked.l2_bytes
+        memory = gpu.memory_us(self.device_bytes)
+        return {
+            "chain": self.overhead_us() + cycles_us(self.chain_cycles()),
+            "L2": self.overhead_us() + l2_us(later),
+            "memory": memory if early else self.overhead_us() + memory,
+        }
+
+    def us(self, gpu: Gpu) -> float:
+        """Return the microseconds of one launch."""
+        return max(self.parts_us(gpu).values())
+
+    def bound(self, gpu: Gpu) -> str:
+        """Return what decides its time: "chain", "memory" or "L2"."""
+        parts = self.parts_us(gpu)
+        return max(parts, key=lambda name: parts[name])
+
+
+def device_bytes(launch: Launch, context: int) -> int:
+    """Return the distinct bytes of weights, keys and values a launch reads or writes.
+
+    Args:
+        launch: of any kernel.
+        context: cached tokens of each session.
+    """
+    given = launch.arguments
+    total = sum(
+        value.nbytes for name, value in given.items() if isinstance(value, Tensor) and name.startswith("weight")
+    )
+    pages = given.get("kv_layer_ptr")
+    if not isinstance(pages, Tensor):
+        return total
+    token_bytes = 2 * pages.shape[2] * pages.shape[4] * pages.element_size()
+    lengths = given.get("context_lens_ptr")
+    if isinstance(lengths, Tensor):
+        # Of the queries the first sees the oldest key; each sees the new keys up to its own.
+        keys = min(context, int(given["window"]) - 1) + STEP_TOKENS
+        return total + len(lengths) * keys * token_bytes
+    slots = given.get("slot_mapping_ptr")
+    return total + (len(slots) * token_bytes if isinstance(slots, Tensor) else 0)
+
+
+def fits_beside(before: Clocked | None, after: Clocked, multiprocessors: int) -> bool:
+    """Return whether a program of a kernel fits on a multiprocessor that still runs the kernel before."""
+    if before is None:
+        return False
+    there = min(before.resident, -(-before.programs // multiprocessors))
+    if before.programs > before.resident * multiprocessors:
+        return False  # the kernel before still has programs that wait for room
+
+    def need(kernel: Clocked, count: int) -> tuple[int, int, int]:
+        registers = -(-kernel.registers // 8) * 8 * 32 * kernel.warps
+        return count * registers, count * (kernel.shared_bytes + SHARED_OF_A_BLOCK), count * kernel.warps
+
+    limits = REGISTERS, SHARED_BYTES, MAX_WARPS
+    return all(a + b <= limit for a, b, limit in zip(need(before, there), need(after, 1), limits, strict=True))
+
+
+def clock_step(launches: Sequence[Launch], context: int, multiprocessors: int = 132) -> list[Node]:
+    """Clock the launches of a step; equal ones once.
+
+    Args:
+        launches: in order.
+        context: cached tokens of each session.
+        multiprocessors: of the GPU.
+    """
+    clocked: dict[Any, Clocked] = {}
+    nodes: dict[Any, Node] = {}
+    before: Clocked | None = None
+    for launch in launches:
+        same = key(launch)
+        if same not in clocked:
+            clocked[same] = clock_launch(launch, multiprocessors=multiprocessors)
+        hidden = fits_beside(before, clocked[same], multiprocessors)
+        has_pdl = bool(launch.options.get("launch_pdl")) and before is not None
+        node = nodes.get((same, hidden, has_pdl))
+        count = node.launches + 1 if node else 1
+        nodes[same, hidden, has_pdl] = Node(clocked[same], count, device_bytes(launch, context), has_pdl, hidden)
+        before = clocked[same]
+    return list(nodes.values())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A step by graphs on one GPU, microseconds."""
+
+    gpu: str
+    kernels_us: float
+    fixed_us: float
+
+    @property
+    def total_us(self) -> float:
+        return self.kernels_us + self.fixed_us
+
+
+def predict(nodes: Sequence[Node], gpu: Gpu, copies: int = COPIES) -> Prediction:
+    """Return the predicted step: all kernels, the graph's launch and its copies."""
+    kernels = sum(node.launches * node.us(gpu) for node in nodes)
+    return Prediction(gpu.name, kernels, GRAPH_LAUNCH_US + copies * COPY_US)
+
+
+__all__ = ["GPUS", "Node", "Prediction", "clock_step", "device_bytes", "fits_beside", "predict"]

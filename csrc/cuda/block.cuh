@@ -1,0 +1,111 @@
+// A computing thread's view of its block: sizes, shared memory, and what it keeps from phase to phase.
+#pragma once
+
+#include "primitives.cuh"
+#include "ring.cuh"
+#include "step.h"
+
+namespace jat {
+
+#if JAT_HAS_CLUSTERS
+
+constexpr float kMinusInfinity = -INFINITY;
+
+// Adjacent numbers that are loaded and stored together.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Pack {
+  T values[kCount];
+};
+// Four registers of a tensor core's operand.
+using Words = Pack<uint32_t, 4>;
+
+template <typename W>
+constexpr int kPerWord = 4 / static_cast<int>(sizeof(W));  // numbers of a register
+template <typename W>
+constexpr int kLoad = 16 / static_cast<int>(sizeof(W));  // numbers of a 16-byte load
+
+template <typename W>
+JAT_DEVICE float rounded(float value) {
+  return to_float(from_float<W>(value));
+}
+
+// Sum over the 32 lanes.
+JAT_DEVICE float sum_all(float value) {
+  JAT_UNROLL
+  for (int mask = 16; mask >= 1; mask /= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+
+// kHidden: the hidden size of a kernel of its own, or 0 for any.
+template <typename W, int kHidden>
+struct Block {
+  using Weight = W;
+  static constexpr bool kPublished = kHidden > 0;
+  // Pairs of adjacent columns of a row of x that a thread owns.
+  static constexpr int kPairs = kPublished ? kHidden * kStepRows / (64 * kStepMaxWarps) : kStepMaxPairs;
+
+  const StepModel& model;
+  const StepInput& input;
+  char* const shared;
+  const SpinTimeout timeout;
+  Ring ring;
+  const StepShare& share;
+  const int thread, warp, lane;
+  // The row of x whose LayerNorm this warp computes with others, its place among them, and what it owns of it:
+  // columns 2 lane, 2 lane + 1 of each 64 that it takes.
+  const int row, row_part;
+  Pack<float, 2> x[kPairs];
+  float mean;  // of the row, at the LayerNorm before
+  float head_bias;  // of the first row of the head that this warp computes
+  int number;         // of the current sum
+  uint32_t arrivals;  // of this block at grid barriers
+  uint32_t meetings;  // pairs of cluster barriers passed
+
+  JAT_DEVICE Block(const StepModel& sizes, const StepInput& inputs, char* memory, const SpinTimeout& bound)
+      : model(sizes),
+        input(inputs),
+        shared(memory),
+        timeout(bound),
+        ring(sizes, bound, memory),
+        share(*reinterpret_cast<const StepShare*>(memory + sizes.shared.share)),
+        thread(thread_index()),
+        warp(thread / 32),
+        lane(thread % 32),
+        row(kPublished ? warp / (kStepMaxWarps / kStepRows) : warp / (sizes.num_warps / kStepRows)),
+        row_part(warp - row * row_warps()),
+        mean(0),
+        head_bias(0),
+        number(0),
+        arrivals(0),
+        meetings(0) {
+    JAT_UNROLL
+    for (int i = 0; i < kPairs; ++i) x[i] = {{0, 0}};
+  }
+
+  JAT_DEVICE int hidden() const { return kPublished ? kHidden : model.hidden; }
+  JAT_DEVICE int head_dim() const { return kPublished ? kPublishedHeadDim : model.head_dim; }
+  JAT_DEVICE int num_warps() const { return kPublished ? kStepMaxWarps : model.num_warps; }
+  JAT_DEVICE int num_threads() const { return 32 * num_warps(); }
+  JAT_DEVICE int row_warps() const { return num_warps() / kStepRows; }
+  JAT_DEVICE int k_pairs() const { return kPublished ? kHidden * static_cast<int>(sizeof(W)) / 64 : model.k_pairs; }
+  JAT_DEVICE int output_tiles() const { return kPublished ? kHidden / kOutputTile : model.output_tiles; }
+
+  template <typename T>
+  JAT_DEVICE T* at(int offset) const {
+    return reinterpret_cast<T*>(shared + offset);
+  }
+  // Of all warps that compute.
+  JAT_DEVICE void barrier() const { consumer_barrier(num_threads()); }
+
+  JAT_DEVICE Mbarrier* peers(int which) const { return at<Mbarrier>(model.shared.peers) + which; }
+  // Wait until all of the cluster's numbers of this round are here. The two barriers alternate, so a peer sends
+  // to one of them again only when this block has passed it: the other one was in between.
+  JAT_DEVICE void wait_for_peers(int which) {
+    timeout.wait([&] { return mbarrier_test_cluster(peers(which), meetings & 1); });
+    meetings += which;
+  }
+};
+
+#endif  // JAT_HAS_CLUSTERS
+
+}  // namespace jat

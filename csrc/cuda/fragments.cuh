@@ -1,0 +1,168 @@
+// Products of tensor cores: packed weights in shared memory times the activations of up to three rows.
+//
+// In units of 32-bit words (two numbers, or one float) the registers of mma hold the same places for every type,
+// so all of this is generic over W. See primitives.cuh for the places and fragments.py for the packed order.
+// A product does not depend on the order of its k as long as both operands use the same, so a lane's words of k
+// are adjacent in memory.
+#pragma once
+
+#include "block.cuh"
+
+namespace jat {
+
+#if JAT_HAS_CLUSTERS
+
+// This lane's 4 words of activations for a pair of k tiles: of row lane / 4, words 16 pair + 4 (lane % 4) ...
+// Rows behind the third are zero.
+template <typename B>
+JAT_DEVICE Words activations(const B& block, int pair) {
+  const int row = block.lane >> 2;
+  if (row >= kStepRows) return {{0, 0, 0, 0}};
+  const uint32_t* normed = block.template at<uint32_t>(block.model.shared.normed);
+  return *reinterpret_cast<const Words*>(normed + row * block.model.normed_stride + 16 * pair + 4 * (block.lane & 3));
+}
+
+template <typename W>
+JAT_DEVICE void multiply(float (&c)[4], const Words& a, const Words& b) {
+  mma<W>(c, {a.values[0], 0, a.values[1], 0}, b.values[0], b.values[1]);
+  mma<W>(c, {a.values[2], 0, a.values[3], 0}, b.values[2], b.values[3]);
+}
+
+// This warp's part of the products with kGroups groups of 8 rows of H weights, summed over its share of k.
+//   weights   the groups, packed
+//   products  float [3, products_stride], of this warp and the first of the groups
+template <int kGroups, typename B>
+JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* products) {
+  using W = typename B::Weight;
+  float c[kGroups][4] = {};
+  const int pairs = block.k_pairs();
+  if constexpr (B::kPublished) {
+    constexpr int kShare = kPublishedHidden * static_cast<int>(sizeof(W)) / 64 / kStepMaxWarps;
+    Words a[kShare];
+    JAT_UNROLL
+    for (int i = 0; i < kShare; ++i) a[i] = activations(block, block.warp + i * kStepMaxWarps);
+    JAT_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      JAT_UNROLL
+      for (int group = 0; group < kGroups; ++group)
+        multiply<W>(c[group], a[i], weights[(group * pairs + block.warp + i * kStepMaxWarps) * 32 + block.lane]);
+    }
+  } else {
+    JAT_UNROLL_BY(1)
+    for (int pair = block.warp; pair < pairs; pair += block.num_warps()) {
+      const Words a = activations(block, pair);
+      JAT_UNROLL
+      for (int group = 0; group < kGroups; ++group)
+        multiply<W>(c[group], a, weights[(group * pairs + pair) * 32 + block.lane]);
+    }
+  }
+  const int row = block.lane >> 2;
+  if (row >= kStepRows) return;
+  JAT_UNROLL
+  for (int group = 0; group < kGroups; ++group)
+    *reinterpret_cast<Pack<float, 2>*>(products + row * block.model.products_stride + group * kGroup +
+                                       2 * (block.lane & 3)) = {{c[group][0], c[group][1]}};
+}
+
+// Multiply `count` groups, the pieces of the ring that hold them, and let done(piece, first, count) read more of
+// each piece. Afterwards, behind a barrier, sum_products has the results.
+template <typename B, typename Done>
+JAT_DEVICE void multiply_rows(B& block, int count, int bias_bytes, Done done) {
+  float* products =
+      block.template at<float>(block.model.shared.products) + block.warp * kStepRows * block.model.products_stride;
+  const int group_words = block.k_pairs() * 32, most = block.model.piece_groups;
+  for (int first = 0; first < count; first += most) {
+    const int groups = smaller(most, count - first);
+    const char* piece = block.ring.take(groups * (group_words * static_cast<int>(sizeof(Words)) + bias_bytes));
+    const Words* weights = reinterpret_cast<const Words*>(piece);
+    float* target = products + first * kGroup;
+    // What a block has in the published size on 128 or 120 SMs.
+    if (B::kPublished && groups == 3) {
+      multiply_groups<3>(block, weights, target);
+    } else if (B::kPublished && groups == 4) {
+      multiply_groups<4>(block, weights, target);
+    } else {
+      JAT_UNROLL_BY(1)
+      for (int group = 0; group < groups; ++group)
+        multiply_groups<1>(block, weights + group * group_words, target + group * kGroup);
+    }
+    done(piece + groups * group_words * sizeof(Words), first, groups);
+    block.ring.give_back(block.lane);
+  }
+}
+
+// The sum over all warps of kCount adjacent products of a row.
+template <int kCount, typename B>
+JAT_DEVICE Pack<float, kCount> sum_products(const B& block, int row, int column) {
+  const int stride = block.model.products_stride;
+  const float* products = block.template at<float>(block.model.shared.products) + row * stride + column;
+  Pack<float, kCount> part[2] = {};
+  JAT_UNROLL_BY(12)
+  for (int warp = 0; warp < block.num_warps(); ++warp) {
+    const auto next = *reinterpret_cast<const Pack<float, kCount>*>(products + warp * kStepRows * stride);
+    JAT_UNROLL
+    for (int i = 0; i < kCount; ++i) part[warp & 1].values[i] += next.values[i];
+  }
+  JAT_UNROLL
+  for (int i = 0; i < kCount; ++i) part[0].values[i] += part[1].values[i];
+  return part[0];
+}
+
+// What kHalves half-tiles of k add to an output tile: products of 32 outputs with three rows.
+//   weights      of this lane: 4 words of each half-tile, `stride` Words apart
+//   activations  of row lane / 4 from word lane % 4 of the first half-tile on
+template <int kHalves, typename W>
+JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride, const uint32_t* activations,
+                              bool is_row) {
+  Words w[kHalves];
+  uint32_t b[kHalves];
+  JAT_UNROLL
+  for (int half = 0; half < kHalves; ++half) {
+    w[half] = weights[half * stride];
+    b[half] = is_row ? activations[4 * half] : 0;
+  }
+  JAT_UNROLL
+  for (int half = 0; half + 1 < kHalves; half += 2) {
+    JAT_UNROLL
+    for (int j = 0; j < 2; ++j)
+      mma<W>(c[j], {w[half].values[2 * j], w[half].values[2 * j + 1], w[half + 1].values[2 * j],
+                    w[half + 1].values[2 * j + 1]},
+             b[half], b[half + 1]);
+  }
+  if constexpr (kHalves % 2 == 1) {
+    JAT_UNROLL
+    for (int j = 0; j < 2; ++j)
+      mma_half<W>(c[j], {w[kHalves - 1].values[2 * j], w[kHalves - 1].values[2 * j + 1]}, b[kHalves - 1]);
+  }
+}
+
+// The same for any number of half-tiles.
+template <typename W>
+JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride, const uint32_t* activations,
+                              bool is_row, int halves) {
+  if (halves == 2) return multiply_tile<2, W>(c, weights, stride, activations, is_row);
+  if (halves == 3) return multiply_tile<3, W>(c, weights, stride, activations, is_row);
+  if (halves == 4) return multiply_tile<4, W>(c, weights, stride, activations, is_row);
+  JAT_UNROLL_BY(1)
+  for (int half = 0; half < halves; half += 2) {
+    if (half + 1 < halves)
+      multiply_tile<2, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
+    else
+      multiply_tile<1, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
+  }
+}
+
+// Publish the results of multiply_tile. A lane holds 4 adjacent outputs, of rows 0 and 1, or of row 2.
+template <typename B>
+JAT_DEVICE void publish_tile(const B& block, int contributor, int tile, const float (&c)[2][4], bool again) {
+  const int column = tile * kOutputTile + 4 * (block.lane >> 2), row = 2 * (block.lane & 3);
+  if (!B::kPublished && column >= block.hidden()) return;
+  if (row < block.input.num_rows)
+    publish(block, contributor, row, column, {{c[0][0], c[0][2], c[1][0], c[1][2]}}, again);
+  if (row + 1 < block.input.num_rows)
+    publish(block, contributor, row + 1, column, {{c[0][1], c[0][3], c[1][1], c[1][3]}}, again);
+}
+
+#endif  // JAT_HAS_CLUSTERS
+
+}  // namespace jat

@@ -1,0 +1,78 @@
+// Grid barrier + reduction: every block adds what it computed to sums that every block then reads.
+//
+// Values are added atomically into one of three rotating buffers: sum number n uses buffer n % 3.
+// Between its wait for sum n and its arrival at sum n + 1 a block zeroes its share of buffer (n + 2) % 3.
+//   - It is no longer read: it held sum n - 1, and every block has read that before it arrived at sum n.
+//   - Nothing adds to it yet: sum n + 2 starts after the wait for sum n + 1, which orders the zeros before it.
+//
+// With fixed_order, contributors write their parts to rows of their own; after a grid barrier each block adds
+// up its share of the columns in the order of the contributors; a second grid barrier publishes the sums.
+#pragma once
+
+#include "block.cuh"
+
+namespace jat {
+
+#if JAT_HAS_CLUSTERS
+
+template <typename B>
+JAT_DEVICE float* sums(const B& block, int number) {
+  return block.model.sums + number % 3 * kStepRows * block.hidden();
+}
+
+// Add four adjacent columns of a row to the current sum. contributor: the row of `parts` for it, that of a
+// block or a head. again: it has published a part of these columns before.
+template <typename B>
+JAT_DEVICE void publish(const B& block, int contributor, int row, int column, const Pack<float, 4>& value,
+                        bool again = false) {
+  const int place = row * block.hidden() + column;
+  if (block.model.fixed_order) {
+    auto* part = reinterpret_cast<Pack<float, 4>*>(block.model.parts + contributor * kStepRows * block.hidden() + place);
+    Pack<float, 4> sum = value;
+    if (again)
+      for (int i = 0; i < 4; ++i) sum.values[i] += part->values[i];
+    *part = sum;
+  } else {
+    add_global(sums(block, block.number) + place, value.values[0], value.values[1], value.values[2], value.values[3]);
+  }
+}
+
+// To be called by one thread; a barrier must follow for the other threads of the block.
+template <typename B>
+JAT_DEVICE void wait_for_blocks(const B& block) {
+  const uint32_t all = block.arrivals * block.model.num_blocks;
+  block.timeout.wait([&] { return load_acquire(&block.model.control->arrived) >= all; });
+}
+
+// The second half of a reduction in a fixed order: add up this block's share of the columns.
+template <typename B>
+JAT_DEVICE void sum_in_order(B& block, int contributors) {
+  if (block.thread == 0) wait_for_blocks(block);
+  block.barrier();
+  const int count = kStepRows * block.hidden();
+  JAT_UNROLL_BY(1)
+  for (int i = block.share.zero_begin + block.thread; i < block.share.zero_end; i += block.num_threads()) {
+    float sum = 0;
+    if (i < block.input.num_rows * block.hidden()) {
+      JAT_UNROLL_BY(1)
+      for (int c = 0; c < contributors; ++c) sum += load_global(block.model.parts + c * count + i);
+    }
+    sums(block, block.number)[i] = sum;
+  }
+  block.barrier();
+  if (block.thread == 0) arrive_global(&block.model.control->arrived);
+  ++block.arrivals;
+}
+
+// Arrive at the grid barrier: this block has published all of its parts.
+template <typename B>
+JAT_DEVICE void arrive(B& block, int contributors) {
+  block.barrier();
+  if (block.thread == 0) arrive_global(&block.model.control->arrived);
+  ++block.arrivals;
+  if (block.model.fixed_order) sum_in_order(block, contributors);
+}
+
+#endif  // JAT_HAS_CLUSTERS
+
+}  // namespace jat

@@ -1,0 +1,180 @@
+"""The host's side of the persistent kernel: geometry, refused launches, memory, interrupts."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import cuda_emulator
+from helpers.cuda_emulator import Driver, Model, Plan, Sizes
+
+pytestmark = pytest.mark.skipif(bool(cuda_emulator.missing_tools()), reason=cuda_emulator.missing_tools())
+
+THREADS = {"num_threads": 32}
+
+
+@pytest.fixture(scope="module")
+def module(cuda_emulator_module: ModuleType) -> ModuleType:
+    return cuda_emulator_module
+
+
+@pytest.fixture
+def device(module: ModuleType) -> Iterator[Any]:
+    """The emulated device; what a test changes of it is put back."""
+    names = ("num_sms", "max_blocks", "memory_bytes", "refused_launches", "hangs")
+    before = {name: getattr(module.device, name) for name in names}
+    yield module.device
+    for name, value in before.items():
+        setattr(module.device, name, value)
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model(Sizes(), "float32", 0)
+
+
+def plan_of(model: Model) -> Plan:
+    random = np.random.default_rng(1)
+    plan = cuda_emulator.random_plan(model, random, 20, 3, 3)
+    cuda_emulator.fill_context(model, random, plan)
+    return plan
+
+
+def check(driver: Driver, plan: Plan) -> None:
+    expected = cuda_emulator.reference(driver.model, plan, driver.model.cache.copy())
+    np.testing.assert_allclose(driver.run(plan), expected, rtol=0, atol=1e-4)
+
+
+def geometry(driver: Driver) -> tuple[int, int, bool]:
+    step = driver.step
+    return step.num_blocks // step.cluster_size, step.cluster_size, step.cooperative
+
+
+@pytest.mark.parametrize(
+    ("num_sms", "max_blocks", "expected"),
+    [
+        (132, 128, (16, 8, True)),
+        (132, 127, (15, 8, True)),  # 31 clusters of 4 would gain less than an eighth
+        (132, 11, (5, 2, True)),
+        (20, 20, (5, 4, True)),  # 20 blocks instead of 16
+        (3, 3, (3, 1, True)),
+    ],
+)
+def test_the_geometry_is_that_with_the_most_blocks(
+    module: ModuleType, device: Any, model: Model, num_sms: int, max_blocks: int, expected: tuple[int, int, bool]
+) -> None:
+    device.num_sms, device.max_blocks = num_sms, max_blocks
+    assert geometry(Driver(module, model, **THREADS)) == expected
+
+
+def test_a_refused_launch_leads_down_the_ladder(module: ModuleType, device: Any, model: Model) -> None:
+    """Each rung computes the same; the one that worked is kept, and none is left out."""
+    device.num_sms, device.max_blocks = 8, 8
+    plan = plan_of(model)
+    ladder = [(1, 8, True), (1, 8, False)]
+    ladder += [(count, 4, cooperative) for count in (2, 1) for cooperative in (True, False)]
+    ladder += [(count, 2, cooperative) for count in (4, 3, 2) for cooperative in (True, False)]
+    ladder += [(count, 1, cooperative) for count in (8, 7, 4) for cooperative in (True, False)]
+    driver = Driver(module, model, fixed_order=True, **THREADS)
+    found = [geometry(driver)]
+    for _ in ladder[1:]:
+        device.refused_launches = 1
+        check(driver, plan)
+        found.append(geometry(driver))
+    assert found == ladder
+    check(driver, plan)
+    assert geometry(driver) == ladder[-1]
+
+
+def test_launches_that_are_all_refused_give_the_reason(module: ModuleType, device: Any, model: Model) -> None:
+    driver, plan = Driver(module, model, num_blocks=4, cluster_size=2, **THREADS), plan_of(model)
+    device.refused_launches = 2
+    with pytest.raises(RuntimeError, match="the launch was refused"):
+        driver.run(plan)
+    assert device.refused_launches == 0
+    check(driver, plan)
+    assert geometry(driver) == (2, 2, True)
+
+
+def test_the_geometry_can_be_set_by_the_environment(
+    module: ModuleType, device: Any, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.num_sms, device.max_blocks = 132, 128
+    monkeypatch.setenv("JAT_CUDA_GEOMETRY", "3x4")
+    driver = Driver(module, model, **THREADS)
+    assert geometry(driver) == (3, 4, True)
+    check(driver, plan_of(model))
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (
+            "8",
+            ValueError,
+            "JAT_CUDA_GEOMETRY: expected CLUSTERSxSIZE with a size of 1 to 16, such as 15x8, got 8; unset",
+        ),
+        ("4x17", ValueError, "JAT_CUDA_GEOMETRY: expected .* got 4x17; unset it"),
+        ("4x4x", ValueError, "JAT_CUDA_GEOMETRY: expected .* got 4x4x; unset it"),
+        ("17x8", RuntimeError, "geometry 17x8: 16 clusters of 8 blocks are resident together, 17 are needed"),
+    ],
+)
+def test_a_wrong_geometry_is_an_error(
+    module: ModuleType,
+    device: Any,
+    model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    error: type[Exception],
+    message: str,
+) -> None:
+    device.num_sms, device.max_blocks = 132, 128
+    monkeypatch.setenv("JAT_CUDA_GEOMETRY", text)
+    with pytest.raises(error, match=message):
+        Driver(module, model, **THREADS)
+
+
+def test_too_little_memory_is_an_error_with_a_reason(module: ModuleType, device: Any, model: Model) -> None:
+    for limit in (1000, 1_000_000_000):  # of one allocation: neither, all
+        device.memory_bytes = limit
+        if limit == 1000:
+            with pytest.raises(RuntimeError, match=r"no memory for .* bytes of scratch .*: out of memory"):
+                Driver(module, model, **THREADS)
+        else:
+            check(Driver(module, model, **THREADS), plan_of(model))
+
+
+def test_an_interrupt_ends_the_wait_for_a_device_that_hangs(module: ModuleType, device: Any, model: Model) -> None:
+    """The wait's own bound is more than 5 seconds. The next step says why it cannot be started."""
+    driver, plan = Driver(module, model, num_blocks=2, cluster_size=2, **THREADS), plan_of(model)
+    device.hangs = True
+    interrupt = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
+    interrupt.start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(plan)
+    assert time.monotonic() - begin < 4
+    with pytest.raises(RuntimeError, match="the step before is still running"):
+        driver.run(plan)
+    device.hangs = False
+    check(driver, plan)
+
+
+def test_other_threads_run_while_a_step_is_waited_for(module: ModuleType, device: Any, model: Model) -> None:
+    driver, plan = Driver(module, model, num_blocks=2, cluster_size=2, **THREADS), plan_of(model)
+    device.hangs = True
+    reasons: list[str] = []
+    driver.prepare(plan)
+    first = threading.Thread(target=lambda: reasons.append(driver.step.run(0)))
+    first.start()
+    while driver.step.run(0) != "another thread is running this step":
+        assert first.is_alive()
+    device.hangs = False
+    first.join()
+    assert reasons == ["timed out: the launch ended and not all of its blocks were there"]
