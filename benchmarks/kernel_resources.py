@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from unittest import mock
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined
 
@@ -26,6 +27,7 @@ import torch
 import triton
 
 from jat_engine.bench.report import markdown
+from jat_engine.kernels import tiles
 
 from .cuda_resources import cuda_resources
 from .kernel_variants import ROWS, WEIGHT_DTYPES, variants
@@ -42,7 +44,9 @@ def triton_resources(
     seen, table = set(), []
     for weight_dtype in weight_dtypes:
         for rows_name in sizes:
-            for launch in variants(weight_dtype, ROWS[rows_name], pdl=arch >= 90):
+            with mock.patch.object(tiles, "shared_bytes_of_gpu", return_value=SHARED_LIMIT[arch]):
+                launches = variants(weight_dtype, ROWS[rows_name], pdl=arch >= 90)
+            for launch in launches:
                 compiled = compile_launch(launch, arch)
                 if compiled.hash in seen:
                     continue

@@ -8,6 +8,7 @@ M rows, N outputs, K inputs.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -89,7 +90,7 @@ _TABLE = (
     _Row(16, _HALF_INT8, _ANY, _ANY, Tile(16, 16, 64, 4, 4, 3)),
     _Row(16, _FLOAT, _ANY, _ANY, Tile(16, 8, 32, 4, 4, 3)),
     _Row(_ANY, _FLOAT, _ANY, _ANY, Tile(32, 64, 32, 1, 4, 2)),
-    # Tiles of the tensor cores, with several loads of 128 inputs in flight. 108 programs are one for each multiprocessor,
+    # Tiles of the tensor cores, with several loads of 128 inputs in flight. 108 programs are one per multiprocessor;
     # where there are more they are small enough for two.
     _Row(256, _HALF, 1536, 1024, Tile(64, 32, 128, 1, 4, 5)),
     _Row(256, _HALF, 2560, 1024, Tile(64, 64, 128, 1, 4, 4)),
@@ -176,7 +177,23 @@ def _entry(
         and num_inputs <= row.max_inputs * row.tile.num_programs_k
         and (may_share or row.tile.num_programs_k == 1)
         and (may_be_whole or row.tile.block_k != WHOLE)
+        and _shared_bytes(_resolved(row.tile, num_inputs // row.tile.num_programs_k)) <= shared_bytes_of_gpu()
     )
+
+
+@lru_cache(maxsize=1)
+def shared_bytes_of_gpu() -> int:
+    """Return the shared memory that a program may have: of the current GPU, or without one of an H100."""
+    if not torch.cuda.is_available():
+        return 227 * 1024
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return int(getattr(properties, "shared_memory_per_block_optin"))  # noqa: B009 - torch's stubs lack it
+
+
+def _shared_bytes(found: Tile) -> int:
+    """Return the shared memory that a tile of 16-bit operands takes."""
+    rows, weights = found.block_m * found.block_k * found.split_k, found.block_n * found.block_k * found.split_k
+    return 2 * max(rows, weights) if found.whole else 2 * (rows + weights) * found.num_stages
 
 
 def _resolved(found: Tile, num_inputs: int) -> Tile:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ...kernels.attention import paged_attention
-from ...kernels.attention_output import combine_out_proj
 from ...kernels.discrete_encoder import encode_discrete
 from ...kernels.embedding import embed
 from ...kernels.head import head
@@ -254,7 +253,6 @@ class GraphStep:
         by_head = splits, rows, heads
         partial = partial_max = partial_sum = arrivals = None
         if splits > 1:
-            # Few rows are combined by the output projection as it reads them.
             arrivals = scratch.arrivals[: len(given["context_lens"]) * heads]
             partial = scratch.partial[: splits * rows * hidden].view(*by_head, hidden // heads)
             partial_max = scratch.partial_max[: splits * rows * heads].view(by_head)
@@ -278,11 +276,7 @@ class GraphStep:
             arrivals=arrivals,
             pdl=pdl,
         )
-        out_proj, unadded = layer.out_proj.tensors, None
-        if arrivals is None and partial is not None and partial_max is not None and partial_sum is not None:
-            combine_out_proj(partial, partial_max, partial_sum, *out_proj, layer.out_proj_bias, x, pdl=pdl)
-        else:
-            unadded = self._add_linear(attended, layer.out_proj, layer.out_proj_bias, x)
+        unadded = self._add_linear(attended, layer.out_proj, layer.out_proj_bias, x)
 
         mlp_in = layer.mlp_in.tensors
         norm_linear(
