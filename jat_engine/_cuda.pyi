@@ -44,7 +44,7 @@ class Step:
         layers: Sequence[Mapping[str, int]],
         final_norm_weight: int,
         final_norm_bias: int,
-        wpe: int,
+        position_table: int,
         continuous_bias: int,
         kv_cache: int,
         num_pages: int,
@@ -68,7 +68,7 @@ class Step:
                 mlp_in, mlp_out: W, packed as `backends.cuda.fragments.PackedLayer`. And window, the keys that a query
                 sees.
             final_norm_weight, final_norm_bias: float32 [H].
-            wpe: float32 [max_positions, H].
+            position_table: float32 [max_positions, H].
             continuous_bias: float32 [H].
             kv_cache: W [num_layers, num_pages, 2, num_heads, 16, head_dim].
             input: addresses of host memory, read by `run`; one session. int32: query_start [2], context_lens [1],

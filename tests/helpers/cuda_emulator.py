@@ -215,7 +215,7 @@ class Driver:
             "layers": [layer_arguments(*layer) for layer in zip(layers, self._packed, strict=True)],
             "final_norm_weight": model.final_norm[0].ctypes.data,
             "final_norm_bias": model.final_norm[1].ctypes.data,
-            "wpe": model.position_table.ctypes.data,
+            "position_table": model.position_table.ctypes.data,
             "continuous_bias": model.continuous_bias.ctypes.data,
             "kv_cache": model.cache.ctypes.data,
             "num_pages": sizes.num_pages,

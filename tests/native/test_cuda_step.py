@@ -233,7 +233,7 @@ def test_a_wait_that_is_too_long_ends_the_step_with_a_reason(module: ModuleType)
         ({"weight_dtype": "int8"}, "weight_dtype: expected float32, bfloat16 or float16, got int8"),
         ({"layers": []}, "layers: expected 2, got 0"),
         ({"layers": [{}, {}]}, "layers\\[0\\].norm1_weight: missing"),
-        ({"wpe": 0}, "wpe: expected an address"),
+        ({"position_table": 0}, "position_table: expected an address"),
         ({"max_positions": 5000}, "max_positions: expected 1 to"),
     ],
 )

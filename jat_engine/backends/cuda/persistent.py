@@ -73,7 +73,7 @@ class PersistentStep:
             layers=layers,
             final_norm_weight=final_weight.data_ptr(),
             final_norm_bias=final_bias.data_ptr(),
-            wpe=weights.position_table.data_ptr(),
+            position_table=weights.position_table.data_ptr(),
             continuous_bias=weights.continuous_bias.data_ptr(),
             kv_cache=cache.data_ptr(),
             num_pages=cache.shape[1],
