@@ -87,6 +87,8 @@ struct Block {
   JAT_DEVICE int num_warps() const { return kPublished ? kStepMaxWarps : model.num_warps; }
   JAT_DEVICE int num_threads() const { return 32 * num_warps(); }
   JAT_DEVICE int row_warps() const { return num_warps() / kStepRows; }
+  // Words of 4 bytes of a head's numbers.
+  JAT_DEVICE int head_words() const { return head_dim() / kPerWord<W>; }
   JAT_DEVICE int k_pairs() const { return kPublished ? kHidden * static_cast<int>(sizeof(W)) / 64 : model.k_pairs; }
   JAT_DEVICE int output_tiles() const { return kPublished ? kHidden / kOutputTile : model.output_tiles; }
 

@@ -12,14 +12,18 @@ namespace jat {
 
 #if JAT_HAS_CLUSTERS
 
-// This lane's 4 words of activations for a pair of k tiles: of row lane / 4, words 16 pair + 4 (lane % 4) ...
-// Rows behind the third are zero.
+// This lane's 4 words of up to three rows for a pair of k tiles: of row lane / 4, words 16 pair + 4 (lane % 4) ...
+// Rows behind the third are zero, and so are words from `words` on.
+JAT_DEVICE Words row_words(const uint32_t* rows, int stride, int pair, int lane, int words) {
+  const int row = lane >> 2, word = 16 * pair + 4 * (lane & 3);
+  if (row >= kStepRows || word >= words) return {{0, 0, 0, 0}};
+  return *reinterpret_cast<const Words*>(rows + row * stride + word);
+}
+
 template <typename B>
 JAT_DEVICE Words activations(const B& block, int pair) {
-  const int row = block.lane >> 2;
-  if (row >= kStepRows) return {{0, 0, 0, 0}};
-  const uint32_t* normed = block.template at<uint32_t>(block.model.shared.normed);
-  return *reinterpret_cast<const Words*>(normed + row * block.model.normed_stride + 16 * pair + 4 * (block.lane & 3));
+  const int stride = B::kPublished ? kPublishedHidden / kPerWord<typename B::Weight> + 16 : block.model.normed_stride;
+  return row_words(block.template at<uint32_t>(block.model.shared.normed), stride, pair, block.lane, stride);
 }
 
 template <typename W>
@@ -91,21 +95,15 @@ JAT_DEVICE void multiply_rows(B& block, int count, int bias_bytes, Done done) {
   }
 }
 
-// The sum over all warps of kCount adjacent products of a row.
-template <int kCount, typename B>
-JAT_DEVICE Pack<float, kCount> sum_products(const B& block, int row, int column) {
+// The sum over all warps of a product.
+template <typename B>
+JAT_DEVICE float sum_products(const B& block, int row, int column) {
   const int stride = block.model.products_stride;
   const float* products = block.template at<float>(block.model.shared.products) + row * stride + column;
-  Pack<float, kCount> part[2] = {};
+  float sum[4] = {};
   JAT_UNROLL_BY(12)
-  for (int warp = 0; warp < block.num_warps(); ++warp) {
-    const auto next = *reinterpret_cast<const Pack<float, kCount>*>(products + warp * kStepRows * stride);
-    JAT_UNROLL
-    for (int i = 0; i < kCount; ++i) part[warp & 1].values[i] += next.values[i];
-  }
-  JAT_UNROLL
-  for (int i = 0; i < kCount; ++i) part[0].values[i] += part[1].values[i];
-  return part[0];
+  for (int warp = 0; warp < block.num_warps(); ++warp) sum[warp & 3] += products[warp * kStepRows * stride];
+  return sum[0] + sum[1] + (sum[2] + sum[3]);
 }
 
 // What kHalves half-tiles of k add to an output tile: products of 32 outputs with three rows.
@@ -140,16 +138,11 @@ JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride
 template <typename W>
 JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride, const uint32_t* activations,
                               bool is_row, int halves) {
-  if (halves == 2) return multiply_tile<2, W>(c, weights, stride, activations, is_row);
-  if (halves == 3) return multiply_tile<3, W>(c, weights, stride, activations, is_row);
-  if (halves == 4) return multiply_tile<4, W>(c, weights, stride, activations, is_row);
+  int half = 0;
   JAT_UNROLL_BY(1)
-  for (int half = 0; half < halves; half += 2) {
-    if (half + 1 < halves)
-      multiply_tile<2, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
-    else
-      multiply_tile<1, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
-  }
+  for (; half + 1 < halves; half += 2)
+    multiply_tile<2, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
+  if (half < halves) multiply_tile<1, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
 }
 
 // Publish the results of multiply_tile. A lane holds 4 adjacent outputs, of rows 0 and 1, or of row 2.

@@ -69,7 +69,10 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
   const SpinTimeout timeout = {&model.control->aborted, input.timeout_ns};
   const int thread = thread_index(), num_threads = 32 * model.num_warps;
   StepShare& share = *reinterpret_cast<StepShare*>(shared + model.shared.share);
+  LayerPages* pages = reinterpret_cast<LayerPages*>(shared + model.shared.pages);
   if (thread >= num_threads) {
+    for (int layer = thread - num_threads; layer < model.num_layers; layer += 32)
+      pages[layer] = pages_of_layer(model, input, layer, block_index() % model.cluster_size);
     if (thread == num_threads) {
       Mbarrier* full = reinterpret_cast<Mbarrier*>(shared + model.shared.full);
       Mbarrier* empty = reinterpret_cast<Mbarrier*>(shared + model.shared.empty);
@@ -85,7 +88,7 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
     }
     warp_barrier();
     cluster_barrier();
-    if (thread == num_threads) Loader<W>(model, input, RingWriter(model, timeout, shared), share).run();
+    if (thread == num_threads) Loader<W>(model, input, RingWriter(model, timeout, shared), share, pages).run();
     warp_barrier();
   } else {
     // Rows that the step does not have are multiplied too, as zeros, and so is the padding of rows.

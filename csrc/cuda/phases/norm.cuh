@@ -32,23 +32,24 @@ JAT_DEVICE void normalise(B& block, bool is_final) {
   }
   block.ring.give_back(block.lane);
 
+  // The sums of x and of its squares, both less the mean of the LayerNorm before, which keeps them small.
+  const float* added = sums(block, block.number - 1) + row * hidden + column(0);
+  float* next = sums(block, block.number + 1);
+  const int zero_end = block.model.fixed_order || is_final ? 0 : block.share.zero_end;
+  const int zero_begin = block.share.zero_begin + block.thread;
+
   trace(2);
   if (block.thread == 0) wait_for_blocks(block);
   block.barrier();
   trace(3);
 
-  // The sums of x and of its squares, both less the mean of the LayerNorm before, which keeps them small.
-  const float* added = sums(block, block.number - 1) + row * hidden;
   Pack<float, 2> sum[B::kPairs];
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i)
-    if (owns(i)) load_global(added + column(i), sum[i].values[0], sum[i].values[1]);
-  if (block.number == 1 && is_row) block.mean = load_global(added);
-  if (!block.model.fixed_order && !is_final) {
-    float* next = sums(block, block.number + 1);
-    JAT_UNROLL_BY(1)
-    for (int i = block.share.zero_begin + block.thread; i < block.share.zero_end; i += block.num_threads()) next[i] = 0;
-  }
+    if (owns(i)) load_global(added + (column(i) - column(0)), sum[i].values[0], sum[i].values[1]);
+  if (block.number == 1 && is_row) block.mean = load_global(added - column(0));
+  JAT_UNROLL_BY(1)
+  for (int i = zero_begin; i < zero_end; i += block.num_threads()) next[i] = 0;
   float total = 0, squares = 0;
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i) {
