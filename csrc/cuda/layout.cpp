@@ -64,6 +64,10 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   model.head_half_tiles = head_dim * bytes / 16;
   model.group_half_tiles = kGroup * bytes / 16;
   const int groups = model.inner / kGroup, qkv_groups = 3 * head_dim / kGroup;
+  // By its share of q, k and v a block tells its peers that it has read their numbers of the head before.
+  expect(model.cluster_size <= qkv_groups || model.num_blocks / model.cluster_size >= model.num_heads,
+         "cluster_size: expected at most 3 head_dim / 8 = " + std::to_string(qkv_groups) +
+             " where a cluster has several heads, got " + std::to_string(model.cluster_size));
   const int block_groups = ceil_div(groups, model.num_blocks);
   model.block_neurons = block_groups * kGroup;
 
@@ -103,7 +107,7 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   shared.products = take(warps * rows * model.products_stride, 4);
   shared.query = take((bytes == 4 ? 1 : 2) * rows * model.query_stride, 4);
   shared.pages = take(model.num_layers, 8);
-  shared.new_keys = take(2 * rows * head_dim, bytes);
+  shared.new_keys = take(8 * head_dim, bytes);  // of which 6 are written: 8 keys are scored together
   shared.weights = take(warps * 9 * 4, 4);
   shared.states = take(rows * warps, 8);
   shared.outs = take(warps * rows * head_dim, 4);

@@ -59,7 +59,7 @@ struct StepShared {
   int32_t products;  // float [num_warps, 3, products_stride]: each warp's part of q, k, v or of the neurons
   int32_t query;     // words [1 or 2 (rounded, rest), 3, query_stride], written by the whole cluster
   int32_t pages;     // {int32 first_page, num_pages} [num_layers]: the cached pages that this block reads
-  int32_t new_keys;  // W [2 (key, value), 3, head_dim], written by the whole cluster
+  int32_t new_keys;  // W [2 (key, value), 3, head_dim], and room to read 8 keys; written by the whole cluster
   int32_t weights;   // float [num_warps, 9, 4]: softmax of 8 keys, and the rescaling, of each row
   int32_t states;    // float2 [3, num_warps]: maximum and sum of each warp's softmax
   int32_t outs;      // float [num_warps, 3, head_dim]: each warp's sums of values

@@ -89,7 +89,7 @@ def test_a_step_agrees_with_float64(module: ModuleType, fixed_order: bool) -> No
         (Sizes(), {"num_blocks": 6, "cluster_size": 3, "num_threads": 96}),
         (Sizes(), {"num_blocks": 6, "cluster_size": 2, "num_threads": 96, "max_slots": 3}),  # a cluster with two heads
         (Sizes(), {"num_blocks": 10, "cluster_size": 2, "num_threads": 96}),  # a cluster without a head
-        (Sizes(), {"num_blocks": 16, "cluster_size": 16, "num_threads": 96}),  # more blocks than pages
+        (Sizes(96, 2), {"num_blocks": 16, "cluster_size": 16, "num_threads": 96}),  # more blocks than pages
         (Sizes(hidden=160, num_heads=2, inner=330), {"num_blocks": 4, "cluster_size": 2}),
         (Sizes(hidden=256, num_heads=2, inner=512), {"num_blocks": 2, "cluster_size": 2}),
         (Sizes(hidden=192, num_heads=3, inner=100), {"num_blocks": 4, "cluster_size": 4, "num_threads": 96}),
@@ -228,6 +228,7 @@ def test_a_wait_that_is_too_long_ends_the_step_with_a_reason(module: ModuleType)
         ({"num_heads": 3}, "num_heads: expected num_heads \\* head_dim = hidden, got 3 \\* 16 and 64"),
         ({"num_blocks": 3, "cluster_size": 2}, "num_blocks: expected a multiple of cluster_size 2, got 3"),
         ({"cluster_size": 17}, "cluster_size: expected 1 to 16, got 17"),
+        ({"num_blocks": 8, "cluster_size": 8}, "cluster_size: expected at most 3 head_dim / 8 = 6 where"),
         ({"num_threads": 48}, "num_threads: expected a multiple of 32, got 48"),
         ({"num_threads": 64}, "num_threads: expected a multiple of 96 up to 384"),
         ({"weight_dtype": "int8"}, "weight_dtype: expected float32, bfloat16 or float16, got int8"),

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(bool(cuda_emulator.missing_tools()), reason=cuda
 
 SMALL = Sizes(hidden=32, num_heads=2, inner=64)
 PUBLISHED = Sizes(hidden=96, num_heads=12, inner=1280)  # 12 heads; 2 of 12 layers
+SHORT = replace(PUBLISHED, windows=(12,))
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +52,9 @@ def record(
         (Sizes(), {"num_blocks": 4, "cluster_size": 2, "fixed_order": True}),
         (Sizes(), {"num_blocks": 4, "cluster_size": 2, "context": 0, "count": 1}),
         (Sizes(), {"num_blocks": 10, "cluster_size": 2}),  # a cluster without a head
-        (Sizes(), {"num_blocks": 16, "cluster_size": 16}),
+        (Sizes(96, 2, windows=(12,)), {"num_blocks": 16, "cluster_size": 16}),
         (PUBLISHED, {"num_blocks": 15 * 8, "cluster_size": 8}),
-        (PUBLISHED, {"num_blocks": 16 * 8, "cluster_size": 8}),
+        (SHORT, {"num_blocks": 16 * 8, "cluster_size": 8}),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else f"hidden {value.hidden}",
 )
@@ -174,7 +175,7 @@ def test_a_missing_wait_of_a_reader(right: Schedule, about: Callable[[Schedule, 
 
 def test_a_piece_of_the_ring_is_filled_before_it_was_read(right: Schedule) -> None:
     """The loader does not wait, waits for the round before, or waits at the end only."""
-    events, waits = right.warps[LOADER], refills(right)
+    events, waits = right.warps[LOADER], refills(right)[::3]
     assert_most_rejected([without(right, LOADER, place) for place in waits])
     assert_most_rejected([changed(right, LOADER, place, value=events[place].value - 1) for place in waits])
     assert_most_rejected([moved(right, LOADER, place, len(events) - 1) for place in waits])
@@ -217,7 +218,7 @@ def test_a_barrier_of_a_block_that_is_left_out(right: Schedule) -> None:
     meetings = [places(right, warp, Kind.MEET, anything) for warp in range(LOADER)]
     assert_rejected(without(right, 0, meetings[0][1]), "never ends", "may still be leaving", "is not ordered after")
     mutations = []
-    for which in range(1, len(meetings[0]) - 1):
+    for which in range(1, len(meetings[0]) - 1, 2):
         mutated = right
         for warp in range(LOADER):
             mutated = without(mutated, warp, meetings[warp][which])
