@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
-from helpers import cuda_emulator
+from helpers import ROOT, cuda_emulator
 
 from jat_engine.testing import golden
 
@@ -52,11 +53,11 @@ def load(tiny_folder: Path) -> Callable[..., jat_engine.JatEngine]:
 
 
 @pytest.fixture(scope="session")
-def cuda_emulator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder where the persistent kernel is built for the CPU."""
+def cuda_emulator_folder() -> Path:
+    """Return the folder where the persistent kernel is built for the CPU, the same for all test files."""
     if cuda_emulator.missing_tools():
         pytest.skip(cuda_emulator.missing_tools())
-    return tmp_path_factory.mktemp("cuda_emulator")
+    return ROOT / "build" / f"tests-{sys.implementation.cache_tag}"
 
 
 @pytest.fixture(scope="session")
