@@ -19,6 +19,12 @@ struct alignas(sizeof(T) * kCount) Pack {
 // Four registers of a tensor core's operand.
 using Words = Pack<uint32_t, 4>;
 
+JAT_DEVICE Words load_words(const void* source) {
+  Words words;
+  load_words(source, words.values);
+  return words;
+}
+
 template <typename W>
 constexpr int kPerWord = 4 / static_cast<int>(sizeof(W));  // numbers of a register
 template <typename W>
@@ -49,7 +55,7 @@ struct Block {
   char* const shared;
   const SpinTimeout timeout;
   Ring ring;
-  const StepShare& share;
+  const StepShare share;
   const int thread, warp, lane;
   // The row of x whose LayerNorm this warp computes with others, its place among them, and what it owns of it:
   // columns 2 lane, 2 lane + 1 of each 64 that it takes.
@@ -100,11 +106,20 @@ struct Block {
   JAT_DEVICE void barrier() const { consumer_barrier(num_threads()); }
 
   JAT_DEVICE Mbarrier* peers(int which) const { return at<Mbarrier>(model.shared.peers) + which; }
+  // Say how many bytes the cluster sends to one of them in a round, its q, k and v or its partial softmax: before the
+  // first round and after each.
+  JAT_DEVICE void expect_peers(int which) const {
+    if (thread != 0) return;
+    const int numbers = which == 0 ? head_dim() * static_cast<int>(sizeof(float) + 2 * sizeof(W))
+                                   : model.cluster_size * (head_dim() + 2) * static_cast<int>(sizeof(float));
+    mbarrier_arrive_expect(peers(which), kStepRows * numbers);
+  }
   // Wait until all of the cluster's numbers of this round are here. The two barriers alternate, so a peer sends
   // to one of them again only when this block has passed it: the other one was in between.
   JAT_DEVICE void wait_for_peers(int which) {
     timeout.wait([&] { return mbarrier_test_cluster(peers(which), meetings & 1); });
     meetings += which;
+    expect_peers(which);
   }
 };
 

@@ -82,6 +82,15 @@ JAT_DEVICE char* shared_memory() {
   return memory;
 }
 
+// Four words in one load; the compiler may divide that of a struct.
+JAT_DEVICE void load_words(const void* source, uint32_t (&words)[4]) {
+  const uint4 load = *static_cast<const uint4*>(source);
+  words[0] = load.x;
+  words[1] = load.y;
+  words[2] = load.z;
+  words[3] = load.w;
+}
+
 // ---- clusters
 
 // The same address in the shared memory of a cluster peer, the block of that rank.

@@ -38,6 +38,7 @@ JAT_DEVICE void run(B& block) {
   const int last = kReductionsPerLayer * block.model.num_layers;
   const bool has_head = block.share.head_row_begin < block.share.head_row_end;
   block.head_bias = load_head_bias(block, block.warp);
+  for (int which = 0; which < kClusterBarriersPerHead; ++which) block.expect_peers(which);
   trace(0);
   embed(block);
   arrive(block, 1);

@@ -31,6 +31,9 @@ namespace jat {
 
 inline float fast_exp(float x) { return std::exp(x); }
 inline float inverse_sqrt(float x) { return 1 / std::sqrt(x); }
+inline void load_words(const void* source, uint32_t (&words)[4]) {
+  for (int i = 0; i < 4; ++i) words[i] = static_cast<const uint32_t*>(source)[i];
+}
 inline float fast_divide(float a, float b) { return a / b; }
 
 // ---- threads, clusters, mbarriers
