@@ -16,19 +16,13 @@ template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T values[kCount];
 };
-// Four registers of a tensor core's operand.
-using Words = Pack<uint32_t, 4>;
-
-JAT_DEVICE Words load_words(const void* source) {
-  Words words;
-  load_words(source, words.values);
-  return words;
-}
-
 template <typename W>
 constexpr int kPerWord = 4 / static_cast<int>(sizeof(W));  // numbers of a register
 template <typename W>
 constexpr int kLoad = 16 / static_cast<int>(sizeof(W));  // numbers of a 16-byte load
+
+// A maximum that numbers can be taken relative to: exp(-inf - anchor) is 0 also where all of them are -inf.
+JAT_DEVICE float anchor(float maximum) { return maximum == kMinusInfinity ? 0 : maximum; }
 
 template <typename W>
 JAT_DEVICE float rounded(float value) {
@@ -55,7 +49,7 @@ struct Block {
   char* const shared;
   const SpinTimeout timeout;
   Ring ring;
-  const StepShare share;
+  const StepShare& share;
   const int thread, warp, lane;
   // The row of x whose LayerNorm this warp computes with others, its place among them, and what it owns of it:
   // columns 2 lane, 2 lane + 1 of each 64 that it takes.

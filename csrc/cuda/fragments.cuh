@@ -119,18 +119,13 @@ JAT_DEVICE float sum_products(const B& block, int row, int column) {
 }
 
 // What kHalves half-tiles of k add to an output tile: products of 32 outputs with three rows.
-//   weights      of this lane: 4 words of each half-tile, `stride` Words apart
+//   w            4 words of each half-tile
 //   activations  of row lane / 4 from word lane % 4 of the first half-tile on
 template <int kHalves, typename W>
-JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride, const uint32_t* activations,
-                              bool is_row) {
-  Words w[kHalves];
+JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words (&w)[kHalves], const uint32_t* activations, bool is_row) {
   uint32_t b[kHalves];
   JAT_UNROLL
-  for (int half = 0; half < kHalves; ++half) {
-    w[half] = load_words(weights + half * stride);
-    b[half] = is_row ? activations[4 * half] : 0;
-  }
+  for (int half = 0; half < kHalves; ++half) b[half] = is_row ? activations[4 * half] : 0;
   JAT_UNROLL
   for (int half = 0; half + 1 < kHalves; half += 2) {
     JAT_UNROLL
@@ -144,6 +139,16 @@ JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride
     for (int j = 0; j < 2; ++j)
       mma_half<W>(c[j], {w[kHalves - 1].values[2 * j], w[kHalves - 1].values[2 * j + 1]}, b[kHalves - 1]);
   }
+}
+
+// The same with this lane's weights in memory, `stride` Words apart.
+template <int kHalves, typename W>
+JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride, const uint32_t* activations,
+                              bool is_row) {
+  Words w[kHalves];
+  JAT_UNROLL
+  for (int half = 0; half < kHalves; ++half) w[half] = load_words(weights + half * stride);
+  multiply_tile<kHalves, W>(c, w, activations, is_row);
 }
 
 // The same for any number of half-tiles.

@@ -82,13 +82,14 @@ JAT_DEVICE char* shared_memory() {
   return memory;
 }
 
-// Four words in one load; the compiler may divide that of a struct.
-JAT_DEVICE void load_words(const void* source, uint32_t (&words)[4]) {
+// Four registers of a tensor core's operand.
+struct alignas(16) Words {
+  uint32_t values[4];
+};
+// In one load; the compiler may divide that of a struct.
+JAT_DEVICE Words load_words(const void* source) {
   const uint4 load = *static_cast<const uint4*>(source);
-  words[0] = load.x;
-  words[1] = load.y;
-  words[2] = load.z;
-  words[3] = load.w;
+  return {{load.x, load.y, load.z, load.w}};
 }
 
 // ---- clusters

@@ -31,9 +31,10 @@ namespace jat {
 
 inline float fast_exp(float x) { return std::exp(x); }
 inline float inverse_sqrt(float x) { return 1 / std::sqrt(x); }
-inline void load_words(const void* source, uint32_t (&words)[4]) {
-  for (int i = 0; i < 4; ++i) words[i] = static_cast<const uint32_t*>(source)[i];
-}
+struct alignas(16) Words {
+  uint32_t values[4];
+};
+inline Words load_words(const void* source) { return *static_cast<const Words*>(source); }
 inline float fast_divide(float a, float b) { return a / b; }
 
 // ---- threads, clusters, mbarriers

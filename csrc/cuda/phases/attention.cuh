@@ -49,7 +49,10 @@ JAT_DEVICE void project_head(B& block, int layer, int head) {
   // One warp for each row; a lane has a column. Of a pair of 16-bit numbers the even lane sends the pair, the odd one
   // the rests of two queries.
   const int row = block.warp, lane = block.lane, columns = groups * kGroup;
-  if (row >= kStepRows) return;
+  if (row >= kStepRows) {
+    trace(5);
+    return;
+  }
   const bool is_odd = !kIsFloat && lane % 2 == 1;
   JAT_UNROLL_BY(1)
   for (int first = 0; first < columns; first += 32) {
@@ -68,6 +71,7 @@ JAT_DEVICE void project_head(B& block, int layer, int head) {
     for_all_peers(block, [&](int rank) {
       store_async(reinterpret_cast<float*>(target), mbarrier, rank, bits_float(bits));
     });
+    if (first == 0) trace(5);
     const int slot = row < block.input.num_rows ? block.input.slots[row] : -1;
     if (part == 0 || slot < 0) continue;
     const int64_t page = static_cast<int64_t>(layer) * model.num_pages + slot / kStepPageSize;
@@ -142,11 +146,9 @@ class WarpAttention {
     float most = fmaxf(fmaxf(score[0], score[1]), maximum_);
     most = fmaxf(most, shuffle_xor(most, 1));
     most = fmaxf(most, shuffle_xor(most, 2));
-    const float scale = maximum_ == kMinusInfinity ? 0 : fast_exp(maximum_ - most);
+    const float relative = anchor(most), scale = fast_exp(maximum_ - relative);
     maximum_ = most;
-    // A score that is NaN must stay one, so the test is not for the maximum.
-    const float weight[2] = {score[0] == kMinusInfinity ? 0 : fast_exp(score[0] - most),
-                             score[1] == kMinusInfinity ? 0 : fast_exp(score[1] - most)};
+    const float weight[2] = {fast_exp(score[0] - relative), fast_exp(score[1] - relative)};
     sum_ = sum_ * scale + weight[0] + weight[1];
     if (row < kStepRows) {
       weights_[key * 4 + row] = weight[0];
@@ -255,33 +257,39 @@ JAT_DEVICE void attend(B& block, const LayerPages& pages, int window) {
   int unit = block.warp >= kStepRows ? block.warp - kStepRows : block.warp + block.num_warps() - kStepRows;
   bool has_waited = false;
   const auto wait = [&] {
+    if (has_waited) return;
     block.wait_for_peers(0);
     trace(6);
+    has_waited = true;
   };
   JAT_UNROLL_BY(1)
-  for (int first = 0; first < num_pages; first += most) {
-    const int count = smaller(most, num_pages - first);
-    const W* piece =
-        reinterpret_cast<const W*>(block.ring.take(count * 2 * page_numbers * static_cast<int>(sizeof(W))));
+  for (int first = 0;; first += most) {
+    const int count = larger(smaller(most, num_pages - first), 0);
+    const W* piece = nullptr;
+    if (count > 0)
+      piece = reinterpret_cast<const W*>(block.ring.take(count * 2 * page_numbers * static_cast<int>(sizeof(W))));
+    const bool is_last = first + most >= num_pages;
+    const int end = 2 * (first + count), units = is_last && has_new_keys ? end + 1 : end;
     JAT_UNROLL_BY(1)
-    for (; unit < 2 * (first + count); unit += block.num_warps()) {
-      const int page = pages.first_page + unit / 2 * model.cluster_size, place = unit % 2 * 8;
-      const PageSlots slots(block.input, oldest, page);
-      const W* keys = piece + (unit / 2 - first) * 2 * page_numbers + place * head_dim;
-      attention.load(keys, keys + page_numbers, slots.from - place, slots.to - place,
-                     page * kStepPageSize + place - block.input.start_offset);
-      if (!has_waited) wait();
-      has_waited = true;
+    for (; unit < units; unit += block.num_warps()) {
+      if (unit < end) {
+        const int page = pages.first_page + unit / 2 * model.cluster_size, place = unit % 2 * 8;
+        const PageSlots slots(block.input, oldest, page);
+        const W* keys = piece + (unit / 2 - first) * 2 * page_numbers + place * head_dim;
+        attention.load(keys, keys + page_numbers, slots.from - place, slots.to - place,
+                       page * kStepPageSize + place - block.input.start_offset);
+        wait();
+      } else {
+        wait();
+        const W* keys = block.template at<W>(model.shared.new_keys);
+        attention.load(keys, keys + kStepRows * head_dim, 0, block.input.num_rows, block.input.context_len);
+      }
       attention.add();
     }
-    block.ring.give_back(block.lane);
+    if (count > 0) block.ring.give_back(block.lane);
+    if (is_last) break;
   }
-  if (!has_waited) wait();
-  if (has_new_keys && unit == 2 * num_pages) {
-    const W* keys = block.template at<W>(model.shared.new_keys);
-    attention.load(keys, keys + kStepRows * head_dim, 0, block.input.num_rows, block.input.context_len);
-    attention.add();
-  }
+  wait();
   attention.store();
 }
 
@@ -298,6 +306,7 @@ JAT_DEVICE void send_partial(B& block) {
   float most = kMinusInfinity;
   JAT_UNROLL_BY(12)
   for (int warp = 0; warp < warps; ++warp) most = fmaxf(most, states[warp].values[0]);
+  const float relative = anchor(most);
   JAT_UNROLL_BY(1)
   for (int column = 4 * (block.lane & 15); column < head_dim; column += 64) {
     float sum = 0;
@@ -305,16 +314,22 @@ JAT_DEVICE void send_partial(B& block) {
     JAT_UNROLL_BY(12)
     for (int warp = 0; warp < warps; ++warp) {
       const Pack<float, 2> state = states[warp];
-      const auto out = *reinterpret_cast<const Pack<float, 4>*>(outs + warp * kStepRows * head_dim + column);
-      const float scale = state.values[0] == kMinusInfinity ? 0 : fast_exp(state.values[0] - most);
+      const Words out = load_words(outs + warp * kStepRows * head_dim + column);
+      const float scale = fast_exp(state.values[0] - relative);
       sum += scale * state.values[1];
       JAT_UNROLL
-      for (int i = 0; i < 4; ++i) value.values[i] += scale * out.values[i];
+      for (int i = 0; i < 4; ++i) value.values[i] += scale * bits_float(out.values[i]);
     }
-    JAT_UNROLL_BY(4)
-    for (int rank = block.lane >> 4; rank < model.cluster_size; rank += 2) {
+    const auto send = [&](int rank) {
       store_async(partial + column, mbarrier, rank, value.values[0], value.values[1], value.values[2], value.values[3]);
       if (column == 0) store_async(partial + head_dim, mbarrier, rank, most, sum);
+    };
+    if (B::kPublished && model.cluster_size == 8) {
+      JAT_UNROLL
+      for (int i = 0; i < 4; ++i) send((block.lane >> 4) + 2 * i);
+    } else {
+      JAT_UNROLL_BY(1)
+      for (int rank = block.lane >> 4; rank < model.cluster_size; rank += 2) send(rank);
     }
   }
 }
@@ -333,6 +348,7 @@ JAT_DEVICE void combine(B& block) {
   float most = kMinusInfinity;
   JAT_UNROLL_BY(kUnroll)
   for (int rank = 0; rank < size; ++rank) most = fmaxf(most, partial[rank * stride + head_dim]);
+  const float relative = anchor(most);
   JAT_UNROLL_BY(1)
   for (int column = 2 * block.lane; column < head_dim; column += 64) {
     float sum = 0;
@@ -341,7 +357,7 @@ JAT_DEVICE void combine(B& block) {
     for (int rank = 0; rank < size; ++rank) {
       const auto state = *reinterpret_cast<const Pack<float, 2>*>(partial + rank * stride + head_dim);
       const auto part = *reinterpret_cast<const Pack<float, 2>*>(partial + rank * stride + column);
-      const float scale = state.values[0] == kMinusInfinity ? 0 : fast_exp(state.values[0] - most);
+      const float scale = fast_exp(state.values[0] - relative);
       sum += scale * state.values[1];
       value.values[0] += scale * part.values[0];
       value.values[1] += scale * part.values[1];
@@ -351,43 +367,68 @@ JAT_DEVICE void combine(B& block) {
   }
 }
 
-// out_proj: this head's part of this block's outputs. A warp has an output tile, or a share of its k.
+// out_proj: this head's part of this block's outputs. A warp has an output tile, or a share of its k. The weights of
+// the published size in a cluster of 8 are loaded before the wait for the partial softmaxes.
 template <typename B>
-JAT_DEVICE void project_out(B& block, int head) {
+class OutputProjection {
   using W = typename B::Weight;
-  const StepModel& model = block.model;
-  const int halves = B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16 : model.head_half_tiles;
-  const int log2 = model.out_splits_log2, tile_words = halves * 32, most = model.piece_tiles;
-  const int count = block.share.out_end - block.share.out_begin, row = block.lane >> 2;
-  const bool is_row = row < kStepRows;
-  const uint32_t* attended = block.template at<uint32_t>(model.shared.attended) +
-                             (is_row ? row : 0) * model.attended_stride + (block.lane & 3);
-  JAT_UNROLL_BY(1)
-  for (int first = 0; first < count; first += most) {
-    const int tiles = smaller(most, count - first), split_halves = halves >> log2;
-    const Words* weights =
-        reinterpret_cast<const Words*>(block.ring.take(tiles * tile_words * static_cast<int>(sizeof(Words))));
-    // What a block has in the published size in a cluster of 8: a quarter of a tile for each warp.
-    constexpr int kQuarter = kPublishedHeadDim * static_cast<int>(sizeof(W)) / 64;
-    if (B::kPublished && log2 == 2 && tiles == 3) {
-      const int tile = block.warp >> 2, half = (block.warp & 3) * kQuarter;
-      float c[2][4] = {};
-      multiply_tile<kQuarter, W>(c, weights + tile * tile_words + half * 32 + block.lane, 32, attended + 4 * half, is_row);
-      publish_tile(block, head, block.share.out_begin + first + tile, c, false);
-      block.ring.give_back(block.lane);
-      continue;
-    }
-    JAT_UNROLL_BY(1)
-    for (int unit = block.warp; unit < tiles << log2; unit += block.num_warps()) {
-      const int tile = unit >> log2, half = (unit & ((1 << log2) - 1)) * split_halves;
-      float c[2][4] = {};
-      multiply_tile<W>(c, weights + tile * tile_words + half * 32 + block.lane, 32, attended + 4 * half, is_row,
-                       split_halves);
-      publish_tile(block, head, block.share.out_begin + first + tile, c, false);
-    }
+  // Half-tiles of a quarter of a head: 12 warps share three tiles.
+  static constexpr int kQuarter = kPublishedHeadDim * static_cast<int>(sizeof(W)) / 64;
+
+ public:
+  JAT_DEVICE OutputProjection(B& block, int head)
+      : block_(block),
+        head_(head),
+        count_(block.share.out_end - block.share.out_begin),
+        halves_(B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16 : block.model.head_half_tiles),
+        is_loaded_(B::kPublished && block.model.out_splits_log2 == 2 && count_ == 3 && block.model.piece_tiles >= 3) {
+    if (!is_loaded_) return;
+    const Words* weights = take(count_) + (block.warp >> 2) * tile_words() + (block.warp & 3) * kQuarter * 32;
+    JAT_UNROLL
+    for (int half = 0; half < kQuarter; ++half) weights_[half] = load_words(weights + half * 32 + block.lane);
     block.ring.give_back(block.lane);
   }
-}
+
+  JAT_DEVICE void run() {
+    const StepModel& model = block_.model;
+    const int row = block_.lane >> 2, log2 = model.out_splits_log2, most = model.piece_tiles;
+    const bool is_row = row < kStepRows;
+    const uint32_t* attended = block_.template at<uint32_t>(model.shared.attended) +
+                               (is_row ? row : 0) * model.attended_stride + (block_.lane & 3);
+    if (is_loaded_) {
+      float c[2][4] = {};
+      multiply_tile<kQuarter, W>(c, weights_, attended + 4 * (block_.warp & 3) * kQuarter, is_row);
+      publish_tile(block_, head_, block_.share.out_begin + (block_.warp >> 2), c, false);
+      return;
+    }
+    JAT_UNROLL_BY(1)
+    for (int first = 0; first < count_; first += most) {
+      const int tiles = smaller(most, count_ - first), split_halves = halves_ >> log2;
+      const Words* weights = take(tiles);
+      JAT_UNROLL_BY(1)
+      for (int unit = block_.warp; unit < tiles << log2; unit += block_.num_warps()) {
+        const int tile = unit >> log2, half = (unit & ((1 << log2) - 1)) * split_halves;
+        float c[2][4] = {};
+        multiply_tile<W>(c, weights + tile * tile_words() + half * 32 + block_.lane, 32, attended + 4 * half, is_row,
+                         split_halves);
+        publish_tile(block_, head_, block_.share.out_begin + first + tile, c, false);
+      }
+      block_.ring.give_back(block_.lane);
+    }
+  }
+
+ private:
+  JAT_DEVICE int tile_words() const { return halves_ * 32; }
+  JAT_DEVICE const Words* take(int tiles) {
+    return reinterpret_cast<const Words*>(
+        block_.ring.take(tiles * tile_words() * static_cast<int>(sizeof(Words))));
+  }
+
+  B& block_;
+  const int head_, count_, halves_;
+  const bool is_loaded_;
+  Words weights_[kQuarter];
+};
 
 template <typename B>
 JAT_DEVICE void attention(B& block, int layer) {
@@ -397,12 +438,12 @@ JAT_DEVICE void attention(B& block, int layer) {
   for (int head = block.share.cluster; head < model.num_heads; head += block.share.num_clusters) {
     trace(4);
     project_head(block, layer, head);
-    trace(5);
     attend(block, block.template at<LayerPages>(model.shared.pages)[layer], window);
     block.barrier();
     trace(7);
     if (block.warp < kStepRows) send_partial(block);
     trace(8);
+    OutputProjection<B> output(block, head);
     block.wait_for_peers(1);
     trace(9);
     if (block.warp < kStepRows) {
@@ -412,7 +453,7 @@ JAT_DEVICE void attention(B& block, int layer) {
         combine<0>(block);
     }
     block.barrier();
-    project_out(block, head);
+    output.run();
   }
 }
 
