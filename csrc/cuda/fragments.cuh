@@ -17,7 +17,7 @@ namespace jat {
 JAT_DEVICE Words row_words(const uint32_t* rows, int stride, int pair, int lane, int words) {
   const int row = lane >> 2, word = 16 * pair + 4 * (lane & 3);
   if (row >= kStepRows || word >= words) return {{0, 0, 0, 0}};
-  return *reinterpret_cast<const Words*>(rows + row * stride + word);
+  return load_words(rows + row * stride + word);
 }
 
 template <typename B>
@@ -34,7 +34,7 @@ JAT_DEVICE void multiply(float (&c)[4], const Words& a, const Words& b) {
 
 // This warp's part of the products with kGroups groups of 8 rows of H weights, summed over its share of k.
 //   weights   the groups, packed
-//   products  float [3, products_stride], of this warp and the first of the groups
+//   products  float [columns, 3 (rows), num_warps], of this warp and the first of the groups
 template <int kGroups, typename B>
 JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* products) {
   using W = typename B::Weight;
@@ -49,7 +49,8 @@ JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* pro
     for (int i = 0; i < kShare; ++i) {
       JAT_UNROLL
       for (int group = 0; group < kGroups; ++group)
-        multiply<W>(c[group], a[i], weights[(group * pairs + block.warp + i * kStepMaxWarps) * 32 + block.lane]);
+        multiply<W>(c[group], a[i],
+                    load_words(weights + (group * pairs + block.warp + i * kStepMaxWarps) * 32 + block.lane));
     }
   } else {
     JAT_UNROLL_BY(1)
@@ -57,29 +58,31 @@ JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* pro
       const Words a = activations(block, pair);
       JAT_UNROLL
       for (int group = 0; group < kGroups; ++group)
-        multiply<W>(c[group], a, weights[(group * pairs + pair) * 32 + block.lane]);
+        multiply<W>(c[group], a, load_words(weights + (group * pairs + pair) * 32 + block.lane));
     }
   }
   const int row = block.lane >> 2;
   if (row >= kStepRows) return;
   JAT_UNROLL
-  for (int group = 0; group < kGroups; ++group)
-    *reinterpret_cast<Pack<float, 2>*>(products + row * block.model.products_stride + group * kGroup +
-                                       2 * (block.lane & 3)) = {{c[group][0], c[group][1]}};
+  for (int group = 0; group < kGroups; ++group) {
+    JAT_UNROLL
+    for (int i = 0; i < 2; ++i)
+      products[((group * kGroup + 2 * (block.lane & 3) + i) * kStepRows + row) * block.num_warps()] = c[group][i];
+  }
 }
 
 // Multiply `count` groups, the pieces of the ring that hold them, and let done(piece, first, count) read more of
 // each piece. Afterwards, behind a barrier, sum_products has the results.
 template <typename B, typename Done>
 JAT_DEVICE void multiply_rows(B& block, int count, int bias_bytes, Done done) {
-  float* products =
-      block.template at<float>(block.model.shared.products) + block.warp * kStepRows * block.model.products_stride;
+  float* products = block.template at<float>(block.model.shared.products) + block.warp;
+  const int group_products = kGroup * kStepRows * block.num_warps();
   const int group_words = block.k_pairs() * 32, most = block.model.piece_groups;
   for (int first = 0; first < count; first += most) {
     const int groups = smaller(most, count - first);
     const char* piece = block.ring.take(groups * (group_words * static_cast<int>(sizeof(Words)) + bias_bytes));
     const Words* weights = reinterpret_cast<const Words*>(piece);
-    float* target = products + first * kGroup;
+    float* target = products + first * group_products;
     // What a block has in the published size on 128 or 120 SMs.
     if (B::kPublished && groups == 3) {
       multiply_groups<3>(block, weights, target);
@@ -88,7 +91,7 @@ JAT_DEVICE void multiply_rows(B& block, int count, int bias_bytes, Done done) {
     } else {
       JAT_UNROLL_BY(1)
       for (int group = 0; group < groups; ++group)
-        multiply_groups<1>(block, weights + group * group_words, target + group * kGroup);
+        multiply_groups<1>(block, weights + group * group_words, target + group * group_products);
     }
     done(piece + groups * group_words * sizeof(Words), first, groups);
     block.ring.give_back(block.lane);
@@ -98,27 +101,31 @@ JAT_DEVICE void multiply_rows(B& block, int count, int bias_bytes, Done done) {
 // The sum over all warps of a product.
 template <typename B>
 JAT_DEVICE float sum_products(const B& block, int row, int column) {
-  const int stride = block.model.products_stride;
-  const float* products = block.template at<float>(block.model.shared.products) + row * stride + column;
-  float sum[4] = {};
-  JAT_UNROLL_BY(12)
-  for (int warp = 0; warp < block.num_warps(); ++warp) sum[warp & 3] += products[warp * kStepRows * stride];
-  return sum[0] + sum[1] + (sum[2] + sum[3]);
+  const float* products =
+      block.template at<float>(block.model.shared.products) + (column * kStepRows + row) * block.num_warps();
+  if constexpr (B::kPublished) {
+    float sum[4] = {};
+    JAT_UNROLL
+    for (int warp = 0; warp < kStepMaxWarps; warp += 4) {
+      const Words four = load_words(products + warp);
+      JAT_UNROLL
+      for (int i = 0; i < 4; ++i) sum[i] += bits_float(four.values[i]);
+    }
+    return sum[0] + sum[1] + (sum[2] + sum[3]);
+  }
+  float sum = 0;
+  for (int warp = 0; warp < block.num_warps(); ++warp) sum += products[warp];
+  return sum;
 }
 
 // What kHalves half-tiles of k add to an output tile: products of 32 outputs with three rows.
-//   weights      of this lane: 4 words of each half-tile, `stride` Words apart
+//   w            4 words of each half-tile
 //   activations  of row lane / 4 from word lane % 4 of the first half-tile on
 template <int kHalves, typename W>
-JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride, const uint32_t* activations,
-                              bool is_row) {
-  Words w[kHalves];
+JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words (&w)[kHalves], const uint32_t* activations, bool is_row) {
   uint32_t b[kHalves];
   JAT_UNROLL
-  for (int half = 0; half < kHalves; ++half) {
-    w[half] = weights[half * stride];
-    b[half] = is_row ? activations[4 * half] : 0;
-  }
+  for (int half = 0; half < kHalves; ++half) b[half] = is_row ? activations[4 * half] : 0;
   JAT_UNROLL
   for (int half = 0; half + 1 < kHalves; half += 2) {
     JAT_UNROLL
@@ -132,6 +139,16 @@ JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride
     for (int j = 0; j < 2; ++j)
       mma_half<W>(c[j], {w[kHalves - 1].values[2 * j], w[kHalves - 1].values[2 * j + 1]}, b[kHalves - 1]);
   }
+}
+
+// The same with this lane's weights in memory, `stride` Words apart.
+template <int kHalves, typename W>
+JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride, const uint32_t* activations,
+                              bool is_row) {
+  Words w[kHalves];
+  JAT_UNROLL
+  for (int half = 0; half < kHalves; ++half) w[half] = load_words(weights + half * stride);
+  multiply_tile<kHalves, W>(c, w, activations, is_row);
 }
 
 // The same for any number of half-tiles.

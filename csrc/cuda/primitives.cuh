@@ -82,6 +82,16 @@ JAT_DEVICE char* shared_memory() {
   return memory;
 }
 
+// Four registers of a tensor core's operand.
+struct alignas(16) Words {
+  uint32_t values[4];
+};
+// In one load; the compiler may divide that of a struct.
+JAT_DEVICE Words load_words(const void* source) {
+  const uint4 load = *static_cast<const uint4*>(source);
+  return {{load.x, load.y, load.z, load.w}};
+}
+
 // ---- clusters
 
 // The same address in the shared memory of a cluster peer, the block of that rank.

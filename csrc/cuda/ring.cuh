@@ -171,8 +171,8 @@ struct LayerPages {
 // The oldest key that row 0 sees in a layer; later rows see no older one.
 JAT_DEVICE int oldest_key(const StepInput& input, int window) { return larger(0, input.context_len - window + 1); }
 
-JAT_DEVICE LayerPages pages_of_layer(const StepModel& model, const StepInput& input, int layer, int rank) {
-  const int begin_slot = input.start_offset + oldest_key(input, model.windows[layer]);
+JAT_DEVICE LayerPages pages_of_layer(const StepModel& model, const StepInput& input, int window, int rank) {
+  const int begin_slot = input.start_offset + oldest_key(input, window);
   const int end_slot = input.start_offset + input.context_len;
   const int first = begin_slot / kStepPageSize + rank, end = (end_slot + kStepPageSize - 1) / kStepPageSize;
   const bool has_any = begin_slot < end_slot && end > first;

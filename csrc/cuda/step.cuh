@@ -38,6 +38,7 @@ JAT_DEVICE void run(B& block) {
   const int last = kReductionsPerLayer * block.model.num_layers;
   const bool has_head = block.share.head_row_begin < block.share.head_row_end;
   block.head_bias = load_head_bias(block, block.warp);
+  for (int which = 0; which < kClusterBarriersPerHead; ++which) block.expect_peers(which);
   trace(0);
   embed(block);
   arrive(block, 1);
@@ -71,8 +72,12 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
   StepShare& share = *reinterpret_cast<StepShare*>(shared + model.shared.share);
   LayerPages* pages = reinterpret_cast<LayerPages*>(shared + model.shared.pages);
   if (thread >= num_threads) {
-    for (int layer = thread - num_threads; layer < model.num_layers; layer += 32)
-      pages[layer] = pages_of_layer(model, input, layer, block_index() % model.cluster_size);
+    // A layer for each lane. Constants are read one at a time.
+    const int lane = thread - num_threads;
+    int window = 1;
+    JAT_UNROLL_BY(4)
+    for (int layer = 0; layer < model.num_layers; ++layer) window = layer == lane ? model.windows[layer] : window;
+    if (lane < model.num_layers) pages[lane] = pages_of_layer(model, input, window, block_index() % model.cluster_size);
     if (thread == num_threads) {
       Mbarrier* full = reinterpret_cast<Mbarrier*>(shared + model.shared.full);
       Mbarrier* empty = reinterpret_cast<Mbarrier*>(shared + model.shared.empty);

@@ -21,6 +21,18 @@ JAT_DEVICE uint32_t to_word(float first, float second) {
   return packed.word;
 }
 
+// Call use(rank) for all blocks of the cluster.
+template <typename B, typename Use>
+JAT_DEVICE void for_all_peers(const B& block, Use use) {
+  if (B::kPublished && block.model.cluster_size == 8) {
+    JAT_UNROLL
+    for (int rank = 0; rank < 8; ++rank) use(rank);
+  } else {
+    JAT_UNROLL_BY(1)
+    for (int rank = 0; rank < block.model.cluster_size; ++rank) use(rank);
+  }
+}
+
 // Compute this block's share of q, k and v and send it to all blocks of the cluster; write k and v to their
 // pages. 16-bit queries are sent as their rounded value and the rest, so that products with them are as exact as
 // with floats.
@@ -31,39 +43,40 @@ JAT_DEVICE void project_head(B& block, int layer, int head) {
   const StepModel& model = block.model;
   const int head_dim = block.head_dim(), groups = block.share.qkv_end - block.share.qkv_begin;
   Mbarrier* mbarrier = block.peers(0);
-  if (block.thread == 0)
-    mbarrier_arrive_expect(mbarrier, kStepRows * head_dim * static_cast<int>(sizeof(float) + 2 * sizeof(W)));
   multiply_rows(block, groups, 0, [](const char*, int, int) {});
   block.barrier();
 
-  // One warp for each row; a lane has a column.
-  const int row = block.warp, lane = block.lane;
-  if (row >= kStepRows) return;
-  const int slot = row < block.input.num_rows ? block.input.slots[row] : -1;
+  // One warp for each row; a lane has a column. Of a pair of 16-bit numbers the even lane sends the pair, the odd one
+  // the rests of two queries.
+  const int row = block.warp, lane = block.lane, columns = groups * kGroup;
+  if (row >= kStepRows) {
+    trace(5);
+    return;
+  }
+  const bool is_odd = !kIsFloat && lane % 2 == 1;
   JAT_UNROLL_BY(1)
-  for (int first = 0; first < groups * kGroup; first += 32) {
-    const bool is_column = first + lane < groups * kGroup;
+  for (int first = 0; first < columns; first += 32) {
+    const bool is_column = first + lane < columns;
     const float value = is_column ? sum_products(block, row, first + lane) : 0;
     const float neighbour = shuffle_xor(value, 1);
     const int place = block.share.qkv_begin * kGroup + first + lane, part = place / head_dim;
     const int word = (place - part * head_dim) / kPerWord<W>;
-    const bool is_odd = !kIsFloat && lane % 2 == 1;
     if (!is_column || (is_odd && part > 0)) continue;
-
-    // Of a pair of 16-bit numbers the even lane sends the pair, the odd one the rests of two queries.
-    uint32_t bits = is_odd ? to_word<W>(neighbour - rounded<W>(neighbour), value - rounded<W>(value))
-                           : to_word<W>(value, neighbour);
+    const uint32_t bits = is_odd ? to_word<W>(neighbour - rounded<W>(neighbour), value - rounded<W>(value))
+                                 : to_word<W>(value, neighbour);
     uint32_t* target = part == 0 ? block.template at<uint32_t>(model.shared.query) +
                                        ((is_odd ? kStepRows : 0) + row) * model.query_stride + word
                                  : block.template at<uint32_t>(model.shared.new_keys) +
                                        ((part - 1) * kStepRows + row) * block.head_words() + word;
-    JAT_UNROLL_BY(4)
-    for (int rank = 0; rank < model.cluster_size; ++rank)
+    for_all_peers(block, [&](int rank) {
       store_async(reinterpret_cast<float*>(target), mbarrier, rank, bits_float(bits));
+    });
+    if (first == 0) trace(5);
+    const int slot = row < block.input.num_rows ? block.input.slots[row] : -1;
     if (part == 0 || slot < 0) continue;
     const int64_t page = static_cast<int64_t>(layer) * model.num_pages + slot / kStepPageSize;
-    const int64_t cached = ((page * 2 + part - 1) * model.num_heads + head) * kStepPageSize + slot % kStepPageSize;
-    static_cast<uint32_t*>(model.kv_cache)[cached * block.head_words() + word] = bits;
+    const int64_t key = ((page * 2 + part - 1) * model.num_heads + head) * kStepPageSize + slot % kStepPageSize;
+    static_cast<uint32_t*>(model.kv_cache)[key * block.head_words() + word] = bits;
   }
 }
 
@@ -83,11 +96,45 @@ class WarpAttention {
         window_(window),
         weights_(block.template at<float>(block.model.shared.weights) + block.warp * 9 * 4) {}
 
-  // Attend to 8 keys, those [from, to) of which are there. index: of the first one in the context.
-  JAT_DEVICE void add(const W* keys, const W* values, int from, int to, int index) {
-    const int head_dim = block_.head_dim(), row = block_.lane >> 2, key = 2 * (block_.lane & 3);
+  // Load 8 keys, those [from, to) of which are there, and their values. index: of the first one in the context.
+  JAT_DEVICE void load(const W* keys, const W* values, int from, int to, int index) {
+    from_ = from, to_ = to, index_ = index;
+    const int words = block_.head_words(), lane = block_.lane, head_dim = block_.head_dim();
+    const uint32_t* key = reinterpret_cast<const uint32_t*>(keys) + (lane >> 2) * words;
+    // Keys lie a multiple of 128 bytes apart, so every other one loads its pairs in another order, from other banks.
+    const bool is_swapped = B::kPublished && (lane & 4) != 0;
+    JAT_UNROLL
+    for (int first = 0; first < kPairs; first += 2) {
+      Words loaded[2];
+      JAT_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const int word = 16 * (first + (is_swapped ? 1 - i : i)) + 4 * (lane & 3);
+        loaded[i] = {{0, 0, 0, 0}};
+        if (B::kPublished || word < words) loaded[i] = load_words(key + word);
+      }
+      JAT_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        JAT_UNROLL
+        for (int j = 0; j < 4; ++j) keys_[first + i].values[j] = (is_swapped ? loaded[1 - i] : loaded[i]).values[j];
+      }
+    }
+    JAT_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      JAT_UNROLL
+      for (int k = 0; k < kColumns; ++k) {
+        const int column = k * 64 + 2 * lane;
+        values_[i][k] = {};  // where it was not copied and may be NaN
+        if (i >= from && i < to && (B::kPublished || column < head_dim))
+          values_[i][k] = *reinterpret_cast<const ValueWords*>(values + i * head_dim + column);
+      }
+    }
+  }
+
+  // Attend to the keys that were loaded.
+  JAT_DEVICE void add() {
+    const int row = block_.lane >> 2, key = 2 * (block_.lane & 3), from = from_, to = to_, index = index_;
     float score[2];
-    multiply_keys(keys, score);
+    multiply_keys(score);
     // No 1 / sqrt(head_dim): GPT-Neo omits it. -inf where the row does not see the key.
     const int last = block_.input.context_len + row;
     JAT_UNROLL
@@ -99,11 +146,9 @@ class WarpAttention {
     float most = fmaxf(fmaxf(score[0], score[1]), maximum_);
     most = fmaxf(most, shuffle_xor(most, 1));
     most = fmaxf(most, shuffle_xor(most, 2));
-    const float scale = maximum_ == kMinusInfinity ? 0 : fast_exp(maximum_ - most);
+    const float relative = anchor(most), scale = fast_exp(maximum_ - relative);
     maximum_ = most;
-    // A score that is NaN must stay one, so the test is not for the maximum.
-    const float weight[2] = {score[0] == kMinusInfinity ? 0 : fast_exp(score[0] - most),
-                             score[1] == kMinusInfinity ? 0 : fast_exp(score[1] - most)};
+    const float weight[2] = {fast_exp(score[0] - relative), fast_exp(score[1] - relative)};
     sum_ = sum_ * scale + weight[0] + weight[1];
     if (row < kStepRows) {
       weights_[key * 4 + row] = weight[0];
@@ -126,18 +171,16 @@ class WarpAttention {
     }
     is_first_ = false;
     JAT_UNROLL
-    for (int k = 0; k < kColumns; ++k) {
-      const int column = k * 64 + 2 * block_.lane;
-      if (!B::kPublished && column >= head_dim) continue;
+    for (int i = 0; i < 8; ++i) {
+      const Pack<float, 4> of_key = weights[i];
       JAT_UNROLL
-      for (int i = 0; i < 8; ++i) {
-        if (i < from || i >= to) continue;  // its value was not copied and may be NaN
-        const Pack<float, 4> of_key = weights[i];
-        const auto value = *reinterpret_cast<const Pack<W, 2>*>(values + i * head_dim + column);
+      for (int k = 0; k < kColumns; ++k) {
+        float value[2];
+        to_floats(values_[i][k], value);
         JAT_UNROLL
         for (int r = 0; r < kStepRows; ++r) {
-          out_[r][k].values[0] += of_key.values[r] * to_float(value.values[0]);
-          out_[r][k].values[1] += of_key.values[r] * to_float(value.values[1]);
+          out_[r][k].values[0] += of_key.values[r] * value[0];
+          out_[r][k].values[1] += of_key.values[r] * value[1];
         }
       }
     }
@@ -163,32 +206,27 @@ class WarpAttention {
   }
 
  private:
-  JAT_DEVICE void multiply_keys(const W* keys, float (&score)[2]) const {
-    const int words = block_.head_words(), stride = block_.model.query_stride, lane = block_.lane;
+  // Two adjacent values: a word of 16-bit numbers, or two words of floats.
+  using ValueWords = Pack<uint32_t, 2 / kPerWord<W>>;
+  static JAT_DEVICE void to_floats(const ValueWords& words, float (&value)[2]) {
+    union {
+      ValueWords words;
+      Pack<W, 2> numbers;
+    } both = {words};
+    value[0] = to_float(both.numbers.values[0]);
+    value[1] = to_float(both.numbers.values[1]);
+  }
+
+  JAT_DEVICE void multiply_keys(float (&score)[2]) const {
+    const int words = block_.head_words(), stride = block_.model.query_stride;
     const uint32_t* query = block_.template at<uint32_t>(block_.model.shared.query);
-    const uint32_t* key = reinterpret_cast<const uint32_t*>(keys) + (lane >> 2) * words;
-    // Keys lie 128 bytes apart, so every other one loads its pairs in another order, from other banks.
-    const bool is_swapped = B::kPublished && (lane & 4) != 0;
     float c[kParts][4] = {};
     JAT_UNROLL
-    for (int first = 0; first < kPairs; first += 2) {
-      Words loaded[2];
+    for (int pair = 0; pair < kPairs; ++pair) {
+      if (!B::kPublished && 16 * pair >= words) continue;
       JAT_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        const int word = 16 * (first + (is_swapped ? 1 - i : i)) + 4 * (lane & 3);
-        loaded[i] = {{0, 0, 0, 0}};
-        if (B::kPublished || word < words) loaded[i] = *reinterpret_cast<const Words*>(key + word);
-      }
-      JAT_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        if (!B::kPublished && 16 * (first + i) >= words) continue;
-        Words pair;
-        JAT_UNROLL
-        for (int j = 0; j < 4; ++j) pair.values[j] = is_swapped ? loaded[1 - i].values[j] : loaded[i].values[j];
-        JAT_UNROLL
-        for (int part = 0; part < kParts; ++part)
-          multiply<W>(c[part], row_words(query + part * kStepRows * stride, stride, first + i, lane, words), pair);
-      }
+      for (int part = 0; part < kParts; ++part)
+        multiply<W>(c[part], row_words(query + part * kStepRows * stride, stride, pair, block_.lane, words), keys_[pair]);
     }
     JAT_UNROLL
     for (int k = 0; k < 2; ++k) score[k] = kParts == 2 ? c[0][k] + c[kParts - 1][k] : c[0][k];
@@ -200,45 +238,58 @@ class WarpAttention {
   Pack<float, 2> out_[kStepRows][kColumns] = {};
   float maximum_ = kMinusInfinity, sum_ = 0;  // of the lane's row; the sum is of this lane's keys
   bool is_first_ = true;
+  Words keys_[kPairs];
+  ValueWords values_[8][kColumns];
+  int from_ = 0, to_ = 0, index_ = 0;
 };
 
-// Softmax over this block's keys, by warp: each takes every num_warps-th 8 keys, half a page. The new tokens'
-// keys are the last 8 of the cluster's last block.
+// Softmax over this block's keys, by warp: each takes every num_warps-th 8 keys, half a page, from the fourth warp
+// on, since the first three are busy sending. The new tokens' keys are the last 8 of the cluster's last block. The
+// first keys are loaded before the wait for the queries.
 template <typename B>
 JAT_DEVICE void attend(B& block, const LayerPages& pages, int window) {
   using W = typename B::Weight;
   const StepModel& model = block.model;
   const int head_dim = block.head_dim(), page_numbers = kStepPageSize * head_dim, most = model.piece_pages;
-  const int oldest = oldest_key(block.input, window);
+  const int oldest = oldest_key(block.input, window), num_pages = pages.num_pages;
+  const bool has_new_keys = block.share.rank == model.cluster_size - 1;
   WarpAttention<B> attention(block, window);
-  int unit = block.warp;
+  int unit = block.warp >= kStepRows ? block.warp - kStepRows : block.warp + block.num_warps() - kStepRows;
+  bool has_waited = false;
+  const auto wait = [&] {
+    if (has_waited) return;
+    block.wait_for_peers(0);
+    trace(6);
+    has_waited = true;
+  };
   JAT_UNROLL_BY(1)
   for (int first = 0;; first += most) {
-    const int count = smaller(most, pages.num_pages - first);
+    const int count = larger(smaller(most, num_pages - first), 0);
     const W* piece = nullptr;
     if (count > 0)
       piece = reinterpret_cast<const W*>(block.ring.take(count * 2 * page_numbers * static_cast<int>(sizeof(W))));
-    const bool is_last = first + most >= pages.num_pages;
-    // The new tokens follow the last cached page.
-    const int end = 2 * (first + larger(count, 0)), units = end + (is_last && block.share.rank == model.cluster_size - 1 ? 1 : 0);
+    const bool is_last = first + most >= num_pages;
+    const int end = 2 * (first + count), units = is_last && has_new_keys ? end + 1 : end;
     JAT_UNROLL_BY(1)
     for (; unit < units; unit += block.num_warps()) {
-      const W* keys = block.template at<W>(model.shared.new_keys);
-      const W* values = keys + kStepRows * head_dim;
-      int from = 0, to = block.input.num_rows, index = block.input.context_len;
       if (unit < end) {
         const int page = pages.first_page + unit / 2 * model.cluster_size, place = unit % 2 * 8;
         const PageSlots slots(block.input, oldest, page);
-        keys = piece + (unit / 2 - first) * 2 * page_numbers + place * head_dim;
-        values = keys + page_numbers;
-        from = slots.from - place, to = slots.to - place;
-        index = page * kStepPageSize + place - block.input.start_offset;
+        const W* keys = piece + (unit / 2 - first) * 2 * page_numbers + place * head_dim;
+        attention.load(keys, keys + page_numbers, slots.from - place, slots.to - place,
+                       page * kStepPageSize + place - block.input.start_offset);
+        wait();
+      } else {
+        wait();
+        const W* keys = block.template at<W>(model.shared.new_keys);
+        attention.load(keys, keys + kStepRows * head_dim, 0, block.input.num_rows, block.input.context_len);
       }
-      attention.add(keys, values, from, to, index);
+      attention.add();
     }
     if (count > 0) block.ring.give_back(block.lane);
     if (is_last) break;
   }
+  wait();
   attention.store();
 }
 
@@ -255,6 +306,7 @@ JAT_DEVICE void send_partial(B& block) {
   float most = kMinusInfinity;
   JAT_UNROLL_BY(12)
   for (int warp = 0; warp < warps; ++warp) most = fmaxf(most, states[warp].values[0]);
+  const float relative = anchor(most);
   JAT_UNROLL_BY(1)
   for (int column = 4 * (block.lane & 15); column < head_dim; column += 64) {
     float sum = 0;
@@ -262,41 +314,50 @@ JAT_DEVICE void send_partial(B& block) {
     JAT_UNROLL_BY(12)
     for (int warp = 0; warp < warps; ++warp) {
       const Pack<float, 2> state = states[warp];
-      const auto out = *reinterpret_cast<const Pack<float, 4>*>(outs + warp * kStepRows * head_dim + column);
-      const float scale = state.values[0] == kMinusInfinity ? 0 : fast_exp(state.values[0] - most);
+      const Words out = load_words(outs + warp * kStepRows * head_dim + column);
+      const float scale = fast_exp(state.values[0] - relative);
       sum += scale * state.values[1];
       JAT_UNROLL
-      for (int i = 0; i < 4; ++i) value.values[i] += scale * out.values[i];
+      for (int i = 0; i < 4; ++i) value.values[i] += scale * bits_float(out.values[i]);
     }
-    JAT_UNROLL_BY(4)
-    for (int rank = block.lane >> 4; rank < model.cluster_size; rank += 2) {
+    const auto send = [&](int rank) {
       store_async(partial + column, mbarrier, rank, value.values[0], value.values[1], value.values[2], value.values[3]);
       if (column == 0) store_async(partial + head_dim, mbarrier, rank, most, sum);
+    };
+    if (B::kPublished && model.cluster_size == 8) {
+      JAT_UNROLL
+      for (int i = 0; i < 4; ++i) send((block.lane >> 4) + 2 * i);
+    } else {
+      JAT_UNROLL_BY(1)
+      for (int rank = block.lane >> 4; rank < model.cluster_size; rank += 2) send(rank);
     }
   }
 }
 
 // Merge the partial softmaxes of the cluster, each scaled to the common maximum:
-// attended = sum of values / sum of sums. One warp for each row.
-template <typename B>
+// attended = sum of values / sum of sums. One warp for each row. kSize: of the cluster, or 0 for any.
+template <int kSize, typename B>
 JAT_DEVICE void combine(B& block) {
   using W = typename B::Weight;
   const StepModel& model = block.model;
-  const int head_dim = block.head_dim(), row = block.warp, stride = kStepRows * (head_dim + 4), size = model.cluster_size;
+  constexpr int kUnroll = kSize > 0 ? kSize : 1;
+  const int size = kSize > 0 ? kSize : model.cluster_size;
+  const int head_dim = block.head_dim(), row = block.warp, stride = kStepRows * (head_dim + 4);
   const float* partial = block.template at<float>(model.shared.partial) + row * (head_dim + 4);
   W* attended = reinterpret_cast<W*>(block.template at<uint32_t>(model.shared.attended) + row * model.attended_stride);
   float most = kMinusInfinity;
-  JAT_UNROLL_BY(8)
+  JAT_UNROLL_BY(kUnroll)
   for (int rank = 0; rank < size; ++rank) most = fmaxf(most, partial[rank * stride + head_dim]);
+  const float relative = anchor(most);
   JAT_UNROLL_BY(1)
   for (int column = 2 * block.lane; column < head_dim; column += 64) {
     float sum = 0;
     Pack<float, 2> value = {};
-    JAT_UNROLL_BY(8)
+    JAT_UNROLL_BY(kUnroll)
     for (int rank = 0; rank < size; ++rank) {
       const auto state = *reinterpret_cast<const Pack<float, 2>*>(partial + rank * stride + head_dim);
       const auto part = *reinterpret_cast<const Pack<float, 2>*>(partial + rank * stride + column);
-      const float scale = state.values[0] == kMinusInfinity ? 0 : fast_exp(state.values[0] - most);
+      const float scale = fast_exp(state.values[0] - relative);
       sum += scale * state.values[1];
       value.values[0] += scale * part.values[0];
       value.values[1] += scale * part.values[1];
@@ -306,33 +367,68 @@ JAT_DEVICE void combine(B& block) {
   }
 }
 
-// out_proj: this head's part of this block's outputs. A warp has an output tile, or a share of its k.
+// out_proj: this head's part of this block's outputs. A warp has an output tile, or a share of its k. The weights of
+// the published size in a cluster of 8 are loaded before the wait for the partial softmaxes.
 template <typename B>
-JAT_DEVICE void project_out(B& block, int head) {
+class OutputProjection {
   using W = typename B::Weight;
-  const StepModel& model = block.model;
-  const int halves = B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16 : model.head_half_tiles;
-  const int log2 = model.out_splits_log2, tile_words = halves * 32, most = model.piece_tiles;
-  const int count = block.share.out_end - block.share.out_begin, row = block.lane >> 2;
-  const bool is_row = row < kStepRows;
-  const uint32_t* attended = block.template at<uint32_t>(model.shared.attended) +
-                             (is_row ? row : 0) * model.attended_stride + (block.lane & 3);
-  JAT_UNROLL_BY(1)
-  for (int first = 0; first < count; first += most) {
-    const int tiles = smaller(most, count - first), split_halves = halves >> log2;
-    const Words* weights =
-        reinterpret_cast<const Words*>(block.ring.take(tiles * tile_words * static_cast<int>(sizeof(Words))));
-    JAT_UNROLL_BY(1)
-    for (int unit = block.warp; unit < tiles << log2; unit += block.num_warps()) {
-      const int tile = unit >> log2, half = (unit & ((1 << log2) - 1)) * split_halves;
-      float c[2][4] = {};
-      multiply_tile<W>(c, weights + tile * tile_words + half * 32 + block.lane, 32, attended + 4 * half, is_row,
-                       split_halves);
-      publish_tile(block, head, block.share.out_begin + first + tile, c, false);
-    }
+  // Half-tiles of a quarter of a head: 12 warps share three tiles.
+  static constexpr int kQuarter = kPublishedHeadDim * static_cast<int>(sizeof(W)) / 64;
+
+ public:
+  JAT_DEVICE OutputProjection(B& block, int head)
+      : block_(block),
+        head_(head),
+        count_(block.share.out_end - block.share.out_begin),
+        halves_(B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16 : block.model.head_half_tiles),
+        is_loaded_(B::kPublished && block.model.out_splits_log2 == 2 && count_ == 3 && block.model.piece_tiles >= 3) {
+    if (!is_loaded_) return;
+    const Words* weights = take(count_) + (block.warp >> 2) * tile_words() + (block.warp & 3) * kQuarter * 32;
+    JAT_UNROLL
+    for (int half = 0; half < kQuarter; ++half) weights_[half] = load_words(weights + half * 32 + block.lane);
     block.ring.give_back(block.lane);
   }
-}
+
+  JAT_DEVICE void run() {
+    const StepModel& model = block_.model;
+    const int row = block_.lane >> 2, log2 = model.out_splits_log2, most = model.piece_tiles;
+    const bool is_row = row < kStepRows;
+    const uint32_t* attended = block_.template at<uint32_t>(model.shared.attended) +
+                               (is_row ? row : 0) * model.attended_stride + (block_.lane & 3);
+    if (is_loaded_) {
+      float c[2][4] = {};
+      multiply_tile<kQuarter, W>(c, weights_, attended + 4 * (block_.warp & 3) * kQuarter, is_row);
+      publish_tile(block_, head_, block_.share.out_begin + (block_.warp >> 2), c, false);
+      return;
+    }
+    JAT_UNROLL_BY(1)
+    for (int first = 0; first < count_; first += most) {
+      const int tiles = smaller(most, count_ - first), split_halves = halves_ >> log2;
+      const Words* weights = take(tiles);
+      JAT_UNROLL_BY(1)
+      for (int unit = block_.warp; unit < tiles << log2; unit += block_.num_warps()) {
+        const int tile = unit >> log2, half = (unit & ((1 << log2) - 1)) * split_halves;
+        float c[2][4] = {};
+        multiply_tile<W>(c, weights + tile * tile_words() + half * 32 + block_.lane, 32, attended + 4 * half, is_row,
+                         split_halves);
+        publish_tile(block_, head_, block_.share.out_begin + first + tile, c, false);
+      }
+      block_.ring.give_back(block_.lane);
+    }
+  }
+
+ private:
+  JAT_DEVICE int tile_words() const { return halves_ * 32; }
+  JAT_DEVICE const Words* take(int tiles) {
+    return reinterpret_cast<const Words*>(
+        block_.ring.take(tiles * tile_words() * static_cast<int>(sizeof(Words))));
+  }
+
+  B& block_;
+  const int head_, count_, halves_;
+  const bool is_loaded_;
+  Words weights_[kQuarter];
+};
 
 template <typename B>
 JAT_DEVICE void attention(B& block, int layer) {
@@ -342,21 +438,22 @@ JAT_DEVICE void attention(B& block, int layer) {
   for (int head = block.share.cluster; head < model.num_heads; head += block.share.num_clusters) {
     trace(4);
     project_head(block, layer, head);
-    trace(5);
-    block.wait_for_peers(0);
-    trace(6);
     attend(block, block.template at<LayerPages>(model.shared.pages)[layer], window);
-    if (block.thread == 0)
-      mbarrier_arrive_expect(block.peers(1), model.cluster_size * kStepRows * (block.head_dim() + 2) * 4);
     block.barrier();
     trace(7);
     if (block.warp < kStepRows) send_partial(block);
     trace(8);
+    OutputProjection<B> output(block, head);
     block.wait_for_peers(1);
     trace(9);
-    if (block.warp < kStepRows) combine(block);
+    if (block.warp < kStepRows) {
+      if (B::kPublished && model.cluster_size == 8)
+        combine<8>(block);
+      else
+        combine<0>(block);
+    }
     block.barrier();
-    project_out(block, head);
+    output.run();
   }
 }
 

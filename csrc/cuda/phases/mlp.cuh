@@ -54,6 +54,7 @@ JAT_DEVICE void mlp(B& block) {
   uint32_t* inner = block.template at<uint32_t>(model.shared.inner);
   if (block.warp < kStepRows) {
     W* target = reinterpret_cast<W*>(inner + block.warp * model.inner_stride);
+    JAT_UNROLL_BY(1)
     for (int neuron = block.lane; neuron < groups * kGroup; neuron += 32) {
       const float sum = sum_products(block, block.warp, neuron);
       target[neuron] = from_float<W>(gelu_new(sum + biases[neuron]));
