@@ -41,6 +41,8 @@ template <typename W, int kHidden>
 struct Block {
   using Weight = W;
   static constexpr bool kPublished = kHidden > 0;
+  // Operands of several products fit into registers together.
+  static constexpr bool kIsFast = kPublished && sizeof(W) == 2;
   // Pairs of adjacent columns of a row of x that a thread owns.
   static constexpr int kPairs = kPublished ? kHidden * kStepRows / (64 * kStepMaxWarps) : kStepMaxPairs;
 

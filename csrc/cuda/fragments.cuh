@@ -40,7 +40,7 @@ JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* pro
   using W = typename B::Weight;
   float c[kGroups][4] = {};
   const int pairs = block.k_pairs();
-  if constexpr (B::kPublished) {
+  if constexpr (B::kIsFast) {
     constexpr int kShare = kPublishedHidden * static_cast<int>(sizeof(W)) / 64 / kStepMaxWarps;
     Words a[kShare];
     JAT_UNROLL
@@ -84,9 +84,9 @@ JAT_DEVICE void multiply_rows(B& block, int count, int bias_bytes, Done done) {
     const Words* weights = reinterpret_cast<const Words*>(piece);
     float* target = products + first * group_products;
     // What a block has in the published size on 128 or 120 SMs.
-    if (B::kPublished && groups == 3) {
+    if (B::kIsFast && groups == 3) {
       multiply_groups<3>(block, weights, target);
-    } else if (B::kPublished && groups == 4) {
+    } else if (B::kIsFast && groups == 4) {
       multiply_groups<4>(block, weights, target);
     } else {
       JAT_UNROLL_BY(1)

@@ -83,7 +83,7 @@ JAT_DEVICE char* shared_memory() {
 }
 
 // Four registers of a tensor core's operand.
-struct alignas(16) Words {
+struct Words {
   uint32_t values[4];
 };
 // In one load; the compiler may divide that of a struct.

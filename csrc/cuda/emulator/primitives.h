@@ -31,7 +31,7 @@ namespace jat {
 
 inline float fast_exp(float x) { return std::exp(x); }
 inline float inverse_sqrt(float x) { return 1 / std::sqrt(x); }
-struct alignas(16) Words {
+struct Words {
   uint32_t values[4];
 };
 inline Words load_words(const void* source) { return *static_cast<const Words*>(source); }

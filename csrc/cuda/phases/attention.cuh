@@ -89,6 +89,8 @@ class WarpAttention {
   static constexpr int kPairs = kMaxHeadDim / kPerWord<W> / 16;  // of k tiles of a key
   static constexpr int kColumns = kMaxHeadDim / 64;              // pairs of columns of a lane
   static constexpr int kParts = sizeof(W) == 4 ? 1 : 2;          // of a query: its rounded value and the rest
+  static constexpr bool kIsLoaded = B::kIsFast;  // keys and values fit into registers
+  static constexpr int kUnroll = kIsLoaded ? kPairs / 2 : 1;
 
  public:
   JAT_DEVICE explicit WarpAttention(const B& block, int window)
@@ -96,37 +98,15 @@ class WarpAttention {
         window_(window),
         weights_(block.template at<float>(block.model.shared.weights) + block.warp * 9 * 4) {}
 
-  // Load 8 keys, those [from, to) of which are there, and their values. index: of the first one in the context.
+  // Take 8 keys, those [from, to) of which are there, and their values, and load what fits into registers. index: of
+  // the first one in the context.
   JAT_DEVICE void load(const W* keys, const W* values, int from, int to, int index) {
-    from_ = from, to_ = to, index_ = index;
-    const int words = block_.head_words(), lane = block_.lane, head_dim = block_.head_dim();
-    const uint32_t* key = reinterpret_cast<const uint32_t*>(keys) + (lane >> 2) * words;
-    // Keys lie a multiple of 128 bytes apart, so every other one loads its pairs in another order, from other banks.
-    const bool is_swapped = B::kPublished && (lane & 4) != 0;
-    JAT_UNROLL
-    for (int first = 0; first < kPairs; first += 2) {
-      Words loaded[2];
+    keys_at_ = keys, values_at_ = values, from_ = from, to_ = to, index_ = index;
+    if constexpr (kIsLoaded) {
       JAT_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        const int word = 16 * (first + (is_swapped ? 1 - i : i)) + 4 * (lane & 3);
-        loaded[i] = {{0, 0, 0, 0}};
-        if (B::kPublished || word < words) loaded[i] = load_words(key + word);
-      }
+      for (int pair = 0; pair < kPairs; pair += 2) load_keys(pair, keys_[pair], keys_[pair + 1]);
       JAT_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        JAT_UNROLL
-        for (int j = 0; j < 4; ++j) keys_[first + i].values[j] = (is_swapped ? loaded[1 - i] : loaded[i]).values[j];
-      }
-    }
-    JAT_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      JAT_UNROLL
-      for (int k = 0; k < kColumns; ++k) {
-        const int column = k * 64 + 2 * lane;
-        values_[i][k] = {};  // where it was not copied and may be NaN
-        if (i >= from && i < to && (B::kPublished || column < head_dim))
-          values_[i][k] = *reinterpret_cast<const ValueWords*>(values + i * head_dim + column);
-      }
+      for (int i = 0; i < 8; ++i) values_[i] = load_value(i, 0);
     }
   }
 
@@ -176,7 +156,7 @@ class WarpAttention {
       JAT_UNROLL
       for (int k = 0; k < kColumns; ++k) {
         float value[2];
-        to_floats(values_[i][k], value);
+        to_floats(kIsLoaded ? values_[kIsLoaded ? i : 0] : load_value(i, k), value);
         JAT_UNROLL
         for (int r = 0; r < kStepRows; ++r) {
           out_[r][k].values[0] += of_key.values[r] * value[0];
@@ -217,16 +197,54 @@ class WarpAttention {
     value[1] = to_float(both.numbers.values[1]);
   }
 
+  // A lane's words of two pairs of k tiles. Keys lie a multiple of 128 bytes apart in the published size, so every
+  // other one loads its pairs in another order, from other banks.
+  JAT_DEVICE void load_keys(int pair, Words& first, Words& second) const {
+    const int words = block_.head_words(), lane = block_.lane;
+    const uint32_t* key = reinterpret_cast<const uint32_t*>(keys_at_) + (lane >> 2) * words;
+    const int word = 16 * pair + 4 * (lane & 3);
+    if constexpr (B::kPublished) {
+      const bool is_swapped = (lane & 4) != 0;
+      const Words a = load_words(key + word + (is_swapped ? 16 : 0)), b = load_words(key + word + (is_swapped ? 0 : 16));
+      JAT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        first.values[i] = is_swapped ? b.values[i] : a.values[i];
+        second.values[i] = is_swapped ? a.values[i] : b.values[i];
+      }
+    } else {
+      first = second = {{0, 0, 0, 0}};
+      if (word < words) first = load_words(key + word);
+      if (word + 16 < words) second = load_words(key + word + 16);
+    }
+  }
+  // Two adjacent values of a key; zeros where it was not copied and may be NaN.
+  JAT_DEVICE ValueWords load_value(int key, int k) const {
+    const int column = k * 64 + 2 * block_.lane;
+    if (key < from_ || key >= to_ || (!B::kPublished && column >= block_.head_dim())) return {};
+    return *reinterpret_cast<const ValueWords*>(values_at_ + key * block_.head_dim() + column);
+  }
+
   JAT_DEVICE void multiply_keys(float (&score)[2]) const {
     const int words = block_.head_words(), stride = block_.model.query_stride;
     const uint32_t* query = block_.template at<uint32_t>(block_.model.shared.query);
     float c[kParts][4] = {};
-    JAT_UNROLL
-    for (int pair = 0; pair < kPairs; ++pair) {
-      if (!B::kPublished && 16 * pair >= words) continue;
+    const auto multiply_pair = [&](int pair, const Words& key) {
       JAT_UNROLL
       for (int part = 0; part < kParts; ++part)
-        multiply<W>(c[part], row_words(query + part * kStepRows * stride, stride, pair, block_.lane, words), keys_[pair]);
+        multiply<W>(c[part], row_words(query + part * kStepRows * stride, stride, pair, block_.lane, words), key);
+    };
+    JAT_UNROLL_BY(kUnroll)
+    for (int pair = 0; pair < kPairs; pair += 2) {
+      if (!B::kPublished && 16 * pair >= words) break;
+      if constexpr (kIsLoaded) {
+        multiply_pair(pair, keys_[pair]);
+        multiply_pair(pair + 1, keys_[pair + 1]);
+      } else {
+        Words first, second;
+        load_keys(pair, first, second);
+        multiply_pair(pair, first);
+        multiply_pair(pair + 1, second);
+      }
     }
     JAT_UNROLL
     for (int k = 0; k < 2; ++k) score[k] = kParts == 2 ? c[0][k] + c[kParts - 1][k] : c[0][k];
@@ -238,8 +256,10 @@ class WarpAttention {
   Pack<float, 2> out_[kStepRows][kColumns] = {};
   float maximum_ = kMinusInfinity, sum_ = 0;  // of the lane's row; the sum is of this lane's keys
   bool is_first_ = true;
-  Words keys_[kPairs];
-  ValueWords values_[8][kColumns];
+  const W* keys_at_ = nullptr;
+  const W* values_at_ = nullptr;
+  Words keys_[kIsLoaded ? kPairs : 1];
+  ValueWords values_[kIsLoaded ? 8 : 1];
   int from_ = 0, to_ = 0, index_ = 0;
 };
 
@@ -381,7 +401,7 @@ class OutputProjection {
         head_(head),
         count_(block.share.out_end - block.share.out_begin),
         halves_(B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16 : block.model.head_half_tiles),
-        is_loaded_(B::kPublished && block.model.out_splits_log2 == 2 && count_ == 3 && block.model.piece_tiles >= 3) {
+        is_loaded_(B::kIsFast && block.model.out_splits_log2 == 2 && count_ == 3 && block.model.piece_tiles >= 3) {
     if (!is_loaded_) return;
     const Words* weights = take(count_) + (block.warp >> 2) * tile_words() + (block.warp & 3) * kQuarter * 32;
     JAT_UNROLL

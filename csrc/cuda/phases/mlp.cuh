@@ -73,8 +73,8 @@ JAT_DEVICE void mlp(B& block) {
     const int count = smaller(most, groups - first);
     const Words* weights = reinterpret_cast<const Words*>(block.ring.take(count * group_words * static_cast<int>(sizeof(Words)))) + block.lane;
     const uint32_t* part = activations + 4 * first * kHalves;
-    if (B::kPublished && count == 3)
-      add_outputs<3 * kHalves>(block, weights, part, is_row, 3 * kHalves, false);
+    if (B::kIsFast && count == 3)
+      add_outputs<B::kIsFast ? 3 * kHalves : 0>(block, weights, part, is_row, 3 * kHalves, false);
     else
       add_outputs<0>(block, weights, part, is_row, count * kHalves, first > 0);
     block.ring.give_back(block.lane);

@@ -20,17 +20,19 @@ JAT_DEVICE void normalise(B& block, bool is_final) {
   const auto owns = [&](int i) { return is_row && (B::kPublished || column(i) < hidden); };
 
   const float* vectors = reinterpret_cast<const float*>(block.ring.take((has_bias ? 3 : 2) * hidden * 4));
+  const auto load = [&](int vector, int i) {
+    return *reinterpret_cast<const Pack<float, 2>*>(vectors + vector * hidden + column(i));
+  };
   Pack<float, 2> gain[B::kPairs], shift[B::kPairs];
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i) {
     if (!owns(i)) continue;
-    gain[i] = *reinterpret_cast<const Pack<float, 2>*>(vectors + column(i));
-    shift[i] = *reinterpret_cast<const Pack<float, 2>*>(vectors + hidden + column(i));
+    if (B::kPublished) gain[i] = load(0, i), shift[i] = load(1, i);
     if (!has_bias) continue;
-    const auto bias = *reinterpret_cast<const Pack<float, 2>*>(vectors + 2 * hidden + column(i));
+    const auto bias = load(2, i);
     for (int j = 0; j < 2; ++j) block.x[i].values[j] += bias.values[j];
   }
-  block.ring.give_back(block.lane);
+  if (B::kPublished) block.ring.give_back(block.lane);  // other sizes read the vectors when they need them
 
   // The sums of x and of its squares, both less the mean of the LayerNorm before, which keeps them small.
   const float* added = sums(block, block.number - 1) + row * hidden + column(0);
@@ -90,6 +92,7 @@ JAT_DEVICE void normalise(B& block, bool is_final) {
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i) {
     if (!owns(i)) continue;
+    if (!B::kPublished) gain[i] = load(0, i), shift[i] = load(1, i);
     Pack<float, 2> value;
     JAT_UNROLL
     for (int j = 0; j < 2; ++j)
@@ -100,6 +103,7 @@ JAT_DEVICE void normalise(B& block, bool is_final) {
     else if (row == block.input.num_rows - 1)  // the head's rows are float32
       *reinterpret_cast<Pack<float, 2>*>(final_row + column(i)) = value;
   }
+  if (!B::kPublished) block.ring.give_back(block.lane);
 #if !JAT_PLANT_MISSING_BARRIER
   block.barrier();
 #endif
