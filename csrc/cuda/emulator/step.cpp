@@ -14,6 +14,9 @@ namespace {
 #ifdef JAT_ONLY_FLOAT32  // a third of the time to compile
 using Half = float;
 using BHalf = float;
+#elif JAT_RECORD  // both 16-bit types do the same
+using Half = BFloat16;
+using BHalf = BFloat16;
 #else
 using Half = Float16;
 using BHalf = BFloat16;
