@@ -71,7 +71,7 @@ __global__ void exchange_rounds(unsigned* counter, unsigned* abort_flag, int rou
 }
 
 // Every block adds kPayload floats into one of three buffers, all exchange, every block reads the sums back
-// and clears its share of the buffer of the round before (nobody reads or adds there until the exchange after
+// and clears its share of the buffer of the round before (no block reads or adds there until the exchange after
 // next).
 __global__ void payload_rounds(unsigned* counter, unsigned* abort_flag, int rounds, float* buffers,
                                unsigned long long* times, float* sink) {
@@ -125,7 +125,7 @@ __global__ void cluster_rounds(int rounds, bool with_payload, unsigned long long
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) times[round] = clock64() - begin;
   }
-  cluster_barrier();  // nobody leaves while its shared memory may still be written
+  cluster_barrier();  // no block ends while its shared memory may still be written
   sink[blockIdx.x * blockDim.x + threadIdx.x] = total;
 #endif
 }

@@ -415,7 +415,7 @@ class _Checker:
         if stuck:
             return
         for target, mbarrier in self.mbarriers.items():
-            if mbarrier.current.pending < 0:  # what is expected and does not come disturbs nobody
+            if mbarrier.current.pending < 0:  # what is expected and does not come does no harm
                 unexpected = -mbarrier.current.pending
                 self.violations.append(
                     f"{self.schedule.objects[target]}: {unexpected} bytes come unexpected at the end"

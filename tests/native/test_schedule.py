@@ -263,7 +263,7 @@ def test_the_grid_barrier(right: Schedule) -> None:
 
 
 def test_sums_that_are_zeroed_at_the_wrong_time(right: Schedule) -> None:
-    """Before the wait after which nobody reads them, or after the arrival after which others add to them."""
+    """Before the wait after which no block reads them, or after the arrival after which others add to them."""
     events = right.warps[0]
     zeroes = [i for i, event in enumerate(events) if touches(right, event, WRITE, "the sums")]
     for place in zeroes[1:3]:
