@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from importlib import util
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: before anything imports one
 
-from helpers import cuda_emulator
+from helpers import ROOT, cuda_emulator
 
 from jat_engine.testing import golden
 
@@ -59,11 +60,11 @@ def load(tiny_folder: Path) -> Callable[..., jat_engine.JatEngine]:
 
 
 @pytest.fixture(scope="session")
-def cuda_emulator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder where the persistent kernel is built for the CPU."""
+def cuda_emulator_folder() -> Path:
+    """Return the folder where the persistent kernel is built for the CPU, the same for all test files."""
     if cuda_emulator.missing_tools():
         pytest.skip(cuda_emulator.missing_tools())
-    return tmp_path_factory.mktemp("cuda_emulator")
+    return ROOT / "build" / f"tests-{sys.implementation.cache_tag}"
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@
 
 #ifdef JAT_EMULATOR
 #include "emulator/device.h"
+#include "emulator/record.h"
 #define JAT_MODULE _cuda_emulator
 #elif JAT_TRACE == 1
 #define JAT_MODULE _cuda_traced
@@ -23,6 +24,12 @@
 #endif
 
 namespace py = pybind11;
+
+#if JAT_RECORD
+namespace jat::emulator::record {
+void bind(py::module_& module);  // record_bindings.cpp
+}
+#endif
 
 namespace jat {
 namespace {
@@ -252,6 +259,9 @@ PYBIND11_MODULE(JAT_MODULE, module) {
       .def_readwrite("memory_bytes", &EmulatedDevice::memory_bytes)
       .def_readwrite("refused_launches", &EmulatedDevice::refused_launches)
       .def_readwrite("hangs", &EmulatedDevice::hangs);
+#if JAT_RECORD
+  jat::emulator::record::bind(module);
+#endif
   module.attr("device") = py::cast(&jat::emulated_device(), py::return_value_policy::reference);
 #endif
 #if JAT_TRACE == 1

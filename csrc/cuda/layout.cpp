@@ -64,6 +64,10 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   model.head_half_tiles = head_dim * bytes / 16;
   model.group_half_tiles = kGroup * bytes / 16;
   const int groups = model.inner / kGroup, qkv_groups = 3 * head_dim / kGroup;
+  // By its share of q, k and v a block tells its peers that it has read their numbers of the head before.
+  expect(model.cluster_size <= qkv_groups || model.num_blocks / model.cluster_size >= model.num_heads,
+         "cluster_size: expected at most 3 head_dim / 8 = " + std::to_string(qkv_groups) +
+             " where a cluster has several heads, got " + std::to_string(model.cluster_size));
   const int block_groups = ceil_div(groups, model.num_blocks);
   model.block_neurons = block_groups * kGroup;
 
@@ -71,8 +75,9 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   const int row_words = model.k_pairs * 16;
   model.normed_stride = row_words % 32 == 0 ? row_words + 16 : row_words;
   const int columns = std::max(block_groups, ceil_div(qkv_groups, model.cluster_size)) * kGroup;
-  model.products_stride = columns % 32 == 0 ? columns + 8 : columns;
-  model.attended_stride = head_dim * bytes / 4 + 4;
+  const int head_words = head_dim * bytes / 4;
+  model.query_stride = head_words % 32 == 0 ? head_words + 16 : head_words;
+  model.attended_stride = head_words + 4;
   model.inner_stride = model.block_neurons * bytes / 4 + 4;
   if (model.inner_stride % 16 == 0) model.inner_stride += 4;
 
@@ -98,9 +103,10 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   shared.last = take(1, 4);
   shared.normed = take(std::max(rows * model.normed_stride, hidden), 4);
   shared.moments = take(warps, 8);
-  shared.products = take(warps * rows * model.products_stride, 4);
-  shared.query = take(rows * head_dim, 4);
-  shared.new_keys = take(2 * rows * head_dim, bytes);
+  shared.products = take(columns * rows * warps, 4);
+  shared.query = take((bytes == 4 ? 1 : 2) * rows * model.query_stride, 4);
+  shared.pages = take(model.num_layers, 8);
+  shared.new_keys = take(8 * head_dim, bytes);  // of which 6 are written: 8 keys are scored together
   shared.weights = take(warps * 9 * 4, 4);
   shared.states = take(rows * warps, 8);
   shared.outs = take(warps * rows * head_dim, 4);

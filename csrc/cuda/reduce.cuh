@@ -41,7 +41,7 @@ JAT_DEVICE void publish(const B& block, int contributor, int row, int column, co
 template <typename B>
 JAT_DEVICE void wait_for_blocks(const B& block) {
   const uint32_t all = block.arrivals * block.model.num_blocks;
-  block.timeout.wait([&] { return load_acquire(&block.model.control->arrived) >= all; });
+  block.timeout.wait([&] { return has_reached(&block.model.control->arrived, all); });
 }
 
 // The second half of a reduction in a fixed order: add up this block's share of the columns.

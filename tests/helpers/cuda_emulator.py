@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import shutil
 import subprocess
@@ -42,12 +43,22 @@ def sanitizer_library() -> str:
 
 
 def build(folder: Path, *targets: str) -> list[Path]:
-    """Build CMake targets; return the path of each: the folder of a module `_cuda_emulator`, or a program."""
+    """Build CMake targets; return the path of each: the folder of a module `_cuda_emulator`, or a program.
+
+    Processes that build in one folder take turns, and what one has built is there for the next.
+    """
     import pybind11
 
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(folder, pybind11.get_cmake_dir(), *targets)
+
+
+def _build(folder: Path, pybind11: str, *targets: str) -> list[Path]:
     options = [
         f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-Dpybind11_DIR={pybind11}",
         "-DCMAKE_CUDA_COMPILER=",
     ]
     for command in (

@@ -15,11 +15,13 @@ RIGHT = [
     *(f"{name} {dtype}" for name in ("mma", "mma_half") for dtype in ("float32", "bfloat16", "float16")),
     "store_async",
     "store_async before expect_tx",
+    "bulk_copy",
     "named_barrier",
     "add_global",
     "store_prediction",
 ]
 WRONG = {
+    "bulk_copy without a wait": "a bulk copy is under way to a block that has ended",
     "store_async without expect_tx": "number 0: expected 0.000000, got -nan",
     "named_barrier left out": "number 1: expected 33.000000, got -nan",
     "named_barrier of different counts": "barrier: expected the 64 threads of earlier arrivals, got 32",

@@ -131,6 +131,23 @@ std::string check_negative_count() {
   return !fault.empty() ? fault : ended ? "the phase ended without its arrival" : "";
 }
 
+// A bulk copy that is waited for, or not.
+std::string check_copy(bool waits) {
+  alignas(16) static const float source[4] = {1, 2, 3, 4};
+  std::vector<float> seen(4, -1);
+  const std::string fault = run(1, 32, 0, [&] {
+    auto* barrier = reinterpret_cast<Mbarrier*>(shared_memory());
+    auto* target = reinterpret_cast<float*>(shared_memory() + 128);
+    if (thread_index() != 0) return;
+    mbarrier_init(barrier, 1);
+    mbarrier_arrive_expect(barrier, sizeof source);
+    bulk_copy(target, source, sizeof source, barrier);
+    if (waits) wait(barrier, 0);
+    for (int i = 0; i < 4; ++i) seen[i] = target[i];
+  });
+  return fault.empty() ? expect_all(seen, {1, 2, 3, 4}, 0) : fault;
+}
+
 // ---- barriers of some warps
 
 // Warps 0 and 1 meet at barrier 2, warps 2 and 3 at barrier 3. Each thread reads what its partner wrote.
@@ -182,6 +199,8 @@ const std::map<std::string, std::function<std::string()>> kChecks = {
     {"store_async without expect_tx", [] { return check_store(false, true); }},
     {"store_async without a wait", [] { return check_store(true, false); }},
     {"store_async before expect_tx", check_negative_count},
+    {"bulk_copy", [] { return check_copy(true); }},
+    {"bulk_copy without a wait", [] { return check_copy(false); }},
     {"named_barrier", [] { return check_named_barrier(true); }},
     {"named_barrier left out", [] { return check_named_barrier(false); }},
     {"named_barrier of different counts", check_different_counts},

@@ -28,8 +28,8 @@ struct Recorder {
   int threads = 0;
   std::vector<std::vector<Access>> accesses;  // of each warp since its last event
   std::unordered_map<const void*, int32_t> objects;
-  std::vector<std::map<int32_t, int>> lanes;      // of each warp: lanes that have arrived at a barrier
-  std::vector<std::map<int32_t, int>> waited;     // of each warp: the last phase it waited for
+  std::vector<std::map<int32_t, int>> lanes;   // of each warp: lanes that have arrived at a barrier
+  std::vector<std::map<int32_t, int>> waited;  // of each warp: the last phase it waited for
 };
 
 Recorder& recorder() {
@@ -37,9 +37,7 @@ Recorder& recorder() {
   return instance;
 }
 
-int current_warp() {
-  return block_index() * recorder().result.num_warps + thread_index() / kWarp;
-}
+int current_warp() { return block_index() * recorder().result.num_warps + thread_index() / kWarp; }
 
 // Appends what the warp has accessed, as sorted ranges.
 void flush(int warp) {
@@ -214,36 +212,36 @@ using jat::emulator::record::kAtomic;
 using jat::emulator::record::kRead;
 using jat::emulator::record::kWrite;
 
-#define JAT_HOOKS(bytes)                                                                                  \
-  void __tsan_read##bytes(void* p) { access(kRead, p, bytes); }                                           \
-  void __tsan_write##bytes(void* p) { access(kWrite, p, bytes); }                                         \
-  void __tsan_unaligned_read##bytes(void* p) { access(kRead, p, bytes); }                                 \
-  void __tsan_unaligned_write##bytes(void* p) { access(kWrite, p, bytes); }                               \
-  void __tsan_volatile_read##bytes(void* p) { access(kRead, p, bytes); }                                  \
+#define JAT_HOOKS(bytes)                                                    \
+  void __tsan_read##bytes(void* p) { access(kRead, p, bytes); }             \
+  void __tsan_write##bytes(void* p) { access(kWrite, p, bytes); }           \
+  void __tsan_unaligned_read##bytes(void* p) { access(kRead, p, bytes); }   \
+  void __tsan_unaligned_write##bytes(void* p) { access(kWrite, p, bytes); } \
+  void __tsan_volatile_read##bytes(void* p) { access(kRead, p, bytes); }    \
   void __tsan_volatile_write##bytes(void* p) { access(kWrite, p, bytes); }
 
-#define JAT_ATOMICS(bits, type)                                                                           \
-  type __tsan_atomic##bits##_load(const volatile type* p, int order) {                                    \
-    access(kAtomic, const_cast<const type*>(p), bits / 8);                                                \
-    (void)order;                                                                                          \
-    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                          \
-  }                                                                                                       \
-  void __tsan_atomic##bits##_store(volatile type* p, type value, int order) {                             \
-    access(kAtomic, const_cast<const type*>(p), bits / 8);                                                \
-    (void)order;                                                                                          \
-    __atomic_store_n(p, value, __ATOMIC_SEQ_CST);                                                         \
-  }                                                                                                       \
-  type __tsan_atomic##bits##_fetch_add(volatile type* p, type value, int order) {                         \
-    access(kAtomic, const_cast<const type*>(p), bits / 8);                                                \
-    (void)order;                                                                                          \
-    return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST);                                                \
-  }                                                                                                       \
+#define JAT_ATOMICS(bits, type)                                                                            \
+  type __tsan_atomic##bits##_load(const volatile type* p, int order) {                                     \
+    access(kAtomic, const_cast<const type*>(p), bits / 8);                                                 \
+    (void)order;                                                                                           \
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                           \
+  }                                                                                                        \
+  void __tsan_atomic##bits##_store(volatile type* p, type value, int order) {                              \
+    access(kAtomic, const_cast<const type*>(p), bits / 8);                                                 \
+    (void)order;                                                                                           \
+    __atomic_store_n(p, value, __ATOMIC_SEQ_CST);                                                          \
+  }                                                                                                        \
+  type __tsan_atomic##bits##_fetch_add(volatile type* p, type value, int order) {                          \
+    access(kAtomic, const_cast<const type*>(p), bits / 8);                                                 \
+    (void)order;                                                                                           \
+    return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST);                                                 \
+  }                                                                                                        \
   int __tsan_atomic##bits##_compare_exchange_weak(volatile type* p, type* expected, type value, int order, \
-                                                  int failure) {                                          \
-    access(kAtomic, const_cast<const type*>(p), bits / 8);                                                \
-    (void)order;                                                                                          \
-    (void)failure;                                                                                        \
-    return __atomic_compare_exchange_n(p, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);    \
+                                                  int failure) {                                           \
+    access(kAtomic, const_cast<const type*>(p), bits / 8);                                                 \
+    (void)order;                                                                                           \
+    (void)failure;                                                                                         \
+    return __atomic_compare_exchange_n(p, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);     \
   }
 
 extern "C" {

@@ -20,9 +20,9 @@ py::dict take_recording() {
   for (const auto& warp : recording.events) {
     py::list list;
     for (const Event& event : warp)
-      list.append(py::make_tuple(
-          static_cast<int>(event.kind), event.object, event.value,
-          py::bytes(reinterpret_cast<const char*>(event.ranges.data()), event.ranges.size() * sizeof(int32_t))));
+      list.append(py::make_tuple(static_cast<int>(event.kind), event.object, event.value,
+                                 py::bytes(reinterpret_cast<const char*>(event.ranges.data()),
+                                           event.ranges.size() * sizeof(int32_t))));
     events.append(list);
   }
   result["spaces"] = spaces;

@@ -350,6 +350,12 @@ std::string launch(const Geometry& geometry, void (*kernel)(const void*), const 
   run_next();  // returns when no fiber can run
   acquire(&grid->end_tag);
   record::end();
+  // A block must not end while its memory is written. Asynchronous stores that an aborted kernel no longer waits
+  // for are left to the time that it gives them.
+  bool is_copying = false;
+  for (const Block& block : grid->blocks)
+    for (const auto& [barrier, state] : block.mbarriers)
+      for (const Transfer& transfer : state.transfers) is_copying |= transfer.source != nullptr;
   size_t stuck = 0;
   for (Fiber& fiber : grid->fibers) {
     if (!fiber.done) ++stuck;
@@ -361,6 +367,7 @@ std::string launch(const Geometry& geometry, void (*kernel)(const void*), const 
   grid = nullptr;
   if (!made->fault.empty()) return made->fault;
   if (stuck > 0) return "deadlock: " + std::to_string(stuck) + " threads wait for others that will not come";
+  if (is_copying) return "a bulk copy is under way to a block that has ended";
   return "";
 }
 
@@ -421,6 +428,7 @@ void mbarrier_arrive(Mbarrier* barrier, uint32_t bytes) {
   record::arrive(barrier, bytes);
   // The copies follow the arrival. The phase stays open until they have been issued and completed.
   expect_bytes(barrier, bytes);
+  if (barrier->arrived == barrier->expected) fail("mbarrier: more arrivals than expected in a phase");
   release(&state.tags[barrier->phase & 1]);
   ++barrier->arrived;
   end_phase(barrier);

@@ -3,7 +3,9 @@
 
 #include "../device.h"
 #include "../dispatch.h"
+#include "../layout.h"
 #include "device.h"
+#include "record.h"
 
 namespace jat {
 
@@ -12,6 +14,9 @@ namespace {
 #ifdef JAT_ONLY_FLOAT32  // a third of the time to compile
 using Half = float;
 using BHalf = float;
+#elif JAT_RECORD  // both 16-bit types do the same
+using Half = BFloat16;
+using BHalf = BFloat16;
 #else
 using Half = Float16;
 using BHalf = BFloat16;
@@ -32,6 +37,23 @@ struct Kernel {
   }
 };
 
+#if JAT_RECORD
+// Memory of the device that a step writes.
+std::vector<emulator::record::Space> spaces_of(const StepLaunch& launch) {
+  const StepModel& model = launch.model;
+  const auto space = [](const std::string& name, const void* begin, size_t bytes) {
+    return emulator::record::Space{name, static_cast<const char*>(begin), bytes};
+  };
+  const size_t row = static_cast<size_t>(kStepRows) * model.hidden * sizeof(float);
+  const size_t tokens = static_cast<size_t>(model.num_layers) * model.num_pages * kStepPageSize;
+  const size_t parts = model.fixed_order ? num_contributors(model) * row : 0;
+  return {space("the counters", model.control, sizeof(StepControl)), space("the sums", model.sums, 3 * row),
+          space("the parts", model.parts, parts),
+          space("the KV cache", model.kv_cache, tokens * 2 * model.hidden * type_bytes(model.type)),
+          space("the predictions", launch.input.predictions, launch.input.head_size * sizeof(uint64_t))};
+}
+#endif
+
 }  // namespace
 
 std::string launch_step(const StepLaunch& launch) {
@@ -42,6 +64,9 @@ std::string launch_step(const StepLaunch& launch) {
   const emulator::Geometry geometry = {model.num_blocks,           model.cluster_size,
                                        32 * (model.num_warps + 1), static_cast<size_t>(model.shared.bytes),
                                        launch.missing_cluster,     launch.seed};
+#if JAT_RECORD
+  emulator::record::request(spaces_of(launch));
+#endif
   return emulator::launch(geometry, dispatch<float, BHalf, Half>(model, Kernel{}), &arguments);
 }
 

@@ -1,0 +1,331 @@
+"""The persistent kernel's schedule: every access is ordered by barriers, and no wait waits for itself.
+
+Mutations show that the check can fail: each takes one step of the protocol away, or moves it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import cuda_emulator
+from helpers.cuda_emulator import Driver, Model, Sizes
+from helpers.schedule import ATOMIC, READ, WRITE, Event, Kind, Range, Schedule, check
+
+pytestmark = pytest.mark.skipif(bool(cuda_emulator.missing_tools()), reason=cuda_emulator.missing_tools())
+
+SMALL = Sizes(hidden=32, num_heads=2, inner=64)
+PUBLISHED = Sizes(hidden=96, num_heads=12, inner=1280)  # 12 heads; 2 of 12 layers
+SHORT = replace(PUBLISHED, windows=(12,))
+
+
+@pytest.fixture(scope="module")
+def module(cuda_emulator_folder: Path) -> ModuleType:
+    return cuda_emulator.load(cuda_emulator.build(cuda_emulator_folder, "cuda_emulator_recorded")[0])
+
+
+def record(
+    module: ModuleType,
+    sizes: Sizes,
+    context: int = 29,
+    count: int = 3,
+    dtype: str = "float32",
+    num_threads: int = 96,
+    max_slots: int = 4,
+    **options: Any,
+) -> Schedule:
+    """Return the schedule of one step."""
+    random = np.random.default_rng(0)
+    model = Model(sizes, dtype, 0)
+    driver = Driver(module, model, num_threads=num_threads, max_slots=max_slots, **options)
+    plan = cuda_emulator.random_plan(model, random, context, count, 3)
+    cuda_emulator.fill_context(model, random, plan)
+    driver.run(plan)
+    return Schedule.from_recording(module.take_recording())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [
+        (Sizes(), {"num_blocks": 1, "cluster_size": 1}),
+        (Sizes(), {"num_blocks": 4, "cluster_size": 2}),
+        (Sizes(), {"num_blocks": 4, "cluster_size": 2, "fixed_order": True}),
+        (Sizes(), {"num_blocks": 4, "cluster_size": 2, "context": 0, "count": 1}),
+        (Sizes(), {"num_blocks": 10, "cluster_size": 2}),  # a cluster without a head
+        (Sizes(), {"num_blocks": 4, "cluster_size": 2, "dtype": "bfloat16", "max_slots": 2}),
+        # The kernel of the published size.
+        (
+            Sizes(768, 12, 192, (20,)),
+            {"num_blocks": 4, "cluster_size": 4, "dtype": "bfloat16", "num_threads": 384, "context": 9},
+        ),
+        (Sizes(96, 2, windows=(12,)), {"num_blocks": 16, "cluster_size": 16}),
+        (PUBLISHED, {"num_blocks": 15 * 8, "cluster_size": 8}),
+        (SHORT, {"num_blocks": 16 * 8, "cluster_size": 8}),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else f"hidden {value.hidden}",
+)
+def test_barriers_order_everything(module: ModuleType, sizes: Sizes, options: dict[str, Any]) -> None:
+    assert check(record(module, sizes, **options)) == []
+
+
+# ---- mutations -----------------------------------------------------------------------------------------------------
+
+UNORDERED = "is not ordered after"
+COUNTED_EARLY = "may be counted in the phase before"
+
+LOADER = 3
+"""The warp of a block that loads; those before it compute."""
+
+
+@pytest.fixture(scope="module")
+def right(module: ModuleType) -> Schedule:
+    found = record(module, SMALL, num_blocks=4, cluster_size=2, max_slots=2)
+    assert check(found) == []
+    return found
+
+
+def targets(right: Schedule, warps: Iterable[int], kind: Kind) -> set[int]:
+    return {event.target for warp in warps for event in right.warps[warp] if event.kind == kind}
+
+
+def is_full(right: Schedule, event: Event) -> bool:
+    """Return whether an event is about a barrier of block 0 that says that a piece of the ring is there."""
+    return event.target in targets(right, [LOADER], Kind.ARRIVE)
+
+
+def is_empty(right: Schedule, event: Event) -> bool:
+    """Return whether an event is about a barrier of block 0 that says that a piece has been read, and is waited for."""
+    return event.target in targets(right, [LOADER], Kind.WAIT)
+
+
+def is_peers(right: Schedule, event: Event) -> bool:
+    """Return whether an event is about a barrier of block 0 at which cluster peers' numbers arrive."""
+    waits = targets(right, range(LOADER), Kind.WAIT)
+    return event.target in waits - targets(right, [LOADER], Kind.ARRIVE)
+
+
+def places(right: Schedule, warp: int, kind: Kind, about: Callable[[Schedule, Event], bool]) -> list[int]:
+    return [i for i, event in enumerate(right.warps[warp]) if event.kind == kind and about(right, event)]
+
+
+def anything(_: Schedule, __: Event) -> bool:
+    return True
+
+
+def arrivals(right: Schedule, warp: int, about: Callable[[Schedule, Event], bool]) -> list[int]:
+    """Return where a warp of block 0 arrives in a phase for which some warp waits."""
+    phases = {
+        (event.target, event.value)
+        for events in right.warps[: LOADER + 1]
+        for event in events
+        if event.kind == Kind.WAIT
+    }
+    arrived: Counter[int] = Counter()
+    found = []
+    for place in places(right, warp, Kind.ARRIVE, about):
+        target = right.warps[warp][place].target
+        if (target, arrived[target]) in phases:
+            found.append(place)
+        arrived[target] += 1
+    return found
+
+
+def refills(right: Schedule) -> list[int]:
+    """Return where the loader waits for a piece to be given back."""
+    return [i for i in places(right, LOADER, Kind.WAIT, is_empty) if right.warps[LOADER][i].value >= 0]
+
+
+def without(right: Schedule, warp: int, place: int) -> Schedule:
+    events = right.warps[warp]
+    return right.with_warp(warp, [*events[:place], *events[place + 1 :]])
+
+
+def moved(right: Schedule, warp: int, place: int, to: int) -> Schedule:
+    events = list(right.warps[warp])
+    events.insert(to, events.pop(place))
+    return right.with_warp(warp, events)
+
+
+def changed(right: Schedule, warp: int, place: int, **fields: Any) -> Schedule:
+    events = list(right.warps[warp])
+    events[place] = replace(events[place], **fields)
+    return right.with_warp(warp, events)
+
+
+def touches(right: Schedule, event: Event, how: int, name: str) -> bool:
+    return any(r.how == how and right.spaces[r.space][0] == name for r in event.ranges)
+
+
+def assert_rejected(mutated: Schedule, *expected: str) -> None:
+    """Assert that a schedule has a violation, and that the first is one of those expected."""
+    found = check(mutated, limit=1)
+    assert found, "no violation was found"
+    assert any(text in found[0] for text in expected), found
+
+
+def assert_most_rejected(mutations: list[Schedule]) -> None:
+    """Assert that a third of the mutations have a violation: a wait for a later piece covers those for earlier ones."""
+    found = [violations[0] for mutated in mutations if (violations := check(mutated, limit=1))]
+    assert len(found) >= len(mutations) / 3
+    assert all(UNORDERED in text or COUNTED_EARLY in text or "two phases on" in text for text in found), found
+
+
+@pytest.mark.parametrize("which", [0, -1])
+@pytest.mark.parametrize("about", [is_full, is_empty, is_peers])
+def test_a_missing_arrival(right: Schedule, about: Callable[[Schedule, Event], bool], which: int) -> None:
+    warp = LOADER if about is is_full else 0
+    place = arrivals(right, warp, about)[which]
+    assert_rejected(without(right, warp, place), "never ends", COUNTED_EARLY)
+
+
+@pytest.mark.parametrize("which", [1, -1])  # barriers of the block order what the first piece has
+@pytest.mark.parametrize("about", [is_full, is_peers])
+def test_a_missing_wait_of_a_reader(right: Schedule, about: Callable[[Schedule, Event], bool], which: int) -> None:
+    found = places(right, 1, Kind.WAIT, about)
+    assert_rejected(without(right, 1, found[which]), UNORDERED, COUNTED_EARLY, "may see the one two before")
+
+
+def test_a_piece_of_the_ring_is_filled_before_it_was_read(right: Schedule) -> None:
+    """The loader does not wait, waits for the round before, or waits at the end only."""
+    events, waits = right.warps[LOADER], refills(right)[::3]
+    assert_most_rejected([without(right, LOADER, place) for place in waits])
+    assert_most_rejected([changed(right, LOADER, place, value=events[place].value - 1) for place in waits])
+    assert_most_rejected([moved(right, LOADER, place, len(events) - 1) for place in waits])
+
+
+def test_a_piece_is_given_back_before_it_was_read(right: Schedule) -> None:
+    waits = places(right, 0, Kind.WAIT, is_full)
+    assert_most_rejected(
+        [moved(right, 0, place, max(i for i in waits if i < place) + 1) for place in arrivals(right, 0, is_empty)]
+    )
+
+
+def test_a_loader_that_waits_for_what_it_has_not_loaded(right: Schedule) -> None:
+    """It waits for the last piece to be given back before it fills the second."""
+    second = places(right, LOADER, Kind.ARRIVE, is_full)[1]
+    assert_rejected(moved(right, LOADER, refills(right)[-1], second), "never ends")
+
+
+@pytest.mark.parametrize(("about", "warp"), [(is_full, LOADER), (is_peers, 0)])
+def test_bytes_that_are_not_expected(right: Schedule, about: Callable[[Schedule, Event], bool], warp: int) -> None:
+    place = next(i for i in places(right, warp, Kind.ARRIVE, about) if right.warps[warp][i].value > 0)
+    assert_rejected(changed(right, warp, place, value=0), UNORDERED, COUNTED_EARLY, "never ends")
+
+
+def test_a_transfer_that_is_left_out(right: Schedule) -> None:
+    for warp in (0, LOADER):
+        place = places(right, warp, Kind.TRANSFER, anything)[0]
+        assert_rejected(without(right, warp, place), "never ends")
+
+
+def test_an_arrival_too_many(right: Schedule) -> None:
+    place = arrivals(right, 0, is_empty)[0]
+    events = right.warps[0]
+    mutated = right.with_warp(0, [*events[: place + 1], *events[place:]])
+    assert_rejected(mutated, "more often than it expects", COUNTED_EARLY, UNORDERED)
+
+
+def test_a_barrier_of_a_block_that_is_left_out(right: Schedule) -> None:
+    """By one warp, or by all of the block: some of its barriers order what no other one does."""
+    meetings = [places(right, warp, Kind.MEET, anything) for warp in range(LOADER)]
+    assert_rejected(without(right, 0, meetings[0][1]), "never ends", "may still be leaving", "is not ordered after")
+    mutations = []
+    for which in range(1, len(meetings[0]) - 1, 2):
+        mutated = right
+        for warp in range(LOADER):
+            mutated = without(mutated, warp, meetings[warp][which])
+        mutations.append(mutated)
+    assert_most_rejected(mutations)
+
+
+def test_the_grid_barrier(right: Schedule) -> None:
+    """A missing arrival, a missing wait, and an arrival after the wait that needs it."""
+    [signals, waits] = [
+        [(warp, i) for warp in range(4) for i in places(right, warp, kind, anything)]
+        for kind in (Kind.SIGNAL, Kind.REACH)
+    ]
+    for which in (0, -1):
+        assert_rejected(without(right, *signals[which]), "never ends")
+        assert_rejected(without(right, *waits[which]), "is not ordered after", "may be counted in the round before")
+    warp, place = signals[1]
+    following = next(i for w, i in waits if w == warp and i > place)
+    assert_rejected(moved(right, warp, place, following), "never ends")
+    warp, place = waits[1]
+    wanted = right.warps[warp][place].value - right.num_blocks
+    assert_rejected(changed(right, warp, place, value=wanted), "is not ordered after", "round before")
+
+
+def test_sums_that_are_zeroed_at_the_wrong_time(right: Schedule) -> None:
+    """Before the wait after which no block reads them, or after the arrival after which others add to them."""
+    events = right.warps[0]
+    zeroes = [i for i, event in enumerate(events) if touches(right, event, WRITE, "the sums")]
+    for place in zeroes[1:3]:
+        zeroed = tuple(r for r in events[place].ranges if r.how == WRITE)
+        rest = tuple(r for r in events[place].ranges if r.how != WRITE)
+        wait = max(i for i in places(right, 0, Kind.REACH, anything) if i < place)
+        signal = min(i for i in places(right, 0, Kind.SIGNAL, anything) if i > place)
+        for to in (wait, signal + 1):
+            mutated = list(changed(right, 0, place, ranges=rest).warps[0])
+            mutated.insert(to, Event(Kind.ACCESS, ranges=zeroed))
+            assert_rejected(right.with_warp(0, mutated), "the sums is not ordered after")
+
+
+def test_two_buffers_of_sums_instead_of_three(right: Schedule) -> None:
+    """Sums 2, 5, ... take the buffer of sums 0, 3, ..., so that one is added to while the other is read."""
+    [space] = [i for i, (name, _) in enumerate(right.spaces) if name == "the sums"]
+    size = right.spaces[space][1] // 3
+
+    def fold(r: Range) -> Range:
+        if r.space != space or r.begin < 2 * size:
+            return r
+        return replace(r, begin=r.begin - 2 * size, end=r.end - 2 * size)
+
+    def cut(r: Range) -> list[Range]:
+        """Return the parts of a range in each buffer."""
+        if r.space != space:
+            return [r]
+        edges = [r.begin, *(edge for edge in (size, 2 * size) if r.begin < edge < r.end), r.end]
+        return [replace(r, begin=begin, end=end) for begin, end in pairwise(edges)]
+
+    mutated = replace(
+        right,
+        warps=tuple(
+            tuple(replace(event, ranges=tuple(fold(part) for r in event.ranges for part in cut(r))) for event in warp)
+            for warp in right.warps
+        ),
+    )
+    assert_rejected(mutated, "the sums is not ordered after")
+
+
+def test_what_an_asynchronous_store_does_not_publish() -> None:
+    """Two blocks: 0 writes to device memory and then stores to 1, which waits and reads device memory."""
+    spaces = (("shared memory of block 0", 8), ("shared memory of block 1", 8), ("the sums", 8))
+    stored, written = Range(WRITE, 1, 0, 4), Range(WRITE, 2, 0, 4)
+    first = (
+        Event(Kind.MEET, 0, 2),
+        Event(Kind.ACCESS, ranges=(written,)),
+        Event(Kind.TRANSFER, 1, 16, (stored,)),
+    )
+
+    def second(read: Range) -> tuple[Event, ...]:
+        return (
+            Event(Kind.INIT, 1, 1),
+            Event(Kind.MEET, 0, 2),
+            Event(Kind.ARRIVE, 1, 16),
+            Event(Kind.WAIT, 1, 0),
+            Event(Kind.ACCESS, ranges=(read,)),
+        )
+
+    def both(read: Range) -> Schedule:
+        return Schedule((first, second(read)), 2, 2, 1, spaces, ("cluster barrier", "mbarrier"))
+
+    assert check(both(replace(stored, how=READ))) == []
+    assert_rejected(both(replace(written, how=READ)), "the read of word 0 of the sums is not ordered after the write")
+    assert check(both(replace(written, how=ATOMIC)))
