@@ -201,7 +201,8 @@ class WarpAttention {
   // other one loads its pairs in another order, from other banks.
   JAT_DEVICE void load_keys(int pair, Words& first, Words& second) const {
     const int words = block_.head_words(), lane = block_.lane;
-    const uint32_t* key = reinterpret_cast<const uint32_t*>(keys_at_) + (lane >> 2) * words;
+    // Behind the new tokens' keys lies what other warps write.
+    const uint32_t* key = reinterpret_cast<const uint32_t*>(keys_at_) + smaller(lane >> 2, larger(to_ - 1, 0)) * words;
     const int word = 16 * pair + 4 * (lane & 3);
     if constexpr (B::kPublished) {
       const bool is_swapped = (lane & 4) != 0;

@@ -2,15 +2,15 @@
 
 A warp multiplies tiles with `mma.sync`, whose operands lie in the registers of its 32 lanes. In units of 32-bit words
 (two numbers, or one float32) the places are the same for every type, so all of this is generic over the type. For
-lane = 4 g + t and the words w of k of a tile, an operand of 8 rows holds row g, words t and t + 4; one of 16 rows holds
-rows g and g + 8, the same words. A product does not depend on the order of k, nor on which outputs share a tile, so both
-are chosen such that each lane reads 16 adjacent bytes of shared memory:
+lane = 4 g + t and the words of k of a tile, an operand of 8 rows holds row g, words t and t + 4; one of 16 rows holds
+rows g and g + 8, the same words. A product does not depend on the order of k, nor on which outputs share a tile, so
+both are chosen such that each lane reads 16 adjacent bytes of shared memory:
 
 - `pack_rows`, for many inputs (q, k, v and the MLP's first layer): lane 4 g + t has words 4 t to 4 t + 3 of row g of 8
   rows and 16 words. Words 4 t and 4 t + 1 are a tile's words t and t + 4, the other two those of the next tile.
 - `pack_outputs`, for few inputs (the output projection of a head, the MLP's second layer): lane 4 g + t has word t of
-  outputs 4 g to 4 g + 3 of 32 outputs and 4 words, half a tile. Outputs 4 g and 4 g + 1 are rows g and g + 8 of one tile,
-  the other two of another. So a lane's results are four adjacent outputs, which one instruction adds to memory.
+  outputs 4 g to 4 g + 3 of 32 outputs and 4 words, half a tile. Outputs 4 g and 4 g + 1 are rows g and g + 8 of one
+  tile, the other two of another. So a lane's results are four adjacent outputs, which one instruction adds to memory.
 
 Done once when an engine is made, by views and permutations. Shapes: O outputs, I inputs, H hidden size, M neurons.
 """
