@@ -6,6 +6,7 @@
     python -m benchmarks.kernel_cycles --persistent                   # phases of the persistent kernel; needs nvcc, c++
     python -m benchmarks.kernel_cycles --persistent --phase 4         # where its warps wait in q, k, v
     python -m benchmarks.kernel_cycles --write                        # all of it, some minutes
+    python -m benchmarks.kernel_cycles --agents 1 --check             # exit 1 if a kernel is slower than in the table
 
 Cycles are of sm_90 code as launched (benchmarks/clock/: what the clock knows and what it does not). No GPU is needed.
 --write keeps the table in benchmarks/results/kernel_cycles.{json,md}.
@@ -24,7 +25,8 @@ from .clock.graphs import FIXED_US, clock_step
 from .clock.interpret import Interpreter
 from .clock.kernels import compile_for_clock
 from .clock.launches import image_launches, key, record, step_launches
-from .clock.persistent import clock_persistent, load_step
+from .clock.limits import kernel_violations, phase_violations
+from .clock.persistent import SOURCES, clock_persistent, compile_step, load_step
 from .clock.profile import profile, profile_phase
 from .clock.report import as_markdown, kernel_table, persistent_text, step_sum
 from .clock.table import CONTEXT, make_table, persistent_row, step_row
@@ -68,6 +70,33 @@ def show_persistent(clusters: int, context: int, phase: int | None) -> None:
     print(profile_phase(program, Interpreter(program).block(7), phase))
 
 
+def check(agents: int) -> None:
+    """Exit with what is slower than in the committed table: one step by graphs."""
+    with step_launches(agents) as (engine, noted):
+        fresh = step_row("", clock_step(record(engine, noted, agents, CONTEXT), CONTEXT), FIXED_US)
+    table = json.loads(RESULTS.with_suffix(".json").read_text())
+    name = f"graphs, {agents} agent{'s' * (agents > 1)}"
+    (committed,) = (step for step in table["graphs"] if step["name"] == name)
+    _exit(kernel_violations(fresh["kernels"], committed["kernels"]))
+
+
+def check_persistent(sources: Path) -> None:
+    """Exit with the phases of the persistent kernel that are slower than in the table; two layers, one block.
+
+    Args:
+        sources: folder of the kernel's files.
+    """
+    cubin = compile_step(sources)
+    fresh = persistent_row(clock_persistent(num_layers=2, context=CONTEXT, blocks=(7,), cubin=cubin))
+    table = json.loads(RESULTS.with_suffix(".json").read_text())
+    _exit(phase_violations(fresh["phases"], table["persistent"][0]["phases"]))
+
+
+def _exit(wrong: list[str]) -> None:
+    if wrong:
+        raise SystemExit("Slower than the table:\n" + "\n".join(wrong))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Cycles of every kernel of a step, from its machine code.")
     parser.add_argument("--agents", type=int, default=1)
@@ -80,9 +109,13 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=16, help="of 8 blocks, of the persistent kernel")
     parser.add_argument("--phase", type=int, help="profile this phase of the persistent kernel")
     parser.add_argument("--write", action="store_true", help=f"keep the whole table in {RESULTS}.json and .md")
+    parser.add_argument("--check", action="store_true", help="compare with the table instead of printing")
+    parser.add_argument("--sources", type=Path, default=SOURCES, help="of the persistent kernel, with --check")
     options = parser.parse_args()
 
-    if options.write:
+    if options.check:
+        check_persistent(options.sources) if options.persistent else check(options.agents)
+    elif options.write:
         table = make_table()
         RESULTS.with_suffix(".md").write_text(as_markdown(table))
         RESULTS.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")

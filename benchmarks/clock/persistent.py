@@ -99,8 +99,11 @@ class PersistentStep:
         return PERSISTENT_LAUNCH_US + max(self.compute_us + self.waits_us, self.stream_us(gpu))
 
 
-def compile_step(sources: Path = SOURCES, source: Path = FOLDER / "published_step.cu") -> bytes:
+def compile_step(sources: Path = SOURCES) -> bytes:
     """Return the cubin of the persistent kernel with its markers.
+
+    Args:
+        sources: folder of the kernel's files.
 
     Raises:
         FileNotFoundError: there is no nvcc.
@@ -108,16 +111,19 @@ def compile_step(sources: Path = SOURCES, source: Path = FOLDER / "published_ste
     """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "step.cubin"
-        _run(["nvcc", "-std=c++17", "-O3", "-cubin", "-arch=sm_90a", f"-I{sources}", "-o", str(target), str(source)])
+        source = str(FOLDER / "published_step.cu")
+        _run(["nvcc", "-std=c++17", "-O3", "-cubin", "-arch=sm_90a", f"-I{sources}", "-o", str(target), source])
         return target.read_bytes()
 
 
-def arguments(num_blocks: int, cluster_size: int, context: int, sources: Path = SOURCES) -> dict[str, tuple[int, bytes]]:
+def arguments(num_blocks: int, cluster_size: int, context: int, num_layers: int) -> dict[str, tuple[int, bytes]]:
     """Return the regions that arguments.cpp prints: address and bytes by name."""
+    files = [str(FOLDER / "arguments.cpp"), str(SOURCES / "layout.cpp")]
+    numbers = [str(number) for number in (num_blocks, cluster_size, context, num_layers)]
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "arguments"
-        _run(["c++", "-std=c++17", "-O1", f"-I{sources}", "-o", str(program), str(FOLDER / "arguments.cpp"), str(sources / "layout.cpp")])
-        raw = subprocess.run([program, str(num_blocks), str(cluster_size), str(context)], capture_output=True, check=True).stdout
+        _run(["c++", "-std=c++17", "-O1", f"-I{SOURCES}", "-o", str(program), *files])
+        raw = subprocess.run([program, *numbers], capture_output=True, check=True).stdout
 
     regions: dict[str, tuple[int, bytes]] = {}
     at = 0
@@ -138,10 +144,10 @@ def _run(command: list[str]) -> None:
 
 
 def load_step(
-    num_blocks: int, cluster_size: int, context: int, cubin: bytes | None = None
+    num_blocks: int, cluster_size: int, context: int, num_layers: int = 12, cubin: bytes | None = None
 ) -> tuple[Program, dict[str, tuple[int, bytes]]]:
     """Return the kernel with its arguments and memory, and the regions of `arguments`."""
-    regions = arguments(num_blocks, cluster_size, context)
+    regions = arguments(num_blocks, cluster_size, context, num_layers)
     memory = GlobalMemory()
     for address, content in regions.values():
         if address:
@@ -153,8 +159,8 @@ def load_step(
 
 
 def clock_persistent(
-    num_blocks: int = 128, cluster_size: int = 8, context: int = 505, blocks: Sequence[int] | None = None,
-    cubin: bytes | None = None,
+    num_blocks: int = 128, cluster_size: int = 8, context: int = 505, num_layers: int = 12,
+    blocks: Sequence[int] | None = None, cubin: bytes | None = None,
 ) -> PersistentStep:  # fmt: skip
     """Clock the persistent kernel.
 
@@ -162,6 +168,7 @@ def clock_persistent(
         num_blocks: of the launch.
         cluster_size: blocks of a cluster.
         context: cached tokens.
+        num_layers: of the model; all are alike but for their windows.
         blocks: those to play; each phase counts as its slowest. By default the last of a cluster with a head, which
             also has the new keys, and the last of all, which may have more neurons.
         cubin: of `compile_step`; compiled if not given.
@@ -169,7 +176,7 @@ def clock_persistent(
     Raises:
         FileNotFoundError, RuntimeError: as `compile_step`.
     """
-    program, regions = load_step(num_blocks, cluster_size, context, cubin)
+    program, regions = load_step(num_blocks, cluster_size, context, num_layers, cubin)
     interpreter = Interpreter(program)
     statics = prepare(program.code)
     chosen = blocks if blocks is not None else (cluster_size - 1, num_blocks - 1)
