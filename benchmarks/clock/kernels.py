@@ -14,7 +14,7 @@ from torch import Tensor
 from ..kernel_resources import cubin_resources
 from ..triton_launches import Launch, compile_launch
 from .interpret import PARAMETERS, Interpreter, Path, Program
-from .machine import Multiprocessor, Run, prepare
+from .machine import Multiprocessor, prepare
 from .memory import COLD, WARM, GlobalMemory, as_words
 from .sass import disassemble
 
@@ -131,7 +131,9 @@ def compile_for_clock(launch: Launch, compute_capability: int = 90) -> Compiled:
     return Compiled(program, cubin_resources(cubin)["registers"], int(compiled.metadata.shared))
 
 
-def clock_launch(launch: Launch, *, compute_capability: int = 90, multiprocessors: int = NUM_MULTIPROCESSORS) -> Clocked:
+def clock_launch(
+    launch: Launch, *, compute_capability: int = 90, multiprocessors: int = NUM_MULTIPROCESSORS
+) -> Clocked:
     """Compile a launch and clock it.
 
     Raises:

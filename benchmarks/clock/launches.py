@@ -75,7 +75,12 @@ def set_context(launch: Launch, context: int) -> None:
 
     # Memory that is never touched: only addresses are wanted.
     for name, value in launch.arguments.items():
-        if isinstance(value, Tensor) and value.dim() > 1 and len(value) == len(pages) and not name.startswith("page_table"):
+        if (
+            isinstance(value, Tensor)
+            and value.dim() > 1
+            and len(value) == len(pages)
+            and not name.startswith("page_table")
+        ):
             launch.arguments[name] = torch.empty(sessions * needed, *value.shape[1:], dtype=value.dtype)
 
 

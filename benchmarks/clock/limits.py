@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 SLACK = 0.10
-"""Part by which a kernel may be slower than in the table: another release of the compiler orders instructions otherwise."""
+"""Part by which a kernel may be slower than in the table: compilers differ in how they order instructions."""
 
 Row = dict[str, Any]
 

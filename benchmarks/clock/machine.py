@@ -53,8 +53,20 @@ _PIPES: dict[str, tuple[str, float]] = {
         ("alu", _HALF),
     ),
 }  # fmt: skip
-_MEMORY = frozenset({"LDS", "STS", "LDSM", "STSM", "LDG", "STG", "LDGSTS", "ATOMS", "ATOMG", "RED", "LD", "ST", "ATOM", "CCTL"})
-_KIND = {"plain": 0, "memory": 1, "barrier": 2, "copy_group": 3, "copy_wait": 4, "wgmma": 5, "wgmma_wait": 6, "pdl": 7, "mark": 8}
+_MEMORY = frozenset(
+    {"LDS", "STS", "LDSM", "STSM", "LDG", "STG", "LDGSTS", "ATOMS", "ATOMG", "RED", "LD", "ST", "ATOM", "CCTL"}
+)
+_KIND = {
+    "plain": 0,
+    "memory": 1,
+    "barrier": 2,
+    "copy_group": 3,
+    "copy_wait": 4,
+    "wgmma": 5,
+    "wgmma_wait": 6,
+    "pdl": 7,
+    "mark": 8,
+}
 
 
 @dataclass

@@ -115,7 +115,9 @@ def sectors(addresses: Lanes, mask: Lanes, num_bytes: int) -> list[int]:
     start = addresses[mask].astype(np.int64)
     if num_bytes <= 32:
         return [int(sector) for sector in np.unique(np.concatenate((start // 32, (start + num_bytes - 1) // 32)))]
-    return sorted({sector for first in start for sector in range(int(first) // 32, (int(first) + num_bytes - 1) // 32 + 1)})
+    return sorted(
+        {sector for first in start for sector in range(int(first) // 32, (int(first) + num_bytes - 1) // 32 + 1)}
+    )
 
 
 def as_words(array: Iterable[int] | Lanes) -> Lanes:

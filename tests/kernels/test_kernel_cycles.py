@@ -218,7 +218,8 @@ def test_a_serial_loop_is_seen(tmp_path: Path) -> None:
     script.write_text(SLOWER)
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=kept | {"PYTHONPATH": str(ROOT)})
+    kept["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=kept)
     plain, serial, barriers, serial_barriers, guesses = map(int, done.stdout.split())
     assert serial > plain + 16 * 100
     assert serial_barriers >= barriers + 16
@@ -244,7 +245,8 @@ def test_phases_of_the_persistent_kernel_are_no_slower_and_a_slower_one_is_seen(
     norm = sources / "phases" / "norm.cuh"
     text = norm.read_text()
     assert "  trace(3);\n" in text
-    norm.write_text(text.replace("  trace(3);\n", "  trace(3);\n  JAT_UNROLL_BY(1)\n  for (int i = 0; i < 20; ++i) block.barrier();\n"))
+    loop = "  trace(3);\n  JAT_UNROLL_BY(1)\n  for (int i = 0; i < 20; ++i) block.barrier();\n"
+    norm.write_text(text.replace("  trace(3);\n", loop))
     done = clock("--persistent", "--check", "--sources", str(sources))
     assert done.returncode == 1
     assert "LayerNorm: expected at most" in done.stderr
