@@ -16,13 +16,13 @@ template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T values[kCount];
 };
-// Four registers of a tensor core's operand.
-using Words = Pack<uint32_t, 4>;
-
 template <typename W>
 constexpr int kPerWord = 4 / static_cast<int>(sizeof(W));  // numbers of a register
 template <typename W>
 constexpr int kLoad = 16 / static_cast<int>(sizeof(W));  // numbers of a 16-byte load
+
+// A maximum that numbers can be taken relative to: exp(-inf - anchor) is 0 also where all of them are -inf.
+JAT_DEVICE float anchor(float maximum) { return maximum == kMinusInfinity ? 0 : maximum; }
 
 template <typename W>
 JAT_DEVICE float rounded(float value) {
@@ -41,6 +41,8 @@ template <typename W, int kHidden>
 struct Block {
   using Weight = W;
   static constexpr bool kPublished = kHidden > 0;
+  // Operands of several products fit into registers together.
+  static constexpr bool kIsFast = kPublished && sizeof(W) == 2;
   // Pairs of adjacent columns of a row of x that a thread owns.
   static constexpr int kPairs = kPublished ? kHidden * kStepRows / (64 * kStepMaxWarps) : kStepMaxPairs;
 
@@ -87,6 +89,8 @@ struct Block {
   JAT_DEVICE int num_warps() const { return kPublished ? kStepMaxWarps : model.num_warps; }
   JAT_DEVICE int num_threads() const { return 32 * num_warps(); }
   JAT_DEVICE int row_warps() const { return num_warps() / kStepRows; }
+  // Words of 4 bytes of a head's numbers.
+  JAT_DEVICE int head_words() const { return head_dim() / kPerWord<W>; }
   JAT_DEVICE int k_pairs() const { return kPublished ? kHidden * static_cast<int>(sizeof(W)) / 64 : model.k_pairs; }
   JAT_DEVICE int output_tiles() const { return kPublished ? kHidden / kOutputTile : model.output_tiles; }
 
@@ -98,11 +102,20 @@ struct Block {
   JAT_DEVICE void barrier() const { consumer_barrier(num_threads()); }
 
   JAT_DEVICE Mbarrier* peers(int which) const { return at<Mbarrier>(model.shared.peers) + which; }
+  // Say how many bytes the cluster sends to one of them in a round, its q, k and v or its partial softmax: before the
+  // first round and after each.
+  JAT_DEVICE void expect_peers(int which) const {
+    if (thread != 0) return;
+    const int numbers = which == 0 ? head_dim() * static_cast<int>(sizeof(float) + 2 * sizeof(W))
+                                   : model.cluster_size * (head_dim() + 2) * static_cast<int>(sizeof(float));
+    mbarrier_arrive_expect(peers(which), kStepRows * numbers);
+  }
   // Wait until all of the cluster's numbers of this round are here. The two barriers alternate, so a peer sends
   // to one of them again only when this block has passed it: the other one was in between.
   JAT_DEVICE void wait_for_peers(int which) {
     timeout.wait([&] { return mbarrier_test_cluster(peers(which), meetings & 1); });
     meetings += which;
+    expect_peers(which);
   }
 };
 

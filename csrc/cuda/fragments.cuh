@@ -12,14 +12,18 @@ namespace jat {
 
 #if JAT_HAS_CLUSTERS
 
-// This lane's 4 words of activations for a pair of k tiles: of row lane / 4, words 16 pair + 4 (lane % 4) ...
-// Rows behind the third are zero.
+// This lane's 4 words of up to three rows for a pair of k tiles: of row lane / 4, words 16 pair + 4 (lane % 4) ...
+// Rows behind the third are zero, and so are words from `words` on.
+JAT_DEVICE Words row_words(const uint32_t* rows, int stride, int pair, int lane, int words) {
+  const int row = lane >> 2, word = 16 * pair + 4 * (lane & 3);
+  if (row >= kStepRows || word >= words) return {{0, 0, 0, 0}};
+  return load_words(rows + row * stride + word);
+}
+
 template <typename B>
 JAT_DEVICE Words activations(const B& block, int pair) {
-  const int row = block.lane >> 2;
-  if (row >= kStepRows) return {{0, 0, 0, 0}};
-  const uint32_t* normed = block.template at<uint32_t>(block.model.shared.normed);
-  return *reinterpret_cast<const Words*>(normed + row * block.model.normed_stride + 16 * pair + 4 * (block.lane & 3));
+  const int stride = B::kPublished ? kPublishedHidden / kPerWord<typename B::Weight> + 16 : block.model.normed_stride;
+  return row_words(block.template at<uint32_t>(block.model.shared.normed), stride, pair, block.lane, stride);
 }
 
 template <typename W>
@@ -30,13 +34,13 @@ JAT_DEVICE void multiply(float (&c)[4], const Words& a, const Words& b) {
 
 // This warp's part of the products with kGroups groups of 8 rows of H weights, summed over its share of k.
 //   weights   the groups, packed
-//   products  float [3, products_stride], of this warp and the first of the groups
+//   products  float [columns, 3 (rows), num_warps], of this warp and the first of the groups
 template <int kGroups, typename B>
 JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* products) {
   using W = typename B::Weight;
   float c[kGroups][4] = {};
   const int pairs = block.k_pairs();
-  if constexpr (B::kPublished) {
+  if constexpr (B::kIsFast) {
     constexpr int kShare = kPublishedHidden * static_cast<int>(sizeof(W)) / 64 / kStepMaxWarps;
     Words a[kShare];
     JAT_UNROLL
@@ -45,7 +49,8 @@ JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* pro
     for (int i = 0; i < kShare; ++i) {
       JAT_UNROLL
       for (int group = 0; group < kGroups; ++group)
-        multiply<W>(c[group], a[i], weights[(group * pairs + block.warp + i * kStepMaxWarps) * 32 + block.lane]);
+        multiply<W>(c[group], a[i],
+                    load_words(weights + (group * pairs + block.warp + i * kStepMaxWarps) * 32 + block.lane));
     }
   } else {
     JAT_UNROLL_BY(1)
@@ -53,74 +58,74 @@ JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* pro
       const Words a = activations(block, pair);
       JAT_UNROLL
       for (int group = 0; group < kGroups; ++group)
-        multiply<W>(c[group], a, weights[(group * pairs + pair) * 32 + block.lane]);
+        multiply<W>(c[group], a, load_words(weights + (group * pairs + pair) * 32 + block.lane));
     }
   }
   const int row = block.lane >> 2;
   if (row >= kStepRows) return;
   JAT_UNROLL
-  for (int group = 0; group < kGroups; ++group)
-    *reinterpret_cast<Pack<float, 2>*>(products + row * block.model.products_stride + group * kGroup +
-                                       2 * (block.lane & 3)) = {{c[group][0], c[group][1]}};
+  for (int group = 0; group < kGroups; ++group) {
+    JAT_UNROLL
+    for (int i = 0; i < 2; ++i)
+      products[((group * kGroup + 2 * (block.lane & 3) + i) * kStepRows + row) * block.num_warps()] = c[group][i];
+  }
 }
 
 // Multiply `count` groups, the pieces of the ring that hold them, and let done(piece, first, count) read more of
 // each piece. Afterwards, behind a barrier, sum_products has the results.
 template <typename B, typename Done>
 JAT_DEVICE void multiply_rows(B& block, int count, int bias_bytes, Done done) {
-  float* products =
-      block.template at<float>(block.model.shared.products) + block.warp * kStepRows * block.model.products_stride;
+  float* products = block.template at<float>(block.model.shared.products) + block.warp;
+  const int group_products = kGroup * kStepRows * block.num_warps();
   const int group_words = block.k_pairs() * 32, most = block.model.piece_groups;
   for (int first = 0; first < count; first += most) {
     const int groups = smaller(most, count - first);
     const char* piece = block.ring.take(groups * (group_words * static_cast<int>(sizeof(Words)) + bias_bytes));
     const Words* weights = reinterpret_cast<const Words*>(piece);
-    float* target = products + first * kGroup;
+    float* target = products + first * group_products;
     // What a block has in the published size on 128 or 120 SMs.
-    if (B::kPublished && groups == 3) {
+    if (B::kIsFast && groups == 3) {
       multiply_groups<3>(block, weights, target);
-    } else if (B::kPublished && groups == 4) {
+    } else if (B::kIsFast && groups == 4) {
       multiply_groups<4>(block, weights, target);
     } else {
       JAT_UNROLL_BY(1)
       for (int group = 0; group < groups; ++group)
-        multiply_groups<1>(block, weights + group * group_words, target + group * kGroup);
+        multiply_groups<1>(block, weights + group * group_words, target + group * group_products);
     }
     done(piece + groups * group_words * sizeof(Words), first, groups);
     block.ring.give_back(block.lane);
   }
 }
 
-// The sum over all warps of kCount adjacent products of a row.
-template <int kCount, typename B>
-JAT_DEVICE Pack<float, kCount> sum_products(const B& block, int row, int column) {
-  const int stride = block.model.products_stride;
-  const float* products = block.template at<float>(block.model.shared.products) + row * stride + column;
-  Pack<float, kCount> part[2] = {};
-  JAT_UNROLL_BY(12)
-  for (int warp = 0; warp < block.num_warps(); ++warp) {
-    const auto next = *reinterpret_cast<const Pack<float, kCount>*>(products + warp * kStepRows * stride);
+// The sum over all warps of a product.
+template <typename B>
+JAT_DEVICE float sum_products(const B& block, int row, int column) {
+  const float* products =
+      block.template at<float>(block.model.shared.products) + (column * kStepRows + row) * block.num_warps();
+  if constexpr (B::kPublished) {
+    float sum[4] = {};
     JAT_UNROLL
-    for (int i = 0; i < kCount; ++i) part[warp & 1].values[i] += next.values[i];
+    for (int warp = 0; warp < kStepMaxWarps; warp += 4) {
+      const Words four = load_words(products + warp);
+      JAT_UNROLL
+      for (int i = 0; i < 4; ++i) sum[i] += bits_float(four.values[i]);
+    }
+    return sum[0] + sum[1] + (sum[2] + sum[3]);
   }
-  JAT_UNROLL
-  for (int i = 0; i < kCount; ++i) part[0].values[i] += part[1].values[i];
-  return part[0];
+  float sum = 0;
+  for (int warp = 0; warp < block.num_warps(); ++warp) sum += products[warp];
+  return sum;
 }
 
 // What kHalves half-tiles of k add to an output tile: products of 32 outputs with three rows.
-//   weights      of this lane: 4 words of each half-tile, `stride` Words apart
+//   w            4 words of each half-tile
 //   activations  of row lane / 4 from word lane % 4 of the first half-tile on
 template <int kHalves, typename W>
-JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride, const uint32_t* activations,
-                              bool is_row) {
-  Words w[kHalves];
+JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words (&w)[kHalves], const uint32_t* activations, bool is_row) {
   uint32_t b[kHalves];
   JAT_UNROLL
-  for (int half = 0; half < kHalves; ++half) {
-    w[half] = weights[half * stride];
-    b[half] = is_row ? activations[4 * half] : 0;
-  }
+  for (int half = 0; half < kHalves; ++half) b[half] = is_row ? activations[4 * half] : 0;
   JAT_UNROLL
   for (int half = 0; half + 1 < kHalves; half += 2) {
     JAT_UNROLL
@@ -136,20 +141,25 @@ JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride
   }
 }
 
+// The same with this lane's weights in memory, `stride` Words apart.
+template <int kHalves, typename W>
+JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride, const uint32_t* activations,
+                              bool is_row) {
+  Words w[kHalves];
+  JAT_UNROLL
+  for (int half = 0; half < kHalves; ++half) w[half] = load_words(weights + half * stride);
+  multiply_tile<kHalves, W>(c, w, activations, is_row);
+}
+
 // The same for any number of half-tiles.
 template <typename W>
 JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride, const uint32_t* activations,
                               bool is_row, int halves) {
-  if (halves == 2) return multiply_tile<2, W>(c, weights, stride, activations, is_row);
-  if (halves == 3) return multiply_tile<3, W>(c, weights, stride, activations, is_row);
-  if (halves == 4) return multiply_tile<4, W>(c, weights, stride, activations, is_row);
+  int half = 0;
   JAT_UNROLL_BY(1)
-  for (int half = 0; half < halves; half += 2) {
-    if (half + 1 < halves)
-      multiply_tile<2, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
-    else
-      multiply_tile<1, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
-  }
+  for (; half + 1 < halves; half += 2)
+    multiply_tile<2, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
+  if (half < halves) multiply_tile<1, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
 }
 
 // Publish the results of multiply_tile. A lane holds 4 adjacent outputs, of rows 0 and 1, or of row 2.

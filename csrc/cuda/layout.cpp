@@ -71,8 +71,9 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   const int row_words = model.k_pairs * 16;
   model.normed_stride = row_words % 32 == 0 ? row_words + 16 : row_words;
   const int columns = std::max(block_groups, ceil_div(qkv_groups, model.cluster_size)) * kGroup;
-  model.products_stride = columns % 32 == 0 ? columns + 8 : columns;
-  model.attended_stride = head_dim * bytes / 4 + 4;
+  const int head_words = head_dim * bytes / 4;
+  model.query_stride = head_words % 32 == 0 ? head_words + 16 : head_words;
+  model.attended_stride = head_words + 4;
   model.inner_stride = model.block_neurons * bytes / 4 + 4;
   if (model.inner_stride % 16 == 0) model.inner_stride += 4;
 
@@ -98,8 +99,9 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   shared.last = take(1, 4);
   shared.normed = take(std::max(rows * model.normed_stride, hidden), 4);
   shared.moments = take(warps, 8);
-  shared.products = take(warps * rows * model.products_stride, 4);
-  shared.query = take(rows * head_dim, 4);
+  shared.products = take(columns * rows * warps, 4);
+  shared.query = take((bytes == 4 ? 1 : 2) * rows * model.query_stride, 4);
+  shared.pages = take(model.num_layers, 8);
   shared.new_keys = take(2 * rows * head_dim, bytes);
   shared.weights = take(warps * 9 * 4, 4);
   shared.states = take(rows * warps, 8);

@@ -42,10 +42,23 @@ template <typename W>
 JAT_DEVICE W from_float(float value) {
   return static_cast<W>(value);
 }
-JAT_DEVICE float fast_exp(float x) { return __expf(x); }
-JAT_DEVICE float inverse_sqrt(float x) { return rsqrtf(x); }
-// Quotient of floats; 0 for a divisor above 2^126.
-JAT_DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
+JAT_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
+// These take subnormal numbers for zero, which saves their scaling.
+JAT_DEVICE float fast_exp(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.4426950408889634f * x));
+  return y;
+}
+JAT_DEVICE float inverse_sqrt(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+JAT_DEVICE float fast_divide(float a, float b) {
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(b));
+  return a * reciprocal;
+}
 
 // ---- threads
 
@@ -56,7 +69,7 @@ JAT_DEVICE void warp_barrier() { __syncwarp(); }
 
 // The first num_threads threads of the block; the loading warp takes no part.
 JAT_DEVICE void consumer_barrier(int num_threads) {
-  asm volatile("barrier.cta.sync 1, %0;" ::"r"(num_threads) : "memory");
+  asm volatile("barrier.cta.sync.aligned 1, %0;" ::"r"(num_threads) : "memory");
 }
 
 // The same for any num_threads threads, in whole warps. id: 2 to 15.
@@ -67,6 +80,16 @@ JAT_DEVICE void named_barrier(int id, int num_threads) {
 JAT_DEVICE char* shared_memory() {
   extern __shared__ __align__(128) char memory[];
   return memory;
+}
+
+// Four registers of a tensor core's operand.
+struct Words {
+  uint32_t values[4];
+};
+// In one load; the compiler may divide that of a struct.
+JAT_DEVICE Words load_words(const void* source) {
+  const uint4 load = *static_cast<const uint4*>(source);
+  return {{load.x, load.y, load.z, load.w}};
 }
 
 // ---- clusters

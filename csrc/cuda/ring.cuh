@@ -163,28 +163,28 @@ class RingWriter {
   } released_;
 };
 
-// The cached keys of one layer that this block reads: every cluster_size-th page from first_page + rank on.
-struct Pages {
-  int first_page, num_pages;  // of this block
-  int begin_slot, end_slot;   // slots of the session's page list that hold visible cached tokens
+// The cached pages of one layer that this block reads: every cluster_size-th from first_page on.
+struct LayerPages {
+  int32_t first_page, num_pages;
+};
 
-  JAT_DEVICE Pages(const StepModel& model, const StepInput& input, int window, int rank) {
-    // The oldest key that row 0 sees; later rows see no older one.
-    const int oldest = larger(0, input.context_len - window + 1);
-    begin_slot = input.start_offset + oldest;
-    end_slot = input.start_offset + input.context_len;
-    first_page = begin_slot / kStepPageSize + rank;
-    const int end_page = (end_slot + kStepPageSize - 1) / kStepPageSize;
-    num_pages = begin_slot < end_slot && end_page > first_page
-                    ? (end_page - first_page + model.cluster_size - 1) / model.cluster_size
-                    : 0;
-  }
-  JAT_DEVICE int page(const StepModel& model, int index) const {
-    return first_page + index * model.cluster_size;
-  }
-  // The slots [from, to) of a page that are read.
-  JAT_DEVICE int from(int page) const { return larger(0, begin_slot - page * kStepPageSize); }
-  JAT_DEVICE int to(int page) const { return smaller(kStepPageSize, end_slot - page * kStepPageSize); }
+// The oldest key that row 0 sees in a layer; later rows see no older one.
+JAT_DEVICE int oldest_key(const StepInput& input, int window) { return larger(0, input.context_len - window + 1); }
+
+JAT_DEVICE LayerPages pages_of_layer(const StepModel& model, const StepInput& input, int window, int rank) {
+  const int begin_slot = input.start_offset + oldest_key(input, window);
+  const int end_slot = input.start_offset + input.context_len;
+  const int first = begin_slot / kStepPageSize + rank, end = (end_slot + kStepPageSize - 1) / kStepPageSize;
+  const bool has_any = begin_slot < end_slot && end > first;
+  return {first, has_any ? (end - first + model.cluster_size - 1) / model.cluster_size : 0};
+}
+
+// The slots [from, to) of a page that hold visible cached tokens.
+struct PageSlots {
+  int from, to;
+  JAT_DEVICE PageSlots(const StepInput& input, int oldest, int page)
+      : from(larger(0, input.start_offset + oldest - page * kStepPageSize)),
+        to(smaller(kStepPageSize, input.start_offset + input.context_len - page * kStepPageSize)) {}
 };
 
 // The first group of neurons of a block. The last blocks take one more, since the last clusters have no head in
@@ -218,21 +218,23 @@ JAT_DEVICE StepShare share_of_block(const StepModel& model, const StepInput& inp
 template <typename W>
 class Loader {
  public:
-  JAT_DEVICE Loader(const StepModel& model, const StepInput& input, const RingWriter& ring, const StepShare& share)
-      : model_(model), input_(input), ring_(ring), share_(share) {}
+  JAT_DEVICE Loader(const StepModel& model, const StepInput& input, const RingWriter& ring, const StepShare& share,
+                    const LayerPages* pages)
+      : model_(model), input_(input), ring_(ring), share_(share), pages_(pages) {}
 
   JAT_DEVICE void run() {
     const float* bias = nullptr;
     const int tile_bytes = model_.head_half_tiles * 512, neuron_bytes = model_.group_half_tiles * model_.output_tiles * 512;
+    JAT_UNROLL_BY(1)
     for (int index = 0; index < model_.num_layers; ++index) {
       const StepLayer layer = model_.layers[index];
       norm(layer.norm1_weight, layer.norm1_bias, bias);
-      const Pages pages(model_, input_, model_.windows[index], share_.rank);
+      JAT_UNROLL_BY(1)
       for (int head = share_.cluster; head < model_.num_heads; head += share_.num_clusters) {
         const int64_t qkv_groups = 3 * model_.head_dim / kGroup;
         units(bytes(layer.qkv) + head * qkv_groups * model_.group_bytes, share_.qkv_begin, share_.qkv_end,
               model_.group_bytes, model_.piece_groups, nullptr);
-        cached(index, head, pages);
+        cached(index, head);
         units(bytes(layer.out_proj) + static_cast<int64_t>(head) * model_.output_tiles * tile_bytes, share_.out_begin,
               share_.out_end, tile_bytes, model_.piece_tiles, nullptr);
       }
@@ -265,6 +267,7 @@ class Loader {
 
   // Units [begin, end) of unit_bytes each; behind those of a piece the biases of their neurons.
   JAT_DEVICE void units(const char* source, int begin, int end, int unit_bytes, int most, const float* biases) {
+    JAT_UNROLL_BY(1)
     for (int unit = begin; unit < end; unit += most) {
       const int count = smaller(most, end - unit), size = count * unit_bytes;
       const int bias_bytes = count * kGroup * static_cast<int>(sizeof(float));
@@ -277,25 +280,30 @@ class Loader {
 
   // Pages of a head: the keys of each, then its values. Only slots of visible cached tokens: the step may be
   // writing its new tokens to the others.
-  JAT_DEVICE void cached(int layer, int head, const Pages& pages) {
+  JAT_DEVICE void cached(int layer, int head) {
     const int row_bytes = model_.head_dim * static_cast<int>(sizeof(W)), page_bytes = kStepPageSize * row_bytes;
-    const int most = model_.piece_pages;
+    const int most = model_.piece_pages, oldest = oldest_key(input_, model_.windows[layer]);
     const char* cache = static_cast<const char*>(model_.kv_cache);
+    const LayerPages pages = pages_[layer];
+    JAT_UNROLL_BY(1)
     for (int first = 0; first < pages.num_pages; first += most) {
-      const int end = smaller(first + most, pages.num_pages);
+      const int count = smaller(most, pages.num_pages - first), begin = pages.first_page + first * model_.cluster_size;
       uint32_t used = 0;
-      for (int index = first; index < end; ++index) {
-        const int page = pages.page(model_, index);
-        used += 2 * (pages.to(page) - pages.from(page)) * row_bytes;
+      JAT_UNROLL_BY(1)
+      for (int index = 0; index < count; ++index) {
+        const PageSlots slots(input_, oldest, begin + index * model_.cluster_size);
+        used += 2 * (slots.to - slots.from) * row_bytes;
       }
       // The piece takes the room of whole pages, and expects the bytes that are copied.
-      ring_.begin((end - first) * 2 * page_bytes, used);
+      ring_.begin(count * 2 * page_bytes, used);
       JAT_UNROLL_BY(1)
-      for (int copy = 2 * first; copy < 2 * end; ++copy) {
-        const int page = pages.page(model_, copy / 2), from = pages.from(page), to = pages.to(page);
+      for (int copy = 0; copy < 2 * count; ++copy) {
+        const int page = begin + copy / 2 * model_.cluster_size;
+        const PageSlots slots(input_, oldest, page);
         const int64_t place = static_cast<int64_t>(layer) * model_.num_pages + input_.page_table[page];
         const char* source = cache + ((place * 2 + copy % 2) * model_.num_heads + head) * page_bytes;
-        ring_.copy((copy - 2 * first) * page_bytes + from * row_bytes, source + from * row_bytes, (to - from) * row_bytes);
+        const int from = slots.from * row_bytes;
+        ring_.copy(copy * page_bytes + from, source + from, slots.to * row_bytes - from);
       }
       ring_.end();
     }
@@ -305,6 +313,7 @@ class Loader {
   const StepInput& input_;
   RingWriter ring_;
   const StepShare& share_;
+  const LayerPages* const pages_;
 };
 
 #endif  // JAT_HAS_CLUSTERS

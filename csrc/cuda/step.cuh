@@ -38,6 +38,7 @@ JAT_DEVICE void run(B& block) {
   const int last = kReductionsPerLayer * block.model.num_layers;
   const bool has_head = block.share.head_row_begin < block.share.head_row_end;
   block.head_bias = load_head_bias(block, block.warp);
+  for (int which = 0; which < kClusterBarriersPerHead; ++which) block.expect_peers(which);
   trace(0);
   embed(block);
   arrive(block, 1);
@@ -69,7 +70,14 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
   const SpinTimeout timeout = {&model.control->aborted, input.timeout_ns};
   const int thread = thread_index(), num_threads = 32 * model.num_warps;
   StepShare& share = *reinterpret_cast<StepShare*>(shared + model.shared.share);
+  LayerPages* pages = reinterpret_cast<LayerPages*>(shared + model.shared.pages);
   if (thread >= num_threads) {
+    // A layer for each lane. Constants are read one at a time.
+    const int lane = thread - num_threads;
+    int window = 1;
+    JAT_UNROLL_BY(4)
+    for (int layer = 0; layer < model.num_layers; ++layer) window = layer == lane ? model.windows[layer] : window;
+    if (lane < model.num_layers) pages[lane] = pages_of_layer(model, input, window, block_index() % model.cluster_size);
     if (thread == num_threads) {
       Mbarrier* full = reinterpret_cast<Mbarrier*>(shared + model.shared.full);
       Mbarrier* empty = reinterpret_cast<Mbarrier*>(shared + model.shared.empty);
@@ -85,7 +93,7 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
     }
     warp_barrier();
     cluster_barrier();
-    if (thread == num_threads) Loader<W>(model, input, RingWriter(model, timeout, shared), share).run();
+    if (thread == num_threads) Loader<W>(model, input, RingWriter(model, timeout, shared), share, pages).run();
     warp_barrier();
   } else {
     // Rows that the step does not have are multiplied too, as zeros, and so is the padding of rows.

@@ -56,8 +56,9 @@ struct StepShared {
   int32_t last;      // int32: this block is the last one to finish
   int32_t normed;    // W [3, normed_stride words], the LayerNorm of x; for the head float [H]
   int32_t moments;   // float2 [num_warps]: sums of x and of its squares
-  int32_t products;  // float [num_warps, 3, products_stride]: each warp's part of q, k, v or of the neurons
-  int32_t query;     // float [3, head_dim], written by the whole cluster
+  int32_t products;  // float [columns, 3, num_warps]: each warp's part of q, k, v or of the neurons
+  int32_t query;     // words [1 or 2 (rounded, rest), 3, query_stride], written by the whole cluster
+  int32_t pages;     // {int32 first_page, num_pages} [num_layers]: the cached pages that this block reads
   int32_t new_keys;  // W [2 (key, value), 3, head_dim], written by the whole cluster
   int32_t weights;   // float [num_warps, 9, 4]: softmax of 8 keys, and the rescaling, of each row
   int32_t states;    // float2 [3, num_warps]: maximum and sum of each warp's softmax
@@ -103,7 +104,7 @@ struct StepModel {
   int32_t head_half_tiles;   // half k tiles (16 bytes) of head_dim weights
   int32_t group_half_tiles;  // of 8 neurons
   int32_t out_splits_log2;   // output tiles of out_proj have their head_dim split over so many warps
-  int32_t normed_stride, products_stride, attended_stride, inner_stride;  // words of 4 bytes
+  int32_t normed_stride, query_stride, attended_stride, inner_stride;  // words of 4 bytes
   int32_t block_neurons;  // most neurons of a block
   StepShared shared;
   // Scratch

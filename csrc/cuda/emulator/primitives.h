@@ -31,6 +31,10 @@ namespace jat {
 
 inline float fast_exp(float x) { return std::exp(x); }
 inline float inverse_sqrt(float x) { return 1 / std::sqrt(x); }
+struct Words {
+  uint32_t values[4];
+};
+inline Words load_words(const void* source) { return *static_cast<const Words*>(source); }
 inline float fast_divide(float a, float b) { return a / b; }
 
 // ---- threads, clusters, mbarriers

@@ -9,282 +9,375 @@ namespace jat {
 
 #if JAT_HAS_CLUSTERS
 
-// Compute this block's share of q, k and v and send it to all blocks of the cluster; write k and v to their
-// pages.
-template <typename B>
-JAT_DEVICE void project_head(B& block, int layer, int head) {
-  using W = typename B::Weight;
-  const StepModel& model = block.model;
-  const int head_dim = block.head_dim(), groups = block.share.qkv_end - block.share.qkv_begin;
-  Mbarrier* mbarrier = block.peers(0);
-  if (block.thread == 0)
-    mbarrier_arrive_expect(mbarrier, kStepRows * head_dim * static_cast<int>(sizeof(float) + 2 * sizeof(W)));
-  multiply_rows(block, groups, 0, [](const char*, int, int) {});
-  block.barrier();
+// Two numbers of W, or a float, as a register.
+template <typename W>
+JAT_DEVICE uint32_t to_word(float first, float second) {
+  union {
+    Pack<W, kPerWord<W>> numbers;
+    uint32_t word;
+  } packed;
+  packed.numbers.values[0] = from_float<W>(first);
+  if constexpr (sizeof(W) == 2) packed.numbers.values[1] = from_float<W>(second);
+  return packed.word;
+}
 
-  // 8 lanes for each 4 columns of a row: they send it to different peers.
-  JAT_UNROLL_BY(1)
-  for (int unit = block.thread >> 3; unit < kStepRows * groups * (kGroup / 4); unit += block.num_threads() / 8) {
-    const int row = unit % kStepRows, place = unit / kStepRows * 4;
-    const auto sum = sum_products<4>(block, row, place);
-    const int global = block.share.qkv_begin * kGroup + place, part = global / head_dim, column = global - part * head_dim;
-    if (part == 0) {
-      float* query = block.template at<float>(model.shared.query) + row * head_dim + column;
-      JAT_UNROLL_BY(1)
-      for (int rank = block.lane & 7; rank < model.cluster_size; rank += 8)
-        store_async(query, mbarrier, rank, sum.values[0], sum.values[1], sum.values[2], sum.values[3]);
-      continue;
-    }
-    union {
-      Pack<W, 4> numbers;
-      float words[sizeof(W)];
-    } packed;
+// Call use(rank) for all blocks of the cluster.
+template <typename B, typename Use>
+JAT_DEVICE void for_all_peers(const B& block, Use use) {
+  if (B::kPublished && block.model.cluster_size == 8) {
     JAT_UNROLL
-    for (int i = 0; i < 4; ++i) packed.numbers.values[i] = from_float<W>(sum.values[i]);
-    W* target = block.template at<W>(model.shared.new_keys) + ((part - 1) * kStepRows + row) * head_dim + column;
-    float* words = reinterpret_cast<float*>(target);
+    for (int rank = 0; rank < 8; ++rank) use(rank);
+  } else {
     JAT_UNROLL_BY(1)
-    for (int rank = block.lane & 7; rank < model.cluster_size; rank += 8) {
-      if constexpr (sizeof(W) == 4)
-        store_async(words, mbarrier, rank, packed.words[0], packed.words[1], packed.words[2], packed.words[3]);
-      else
-        store_async(words, mbarrier, rank, packed.words[0], packed.words[1]);
-    }
-    const int slot = row < block.input.num_rows ? block.input.slots[row] : -1;
-    if ((block.lane & 7) != 0 || slot < 0) continue;
-    const int64_t page = static_cast<int64_t>(layer) * model.num_pages + slot / kStepPageSize;
-    W* cached = static_cast<W*>(model.kv_cache) +
-                (((page * 2 + part - 1) * model.num_heads + head) * kStepPageSize + slot % kStepPageSize) * head_dim;
-    *reinterpret_cast<Pack<W, 4>*>(cached + column) = packed.numbers;
+    for (int rank = 0; rank < block.model.cluster_size; ++rank) use(rank);
   }
 }
 
-// A warp's running softmax over its keys, and the sums of their values.
+// Compute this block's share of q, k and v and send it to all blocks of the cluster; write k and v to their
+// pages. 16-bit queries are sent as their rounded value and the rest, so that products with them are as exact as
+// with floats.
+template <typename B>
+JAT_DEVICE void project_head(B& block, int layer, int head) {
+  using W = typename B::Weight;
+  constexpr bool kIsFloat = sizeof(W) == 4;
+  const StepModel& model = block.model;
+  const int head_dim = block.head_dim(), groups = block.share.qkv_end - block.share.qkv_begin;
+  Mbarrier* mbarrier = block.peers(0);
+  multiply_rows(block, groups, 0, [](const char*, int, int) {});
+  block.barrier();
+
+  // One warp for each row; a lane has a column. Of a pair of 16-bit numbers the even lane sends the pair, the odd one
+  // the rests of two queries.
+  const int row = block.warp, lane = block.lane, columns = groups * kGroup;
+  if (row >= kStepRows) {
+    trace(5);
+    return;
+  }
+  const bool is_odd = !kIsFloat && lane % 2 == 1;
+  JAT_UNROLL_BY(1)
+  for (int first = 0; first < columns; first += 32) {
+    const bool is_column = first + lane < columns;
+    const float value = is_column ? sum_products(block, row, first + lane) : 0;
+    const float neighbour = shuffle_xor(value, 1);
+    const int place = block.share.qkv_begin * kGroup + first + lane, part = place / head_dim;
+    const int word = (place - part * head_dim) / kPerWord<W>;
+    if (!is_column || (is_odd && part > 0)) continue;
+    const uint32_t bits = is_odd ? to_word<W>(neighbour - rounded<W>(neighbour), value - rounded<W>(value))
+                                 : to_word<W>(value, neighbour);
+    uint32_t* target = part == 0 ? block.template at<uint32_t>(model.shared.query) +
+                                       ((is_odd ? kStepRows : 0) + row) * model.query_stride + word
+                                 : block.template at<uint32_t>(model.shared.new_keys) +
+                                       ((part - 1) * kStepRows + row) * block.head_words() + word;
+    for_all_peers(block, [&](int rank) {
+      store_async(reinterpret_cast<float*>(target), mbarrier, rank, bits_float(bits));
+    });
+    if (first == 0) trace(5);
+    const int slot = row < block.input.num_rows ? block.input.slots[row] : -1;
+    if (part == 0 || slot < 0) continue;
+    const int64_t page = static_cast<int64_t>(layer) * model.num_pages + slot / kStepPageSize;
+    const int64_t key = ((page * 2 + part - 1) * model.num_heads + head) * kStepPageSize + slot % kStepPageSize;
+    static_cast<uint32_t*>(model.kv_cache)[key * block.head_words() + word] = bits;
+  }
+}
+
+// A warp's running softmax over its keys, and the sums of their values. Scores come from tensor cores: lane
+// 4 g + t has those of row g (of 3) and keys 2 t and 2 t + 1 of 8.
 template <typename B>
 class WarpAttention {
   using W = typename B::Weight;
   static constexpr int kMaxHeadDim = B::kPublished ? kPublishedHeadDim : kStepMaxHeadDim;
-  static constexpr int kChunks = kMaxHeadDim / (8 * kLoad<W>);  // 16-byte loads of a key by one of 8 lanes
-  static constexpr int kColumns = kMaxHeadDim / 64;             // pairs of columns of a lane
+  static constexpr int kPairs = kMaxHeadDim / kPerWord<W> / 16;  // of k tiles of a key
+  static constexpr int kColumns = kMaxHeadDim / 64;              // pairs of columns of a lane
+  static constexpr int kParts = sizeof(W) == 4 ? 1 : 2;          // of a query: its rounded value and the rest
+  static constexpr bool kIsLoaded = B::kIsFast;  // keys and values fit into registers
+  static constexpr int kUnroll = kIsLoaded ? kPairs / 2 : 1;
 
  public:
   JAT_DEVICE explicit WarpAttention(const B& block, int window)
       : block_(block),
         window_(window),
-        lane_row_(block.lane >> 1 & 3),
-        weights_(block.template at<float>(block.model.shared.weights) + block.warp * 9 * 4) {
-    const float* query = block.template at<float>(block.model.shared.query);
-    JAT_UNROLL
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const int column = (chunk * 8 + (block.lane & 7)) * kLoad<W>;
+        weights_(block.template at<float>(block.model.shared.weights) + block.warp * 9 * 4) {}
+
+  // Take 8 keys, those [from, to) of which are there, and their values, and load what fits into registers. index: of
+  // the first one in the context.
+  JAT_DEVICE void load(const W* keys, const W* values, int from, int to, int index) {
+    keys_at_ = keys, values_at_ = values, from_ = from, to_ = to, index_ = index;
+    if constexpr (kIsLoaded) {
       JAT_UNROLL
-      for (int row = 0; row < kStepRows; ++row) {
-        JAT_UNROLL
-        for (int i = 0; i < kLoad<W>; i += 4) {
-          Pack<float, 4> four = {};
-          if (column < block.head_dim())
-            four = *reinterpret_cast<const Pack<float, 4>*>(query + row * block.head_dim() + column + i);
-          JAT_UNROLL
-          for (int j = 0; j < 4; ++j) query_[row][chunk][i + j] = four.values[j];
-        }
-      }
+      for (int pair = 0; pair < kPairs; pair += 2) load_keys(pair, keys_[pair], keys_[pair + 1]);
+      JAT_UNROLL
+      for (int i = 0; i < 8; ++i) values_[i] = load_value(i, 0);
     }
   }
 
-  // Attend to 8 keys, those [from, to) of which are there. index: of the first one in the context.
-  JAT_DEVICE void add(const W* keys, const W* values, int from, int to, int index) {
-    const int head_dim = block_.head_dim();
+  // Attend to the keys that were loaded.
+  JAT_DEVICE void add() {
+    const int row = block_.lane >> 2, key = 2 * (block_.lane & 3), from = from_, to = to_, index = index_;
     float score[2];
-    JAT_UNROLL
-    for (int k = 0; k < 2; ++k) score[k] = score_of(keys, 4 * k + (block_.lane >> 3), from, to, index);
-    float most = fmaxf(score[0], score[1]);
-    most = fmaxf(most, shuffle_xor(most, 8));
-    most = fmaxf(most, shuffle_xor(most, 16));
-    most = fmaxf(most, maximum_);
-    // A score that is NaN must stay one, so the test is not for the maximum.
-    const float scale = maximum_ == kMinusInfinity ? 0 : fast_exp(maximum_ - most);
-    sum_ *= scale;
-    warp_barrier();  // the weights of the keys before have been read
+    multiply_keys(score);
+    // No 1 / sqrt(head_dim): GPT-Neo omits it. -inf where the row does not see the key.
+    const int last = block_.input.context_len + row;
     JAT_UNROLL
     for (int k = 0; k < 2; ++k) {
-      const float weight = score[k] == kMinusInfinity ? 0 : fast_exp(score[k] - most);
-      sum_ += weight;
-      if ((block_.lane & 1) == 0) weights_[(4 * k + (block_.lane >> 3)) * 4 + lane_row_] = weight;
+      const bool is_there = key + k >= from && key + k < to;
+      const int place = index + key + k;
+      if (!is_there || place > last || place <= last - window_) score[k] = kMinusInfinity;
     }
-    if ((block_.lane & 1) == 0 && block_.lane < 8) weights_[8 * 4 + lane_row_] = scale;
+    float most = fmaxf(fmaxf(score[0], score[1]), maximum_);
+    most = fmaxf(most, shuffle_xor(most, 1));
+    most = fmaxf(most, shuffle_xor(most, 2));
+    const float relative = anchor(most), scale = fast_exp(maximum_ - relative);
     maximum_ = most;
+    const float weight[2] = {fast_exp(score[0] - relative), fast_exp(score[1] - relative)};
+    sum_ = sum_ * scale + weight[0] + weight[1];
+    if (row < kStepRows) {
+      weights_[key * 4 + row] = weight[0];
+      weights_[(key + 1) * 4 + row] = weight[1];
+      if (key == 0) weights_[8 * 4 + row] = scale;
+    }
     warp_barrier();
 
     const auto* weights = reinterpret_cast<const Pack<float, 4>*>(weights_);
     if (!is_first_) {
+      const Pack<float, 4> scales = weights[8];
       JAT_UNROLL
-      for (int row = 0; row < kStepRows; ++row) {
+      for (int r = 0; r < kStepRows; ++r) {
         JAT_UNROLL
         for (int k = 0; k < kColumns; ++k) {
-          JAT_UNROLL
-          for (int i = 0; i < 2; ++i) out_[row][k].values[i] *= weights[8].values[row];
+          out_[r][k].values[0] *= scales.values[r];
+          out_[r][k].values[1] *= scales.values[r];
         }
       }
     }
     is_first_ = false;
     JAT_UNROLL
-    for (int key = 0; key < 8; ++key) {
-      if (key < from || key >= to) continue;  // its value was not copied and may be NaN
-      const Pack<float, 4> weight = weights[key];
+    for (int i = 0; i < 8; ++i) {
+      const Pack<float, 4> of_key = weights[i];
       JAT_UNROLL
       for (int k = 0; k < kColumns; ++k) {
-        const int column = k * 64 + 2 * block_.lane;
-        if (!B::kPublished && column >= head_dim) continue;
-        const auto value = *reinterpret_cast<const Pack<W, 2>*>(values + key * head_dim + column);
+        float value[2];
+        to_floats(kIsLoaded ? values_[kIsLoaded ? i : 0] : load_value(i, k), value);
         JAT_UNROLL
-        for (int row = 0; row < kStepRows; ++row) {
-          JAT_UNROLL
-          for (int i = 0; i < 2; ++i) out_[row][k].values[i] += weight.values[row] * to_float(value.values[i]);
+        for (int r = 0; r < kStepRows; ++r) {
+          out_[r][k].values[0] += of_key.values[r] * value[0];
+          out_[r][k].values[1] += of_key.values[r] * value[1];
         }
       }
     }
+    warp_barrier();  // the weights have been read
   }
 
   // Write maximum, sum and values to the block's memory.
   JAT_DEVICE void store() {
-    const int head_dim = block_.head_dim(), warps = block_.num_warps();
-    sum_ += shuffle_xor(sum_, 8);
-    sum_ += shuffle_xor(sum_, 16);
+    const int head_dim = block_.head_dim(), lane = block_.lane;
+    sum_ += shuffle_xor(sum_, 1);
+    sum_ += shuffle_xor(sum_, 2);
     auto* states = block_.template at<Pack<float, 2>>(block_.model.shared.states);
-    if (block_.lane < 2 * kStepRows && (block_.lane & 1) == 0) states[lane_row_ * warps + block_.warp] = {{maximum_, sum_}};
+    if (lane < 4 * kStepRows && (lane & 3) == 0) states[(lane >> 2) * block_.num_warps() + block_.warp] = {{maximum_, sum_}};
     float* outs = block_.template at<float>(block_.model.shared.outs) + block_.warp * kStepRows * head_dim;
     JAT_UNROLL
     for (int row = 0; row < kStepRows; ++row) {
       JAT_UNROLL
       for (int k = 0; k < kColumns; ++k) {
-        const int column = k * 64 + 2 * block_.lane;
+        const int column = k * 64 + 2 * lane;
         if (B::kPublished || column < head_dim) *reinterpret_cast<Pack<float, 2>*>(outs + row * head_dim + column) = out_[row][k];
       }
     }
   }
 
  private:
-  // q . k (no 1 / sqrt(head_dim): GPT-Neo omits it) of row lane_row_, -inf where the row does not see the key.
-  // 8 lanes for each key.
-  JAT_DEVICE float score_of(const W* keys, int key, int from, int to, int index) const {
-    const int head_dim = block_.head_dim(), lane = block_.lane;
-    const bool is_there = key >= from && key < to;
-    float products[4] = {};
-    JAT_UNROLL
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const int column = (chunk * 8 + (lane & 7)) * kLoad<W>;
-      if (!is_there || (!B::kPublished && column >= head_dim)) continue;
-      const auto load = *reinterpret_cast<const Pack<W, kLoad<W>>*>(keys + key * head_dim + column);
+  // Two adjacent values: a word of 16-bit numbers, or two words of floats.
+  using ValueWords = Pack<uint32_t, 2 / kPerWord<W>>;
+  static JAT_DEVICE void to_floats(const ValueWords& words, float (&value)[2]) {
+    union {
+      ValueWords words;
+      Pack<W, 2> numbers;
+    } both = {words};
+    value[0] = to_float(both.numbers.values[0]);
+    value[1] = to_float(both.numbers.values[1]);
+  }
+
+  // A lane's words of two pairs of k tiles. Keys lie a multiple of 128 bytes apart in the published size, so every
+  // other one loads its pairs in another order, from other banks.
+  JAT_DEVICE void load_keys(int pair, Words& first, Words& second) const {
+    const int words = block_.head_words(), lane = block_.lane;
+    const uint32_t* key = reinterpret_cast<const uint32_t*>(keys_at_) + (lane >> 2) * words;
+    const int word = 16 * pair + 4 * (lane & 3);
+    if constexpr (B::kPublished) {
+      const bool is_swapped = (lane & 4) != 0;
+      const Words a = load_words(key + word + (is_swapped ? 16 : 0)), b = load_words(key + word + (is_swapped ? 0 : 16));
       JAT_UNROLL
-      for (int i = 0; i < kLoad<W>; ++i) {
-        const float value = to_float(load.values[i]);
-        JAT_UNROLL
-        for (int row = 0; row < kStepRows; ++row) products[row] += value * query_[row][chunk][i];
+      for (int i = 0; i < 4; ++i) {
+        first.values[i] = is_swapped ? b.values[i] : a.values[i];
+        second.values[i] = is_swapped ? a.values[i] : b.values[i];
+      }
+    } else {
+      first = second = {{0, 0, 0, 0}};
+      if (word < words) first = load_words(key + word);
+      if (word + 16 < words) second = load_words(key + word + 16);
+    }
+  }
+  // Two adjacent values of a key; zeros where it was not copied and may be NaN.
+  JAT_DEVICE ValueWords load_value(int key, int k) const {
+    const int column = k * 64 + 2 * block_.lane;
+    if (key < from_ || key >= to_ || (!B::kPublished && column >= block_.head_dim())) return {};
+    return *reinterpret_cast<const ValueWords*>(values_at_ + key * block_.head_dim() + column);
+  }
+
+  JAT_DEVICE void multiply_keys(float (&score)[2]) const {
+    const int words = block_.head_words(), stride = block_.model.query_stride;
+    const uint32_t* query = block_.template at<uint32_t>(block_.model.shared.query);
+    float c[kParts][4] = {};
+    const auto multiply_pair = [&](int pair, const Words& key) {
+      JAT_UNROLL
+      for (int part = 0; part < kParts; ++part)
+        multiply<W>(c[part], row_words(query + part * kStepRows * stride, stride, pair, block_.lane, words), key);
+    };
+    JAT_UNROLL_BY(kUnroll)
+    for (int pair = 0; pair < kPairs; pair += 2) {
+      if (!B::kPublished && 16 * pair >= words) break;
+      if constexpr (kIsLoaded) {
+        multiply_pair(pair, keys_[pair]);
+        multiply_pair(pair + 1, keys_[pair + 1]);
+      } else {
+        Words first, second;
+        load_keys(pair, first, second);
+        multiply_pair(pair, first);
+        multiply_pair(pair + 1, second);
       }
     }
-    // Sums over 8 lanes of 4 values at once: each lane gets that of its row.
-    const bool upper = (lane & 4) != 0, odd = (lane & 2) != 0;
-    const float a = (upper ? products[2] : products[0]) + shuffle_xor(upper ? products[0] : products[2], 4);
-    const float b = (upper ? products[3] : products[1]) + shuffle_xor(upper ? products[1] : products[3], 4);
-    float sum = (odd ? b : a) + shuffle_xor(odd ? a : b, 2);
-    sum += shuffle_xor(sum, 1);
-    const int last = block_.input.context_len + lane_row_, place = index + key;
-    return is_there && place <= last && place > last - window_ ? sum : kMinusInfinity;
+    JAT_UNROLL
+    for (int k = 0; k < 2; ++k) score[k] = kParts == 2 ? c[0][k] + c[kParts - 1][k] : c[0][k];
   }
 
   const B& block_;
-  const int window_, lane_row_;
+  const int window_;
   float* const weights_;
-  float query_[kStepRows][kChunks][kLoad<W>];
   Pack<float, 2> out_[kStepRows][kColumns] = {};
-  float maximum_ = kMinusInfinity, sum_ = 0;  // of lane_row_; the sum is of this lane's keys
+  float maximum_ = kMinusInfinity, sum_ = 0;  // of the lane's row; the sum is of this lane's keys
   bool is_first_ = true;
+  const W* keys_at_ = nullptr;
+  const W* values_at_ = nullptr;
+  Words keys_[kIsLoaded ? kPairs : 1];
+  ValueWords values_[kIsLoaded ? 8 : 1];
+  int from_ = 0, to_ = 0, index_ = 0;
 };
 
-// Softmax over this block's keys, by warp: each takes every num_warps-th 8 keys, half a page. The new tokens'
-// keys are the last 8 of the cluster's last block.
+// Softmax over this block's keys, by warp: each takes every num_warps-th 8 keys, half a page, from the fourth warp
+// on, since the first three are busy sending. The new tokens' keys are the last 8 of the cluster's last block. The
+// first keys are loaded before the wait for the queries.
 template <typename B>
-JAT_DEVICE void attend(B& block, const Pages& pages, int window, int units) {
+JAT_DEVICE void attend(B& block, const LayerPages& pages, int window) {
   using W = typename B::Weight;
   const StepModel& model = block.model;
   const int head_dim = block.head_dim(), page_numbers = kStepPageSize * head_dim, most = model.piece_pages;
+  const int oldest = oldest_key(block.input, window), num_pages = pages.num_pages;
+  const bool has_new_keys = block.share.rank == model.cluster_size - 1;
   WarpAttention<B> attention(block, window);
-  int unit = block.warp;
-  for (int first = 0; first < pages.num_pages; first += most) {
-    const int end = smaller(first + most, pages.num_pages);
-    const W* piece = reinterpret_cast<const W*>(
-        block.ring.take((end - first) * 2 * page_numbers * static_cast<int>(sizeof(W))));
+  int unit = block.warp >= kStepRows ? block.warp - kStepRows : block.warp + block.num_warps() - kStepRows;
+  bool has_waited = false;
+  const auto wait = [&] {
+    if (has_waited) return;
+    block.wait_for_peers(0);
+    trace(6);
+    has_waited = true;
+  };
+  JAT_UNROLL_BY(1)
+  for (int first = 0;; first += most) {
+    const int count = larger(smaller(most, num_pages - first), 0);
+    const W* piece = nullptr;
+    if (count > 0)
+      piece = reinterpret_cast<const W*>(block.ring.take(count * 2 * page_numbers * static_cast<int>(sizeof(W))));
+    const bool is_last = first + most >= num_pages;
+    const int end = 2 * (first + count), units = is_last && has_new_keys ? end + 1 : end;
     JAT_UNROLL_BY(1)
-    for (; unit < 2 * end; unit += block.num_warps()) {
-      const int page = pages.page(model, unit / 2), place = unit % 2 * 8;
-      const W* keys = piece + (unit / 2 - first) * 2 * page_numbers + place * head_dim;
-      attention.add(keys, keys + page_numbers, pages.from(page) - place, pages.to(page) - place,
-                    page * kStepPageSize + place - block.input.start_offset);
+    for (; unit < units; unit += block.num_warps()) {
+      if (unit < end) {
+        const int page = pages.first_page + unit / 2 * model.cluster_size, place = unit % 2 * 8;
+        const PageSlots slots(block.input, oldest, page);
+        const W* keys = piece + (unit / 2 - first) * 2 * page_numbers + place * head_dim;
+        attention.load(keys, keys + page_numbers, slots.from - place, slots.to - place,
+                       page * kStepPageSize + place - block.input.start_offset);
+        wait();
+      } else {
+        wait();
+        const W* keys = block.template at<W>(model.shared.new_keys);
+        attention.load(keys, keys + kStepRows * head_dim, 0, block.input.num_rows, block.input.context_len);
+      }
+      attention.add();
     }
-    block.ring.give_back(block.lane);
+    if (count > 0) block.ring.give_back(block.lane);
+    if (is_last) break;
   }
-  if (unit < units) {
-    const W* keys = block.template at<W>(model.shared.new_keys);
-    attention.add(keys, keys + kStepRows * head_dim, 0, block.input.num_rows, block.input.context_len);
-  }
+  wait();
   attention.store();
 }
 
-// Merge the softmaxes of the first `warps` warps, and send maximum, sum and values to all blocks of the cluster.
-// One warp for each row; its halves send to different peers.
+// Merge the softmaxes of all warps, and send maximum, sum and values to all blocks of the cluster. One warp for each
+// row; its halves send to different peers.
 template <typename B>
-JAT_DEVICE void send_partial(B& block, int warps) {
+JAT_DEVICE void send_partial(B& block) {
   const StepModel& model = block.model;
-  const int head_dim = block.head_dim(), row = block.warp;
-  const auto* states = block.template at<Pack<float, 2>>(model.shared.states) + row * block.num_warps();
+  const int head_dim = block.head_dim(), row = block.warp, warps = block.num_warps();
+  const auto* states = block.template at<Pack<float, 2>>(model.shared.states) + row * warps;
   const float* outs = block.template at<float>(model.shared.outs) + row * head_dim;
   float* partial = block.template at<float>(model.shared.partial) + (block.share.rank * kStepRows + row) * (head_dim + 4);
   Mbarrier* mbarrier = block.peers(1);
   float most = kMinusInfinity;
-  JAT_UNROLL_BY(4)
+  JAT_UNROLL_BY(12)
   for (int warp = 0; warp < warps; ++warp) most = fmaxf(most, states[warp].values[0]);
+  const float relative = anchor(most);
   JAT_UNROLL_BY(1)
   for (int column = 4 * (block.lane & 15); column < head_dim; column += 64) {
     float sum = 0;
     Pack<float, 4> value = {};
-    JAT_UNROLL_BY(4)
+    JAT_UNROLL_BY(12)
     for (int warp = 0; warp < warps; ++warp) {
       const Pack<float, 2> state = states[warp];
-      const auto out = *reinterpret_cast<const Pack<float, 4>*>(outs + warp * kStepRows * head_dim + column);
-      const float scale = state.values[0] == kMinusInfinity ? 0 : fast_exp(state.values[0] - most);
+      const Words out = load_words(outs + warp * kStepRows * head_dim + column);
+      const float scale = fast_exp(state.values[0] - relative);
       sum += scale * state.values[1];
       JAT_UNROLL
-      for (int i = 0; i < 4; ++i) value.values[i] += scale * out.values[i];
+      for (int i = 0; i < 4; ++i) value.values[i] += scale * bits_float(out.values[i]);
     }
-    JAT_UNROLL_BY(1)
-    for (int rank = block.lane >> 4; rank < model.cluster_size; rank += 2) {
+    const auto send = [&](int rank) {
       store_async(partial + column, mbarrier, rank, value.values[0], value.values[1], value.values[2], value.values[3]);
       if (column == 0) store_async(partial + head_dim, mbarrier, rank, most, sum);
+    };
+    if (B::kPublished && model.cluster_size == 8) {
+      JAT_UNROLL
+      for (int i = 0; i < 4; ++i) send((block.lane >> 4) + 2 * i);
+    } else {
+      JAT_UNROLL_BY(1)
+      for (int rank = block.lane >> 4; rank < model.cluster_size; rank += 2) send(rank);
     }
   }
 }
 
 // Merge the partial softmaxes of the cluster, each scaled to the common maximum:
-// attended = sum of values / sum of sums. One warp for each row.
-template <typename B>
+// attended = sum of values / sum of sums. One warp for each row. kSize: of the cluster, or 0 for any.
+template <int kSize, typename B>
 JAT_DEVICE void combine(B& block) {
   using W = typename B::Weight;
   const StepModel& model = block.model;
-  const int head_dim = block.head_dim(), row = block.warp, stride = kStepRows * (head_dim + 4), size = model.cluster_size;
+  constexpr int kUnroll = kSize > 0 ? kSize : 1;
+  const int size = kSize > 0 ? kSize : model.cluster_size;
+  const int head_dim = block.head_dim(), row = block.warp, stride = kStepRows * (head_dim + 4);
   const float* partial = block.template at<float>(model.shared.partial) + row * (head_dim + 4);
   W* attended = reinterpret_cast<W*>(block.template at<uint32_t>(model.shared.attended) + row * model.attended_stride);
   float most = kMinusInfinity;
-  JAT_UNROLL_BY(8)
+  JAT_UNROLL_BY(kUnroll)
   for (int rank = 0; rank < size; ++rank) most = fmaxf(most, partial[rank * stride + head_dim]);
+  const float relative = anchor(most);
   JAT_UNROLL_BY(1)
   for (int column = 2 * block.lane; column < head_dim; column += 64) {
     float sum = 0;
     Pack<float, 2> value = {};
-    JAT_UNROLL_BY(8)
+    JAT_UNROLL_BY(kUnroll)
     for (int rank = 0; rank < size; ++rank) {
       const auto state = *reinterpret_cast<const Pack<float, 2>*>(partial + rank * stride + head_dim);
       const auto part = *reinterpret_cast<const Pack<float, 2>*>(partial + rank * stride + column);
-      const float scale = state.values[0] == kMinusInfinity ? 0 : fast_exp(state.values[0] - most);
+      const float scale = fast_exp(state.values[0] - relative);
       sum += scale * state.values[1];
       value.values[0] += scale * part.values[0];
       value.values[1] += scale * part.values[1];
@@ -294,59 +387,93 @@ JAT_DEVICE void combine(B& block) {
   }
 }
 
-// out_proj: this head's part of this block's outputs. A warp has an output tile, or a share of its k.
+// out_proj: this head's part of this block's outputs. A warp has an output tile, or a share of its k. The weights of
+// the published size in a cluster of 8 are loaded before the wait for the partial softmaxes.
 template <typename B>
-JAT_DEVICE void project_out(B& block, int head) {
+class OutputProjection {
   using W = typename B::Weight;
-  const StepModel& model = block.model;
-  const int halves = B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16 : model.head_half_tiles;
-  const int log2 = model.out_splits_log2, tile_words = halves * 32, most = model.piece_tiles;
-  const int count = block.share.out_end - block.share.out_begin, row = block.lane >> 2;
-  const bool is_row = row < kStepRows;
-  const uint32_t* attended = block.template at<uint32_t>(model.shared.attended) +
-                             (is_row ? row : 0) * model.attended_stride + (block.lane & 3);
-  for (int first = 0; first < count; first += most) {
-    const int tiles = smaller(most, count - first), split_halves = halves >> log2;
-    const Words* weights =
-        reinterpret_cast<const Words*>(block.ring.take(tiles * tile_words * static_cast<int>(sizeof(Words))));
-    JAT_UNROLL_BY(1)
-    for (int unit = block.warp; unit < tiles << log2; unit += block.num_warps()) {
-      const int tile = unit >> log2, half = (unit & ((1 << log2) - 1)) * split_halves;
-      float c[2][4] = {};
-      multiply_tile<W>(c, weights + tile * tile_words + half * 32 + block.lane, 32, attended + 4 * half, is_row,
-                       split_halves);
-      publish_tile(block, head, block.share.out_begin + first + tile, c, false);
-    }
+  // Half-tiles of a quarter of a head: 12 warps share three tiles.
+  static constexpr int kQuarter = kPublishedHeadDim * static_cast<int>(sizeof(W)) / 64;
+
+ public:
+  JAT_DEVICE OutputProjection(B& block, int head)
+      : block_(block),
+        head_(head),
+        count_(block.share.out_end - block.share.out_begin),
+        halves_(B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16 : block.model.head_half_tiles),
+        is_loaded_(B::kIsFast && block.model.out_splits_log2 == 2 && count_ == 3 && block.model.piece_tiles >= 3) {
+    if (!is_loaded_) return;
+    const Words* weights = take(count_) + (block.warp >> 2) * tile_words() + (block.warp & 3) * kQuarter * 32;
+    JAT_UNROLL
+    for (int half = 0; half < kQuarter; ++half) weights_[half] = load_words(weights + half * 32 + block.lane);
     block.ring.give_back(block.lane);
   }
-}
+
+  JAT_DEVICE void run() {
+    const StepModel& model = block_.model;
+    const int row = block_.lane >> 2, log2 = model.out_splits_log2, most = model.piece_tiles;
+    const bool is_row = row < kStepRows;
+    const uint32_t* attended = block_.template at<uint32_t>(model.shared.attended) +
+                               (is_row ? row : 0) * model.attended_stride + (block_.lane & 3);
+    if (is_loaded_) {
+      float c[2][4] = {};
+      multiply_tile<kQuarter, W>(c, weights_, attended + 4 * (block_.warp & 3) * kQuarter, is_row);
+      publish_tile(block_, head_, block_.share.out_begin + (block_.warp >> 2), c, false);
+      return;
+    }
+    JAT_UNROLL_BY(1)
+    for (int first = 0; first < count_; first += most) {
+      const int tiles = smaller(most, count_ - first), split_halves = halves_ >> log2;
+      const Words* weights = take(tiles);
+      JAT_UNROLL_BY(1)
+      for (int unit = block_.warp; unit < tiles << log2; unit += block_.num_warps()) {
+        const int tile = unit >> log2, half = (unit & ((1 << log2) - 1)) * split_halves;
+        float c[2][4] = {};
+        multiply_tile<W>(c, weights + tile * tile_words() + half * 32 + block_.lane, 32, attended + 4 * half, is_row,
+                         split_halves);
+        publish_tile(block_, head_, block_.share.out_begin + first + tile, c, false);
+      }
+      block_.ring.give_back(block_.lane);
+    }
+  }
+
+ private:
+  JAT_DEVICE int tile_words() const { return halves_ * 32; }
+  JAT_DEVICE const Words* take(int tiles) {
+    return reinterpret_cast<const Words*>(
+        block_.ring.take(tiles * tile_words() * static_cast<int>(sizeof(Words))));
+  }
+
+  B& block_;
+  const int head_, count_, halves_;
+  const bool is_loaded_;
+  Words weights_[kQuarter];
+};
 
 template <typename B>
 JAT_DEVICE void attention(B& block, int layer) {
   const StepModel& model = block.model;
   const int window = model.windows[layer];
-  const Pages pages(model, block.input, window, block.share.rank);
-  // The last block of the cluster also has the keys of the new tokens.
-  const int units = 2 * pages.num_pages + (block.share.rank == model.cluster_size - 1 ? 1 : 0);
   JAT_UNROLL_BY(1)
   for (int head = block.share.cluster; head < model.num_heads; head += block.share.num_clusters) {
     trace(4);
     project_head(block, layer, head);
-    trace(5);
-    block.wait_for_peers(0);
-    trace(6);
-    attend(block, pages, window, units);
-    if (block.thread == 0)
-      mbarrier_arrive_expect(block.peers(1), model.cluster_size * kStepRows * (block.head_dim() + 2) * 4);
+    attend(block, block.template at<LayerPages>(model.shared.pages)[layer], window);
     block.barrier();
     trace(7);
-    if (block.warp < kStepRows) send_partial(block, smaller(units, block.num_warps()));
+    if (block.warp < kStepRows) send_partial(block);
     trace(8);
+    OutputProjection<B> output(block, head);
     block.wait_for_peers(1);
     trace(9);
-    if (block.warp < kStepRows) combine(block);
+    if (block.warp < kStepRows) {
+      if (B::kPublished && model.cluster_size == 8)
+        combine<8>(block);
+      else
+        combine<0>(block);
+    }
     block.barrier();
-    project_out(block, head);
+    output.run();
   }
 }
 

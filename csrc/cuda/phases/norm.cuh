@@ -20,35 +20,38 @@ JAT_DEVICE void normalise(B& block, bool is_final) {
   const auto owns = [&](int i) { return is_row && (B::kPublished || column(i) < hidden); };
 
   const float* vectors = reinterpret_cast<const float*>(block.ring.take((has_bias ? 3 : 2) * hidden * 4));
+  const auto load = [&](int vector, int i) {
+    return *reinterpret_cast<const Pack<float, 2>*>(vectors + vector * hidden + column(i));
+  };
   Pack<float, 2> gain[B::kPairs], shift[B::kPairs];
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i) {
     if (!owns(i)) continue;
-    gain[i] = *reinterpret_cast<const Pack<float, 2>*>(vectors + column(i));
-    shift[i] = *reinterpret_cast<const Pack<float, 2>*>(vectors + hidden + column(i));
+    if (B::kPublished) gain[i] = load(0, i), shift[i] = load(1, i);
     if (!has_bias) continue;
-    const auto bias = *reinterpret_cast<const Pack<float, 2>*>(vectors + 2 * hidden + column(i));
+    const auto bias = load(2, i);
     for (int j = 0; j < 2; ++j) block.x[i].values[j] += bias.values[j];
   }
-  block.ring.give_back(block.lane);
+  if (B::kPublished) block.ring.give_back(block.lane);  // other sizes read the vectors when they need them
+
+  // The sums of x and of its squares, both less the mean of the LayerNorm before, which keeps them small.
+  const float* added = sums(block, block.number - 1) + row * hidden + column(0);
+  float* next = sums(block, block.number + 1);
+  const int zero_end = block.model.fixed_order || is_final ? 0 : block.share.zero_end;
+  const int zero_begin = block.share.zero_begin + block.thread;
 
   trace(2);
   if (block.thread == 0) wait_for_blocks(block);
   block.barrier();
   trace(3);
 
-  // The sums of x and of its squares, both less the mean of the LayerNorm before, which keeps them small.
-  const float* added = sums(block, block.number - 1) + row * hidden;
   Pack<float, 2> sum[B::kPairs];
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i)
-    if (owns(i)) load_global(added + column(i), sum[i].values[0], sum[i].values[1]);
-  if (block.number == 1 && is_row) block.mean = load_global(added);
-  if (!block.model.fixed_order && !is_final) {
-    float* next = sums(block, block.number + 1);
-    JAT_UNROLL_BY(1)
-    for (int i = block.share.zero_begin + block.thread; i < block.share.zero_end; i += block.num_threads()) next[i] = 0;
-  }
+    if (owns(i)) load_global(added + (column(i) - column(0)), sum[i].values[0], sum[i].values[1]);
+  if (block.number == 1 && is_row) block.mean = load_global(added - column(0));
+  JAT_UNROLL_BY(1)
+  for (int i = zero_begin; i < zero_end; i += block.num_threads()) next[i] = 0;
   float total = 0, squares = 0;
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i) {
@@ -89,6 +92,7 @@ JAT_DEVICE void normalise(B& block, bool is_final) {
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i) {
     if (!owns(i)) continue;
+    if (!B::kPublished) gain[i] = load(0, i), shift[i] = load(1, i);
     Pack<float, 2> value;
     JAT_UNROLL
     for (int j = 0; j < 2; ++j)
@@ -99,6 +103,7 @@ JAT_DEVICE void normalise(B& block, bool is_final) {
     else if (row == block.input.num_rows - 1)  // the head's rows are float32
       *reinterpret_cast<Pack<float, 2>*>(final_row + column(i)) = value;
   }
+  if (!B::kPublished) block.ring.give_back(block.lane);
 #if !JAT_PLANT_MISSING_BARRIER
   block.barrier();
 #endif
