@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jat_engine.backends import Choice
-from jat_engine.backends.cuda import backend, graph
+from jat_engine.backends.cuda import graph, startup_check
 from jat_engine.backends.cuda.weights import CudaWeights
 from jat_engine.backends.options import EngineOptions
 from jat_engine.checkpoint.weights import parameter_shapes
@@ -67,7 +67,9 @@ def without_kernels(num_multiprocessors: int | None = None) -> Iterator[list[Lau
         recorded() as launches,
         mock.patch.object(CudaWeights, "__init__", make),
         mock.patch.object(graph.GraphStep, "wait", wait),
-        mock.patch.object(backend, "disagreement", return_value=""),  # what computes nothing cannot be checked
+        mock.patch.object(
+            startup_check.StartupCheck, "disagreement", return_value=""
+        ),  # what computes nothing cannot be checked
     ):
         yield launches
 

@@ -6,11 +6,16 @@ Here p = context_len + i is the index of query i of its session. There is no fac
 it. Key j of a session is stored in slot j + start_offset of the session's pages, in page table order. Scores and the
 softmax are float32; q and the probabilities are rounded to the cache's dtype for the products.
 
+A cache of float8 has a scale per token and head, a power of two, since e4m3 is as precise at every size. The new tokens
+are quantised and appended by the program that attends to them, so a token counts the same in every step. It computes
+products in float16, which holds float8 exactly.
+
 Shapes: R rows (new tokens of a step), S sessions, P entries of a page table, H = heads * head_dim.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -27,7 +32,10 @@ MAX_QUERIES = 4
 
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
 _PAGE_SHIFT = tl.constexpr(PAGE_SIZE.bit_length() - 1)
+_MAX_QUERIES = tl.constexpr(MAX_QUERIES)
 _WARPS = tl.constexpr(4)
+_LN_2 = tl.constexpr(math.log(2))
+_LEAST_SCALE = tl.constexpr(127 - 20)  # numbers below 2^-30 become 0; sums of probabilities / scale stay in range
 _NO_KEY = tl.constexpr(float("-inf"))
 
 
@@ -56,6 +64,23 @@ def paged_attention_reference(
     return out
 
 
+def quantize_reference(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x [..., D] as float8 e4m3, and the exponents of its scales [...], uint8.
+
+    x is about float8 * 2^(exponent - 127); a row's largest number becomes 128 to 256.
+    """
+    largest = x.double().abs().amax(-1)
+    exponent = torch.where(largest == 0, 0, torch.frexp(largest).exponent - 8 + 127).clamp(_LEAST_SCALE.value, 254)
+    scaled = torch.ldexp(x.double(), 127 - exponent[..., None])
+    return scaled.to(torch.float32).to(torch.float8_e4m3fn), exponent.to(torch.uint8)
+
+
+def dequantize_kv(kv_layer: Tensor, scales: Tensor) -> Tensor:
+    """Return a layer's pages, float32 [pages, 2, heads, 16, head_dim], from float8 and scales [pages, heads, 2, 16]."""
+    scale = torch.exp2(scales.float() - 127).transpose(1, 2)
+    return kv_layer.float() * torch.where(scales.transpose(1, 2) == 255, torch.nan, scale)[..., None]
+
+
 def combine_splits_reference(partial: Tensor, partial_max: Tensor, partial_sum: Tensor) -> Tensor:
     """Return sum_s exp(max_s - max) partial_s / sum_s exp(max_s - max) sum_s, [R, H].
 
@@ -80,7 +105,7 @@ class Config(NamedTuple):
 
 
 def config(kv_dtype: torch.dtype) -> Config:
-    """Return launch parameters."""
+    """Return launch parameters for a cache of this dtype."""
     if INTERPRETING:
         return Config(MAX_QUERIES, 1, 1)
     if kv_dtype == torch.float32:
@@ -148,10 +173,61 @@ def combined(partial_ptr, partial_max_ptr, partial_sum_ptr, row_head, row_head_m
     return weighted / tl.where(total == 0.0, 1.0, total)  # 0 for a row of no session
 
 
+@triton.jit
+def _power_of_two(exponent):
+    """Return 2^(exponent - 127), float32, of an int32 exponent from 1 to 254; 255 gives NaN."""
+    return ((exponent << 23) | (((exponent + 1) >> 8) << 22)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _quantize(x):
+    """Return x [K, D], float32, as float8 e4m3, and its scales [K]: exponents, int32, as `_power_of_two` takes them.
+
+    A row's largest number becomes 128 to 256. A row that is not finite gets the scale NaN.
+    """
+    largest = tl.max(tl.abs(x), 1) + 0.0 * tl.sum(x, 1)
+    exponent = largest.to(tl.int32, bitcast=True) >> 23 & 255
+    scale = tl.where(exponent == 255, 255, tl.maximum(exponent - 7, _LEAST_SCALE))
+    scaled = x * _power_of_two(254 - scale)[:, None]
+    # To the nearest multiple of the last place, an eighth of the power of two below, by float32's own rounding.
+    place = tl.maximum(scaled.to(tl.int32, bitcast=True) >> 23 & 255, 127 - 6) + 20
+    rounder = (place << 23 | 1 << 22).to(tl.float32, bitcast=True)  # 1.5 times a power of two: also for x < 0
+    rounded = tl.where((scale == 255)[:, None], 0.0, (scaled + rounder) - rounder)
+    return rounded.to(tl.float8e4nv), scale
+
+
+@triton.jit
+def _append(kv_layer_ptr, scales_ptr, new_kv_ptr, table_ptr, head, first_row, first_new, begin_slot, end_slot,
+            HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """Quantise new keys and values of a head to their slots, those from `begin_slot` to `end_slot`.
+
+    Row first_row + i of new_kv goes to slot first_new + i. The program attends to them as any later step will.
+    """
+    PART: tl.constexpr = HEADS * _PAGE_SIZE * HEAD_DIM
+    d = tl.arange(0, BLOCK_D)
+    slot = first_new + tl.arange(0, _MAX_QUERIES)
+    is_new = (slot >= begin_slot) & (slot < end_slot)
+    mask = is_new[:, None] & (d < HEAD_DIM)[None, :]
+    row = first_row + tl.arange(0, _MAX_QUERIES)
+    within_head = (head * (_PAGE_SIZE * HEAD_DIM) + d)[None, :]
+    from_row = (row >> _PAGE_SHIFT).to(tl.int64) * (2 * PART) + (row % _PAGE_SIZE) * HEAD_DIM
+    new_ptr = new_kv_ptr + from_row[:, None] + within_head
+    page = tl.load(table_ptr + (slot >> _PAGE_SHIFT), mask=is_new, other=0).to(tl.int64)
+    slot_ptr = kv_layer_ptr + (page * (2 * PART) + (slot % _PAGE_SIZE) * HEAD_DIM)[:, None] + within_head
+    scale_ptr = scales_ptr + (page * HEADS + head) * (2 * _PAGE_SIZE) + slot % _PAGE_SIZE
+    for part in tl.static_range(2):
+        x, scale = _quantize(tl.load(new_ptr + part * PART, mask=mask, other=0.0).to(tl.float32))
+        tl.store(slot_ptr + part * PART, x, mask=mask)
+        tl.store(scale_ptr + part * _PAGE_SIZE, scale.to(tl.uint8), mask=is_new)
+    tl.debug_barrier()  # the program's other threads read them
+
+
 @triton.jit(do_not_specialize=["num_rows", "pages_per_session", "window"])
 def _paged_attention_kernel(
     q_ptr,  # [R, HEADS * HEAD_DIM] float32
     kv_layer_ptr,  # [pages, 2, HEADS, 16, HEAD_DIM]
+    scales_ptr,  # [pages, HEADS, 2, 16] uint8 exponents of powers of two, of a quantised cache, or None
+    new_kv_ptr,  # [ceil(R / 16), 2, HEADS, 16, HEAD_DIM], of a quantised cache, or None
     page_table_ptr,  # [S, pages_per_session]
     query_start_ptr,  # [S + 1]
     context_lens_ptr,  # [S]
@@ -174,6 +250,8 @@ def _paged_attention_kernel(
 ):
     # One program: one head of one session, one range of the pages its queries see. A tile is one page for each warp.
     pair = tl.program_id(0)
+    PART: tl.constexpr = HEADS * _PAGE_SIZE * HEAD_DIM  # keys of a page, behind which its values lie
+    PAGE: tl.constexpr = 2 * PART
     session = pair // HEADS
     head = pair % HEADS
     split = tl.program_id(1)
@@ -211,20 +289,25 @@ def _paged_attention_kernel(
 
     d = tl.arange(0, BLOCK_D)
     i = tl.arange(0, BLOCK_Q)
+    token = tl.arange(0, _PAGE_SIZE)
     in_queries = i < num_queries
     row = first_row + i
     row_d = row.to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + d[None, :]
     mask_d = in_queries[:, None] & (d < HEAD_DIM)[None, :]
-    every_warp = tl.zeros([_WARPS, 1, 1], tl.int32)
-    q = tl.load(q_ptr + every_warp + row_d[None, :, :], mask=(every_warp == 0) & mask_d[None, :, :], other=0.0)
-    q = q.to(DTYPE)
+    q = tl.load(q_ptr + row_d, mask=mask_d, other=0.0).to(DTYPE)
+    q = tl.broadcast_to(q[None, :, :], [_WARPS, BLOCK_Q, BLOCK_D])
+
+    if scales_ptr is not None:
+        _append(
+            kv_layer_ptr, scales_ptr, new_kv_ptr, page_table_ptr + session * pages_per_session, head, first_row,
+            context + start_offset, begin << _PAGE_SHIFT, end_slot, HEADS, HEAD_DIM, BLOCK_D,
+        )  # fmt: skip
 
     # A query sees the slots newest - window + 1 to newest, as far as they are this split's.
     newest = (context + start_offset + i)[None, :, None]
     oldest = tl.maximum(newest - window + 1, start_offset)
     newest = tl.minimum(newest, end_slot - 1)
 
-    token = tl.arange(0, _PAGE_SIZE)
     within_page = (token * HEAD_DIM)[None, :, None] + d[None, None, :]
     running_max = tl.full([_WARPS, BLOCK_Q], _NO_KEY, tl.float32)
     running_sum = tl.zeros([_WARPS, BLOCK_Q], tl.float32)
@@ -232,17 +315,26 @@ def _paged_attention_kernel(
     for tile in range(begin, end, _WARPS):
         slot = ((tile + warp) << _PAGE_SHIFT)[:, None] + token[None, :]
         # Slots outside hold other tokens or garbage. They are not read: 0 * NaN would be NaN.
-        mask = ((slot >= first_slot) & (slot < end_slot))[:, :, None]
+        in_slots = (slot >= first_slot) & (slot < end_slot)
+        mask = in_slots[:, :, None]
         if BLOCK_D != HEAD_DIM:
             mask = mask & (d < HEAD_DIM)[None, None, :]
-        key_ptr = (head_ptr + page.to(tl.int64) * (2 * HEADS * _PAGE_SIZE * HEAD_DIM))[:, None, None] + within_page
+        page_index = page.to(tl.int64)
+        key_ptr = (head_ptr + page_index * PAGE)[:, None, None] + within_page
         k = tl.load(key_ptr, mask=mask, other=0.0)
-        v = tl.load(key_ptr + HEADS * _PAGE_SIZE * HEAD_DIM, mask=mask, other=0.0)
+        v = tl.load(key_ptr + PART, mask=mask, other=0.0)
         # Of the next tile: so loads of keys never wait for an entry of the page table.
         following = tile + _WARPS
         page = tl.load(table_ptr + following, mask=following + warp < end, other=0)
 
-        scores = tl.dot(q, tl.permute(k, (0, 2, 1)), input_precision="ieee")
+        scores = tl.dot(q, tl.permute(k.to(DTYPE), (0, 2, 1)), input_precision="ieee")  # [W, Q, 16]
+        if scales_ptr is not None:
+            scale_ptr = scales_ptr + (page_index * HEADS + head)[:, None] * (2 * _PAGE_SIZE) + token[None, :]
+            k_scale = _power_of_two(tl.load(scale_ptr, mask=in_slots, other=127).to(tl.int32))
+            v_exponent = tl.load(scale_ptr + _PAGE_SIZE, mask=in_slots, other=127).to(tl.int32)
+            # A probability times its value's scale is one exponential, so that no value has to be multiplied.
+            log_scale = (v_exponent - 127).to(tl.float32) * _LN_2 + 0.0 * _power_of_two(v_exponent)
+            scores = scores * k_scale[:, None, :] + log_scale[:, None, :]
         slot = slot[:, None, :]
         scores = tl.where((slot >= oldest) & (slot <= newest), scores, _NO_KEY)
 
@@ -251,8 +343,10 @@ def _paged_attention_kernel(
         finite_max = tl.where(new_max == _NO_KEY, 0.0, new_max)
         probability = tl.exp(scores - finite_max[:, :, None])
         correction = tl.exp(running_max - finite_max)
+        acc = tl.dot(probability.to(DTYPE), v.to(DTYPE), acc * correction[:, :, None], input_precision="ieee")
+        if scales_ptr is not None:
+            probability *= _power_of_two(254 - v_exponent)[:, None, :]
         running_sum = running_sum * correction + tl.sum(probability, 2)
-        acc = tl.dot(probability.to(DTYPE), v, acc * correction[:, :, None], input_precision="ieee")
         running_max = new_max
 
     # The warps' softmaxes become one.
@@ -316,6 +410,8 @@ def paged_attention(
     out: Tensor,
     *,
     max_queries: int,
+    scales: Tensor | None = None,
+    new_kv: Tensor | None = None,
     num_splits: int = 1,
     partial: Tensor | None = None,
     partial_max: Tensor | None = None,
@@ -327,7 +423,8 @@ def paged_attention(
 
     Args:
         q: [R, H], float32.
-        kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16; includes the new tokens.
+        kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16; includes the new tokens. Or
+            float8_e4m3fn (sm_89 or newer), to which the new tokens are added.
         page_table: [S, P], int32. Entries behind a session's last page are not read.
         query_start: [S + 1], int32: session s has the rows query_start[s] .. query_start[s + 1] - 1; a session without
             rows is padding.
@@ -336,6 +433,10 @@ def paged_attention(
         window: keys that a query attends to, its own included; max_position_embeddings for a global layer.
         out: [R, H], float32, bfloat16 or float16; written if num_splits is 1 or with `arrivals`, else not.
         max_queries: the most rows that a session has, at most `MAX_QUERIES`.
+        scales: [pages, heads, 2, 16], uint8, for float8 only: of keys and values, the exponents of powers of two, plus
+            127. Those of the new tokens are written; 255 stands for numbers that are not finite.
+        new_kv: [ceil(R / 16), 2, heads, 16, head_dim], float32, bfloat16 or float16, for float8 only: keys and values
+            of row r at [r // 16, :, :, r % 16].
         num_splits: number of ranges that the visible keys of a session are divided into.
         partial: [num_splits, R, heads, head_dim], float32: sums of exp(score - max) v; written if num_splits > 1.
         partial_max: [num_splits, R, heads], float32: max of the scores, -inf for a range without keys.
@@ -354,7 +455,16 @@ def paged_attention(
     pages, _, heads, _, head_dim = kv_layer.shape
 
     check("q", q, (rows, hidden), torch.float32, device)
-    check("kv_layer", kv_layer, (pages, 2, heads, PAGE_SIZE, head_dim), KV_DTYPES, device)
+    check("kv_layer", kv_layer, (pages, 2, heads, PAGE_SIZE, head_dim), (*KV_DTYPES, torch.float8_e4m3fn), device)
+    is_quantized = kv_layer.dtype == torch.float8_e4m3fn
+    for name, tensor in (("scales", scales), ("new_kv", new_kv)):
+        if (tensor is not None) != is_quantized:
+            got = "none" if tensor is None else "one"
+            raise ValueError(f"{name}: expected one for float8 pages and none otherwise, got {got}, {kv_layer.dtype}")
+    if scales is not None and new_kv is not None:
+        check("scales", scales, (pages, heads, 2, PAGE_SIZE), torch.uint8, device)
+        new_pages = triton.cdiv(rows, PAGE_SIZE)
+        check("new_kv", new_kv, (new_pages, 2, heads, PAGE_SIZE, head_dim), KV_DTYPES, device)
     if heads * head_dim != hidden:
         raise ValueError(f"kv_layer: expected heads * head_dim = {hidden} (columns of q), got {heads} * {head_dim}")
     if not 16 <= head_dim <= 128:
@@ -379,9 +489,10 @@ def paged_attention(
 
     tile = config(kv_layer.dtype)
     _paged_attention_kernel[(sessions * heads, num_splits)](
-        q, kv_layer, page_table, query_start, context_lens, start_offsets, out, partial, partial_max, partial_sum,
-        arrivals, rows, pages_per_session, window,
+        q, kv_layer, scales, new_kv, page_table, query_start, context_lens, start_offsets, out, partial, partial_max,
+        partial_sum, arrivals, rows, pages_per_session, window,
         HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=num_splits,
-        BLOCK_Q=tile.block_q, BLOCK_D=triton.next_power_of_2(head_dim), DTYPE=triton_dtype(kv_layer.dtype), USE_PDL=pdl,
+        BLOCK_Q=tile.block_q, BLOCK_D=triton.next_power_of_2(head_dim),
+        DTYPE=tl.float16 if is_quantized else triton_dtype(kv_layer.dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip

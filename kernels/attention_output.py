@@ -62,7 +62,7 @@ def _combine_out_proj_kernel(
     rows = tl.arange(0, BLOCK_M)
     launch_dependents(USE_PDL)
     scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
-    weights = load_weights(weight_ptr, columns, N, K, False, BLOCK_HEADS, BLOCK_D, HEAD_DIM, DTYPE)
+    weights = load_weights(weight_ptr, columns, N, K, K, False, BLOCK_HEADS, BLOCK_D, HEAD_DIM, DTYPE)
     wait(USE_PDL)
 
     x = load_residual(x_ptr, rows, num_rows, columns, N)
@@ -71,7 +71,7 @@ def _combine_out_proj_kernel(
     for first_head in tl.static_range(0, HEADS, BLOCK_HEADS):
         if first_head > 0:
             weights = load_weights(
-                weight_ptr + first_head * HEAD_DIM, columns, N, K, False, BLOCK_HEADS, BLOCK_D, HEAD_DIM, DTYPE
+                weight_ptr + first_head * HEAD_DIM, columns, N, K, K, False, BLOCK_HEADS, BLOCK_D, HEAD_DIM, DTYPE
             )
         head = first_head + tl.arange(0, BLOCK_HEADS)[:, None, None]
         row_mask = (rows < num_rows)[None, :, None] & (head < HEADS)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..reference import dequantize, linear
 from .launch import WEIGHT_DTYPES, check, check_dimensions, check_scale, compute_dtype, launch_and_wait, triton_dtype
-from .tiles import SMALL_ROWS, tile_of
+from .tiles import SMALL_ROWS, iterating_tile_of
 
 
 def encode_discrete_reference(
@@ -117,7 +117,7 @@ def encode_discrete(
     check_scale(weight, scale, outputs)
     check("bias", bias, (outputs,), torch.float32, device)
 
-    tile = tile_of(SMALL_ROWS, outputs + 1, length * features, weight.dtype)
+    tile = iterating_tile_of(SMALL_ROWS, outputs + 1, length * features, weight.dtype)
     _encode_discrete_kernel[(triton.cdiv(outputs + 1, tile.block_n), triton.cdiv(rows, tile.block_m))](
         tokens, rewards, target_ptrs, table, weight, scale, bias, rows,
         N=outputs, LENGTH=length, F=features,

@@ -22,10 +22,11 @@ _INTERPRETING = tl.constexpr(INTERPRETING)
 
 @triton.jit
 def load_weights(
-    weight_ptr,  # [N, K], or with TRANSPOSED [K, N]
+    weight_ptr,  # [N, STRIDE], or with TRANSPOSED [K, N]
     columns,  # [BLOCK_N]
     N: tl.constexpr,
     K: tl.constexpr,
+    STRIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -36,7 +37,7 @@ def load_weights(
 
     A part has PART inputs, BLOCK_K or fewer.
     """
-    STRIDE_N: tl.constexpr = 1 if TRANSPOSED else K
+    STRIDE_N: tl.constexpr = 1 if TRANSPOSED else STRIDE
     STRIDE_K: tl.constexpr = N if TRANSPOSED else 1
     k = (tl.arange(0, SPLIT_K)[:, None] * PART + tl.arange(0, BLOCK_K)[None, :])[:, :, None]
     offset = columns[None, None, :] * STRIDE_N + k * STRIDE_K
@@ -59,11 +60,13 @@ def load_norm(ptr, K: tl.constexpr, BLOCK_M: tl.constexpr, SPLIT_K: tl.constexpr
 
 
 @triton.jit
-def load_rows(a_ptr, rows, num_rows, K: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Return rows of a [num_rows, K], as [SPLIT_K, BLOCK_M, BLOCK_K], 0 outside."""
+def load_rows(
+    a_ptr, rows, num_rows, K: tl.constexpr, STRIDE: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Return the first K columns of rows of a [num_rows, STRIDE], as [SPLIT_K, BLOCK_M, BLOCK_K], 0 outside."""
     k = _row_inputs(SPLIT_K, BLOCK_K)
     mask = (rows < num_rows)[None, :, None] & (k < K)
-    return tl.load(a_ptr + rows.to(tl.int64)[None, :, None] * K + k, mask=mask, other=0.0)
+    return tl.load(a_ptr + rows.to(tl.int64)[None, :, None] * STRIDE + k, mask=mask, other=0.0)
 
 
 @triton.jit

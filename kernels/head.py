@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from .launch import INTERPRETING, check, check_dimensions, launch_and_wait
-from .norm import layer_norm_statistics
+from .launch import INTERPRETING, check, check_dimensions, launch_and_wait, launch_dependents, wait
+from .norm import normalised_row
 
 SINGLE_CAPACITY = 512
 """Up to this many outputs, one program per session also chooses; beyond, several do, and a second kernel chooses."""
@@ -61,9 +61,17 @@ def _best(scores, n, valid, best_score, best):
     return tl.where(better, highest, best_score), tl.where(better, first, best)
 
 
-@triton.jit(do_not_specialize=["capacity"])
+@triton.jit
+def _decoder_rows(head_ptr, n, end_output, column, H: tl.constexpr):
+    """Return rows n of a decoder [end_output, H] at `column`, 0 outside."""
+    mask = (n < end_output)[:, None] & (column < H)[None, :]
+    return tl.load(head_ptr + n[:, None] * H + column[None, :], mask=mask, other=0.0)
+
+
+@triton.jit(do_not_specialize=["num_rows", "capacity"])
 def _head_kernel(
-    x_ptr,  # [R, H] float32
+    x_ptr,  # [num_rows, H] float32
+    partial_ptr,  # [NUM_PARTIALS, num_rows, H] float32, or None
     norm_weight_ptr,  # [H]
     norm_bias_ptr,  # [H]
     query_start_ptr,  # [S + 1]
@@ -75,23 +83,24 @@ def _head_kernel(
     out_ptr,  # [S, capacity] float32
     choice_ptr,  # [S]
     finite_ptr,  # [S]
+    num_rows,
     capacity,
     H: tl.constexpr,
+    NUM_PARTIALS: tl.constexpr,
     CHOOSE: tl.constexpr,
     OUTPUTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
-    STATISTICS_H: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
     # One program: OUTPUTS outputs of one session, BLOCK_N at a time; with CHOOSE that is all of them, and it chooses.
     session = tl.program_id(0)
-    launch_and_wait(USE_PDL)
-    end_row = tl.load(query_start_ptr + session + 1)
-    if end_row == tl.load(query_start_ptr + session):
-        return
+    launch_dependents(USE_PDL)
 
-    size = tl.load(head_sizes_ptr + session)
+    # No kernel of the step writes its inputs or the decoders: they are read before the wait.
+    end_row = tl.load(query_start_ptr + session + 1)
+    has_rows = end_row > tl.load(query_start_ptr + session)
+    size = tl.where(has_rows, tl.load(head_sizes_ptr + session), 0)
     first_output = tl.program_id(1) * OUTPUTS
     end_output = tl.minimum(first_output + OUTPUTS, size)
     head_ptr = tl.load(head_ptrs_ptr + session).to(tl.pointer_type(tl.float32))
@@ -101,24 +110,29 @@ def _head_kernel(
     bias_end = tl.where(bias_address != 0, end_output, 0)
     noise_end = tl.where(tl.load(has_noise_ptr + session) != 0, end_output, 0)
 
-    row = end_row - 1 + tl.arange(0, 1)
-    mean, rstd = layer_norm_statistics(x_ptr, row, end_row, H, STATISTICS_H)
+    column = tl.arange(0, BLOCK_H)
+    in_row = column < H
+    norm_weight = tl.load(norm_weight_ptr + column, mask=in_row, other=0.0)
+    norm_bias = tl.load(norm_bias_ptr + column, mask=in_row, other=0.0)
+    weight = _decoder_rows(head_ptr, first_output + tl.arange(0, BLOCK_N), end_output, column, H)
+    wait(USE_PDL)
+    if end_row == tl.load(query_start_ptr + session):
+        return
+
+    place = (end_row - 1).to(tl.int64) * H + column
+    x = tl.load(x_ptr + place, mask=in_row, other=0.0)
+    for part in tl.static_range(NUM_PARTIALS):
+        x += tl.load(partial_ptr + part * num_rows.to(tl.int64) * H + place, mask=in_row, other=0.0)
+    normed = normalised_row(x, norm_weight, norm_bias, in_row, H)
+
     best_score = tl.full([], float("-inf"), tl.float32)
     best = tl.full([], 0, tl.int32)
     num_finite = tl.full([], 0, tl.int32)
     for first in range(first_output, end_output, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
         valid = n < end_output
-        out = tl.load(bias_ptr + n, mask=n < bias_end, other=0.0)
-        for start in range(0, H, BLOCK_H):
-            column = start + tl.arange(0, BLOCK_H)[None, :]
-            in_row = column < H
-            x = tl.load(x_ptr + row.to(tl.int64)[:, None] * H + column, mask=in_row, other=0.0)
-            norm_weight = tl.load(norm_weight_ptr + column, mask=in_row, other=0.0)
-            norm_bias = tl.load(norm_bias_ptr + column, mask=in_row, other=0.0)
-            hidden = (x - mean[:, None]) * rstd[:, None] * norm_weight + norm_bias
-            weight = tl.load(head_ptr + n[:, None] * H + column, mask=valid[:, None] & in_row, other=0.0)
-            out += tl.sum(weight * hidden, 1)
+        out = tl.load(bias_ptr + n, mask=n < bias_end, other=0.0) + tl.sum(weight * normed[None, :], 1)
+        weight = _decoder_rows(head_ptr, n + BLOCK_N, end_output, column, H)  # of the next iteration
         tl.store(out_ptr + session * capacity + n, out, mask=valid)
         if CHOOSE:
             noise = tl.load(log_noise_ptr + session * capacity + n, mask=n < noise_end, other=0.0)
@@ -179,6 +193,7 @@ def head(
     choice: Tensor,
     finite: Tensor,
     *,
+    partial: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Compute the predictions and choices of S sessions.
@@ -198,6 +213,7 @@ def head(
         out: [S, capacity], float32; written.
         choice: [S], int32; written.
         finite: [S], int32; written.
+        partial: [P, R, H], float32: what `linear_residual` left to be added to x, or None.
         pdl: programmatic dependent launch, see `launch` (sm_90 or later).
 
     Raises:
@@ -220,14 +236,19 @@ def head(
     check("choice", choice, (sessions,), torch.int32, device)
     check("finite", finite, (sessions,), torch.int32, device)
 
+    if partial is not None:
+        check_dimensions("partial", partial, 3)
+        check("partial", partial, (partial.shape[0], rows, hidden), torch.float32, device)
+
     # A long head is bound by memory bandwidth, which takes many programs to use.
     single = capacity <= SINGLE_CAPACITY
     outputs = SINGLE_CAPACITY if single or INTERPRETING else 64
+    block_h = triton.next_power_of_2(hidden)
     _head_kernel[(sessions, 1 if single else triton.cdiv(capacity, outputs))](
-        x, norm_weight, norm_bias, query_start, head_ptrs, head_bias_ptrs, head_sizes, log_noise, has_noise,
-        out, choice, finite, capacity,
-        H=hidden, CHOOSE=single, OUTPUTS=outputs, BLOCK_N=32,
-        BLOCK_H=min(256, triton.next_power_of_2(hidden)), STATISTICS_H=min(1024, triton.next_power_of_2(hidden)),
+        x, partial, norm_weight, norm_bias, query_start, head_ptrs, head_bias_ptrs, head_sizes, log_noise, has_noise,
+        out, choice, finite, rows, capacity,
+        H=hidden, NUM_PARTIALS=0 if partial is None else partial.shape[0],
+        CHOOSE=single, OUTPUTS=outputs, BLOCK_N=max(1, min(16, 16384 // block_h)), BLOCK_H=block_h,
         USE_PDL=pdl, num_warps=8, launch_pdl=pdl,
     )  # fmt: skip
     if not single:

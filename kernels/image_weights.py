@@ -83,11 +83,11 @@ def make_image_scratch(num_frames: int, hidden: int, device: torch.device | str)
         device: of the frames.
     """
     first, second, third = (
-        torch.empty(num_frames, side**2, channels, device=device)
+        torch.empty(num_frames, side**2, channels, device=device, dtype=torch.float32)
         for side, channels in zip(SIDES[1:], CHANNELS[1:], strict=True)
     )
-    means = tuple(torch.empty(num_frames, channels, device=device) for channels in CHANNELS[1:])
-    partial = torch.empty(SPLITS, num_frames, hidden, device=device)
+    means = tuple(torch.empty(num_frames, channels, device=device, dtype=torch.float32) for channels in CHANNELS[1:])
+    partial = torch.empty(SPLITS, num_frames, hidden, device=device, dtype=torch.float32)
     return ImageScratch((first, second, third), (means[0], means[1], means[2]), partial)
 
 

@@ -33,7 +33,7 @@ from .launch import (
 )
 from .norm import layer_norm
 from .projection import product, scale_and_bias
-from .tiles import block_h, tile_of
+from .tiles import block_h, num_partials, tile_of
 
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
 
@@ -109,7 +109,7 @@ def _norm_linear_kernel(
 
     acc, _ = product(
         x_ptr, norm_weight_ptr, norm_bias_ptr, weight_ptr, None, rows, num_rows, first_column, BLOCK_N,
-        N, K, NORM, False, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
+        N, K, K, NORM, False, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
     )  # fmt: skip
     acc = acc * scale + bias
     if GELU:
@@ -152,7 +152,7 @@ def _norm_qkv_kernel(
 
     acc, _ = product(
         x_ptr, norm_weight_ptr, norm_bias_ptr, weight_ptr, None, rows, num_rows, first_column, BLOCK_N,
-        3 * H, H, NORM, False, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
+        3 * H, H, H, NORM, False, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
     )  # fmt: skip
     acc = acc * scale + bias
 
@@ -175,10 +175,12 @@ def _linear_residual_kernel(
     weight_ptr,  # [N, K], or with TRANSPOSED [K, N]
     scale_ptr,  # [N] float32 or None
     bias_ptr,  # [N] float32
-    x_ptr,  # [num_rows, N] float32, updated in place
+    x_ptr,  # [num_rows, N] float32, updated in place if there is one partial sum
+    partial_ptr,  # [NUM_PARTIALS, num_rows, N] float32, written if there are several
     num_rows,
     N: tl.constexpr,
     K: tl.constexpr,
+    NUM_PARTIALS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -188,19 +190,29 @@ def _linear_residual_kernel(
     DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: BLOCK_N outputs of BLOCK_M rows, which no other program reads or writes.
+    # One program: BLOCK_N outputs of BLOCK_M rows, which no other program reads or writes, of a part of the inputs.
     first_column = tl.program_id(0) * BLOCK_N
     columns = first_column + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    part = tl.program_id(2)
     scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
 
+    PART: tl.constexpr = K // NUM_PARTIALS
+    residual_ptr = x_ptr if NUM_PARTIALS == 1 else None
     acc, x = product(
-        a_ptr, None, None, weight_ptr, x_ptr, rows, num_rows, first_column, BLOCK_N,
-        N, K, False, TRANSPOSED, WHOLE, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE, USE_PDL,
+        a_ptr + part * PART, None, None, weight_ptr + part * PART * (N if TRANSPOSED else 1), residual_ptr,
+        rows, num_rows, first_column, BLOCK_N,
+        N, PART, K, False, TRANSPOSED, WHOLE, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE, USE_PDL,
     )  # fmt: skip
+    acc *= scale
 
     mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
-    tl.store(x_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :], x + acc * scale + bias, mask=mask)
+    place = rows.to(tl.int64)[:, None] * N + columns[None, :]
+    if NUM_PARTIALS == 1:
+        tl.store(x_ptr + place, x + acc + bias, mask=mask)
+    else:
+        acc += tl.where(part == 0, bias, 0.0)
+        tl.store(partial_ptr + part.to(tl.int64) * num_rows * N + place, acc, mask=mask)
 
 
 def norm_linear(
@@ -214,6 +226,7 @@ def norm_linear(
     *,
     gelu: bool,
     normed: Tensor | None = None,
+    partial: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Compute out = act(LN(x) weight^T * scale + bias).
@@ -229,6 +242,7 @@ def norm_linear(
         gelu: act is gelu_new; else the identity.
         normed: [R, H], compute dtype; overwritten. If given, LN(x) is computed once, by a separate launch, which is
             faster for many rows.
+        partial: [P, R, H], float32: what `linear_residual` left to be added to x, which is updated; needs `normed`.
         pdl: programmatic dependent launch, see `launch` (sm_90 or later).
 
     Raises:
@@ -247,7 +261,7 @@ def norm_linear(
     dtype = compute_dtype(weight.dtype)
     check("out", out, (rows, outputs), dtype, device)
 
-    rows_in = _normed(x, norm_weight, norm_bias, normed, dtype, pdl)
+    rows_in = _normed(x, norm_weight, norm_bias, normed, partial, dtype, pdl)
     tile = tile_of(rows, outputs, hidden, weight.dtype)
     _norm_linear_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
         rows_in, norm_weight, norm_bias, weight, scale, bias, out, rows,
@@ -270,6 +284,7 @@ def norm_qkv(
     slot_mapping: Tensor,
     *,
     normed: Tensor | None = None,
+    partial: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Compute q, k, v = LN(x) weight^T * scale; write q to a buffer, k and v to the rows' slots of the KV cache.
@@ -284,6 +299,7 @@ def norm_qkv(
         kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16; written at the rows' slots.
         slot_mapping: [R], int32: page * 16 + offset, or -1 to write no key and value.
         normed: as in `norm_linear`.
+        partial: as in `norm_linear`.
         pdl: programmatic dependent launch, see `launch` (sm_90 or later).
 
     Raises:
@@ -306,7 +322,7 @@ def norm_qkv(
     check("slot_mapping", slot_mapping, (rows,), torch.int32, device)
 
     dtype = compute_dtype(weight.dtype)
-    rows_in = _normed(x, norm_weight, norm_bias, normed, dtype, pdl)
+    rows_in = _normed(x, norm_weight, norm_bias, normed, partial, dtype, pdl)
     tile = tile_of(rows, 3 * hidden, hidden, weight.dtype)
     _norm_qkv_kernel[(triton.cdiv(3 * hidden, tile.block_n), triton.cdiv(rows, tile.block_m))](
         rows_in, norm_weight, norm_bias, weight, scale, q_out, kv_layer, slot_mapping, rows,
@@ -318,27 +334,47 @@ def norm_qkv(
     )  # fmt: skip
 
 
-def _normed(x: Tensor, weight: Tensor, bias: Tensor, normed: Tensor | None, dtype: torch.dtype, pdl: bool) -> Tensor:
+def _normed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    normed: Tensor | None,
+    partial: Tensor | None,
+    dtype: torch.dtype,
+    pdl: bool,
+) -> Tensor:
     """Return the input of a product: LN(x) if there is a buffer for it, else x, which the product norms itself."""
     if normed is None:
+        if partial is not None:
+            raise ValueError("normed: expected a tensor, since `partial` is to be added to x, got None")
         return x
     check("normed", normed, tuple(x.shape), dtype, x.device)
-    layer_norm(x, weight, bias, normed, pdl=pdl)
+    layer_norm(x, weight, bias, normed, partial=partial, pdl=pdl)
     return normed
 
 
 def linear_residual(
-    a: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor, x: Tensor, *, transposed: bool, pdl: bool = False
+    a: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor,
+    x: Tensor,
+    *,
+    transposed: bool,
+    partial: Tensor | None = None,
+    pdl: bool = False,
 ) -> None:
-    """Compute x += a weight^T * scale + bias, in place.
+    """Compute x += a weight^T * scale + bias, in place; or, in parts, what is to be added to x.
 
     Args:
         a: [R, K], compute dtype of the weights, or float32.
         weight: [H, K], or [K, H] if `transposed`; a weight dtype.
         scale: [H], float32, for int8 weights only: one per output in both layouts.
         bias: [H], float32.
-        x: [R, H], float32; updated.
+        x: [R, H], float32; updated, unless `partial` is given.
         transposed: layout of `weight`.
+        partial: [P, R, H], float32, of `num_partials`; written instead of x. The P sums, of parts of the inputs, remain
+            to be added to x: by `layer_norm`, or by the layers that call it.
         pdl: programmatic dependent launch, see `launch` (sm_90 or later).
 
     Raises:
@@ -353,11 +389,17 @@ def linear_residual(
     check_scale(weight, scale, outputs)
     check("bias", bias, (outputs,), torch.float32, device)
     check("x", x, (rows, outputs), torch.float32, device)
+    parts = 1
+    if partial is not None:
+        parts = num_partials(rows, outputs, inputs, weight.dtype)
+        check("partial", partial, (parts, rows, outputs), torch.float32, device)
+        if parts == 1:
+            raise ValueError("partial: expected None where `num_partials` is 1, got a tensor")
 
-    tile = tile_of(rows, outputs, inputs, weight.dtype)
-    _linear_residual_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
-        a, weight, scale, bias, x, rows,
-        N=outputs, K=inputs, TRANSPOSED=transposed,
+    tile = tile_of(rows, outputs, inputs, weight.dtype, parts)
+    _linear_residual_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m), parts)](
+        a, weight, scale, bias, x, partial, rows,
+        N=outputs, K=inputs, NUM_PARTIALS=parts, TRANSPOSED=transposed,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
         WHOLE=tile.whole, DTYPE=triton_dtype(dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,

@@ -3,7 +3,8 @@
 out = (x - mean) / sqrt(variance + epsilon) * weight + bias, `jat_engine.reference.layer_norm`
 
 With few rows, every program of a product normalises the rows it loads, which saves a launch. With many rows, that would
-read x in float32 three times per block of outputs, so the separate kernel normalises them once.
+read x in float32 three times per block of outputs, so the separate kernel normalises them once. It also adds, in fixed
+order, the partial sums that a linear layer left whose inputs several programs share.
 
 Shapes: R rows, H hidden size.
 """
@@ -16,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference import LAYER_NORM_EPSILON
-from .launch import INTERPRETING, KV_DTYPES, check, check_dimensions, launch_and_wait
+from .launch import KV_DTYPES, check, check_dimensions, launch_dependents, wait
 
 _EPSILON = tl.constexpr(LAYER_NORM_EPSILON)
 
@@ -44,41 +45,59 @@ def layer_norm_statistics(x_ptr, rows, num_rows, H: tl.constexpr, BLOCK_H: tl.co
     return mean, tl.rsqrt(total / H + _EPSILON) + 0.0 * total
 
 
+@triton.jit
+def normalised_row(x, weight, bias, in_row, H: tl.constexpr):
+    """Return LN(x) of a row that lies in registers, [BLOCK_H]; `in_row` marks its H elements."""
+    centred = tl.where(in_row, x - tl.sum(x, 0) / H, 0.0)
+    total = tl.sum(centred * centred, 0)
+    # A variance that overflowed would make every row its bias, finite and wrong: 0 * inf makes it NaN.
+    rstd = tl.rsqrt(total / H + _EPSILON) + 0.0 * total
+    return centred * rstd * weight + bias
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _layer_norm_kernel(
-    x_ptr,  # [num_rows, H] float32
+    x_ptr,  # [num_rows, H] float32, updated if there are partial sums
+    partial_ptr,  # [NUM_PARTIALS, num_rows, H] float32, or None
     weight_ptr,  # [H]
     bias_ptr,  # [H]
     out_ptr,  # [num_rows, H]
     num_rows,
     H: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    NUM_PARTIALS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: BLOCK_M rows.
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    launch_and_wait(USE_PDL)
+    # One program: one row, which stays in registers.
+    launch_dependents(USE_PDL)
+    column = tl.arange(0, BLOCK_H)
+    in_row = column < H
+    weight = tl.load(weight_ptr + column, mask=in_row, other=0.0)
+    bias = tl.load(bias_ptr + column, mask=in_row, other=0.0)
+    wait(USE_PDL)
 
-    mean, rstd = layer_norm_statistics(x_ptr, rows, num_rows, H, BLOCK_H)
-    for start in range(0, H, BLOCK_H):
-        column = start + tl.arange(0, BLOCK_H)
-        mask = (rows < num_rows)[:, None] & (column < H)[None, :]
-        place = rows.to(tl.int64)[:, None] * H + column[None, :]
-        centred = tl.load(x_ptr + place, mask=mask, other=0.0) - mean[:, None]
-        weight = tl.load(weight_ptr + column, mask=column < H, other=0.0)[None, :]
-        bias = tl.load(bias_ptr + column, mask=column < H, other=0.0)[None, :]
-        tl.store(out_ptr + place, centred * rstd[:, None] * weight + bias, mask=mask)
+    place = tl.program_id(0).to(tl.int64) * H + column
+    x = tl.load(x_ptr + place, mask=in_row, other=0.0)
+    for part in tl.static_range(NUM_PARTIALS):
+        part_ptr = partial_ptr + part * num_rows.to(tl.int64) * H
+        x += tl.load(part_ptr + place, mask=in_row, other=0.0)
+    if NUM_PARTIALS > 0:
+        tl.store(x_ptr + place, x, mask=in_row)
+
+    tl.store(out_ptr + place, normalised_row(x, weight, bias, in_row, H), mask=in_row)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, pdl: bool = False) -> None:
-    """Compute out = LN(x).
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, partial: Tensor | None = None, pdl: bool = False
+) -> None:
+    """Compute out = LN(x); with `partial`, after x += its sum over the first axis, in order.
 
     Args:
-        x: [R, H], float32.
+        x: [R, H], float32; updated if `partial` is given.
         weight: [H], float32.
         bias: [H], float32.
         out: [R, H], float32, bfloat16 or float16; written.
+        partial: [P, R, H], float32, or None.
         pdl: programmatic dependent launch, see `launch` (sm_90 or later).
 
     Raises:
@@ -90,9 +109,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, pdl: boo
     check("weight", weight, (hidden,), torch.float32, device)
     check("bias", bias, (hidden,), torch.float32, device)
     check("out", out, (rows, hidden), KV_DTYPES, device)
-    block_m = 16 if INTERPRETING else 4
-    _layer_norm_kernel[(triton.cdiv(rows, block_m),)](
-        x, weight, bias, out, rows,
-        H=hidden, BLOCK_M=block_m, BLOCK_H=min(1024, triton.next_power_of_2(hidden)), USE_PDL=pdl,
-        num_warps=4, launch_pdl=pdl,
+    if partial is not None:
+        check_dimensions("partial", partial, 3)
+        check("partial", partial, (partial.shape[0], rows, hidden), torch.float32, device)
+
+    block = triton.next_power_of_2(hidden)
+    _layer_norm_kernel[(rows,)](
+        x, partial, weight, bias, out, rows,
+        H=hidden, NUM_PARTIALS=0 if partial is None else partial.shape[0], BLOCK_H=block, USE_PDL=pdl,
+        num_warps=max(1, min(block // 1024, 8)), launch_pdl=pdl,
     )  # fmt: skip

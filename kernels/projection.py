@@ -22,6 +22,7 @@ def prefetch_weights(
     first_column,
     N: tl.constexpr,
     K: tl.constexpr,
+    STRIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -38,7 +39,7 @@ def prefetch_weights(
             offset = line * N + first_column
         else:
             column = tl.minimum(first_column + line % BLOCK_N, N - 1)
-            offset = column * K + (line // BLOCK_N) * LINE
+            offset = column * STRIDE + (line // BLOCK_N) * LINE
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(weight_ptr + offset).to(tl.int64)], dtype=tl.int32,
             is_pure=False, pack=1,
@@ -59,10 +60,10 @@ def scale_and_bias(scale_ptr, bias_ptr, columns, N: tl.constexpr):
 
 @triton.jit
 def product(
-    a_ptr,  # [num_rows, K]
+    a_ptr,  # [num_rows, STRIDE], of which the first K columns count
     norm_weight_ptr,  # [K] float32, with NORM
     norm_bias_ptr,  # [K] float32, with NORM
-    weight_ptr,  # [N, K], or with TRANSPOSED [K, N]
+    weight_ptr,  # [N, STRIDE], or with TRANSPOSED [STRIDE, N]
     residual_ptr,  # [num_rows, N] float32, or None
     rows,  # [BLOCK_M]
     num_rows,
@@ -70,6 +71,7 @@ def product(
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
+    STRIDE: tl.constexpr,
     NORM: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -87,26 +89,26 @@ def product(
     launch_dependents(USE_PDL)
     columns = first_column + tl.arange(0, BLOCK_N)
     if WHOLE:
-        weights = load_weights(weight_ptr, columns, N, K, TRANSPOSED, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE)
+        weights = load_weights(weight_ptr, columns, N, K, STRIDE, TRANSPOSED, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE)
         if NORM:
             norm_weight = load_norm(norm_weight_ptr, K, rows.shape[0], SPLIT_K, BLOCK_K)
             norm_bias = load_norm(norm_bias_ptr, K, rows.shape[0], SPLIT_K, BLOCK_K)
         wait(USE_PDL)
-        a = load_rows(a_ptr, rows, num_rows, K, SPLIT_K, BLOCK_K)
+        a = load_rows(a_ptr, rows, num_rows, K, STRIDE, SPLIT_K, BLOCK_K)
         residual = load_residual(residual_ptr, rows, num_rows, columns, N)
         if NORM:
             a = normalise(a, norm_weight, norm_bias, K, SPLIT_K, BLOCK_K)
         acc = multiply(a, weights, DTYPE)
     else:
         if USE_PDL:
-            prefetch_weights(weight_ptr, first_column, N, K, TRANSPOSED, BLOCK_N)
+            prefetch_weights(weight_ptr, first_column, N, K, STRIDE, TRANSPOSED, BLOCK_N)
         wait(USE_PDL)
         mean, rstd = 0.0, 0.0
         if NORM:
             mean, rstd = layer_norm_statistics(a_ptr, rows, num_rows, K, BLOCK_H)
         acc = _iterate(
             a_ptr, norm_weight_ptr, norm_bias_ptr, mean, rstd, weight_ptr, rows, num_rows, columns,
-            N, K, NORM, TRANSPOSED, SPLIT_K, BLOCK_K, DTYPE,
+            N, K, STRIDE, NORM, TRANSPOSED, SPLIT_K, BLOCK_K, DTYPE,
         )  # fmt: skip
         residual = load_residual(residual_ptr, rows, num_rows, columns, N)
     return acc, residual
@@ -135,6 +137,7 @@ def _iterate(
     columns,  # [BLOCK_N]
     N: tl.constexpr,
     K: tl.constexpr,
+    STRIDE: tl.constexpr,
     NORM: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     SPLIT_K: tl.constexpr,
@@ -145,13 +148,13 @@ def _iterate(
 
     With NORM, `a` is normalised as it is loaded. Operands are rounded to DTYPE. Columns from N on give 0.
     """
-    stride_n: tl.constexpr = 1 if TRANSPOSED else K
+    stride_n: tl.constexpr = 1 if TRANSPOSED else STRIDE
     stride_k: tl.constexpr = N if TRANSPOSED else 1
 
     if SPLIT_K == 1:
         in_rows = (rows < num_rows)[:, None]
         in_columns = (columns < N)[None, :]
-        a_rows = a_ptr + rows.to(tl.int64)[:, None] * K
+        a_rows = a_ptr + rows.to(tl.int64)[:, None] * STRIDE
         w_columns = weight_ptr + columns[None, :] * stride_n
         acc = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
         for start in range(0, K, BLOCK_K):
@@ -166,7 +169,7 @@ def _iterate(
     else:
         in_rows = (rows < num_rows)[None, :, None]
         in_columns = (columns < N)[None, None, :]
-        a_rows = a_ptr + rows.to(tl.int64)[None, :, None] * K
+        a_rows = a_ptr + rows.to(tl.int64)[None, :, None] * STRIDE
         w_columns = weight_ptr + columns[None, None, :] * stride_n
         split = tl.arange(0, SPLIT_K)[:, None, None] * BLOCK_K
         parts = tl.zeros([SPLIT_K, rows.shape[0], columns.shape[0]], tl.float32)

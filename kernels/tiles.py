@@ -50,7 +50,7 @@ class Tile(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """An entry of the table, for products within its limits; the first that fits is taken."""
+    """An entry of the table, for products within its limits; the first that fits is taken. Inputs are a program's."""
 
     max_rows: int
     dtypes: tuple[torch.dtype, ...]
@@ -59,6 +59,8 @@ class _Row(NamedTuple):
     tile: Tile
 
 
+_INTERPRETED_WHOLE_ROWS = 32
+_INTERPRETED_PARTIALS = 2
 _ANY = 2**31
 _FLOAT = (torch.float32,)
 _HALF = (torch.bfloat16, torch.float16)
@@ -73,10 +75,15 @@ _TABLE = (
     _Row(4, _HALF_INT8, _ANY, 1024, Tile(4, 32, WHOLE, 8, 4, 1)),
     _Row(4, _HALF_INT8, 1536, 4096, Tile(8, 8, WHOLE, 16, 4, 1)),
     _Row(8, _HALF_INT8, 1536, 1024, Tile(8, 8, WHOLE, 8, 4, 1)),
-    _Row(8, _HALF_INT8, _ANY, 1024, Tile(8, 32, WHOLE, 8, 8, 1)),
-    _Row(16, _HALF_INT8, 1536, 1024, Tile(16, 8, WHOLE, 8, 8, 1)),
+    _Row(8, _HALF_INT8, _ANY, 1024, Tile(8, 32, WHOLE, 8, 4, 1)),
+    _Row(8, _HALF_INT8, 1536, 4096, Tile(8, 8, WHOLE, 16, 4, 1)),
+    _Row(16, _HALF_INT8, 1536, 1024, Tile(16, 8, WHOLE, 8, 4, 1)),
     _Row(16, _HALF_INT8, _ANY, 1024, Tile(16, 32, WHOLE, 8, 8, 1)),
     _Row(16, _HALF_INT8, 1536, 4096, Tile(16, 8, WHOLE, 8, 8, 1)),
+    # Blocks of 32 rows, normalised by a kernel of their own, which adds what programs that share inputs leave.
+    _Row(96, _HALF_INT8, 1536, 1024, Tile(32, 8, WHOLE, 8, 4, 1)),
+    _Row(96, _HALF_INT8, _ANY, 1024, Tile(32, 32, WHOLE, 8, 8, 1)),
+    _Row(96, _HALF_INT8, 1536, 1024, Tile(32, 32, WHOLE, 8, 8, 1, num_programs_k=4)),
     # Few rows of other sizes.
     _Row(16, _HALF_INT8, 1536, _ANY, Tile(16, 8, 64, 4, 4, 3)),
     _Row(16, _HALF_INT8, _ANY, _ANY, Tile(16, 16, 64, 4, 4, 3)),
@@ -89,7 +96,9 @@ _TABLE = (
 )
 
 
-def tile_of(num_rows: int, num_outputs: int, num_inputs: int, weight_dtype: torch.dtype) -> Tile:
+def tile_of(
+    num_rows: int, num_outputs: int, num_inputs: int, weight_dtype: torch.dtype, num_programs_k: int = 1
+) -> Tile:
     """Return the launch parameters of a product [M, K] x [K, N].
 
     Args:
@@ -97,21 +106,67 @@ def tile_of(num_rows: int, num_outputs: int, num_inputs: int, weight_dtype: torc
         num_outputs: N.
         num_inputs: K.
         weight_dtype: of the weights.
+        num_programs_k: programs that share K: 1, or what `num_partials` returns.
     """
+    share = num_inputs // num_programs_k
     if INTERPRETING:
         block_n = min(512, triton.next_power_of_2(num_outputs))
-        if num_rows <= SMALL_ROWS and weight_dtype != torch.float16:
-            return _resolved(Tile(triton.next_power_of_2(num_rows), block_n, WHOLE, 2, 1, 1), num_inputs)
+        if num_rows <= _INTERPRETED_WHOLE_ROWS:
+            return _resolved(Tile(triton.next_power_of_2(num_rows), block_n, WHOLE, 2, 1, 1), share)
         return Tile(64, block_n, 256, 1, 1, 1)
-    found = next(
+    return _resolved(_entry(num_rows, num_outputs, num_inputs, weight_dtype, may_share=num_programs_k > 1), share)
+
+
+def iterating_tile_of(num_rows: int, num_outputs: int, num_inputs: int, weight_dtype: torch.dtype) -> Tile:
+    """Return the launch parameters of a product that iterates over its inputs; arguments as of `tile_of`."""
+    if INTERPRETING:
+        return Tile(SMALL_ROWS, min(512, triton.next_power_of_2(num_outputs)), 128, 2, 1, 1)
+    return _entry(num_rows, num_outputs, num_inputs, weight_dtype, may_share=False, may_be_whole=False)
+
+
+def num_partials(num_rows: int, num_outputs: int, num_inputs: int, weight_dtype: torch.dtype) -> int:
+    """Return how many programs should share K: as many sums remain to be added. 1 if a program takes all inputs.
+
+    Args:
+        num_rows: M.
+        num_outputs: N.
+        num_inputs: K.
+        weight_dtype: of the weights.
+    """
+    if num_rows <= SMALL_ROWS:
+        return 1  # the next kernel reads the sums in every program
+    parts = _INTERPRETED_PARTIALS
+    if not INTERPRETING:
+        parts = _entry(num_rows, num_outputs, num_inputs, weight_dtype, may_share=True).num_programs_k
+    return parts if num_inputs % (16 * parts) == 0 else 1
+
+
+def most_partial_rows(num_rows: int) -> int:
+    """Return the most rows of partial sums, P * M, that products of up to `num_rows` rows leave to be added."""
+    if INTERPRETING:
+        return _INTERPRETED_PARTIALS * num_rows
+    return max(row.tile.num_programs_k * min(row.max_rows, num_rows) for row in _TABLE if row.tile.num_programs_k > 1)
+
+
+def _entry(
+    num_rows: int,
+    num_outputs: int,
+    num_inputs: int,
+    weight_dtype: torch.dtype,
+    *,
+    may_share: bool,
+    may_be_whole: bool = True,
+) -> Tile:
+    return next(
         row.tile
         for row in _TABLE
         if num_rows <= row.max_rows
         and weight_dtype in row.dtypes
         and num_outputs <= row.max_outputs
-        and num_inputs <= row.max_inputs
+        and num_inputs <= row.max_inputs * row.tile.num_programs_k
+        and (may_share or row.tile.num_programs_k == 1)
+        and (may_be_whole or row.tile.block_k != WHOLE)
     )
-    return _resolved(found, num_inputs)
 
 
 def _resolved(found: Tile, num_inputs: int) -> Tile:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 
 from ..observation import ActionSpace, Observations
 
@@ -18,6 +20,16 @@ PAGE_SIZE = 16
 
 MAX_SIZES = 64
 """Sizes of observations and actions whose packed weights a backend caches; the least recently used are dropped."""
+
+
+@contextlib.contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """Compute in the dtypes that tensors have, also where the caller's thread runs under `torch.autocast`."""
+    with contextlib.ExitStack() as stack:
+        for name in {"cpu", device.type}:
+            if torch.amp.is_autocast_available(name):
+                stack.enter_context(torch.autocast(name, enabled=False))
+        yield
 
 
 def machine_memory_bytes() -> int:
@@ -105,6 +117,11 @@ class Backend(Protocol):
     persistent_reason: str
 
     @property
+    def timing(self) -> str:
+        """What was timed to choose between ways of computing a step, as a phrase; "" if nothing was."""
+        ...
+
+    @property
     def page_bytes(self) -> int:
         """Bytes per page of the KV cache, all layers."""
         ...
@@ -126,6 +143,10 @@ class Backend(Protocol):
 
     def allocate_cache(self, num_pages: int) -> None:
         """Allocate the KV cache's pages. Called once."""
+        ...
+
+    def num_agents_to_warm_up(self, counts: Iterable[int]) -> list[int]:
+        """Return the numbers of agents, among `counts`, whose steps prepare all that steps of the others need."""
         ...
 
     def step(self, groups: Sequence[Group]) -> list[Result]:

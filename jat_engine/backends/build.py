@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..checkpoint.weights import Weights
 from ..config import JatConfig
 from ..errors import CheckpointError, InputError
-from .base import Backend
+from .base import Backend, without_autocast
 from .options import EngineOptions
 from .select import Choice, choose_backend, warn_of_plain_torch
 
@@ -37,9 +37,10 @@ def set_up(
     if choice.lacks_native:
         warn_of_plain_torch()
     try:
-        backend = _make_backend(config, weights, choice, options)
-        num_pages = options.num_pages(backend, limit)
-        backend.allocate_cache(num_pages)
+        with without_autocast(choice.device):
+            backend = _make_backend(config, weights, choice, options)
+            num_pages = options.num_pages(backend, limit)
+            backend.allocate_cache(num_pages)
     except (InputError, CheckpointError):
         raise
     except Exception as error:  # a GPU's driver, compiler and allocator raise any class
@@ -55,6 +56,8 @@ def set_up(
         warnings.warn(f"{choice.device} is not used: {failure}; {what}", RuntimeWarning, stacklevel=4)
         instead = replace(instead, reason=f"{choice.device} failed: {failure}")
         return set_up(config, weights, instead, options, limit)
+    if backend.timing:
+        choice = replace(choice, reason=f"{choice.reason}; {backend.timing}")
     return choice, backend, num_pages
 
 

@@ -8,7 +8,7 @@ softmax and sums are float32. Keys and values are float32 or, with bfloat16 and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any
@@ -41,6 +41,7 @@ class CpuBackend:
     name = "cpu"
     page_size: int = _cpu.PAGE_SIZE
     persistent_reason = "the backend is cpu"
+    timing = ""
 
     def __init__(
         self,
@@ -164,6 +165,10 @@ class CpuBackend:
         return self._image_encoder.encode(self._model, frames)
 
     # ---- the step --------------------------------------------------------------------------------------------------
+
+    def num_agents_to_warm_up(self, counts: Iterable[int]) -> list[int]:
+        """See `Backend`: the largest alone."""
+        return [max(counts)]
 
     def step(self, groups: Sequence[Group]) -> list[Result]:
         """Run one step, see `Backend.step`."""

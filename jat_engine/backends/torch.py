@@ -8,7 +8,7 @@ not the speed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -31,7 +31,7 @@ from ..config import JatConfig
 from ..model.modules import ImageEncoder
 from ..observation import ActionSpace
 from ..reference import attention, block, key_ages, layer_norm
-from .base import MAX_SIZES, PAGE_SIZE, Group, Result, machine_memory_bytes
+from .base import MAX_SIZES, PAGE_SIZE, Group, Result, machine_memory_bytes, without_autocast
 from .rows import Rows, encode, lay_out, make_results
 
 
@@ -120,6 +120,7 @@ class TorchBackend:
     name = "torch"
     page_size = PAGE_SIZE
     persistent_reason = "the backend is torch"
+    timing = ""
 
     def __init__(self, config: JatConfig, weights: Weights, dtype: str, device: torch.device) -> None:
         self.config = config
@@ -145,7 +146,7 @@ class TorchBackend:
         self._head: Callable[[ActionSpace], Linear] = cached(partial(_pack_head, weights, device))
 
         self._kv_dtype = torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)
-        self._cache = torch.empty(0)
+        self._cache = torch.empty(0, device=device, dtype=torch.float32)
 
     @property
     def weight_bytes(self) -> int:
@@ -177,6 +178,10 @@ class TorchBackend:
         self._cache = torch.empty(
             (config.num_layers, 2, slots, config.num_heads, head_dim), dtype=self._kv_dtype, device=self.device
         )
+
+    def num_agents_to_warm_up(self, counts: Iterable[int]) -> list[int]:
+        """See `Backend`: the largest alone."""
+        return [max(counts)]
 
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
@@ -217,8 +222,9 @@ class TorchBackend:
     @torch.no_grad()
     def step(self, groups: Sequence[Group]) -> list[Result]:
         """Run one step, see `Backend.step`."""
-        encoded = encode(self, groups)
-        predictions = self._decode(lay_out(self, groups, encoded))
+        with without_autocast(self.device):
+            encoded = encode(self, groups)
+            predictions = self._decode(lay_out(self, groups, encoded))
         finite = [bool(np.isfinite(values).all()) for values in predictions]
         return make_results(groups, encoded, predictions, finite)
 

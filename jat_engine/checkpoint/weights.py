@@ -226,7 +226,8 @@ class CheckpointWeights:
         """Yield a matrix in blocks of up to `rows` rows, float32."""
         file, stored, shape = self._files[name], self._names[name], self._shapes[name]
         for first in range(0, shape[0], rows):
-            with safe_open(file, framework="pt") as tensors:
+            # safetensors puts a slice on torch's default device, whatever `device` it is given.
+            with safe_open(file, framework="pt") as tensors, torch.device("cpu"):
                 piece: Tensor = tensors.get_slice(stored)[first : first + rows]
             check_finite(f"{file}: {stored}", piece)
             yield piece.float().contiguous()
@@ -234,7 +235,8 @@ class CheckpointWeights:
     def rows(self, name: str, count: int) -> Tensor:
         """Return the first `count` rows of a matrix, float32."""
         file, stored = self._files[name], self._names[name]
-        tensor: Tensor = self._open[file].get_slice(stored)[:count]
+        with torch.device("cpu"):
+            tensor: Tensor = self._open[file].get_slice(stored)[:count]
         check_finite(f"{file}: {stored}", tensor)
         return tensor.float().contiguous()
 
@@ -301,7 +303,7 @@ def fold_cyclic(weight: Tensor, size: int) -> Tensor:
         [H, size], float32; summed in float64.
     """
     folded = weight.new_zeros(weight.shape[0], size, dtype=torch.float64)
-    columns = torch.arange(weight.shape[1]) % size
+    columns = torch.arange(weight.shape[1], device=weight.device) % size
     return folded.index_add_(1, columns, weight.double()).float()
 
 

@@ -39,6 +39,18 @@ def check_num_agents(num_agents: Any) -> int:
     return int(num_agents)
 
 
+def check_counts(num_agents: Any) -> list[int]:
+    """Return one number of agents, or several, as a list of ints.
+
+    Raises:
+        InputError: there is none, or one is not an integer of at least 1.
+    """
+    counts = list(num_agents) if isinstance(num_agents, Iterable) and not isinstance(num_agents, str) else [num_agents]
+    if not counts:
+        raise InputError("num_agents: expected an integer >= 1 or some of them, got none")
+    return [check_num_agents(count) for count in counts]
+
+
 def find_mask(which: Any, num_agents: int) -> np.ndarray:
     """Return some of N agents as a mask, bool [N].
 

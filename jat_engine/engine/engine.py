@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,7 +19,15 @@ from ..checkpoint_files import resolve, take_hub_options
 from ..config import JatConfig, read_config
 from ..errors import BatchError, CheckpointError, InputError, SessionError
 from ..observation import OBSERVATION_KEYS, check_context_window, check_processor
-from .arguments import check_config, check_flags, check_num_agents, check_observation, list_items, make_generator
+from .arguments import (
+    check_config,
+    check_counts,
+    check_flags,
+    check_num_agents,
+    check_observation,
+    list_items,
+    make_generator,
+)
 from .batch import AgentBatch
 from .fork_lock import make_lock
 from .kv_cache import CacheStats
@@ -292,7 +300,7 @@ class JatEngine:
         image_observation: Any = None,
         action_space: Any = None,
         task: str | Task | None = None,
-        num_agents: int = 1,
+        num_agents: int | Iterable[int] = 1,
     ) -> None:
         """Run a few steps in temporary sessions, so that the first real step is as fast as the later ones.
 
@@ -308,7 +316,9 @@ class JatEngine:
             image_observation: as above.
             action_space: as above.
             task: instead of an example, a published task or its name; its environment is made, and closed again.
-            num_agents: how many agents will step together, in sessions or as a batch.
+            num_agents: how many agents will step together, in sessions or as a batch. If that varies, since sessions
+                come and go, all numbers that occur, such as `range(1, 65)`: a GPU has graphs for each of about 30 sizes
+                up to 1024, and those that are not prepared are captured in mid-episode.
 
         Raises:
             InputError: an argument has an invalid type or value.
@@ -317,23 +327,27 @@ class JatEngine:
 
         Example:
             >>> engine.warm_up(**observation, action_space=env.action_space)
-            >>> engine.warm_up(task="babyai-go-to-obj", num_agents=4)
+            >>> engine.warm_up(task="babyai-go-to-obj", num_agents=range(1, 5))
         """
-        count = check_num_agents(num_agents)
+        counts = self._backend.num_agents_to_warm_up(check_counts(num_agents))
         given = continuous_observation, discrete_observation, text_observation, image_observation
         example = find_example(dict(zip(OBSERVATION_KEYS, given, strict=True)), action_space, task)
         observation = check_observation(example.observation)
+        for count in counts:
+            self._warm_up(count, observation, example.action_space)
 
+    def _warm_up(self, count: int, observation: Mapping[str, Any], action_space: Any) -> None:
+        """Take steps of `count` agents, as sessions and as a batch."""
         with contextlib.ExitStack() as stack:
             sessions = [stack.enter_context(self.open_session(WINDOW, seed=0)) for _ in range(count)]
             for number in range(STEPS):
-                inputs, runner = (observation, None, example.action_space, bool(number % 2)), self._runner
+                inputs, runner = (observation, None, action_space, bool(number % 2)), self._runner
                 with runner.lock, runner.one_step(): self._step_uncounted(sessions, *inputs)  # noqa: E701  # fmt: skip
 
         # A batch of one agent runs nothing that a session does not.
         if count > 1:
             with self.open_batch(count, WINDOW, seed=0) as batch:
-                play_batch(batch, observation, example.action_space)
+                play_batch(batch, observation, action_space)
 
     def _step_uncounted(self, sessions: list[AgentSession], *inputs: Any) -> None:
         """Take a step of all sessions with one input. The caller holds the lock."""

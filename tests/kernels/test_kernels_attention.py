@@ -173,6 +173,60 @@ def test_keys_behind_the_window_are_not_read(splits: int) -> None:
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(HAS_GPU and torch.cuda.get_device_capability() < (8, 9), reason="float8 needs sm_89")
+@pytest.mark.parametrize(("window", "splits"), [(1, 1), (17, 2), (1024, 1), (1024, 3)])
+def test_quantized_keys_and_values(window: int, splits: int) -> None:
+    """New tokens are quantised as the reference does, bit for bit, and attention is to the quantised ones."""
+    case = Case(SESSIONS, heads=2, head_dim=16, cache=torch.float32)
+    sizes = 10.0 ** (torch.arange(case.kv_layer[..., 0].numel(), device=case.q.device) % 5 - 3)
+    case.kv_layer *= sizes.view(case.kv_layer.shape[:-1])[..., None]  # scales differ from token to token
+    case.kv_layer[:, 0].clamp_(-1, 1)
+    before = case.kv_layer.nan_to_num(0.0)
+    pages, scales = attention.quantize_reference(before)
+    expected = attention.dequantize_kv(pages, scales.transpose(1, 2))
+    scales = scales.transpose(1, 2).contiguous()
+
+    # The new tokens' slots hold garbage at first.
+    new_kv = poisoned(-(-case.rows // PAGE_SIZE), 2, 2, PAGE_SIZE, 16)
+    right = pages.clone(), scales.clone()
+    row = 0
+    for session, (context, count, offset) in enumerate(case.sessions):
+        for slot in range(offset + context, offset + context + count):
+            page, place = case.page_table[session, slot // PAGE_SIZE], slot % PAGE_SIZE
+            new_kv[row // PAGE_SIZE, :, :, row % PAGE_SIZE] = before[page, :, :, place]
+            pages.view(torch.uint8)[page, :, :, place] = 0x7F
+            scales[page, :, :, place] = 255
+            row += 1
+
+    out, partials = poisoned(*case.q.shape), case.partials(splits) if splits > 1 else {}
+    arrivals = int32(*[0] * (len(case.sessions) * case.heads)) if splits > 1 else None
+    attention.paged_attention(
+        case.q, pages, *case.plan, window, out, max_queries=3, scales=scales, new_kv=new_kv,
+        num_splits=splits, **partials, arrivals=arrivals,
+    )  # fmt: skip
+    assert torch.equal(pages.view(torch.uint8), right[0].view(torch.uint8))
+    assert torch.equal(scales, right[1])
+    exact = case.reference(case.q.double(), expected.double(), *case.plan, window)
+    rounded = case.reference(case.q.half().double(), expected.double(), *case.plan, window)
+    bound = 2 * (rounded - exact).abs().max() + 1e-3 * exact.abs().max()  # of q, and of probabilities in float16
+    assert float((out[: case.used] - exact).abs().max()) <= float(bound)
+
+
+@pytest.mark.skipif(HAS_GPU and torch.cuda.get_device_capability() < (8, 9), reason="float8 needs sm_89")
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_numbers_that_are_not_finite_survive_quantisation(value: float) -> None:
+    """Neither a key nor a value that overflowed becomes a finite result."""
+    for part in (0, 1):
+        case = Case([(0, 2, 0)], heads=1, head_dim=16, cache=torch.float32, extra_rows=0)
+        pages, scales = case.kv_layer.nan_to_num(0.0).to(torch.float8_e4m3fn), int32(0).to(torch.uint8)
+        scales = scales.new_full((len(pages), 1, 2, PAGE_SIZE), 127)
+        new_kv = case.random.normal(1, 2, 1, PAGE_SIZE, 16)
+        new_kv[0, part, 0, 0, 3] = value
+        out = torch.zeros_like(case.q)
+        attention.paged_attention(case.q, pages, *case.plan, 8, out, max_queries=2, scales=scales, new_kv=new_kv)
+        assert out.isnan().any(1).all()
+
+
 def test_scores_of_any_size() -> None:
     """Scores of 1e4 do not overflow, nor does a whole block of keys far below the earlier ones."""
     case = Case([(200, 2, 0)], heads=2, head_dim=16, cache=torch.float32)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,24 +13,41 @@ import torch
 from ...checkpoint.weights import Weights
 from ...config import JatConfig
 from ...errors import InputError
-from ..base import PAGE_SIZE, Group, Result, machine_memory_bytes
+from ..base import PAGE_SIZE, STEP_TOKENS, Group, Result, machine_memory_bytes
 from ..rows import choose
-from .graph import GraphStep, Scratch
+from . import encoders, parts
+from .buckets import bucket, bucket_below, shape_of
+from .driver import is_out_of_memory
+from .graph import GraphStep
+from .graph_cache import GraphCache
 from .inputs import StepShape
+from .path_choice import Clock, PathTimes, time_paths
 from .persistent import PersistentStep, load_module
-from .staging import num_values, stage
-from .startup_check import disagreement, make_group, reference
+from .staging import stage
+from .startup_check import NUM_PAGES, StartupCheck, fill_pages, make_group, num_checked
 from .weights import CudaWeights
 
-_MAX_GRAPHS = 48
-_MAX_GRAPH_BYTES = 1 << 30
-"""Of inputs, outputs and activations of images; one graph more may come on top."""
+_RESERVED_BYTES = 3 << 29
+"""Bytes that the KV cache leaves to scratch memory, graphs and kernels, but at most a quarter of what is free."""
 
-_MIN_VALUES = 64
-"""Least `StepShape.values` of an agent; with `_MIN_CAPACITY` it keeps small sizes in one bucket."""
+_TIMED_TOKENS = 256
+"""Tokens of the step that is timed to choose a path: as many as a robot's window has."""
 
-_MIN_CAPACITY = 32
-"""Least `StepShape.capacity`."""
+
+class WrongKernelsError(RuntimeError):
+    """Kernels compute something else than plain torch.
+
+    Attributes:
+        modality: of the observations that show it.
+    """
+
+    def __init__(self, modality: str, failure: str) -> None:
+        super().__init__(failure)
+        self.modality = modality
+
+
+class PersistentKernelError(RuntimeError):
+    """A launch of the persistent kernel did not end well."""
 
 
 class CudaBackend:
@@ -38,6 +57,7 @@ class CudaBackend:
 
     Attributes:
         persistent_reason: why single agents run through graphs; "" if they do not.
+        path_times: of the two paths of a single agent's step, if they were timed.
     """
 
     name = "cuda"
@@ -51,6 +71,7 @@ class CudaBackend:
         device: torch.device,
         persistent: bool | None = None,
         fixed_order: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         """Pack the weights onto the device.
 
@@ -59,26 +80,43 @@ class CudaBackend:
             weights: of the checkpoint.
             dtype: "float32", "bfloat16", "float16", or "int8", weight-only.
             device: a GPU, or the CPU for Triton's interpreter.
-            persistent: whether a single agent's step is one launch; None for where that is possible.
+            persistent: whether a single agent's step is one launch; None for where that is possible and, on a GPU,
+                faster.
             fixed_order: sum in a fixed order also in the persistent kernel, so that results are bitwise repeatable.
+            clock: times both paths if `persistent` is None. By default the machine's on a GPU, and none on a CPU, where
+                the persistent kernel is used if it is possible.
         """
         self.device = device
         self.num_threads = torch.get_num_threads()
+        self.path_times: PathTimes | None = None
         self._config = config
         self._weights = CudaWeights(config, weights, dtype, device)
         self._max_pages = -(-(config.max_position_embeddings + self.page_size - 1) // self.page_size)
-        self._scratch = Scratch(self._weights, 1)
-        self._graphs: dict[StepShape, GraphStep] = {}
         self._fixed_order = fixed_order
+        self._clock = clock or (time.perf_counter if device.type == "cuda" else None)
         self._persistent: PersistentStep | None = None
         self.persistent_reason = "" if persistent is not False else "it is switched off"
         self._is_persistent_asked = bool(persistent)
-        self._cache = torch.empty(0)
+
+        self._cache = torch.empty(0, device=device, dtype=torch.float32)
+        self._graphs = GraphCache(self._weights, self._cache, self._max_pages)
+        self._check: StartupCheck | None = None
+        self._num_pages = 0
+        self._most_agents: int | None = None
+        self._encoded_by_torch: set[str] = set()
+        self._is_running = False
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the packed weights."""
         return self._weights.num_bytes
+
+    @property
+    def timing(self) -> str:
+        """How fast the paths of a single agent's step are, as a phrase; "" if that was not timed."""
+        if self.path_times is None:
+            return ""
+        return f"{self.path_times}, {'which is used' if self._persistent is not None else 'and graphs are used'}"
 
     @property
     def persistent_geometry(self) -> dict[str, int]:
@@ -93,61 +131,91 @@ class CudaBackend:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of memory that a KV cache could take at most."""
-        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else machine_memory_bytes()
+        """Bytes of memory that a KV cache could take at most: what is free, but for what steps need besides it."""
+        if self.device.type != "cuda":
+            return machine_memory_bytes()
+        return cache_room(torch.cuda.mem_get_info(self.device)[0])
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes on the device by purpose."""
+        """Bytes on the device by purpose. Pages of the startup check count as scratch."""
+        cache_bytes = self._num_pages * self.page_bytes
         return {
             "weights": self.weight_bytes,
-            "cache": self._cache.nbytes,
-            "scratch": self._scratch.num_bytes,
-            "graphs": sum(graph.num_bytes for graph in self._graphs.values()),
+            "cache": cache_bytes,
+            "scratch": self._graphs.scratch_bytes + self._cache.nbytes - cache_bytes,
+            "graphs": self._graphs.graph_bytes,
             "persistent": self._persistent.num_bytes if self._persistent else 0,
         }
 
     def allocate_cache(self, num_pages: int) -> None:
-        """Allocate memory for the KV cache's pages, and run the startup check."""
+        """Allocate memory for the KV cache's pages, run the startup check, and choose the faster path."""
         config = self._config
         head_dim = config.hidden_size // config.num_heads
-        shape = config.num_layers, num_pages, 2, config.num_heads, self.page_size, head_dim
+        shape = config.num_layers, num_pages + NUM_PAGES, 2, config.num_heads, self.page_size, head_dim
+        self._num_pages = num_pages
         self._cache = torch.empty(shape, dtype=self._weights.kv_dtype, device=self.device)
+        self._graphs = GraphCache(self._weights, self._cache, self._max_pages)
+        self._check = StartupCheck(self._weights, self._cache)
+
         self._prepare_persistent()
-        self._check()
-
-    def _check(self) -> None:
-        """Run the startup check: a step on each path, compared with plain torch.
-
-        Raises:
-            RuntimeError: the graph's prediction differs.
-            InputError: the persistent kernel's differs, and `persistent=True` was asked for.
-        """
-        group = make_group(self._weights, self._cache)
-        expected = reference(self._weights, self._cache, group)
-        failure = disagreement(self._weights, self._step_graph([group])[0].values[0], expected)
-        if failure:
-            raise RuntimeError(failure)
-        if self._persistent is None:
-            return
-        failure = disagreement(self._weights, self._step_persistent(self._persistent, group)[0].values[0], expected)
-        if failure:
-            self._persistent, self.persistent_reason = None, failure
-            self._insist_on_persistent()
-            warnings.warn(f"the persistent kernel is not used: {failure}", RuntimeWarning, stacklevel=2)
+        self._check_paths(self._check)
+        self._choose_path()
 
     # ---- the step --------------------------------------------------------------------------------------------------
 
     def step(self, groups: Sequence[Group]) -> list[Result]:
-        """See `Backend.step`."""
+        """See `Backend.step`.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory even for one agent by itself.
+            RuntimeError: kernels cannot be launched, or compute something else than plain torch.
+        """
+        if self._is_running and self.device.type == "cuda":
+            # An exception, such as Ctrl-C's, has ended a step before the GPU has: its inputs are still read.
+            torch.cuda.synchronize(self.device)
+        self._is_running = True
+
         persistent = self._persistent
         if persistent is not None and len(groups) == 1 and groups[0].num_agents == 1 and persistent.fits(groups[0]):
-            return self._step_persistent(persistent, groups[0])
-        return self._step_graph(groups)
+            try:
+                results = self._step_persistent(persistent, groups[0])
+            except PersistentKernelError as error:
+                # Nothing is lost: the graph writes the same keys and values to the same slots.
+                self._give_up_persistent(f"the persistent kernel is given up for CUDA graphs: {error}", str(error))
+                results = self._step_in_parts(groups)
+            except WrongKernelsError:
+                results = self._step_in_parts(groups)  # which does without the encoder that was found wrong
+        else:
+            results = self._step_in_parts(groups)
+        self._is_running = False
+        return results
+
+    def num_agents_to_warm_up(self, counts: Iterable[int]) -> list[int]:
+        """See `Backend`: the largest number of each bucket, in descending order, so that scratch memory grows once."""
+        return sorted({bucket(count): count for count in sorted(counts)}.values(), reverse=True)
+
+    def _step_in_parts(self, groups: Sequence[Group]) -> list[Result]:
+        """Run a step by graphs: at once or, where memory or kernels do not allow it, in parts of fewer agents."""
+        count = sum(group.num_agents for group in groups)
+        while True:
+            most = self._most_agents or count
+            if count > most:
+                divided = parts.split(groups, most)
+                return parts.join(groups, [result for part in divided for result in self._step_in_parts(part)])
+            try:
+                return self._step_graph(groups)
+            except WrongKernelsError as error:
+                self._avoid(error, count)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or count == 1:
+                    raise
+                self._take_fewer(count, str(error).partition("\n")[0])
 
     def _step_graph(self, groups: Sequence[Group]) -> list[Result]:
-        graph = self._graph(_shape(groups))
-        staged = stage(graph.inputs, self._weights, groups)
+        shape, encoded = self._encode_by_torch(groups)
+        graph = self._graph(shape)
+        staged = stage(graph.inputs, self._weights, groups, encoded)
         graph.launch()
         graph.wait()
 
@@ -162,44 +230,149 @@ class CudaBackend:
 
     def _step_persistent(self, step: PersistentStep, group: Group) -> list[Result]:
         """Run the persistent kernel; a graph in front of it, on the same stream, encodes an image or integers."""
-        shape = _shape([group])
-        embeddings = None
-        if shape.frames or shape.integers:
-            # Capacity 0: the graph encodes and does not predict, so it has no room for noise either.
-            encoder = self._graph(shape._replace(capacity=0))
-            embeddings = stage(encoder.inputs, self._weights, [group._replace(noise=None)]).embeddings
-            encoder.launch()
-        staged = stage(step.inputs, self._weights, [group], embeddings)
+        encoded: list[Any] | None = None
+        if group.observations.modality != "continuous":
+            shape, encoded = self._encode_by_torch([group])
+            if encoded is None:
+                # Capacity 0: the graph encodes and does not predict, so it has no room for noise either.
+                encoder = self._graph(shape._replace(capacity=0))
+                encoded = stage(encoder.inputs, self._weights, [group._replace(noise=None)]).embeddings
+                encoder.launch()
+
+        staged = stage(step.inputs, self._weights, [group], encoded)
         failure = step.run()
         if failure:
-            # Nothing is lost: the graph writes the same keys and values to the same slots.
-            warnings.warn(f"the persistent kernel is given up for CUDA graphs: {failure}", RuntimeWarning, stacklevel=2)
-            self._persistent, self.persistent_reason = None, failure
-            return self._step_graph([group])
+            raise PersistentKernelError(failure)
         values = step.predictions[: group.space.size].copy()
         finite = [bool(np.isfinite(values).all())]
         choices = choose([values], group.noise) if group.space.kind == "discrete" else None
         return [Result([values], finite, choices, staged.embeddings[0])]
 
     def _graph(self, shape: StepShape) -> GraphStep:
-        graph = self._graphs.pop(shape, None)
-        if graph is None:
-            if shape.sessions > self._scratch.sessions:
-                # Captured graphs hold addresses of the scratch they were captured with.
-                self._graphs.clear()
-                self._scratch = Scratch(self._weights, shape.sessions)
-            while len(self._graphs) >= _MAX_GRAPHS or self.memory["graphs"] > _MAX_GRAPH_BYTES:
-                del self._graphs[next(iter(self._graphs))]
-            try:
-                graph = self._new_graph(shape)
-            except torch.OutOfMemoryError:
-                self._graphs.clear()
-                graph = self._new_graph(shape)
-        self._graphs[shape] = graph  # the last is the most recently used
-        return graph
+        # Interpreted, each step takes a second; a fault of a GPU or its compiler cannot show there.
+        return self._graphs.get(shape, self._verify if self.device.type == "cuda" else None)
 
-    def _new_graph(self, shape: StepShape) -> GraphStep:
-        return GraphStep(self._weights, self._cache, self._scratch, shape, self._max_pages)
+    # ---- what does not work ----------------------------------------------------------------------------------------
+
+    def _take_fewer(self, count: int, reason: str) -> None:
+        """Take steps of this many agents in parts of a smaller bucket from here on."""
+        self._most_agents = bucket_below(count)
+        warnings.warn(
+            f"steps of more than {self._most_agents} agents are computed in parts: {reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _avoid(self, error: WrongKernelsError, count: int) -> None:
+        """Do without kernels that compute something else than plain torch. Raises it where nothing is left."""
+        if error.modality != "continuous":
+            self._encoded_by_torch.add(error.modality)
+            what = "images are" if error.modality == "image" else "integers are"
+            warnings.warn(f"{what} encoded in plain torch: {error}", RuntimeWarning, stacklevel=2)
+        elif count == 1:
+            raise error
+        else:
+            self._take_fewer(count, str(error))
+
+    def _encode_by_torch(self, groups: Sequence[Group]) -> tuple[StepShape, list[Any] | None]:
+        """Encode what kernels encode wrongly. Returns the bucket of the rest, and the embeddings of each group."""
+        shape = shape_of(groups)
+        if not self._encoded_by_torch:
+            return shape, None
+        by_torch = [_encoder_of(group) in self._encoded_by_torch for group in groups]
+        if not any(by_torch):
+            return shape, None
+        encoded = [
+            encoders.encode(self._weights, group) if is_by_torch else None
+            for group, is_by_torch in zip(groups, by_torch, strict=True)
+        ]
+        left = {_encoder_of(group) for group in groups} - self._encoded_by_torch
+        return shape._replace(frames="image" in left, integers="discrete" in left), encoded
+
+    # ---- what is decided when an engine is made ----------------------------------------------------------------------
+
+    def _check_paths(self, check: StartupCheck) -> None:
+        """Run the startup check: a step on each path, compared with plain torch.
+
+        Raises:
+            WrongKernelsError: the graph's prediction differs.
+            InputError: the persistent kernel's differs, and `persistent=True` was asked for.
+        """
+        group = check.group(1)
+        graph = self._graph(shape_of([group]))
+        if self.device.type != "cuda" and self._weights.dtype != "bfloat16":  # which the interpreter multiplies wrongly
+            self._verify(graph)
+
+        if self._persistent is None:
+            return
+        try:
+            prediction = self._step_persistent(self._persistent, group)[0].values
+            failure = check.disagreement(np.asarray(prediction))
+        except PersistentKernelError as error:
+            failure = str(error)
+        if failure:
+            self.persistent_reason = failure
+            self._insist_on_persistent()
+            self._give_up_persistent(f"the persistent kernel is not used: {failure}", failure)
+
+    def _verify(self, graph: GraphStep) -> None:
+        """Compare a step of a graph with plain torch, for each modality that it takes.
+
+        Raises:
+            WrongKernelsError: it differs.
+        """
+        check, shape = self._check, graph.shape
+        assert check is not None, "the cache is allocated"
+        if shape.frames:
+            self._verify_encoder(graph, check.images(num_checked("image", shape.sessions)))
+        if shape.integers:
+            self._verify_encoder(graph, check.integers(num_checked("discrete", shape.sessions)))
+        if shape.capacity:
+            group = check.group(num_checked("continuous", shape.sessions))
+            stage(graph.inputs, self._weights, [group])
+            graph.launch()
+            graph.wait()
+            failure = check.disagreement(graph.predictions[: group.num_agents, : group.space.size])
+            if failure:
+                raise WrongKernelsError("continuous", failure)
+
+    def _verify_encoder(self, graph: GraphStep, group: Group) -> None:
+        check = self._check
+        assert check is not None, "the cache is allocated"
+        staged = stage(graph.inputs, self._weights, [group])
+        graph.launch()
+        graph.wait()
+        failure = check.encoder_disagreement(group, staged.embeddings[0])
+        if failure:
+            raise WrongKernelsError(_encoder_of(group), failure)
+
+    def _choose_path(self) -> None:
+        """Time a step on both paths, if the choice between them was left to the backend, and keep the faster."""
+        step, clock = self._persistent, self._clock
+        if step is None or clock is None or self._is_persistent_asked:
+            return
+        pages = min(_TIMED_TOKENS // self.page_size, self._num_pages)
+        context = min(pages * self.page_size, self._config.max_position_embeddings) - STEP_TOKENS
+        page_table = np.arange(pages, dtype=np.int32)[None]  # no agent has any yet
+        fill_pages(self._cache, page_table[0])
+        group = make_group(self._weights, page_table, context)
+        try:
+            self.path_times = time_paths(
+                lambda: self._step_graph([group]),
+                lambda: self._step_persistent(step, group),
+                context + STEP_TOKENS,
+                clock,
+            )
+        except PersistentKernelError as error:
+            self._give_up_persistent(f"the persistent kernel is not used: {error}", str(error))
+            return
+        if not self.path_times.is_persistent_faster:
+            self._persistent = None
+            self.persistent_reason = f"it was not faster when the engine was made: {self.path_times}"
+
+    def _give_up_persistent(self, warning: str, reason: str) -> None:
+        self._persistent, self.persistent_reason = None, reason
+        warnings.warn(warning, RuntimeWarning, stacklevel=3)
 
     def _prepare_persistent(self) -> None:
         if not self.persistent_reason:
@@ -222,26 +395,11 @@ class CudaBackend:
         return PersistentStep(self._weights, self._cache, self._max_pages, self._fixed_order, module)
 
 
-def _shape(groups: Sequence[Group]) -> StepShape:
-    """Return the bucket of a step. Few distinct ones, since each is captured once."""
-    sessions = _bucket(sum(group.num_agents for group in groups))
-    modalities = [group.observations.modality for group in groups]
-    return StepShape(
-        sessions=sessions,
-        values=sessions * _next_power(-(-num_values(groups) // sessions), _MIN_VALUES),
-        capacity=_next_power(max(group.space.size for group in groups), _MIN_CAPACITY),
-        frames="image" in modalities,
-        integers=any(modality.startswith("discrete") for modality in modalities),
-    )
+def cache_room(free_bytes: int) -> int:
+    """Return how many of a GPU's free bytes a KV cache may take, so that steps find memory for what they need."""
+    return free_bytes - min(_RESERVED_BYTES, free_bytes // 4)
 
 
-def _bucket(sessions: int) -> int:
-    """1, 2, 4, 8, then multiples of 16 up to 256, then of 64: at most a third of the rows is padding."""
-    if sessions <= 8:
-        return _next_power(sessions, 1)
-    step = 16 if sessions <= 256 else 64
-    return -(-sessions // step) * step
-
-
-def _next_power(count: int, least: int) -> int:
-    return max(least, 1 << (count - 1).bit_length())
+def _encoder_of(group: Group) -> str:
+    """Return the encoder of a group's observations: "continuous", "image" or "discrete"."""
+    return group.observations.modality.partition("+")[0]

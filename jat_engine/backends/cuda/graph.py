@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,14 +13,15 @@ from ...kernels.discrete_encoder import encode_discrete
 from ...kernels.embedding import embed
 from ...kernels.head import head
 from ...kernels.image_encoder import encode_images
-from ...kernels.image_weights import make_image_scratch
+from ...kernels.image_weights import ImageScratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
-from ...kernels.tiles import SMALL_ROWS
+from ...kernels.tiles import SMALL_ROWS, most_partial_rows, num_partials
 from ..base import STEP_TOKENS
+from .capture import CapturedGraph, retry_without_pdl
 from .inputs import StepInputs, StepShape
 
 if TYPE_CHECKING:
-    from .packing import Block
+    from .packing import Block, Matrix
     from .weights import CudaWeights
 
 _MAX_SPLITS = 4
@@ -42,6 +42,7 @@ class Scratch:
         inner: [rows, M], in the dtype of the activations.
         partial, partial_max, partial_sum: of split keys, float32.
         arrivals: int32 [sessions * heads], zeros between kernels: splits that are done.
+        unadded: sums of linear layers that the next kernel adds to x, float32.
     """
 
     def __init__(self, weights: CudaWeights, sessions: int) -> None:
@@ -50,8 +51,8 @@ class Scratch:
         rows = sessions * STEP_TOKENS
         self.sessions = sessions
 
-        self.x = torch.zeros(rows, hidden, device=device)
-        self.q = torch.zeros(rows, hidden, device=device)
+        self.x = torch.zeros(rows, hidden, device=device, dtype=torch.float32)
+        self.q = torch.zeros(rows, hidden, device=device, dtype=torch.float32)
         self.normed = torch.zeros(rows, hidden, device=device, dtype=weights.activation_dtype)
         self.attended = torch.zeros(rows, hidden, device=device, dtype=weights.activation_dtype)
         self.inner = torch.zeros(rows, weights.inner_size, device=device, dtype=weights.activation_dtype)
@@ -59,9 +60,10 @@ class Scratch:
         # All splits of all rows, of the numbers of sessions that are split.
         programs = min(_MAX_SPLITS * sessions * heads, _ATTENTION_PROGRAMS * weights.num_multiprocessors)
         split_rows = -(-programs // heads) * STEP_TOKENS
-        self.partial = torch.zeros(split_rows * hidden, device=device)
-        self.partial_max = torch.zeros(split_rows * heads, device=device)
-        self.partial_sum = torch.zeros(split_rows * heads, device=device)
+        self.partial = torch.zeros(split_rows * hidden, device=device, dtype=torch.float32)
+        self.partial_max = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
+        self.partial_sum = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
+        self.unadded = torch.zeros(most_partial_rows(rows) * hidden, device=device, dtype=torch.float32)
         self.arrivals = torch.zeros(sessions * heads, device=device, dtype=torch.int32)
 
     @property
@@ -75,24 +77,45 @@ class GraphStep:
     """Inputs, outputs and the captured kernels of one `StepShape`. On a CPU the kernels are interpreted each time.
 
     Attributes:
+        shape: that it was made for.
         inputs: written before `launch`.
         predictions: float32 [sessions, capacity], and
         choices, finite: int32 [sessions], after `wait`; on the host.
     """
 
-    def __init__(self, weights: CudaWeights, cache: Tensor, scratch: Scratch, shape: StepShape, max_pages: int) -> None:
+    def __init__(
+        self,
+        weights: CudaWeights,
+        cache: Tensor,
+        scratch: Scratch,
+        images: ImageScratch | None,
+        shape: StepShape,
+        max_pages: int,
+    ) -> None:
+        """Allocate inputs and outputs and, on a GPU, capture the kernels.
+
+        Args:
+            weights: on the device.
+            cache: [layers, num_pages, 2, heads, 16, head_dim].
+            scratch: of at least `shape.sessions`.
+            images: of exactly `shape.sessions` frames; None without `shape.frames`.
+            shape: of the steps to come.
+            max_pages: of a session.
+        """
+        self.shape = shape
         self._weights = weights
         self._cache = cache
         self._scratch = scratch
-        self._shape = shape
+        self._images = images
         self._splits = num_splits(weights.num_multiprocessors, weights.config.num_heads, shape.sessions)
         device = weights.device
         self.inputs = StepInputs(shape, max_pages, weights.config.max_discrete_value, device)
         on_gpu = device.type == "cuda"
 
         # Of a session: its choice, whether all is finite, then the prediction, as one array that is copied at once.
-        self._out = torch.empty(shape.sessions * (2 + shape.capacity), device=device)
-        self._host_out = torch.empty(self._out.shape, pin_memory=on_gpu)
+        numbers = shape.sessions * (2 + shape.capacity)
+        self._out = torch.empty(numbers, device=device, dtype=torch.float32)
+        self._host_out = torch.empty(numbers, device="cpu", dtype=torch.float32, pin_memory=on_gpu)
         split = [shape.sessions * shape.capacity, shape.sessions, shape.sessions]
         out, choices, finite = self._out.split(split)
         self._device_out = out.view(shape.sessions, shape.capacity), choices.view(torch.int32), finite.view(torch.int32)
@@ -100,61 +123,35 @@ class GraphStep:
         self.predictions = out.view(shape.sessions, shape.capacity).numpy()
         self.choices, self.finite = choices.view(torch.int32).numpy(), finite.view(torch.int32).numpy()
 
-        hidden = weights.config.hidden_size
-        self._images = make_image_scratch(shape.sessions, hidden, device) if shape.frames else None
         self._graph = self._capture() if on_gpu else None
 
     @property
     def num_bytes(self) -> int:
         """Return the bytes on the device. Most kernels write to memory that all graphs share."""
-        images = [] if self._images is None else [*self._images.activations, *self._images.means, self._images.partial]
-        return self.inputs.num_bytes + self._out.nbytes + sum(tensor.nbytes for tensor in images)
+        return self.inputs.num_bytes + self._out.nbytes
 
     def launch(self) -> None:
         """Start the step on the current stream."""
         if self._graph is None:
             self._run()
         else:
-            self._graph.replay()
+            self._graph.launch()
 
     def wait(self) -> None:
         """Block until the step is done."""
         if self._graph is not None:
             torch.cuda.current_stream(self._weights.device).synchronize()
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        try:
-            return self._captured()
-        except RuntimeError as error:
-            if not self._weights.pdl:
-                raise
-            self._weights.pdl = False
-            warnings.warn(
-                f"kernels are launched one after the other: programmatic dependent launch fails ({error})",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return self._captured()
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
+    def _capture(self) -> CapturedGraph:
+        """Run the step and capture it. With no rows in the inputs it changes nothing but scratch memory."""
         device = self._weights.device
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device):
-            stream = torch.cuda.Stream(device)
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                self._run()  # compiles what is not compiled yet; with no rows in the inputs it changes nothing
-            stream.synchronize()
-            # Other threads may go on using the GPU, say for training.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                self._run()
-        return graph
+        return retry_without_pdl(self._weights, lambda: CapturedGraph(device, self._run))
 
     def _run(self) -> None:
         """Launch the step on the current stream: one copy in, the kernels, one copy out."""
-        weights, scratch, shape = self._weights, self._scratch, self._shape
-        pdl = weights.pdl
+        weights, scratch, shape = self._weights, self._scratch, self.shape
         self.inputs.copy()
+        pdl = False  # the first kernel waits for the copy, which is none and cannot let it start early
         given = self.inputs.device
         if shape.integers:
             encode_discrete(
@@ -166,6 +163,7 @@ class GraphStep:
                 weights.discrete_bias,
                 pdl=pdl,
             )
+            pdl = weights.pdl
         if self._images is not None:
             encode_images(given["frames"], given["frame_targets"], weights.images, self._images, pdl=pdl)
         if shape.capacity:
@@ -174,6 +172,7 @@ class GraphStep:
     def _decode(self, x: Tensor) -> None:
         """Embed, run the blocks, and predict."""
         weights, given, pdl = self._weights, self.inputs.device, self._weights.pdl
+        is_first = not (self.shape.frames or self.shape.integers)
         embed(
             x,
             given["source_ptrs"],
@@ -183,11 +182,12 @@ class GraphStep:
             weights.continuous_bias,
             weights.position_table,
             given["positions"],
-            pdl=pdl,
+            pdl=pdl and not is_first,
         )
 
+        unadded = None
         for layer, pages in zip(weights.layers, self._cache, strict=True):
-            self._layer(layer, pages, x)
+            unadded = self._layer(layer, pages, x, unadded)
 
         out, choices, finite = self._device_out
         head(
@@ -202,18 +202,30 @@ class GraphStep:
             out,
             choices,
             finite,
+            partial=unadded,
             pdl=pdl,
         )
         self._host_out.copy_(self._out, non_blocking=True)
 
-    def _layer(self, layer: Block, pages: Tensor, x: Tensor) -> None:
-        """Run one block on x, float32 [rows, H], which is updated. pages: [num_pages, 2, heads, 16, head_dim]."""
+    def _layer(self, layer: Block, pages: Tensor, x: Tensor, unadded: Tensor | None) -> Tensor | None:
+        """Run one block.
+
+        Args:
+            layer: its weights.
+            pages: [num_pages, 2, heads, 16, head_dim].
+            x: float32 [rows, H]; updated.
+            unadded: float32 [P, rows, H], what of x the previous block left to be added; or None.
+
+        Returns:
+            What this block leaves to be added.
+        """
         scratch, given, pdl = self._scratch, self.inputs.device, self._weights.pdl
         rows, hidden = x.shape
         q, attended, inner = scratch.q[:rows], scratch.attended[:rows], scratch.inner[:rows]
         # Few rows are normed where they are multiplied, many once.
         normed = scratch.normed[:rows] if rows > SMALL_ROWS else None
-        norm_qkv(x, *layer.norm1, *layer.qkv.tensors, q, pages, given["slot_mapping"], normed=normed, pdl=pdl)
+        qkv, slots = layer.qkv.tensors, given["slot_mapping"]
+        norm_qkv(x, *layer.norm1, *qkv, q, pages, slots, normed=normed, partial=unadded, pdl=pdl)
 
         splits, heads = self._splits, pages.shape[2]
         by_head = splits, rows, heads
@@ -241,15 +253,27 @@ class GraphStep:
             arrivals=arrivals,
             pdl=pdl,
         )
-        out_proj = layer.out_proj.tensors
+        out_proj, unadded = layer.out_proj.tensors, None
         if arrivals is None and partial is not None and partial_max is not None and partial_sum is not None:
             combine_out_proj(partial, partial_max, partial_sum, *out_proj, layer.out_proj_bias, x, pdl=pdl)
         else:
-            linear_residual(attended, *out_proj, layer.out_proj_bias, x, transposed=False, pdl=pdl)
+            unadded = self._add_linear(attended, layer.out_proj, layer.out_proj_bias, x)
 
-        mlp_in, mlp_out = layer.mlp_in.tensors, layer.mlp_out.tensors
-        norm_linear(x, *layer.norm2, *mlp_in, layer.mlp_in_bias, inner, gelu=True, normed=normed, pdl=pdl)
-        linear_residual(inner, *mlp_out, layer.mlp_out_bias, x, transposed=layer.mlp_out.is_transposed, pdl=pdl)
+        mlp_in = layer.mlp_in.tensors
+        norm_linear(
+            x, *layer.norm2, *mlp_in, layer.mlp_in_bias, inner, gelu=True, normed=normed, partial=unadded, pdl=pdl
+        )
+        return self._add_linear(inner, layer.mlp_out, layer.mlp_out_bias, x)
+
+    def _add_linear(self, a: Tensor, matrix: Matrix, bias: Tensor, x: Tensor) -> Tensor | None:
+        """Add a linear layer of a to x, and return None; or return what remains to be added, float32 [P, rows, H]."""
+        rows, hidden = x.shape
+        parts = num_partials(rows, hidden, a.shape[1], matrix.weight.dtype)
+        unadded = self._scratch.unadded[: parts * rows * hidden].view(parts, rows, hidden) if parts > 1 else None
+        linear_residual(
+            a, *matrix.tensors, bias, x, transposed=matrix.is_transposed, partial=unadded, pdl=self._weights.pdl
+        )
+        return unadded
 
 
 def num_splits(num_multiprocessors: int, num_heads: int, sessions: int) -> int:

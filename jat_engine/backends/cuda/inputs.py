@@ -92,7 +92,7 @@ class StepInputs:
             count = int(np.prod(extent)) * dtype.itemsize
             places[name] = size, count
             size += -(-count // _ALIGNMENT) * _ALIGNMENT
-        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._host = torch.zeros(size, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
         self._device = torch.zeros(size, dtype=torch.uint8, device=device)
         self.host: dict[str, np.ndarray] = {}
         self.device: dict[str, Tensor] = {}

@@ -53,7 +53,8 @@ class PersistentStep:
         shape = StepShape(1, STEP_TOKENS * (config.max_continuous_size + 1), _CAPACITY, frames=False, integers=False)
         # The module reads the pinned side; what a step needs travels as the kernel's argument.
         self.inputs = StepInputs(shape, max_pages, config.max_discrete_value, self._device)
-        predictions = torch.empty(_CAPACITY, pin_memory=self._device.type == "cuda")
+        on_gpu = self._device.type == "cuda"
+        predictions = torch.empty(_CAPACITY, device="cpu", dtype=torch.float32, pin_memory=on_gpu)
         self.predictions = predictions.numpy()
 
         heads = config.num_heads

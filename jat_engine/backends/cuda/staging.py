@@ -50,7 +50,7 @@ def num_values(groups: Sequence[Group]) -> int:
 
 
 def stage(
-    inputs: StepInputs, weights: CudaWeights, groups: Sequence[Group], embeddings: list[Any] | None = None
+    inputs: StepInputs, weights: CudaWeights, groups: Sequence[Group], encoded: Sequence[Any] | None = None
 ) -> Staged:
     """Write a step's groups into its inputs.
 
@@ -58,10 +58,12 @@ def stage(
         inputs: of a bucket that the step fits into.
         weights: whose encoders and heads it needs.
         groups: of the step.
-        embeddings: of the groups' observations, where another launch encodes them; None to make room for them.
+        encoded: for each group the embeddings of its observations, if something else encodes them, or None.
     """
-    if embeddings is None:
-        embeddings = [_make_embeddings(weights, group) for group in groups]
+    embeddings = [
+        _make_embeddings(weights, group) if rows is None else rows
+        for group, rows in zip(groups, encoded or [None] * len(groups), strict=True)
+    ]
     if len(groups) > 1 or groups[0].num_agents == 1:
         in_use = _stage_agents(inputs, weights, groups, embeddings)
     else:
@@ -77,7 +79,7 @@ def _make_embeddings(weights: CudaWeights, group: Group) -> Any:
             return [np.append(observations.values[0], np.float32(observations.rewards[0]))]
         rewards = np.asarray(observations.rewards, np.float32)
         return np.concatenate((observations.values, rewards[:, None]), axis=1)
-    return torch.empty(group.num_agents, weights.config.hidden_size, device=weights.device)
+    return torch.empty(group.num_agents, weights.config.hidden_size, device=weights.device, dtype=torch.float32)
 
 
 def _stage_observations(host: dict[str, np.ndarray], groups: Sequence[Group], embeddings: Sequence[Any]) -> None:

@@ -1,99 +1,181 @@
-"""Startup check: compare one step on each CUDA path with plain PyTorch, to catch a faulty GPU, driver or compiler."""
+"""Startup check: compare steps on each CUDA path with plain PyTorch, to catch a faulty GPU, driver or compiler.
+
+Each graph computes such a step when it is captured: other sizes are other kernels. The check has pages of the KV cache
+of its own, so that it may run while agents use theirs.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...config import FRAME_SHAPE
 from ...observation import ActionSpace, Observations
 from ...reference import attention, block, encode_continuous, key_ages, layer_norm, linear
 from ..base import PAGE_SIZE, STEP_TOKENS, Group, LastStep
+from . import encoders
 from .packing import Matrix
 from .weights import CudaWeights
 
-_CONTEXT = 20  # more than a page
-_MAX_PAGES = 2
+NUM_AGENTS = 8
+"""Agents of a check at most: 24 rows, which is more than the kernels for few rows take."""
+
+NUM_PAGES = 1 + NUM_AGENTS
+"""Pages of the check: one that its agents share, and one for each."""
+
+_NUM_ENCODED = 2
+_CONTEXT = PAGE_SIZE + 4  # more than a page
 _MOST_PREDICTIONS = 32
 _BOUNDS = {"float32": 1e-3}
 _BOUND = 0.25  # half precisions stay at about 0.02
 
 
-def make_group(weights: CudaWeights, cache: Tensor) -> Group:
-    """Return a step of three continuous tokens behind some cached ones, whose keys and values are filled at random.
+class StartupCheck:
+    """Steps to be computed, and what plain torch computes for them in float64."""
 
-    cache: [layers, num_pages, 2, heads, 16, head_dim].
-    """
-    pages = min(cache.shape[1], _MAX_PAGES)
-    context = min(_CONTEXT, PAGE_SIZE * pages - STEP_TOKENS, weights.config.max_position_embeddings - STEP_TOKENS)
+    def __init__(self, weights: CudaWeights, cache: Tensor) -> None:
+        """Fill the pages of the check.
+
+        Args:
+            weights: of the engine.
+            cache: [layers, num_pages, 2, heads, 16, head_dim]; its last `NUM_PAGES` belong to the check.
+        """
+        self._weights = weights
+        self._cache = cache
+        first = cache.shape[1] - NUM_PAGES
+        self._pages = np.arange(first, first + NUM_PAGES, dtype=np.int32)
+        fill_pages(cache, self._pages)
+
+    def group(self, num_agents: int) -> Group:
+        """Return a step in which each agent feeds three continuous tokens behind cached ones."""
+        page_table = np.stack([self._pages[[0, 1 + agent]] for agent in range(num_agents)])
+        context = min(_CONTEXT, self._weights.config.max_position_embeddings - STEP_TOKENS)
+        return make_group(self._weights, page_table, context)
+
+    def images(self, num_agents: int) -> Group:
+        """Return a first step with images."""
+        frames = np.random.default_rng(1).integers(0, 256, (num_agents, *FRAME_SHAPE), dtype=np.uint8)
+        return self._first_step(Observations("image", frames, None, [0.0] * num_agents, "image_observation"))
+
+    def integers(self, num_agents: int) -> Group:
+        """Return a first step with integers."""
+        random, config = np.random.default_rng(2), self._weights.config
+        values = random.integers(0, config.vocab_size, (num_agents, config.max_discrete_value))
+        rewards = random.standard_normal(num_agents).astype(np.float32)
+        return self._first_step(Observations("discrete", values, None, rewards, "discrete_observation"))
+
+    def _first_step(self, observations: Observations) -> Group:
+        count = len(observations.values)
+        zeros = [0] * count
+        pages = list(self._pages[1 : 1 + count, None])
+        space = ActionSpace("continuous", 1)
+        return Group(count, observations, None, space, None, zeros, zeros, [PAGE_SIZE - 1] * count, pages, None)
+
+    def disagreement(self, predictions: np.ndarray) -> str:
+        """Return "" if the predictions of `group` [N, A] are torch's but for rounding, else what is wrong with them."""
+        expected, scale = self._expected
+        count = len(predictions)
+        return self._judge(predictions, expected[:count], scale[:count])
+
+    def encoder_disagreement(self, group: Group, embeddings: Tensor) -> str:
+        """Return the same for embeddings [N, H] of `images` or `integers`."""
+        expected = encoders.encode(self._weights, group).cpu().numpy()
+        return self._judge(embeddings.cpu().numpy(), expected, np.sqrt((expected**2).mean(axis=1, keepdims=True)))
+
+    @cached_property
+    def _expected(self) -> tuple[np.ndarray, np.ndarray]:
+        return reference(self._weights, self._cache, self.group(NUM_AGENTS))
+
+    def _judge(self, values: np.ndarray, expected: np.ndarray, scale: np.ndarray) -> str:
+        error = float((np.abs(values - expected) / np.maximum(scale, 1e-30)).max())
+        if error <= _BOUNDS.get(self._weights.dtype, _BOUND):  # not for NaN
+            return ""
+        return f"its kernels do not compute what plain torch does: off by {error:.2g} of what a result typically is"
+
+
+def num_checked(modality: str, num_sessions: int) -> int:
+    """Return how many agents of a modality the check of a bucket has; encoders work on each by itself."""
+    return min(NUM_AGENTS if modality == "continuous" else _NUM_ENCODED, num_sessions)
+
+
+def fill_pages(cache: Tensor, pages: Sequence[int] | np.ndarray) -> None:
+    """Write random keys and values. cache: [layers, num_pages, 2, heads, 16, head_dim]."""
     random = np.random.default_rng(0)
-    for number in range(pages):
-        values = random.standard_normal(cache[:, number].shape, np.float32) * np.float32(0.5)
-        cache[:, number] = torch.from_numpy(values).to(cache)
+    for page in pages:
+        values = random.standard_normal(cache[:, page].shape, np.float32) * np.float32(0.5)
+        cache[:, page] = torch.from_numpy(values).to(cache)
 
-    before, action, now = (random.standard_normal(size).astype(np.float32) for size in (5, 2, 5))
-    field = "continuous_observation"
-    observations = [Observations("continuous", [v[:4]], None, [float(v[4])], field) for v in (before, now)]
-    size = min(_MOST_PREDICTIONS, weights.config.max_continuous_size)
-    return Group(
-        num_agents=1,
-        observations=observations[1],
-        missions=None,
-        space=ActionSpace("continuous", size),
-        noise=None,
-        num_again=[2],
-        context_lens=[context],
-        start_offsets=[0],
-        page_table=[np.arange(pages, dtype=np.int32)],
-        last=LastStep(observations[0], [before], ActionSpace("continuous", action.size), [action]),
+
+def make_group(weights: CudaWeights, page_table: np.ndarray, context: int) -> Group:
+    """Return a step in which each agent feeds three continuous tokens, with observations and actions of its own.
+
+    Args:
+        weights: of the engine.
+        page_table: [N, pages].
+        context: cached tokens of each agent.
+    """
+    count = len(page_table)
+    numbers = np.stack([np.random.default_rng(agent).standard_normal(12, np.float32) for agent in range(count)])
+    before, now = (
+        Observations("continuous", values[:, :4], None, values[:, 4], "continuous_observation")
+        for values in (numbers[:, :5], numbers[:, 5:10])
     )
+    last = LastStep(before, numbers[:, :5], ActionSpace("continuous", 2), numbers[:, 10:])
+    size = min(_MOST_PREDICTIONS, weights.config.max_continuous_size)
+    again, contexts, offsets = (np.full(count, number) for number in (2, context, 0))
+    return Group(count, now, None, ActionSpace("continuous", size), None, again, contexts, offsets, page_table, last)
 
 
 @torch.no_grad()
 def reference(weights: CudaWeights, cache: Tensor, group: Group) -> tuple[np.ndarray, np.ndarray]:
-    """Return the prediction of `make_group`'s step, float32 [A], and the typical size of a product of its head, [A]."""
+    """Compute `make_group`'s step in float64, whatever the process has set for products in float32.
+
+    Returns:
+        The predictions and the typical size of a product of the head, both float64 [N, A].
+    """
     last, observations = group.last, group.observations
     assert last is not None, "the group feeds tokens again"
-    now = np.append(observations.values[0], np.float32(observations.rewards[0]))
-    tokens = [last.embeddings[0], last.actions[0], now]
-    rows = [
-        encode_continuous(
-            torch.from_numpy(values).to(weights.device),
-            weights.continuous_encoder(values.size),
-            weights.continuous_bias,
-        )
-        for values in tokens
-    ]
+    now = np.concatenate((observations.values, np.asarray(observations.rewards)[:, None]), axis=1)
     context = int(group.context_lens[0])
-    x_TH = torch.stack(rows) + weights.position_table[context : context + len(rows)]
+    rows = []
+    for agent in range(group.num_agents):
+        for values in (last.embeddings[agent], last.actions[agent], now[agent]):
+            values_X = torch.from_numpy(values).to(weights.device).double()
+            encoder_XH = weights.continuous_encoder(values.size).double()
+            rows.append(encode_continuous(values_X, encoder_XH, weights.continuous_bias.double()))
+    num_tokens = len(rows) // group.num_agents
+    position_TH = weights.position_table[context : context + num_tokens].double()
+    x_TH = torch.stack(rows) + position_TH.repeat(group.num_agents, 1)
 
+    tables = torch.from_numpy(np.asarray(group.page_table)).long().to(weights.device)
     for layer, pages in zip(weights.layers, cache, strict=True):
-        # [pages, 2, heads, 16, head_dim] -> keys and values [2, K, heads, head_dim], those of the context
-        cached = pages[:_MAX_PAGES].float().permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :context]
-        x_TH = block(x_TH, layer, weights.config.num_heads, partial(_attend, cached, layer.window), _linear)
+        # [N, pages, 2, heads, 16, head_dim] -> keys and values [N, 2, K, heads, head_dim], those of the context
+        cached = pages[tables].double().permute(0, 2, 1, 4, 3, 5).flatten(2, 3)[:, :, :context]
+        doubled = layer.map(lambda matrix: matrix, Tensor.double)
+        x_TH = block(x_TH, doubled, weights.config.num_heads, partial(_attend, cached, layer.window), _linear)
 
-    hidden_H = layer_norm(x_TH[-1], *weights.final_norm)
+    norm_weight, norm_bias = weights.final_norm
+    hidden_NH = layer_norm(x_TH[num_tokens - 1 :: num_tokens], norm_weight.double(), norm_bias.double())
     rows_AH, bias_A = weights.head(group.space)
-    prediction_A = linear(hidden_H, rows_AH, bias_A)
-    scale_A = rows_AH.norm(dim=1) * hidden_H.norm() / hidden_H.numel() ** 0.5
-    return prediction_A.cpu().numpy(), scale_A.cpu().numpy()
+    prediction_NA = linear(hidden_NH, rows_AH.double(), None if bias_A is None else bias_A.double())
+    scale_NA = rows_AH.double().norm(dim=1) * hidden_NH.norm(dim=1, keepdim=True) / hidden_NH.shape[1] ** 0.5
+    return prediction_NA.cpu().numpy(), scale_NA.cpu().numpy()
 
 
 def _attend(cached: Tensor, window: int, q_TND: Tensor, k_TND: Tensor, v_TND: Tensor) -> Tensor:
-    k_KND, v_KND = torch.cat((cached, torch.stack((k_TND, v_TND))), dim=1)
-    return attention(q_TND, k_KND, v_KND, key_ages(len(q_TND), len(k_KND), q_TND.device), window)
+    """Return the attention of each agent over its own keys. cached: [agents, 2, K, heads, head_dim]."""
+    tokens = len(q_TND) // len(cached)
+    attended = []
+    for own, *new in zip(cached, *(x_TND.split(tokens) for x_TND in (q_TND, k_TND, v_TND)), strict=True):
+        q, k, v = new
+        k_KND, v_KND = torch.cat((own, torch.stack((k, v))), dim=1)
+        attended.append(attention(q, k_KND, v_KND, key_ages(tokens, len(k_KND), q.device), window))
+    return torch.cat(attended)
 
 
 def _linear(x_TI: Tensor, matrix: Matrix, bias_O: Tensor | None) -> Tensor:
-    return linear(x_TI, matrix.to_float(), bias_O)
-
-
-def disagreement(weights: CudaWeights, prediction: np.ndarray, expected: tuple[np.ndarray, np.ndarray]) -> str:
-    """Return "" if a prediction is what plain torch computes but for rounding, else what is wrong with it."""
-    values, scale = expected
-    error = float((np.abs(prediction - values) / np.maximum(scale, 1e-30)).max())
-    if error <= _BOUNDS.get(weights.dtype, _BOUND):  # not for NaN
-        return ""
-    return f"its kernels do not compute what plain torch does: off by {error:.2g} of what a prediction typically is"
+    return linear(x_TI, matrix.to_float().double(), bias_O)

@@ -28,6 +28,7 @@ class CudaWeights:
             [X, H].
         choices: number of choices n -> embeddings of discrete actions, float32 [n, H].
         head: action space -> the rows it needs, float32 [n, H], and their bias [n] or None.
+        image_parameters: reads the image encoder's published parameters, by name, float32.
     """
 
     def __init__(self, config: JatConfig, weights: Weights, dtype: str, device: torch.device) -> None:
@@ -51,11 +52,7 @@ class CudaWeights:
         self.discrete_table = discrete_features(weights).to(device)
         self.discrete_mixer = pack(weights.get("multi_discrete_encoder.4.weight"), dtype, device)
         self.discrete_bias = own(weights.get("multi_discrete_encoder.4.bias"))
-        prefix = "image_encoder.module."
-        names = [f"conv{i}.{kind}" for i in (1, 2, 3) for kind in ("weight", "bias")]
-        names += [f"att{i}.fc.{gate}.weight" for i in (1, 2, 3) for gate in (0, 2)] + ["fc.weight", "fc.bias"]
-        state = {name: weights.get(prefix + name).to(device) for name in names}
-        self.images = pack_image_weights(state, getattr(torch, dtype))
+        self.images = pack_image_weights(_image_parameters(weights, device), getattr(torch, dtype))
 
         check_heads(weights)
         cached = lru_cache(maxsize=MAX_SIZES)
@@ -64,6 +61,7 @@ class CudaWeights:
         self.continuous_encoder: Callable[[int], Tensor] = cached(partial(_fold, encoder_weight, device))
         self.choices: Callable[[int], Tensor] = cached(partial(_choices, weights, device))
         self.head: Callable[[ActionSpace], tuple[Tensor, Tensor | None]] = cached(partial(_head, weights, device))
+        self.image_parameters: Callable[[], dict[str, Tensor]] = partial(_image_parameters, weights, device)
 
     @property
     def inner_size(self) -> int:
@@ -79,6 +77,12 @@ class CudaWeights:
     def num_bytes(self) -> int:
         """Return the bytes of all that does not depend on sizes of observations and actions."""
         return self.block_bytes + self.images.num_bytes + self.discrete_mixer.num_bytes + self.discrete_table.nbytes
+
+
+def _image_parameters(weights: Weights, device: torch.device) -> dict[str, Tensor]:
+    names = [f"conv{i}.{kind}" for i in (1, 2, 3) for kind in ("weight", "bias")]
+    names += [f"att{i}.fc.{gate}.weight" for i in (1, 2, 3) for gate in (0, 2)] + ["fc.weight", "fc.bias"]
+    return {name: weights.get(f"image_encoder.module.{name}").to(device) for name in names}
 
 
 def _own(device: torch.device, tensor: Tensor) -> Tensor:
