@@ -52,7 +52,7 @@ def _redux(i: Instruction) -> Step:
         out: Value = None
         if x is not None and mask.any():
             values = signed(x)[mask]
-            whole = {"SUM": values.sum(), "MIN": values.min(), "MAX": values.max()}.get(
+            whole: Any = {"SUM": values.sum(), "MIN": values.min(), "MAX": values.max()}.get(
                 kind, np.bitwise_or.reduce(values) if kind != "AND" else np.bitwise_and.reduce(values)
             )
             out = lanes(int(whole))
