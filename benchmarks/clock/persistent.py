@@ -1,4 +1,4 @@
-"""Predict a step of the persistent kernel: cycles per phase from its SASS, exchanges at their readings, the stream.
+"""Predict a step of the persistent kernel: cycles per phase from its SASS, barriers at their readings, the stream.
 
 The published size in bfloat16 is compiled with a marker at each phase (JAT_TRACE=2). Its blocks are interpreted with
 the arguments a launch would pass; every wait for other blocks is over at once, and costs what hardware.py says.
