@@ -74,9 +74,15 @@ def without_kernels(num_multiprocessors: int | None = None) -> Iterator[list[Lau
         yield launches
 
 
-def make_engine(config: JatConfig, max_cached_tokens: int) -> JatEngine:
-    """Return an engine of the CUDA backend in bfloat16, with weights of zeros; to be called in `without_kernels`."""
+def make_engine(config: JatConfig, max_cached_tokens: int, **more: Any) -> JatEngine:
+    """Return an engine of the CUDA backend in bfloat16, with weights of zeros; to be called in `without_kernels`.
+
+    Args:
+        config: sizes of the model.
+        max_cached_tokens: of all sessions together.
+        more: other options of the engine.
+    """
     choice = Choice(torch.device("cpu"), "cuda", "bfloat16", "", is_asked=True)
-    options = EngineOptions(persistent=False, max_cached_tokens=max_cached_tokens)
+    options = EngineOptions(persistent=False, max_cached_tokens=max_cached_tokens, **more)
     missions: Any = None  # no observation has one
     return JatEngine(config, Zeros(config), choice, options, missions)

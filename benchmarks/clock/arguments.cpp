@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int kHidden = 768, kHeads = 12, kLayers = 12, kPositions = 512, kPages = 64;
+constexpr int kHidden = 768, kHeads = 12, kMostLayers = 12, kPositions = 512, kPages = 64;
 constexpr int kValues = 32;  // of a continuous row, and of the prediction
 constexpr int kSharedBytes = 227 * 1024;
 
@@ -37,15 +37,15 @@ void print(const char* name, const void* address, const void* bytes, size_t size
 
 }  // namespace
 
-// Arguments: blocks, blocks of a cluster, cached tokens.
+// Arguments: blocks, blocks of a cluster, cached tokens, layers.
 int main(int count, char** arguments) {
-  if (count != 4) return 1;
+  if (count != 5) return 1;
   jat::StepModel model = {};
   model.hidden = kHidden;
   model.num_heads = kHeads;
   model.head_dim = kHidden / kHeads;
   model.inner = 4 * kHidden;
-  model.num_layers = kLayers;
+  model.num_layers = std::atoi(arguments[4]);
   model.num_pages = kPages;
   model.type = jat::StepType::kBFloat16;
   model.num_warps = jat::default_num_warps(kHidden);
@@ -55,9 +55,9 @@ int main(int count, char** arguments) {
 
   static jat::StepControl control = {};
   control.arrived = 0x3fffffff;
-  static jat::StepLayer layers[kLayers];
+  static jat::StepLayer layers[kMostLayers];
   const size_t row = kHidden * sizeof(float), square = size_t{kHidden} * kHidden * 2;
-  for (int index = 0; index < kLayers; ++index) {
+  for (int index = 0; index < kMostLayers; ++index) {
     jat::StepLayer& layer = layers[index];
     layer.norm1_weight = address<const float>(row);
     layer.norm1_bias = address<const float>(row);
@@ -79,7 +79,7 @@ int main(int count, char** arguments) {
   model.final_norm_bias = address<const float>(row);
   model.position_table = address<const float>(kPositions * row);
   model.continuous_bias = address<const float>(row);
-  model.kv_cache = address<void>(kLayers * kPages * size_t{2} * jat::kStepPageSize * kHidden * 2);
+  model.kv_cache = address<void>(kMostLayers * kPages * size_t{2} * jat::kStepPageSize * kHidden * 2);
 
   // Three new tokens: observation, action and reward; rows 0 and 2 are encoded, row 1 is an embedding.
   jat::StepInput input = {};

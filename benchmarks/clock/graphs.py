@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from jat_engine.backends.base import STEP_TOKENS
 
 from ..triton_launches import Launch
 from .hardware import (
+    CLOCK_GHZ,
     COPY_US,
     GRAPH_LAUNCH_US,
-    GPUS,
     KERNEL_RAMP_US,
     PDL_SAVES_US,
     Gpu,
@@ -37,7 +38,8 @@ class Node:
         launches: how often a step has it.
         device_bytes: distinct bytes of weights, keys and values that a launch reads or writes.
         has_pdl: it is launched while the kernel before still runs.
-        is_hidden: its programs fit beside those of the kernel before, so what precedes its wait is done by then.
+        is_hidden: its programs fit next to those of the kernel before, so it starts while that one runs.
+        shadow_cycles: for which the kernel before runs after its own wait.
     """
 
     clocked: Clocked
@@ -45,10 +47,13 @@ class Node:
     device_bytes: int
     has_pdl: bool
     is_hidden: bool
+    shadow_cycles: int
 
     def chain_cycles(self) -> int:
-        """Return the cycles from the end of the kernel before."""
-        return self.clocked.after_wait_cycles if self.has_pdl and self.is_hidden else self.clocked.cycles
+        """Return the cycles from the end of the kernel before: what follows the wait, and what no shadow hid."""
+        if not (self.has_pdl and self.is_hidden):
+            return self.clocked.cycles
+        return max(self.clocked.after_wait_cycles, self.clocked.cycles - self.shadow_cycles)
 
     def overhead_us(self) -> float:
         """Return the microseconds between two kernels."""
@@ -88,7 +93,9 @@ def device_bytes(launch: Launch, context: int) -> int:
     """
     given = launch.arguments
     total = sum(
-        value.nbytes for name, value in given.items() if isinstance(value, Tensor) and name.startswith("weight")
+        value.nbytes
+        for name, value in given.items()
+        if isinstance(value, Tensor) and (name.startswith("weight") or value.dtype == torch.uint8)  # frames
     )
     pages = given.get("kv_layer_ptr")
     if not isinstance(pages, Tensor):
@@ -129,37 +136,27 @@ def clock_step(launches: Sequence[Launch], context: int, multiprocessors: int = 
     """
     clocked: dict[Any, Clocked] = {}
     nodes: dict[Any, Node] = {}
-    before: Clocked | None = None
+    before: Node | None = None
     for launch in launches:
         same = key(launch)
         if same not in clocked:
             clocked[same] = clock_launch(launch, multiprocessors=multiprocessors)
-        hidden = fits_beside(before, clocked[same], multiprocessors)
+        hidden = fits_beside(before.clocked if before else None, clocked[same], multiprocessors)
         has_pdl = bool(launch.options.get("launch_pdl")) and before is not None
-        node = nodes.get((same, hidden, has_pdl))
-        count = node.launches + 1 if node else 1
-        nodes[same, hidden, has_pdl] = Node(clocked[same], count, device_bytes(launch, context), has_pdl, hidden)
-        before = clocked[same]
+        shadow = before.chain_cycles() + round(before.overhead_us() * CLOCK_GHZ * 1e3) if before else 0
+
+        kind = same, hidden, has_pdl, shadow
+        count = nodes[kind].launches + 1 if kind in nodes else 1
+        before = nodes[kind] = Node(
+            clocked[same], count, device_bytes(launch, context), has_pdl, hidden, shadow
+        )  # fmt: skip
     return list(nodes.values())
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A step by graphs on one GPU, microseconds."""
-
-    gpu: str
-    kernels_us: float
-    fixed_us: float
-
-    @property
-    def total_us(self) -> float:
-        return self.kernels_us + self.fixed_us
+FIXED_US = GRAPH_LAUNCH_US + COPIES * COPY_US
+"""Of a step: the graph's launch and its copies."""
 
 
-def predict(nodes: Sequence[Node], gpu: Gpu, copies: int = COPIES) -> Prediction:
-    """Return the predicted step: all kernels, the graph's launch and its copies."""
-    kernels = sum(node.launches * node.us(gpu) for node in nodes)
-    return Prediction(gpu.name, kernels, GRAPH_LAUNCH_US + copies * COPY_US)
-
-
-__all__ = ["GPUS", "Node", "Prediction", "clock_step", "device_bytes", "fits_beside", "predict"]
+def kernels_us(nodes: Sequence[Node], gpu: Gpu) -> float:
+    """Return the microseconds of all kernels of a step."""
+    return sum(node.launches * node.us(gpu) for node in nodes)

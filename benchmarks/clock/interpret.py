@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from .memory import COLD, WARM, GlobalMemory, Lanes, SharedMemory, sectors, shared_wavefronts
+from .memory import WARM, GlobalMemory, Lanes, SharedMemory, sectors, shared_wavefronts
+from .operands import FALSE, TRUE, ZERO, Value, is_predicate, lanes, next_register, read_predicate, write
 from .sass import Instruction
-from .semantics import FALSE, TRUE, ZERO, Value, both, decode, is_predicate, lanes, next_register, read_predicate, write
+from .semantics import both, decode
 
 PARAMETERS = 0x210
 """Address of a kernel's parameters in constant bank 0 on sm_90."""
@@ -158,6 +159,11 @@ SHARED_OPS = frozenset({"LDS", "STS", "LDSM", "STSM", "ATOMS", "LDGSTS"})
 GLOBAL_OPS = frozenset({"LDG", "STG", "LDGSTS", "ATOMG", "RED", "LD", "ST", "ATOM"})
 
 
+CONTROL_OPS = frozenset(
+    {"BRA", "EXIT", "BSSY", "BSYNC", "BAR", "CALL", "RET", "WARPSYNC", "BREAK", "JMP", "BRX", "UCGABAR_WAIT"}
+)
+
+
 def _execute_memory(i: Instruction) -> Callable[[Warp, Lanes], Access]:
     """Return the function that executes a memory instruction and tells what it touches."""
     base, num_bytes = i.base, access_bytes(i.op)
@@ -209,8 +215,6 @@ def _execute_memory(i: Instruction) -> Callable[[Warp, Lanes], Access]:
                         value = warp.shared.load(where_shared + 4 * k, mask)
                     elif base != "LDS" and where is not None:
                         value = warp.program.memory.load(where + 4 * k, mask)
-                elif base == "LDG" and where is not None:
-                    value = None
                 write(warp, next_register(i.operands[0], k), value, mask)
         elif base == "STS" and where_shared is not None:
             for k in range(words):
@@ -245,20 +249,7 @@ def _decode_all(code: list[Instruction]) -> list[tuple[Instruction, str, Callabl
         guard = read_predicate(i.guard) if i.guard and i.guard not in ("PT", "UPT") else None
         if i.base in SHARED_OPS | GLOBAL_OPS:
             out.append((i, "memory", guard, _execute_memory(i)))
-        elif i.base in (
-            "BRA",
-            "EXIT",
-            "BSSY",
-            "BSYNC",
-            "BAR",
-            "CALL",
-            "RET",
-            "WARPSYNC",
-            "BREAK",
-            "JMP",
-            "BRX",
-            "UCGABAR_WAIT",
-        ):
+        elif i.base in CONTROL_OPS:
             out.append((i, i.base, guard, None))
         else:
             out.append((i, "", guard, decode(i)))
@@ -372,11 +363,8 @@ class Interpreter:
     def _gather(self, warp: Warp) -> None:
         """At a WARPSYNC let the lanes that went elsewhere come here, too."""
         here = warp.at - 1
-        waiting = (
-            warp._pending
-            if warp._pending
-            else next((f["pending"] for f in reversed(warp._stack) if f["pending"]), None)
-        )
+        elsewhere = (frame["pending"] for frame in reversed(warp._stack) if frame["pending"])
+        waiting = warp._pending or next(elsewhere, [])
         gathered = warp._gathered.pop(here, FALSE)
         if not waiting:
             warp.active = warp.active | gathered
@@ -415,6 +403,3 @@ class Interpreter:
             return False
         warp.is_done = True
         return True
-
-
-__all__ = ["COLD", "FALSE", "Access", "Interpreter", "Path", "Program"]

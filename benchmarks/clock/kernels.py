@@ -14,7 +14,7 @@ from torch import Tensor
 from ..kernel_resources import cubin_resources
 from ..triton_launches import Launch, compile_launch
 from .interpret import PARAMETERS, Interpreter, Path, Program
-from .machine import Multiprocessor, Run, prepare
+from .machine import Multiprocessor, prepare
 from .memory import COLD, WARM, GlobalMemory, as_words
 from .sass import disassemble
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from jat_engine.config import JatConfig
 from jat_engine.engine.engine import JatEngine
 from jat_engine.kernels.launch import PAGE_SIZE
 
+from ..kernel_variants import variants
 from ..no_kernels import make_engine, without_kernels
 from ..triton_launches import Launch
 from .kernels import NUM_MULTIPROCESSORS
@@ -39,6 +41,17 @@ def record(engine: JatEngine, launches: list[Launch], agents: int, context: int)
         set_context(launch, context)
         use_pdl(launch)
     return list(launches)
+
+
+def image_launches(frames: int) -> list[Launch]:
+    """Return the launches that encode so many Atari frames."""
+    launches = variants(torch.bfloat16, frames * STEP_TOKENS, pdl=True)
+    images = [launch for launch in launches if "image" in launch.kernel.fn.__module__]
+    for launch in images:
+        for value in launch.arguments.values():
+            if isinstance(value, Tensor) and value.dtype == torch.int64:
+                value.fill_(1 << 40)  # addresses of embeddings; 0 would be padding
+    return images
 
 
 def use_pdl(launch: Launch) -> None:
@@ -72,10 +85,15 @@ def set_context(launch: Launch, context: int) -> None:
 
 
 @contextlib.contextmanager
-def step_launches(config: JatConfig | None = None, most: int = 1024) -> Iterator[tuple[JatEngine, list[Launch]]]:
-    """Yield an engine without kernels, with room for batches of up to `most` agents, and the list of its launches."""
+def step_launches(most: int, **options: Any) -> Iterator[tuple[JatEngine, list[Launch]]]:
+    """Yield an engine without kernels, and the list of its launches.
+
+    Args:
+        most: agents of the largest batch.
+        options: of the engine, e.g. kv_dtype.
+    """
     with without_kernels(NUM_MULTIPROCESSORS) as launches:
-        yield make_engine(config or JatConfig(), max_cached_tokens=most * (WINDOW + 2 * 16)), launches
+        yield make_engine(JatConfig(), max_cached_tokens=most * (WINDOW + 2 * PAGE_SIZE), **options), launches
 
 
 def key(launch: Launch) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Predict a step of the persistent kernel: cycles per phase from its SASS, exchanges at their readings, the stream.
+"""Predict a step of the persistent kernel: cycles per phase from its SASS, barriers at their readings, the stream.
 
 The published size in bfloat16 is compiled with a marker at each phase (JAT_TRACE=2). Its blocks are interpreted with
 the arguments a launch would pass; every wait for other blocks is over at once, and costs what hardware.py says.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .hardware import CLUSTER_BARRIER_US, PERSISTENT_LAUNCH_US, REDUCTION_US, Gpu, cycles_us
+from .hardware import CLOCK_GHZ, CLUSTER_BARRIER_US, PERSISTENT_LAUNCH_US, REDUCTION_US, Gpu, cycles_us
 from .interpret import PARAMETERS, Interpreter, Program
 from .machine import Multiprocessor, prepare
 from .memory import WARM, GlobalMemory, as_words
@@ -31,8 +31,8 @@ PHASES = {
     10: "mlp_in, gelu", 11: "mlp_out", 12: "arrive", 13: "head", 14: "finish",
 }  # fmt: skip
 """By the number a phase is marked with: `trace(number)` in csrc/cuda."""
-GRID_WAITS, CLUSTER_WAITS = (2,), (5, 8)
-"""Phases that wait for others: their cycles are replaced by a reading."""
+VECTORS, GRID_WAITS, CLUSTER_WAITS = 1, (2,), (5, 8)
+"""What runs while other blocks arrive, and phases that wait for others: a reading takes the place of their cycles."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PersistentStep:
 
     @property
     def waits_us(self) -> float:
-        """Return the microseconds of all waits for other blocks."""
+        """Return the microseconds of all waits for other blocks; what a block does meanwhile takes less."""
         return self.grid_barriers * REDUCTION_US + self.cluster_barriers * CLUSTER_BARRIER_US
 
     def stream_us(self, gpu: Gpu) -> float:
@@ -99,8 +99,11 @@ class PersistentStep:
         return PERSISTENT_LAUNCH_US + max(self.compute_us + self.waits_us, self.stream_us(gpu))
 
 
-def compile_step(sources: Path = SOURCES, source: Path = FOLDER / "published_step.cu") -> bytes:
+def compile_step(sources: Path = SOURCES) -> bytes:
     """Return the cubin of the persistent kernel with its markers.
+
+    Args:
+        sources: folder of the kernel's files.
 
     Raises:
         FileNotFoundError: there is no nvcc.
@@ -108,31 +111,19 @@ def compile_step(sources: Path = SOURCES, source: Path = FOLDER / "published_ste
     """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "step.cubin"
-        _run(["nvcc", "-std=c++17", "-O3", "-cubin", "-arch=sm_90a", f"-I{sources}", "-o", str(target), str(source)])
+        source = str(FOLDER / "published_step.cu")
+        _run(["nvcc", "-std=c++17", "-O3", "-cubin", "-arch=sm_90a", f"-I{sources}", "-o", str(target), source])
         return target.read_bytes()
 
 
-def arguments(
-    num_blocks: int, cluster_size: int, context: int, sources: Path = SOURCES
-) -> dict[str, tuple[int, bytes]]:
+def arguments(num_blocks: int, cluster_size: int, context: int, num_layers: int) -> dict[str, tuple[int, bytes]]:
     """Return the regions that arguments.cpp prints: address and bytes by name."""
+    files = [str(FOLDER / "arguments.cpp"), str(SOURCES / "layout.cpp")]
+    numbers = [str(number) for number in (num_blocks, cluster_size, context, num_layers)]
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "arguments"
-        _run(
-            [
-                "c++",
-                "-std=c++17",
-                "-O1",
-                f"-I{sources}",
-                "-o",
-                str(program),
-                str(FOLDER / "arguments.cpp"),
-                str(sources / "layout.cpp"),
-            ]
-        )
-        raw = subprocess.run(
-            [program, str(num_blocks), str(cluster_size), str(context)], capture_output=True, check=True
-        ).stdout
+        _run(["c++", "-std=c++17", "-O1", f"-I{SOURCES}", "-o", str(program), *files])
+        raw = subprocess.run([program, *numbers], capture_output=True, check=True).stdout
 
     regions: dict[str, tuple[int, bytes]] = {}
     at = 0
@@ -153,10 +144,10 @@ def _run(command: list[str]) -> None:
 
 
 def load_step(
-    num_blocks: int, cluster_size: int, context: int, cubin: bytes | None = None
+    num_blocks: int, cluster_size: int, context: int, num_layers: int = 12, cubin: bytes | None = None
 ) -> tuple[Program, dict[str, tuple[int, bytes]]]:
     """Return the kernel with its arguments and memory, and the regions of `arguments`."""
-    regions = arguments(num_blocks, cluster_size, context)
+    regions = arguments(num_blocks, cluster_size, context, num_layers)
     memory = GlobalMemory()
     for address, content in regions.values():
         if address:
@@ -168,8 +159,8 @@ def load_step(
 
 
 def clock_persistent(
-    num_blocks: int = 128, cluster_size: int = 8, context: int = 505, blocks: Sequence[int] | None = None,
-    cubin: bytes | None = None,
+    num_blocks: int = 128, cluster_size: int = 8, context: int = 505, num_layers: int = 12,
+    blocks: Sequence[int] | None = None, cubin: bytes | None = None,
 ) -> PersistentStep:  # fmt: skip
     """Clock the persistent kernel.
 
@@ -177,6 +168,7 @@ def clock_persistent(
         num_blocks: of the launch.
         cluster_size: blocks of a cluster.
         context: cached tokens.
+        num_layers: of the model; all are alike but for their windows.
         blocks: those to play; each phase counts as its slowest. By default the last of a cluster with a head, which
             also has the new keys, and the last of all, which may have more neurons.
         cubin: of `compile_step`; compiled if not given.
@@ -184,7 +176,7 @@ def clock_persistent(
     Raises:
         FileNotFoundError, RuntimeError: as `compile_step`.
     """
-    program, regions = load_step(num_blocks, cluster_size, context, cubin)
+    program, regions = load_step(num_blocks, cluster_size, context, num_layers, cubin)
     interpreter = Interpreter(program)
     statics = prepare(program.code)
     chosen = blocks if blocks is not None else (cluster_size - 1, num_blocks - 1)
@@ -226,7 +218,8 @@ def _slowest(played: Sequence[Sequence[tuple[int, float]]]) -> tuple[Phase, ...]
         slowest = max(parts, key=lambda part: sum(cycles for number, cycles in part if number not in CLUSTER_WAITS))
         for number, cycles in slowest:
             times[number] = times.get(number, 0) + 1
-            sums[number] = sums.get(number, 0.0) + (0.0 if number in CLUSTER_WAITS else cycles)
+            counted = max(0.0, cycles - REDUCTION_US * CLOCK_GHZ * 1e3) if number == VECTORS else cycles
+            sums[number] = sums.get(number, 0.0) + (0.0 if number in CLUSTER_WAITS else counted)
     return tuple(
         Phase(PHASES.get(number, f"phase {number}"), times[number], round(sums[number])) for number in sorted(sums)
     )

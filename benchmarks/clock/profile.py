@@ -44,18 +44,18 @@ def profile_phase(program: Program, paths: list[Path], phase: int, lines: int = 
 
     cycles, w = best
     log, positions, inside_now = machine.log[id(paths[w])], [], False
-    marks = iter(run.marks[w])
-    following = next(marks, None)
+    coming = iter(run.marks[w])
+    following = next(coming, None)
     for position, (now, _) in enumerate(log):
         if following is not None and now >= following[1]:
             inside_now = following[0] == phase
-            following = next(marks, None)
+            following = next(coming, None)
         if inside_now:
             positions.append(position)
     steps = [(log[p][0] - log[p - 1][0], log[p][1]) for p in positions if p]
     out = [f"phase {phase}: warp {w}, {cycles:.0f} cycles in it, {len(positions)} instructions"]
-    out += ["cycles before it, times, instruction"] + _tally(program, steps, lines)
-    out += ["wavefronts above 4 each, times, instruction"] + _conflicts(program, paths[w], positions, lines)
+    out += ["cycles before it, times, instruction", *_tally(program, steps, lines)]
+    out += ["wavefronts above 4 each, times, instruction", *_conflicts(program, paths[w], positions, lines)]
     return "\n".join(out)
 
 

@@ -1,153 +1,41 @@
 """Execute the integer part of SASS: what decides addresses and branches. A value that is not followed is None.
 
-Each instruction becomes a function of the warp's state that writes its results. Registers hold 32 lanes of uint32,
-predicates 32 lanes of bool. Floating-point results are None; None spreads to all that is computed from it.
+Each instruction becomes a function of the warp's state (`registers`, `predicates`, `constant`, `special`) and of the
+lanes that take part, which writes its results. Floating-point results are None but for reciprocals, which integer
+divisions begin with; None spreads to all that is computed from it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from . import cross_lanes
 from .memory import Lanes
+from .operands import (
+    FALSE,
+    MASK32,
+    TRUE,
+    ZERO,
+    Step,
+    Value,
+    is_predicate,
+    is_register,
+    lanes,
+    low,
+    next_register,
+    read_predicate,
+    read_unsigned,
+    signed,
+    strip,
+    write,
+    write_predicate,
+    write_wide,
+)
 from .sass import Instruction
-
-Value = Lanes | None
-_MASK32 = 0xFFFFFFFF
-
-
-class State(Protocol):
-    """What instructions read and write; `interpret.Warp` is one."""
-
-    registers: dict[str, Value]
-    predicates: dict[str, Value]
-    active: Lanes
-
-    def constant(self, bank: int, address: int) -> Value: ...
-    def special(self, name: str) -> Value: ...
-
-
-Step = Callable[[Any, Lanes], None]
-Reader = Callable[[Any], Value]
-
-
-def lanes(value: int) -> Lanes:
-    """Return the value in all 32 lanes."""
-    return np.full(32, value & _MASK32, np.uint32)
-
-
-ZERO = lanes(0)
-TRUE = np.ones(32, bool)
-FALSE = np.zeros(32, bool)
-_REGISTER = re.compile(r"U?R(\d+|Z)")
-
-
-def next_register(name: str, step: int = 1) -> str:
-    """Return the register after this one; RZ stays RZ."""
-    kind, number = ("UR", name[2:]) if name.startswith("U") else ("R", name[1:])
-    return name if number == "Z" else f"{kind}{int(number) + step}"
-
-
-def is_register(text: str) -> bool:
-    return _REGISTER.fullmatch(text) is not None
-
-
-def is_predicate(text: str) -> bool:
-    return re.fullmatch(r"!?U?P(\d|T)", text) is not None
-
-
-def strip(text: str) -> str:
-    """Return a register's name without its sign and suffixes."""
-    return text.lstrip("-~|").rstrip("|").split(".", 1)[0]
-
-
-def read_predicate(text: str) -> Reader:
-    name, inverted = text.lstrip("!"), text.startswith("!")
-
-    def read(state: Any) -> Value:
-        value = TRUE if name.endswith("PT") else state.predicates.get(name)
-        return None if value is None else ~value if inverted else value
-
-    return read
-
-
-def read_unsigned(text: str) -> Callable[[Any], Any]:
-    """Return a reader of an operand as int64 lanes of 0 .. 2^32 (2^32 only for -0, which carries)."""
-    if text.startswith("-0x") or re.fullmatch(r"-\d+", text):
-        return read_unsigned_constant(int(text, 0))
-    if re.fullmatch(r"0x[0-9a-f]+|\d+", text):
-        return read_unsigned_constant(int(text, 0))
-    if bank := re.match(r"[-~]?c\[0x([0-9a-f]+)\]\[(?:0x([0-9a-f]+))\]", text):
-        where = int(bank[1], 16), int(bank[2], 16)
-        return _signed_reader(text, lambda state: state.constant(*where))
-    name = strip(text)
-    if not is_register(name):
-        return lambda state: None
-    return _signed_reader(text, lambda state: ZERO if name.endswith("Z") else state.registers.get(name, ZERO))
-
-
-def read_unsigned_constant(value: int) -> Callable[[Any], Any]:
-    constant = lanes(value).astype(np.int64)
-    return lambda state: constant
-
-
-def _signed_reader(text: str, get: Reader) -> Callable[[Any], Any]:
-    def read(state: Any) -> Any:
-        value = get(state)
-        if value is None:
-            return None
-        wide = value.astype(np.int64)
-        if text.startswith("-"):
-            return (1 << 32) - wide
-        if text.startswith("~"):
-            return _MASK32 - wide
-        return wide
-
-    return read
-
-
-def low(value: Any) -> Value:
-    return None if value is None else (value & _MASK32).astype(np.uint32)
-
-
-def signed(value: Any) -> Any:
-    """Return unsigned 32-bit lanes (int64) as signed."""
-    wrapped = value & _MASK32
-    return np.where(wrapped >= 1 << 31, wrapped - (1 << 32), wrapped)
-
-
-def write(state: Any, name: str, value: Value, mask: Lanes) -> None:
-    """Write a register where the mask is set."""
-    if name.endswith("Z"):
-        return
-    old = state.registers.get(name, ZERO)
-    if value is None or mask.all():
-        state.registers[name] = value
-    elif old is None:
-        state.registers[name] = np.where(mask, value, 0).astype(np.uint32)
-    else:
-        state.registers[name] = np.where(mask, value, old)
-
-
-def write_predicate(state: Any, name: str, value: Value, mask: Lanes) -> None:
-    """Write a predicate where the mask is set."""
-    if name.endswith("PT"):
-        return
-    old = state.predicates.get(name)
-    state.predicates[name] = value if value is None or mask.all() or old is None else np.where(mask, value, old)
-
-
-def write_wide(state: Any, name: str, value: Any, mask: Lanes) -> None:
-    """Write 64-bit lanes (Python-style uint64 array) to a pair of registers."""
-    if value is None:
-        write(state, name, None, mask)
-        write(state, next_register(name), None, mask)
-        return
-    write(state, name, (value & np.uint64(_MASK32)).astype(np.uint32), mask)
-    write(state, next_register(name), (value >> np.uint64(32)).astype(np.uint32), mask)
 
 
 def _split(operands: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -203,10 +91,6 @@ def _iadd3(i: Instruction) -> Step:
     return step
 
 
-def _iadd(i: Instruction) -> Step:
-    return _iadd3(i)
-
-
 def _imad(i: Instruction) -> Step:
     carries, rest = _split(i.operands)
     carry_in = [read_predicate(text) for text in rest if is_predicate(text)] if ".X" in i.op else []
@@ -218,9 +102,7 @@ def _imad(i: Instruction) -> Step:
 
     def step(state: Any, mask: Lanes) -> None:
         x, y, z = a(state), b(state), c(state)
-        if z is not None and (
-            (x is not None and not (x & _MASK32).any()) or (y is not None and not (y & _MASK32).any())
-        ):
+        if z is not None and (_is_zero(x) or _is_zero(y)):
             x = y = ZERO.astype(np.int64)
         if x is None or y is None or z is None:
             write(state, target, None, mask)
@@ -233,14 +115,14 @@ def _imad(i: Instruction) -> Step:
         if not unsigned or not (is_wide or is_high):
             x, y = signed(x), signed(y)
         else:
-            x, y = x & _MASK32, y & _MASK32
+            x, y = x & MASK32, y & MASK32
         product = (x.astype(object) * y.astype(object)) if (is_wide or is_high) else None
         if product is not None:
             high = c_high(state)
             if high is None:
                 write_wide(state, target, None, mask) if is_wide else write(state, target, None, mask)
                 return
-            total = product + (z & _MASK32).astype(object) + (high & _MASK32).astype(object) * (1 << 32)
+            total = product + (z & MASK32).astype(object) + (high & MASK32).astype(object) * (1 << 32)
             wrapped = np.array([int(value) & 0xFFFFFFFFFFFFFFFF for value in total], np.uint64)
             if is_wide:
                 write_wide(state, target, wrapped, mask)
@@ -259,6 +141,10 @@ def _imad(i: Instruction) -> Step:
     return step
 
 
+def _is_zero(value: Any) -> bool:
+    return value is not None and not (value & MASK32).any()
+
+
 def _lea(i: Instruction) -> Step:
     carries, rest = _split(i.operands)
     carry_in = read_predicate(rest.pop()) if ".X" in i.op and is_predicate(rest[-1]) else None
@@ -273,12 +159,12 @@ def _lea(i: Instruction) -> Step:
         carry = carry_in(state) if carry_in else FALSE
         total = None
         if x is not None and y is not None and top is not None and carry is not None:
-            x, top = x & _MASK32, top & _MASK32
+            x, top = x & MASK32, top & MASK32
             if high:
                 shifted = ((x >> (32 - shift)) if shift else 0) | (top << shift)
-                total = (shifted & _MASK32) + y + carry
+                total = (shifted & MASK32) + y + carry
             else:
-                total = ((x << shift) & _MASK32) + y + carry
+                total = ((x << shift) & MASK32) + y + carry
         write(state, target, low(total), mask)
         for k, name in enumerate(carries):
             write_predicate(state, name, None if total is None else (total >> 32) > k, mask)
@@ -321,7 +207,9 @@ def _plop3(i: Instruction) -> Step:
         for name, table in zip((first, second), tables, strict=False):
             out: Value = None
             if all(value is not None for value in values):
-                index = sum(value.astype(np.int64) << (2 - k) for k, value in enumerate(values) if value is not None)
+                index: Any = sum(
+                    value.astype(np.int64) << (2 - k) for k, value in enumerate(values) if value is not None
+                )
                 out = (table >> index) & 1 == 1
             write_predicate(state, name, out, mask)
 
@@ -342,12 +230,12 @@ def _shf(i: Instruction) -> Step:
         n = n % limit if wraps else np.minimum(n, limit)
         pairs = []
         for a, s, b in zip(x.tolist(), n.tolist(), z.tolist(), strict=True):
-            pair = (b & _MASK32) << 32 | (a & _MASK32)
+            pair = (b & MASK32) << 32 | (a & MASK32)
             if arithmetic and pair >> 63:
                 pair -= 1 << 64
             pair = pair << s if left else pair >> s
             # A left shift of 32 bits gives its low word, of 64 the high one if asked for; a right shift the other way.
-            pairs.append((pair >> 32 if high else pair) & _MASK32)
+            pairs.append((pair >> 32 if high else pair) & MASK32)
         write(state, target, np.array(pairs, np.uint32), mask)
 
     return step
@@ -373,7 +261,7 @@ def _isetp(i: Instruction) -> Step:
         q = below(state) if below else TRUE
         result: Value = None
         if x is not None and y is not None and q is not None:
-            x, y = (x & _MASK32, y & _MASK32) if unsigned else (signed(x), signed(y))
+            x, y = (x & MASK32, y & MASK32) if unsigned else (signed(x), signed(y))
             if not extended:
                 result = compare(x, y)
             elif parts[1] == "NE":
@@ -383,9 +271,8 @@ def _isetp(i: Instruction) -> Step:
             else:
                 result = strict(x, y) | ((x == y) & q)
         for k, name in enumerate(targets):
-            write_predicate(
-                state, name, _join(join, result if k == 0 else None if result is None else ~result, p), mask
-            )
+            value = result if k == 0 or result is None else ~result
+            write_predicate(state, name, _join(join, value, p), mask)
 
     return step
 
@@ -408,12 +295,8 @@ def _join(how: str, a: Value, b: Value) -> Value:
 
 
 def _sel(i: Instruction) -> Step:
-    target, a, b, p = (
-        i.operands[0],
-        read_unsigned(i.operands[1]),
-        read_unsigned(i.operands[2]),
-        read_predicate(i.operands[3]),
-    )
+    target, a, b = i.operands[0], read_unsigned(i.operands[1]), read_unsigned(i.operands[2])
+    p = read_predicate(i.operands[3])
 
     def step(state: Any, mask: Lanes) -> None:
         chosen, x, y = p(state), a(state), b(state)
@@ -442,7 +325,7 @@ def _minmax(i: Instruction) -> Step:
         if p is not None and all(value is not None for value in values):
             if adds:
                 values = [values[0] + values[1], values[2]]
-            views = [value & _MASK32 if unsigned else signed(value) for value in values]
+            views = [value & MASK32 if unsigned else signed(value) for value in values]
             out = np.where(p, np.minimum.reduce(views), np.maximum.reduce(views))
         write(state, target, low(out), mask)
 
@@ -473,7 +356,7 @@ def _prmt(i: Instruction) -> Step:
         if s is None or x is None or y is None or "." in i.op:
             write(state, target, None, mask)
             return
-        both = (y & _MASK32).astype(np.uint64) << np.uint64(32) | (x & _MASK32).astype(np.uint64)
+        both = (y & MASK32).astype(np.uint64) << np.uint64(32) | (x & MASK32).astype(np.uint64)
         out = np.zeros(32, np.uint64)
         for k in range(4):
             nibble = (s >> (4 * k)).astype(np.uint64)
@@ -508,7 +391,7 @@ def _p2r(i: Instruction) -> Step:
 
 def _r2p(i: Instruction) -> Step:
     a, chosen = read_unsigned(i.operands[1]), int(i.operands[2], 0)
-    shift = {"B1": 8, "B2": 16, "B3": 24}.get(strip(i.operands[1]) and i.operands[1].partition(".")[2], 0)
+    shift = {"B1": 8, "B2": 16, "B3": 24}.get(i.operands[1].partition(".")[2], 0)
 
     def step(state: Any, mask: Lanes) -> None:
         x = a(state)
@@ -572,7 +455,7 @@ def _i2f(i: Instruction) -> Step:
         if x is None or not follow:
             write(state, target, None, mask)
             return
-        exact = (x & _MASK32 if unsigned else signed(x)).astype(np.float64)
+        exact = (x & MASK32 if unsigned else signed(x)).astype(np.float64)
         out = exact.astype(np.float32)
         if up:
             out = np.where(out.astype(np.float64) < exact, np.nextafter(out, np.float32(np.inf)), out)
@@ -597,7 +480,7 @@ def _f2i(i: Instruction) -> Step:
 
 def low_float(value: Any) -> Any:
     """Return the float32 with these bits."""
-    return (value & _MASK32).astype(np.uint32).view(np.float32)
+    return (value & MASK32).astype(np.uint32).view(np.float32)
 
 
 def _mufu(i: Instruction) -> Step:
@@ -622,7 +505,8 @@ def _flo(i: Instruction) -> Step:
 
     def step(state: Any, mask: Lanes) -> None:
         x = a(state)
-        write(state, target, None if x is None else low(np.array([int(v).bit_length() - 1 for v in x & _MASK32])), mask)
+        found = None if x is None else low(np.array([int(v).bit_length() - 1 for v in x & MASK32]))
+        write(state, target, found, mask)
 
     return step
 
@@ -644,9 +528,8 @@ def _popc(i: Instruction) -> Step:
 
     def step(state: Any, mask: Lanes) -> None:
         x = a(state)
-        write(
-            state, target, None if x is None else np.array([int(v).bit_count() for v in x & _MASK32], np.uint32), mask
-        )
+        counts = None if x is None else np.array([int(v).bit_count() for v in x & MASK32], np.uint32)
+        write(state, target, counts, mask)
 
     return step
 
@@ -657,72 +540,6 @@ def _iabs(i: Instruction) -> Step:
     def step(state: Any, mask: Lanes) -> None:
         x = a(state)
         write(state, target, None if x is None else low(np.abs(signed(x))), mask)
-
-    return step
-
-
-def _vote(i: Instruction) -> Step:
-    source = read_predicate(i.operands[-1])
-    outputs = i.operands[:-1]
-    kind = "ALL" if ".ALL" in i.op else "ANY"
-
-    def step(state: Any, mask: Lanes) -> None:
-        p = source(state)
-        for name in outputs:
-            if is_predicate(name):
-                whole = None if p is None else bool(p[mask].all() if kind == "ALL" else p[mask].any())
-                write_predicate(state, name, None if whole is None else TRUE if whole else FALSE, mask)
-            else:
-                ballot = None if p is None else sum(1 << int(k) for k in np.flatnonzero(p & mask))
-                write(state, name, None if ballot is None else lanes(ballot), mask)
-
-    return step
-
-
-def _redux(i: Instruction) -> Step:
-    target, a = i.operands[0], read_unsigned(i.operands[1])
-    kind = i.op.split(".")[1]
-
-    def step(state: Any, mask: Lanes) -> None:
-        x = a(state)
-        out: Value = None
-        if x is not None and mask.any():
-            values = signed(x)[mask]
-            whole = {"SUM": values.sum(), "MIN": values.min(), "MAX": values.max()}.get(
-                kind, np.bitwise_or.reduce(values) if kind != "AND" else np.bitwise_and.reduce(values)
-            )
-            out = lanes(int(whole))
-        write(state, target, out, mask)
-
-    return step
-
-
-def _shfl(i: Instruction) -> Step:
-    """SHFL.IDX / BFLY / DOWN / UP P, R, Ra, b, c with a lane-independent clamp of a whole warp."""
-    predicate, target, a, b = i.operands[0], i.operands[1], read_unsigned(i.operands[2]), read_unsigned(i.operands[3])
-    kind = i.op.split(".")[1]
-    own = np.arange(32)
-
-    def step(state: Any, mask: Lanes) -> None:
-        x, n = a(state), b(state)
-        out: Value = None
-        if x is not None and n is not None:
-            source = {"IDX": n, "BFLY": own ^ n, "DOWN": own + n, "UP": own - n}[kind]
-            inside = (source >= 0) & (source < 32)
-            out = low(np.where(inside, x[np.clip(source, 0, 31)], x))
-        write(state, target, out, mask)
-        write_predicate(state, predicate, None, mask)
-
-    return step
-
-
-def _elect(i: Instruction) -> Step:
-    def step(state: Any, mask: Lanes) -> None:
-        first = np.zeros(32, bool)
-        first[int(np.argmax(mask))] = True
-        for name in i.operands:
-            if is_predicate(name):
-                write_predicate(state, name, first, mask)
 
     return step
 
@@ -739,10 +556,9 @@ def _true(i: Instruction) -> Step:
 
 
 _MAKERS: dict[str, Callable[[Instruction], Step]] = {
-    "MOV": _mov, "IADD3": _iadd3, "VIADD": _iadd, "IADD": _iadd, "IMAD": _imad, "LEA": _lea, "LOP3": _lop3,
+    "MOV": _mov, "IADD3": _iadd3, "VIADD": _iadd3, "IADD": _iadd3, "IMAD": _imad, "LEA": _lea, "LOP3": _lop3,
     "PLOP3": _plop3, "SHF": _shf, "ISETP": _isetp, "SEL": _sel, "VIMNMX": _minmax, "VIMNMX3": _minmax,
     "VIADDMNMX": _minmax, "IMNMX": _minmax, "SGXT": _sgxt, "PRMT": _prmt, "P2R": _p2r, "R2P": _r2p, "R2UR": _r2ur,
     "S2R": _special, "S2UR": _special, "CS2R": _special, "LDC": _ldc, "HFMA2": _half_constant, "POPC": _popc,
-    "IABS": _iabs, "VOTE": _vote, "VOTEU": _vote, "REDUX": _redux, "SHFL": _shfl, "ELECT": _elect, "SYNCS": _true, "I2F": _i2f, "F2I": _f2i,
-    "MUFU": _mufu, "FLO": _flo,
+    "IABS": _iabs, "SYNCS": _true, "I2F": _i2f, "F2I": _f2i, "MUFU": _mufu, "FLO": _flo, **cross_lanes.MAKERS,
 }  # fmt: skip
