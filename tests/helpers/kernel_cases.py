@@ -6,6 +6,7 @@ or, with the plugin helpers.ptx.plugin, from the PTX they compile to.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,11 @@ from torch import Tensor
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", torch.cuda.current_device()) if HAS_GPU else torch.device("cpu")
+
+# Of the GPU, or what helpers.ptx.plugin compiles for; the interpreter has all dtypes.
+COMPUTE_CAPABILITY = (
+    torch.cuda.get_device_capability() if HAS_GPU else divmod(int(os.environ.get("JAT_PTX_ARCH", "90")), 10)
+)
 
 HALVES = [pytest.param(dtype, id=str(dtype)[6:]) for dtype in (torch.bfloat16, torch.float16)]
 FLOAT32 = pytest.param(torch.float32, id="float32")

@@ -14,7 +14,16 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from helpers.kernel_cases import CACHE_DTYPES, HAS_GPU, WEIGHT_DTYPES, Random, agrees, int32, poisoned
+from helpers.kernel_cases import (
+    CACHE_DTYPES,
+    COMPUTE_CAPABILITY,
+    HAS_GPU,
+    WEIGHT_DTYPES,
+    Random,
+    agrees,
+    int32,
+    poisoned,
+)
 
 from jat_engine.kernels import attention, attention_output
 from jat_engine.kernels.launch import PAGE_SIZE
@@ -173,7 +182,7 @@ def test_keys_behind_the_window_are_not_read(splits: int) -> None:
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(HAS_GPU and torch.cuda.get_device_capability() < (8, 9), reason="float8 needs sm_89")
+@pytest.mark.skipif(COMPUTE_CAPABILITY < (8, 9), reason="float8 needs sm_89")
 @pytest.mark.parametrize(("window", "splits"), [(1, 1), (17, 2), (1024, 1), (1024, 3)])
 def test_quantized_keys_and_values(window: int, splits: int) -> None:
     """New tokens are quantised as the reference does, bit for bit, and attention is to the quantised ones."""
@@ -212,7 +221,7 @@ def test_quantized_keys_and_values(window: int, splits: int) -> None:
     assert float((out[: case.used] - exact).abs().max()) <= float(bound)
 
 
-@pytest.mark.skipif(HAS_GPU and torch.cuda.get_device_capability() < (8, 9), reason="float8 needs sm_89")
+@pytest.mark.skipif(COMPUTE_CAPABILITY < (8, 9), reason="float8 needs sm_89")
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_numbers_that_are_not_finite_survive_quantisation(value: float) -> None:
     """Neither a key nor a value that overflowed becomes a finite result."""

@@ -31,6 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     from helpers.ptx.launcher import PtxLauncher
 
+    os.environ["JAT_PTX_ARCH"] = str(config.getoption("--ptx-arch"))  # for kernel_cases.py
+
     config.addinivalue_line("markers", "ptx_all: every case counts, also in a sample")
     config.stash[_LAUNCHER] = PtxLauncher(config.getoption("--ptx-arch"))
 
