@@ -57,8 +57,8 @@ struct Block {
   // columns 2 lane, 2 lane + 1 of each 64 that it takes.
   const int row, row_part;
   Pack<float, 2> x[kPairs];
-  float mean;  // of the row, at the LayerNorm before
-  float head_bias;  // of the first row of the head that this warp computes
+  float mean;         // of the row, at the LayerNorm before
+  float head_bias;    // of the first row of the head that this warp computes
   int number;         // of the current sum
   uint32_t arrivals;  // of this block at grid barriers
   uint32_t meetings;  // pairs of cluster barriers passed
@@ -91,7 +91,9 @@ struct Block {
   JAT_DEVICE int row_warps() const { return num_warps() / kStepRows; }
   // Words of 4 bytes of a head's numbers.
   JAT_DEVICE int head_words() const { return head_dim() / kPerWord<W>; }
-  JAT_DEVICE int k_pairs() const { return kPublished ? kHidden * static_cast<int>(sizeof(W)) / 64 : model.k_pairs; }
+  JAT_DEVICE int k_pairs() const {
+    return kPublished ? kHidden * static_cast<int>(sizeof(W)) / 64 : model.k_pairs;
+  }
   JAT_DEVICE int output_tiles() const { return kPublished ? kHidden / kOutputTile : model.output_tiles; }
 
   template <typename T>

@@ -22,7 +22,8 @@ JAT_DEVICE Words row_words(const uint32_t* rows, int stride, int pair, int lane,
 
 template <typename B>
 JAT_DEVICE Words activations(const B& block, int pair) {
-  const int stride = B::kPublished ? kPublishedHidden / kPerWord<typename B::Weight> + 16 : block.model.normed_stride;
+  const int stride =
+      B::kPublished ? kPublishedHidden / kPerWord<typename B::Weight> + 16 : block.model.normed_stride;
   return row_words(block.template at<uint32_t>(block.model.shared.normed), stride, pair, block.lane, stride);
 }
 
@@ -67,7 +68,8 @@ JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* pro
   for (int group = 0; group < kGroups; ++group) {
     JAT_UNROLL
     for (int i = 0; i < 2; ++i)
-      products[((group * kGroup + 2 * (block.lane & 3) + i) * kStepRows + row) * block.num_warps()] = c[group][i];
+      products[((group * kGroup + 2 * (block.lane & 3) + i) * kStepRows + row) * block.num_warps()] =
+          c[group][i];
   }
 }
 
@@ -80,7 +82,8 @@ JAT_DEVICE void multiply_rows(B& block, int count, int bias_bytes, Done done) {
   const int group_words = block.k_pairs() * 32, most = block.model.piece_groups;
   for (int first = 0; first < count; first += most) {
     const int groups = smaller(most, count - first);
-    const char* piece = block.ring.take(groups * (group_words * static_cast<int>(sizeof(Words)) + bias_bytes));
+    const char* piece =
+        block.ring.take(groups * (group_words * static_cast<int>(sizeof(Words)) + bias_bytes));
     const Words* weights = reinterpret_cast<const Words*>(piece);
     float* target = products + first * group_products;
     // What a block has in the published size on 128 or 120 SMs.
@@ -122,7 +125,8 @@ JAT_DEVICE float sum_products(const B& block, int row, int column) {
 //   w            4 words of each half-tile
 //   activations  of row lane / 4 from word lane % 4 of the first half-tile on
 template <int kHalves, typename W>
-JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words (&w)[kHalves], const uint32_t* activations, bool is_row) {
+JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words (&w)[kHalves], const uint32_t* activations,
+                              bool is_row) {
   uint32_t b[kHalves];
   JAT_UNROLL
   for (int half = 0; half < kHalves; ++half) b[half] = is_row ? activations[4 * half] : 0;
@@ -130,8 +134,9 @@ JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words (&w)[kHalves], const
   for (int half = 0; half + 1 < kHalves; half += 2) {
     JAT_UNROLL
     for (int j = 0; j < 2; ++j)
-      mma<W>(c[j], {w[half].values[2 * j], w[half].values[2 * j + 1], w[half + 1].values[2 * j],
-                    w[half + 1].values[2 * j + 1]},
+      mma<W>(c[j],
+             {w[half].values[2 * j], w[half].values[2 * j + 1], w[half + 1].values[2 * j],
+              w[half + 1].values[2 * j + 1]},
              b[half], b[half + 1]);
   }
   if constexpr (kHalves % 2 == 1) {

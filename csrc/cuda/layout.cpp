@@ -51,10 +51,11 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
          "num_blocks: expected a multiple of cluster_size " + std::to_string(model.cluster_size) + ", got " +
              std::to_string(model.num_blocks));
   const int row_warps = model.num_warps / kStepRows;
-  expect(model.num_warps >= kStepRows && model.num_warps <= kStepMaxWarps && model.num_warps % kStepRows == 0 &&
-             hidden <= 64 * kStepMaxPairs * row_warps,
-         "num_threads: expected a multiple of 96 up to 384 and at least 3 / 8 hidden computing threads, got " +
-             std::to_string(32 * model.num_warps));
+  expect(
+      model.num_warps >= kStepRows && model.num_warps <= kStepMaxWarps && model.num_warps % kStepRows == 0 &&
+          hidden <= 64 * kStepMaxPairs * row_warps,
+      "num_threads: expected a multiple of 96 up to 384 and at least 3 / 8 hidden computing threads, got " +
+          std::to_string(32 * model.num_warps));
 
   const int bytes = type_bytes(model.type);
   // k tiles of 32 bytes are loaded in pairs, so rows of weights are padded to multiples of 64 bytes.
@@ -85,7 +86,8 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   const int page_bytes = kStepPageSize * head_dim * bytes, tile_bytes = model.head_half_tiles * 512;
   const int neuron_bytes = model.group_half_tiles * model.output_tiles * 512, bias_bytes = kGroup * 4;
   model.slot_bytes = round_up(
-      std::max({3 * hidden * 4, 2 * page_bytes, tile_bytes, neuron_bytes, model.group_bytes + bias_bytes}), 128);
+      std::max({3 * hidden * 4, 2 * page_bytes, tile_bytes, neuron_bytes, model.group_bytes + bias_bytes}),
+      128);
 
   StepShared& shared = model.shared;
   int used = 0;

@@ -339,7 +339,9 @@ JAT_DEVICE uint32_t load_acquire(const uint32_t* counter) {
   return value;
 }
 // Returns whether `value` arrivals have been counted; what their threads wrote before is then visible.
-JAT_DEVICE bool has_reached(const uint32_t* counter, uint32_t value) { return load_acquire(counter) >= value; }
+JAT_DEVICE bool has_reached(const uint32_t* counter, uint32_t value) {
+  return load_acquire(counter) >= value;
+}
 JAT_DEVICE uint32_t load_relaxed(const uint32_t* counter) {
   uint32_t value;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
@@ -404,8 +406,9 @@ JAT_DEVICE void trace(int phase) {
     break;
   switch (phase) {  // an immediate operand
     JAT_MARK(0)
-    JAT_MARK(1) JAT_MARK(2) JAT_MARK(3) JAT_MARK(4) JAT_MARK(5) JAT_MARK(6) JAT_MARK(7) JAT_MARK(8)
-        JAT_MARK(9) JAT_MARK(10) JAT_MARK(11) JAT_MARK(12) JAT_MARK(13) JAT_MARK(14) JAT_MARK(15)
+    JAT_MARK(1)
+    JAT_MARK(2) JAT_MARK(3) JAT_MARK(4) JAT_MARK(5) JAT_MARK(6) JAT_MARK(7) JAT_MARK(8) JAT_MARK(9)
+        JAT_MARK(10) JAT_MARK(11) JAT_MARK(12) JAT_MARK(13) JAT_MARK(14) JAT_MARK(15)
   }
 #undef JAT_MARK
 #endif

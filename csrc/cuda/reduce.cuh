@@ -27,13 +27,15 @@ JAT_DEVICE void publish(const B& block, int contributor, int row, int column, co
                         bool again = false) {
   const int place = row * block.hidden() + column;
   if (block.model.fixed_order) {
-    auto* part = reinterpret_cast<Pack<float, 4>*>(block.model.parts + contributor * kStepRows * block.hidden() + place);
+    auto* part = reinterpret_cast<Pack<float, 4>*>(block.model.parts +
+                                                   contributor * kStepRows * block.hidden() + place);
     Pack<float, 4> sum = value;
     if (again)
       for (int i = 0; i < 4; ++i) sum.values[i] += part->values[i];
     *part = sum;
   } else {
-    add_global(sums(block, block.number) + place, value.values[0], value.values[1], value.values[2], value.values[3]);
+    add_global(sums(block, block.number) + place, value.values[0], value.values[1], value.values[2],
+               value.values[3]);
   }
 }
 

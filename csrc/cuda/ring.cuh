@@ -142,7 +142,8 @@ class RingWriter {
     JAT_UNROLL_BY(1)
     for (int piece = 0; piece < kRingPieces; ++piece) {
       const uint32_t parity = piece < cursor_.piece ? cursor_.parity : cursor_.parity ^ 1;
-      while (!mbarrier_test(full_ + piece, parity) && now_ns() - begin < timeout_.timeout_ns + 1000000) relax();
+      while (!mbarrier_test(full_ + piece, parity) && now_ns() - begin < timeout_.timeout_ns + 1000000)
+        relax();
     }
   }
 
@@ -169,7 +170,9 @@ struct LayerPages {
 };
 
 // The oldest key that row 0 sees in a layer; later rows see no older one.
-JAT_DEVICE int oldest_key(const StepInput& input, int window) { return larger(0, input.context_len - window + 1); }
+JAT_DEVICE int oldest_key(const StepInput& input, int window) {
+  return larger(0, input.context_len - window + 1);
+}
 
 JAT_DEVICE LayerPages pages_of_layer(const StepModel& model, const StepInput& input, int window, int rank) {
   const int begin_slot = input.start_offset + oldest_key(input, window);
@@ -218,13 +221,14 @@ JAT_DEVICE StepShare share_of_block(const StepModel& model, const StepInput& inp
 template <typename W>
 class Loader {
  public:
-  JAT_DEVICE Loader(const StepModel& model, const StepInput& input, const RingWriter& ring, const StepShare& share,
-                    const LayerPages* pages)
+  JAT_DEVICE Loader(const StepModel& model, const StepInput& input, const RingWriter& ring,
+                    const StepShare& share, const LayerPages* pages)
       : model_(model), input_(input), ring_(ring), share_(share), pages_(pages) {}
 
   JAT_DEVICE void run() {
     const float* bias = nullptr;
-    const int tile_bytes = model_.head_half_tiles * 512, neuron_bytes = model_.group_half_tiles * model_.output_tiles * 512;
+    const int tile_bytes = model_.head_half_tiles * 512,
+              neuron_bytes = model_.group_half_tiles * model_.output_tiles * 512;
     JAT_UNROLL_BY(1)
     for (int index = 0; index < model_.num_layers; ++index) {
       const StepLayer layer = model_.layers[index];
@@ -235,13 +239,14 @@ class Loader {
         units(bytes(layer.qkv) + head * qkv_groups * model_.group_bytes, share_.qkv_begin, share_.qkv_end,
               model_.group_bytes, model_.piece_groups, nullptr);
         cached(index, head);
-        units(bytes(layer.out_proj) + static_cast<int64_t>(head) * model_.output_tiles * tile_bytes, share_.out_begin,
-              share_.out_end, tile_bytes, model_.piece_tiles, nullptr);
+        units(bytes(layer.out_proj) + static_cast<int64_t>(head) * model_.output_tiles * tile_bytes,
+              share_.out_begin, share_.out_end, tile_bytes, model_.piece_tiles, nullptr);
       }
       norm(layer.norm2_weight, layer.norm2_bias, layer.out_proj_bias);
-      units(bytes(layer.mlp_in), share_.neuron_begin, share_.neuron_end, model_.group_bytes, model_.piece_groups,
-            layer.mlp_in_bias);
-      units(bytes(layer.mlp_out), share_.neuron_begin, share_.neuron_end, neuron_bytes, model_.piece_neurons, nullptr);
+      units(bytes(layer.mlp_in), share_.neuron_begin, share_.neuron_end, model_.group_bytes,
+            model_.piece_groups, layer.mlp_in_bias);
+      units(bytes(layer.mlp_out), share_.neuron_begin, share_.neuron_end, neuron_bytes, model_.piece_neurons,
+            nullptr);
       bias = layer.mlp_out_bias;
     }
     if (share_.head_row_begin < share_.head_row_end) {
@@ -266,7 +271,8 @@ class Loader {
   }
 
   // Units [begin, end) of unit_bytes each; behind those of a piece the biases of their neurons.
-  JAT_DEVICE void units(const char* source, int begin, int end, int unit_bytes, int most, const float* biases) {
+  JAT_DEVICE void units(const char* source, int begin, int end, int unit_bytes, int most,
+                        const float* biases) {
     JAT_UNROLL_BY(1)
     for (int unit = begin; unit < end; unit += most) {
       const int count = smaller(most, end - unit), size = count * unit_bytes;
@@ -281,13 +287,15 @@ class Loader {
   // Pages of a head: the keys of each, then its values. Only slots of visible cached tokens: the step may be
   // writing its new tokens to the others.
   JAT_DEVICE void cached(int layer, int head) {
-    const int row_bytes = model_.head_dim * static_cast<int>(sizeof(W)), page_bytes = kStepPageSize * row_bytes;
+    const int row_bytes = model_.head_dim * static_cast<int>(sizeof(W)),
+              page_bytes = kStepPageSize * row_bytes;
     const int most = model_.piece_pages, oldest = oldest_key(input_, model_.windows[layer]);
     const char* cache = static_cast<const char*>(model_.kv_cache);
     const LayerPages pages = pages_[layer];
     JAT_UNROLL_BY(1)
     for (int first = 0; first < pages.num_pages; first += most) {
-      const int count = smaller(most, pages.num_pages - first), begin = pages.first_page + first * model_.cluster_size;
+      const int count = smaller(most, pages.num_pages - first),
+                begin = pages.first_page + first * model_.cluster_size;
       uint32_t used = 0;
       JAT_UNROLL_BY(1)
       for (int index = 0; index < count; ++index) {

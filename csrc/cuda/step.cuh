@@ -76,8 +76,10 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
     const int lane = thread - num_threads;
     int window = 1;
     JAT_UNROLL_BY(4)
-    for (int layer = 0; layer < model.num_layers; ++layer) window = layer == lane ? model.windows[layer] : window;
-    if (lane < model.num_layers) pages[lane] = pages_of_layer(model, input, window, block_index() % model.cluster_size);
+    for (int layer = 0; layer < model.num_layers; ++layer)
+      window = layer == lane ? model.windows[layer] : window;
+    if (lane < model.num_layers)
+      pages[lane] = pages_of_layer(model, input, window, block_index() % model.cluster_size);
     if (thread == num_threads) {
       Mbarrier* full = reinterpret_cast<Mbarrier*>(shared + model.shared.full);
       Mbarrier* empty = reinterpret_cast<Mbarrier*>(shared + model.shared.empty);
@@ -93,7 +95,8 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
     }
     warp_barrier();
     cluster_barrier();
-    if (thread == num_threads) Loader<W>(model, input, RingWriter(model, timeout, shared), share, pages).run();
+    if (thread == num_threads)
+      Loader<W>(model, input, RingWriter(model, timeout, shared), share, pages).run();
     warp_barrier();
   } else {
     // Rows that the step does not have are multiplied too, as zeros, and so is the padding of rows.

@@ -63,7 +63,8 @@ struct StepShared {
   int32_t weights;   // float [num_warps, 9, 4]: softmax of 8 keys, and the rescaling, of each row
   int32_t states;    // float2 [3, num_warps]: maximum and sum of each warp's softmax
   int32_t outs;      // float [num_warps, 3, head_dim]: each warp's sums of values
-  int32_t partial;   // float [cluster_size, 3, head_dim + 4]: values, maximum, sum; written by the whole cluster
+  int32_t
+      partial;  // float [cluster_size, 3, head_dim + 4]: values, maximum, sum; written by the whole cluster
   int32_t attended;  // W [3, attended_stride words]
   int32_t inner;     // W [3, inner_stride words]
   int32_t biases;    // float [block_neurons]
@@ -98,26 +99,26 @@ struct StepModel {
   // Most units of a piece of the ring: groups of q, k, v or of neurons, output tiles of out_proj, pages (keys and
   // values), groups of mlp_out, and rows of the head.
   int32_t piece_groups, piece_tiles, piece_pages, piece_neurons, piece_head_rows;
-  int32_t k_pairs;         // pairs of k tiles (64 bytes) of a row of H weights
-  int32_t group_bytes;     // of 8 rows of H weights
-  int32_t output_tiles;    // of H outputs
+  int32_t k_pairs;           // pairs of k tiles (64 bytes) of a row of H weights
+  int32_t group_bytes;       // of 8 rows of H weights
+  int32_t output_tiles;      // of H outputs
   int32_t head_half_tiles;   // half k tiles (16 bytes) of head_dim weights
   int32_t group_half_tiles;  // of 8 neurons
   int32_t out_splits_log2;   // output tiles of out_proj have their head_dim split over so many warps
   int32_t normed_stride, query_stride, attended_stride, inner_stride;  // words of 4 bytes
-  int32_t block_neurons;  // most neurons of a block
+  int32_t block_neurons;                                               // most neurons of a block
   StepShared shared;
   // Scratch
   StepControl* control;
   float* sums;   // [3 (rotating), 3, H]; zero between steps
   float* parts;  // [contributors, 3, H], fixed_order only
   // Weights
-  const StepLayer* layers;         // [num_layers], in device memory
-  const float* final_norm_weight;  // [H]
-  const float* final_norm_bias;    // [H]
-  const float* position_table;     // [positions, H]
-  const float* continuous_bias;    // [H]
-  void* kv_cache;                  // W [num_layers, num_pages, 2, num_heads, 16, head_dim]
+  const StepLayer* layers;          // [num_layers], in device memory
+  const float* final_norm_weight;   // [H]
+  const float* final_norm_bias;     // [H]
+  const float* position_table;      // [positions, H]
+  const float* continuous_bias;     // [H]
+  void* kv_cache;                   // W [num_layers, num_pages, 2, num_heads, 16, head_dim]
   int32_t windows[kStepMaxLayers];  // keys a query sees, itself included
 };
 

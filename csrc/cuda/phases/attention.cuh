@@ -75,7 +75,8 @@ JAT_DEVICE void project_head(B& block, int layer, int head) {
     const int slot = row < block.input.num_rows ? block.input.slots[row] : -1;
     if (part == 0 || slot < 0) continue;
     const int64_t page = static_cast<int64_t>(layer) * model.num_pages + slot / kStepPageSize;
-    const int64_t key = ((page * 2 + part - 1) * model.num_heads + head) * kStepPageSize + slot % kStepPageSize;
+    const int64_t key =
+        ((page * 2 + part - 1) * model.num_heads + head) * kStepPageSize + slot % kStepPageSize;
     static_cast<uint32_t*>(model.kv_cache)[key * block.head_words() + word] = bits;
   }
 }
@@ -89,7 +90,7 @@ class WarpAttention {
   static constexpr int kPairs = kMaxHeadDim / kPerWord<W> / 16;  // of k tiles of a key
   static constexpr int kColumns = kMaxHeadDim / 64;              // pairs of columns of a lane
   static constexpr int kParts = sizeof(W) == 4 ? 1 : 2;          // of a query: its rounded value and the rest
-  static constexpr bool kIsLoaded = B::kIsFast;  // keys and values fit into registers
+  static constexpr bool kIsLoaded = B::kIsFast;                  // keys and values fit into registers
   static constexpr int kUnroll = kIsLoaded ? kPairs / 2 : 1;
 
  public:
@@ -173,14 +174,16 @@ class WarpAttention {
     sum_ += shuffle_xor(sum_, 1);
     sum_ += shuffle_xor(sum_, 2);
     auto* states = block_.template at<Pack<float, 2>>(block_.model.shared.states);
-    if (lane < 4 * kStepRows && (lane & 3) == 0) states[(lane >> 2) * block_.num_warps() + block_.warp] = {{maximum_, sum_}};
+    if (lane < 4 * kStepRows && (lane & 3) == 0)
+      states[(lane >> 2) * block_.num_warps() + block_.warp] = {{maximum_, sum_}};
     float* outs = block_.template at<float>(block_.model.shared.outs) + block_.warp * kStepRows * head_dim;
     JAT_UNROLL
     for (int row = 0; row < kStepRows; ++row) {
       JAT_UNROLL
       for (int k = 0; k < kColumns; ++k) {
         const int column = k * 64 + 2 * lane;
-        if (B::kPublished || column < head_dim) *reinterpret_cast<Pack<float, 2>*>(outs + row * head_dim + column) = out_[row][k];
+        if (B::kPublished || column < head_dim)
+          *reinterpret_cast<Pack<float, 2>*>(outs + row * head_dim + column) = out_[row][k];
       }
     }
   }
@@ -202,11 +205,13 @@ class WarpAttention {
   JAT_DEVICE void load_keys(int pair, Words& first, Words& second) const {
     const int words = block_.head_words(), lane = block_.lane;
     // Behind the new tokens' keys lies what other warps write.
-    const uint32_t* key = reinterpret_cast<const uint32_t*>(keys_at_) + smaller(lane >> 2, larger(to_ - 1, 0)) * words;
+    const uint32_t* key =
+        reinterpret_cast<const uint32_t*>(keys_at_) + smaller(lane >> 2, larger(to_ - 1, 0)) * words;
     const int word = 16 * pair + 4 * (lane & 3);
     if constexpr (B::kPublished) {
       const bool is_swapped = (lane & 4) != 0;
-      const Words a = load_words(key + word + (is_swapped ? 16 : 0)), b = load_words(key + word + (is_swapped ? 0 : 16));
+      const Words a = load_words(key + word + (is_swapped ? 16 : 0)),
+                  b = load_words(key + word + (is_swapped ? 0 : 16));
       JAT_UNROLL
       for (int i = 0; i < 4; ++i) {
         first.values[i] = is_swapped ? b.values[i] : a.values[i];
@@ -232,7 +237,8 @@ class WarpAttention {
     const auto multiply_pair = [&](int pair, const Words& key) {
       JAT_UNROLL
       for (int part = 0; part < kParts; ++part)
-        multiply<W>(c[part], row_words(query + part * kStepRows * stride, stride, pair, block_.lane, words), key);
+        multiply<W>(c[part], row_words(query + part * kStepRows * stride, stride, pair, block_.lane, words),
+                    key);
     };
     JAT_UNROLL_BY(kUnroll)
     for (int pair = 0; pair < kPairs; pair += 2) {
@@ -288,7 +294,8 @@ JAT_DEVICE void attend(B& block, const LayerPages& pages, int window) {
     const int count = larger(smaller(most, num_pages - first), 0);
     const W* piece = nullptr;
     if (count > 0)
-      piece = reinterpret_cast<const W*>(block.ring.take(count * 2 * page_numbers * static_cast<int>(sizeof(W))));
+      piece =
+          reinterpret_cast<const W*>(block.ring.take(count * 2 * page_numbers * static_cast<int>(sizeof(W))));
     const bool is_last = first + most >= num_pages;
     const int end = 2 * (first + count), units = is_last && has_new_keys ? end + 1 : end;
     JAT_UNROLL_BY(1)
@@ -322,7 +329,8 @@ JAT_DEVICE void send_partial(B& block) {
   const int head_dim = block.head_dim(), row = block.warp, warps = block.num_warps();
   const auto* states = block.template at<Pack<float, 2>>(model.shared.states) + row * warps;
   const float* outs = block.template at<float>(model.shared.outs) + row * head_dim;
-  float* partial = block.template at<float>(model.shared.partial) + (block.share.rank * kStepRows + row) * (head_dim + 4);
+  float* partial =
+      block.template at<float>(model.shared.partial) + (block.share.rank * kStepRows + row) * (head_dim + 4);
   Mbarrier* mbarrier = block.peers(1);
   float most = kMinusInfinity;
   JAT_UNROLL_BY(12)
@@ -342,7 +350,8 @@ JAT_DEVICE void send_partial(B& block) {
       for (int i = 0; i < 4; ++i) value.values[i] += scale * bits_float(out.values[i]);
     }
     const auto send = [&](int rank) {
-      store_async(partial + column, mbarrier, rank, value.values[0], value.values[1], value.values[2], value.values[3]);
+      store_async(partial + column, mbarrier, rank, value.values[0], value.values[1], value.values[2],
+                  value.values[3]);
       if (column == 0) store_async(partial + head_dim, mbarrier, rank, most, sum);
     };
     if (B::kPublished && model.cluster_size == 8) {
@@ -365,7 +374,8 @@ JAT_DEVICE void combine(B& block) {
   const int size = kSize > 0 ? kSize : model.cluster_size;
   const int head_dim = block.head_dim(), row = block.warp, stride = kStepRows * (head_dim + 4);
   const float* partial = block.template at<float>(model.shared.partial) + row * (head_dim + 4);
-  W* attended = reinterpret_cast<W*>(block.template at<uint32_t>(model.shared.attended) + row * model.attended_stride);
+  W* attended =
+      reinterpret_cast<W*>(block.template at<uint32_t>(model.shared.attended) + row * model.attended_stride);
   float most = kMinusInfinity;
   JAT_UNROLL_BY(kUnroll)
   for (int rank = 0; rank < size; ++rank) most = fmaxf(most, partial[rank * stride + head_dim]);
@@ -401,8 +411,10 @@ class OutputProjection {
       : block_(block),
         head_(head),
         count_(block.share.out_end - block.share.out_begin),
-        halves_(B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16 : block.model.head_half_tiles),
-        is_loaded_(B::kIsFast && block.model.out_splits_log2 == 2 && count_ == 3 && block.model.piece_tiles >= 3) {
+        halves_(B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16
+                              : block.model.head_half_tiles),
+        is_loaded_(B::kIsFast && block.model.out_splits_log2 == 2 && count_ == 3 &&
+                   block.model.piece_tiles >= 3) {
     if (!is_loaded_) return;
     const Words* weights = take(count_) + (block.warp >> 2) * tile_words() + (block.warp & 3) * kQuarter * 32;
     JAT_UNROLL
@@ -430,8 +442,8 @@ class OutputProjection {
       for (int unit = block_.warp; unit < tiles << log2; unit += block_.num_warps()) {
         const int tile = unit >> log2, half = (unit & ((1 << log2) - 1)) * split_halves;
         float c[2][4] = {};
-        multiply_tile<W>(c, weights + tile * tile_words() + half * 32 + block_.lane, 32, attended + 4 * half, is_row,
-                         split_halves);
+        multiply_tile<W>(c, weights + tile * tile_words() + half * 32 + block_.lane, 32, attended + 4 * half,
+                         is_row, split_halves);
         publish_tile(block_, head_, block_.share.out_begin + first + tile, c, false);
       }
       block_.ring.give_back(block_.lane);

@@ -38,7 +38,8 @@ JAT_DEVICE void embed(B& block) {
       if (source != nullptr) {
         x = input.source_sizes[out_row] > 0 ? model.continuous_bias[out] : source[out];
         JAT_UNROLL_BY(1)
-        for (int split = 0; split < splits; ++split) x += stage[(out_row * splits + split) * 8 + block.thread % 8];
+        for (int split = 0; split < splits; ++split)
+          x += stage[(out_row * splits + split) * 8 + block.thread % 8];
         x += model.position_table[static_cast<int64_t>(input.positions[out_row]) * hidden + out];
       }
       const int place = out_row * hidden + out;

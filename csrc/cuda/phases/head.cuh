@@ -10,7 +10,8 @@ namespace jat {
 template <typename B>
 JAT_DEVICE float load_head_bias(const B& block, int index) {
   const int output = block.share.head_row_begin + index;
-  return block.input.head_bias != nullptr && output < block.share.head_row_end ? block.input.head_bias[output] : 0;
+  return block.input.head_bias != nullptr && output < block.share.head_row_end ? block.input.head_bias[output]
+                                                                               : 0;
 }
 
 // Not rounded to W: the head's rows are float32. After an abort nothing is written: the host would take it for
@@ -40,7 +41,8 @@ JAT_DEVICE void head(B& block) {
       }
       const float total = sum_all(sum[0] + sum[1] + (sum[2] + sum[3]));
       if (block.lane == 0 && aborted == 0)
-        store_prediction(block.input.predictions + block.share.head_row_begin + index, total + bias, block.input.ticket);
+        store_prediction(block.input.predictions + block.share.head_row_begin + index, total + bias,
+                         block.input.ticket);
     }
     block.ring.give_back(block.lane);
   }

@@ -16,8 +16,8 @@ JAT_DEVICE float gelu_new(float x) {
 
 // Add what some neurons contribute to all outputs. kHalves: their half-tiles, or 0 for any number.
 template <int kHalves, typename B>
-JAT_DEVICE void add_outputs(const B& block, const Words* weights, const uint32_t* activations, bool is_row, int halves,
-                            bool again) {
+JAT_DEVICE void add_outputs(const B& block, const Words* weights, const uint32_t* activations, bool is_row,
+                            int halves, bool again) {
   using W = typename B::Weight;
   const int tiles = block.output_tiles(), stride = tiles * 32;
   if constexpr (kHalves > 0) {
@@ -25,9 +25,11 @@ JAT_DEVICE void add_outputs(const B& block, const Words* weights, const uint32_t
     float c[kTiles][2][4] = {};
     JAT_UNROLL
     for (int i = 0; i < kTiles; ++i)
-      multiply_tile<kHalves, W>(c[i], weights + (block.warp + i * kStepMaxWarps) * 32, stride, activations, is_row);
+      multiply_tile<kHalves, W>(c[i], weights + (block.warp + i * kStepMaxWarps) * 32, stride, activations,
+                                is_row);
     JAT_UNROLL
-    for (int i = 0; i < kTiles; ++i) publish_tile(block, block_index(), block.warp + i * kStepMaxWarps, c[i], again);
+    for (int i = 0; i < kTiles; ++i)
+      publish_tile(block, block_index(), block.warp + i * kStepMaxWarps, c[i], again);
   } else {
     JAT_UNROLL_BY(1)
     for (int tile = block.warp; tile < tiles; tile += block.num_warps()) {
@@ -71,7 +73,9 @@ JAT_DEVICE void mlp(B& block) {
   JAT_UNROLL_BY(1)
   for (int first = 0; first < groups; first += most) {
     const int count = smaller(most, groups - first);
-    const Words* weights = reinterpret_cast<const Words*>(block.ring.take(count * group_words * static_cast<int>(sizeof(Words)))) + block.lane;
+    const Words* weights = reinterpret_cast<const Words*>(
+                               block.ring.take(count * group_words * static_cast<int>(sizeof(Words)))) +
+                           block.lane;
     const uint32_t* part = activations + 4 * first * kHalves;
     if (B::kIsFast && count == 3)
       add_outputs<B::kIsFast ? 3 * kHalves : 0>(block, weights, part, is_row, 3 * kHalves, false);
