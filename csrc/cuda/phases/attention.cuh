@@ -102,7 +102,9 @@ class WarpAttention {
   // Take 8 keys, those [from, to) of which are there, and their values, and load what fits into registers. index: of
   // the first one in the context.
   JAT_DEVICE void load(const W* keys, const W* values, int from, int to, int index) {
-    keys_at_ = keys, values_at_ = values, from_ = from, to_ = to, index_ = index;
+    // Behind the new tokens' keys lies what other warps write.
+    keys_at_ = keys + smaller(block_.lane >> 2, larger(to - 1, 0)) * block_.head_dim();
+    values_at_ = values, from_ = from, to_ = to, index_ = index;
     if constexpr (kIsLoaded) {
       JAT_UNROLL
       for (int pair = 0; pair < kPairs; pair += 2) load_keys(pair, keys_[pair], keys_[pair + 1]);
@@ -204,9 +206,7 @@ class WarpAttention {
   // other one loads its pairs in another order, from other banks.
   JAT_DEVICE void load_keys(int pair, Words& first, Words& second) const {
     const int words = block_.head_words(), lane = block_.lane;
-    // Behind the new tokens' keys lies what other warps write.
-    const uint32_t* key =
-        reinterpret_cast<const uint32_t*>(keys_at_) + smaller(lane >> 2, larger(to_ - 1, 0)) * words;
+    const uint32_t* key = reinterpret_cast<const uint32_t*>(keys_at_);
     const int word = 16 * pair + 4 * (lane & 3);
     if constexpr (B::kPublished) {
       const bool is_swapped = (lane & 4) != 0;
@@ -263,7 +263,7 @@ class WarpAttention {
   Pack<float, 2> out_[kStepRows][kColumns] = {};
   float maximum_ = kMinusInfinity, sum_ = 0;  // of the lane's row; the sum is of this lane's keys
   bool is_first_ = true;
-  const W* keys_at_ = nullptr;
+  const W* keys_at_ = nullptr;  // this lane's key
   const W* values_at_ = nullptr;
   Words keys_[kIsLoaded ? kPairs : 1];
   ValueWords values_[kIsLoaded ? 8 : 1];
