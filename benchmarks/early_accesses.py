@@ -11,7 +11,8 @@ import re
 CONSTANT = re.compile(
     r"(\w+_)?(weight|weights|scale|scales|bias|fc|table)_ptr"
     r"|(page_table|query_start|context_lens|start_offsets|slot_mapping|slots|positions)_ptr"  # copied in by the host
-    r"|(source|target|head|head_bias)_ptrs_ptr|(source_sizes|value_starts|values|head_sizes)_ptr"
+    r"|(source|target|head|head_bias)_ptrs_ptr|(source_sizes|value_starts|values|head_sizes|log_noise|has_noise)_ptr"
+    r"|targets of head(_bias)?_ptrs_ptr"  # not those of source_ptrs and target_ptrs, which encoders write
     r"|kv_(layer|scale|scales)_ptr"  # of earlier tokens, which tests/ptx/test_episodes.py checks byte by byte
 )
 """Parameters that point to what no kernel of a step writes."""
@@ -85,6 +86,7 @@ def _judge(opcode: str, operands: str, origins: dict[str, frozenset[str]]) -> st
     address = brackets[-1] if opcode.startswith(_READS) else brackets[0]
     sources = frozenset().union(*(origins.get(name, frozenset()) for name in _registers(address)))
     pointers = {name for name in sources if name.endswith("_ptr")}
+    pointers = {name for name in pointers if f"targets of {name}" not in pointers}
     what = opcode.partition(".")[0]
     if not what.startswith(_READS):
         return f"{what} to {' or '.join(sorted(pointers)) or 'an unknown address'} before the wait"
@@ -104,7 +106,8 @@ def _follow(opcode: str, operands: str, origins: dict[str, frozenset[str]], offs
         at = int(place, 16)
         found |= {name for offset, name in offsets.items() if offset <= at < offset + 8 and at - offset in (0, 4)}
     if _ACCESS.match(opcode) or opcode.startswith(("LDS", "LDSM")):
-        found = frozenset()
+        # Of a table of addresses, its name.
+        found = frozenset(f"targets of {name}" for name in found if name.endswith("_ptrs_ptr"))
     kind, number = register[1], int(register[2])
     wide = 4 if ".128" in opcode else 2 if ".64" in opcode or ".WIDE" in opcode else 1
     for part in range(wide):
