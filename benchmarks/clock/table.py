@@ -47,6 +47,7 @@ def sources() -> list[Path]:
     step = [path for path in native if path.parent.name in ("cuda", "phases") and "runner" not in path.name]
     step = [path for path in step if path.name not in ("bindings.cpp", "device.h", "dispatch.h")]
     clock = [path for path in Path(__file__).parent.iterdir() if path.suffix in (".py", ".cpp", ".cu")]
+    clock = [path for path in clock if path.stem not in ("limits", "profile", "report")]  # what reads the results
     return kernels + sorted(step) + sorted(clock)
 
 
