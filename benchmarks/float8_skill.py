@@ -29,7 +29,7 @@ from jat_engine.bench.report import markdown
 from jat_engine.envs import TASKS
 from jat_engine.evaluation.environment import evaluation_env
 from jat_engine.evaluation.rollout import run_episode
-from jat_engine.kernels.attention import quantize_reference
+from jat_engine.kernels.quantized_attention import quantize_reference
 
 RESULTS = Path(__file__).parent / "results" / "float8_skill"
 EPISODES = {"babyai-go-to-obj": 20, "metaworld-door-close": 5, "mujoco-reacher": 20, "atari-pong": 1}

@@ -6,16 +6,13 @@ Here p = context_len + i is the index of query i of its session. There is no fac
 it. Key j of a session is stored in slot j + start_offset of the session's pages, in page table order. Scores and the
 softmax are float32; q and the probabilities are rounded to the cache's dtype for the products.
 
-A cache of float8 has a scale per token and head, a power of two, since e4m3 is as precise at every size. The new tokens
-are quantised and appended by the program that attends to them, so a token counts the same in every step. It computes
-products in float16, which holds float8 exactly.
+A quantised cache has a kernel of its own, see `quantized_attention`.
 
 Shapes: R rows (new tokens of a step), S sessions, P entries of a page table, H = heads * head_dim.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -25,17 +22,13 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..reference import attention, key_ages
-from .launch import INTERPRETING, KV_DTYPES, PAGE_SIZE, check, check_dimensions, triton_dtype
-
-MAX_QUERIES = 4
-"""Most rows that a session may have in a step."""
+from . import quantized_attention
+from .launch import INTERPRETING, KV_DTYPES, MAX_QUERIES, PAGE_SIZE, check, check_dimensions, triton_dtype
+from .splits import check_partials, combined
 
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
 _PAGE_SHIFT = tl.constexpr(PAGE_SIZE.bit_length() - 1)
-_MAX_QUERIES = tl.constexpr(MAX_QUERIES)
 _WARPS = tl.constexpr(4)
-_LN_2 = tl.constexpr(math.log(2))
-_LEAST_SCALE = tl.constexpr(127 - 20)  # numbers below 2^-30 become 0; sums of probabilities / scale stay in range
 _NO_KEY = tl.constexpr(float("-inf"))
 
 
@@ -64,32 +57,6 @@ def paged_attention_reference(
     return out
 
 
-def quantize_reference(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x [..., D] as float8 e4m3, and the exponents of its scales [...], uint8.
-
-    x is about float8 * 2^(exponent - 127); a row's largest number becomes 128 to 256.
-    """
-    largest = x.double().abs().amax(-1)
-    exponent = torch.where(largest == 0, 0, torch.frexp(largest).exponent - 8 + 127).clamp(_LEAST_SCALE.value, 254)
-    scaled = torch.ldexp(x.double(), 127 - exponent[..., None])
-    return scaled.to(torch.float32).to(torch.float8_e4m3fn), exponent.to(torch.uint8)
-
-
-def dequantize_kv(kv_layer: Tensor, scales: Tensor) -> Tensor:
-    """Return a layer's pages, float32 [pages, 2, heads, 16, head_dim], from float8 and scales [pages, heads, 2, 16]."""
-    scale = torch.exp2(scales.float() - 127).transpose(1, 2)
-    return kv_layer.float() * torch.where(scales.transpose(1, 2) == 255, torch.nan, scale)[..., None]
-
-
-def combine_splits_reference(partial: Tensor, partial_max: Tensor, partial_sum: Tensor) -> Tensor:
-    """Return sum_s exp(max_s - max) partial_s / sum_s exp(max_s - max) sum_s, [R, H].
-
-    partial: [num_splits, R, heads, head_dim].
-    """
-    weight = (partial_max - partial_max.amax(0)).exp()
-    return ((weight[..., None] * partial).sum(0) / (weight * partial_sum).sum(0)[..., None]).flatten(1)
-
-
 class Config(NamedTuple):
     """Launch parameters of the attention kernel.
 
@@ -110,8 +77,7 @@ def config(kv_dtype: torch.dtype) -> Config:
         return Config(MAX_QUERIES, 1, 1)
     if kv_dtype == torch.float32:
         return Config(MAX_QUERIES, _WARPS.value, 2)
-    # 16 rows: a product of the tensor cores. Float8 is converted on the way to shared memory: no copies ahead.
-    return Config(16, _WARPS.value, 1 if kv_dtype == torch.float8_e4m3fn else 3)
+    return Config(16, _WARPS.value, 3)  # 16 rows: a product of the tensor cores
 
 
 @triton.jit
@@ -146,89 +112,10 @@ def _quarters(x):
     return x0, x1, x2, x3
 
 
-@triton.jit
-def combined(partial_ptr, partial_max_ptr, partial_sum_ptr, row_head, row_head_mask, d, mask, num_row_heads,
-             HEAD_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr):  # fmt: skip
-    """Combine the splits, and return the normalised attention output, float32, of the shape of `mask`.
-
-    row_head: row * heads + head. d: elements of a head. Both broadcast to the shape of `mask`; `row_head_mask` has the
-    shape of `row_head`.
-    """
-    # From the L2 cache (.cg): another multiprocessor may just have written them.
-    largest = tl.load(partial_max_ptr + row_head, mask=row_head_mask, other=0.0, cache_modifier=".cg")
-    for split in tl.static_range(1, NUM_SPLITS):
-        offset = split * num_row_heads + row_head
-        split_max = tl.load(partial_max_ptr + offset, mask=row_head_mask, other=0.0, cache_modifier=".cg")
-        largest = tl.maximum(largest, split_max)
-    total = tl.zeros_like(largest)
-    weighted = tl.zeros(mask.shape, tl.float32)
-    for split in tl.static_range(NUM_SPLITS):
-        # The weight of an empty split is exp(-inf) = 0. At least one is not empty: a row attends to its own key.
-        offset = split * num_row_heads + row_head
-        split_max = tl.load(partial_max_ptr + offset, mask=row_head_mask, other=0.0, cache_modifier=".cg")
-        split_sum = tl.load(partial_sum_ptr + offset, mask=row_head_mask, other=1.0, cache_modifier=".cg")
-        split_out = tl.load(partial_ptr + offset * HEAD_DIM + d, mask=mask, other=0.0, cache_modifier=".cg")
-        weight = tl.exp(split_max - largest)
-        total += weight * split_sum
-        weighted += weight * split_out
-    return weighted / tl.where(total == 0.0, 1.0, total)  # 0 for a row of no session
-
-
-@triton.jit
-def _power_of_two(exponent):
-    """Return 2^(exponent - 127), float32, of an int32 exponent from 1 to 254; 255 gives NaN."""
-    return ((exponent << 23) | (((exponent + 1) >> 8) << 22)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _quantize(x):
-    """Return x [K, D], float32, as float8 e4m3, and its scales [K]: exponents, int32, as `_power_of_two` takes them.
-
-    A row's largest number becomes 128 to 256. A row that is not finite gets the scale NaN.
-    """
-    largest = tl.max(tl.abs(x), 1) + 0.0 * tl.sum(x, 1)
-    exponent = largest.to(tl.int32, bitcast=True) >> 23 & 255
-    scale = tl.where(exponent == 255, 255, tl.maximum(exponent - 7, _LEAST_SCALE))
-    scaled = x * _power_of_two(254 - scale)[:, None]
-    # To the nearest multiple of the last place, an eighth of the power of two below, by float32's own rounding.
-    place = tl.maximum(scaled.to(tl.int32, bitcast=True) >> 23 & 255, 127 - 6) + 20
-    rounder = (place << 23 | 1 << 22).to(tl.float32, bitcast=True)  # 1.5 times a power of two: also for x < 0
-    rounded = tl.where((scale == 255)[:, None], 0.0, (scaled + rounder) - rounder)
-    return rounded.to(tl.float8e4nv), scale
-
-
-@triton.jit
-def _append(kv_layer_ptr, scales_ptr, new_kv_ptr, table_ptr, head, first_row, first_new, begin_slot, end_slot,
-            HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """Quantise new keys and values of a head to their slots, those from `begin_slot` to `end_slot`.
-
-    Row first_row + i of new_kv goes to slot first_new + i. The program attends to them as any later step will.
-    """
-    PART: tl.constexpr = HEADS * _PAGE_SIZE * HEAD_DIM
-    d = tl.arange(0, BLOCK_D)
-    slot = first_new + tl.arange(0, _MAX_QUERIES)
-    is_new = (slot >= begin_slot) & (slot < end_slot)
-    mask = is_new[:, None] & (d < HEAD_DIM)[None, :]
-    row = first_row + tl.arange(0, _MAX_QUERIES)
-    within_head = (head * (_PAGE_SIZE * HEAD_DIM) + d)[None, :]
-    from_row = (row >> _PAGE_SHIFT).to(tl.int64) * (2 * PART) + (row % _PAGE_SIZE) * HEAD_DIM
-    new_ptr = new_kv_ptr + from_row[:, None] + within_head
-    page = tl.load(table_ptr + (slot >> _PAGE_SHIFT), mask=is_new, other=0).to(tl.int64)
-    slot_ptr = kv_layer_ptr + (page * (2 * PART) + (slot % _PAGE_SIZE) * HEAD_DIM)[:, None] + within_head
-    scale_ptr = scales_ptr + (page * HEADS + head) * (2 * _PAGE_SIZE) + slot % _PAGE_SIZE
-    for part in tl.static_range(2):
-        x, scale = _quantize(tl.load(new_ptr + part * PART, mask=mask, other=0.0).to(tl.float32))
-        tl.store(slot_ptr + part * PART, x, mask=mask)
-        tl.store(scale_ptr + part * _PAGE_SIZE, scale.to(tl.uint8), mask=is_new)
-    tl.debug_barrier()  # the program's other threads read them
-
-
 @triton.jit(do_not_specialize=["num_rows", "pages_per_session", "window"])
 def _paged_attention_kernel(
     q_ptr,  # [R, HEADS * HEAD_DIM] float32
     kv_layer_ptr,  # [pages, 2, HEADS, 16, HEAD_DIM]
-    scales_ptr,  # [pages, HEADS, 2, 16] uint8 exponents of powers of two, of a quantised cache, or None
-    new_kv_ptr,  # [ceil(R / 16), 2, HEADS, 16, HEAD_DIM], of a quantised cache, or None
     page_table_ptr,  # [S, pages_per_session]
     query_start_ptr,  # [S + 1]
     context_lens_ptr,  # [S]
@@ -298,12 +185,6 @@ def _paged_attention_kernel(
     q = tl.load(q_ptr + row_d, mask=mask_d, other=0.0).to(DTYPE)
     q = tl.broadcast_to(q[None, :, :], [_WARPS, BLOCK_Q, BLOCK_D])
 
-    if scales_ptr is not None:
-        _append(
-            kv_layer_ptr, scales_ptr, new_kv_ptr, page_table_ptr + session * pages_per_session, head, first_row,
-            context + start_offset, begin << _PAGE_SHIFT, end_slot, HEADS, HEAD_DIM, BLOCK_D,
-        )  # fmt: skip
-
     # A query sees the slots newest - window + 1 to newest, as far as they are this split's.
     newest = (context + start_offset + i)[None, :, None]
     oldest = tl.maximum(newest - window + 1, start_offset)
@@ -329,13 +210,6 @@ def _paged_attention_kernel(
         page = tl.load(table_ptr + following, mask=following + warp < end, other=0)
 
         scores = tl.dot(q, tl.permute(k.to(DTYPE), (0, 2, 1)), input_precision="ieee")  # [W, Q, 16]
-        if scales_ptr is not None:
-            scale_ptr = scales_ptr + (page_index * HEADS + head)[:, None] * (2 * _PAGE_SIZE) + token[None, :]
-            k_scale = _power_of_two(tl.load(scale_ptr, mask=in_slots, other=127).to(tl.int32))
-            v_exponent = tl.load(scale_ptr + _PAGE_SIZE, mask=in_slots, other=127).to(tl.int32)
-            # A probability times its value's scale is one exponential, so that no value has to be multiplied.
-            log_scale = (v_exponent - 127).to(tl.float32) * _LN_2 + 0.0 * _power_of_two(v_exponent)
-            scores = scores * k_scale[:, None, :] + log_scale[:, None, :]
         slot = slot[:, None, :]
         scores = tl.where((slot >= oldest) & (slot <= newest), scores, _NO_KEY)
 
@@ -345,8 +219,6 @@ def _paged_attention_kernel(
         probability = tl.exp(scores - finite_max[:, :, None])
         correction = tl.exp(running_max - finite_max)
         acc = tl.dot(probability.to(DTYPE), v.to(DTYPE), acc * correction[:, :, None], input_precision="ieee")
-        if scales_ptr is not None:
-            probability *= _power_of_two(254 - v_exponent)[:, None, :]
         running_sum = running_sum * correction + tl.sum(probability, 2)
         running_max = new_max
 
@@ -380,26 +252,6 @@ def _paged_attention_kernel(
                 tl.store(arrivals_ptr + pair, 0)
 
 
-def check_partials(partial: Tensor | None, partial_max: Tensor | None, partial_sum: Tensor | None) -> None:
-    """Check the tensors that splits are passed in, see `paged_attention`.
-
-    Raises:
-        ValueError: one is missing, or has another shape, dtype or device than expected.
-    """
-    for name, tensor in (("partial", partial), ("partial_max", partial_max), ("partial_sum", partial_sum)):
-        if tensor is None:
-            raise ValueError(f"{name}: expected a tensor for more than one split, got None")
-    assert partial is not None
-    assert partial_max is not None
-    assert partial_sum is not None
-    check_dimensions("partial", partial, 4)
-    check("partial", partial, tuple(partial.shape), torch.float32, partial.device)
-    check("partial_max", partial_max, tuple(partial.shape[:3]), torch.float32, partial.device)
-    check("partial_sum", partial_sum, tuple(partial.shape[:3]), torch.float32, partial.device)
-    if partial.numel() >= 2**31:
-        raise ValueError(f"partial: expected fewer than 2^31 elements, got {partial.numel()}; use fewer splits")
-
-
 def paged_attention(
     q: Tensor,
     kv_layer: Tensor,
@@ -425,7 +277,7 @@ def paged_attention(
     Args:
         q: [R, H], float32.
         kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16; includes the new tokens. Or
-            float8_e4m3fn (sm_89 or newer), to which the new tokens are added.
+            float8_e4m3fn (sm_89 or newer), to which the new tokens are added, see `quantized_attention`.
         page_table: [S, P], int32. Entries behind a session's last page are not read.
         query_start: [S + 1], int32: session s has the rows query_start[s] .. query_start[s + 1] - 1; a session without
             rows is padding.
@@ -488,12 +340,18 @@ def paged_attention(
     if arrivals is not None:
         check("arrivals", arrivals, (sessions * heads,), torch.int32, device)
 
+    if scales is not None and new_kv is not None:
+        quantized_attention.launch(
+            q, kv_layer, scales, new_kv, page_table, query_start, context_lens, start_offsets, out, partial,
+            partial_max, partial_sum, arrivals, window=window, num_splits=num_splits, pdl=pdl,
+        )  # fmt: skip
+        return
     tile = config(kv_layer.dtype)
     _paged_attention_kernel[(sessions * heads, num_splits)](
-        q, kv_layer, scales, new_kv, page_table, query_start, context_lens, start_offsets, out, partial, partial_max,
+        q, kv_layer, page_table, query_start, context_lens, start_offsets, out, partial, partial_max,
         partial_sum, arrivals, rows, pages_per_session, window,
         HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=num_splits,
         BLOCK_Q=tile.block_q, BLOCK_D=triton.next_power_of_2(head_dim),
-        DTYPE=tl.float16 if is_quantized else triton_dtype(kv_layer.dtype), USE_PDL=pdl,
+        DTYPE=triton_dtype(kv_layer.dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip

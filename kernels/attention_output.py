@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import check_partials, combine_splits_reference, combined
 from .few_rows import load_weights, multiply
 from .launch import WEIGHT_DTYPES, check, check_scale, compute_dtype, launch_dependents, triton_dtype, wait
 from .linear import linear_residual_reference
 from .projection import load_residual, scale_and_bias
+from .splits import check_partials, combine_splits_reference, combined
 from .tiles import SMALL_ROWS, tile_of
 
 

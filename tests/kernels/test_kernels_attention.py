@@ -25,7 +25,8 @@ from helpers.kernel_cases import (
     poisoned,
 )
 
-from jat_engine.kernels import attention, attention_output
+from jat_engine.kernels import attention, attention_output, quantized_attention
+from jat_engine.kernels import splits as splits_of_keys
 from jat_engine.kernels.launch import PAGE_SIZE
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
@@ -132,7 +133,7 @@ def test_splits_that_the_next_kernel_combines() -> None:
     out, partials = case.run(1024, 3, combine=False)
     assert out.isnan().all()
     used = [partials[name][:, : case.used] for name in ("partial", "partial_max", "partial_sum")]
-    out[: case.used] = attention.combine_splits_reference(*used)
+    out[: case.used] = splits_of_keys.combine_splits_reference(*used)
     case.expect(out, 1024)
 
 
@@ -190,10 +191,11 @@ def test_quantized_keys_and_values(window: int, splits: int) -> None:
     sizes = 10.0 ** (torch.arange(case.kv_layer[..., 0].numel(), device=case.q.device) % 5 - 3)
     case.kv_layer *= sizes.view(case.kv_layer.shape[:-1])[..., None]  # scales differ from token to token
     case.kv_layer[:, 0].clamp_(-1, 1)
-    before = case.kv_layer.nan_to_num(0.0)
-    pages, scales = attention.quantize_reference(before)
-    expected = attention.dequantize_kv(pages, scales.transpose(1, 2))
-    scales = scales.transpose(1, 2).contiguous()
+    holds_no_token = case.kv_layer[..., 0].isnan()
+    before = case.kv_layer.nan_to_num(9.0)
+    pages, scales = quantized_attention.quantize_pages(before)
+    expected = quantized_attention.dequantize_pages(pages, scales)
+    scales[holds_no_token.transpose(1, 2)] = 255  # as a token left it that is no longer there
 
     # The new tokens' slots hold garbage at first.
     new_kv = poisoned(-(-case.rows // PAGE_SIZE), 2, 2, PAGE_SIZE, 16)
@@ -203,7 +205,9 @@ def test_quantized_keys_and_values(window: int, splits: int) -> None:
         for slot in range(offset + context, offset + context + count):
             page, place = case.page_table[session, slot // PAGE_SIZE], slot % PAGE_SIZE
             new_kv[row // PAGE_SIZE, :, :, row % PAGE_SIZE] = before[page, :, :, place]
-            pages.view(torch.uint8)[page, :, :, place] = 0x7F
+            raw = pages.view(torch.uint8)[page]
+            raw[0, :, place] = 0x7F
+            raw[1].view(2, 16, PAGE_SIZE)[:, :, place] = 0x7F
             scales[page, :, :, place] = 255
             row += 1
 

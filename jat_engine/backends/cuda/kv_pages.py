@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...config import JatConfig
-from ...kernels.attention import dequantize_kv, quantize_reference
+from ...kernels.quantized_attention import dequantize_pages, quantize_pages
 from ..base import PAGE_SIZE
 
 
@@ -17,7 +17,7 @@ class KVPages:
     """Keys and values of all layers.
 
     Attributes:
-        pages: [layers, num_pages, 2, heads, 16, head_dim].
+        pages: [layers, num_pages, 2, heads, 16, head_dim]; in float8 a head's values are [head_dim, 16].
         scales: uint8 [layers, num_pages, heads, 2, 16], with float8 pages; see `paged_attention`.
     """
 
@@ -27,6 +27,7 @@ class KVPages:
         self.pages = torch.empty(shape, dtype=dtype, device=device)
         self.scales: Tensor | None = None
         if dtype == torch.float8_e4m3fn:
+            self.pages.view(torch.uint8).zero_()  # finite
             self.scales = torch.empty((layers, num_pages, heads, 2, PAGE_SIZE), dtype=torch.uint8, device=device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -50,17 +51,14 @@ class KVPages:
         if self.scales is None:
             self.pages[:, page] = tensor.to(self.pages.dtype)
             return
-        quantized, scales = quantize_reference(tensor)
-        self.pages[:, page] = quantized
-        self.scales[:, page] = scales.transpose(1, 2)
+        self.pages[:, page], self.scales[:, page] = quantize_pages(tensor)
 
     def read(self, layer: int, pages: Tensor) -> Tensor:
         """Return pages of a layer as numbers, float32 [..., 2, heads, 16, head_dim], of page numbers [...], int64."""
         found = self.pages[layer][pages]
         if self.scales is None:
             return found.float()
-        scales = self.scales[layer][pages].flatten(0, -4)
-        return dequantize_kv(found.flatten(0, -5), scales).view(found.shape)
+        return dequantize_pages(found, self.scales[layer][pages])
 
 
 def page_bytes(config: JatConfig, dtype: torch.dtype) -> int:
