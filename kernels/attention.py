@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache, split over keys if asked for, and the combination of the splits.
+"""Attention over the paged KV cache, split over keys if asked for.
 
 out[q] = sum_j softmax_j(q . k_j) v_j over the keys j with p - window < j <= p
 

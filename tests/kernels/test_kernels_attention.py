@@ -225,6 +225,19 @@ def test_quantized_keys_and_values(window: int, splits: int) -> None:
     assert float((out[: case.used] - exact).abs().max()) <= float(bound)
 
 
+@pytest.mark.parametrize("head_dim", [16, 64])
+def test_pages_of_quantized_numbers(head_dim: int) -> None:
+    """Pages hold a value's numbers 16 tokens apart, and give back what was quantised."""
+    kv = Random(0).normal(3, 2, 5, PAGE_SIZE, head_dim)
+    pages, scales = quantized_attention.quantize_pages(kv)
+    numbers, exponents = quantized_attention.quantize_reference(kv)
+    assert torch.equal(pages[2, 1, 4].flatten()[7::PAGE_SIZE].float(), numbers[2, 1, 4, 7].float())
+    assert torch.equal(pages[:, 0].float(), numbers[:, 0].float())
+    assert scales[2, 4, 1, 7] == exponents[2, 1, 4, 7]
+    found = quantized_attention.dequantize_pages(pages, scales)
+    assert torch.equal(found, numbers.float() * torch.exp2(exponents.float() - 127)[..., None])
+
+
 @pytest.mark.skipif(COMPUTE_CAPABILITY < (8, 9), reason="float8 needs sm_89")
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_numbers_that_are_not_finite_survive_quantisation(value: float) -> None:

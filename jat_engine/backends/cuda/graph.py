@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _MAX_SPLITS = 4
 """More would read keys in shorter ranges; but every program of the next kernel reads all partial sums."""
 
-_ATTENTION_PROGRAMS = 4
-"""Programs of the attention that a multiprocessor runs at once: as many as splits are made for."""
+_ATTENTION_WARPS = 16
+"""Warps of the attention that a multiprocessor runs at once: as many as splits are made for."""
 
 
 class Scratch:
@@ -60,7 +60,7 @@ class Scratch:
         self.inner = torch.zeros(rows, weights.inner_size, device=device, dtype=weights.activation_dtype)
 
         # All splits of all rows, of the numbers of sessions that are split.
-        programs = min(_MAX_SPLITS * sessions * heads, _ATTENTION_PROGRAMS * weights.num_multiprocessors)
+        programs = min(_MAX_SPLITS * sessions * heads, _attention_programs(weights))
         split_rows = -(-programs // heads) * STEP_TOKENS
         self.partial = torch.zeros(split_rows * hidden, device=device, dtype=torch.float32)
         self.partial_max = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
@@ -120,7 +120,7 @@ class GraphStep:
         self._weights = weights
         self._cache = cache
         self._scratch = scratch
-        self._splits = num_splits(weights.num_multiprocessors, weights.config.num_heads, shape.sessions)
+        self._splits = num_splits(_attention_programs(weights), weights.config.num_heads, shape.sessions)
         device = weights.device
         self.inputs = StepInputs(shape, max_pages, weights.config.max_discrete_value, device)
         on_gpu = device.type == "cuda"
@@ -295,6 +295,17 @@ class GraphStep:
         return unadded
 
 
-def num_splits(num_multiprocessors: int, num_heads: int, sessions: int) -> int:
-    """Return the number of programs that share the keys of a (session, head): as many as it takes to fill the GPU."""
-    return max(1, min(_MAX_SPLITS, _ATTENTION_PROGRAMS * num_multiprocessors // (sessions * num_heads)))
+def _attention_programs(weights: CudaWeights) -> int:
+    """Return the programs of the attention that the GPU runs at once; those for float8 pages have one warp."""
+    return _ATTENTION_WARPS * weights.num_multiprocessors // (1 if weights.is_kv_quantized else 4)
+
+
+def num_splits(num_programs: int, num_heads: int, sessions: int) -> int:
+    """Return the number of programs that share the keys of a (session, head): as many as it takes to fill the GPU.
+
+    Args:
+        num_programs: that the GPU runs at once.
+        num_heads: heads of a layer.
+        sessions: of a step.
+    """
+    return max(1, min(_MAX_SPLITS, num_programs // (sessions * num_heads)))
