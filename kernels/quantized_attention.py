@@ -213,8 +213,14 @@ def _quantized_attention_kernel(
     for tile in range(begin, end, 2):
         # All numbers in pages are finite, also where no token is: a probability of 0 leaves nothing of them.
         page = tl.where(is_first, page0, page1).to(tl.int64)
-        k = tl.load(head_ptr + (page * PAGE)[:, None] + within_keys)
-        v = tl.load(head_ptr + (page * PAGE)[None, :] + within_values)
+        key_ptr = head_ptr + (page * PAGE)[:, None] + within_keys
+        value_ptr = head_ptr + (page * PAGE)[None, :] + within_values
+        if BLOCK_D == HEAD_DIM:
+            k = tl.load(key_ptr)
+            v = tl.load(value_ptr)
+        else:
+            k = tl.load(key_ptr, mask=(d < HEAD_DIM)[None, :], other=0.0)
+            v = tl.load(value_ptr, mask=(d < HEAD_DIM)[:, None], other=0.0)
         scale_page = scale_ptr + tl.where(is_first, page2, page3).to(tl.int64) * (HEADS * 2 * _PAGE_SIZE)
         next_k_exponent = tl.load(scale_page)
         next_v_exponent = tl.load(scale_page + _PAGE_SIZE)

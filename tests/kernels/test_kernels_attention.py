@@ -184,10 +184,13 @@ def test_keys_behind_the_window_are_not_read(splits: int) -> None:
 
 
 @pytest.mark.skipif(COMPUTE_CAPABILITY < (8, 9), reason="float8 needs sm_89")
-@pytest.mark.parametrize(("window", "splits"), [(1, 1), (17, 2), (1024, 1), (1024, 3)])
-def test_quantized_keys_and_values(window: int, splits: int) -> None:
+@pytest.mark.parametrize(
+    ("window", "splits", "head_dim"),
+    [(1, 1, 16), (17, 2, 16), (1024, 1, 16), (1024, 3, 16), (66, 1, 64), (1024, 2, 80), (1024, 1, 128)],
+)
+def test_quantized_keys_and_values(window: int, splits: int, head_dim: int) -> None:
     """New tokens are quantised as the reference does, bit for bit, and attention is to the quantised ones."""
-    case = Case(SESSIONS, heads=2, head_dim=16, cache=torch.float32)
+    case = Case(SESSIONS, heads=2, head_dim=head_dim, cache=torch.float32)
     sizes = 10.0 ** (torch.arange(case.kv_layer[..., 0].numel(), device=case.q.device) % 5 - 3)
     case.kv_layer *= sizes.view(case.kv_layer.shape[:-1])[..., None]  # scales differ from token to token
     case.kv_layer[:, 0].clamp_(-1, 1)
@@ -198,7 +201,7 @@ def test_quantized_keys_and_values(window: int, splits: int) -> None:
     scales[holds_no_token.transpose(1, 2)] = 255  # as a token left it that is no longer there
 
     # The new tokens' slots hold garbage at first.
-    new_kv = poisoned(-(-case.rows // PAGE_SIZE), 2, 2, PAGE_SIZE, 16)
+    new_kv = poisoned(-(-case.rows // PAGE_SIZE), 2, 2, PAGE_SIZE, head_dim)
     right = pages.clone(), scales.clone()
     row = 0
     for session, (context, count, offset) in enumerate(case.sessions):
@@ -207,7 +210,7 @@ def test_quantized_keys_and_values(window: int, splits: int) -> None:
             new_kv[row // PAGE_SIZE, :, :, row % PAGE_SIZE] = before[page, :, :, place]
             raw = pages.view(torch.uint8)[page]
             raw[0, :, place] = 0x7F
-            raw[1].view(2, 16, PAGE_SIZE)[:, :, place] = 0x7F
+            raw[1].view(2, head_dim, PAGE_SIZE)[:, :, place] = 0x7F
             scales[page, :, :, place] = 255
             row += 1
 
