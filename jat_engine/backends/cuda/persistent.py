@@ -85,7 +85,7 @@ class PersistentStep:
             timeout_us=TIMEOUT_US,
             device=self._device.index or 0,
         )
-        self._stream = -1
+        self._stream: torch.cuda.Stream | None = None
         self._max_values = int(module.MAX_VALUES)
         self._kept = weights, cache, predictions  # the kernel has their addresses
 
@@ -106,12 +106,14 @@ class PersistentStep:
 
     def run(self) -> str:
         """Compute the step of `inputs` behind what is on the current stream. Returns "", or why it did not end well."""
-        stream = torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
+        if self._device.type != "cuda":
+            return str(self._step.run(0))
+        stream = torch.cuda.current_stream(self._device)
         if stream != self._stream:
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)  # a kernel clears its sums after it has answered
+            if self._stream is not None:
+                self._stream.synchronize()  # a kernel clears its sums after it has answered
             self._stream = stream
-        return str(self._step.run(stream))
+        return str(self._step.run(stream.cuda_stream))
 
 
 def layer_arguments(block: BlockWeights[Tensor, Tensor], packed: PackedLayer) -> dict[str, int]:
