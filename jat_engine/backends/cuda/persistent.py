@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...reference import BlockWeights
 from ..base import STEP_TOKENS, Group
+from .capture import synchronize
 from .fragments import PackedLayer, pack_layer
 from .inputs import StepInputs, StepShape
 from .staging import num_values
@@ -85,7 +86,7 @@ class PersistentStep:
             timeout_us=TIMEOUT_US,
             device=self._device.index or 0,
         )
-        self._stream: torch.cuda.Stream | None = None
+        self._stream = -1
         self._max_values = int(module.MAX_VALUES)
         self._kept = weights, cache, predictions  # the kernel has their addresses
 
@@ -108,12 +109,12 @@ class PersistentStep:
         """Compute the step of `inputs` behind what is on the current stream. Returns "", or why it did not end well."""
         if self._device.type != "cuda":
             return str(self._step.run(0))
-        stream = torch.cuda.current_stream(self._device)
+        stream = torch.cuda.current_stream(self._device).cuda_stream
         if stream != self._stream:
-            if self._stream is not None:
-                self._stream.synchronize()  # a kernel clears its sums after it has answered
+            # A kernel clears its sums after it has answered. The stream it ran on may no longer exist.
+            synchronize(self._device)
             self._stream = stream
-        return str(self._step.run(stream.cuda_stream))
+        return str(self._step.run(stream))
 
 
 def layer_arguments(block: BlockWeights[Tensor, Tensor], packed: PackedLayer) -> dict[str, int]:
