@@ -102,6 +102,14 @@ def test_a_cache_leaves_memory_to_steps() -> None:
     assert cache_room(4 << 30) == 3 << 30, "of a small GPU a quarter"
 
 
+def test_memory_of_images_is_reported(tiny_folder: Path) -> None:
+    engine, episode = make_engine(tiny_folder, persistent=False), EPISODE["image_box"]
+    before = engine.memory["scratch"]
+    with engine.open_session(episode.context_window) as session:
+        play(session, episode, 0)
+    assert engine.memory["scratch"] - before >= 42 * 42 * 32 * 4, "the activations of the first convolution"
+
+
 def test_buckets() -> None:
     for num_agents in range(1, 1025):
         size = bucket(num_agents)
@@ -239,23 +247,22 @@ def test_wrong_encoders_are_replaced(
     assert relative_error(predictions[:count], episode.predictions[:count]) <= TOLERANCE
 
 
-@pytest.mark.parametrize("error", [RuntimeError("operation not supported"), ValueError("ptxas failed")])
 def test_large_buckets_that_cannot_be_captured_are_not_used(
-    error: Exception, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., JatEngine]
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., JatEngine]
 ) -> None:
-    """In mid-episode a compiler, too, may refuse what it has not met before."""
+    """In mid-episode a compiler may refuse what it has not met before; it raises no RuntimeError."""
     engine = make_engine(tiny_folder, persistent=False)
     right = GraphStep.__init__
 
     def failing(step: GraphStep, *arguments: Any) -> None:
         right(step, *arguments)
         if step.shape.sessions > 2:
-            raise error
+            raise ValueError("ptxas failed")
 
     monkeypatch.setattr(GraphStep, "__init__", failing)
-    with pytest.warns(RuntimeWarning, match=f"more than 2 agents are computed in parts: {error}"):
-        got = play_batch(engine, 3, 2)
-    assert relative_error(got, play_batch(load(backend="torch", dtype="float32"), 3, 2)) <= TOLERANCE
+    with pytest.warns(RuntimeWarning, match="more than 2 agents are computed in parts: ptxas failed"):
+        got = play_batch(engine, 3, 1)
+    assert relative_error(got, play_batch(load(backend="torch", dtype="float32"), 3, 1)) <= TOLERANCE
 
 
 def test_encoders_that_cannot_be_captured_are_replaced(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +294,7 @@ def test_more_sizes_in_a_step_than_stay_packed(
 ) -> None:
     """Encoders that are dropped within a step stay where the step reads them."""
     monkeypatch.setattr("jat_engine.backends.cuda.weights.MAX_SIZES", 2)
-    boxes = [spaces.Box(-1, 1, (size,)) for size in (2, 3, 4, 5)]
+    boxes = [spaces.Box(-1, 1, (size,)) for size in (2, 3, 4)]
     found = []
     for engine in (make_engine(tiny_folder, persistent=False), load(backend="torch", dtype="float32")):
         random = np.random.default_rng(0)

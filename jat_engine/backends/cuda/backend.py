@@ -131,7 +131,7 @@ class CudaBackend:
 
     @property
     def timing(self) -> str:
-        """How fast the paths of a single agent's step are, as a phrase; "" if that was not timed."""
+        """Phrase with the times of a single agent's step on both paths; "" if they were not timed."""
         if self.path_times is None:
             return ""
         return f"{self.path_times}, {'which is used' if self._persistent is not None else 'and graphs are used'}"

@@ -28,7 +28,7 @@ class HasPdl(Protocol):
 
 
 class CapturedGraph:
-    """What a function launches, as a CUDA graph. The memory it works on must exist already, and outlive the graph."""
+    """CUDA graph of all that a function launches. The memory it works on must exist already, and outlive the graph."""
 
     def __init__(self, device: torch.device, launch_all: Callable[[], None]) -> None:
         """Call `launch_all` twice: to run it, which compiles and loads kernels, and to capture it.
