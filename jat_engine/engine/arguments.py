@@ -47,7 +47,7 @@ def check_counts(num_agents: Any) -> list[int]:
     """
     is_several = isinstance(num_agents, Iterable) and not isinstance(num_agents, str | bytes)
     # An array or tensor of one number counts as iterable and is not.
-    counts = list(num_agents) if is_several and getattr(num_agents, "ndim", 1) else [num_agents]
+    counts = list(num_agents) if is_several and getattr(num_agents, "ndim", True) else [num_agents]
     if not counts:
         raise InputError("num_agents: expected an integer >= 1 or some of them, got none")
     return [check_num_agents(count) for count in counts]
