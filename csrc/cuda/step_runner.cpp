@@ -33,7 +33,7 @@ bool geometry_of_environment(int& num_clusters, int& cluster_size) {
   const char* text = std::getenv("JAT_CUDA_GEOMETRY");
   if (text == nullptr || *text == 0) return false;
   char rest = 0;
-  const bool read = std::sscanf(text, "%dx%d%c", &num_clusters, &cluster_size, &rest) == 2;
+  const bool read = std::sscanf(text, "%4dx%2d%c", &num_clusters, &cluster_size, &rest) == 2;
   expect(read && num_clusters >= 1 && cluster_size >= 1 && cluster_size <= kStepMaxClusterSize,
          std::string("JAT_CUDA_GEOMETRY: expected CLUSTERSxSIZE with a size of 1 to 16, such as 15x8, got ") +
              text + "; unset it to let the engine choose");

@@ -118,7 +118,7 @@ class Backend(Protocol):
 
     @property
     def timing(self) -> str:
-        """What was timed to choose between ways of computing a step, as a phrase; "" if nothing was."""
+        """Phrase with the times that decided between ways of computing a step; "" if nothing was timed."""
         ...
 
     @property

@@ -94,7 +94,8 @@ class EngineOptions:
             values below 50 count as 50, since such pauses occur within a step.
         instruction_set: for the native CPU backend: "avx512", "avx2", "generic", or "auto" for the best available.
         persistent: on a GPU, run a single agent's step as one launch of a persistent kernel: True, False for CUDA
-            graphs, or None for the persistent kernel where the GPU supports it.
+            graphs, or None for the faster of the two. That is timed when the engine is made, so that two engines may
+            choose differently, and their results then differ by rounding; with False they are bitwise equal.
         fixed_order: on a GPU, sum in a fixed order in the persistent kernel, so that a step is bitwise repeatable;
             slower. CUDA graphs and the native CPU backend always do.
         kv_dtype: of the KV cache on a GPU: "float8_e4m3" for half the bytes and a faster step of many agents, with a
@@ -129,7 +130,7 @@ class EngineOptions:
             raise InputError(f"persistent: expected True, False or None, got {self.persistent!r}")
         if not isinstance(self.fixed_order, bool):
             raise InputError(f"fixed_order: expected True or False, got {self.fixed_order!r}")
-        if self.kv_dtype not in KV_DTYPES:
+        if not isinstance(self.kv_dtype, str) or self.kv_dtype not in KV_DTYPES:
             raise InputError(f"kv_dtype: expected one of {', '.join(KV_DTYPES)}, got {self.kv_dtype!r}")
         if self.max_cached_tokens is not None and self.max_cache_bytes is not None:
             raise InputError("max_cached_tokens, max_cache_bytes: expected one of them, got both")

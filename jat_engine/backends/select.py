@@ -123,11 +123,11 @@ def choose_backend(
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
 
     chosen = _device(device, backend)
-    is_asked, lacks_native = backend != "auto" or device != "auto", False
+    is_asked, lacks_native = backend != "auto" or str(device) != "auto", False
     if backend != "auto":
         reason = "asked for"
         _check_asked(backend, chosen, head_dim)
@@ -178,12 +178,12 @@ def _best(device: torch.device, head_dim: int) -> tuple[str, str]:
 
 def _device(device: str | torch.device, backend: str) -> torch.device:
     """Return the device, a GPU with its index: plain "cuda" would change its meaning with `torch.cuda.set_device`."""
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         device = "cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises any of them
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch raises any of them
         raise InputError(f"device: expected auto or a device that torch has here, got {device!r} ({error})") from None
     if str(chosen) == "cuda":
         chosen = torch.device("cuda", torch.cuda.current_device())

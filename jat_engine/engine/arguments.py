@@ -45,7 +45,9 @@ def check_counts(num_agents: Any) -> list[int]:
     Raises:
         InputError: there is none, or one is not an integer of at least 1.
     """
-    counts = list(num_agents) if isinstance(num_agents, Iterable) and not isinstance(num_agents, str) else [num_agents]
+    is_several = isinstance(num_agents, Iterable) and not isinstance(num_agents, str | bytes)
+    # An array or tensor of one number counts as iterable and is not.
+    counts = list(num_agents) if is_several and getattr(num_agents, "ndim", True) else [num_agents]
     if not counts:
         raise InputError("num_agents: expected an integer >= 1 or some of them, got none")
     return [check_num_agents(count) for count in counts]

@@ -35,7 +35,7 @@ def find_example(observation: dict[str, Any], action_space: Any, task: str | Tas
         task: a published task or its name, instead of the other two.
 
     Raises:
-        InputError: a task was given as well as an observation or an action space.
+        InputError: a task was given as well as an observation or an action space, or something else for a task.
         UnknownTaskError, MissingSimulatorError: see `jat_engine.envs.make`.
     """
     given = [name for name, value in observation.items() if value is not None]
@@ -44,8 +44,10 @@ def find_example(observation: dict[str, Any], action_space: Any, task: str | Tas
         return Example(observation, action_space)
     if given:
         raise InputError(f"task: expected it alone, or an observation and an action_space, got it with {given[0]}")
-    from ..envs import make
+    from ..envs import Task, make
 
+    if not isinstance(task, str | Task):
+        raise InputError(f"task: expected a published task or its name, got {task!r:.80}")
     with contextlib.closing(make(task if isinstance(task, str) else task.name)) as env:
         first, _ = env.reset(seed=0)
         return Example(first, env.action_space)

@@ -128,6 +128,9 @@ def test_warm_up_refuses_and_leaves_no_session(load: Load) -> None:
         ({"continuous_observation": [1.0], "action_space": BOX8, "num_agents": 0}, "num_agents"),
         ({"continuous_observation": [1.0], "action_space": BOX8, "num_agents": [2, 0]}, "num_agents"),
         ({"continuous_observation": [1.0], "action_space": BOX8, "num_agents": []}, "num_agents: .* got none"),
+        ({"continuous_observation": [1.0], "action_space": BOX8, "num_agents": b"12"}, "num_agents: .* got b'12'"),
+        ({"continuous_observation": [1.0], "action_space": BOX8, "num_agents": np.array(0)}, "num_agents: .* array"),
+        ({"task": 3}, "task: expected a published task or its name, got 3"),
         ({"task": "mujoco-ant", "action_space": BOX8}, "task: expected it alone"),
         ({"task": "mujoco-aunt"}, "mujoco-ant"),
     ]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import spaces
 from helpers.engines import BOX8, EPISODE, TOLERANCE, play
 
 from jat_engine import JatEngine
@@ -101,6 +102,14 @@ def test_a_cache_leaves_memory_to_steps() -> None:
     assert cache_room(4 << 30) == 3 << 30, "of a small GPU a quarter"
 
 
+def test_memory_of_images_is_reported(tiny_folder: Path) -> None:
+    engine, episode = make_engine(tiny_folder, persistent=False), EPISODE["image_box"]
+    before = engine.memory["scratch"]
+    with engine.open_session(episode.context_window) as session:
+        play(session, episode, 0)
+    assert engine.memory["scratch"] - before >= 42 * 42 * 32 * 4, "the activations of the first convolution"
+
+
 def test_buckets() -> None:
     for num_agents in range(1, 1025):
         size = bucket(num_agents)
@@ -145,6 +154,8 @@ def test_without_memory_a_step_is_computed_in_parts(
     with pytest.warns(RuntimeWarning, match="more than .* agents are computed in parts: CUDA out of memory") as warned:
         got = play_batch(engine, 5, 3)
     assert len(warned) == 2, "for 4 and for 2 agents, and not in each step"
+    backend: Any = engine._backend
+    assert backend._graphs._scratch.sessions == 2, "memory of the attempts is free again"
     assert relative_error(got, expected) <= TOLERANCE
 
 
@@ -234,6 +245,69 @@ def test_wrong_encoders_are_replaced(
         predictions.append(play(session, episode, 1)[1])
     count = 2 if episode.deterministic or episode.space.__class__.__name__ == "Box" else 1
     assert relative_error(predictions[:count], episode.predictions[:count]) <= TOLERANCE
+
+
+def test_large_buckets_that_cannot_be_captured_are_not_used(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., JatEngine]
+) -> None:
+    """In mid-episode a compiler may refuse what it has not met before; it raises no RuntimeError."""
+    engine = make_engine(tiny_folder, persistent=False)
+    right = GraphStep.__init__
+
+    def failing(step: GraphStep, *arguments: Any) -> None:
+        right(step, *arguments)
+        if step.shape.sessions > 2:
+            raise ValueError("ptxas failed")
+
+    monkeypatch.setattr(GraphStep, "__init__", failing)
+    with pytest.warns(RuntimeWarning, match="more than 2 agents are computed in parts: ptxas failed"):
+        got = play_batch(engine, 3, 1)
+    assert relative_error(got, play_batch(load(backend="torch", dtype="float32"), 3, 1)) <= TOLERANCE
+
+
+def test_encoders_that_cannot_be_captured_are_replaced(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, episode = make_engine(tiny_folder, persistent=False), EPISODE["babyai_greedy_full"]
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(graph, "encode_discrete", fail)
+    made = GraphStep.__init__  # as on a GPU, kernels run when a graph is made
+
+    def captured(step: GraphStep, *arguments: Any) -> None:
+        made(step, *arguments)
+        step._run()
+
+    monkeypatch.setattr(GraphStep, "__init__", captured)
+    with engine.open_session(episode.context_window) as session:
+        with pytest.warns(RuntimeWarning, match="integers are encoded in plain torch: out of resource"):
+            predictions = [play(session, episode, 0)[1]]
+        predictions.append(play(session, episode, 1)[1])
+    assert relative_error(predictions, episode.predictions[:2]) <= TOLERANCE
+
+
+# ---- packed weights that make room for others ----------------------------------------------------------------------
+
+
+def test_more_sizes_in_a_step_than_stay_packed(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., JatEngine]
+) -> None:
+    """Encoders that are dropped within a step stay where the step reads them."""
+    monkeypatch.setattr("jat_engine.backends.cuda.weights.MAX_SIZES", 2)
+    boxes = [spaces.Box(-1, 1, (size,)) for size in (2, 3, 4)]
+    found = []
+    for engine in (make_engine(tiny_folder, persistent=False), load(backend="torch", dtype="float32")):
+        random = np.random.default_rng(0)
+        sessions = [engine.open_session(4) for _ in boxes]
+        predictions = []
+        for _ in range(2):
+            observations = [{"continuous_observation": random.standard_normal(6 - i)} for i in range(len(boxes))]
+            results = engine.get_next_actions(sessions, observations, None, boxes, return_predictions=True)
+            predictions += [prediction for _, prediction in results]
+        found.append(np.concatenate(predictions))
+        for session in sessions:
+            session.close()
+    assert relative_error(found[0], found[1]) <= TOLERANCE
 
 
 # ---- warm_up -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 
 static char failing_function[64];
 static int failing_code;
+static void* context = (void*)0x4000000000000004; /* the current one; a thread that has not used the GPU has none */
+static int context_depth;
 static int is_capturing, is_invalid, num_graphs, num_executables, num_launches;
 
 static int code_of(const char* function) { return strcmp(function, failing_function) ? 0 : failing_code; }
@@ -16,6 +18,10 @@ void stub_fail(const char* function, int code) {
 /* What a launch that fails within a capture may do to it. */
 void stub_invalidate(void) { is_invalid = is_capturing; }
 
+/* What a call in another thread, or for another device, finds. */
+void stub_set_context(void* other) { context = other; }
+int stub_context_depth(void) { return context_depth; }
+
 int stub_is_capturing(void) { return is_capturing; }
 int stub_num_alive(void) { return num_graphs + num_executables; }
 int stub_num_launches(void) { return num_launches; }
@@ -23,6 +29,30 @@ int stub_num_launches(void) { return num_launches; }
 int cuGetErrorString(int code, const char** text) {
   *text = code == 2 ? "out of memory" : code == 901 ? "operation failed due to a previous error during capture" : 0;
   return *text ? 0 : 1;
+}
+
+int cuCtxGetCurrent(void** current) {
+  *current = context;
+  return code_of("cuCtxGetCurrent");
+}
+
+static void* pushed_over;
+
+int cuCtxPushCurrent_v2(void* pushed) {
+  int code = code_of("cuCtxPushCurrent_v2");
+  if (code || context_depth) return code ? code : 1;
+  pushed_over = context;
+  context = pushed;
+  ++context_depth;
+  return 0;
+}
+
+int cuCtxPopCurrent_v2(void** popped) {
+  if (!context_depth) return 1;
+  *popped = context;
+  context = pushed_over;
+  --context_depth;
+  return 0;
 }
 
 int cuStreamCreate(void** stream, unsigned flags) {
@@ -61,12 +91,14 @@ int cuGraphDestroy(void* graph) {
 }
 
 int cuGraphLaunch(void* executable, void* stream) {
+  if (context != (void*)0x4000000000000004) return 201;
   if (executable != (void*)0x7000000000000007 || stream != (void*)0x8000000000000008) return 1;
   ++num_launches;
   return code_of("cuGraphLaunch");
 }
 
 int cuGraphExecDestroy(void* executable) {
+  if (context != (void*)0x4000000000000004) return 201;
   num_executables -= executable == (void*)0x7000000000000007;
   return 0;
 }

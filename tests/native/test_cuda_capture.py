@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from jat_engine.backends.cuda.capture import capture, retry_without_pdl
-from jat_engine.backends.cuda.driver import CudaDriver, CudaError, is_out_of_memory
+from jat_engine.backends.cuda.driver import CudaDriver, CudaError, Graph, is_out_of_memory
 
 SOURCE = Path(__file__).resolve().parents[1] / "helpers" / "cuda_driver_stub.c"
 STREAM = 5
@@ -38,7 +38,7 @@ class Gpu:
     def synchronize(self) -> None:
         self.synchronized += 1
 
-    def capture(self, launch_all: Any) -> int:
+    def capture(self, launch_all: Any) -> Graph:
         return capture(self.driver, STREAM, launch_all, self.synchronize)
 
     def check_clean(self) -> None:
@@ -83,7 +83,49 @@ def test_a_graph_is_captured_launched_and_freed(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
-@pytest.mark.parametrize("function", ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"])
+@pytest.mark.parametrize("current", [None, 0x4], ids=["thread without a context", "another GPU's context"])
+def test_a_graph_is_launched_and_freed_in_its_own_context(current: int | None, gpu: Gpu) -> None:
+    graph = gpu.capture(lambda: None)
+    gpu.stub.stub_set_context(ctypes.c_void_p(current))
+    gpu.driver.launch(graph, 0x8000000000000008)
+    gpu.fail("cuGraphLaunch", 700)
+    with pytest.raises(CudaError):
+        gpu.driver.launch(graph, 0x8000000000000008)
+    assert gpu.stub.stub_context_depth() == 0, "the caller's is current again"
+    gpu.driver.destroy(graph)
+    assert gpu.stub.stub_num_alive() == 0
+
+
+@pytest.mark.parametrize("moment", ["behind cuStreamBeginCapture", "before cuStreamEndCapture"])
+def test_an_interrupt_at_either_end_of_a_capture_leaves_nothing_behind(
+    moment: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, end = gpu.driver.begin_capture, gpu.driver.end_capture
+    ends = []
+
+    def interrupted_begin(stream: int) -> None:
+        begin(stream)
+        raise KeyboardInterrupt
+
+    def interrupted_end(stream: int) -> Graph:
+        ends.append(stream)
+        if len(ends) == 1:
+            raise KeyboardInterrupt
+        return end(stream)
+
+    with monkeypatch.context() as patch:
+        if moment.startswith("behind"):
+            patch.setattr(gpu.driver, "begin_capture", interrupted_begin)
+        else:
+            patch.setattr(gpu.driver, "end_capture", interrupted_end)
+        with pytest.raises(KeyboardInterrupt):
+            gpu.capture(lambda: None)
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize(
+    "function", ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuCtxGetCurrent", "cuGraphInstantiateWithFlags"]
+)
 def test_a_call_that_fails_leaves_nothing_behind(function: str, gpu: Gpu) -> None:
     gpu.fail(function)
     with pytest.raises(CudaError, match=f"{function.removesuffix('_v2').removesuffix('WithFlags')}: operation failed"):
@@ -131,6 +173,23 @@ def test_dependent_launch_is_given_up_where_it_is_the_cause(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
+@pytest.mark.parametrize("pdl", [True, False])
+def test_a_capture_that_another_thread_ends_is_tried_again(pdl: bool, gpu: Gpu) -> None:
+    owner, calls = SimpleNamespace(pdl=pdl), []
+
+    def launch_all() -> None:
+        calls.append(None)
+        if len(calls) == 2:
+            gpu.stub.stub_invalidate()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graph = retry_without_pdl(owner, lambda: gpu.capture(launch_all))
+    assert owner.pdl == pdl
+    gpu.driver.destroy(graph)
+    gpu.check_clean()
+
+
 class CompileError(Exception):
     """As Triton's own, no RuntimeError."""
 
@@ -142,7 +201,7 @@ class CompileError(Exception):
         (RuntimeError("Triton Error [CUDA]: out of memory"), 1),
         (CudaError("cuGraphInstantiate", 2, "out of memory"), 1),
         (CompileError("at 3:4"), 1),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), 2),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), 3),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -17,6 +17,7 @@ from ..base import PAGE_SIZE, STEP_TOKENS, Group, Result, machine_memory_bytes
 from ..rows import choose
 from . import encoders, parts
 from .buckets import bucket, bucket_below, shape_of
+from .capture import synchronize
 from .driver import is_out_of_memory
 from .graph import GraphStep
 from .graph_cache import GraphCache
@@ -38,11 +39,11 @@ _TIMED_TOKENS = 256
 """Tokens of the step that is timed to choose a path: as many as a robot's window has."""
 
 
-class WrongKernelsError(RuntimeError):
-    """Kernels compute something else than plain torch.
+class FaultyKernelsError(RuntimeError):
+    """Kernels of a bucket compute something else than plain torch, or cannot be compiled, launched or captured.
 
     Attributes:
-        modality: of the observations that show it.
+        modality: of the observations that show it, or of the encoder to do without first.
     """
 
     def __init__(self, modality: str, failure: str) -> None:
@@ -130,7 +131,7 @@ class CudaBackend:
 
     @property
     def timing(self) -> str:
-        """How fast the paths of a single agent's step are, as a phrase; "" if that was not timed."""
+        """Phrase with the times of a single agent's step on both paths; "" if they were not timed."""
         if self.path_times is None:
             return ""
         return f"{self.path_times}, {'which is used' if self._persistent is not None else 'and graphs are used'}"
@@ -182,11 +183,11 @@ class CudaBackend:
 
         Raises:
             torch.OutOfMemoryError: there is no memory even for one agent by itself.
-            RuntimeError: kernels cannot be launched, or compute something else than plain torch.
+            RuntimeError: not even one agent's kernels can be used, or the GPU has failed.
         """
         if self._is_running and self.device.type == "cuda":
             # An exception, such as Ctrl-C's, has ended a step before the GPU has: its inputs are still read.
-            torch.cuda.synchronize(self.device)
+            synchronize(self.device)
         self._is_running = True
 
         persistent = self._persistent
@@ -197,8 +198,8 @@ class CudaBackend:
                 # Nothing is lost: the graph writes the same keys and values to the same slots.
                 self._give_up_persistent(f"the persistent kernel is given up for CUDA graphs: {error}", str(error))
                 results = self._step_in_parts(groups)
-            except WrongKernelsError:
-                results = self._step_in_parts(groups)  # which does without the encoder that was found wrong
+            except FaultyKernelsError:
+                results = self._step_in_parts(groups)  # which does without the encoder that is faulty
         else:
             results = self._step_in_parts(groups)
         self._is_running = False
@@ -218,7 +219,7 @@ class CudaBackend:
                 return parts.join(groups, [result for part in divided for result in self._step_in_parts(part)])
             try:
                 return self._step_graph(groups)
-            except WrongKernelsError as error:
+            except FaultyKernelsError as error:
                 self._avoid(error, count)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or count == 1:
@@ -262,7 +263,21 @@ class CudaBackend:
         return [Result([values], finite, choices, staged.embeddings[0])]
 
     def _graph(self, shape: StepShape) -> GraphStep:
-        return self._graphs.get(shape, self._verify if self._verifies_graphs else None)
+        """Return the graph of a bucket.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for it.
+            FaultyKernelsError: its kernels cannot be used.
+        """
+        try:
+            return self._graphs.get(shape, self._verify if self._verifies_graphs else None)
+        except FaultyKernelsError:
+            raise
+        except Exception as error:  # compilers raise any class
+            if is_out_of_memory(error):
+                raise
+            encoder = "image" if shape.frames else "discrete" if shape.integers else "continuous"
+            raise FaultyKernelsError(encoder, str(error).partition("\n")[0] or type(error).__name__) from error
 
     # ---- what does not work ----------------------------------------------------------------------------------------
 
@@ -275,8 +290,8 @@ class CudaBackend:
             stacklevel=2,
         )
 
-    def _avoid(self, error: WrongKernelsError, count: int) -> None:
-        """Do without kernels that compute something else than plain torch. Raises it where nothing is left."""
+    def _avoid(self, error: FaultyKernelsError, count: int) -> None:
+        """Do without kernels that cannot be used. Raises the error where nothing is left."""
         if error.modality != "continuous":
             self._encoded_by_torch.add(error.modality)
             what = "images are" if error.modality == "image" else "integers are"
@@ -307,7 +322,7 @@ class CudaBackend:
         """Run the startup check: a step on each path, compared with plain torch.
 
         Raises:
-            WrongKernelsError: the graph's prediction differs.
+            FaultyKernelsError: the graph cannot be captured, or its prediction differs.
             InputError: the persistent kernel's differs, and `persistent=True` was asked for.
         """
         group = check.group(1)
@@ -331,7 +346,7 @@ class CudaBackend:
         """Compare a step of a graph with plain torch, for each modality that it takes.
 
         Raises:
-            WrongKernelsError: it differs.
+            FaultyKernelsError: it differs.
         """
         check, shape = self._check, graph.shape
         assert check is not None, "the cache is allocated"
@@ -341,12 +356,12 @@ class CudaBackend:
             self._verify_encoder(graph, check.integers(num_checked("discrete", shape.sessions)))
         if shape.capacity:
             group = check.group(num_checked("continuous", shape.sessions))
-            stage(graph.inputs, self._weights, [group])
+            _staged = stage(graph.inputs, self._weights, [group])  # keeps what the step reads alive
             graph.launch()
             graph.wait()
             failure = check.disagreement(graph.predictions[: group.num_agents, : group.space.size])
             if failure:
-                raise WrongKernelsError("continuous", failure)
+                raise FaultyKernelsError("continuous", failure)
 
     def _verify_encoder(self, graph: GraphStep, group: Group) -> None:
         check = self._check
@@ -356,7 +371,7 @@ class CudaBackend:
         graph.wait()
         failure = check.encoder_disagreement(group, staged.embeddings[0])
         if failure:
-            raise WrongKernelsError(_encoder_of(group), failure)
+            raise FaultyKernelsError(_encoder_of(group), failure)
 
     def _choose_path(self) -> None:
         """Time a step on both paths, if the choice between them was left to the backend, and keep the faster."""

@@ -13,28 +13,12 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from .driver import CudaDriver, is_out_of_memory
+from .driver import CudaDriver, Graph, is_out_of_memory
 
 Made = TypeVar("Made")
 
 _CAPTURE_LOCK = threading.Lock()
 """One capture at a time in the process: all captures on a device use one stream."""
-
-
-class Capturing(Protocol):
-    """The calls of `CudaDriver` that a capture consists of."""
-
-    def begin_capture(self, stream: int) -> None:
-        """See `CudaDriver`."""
-        ...
-
-    def end_capture(self, stream: int) -> int:
-        """See `CudaDriver`."""
-        ...
-
-    def destroy(self, graph: int) -> None:
-        """See `CudaDriver`."""
-        ...
 
 
 class HasPdl(Protocol):
@@ -44,7 +28,7 @@ class HasPdl(Protocol):
 
 
 class CapturedGraph:
-    """What a function launches, as a CUDA graph. The memory it works on must exist already, and outlive the graph."""
+    """CUDA graph of all that a function launches. The memory it works on must exist already, and outlive the graph."""
 
     def __init__(self, device: torch.device, launch_all: Callable[[], None]) -> None:
         """Call `launch_all` twice: to run it, which compiles and loads kernels, and to capture it.
@@ -66,8 +50,8 @@ class CapturedGraph:
         self._driver.launch(self._graph, torch.cuda.current_stream(self._device).cuda_stream)
 
 
-def capture(driver: Capturing, stream: int, launch_all: Callable[[], None], synchronize: Callable[[], None]) -> int:
-    """Return the handle of a graph of what `launch_all` launches on a stream, which is the current one.
+def capture(driver: CudaDriver, stream: int, launch_all: Callable[[], None], synchronize: Callable[[], None]) -> Graph:
+    """Return a graph of what `launch_all` launches on a stream, which is the current one.
 
     Args:
         driver: that captures.
@@ -82,18 +66,20 @@ def capture(driver: Capturing, stream: int, launch_all: Callable[[], None], sync
     synchronize()
 
     with _without_garbage_collection():  # it may free another graph, which a capture does not allow
-        driver.begin_capture(stream)
-        try:
+        try:  # around the first and the last call as well: Ctrl-C may come behind or before either
+            driver.begin_capture(stream)
             launch_all()
+            return driver.end_capture(stream)
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # of a capture that the failed launch has made invalid
+            with contextlib.suppress(RuntimeError):  # there is no capture any more, or an invalid one
                 driver.destroy(driver.end_capture(stream))
             raise
-        return driver.end_capture(stream)
 
 
 def retry_without_pdl(owner: HasPdl, make: Callable[[], Made]) -> Made:
     """Return `make()`. Where it fails with PDL and works without, warn and leave PDL switched off.
+
+    A failure is tried again first: another thread that waits for the whole device in this moment ends a capture.
 
     Args:
         owner: its `pdl` decides how `make` launches kernels.
@@ -103,6 +89,12 @@ def retry_without_pdl(owner: HasPdl, make: Callable[[], Made]) -> Made:
         torch.OutOfMemoryError, a Triton compile error: at once, since PDL is not their cause.
         RuntimeError: a launch fails without PDL as well.
     """
+    try:
+        return make()
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+
     try:
         return make()
     except RuntimeError as error:
@@ -122,6 +114,12 @@ def retry_without_pdl(owner: HasPdl, make: Callable[[], Made]) -> Made:
         stacklevel=2,
     )
     return made
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all work on a device, behind a capture of another thread: to wait within it would end it."""
+    with _CAPTURE_LOCK:
+        torch.cuda.synchronize(device)
 
 
 @contextlib.contextmanager

@@ -3,13 +3,17 @@
 torch's own graphs are not used: after a capture that failed, torch's allocator stays in the state of a capture, and no
 documented call ends it. Here a failed capture leaves nothing behind. The price is that memory must not be allocated
 within a capture; kernels and copies of a step work on memory that exists.
+
+Unlike the runtime API that torch calls, the driver API takes the context that is current in the calling thread: a
+thread that has not used the GPU yet has none, and stream 0, torch's default stream, is the current context's. So a
+graph is launched and freed in the context that it was captured in.
 """
 
 from __future__ import annotations
 
 import ctypes
 from ctypes import c_char_p, c_int, c_uint, c_ulonglong, c_void_p
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,19 +36,28 @@ class CudaError(RuntimeError):
         self.code = code
 
 
+class Graph(NamedTuple):
+    """Handles of a captured graph that can be launched, and of the context it was captured in."""
+
+    executable: int
+    context: int
+
+
 class CudaDriver:
-    """The CUDA driver. Handles of streams and graphs are integers; calls raise `CudaError`."""
+    """The CUDA driver. Calls raise `CudaError`."""
 
     def __init__(self, path: str = _LIBRARY) -> None:
         """Load the library. Raises OSError if there is none, AttributeError if it lacks a function."""
         library = ctypes.CDLL(path)
+        pointer = ctypes.POINTER(c_void_p)
         self._describe = _function(library, "cuGetErrorString", c_int, ctypes.POINTER(c_char_p))
-        self._stream_create = _function(library, "cuStreamCreate", ctypes.POINTER(c_void_p), c_uint)
+        self._current = _function(library, "cuCtxGetCurrent", pointer)
+        self._push = _function(library, "cuCtxPushCurrent_v2", c_void_p)
+        self._pop = _function(library, "cuCtxPopCurrent_v2", pointer)
+        self._stream_create = _function(library, "cuStreamCreate", pointer, c_uint)
         self._begin = _function(library, "cuStreamBeginCapture_v2", c_void_p, c_int)
-        self._end = _function(library, "cuStreamEndCapture", c_void_p, ctypes.POINTER(c_void_p))
-        self._instantiate = _function(
-            library, "cuGraphInstantiateWithFlags", ctypes.POINTER(c_void_p), c_void_p, c_ulonglong
-        )
+        self._end = _function(library, "cuStreamEndCapture", c_void_p, pointer)
+        self._instantiate = _function(library, "cuGraphInstantiateWithFlags", pointer, c_void_p, c_ulonglong)
         self._destroy_graph = _function(library, "cuGraphDestroy", c_void_p)
         self._launch = _function(library, "cuGraphLaunch", c_void_p, c_void_p)
         self._destroy = _function(library, "cuGraphExecDestroy", c_void_p)
@@ -59,25 +72,30 @@ class CudaDriver:
         """Record what is launched on the stream from here on instead of running it."""
         self._check("cuStreamBeginCapture", self._begin(stream, _CAPTURE_THREAD_LOCAL))
 
-    def end_capture(self, stream: int) -> int:
+    def end_capture(self, stream: int) -> Graph:
         """End a capture, also one that a failed call has made invalid, and return its graph, ready for `launch`."""
-        graph, executable = c_void_p(), c_void_p()
+        graph, executable, context = c_void_p(), c_void_p(), c_void_p()
         self._check("cuStreamEndCapture", self._end(stream, ctypes.byref(graph)))
         try:
+            self._check("cuCtxGetCurrent", self._current(ctypes.byref(context)))
             self._check("cuGraphInstantiate", self._instantiate(ctypes.byref(executable), graph, 0))
         finally:
             self._destroy_graph(graph)
-        return executable.value or 0
+        return Graph(executable.value or 0, context.value or 0)
 
-    def launch(self, graph: int, stream: int) -> None:
-        """Run a graph behind what is on the stream."""
-        code = self._launch(graph, stream)
-        if code:
-            self._check("cuGraphLaunch", code)
+    def launch(self, graph: Graph, stream: int) -> None:
+        """Run a graph behind what is on a stream of its context; 0 is the context's default stream."""
+        self._check("cuCtxPushCurrent", self._push(graph.context))
+        try:
+            self._check("cuGraphLaunch", self._launch(graph.executable, stream))
+        finally:
+            self._pop(ctypes.byref(c_void_p()))
 
-    def destroy(self, graph: int) -> None:
+    def destroy(self, graph: Graph) -> None:
         """Free a graph; one that still runs ends first. Errors are ignored: the context may be gone."""
-        self._destroy(graph)
+        if not self._push(graph.context):
+            self._destroy(graph.executable)
+            self._pop(ctypes.byref(c_void_p()))
 
     def _check(self, function: str, code: int) -> None:
         if code:

@@ -86,7 +86,7 @@ class Scratch:
     def num_bytes(self) -> int:
         """Return the bytes on the device."""
         tensors = [value for value in vars(self).values() if isinstance(value, Tensor)]
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in tensors) + (self._images.num_bytes if self._images else 0)
 
 
 class GraphStep:

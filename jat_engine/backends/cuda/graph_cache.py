@@ -49,7 +49,7 @@ class GraphCache:
 
         Raises:
             torch.OutOfMemoryError: there is no memory for it, even without all other graphs.
-            RuntimeError: kernels cannot be launched. And what `verify` raises.
+            RuntimeError, a Triton compile error: kernels cannot be launched. And what `verify` raises.
         """
         graph = self._graphs.pop(shape, None)
         if graph is None:
@@ -61,6 +61,7 @@ class GraphCache:
                 graph = None
             if graph is None:  # outside the handler, which keeps what the failed attempt has allocated
                 self._graphs.clear()
+                self._scratch = Scratch(self._weights, 1)
                 if self._weights.device.type == "cuda":
                     torch.cuda.empty_cache()  # the driver needs memory that torch does not know of
                 graph = self._make(shape, verify)
@@ -69,14 +70,15 @@ class GraphCache:
 
     def _make(self, shape: StepShape, verify: Callable[[GraphStep], None] | None) -> GraphStep:
         weights = self._weights
-        # Captured graphs hold addresses of the scratch memory they were captured with.
-        if shape.sessions > self._scratch.sessions:
-            self._graphs.clear()
-            self._scratch = Scratch(weights, shape.sessions)
+        scratch = self._scratch
+        if shape.sessions > scratch.sessions:
+            self._graphs.clear()  # captured graphs hold addresses of the scratch memory they were captured with
+            scratch = Scratch(weights, shape.sessions)
         while len(self._graphs) >= _MAX_GRAPHS or self.graph_bytes > _MAX_GRAPH_BYTES:
             del self._graphs[next(iter(self._graphs))]
 
-        graph = GraphStep(weights, self._cache, self._scratch, shape, self._max_pages)
+        graph = GraphStep(weights, self._cache, scratch, shape, self._max_pages)
         if verify is not None:
             verify(graph)
+        self._scratch = scratch  # not where that failed: smaller steps would lack its memory
         return graph

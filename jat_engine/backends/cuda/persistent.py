@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...reference import BlockWeights
 from ..base import STEP_TOKENS, Group
+from .capture import synchronize
 from .fragments import PackedLayer, pack_layer
 from .inputs import StepInputs, StepShape
 from .staging import num_values
@@ -106,10 +107,12 @@ class PersistentStep:
 
     def run(self) -> str:
         """Compute the step of `inputs` behind what is on the current stream. Returns "", or why it did not end well."""
-        stream = torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
+        if self._device.type != "cuda":
+            return str(self._step.run(0))
+        stream = torch.cuda.current_stream(self._device).cuda_stream
         if stream != self._stream:
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)  # a kernel clears its sums after it has answered
+            # A kernel clears its sums after it has answered. The stream it ran on may no longer exist.
+            synchronize(self._device)
             self._stream = stream
         return str(self._step.run(stream))
 

@@ -36,6 +36,7 @@ class Staged(NamedTuple):
 class _Row(NamedTuple):
     address: int
     values: np.ndarray
+    source: Tensor  # where the address lies: packed weights may be dropped for those of other sizes within a step
 
 
 def num_values(groups: Sequence[Group]) -> int:
@@ -125,19 +126,21 @@ def _rows(weights: CudaWeights, group: Group, observed: Any, agent: int) -> list
             rows.append(_observation_row(weights, last.embeddings, agent))
         if last.space.kind == "continuous":
             encoder = weights.continuous_encoder(last.space.size)
-            rows.append(_Row(encoder.data_ptr(), last.actions[agent]))
+            rows.append(_Row(encoder.data_ptr(), last.actions[agent], encoder))
         else:
             choices = weights.choices(last.space.size)
-            rows.append(_Row(choices.data_ptr() + int(last.actions[agent]) * _row_bytes(choices), _NO_VALUES))
+            address = choices.data_ptr() + int(last.actions[agent]) * _row_bytes(choices)
+            rows.append(_Row(address, _NO_VALUES, choices))
     rows.append(_observation_row(weights, observed, agent))
     return rows
 
 
 def _observation_row(weights: CudaWeights, embeddings: Any, agent: int) -> _Row:
     if isinstance(embeddings, Tensor):
-        return _Row(embeddings.data_ptr() + agent * _row_bytes(embeddings), _NO_VALUES)
+        return _Row(embeddings.data_ptr() + agent * _row_bytes(embeddings), _NO_VALUES, embeddings)
     values = embeddings[agent]
-    return _Row(weights.continuous_encoder(values.size).data_ptr(), values)
+    encoder = weights.continuous_encoder(values.size)
+    return _Row(encoder.data_ptr(), values, encoder)
 
 
 def _stage_one(inputs: StepInputs, weights: CudaWeights, group: Group, observed: Any) -> list[Any]:
@@ -149,18 +152,18 @@ def _stage_one(inputs: StepInputs, weights: CudaWeights, group: Group, observed:
     padding = [0] * (STEP_TOKENS - count)
 
     slots, lengths, starts, end = [], [], [], 0
-    for number, (_, values) in enumerate(rows, context + offset):
+    for number, (_, values, _) in enumerate(rows, context + offset):
         page, slot = divmod(number, PAGE_SIZE)
         slots.append(int(table[page]) * PAGE_SIZE + slot)
         lengths.append(values.size)
         starts.append(end)
         end += values.size
     if end:
-        np.concatenate([values for _, values in rows], out=host["values"][:end])
+        np.concatenate([row.values for row in rows], out=host["values"][:end])
 
     weight, bias = weights.head(space)
     inputs.write_one_agent(
-        *[address for address, _ in rows], *padding,
+        *[row.address for row in rows], *padding,
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         0, count, context, offset, space.size,
@@ -173,7 +176,7 @@ def _stage_one(inputs: StepInputs, weights: CudaWeights, group: Group, observed:
     host["page_table"][0, : table.size] = table
     if noise is not None:
         host["log_noise"][0, : space.size] = noise[0]
-    return [weight, bias]
+    return [weight, bias, rows]
 
 
 def _stage_agents(
@@ -233,7 +236,7 @@ def _stage_agents(
     for row, noise in zip(host["log_noise"], noises, strict=False):
         if noise is not None:
             row[: noise.size] = noise
-    return heads
+    return [heads, rows]
 
 
 # ---- a batch, as arrays --------------------------------------------------------------------------------------------
