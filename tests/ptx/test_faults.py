@@ -112,6 +112,7 @@ def test_without_a_fault_nothing_is_found(case: str, ptx_launcher: PtxLauncher) 
 
 
 @pytest.mark.ptx_all
+@pytest.mark.planted_fault
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault(name: str, ptx_launcher: PtxLauncher) -> None:
     """In every case whose PTX it changes, and it changes that of at least one on sm_90.
@@ -121,6 +122,8 @@ def test_fault(name: str, ptx_launcher: PtxLauncher) -> None:
     arch = ptx_launcher.compute_capability
     found = {case: failure(run, arch, FAULTS[name]) for case, run in CASES.items()}
     hit = {case: message for case, (message, is_changed) in found.items() if is_changed}
-    assert hit or arch < 90
+    if not hit and arch < 90:
+        pytest.skip("no kernel has what is changed")
     found_in = any if name == "swizzles otherwise" else all
-    assert found_in(hit.values()) or not hit, hit
+    assert hit
+    assert found_in(hit.values()), hit
