@@ -31,8 +31,21 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = ROOT / ".venv" / "triton"
 RESULTS = ROOT / "build" / "gpu_code"
 SUMMARY = ROOT / "benchmarks" / "results" / "gpu_code.md"
-SOURCES = ("jat_engine/kernels", "jat_engine/backends", "tests/kernels", "tests/ptx", "tests/helpers", "benchmarks")
-"""A result counts as long as the Python files in these folders are the same."""
+SOURCES = (
+    "jat_engine/kernels/*.py",
+    "jat_engine/backends/cuda/*.py",
+    "tests/kernels/test_kernels*.py",
+    "tests/ptx/*.py",
+    "tests/helpers/kernel_cases.py",
+    "tests/helpers/ptx/*.py",
+    "benchmarks/kernel_variants.py",
+    "benchmarks/triton_launches.py",
+    "benchmarks/dependent_launch.py",
+    "benchmarks/early_accesses.py",
+    "benchmarks/resource_limits.py",
+    "requirements/triton-*.txt",
+)
+"""A result counts as long as these files are the same."""
 
 RELEASES = ("newest", "oldest")
 ARCHITECTURES = (90, 80)
@@ -85,7 +98,7 @@ def install(release: str) -> Path:
 def source_hash() -> str:
     """Return a hash of what the results depend on."""
     found = hashlib.sha256()
-    for file in sorted(file for folder in SOURCES for file in (ROOT / folder).rglob("*.py")):
+    for file in sorted(file for pattern in SOURCES for file in ROOT.glob(pattern)):
         found.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
     return found.hexdigest()
 
