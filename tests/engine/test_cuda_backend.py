@@ -181,7 +181,7 @@ def test_neighbours_change_nothing_with_float8(tiny_folder: Any, monkeypatch: py
     """With split keys that the attention combines, in a padded bucket: results are bitwise equal."""
     from jat_engine.backends.cuda import graph as graph_step
 
-    monkeypatch.setattr(graph_step, "_ATTENTION_PROGRAMS", 32)
+    monkeypatch.setattr(graph_step, "_ATTENTION_PROGRAMS", 16)
     engine = JatEngine.from_pretrained(
         tiny_folder, device=DEVICE, backend="cuda", dtype="float32", kv_dtype="float8_e4m3", max_cached_tokens=256
     )
