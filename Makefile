@@ -62,9 +62,9 @@ test: setup
 test-versions: setup
 	OMP_NUM_THREADS=1 $(BIN)/python requirements/versions.py $(SETS)
 
-# With options: make test-gpu-code OPTIONS="--triton oldest --architectures 90"
+# Only a part, see PARTS=list: make test-gpu-code PARTS="newest/sm_90/*"
 test-gpu-code: setup
-	$(BIN)/python requirements/gpu_code.py $(OPTIONS)
+	$(BIN)/python requirements/gpu_code.py $(foreach part,$(PARTS),'$(part)')
 
 lint: setup
 	$(BIN)/ruff check .

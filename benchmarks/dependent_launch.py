@@ -16,14 +16,18 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined
 
 import torch
 import triton
 
+from jat_engine.kernels import tiles
+
 from .early_accesses import early_accesses
 from .kernel_variants import ROWS, WEIGHT_DTYPES, variants
+from .resource_limits import SHARED_LIMIT
 from .triton_launches import Launch, compile_launch
 
 ARCHITECTURES = (90, 100, 120)
@@ -62,7 +66,9 @@ def check_variants(
     wrong = []
     for weight_dtype in weight_dtypes:
         for size in sizes:
-            for launch in variants(weight_dtype, ROWS[size], pdl=True):
+            with mock.patch.object(tiles, "shared_bytes_of_gpu", return_value=SHARED_LIMIT[arch]):
+                launches = variants(weight_dtype, ROWS[size], pdl=True)
+            for launch in launches:
                 compiled = compile_launch(launch, arch)
                 if compiled.hash in seen:
                     continue

@@ -7,6 +7,7 @@ parameters lie.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 
 CONSTANT = re.compile(
     r"(\w+_)?(weight|weights|scale|scales|bias|fc|table)_ptr"
@@ -55,7 +56,7 @@ def early_accesses(sass: str, offsets: dict[int, str]) -> list[str]:
 def _reached_before_the_wait(sass: str, code: list[tuple[str, ...]]) -> set[int]:
     """Return the indices of instructions that can be executed before ACQBULK."""
     starts = [match.start() for match in _INSTRUCTION.finditer(sass)]
-    labels = {m[1]: sum(start < m.start() for start in starts) for m in _LABEL.finditer(sass)}
+    labels = {m[1]: bisect_left(starts, m.start()) for m in _LABEL.finditer(sass)}
     reached: set[int] = set()
     waiting = [0]
     while waiting:

@@ -3,7 +3,7 @@
     python -m benchmarks.kernel_resources [--architectures 80 87 90] [--weights ...] [--for "one agent"] [--write]
 
 Triton kernels are compiled in the variants the engine launches at the published size (kernel_variants.py), the
-persistent kernel of csrc/cuda by nvcc (cuda_resources.py). --write keeps the table in
+persistent kernel of csrc/cuda by nvcc (cuda_resources.py), where there is one. --write keeps the table in
 benchmarks/results/kernel_resources.{json,md}, which also has the rows of other releases of Triton. What each kernel may
 use at most is in resource_limits.py; tests hold a fresh compile to it.
 """
@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -124,10 +125,11 @@ def main() -> None:
     options = parser.parse_args()
 
     weight_dtypes = [getattr(torch, name) for name in options.weights]
+    with_cuda = options.write or shutil.which("nvcc") is not None
     table = [
         row
         for arch in options.architectures
-        for row in triton_resources(arch, weight_dtypes, options.sizes) + cuda_rows(arch)
+        for row in triton_resources(arch, weight_dtypes, options.sizes) + (cuda_rows(arch) if with_cuda else [])
     ]
     print(as_markdown(table))
     if options.write:
@@ -136,7 +138,8 @@ def main() -> None:
         RESULTS.with_suffix(".md").write_text(as_markdown(others + table))
         RESULTS.with_suffix(".json").write_text(json.dumps({"kernels": others + table}, indent=1) + "\n")
 
-    print(f"Triton {triton.__version__}: {len(table)} kernels")
+    without = "" if with_cuda else ", without the persistent kernel: nvcc is not on the PATH"
+    print(f"Triton {triton.__version__}: {len(table)} kernels{without}")
     wrong = violations(table)
     if wrong:
         raise SystemExit("Over the limit:\n" + "\n".join(wrong))

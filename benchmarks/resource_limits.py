@@ -11,7 +11,7 @@ SHARED_LIMIT = {80: 163 * 1024, 87: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024,
 """Shared memory one block may use, bytes."""
 REGISTER_LIMIT = 255
 
-_WHOLE_FRAMES = {"image_norm": 48, "image_conv": 16}
+_WHOLE_FRAMES = {"image_norm": 48, "image_conv": 24}
 """Bytes for kernels that hold a whole frame in registers; none of it is in a loop."""
 
 Row = dict[str, Any]

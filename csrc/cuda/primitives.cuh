@@ -403,13 +403,24 @@ JAT_DEVICE void trace(int phase) {
 #define JAT_MARK(number)                  \
   case number:                            \
     asm volatile("pmevent " #number ";"); \
-    break;
+    break
   switch (phase) {  // an immediate operand
-    JAT_MARK(0)
-    JAT_MARK(1)
-    JAT_MARK(2)
-    JAT_MARK(3) JAT_MARK(4) JAT_MARK(5) JAT_MARK(6) JAT_MARK(7) JAT_MARK(8) JAT_MARK(9) JAT_MARK(10)
-        JAT_MARK(11) JAT_MARK(12) JAT_MARK(13) JAT_MARK(14) JAT_MARK(15)
+    JAT_MARK(0);
+    JAT_MARK(1);
+    JAT_MARK(2);
+    JAT_MARK(3);
+    JAT_MARK(4);
+    JAT_MARK(5);
+    JAT_MARK(6);
+    JAT_MARK(7);
+    JAT_MARK(8);
+    JAT_MARK(9);
+    JAT_MARK(10);
+    JAT_MARK(11);
+    JAT_MARK(12);
+    JAT_MARK(13);
+    JAT_MARK(14);
+    JAT_MARK(15);
   }
 #undef JAT_MARK
 #endif

@@ -10,7 +10,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,11 @@ class Episode:
     @property
     def predictions(self) -> list[np.ndarray]:
         """float32 [A] or [n] of each step."""
-        return list(OUTPUTS[f"{self.name}.out"])
+        return list(OUTPUTS[f"{self.name}.out"][: self.steps])
+
+    def beginning(self, steps: int) -> Episode:
+        """Return its first steps as an episode."""
+        return replace(self, steps=min(steps, self.steps), actions=self.actions and self.actions[:steps])
 
     def observation(self, t: int) -> dict[str, Any]:
         """Return the fields of step t."""

@@ -41,8 +41,10 @@ def graphs(tiny_folder: Any) -> Load:
     return load
 
 
-# Modalities, kinds of action, sampled and greedy, an odd window; interpreting takes half a second a step.
-EPISODES = golden.EPISODES if ON_GPU else [EPISODE[name] for name in ("continuous_cw9", "babyai_sampled", "image_box")]
+# Modalities, kinds of action, sampled and greedy, an odd window; interpreting takes half a second a step, so that
+# there are two steps or three with a full window.
+BEGINNINGS = {"continuous_cw9": 6, "babyai_sampled": 8, "image_box": 5}
+EPISODES = golden.EPISODES if ON_GPU else [EPISODE[name].beginning(steps) for name, steps in BEGINNINGS.items()]
 
 
 @pytest.mark.parametrize("episode", EPISODES, ids=lambda e: e.name)
@@ -51,14 +53,10 @@ def test_golden_episode(episode: golden.Episode, graphs: Load) -> None:
 
 
 def test_a_batch_is_each_session_alone(graphs: Load) -> None:
-    """With mixed modalities and lengths, and sessions that join late, results equal lone ones within rounding."""
+    """With mixed modalities and lengths, and sessions that join late, results equal recorded ones of one agent."""
     engine = graphs("float32")
     names = ("atari_greedy_full", "continuous_cw9", "babyai_greedy_full", "discrete_only")
-    steps = 5
-    alone = {}
-    for name in names:
-        with engine.open_session(EPISODE[name].context_window) as session:
-            alone[name] = [play(session, EPISODE[name], t)[1] for t in range(steps)]
+    steps = 4
     sessions = {name: engine.open_session(EPISODE[name].context_window, seed=1) for name in names}
     done = dict.fromkeys(names, 0)
     for t in range(steps + 1):
@@ -73,7 +71,7 @@ def test_a_batch_is_each_session_alone(graphs: Load) -> None:
         )
         for name, (_, prediction) in zip(here, results, strict=True):
             if name != "discrete_only" or done[name] == 0:  # its actions alone were sampled
-                assert relative_error(prediction, alone[name][done[name]]) <= TOLERANCE
+                assert relative_error(prediction, EPISODE[name].predictions[done[name]]) <= TOLERANCE
             done[name] += 1
     for session in sessions.values():
         session.close()
@@ -86,14 +84,14 @@ def test_neighbours_change_nothing_within_a_bucket(graphs: Load) -> None:
     results = []
     for scale in (1.0, 3.0):
         with engine.open_session(16) as first, engine.open_session(9) as second:
-            for t in range(3):
+            for t in range(2):
                 observations = [episode.observation(t), other.observation(t)]
                 observations[1]["continuous_observation"] *= np.float32(scale)
                 result = engine.get_next_actions(
                     [first, second], observations, None, [episode.space, other.space], return_predictions=True
                 )
                 results.append(result[0][1])
-    assert np.array_equal(results[:3], results[3:])
+    assert np.array_equal(results[:2], results[2:])
 
 
 def test_contents_of_unused_memory_do_not_matter(graphs: Load) -> None:
@@ -105,11 +103,11 @@ def test_contents_of_unused_memory_do_not_matter(graphs: Load) -> None:
             backend: Any = engine._backend
             backend._cache.pages[:, : engine.cache_stats.total].fill_(torch.nan)  # but for the startup check's pages
         with engine.open_session(9) as session:
-            results.append([play(session, episode, t)[1] for t in range(7)])
+            results.append([play(session, episode, t)[1] for t in range(5)])
     assert np.array_equal(*results)
 
 
-@pytest.mark.parametrize("scale", [1e19, 1e30, 1e38])
+@pytest.mark.parametrize("scale", [1e19, 1e38])
 def test_an_overflow_is_refused(scale: float, graphs: Load) -> None:
     """Refuse it even if LayerNorm would make the result finite; the session continues as if it had not happened."""
     engine, episode = graphs("float32"), EPISODE["continuous_cw9"]
@@ -151,8 +149,8 @@ def test_int8_weights(graphs: Load) -> None:
     """The error is that of rounding the weights alone."""
     episode = EPISODE["continuous_cw9"]
     with graphs("int8").open_session(9) as session:
-        predictions = [play(session, episode, t, episode.predictions[t].tolist())[1] for t in range(6)]
-    assert relative_error(predictions, episode.predictions[:6]) <= 4e-2
+        predictions = [play(session, episode, t, episode.predictions[t].tolist())[1] for t in range(5)]
+    assert relative_error(predictions, episode.predictions[:5]) <= 4e-2
 
 
 needs_float8 = pytest.mark.skipif(
@@ -169,8 +167,8 @@ def test_float8_keys_and_values(tiny_folder: Any) -> None:
     assert "float8_e4m3" in engine.persistent_reason
     episode = EPISODE["continuous_cw9"]
     with engine.open_session(9) as session:
-        predictions = [play(session, episode, t, episode.predictions[t].tolist())[1] for t in range(8)]
-    error = relative_error(predictions, episode.predictions[:8])
+        predictions = [play(session, episode, t, episode.predictions[t].tolist())[1] for t in range(5)]
+    error = relative_error(predictions, episode.predictions[:5])
     assert 1e-4 < error <= 4e-2
 
     stats, memory = engine.cache_stats, engine.memory
@@ -190,9 +188,9 @@ def test_neighbours_change_nothing_with_float8(tiny_folder: Any, monkeypatch: py
     episode = EPISODE["continuous_cw9"]
     results = []
     for scale in (1.0, 3.0):
-        with engine.open_batch(6, 9) as batch:
+        with engine.open_batch(3, 9) as batch:
             for t in range(2):
-                step = observations(episode, [t + i for i in range(6)])
+                step = observations(episode, [t + i for i in range(3)])
                 seen = step["continuous_observations"]
                 step["continuous_observations"] = [seen[0], *(scale * values for values in seen[1:])]
                 results.append(batch.get_next_actions(**step, action_space=episode.space)[0])
@@ -319,7 +317,7 @@ def test_kernels_that_do_not_run_show_when_an_engine_is_made(monkeypatch: pytest
 @pytest.mark.parametrize("name", ["continuous_cw9", "babyai_greedy_full", "atari_greedy_full"])
 def test_an_agent_batch_is_its_agents_alone(name: str, graphs: Load, load: Load) -> None:
     reference = load(backend="torch", dtype="float32")
-    check_like_sessions(graphs("float32"), reference, name, steps=5, window=5, tolerance=TOLERANCE)
+    check_like_sessions(graphs("float32"), reference, name, steps=4, window=5, tolerance=TOLERANCE)
 
 
 def test_sampling_in_a_batch(graphs: Load, load: Load) -> None:
@@ -328,7 +326,7 @@ def test_sampling_in_a_batch(graphs: Load, load: Load) -> None:
     chosen = []
     for engine in (graphs("float32"), load(backend="torch", dtype="float32")):
         with engine.open_batch(5, 10, seed=3) as batch:
-            steps = [observations(episode, [t + i for i in range(5)]) for t in range(3)]
+            steps = [observations(episode, [t + i for i in range(5)]) for t in range(2)]
             chosen.append([batch.get_next_actions(**step, action_space=episode.space).tolist() for step in steps])
     assert chosen[0] == chosen[1]
     assert len(set(np.ravel(chosen[0]))) > 1

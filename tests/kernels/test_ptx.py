@@ -31,7 +31,7 @@ def test_kernels_from_ptx(tmp_path: Path) -> None:
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-6000:]
 
-    executed = json.loads(report.read_text())
+    executed = json.loads(report.read_text())["executed"]
     assert {row["kernel"] for row in executed} == KERNELS
     assert {row["products"] for row in executed} == {"fma", "mma.sync", "wgmma"}
     assert {"bfloat16", "int8"} <= {dtype for row in executed for dtype in row["dtypes"].split()}

@@ -107,6 +107,7 @@ FAULTS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.ptx_all
+@pytest.mark.planted_fault
 @pytest.mark.parametrize("name", FAULTS)
 def test_an_order_that_nothing_guarantees_is_found(name: str, engines: Load, ptx_launcher: PtxLauncher) -> None:
     if ptx_launcher.compute_capability < 90:
