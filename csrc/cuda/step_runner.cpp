@@ -124,25 +124,35 @@ void StepRunner::build_ladder() {
     for (const int clusters : {most, most - 1, most / 2}) {
       if (clusters < 1 || clusters == before || (is_fixed && clusters != most)) continue;
       before = clusters;
+      // Fewer blocks may need more shared memory each, which the device must be asked for, too.
+      model_.cluster_size = size.cluster_size;
+      model_.num_blocks = clusters * size.cluster_size;
+      reason = lay_out_model();
+      if (!reason.empty() || jat::max_active_clusters(model_, reason) < clusters) continue;
       if (facts_.cooperative_launch) rungs_.push_back({clusters, size.cluster_size, size.max_clusters, true});
       rungs_.push_back({clusters, size.cluster_size, size.max_clusters, false});
     }
   }
-  reason = use_rung();
-  if (!reason.empty()) throw std::invalid_argument(reason);
+  if (rungs_.empty()) throw std::runtime_error("max_active_clusters: " + reason);
+  use_rung();
 }
 
-// Lays the current rung out. Returns "", or why it cannot be.
-std::string StepRunner::use_rung() {
-  const Rung& rung = rungs_[rung_];
-  model_.cluster_size = rung.cluster_size;
-  model_.num_blocks = rung.num_clusters * rung.cluster_size;
+// Lays the current geometry of `model_` out. Returns "", or why it cannot be.
+std::string StepRunner::lay_out_model() {
   try {
     lay_out(model_, options_.max_positions, facts_.shared_bytes_per_block, options_.max_slots);
   } catch (const std::invalid_argument& error) {
     return error.what();
   }
   return "";
+}
+
+// Lays the current rung out, which has been done before.
+void StepRunner::use_rung() {
+  const Rung& rung = rungs_[rung_];
+  model_.cluster_size = rung.cluster_size;
+  model_.num_blocks = rung.num_clusters * rung.cluster_size;
+  lay_out_model();
 }
 
 // ---- memory
@@ -220,13 +230,9 @@ std::string StepRunner::launch() {
         launch_step({model_, input_, stream_, rungs_[rung_].cooperative, missing_cluster_, seed_});
     if (reason.empty()) return "";
     if (first_reason.empty()) first_reason = reason;
-    do {
-      if (++rung_ == rungs_.size()) {
-        rung_ = 0;
-        use_rung();
-        return first_reason;
-      }
-    } while (!use_rung().empty());
+    rung_ = (rung_ + 1) % rungs_.size();
+    use_rung();
+    if (rung_ == 0) return first_reason;
   }
 }
 
