@@ -50,7 +50,7 @@ def image_launches(frames: int) -> list[Launch]:
     for launch in images:
         for value in launch.arguments.values():
             if isinstance(value, Tensor) and value.dtype == torch.int64:
-                # Addresses of embeddings; 0 would be padding. No half of one is 0: the interpreter takes 32 bits at a time.
+                # Addresses of embeddings. 0 would be padding, and so might one of which a half is 0.
                 value.copy_((1 << 40) + 4096 * torch.arange(1, value.numel() + 1).view(value.shape))
     return images
 

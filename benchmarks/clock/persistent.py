@@ -20,19 +20,16 @@ from .hardware import CLOCK_GHZ, CLUSTER_BARRIER_US, PERSISTENT_LAUNCH_US, REDUC
 from .interpret import PARAMETERS, Interpreter, Program
 from .machine import Multiprocessor, prepare
 from .memory import WARM, GlobalMemory, as_words
+from .phases import PHASES, START
 from .sass import disassemble
 
 FOLDER = Path(__file__).parent
 SOURCES = FOLDER.parent.parent / "csrc" / "cuda"
 
-PHASES = {
-    0: "embedding", 1: "norm: vectors", 2: "wait for the grid", 3: "LayerNorm", 4: "q, k, v", 5: "wait for the cluster",
-    6: "scores, softmax, values", 7: "send to the cluster", 8: "wait for the cluster", 9: "combine, output projection",
-    10: "mlp_in, gelu", 11: "mlp_out", 12: "arrive", 13: "head", 14: "finish",
-}  # fmt: skip
-"""By the number a phase is marked with: `trace(number)` in csrc/cuda."""
 VECTORS, GRID_WAITS, CLUSTER_WAITS = 1, (2,), (5, 8)
 """What runs while other blocks arrive, and phases that wait for others: a reading takes the place of their cycles."""
+_HIDDEN_US = {VECTORS: REDUCTION_US, **dict.fromkeys(CLUSTER_WAITS, CLUSTER_BARRIER_US)}
+"""Microseconds of a phase that a wait for others hides."""
 
 
 @dataclass(frozen=True)
@@ -200,13 +197,16 @@ def clock_persistent(
 
 
 def _spans(marks: Sequence[Sequence[tuple[int, float]]], end: float) -> list[tuple[int, float]]:
-    """Return the phases a block passes, with cycles: from its last warp's mark to the last warp's next one."""
+    """Return the phases a block passes, with cycles: from its last warp's mark to the last warp's next one.
+
+    The first is what comes before any mark.
+    """
     sequences = {tuple(number for number, _ in warp) for warp in marks}
     if len(sequences) != 1:
         raise RuntimeError(f"clock: expected all warps to pass the same phases, got {len(sequences)} orders")
     numbers = [number for number, _ in marks[0]]
     times = [max(warp[k][1] for warp in marks) for k in range(len(numbers))] + [end]
-    return [(number, times[k + 1] - times[k]) for k, number in enumerate(numbers)]
+    return [(START, times[0]), *((number, times[k + 1] - times[k]) for k, number in enumerate(numbers))]
 
 
 def _slowest(played: Sequence[Sequence[tuple[int, float]]]) -> tuple[Phase, ...]:
@@ -218,8 +218,8 @@ def _slowest(played: Sequence[Sequence[tuple[int, float]]]) -> tuple[Phase, ...]
         slowest = max(parts, key=lambda part: sum(cycles for number, cycles in part if number not in CLUSTER_WAITS))
         for number, cycles in slowest:
             times[number] = times.get(number, 0) + 1
-            counted = max(0.0, cycles - REDUCTION_US * CLOCK_GHZ * 1e3) if number == VECTORS else cycles
-            sums[number] = sums.get(number, 0.0) + (0.0 if number in CLUSTER_WAITS else counted)
+            hidden = _HIDDEN_US.get(number, 0.0) * CLOCK_GHZ * 1e3
+            sums[number] = sums.get(number, 0.0) + max(0.0, cycles - hidden)
     return tuple(
         Phase(PHASES.get(number, f"phase {number}"), times[number], round(sums[number])) for number in sorted(sums)
     )

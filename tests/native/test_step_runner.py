@@ -94,9 +94,7 @@ def test_a_refused_launch_leads_down_the_ladder(module: ModuleType, device: Any,
     assert geometry(driver) == ladder[-1]
 
 
-def test_a_geometry_with_more_shared_memory_than_the_largest_can_be_launched(
-    module: ModuleType, device: Any
-) -> None:
+def test_a_geometry_with_more_shared_memory_than_the_largest_can_be_launched(module: ModuleType, device: Any) -> None:
     """With 15 clusters of 8 instead of 16 a block has more neurons, and asks for more memory."""
     device.num_sms, device.max_blocks, device.allowed_shared_bytes = 132, 120, 0
     model = Model(Sizes(inner=1024), "float32", 0)
