@@ -184,11 +184,11 @@ def clock_persistent(
         run = Multiprocessor(statics).play([paths])
         instructions = max(instructions, run.issued)
         guesses = max(guesses, sum(len(path.guesses) for path in paths[:-1]))
-        played.append(_spans([marks for marks in run.marks if marks], run.cycles))
+        played.append(spans_of([marks for marks in run.marks if marks], run.cycles))
 
     bytes_per_step, ring_bytes = struct.unpack("<qq", regions["bytes"][1])
     grid_barriers, _ = struct.unpack("<ii", regions["counts"][1])
-    phases = _slowest(played)
+    phases = slowest_phases(played)
     return PersistentStep(
         num_blocks, cluster_size, context, phases, grid_barriers,
         max(sum(1 for number, _ in spans if number in CLUSTER_WAITS) for spans in played),
@@ -196,7 +196,7 @@ def clock_persistent(
     )  # fmt: skip
 
 
-def _spans(marks: Sequence[Sequence[tuple[int, float]]], end: float) -> list[tuple[int, float]]:
+def spans_of(marks: Sequence[Sequence[tuple[int, float]]], end: float) -> list[tuple[int, float]]:
     """Return the phases a block passes, with cycles: from its last warp's mark to the last warp's next one.
 
     The first is what comes before any mark.
@@ -209,7 +209,7 @@ def _spans(marks: Sequence[Sequence[tuple[int, float]]], end: float) -> list[tup
     return [(START, times[0]), *((number, times[k + 1] - times[k]) for k, number in enumerate(numbers))]
 
 
-def _slowest(played: Sequence[Sequence[tuple[int, float]]]) -> tuple[Phase, ...]:
+def slowest_phases(played: Sequence[Sequence[tuple[int, float]]]) -> tuple[Phase, ...]:
     """Return the phases of the slowest block between any two grid barriers, summed over a step."""
     sums: dict[int, float] = {}
     times: dict[int, int] = {}

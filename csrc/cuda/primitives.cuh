@@ -94,14 +94,6 @@ JAT_DEVICE Words load_words(const void* source) {
 
 // ---- clusters
 
-// The same address in the shared memory of a cluster peer, the block of that rank.
-template <typename T>
-JAT_DEVICE T* sibling(T* pointer, int rank) {
-  uint64_t mapped;
-  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(pointer), "r"(rank));
-  return reinterpret_cast<T*>(mapped);
-}
-
 // All threads of all blocks of the cluster.
 JAT_DEVICE void cluster_barrier() {
   asm volatile(
@@ -147,7 +139,7 @@ JAT_DEVICE void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
 }
 
 // Arrive at the barrier of a cluster peer.
-JAT_DEVICE void mbarrier_arrive_sibling(Mbarrier* barrier, int rank) {
+JAT_DEVICE void mbarrier_arrive_peer(Mbarrier* barrier, int rank) {
   asm volatile(
       "{\n"
       ".reg .b32 remote;\n"
@@ -408,8 +400,9 @@ JAT_DEVICE void trace(int phase) {
     JAT_MARK(0)
     JAT_MARK(1)
     JAT_MARK(2)
-    JAT_MARK(3) JAT_MARK(4) JAT_MARK(5) JAT_MARK(6) JAT_MARK(7) JAT_MARK(8) JAT_MARK(9) JAT_MARK(10)
-        JAT_MARK(11) JAT_MARK(12) JAT_MARK(13) JAT_MARK(14) JAT_MARK(15)
+    JAT_MARK(3)
+    JAT_MARK(4) JAT_MARK(5) JAT_MARK(6) JAT_MARK(7) JAT_MARK(8) JAT_MARK(9) JAT_MARK(10) JAT_MARK(11)
+        JAT_MARK(12) JAT_MARK(13) JAT_MARK(14) JAT_MARK(15)
   }
 #undef JAT_MARK
 #endif

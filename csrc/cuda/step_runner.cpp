@@ -16,6 +16,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kPollsPerQuery = 4096;             // polls of memory between two questions to the driver
 constexpr std::chrono::seconds kLaunchBound{5};  // until a kernel runs
+constexpr int64_t kMostTimeoutUs = 3600000000;   // an hour; sums of some tens of them fit in 64 bits
 constexpr size_t kStatusBytes = 64;              // a line of its own
 
 void expect(bool condition, const std::string& message) {
@@ -65,7 +66,9 @@ StepRunner::StepRunner(const StepModel& model, const std::vector<StepLayer>& lay
 StepRunner::~StepRunner() { release(); }
 
 void StepRunner::set_timeout_us(int64_t timeout_us) {
-  expect(timeout_us >= 1, "timeout_us: expected at least 1, got " + std::to_string(timeout_us));
+  expect(
+      timeout_us >= 1 && timeout_us <= kMostTimeoutUs,
+      "timeout_us: expected 1 to " + std::to_string(kMostTimeoutUs) + ", got " + std::to_string(timeout_us));
   options_.timeout_us = timeout_us;
 }
 
@@ -303,6 +306,8 @@ std::string StepRunner::read_input() {
     if (in.slot_mapping[row] < -1 || in.slot_mapping[row] >= model_.num_pages * kStepPageSize)
       return wrong("slot_mapping", "-1 to " + std::to_string(model_.num_pages * kStepPageSize - 1),
                    in.slot_mapping[row]);
+    if (in.source_ptrs[row] % 4 != 0)
+      return wrong("source_ptrs", "0 or an address that is a multiple of 4", in.source_ptrs[row]);
     const int size = in.source_ptrs[row] != 0 ? in.source_sizes[row] : 0;
     if (size < 0 || num_values + size > kStepMaxValues)
       return wrong("source_sizes", "at most " + std::to_string(kStepMaxValues) + " together",
@@ -320,6 +325,8 @@ std::string StepRunner::read_input() {
     return wrong("head_sizes", "1 to " + std::to_string(options_.capacity), in.head_sizes[0]);
   if (in.head_ptrs[0] == 0 || in.head_ptrs[0] % 16 != 0)
     return wrong("head_ptrs", "an address that is a multiple of 16", in.head_ptrs[0]);
+  if (in.head_bias_ptrs[0] % 4 != 0)
+    return wrong("head_bias_ptrs", "0 or an address that is a multiple of 4", in.head_bias_ptrs[0]);
   out.num_rows = rows;
   out.context_len = context;
   out.start_offset = offset;
