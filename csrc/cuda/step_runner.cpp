@@ -17,6 +17,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kPollsPerQuery = 4096;             // polls of memory between two questions to the driver
 constexpr std::chrono::seconds kLaunchBound{5};  // until a kernel runs
 constexpr int64_t kMostTimeoutUs = 3600000000;   // an hour; sums of some tens of them fit in 64 bits
+constexpr int kMostClusters = 1 << 16;           // that may be asked for
 constexpr size_t kStatusBytes = 64;              // a line of its own
 
 void expect(bool condition, const std::string& message) {
@@ -35,7 +36,8 @@ bool geometry_of_environment(int& num_clusters, int& cluster_size) {
   if (text == nullptr || *text == 0) return false;
   char rest = 0;
   const bool read = std::sscanf(text, "%dx%d%c", &num_clusters, &cluster_size, &rest) == 2;
-  expect(read && num_clusters >= 1 && cluster_size >= 1 && cluster_size <= kStepMaxClusterSize,
+  expect(read && num_clusters >= 1 && num_clusters <= kMostClusters && cluster_size >= 1 &&
+             cluster_size <= kStepMaxClusterSize,
          std::string("JAT_CUDA_GEOMETRY: expected CLUSTERSxSIZE with a size of 1 to 16, such as 15x8, got ") +
              text + "; unset it to let the engine choose");
   return true;

@@ -136,6 +136,7 @@ def test_the_geometry_can_be_set_by_the_environment(
             "JAT_CUDA_GEOMETRY: expected CLUSTERSxSIZE with a size of 1 to 16, such as 15x8, got 8; unset",
         ),
         ("4x17", ValueError, "JAT_CUDA_GEOMETRY: expected .* got 4x17; unset it"),
+        ("1000000000x8", ValueError, "JAT_CUDA_GEOMETRY: expected .* got 1000000000x8; unset it"),
         ("4x4x", ValueError, "JAT_CUDA_GEOMETRY: expected .* got 4x4x; unset it"),
         ("17x8", RuntimeError, "geometry 17x8: 16 clusters of 8 blocks are resident together, 17 are needed"),
     ],
