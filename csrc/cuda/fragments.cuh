@@ -33,44 +33,88 @@ JAT_DEVICE void multiply(float (&c)[4], const Words& a, const Words& b) {
   mma<W>(c, {a.values[2], 0, a.values[3], 0}, b.values[2], b.values[3]);
 }
 
+// Groups of 8 rows of H weights of a block, or of neurons, in the published size on 128 SMs.
+constexpr int kBlockGroups = 3;
+
+// This warp's share of a block's rows of H weights, loaded before the activations are there.
+template <typename B>
+struct RowWeights {
+  static constexpr int kShare =
+      B::kIsFast ? kPublishedHidden * static_cast<int>(sizeof(typename B::Weight)) / 64 / kStepMaxWarps : 1;
+  static constexpr int kGroups = B::kIsFast ? kBlockGroups : 1;
+
+  Words values[kShare][kGroups] = {};
+  float bias = 0;  // of row `lane`
+  bool is_loaded = false;
+
+  // Load `count` groups if there is room for so many. has_bias: the piece holds the rows' biases too.
+  JAT_DEVICE void load(B& block, int count, bool has_bias) {
+    is_loaded = B::kIsFast && count == kBlockGroups && block.model.piece_groups >= kBlockGroups;
+    if (!is_loaded) return;
+    const int pairs = block.k_pairs(), words = kGroups * pairs * 32;
+    const char* piece = block.ring.take(words * static_cast<int>(sizeof(Words)) +
+                                        (has_bias ? kGroups * kGroup * static_cast<int>(sizeof(float)) : 0));
+    const Words* weights = reinterpret_cast<const Words*>(piece) + block.warp * 32 + block.lane;
+    JAT_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      JAT_UNROLL
+      for (int group = 0; group < kGroups; ++group)
+        values[i][group] = load_words(weights + (group * pairs + i * kStepMaxWarps) * 32);
+    }
+    if (has_bias && block.lane < kGroups * kGroup)
+      bias = reinterpret_cast<const float*>(piece + words * sizeof(Words))[block.lane];
+    block.ring.give_back(block.lane);
+  }
+};
+
+// Store what a warp has of the products with kGroups groups: float [columns, 3 (rows), num_warps], of this warp and
+// the first of the groups.
+template <int kGroups, typename B>
+JAT_DEVICE void store_products(const B& block, const float (&c)[kGroups][4], float* products) {
+  const int row = block.lane >> 2;
+  if (row >= kStepRows) return;
+  float* target = products + (2 * (block.lane & 3) * kStepRows + row) * block.num_warps();
+  JAT_UNROLL
+  for (int group = 0; group < kGroups; ++group) {
+    JAT_UNROLL
+    for (int i = 0; i < 2; ++i) target[(group * kGroup + i) * kStepRows * block.num_warps()] = c[group][i];
+  }
+}
+
 // This warp's part of the products with kGroups groups of 8 rows of H weights, summed over its share of k.
 //   weights   the groups, packed
-//   products  float [columns, 3 (rows), num_warps], of this warp and the first of the groups
+//   products  of store_products
 template <int kGroups, typename B>
 JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* products) {
   using W = typename B::Weight;
   float c[kGroups][4] = {};
   const int pairs = block.k_pairs();
-  if constexpr (B::kIsFast) {
-    constexpr int kShare = kPublishedHidden * static_cast<int>(sizeof(W)) / 64 / kStepMaxWarps;
-    Words a[kShare];
+  JAT_UNROLL_BY(1)
+  for (int pair = block.warp; pair < pairs; pair += block.num_warps()) {
+    const Words a = activations(block, pair);
     JAT_UNROLL
-    for (int i = 0; i < kShare; ++i) a[i] = activations(block, block.warp + i * kStepMaxWarps);
-    JAT_UNROLL
-    for (int i = 0; i < kShare; ++i) {
-      JAT_UNROLL
-      for (int group = 0; group < kGroups; ++group)
-        multiply<W>(c[group], a[i],
-                    load_words(weights + (group * pairs + block.warp + i * kStepMaxWarps) * 32 + block.lane));
-    }
-  } else {
-    JAT_UNROLL_BY(1)
-    for (int pair = block.warp; pair < pairs; pair += block.num_warps()) {
-      const Words a = activations(block, pair);
-      JAT_UNROLL
-      for (int group = 0; group < kGroups; ++group)
-        multiply<W>(c[group], a, load_words(weights + (group * pairs + pair) * 32 + block.lane));
-    }
+    for (int group = 0; group < kGroups; ++group)
+      multiply<W>(c[group], a, load_words(weights + (group * pairs + pair) * 32 + block.lane));
   }
-  const int row = block.lane >> 2;
-  if (row >= kStepRows) return;
+  store_products(block, c, products);
+}
+
+// The same with weights that were loaded.
+template <typename B>
+JAT_DEVICE void multiply_loaded(const B& block, const RowWeights<B>& weights) {
+  using W = typename B::Weight;
+  constexpr int kShare = RowWeights<B>::kShare;
+  float c[RowWeights<B>::kGroups][4] = {};
+  Words a[kShare];
   JAT_UNROLL
-  for (int group = 0; group < kGroups; ++group) {
+  for (int i = 0; i < kShare; ++i) a[i] = activations(block, block.warp + i * kStepMaxWarps);
+  JAT_UNROLL
+  for (int i = 0; i < kShare; ++i) {
     JAT_UNROLL
-    for (int i = 0; i < 2; ++i)
-      products[((group * kGroup + 2 * (block.lane & 3) + i) * kStepRows + row) * block.num_warps()] =
-          c[group][i];
+    for (int group = 0; group < RowWeights<B>::kGroups; ++group)
+      multiply<W>(c[group], a[i], weights.values[i][group]);
   }
+  store_products(block, c, block.template at<float>(block.model.shared.products) + block.warp);
 }
 
 // Multiply `count` groups, the pieces of the ring that hold them, and let done(piece, first, count) read more of
@@ -86,10 +130,7 @@ JAT_DEVICE void multiply_rows(B& block, int count, int bias_bytes, Done done) {
         block.ring.take(groups * (group_words * static_cast<int>(sizeof(Words)) + bias_bytes));
     const Words* weights = reinterpret_cast<const Words*>(piece);
     float* target = products + first * group_products;
-    // What a block has in the published size on 128 or 120 SMs.
-    if (B::kIsFast && groups == 3) {
-      multiply_groups<3>(block, weights, target);
-    } else if (B::kIsFast && groups == 4) {
+    if (B::kIsFast && groups == 4) {  // of the published size on 120 SMs
       multiply_groups<4>(block, weights, target);
     } else {
       JAT_UNROLL_BY(1)
@@ -124,7 +165,7 @@ JAT_DEVICE float sum_products(const B& block, int row, int column) {
 // What kHalves half-tiles of k add to an output tile: products of 32 outputs with three rows.
 //   w            4 words of each half-tile
 //   activations  of row lane / 4 from word lane % 4 of the first half-tile on
-template <int kHalves, typename W>
+template <typename W, int kHalves>
 JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words (&w)[kHalves], const uint32_t* activations,
                               bool is_row) {
   uint32_t b[kHalves];
@@ -153,7 +194,7 @@ JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride
   Words w[kHalves];
   JAT_UNROLL
   for (int half = 0; half < kHalves; ++half) w[half] = load_words(weights + half * stride);
-  multiply_tile<kHalves, W>(c, w, activations, is_row);
+  multiply_tile<W>(c, w, activations, is_row);
 }
 
 // The same for any number of half-tiles.

@@ -39,17 +39,24 @@ JAT_DEVICE void publish(const B& block, int contributor, int row, int column, co
   }
 }
 
-// To be called by one thread; a barrier must follow for the other threads of the block.
+// Wait until all blocks have arrived so many times. To be called by one thread; a barrier must follow for the other
+// threads of the block.
 template <typename B>
-JAT_DEVICE void wait_for_blocks(const B& block) {
-  const uint32_t all = block.arrivals * block.model.num_blocks;
+JAT_DEVICE void wait_for_blocks(const B& block, int arrivals) {
+  const uint32_t all = static_cast<uint32_t>(arrivals) * block.model.num_blocks;
   block.timeout.wait([&] { return has_reached(&block.model.control->arrived, all); });
+}
+
+// Arrivals of a block for the sums before the current one.
+template <typename B>
+JAT_DEVICE int arrivals_before(const B& block) {
+  return block.model.fixed_order ? 2 * block.number : block.number;
 }
 
 // The second half of a reduction in a fixed order: add up this block's share of the columns.
 template <typename B>
 JAT_DEVICE void sum_in_order(B& block, int contributors) {
-  if (block.thread == 0) wait_for_blocks(block);
+  if (block.thread == 0) wait_for_blocks(block, arrivals_before(block) + 1);
   block.barrier();
   const int count = kStepRows * block.hidden();
   JAT_UNROLL_BY(1)
@@ -63,16 +70,15 @@ JAT_DEVICE void sum_in_order(B& block, int contributors) {
   }
   block.barrier();
   if (block.thread == 0) arrive_global(&block.model.control->arrived);
-  ++block.arrivals;
 }
 
-// Arrive at the grid barrier: this block has published all of its parts.
+// Arrive at the grid barrier: this block has published all of its parts. The next sum is the current one.
 template <typename B>
 JAT_DEVICE void arrive(B& block, int contributors) {
   block.barrier();
   if (block.thread == 0) arrive_global(&block.model.control->arrived);
-  ++block.arrivals;
   if (block.model.fixed_order) sum_in_order(block, contributors);
+  ++block.number;
 }
 
 #endif  // JAT_HAS_CLUSTERS

@@ -29,10 +29,12 @@ JAT_DEVICE Pack<float, 2> sum_moments(const B& block, const float* moments) {
   return sum;
 }
 
-// A row is shared by a third of the warps. x stays in the registers of the thread that owns it. What does not
-// depend on the sum is read or computed before the wait for it.
-template <typename B>
-JAT_DEVICE void normalise(B& block, bool is_final) {
+// A row is shared by a third of the warps. Only the thread that owns it touches a number of x. What does not
+// depend on the sum is read or computed before the wait for it, and load_weights the next phase's weights.
+template <bool kIsFinal, typename B, typename Load>
+JAT_DEVICE void normalise(B& block, Load load_weights) {
+  trace(1);
+  block.begin_phase();
   using W = typename B::Weight;
   const int hidden = block.hidden(), row = block.row;
   const bool has_bias = block.number > 1, is_row = row < block.input.num_rows;
@@ -44,27 +46,29 @@ JAT_DEVICE void normalise(B& block, bool is_final) {
   const auto load = [&](int vector, int i) {
     return *reinterpret_cast<const Pack<float, 2>*>(vectors + vector * hidden + column(i));
   };
-  Pack<float, 2> gain[B::kPairs], shift[B::kPairs];
+  float* kept = block.template at<float>(block.model.shared.x + 4 * (row * hidden + column(0)));
+  Pack<float, 2> gain[B::kPairs], shift[B::kPairs], x[B::kPairs] = {};
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i) {
     if (!owns(i)) continue;
     if (B::kPublished) gain[i] = load(0, i), shift[i] = load(1, i);
     if (!has_bias) continue;
-    const auto bias = load(2, i);
-    for (int j = 0; j < 2; ++j) block.x[i].values[j] += bias.values[j];
+    const auto bias = load(2, i), before = *reinterpret_cast<const Pack<float, 2>*>(kept + behind(i));
+    for (int j = 0; j < 2; ++j) x[i].values[j] = before.values[j] + bias.values[j];
   }
   if (B::kPublished) block.ring.give_back(block.lane);  // other sizes read the vectors when they need them
 
   const float* added = computed(sums(block, block.number - 1) + row * hidden + column(0));
-  const int zeros = block.model.fixed_order || is_final ? 0 : block.share.zero_end - block.share.zero_begin;
+  const int zeros = block.model.fixed_order || kIsFinal ? 0 : block.share.zero_end - block.share.zero_begin;
   float* next = computed(sums(block, block.number + 1) + block.share.zero_begin + block.thread);
   const int moments_at =
       computed(block.model.shared.moments + row * block.row_warps() * static_cast<int>(sizeof(Pack<float, 2>)));
   const int normed_at =
       computed(block.model.shared.normed + 4 * (row * block.model.normed_stride + column(0) / kPerWord<W>));
 
+  load_weights();
   trace(2);
-  if (block.thread == 0) wait_for_blocks(block);
+  if (block.thread == 0) wait_for_blocks(block, arrivals_before(block));
   block.barrier();
   trace(3);
 
@@ -85,11 +89,12 @@ JAT_DEVICE void normalise(B& block, bool is_final) {
       if (!owns(i)) continue;
       JAT_UNROLL
       for (int j = 0; j < 2; ++j) {
-        block.x[i].values[j] += sum[i].values[j];
-        const float centred = block.x[i].values[j] - block.mean;
+        x[i].values[j] += sum[i].values[j];
+        const float centred = x[i].values[j] - block.mean;
         totals[j] += centred;
         squares[j] += centred * centred;
       }
+      *reinterpret_cast<Pack<float, 2>*>(kept + behind(i)) = x[i];
     }
     // The lower half of the warp adds up the one, the upper half the other.
     const float total = totals[0] + totals[1], square = squares[0] + squares[1];
@@ -114,9 +119,9 @@ JAT_DEVICE void normalise(B& block, bool is_final) {
       if (!B::kPublished) gain[i] = load(0, i), shift[i] = load(1, i);
       JAT_UNROLL
       for (int j = 0; j < 2; ++j)
-        sum[i].values[j] = (block.x[i].values[j] - mean) * inverse * gain[i].values[j] + shift[i].values[j];
+        sum[i].values[j] = (x[i].values[j] - mean) * inverse * gain[i].values[j] + shift[i].values[j];
     }
-    if (!is_final) {
+    if (!kIsFinal) {
       uint32_t* normed = block.template at<uint32_t>(normed_at);
       JAT_UNROLL
       for (int i = 0; i < B::kPairs; ++i)
