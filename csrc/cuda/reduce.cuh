@@ -20,23 +20,25 @@ JAT_DEVICE float* sums(const B& block, int number) {
   return block.model.sums + number % 3 * kStepRows * block.hidden();
 }
 
-// Add four adjacent columns of a row to the current sum. contributor: the row of `parts` for it, that of a
-// block or a head. again: it has published a part of these columns before.
+// [3, H]: where a contributor, a block or a head, puts its parts of the current sum.
 template <typename B>
-JAT_DEVICE void publish(const B& block, int contributor, int row, int column, const Pack<float, 4>& value,
-                        bool again = false) {
-  const int place = row * block.hidden() + column;
-  if (block.model.fixed_order) {
-    auto* part = reinterpret_cast<Pack<float, 4>*>(block.model.parts +
-                                                   contributor * kStepRows * block.hidden() + place);
-    Pack<float, 4> sum = value;
-    if (again)
-      for (int i = 0; i < 4; ++i) sum.values[i] += part->values[i];
-    *part = sum;
-  } else {
-    add_global(sums(block, block.number) + place, value.values[0], value.values[1], value.values[2],
-               value.values[3]);
-  }
+JAT_DEVICE float* destination(const B& block, int contributor) {
+  return block.model.fixed_order ? block.model.parts + contributor * kStepRows * block.hidden()
+                                 : sums(block, block.number);
+}
+
+// Add four adjacent columns to the current sum.
+JAT_DEVICE void add_sum(float* target, const Pack<float, 4>& value) {
+  add_global(target, value.values[0], value.values[1], value.values[2], value.values[3]);
+}
+
+// The same in a fixed order. again: this contributor has published a part of these columns before.
+JAT_DEVICE void add_part(float* target, const Pack<float, 4>& value, bool again) {
+  auto* part = reinterpret_cast<Pack<float, 4>*>(target);
+  Pack<float, 4> sum = value;
+  if (again)
+    for (int i = 0; i < 4; ++i) sum.values[i] += part->values[i];
+  *part = sum;
 }
 
 // Wait until all blocks have arrived so many times. To be called by one thread; a barrier must follow for the other

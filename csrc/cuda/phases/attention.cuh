@@ -41,7 +41,8 @@ JAT_DEVICE void project_head(B& block, int layer, int head, const RowWeights<B>&
   using W = typename B::Weight;
   constexpr bool kIsFloat = sizeof(W) == 4;
   const StepModel& model = block.model;
-  const int head_dim = block.head_dim(), groups = block.share.qkv_end - block.share.qkv_begin;
+  const int head_dim = block.head_dim(), begin = block.share.qkv_begin;
+  const int groups = loaded.is_loaded ? kBlockGroups : block.share.qkv_end - begin;
   Mbarrier* mbarrier = block.peers(0);
   if (loaded.is_loaded)
     multiply_loaded(block, loaded);
@@ -62,7 +63,7 @@ JAT_DEVICE void project_head(B& block, int layer, int head, const RowWeights<B>&
     const bool is_column = first + lane < columns;
     const float value = is_column ? sum_products(block, row, first + lane) : 0;
     const float neighbour = shuffle_xor(value, 1);
-    const int place = block.share.qkv_begin * kGroup + first + lane, part = place / head_dim;
+    const int place = begin * kGroup + first + lane, part = place / head_dim;
     const int word = (place - part * head_dim) / kPerWord<W>;
     if (!is_column || (is_odd && part > 0)) continue;
     const uint32_t bits = is_odd ? to_word<W>(neighbour - rounded<W>(neighbour), value - rounded<W>(value))

@@ -62,7 +62,8 @@ JAT_DEVICE void mlp(B& block, const MlpWeights<B>& loaded) {
   trace(10);
   using W = typename B::Weight;
   const StepModel& model = block.model;
-  const int groups = block.share.neuron_end - block.share.neuron_begin;
+  const int groups =
+      loaded.in.is_loaded ? kBlockGroups : block.share.neuron_end - block.share.neuron_begin;
 
   float* biases = block.template at<float>(model.shared.biases);
   if (loaded.in.is_loaded) {

@@ -1,7 +1,7 @@
 // x += the previous sum and its bias; then the LayerNorm of x, by all warps.
 #pragma once
 
-#include "../reduce.cuh"
+#include "../fragments.cuh"
 
 namespace jat {
 
@@ -27,6 +27,17 @@ JAT_DEVICE Pack<float, 2> sum_moments(const B& block, const float* moments) {
     sum.values[1] += moments[2 * part + 1];
   }
   return sum;
+}
+
+// Store two adjacent numbers: a word, or two words of floats, between which another lies (see swapped_word).
+template <typename W>
+JAT_DEVICE void store_swapped(uint32_t* target, const Pack<float, 2>& value) {
+  if constexpr (sizeof(W) == 2) {
+    *reinterpret_cast<Pack<W, 2>*>(target) = {{from_float<W>(value.values[0]), from_float<W>(value.values[1])}};
+  } else {
+    reinterpret_cast<float*>(target)[0] = value.values[0];
+    reinterpret_cast<float*>(target)[2] = value.values[1];
+  }
 }
 
 // A row is shared by a third of the warps. Only the thread that owns it touches a number of x. What does not
@@ -63,8 +74,8 @@ JAT_DEVICE void normalise(B& block, Load load_weights) {
   float* next = computed(sums(block, block.number + 1) + block.share.zero_begin + block.thread);
   const int moments_at =
       computed(block.model.shared.moments + row * block.row_warps() * static_cast<int>(sizeof(Pack<float, 2>)));
-  const int normed_at =
-      computed(block.model.shared.normed + 4 * (row * block.model.normed_stride + column(0) / kPerWord<W>));
+  const int normed_at = computed(
+      block.model.shared.normed + 4 * (row * block.model.normed_stride + swapped_word(column(0) / kPerWord<W>)));
 
   load_weights();
   trace(2);
@@ -126,8 +137,7 @@ JAT_DEVICE void normalise(B& block, Load load_weights) {
       JAT_UNROLL
       for (int i = 0; i < B::kPairs; ++i)
         if (owns(i))
-          *reinterpret_cast<Pack<W, 2>*>(normed + behind(i) / kPerWord<W>) = {
-              {from_float<W>(sum[i].values[0]), from_float<W>(sum[i].values[1])}};
+          store_swapped<W>(normed + behind(i) / kPerWord<W>, sum[i]);
     } else if (row == block.input.num_rows - 1) {  // the head's rows are float32
       float* normed = block.template at<float>(block.model.shared.normed) + column(0);
       JAT_UNROLL
