@@ -269,8 +269,8 @@ class WarpAttention {
   bool is_first_ = true;
   const W* keys_at_ = nullptr;  // this lane's key
   const W* values_at_ = nullptr;
-  Words keys_[kIsLoaded ? kPairs : 1];
-  ValueWords values_[kIsLoaded ? 8 : 1];
+  Words keys_[kIsLoaded ? kPairs : 1] = {};
+  ValueWords values_[kIsLoaded ? 8 : 1] = {};
   int from_ = 0, to_ = 0, index_ = 0;
 };
 
@@ -464,7 +464,7 @@ class OutputProjection {
   B& block_;
   const int head_, count_, halves_;
   const bool is_loaded_;
-  Words weights_[kQuarter];
+  Words weights_[kQuarter] = {};
 };
 
 // loaded: the weights of q, k and v of the first head.

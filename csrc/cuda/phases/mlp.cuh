@@ -35,7 +35,7 @@ struct MlpWeights {
   static constexpr int kTiles = B::kIsFast ? kPublishedHidden / kOutputTile / kStepMaxWarps : 1;  // of a warp
 
   RowWeights<B> in;
-  Words out[kTiles][B::kIsFast ? kBlockGroups * kHalves : 1];
+  Words out[kTiles][B::kIsFast ? kBlockGroups * kHalves : 1] = {};
   bool is_out_loaded = false;
 
   JAT_DEVICE void load(B& block) {

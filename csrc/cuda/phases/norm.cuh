@@ -58,7 +58,8 @@ JAT_DEVICE void normalise(B& block, Load load_weights) {
     return *reinterpret_cast<const Pack<float, 2>*>(vectors + vector * hidden + column(i));
   };
   float* kept = block.template at<float>(block.model.shared.x + 4 * (row * hidden + column(0)));
-  Pack<float, 2> gain[B::kPairs], shift[B::kPairs], x[B::kPairs] = {};
+  // What has no value on some way would keep its registers from layer to layer.
+  Pack<float, 2> gain[B::kPairs] = {}, shift[B::kPairs] = {}, x[B::kPairs] = {}, sum[B::kPairs] = {};
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i) {
     if (!owns(i)) continue;
@@ -83,7 +84,6 @@ JAT_DEVICE void normalise(B& block, Load load_weights) {
   block.barrier();
   trace(3);
 
-  Pack<float, 2> sum[B::kPairs];
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i)
     if (owns(i)) load_global(added + behind(i), sum[i].values[0], sum[i].values[1]);
