@@ -33,6 +33,9 @@ PHASES = {
 """By the number a phase is marked with: `trace(number)` in csrc/cuda."""
 VECTORS, GRID_WAITS, CLUSTER_WAITS = 1, (2,), (5, 8)
 """What runs while other blocks arrive, and phases that wait for others: a reading takes the place of their cycles."""
+ARRIVE, FINISH = 12, 14
+"""More that is in a reading. That of grid.sync begins with the barrier of a block and the release of its arrival, which
+is all that ARRIVE is. FINISH runs while the last store is on its way to the host, which PERSISTENT_LAUNCH_US counts."""
 
 
 @dataclass(frozen=True)
@@ -218,11 +221,17 @@ def _slowest(played: Sequence[Sequence[tuple[int, float]]]) -> tuple[Phase, ...]
         slowest = max(parts, key=lambda part: sum(cycles for number, cycles in part if number not in CLUSTER_WAITS))
         for number, cycles in slowest:
             times[number] = times.get(number, 0) + 1
-            counted = max(0.0, cycles - REDUCTION_US * CLOCK_GHZ * 1e3) if number == VECTORS else cycles
-            sums[number] = sums.get(number, 0.0) + (0.0 if number in CLUSTER_WAITS else counted)
+            sums[number] = sums.get(number, 0.0) + _counted(number, cycles)
     return tuple(
         Phase(PHASES.get(number, f"phase {number}"), times[number], round(sums[number])) for number in sorted(sums)
     )
+
+
+def _counted(number: int, cycles: float) -> float:
+    """Return how many of a phase's cycles no reading includes."""
+    if number in (*CLUSTER_WAITS, ARRIVE, FINISH):
+        return 0.0
+    return max(0.0, cycles - REDUCTION_US * CLOCK_GHZ * 1e3) if number == VECTORS else cycles
 
 
 def _between(spans: Sequence[tuple[int, float]]) -> list[list[tuple[int, float]]]:

@@ -31,7 +31,8 @@ JAT_DEVICE void add_outputs(const B& block, const Words* weights, const uint32_t
 template <typename B>
 struct MlpWeights {
   using W = typename B::Weight;
-  static constexpr int kHalves = kGroup * static_cast<int>(sizeof(W)) / 16;  // half-tiles of a group of neurons
+  static constexpr int kHalves =
+      kGroup * static_cast<int>(sizeof(W)) / 16;  // half-tiles of a group of neurons
   static constexpr int kTiles = B::kIsFast ? kPublishedHidden / kOutputTile / kStepMaxWarps : 1;  // of a warp
 
   RowWeights<B> in;
@@ -51,7 +52,8 @@ struct MlpWeights {
     for (int i = 0; i < kTiles; ++i) {
       JAT_UNROLL
       for (int half = 0; half < kBlockGroups * kHalves; ++half)
-        if (B::kIsFast) out[i][B::kIsFast ? half : 0] = load_words(weights + half * stride + i * kStepMaxWarps * 32);
+        if (B::kIsFast)
+          out[i][B::kIsFast ? half : 0] = load_words(weights + half * stride + i * kStepMaxWarps * 32);
     }
     block.ring.give_back(block.lane);
   }
@@ -62,8 +64,7 @@ JAT_DEVICE void mlp(B& block, const MlpWeights<B>& loaded) {
   trace(10);
   using W = typename B::Weight;
   const StepModel& model = block.model;
-  const int groups =
-      loaded.in.is_loaded ? kBlockGroups : block.share.neuron_end - block.share.neuron_begin;
+  const int groups = loaded.in.is_loaded ? kBlockGroups : block.share.neuron_end - block.share.neuron_begin;
 
   float* biases = block.template at<float>(model.shared.biases);
   if (loaded.in.is_loaded) {

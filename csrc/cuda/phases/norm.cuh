@@ -33,7 +33,8 @@ JAT_DEVICE Pack<float, 2> sum_moments(const B& block, const float* moments) {
 template <typename W>
 JAT_DEVICE void store_swapped(uint32_t* target, const Pack<float, 2>& value) {
   if constexpr (sizeof(W) == 2) {
-    *reinterpret_cast<Pack<W, 2>*>(target) = {{from_float<W>(value.values[0]), from_float<W>(value.values[1])}};
+    *reinterpret_cast<Pack<W, 2>*>(target) = {
+        {from_float<W>(value.values[0]), from_float<W>(value.values[1])}};
   } else {
     reinterpret_cast<float*>(target)[0] = value.values[0];
     reinterpret_cast<float*>(target)[2] = value.values[1];
@@ -73,10 +74,10 @@ JAT_DEVICE void normalise(B& block, Load load_weights) {
   const float* added = computed(sums(block, block.number - 1) + row * hidden + column(0));
   const int zeros = block.model.fixed_order || kIsFinal ? 0 : block.share.zero_end - block.share.zero_begin;
   float* next = computed(sums(block, block.number + 1) + block.share.zero_begin + block.thread);
-  const int moments_at =
-      computed(block.model.shared.moments + row * block.row_warps() * static_cast<int>(sizeof(Pack<float, 2>)));
-  const int normed_at = computed(
-      block.model.shared.normed + 4 * (row * block.model.normed_stride + swapped_word(column(0) / kPerWord<W>)));
+  const int moments_at = computed(block.model.shared.moments +
+                                  row * block.row_warps() * static_cast<int>(sizeof(Pack<float, 2>)));
+  const int normed_at = computed(block.model.shared.normed + 4 * (row * block.model.normed_stride +
+                                                                  swapped_word(column(0) / kPerWord<W>)));
 
   load_weights();
   trace(2);
@@ -89,7 +90,8 @@ JAT_DEVICE void normalise(B& block, Load load_weights) {
     if (owns(i)) load_global(added + behind(i), sum[i].values[0], sum[i].values[1]);
   if (block.thread < zeros) *next = 0;
   JAT_UNROLL_BY(1)
-  for (int i = block.thread + block.num_threads(); i < zeros; i += block.num_threads()) next[i - block.thread] = 0;
+  for (int i = block.thread + block.num_threads(); i < zeros; i += block.num_threads())
+    next[i - block.thread] = 0;
 
   if (is_row) {
     // The sums of x and of its squares, both less the mean of the LayerNorm before, which keeps them small.
@@ -136,8 +138,7 @@ JAT_DEVICE void normalise(B& block, Load load_weights) {
       uint32_t* normed = block.template at<uint32_t>(normed_at);
       JAT_UNROLL
       for (int i = 0; i < B::kPairs; ++i)
-        if (owns(i))
-          store_swapped<W>(normed + behind(i) / kPerWord<W>, sum[i]);
+        if (owns(i)) store_swapped<W>(normed + behind(i) / kPerWord<W>, sum[i]);
     } else if (row == block.input.num_rows - 1) {  // the head's rows are float32
       float* normed = block.template at<float>(block.model.shared.normed) + column(0);
       JAT_UNROLL
