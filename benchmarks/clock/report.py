@@ -77,7 +77,8 @@ def persistent_text(step: Row) -> str:
         f"{step['num_blocks']} blocks in clusters of {step['cluster_size']}, {step['context']} cached tokens.\n\n"
         f"{table}\n\nPhases {step['compute_us']:.1f} us + {step['grid_barriers']} reductions and "
         f"{step['cluster_barriers']} cluster barriers {step['waits_us']:.1f} us + launch and return "
-        f"{step['launch_us']:.1f} us. The stream of {step['bytes_per_step'] / 1e6:.1f} MB takes {streams}. "
+        f"{step['launch_us']:.1f} us, which include a block's arrivals, what it does until others have arrived, and "
+        f"its end after the predictions. The stream of {step['bytes_per_step'] / 1e6:.1f} MB takes {streams}. "
         f"Step: {sums}."
     )
 

@@ -60,6 +60,17 @@ JAT_DEVICE float fast_divide(float a, float b) {
   return a * reciprocal;
 }
 
+// The same address or number. The compiler computes it here, and not where it is used, behind a wait.
+template <typename T>
+JAT_DEVICE T* computed(T* address) {
+  asm volatile("" : "+l"(address));
+  return address;
+}
+JAT_DEVICE int computed(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+
 // ---- threads
 
 JAT_DEVICE int thread_index() { return threadIdx.x; }

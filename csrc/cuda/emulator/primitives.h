@@ -37,6 +37,11 @@ struct Words {
 inline Words load_words(const void* source) { return *static_cast<const Words*>(source); }
 inline float fast_divide(float a, float b) { return a / b; }
 
+template <typename T>
+T computed(T value) {
+  return value;
+}
+
 // ---- threads, clusters, mbarriers
 
 using emulator::block_index;
