@@ -50,7 +50,8 @@ def image_launches(frames: int) -> list[Launch]:
     for launch in images:
         for value in launch.arguments.values():
             if isinstance(value, Tensor) and value.dtype == torch.int64:
-                value.fill_(1 << 40)  # addresses of embeddings; 0 would be padding
+                # Addresses of embeddings. 0 would be padding, and so might one of which a half is 0.
+                value.copy_((1 << 40) + 4096 * torch.arange(1, value.numel() + 1).view(value.shape))
     return images
 
 

@@ -21,18 +21,29 @@ def kernel_violations(fresh: Sequence[Row], committed: Sequence[Row]) -> list[st
         fresh: rows of `table.kernel_row`, of a step.
         committed: those of the table for the same step.
     """
-    limits: dict[tuple[str, int], float] = {}
-    for row in committed:
-        name = row["name"], row["launches"]
-        limits[name] = max(limits.get(name, 0.0), row["chain_cycles"] * (1 + SLACK))
+    limits = _by_name(committed)
     wrong = []
-    for row in fresh:
-        limit = limits.get((row["name"], row["launches"]))
-        if limit is None:
-            wrong.append(f"{row['name']}, {row['launches']} launches: not in the table; write it again")
-        elif row["chain_cycles"] > limit:
-            wrong.append(f"{row['name']}: expected at most {limit:.0f} cycles, got {row['chain_cycles']}")
+    for (name, launches), rows in _by_name(fresh).items():
+        there = limits.get((name, launches), [])
+        if len(there) != len(rows):
+            wrong.append(
+                f"{name}, {launches} launches: expected {len(there)} rows as in the table, got {len(rows)}; write it "
+                "again"
+            )
+            continue
+        for cycles, most in zip(rows, there, strict=True):
+            limit = most * (1 + SLACK)
+            if cycles > limit:
+                wrong.append(f"{name}: expected at most {limit:.0f} cycles, got {cycles}")
     return wrong
+
+
+def _by_name(rows: Sequence[Row]) -> dict[tuple[str, int], list[int]]:
+    """Return the cycles of kernels by name and launches, in the order of the step."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for row in rows:
+        found.setdefault((row["name"], row["launches"]), []).append(row["chain_cycles"])
+    return found
 
 
 def phase_violations(fresh: Sequence[Row], committed: Sequence[Row]) -> list[str]:

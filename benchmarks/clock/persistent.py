@@ -20,19 +20,26 @@ from .hardware import CLOCK_GHZ, CLUSTER_BARRIER_US, PERSISTENT_LAUNCH_US, REDUC
 from .interpret import PARAMETERS, Interpreter, Program
 from .machine import Multiprocessor, prepare
 from .memory import WARM, GlobalMemory, as_words
+from .phases import PHASES, START
 from .sass import disassemble
 
 FOLDER = Path(__file__).parent
 SOURCES = FOLDER.parent.parent / "csrc" / "cuda"
 
-PHASES = {
-    0: "embedding", 1: "norm: vectors", 2: "wait for the grid", 3: "LayerNorm", 4: "q, k, v", 5: "wait for the cluster",
-    6: "scores, softmax, values", 7: "send to the cluster", 8: "wait for the cluster", 9: "combine, output projection",
-    10: "mlp_in, gelu", 11: "mlp_out", 12: "arrive", 13: "head", 14: "finish",
-}  # fmt: skip
-"""By the number a phase is marked with: `trace(number)` in csrc/cuda."""
 VECTORS, GRID_WAITS, CLUSTER_WAITS = 1, (2,), (5, 8)
 """What runs while other blocks arrive, and phases that wait for others: a reading takes the place of their cycles."""
+ARRIVE, FINISH = 12, 14
+_HIDDEN_US = {
+    VECTORS: REDUCTION_US,
+    ARRIVE: REDUCTION_US,
+    FINISH: PERSISTENT_LAUNCH_US,
+    **dict.fromkeys(CLUSTER_WAITS, CLUSTER_BARRIER_US),
+}
+"""Microseconds of a phase that are in a reading already; only more than these count.
+
+A reading of grid.sync begins with the barrier of a block and the release of its arrival, which is all that ARRIVE is.
+FINISH runs while the last store is on its way to the host: a kernel's own duration is longer by it, a call's is not.
+"""
 
 
 @dataclass(frozen=True)
@@ -187,11 +194,11 @@ def clock_persistent(
         run = Multiprocessor(statics).play([paths])
         instructions = max(instructions, run.issued)
         guesses = max(guesses, sum(len(path.guesses) for path in paths[:-1]))
-        played.append(_spans([marks for marks in run.marks if marks], run.cycles))
+        played.append(spans_of([marks for marks in run.marks if marks], run.cycles))
 
     bytes_per_step, ring_bytes = struct.unpack("<qq", regions["bytes"][1])
     grid_barriers, _ = struct.unpack("<ii", regions["counts"][1])
-    phases = _slowest(played)
+    phases = slowest_phases(played)
     return PersistentStep(
         num_blocks, cluster_size, context, phases, grid_barriers,
         max(sum(1 for number, _ in spans if number in CLUSTER_WAITS) for spans in played),
@@ -199,17 +206,20 @@ def clock_persistent(
     )  # fmt: skip
 
 
-def _spans(marks: Sequence[Sequence[tuple[int, float]]], end: float) -> list[tuple[int, float]]:
-    """Return the phases a block passes, with cycles: from its last warp's mark to the last warp's next one."""
+def spans_of(marks: Sequence[Sequence[tuple[int, float]]], end: float) -> list[tuple[int, float]]:
+    """Return the phases a block passes, with cycles: from its last warp's mark to the last warp's next one.
+
+    The first is what comes before any mark.
+    """
     sequences = {tuple(number for number, _ in warp) for warp in marks}
     if len(sequences) != 1:
         raise RuntimeError(f"clock: expected all warps to pass the same phases, got {len(sequences)} orders")
     numbers = [number for number, _ in marks[0]]
     times = [max(warp[k][1] for warp in marks) for k in range(len(numbers))] + [end]
-    return [(number, times[k + 1] - times[k]) for k, number in enumerate(numbers)]
+    return [(START, times[0]), *((number, times[k + 1] - times[k]) for k, number in enumerate(numbers))]
 
 
-def _slowest(played: Sequence[Sequence[tuple[int, float]]]) -> tuple[Phase, ...]:
+def slowest_phases(played: Sequence[Sequence[tuple[int, float]]]) -> tuple[Phase, ...]:
     """Return the phases of the slowest block between any two grid barriers, summed over a step."""
     sums: dict[int, float] = {}
     times: dict[int, int] = {}
@@ -218,8 +228,8 @@ def _slowest(played: Sequence[Sequence[tuple[int, float]]]) -> tuple[Phase, ...]
         slowest = max(parts, key=lambda part: sum(cycles for number, cycles in part if number not in CLUSTER_WAITS))
         for number, cycles in slowest:
             times[number] = times.get(number, 0) + 1
-            counted = max(0.0, cycles - REDUCTION_US * CLOCK_GHZ * 1e3) if number == VECTORS else cycles
-            sums[number] = sums.get(number, 0.0) + (0.0 if number in CLUSTER_WAITS else counted)
+            hidden = _HIDDEN_US.get(number, 0.0) * CLOCK_GHZ * 1e3
+            sums[number] = sums.get(number, 0.0) + max(0.0, cycles - hidden)
     return tuple(
         Phase(PHASES.get(number, f"phase {number}"), times[number], round(sums[number])) for number in sorted(sums)
     )

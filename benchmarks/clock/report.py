@@ -13,7 +13,9 @@ NOT_MODELLED = (
     "latency of L2 and device memory beyond one number each (270 and 650 cycles), and its growth under load",
     "misses of the instruction cache",
     "jitter of launches, the driver, and clocks below the highest one",
-    "contention of additions and of loads of several blocks on the same lines",
+    "contention of loads of several blocks on the same lines, and of additions: after each MLP of the persistent "
+    "kernel 73,728 vector additions go to 72 lines of 128 bytes, for which REDUCTION_US has 0.3 us",
+    "a programmatic edge between two kernels that saves less than the best of others' readings, PDL_SAVES_US",
     "phases of the persistent kernel that wait for their weights although the stream as a whole is shorter",
     "wgmma and bulk copies beyond their throughput",
     "the time a block waits for slower ones at a barrier, beyond the barrier's own and the slowest block's phases",
@@ -75,7 +77,8 @@ def persistent_text(step: Row) -> str:
         f"{step['num_blocks']} blocks in clusters of {step['cluster_size']}, {step['context']} cached tokens.\n\n"
         f"{table}\n\nPhases {step['compute_us']:.1f} us + {step['grid_barriers']} reductions and "
         f"{step['cluster_barriers']} cluster barriers {step['waits_us']:.1f} us + launch and return "
-        f"{step['launch_us']:.1f} us. The stream of {step['bytes_per_step'] / 1e6:.1f} MB takes {streams}. "
+        f"{step['launch_us']:.1f} us, which include a block's arrivals, what it does until others have arrived, and "
+        f"its end after the predictions. The stream of {step['bytes_per_step'] / 1e6:.1f} MB takes {streams}. "
         f"Step: {sums}."
     )
 

@@ -48,7 +48,8 @@ def sources() -> list[Path]:
     step = [path for path in step if path.name not in ("bindings.cpp", "device.h", "dispatch.h")]
     clock = [path for path in Path(__file__).parent.iterdir() if path.suffix in (".py", ".cpp", ".cu")]
     clock = [path for path in clock if path.stem not in ("limits", "profile", "report")]  # what reads the results
-    return kernels + sorted(step) + sorted(clock)
+    launches = [ROOT / "benchmarks" / f"{name}.py" for name in ("kernel_variants", "no_kernels", "triton_launches")]
+    return kernels + sorted(step) + sorted(clock) + launches
 
 
 def source_hash() -> str:

@@ -122,14 +122,21 @@ def _copies(num_bytes: int, least: int = 12) -> int:
     return max(least, min(96, math.ceil(COLD_BYTES / num_bytes)))
 
 
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 132
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
 def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_len: int) -> Iterator[Case]:
     """Yield all kernels of a step of `sessions` full windows, three rows each."""
+    from jat_engine.backends.cuda.graph import num_splits
     from jat_engine.kernels.attention import paged_attention
-    from jat_engine.kernels.attention_output import combine_out_proj
     from jat_engine.kernels.embedding import embed
     from jat_engine.kernels.head import head
     from jat_engine.kernels.linear import linear_residual, norm_linear, norm_qkv
-    from jat_engine.kernels.tiles import SMALL_ROWS
+    from jat_engine.kernels.tiles import SMALL_ROWS, num_partials
 
     hidden, heads, layers = config.hidden_size, config.num_heads, config.num_layers
     head_dim, rows = hidden // heads, sessions * ROWS
@@ -186,19 +193,21 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     )
 
     # For one agent all that might be chosen, so that a reading can say what should be.
-    for splits in (1, 2, 4, 8) if rows <= SMALL_ROWS else (1,):
-        partials: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+    chosen = num_splits(_multiprocessors(device), heads, sessions)
+    for splits in (1, 2, 4, 8) if rows <= SMALL_ROWS else (chosen,):
+        split: dict[str, Tensor] = {}
         if splits > 1:
-            partials = (
-                torch.zeros(splits, rows, heads, head_dim, **on),
-                torch.zeros(splits, rows, heads, **on),
-                torch.zeros(splits, rows, heads, **on),
-            )
+            split = {
+                "partial": torch.zeros(splits, rows, heads, head_dim, **on),
+                "partial_max": torch.zeros(splits, rows, heads, **on),
+                "partial_sum": torch.zeros(splits, rows, heads, **on),
+                "arrivals": torch.zeros(sessions * heads, dtype=torch.int32, **on),
+            }
         for kind, window in (("global", config.max_position_embeddings), ("local", config.window_size)):
             seen = min(context_len + ROWS, window)
             yield Case(
                 f"paged_attention, {kind}, {splits} splits",
-                lambda i, pdl, w=window, n=splits, p=partials: paged_attention(
+                lambda i, pdl, w=window, n=splits, s=split: paged_attention(
                     q,
                     pages[i % len(pages)],
                     table,
@@ -209,34 +218,28 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
                     attended,
                     max_queries=ROWS,
                     num_splits=n,
-                    partial=p[0],
-                    partial_max=p[1],
-                    partial_sum=p[2],
+                    **s,
                     pdl=pdl,
                 ),
                 len(pages),
                 sessions * seen * 2 * hidden * kv_dtype.itemsize + 2 * x_bytes,
                 sum(a == kind for a in config.attention_layers),
             )
-        made, scale, size = weights(hidden, hidden, hidden)
-        if splits > 1:
-            yield Case(
-                f"combine_out_proj, {splits} splits",
-                lambda i, pdl, w=made, s=scale, p=partials: combine_out_proj(*p, w[i], s[i], zeros, x, pdl=pdl),
-                len(made),
-                size + (splits + 2) * x_bytes,
-                layers,
-            )
-        else:
-            yield Case(
-                "linear_residual, out_proj",
-                lambda i, pdl, w=made, s=scale: linear_residual(
-                    attended, w[i], s[i], zeros, x, transposed=False, pdl=pdl
-                ),
-                len(made),
-                size + 3 * x_bytes,
-                layers,
-            )
+
+    def unadded(inputs: int) -> Tensor | None:
+        parts = num_partials(rows, hidden, inputs, weight_dtype)
+        return torch.zeros(parts, rows, hidden, **on) if parts > 1 else None
+
+    partial, (made, scale, size) = unadded(hidden), weights(hidden, hidden, hidden)
+    yield Case(
+        "linear_residual, out_proj",
+        lambda i, pdl, w=made, s=scale, p=partial: linear_residual(
+            attended, w[i], s[i], zeros, x, transposed=False, partial=p, pdl=pdl
+        ),
+        len(made),
+        size + 3 * x_bytes,
+        layers,
+    )
 
     made, scale, size = weights(4 * hidden, hidden, 4 * hidden)
     yield Case(
@@ -248,10 +251,12 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
         size + x_bytes + inner.nbytes,
         layers,
     )
-    made, scale, size = weights(4 * hidden, hidden, hidden)
+    partial, (made, scale, size) = unadded(4 * hidden), weights(4 * hidden, hidden, hidden)
     yield Case(
         "linear_residual, proj",
-        lambda i, pdl, w=made, s=scale: linear_residual(inner, w[i], s[i], zeros, x, transposed=True, pdl=pdl),
+        lambda i, pdl, w=made, s=scale, p=partial: linear_residual(
+            inner, w[i], s[i], zeros, x, transposed=True, partial=p, pdl=pdl
+        ),
         len(made),
         size + 2 * x_bytes + inner.nbytes,
         layers,

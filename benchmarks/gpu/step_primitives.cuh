@@ -84,7 +84,7 @@ __device__ void meet(const Arguments& a, const Bound& bound, int round) {
   for (int which = 0; which < 2; ++which) {
     consumers();
     if (static_cast<int>(threadIdx.x) < a.cluster_size)
-      jat::mbarrier_arrive_sibling(mbarriers() + which, threadIdx.x);
+      jat::mbarrier_arrive_peer(mbarriers() + which, threadIdx.x);
     bound.wait([&] { return jat::mbarrier_test_cluster(mbarriers() + which, round & 1); });
   }
 }

@@ -20,6 +20,7 @@ import jat_engine
 from jat_engine import machine
 from jat_engine.bench.workload import step_arguments
 
+from ..clock.phases import PHASES
 from .checkpoints import checkpoint
 from .paths import open_path
 from .process import python_module
@@ -28,25 +29,6 @@ from .section import SectionRun
 
 PATH = "persistent bfloat16"
 TARGET = "_cuda_traced"
-PHASES = (
-    "start and embedding",
-    "LayerNorm: zeroing",
-    "LayerNorm: grid barrier",
-    "LayerNorm: rows",
-    "queries, keys, values",
-    "cluster barrier",
-    "scores, softmax, values",
-    "sending partial sums",
-    "cluster barrier of partial sums",
-    "combining and output projection",
-    "first linear layer",
-    "second linear layer",
-    "arrival",
-    "head",
-    "finish",
-)
-"""By the number that the kernel gives them, `trace(number)` in csrc/cuda."""
-
 STEPS, WINDOW = 30, 256
 
 Event = tuple[int, int, int]
@@ -97,7 +79,7 @@ def table(steps: Sequence[Sequence[Event]]) -> list[dict[str, Any]]:
     runs = len(steps) * len(blocks)
     return [
         {
-            "phase": PHASES[phase] if phase < len(PHASES) else str(phase),
+            "phase": PHASES.get(phase, str(phase)),
             "times a step": len(found) / runs,
             "us each, median": median(found),
             "us each, longest": max(found),

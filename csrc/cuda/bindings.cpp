@@ -258,7 +258,8 @@ PYBIND11_MODULE(JAT_MODULE, module) {
       .def_readwrite("max_blocks", &EmulatedDevice::max_blocks)
       .def_readwrite("memory_bytes", &EmulatedDevice::memory_bytes)
       .def_readwrite("refused_launches", &EmulatedDevice::refused_launches)
-      .def_readwrite("hangs", &EmulatedDevice::hangs);
+      .def_readwrite("hangs", &EmulatedDevice::hangs)
+      .def_readwrite("allowed_shared_bytes", &EmulatedDevice::allowed_shared_bytes);
 #if JAT_RECORD
   jat::emulator::record::bind(module);
 #endif

@@ -52,15 +52,12 @@ struct Block {
   const SpinTimeout timeout;
   Ring ring;
   const StepShare& share;
-  const int thread, warp, lane;
+  int thread, warp, lane;
   // The row of x whose LayerNorm this warp computes with others, its place among them, and what it owns of it:
   // columns 2 lane, 2 lane + 1 of each 64 that it takes.
-  const int row, row_part;
-  Pack<float, 2> x[kPairs];
+  int row, row_part;
   float mean;         // of the row, at the LayerNorm before
-  float head_bias;    // of the first row of the head that this warp computes
   int number;         // of the current sum
-  uint32_t arrivals;  // of this block at grid barriers
   uint32_t meetings;  // pairs of cluster barriers passed
 
   JAT_DEVICE Block(const StepModel& sizes, const StepInput& inputs, char* memory, const SpinTimeout& bound)
@@ -71,17 +68,20 @@ struct Block {
         ring(sizes, bound, memory),
         share(*reinterpret_cast<const StepShare*>(memory + sizes.shared.share)),
         thread(thread_index()),
-        warp(thread / 32),
-        lane(thread % 32),
-        row(kPublished ? warp / (kStepMaxWarps / kStepRows) : warp / (sizes.num_warps / kStepRows)),
-        row_part(warp - row * row_warps()),
         mean(0),
-        head_bias(0),
         number(0),
-        arrivals(0),
         meetings(0) {
-    JAT_UNROLL
-    for (int i = 0; i < kPairs; ++i) x[i] = {{0, 0}};
+    begin_phase();
+  }
+
+  // Say again who the thread is, so that the compiler does not keep the addresses of all phases from layer to layer:
+  // they take more registers than there are.
+  JAT_DEVICE void begin_phase() {
+    thread = computed(thread);
+    warp = static_cast<unsigned>(thread) / 32;
+    lane = thread & 31;
+    row = static_cast<unsigned>(warp) / static_cast<unsigned>(row_warps());
+    row_part = warp - row * row_warps();
   }
 
   JAT_DEVICE int hidden() const { return kPublished ? kHidden : model.hidden; }

@@ -34,7 +34,8 @@ class DeviceGuard {
   int before_;
 };
 
-// The number of clusters of `model` that can be resident together, or 0 and the reason.
+// The number of clusters of `model` that can be resident together, or 0 and the reason. No step with more shared
+// memory can be launched than this was asked for.
 int max_active_clusters(const StepModel& model, std::string& reason);
 
 // Zeroed memory of the device; null and the reason if there is none.

@@ -6,7 +6,7 @@
 // are adjacent in memory.
 #pragma once
 
-#include "block.cuh"
+#include "reduce.cuh"
 
 namespace jat {
 
@@ -20,11 +20,16 @@ JAT_DEVICE Words row_words(const uint32_t* rows, int stride, int pair, int lane,
   return load_words(rows + row * stride + word);
 }
 
+// Normed activations lie with the second and the third word of each four exchanged; see multiply_swapped.
+JAT_DEVICE int swapped_word(int word) { return (word & ~3) | (word & 1) << 1 | (word >> 1 & 1); }
+
+// The place of this lane's activations of its first pair of k tiles, in words. Lanes without a row read the last one:
+// their products are not used.
 template <typename B>
-JAT_DEVICE Words activations(const B& block, int pair) {
+JAT_DEVICE int activations_at(const B& block) {
   const int stride =
       B::kPublished ? kPublishedHidden / kPerWord<typename B::Weight> + 16 : block.model.normed_stride;
-  return row_words(block.template at<uint32_t>(block.model.shared.normed), stride, pair, block.lane, stride);
+  return smaller(block.lane >> 2, kStepRows - 1) * stride + 16 * block.warp + 4 * (block.lane & 3);
 }
 
 template <typename W>
@@ -33,44 +38,109 @@ JAT_DEVICE void multiply(float (&c)[4], const Words& a, const Words& b) {
   mma<W>(c, {a.values[2], 0, a.values[3], 0}, b.values[2], b.values[3]);
 }
 
-// This warp's part of the products with kGroups groups of 8 rows of H weights, summed over its share of k.
-//   weights   the groups, packed
-//   products  float [columns, 3 (rows), num_warps], of this warp and the first of the groups
+// The product of a pair of k tiles, in two: c[0] of rows 0 to 7 and d[2] of rows 8 to 15. Both take the same registers
+// of a, whose exchanged words are in the places of rows 8 to 15, so none has to be moved. The other results are not
+// used.
+template <typename W>
+JAT_DEVICE void multiply_swapped(float (&c)[4], float (&d)[4], const Words& a, const Words& b) {
+  mma<W>(c, a.values, b.values[0], b.values[1]);
+  mma<W>(d, a.values, b.values[2], b.values[3]);
+}
+
+// Where a lane stores its products of the first of some groups: float [columns, 3 (rows), num_warps].
+template <typename B>
+JAT_DEVICE int first_product(const B& block) {
+  return (2 * (block.lane & 3) * kStepRows + (block.lane >> 2)) * block.num_warps();
+}
+
+// Store what a warp has of the products with some groups. target: of this lane, first_product.
 template <int kGroups, typename B>
-JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* products) {
-  using W = typename B::Weight;
-  float c[kGroups][4] = {};
-  const int pairs = block.k_pairs();
-  if constexpr (B::kIsFast) {
-    constexpr int kShare = kPublishedHidden * static_cast<int>(sizeof(W)) / 64 / kStepMaxWarps;
-    Words a[kShare];
-    JAT_UNROLL
-    for (int i = 0; i < kShare; ++i) a[i] = activations(block, block.warp + i * kStepMaxWarps);
-    JAT_UNROLL
-    for (int i = 0; i < kShare; ++i) {
-      JAT_UNROLL
-      for (int group = 0; group < kGroups; ++group)
-        multiply<W>(c[group], a[i],
-                    load_words(weights + (group * pairs + block.warp + i * kStepMaxWarps) * 32 + block.lane));
-    }
-  } else {
-    JAT_UNROLL_BY(1)
-    for (int pair = block.warp; pair < pairs; pair += block.num_warps()) {
-      const Words a = activations(block, pair);
-      JAT_UNROLL
-      for (int group = 0; group < kGroups; ++group)
-        multiply<W>(c[group], a, load_words(weights + (group * pairs + pair) * 32 + block.lane));
-    }
-  }
-  const int row = block.lane >> 2;
-  if (row >= kStepRows) return;
+JAT_DEVICE void store_products(const B& block, const float (&c)[kGroups][4], const float (&d)[kGroups][4],
+                               float* target) {
+  if ((block.lane >> 2) >= kStepRows) return;
   JAT_UNROLL
   for (int group = 0; group < kGroups; ++group) {
     JAT_UNROLL
     for (int i = 0; i < 2; ++i)
-      products[((group * kGroup + 2 * (block.lane & 3) + i) * kStepRows + row) * block.num_warps()] =
-          c[group][i];
+      target[(group * kGroup + i) * kStepRows * block.num_warps()] = c[group][i] + d[group][2 + i];
   }
+}
+
+// Groups of 8 rows of H weights of a block, or of neurons, in the published size on 128 SMs.
+constexpr int kBlockGroups = 3;
+
+// This warp's share of a block's rows of H weights, loaded before the activations are there.
+template <typename B>
+struct RowWeights {
+  static constexpr int kShare =
+      B::kIsFast ? kPublishedHidden * static_cast<int>(sizeof(typename B::Weight)) / 64 / kStepMaxWarps : 1;
+  static constexpr int kGroups = B::kIsFast ? kBlockGroups : 1;
+
+  Words values[kShare][kGroups] = {};
+  float bias = 0;      // of row `lane`
+  int inputs_at = 0;   // activations_at
+  int outputs_at = 0;  // bytes, in shared memory, of this lane's first product
+  bool is_loaded = false;
+
+  // Load `count` groups if there is room for so many. has_bias: the piece holds the rows' biases too.
+  JAT_DEVICE void load(B& block, int count, bool has_bias) {
+    is_loaded = B::kIsFast && count == kBlockGroups && block.model.piece_groups >= kBlockGroups;
+    if (!is_loaded) return;
+    const int pairs = block.k_pairs(), words = kGroups * pairs * 32;
+    const char* piece = block.ring.take(words * static_cast<int>(sizeof(Words)) +
+                                        (has_bias ? kGroups * kGroup * static_cast<int>(sizeof(float)) : 0));
+    const Words* weights = reinterpret_cast<const Words*>(piece) + block.warp * 32 + block.lane;
+    JAT_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      JAT_UNROLL
+      for (int group = 0; group < kGroups; ++group)
+        values[i][group] = load_words(weights + (group * pairs + i * kStepMaxWarps) * 32);
+    }
+    if (has_bias && block.lane < kGroups * kGroup)
+      bias = reinterpret_cast<const float*>(piece + words * sizeof(Words))[block.lane];
+    block.ring.give_back(block.lane);
+    inputs_at = computed(block.model.shared.normed + 4 * activations_at(block));
+    outputs_at = computed(block.model.shared.products + 4 * (first_product(block) + block.warp));
+  }
+};
+
+// This warp's part of the products with kGroups groups of 8 rows of H weights, summed over its share of k.
+//   weights   the groups, packed
+//   products  of this warp, and of the first of the groups
+template <int kGroups, typename B>
+JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* products) {
+  using W = typename B::Weight;
+  float c[kGroups][4] = {}, d[kGroups][4] = {};
+  const int pairs = block.k_pairs();
+  const uint32_t* inputs = block.template at<uint32_t>(block.model.shared.normed) + activations_at(block);
+  JAT_UNROLL_BY(1)
+  for (int pair = block.warp; pair < pairs; pair += block.num_warps()) {
+    const Words a = load_words(inputs + 16 * (pair - block.warp));
+    JAT_UNROLL
+    for (int group = 0; group < kGroups; ++group)
+      multiply_swapped<W>(c[group], d[group], a,
+                          load_words(weights + (group * pairs + pair) * 32 + block.lane));
+  }
+  store_products(block, c, d, products + first_product(block));
+}
+
+// The same with weights that were loaded.
+template <typename B>
+JAT_DEVICE void multiply_loaded(const B& block, const RowWeights<B>& weights) {
+  using W = typename B::Weight;
+  constexpr int kShare = RowWeights<B>::kShare, kGroups = RowWeights<B>::kGroups;
+  float c[kGroups][4] = {}, d[kGroups][4] = {};
+  Words a[kShare];
+  const uint32_t* inputs = block.template at<uint32_t>(weights.inputs_at);
+  JAT_UNROLL
+  for (int i = 0; i < kShare; ++i) a[i] = load_words(inputs + 16 * i * kStepMaxWarps);
+  JAT_UNROLL
+  for (int i = 0; i < kShare; ++i) {
+    JAT_UNROLL
+    for (int group = 0; group < kGroups; ++group)
+      multiply_swapped<W>(c[group], d[group], a[i], weights.values[i][group]);
+  }
+  store_products(block, c, d, block.template at<float>(weights.outputs_at));
 }
 
 // Multiply `count` groups, the pieces of the ring that hold them, and let done(piece, first, count) read more of
@@ -86,10 +156,7 @@ JAT_DEVICE void multiply_rows(B& block, int count, int bias_bytes, Done done) {
         block.ring.take(groups * (group_words * static_cast<int>(sizeof(Words)) + bias_bytes));
     const Words* weights = reinterpret_cast<const Words*>(piece);
     float* target = products + first * group_products;
-    // What a block has in the published size on 128 or 120 SMs.
-    if (B::kIsFast && groups == 3) {
-      multiply_groups<3>(block, weights, target);
-    } else if (B::kIsFast && groups == 4) {
+    if (B::kIsFast && groups == 4) {  // of the published size on 120 SMs
       multiply_groups<4>(block, weights, target);
     } else {
       JAT_UNROLL_BY(1)
@@ -107,13 +174,12 @@ JAT_DEVICE float sum_products(const B& block, int row, int column) {
   const float* products =
       block.template at<float>(block.model.shared.products) + (column * kStepRows + row) * block.num_warps();
   if constexpr (B::kPublished) {
-    float sum[4] = {};
+    static_assert(kStepMaxWarps == 12);
+    const Words a = load_words(products), b = load_words(products + 4), c = load_words(products + 8);
+    float sum[4];
     JAT_UNROLL
-    for (int warp = 0; warp < kStepMaxWarps; warp += 4) {
-      const Words four = load_words(products + warp);
-      JAT_UNROLL
-      for (int i = 0; i < 4; ++i) sum[i] += bits_float(four.values[i]);
-    }
+    for (int i = 0; i < 4; ++i)
+      sum[i] = bits_float(a.values[i]) + bits_float(b.values[i]) + bits_float(c.values[i]);
     return sum[0] + sum[1] + (sum[2] + sum[3]);
   }
   float sum = 0;
@@ -124,7 +190,7 @@ JAT_DEVICE float sum_products(const B& block, int row, int column) {
 // What kHalves half-tiles of k add to an output tile: products of 32 outputs with three rows.
 //   w            4 words of each half-tile
 //   activations  of row lane / 4 from word lane % 4 of the first half-tile on
-template <int kHalves, typename W>
+template <typename W, int kHalves>
 JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words (&w)[kHalves], const uint32_t* activations,
                               bool is_row) {
   uint32_t b[kHalves];
@@ -153,7 +219,7 @@ JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride
   Words w[kHalves];
   JAT_UNROLL
   for (int half = 0; half < kHalves; ++half) w[half] = load_words(weights + half * stride);
-  multiply_tile<kHalves, W>(c, w, activations, is_row);
+  multiply_tile<W>(c, w, activations, is_row);
 }
 
 // The same for any number of half-tiles.
@@ -172,10 +238,17 @@ template <typename B>
 JAT_DEVICE void publish_tile(const B& block, int contributor, int tile, const float (&c)[2][4], bool again) {
   const int column = tile * kOutputTile + 4 * (block.lane >> 2), row = 2 * (block.lane & 3);
   if (!B::kPublished && column >= block.hidden()) return;
-  if (row < block.input.num_rows)
-    publish(block, contributor, row, column, {{c[0][0], c[0][2], c[1][0], c[1][2]}}, again);
-  if (row + 1 < block.input.num_rows)
-    publish(block, contributor, row + 1, column, {{c[0][1], c[0][3], c[1][1], c[1][3]}}, again);
+  const Pack<float, 4> first = {{c[0][0], c[0][2], c[1][0], c[1][2]}},
+                       second = {{c[0][1], c[0][3], c[1][1], c[1][3]}};
+  const int rows = block.input.num_rows - row;
+  float* target = destination(block, contributor) + row * block.hidden() + column;
+  if (block.model.fixed_order) {
+    if (rows > 0) add_part(target, first, again);
+    if (rows > 1) add_part(target + block.hidden(), second, again);
+  } else {
+    if (rows > 0) add_sum(target, first);
+    if (rows > 1) add_sum(target + block.hidden(), second);
+  }
 }
 
 #endif  // JAT_HAS_CLUSTERS

@@ -104,6 +104,7 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   shared.share = take(1, sizeof(StepShare));
   shared.last = take(1, 4);
   shared.normed = take(std::max(rows * model.normed_stride, hidden), 4);
+  shared.x = take(rows * hidden, 4);
   shared.moments = take(warps, 8);
   shared.products = take(columns * rows * warps, 4);
   shared.query = take((bytes == 4 ? 1 : 2) * rows * model.query_stride, 4);

@@ -60,6 +60,17 @@ JAT_DEVICE float fast_divide(float a, float b) {
   return a * reciprocal;
 }
 
+// The same address or number. The compiler computes it here, and not where it is used, behind a wait.
+template <typename T>
+JAT_DEVICE T* computed(T* address) {
+  asm volatile("" : "+l"(address));
+  return address;
+}
+JAT_DEVICE int computed(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+
 // ---- threads
 
 JAT_DEVICE int thread_index() { return threadIdx.x; }
@@ -93,14 +104,6 @@ JAT_DEVICE Words load_words(const void* source) {
 }
 
 // ---- clusters
-
-// The same address in the shared memory of a cluster peer, the block of that rank.
-template <typename T>
-JAT_DEVICE T* sibling(T* pointer, int rank) {
-  uint64_t mapped;
-  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(pointer), "r"(rank));
-  return reinterpret_cast<T*>(mapped);
-}
 
 // All threads of all blocks of the cluster.
 JAT_DEVICE void cluster_barrier() {
@@ -147,7 +150,7 @@ JAT_DEVICE void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
 }
 
 // Arrive at the barrier of a cluster peer.
-JAT_DEVICE void mbarrier_arrive_sibling(Mbarrier* barrier, int rank) {
+JAT_DEVICE void mbarrier_arrive_peer(Mbarrier* barrier, int rank) {
   asm volatile(
       "{\n"
       ".reg .b32 remote;\n"

@@ -20,36 +20,45 @@ JAT_DEVICE float* sums(const B& block, int number) {
   return block.model.sums + number % 3 * kStepRows * block.hidden();
 }
 
-// Add four adjacent columns of a row to the current sum. contributor: the row of `parts` for it, that of a
-// block or a head. again: it has published a part of these columns before.
+// [3, H]: where a contributor, a block or a head, puts its parts of the current sum.
 template <typename B>
-JAT_DEVICE void publish(const B& block, int contributor, int row, int column, const Pack<float, 4>& value,
-                        bool again = false) {
-  const int place = row * block.hidden() + column;
-  if (block.model.fixed_order) {
-    auto* part = reinterpret_cast<Pack<float, 4>*>(block.model.parts +
-                                                   contributor * kStepRows * block.hidden() + place);
-    Pack<float, 4> sum = value;
-    if (again)
-      for (int i = 0; i < 4; ++i) sum.values[i] += part->values[i];
-    *part = sum;
-  } else {
-    add_global(sums(block, block.number) + place, value.values[0], value.values[1], value.values[2],
-               value.values[3]);
-  }
+JAT_DEVICE float* destination(const B& block, int contributor) {
+  return block.model.fixed_order ? block.model.parts + contributor * kStepRows * block.hidden()
+                                 : sums(block, block.number);
 }
 
-// To be called by one thread; a barrier must follow for the other threads of the block.
+// Add four adjacent columns to the current sum.
+JAT_DEVICE void add_sum(float* target, const Pack<float, 4>& value) {
+  add_global(target, value.values[0], value.values[1], value.values[2], value.values[3]);
+}
+
+// The same in a fixed order. again: this contributor has published a part of these columns before.
+JAT_DEVICE void add_part(float* target, const Pack<float, 4>& value, bool again) {
+  auto* part = reinterpret_cast<Pack<float, 4>*>(target);
+  Pack<float, 4> sum = value;
+  if (again)
+    for (int i = 0; i < 4; ++i) sum.values[i] += part->values[i];
+  *part = sum;
+}
+
+// Wait until all blocks have arrived so many times. To be called by one thread; a barrier must follow for the other
+// threads of the block.
 template <typename B>
-JAT_DEVICE void wait_for_blocks(const B& block) {
-  const uint32_t all = block.arrivals * block.model.num_blocks;
+JAT_DEVICE void wait_for_blocks(const B& block, int arrivals) {
+  const uint32_t all = static_cast<uint32_t>(arrivals) * block.model.num_blocks;
   block.timeout.wait([&] { return has_reached(&block.model.control->arrived, all); });
+}
+
+// Arrivals of a block for the sums before the current one.
+template <typename B>
+JAT_DEVICE int arrivals_before(const B& block) {
+  return block.model.fixed_order ? 2 * block.number : block.number;
 }
 
 // The second half of a reduction in a fixed order: add up this block's share of the columns.
 template <typename B>
 JAT_DEVICE void sum_in_order(B& block, int contributors) {
-  if (block.thread == 0) wait_for_blocks(block);
+  if (block.thread == 0) wait_for_blocks(block, arrivals_before(block) + 1);
   block.barrier();
   const int count = kStepRows * block.hidden();
   JAT_UNROLL_BY(1)
@@ -63,16 +72,15 @@ JAT_DEVICE void sum_in_order(B& block, int contributors) {
   }
   block.barrier();
   if (block.thread == 0) arrive_global(&block.model.control->arrived);
-  ++block.arrivals;
 }
 
-// Arrive at the grid barrier: this block has published all of its parts.
+// Arrive at the grid barrier: this block has published all of its parts. The next sum is the current one.
 template <typename B>
 JAT_DEVICE void arrive(B& block, int contributors) {
   block.barrier();
   if (block.thread == 0) arrive_global(&block.model.control->arrived);
-  ++block.arrivals;
   if (block.model.fixed_order) sum_in_order(block, contributors);
+  ++block.number;
 }
 
 #endif  // JAT_HAS_CLUSTERS

@@ -36,29 +36,35 @@ namespace jat {
 template <typename B>
 JAT_DEVICE void run(B& block) {
   const int last = kReductionsPerLayer * block.model.num_layers;
-  const bool has_head = block.share.head_row_begin < block.share.head_row_end;
-  block.head_bias = load_head_bias(block, block.warp);
   for (int which = 0; which < kClusterBarriersPerHead; ++which) block.expect_peers(which);
   trace(0);
   embed(block);
   arrive(block, 1);
   JAT_UNROLL_BY(1)
-  for (block.number = 1; block.number <= last + (has_head ? 1 : 0); ++block.number) {
-    trace(1);
-    normalise(block, block.number > last);
-    if (block.number > last) {
-      trace(13);
-      head(block);
-    } else if (block.number % 2 == 0) {
-      trace(10);
-      mlp(block);
-      trace(12);
-      arrive(block, block.model.num_blocks);
-    } else {
-      attention(block, block.number / 2);
-      trace(12);
-      arrive(block, block.model.num_heads);
+  while (block.number < last) {
+    {
+      RowWeights<B> weights;
+      normalise<false>(block, [&] {
+        if (block.share.cluster < block.model.num_heads)
+          weights.load(block, block.share.qkv_end - block.share.qkv_begin, false);
+      });
+      attention(block, block.number / kReductionsPerLayer, weights);
     }
+    trace(12);
+    arrive(block, block.model.num_heads);
+    {
+      MlpWeights<B> weights;
+      normalise<false>(block, [&] { weights.load(block); });
+      mlp(block, weights);
+    }
+    trace(12);
+    arrive(block, block.model.num_blocks);
+  }
+  if (block.share.head_row_begin < block.share.head_row_end) {
+    float bias = 0;
+    normalise<true>(block, [&] { bias = load_head_bias(block, block.warp); });
+    trace(13);
+    head(block, bias);
   }
   trace(14);
   finish(block);

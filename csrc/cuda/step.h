@@ -55,6 +55,7 @@ struct StepShared {
   int32_t share;     // StepShare
   int32_t last;      // int32: this block is the last one to finish
   int32_t normed;    // W [3, normed_stride words], the LayerNorm of x; for the head float [H]
+  int32_t x;         // float [3, H], the residual stream; each number is its owning thread's
   int32_t moments;   // float2 [num_warps]: sums of x and of its squares
   int32_t products;  // float [columns, 3, num_warps]: each warp's part of q, k, v or of the neurons
   int32_t query;     // words [1 or 2 (rounded, rest), 3, query_stride], written by the whole cluster

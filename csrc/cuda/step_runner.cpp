@@ -16,6 +16,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kPollsPerQuery = 4096;             // polls of memory between two questions to the driver
 constexpr std::chrono::seconds kLaunchBound{5};  // until a kernel runs
+constexpr int64_t kMostTimeoutUs = 3600000000;   // an hour; sums of some tens of them fit in 64 bits
 constexpr size_t kStatusBytes = 64;              // a line of its own
 
 void expect(bool condition, const std::string& message) {
@@ -65,7 +66,9 @@ StepRunner::StepRunner(const StepModel& model, const std::vector<StepLayer>& lay
 StepRunner::~StepRunner() { release(); }
 
 void StepRunner::set_timeout_us(int64_t timeout_us) {
-  expect(timeout_us >= 1, "timeout_us: expected at least 1, got " + std::to_string(timeout_us));
+  expect(
+      timeout_us >= 1 && timeout_us <= kMostTimeoutUs,
+      "timeout_us: expected 1 to " + std::to_string(kMostTimeoutUs) + ", got " + std::to_string(timeout_us));
   options_.timeout_us = timeout_us;
 }
 
@@ -124,25 +127,35 @@ void StepRunner::build_ladder() {
     for (const int clusters : {most, most - 1, most / 2}) {
       if (clusters < 1 || clusters == before || (is_fixed && clusters != most)) continue;
       before = clusters;
+      // Fewer blocks may need more shared memory each, which the device must be asked for, too.
+      model_.cluster_size = size.cluster_size;
+      model_.num_blocks = clusters * size.cluster_size;
+      reason = lay_out_model();
+      if (!reason.empty() || jat::max_active_clusters(model_, reason) < clusters) continue;
       if (facts_.cooperative_launch) rungs_.push_back({clusters, size.cluster_size, size.max_clusters, true});
       rungs_.push_back({clusters, size.cluster_size, size.max_clusters, false});
     }
   }
-  reason = use_rung();
-  if (!reason.empty()) throw std::invalid_argument(reason);
+  if (rungs_.empty()) throw std::runtime_error("max_active_clusters: " + reason);
+  use_rung();
 }
 
-// Lays the current rung out. Returns "", or why it cannot be.
-std::string StepRunner::use_rung() {
-  const Rung& rung = rungs_[rung_];
-  model_.cluster_size = rung.cluster_size;
-  model_.num_blocks = rung.num_clusters * rung.cluster_size;
+// Lays the current geometry of `model_` out. Returns "", or why it cannot be.
+std::string StepRunner::lay_out_model() {
   try {
     lay_out(model_, options_.max_positions, facts_.shared_bytes_per_block, options_.max_slots);
   } catch (const std::invalid_argument& error) {
     return error.what();
   }
   return "";
+}
+
+// Lays the current rung out, which has been done before.
+void StepRunner::use_rung() {
+  const Rung& rung = rungs_[rung_];
+  model_.cluster_size = rung.cluster_size;
+  model_.num_blocks = rung.num_clusters * rung.cluster_size;
+  lay_out_model();
 }
 
 // ---- memory
@@ -220,13 +233,9 @@ std::string StepRunner::launch() {
         launch_step({model_, input_, stream_, rungs_[rung_].cooperative, missing_cluster_, seed_});
     if (reason.empty()) return "";
     if (first_reason.empty()) first_reason = reason;
-    do {
-      if (++rung_ == rungs_.size()) {
-        rung_ = 0;
-        use_rung();
-        return first_reason;
-      }
-    } while (!use_rung().empty());
+    rung_ = (rung_ + 1) % rungs_.size();
+    use_rung();
+    if (rung_ == 0) return first_reason;
   }
 }
 
@@ -297,6 +306,8 @@ std::string StepRunner::read_input() {
     if (in.slot_mapping[row] < -1 || in.slot_mapping[row] >= model_.num_pages * kStepPageSize)
       return wrong("slot_mapping", "-1 to " + std::to_string(model_.num_pages * kStepPageSize - 1),
                    in.slot_mapping[row]);
+    if (in.source_ptrs[row] % 4 != 0)
+      return wrong("source_ptrs", "0 or an address that is a multiple of 4", in.source_ptrs[row]);
     const int size = in.source_ptrs[row] != 0 ? in.source_sizes[row] : 0;
     if (size < 0 || num_values + size > kStepMaxValues)
       return wrong("source_sizes", "at most " + std::to_string(kStepMaxValues) + " together",
@@ -314,6 +325,8 @@ std::string StepRunner::read_input() {
     return wrong("head_sizes", "1 to " + std::to_string(options_.capacity), in.head_sizes[0]);
   if (in.head_ptrs[0] == 0 || in.head_ptrs[0] % 16 != 0)
     return wrong("head_ptrs", "an address that is a multiple of 16", in.head_ptrs[0]);
+  if (in.head_bias_ptrs[0] % 4 != 0)
+    return wrong("head_bias_ptrs", "0 or an address that is a multiple of 4", in.head_bias_ptrs[0]);
   out.num_rows = rows;
   out.context_len = context;
   out.start_offset = offset;

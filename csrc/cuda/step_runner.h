@@ -74,7 +74,8 @@ class StepRunner {
   void release();
   std::string read_input();
   std::string launch();
-  std::string use_rung();
+  std::string lay_out_model();
+  void use_rung();
   bool has_answered(std::string& reason);
 
   const DeviceFacts facts_;

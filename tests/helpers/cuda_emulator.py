@@ -71,7 +71,9 @@ def _build(folder: Path, pybind11: str, *targets: str) -> list[Path]:
 
 
 def load(folder: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_cuda_emulator", next(folder.glob("_cuda_emulator.*")))
+    # pybind11 returns the module that it made first of a name, and there are several builds.
+    name = f"{folder.name}._cuda_emulator"
+    spec = importlib.util.spec_from_file_location(name, next(folder.glob("_cuda_emulator.*")))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -168,6 +168,8 @@ class _Phase:
 @dataclass
 class _Mbarrier:
     expected: int
+    warp: int  # that initialised it, and the value of its clock from which on that is over
+    over: int
     phases: list[Clock] = field(default_factory=list)  # what each finished one published
     current: _Phase = field(default_factory=_Phase)
     waits: list[tuple[int, int, int]] = field(default_factory=list)  # warp, its event number, phase
@@ -257,15 +259,14 @@ class _Checker:
         elif event.kind == Kind.PHASE:
             self.labels[warp] = event.value
         elif event.kind == Kind.INIT:
-            self.mbarriers[event.target] = _Mbarrier(event.value)
+            self.mbarriers[event.target] = _Mbarrier(event.value, warp, int(clock.seen[warp]) + 1)
         elif event.kind == Kind.SIGNAL:
             self._signal(warp, event)
-        elif event.target not in self.mbarriers:
-            self._violation(warp, f"{self._name(event)} is used before it is initialised")
-        elif event.kind == Kind.TRANSFER:
-            self._transfer(warp, event)
-        else:
-            self._arrive(warp, event)
+        elif self._is_initialised(warp, event):
+            if event.kind == Kind.TRANSFER:
+                self._transfer(warp, event)
+            else:
+                self._arrive(warp, event)
 
     def _meet(self, warp: int, event: Event) -> bool:
         """Arrive at a barrier of `value` warps; return whether all are there."""
@@ -295,6 +296,14 @@ class _Checker:
         return True
 
     # ---- mbarriers
+
+    def _is_initialised(self, warp: int, event: Event) -> bool:
+        """Return whether a warp knows that an mbarrier is initialised; report it if not."""
+        mbarrier = self.mbarriers.get(event.target)
+        if mbarrier is not None and (mbarrier.warp == warp or self.clocks[warp].seen[mbarrier.warp] >= mbarrier.over):
+            return True
+        self._violation(warp, f"{self._name(event)} is used before it is initialised")
+        return False
 
     def _knows_the_phase(self, warp: int, mbarrier: _Mbarrier, target: int) -> bool:
         return bool(self.clocks[warp].done[self.num_warps + target] >= len(mbarrier.phases))
@@ -344,10 +353,9 @@ class _Checker:
                 )
 
     def _wait(self, warp: int, event: Event) -> bool:
-        mbarrier = self.mbarriers.get(event.target)
-        if mbarrier is None:
-            self._violation(warp, f"{self._name(event)} is used before it is initialised")
+        if not self._is_initialised(warp, event):
             return True
+        mbarrier = self.mbarriers[event.target]
         if event.value < 0:  # the phase before the first
             return True
         if len(mbarrier.phases) <= event.value:
@@ -444,13 +452,12 @@ class _Memory:
         self.schedule = schedule
         self.num_warps = len(schedule.warps)
         written: dict[int, np.ndarray] = {}
-        users: dict[tuple[int, int], set[int]] = defaultdict(set)  # warps by space and how
+        users: dict[tuple[int, int], set[int]] = defaultdict(set)  # entries by space and how
         for warp, event, r in _all_ranges(schedule):
             if r.how != READ:
                 words = written.setdefault(r.space, np.zeros(schedule.spaces[r.space][1] + 1, bool))
                 words[r.begin : r.end] = True
-            if event.kind != Kind.TRANSFER:
-                users[r.space, r.how].add(warp)
+            users[r.space, r.how].add(self.num_warps + event.target if event.kind == Kind.TRANSFER else warp)
         self.spaces = {
             space: _Space(np.flatnonzero(words), sorted(users[space, READ]), sorted(users[space, ATOMIC]))
             for space, words in written.items()
@@ -485,6 +492,8 @@ class _Memory:
         is_shared = r.space < self.schedule.num_blocks
         needed = clock.done if is_shared and r.how == WRITE else clock.seen
         bad = (needed[before] < space.write_over[place]) & (before != entry)
+        if entry >= self.num_warps:  # two transfers of one phase come in any order
+            bad |= (before == entry) & (space.write_over[place] == over)
         if bad.any():
             first = int(np.argmax(bad))
             word = int(space.index[place][first])
@@ -497,23 +506,23 @@ class _Memory:
         if r.how == WRITE:
             space.write_entry[place] = entry
             space.write_over[place] = over
-        elif entry < self.num_warps:
+        else:
             users = space.reads if r.how == READ else space.atomics
             users.over[users.row_of[entry], place] = over
 
     def _check_others(
         self, r: Range, space: _Space, users: _Users, own: int, known: np.ndarray, what: str
     ) -> Iterator[str]:
-        if users.warps.size == 0:
+        if users.entries.size == 0:
             return
         place = space.place(r)
-        bad = users.over[:, place] > known[users.warps][:, None]
+        bad = users.over[:, place] > known[users.entries][:, None]
         if own in users.row_of:
             bad[users.row_of[own]] = False
         if bad.any():
             row, first = np.argwhere(bad)[0]
             word = int(space.index[place][first])
-            yield self._text(r, word, f"is not ordered after the {what} of {self._who(int(users.warps[row]))}")
+            yield self._text(r, word, f"is not ordered after the {what} of {self._who(int(users.entries[row]))}")
 
     def _text(self, r: Range, word: int, text: str) -> str:
         how = ("read", "write", "atomic operation")[r.how]
@@ -527,12 +536,12 @@ class _Memory:
 
 
 class _Users:
-    """For each word of a space the last read, or atomic operation, of each warp."""
+    """For each word of a space the last read, or atomic operation, of each warp or, by mbarrier, of a transfer."""
 
-    def __init__(self, warps: list[int], num_words: int) -> None:
-        self.warps = np.array(warps, np.int64)
-        self.row_of = {warp: row for row, warp in enumerate(warps)}
-        self.over = np.zeros((len(warps), num_words), np.int32)
+    def __init__(self, entries: list[int], num_words: int) -> None:
+        self.entries = np.array(entries, np.int64)
+        self.row_of = {entry: row for row, entry in enumerate(entries)}
+        self.over = np.zeros((len(entries), num_words), np.int32)
 
 
 class _Space:

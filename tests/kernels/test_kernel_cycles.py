@@ -17,10 +17,12 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 import triton
 
+from benchmarks.clock.hardware import CLOCK_GHZ, CLUSTER_BARRIER_US
 from benchmarks.clock.interpret import Interpreter, Program
 from benchmarks.clock.limits import kernel_violations, phase_violations
 from benchmarks.clock.machine import BARRIER_LATENCY, SHARED_LATENCY, Multiprocessor, Run, prepare
 from benchmarks.clock.memory import COLD, GlobalMemory, as_words, sectors, shared_wavefronts
+from benchmarks.clock.persistent import slowest_phases, spans_of
 from benchmarks.clock.sass import NO_SCOREBOARD, Instruction
 
 TABLE = ROOT / "benchmarks" / "results" / "kernel_cycles.json"
@@ -232,7 +234,20 @@ def test_slower_rows_break_the_limits() -> None:
     assert kernel_violations([row], [row]) == phase_violations([phase], [phase]) == []
     assert len(kernel_violations([row | {"chain_cycles": 2300}], [row])) == 1
     assert len(kernel_violations([row | {"name": "other"}], [row])) == 1
+    longer = row | {"chain_cycles": 3000}  # of the same name: the first is not held to the limit of the second
+    assert kernel_violations([row, longer], [row, longer]) == []
+    assert len(kernel_violations([longer, longer], [row, longer])) == 1
+    assert len(kernel_violations([row], [row, longer])) == 1
     assert len(phase_violations([phase | {"cycles": 31_000}], [phase])) == 1
+
+
+def test_what_a_wait_for_others_hides_is_free_and_the_start_is_not() -> None:
+    """Cycles before the first mark count; a phase that waits for cluster peers counts beyond the wait's own time."""
+    marks = [[(0, 100.0), (5, 200.0), (6, 2200.0)], [(0, 150.0), (5, 200.0), (6, 2200.0)]]
+    phases = slowest_phases([spans_of(marks, 2300.0)])
+    hidden = round(CLUSTER_BARRIER_US * CLOCK_GHZ * 1e3)
+    expected = {"start": 150, "embedding": 50, "wait for the cluster": 2000 - hidden, "scores, softmax, values": 100}
+    assert {phase.name: phase.cycles for phase in phases} == expected
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None or shutil.which("c++") is None, reason="needs nvcc and c++")

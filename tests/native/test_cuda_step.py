@@ -236,6 +236,8 @@ def test_a_wait_that_is_too_long_ends_the_step_with_a_reason(module: ModuleType)
         ({"layers": [{}, {}]}, "layers\\[0\\].norm1_weight: missing"),
         ({"position_table": 0}, "position_table: expected an address"),
         ({"max_positions": 5000}, "max_positions: expected 1 to"),
+        ({"timeout_us": 0}, "timeout_us: expected 1 to 3600000000, got 0"),
+        ({"timeout_us": 1 << 62}, "timeout_us: expected 1 to 3600000000, got 4611686018427387904"),
     ],
 )
 def test_wrong_arguments_are_named(module: ModuleType, change: dict[str, Any], message: str) -> None:
@@ -254,6 +256,9 @@ def test_wrong_arguments_are_named(module: ModuleType, change: dict[str, Any], m
         ("slot_mapping", [384], "slot_mapping: expected -1 to 383, got 384"),
         ("source_sizes", [2000], "source_sizes: expected at most 1152 together, got 2000"),
         ("head_sizes", [25], "head_sizes: expected 1 to 24, got 25"),
+        ("source_ptrs", [6], "source_ptrs: expected 0 or an address that is a multiple of 4, got 6"),
+        ("head_ptrs", [24], "head_ptrs: expected an address that is a multiple of 16, got 24"),
+        ("head_bias_ptrs", [6], "head_bias_ptrs: expected 0 or an address that is a multiple of 4, got 6"),
     ],
 )
 def test_a_wrong_plan_is_refused(module: ModuleType, field: str, value: list[int], message: str) -> None:

@@ -65,6 +65,18 @@ def record(
             Sizes(768, 12, 192, (20,)),
             {"num_blocks": 4, "cluster_size": 4, "dtype": "bfloat16", "num_threads": 384, "context": 9},
         ),
+        # The same in clusters of 8 with the whole ring: what is unrolled for the published geometry.
+        (
+            Sizes(768, 12, 192, (20,)),
+            {
+                "num_blocks": 8,
+                "cluster_size": 8,
+                "dtype": "bfloat16",
+                "num_threads": 384,
+                "context": 9,
+                "max_slots": 16,
+            },
+        ),
         (Sizes(96, 2, windows=(12,)), {"num_blocks": 16, "cluster_size": 16}),
         (PUBLISHED, {"num_blocks": 15 * 8, "cluster_size": 8}),
         (SHORT, {"num_blocks": 16 * 8, "cluster_size": 8}),
@@ -302,6 +314,55 @@ def test_two_buffers_of_sums_instead_of_three(right: Schedule) -> None:
         ),
     )
     assert_rejected(mutated, "the sums is not ordered after")
+
+
+def test_a_copy_of_slots_that_the_step_writes(right: Schedule) -> None:
+    """A copy of cached keys reads what a warp writes to the KV cache meanwhile, whichever comes first."""
+    [space] = [i for i, (name, _) in enumerate(right.spaces) if name == "the KV cache"]
+    written = {
+        r for events in right.warps for event in events for r in event.ranges if r.space == space and r.how == WRITE
+    }
+    place = places(right, LOADER, Kind.TRANSFER, lambda _, event: any(r.space == space for r in event.ranges))[0]
+    copy = right.warps[LOADER][place]
+    mutations = [
+        changed(right, LOADER, place, ranges=(replace(r, how=READ), *copy.ranges))
+        for r in sorted(written, key=lambda r: r.begin)[::8]
+    ]
+    found = [violations[0] for mutated in mutations if (violations := check(mutated, limit=1))]
+    assert any("is not ordered after the read of a transfer" in text for text in found)
+    assert all("the KV cache" in text for text in found), found
+    assert len(found) >= len(mutations) / 3  # those of later layers are written when the copy has been waited for
+
+
+def test_mbarriers_that_are_used_before_they_are_initialised(right: Schedule) -> None:
+    """No warp waits for its cluster at the begin, whatever the order in which warps happen to run."""
+    mutated = right
+    for warp in range(len(right.warps)):
+        first = places(right, warp, Kind.MEET, lambda found, event: "cluster" in found.objects[event.target])[0]
+        mutated = without(mutated, warp, first)
+    assert_rejected(mutated, "is used before it is initialised")
+    mutated = right
+    for warp in range(LOADER + 1):  # of one block: its own threads wait for what its loading thread has done
+        first = places(right, warp, Kind.MEET, anything)[0]
+        mutated = without(mutated, warp, first)
+    assert_rejected(mutated, "is used before it is initialised")
+
+
+def test_two_peers_that_store_to_the_same_place(right: Schedule) -> None:
+    events, peer = right.warps[0], right.warps[LOADER + 1]
+    place = next(i for i, event in enumerate(events) if event.kind == Kind.TRANSFER)
+    stored = next(e for e in peer if e.kind == Kind.TRANSFER and e.target == events[place].target)
+    assert stored.ranges != events[place].ranges
+    assert_rejected(changed(right, 0, place, ranges=stored.ranges), "is not ordered after the write of a transfer")
+
+
+def test_an_arrival_before_other_warps_have_added(module: ModuleType) -> None:
+    """The arrival at the grid barrier comes before the barrier of the block, all of whose warps add to the sums."""
+    wide = record(module, Sizes(96, 2, 192, (12,)), num_blocks=4, cluster_size=2)
+    assert check(wide) == []
+    place = places(wide, 0, Kind.SIGNAL, anything)[-1]
+    barrier = max(i for i in places(wide, 0, Kind.MEET, anything) if i < place)
+    assert_rejected(moved(wide, 0, place, barrier), "the sums is not ordered after the atomic operation of block 0")
 
 
 def test_what_an_asynchronous_store_does_not_publish() -> None:

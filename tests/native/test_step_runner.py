@@ -27,7 +27,7 @@ def module(cuda_emulator_module: ModuleType) -> ModuleType:
 @pytest.fixture
 def device(module: ModuleType) -> Iterator[Any]:
     """The emulated device; what a test changes of it is put back."""
-    names = ("num_sms", "max_blocks", "memory_bytes", "refused_launches", "hangs")
+    names = ("num_sms", "max_blocks", "memory_bytes", "refused_launches", "hangs", "allowed_shared_bytes")
     before = {name: getattr(module.device, name) for name in names}
     yield module.device
     for name, value in before.items():
@@ -94,6 +94,19 @@ def test_a_refused_launch_leads_down_the_ladder(module: ModuleType, device: Any,
     assert geometry(driver) == ladder[-1]
 
 
+def test_a_geometry_with_more_shared_memory_than_the_largest_can_be_launched(module: ModuleType, device: Any) -> None:
+    """With 15 clusters of 8 instead of 16 a block has more neurons, and asks for more memory."""
+    device.num_sms, device.max_blocks, device.allowed_shared_bytes = 132, 120, 0
+    model = Model(Sizes(inner=1024), "float32", 0)
+    driver = Driver(module, model, **THREADS)
+    first = driver.step.shared_bytes
+    assert geometry(driver) == (15, 8, True)
+    check(driver, plan_of(model))
+    assert geometry(driver) == (15, 8, True)
+    device.max_blocks = 128
+    assert Driver(module, model, **THREADS).step.shared_bytes < first
+
+
 def test_launches_that_are_all_refused_give_the_reason(module: ModuleType, device: Any, model: Model) -> None:
     driver, plan = Driver(module, model, num_blocks=4, cluster_size=2, **THREADS), plan_of(model)
     device.refused_launches = 2
@@ -126,6 +139,7 @@ def test_the_geometry_can_be_set_by_the_environment(
         ("0x8", ValueError, "JAT_CUDA_GEOMETRY: expected .* got 0x8; unset it"),
         ("-1x8", ValueError, "JAT_CUDA_GEOMETRY: expected .* got -1x8; unset it"),
         ("4294967300x4", ValueError, "JAT_CUDA_GEOMETRY: expected .* got 4294967300x4; unset it"),  # 4x4, if cut off
+        ("1000000000x8", ValueError, "JAT_CUDA_GEOMETRY: expected .* got 1000000000x8; unset it"),
         ("4x4x", ValueError, "JAT_CUDA_GEOMETRY: expected .* got 4x4x; unset it"),
         ("17x8", RuntimeError, "geometry 17x8: 16 clusters of 8 blocks are resident together, 17 are needed"),
     ],

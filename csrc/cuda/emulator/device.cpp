@@ -1,6 +1,7 @@
 // Memory and facts of the CPU in the place of a GPU.
 #include "device.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -34,6 +35,8 @@ DeviceGuard::DeviceGuard(int ordinal) : before_(ordinal) {}
 DeviceGuard::~DeviceGuard() { (void)before_; }
 
 int max_active_clusters(const StepModel& model, std::string&) {
+  int& allowed = emulated_device().allowed_shared_bytes;
+  allowed = std::max(allowed, model.shared.bytes);
   const int most = emulated_device().max_blocks;
   return (most > 0 ? most : model.num_blocks) / model.cluster_size;
 }

@@ -12,6 +12,7 @@ struct EmulatedDevice {
   size_t memory_bytes = 1ull << 40;  // of one allocation
   int refused_launches = 0;          // the next launches that fail
   bool hangs = false;                // launches never run
+  int allowed_shared_bytes = 0;      // of a block: the most that occupancy was asked for
 };
 EmulatedDevice& emulated_device();
 

@@ -37,13 +37,18 @@ struct Words {
 inline Words load_words(const void* source) { return *static_cast<const Words*>(source); }
 inline float fast_divide(float a, float b) { return a / b; }
 
+template <typename T>
+T computed(T value) {
+  return value;
+}
+
 // ---- threads, clusters, mbarriers
 
 using emulator::block_index;
 using emulator::bulk_copy;
 using emulator::cluster_barrier;
 using emulator::Mbarrier;
-using emulator::mbarrier_arrive_sibling;
+using emulator::mbarrier_arrive_peer;
 using emulator::mbarrier_expect;
 using emulator::mbarrier_init;
 using emulator::mbarrier_test;
@@ -55,11 +60,6 @@ using emulator::thread_index;
 using emulator::warp_barrier;
 
 inline void consumer_barrier(int num_threads) { emulator::named_barrier(1, num_threads); }
-
-template <typename T>
-T* sibling(T* pointer, int rank) {
-  return static_cast<T*>(emulator::sibling(pointer, rank));
-}
 
 inline bool mbarrier_test_cluster(Mbarrier* barrier, uint32_t parity) {
   return mbarrier_test(barrier, parity);

@@ -375,7 +375,7 @@ int thread_index() { return grid->current->thread; }
 int block_index() { return block().index; }
 char* shared_memory() { return block().shared; }
 
-void* sibling(void* pointer, int rank) {
+void* peer_memory(void* pointer, int rank) {
   const Block& own = block();
   const Block& other = own.blocks[own.index - own.rank + rank];
   return other.shared + (static_cast<char*>(pointer) - own.shared);
@@ -441,8 +441,8 @@ void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
   end_phase(barrier);
 }
 
-void mbarrier_arrive_sibling(Mbarrier* barrier, int rank) {
-  mbarrier_arrive(static_cast<Mbarrier*>(sibling(barrier, rank)), 0);
+void mbarrier_arrive_peer(Mbarrier* barrier, int rank) {
+  mbarrier_arrive(static_cast<Mbarrier*>(peer_memory(barrier, rank)), 0);
 }
 
 bool mbarrier_test(Mbarrier* barrier, uint32_t parity) {
@@ -473,9 +473,9 @@ void store_async(float* target, Mbarrier* barrier, int rank, const float* values
   const uint32_t bytes = static_cast<uint32_t>(count) * 4;
   if (reinterpret_cast<uintptr_t>(target) % bytes != 0)
     fail("store_async: expected an address that is a multiple of " + std::to_string(bytes));
-  Transfer transfer = {static_cast<char*>(sibling(target, rank)), nullptr, bytes, {}};
+  Transfer transfer = {static_cast<char*>(peer_memory(target, rank)), nullptr, bytes, {}};
   for (int i = 0; i < count; ++i) transfer.values[i] = values[i];
-  start(static_cast<Mbarrier*>(sibling(barrier, rank)), transfer);
+  start(static_cast<Mbarrier*>(peer_memory(barrier, rank)), transfer);
 }
 
 uint64_t now_ns() {

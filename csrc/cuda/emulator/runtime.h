@@ -25,7 +25,7 @@ std::string launch(const Geometry& geometry, void (*kernel)(const void*), const 
 int thread_index();
 int block_index();
 char* shared_memory();
-void* sibling(void* pointer, int rank);
+void* peer_memory(void* pointer, int rank);
 
 void yield();
 // Shows registers of this lane to its warp; returns those of all lanes, valid until its next exchange.
@@ -46,7 +46,7 @@ struct Mbarrier {
 void mbarrier_init(Mbarrier* barrier, int arrivals);
 void mbarrier_arrive(Mbarrier* barrier, uint32_t bytes);
 void mbarrier_expect(Mbarrier* barrier, uint32_t bytes);
-void mbarrier_arrive_sibling(Mbarrier* barrier, int rank);
+void mbarrier_arrive_peer(Mbarrier* barrier, int rank);
 // Bulk copies and asynchronous stores are executed here, and not before: a kernel that forgets to wait reads
 // NaN. With a seed, in random order.
 bool mbarrier_test(Mbarrier* barrier, uint32_t parity);

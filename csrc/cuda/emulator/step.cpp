@@ -60,6 +60,8 @@ std::string launch_step(const StepLaunch& launch) {
   if (std::string refusal = next_refusal(); !refusal.empty()) return refusal;
   if (emulated_device().hangs) return "";
   const StepModel& model = launch.model;
+  if (model.shared.bytes > emulated_device().allowed_shared_bytes)
+    return "more shared memory than is allowed";
   const Arguments arguments = {model, launch.input};
   const emulator::Geometry geometry = {model.num_blocks,           model.cluster_size,
                                        32 * (model.num_warps + 1), static_cast<size_t>(model.shared.bytes),

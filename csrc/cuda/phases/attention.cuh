@@ -37,13 +37,17 @@ JAT_DEVICE void for_all_peers(const B& block, Use use) {
 // pages. 16-bit queries are sent as their rounded value and the rest, so that products with them are as exact as
 // with floats.
 template <typename B>
-JAT_DEVICE void project_head(B& block, int layer, int head) {
+JAT_DEVICE void project_head(B& block, int layer, int head, const RowWeights<B>& loaded) {
   using W = typename B::Weight;
   constexpr bool kIsFloat = sizeof(W) == 4;
   const StepModel& model = block.model;
-  const int head_dim = block.head_dim(), groups = block.share.qkv_end - block.share.qkv_begin;
+  const int head_dim = block.head_dim(), begin = block.share.qkv_begin;
+  const int groups = loaded.is_loaded ? kBlockGroups : block.share.qkv_end - begin;
   Mbarrier* mbarrier = block.peers(0);
-  multiply_rows(block, groups, 0, [](const char*, int, int) {});
+  if (loaded.is_loaded)
+    multiply_loaded(block, loaded);
+  else
+    multiply_rows(block, groups, 0, [](const char*, int, int) {});
   block.barrier();
 
   // One warp for each row; a lane has a column. Of a pair of 16-bit numbers the even lane sends the pair, the odd one
@@ -59,7 +63,7 @@ JAT_DEVICE void project_head(B& block, int layer, int head) {
     const bool is_column = first + lane < columns;
     const float value = is_column ? sum_products(block, row, first + lane) : 0;
     const float neighbour = shuffle_xor(value, 1);
-    const int place = block.share.qkv_begin * kGroup + first + lane, part = place / head_dim;
+    const int place = begin * kGroup + first + lane, part = place / head_dim;
     const int word = (place - part * head_dim) / kPerWord<W>;
     if (!is_column || (is_odd && part > 0)) continue;
     const uint32_t bits = is_odd ? to_word<W>(neighbour - rounded<W>(neighbour), value - rounded<W>(value))
@@ -265,8 +269,8 @@ class WarpAttention {
   bool is_first_ = true;
   const W* keys_at_ = nullptr;  // this lane's key
   const W* values_at_ = nullptr;
-  Words keys_[kIsLoaded ? kPairs : 1];
-  ValueWords values_[kIsLoaded ? 8 : 1];
+  Words keys_[kIsLoaded ? kPairs : 1] = {};
+  ValueWords values_[kIsLoaded ? 8 : 1] = {};
   int from_ = 0, to_ = 0, index_ = 0;
 };
 
@@ -430,7 +434,7 @@ class OutputProjection {
                                (is_row ? row : 0) * model.attended_stride + (block_.lane & 3);
     if (is_loaded_) {
       float c[2][4] = {};
-      multiply_tile<kQuarter, W>(c, weights_, attended + 4 * (block_.warp & 3) * kQuarter, is_row);
+      multiply_tile<W>(c, weights_, attended + 4 * (block_.warp & 3) * kQuarter, is_row);
       publish_tile(block_, head_, block_.share.out_begin + (block_.warp >> 2), c, false);
       return;
     }
@@ -460,17 +464,19 @@ class OutputProjection {
   B& block_;
   const int head_, count_, halves_;
   const bool is_loaded_;
-  Words weights_[kQuarter];
+  Words weights_[kQuarter] = {};
 };
 
+// loaded: the weights of q, k and v of the first head.
 template <typename B>
-JAT_DEVICE void attention(B& block, int layer) {
+JAT_DEVICE void attention(B& block, int layer, RowWeights<B>& loaded) {
   const StepModel& model = block.model;
   const int window = model.windows[layer];
   JAT_UNROLL_BY(1)
   for (int head = block.share.cluster; head < model.num_heads; head += block.share.num_clusters) {
     trace(4);
-    project_head(block, layer, head);
+    project_head(block, layer, head, loaded);
+    loaded = {};  // its registers are needed
     attend(block, block.template at<LayerPages>(model.shared.pages)[layer], window);
     block.barrier();
     trace(7);

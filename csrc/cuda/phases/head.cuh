@@ -14,14 +14,13 @@ JAT_DEVICE float load_head_bias(const B& block, int index) {
                                                                                : 0;
 }
 
-// Not rounded to W: the head's rows are float32. After an abort nothing is written: the host would take it for
+// bias: of the warp's first row. Not rounded to W: the head's rows are float32. After an abort nothing is written: the host would take it for
 // right.
 template <typename B>
-JAT_DEVICE void head(B& block) {
+JAT_DEVICE void head(B& block, float bias) {
   const int hidden = block.hidden(), count = block.share.head_row_end - block.share.head_row_begin;
   const int most = block.model.piece_head_rows;
   const float* normed = block.template at<float>(block.model.shared.normed);
-  float bias = block.head_bias;
   JAT_UNROLL_BY(1)
   for (int first = 0, index = block.warp; first < count; first += most) {
     const int end = smaller(first + most, count);

@@ -14,43 +14,67 @@ JAT_DEVICE float gelu_new(float x) {
   return x - fast_divide(x, fast_exp(2 * u) + 1);
 }
 
-// Add what some neurons contribute to all outputs. kHalves: their half-tiles, or 0 for any number.
-template <int kHalves, typename B>
+// Add what some neurons, `halves` half-tiles, contribute to all outputs.
+template <typename B>
 JAT_DEVICE void add_outputs(const B& block, const Words* weights, const uint32_t* activations, bool is_row,
                             int halves, bool again) {
-  using W = typename B::Weight;
-  const int tiles = block.output_tiles(), stride = tiles * 32;
-  if constexpr (kHalves > 0) {
-    constexpr int kTiles = kPublishedHidden / kOutputTile / kStepMaxWarps;  // of a warp
-    float c[kTiles][2][4] = {};
-    JAT_UNROLL
-    for (int i = 0; i < kTiles; ++i)
-      multiply_tile<kHalves, W>(c[i], weights + (block.warp + i * kStepMaxWarps) * 32, stride, activations,
-                                is_row);
-    JAT_UNROLL
-    for (int i = 0; i < kTiles; ++i)
-      publish_tile(block, block_index(), block.warp + i * kStepMaxWarps, c[i], again);
-  } else {
-    JAT_UNROLL_BY(1)
-    for (int tile = block.warp; tile < tiles; tile += block.num_warps()) {
-      float c[2][4] = {};
-      multiply_tile<W>(c, weights + tile * 32, stride, activations, is_row, halves);
-      publish_tile(block, block_index(), tile, c, again);
-    }
+  const int tiles = block.output_tiles();
+  JAT_UNROLL_BY(1)
+  for (int tile = block.warp; tile < tiles; tile += block.num_warps()) {
+    float c[2][4] = {};
+    multiply_tile<typename B::Weight>(c, weights + tile * 32, tiles * 32, activations, is_row, halves);
+    publish_tile(block, block_index(), tile, c, again);
   }
 }
 
+// The weights of this block's neurons, loaded before the activations are there.
 template <typename B>
-JAT_DEVICE void mlp(B& block) {
+struct MlpWeights {
+  using W = typename B::Weight;
+  static constexpr int kHalves =
+      kGroup * static_cast<int>(sizeof(W)) / 16;  // half-tiles of a group of neurons
+  static constexpr int kTiles = B::kIsFast ? kPublishedHidden / kOutputTile / kStepMaxWarps : 1;  // of a warp
+
+  RowWeights<B> in;
+  Words out[kTiles][B::kIsFast ? kBlockGroups * kHalves : 1] = {};
+  bool is_out_loaded = false;
+
+  JAT_DEVICE void load(B& block) {
+    const int groups = block.share.neuron_end - block.share.neuron_begin;
+    in.load(block, groups, true);
+    is_out_loaded = in.is_loaded && block.model.piece_neurons >= kBlockGroups;
+    if (!is_out_loaded) return;
+    const int stride = block.output_tiles() * 32, halves = kBlockGroups * kHalves;
+    const Words* weights =
+        reinterpret_cast<const Words*>(block.ring.take(halves * stride * static_cast<int>(sizeof(Words)))) +
+        block.warp * 32 + block.lane;
+    JAT_UNROLL
+    for (int i = 0; i < kTiles; ++i) {
+      JAT_UNROLL
+      for (int half = 0; half < kBlockGroups * kHalves; ++half)
+        if (B::kIsFast)
+          out[i][B::kIsFast ? half : 0] = load_words(weights + half * stride + i * kStepMaxWarps * 32);
+    }
+    block.ring.give_back(block.lane);
+  }
+};
+
+template <typename B>
+JAT_DEVICE void mlp(B& block, const MlpWeights<B>& loaded) {
+  trace(10);
   using W = typename B::Weight;
   const StepModel& model = block.model;
-  const int groups = block.share.neuron_end - block.share.neuron_begin;
+  const int groups = loaded.in.is_loaded ? kBlockGroups : block.share.neuron_end - block.share.neuron_begin;
 
   float* biases = block.template at<float>(model.shared.biases);
-  multiply_rows(block, groups, kGroup * sizeof(float), [&](const char* bias, int first, int count) {
-    for (int i = block.thread; i < count * kGroup; i += block.num_threads())
-      biases[first * kGroup + i] = reinterpret_cast<const float*>(bias)[i];
-  });
+  if (loaded.in.is_loaded) {
+    multiply_loaded(block, loaded.in);
+  } else {
+    multiply_rows(block, groups, kGroup * sizeof(float), [&](const char* bias, int first, int count) {
+      for (int i = block.thread; i < count * kGroup; i += block.num_threads())
+        biases[first * kGroup + i] = reinterpret_cast<const float*>(bias)[i];
+    });
+  }
   block.barrier();
 
   uint32_t* inner = block.template at<uint32_t>(model.shared.inner);
@@ -59,28 +83,34 @@ JAT_DEVICE void mlp(B& block) {
     JAT_UNROLL_BY(1)
     for (int neuron = block.lane; neuron < groups * kGroup; neuron += 32) {
       const float sum = sum_products(block, block.warp, neuron);
-      target[neuron] = from_float<W>(gelu_new(sum + biases[neuron]));
+      target[neuron] = from_float<W>(gelu_new(sum + (loaded.in.is_loaded ? loaded.in.bias : biases[neuron])));
     }
   }
   block.barrier();
 
   trace(11);
-  constexpr int kHalves = kGroup * static_cast<int>(sizeof(W)) / 16;  // of a group of neurons
+  constexpr int kHalves = MlpWeights<B>::kHalves;
   const int tiles = block.output_tiles(), group_words = kHalves * tiles * 32, most = model.piece_neurons;
   const int row = block.lane >> 2;
   const bool is_row = row < kStepRows;
   const uint32_t* activations = inner + (is_row ? row : 0) * model.inner_stride + (block.lane & 3);
+  if (loaded.is_out_loaded) {
+    constexpr int kTiles = MlpWeights<B>::kTiles;
+    float c[kTiles][2][4] = {};
+    JAT_UNROLL
+    for (int i = 0; i < kTiles; ++i) multiply_tile<W>(c[i], loaded.out[i], activations, is_row);
+    JAT_UNROLL
+    for (int i = 0; i < kTiles; ++i)
+      publish_tile(block, block_index(), block.warp + i * kStepMaxWarps, c[i], false);
+    return;
+  }
   JAT_UNROLL_BY(1)
   for (int first = 0; first < groups; first += most) {
     const int count = smaller(most, groups - first);
     const Words* weights = reinterpret_cast<const Words*>(
                                block.ring.take(count * group_words * static_cast<int>(sizeof(Words)))) +
                            block.lane;
-    const uint32_t* part = activations + 4 * first * kHalves;
-    if (B::kIsFast && count == 3)
-      add_outputs<B::kIsFast ? 3 * kHalves : 0>(block, weights, part, is_row, 3 * kHalves, false);
-    else
-      add_outputs<0>(block, weights, part, is_row, count * kHalves, first > 0);
+    add_outputs(block, weights, activations + 4 * first * kHalves, is_row, count * kHalves, first > 0);
     block.ring.give_back(block.lane);
   }
 }
