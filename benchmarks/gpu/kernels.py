@@ -125,7 +125,6 @@ def _copies(num_bytes: int, least: int = 12) -> int:
 def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_len: int) -> Iterator[Case]:
     """Yield all kernels of a step of `sessions` full windows, three rows each."""
     from jat_engine.kernels.attention import paged_attention
-    from jat_engine.kernels.attention_output import combine_out_proj
     from jat_engine.kernels.embedding import embed
     from jat_engine.kernels.head import head
     from jat_engine.kernels.linear import linear_residual, norm_linear, norm_qkv
@@ -186,6 +185,7 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     )
 
     # For one agent all that might be chosen, so that a reading can say what should be.
+    arrivals = torch.zeros(sessions * heads, dtype=torch.int32, **on)
     for splits in (1, 2, 4, 8) if rows <= SMALL_ROWS else (1,):
         partials: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
         if splits > 1:
@@ -212,31 +212,21 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
                     partial=p[0],
                     partial_max=p[1],
                     partial_sum=p[2],
+                    arrivals=arrivals if n > 1 else None,
                     pdl=pdl,
                 ),
                 len(pages),
                 sessions * seen * 2 * hidden * kv_dtype.itemsize + 2 * x_bytes,
                 sum(a == kind for a in config.attention_layers),
             )
-        made, scale, size = weights(hidden, hidden, hidden)
-        if splits > 1:
-            yield Case(
-                f"combine_out_proj, {splits} splits",
-                lambda i, pdl, w=made, s=scale, p=partials: combine_out_proj(*p, w[i], s[i], zeros, x, pdl=pdl),
-                len(made),
-                size + (splits + 2) * x_bytes,
-                layers,
-            )
-        else:
-            yield Case(
-                "linear_residual, out_proj",
-                lambda i, pdl, w=made, s=scale: linear_residual(
-                    attended, w[i], s[i], zeros, x, transposed=False, pdl=pdl
-                ),
-                len(made),
-                size + 3 * x_bytes,
-                layers,
-            )
+    made, scale, size = weights(hidden, hidden, hidden)
+    yield Case(
+        "linear_residual, out_proj",
+        lambda i, pdl, w=made, s=scale: linear_residual(attended, w[i], s[i], zeros, x, transposed=False, pdl=pdl),
+        len(made),
+        size + 3 * x_bytes,
+        layers,
+    )
 
     made, scale, size = weights(4 * hidden, hidden, 4 * hidden)
     yield Case(
