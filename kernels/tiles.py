@@ -103,9 +103,10 @@ _TABLE = (
     _Row(1024, _HALF, 1536, 1024, Tile(64, 64, 64, 1, 4, 4)),
     _Row(1024, _HALF, _ANY, 1024, Tile(64, 128, 64, 1, 4, 4)),
     _Row(1024, _HALF, 1536, 2048, Tile(64, 128, 64, 1, 4, 4, num_programs_k=2)),
-    # Many rows: reading tiles from the L2 cache is the limit, so they are as large as registers allow.
-    _Row(_ANY, _HALF, 1536, _ANY, Tile(128, 256, 64, 1, 8, 4)),
-    _Row(_ANY, _HALF, _ANY, 1024, Tile(128, 256, 64, 1, 8, 3)),
+    # Many rows: reading tiles from the L2 cache is the limit. 128 registers, so that two programs fit; 256 outputs a
+    # program would spill registers, but of q, k and v.
+    _Row(_ANY, _HALF, 1536, _ANY, Tile(128, 128, 64, 1, 8, 3, max_registers=128)),
+    _Row(_ANY, _HALF, 2560, 1024, Tile(128, 256, 64, 1, 8, 3)),
     _Row(_ANY, _HALF, _ANY, _ANY, Tile(128, 128, 64, 1, 8, 3, max_registers=128)),
     _Row(_ANY, (torch.int8,), _ANY, _ANY, Tile(128, 128, 64, 1, 8, 3)),
 )
