@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from jat_engine.backends.base import STEP_TOKENS
-from jat_engine.kernels import attention, attention_output, discrete_encoder, embedding, head, image_encoder, linear
+from jat_engine.kernels import attention, discrete_encoder, embedding, head, image_encoder, linear
 from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
 from jat_engine.kernels.tiles import SMALL_ROWS
 
@@ -62,12 +62,8 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
             attention.paged_attention(
                 x, kv_layer, _int32(sessions, POSITIONS // PAGE_SIZE + 1), _int32(sessions + 1), _int32(sessions),
                 _int32(sessions), WINDOW, attended, max_queries=STEP_TOKENS, num_splits=splits, **partials,
-                arrivals=_int32(sessions * HEADS) if rows > SMALL_ROWS else None, pdl=pdl,
+                arrivals=_int32(sessions * HEADS), pdl=pdl,
             )  # fmt: skip
-            if splits > 1 and rows <= SMALL_ROWS:
-                attention_output.combine_out_proj(
-                    **partials, weight=weight(HIDDEN, HIDDEN), scale=scale(HIDDEN), bias=vector, x=x, pdl=pdl
-                )
         if pdl:  # sm_90 and newer, which have float8
             attention.paged_attention(
                 x, kv_layer.to(torch.float8_e4m3fn), _int32(sessions, POSITIONS // PAGE_SIZE + 1), _int32(sessions + 1),

@@ -78,9 +78,6 @@ def l2_bytes(launch: Launch, agents: int, config: JatConfig, itemsize: int) -> i
         return rows * hidden * (3 * 4 + itemsize)
     if launch.name == "linear_residual":
         return blocks * rows * given["K"] * itemsize + 2 * rows * given["N"] * 4
-    if launch.name == "combine_out_proj":
-        partials = given["NUM_SPLITS"] * rows * (hidden + 2 * config.num_heads) * 4
-        return blocks * partials + 2 * rows * given["N"] * 4
     if launch.name == "paged_attention":
         splits = given["NUM_SPLITS"]
         written = rows * hidden * itemsize if splits == 1 else splits * rows * (hidden + 2 * config.num_heads) * 4

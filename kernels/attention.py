@@ -295,7 +295,7 @@ def paged_attention(
         partial_max: [num_splits, R, heads], float32: max of the scores, -inf for a range without keys.
         partial_sum: [num_splits, R, heads], float32: sum of exp(score - max), 0 for a range without keys.
         arrivals: [S * heads], int32, zeros, and zeros again afterwards; if given, the splits are combined into `out`.
-            Without it, they are left to `combine_out_proj`, which suits few rows.
+            Without it, they are left as they are.
         pdl: programmatic dependent launch, see `launch` (sm_90 or later).
 
     Raises:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..reference import encode_continuous
 from .launch import INTERPRETING, check, check_dimensions, launch_and_wait
+from .tiles import SMALL_ROWS
 
 
 def embed_reference(
@@ -60,11 +61,13 @@ class Config(NamedTuple):
     num_warps: int
 
 
-def config(hidden: int) -> Config:
-    """Return launch parameters for rows of `hidden` columns."""
+def config(num_rows: int, hidden: int) -> Config:
+    """Return launch parameters for `num_rows` rows of `hidden` columns."""
     if INTERPRETING:
         return Config(triton.next_power_of_2(hidden), 64, 1)
-    return Config(64, 32, 4)
+    if num_rows <= SMALL_ROWS:
+        return Config(64, 32, 4)  # many programs, short chains
+    return Config(triton.next_power_of_2(hidden), 8, 4)  # fewer programs than waves of short ones
 
 
 @triton.jit
@@ -158,7 +161,7 @@ def embed(
     check("position_table", position_table, (position_table.shape[0], hidden), torch.float32, device)
     check("positions", positions, (rows,), torch.int32, device)
 
-    block = config(hidden)
+    block = config(rows, hidden)
     _embed_kernel[(rows, triton.cdiv(hidden, block.block_h))](
         out, source_ptrs, source_sizes, value_starts, values, bias, position_table, positions,
         H=hidden, BLOCK_H=block.block_h, BLOCK_X=block.block_x, USE_PDL=pdl,

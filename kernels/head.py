@@ -23,6 +23,7 @@ from .norm import normalised_row
 SINGLE_CAPACITY = 512
 """Up to this many outputs, one program per session also chooses; beyond, several do, and a second kernel chooses."""
 _FAR = tl.constexpr(2**31 - 1)
+_FEW_SESSIONS = 2 if INTERPRETING else 128
 
 
 def head_reference(
@@ -244,12 +245,14 @@ def head(
     single = capacity <= SINGLE_CAPACITY
     outputs = SINGLE_CAPACITY if single or INTERPRETING else 64
     block_h = triton.next_power_of_2(hidden)
+    # Of many sessions several programs fit on a multiprocessor, else one has more loads in flight.
+    elements, num_warps = (4096, 4) if sessions > _FEW_SESSIONS else (16384, 8)
     _head_kernel[(sessions, 1 if single else triton.cdiv(capacity, outputs))](
         x, partial, norm_weight, norm_bias, query_start, head_ptrs, head_bias_ptrs, head_sizes, log_noise, has_noise,
         out, choice, finite, rows, capacity,
         H=hidden, NUM_PARTIALS=0 if partial is None else partial.shape[0],
-        CHOOSE=single, OUTPUTS=outputs, BLOCK_N=max(1, min(16, 16384 // block_h)), BLOCK_H=block_h,
-        USE_PDL=pdl, num_warps=8, launch_pdl=pdl,
+        CHOOSE=single, OUTPUTS=outputs, BLOCK_N=max(1, min(16, elements // block_h)), BLOCK_H=block_h,
+        USE_PDL=pdl, num_warps=num_warps, launch_pdl=pdl,
     )  # fmt: skip
     if not single:
         _choose_kernel[(sessions,)](

@@ -157,16 +157,18 @@ def _norm_qkv_kernel(
     acc = acc * scale + bias
 
     in_rows = (rows < num_rows)[:, None]
-    tl.store(q_out_ptr + rows.to(tl.int64)[:, None] * H + columns[None, :], acc, mask=in_rows & (columns < H)[None, :])
-
-    # kv element (page, part, head, offset, d): part 0 is k, 1 is v.
-    part = columns // H - 1
-    head = (columns % H) // HEAD_DIM
-    d = columns % HEAD_DIM
-    page_row = (slot // _PAGE_SIZE).to(tl.int64) * (2 * H * _PAGE_SIZE) + (slot % _PAGE_SIZE) * HEAD_DIM
-    within_page = part * (H * _PAGE_SIZE) + head * (_PAGE_SIZE * HEAD_DIM) + d
-    mask = in_rows & (slot >= 0)[:, None] & ((columns >= H) & (columns < 3 * H))[None, :]
-    tl.store(kv_layer_ptr + page_row[:, None] + within_page[None, :], acc, mask=mask)
+    if first_column < H:
+        in_q = in_rows & (columns < H)[None, :]
+        tl.store(q_out_ptr + rows.to(tl.int64)[:, None] * H + columns[None, :], acc, mask=in_q)
+    if first_column + BLOCK_N > H:
+        # kv element (page, part, head, offset, d): part 0 is k, 1 is v.
+        part = columns // H - 1
+        head = (columns % H) // HEAD_DIM
+        d = columns % HEAD_DIM
+        page_row = (slot // _PAGE_SIZE).to(tl.int64) * (2 * H * _PAGE_SIZE) + (slot % _PAGE_SIZE) * HEAD_DIM
+        within_page = part * (H * _PAGE_SIZE) + head * (_PAGE_SIZE * HEAD_DIM) + d
+        mask = in_rows & (slot >= 0)[:, None] & ((columns >= H) & (columns < 3 * H))[None, :]
+        tl.store(kv_layer_ptr + page_row[:, None] + within_page[None, :], acc, mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

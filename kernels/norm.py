@@ -17,9 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference import LAYER_NORM_EPSILON
-from .launch import KV_DTYPES, check, check_dimensions, launch_dependents, wait
+from .launch import INTERPRETING, KV_DTYPES, check, check_dimensions, launch_dependents, wait
 
 _EPSILON = tl.constexpr(LAYER_NORM_EPSILON)
+_SHARED_FROM_ROWS = 8 if INTERPRETING else 1024
 
 
 @triton.jit
@@ -47,9 +48,9 @@ def layer_norm_statistics(x_ptr, rows, num_rows, H: tl.constexpr, BLOCK_H: tl.co
 
 @triton.jit
 def normalised_row(x, weight, bias, in_row, H: tl.constexpr):
-    """Return LN(x) of a row that lies in registers, [BLOCK_H]; `in_row` marks its H elements."""
-    centred = tl.where(in_row, x - tl.sum(x, 0) / H, 0.0)
-    total = tl.sum(centred * centred, 0)
+    """Return LN(x) of rows that lie in registers, [..., BLOCK_H]; `in_row` marks the H elements of a row."""
+    centred = tl.where(in_row, x - tl.sum(x, -1, keep_dims=True) / H, 0.0)
+    total = tl.sum(centred * centred, -1, keep_dims=True)
     # A variance that overflowed would make every row its bias, finite and wrong: 0 * inf makes it NaN.
     rstd = tl.rsqrt(total / H + _EPSILON) + 0.0 * total
     return centred * rstd * weight + bias
@@ -65,26 +66,29 @@ def _layer_norm_kernel(
     num_rows,
     H: tl.constexpr,
     NUM_PARTIALS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: one row, which stays in registers.
+    # One program: BLOCK_M rows, which stay in registers.
     launch_dependents(USE_PDL)
-    column = tl.arange(0, BLOCK_H)
+    column = tl.arange(0, BLOCK_H)[None, :]
     in_row = column < H
     weight = tl.load(weight_ptr + column, mask=in_row, other=0.0)
     bias = tl.load(bias_ptr + column, mask=in_row, other=0.0)
     wait(USE_PDL)
 
-    place = tl.program_id(0).to(tl.int64) * H + column
-    x = tl.load(x_ptr + place, mask=in_row, other=0.0)
+    row = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
+    mask = (row < num_rows) & in_row
+    place = row.to(tl.int64) * H + column
+    x = tl.load(x_ptr + place, mask=mask, other=0.0)
     for part in tl.static_range(NUM_PARTIALS):
         part_ptr = partial_ptr + part * num_rows.to(tl.int64) * H
-        x += tl.load(part_ptr + place, mask=in_row, other=0.0)
+        x += tl.load(part_ptr + place, mask=mask, other=0.0)
     if NUM_PARTIALS > 0:
-        tl.store(x_ptr + place, x, mask=in_row)
+        tl.store(x_ptr + place, x, mask=mask)
 
-    tl.store(out_ptr + place, normalised_row(x, weight, bias, in_row, H), mask=in_row)
+    tl.store(out_ptr + place, normalised_row(x, weight, bias, in_row, H), mask=mask)
 
 
 def layer_norm(
@@ -114,8 +118,10 @@ def layer_norm(
         check("partial", partial, (partial.shape[0], rows, hidden), torch.float32, device)
 
     block = triton.next_power_of_2(hidden)
-    _layer_norm_kernel[(rows,)](
+    # With many rows, several share what a program loads of weight and bias.
+    block_m = 4 if rows >= _SHARED_FROM_ROWS else 1
+    _layer_norm_kernel[(triton.cdiv(rows, block_m),)](
         x, partial, weight, bias, out, rows,
-        H=hidden, NUM_PARTIALS=0 if partial is None else partial.shape[0], BLOCK_H=block, USE_PDL=pdl,
-        num_warps=max(1, min(block // 1024, 8)), launch_pdl=pdl,
+        H=hidden, NUM_PARTIALS=0 if partial is None else partial.shape[0], BLOCK_M=block_m, BLOCK_H=block,
+        USE_PDL=pdl, num_warps=block_m * max(1, min(block // 1024, 8 // block_m)), launch_pdl=pdl,
     )  # fmt: skip

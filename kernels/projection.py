@@ -108,7 +108,7 @@ def product(
             mean, rstd = layer_norm_statistics(a_ptr, rows, num_rows, K, BLOCK_H)
         acc = _iterate(
             a_ptr, norm_weight_ptr, norm_bias_ptr, mean, rstd, weight_ptr, rows, num_rows, columns,
-            N, K, STRIDE, NORM, TRANSPOSED, SPLIT_K, BLOCK_K, DTYPE,
+            BLOCK_N, N, K, STRIDE, NORM, TRANSPOSED, SPLIT_K, BLOCK_K, DTYPE,
         )  # fmt: skip
         residual = load_residual(residual_ptr, rows, num_rows, columns, N)
     return acc, residual
@@ -135,6 +135,7 @@ def _iterate(
     rows,  # [BLOCK_M]
     num_rows,
     columns,  # [BLOCK_N]
+    BLOCK_N: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -152,20 +153,25 @@ def _iterate(
     stride_k: tl.constexpr = N if TRANSPOSED else 1
 
     if SPLIT_K == 1:
+        # Without masks of k and of the columns, where blocks divide both: the loop has fewer instructions.
+        IS_EVEN: tl.constexpr = K % BLOCK_K == 0 and N % BLOCK_N == 0
         in_rows = (rows < num_rows)[:, None]
         in_columns = (columns < N)[None, :]
-        a_rows = a_ptr + rows.to(tl.int64)[:, None] * STRIDE
-        w_columns = weight_ptr + columns[None, :] * stride_n
+        k = tl.arange(0, BLOCK_K)
+        a_block = a_ptr + rows.to(tl.int64)[:, None] * STRIDE + k[None, :]
+        w_block = weight_ptr + columns[None, :] * stride_n + k[:, None] * stride_k
         acc = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
         for start in range(0, K, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
-            a = tl.load(a_rows + k[None, :], mask=in_rows & (k < K)[None, :], other=0.0)
+            a = tl.load(a_block, mask=in_rows if IS_EVEN else in_rows & (start + k < K)[None, :], other=0.0)
             if NORM:
-                norm_weight = tl.load(norm_weight_ptr + k, mask=k < K, other=0.0)[None, :]
-                norm_bias = tl.load(norm_bias_ptr + k, mask=k < K, other=0.0)[None, :]
+                norm_weight = tl.load(norm_weight_ptr + start + k, mask=start + k < K, other=0.0)[None, :]
+                norm_bias = tl.load(norm_bias_ptr + start + k, mask=start + k < K, other=0.0)[None, :]
                 a = (a - mean[:, None]) * rstd[:, None] * norm_weight + norm_bias
-            w = tl.load(w_columns + k[:, None] * stride_k, mask=in_columns & (k < K)[:, None], other=0.0)
+            w_mask = None if IS_EVEN else in_columns & (start + k < K)[:, None]
+            w = tl.load(w_block, mask=w_mask, other=None if IS_EVEN else 0.0)
             acc = tl.dot(a.to(DTYPE), w.to(DTYPE), acc, input_precision="ieee")
+            a_block += BLOCK_K
+            w_block += BLOCK_K * stride_k
     else:
         in_rows = (rows < num_rows)[None, :, None]
         in_columns = (columns < N)[None, None, :]

@@ -90,18 +90,23 @@ _TABLE = (
     _Row(16, _HALF_INT8, _ANY, _ANY, Tile(16, 16, 64, 4, 4, 3)),
     _Row(16, _FLOAT, _ANY, _ANY, Tile(16, 8, 32, 4, 4, 3)),
     _Row(_ANY, _FLOAT, _ANY, _ANY, Tile(32, 64, 32, 1, 4, 2)),
-    # Tiles of the tensor cores, with several loads of 128 inputs in flight. 108 programs are one per multiprocessor;
-    # where there are more they are small enough for two.
-    _Row(256, _HALF, 1536, 1024, Tile(64, 32, 128, 1, 4, 5)),
-    _Row(256, _HALF, 2560, 1024, Tile(64, 64, 128, 1, 4, 4)),
-    _Row(256, _HALF, _ANY, 1024, Tile(64, 64, 128, 1, 4, 3)),
-    _Row(256, _HALF, 1536, 1024, Tile(64, 64, 128, 1, 4, 4, num_programs_k=3)),
+    # Tiles of the tensor cores, with several loads of 64 inputs in flight, in one wave. Reading tiles from the L2 cache
+    # is the limit of 64 outputs a program, the chain of one program that of 128.
+    _Row(256, _HALF, 1536, 512, Tile(64, 64, 64, 1, 4, 5, num_programs_k=2)),
+    _Row(256, _HALF, 1536, 1024, Tile(64, 32, 64, 1, 4, 6)),
+    _Row(256, _HALF, _ANY, 1024, Tile(64, 128, 64, 1, 4, 6)),
+    _Row(256, _HALF, 1536, 1024, Tile(64, 128, 64, 1, 4, 4, num_programs_k=4)),
     _Row(256, _HALF_INT8, 1536, 1024, Tile(64, 64, 64, 1, 4, 3, num_programs_k=3)),
     _Row(256, _HALF_INT8, 1536, _ANY, Tile(64, 32, 64, 1, 4, 3)),
     _Row(256, _HALF_INT8, _ANY, _ANY, Tile(64, 64, 64, 1, 4, 3)),
-    # Many rows: reading tiles from the L2 cache is the limit. 128 registers, so that two programs fit.
+    # The same for more programs: two fit on a multiprocessor.
+    _Row(1024, _HALF, 1536, 1024, Tile(64, 64, 64, 1, 4, 4)),
+    _Row(1024, _HALF, _ANY, 1024, Tile(64, 128, 64, 1, 4, 4)),
+    _Row(1024, _HALF, 1536, 2048, Tile(64, 128, 64, 1, 4, 4, num_programs_k=2)),
+    # Many rows: reading tiles from the L2 cache is the limit. 128 registers, so that two programs fit; 256 outputs a
+    # program would spill registers, but of q, k and v.
     _Row(_ANY, _HALF, 1536, _ANY, Tile(128, 128, 64, 1, 8, 3, max_registers=128)),
-    _Row(_ANY, _HALF, 2560, 1024, Tile(128, 256, 64, 1, 8, 4)),
+    _Row(_ANY, _HALF, 2560, 1024, Tile(128, 256, 64, 1, 8, 3)),
     _Row(_ANY, _HALF, _ANY, _ANY, Tile(128, 128, 64, 1, 8, 3, max_registers=128)),
     _Row(_ANY, (torch.int8,), _ANY, _ANY, Tile(128, 128, 64, 1, 8, 3)),
 )

@@ -31,6 +31,8 @@ from jat_engine.reference import layer_norm as layer_norm_reference
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
+_PAGES = 9
+
 
 @pytest.mark.parametrize("hidden", [64, 160])
 def test_embedding(hidden: int) -> None:
@@ -60,7 +62,8 @@ def test_embedding(hidden: int) -> None:
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize(
-    ("rows", "hidden", "outputs"), [(1, 64, 256), (3, 160, 72), (16, 48, 40), (17, 64, 600), (70, 272, 130)]
+    ("rows", "hidden", "outputs"),
+    [(1, 64, 256), (3, 160, 72), (16, 48, 40), (17, 64, 600), (70, 272, 130), (130, 128, 256), (300, 64, 130)],
 )
 @pytest.mark.parametrize("gelu", [False, True])
 def test_norm_linear(dtype: torch.dtype, rows: int, hidden: int, outputs: int, gelu: bool) -> None:
@@ -77,7 +80,7 @@ def test_norm_linear(dtype: torch.dtype, rows: int, hidden: int, outputs: int, g
     agrees(out, linear.norm_linear_reference, x, norm_weight, norm_bias, weight, scale, bias, gelu, dtype=dtype)
 
 
-@pytest.mark.parametrize(("rows", "hidden"), [(1, 64), (5, 160), (33, 1100)])
+@pytest.mark.parametrize(("rows", "hidden"), [(1, 64), (5, 160), (33, 1100), (1026, 48)])
 def test_layer_norm(rows: int, hidden: int) -> None:
     random = Random()
     x, weight, bias = random.normal(rows, hidden) + 30, random.normal(hidden), random.normal(hidden)
@@ -88,24 +91,24 @@ def test_layer_norm(rows: int, hidden: int) -> None:
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize("cache", CACHE_DTYPES)
-@pytest.mark.parametrize(("rows", "heads", "head_dim"), [(1, 4, 16), (3, 2, 80), (19, 3, 64)])
+@pytest.mark.parametrize(("rows", "heads", "head_dim"), [(1, 4, 16), (3, 2, 80), (19, 3, 64), (130, 2, 64)])
 def test_norm_qkv(dtype: torch.dtype, cache: torch.dtype, rows: int, heads: int, head_dim: int) -> None:
     """Keys and values are written to their slots and nowhere else; slot -1 writes nothing."""
     random = Random()
     hidden = heads * head_dim
     x, norm_weight, norm_bias = random.normal(rows, hidden), random.normal(hidden), random.normal(hidden)
     weight, scale = random.weight(dtype, 3 * hidden, hidden)
-    slots = random.permutation(5 * PAGE_SIZE)[:rows]
-    slots[0] = 5 * PAGE_SIZE - 1
+    slots = random.permutation(_PAGES * PAGE_SIZE)[:rows]
+    slots[0] = _PAGES * PAGE_SIZE - 1
     if rows > 1:
         slots[1] = -1
-    q, kv_layer = poisoned(rows, hidden), poisoned(5, 2, heads, PAGE_SIZE, head_dim, dtype=cache)
+    q, kv_layer = poisoned(rows, hidden), poisoned(_PAGES, 2, heads, PAGE_SIZE, head_dim, dtype=cache)
     normed = poisoned(rows, hidden, dtype=compute_dtype(dtype)) if rows > SMALL_ROWS else None
     linear.norm_qkv(x, norm_weight, norm_bias, weight, scale, q, kv_layer, slots, normed=normed)
 
     def q_and_kept(*tensors: torch.Tensor) -> torch.Tensor:
         *inputs, scales = tensors
-        empty = poisoned(5, 2, heads, PAGE_SIZE, head_dim, dtype=torch.float64)
+        empty = poisoned(_PAGES, 2, heads, PAGE_SIZE, head_dim, dtype=torch.float64)
         q, pages = linear.norm_qkv_reference(*inputs, scales, empty, slots)
         return torch.cat([q.flatten().double(), pages[~pages.isnan()]])
 
@@ -116,16 +119,18 @@ def test_norm_qkv(dtype: torch.dtype, cache: torch.dtype, rows: int, heads: int,
 
 
 def poisoned_like_reference(slots: torch.Tensor, heads: int, head_dim: int) -> torch.Tensor:
-    """Return True for each element of [5, 2, heads, PAGE_SIZE, head_dim] that no row of `slots` writes."""
-    free = torch.ones(5, PAGE_SIZE, dtype=torch.bool, device=DEVICE)
+    """Return True for each element of [_PAGES, 2, heads, PAGE_SIZE, head_dim] that no row of `slots` writes."""
+    free = torch.ones(_PAGES, PAGE_SIZE, dtype=torch.bool, device=DEVICE)
     kept = slots[slots >= 0].long()
     free[kept // PAGE_SIZE, kept % PAGE_SIZE] = False
-    return free[:, None, None, :, None].expand(5, 2, heads, PAGE_SIZE, head_dim)
+    return free[:, None, None, :, None].expand(_PAGES, 2, heads, PAGE_SIZE, head_dim)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(("rows", "inputs", "hidden"), [(1, 256, 64), (3, 72, 160), (16, 48, 40), (33, 300, 64)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "hidden"), [(1, 256, 64), (3, 72, 160), (16, 48, 40), (33, 300, 64), (260, 128, 128)]
+)
 def test_linear_residual(dtype: torch.dtype, transposed: bool, rows: int, inputs: int, hidden: int) -> None:
     random = Random()
     a = random.normal(rows, inputs, dtype=compute_dtype(dtype))
@@ -138,7 +143,9 @@ def test_linear_residual(dtype: torch.dtype, transposed: bool, rows: int, inputs
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
-@pytest.mark.parametrize(("rows", "inputs", "hidden"), [(17, 256, 64), (70, 3072, 40), (130, 3072, 96)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "hidden"), [(17, 256, 64), (70, 3072, 40), (130, 3072, 128), (130, 768, 96), (300, 1088, 64)]
+)
 def test_sums_that_are_added_later(dtype: torch.dtype, rows: int, inputs: int, hidden: int) -> None:
     """Programs that share inputs leave x alone; the next layer adds their sums, also where x is normalised."""
     parts = linear.num_partials(rows, hidden, inputs, dtype)
@@ -288,3 +295,14 @@ def test_wrappers_name_what_is_wrong() -> None:
     assert out.isnan().all()
     run()
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_tiles_of_many_rows(dtype: torch.dtype) -> None:
+    """More rows than any bucket of small tiles has, the last block of rows cut short."""
+    random = Random()
+    a, weight = random.normal(1030, 192, dtype=dtype), random.normal(320, 192, dtype=dtype)
+    bias, x = random.normal(320), random.normal(1030, 320)
+    out = x.clone()
+    linear.linear_residual(a, weight, None, bias, out, transposed=False)
+    agrees(out, linear.linear_residual_reference, a, weight, None, bias, x, dtype=dtype)

@@ -18,14 +18,13 @@ from helpers.kernel_cases import (
     CACHE_DTYPES,
     COMPUTE_CAPABILITY,
     HAS_GPU,
-    WEIGHT_DTYPES,
     Random,
     agrees,
     int32,
     poisoned,
 )
 
-from jat_engine.kernels import attention, attention_output, quantized_attention
+from jat_engine.kernels import attention, quantized_attention
 from jat_engine.kernels import splits as splits_of_keys
 from jat_engine.kernels.launch import PAGE_SIZE
 
@@ -274,34 +273,6 @@ def test_result_ignores_other_sessions(splits: int) -> None:
     assert torch.equal(together[:3], alone[:3])
     for name, tensor in partials.items():
         assert torch.equal(tensor[:, :3], partials_alone[name][:, :3])
-
-
-@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
-@pytest.mark.parametrize(("splits", "heads", "head_dim"), [(2, 4, 16), (4, 2, 80)])
-def test_combined_output_projection(dtype: torch.dtype, splits: int, heads: int, head_dim: int) -> None:
-    """Combine, project and add in one kernel; some splits are empty."""
-    case = Case([(0, 1, 0), (70, 3, 0), (0, 0, 0), (150, 2, 3)], heads, head_dim, torch.float32, extra_rows=0)
-    hidden = heads * head_dim
-    weight, scale = case.random.weight(dtype, hidden, hidden)
-    bias, x = case.random.normal(hidden), case.random.normal(case.rows, hidden)
-    _, partials = case.run(1024, splits, combine=False)
-    out = x.clone()
-    attention_output.combine_out_proj(**partials, weight=weight, scale=scale, bias=bias, x=out)
-    reference = attention_output.combine_out_proj_reference
-    agrees(out, reference, *partials.values(), weight, scale, bias, x, dtype=dtype)
-
-
-def test_rows_beyond_sessions_stay_their_own() -> None:
-    """Poisoned partials of rows of no session do not reach other rows through the projection."""
-    case = Case([(40, 2, 0)], heads=4, head_dim=16, cache=torch.float32, extra_rows=3)
-    weight, scale = case.random.weight(torch.float32, 64, 64)
-    bias, x = case.random.normal(64), case.random.normal(case.rows, 64)
-    _, partials = case.run(1024, 2, combine=False)
-    out = x.clone()
-    attention_output.combine_out_proj(**partials, weight=weight, scale=scale, bias=bias, x=out)
-    used = [tensor[:, : case.used] for tensor in partials.values()]
-    reference = attention_output.combine_out_proj_reference
-    agrees(out[: case.used], reference, *used, weight, scale, bias, x[: case.used], dtype=torch.float32)
 
 
 def test_wrapper_names_what_is_wrong() -> None:
