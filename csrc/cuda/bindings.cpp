@@ -222,7 +222,7 @@ PYBIND11_MODULE(JAT_MODULE, module) {
   module.attr("REDUCTIONS_PER_LAYER") = jat::kReductionsPerLayer;
   module.attr("CLUSTER_BARRIERS_PER_HEAD") = jat::kClusterBarriersPerHead;
   module.def("device_facts", &jat::facts, "ordinal"_a = 0);
-  py::class_<Step> step(module, "Step");
+  py::class_<Step> step(module, "Step", py::module_local());  // several builds may be loaded together
   step.def(py::init(&jat::make_step), py::kw_only(), "hidden"_a, "num_heads"_a, "head_dim"_a, "inner"_a,
            "num_layers"_a, "max_positions"_a, "weight_dtype"_a, "layers"_a, "final_norm_weight"_a,
            "final_norm_bias"_a, "position_table"_a, "continuous_bias"_a, "kv_cache"_a, "num_pages"_a,
@@ -253,7 +253,7 @@ PYBIND11_MODULE(JAT_MODULE, module) {
                     [](Step& s, int cluster) { s.runner().set_missing_cluster(cluster); })
       .def_property("seed", nullptr, [](Step& s, uint32_t seed) { s.runner().set_seed(seed); });
   using jat::EmulatedDevice;
-  py::class_<EmulatedDevice>(module, "EmulatedDevice")
+  py::class_<EmulatedDevice>(module, "EmulatedDevice", py::module_local())
       .def_readwrite("num_sms", &EmulatedDevice::num_sms)
       .def_readwrite("max_blocks", &EmulatedDevice::max_blocks)
       .def_readwrite("memory_bytes", &EmulatedDevice::memory_bytes)
