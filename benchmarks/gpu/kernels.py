@@ -131,7 +131,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_len: int) -> Iterator[Case]:
     """Yield all kernels of a step of `sessions` full windows, three rows each."""
-    from jat_engine.backends.cuda.graph import num_splits
+    from jat_engine.backends.cuda.graph import attention_programs, num_splits
     from jat_engine.kernels.attention import paged_attention
     from jat_engine.kernels.embedding import embed
     from jat_engine.kernels.head import head
@@ -193,7 +193,7 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     )
 
     # For one agent all that might be chosen, so that a reading can say what should be.
-    chosen = num_splits(_multiprocessors(device), heads, sessions)
+    chosen = num_splits(attention_programs(_multiprocessors(device), is_kv_quantized=False), heads, sessions)
     for splits in (1, 2, 4, 8) if rows <= SMALL_ROWS else (chosen,):
         split: dict[str, Tensor] = {}
         if splits > 1:

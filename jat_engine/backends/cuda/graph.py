@@ -120,7 +120,11 @@ class GraphStep:
         self._weights = weights
         self._cache = cache
         self._scratch = scratch
-        self._splits = num_splits(_attention_programs(weights), weights.config.num_heads, shape.sessions)
+        self._splits = num_splits(
+            attention_programs(weights.num_multiprocessors, weights.is_kv_quantized),
+            weights.config.num_heads,
+            shape.sessions,
+        )
         device = weights.device
         self.inputs = StepInputs(shape, max_pages, weights.config.max_discrete_value, device)
         on_gpu = device.type == "cuda"
@@ -295,9 +299,9 @@ class GraphStep:
         return unadded
 
 
-def _attention_programs(weights: CudaWeights) -> int:
+def attention_programs(num_multiprocessors: int, is_kv_quantized: bool) -> int:
     """Return the programs of the attention that the GPU runs at once; those for float8 pages have one warp."""
-    return _ATTENTION_WARPS * weights.num_multiprocessors // (1 if weights.is_kv_quantized else 4)
+    return _ATTENTION_WARPS * num_multiprocessors // (1 if is_kv_quantized else 4)
 
 
 def num_splits(num_programs: int, num_heads: int, sessions: int) -> int:
