@@ -60,7 +60,9 @@ class Scratch:
         self.inner = torch.zeros(rows, weights.inner_size, device=device, dtype=weights.activation_dtype)
 
         # All splits of all rows, of the numbers of sessions that are split.
-        programs = min(_MAX_SPLITS * sessions * heads, _attention_programs(weights))
+        programs = min(
+            _MAX_SPLITS * sessions * heads, attention_programs(weights.num_multiprocessors, weights.is_kv_quantized)
+        )
         split_rows = -(-programs // heads) * STEP_TOKENS
         self.partial = torch.zeros(split_rows * hidden, device=device, dtype=torch.float32)
         self.partial_max = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
