@@ -14,6 +14,10 @@ REGISTER_LIMIT = 255
 _WHOLE_FRAMES = {"image_norm": 48, "image_conv": 24}
 """Bytes for kernels that hold a whole frame in registers; none of it is in a loop."""
 
+_TWO_RESIDENT = {"linear_residual": 288, "norm_linear": 112}
+"""Bytes for tiles of 128 x 128 with 128 registers, so that two programs fit on a multiprocessor: addresses and sums of
+what follows the loop on sm_90, which needs the fewest."""
+
 Row = dict[str, Any]
 
 
@@ -26,7 +30,8 @@ def spill_limit(row: Row) -> int:
         return 0 if row["arch"] <= 90 else 80
     if row["weights"] == "float32":
         return 128
-    return _WHOLE_FRAMES.get(row["kernel"], 0)
+    limits = _WHOLE_FRAMES | (_TWO_RESIDENT if row["for"] == "512 agents" else {})
+    return limits.get(row["kernel"], 0)
 
 
 def violations(table: Iterable[Row]) -> list[str]:

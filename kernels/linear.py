@@ -105,12 +105,15 @@ def _norm_linear_kernel(
     first_column = tl.program_id(0) * BLOCK_N
     columns = first_column + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
+    if WHOLE:
+        scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
 
     acc, _ = product(
         x_ptr, norm_weight_ptr, norm_bias_ptr, weight_ptr, None, rows, num_rows, first_column, BLOCK_N,
         N, K, K, NORM, False, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
     )  # fmt: skip
+    if not WHOLE:  # not earlier: they would hold registers over the loop
+        scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
     acc = acc * scale + bias
     if GELU:
         acc = gelu_new(acc)
@@ -197,7 +200,8 @@ def _linear_residual_kernel(
     columns = first_column + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     part = tl.program_id(2)
-    scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
+    if WHOLE:
+        scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
 
     PART: tl.constexpr = K // NUM_PARTIALS
     residual_ptr = x_ptr if NUM_PARTIALS == 1 else None
@@ -206,6 +210,8 @@ def _linear_residual_kernel(
         rows, num_rows, first_column, BLOCK_N,
         N, PART, K, False, TRANSPOSED, WHOLE, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE, USE_PDL,
     )  # fmt: skip
+    if not WHOLE:  # not earlier: they would hold registers over the loop
+        scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
     acc *= scale
 
     mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
