@@ -90,9 +90,9 @@ class Warp:
         self.path = Path()
         self.at = 0
         self.is_done = False
-        self._stack: list[dict[str, Any]] = []
-        self._pending: list[tuple[int, Lanes]] = []
-        self._gathered: dict[int, Lanes] = {}
+        self.stack: list[dict[str, Any]] = []
+        self.pending: list[tuple[int, Lanes]] = []
+        self.gathered: dict[int, Lanes] = {}
         x, y, _ = program.grid
         position = {"X": block % x, "Y": block // x % y, "Z": block // (x * y)}
         self._specials: dict[str, Lanes] = {"SR_TID.X": (np.arange(32) + 32 * warp).astype(np.uint32)}
@@ -318,7 +318,7 @@ class Interpreter:
                     return
             elif kind == "BSSY":
                 target = self._index.get(int(i.operands[1].strip("`()"), 16), warp.at)
-                warp._stack.append({"name": i.operands[0], "mask": warp.active, "pending": [], "resume": target})
+                warp.stack.append({"name": i.operands[0], "mask": warp.active, "pending": [], "resume": target})
             elif kind == "BSYNC":
                 self._reconverge(warp, i.operands[0])
             elif kind == "WARPSYNC":
@@ -356,50 +356,50 @@ class Interpreter:
         if taken[warp.active].all():
             warp.at = index
             return
-        pending = warp._stack[-1]["pending"] if warp._stack else warp._pending
+        pending = warp.stack[-1]["pending"] if warp.stack else warp.pending
         pending.append((index, taken))
         warp.active = warp.active & ~taken
 
     def _gather(self, warp: Warp) -> None:
         """At a WARPSYNC let the lanes that went elsewhere come here, too."""
         here = warp.at - 1
-        elsewhere = (frame["pending"] for frame in reversed(warp._stack) if frame["pending"])
-        waiting = warp._pending or next(elsewhere, [])
-        gathered = warp._gathered.pop(here, FALSE)
+        elsewhere = (frame["pending"] for frame in reversed(warp.stack) if frame["pending"])
+        waiting = warp.pending or next(elsewhere, [])
+        gathered = warp.gathered.pop(here, FALSE)
         if not waiting:
             warp.active = warp.active | gathered
             return
-        warp._gathered[here] = warp.active | gathered
+        warp.gathered[here] = warp.active | gathered
         warp.at, warp.active = waiting.pop()
 
     def _reconverge(self, warp: Warp, name: str) -> None:
-        while warp._stack and warp._stack[-1]["name"] != name:
-            warp._stack.pop()
-        if not warp._stack:
+        while warp.stack and warp.stack[-1]["name"] != name:
+            warp.stack.pop()
+        if not warp.stack:
             return
-        frame = warp._stack[-1]
+        frame = warp.stack[-1]
         if frame["pending"]:
             warp.at, warp.active = frame["pending"].pop()
             return
-        warp._stack.pop()
+        warp.stack.pop()
         warp.active = frame["mask"]
         warp.at = max(warp.at, frame["resume"])
 
     def _exit(self, warp: Warp, mask: Lanes) -> bool:
         """Take lanes out; return True if the warp has ended."""
-        for frame in warp._stack:
+        for frame in warp.stack:
             frame["mask"] = frame["mask"] & ~mask
         warp.active = warp.active & ~mask
         if warp.active.any():
             return False
-        for frame in reversed(warp._stack):
+        for frame in reversed(warp.stack):
             if frame["pending"]:
                 warp.at, warp.active = frame["pending"].pop()
                 return False
             if frame["mask"].any():
                 break
-        if warp._pending:
-            warp.at, warp.active = warp._pending.pop()
+        if warp.pending:
+            warp.at, warp.active = warp.pending.pop()
             return False
         warp.is_done = True
         return True

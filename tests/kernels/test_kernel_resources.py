@@ -19,6 +19,11 @@ from benchmarks.resource_limits import ARCHITECTURES, violations
 RESULTS = ROOT / "benchmarks" / "results" / "kernel_resources.json"
 
 
+def kernels_of(architecture: int) -> set[str]:
+    """Return the kernels that exist there: float8 does from sm_89 on."""
+    return KERNELS if architecture >= 89 else KERNELS - {"quantized_attention"}
+
+
 def compile_with(program: str, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{program}", *options]
@@ -37,7 +42,8 @@ def test_kernels_compile_within_their_limits(architectures: tuple[str, ...], siz
     assert result.returncode == 0, result.stderr
     # Few rows are normalised within the products.
     for kernel in KERNELS if "64 agents" in sizes else KERNELS - {"layer_norm"}:
-        assert result.stdout.count(f"| {kernel} |") >= len(architectures)
+        able = [arch for arch in architectures if kernel in kernels_of(int(arch))]
+        assert result.stdout.count(f"| {kernel} |") >= len(able)
 
 
 def test_kernels_touch_nothing_too_early() -> None:
@@ -112,5 +118,5 @@ def test_the_committed_table_is_complete() -> None:
         compiled = [row for row in table if row.get("triton") == pin.removeprefix("triton==")]
         for architecture in ARCHITECTURES:
             rows = [row for row in compiled if row["arch"] == architecture]
-            assert {row["kernel"] for row in rows} == KERNELS, pin
+            assert {row["kernel"] for row in rows} == kernels_of(architecture), pin
             assert {row["weights"] for row in rows} == {"float32", "bfloat16", "float16", "int8"}, pin
