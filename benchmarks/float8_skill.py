@@ -34,7 +34,7 @@ from jat_engine.kernels.quantized_attention import quantize_reference
 RESULTS = Path(__file__).parent / "results" / "float8_skill"
 EPISODES = {"babyai-go-to-obj": 20, "metaworld-door-close": 5, "mujoco-reacher": 20, "atari-pong": 1}
 MAX_STEPS = 400
-_attend = torch_backend._attend
+_attend = torch_backend.attend_cached
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Float8Agent:
         self._engine.reset_rl()
 
     def get_next_action(self, *args: Any, **kwargs: Any) -> Any:
-        with mock.patch.object(torch_backend, "_attend", attend_rounded):
+        with mock.patch.object(torch_backend, "attend_cached", attend_rounded):
             return self._engine.get_next_action(*args, **kwargs)
 
 
@@ -85,7 +85,7 @@ class ComparedAgent:
         given.pop("context_window")
         exact, follower = self._sessions
         action, expected = exact.get_next_action(**given, return_prediction=True)
-        with mock.patch.object(torch_backend, "_attend", attend_rounded):
+        with mock.patch.object(torch_backend, "attend_cached", attend_rounded):
             _, prediction = follower.get_next_action(**given, return_prediction=True)
         follower.force_action(action)
         self.errors.append(float(np.sqrt(np.mean((prediction - expected) ** 2))))

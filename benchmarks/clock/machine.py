@@ -250,10 +250,11 @@ class Multiprocessor:
         if best is None:
             return soonest if soonest != float("inf") else None
         self._last[scheduler] = best
-        self._execute(best, scheduler, now)
+        self.execute(best, scheduler, now)
         return now + 1
 
-    def _execute(self, warp: WarpState, scheduler: int, now: float) -> None:
+    def execute(self, warp: WarpState, scheduler: int, now: float) -> None:
+        """Issue a warp's next instruction at the cycle `now`."""
         s = self._code[warp.path.indices[warp.at]]
         position = warp.at
         warp.at += 1

@@ -16,9 +16,10 @@ class _Logged(Multiprocessor):
         super().__init__(code)
         self.log: dict[int, list[tuple[float, int]]] = {}
 
-    def _execute(self, warp: WarpState, scheduler: int, now: float) -> None:
+    def execute(self, warp: WarpState, scheduler: int, now: float) -> None:
+        """Issue the instruction, and note when."""
         self.log.setdefault(id(warp.path), []).append((now, warp.path.indices[warp.at]))
-        super()._execute(warp, scheduler, now)
+        super().execute(warp, scheduler, now)
 
 
 def profile(program: Program, paths: list[Path], lines: int = 25) -> str:

@@ -98,7 +98,9 @@ class _Tokens:
     new_slots: Tensor
 
 
-def _attend(cache: Tensor, window: int, agents: list[_Tokens], q_TND: Tensor, k_TND: Tensor, v_TND: Tensor) -> Tensor:
+def attend_cached(
+    cache: Tensor, window: int, agents: list[_Tokens], q_TND: Tensor, k_TND: Tensor, v_TND: Tensor
+) -> Tensor:
     """Write the new keys and values to the cache, and return each agent's attention over its own keys, in float32.
 
     cache: [2, slots, N, D], one layer's keys and values.
@@ -236,7 +238,7 @@ class TorchBackend:
 
         x_TH = torch.stack(rows.embeddings) + self._position_table[positions]
         for weights, cache in zip(self._blocks, self._cache, strict=True):
-            attend = partial(_attend, cache, weights.window, agents)
+            attend = partial(attend_cached, cache, weights.window, agents)
             x_TH = block(x_TH, weights, self.config.num_heads, attend, _apply)
 
         hidden = layer_norm(x_TH[[end - 1 for end in ends]], *self._final_norm)

@@ -16,6 +16,7 @@ PRIVATE = {
     ("jat_engine/bench/peers/torch_compile.py", "_inductor"),  # where torch keeps this option
     ("benchmarks/gpu/compiled_peer.py", "_dynamo"),  # and these counters
     ("benchmarks/gpu/device_time.py", "_sleep"),
+    ("benchmarks/gpu/trace.py", "_cuda"),  # the module in whose place the traced one runs
 }
 """File and underscore name of another package, where that package has no public one."""
 
