@@ -105,14 +105,15 @@ def _norm_linear_kernel(
     first_column = tl.program_id(0) * BLOCK_N
     columns = first_column + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if WHOLE:
+    LATE: tl.constexpr = BLOCK_M * BLOCK_N >= 128 * 128
+    if not LATE:
         scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
 
     acc, _ = product(
         x_ptr, norm_weight_ptr, norm_bias_ptr, weight_ptr, None, rows, num_rows, first_column, BLOCK_N,
         N, K, K, NORM, False, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
     )  # fmt: skip
-    if not WHOLE:  # not earlier: they would hold registers over the loop
+    if LATE:  # earlier they would hold registers over the loop
         scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
     acc = acc * scale + bias
     if GELU:
@@ -200,7 +201,8 @@ def _linear_residual_kernel(
     columns = first_column + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     part = tl.program_id(2)
-    if WHOLE:
+    LATE: tl.constexpr = BLOCK_M * BLOCK_N >= 128 * 128
+    if not LATE:
         scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
 
     PART: tl.constexpr = K // NUM_PARTIALS
@@ -210,7 +212,7 @@ def _linear_residual_kernel(
         rows, num_rows, first_column, BLOCK_N,
         N, PART, K, False, TRANSPOSED, WHOLE, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE, USE_PDL,
     )  # fmt: skip
-    if not WHOLE:  # not earlier: they would hold registers over the loop
+    if LATE:  # earlier they would hold registers over the loop
         scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
     acc *= scale
 
