@@ -28,7 +28,7 @@ SPINS = 64
 
 @dataclass
 class Access:
-    """What an executed memory instruction touches.
+    """Record what an executed memory instruction touches.
 
     Attributes:
         wavefronts: cycles of the shared-memory pipe.

@@ -32,7 +32,7 @@ _WEIGHTS = ("weight", "bias", "scale", "kv", "table", "positions", "wpe", "fc_",
 
 @dataclass(frozen=True)
 class Clocked:
-    """What the clock found for a launch.
+    """Hold what the clock found for a launch.
 
     Attributes:
         name: of the kernel.

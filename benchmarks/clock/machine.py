@@ -71,7 +71,7 @@ _KIND = {
 
 @dataclass
 class Run:
-    """What a simulation found.
+    """Hold what a simulation found.
 
     Attributes:
         cycles: until the last warp is through.

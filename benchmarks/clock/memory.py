@@ -11,7 +11,7 @@ import numpy as np
 Lanes = np.ndarray[Any, np.dtype[Any]]
 
 COLD, WARM = "dram", "l2"
-"""Where a first access finds data: in device memory, or in the L2 cache as an earlier kernel left it."""
+"""Place where a first access finds data: device memory, or the L2 cache as an earlier kernel left it."""
 
 
 class GlobalMemory:

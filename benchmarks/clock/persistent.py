@@ -27,7 +27,7 @@ FOLDER = Path(__file__).parent
 SOURCES = FOLDER.parent.parent / "csrc" / "cuda"
 
 VECTORS, GRID_WAITS, CLUSTER_WAITS = 1, (2,), (5, 8)
-"""What runs while other blocks arrive, and phases that wait for others: a reading takes the place of their cycles."""
+"""Phases that run while other blocks arrive, or wait for others: a reading takes the place of their cycles."""
 ARRIVE, FINISH = 12, 14
 _HIDDEN_US = {
     VECTORS: REDUCTION_US,
@@ -59,7 +59,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class PersistentStep:
-    """What the clock found for the persistent kernel.
+    """Hold what the clock found for the persistent kernel.
 
     Attributes:
         num_blocks, cluster_size: of the launch.
