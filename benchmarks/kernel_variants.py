@@ -71,13 +71,13 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
                 scales=torch.empty(4, HEADS, 2, PAGE_SIZE, dtype=torch.uint8),
                 new_kv=_floats(-(-rows // PAGE_SIZE), 2, HEADS, PAGE_SIZE, HEAD_DIM, dtype=compute),
             )  # fmt: skip
-        linear.linear_residual(attended, weight(HIDDEN, HIDDEN), scale(HIDDEN), vector, x, transposed=False, pdl=pdl)
+        linear.linear_residual(attended, weight(HIDDEN, HIDDEN), scale(HIDDEN), vector, x, pdl=pdl)
         inner = _floats(rows, 4 * HIDDEN, dtype=compute)
         linear.norm_linear(
             x, vector, vector, weight(4 * HIDDEN, HIDDEN), scale(4 * HIDDEN), _floats(4 * HIDDEN), inner,
             gelu=True, normed=normed, pdl=pdl,
         )  # fmt: skip
-        linear.linear_residual(inner, weight(4 * HIDDEN, HIDDEN), scale(HIDDEN), vector, x, transposed=True, pdl=pdl)
+        linear.linear_residual(inner, weight(HIDDEN, 4 * HIDDEN), scale(HIDDEN), vector, x, pdl=pdl)
         for capacity in (32, 1024):
             head.head(
                 x, vector, vector, _int32(sessions + 1), _int64(sessions), _int64(sessions), _int32(sessions),

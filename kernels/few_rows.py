@@ -22,12 +22,11 @@ _INTERPRETING = tl.constexpr(INTERPRETING)
 
 @triton.jit
 def load_weights(
-    weight_ptr,  # [N, STRIDE], or with TRANSPOSED [K, N]
+    weight_ptr,  # [N, STRIDE]
     columns,  # [BLOCK_N]
     N: tl.constexpr,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PART: tl.constexpr,
@@ -37,10 +36,8 @@ def load_weights(
 
     A part has PART inputs, BLOCK_K or fewer.
     """
-    STRIDE_N: tl.constexpr = 1 if TRANSPOSED else STRIDE
-    STRIDE_K: tl.constexpr = N if TRANSPOSED else 1
     k = (tl.arange(0, SPLIT_K)[:, None] * PART + tl.arange(0, BLOCK_K)[None, :])[:, :, None]
-    offset = columns[None, None, :] * STRIDE_N + k * STRIDE_K
+    offset = columns[None, None, :] * STRIDE + k
     mask = (columns < N)[None, None, :] & (k < K)
     if PART < BLOCK_K:
         mask = mask & (tl.arange(0, BLOCK_K) < PART)[None, :, None]

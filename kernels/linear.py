@@ -74,7 +74,7 @@ def norm_qkv_reference(
 
 
 def linear_residual_reference(a: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor, x: Tensor) -> Tensor:
-    """Return `linear_residual`'s x, of a weight [H, K]; a transposed one is passed as its `.T`."""
+    """Return `linear_residual`'s x, of a weight [H, K]."""
     return x + linear_reference(a, dequantize(weight, scale, x.dtype), bias)
 
 
@@ -111,7 +111,7 @@ def _norm_linear_kernel(
 
     acc, _ = product(
         x_ptr, norm_weight_ptr, norm_bias_ptr, weight_ptr, None, rows, num_rows, first_column, BLOCK_N,
-        N, K, K, NORM, False, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
+        N, K, K, NORM, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
     )  # fmt: skip
     if LATE:  # earlier they would hold registers over the loop
         scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
@@ -156,7 +156,7 @@ def _norm_qkv_kernel(
 
     acc, _ = product(
         x_ptr, norm_weight_ptr, norm_bias_ptr, weight_ptr, None, rows, num_rows, first_column, BLOCK_N,
-        3 * H, H, H, NORM, False, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
+        3 * H, H, H, NORM, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
     )  # fmt: skip
     acc = acc * scale + bias
 
@@ -178,7 +178,7 @@ def _norm_qkv_kernel(
 @triton.jit(do_not_specialize=["num_rows"])
 def _linear_residual_kernel(
     a_ptr,  # [num_rows, K]
-    weight_ptr,  # [N, K], or with TRANSPOSED [K, N]
+    weight_ptr,  # [N, K]
     scale_ptr,  # [N] float32 or None
     bias_ptr,  # [N] float32
     x_ptr,  # [num_rows, N] float32, updated in place if there is one partial sum
@@ -187,7 +187,6 @@ def _linear_residual_kernel(
     N: tl.constexpr,
     K: tl.constexpr,
     NUM_PARTIALS: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -208,9 +207,9 @@ def _linear_residual_kernel(
     PART: tl.constexpr = K // NUM_PARTIALS
     residual_ptr = x_ptr if NUM_PARTIALS == 1 else None
     acc, x = product(
-        a_ptr + part * PART, None, None, weight_ptr + part * PART * (N if TRANSPOSED else 1), residual_ptr,
+        a_ptr + part * PART, None, None, weight_ptr + part * PART, residual_ptr,
         rows, num_rows, first_column, BLOCK_N,
-        N, PART, K, False, TRANSPOSED, WHOLE, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE, USE_PDL,
+        N, PART, K, False, WHOLE, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE, USE_PDL,
     )  # fmt: skip
     if LATE:  # earlier they would hold registers over the loop
         scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
@@ -370,7 +369,6 @@ def linear_residual(
     bias: Tensor,
     x: Tensor,
     *,
-    transposed: bool,
     partial: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
@@ -378,11 +376,10 @@ def linear_residual(
 
     Args:
         a: [R, K], compute dtype of the weights, or float32.
-        weight: [H, K], or [K, H] if `transposed`; a weight dtype.
-        scale: [H], float32, for int8 weights only: one per output in both layouts.
+        weight: [H, K], a weight dtype.
+        scale: [H], float32, for int8 weights only.
         bias: [H], float32.
         x: [R, H], float32; updated, unless `partial` is given.
-        transposed: layout of `weight`.
         partial: [P, R, H], float32, of `num_partials`; written instead of x. The P sums, of parts of the inputs, remain
             to be added to x: by `layer_norm`, or by the layers that call it.
         pdl: programmatic dependent launch, see `launch` (sm_90 or later).
@@ -395,7 +392,7 @@ def linear_residual(
     (rows, inputs), outputs, device = a.shape, x.shape[1], x.device
     dtype = compute_dtype(weight.dtype)
     check("a", a, (rows, inputs), (dtype, torch.float32), device)
-    check("weight", weight, (inputs, outputs) if transposed else (outputs, inputs), WEIGHT_DTYPES, device)
+    check("weight", weight, (outputs, inputs), WEIGHT_DTYPES, device)
     check_scale(weight, scale, outputs)
     check("bias", bias, (outputs,), torch.float32, device)
     check("x", x, (rows, outputs), torch.float32, device)
@@ -409,7 +406,7 @@ def linear_residual(
     tile = tile_of(rows, outputs, inputs, weight.dtype, parts)
     _linear_residual_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m), parts)](
         a, weight, scale, bias, x, partial, rows,
-        N=outputs, K=inputs, NUM_PARTIALS=parts, TRANSPOSED=transposed,
+        N=outputs, K=inputs, NUM_PARTIALS=parts,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
         WHOLE=tile.whole, DTYPE=triton_dtype(dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.max_registers, launch_pdl=pdl,

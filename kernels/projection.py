@@ -18,12 +18,11 @@ from .norm import layer_norm_statistics
 
 @triton.jit
 def prefetch_weights(
-    weight_ptr,  # [N, K], or with TRANSPOSED [K, N]
+    weight_ptr,  # [N, STRIDE]
     first_column,
     N: tl.constexpr,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Prefetch the weights of BLOCK_N outputs into the L2 cache.
@@ -32,14 +31,11 @@ def prefetch_weights(
     hint: nothing is loaded into registers.
     """
     LINE: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
-    LINES: tl.constexpr = K if TRANSPOSED else BLOCK_N * ((K + LINE - 1) // LINE)
+    LINES: tl.constexpr = BLOCK_N * ((K + LINE - 1) // LINE)
     for start in range(0, LINES, 512):
         line = tl.minimum(start + tl.arange(0, 512), LINES - 1)
-        if TRANSPOSED:
-            offset = line * N + first_column
-        else:
-            column = tl.minimum(first_column + line % BLOCK_N, N - 1)
-            offset = column * STRIDE + (line // BLOCK_N) * LINE
+        column = tl.minimum(first_column + line % BLOCK_N, N - 1)
+        offset = column * STRIDE + (line // BLOCK_N) * LINE
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(weight_ptr + offset).to(tl.int64)], dtype=tl.int32,
             is_pure=False, pack=1,
@@ -63,7 +59,7 @@ def product(
     a_ptr,  # [num_rows, STRIDE], of which the first K columns count
     norm_weight_ptr,  # [K] float32, with NORM
     norm_bias_ptr,  # [K] float32, with NORM
-    weight_ptr,  # [N, STRIDE], or with TRANSPOSED [STRIDE, N]
+    weight_ptr,  # [N, STRIDE]
     residual_ptr,  # [num_rows, N] float32, or None
     rows,  # [BLOCK_M]
     num_rows,
@@ -73,7 +69,6 @@ def product(
     K: tl.constexpr,
     STRIDE: tl.constexpr,
     NORM: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
     WHOLE: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -89,7 +84,7 @@ def product(
     launch_dependents(USE_PDL)
     columns = first_column + tl.arange(0, BLOCK_N)
     if WHOLE:
-        weights = load_weights(weight_ptr, columns, N, K, STRIDE, TRANSPOSED, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE)
+        weights = load_weights(weight_ptr, columns, N, K, STRIDE, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE)
         if NORM:
             norm_weight = load_norm(norm_weight_ptr, K, rows.shape[0], SPLIT_K, BLOCK_K)
             norm_bias = load_norm(norm_bias_ptr, K, rows.shape[0], SPLIT_K, BLOCK_K)
@@ -101,14 +96,14 @@ def product(
         acc = multiply(a, weights, DTYPE)
     else:
         if USE_PDL:
-            prefetch_weights(weight_ptr, first_column, N, K, STRIDE, TRANSPOSED, BLOCK_N)
+            prefetch_weights(weight_ptr, first_column, N, K, STRIDE, BLOCK_N)
         wait(USE_PDL)
         mean, rstd = 0.0, 0.0
         if NORM:
             mean, rstd = layer_norm_statistics(a_ptr, rows, num_rows, K, BLOCK_H)
         acc = _iterate(
             a_ptr, norm_weight_ptr, norm_bias_ptr, mean, rstd, weight_ptr, rows, num_rows, columns,
-            BLOCK_N, N, K, STRIDE, NORM, TRANSPOSED, SPLIT_K, BLOCK_K, DTYPE,
+            BLOCK_N, N, K, STRIDE, NORM, SPLIT_K, BLOCK_K, DTYPE,
         )  # fmt: skip
         residual = load_residual(residual_ptr, rows, num_rows, columns, N)
     return acc, residual
@@ -131,7 +126,7 @@ def _iterate(
     norm_bias_ptr,  # [K] float32, with NORM
     mean,  # [BLOCK_M] float32, with NORM
     rstd,  # [BLOCK_M] float32, with NORM
-    weight_ptr,  # [N, K], or with TRANSPOSED [K, N]
+    weight_ptr,  # [N, STRIDE]
     rows,  # [BLOCK_M]
     num_rows,
     columns,  # [BLOCK_N]
@@ -140,7 +135,6 @@ def _iterate(
     K: tl.constexpr,
     STRIDE: tl.constexpr,
     NORM: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -149,9 +143,6 @@ def _iterate(
 
     With NORM, `a` is normalised as it is loaded. Operands are rounded to DTYPE. Columns from N on give 0.
     """
-    stride_n: tl.constexpr = 1 if TRANSPOSED else STRIDE
-    stride_k: tl.constexpr = N if TRANSPOSED else 1
-
     if SPLIT_K == 1:
         # Without masks of k and of the columns, where blocks divide both: the loop has fewer instructions.
         IS_EVEN: tl.constexpr = K % BLOCK_K == 0 and N % BLOCK_N == 0
@@ -159,7 +150,7 @@ def _iterate(
         in_columns = (columns < N)[None, :]
         k = tl.arange(0, BLOCK_K)
         a_block = a_ptr + rows.to(tl.int64)[:, None] * STRIDE + k[None, :]
-        w_block = weight_ptr + columns[None, :] * stride_n + k[:, None] * stride_k
+        w_block = weight_ptr + columns[None, :] * STRIDE + k[:, None]
         acc = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
         for start in range(0, K, BLOCK_K):
             a = tl.load(a_block, mask=in_rows if IS_EVEN else in_rows & (start + k < K)[None, :], other=0.0)
@@ -171,12 +162,12 @@ def _iterate(
             w = tl.load(w_block, mask=w_mask, other=None if IS_EVEN else 0.0)
             acc = tl.dot(a.to(DTYPE), w.to(DTYPE), acc, input_precision="ieee")
             a_block += BLOCK_K
-            w_block += BLOCK_K * stride_k
+            w_block += BLOCK_K
     else:
         in_rows = (rows < num_rows)[None, :, None]
         in_columns = (columns < N)[None, None, :]
         a_rows = a_ptr + rows.to(tl.int64)[None, :, None] * STRIDE
-        w_columns = weight_ptr + columns[None, None, :] * stride_n
+        w_columns = weight_ptr + columns[None, None, :] * STRIDE
         split = tl.arange(0, SPLIT_K)[:, None, None] * BLOCK_K
         parts = tl.zeros([SPLIT_K, rows.shape[0], columns.shape[0]], tl.float32)
         for start in range(0, K, SPLIT_K * BLOCK_K):
@@ -187,7 +178,7 @@ def _iterate(
                 norm_bias = tl.load(norm_bias_ptr + k_a, mask=k_a < K, other=0.0)
                 a = (a - mean[None, :, None]) * rstd[None, :, None] * norm_weight + norm_bias
             k_w = start + split + tl.arange(0, BLOCK_K)[None, :, None]
-            w = tl.load(w_columns + k_w * stride_k, mask=in_columns & (k_w < K), other=0.0)
+            w = tl.load(w_columns + k_w, mask=in_columns & (k_w < K), other=0.0)
             parts = tl.dot(a.to(DTYPE), w.to(DTYPE), parts, input_precision="ieee")
         acc = tl.sum(parts, 0)
     return acc

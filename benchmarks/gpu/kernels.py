@@ -234,7 +234,7 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     yield Case(
         "linear_residual, out_proj",
         lambda i, pdl, w=made, s=scale, p=partial: linear_residual(
-            attended, w[i], s[i], zeros, x, transposed=False, partial=p, pdl=pdl
+            attended, w[i], s[i], zeros, x, partial=p, pdl=pdl
         ),
         len(made),
         size + 3 * x_bytes,
@@ -251,11 +251,11 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
         size + x_bytes + inner.nbytes,
         layers,
     )
-    partial, (made, scale, size) = unadded(4 * hidden), weights(4 * hidden, hidden, hidden)
+    partial, (made, scale, size) = unadded(4 * hidden), weights(hidden, 4 * hidden, hidden)
     yield Case(
         "linear_residual, proj",
         lambda i, pdl, w=made, s=scale, p=partial: linear_residual(
-            inner, w[i], s[i], zeros, x, transposed=True, partial=p, pdl=pdl
+            inner, w[i], s[i], zeros, x, partial=p, pdl=pdl
         ),
         len(made),
         size + 2 * x_bytes + inner.nbytes,

@@ -7,7 +7,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -129,7 +129,7 @@ class Model:
     """Random weights in `dtype`, norms and biases in float32, a cache full of NaN.
 
     Attributes:
-        layers: `mlp_out` is transposed, [M, H].
+        layers: weights of each.
         cache: [layers, pages, 2, heads, 16, head_dim].
     """
 
@@ -157,7 +157,7 @@ class Model:
                 norm2=norm(),
                 mlp_in=matrix(inner, hidden),
                 mlp_in_bias=bias(inner),
-                mlp_out=matrix(inner, hidden),
+                mlp_out=matrix(hidden, inner),
                 mlp_out_bias=bias(hidden),
                 window=window,
             )
@@ -298,7 +298,6 @@ def reference(model: Model, plan: Plan, cache: np.ndarray, dtype: str = "float32
 
     for layer, pages in zip(model.layers, cache, strict=True):
         weights = layer.map(_double, _double)
-        weights = replace(weights, mlp_out=weights.mlp_out.T)
         attend = partial(_attend, model.dtype, plan, pages, layer.window)
         x = block(x, weights, model.sizes.num_heads, attend, apply)
     norm_weight, norm_bias = model.final_norm

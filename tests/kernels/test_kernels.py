@@ -127,18 +127,16 @@ def poisoned_like_reference(slots: torch.Tensor, heads: int, head_dim: int) -> t
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
-@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(
     ("rows", "inputs", "hidden"), [(1, 256, 64), (3, 72, 160), (16, 48, 40), (33, 300, 64), (260, 128, 128)]
 )
-def test_linear_residual(dtype: torch.dtype, transposed: bool, rows: int, inputs: int, hidden: int) -> None:
+def test_linear_residual(dtype: torch.dtype, rows: int, inputs: int, hidden: int) -> None:
     random = Random()
     a = random.normal(rows, inputs, dtype=compute_dtype(dtype))
     weight, scale = random.weight(dtype, hidden, inputs)
     bias, x = random.normal(hidden), random.normal(rows, hidden)
     out = x.clone()
-    stored = weight.T.contiguous() if transposed else weight
-    linear.linear_residual(a, stored, scale, bias, out, transposed=transposed)
+    linear.linear_residual(a, weight, scale, bias, out)
     agrees(out, linear.linear_residual_reference, a, weight, scale, bias, x, dtype=dtype)
 
 
@@ -156,7 +154,7 @@ def test_sums_that_are_added_later(dtype: torch.dtype, rows: int, inputs: int, h
     weight, scale = random.weight(dtype, hidden, inputs)
     bias, x = random.normal(hidden), random.normal(rows, hidden)
     out, partial = x.clone(), poisoned(parts, rows, hidden)
-    linear.linear_residual(a, weight.T.contiguous(), scale, bias, out, transposed=True, partial=partial)
+    linear.linear_residual(a, weight, scale, bias, out, partial=partial)
     assert (out == x).all()
 
     ones, zeros = torch.ones(hidden, device=DEVICE), torch.zeros(hidden, device=DEVICE)
@@ -181,7 +179,7 @@ def test_partial_sums_need_a_place_where_they_are_added() -> None:
     with pytest.raises(
         ValueError, match=r"partial: expected shape \(.*, 17, 64\), got \(9, 17, 64\)|where `num_partials` is 1"
     ):
-        linear.linear_residual(x, random.normal(64, 64), None, norm, x, transposed=False, partial=poisoned(9, 17, 64))
+        linear.linear_residual(x, random.normal(64, 64), None, norm, x, partial=poisoned(9, 17, 64))
 
 
 @pytest.mark.parametrize("capacity", [19, 377, 700])
@@ -304,5 +302,5 @@ def test_tiles_of_many_rows(dtype: torch.dtype) -> None:
     a, weight = random.normal(1030, 192, dtype=dtype), random.normal(320, 192, dtype=dtype)
     bias, x = random.normal(320), random.normal(1030, 320)
     out = x.clone()
-    linear.linear_residual(a, weight, None, bias, out, transposed=False)
+    linear.linear_residual(a, weight, None, bias, out)
     agrees(out, linear.linear_residual_reference, a, weight, None, bias, x, dtype=dtype)

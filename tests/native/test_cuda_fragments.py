@@ -71,7 +71,7 @@ def layer(dtype: torch.dtype) -> BlockWeights[Tensor, Tensor]:
         norm2=(vector, vector),
         mlp_in=matrix(NEURONS, HIDDEN),
         mlp_in_bias=torch.randn(NEURONS),
-        mlp_out=matrix(NEURONS, HIDDEN),
+        mlp_out=matrix(HIDDEN, NEURONS),
         mlp_out_bias=vector,
         window=8,
     )
@@ -92,6 +92,6 @@ def test_a_layer_is_packed_by_head_and_padded(dtype: torch.dtype) -> None:
     assert packed.inner == 24
     assert torch.equal(packed.mlp_in_bias[20:], torch.zeros(4))
     assert not packed.mlp_in[2, :, 4:].any()
-    assert torch.equal(packed.mlp_out, pack_outputs(torch.nn.functional.pad(block.mlp_out, (0, 0, 0, 4)).t()))
+    assert torch.equal(packed.mlp_out, pack_outputs(torch.nn.functional.pad(block.mlp_out, (0, 4))))
     changed = replace(block, mlp_out=block.mlp_out + 1)
     assert not torch.equal(pack_layer(changed, HEADS).mlp_out, packed.mlp_out)

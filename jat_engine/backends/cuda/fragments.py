@@ -71,7 +71,7 @@ def pack_layer(block: BlockWeights[Tensor, Tensor], num_heads: int) -> PackedLay
     """Return the matrices of a layer as the persistent kernel reads them.
 
     Args:
-        block: qkv [3 H, H], out_proj [H, H], mlp_in [M, H], mlp_out transposed [M, H]; 2 or 4 bytes a number.
+        block: qkv [3 H, H], out_proj [H, H], mlp_in [M, H], mlp_out [H, M]; 2 or 4 bytes a number.
         num_heads: H is num_heads * head_dim, and head_dim a multiple of 8.
     """
     hidden = block.qkv.shape[1]
@@ -80,7 +80,7 @@ def pack_layer(block: BlockWeights[Tensor, Tensor], num_heads: int) -> PackedLay
     out_proj = pack_outputs(block.out_proj)
 
     neurons = -block.mlp_in.shape[0] % GROUP
-    mlp_out = pad(block.mlp_out, (0, 0, 0, neurons)).t()
+    mlp_out = pad(block.mlp_out, (0, neurons))
     return PackedLayer(
         qkv=qkv.view(num_heads, -1, *qkv.shape[1:]),
         out_proj=out_proj.view(num_heads, -1, *out_proj.shape[1:]).transpose(1, 2).contiguous(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,14 +18,12 @@ class Matrix:
     """Weights of O outputs and I inputs.
 
     Attributes:
-        weight: [O, I], or transposed: [I, O]; float32, bfloat16, float16 or int8.
+        weight: [O, I], float32, bfloat16, float16 or int8.
         scale: of each output, float32 [O]; for int8 alone.
-        is_transposed: whether `weight` is [I, O].
     """
 
     weight: Tensor
     scale: Tensor | None
-    is_transposed: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor | None]:
@@ -38,17 +35,13 @@ class Matrix:
         """Return the bytes of both tensors."""
         return self.weight.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
-    def transposed(self) -> Matrix:
-        """Return the matrix with its weights laid out the other way; the scales stay those of the outputs."""
-        return Matrix(self.weight.t().contiguous(), self.scale, not self.is_transposed)
-
     def to_float(self) -> Tensor:
         """Return the weights as float32 [O, I]."""
-        return dequantize(self.weight.t() if self.is_transposed else self.weight, self.scale, torch.float32)
+        return dequantize(self.weight, self.scale, torch.float32)
 
 
 Block: TypeAlias = BlockWeights[Matrix, Tensor]
-"""A block on the device: vectors are float32, and `mlp_out` is transposed, [M, H]."""
+"""A block on the device; vectors are float32."""
 
 
 def pack(weight: Tensor, dtype: str, device: torch.device) -> Matrix:
@@ -75,5 +68,4 @@ def pack_block(config: JatConfig, weights: Weights, index: int, dtype: str, devi
     def vector(name: str) -> Tensor:
         return weights.get(name).clone().to(device)
 
-    block = block_parameters(config, index).map(matrix, vector)
-    return dataclasses.replace(block, mlp_out=block.mlp_out.transposed())
+    return block_parameters(config, index).map(matrix, vector)
