@@ -233,9 +233,7 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     partial, (made, scale, size) = unadded(hidden), weights(hidden, hidden, hidden)
     yield Case(
         "linear_residual, out_proj",
-        lambda i, pdl, w=made, s=scale, p=partial: linear_residual(
-            attended, w[i], s[i], zeros, x, partial=p, pdl=pdl
-        ),
+        lambda i, pdl, w=made, s=scale, p=partial: linear_residual(attended, w[i], s[i], zeros, x, partial=p, pdl=pdl),
         len(made),
         size + 3 * x_bytes,
         layers,
@@ -254,9 +252,7 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     partial, (made, scale, size) = unadded(4 * hidden), weights(hidden, 4 * hidden, hidden)
     yield Case(
         "linear_residual, proj",
-        lambda i, pdl, w=made, s=scale, p=partial: linear_residual(
-            inner, w[i], s[i], zeros, x, partial=p, pdl=pdl
-        ),
+        lambda i, pdl, w=made, s=scale, p=partial: linear_residual(inner, w[i], s[i], zeros, x, partial=p, pdl=pdl),
         len(made),
         size + 2 * x_bytes + inner.nbytes,
         layers,

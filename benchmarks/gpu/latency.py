@@ -94,7 +94,7 @@ def run(section: SectionRun) -> None:
 
 def open_peers(section: SectionRun) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the peers by path, and why others are left out."""
-    names = REDUCED_PEERS if section.quick else PEERS
+    names = section.chosen(REDUCED_PEERS if section.quick else PEERS)
     left_out = {name: section.failed_paths[name] for name in names if name in section.failed_paths}
     peers: dict[str, Any] = {}
     for name in names:

@@ -43,8 +43,8 @@ def run(section: SectionRun) -> None:
     folder.mkdir(exist_ok=True)
     section.write(folder / "run.json")
     section.guard("reference, float64", lambda: _reference(section, folder))
-    names = [name for name, path in PATHS.items() if section.has_gpu or not path.needs_gpu]
-    section.record("not run", {n: "needs a GPU" for n in PATHS if n not in names})
+    names = [name for name in section.chosen(PATHS) if section.has_gpu or not PATHS[name].needs_gpu]
+    section.record("not run", {n: "needs a GPU" for n in section.chosen(PATHS) if n not in names})
     if section.quick:
         names = [name for name in names if not name.startswith("compiled")]
     found: dict[str, Any] = {}

@@ -113,8 +113,8 @@ def budget(sections: Sequence[Section], left: float, quick: bool, gpu: bool) -> 
 class Report:
     """Keep what has been found so far, and its files."""
 
-    def __init__(self, out: Path, work: Path, gpu: bool, quick: bool) -> None:
-        self.out, self.work, self.gpu, self.quick = out, work, gpu, quick
+    def __init__(self, out: Path, work: Path, gpu: bool, quick: bool, paths: Sequence[str] = ()) -> None:
+        self.out, self.work, self.gpu, self.quick, self.paths = out, work, gpu, quick, tuple(paths)
         self.began = time.time()
         self.data: dict[str, Any] = {
             "schema": 1,
@@ -178,6 +178,7 @@ def run_section(section: Section, report: Report, seconds: float, failed: dict[s
         deadline=time.time() + seconds,
         quick=report.quick,
         failed_paths=failed,
+        paths=report.paths,
     )
     told.write(work / f"{section.name}.run.json")
     module = _MODULES.get(section.name, section.name)
@@ -207,6 +208,9 @@ def main() -> int:
     names = [section.name for section in SECTIONS]
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SECTION", help=", ".join(names))
+    parser.add_argument(
+        "--paths", nargs="+", default=(), metavar="PATH", help="of those that are compared; all if absent"
+    )
     parser.add_argument("--quick", action="store_true", help="the reduced form, also on a GPU")
     parser.add_argument("--seconds", type=float, help="of the whole report")
     parser.add_argument("--work", type=Path, help="folder for builds and checkpoints; by default a temporary one")
@@ -219,7 +223,7 @@ def main() -> int:
         gpu, why_not = look_for_gpu(work)
         quick = arguments.quick or not gpu
         deadline = began + (arguments.seconds or (TOTAL_REDUCED_SECONDS if quick else TOTAL_SECONDS)) - LAST_SECONDS
-        report = Report(arguments.out, work.resolve(), gpu, quick)
+        report = Report(arguments.out, work.resolve(), gpu, quick, arguments.paths)
         report.data["no GPU"] = why_not
         chosen = [section for section in SECTIONS if section.name in arguments.only]
         run_all(chosen, report, deadline)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class SectionRun:
         deadline: of the section, seconds since the epoch.
         quick: the reduced form: the tiny model and few steps.
         failed_paths: path -> why it cannot be used, as parity has found.
+        paths: names of those to compare; empty for all.
     """
 
     work: str
@@ -35,6 +36,7 @@ class SectionRun:
     deadline: float
     quick: bool
     failed_paths: dict[str, str]
+    paths: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.result: dict[str, Any] = {}
@@ -58,6 +60,10 @@ class SectionRun:
     def folder(self) -> Path:
         """`work` as a path."""
         return Path(self.work)
+
+    def chosen(self, names: Iterable[str]) -> list[str]:
+        """Return those of some paths that are to be compared."""
+        return [name for name in names if not self.paths or name in self.paths]
 
     def time_left(self) -> float:
         """Return the seconds until the deadline."""

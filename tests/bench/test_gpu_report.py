@@ -269,7 +269,8 @@ for sessions in (1, 6):
         if case.name == "norm_qkv" and sessions == 1:
             from unittest import mock
             from jat_engine.kernels import linear
-            with mock.patch.object(linear, "tile_of", lambda *_, **__: next(tiles.candidates(3, 64))):
+            tile = next(tiles.candidates(3, tiles.products(config)["qkv"]))
+            with mock.patch.object(linear, "tile_of", lambda *_, **__: tile):
                 case.launch(0, pdl=False)
 images(config, 1, torch.device("cpu")).launch(0, pdl=False)
 print(len(names), sum(name.startswith("paged_attention") for name in names))
