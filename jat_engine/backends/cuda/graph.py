@@ -295,9 +295,7 @@ class GraphStep:
         rows, hidden = x.shape
         parts = num_partials(rows, hidden, a.shape[1], matrix.weight.dtype)
         unadded = self._scratch.unadded[: parts * rows * hidden].view(parts, rows, hidden) if parts > 1 else None
-        linear_residual(
-            a, *matrix.tensors, bias, x, partial=unadded, pdl=self._weights.pdl
-        )
+        linear_residual(a, *matrix.tensors, bias, x, partial=unadded, pdl=self._weights.pdl)
         return unadded
 
 
