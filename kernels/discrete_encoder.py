@@ -165,9 +165,7 @@ def _encode_discrete_kernel(
         position = start + tl.arange(0, BLOCK_L)
         token_mask = (position < LENGTH)[:, None] & is_observation[None, :]
         token = tl.load(tokens_ptr + rows[None, :] * LENGTH + position[:, None], mask=token_mask, other=0)
-        features = tl.load(
-            table_ptr + token[:, :, None] * F + f[None, None, :], mask=token_mask[:, :, None], other=0.0
-        )
+        features = tl.load(table_ptr + token[:, :, None] * F + f[None, None, :], mask=token_mask[:, :, None], other=0.0)
         weight_mask = (position < LENGTH)[:, None, None] & (columns < N)[None, None, :]
         offset = columns[None, None, :] * K + position[:, None, None] * F + f[None, :, None]
         weight = tl.load(weight_ptr + offset, mask=weight_mask, other=0.0)
