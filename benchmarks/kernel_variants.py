@@ -85,8 +85,8 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
                 _int32(sessions), pdl=pdl,
             )  # fmt: skip
         discrete_encoder.encode_discrete(
-            _int32(sessions, 212), _floats(sessions), _int64(sessions), _floats(512, 15), weight(HIDDEN - 1, 212 * 15),
-            scale(HIDDEN - 1), _floats(HIDDEN - 1), pdl=pdl,
+            _int32(sessions, 212), _floats(sessions), _int64(sessions), _floats(512, 16, dtype=compute),
+            weight(HIDDEN - 1, 212 * 16), scale(HIDDEN - 1), _floats(HIDDEN - 1), pdl=pdl,
         )  # fmt: skip
         images = _image_weights(weight, scale, compute)
         image_encoder.encode_images(

@@ -18,11 +18,14 @@ from torch import Tensor
 
 from .. import reference
 from .launch import INTERPRETING, check, check_dimensions, launch_and_wait, launch_dependents, wait
-from .norm import normalised_row
 
 SINGLE_CAPACITY = 512
 """Up to this many outputs, one program per session also chooses; beyond, several do, and a second kernel chooses."""
+_EPSILON = tl.constexpr(reference.LAYER_NORM_EPSILON)
+_PART = tl.constexpr(128)
+"""Columns that a warp loads at once."""
 _FAR = tl.constexpr(2**31 - 1)
+_FEW_OUTPUTS = 4 if INTERPRETING else 32
 _FEW_SESSIONS = 2 if INTERPRETING else 128
 
 
@@ -63,10 +66,71 @@ def _best(scores, n, valid, best_score, best):
 
 
 @triton.jit
-def _decoder_rows(head_ptr, n, end_output, column, H: tl.constexpr):
-    """Return rows n of a decoder [end_output, H] at `column`, 0 outside."""
-    mask = (n < end_output)[:, None] & (column < H)[None, :]
-    return tl.load(head_ptr + n[:, None] * H + column[None, :], mask=mask, other=0.0)
+def _decoder_rows(head_ptr, n, end_output, H: tl.constexpr):
+    """Return rows n of a decoder [end_output, H], 0 outside, as parts [n, PART]."""
+    parts = ()
+    for start in tl.static_range(0, H, _PART):
+        column = start + tl.arange(0, _PART)[None, :]
+        pointers = head_ptr + n[:, None] * H + column
+        if H % 4 == 0:  # the compiler cannot see that a pointer which is loaded is aligned
+            pointers = tl.multiple_of(pointers, (1, 16))
+        parts += (tl.load(pointers, mask=(n < end_output)[:, None] & (column < H), other=0.0),)
+    return parts
+
+
+@triton.jit
+def _vector(ptr, H: tl.constexpr, WARPS: tl.constexpr):
+    """Return a vector [H] for each warp, 0 outside, as parts [WARPS, PART]."""
+    parts = ()
+    for start in tl.static_range(0, H, _PART):
+        column = start + tl.arange(0, _PART)[None, :] + tl.zeros([WARPS, 1], tl.int32)
+        parts += (tl.load(ptr + column, mask=column < H, other=0.0),)
+    return parts
+
+
+@triton.jit
+def _added(a, b):
+    """Return the sum of two vectors that `_vector` returned."""
+    parts = ()
+    for part in tl.static_range(len(a)):
+        parts += (a[part] + b[part],)
+    return parts
+
+
+@triton.jit
+def _normalised(x, weight, bias, H: tl.constexpr):
+    """Return LN(x); all vectors as `_vector` returns them."""
+    PARTS: tl.constexpr = len(x)
+    total = x[0]
+    for part in tl.static_range(1, PARTS):
+        total += x[part]
+    mean = tl.sum(total, 1, keep_dims=True) / H
+
+    centred = ()
+    squares = tl.zeros_like(total)
+    for part in tl.static_range(PARTS):
+        in_row = part * _PART + tl.arange(0, _PART)[None, :] < H
+        centred += (tl.where(in_row, x[part] - mean, 0.0),)
+        squares += centred[part] * centred[part]
+    total = tl.sum(squares, 1, keep_dims=True)
+    # A variance that overflowed would make every row its bias, finite and wrong: 0 * inf makes it NaN.
+    rstd = tl.rsqrt(total / H + _EPSILON) + 0.0 * total
+
+    normed = ()
+    for part in tl.static_range(PARTS):
+        normed += (centred[part] * rstd * weight[part] + bias[part],)
+    return normed
+
+
+@triton.jit
+def _products(weight, normed):
+    """Return the products [n] of a decoder's rows with a vector."""
+    N: tl.constexpr = weight[0].shape[0]
+    WARPS: tl.constexpr = normed[0].shape[0]
+    total = tl.zeros([N // WARPS, WARPS, _PART], tl.float32)
+    for part in tl.static_range(len(normed)):
+        total += tl.reshape(weight[part], [N // WARPS, WARPS, _PART]) * normed[part][None, :, :]
+    return tl.reshape(tl.sum(total, 2), [N])
 
 
 @triton.jit(do_not_specialize=["num_rows", "capacity"])
@@ -91,40 +155,45 @@ def _head_kernel(
     CHOOSE: tl.constexpr,
     OUTPUTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    WARPS: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
     # One program: OUTPUTS outputs of one session, BLOCK_N at a time; with CHOOSE that is all of them, and it chooses.
+    # A row of a decoder lies in one warp, its parts in the same threads: sums over columns need no other warp. So every
+    # warp has the row of x.
     session = tl.program_id(0)
     launch_dependents(USE_PDL)
 
     # No kernel of the step writes its inputs or the decoders: they are read before the wait.
+    start_row = tl.load(query_start_ptr + session)
     end_row = tl.load(query_start_ptr + session + 1)
-    has_rows = end_row > tl.load(query_start_ptr + session)
-    size = tl.where(has_rows, tl.load(head_sizes_ptr + session), 0)
-    first_output = tl.program_id(1) * OUTPUTS
-    end_output = tl.minimum(first_output + OUTPUTS, size)
+    head_size = tl.load(head_sizes_ptr + session)
     head_ptr = tl.load(head_ptrs_ptr + session).to(tl.pointer_type(tl.float32))
     bias_address = tl.load(head_bias_ptrs_ptr + session)
+    has_noise = tl.load(has_noise_ptr + session)
+    norm_weight = _vector(norm_weight_ptr, H, WARPS)
+    norm_bias = _vector(norm_bias_ptr, H, WARPS)
+
+    size = tl.where(end_row > start_row, head_size, 0)
+    first_output = tl.program_id(1) * OUTPUTS
+    end_output = tl.minimum(first_output + OUTPUTS, size)
     bias_ptr = bias_address.to(tl.pointer_type(tl.float32))
     # "Has a bias" and "has noise" are expressed as limits of n: Triton's interpreter rejects scalars in a mask.
     bias_end = tl.where(bias_address != 0, end_output, 0)
-    noise_end = tl.where(tl.load(has_noise_ptr + session) != 0, end_output, 0)
-
-    column = tl.arange(0, BLOCK_H)
-    in_row = column < H
-    norm_weight = tl.load(norm_weight_ptr + column, mask=in_row, other=0.0)
-    norm_bias = tl.load(norm_bias_ptr + column, mask=in_row, other=0.0)
-    weight = _decoder_rows(head_ptr, first_output + tl.arange(0, BLOCK_N), end_output, column, H)
+    noise_end = tl.where(has_noise != 0, end_output, 0)
+    n = first_output + tl.arange(0, BLOCK_N)
+    weight = _decoder_rows(head_ptr, n, end_output, H)
+    bias = tl.load(bias_ptr + n, mask=n < bias_end, other=0.0)
+    noise = tl.load(log_noise_ptr + session * capacity + n, mask=n < noise_end, other=0.0)
     wait(USE_PDL)
-    if end_row == tl.load(query_start_ptr + session):
+    if end_row == start_row:
         return
 
-    place = (end_row - 1).to(tl.int64) * H + column
-    x = tl.load(x_ptr + place, mask=in_row, other=0.0)
-    for part in tl.static_range(NUM_PARTIALS):
-        x += tl.load(partial_ptr + part * num_rows.to(tl.int64) * H + place, mask=in_row, other=0.0)
-    normed = normalised_row(x, norm_weight, norm_bias, in_row, H)
+    place = (end_row - 1).to(tl.int64) * H
+    x = _vector(x_ptr + place, H, WARPS)
+    for index in tl.static_range(NUM_PARTIALS):
+        x = _added(x, _vector(partial_ptr + index * num_rows.to(tl.int64) * H + place, H, WARPS))
+    normed = _normalised(x, norm_weight, norm_bias, H)
 
     best_score = tl.full([], float("-inf"), tl.float32)
     best = tl.full([], 0, tl.int32)
@@ -132,13 +201,16 @@ def _head_kernel(
     for first in range(first_output, end_output, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
         valid = n < end_output
-        out = tl.load(bias_ptr + n, mask=n < bias_end, other=0.0) + tl.sum(weight * normed[None, :], 1)
-        weight = _decoder_rows(head_ptr, n + BLOCK_N, end_output, column, H)  # of the next iteration
+        out = bias + _products(weight, normed)
         tl.store(out_ptr + session * capacity + n, out, mask=valid)
         if CHOOSE:
-            noise = tl.load(log_noise_ptr + session * capacity + n, mask=n < noise_end, other=0.0)
             best_score, best = _best(out - noise, n, valid, best_score, best)
             num_finite += tl.sum((valid & (tl.abs(out) < float("inf"))).to(tl.int32), 0)
+        if OUTPUTS > BLOCK_N:  # of the next iteration
+            n += BLOCK_N
+            weight = _decoder_rows(head_ptr, n, end_output, H)
+            bias = tl.load(bias_ptr + n, mask=n < bias_end, other=0.0)
+            noise = tl.load(log_noise_ptr + session * capacity + n, mask=n < noise_end, other=0.0)
     if CHOOSE:
         tl.store(choice_ptr + session, best)
         tl.store(finite_ptr + session, (num_finite == size).to(tl.int32))
@@ -206,7 +278,7 @@ def head(
         norm_weight: [H], float32, of the final LayerNorm.
         norm_bias: [H], float32, of the final LayerNorm.
         query_start: [S + 1], int32: a session's last row is query_start[s + 1] - 1; a session without rows is padding.
-        head_ptrs: [S], int64: device addresses of float32 [n, H].
+        head_ptrs: [S], int64: device addresses of float32 [n, H], multiples of 16.
         head_bias_ptrs: [S], int64: device addresses of float32 [n]; 0 for no bias.
         head_sizes: [S], int32: n, at most capacity.
         log_noise: [S, capacity], float32; read if has_noise.
@@ -244,14 +316,17 @@ def head(
     # A long head is bound by memory bandwidth, which takes many programs to use.
     single = capacity <= SINGLE_CAPACITY
     outputs = SINGLE_CAPACITY if single or INTERPRETING else 64
-    block_h = triton.next_power_of_2(hidden)
-    # Of many sessions several programs fit on a multiprocessor, else one has more loads in flight.
-    elements, num_warps = (4096, 4) if sessions > _FEW_SESSIONS else (16384, 8)
+    if sessions > _FEW_SESSIONS:
+        block_n, num_warps = 4, 4  # several programs fit on a multiprocessor
+    elif capacity <= _FEW_OUTPUTS:
+        block_n, num_warps, outputs = _FEW_OUTPUTS, 8, _FEW_OUTPUTS  # all rows are in flight before the wait
+    else:
+        block_n, num_warps = 16, 8
     _head_kernel[(sessions, 1 if single else triton.cdiv(capacity, outputs))](
         x, partial, norm_weight, norm_bias, query_start, head_ptrs, head_bias_ptrs, head_sizes, log_noise, has_noise,
         out, choice, finite, rows, capacity,
         H=hidden, NUM_PARTIALS=0 if partial is None else partial.shape[0],
-        CHOOSE=single, OUTPUTS=outputs, BLOCK_N=max(1, min(16, elements // block_h)), BLOCK_H=block_h,
+        CHOOSE=single, OUTPUTS=outputs, BLOCK_N=block_n, WARPS=num_warps,
         USE_PDL=pdl, num_warps=num_warps, launch_pdl=pdl,
     )  # fmt: skip
     if not single:

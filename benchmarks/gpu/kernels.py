@@ -25,6 +25,8 @@ from .section import SectionRun, describe
 SHAPES = ((1, "bfloat16"), (8, "bfloat16"), (1024, "bfloat16"), (16, "bfloat16"), (64, "bfloat16"), (1, "int8"))
 """Sessions and dtype, in the order of worth."""
 FRAMES = (1, 1024, 16, 64)
+INTEGERS = (1, 4, 16, 64, 1024)
+"""Observations of integers."""
 CONTEXT_LEN = 508
 COLD_BYTES = 200 << 20
 
@@ -60,6 +62,9 @@ def run(section: SectionRun) -> None:
             if section.time_left() < 6:
                 return
             _record(section, rows, case, sessions, dtype, bandwidth)
+        if (sessions, dtype) == SHAPES[0]:
+            for count in INTEGERS:
+                _record(section, rows, integers(config, count, torch.device("cuda")), count, dtype, bandwidth)
         if (sessions, dtype) == SHAPES[2]:
             for frames in FRAMES:
                 _record(section, rows, images(config, frames, torch.device("cuda")), frames, "bfloat16", bandwidth)
@@ -114,6 +119,29 @@ def images(config: Any, frames: int, device: torch.device) -> Case:
         lambda i, pdl, keep=rows: encode_images(pixels, targets, weights[i], scratch, pdl=pdl),
         count,
         weights[0].num_bytes + pixels.nbytes + rows.nbytes,
+        1,
+    )
+
+
+def integers(config: Any, count: int, device: torch.device) -> Case:
+    """Return the encoder of so many observations of integers, in bfloat16."""
+    from jat_engine.backends.cuda.packing import pad_features
+    from jat_engine.kernels.discrete_encoder import encode_discrete
+
+    hidden, length, features, vocab = config.hidden_size, config.max_discrete_value, config.hidden_size // 50, 50257
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    table, weight = pad_features(torch.randn(vocab, features), torch.randn(hidden - 1, length * features) * 0.02)
+    table = table.to(device, dtype)
+    weights = [weight.to(device, dtype) for _ in range(_copies(2 * weight.numel()) if device.type == "cuda" else 1)]
+    bias = torch.zeros(hidden - 1, device=device)
+    tokens = torch.randint(0, vocab, (count, length), dtype=torch.int32, device=device)
+    rewards, rows = torch.zeros(count, device=device), torch.zeros(count, hidden, device=device)
+    targets = rows.data_ptr() + rows.stride(0) * rows.element_size() * torch.arange(count, device=device)
+    return Case(
+        "encode_discrete",
+        lambda i, pdl, keep=rows: encode_discrete(tokens, rewards, targets, table, weights[i], None, bias, pdl=pdl),
+        len(weights),
+        weights[0].nbytes + tokens.nbytes + tokens.numel() * table[0].nbytes + rows.nbytes,
         1,
     )
 

@@ -257,7 +257,7 @@ def test_kernel_cases_are_launches_of_the_real_kernels() -> None:
     code = """
 import torch
 from benchmarks.gpu import tiles
-from benchmarks.gpu.kernels import cases, images
+from benchmarks.gpu.kernels import cases, images, integers
 from jat_engine import JatConfig
 config = JatConfig(hidden_size=64, num_layers=2, num_heads=4, max_position_embeddings=48, window_size=12,
                    vocab_size=257, bos_token_id=0, eos_token_id=0)
@@ -273,6 +273,8 @@ for sessions in (1, 6):
             with mock.patch.object(linear, "tile_of", lambda *_, **__: tile):
                 case.launch(0, pdl=False)
 images(config, 1, torch.device("cpu")).launch(0, pdl=False)
+for count in (1, 5):
+    integers(config, count, torch.device("cpu")).launch(0, pdl=False)
 print(len(names), sum(name.startswith("paged_attention") for name in names))
 """
     done = subprocess.run(

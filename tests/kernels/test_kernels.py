@@ -243,12 +243,13 @@ def test_head_choice(capacity: int, biases: dict[int, float], choice: int, finit
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, INT8, *HALVES])
-@pytest.mark.parametrize(("hidden", "features", "count"), [(64, 1, 3), (160, 3, 18)])
+@pytest.mark.parametrize(("hidden", "features", "count"), [(64, 16, 3), (160, 32, 18), (48, 16, 70)])
 def test_discrete_encoder(dtype: torch.dtype, hidden: int, features: int, count: int) -> None:
     """Two of the observations are padding; their tokens are out of range."""
     random = Random()
     length = 212
-    tokens, table = random.integers(0, 500, count, length), random.normal(500, features)
+    tokens = random.integers(0, 500, count, length)
+    table = random.normal(500, features, dtype=compute_dtype(dtype))
     rewards, bias = random.normal(count), random.normal(hidden - 1)
     weight, scale = random.weight(dtype, hidden - 1, length * features)
     rows = poisoned(count, hidden)

@@ -59,6 +59,23 @@ def pack(weight: Tensor, dtype: str, device: torch.device) -> Matrix:
     return Matrix(packed.copy_(weight), scale)
 
 
+def pad_features(table: Tensor, weight: Tensor, least: int = 16) -> tuple[Tensor, Tensor]:
+    """Pad tokens' features with zeros to a power of two, so that rows of table and weights lie aligned.
+
+    Args:
+        table: [vocab, F], features of tokens.
+        weight: [O, L * F], of a layer whose inputs are the features of L tokens.
+        least: features to have at least.
+
+    Returns:
+        The table [vocab, P], and the weights [O, L * P].
+    """
+    features = table.shape[1]
+    missing = max(least, 1 << (features - 1).bit_length()) - features
+    padded = torch.nn.functional.pad(weight.view(len(weight), -1, features), (0, missing))
+    return torch.nn.functional.pad(table, (0, missing)), padded.flatten(1)
+
+
 def pack_block(config: JatConfig, weights: Weights, index: int, dtype: str, device: torch.device) -> Block:
     """Return block `index` of a checkpoint on the device."""
 

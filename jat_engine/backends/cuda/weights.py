@@ -13,7 +13,7 @@ from ...config import JatConfig
 from ...kernels.image_weights import pack_image_weights
 from ...observation import ActionSpace
 from ..base import MAX_SIZES
-from .packing import pack, pack_block
+from .packing import pack, pack_block, pad_features
 
 
 class CudaWeights:
@@ -53,8 +53,9 @@ class CudaWeights:
         self.position_table = own(weights.get("transformer.wpe.weight"))
 
         self.continuous_bias = own(weights.get("continuous_encoder.bias"))
-        self.discrete_table = discrete_features(weights).to(device)
-        self.discrete_mixer = pack(weights.get("multi_discrete_encoder.4.weight"), dtype, device)
+        table, mixer = pad_features(discrete_features(weights), weights.get("multi_discrete_encoder.4.weight"))
+        self.discrete_table = table.to(device, self.activation_dtype)
+        self.discrete_mixer = pack(mixer, dtype, device)
         self.discrete_bias = own(weights.get("multi_discrete_encoder.4.bias"))
         self.images = pack_image_weights(
             _image_parameters(weights, device), getattr(torch, dtype), self.activation_dtype
