@@ -113,7 +113,7 @@ def run(section: SectionRun) -> None:
         Process(python_module("tiles", str(share), str(cores)), section.folder / f"tiles{share}.log")
         for share in range(cores)
     ]
-    seconds = min(COMPILE_SECONDS, section.time_left() / 2)
+    seconds = min(COMPILE_SECONDS, section.time_left() * 0.6)
     section.record("compiled", [round(each.wait(max(1, seconds)).seconds, 1) for each in compilers])
 
     readings: list[dict[str, Any]] = []
