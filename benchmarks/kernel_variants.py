@@ -8,7 +8,6 @@ from torch import Tensor
 from jat_engine.backends.base import STEP_TOKENS
 from jat_engine.kernels import attention, discrete_encoder, embedding, head, image_encoder, linear
 from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
-from jat_engine.kernels.tiles import SMALL_ROWS
 
 from .triton_launches import Launch, recorded
 
@@ -47,7 +46,7 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
             x, _int64(rows), _int32(rows), _int32(rows), _floats(4096), vector, _floats(POSITIONS, HIDDEN),
             _int32(rows), pdl=pdl,
         )  # fmt: skip
-        normed = _floats(rows, HIDDEN, dtype=compute) if rows > SMALL_ROWS else None
+        normed = _floats(rows, HIDDEN, dtype=compute)
         linear.norm_qkv(
             x, vector, vector, weight(3 * HIDDEN, HIDDEN), scale(3 * HIDDEN), x, kv_layer, _int32(rows),
             normed=normed, pdl=pdl,

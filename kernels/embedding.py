@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..reference import encode_continuous
 from .launch import INTERPRETING, check, check_dimensions, launch_and_wait
-from .tiles import SMALL_ROWS
+
+_FEW_ROWS = 16
 
 
 def embed_reference(
@@ -65,7 +66,7 @@ def config(num_rows: int, hidden: int) -> Config:
     """Return launch parameters for `num_rows` rows of `hidden` columns."""
     if INTERPRETING:
         return Config(triton.next_power_of_2(hidden), 64, 1)
-    if num_rows <= SMALL_ROWS:
+    if num_rows <= _FEW_ROWS:
         return Config(64, 32, 4)  # many programs, short chains
     return Config(triton.next_power_of_2(hidden), 8, 4)  # fewer programs than waves of short ones
 

@@ -2,8 +2,7 @@
 
 What counts with few rows is the time between the end of the kernel before and the end of this one. So a program loads
 all of its weights, in the layout that the tensor cores take, before it waits for earlier kernels. Behind the wait there
-is no loop: the rows are loaded, normalised and multiplied, parts of K in parallel, and the parts are summed in fixed
-order.
+is no loop: the rows are loaded and multiplied, parts of K in parallel, and the parts are summed in fixed order.
 
 A tile has all inputs as SPLIT_K parts of BLOCK_K, SPLIT_K * BLOCK_K >= K; parts are spread over the warps.
 """
@@ -13,10 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..reference import LAYER_NORM_EPSILON
 from .launch import INTERPRETING
 
-_EPSILON = tl.constexpr(LAYER_NORM_EPSILON)
 _INTERPRETING = tl.constexpr(INTERPRETING)
 
 
@@ -49,14 +46,6 @@ def load_weights(
 
 
 @triton.jit
-def load_norm(ptr, K: tl.constexpr, BLOCK_M: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Return a vector of a LayerNorm, [K] at `ptr`, as it is multiplied with rows: [SPLIT_K, BLOCK_M, BLOCK_K]."""
-    k = _row_inputs(SPLIT_K, BLOCK_K)
-    pointers = tl.broadcast_to(ptr + k, [SPLIT_K, BLOCK_M, BLOCK_K])
-    return tl.load(pointers, mask=k < K, other=0.0)
-
-
-@triton.jit
 def load_rows(
     a_ptr, rows, num_rows, K: tl.constexpr, STRIDE: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_K: tl.constexpr
 ):
@@ -64,18 +53,6 @@ def load_rows(
     k = _row_inputs(SPLIT_K, BLOCK_K)
     mask = (rows < num_rows)[None, :, None] & (k < K)
     return tl.load(a_ptr + rows.to(tl.int64)[None, :, None] * STRIDE + k, mask=mask, other=0.0)
-
-
-@triton.jit
-def normalise(x, norm_weight, norm_bias, K: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Return LN(x) of rows [SPLIT_K, BLOCK_M, BLOCK_K]; norm_weight and norm_bias by `load_norm`."""
-    # Parts first: they lie in the same thread.
-    mean = tl.sum(tl.sum(x, 0, keep_dims=True), 2, keep_dims=True) / K
-    centred = tl.where(_row_inputs(SPLIT_K, BLOCK_K) < K, x - mean, 0.0)
-    total = tl.sum(tl.sum(centred * centred, 0, keep_dims=True), 2, keep_dims=True)
-    # A variance that overflowed would make every row its bias, finite and wrong: 0 * inf makes it NaN.
-    rstd = tl.rsqrt(total / K + _EPSILON) + 0.0 * total
-    return centred * rstd * norm_weight + norm_bias
 
 
 @triton.jit

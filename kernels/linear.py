@@ -33,7 +33,7 @@ from .launch import (
 )
 from .norm import layer_norm
 from .projection import product, scale_and_bias
-from .tiles import block_h, num_partials, tile_of
+from .tiles import num_partials, tile_of
 
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
 
@@ -79,10 +79,8 @@ def linear_residual_reference(a: Tensor, weight: Tensor, scale: Tensor | None, b
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _norm_linear_kernel(
-    x_ptr,  # [num_rows, K] float32; without NORM its LayerNorm, in any dtype
-    norm_weight_ptr,  # [K]
-    norm_bias_ptr,  # [K]
+def _linear_kernel(
+    a_ptr,  # [num_rows, K]
     weight_ptr,  # [N, K]
     scale_ptr,  # [N] float32 or None
     bias_ptr,  # [N] float32 or None
@@ -91,13 +89,11 @@ def _norm_linear_kernel(
     N: tl.constexpr,
     K: tl.constexpr,
     GELU: tl.constexpr,
-    NORM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
     WHOLE: tl.constexpr,
-    BLOCK_H: tl.constexpr,
     DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
@@ -110,8 +106,8 @@ def _norm_linear_kernel(
         scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
 
     acc, _ = product(
-        x_ptr, norm_weight_ptr, norm_bias_ptr, weight_ptr, None, rows, num_rows, first_column, BLOCK_N,
-        N, K, K, NORM, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
+        a_ptr, weight_ptr, None, rows, num_rows, first_column, BLOCK_N,
+        N, K, K, WHOLE, SPLIT_K, BLOCK_K, DTYPE, USE_PDL,
     )  # fmt: skip
     if LATE:  # earlier they would hold registers over the loop
         scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
@@ -124,10 +120,8 @@ def _norm_linear_kernel(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _norm_qkv_kernel(
-    x_ptr,  # [num_rows, H] float32; without NORM its LayerNorm, in any dtype
-    norm_weight_ptr,  # [H]
-    norm_bias_ptr,  # [H]
+def _qkv_kernel(
+    a_ptr,  # [num_rows, H]
     weight_ptr,  # [3 H, H]
     scale_ptr,  # [3 H] float32 or None
     q_out_ptr,  # [num_rows, H] float32
@@ -136,13 +130,11 @@ def _norm_qkv_kernel(
     num_rows,
     H: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    NORM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
     WHOLE: tl.constexpr,
-    BLOCK_H: tl.constexpr,
     DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
@@ -155,8 +147,8 @@ def _norm_qkv_kernel(
     slot = tl.load(slot_mapping_ptr + rows, mask=rows < num_rows, other=-1)
 
     acc, _ = product(
-        x_ptr, norm_weight_ptr, norm_bias_ptr, weight_ptr, None, rows, num_rows, first_column, BLOCK_N,
-        3 * H, H, H, NORM, WHOLE, SPLIT_K, BLOCK_K, BLOCK_H, DTYPE, USE_PDL,
+        a_ptr, weight_ptr, None, rows, num_rows, first_column, BLOCK_N,
+        3 * H, H, H, WHOLE, SPLIT_K, BLOCK_K, DTYPE, USE_PDL,
     )  # fmt: skip
     acc = acc * scale + bias
 
@@ -207,9 +199,8 @@ def _linear_residual_kernel(
     PART: tl.constexpr = K // NUM_PARTIALS
     residual_ptr = x_ptr if NUM_PARTIALS == 1 else None
     acc, x = product(
-        a_ptr + part * PART, None, None, weight_ptr + part * PART, residual_ptr,
-        rows, num_rows, first_column, BLOCK_N,
-        N, PART, K, False, WHOLE, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE, USE_PDL,
+        a_ptr + part * PART, weight_ptr + part * PART, residual_ptr, rows, num_rows, first_column, BLOCK_N,
+        N, PART, K, WHOLE, SPLIT_K, BLOCK_K, DTYPE, USE_PDL,
     )  # fmt: skip
     if LATE:  # earlier they would hold registers over the loop
         scale, bias = scale_and_bias(scale_ptr, bias_ptr, columns, N)
@@ -234,7 +225,7 @@ def norm_linear(
     out: Tensor,
     *,
     gelu: bool,
-    normed: Tensor | None = None,
+    normed: Tensor,
     partial: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
@@ -249,9 +240,8 @@ def norm_linear(
         bias: [N], float32, or None.
         out: [R, N], compute dtype of the weights; written.
         gelu: act is gelu_new; else the identity.
-        normed: [R, H], compute dtype; overwritten. If given, LN(x) is computed once, by a separate launch, which is
-            faster for many rows.
-        partial: [P, R, H], float32: what `linear_residual` left to be added to x, which is updated; needs `normed`.
+        normed: [R, H], compute dtype; LN(x) is written to it, by a launch of its own.
+        partial: [P, R, H], float32: what `linear_residual` left to be added to x, which is updated.
         pdl: programmatic dependent launch, see `launch` (sm_90 or later).
 
     Raises:
@@ -270,14 +260,14 @@ def norm_linear(
     dtype = compute_dtype(weight.dtype)
     check("out", out, (rows, outputs), dtype, device)
 
-    rows_in = _normed(x, norm_weight, norm_bias, normed, partial, dtype, pdl)
+    check("normed", normed, (rows, hidden), dtype, device)
+    layer_norm(x, norm_weight, norm_bias, normed, partial=partial, pdl=pdl)
     tile = tile_of(rows, outputs, hidden, weight.dtype)
-    _norm_linear_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
-        rows_in, norm_weight, norm_bias, weight, scale, bias, out, rows,
-        N=outputs, K=hidden, GELU=gelu, NORM=normed is None,
+    _linear_kernel[(triton.cdiv(outputs, tile.block_n), triton.cdiv(rows, tile.block_m))](
+        normed, weight, scale, bias, out, rows,
+        N=outputs, K=hidden, GELU=gelu,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
-        WHOLE=tile.whole, BLOCK_H=block_h(hidden, tile.block_m),
-        DTYPE=triton_dtype(dtype), USE_PDL=pdl,
+        WHOLE=tile.whole, DTYPE=triton_dtype(dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.max_registers, launch_pdl=pdl,
     )  # fmt: skip
 
@@ -292,7 +282,7 @@ def norm_qkv(
     kv_layer: Tensor,
     slot_mapping: Tensor,
     *,
-    normed: Tensor | None = None,
+    normed: Tensor,
     partial: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
@@ -331,35 +321,16 @@ def norm_qkv(
     check("slot_mapping", slot_mapping, (rows,), torch.int32, device)
 
     dtype = compute_dtype(weight.dtype)
-    rows_in = _normed(x, norm_weight, norm_bias, normed, partial, dtype, pdl)
+    check("normed", normed, (rows, hidden), dtype, device)
+    layer_norm(x, norm_weight, norm_bias, normed, partial=partial, pdl=pdl)
     tile = tile_of(rows, 3 * hidden, hidden, weight.dtype)
-    _norm_qkv_kernel[(triton.cdiv(3 * hidden, tile.block_n), triton.cdiv(rows, tile.block_m))](
-        rows_in, norm_weight, norm_bias, weight, scale, q_out, kv_layer, slot_mapping, rows,
-        H=hidden, HEAD_DIM=head_dim, NORM=normed is None,
+    _qkv_kernel[(triton.cdiv(3 * hidden, tile.block_n), triton.cdiv(rows, tile.block_m))](
+        normed, weight, scale, q_out, kv_layer, slot_mapping, rows,
+        H=hidden, HEAD_DIM=head_dim,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SPLIT_K=tile.split_k,
-        WHOLE=tile.whole, BLOCK_H=block_h(hidden, tile.block_m),
-        DTYPE=triton_dtype(dtype), USE_PDL=pdl,
+        WHOLE=tile.whole, DTYPE=triton_dtype(dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.max_registers, launch_pdl=pdl,
     )  # fmt: skip
-
-
-def _normed(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    normed: Tensor | None,
-    partial: Tensor | None,
-    dtype: torch.dtype,
-    pdl: bool,
-) -> Tensor:
-    """Return the input of a product: LN(x) if there is a buffer for it, else x, which the product norms itself."""
-    if normed is None:
-        if partial is not None:
-            raise ValueError("normed: expected a tensor, since `partial` is to be added to x, got None")
-        return x
-    check("normed", normed, tuple(x.shape), dtype, x.device)
-    layer_norm(x, weight, bias, normed, partial=partial, pdl=pdl)
-    return normed
 
 
 def linear_residual(

@@ -1,10 +1,10 @@
-"""LayerNorm: its statistics, for kernels that normalise as they load, and a separate kernel.
+"""LayerNorm.
 
 out = (x - mean) / sqrt(variance + epsilon) * weight + bias, `jat_engine.reference.layer_norm`
 
-With few rows, every program of a product normalises the rows it loads, which saves a launch. With many rows, that would
-read x in float32 three times per block of outputs, so the separate kernel normalises them once. It also adds, in fixed
-order, the partial sums that a linear layer left whose inputs several programs share.
+The kernel also adds, in fixed order, the partial sums that a linear layer left whose inputs several programs share.
+Products that normalise the rows they load would save its launch, and were slower with one agent: every program needs
+the code and the registers for it.
 
 Shapes: R rows, H hidden size.
 """
@@ -21,29 +21,6 @@ from .launch import INTERPRETING, KV_DTYPES, check, check_dimensions, launch_dep
 
 _EPSILON = tl.constexpr(LAYER_NORM_EPSILON)
 _SHARED_FROM_ROWS = 8 if INTERPRETING else 1024
-
-
-@triton.jit
-def layer_norm_statistics(x_ptr, rows, num_rows, H: tl.constexpr, BLOCK_H: tl.constexpr):
-    """Return mean and 1 / sqrt(variance + epsilon), both [BLOCK_M], of the rows `rows` of x [num_rows, H].
-
-    A second pass computes the variance of the centred values. BLOCK_H may be smaller than H.
-    """
-    in_rows = (rows < num_rows)[:, None]
-    total = tl.zeros([rows.shape[0]], tl.float32)
-    for start in range(0, H, BLOCK_H):
-        column = start + tl.arange(0, BLOCK_H)[None, :]
-        x = tl.load(x_ptr + rows[:, None] * H + column, mask=in_rows & (column < H), other=0.0)
-        total += tl.sum(x, 1)
-    mean = total / H
-    total = tl.zeros([rows.shape[0]], tl.float32)
-    for start in range(0, H, BLOCK_H):
-        column = start + tl.arange(0, BLOCK_H)[None, :]
-        x = tl.load(x_ptr + rows[:, None] * H + column, mask=in_rows & (column < H), other=0.0)
-        centred = tl.where(column < H, x - mean[:, None], 0.0)
-        total += tl.sum(centred * centred, 1)
-    # A variance that overflowed would make every row its bias, finite and wrong: 0 * inf makes it NaN.
-    return mean, tl.rsqrt(total / H + _EPSILON) + 0.0 * total
 
 
 @triton.jit

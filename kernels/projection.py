@@ -1,4 +1,4 @@
-"""Device function: LN(rows) W^T or rows W^T, the product that all linear kernels share, with the wait in it.
+"""Device function: rows W^T, the product that all linear kernels share, with the wait in it.
 
 With few rows it is that of few_rows.py, all inputs at once. Else it iterates over the inputs, with several loads in
 flight; where K is split over the warps of a program, as a batched product that is summed in fixed order at the end.
@@ -11,9 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .few_rows import load_norm, load_rows, load_weights, multiply, normalise
+from .few_rows import load_rows, load_weights, multiply
 from .launch import launch_dependents, wait
-from .norm import layer_norm_statistics
 
 
 @triton.jit
@@ -57,8 +56,6 @@ def scale_and_bias(scale_ptr, bias_ptr, columns, N: tl.constexpr):
 @triton.jit
 def product(
     a_ptr,  # [num_rows, STRIDE], of which the first K columns count
-    norm_weight_ptr,  # [K] float32, with NORM
-    norm_bias_ptr,  # [K] float32, with NORM
     weight_ptr,  # [N, STRIDE]
     residual_ptr,  # [num_rows, N] float32, or None
     rows,  # [BLOCK_M]
@@ -68,15 +65,13 @@ def product(
     N: tl.constexpr,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
-    NORM: tl.constexpr,
     WHOLE: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    BLOCK_H: tl.constexpr,
     DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    """Wait for earlier kernels, and return a W^T or, with NORM, LN(a) W^T, and the residual, 0 without one.
+    """Wait for earlier kernels, and return a W^T and the residual, 0 without one.
 
     Both are float32 [BLOCK_M, BLOCK_N]. Operands are rounded to DTYPE. Rows from num_rows and columns from N on give
     finite numbers.
@@ -85,26 +80,15 @@ def product(
     columns = first_column + tl.arange(0, BLOCK_N)
     if WHOLE:
         weights = load_weights(weight_ptr, columns, N, K, STRIDE, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE)
-        if NORM:
-            norm_weight = load_norm(norm_weight_ptr, K, rows.shape[0], SPLIT_K, BLOCK_K)
-            norm_bias = load_norm(norm_bias_ptr, K, rows.shape[0], SPLIT_K, BLOCK_K)
         wait(USE_PDL)
         a = load_rows(a_ptr, rows, num_rows, K, STRIDE, SPLIT_K, BLOCK_K)
         residual = load_residual(residual_ptr, rows, num_rows, columns, N)
-        if NORM:
-            a = normalise(a, norm_weight, norm_bias, K, SPLIT_K, BLOCK_K)
         acc = multiply(a, weights, DTYPE)
     else:
         if USE_PDL:
             prefetch_weights(weight_ptr, first_column, N, K, STRIDE, BLOCK_N)
         wait(USE_PDL)
-        mean, rstd = 0.0, 0.0
-        if NORM:
-            mean, rstd = layer_norm_statistics(a_ptr, rows, num_rows, K, BLOCK_H)
-        acc = _iterate(
-            a_ptr, norm_weight_ptr, norm_bias_ptr, mean, rstd, weight_ptr, rows, num_rows, columns,
-            BLOCK_N, N, K, STRIDE, NORM, SPLIT_K, BLOCK_K, DTYPE,
-        )  # fmt: skip
+        acc = _iterate(a_ptr, weight_ptr, rows, num_rows, columns, BLOCK_N, N, K, STRIDE, SPLIT_K, BLOCK_K, DTYPE)
         residual = load_residual(residual_ptr, rows, num_rows, columns, N)
     return acc, residual
 
@@ -122,10 +106,6 @@ def load_residual(residual_ptr, rows, num_rows, columns, N: tl.constexpr):
 @triton.jit
 def _iterate(
     a_ptr,  # [num_rows, K]
-    norm_weight_ptr,  # [K] float32, with NORM
-    norm_bias_ptr,  # [K] float32, with NORM
-    mean,  # [BLOCK_M] float32, with NORM
-    rstd,  # [BLOCK_M] float32, with NORM
     weight_ptr,  # [N, STRIDE]
     rows,  # [BLOCK_M]
     num_rows,
@@ -134,14 +114,13 @@ def _iterate(
     N: tl.constexpr,
     K: tl.constexpr,
     STRIDE: tl.constexpr,
-    NORM: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """Return sum_k a[row, k] W[column, k], float32 [BLOCK_M, BLOCK_N].
 
-    With NORM, `a` is normalised as it is loaded. Operands are rounded to DTYPE. Columns from N on give 0.
+    Operands are rounded to DTYPE. Columns from N on give 0.
     """
     if SPLIT_K == 1:
         # Without masks of k and of the columns, where blocks divide both: the loop has fewer instructions.
@@ -154,10 +133,6 @@ def _iterate(
         acc = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
         for start in range(0, K, BLOCK_K):
             a = tl.load(a_block, mask=in_rows if IS_EVEN else in_rows & (start + k < K)[None, :], other=0.0)
-            if NORM:
-                norm_weight = tl.load(norm_weight_ptr + start + k, mask=start + k < K, other=0.0)[None, :]
-                norm_bias = tl.load(norm_bias_ptr + start + k, mask=start + k < K, other=0.0)[None, :]
-                a = (a - mean[:, None]) * rstd[:, None] * norm_weight + norm_bias
             w_mask = None if IS_EVEN else in_columns & (start + k < K)[:, None]
             w = tl.load(w_block, mask=w_mask, other=None if IS_EVEN else 0.0)
             acc = tl.dot(a.to(DTYPE), w.to(DTYPE), acc, input_precision="ieee")
@@ -173,10 +148,6 @@ def _iterate(
         for start in range(0, K, SPLIT_K * BLOCK_K):
             k_a = start + split + tl.arange(0, BLOCK_K)[None, None, :]
             a = tl.load(a_rows + k_a, mask=in_rows & (k_a < K), other=0.0)
-            if NORM:
-                norm_weight = tl.load(norm_weight_ptr + k_a, mask=k_a < K, other=0.0)
-                norm_bias = tl.load(norm_bias_ptr + k_a, mask=k_a < K, other=0.0)
-                a = (a - mean[None, :, None]) * rstd[None, :, None] * norm_weight + norm_bias
             k_w = start + split + tl.arange(0, BLOCK_K)[None, :, None]
             w = tl.load(w_columns + k_w, mask=in_columns & (k_w < K), other=0.0)
             parts = tl.dot(a.to(DTYPE), w.to(DTYPE), parts, input_precision="ieee")

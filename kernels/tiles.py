@@ -16,10 +16,6 @@ import triton
 
 from .launch import INTERPRETING
 
-SMALL_ROWS = 16
-"""Most rows whose LayerNorm every program of a product computes itself; beyond, reading x in float32 costs more than a
-launch."""
-
 WHOLE = 0
 """As `block_k`: all inputs at once."""
 
@@ -68,21 +64,15 @@ _HALF = (torch.bfloat16, torch.float16)
 _HALF_INT8 = (*_HALF, torch.int8)
 _EVERY = (*_FLOAT, *_HALF_INT8)
 
-# Few rows: the time goes into reading weights and into the chain of latencies after the wait. 70 to 200 programs share
-# the weights; parts of K are twice the warps, so that each has two independent chains of products.
+# Read in whole steps on an H200 (benchmarks/gpu/tiles.py) up to 192 rows; above that computed by the clock.
 _TABLE = (
-    # One agent. With parts of 128 inputs a warp holds whole rows, so that LayerNorm needs no barrier.
-    _Row(4, _HALF_INT8, 1536, 1024, Tile(8, 8, WHOLE, 8, 2, 1)),
-    _Row(4, _HALF_INT8, _ANY, 1024, Tile(4, 32, WHOLE, 8, 4, 1)),
-    _Row(4, _HALF_INT8, 1536, 4096, Tile(8, 8, WHOLE, 16, 4, 1)),
-    _Row(8, _HALF_INT8, 1536, 1024, Tile(8, 8, WHOLE, 8, 4, 1)),
-    _Row(8, _HALF_INT8, _ANY, 1024, Tile(8, 32, WHOLE, 8, 4, 1)),
-    _Row(8, _HALF_INT8, 1536, 4096, Tile(8, 8, WHOLE, 16, 4, 1)),
-    _Row(16, _HALF_INT8, 1536, 1024, Tile(16, 8, WHOLE, 8, 4, 1)),
+    # Few rows: reading weights, and the time from the end of the kernel before to the end of this one. 24 to 96
+    # programs with all weights in flight; the sums of programs that share inputs are added by the next LayerNorm.
+    _Row(4, _HALF_INT8, 1536, 1024, Tile(16, 32, WHOLE, 8, 8, 1)),
+    _Row(4, _HALF_INT8, 1536, 2048, Tile(16, 16, WHOLE, 8, 8, 1, num_programs_k=2)),
+    _Row(16, _HALF_INT8, 1536, 1024, Tile(16, 16, WHOLE, 8, 4, 1)),
     _Row(16, _HALF_INT8, _ANY, 1024, Tile(16, 32, WHOLE, 8, 8, 1)),
-    _Row(16, _HALF_INT8, 1536, 4096, Tile(16, 8, WHOLE, 8, 8, 1)),
-    # Blocks of 32 rows, normalised by a kernel of their own, which adds what programs that share inputs leave.
-    _Row(96, _HALF_INT8, 1536, 1024, Tile(32, 8, WHOLE, 8, 4, 1)),
+    _Row(16, _HALF_INT8, 1536, 2048, Tile(16, 32, WHOLE, 8, 8, 1, num_programs_k=2)),
     _Row(96, _HALF_INT8, _ANY, 1024, Tile(32, 32, WHOLE, 8, 8, 1)),
     _Row(96, _HALF_INT8, 1536, 1024, Tile(32, 32, WHOLE, 8, 8, 1, num_programs_k=4)),
     # Few rows of other sizes.
@@ -92,10 +82,10 @@ _TABLE = (
     _Row(_ANY, _FLOAT, _ANY, _ANY, Tile(32, 64, 32, 1, 4, 2)),
     # Tiles of the tensor cores, with several loads of 64 inputs in flight, in one wave. Reading tiles from the L2 cache
     # is the limit of 64 outputs a program, the chain of one program that of 128.
-    _Row(256, _HALF, 1536, 512, Tile(64, 64, 64, 1, 4, 5, num_programs_k=2)),
+    _Row(256, _HALF, 1536, 256, Tile(64, 32, 64, 1, 4, 4, num_programs_k=4)),
     _Row(256, _HALF, 1536, 1024, Tile(64, 32, 64, 1, 4, 6)),
     _Row(256, _HALF, _ANY, 1024, Tile(64, 128, 64, 1, 4, 6)),
-    _Row(256, _HALF, 1536, 1024, Tile(64, 128, 64, 1, 4, 4, num_programs_k=4)),
+    _Row(256, _HALF, 1536, 1024, Tile(64, 128, 64, 1, 4, 6, num_programs_k=4)),
     _Row(256, _HALF_INT8, 1536, 1024, Tile(64, 64, 64, 1, 4, 3, num_programs_k=3)),
     _Row(256, _HALF_INT8, 1536, _ANY, Tile(64, 32, 64, 1, 4, 3)),
     _Row(256, _HALF_INT8, _ANY, _ANY, Tile(64, 64, 64, 1, 4, 3)),
@@ -133,13 +123,6 @@ def tile_of(
     return _resolved(_entry(num_rows, num_outputs, num_inputs, weight_dtype, may_share=num_programs_k > 1), share)
 
 
-def iterating_tile_of(num_rows: int, num_outputs: int, num_inputs: int, weight_dtype: torch.dtype) -> Tile:
-    """Return the launch parameters of a product that iterates over its inputs; arguments as of `tile_of`."""
-    if INTERPRETING:
-        return Tile(SMALL_ROWS, min(512, triton.next_power_of_2(num_outputs)), 128, 2, 1, 1)
-    return _entry(num_rows, num_outputs, num_inputs, weight_dtype, may_share=False, may_be_whole=False)
-
-
 def num_partials(num_rows: int, num_outputs: int, num_inputs: int, weight_dtype: torch.dtype) -> int:
     """Return how many programs should share K: as many sums remain to be added. 1 if a program takes all inputs.
 
@@ -149,8 +132,6 @@ def num_partials(num_rows: int, num_outputs: int, num_inputs: int, weight_dtype:
         num_inputs: K.
         weight_dtype: of the weights.
     """
-    if num_rows <= SMALL_ROWS:
-        return 1  # the next kernel reads the sums in every program
     parts = _INTERPRETED_PARTIALS
     if not INTERPRETING:
         parts = _entry(num_rows, num_outputs, num_inputs, weight_dtype, may_share=True).num_programs_k
@@ -171,7 +152,6 @@ def _entry(
     weight_dtype: torch.dtype,
     *,
     may_share: bool,
-    may_be_whole: bool = True,
 ) -> Tile:
     return next(
         row.tile
@@ -181,7 +161,6 @@ def _entry(
         and num_outputs <= row.max_outputs
         and num_inputs <= row.max_inputs * row.tile.num_programs_k
         and (may_share or row.tile.num_programs_k == 1)
-        and (may_be_whole or row.tile.block_k != WHOLE)
         and _shared_bytes(_resolved(row.tile, num_inputs // row.tile.num_programs_k)) <= shared_bytes_of_gpu()
     )
 
@@ -207,9 +186,3 @@ def _resolved(found: Tile, num_inputs: int) -> Tile:
         return found
     part = triton.next_power_of_2(triton.cdiv(num_inputs, found.split_k))
     return found._replace(block_k=max(16, part), whole=True)
-
-
-def block_h(hidden: int, block_m: int) -> int:
-    """Return the columns per iteration of the LayerNorm statistics: whole rows if a tile of them fits in registers."""
-    limit = 1024 if INTERPRETING or block_m <= SMALL_ROWS else 128
-    return min(limit, int(triton.next_power_of_2(hidden)))

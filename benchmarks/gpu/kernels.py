@@ -164,7 +164,7 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     from jat_engine.kernels.embedding import embed
     from jat_engine.kernels.head import head
     from jat_engine.kernels.linear import linear_residual, norm_linear, norm_qkv
-    from jat_engine.kernels.tiles import SMALL_ROWS, num_partials
+    from jat_engine.kernels.tiles import num_partials
 
     hidden, heads, layers = config.hidden_size, config.num_heads, config.num_layers
     head_dim, rows = hidden // heads, sessions * ROWS
@@ -191,7 +191,7 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
     inner = torch.zeros(rows, 4 * hidden, dtype=activation, **on)
     inner_bias = torch.zeros(4 * hidden, **on)
     x_bytes = 4 * rows * hidden
-    normed = torch.zeros(rows, hidden, dtype=activation, **on) if rows > SMALL_ROWS else None
+    normed = torch.zeros(rows, hidden, dtype=activation, **on)
 
     # Pages of one layer; every session has its own, in a shuffled order.
     per_session = -(-(context_len + ROWS) // PAGE_SIZE)
@@ -222,7 +222,7 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
 
     # For one agent all that might be chosen, so that a reading can say what should be.
     chosen = num_splits(attention_programs(_multiprocessors(device), is_kv_quantized=False), heads, sessions)
-    for splits in (1, 2, 4, 8) if rows <= SMALL_ROWS else (chosen,):
+    for splits in (1, 2, 4, 8) if sessions <= 4 else (chosen,):
         split: dict[str, Tensor] = {}
         if splits > 1:
             split = {

@@ -26,7 +26,6 @@ from helpers.kernel_cases import (
 from jat_engine.kernels import discrete_encoder, embedding, head, linear
 from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
 from jat_engine.kernels.norm import layer_norm
-from jat_engine.kernels.tiles import SMALL_ROWS
 from jat_engine.reference import layer_norm as layer_norm_reference
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
@@ -74,7 +73,7 @@ def test_norm_linear(dtype: torch.dtype, rows: int, hidden: int, outputs: int, g
     weight, scale = random.weight(dtype, outputs, hidden)
     bias = random.normal(outputs) if gelu else None
     out = poisoned(rows, outputs, dtype=compute_dtype(dtype))
-    normed = poisoned(rows, hidden, dtype=compute_dtype(dtype)) if rows > SMALL_ROWS else None
+    normed = poisoned(rows, hidden, dtype=compute_dtype(dtype))
     linear.norm_linear(x, norm_weight, norm_bias, weight, scale, bias, out, gelu=gelu, normed=normed)
     x -= x.mean(1, keepdim=True)  # LayerNorm removes it, and half precisions could not hold it
     agrees(out, linear.norm_linear_reference, x, norm_weight, norm_bias, weight, scale, bias, gelu, dtype=dtype)
@@ -103,7 +102,7 @@ def test_norm_qkv(dtype: torch.dtype, cache: torch.dtype, rows: int, heads: int,
     if rows > 1:
         slots[1] = -1
     q, kv_layer = poisoned(rows, hidden), poisoned(_PAGES, 2, heads, PAGE_SIZE, head_dim, dtype=cache)
-    normed = poisoned(rows, hidden, dtype=compute_dtype(dtype)) if rows > SMALL_ROWS else None
+    normed = poisoned(rows, hidden, dtype=compute_dtype(dtype))
     linear.norm_qkv(x, norm_weight, norm_bias, weight, scale, q, kv_layer, slots, normed=normed)
 
     def q_and_kept(*tensors: torch.Tensor) -> torch.Tensor:
@@ -171,11 +170,9 @@ def test_sums_that_are_added_later(dtype: torch.dtype, rows: int, inputs: int, h
     agrees(inner, linear.norm_linear_reference, out, ones, zeros, next_weight, next_scale, None, False, dtype=dtype)
 
 
-def test_partial_sums_need_a_place_where_they_are_added() -> None:
+def test_partial_sums_need_room_for_all_parts() -> None:
     random = Random()
-    x, norm, weight = random.normal(17, 64), random.normal(64), random.normal(32, 64)
-    with pytest.raises(ValueError, match="normed: expected a tensor, since `partial` is to be added to x"):
-        linear.norm_linear(x, norm, norm, weight, None, None, poisoned(17, 32), gelu=False, partial=poisoned(2, 17, 64))
+    x, norm = random.normal(17, 64), random.normal(64)
     with pytest.raises(
         ValueError, match=r"partial: expected shape \(.*, 17, 64\), got \(9, 17, 64\)|where `num_partials` is 1"
     ):
@@ -278,6 +275,7 @@ def test_wrappers_name_what_is_wrong() -> None:
             "scale": None,
             "bias": None,
             "out": out,
+            "normed": poisoned(2, 64),
         }
         linear.norm_linear(**{**arguments, **changes}, gelu=False)
 
@@ -287,6 +285,7 @@ def test_wrappers_name_what_is_wrong() -> None:
         ({"weight": random.normal(64, 32).T}, "weight: expected a contiguous tensor"),
         ({"weight": weight.to(torch.int8)}, "scale: expected one per output for int8 weights"),
         ({"scale": norm[:32]}, "scale: expected one per output for int8 weights and none otherwise"),
+        ({"normed": poisoned(3, 64)}, r"normed: expected shape \(2, 64\), got \(3, 64\)"),
         ({"out": poisoned(2, 33)}, r"out: expected shape \(2, 32\), got \(2, 33\)"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -14,7 +14,7 @@ from ...kernels.head import head
 from ...kernels.image_encoder import encode_images
 from ...kernels.image_weights import ImageScratch, make_image_scratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
-from ...kernels.tiles import SMALL_ROWS, most_partial_rows, num_partials
+from ...kernels.tiles import most_partial_rows, num_partials
 from ..base import PAGE_SIZE, STEP_TOKENS
 from .capture import CapturedGraph, retry_without_pdl
 from .inputs import StepInputs, StepShape
@@ -245,8 +245,7 @@ class GraphStep:
         scratch, given, pdl = self._scratch, self.inputs.device, self._weights.pdl
         rows, hidden = x.shape
         q, attended, inner = scratch.q[:rows], scratch.attended[:rows], scratch.inner[:rows]
-        # Few rows are normed where they are multiplied, many once.
-        normed = scratch.normed[:rows] if rows > SMALL_ROWS else None
+        normed = scratch.normed[:rows]
         new_kv, kv_target, slots = None, pages, given["slot_mapping"]
         if scratch.new_kv is not None and scratch.row_numbers is not None:
             # The attention quantises them into their pages: its programs have whole heads of a token.
