@@ -1,7 +1,7 @@
 """Clock the kernels of a step without a GPU, from the machine code they compile to.
 
     python -m benchmarks.kernel_cycles --agents 1                     # every Triton kernel of a step by graphs
-    python -m benchmarks.kernel_cycles --agents 64 --kernel norm_qkv --profile
+    python -m benchmarks.kernel_cycles --agents 64 --kernel qkv --profile
     python -m benchmarks.kernel_cycles --frames 1024                  # the image encoder
     python -m benchmarks.kernel_cycles --persistent                   # phases of the persistent kernel; needs nvcc, c++
     python -m benchmarks.kernel_cycles --persistent --phase 4         # where its warps wait in q, k, v

@@ -8,6 +8,7 @@ from torch import Tensor
 from jat_engine.backends.base import STEP_TOKENS
 from jat_engine.kernels import attention, discrete_encoder, embedding, head, image_encoder, linear
 from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
+from jat_engine.kernels.splits import Splits
 
 from .triton_launches import Launch, recorded
 
@@ -29,7 +30,7 @@ def _int64(*shape: int) -> Tensor:
 
 
 def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
-    """Return every kernel of a step of rows / 3 agents, in order; up to 64 agents also with split keys."""
+    """Return every kernel of a step of rows / 3 agents, in order."""
     sessions, compute = rows // STEP_TOKENS, compute_dtype(weight_dtype)
     cache_dtype = torch.bfloat16 if weight_dtype == torch.int8 else weight_dtype
     vector, x = _floats(HIDDEN), _floats(rows, HIDDEN)
@@ -52,22 +53,20 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
             normed=normed, pdl=pdl,
         )  # fmt: skip
         attended = _floats(rows, HIDDEN, dtype=compute)
-        for splits in (1, 4) if sessions <= 64 else (1,):
-            partials = {
-                "partial": _floats(splits, rows, HEADS, HEAD_DIM),
-                "partial_max": _floats(splits, rows, HEADS),
-                "partial_sum": _floats(splits, rows, HEADS),
-            }
-            attention.paged_attention(
-                x, kv_layer, _int32(sessions, POSITIONS // PAGE_SIZE + 1), _int32(sessions + 1), _int32(sessions),
-                _int32(sessions), WINDOW, attended, max_queries=STEP_TOKENS, num_splits=splits, **partials,
-                arrivals=_int32(sessions * HEADS), pdl=pdl,
+        attention.paged_attention(
+            x, kv_layer, _int32(sessions, POSITIONS // PAGE_SIZE + 1), _int32(sessions + 1), _int32(sessions),
+            _int32(sessions), WINDOW, attended, max_queries=STEP_TOKENS, pdl=pdl,
+        )  # fmt: skip
+        # On sm_90 and newer, which have float8; there up to 64 agents also with split keys.
+        for count in ((1, 4) if sessions <= 64 else (1,)) if pdl else ():
+            splits = Splits(
+                _floats(count, rows, HEADS, HEAD_DIM), _floats(count, rows, HEADS), _floats(count, rows, HEADS),
+                _int32(sessions * HEADS),
             )  # fmt: skip
-        if pdl:  # sm_90 and newer, which have float8
             attention.paged_attention(
                 x, kv_layer.to(torch.float8_e4m3fn), _int32(sessions, POSITIONS // PAGE_SIZE + 1), _int32(sessions + 1),
                 _int32(sessions), _int32(sessions), WINDOW, attended, max_queries=STEP_TOKENS, pdl=pdl,
-                scales=torch.empty(4, HEADS, 2, PAGE_SIZE, dtype=torch.uint8),
+                scales=torch.empty(4, HEADS, 2, PAGE_SIZE, dtype=torch.uint8), splits=splits if count > 1 else None,
                 new_kv=_floats(-(-rows // PAGE_SIZE), 2, HEADS, PAGE_SIZE, HEAD_DIM, dtype=compute),
             )  # fmt: skip
         linear.linear_residual(attended, weight(HIDDEN, HIDDEN), scale(HIDDEN), vector, x, pdl=pdl)

@@ -60,7 +60,7 @@ def device_bytes(launch: Launch, agents: int, context: int, config: JatConfig, i
         return agents * keys * 2 * config.hidden_size * itemsize
     weight = given.get("weight_ptr")
     total = weight.nbytes if isinstance(weight, Tensor) else 0
-    if launch.name == "norm_qkv":
+    if launch.name == "qkv":
         total += agents * ROWS * 2 * config.hidden_size * itemsize
     return total
 
@@ -70,18 +70,15 @@ def l2_bytes(launch: Launch, agents: int, config: JatConfig, itemsize: int) -> i
     hidden, rows = config.hidden_size, agents * ROWS
     given = launch.arguments
     blocks = launch.grid[0]  # of outputs: each reads all columns of its rows
-    if launch.name in ("norm_qkv", "norm_linear"):
-        # Normed here, three passes over x: mean, variance, product; the later ones may find it in the L1 cache.
-        read = 3 * rows * hidden * 4 + 2 * hidden * 4 if given["NORM"] else rows * hidden * itemsize
-        return blocks * read + (rows * hidden * 4 if launch.name == "norm_qkv" else rows * given["N"] * itemsize)
+    if launch.name in ("qkv", "linear"):
+        read = rows * hidden * itemsize
+        return blocks * read + (rows * hidden * 4 if launch.name == "qkv" else rows * given["N"] * itemsize)
     if launch.name == "layer_norm":
         return rows * hidden * (3 * 4 + itemsize)
     if launch.name == "linear_residual":
         return blocks * rows * given["K"] * itemsize + 2 * rows * given["N"] * 4
     if launch.name == "paged_attention":
-        splits = given["NUM_SPLITS"]
-        written = rows * hidden * itemsize if splits == 1 else splits * rows * (hidden + 2 * config.num_heads) * 4
-        return splits * rows * hidden * 4 + written
+        return rows * hidden * (4 + itemsize)
     if launch.name == "head":
         return agents * hidden * 4 * 3
     return rows * hidden * 4  # embed

@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache, split over keys if asked for.
+"""Attention over the paged KV cache.
 
 out[q] = sum_j softmax_j(q . k_j) v_j over the keys j with p - window < j <= p
 
@@ -23,12 +23,15 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..reference import attention, key_ages
 from . import quantized_attention
+from .few_rows import sum_parts
 from .launch import INTERPRETING, KV_DTYPES, MAX_QUERIES, PAGE_SIZE, check, check_dimensions, triton_dtype
-from .splits import check_partials, combined
+from .splits import Splits
 
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
 _PAGE_SHIFT = tl.constexpr(PAGE_SIZE.bit_length() - 1)
-_WARPS = tl.constexpr(4)
+_WARPS = 4
+_FEW_PROGRAMS = ((132, 16), (264, 8))
+"""Up to so many programs have more warps: one program a multiprocessor, or two, with as many loads in flight."""
 _NO_KEY = tl.constexpr(float("-inf"))
 
 
@@ -62,7 +65,7 @@ class Config(NamedTuple):
 
     Attributes:
         block_q: rows of a tile of scores, at least `MAX_QUERIES`.
-        num_warps: per program; each has its own keys, `_WARPS` pages at a time together.
+        num_warps: per program; each has its own keys, a page at a time.
         num_stages: of the software pipeline over keys: tiles in flight, and the one that is computed.
     """
 
@@ -71,18 +74,19 @@ class Config(NamedTuple):
     num_stages: int
 
 
-def config(kv_dtype: torch.dtype) -> Config:
-    """Return launch parameters for a cache of this dtype."""
+def config(kv_dtype: torch.dtype, num_programs: int) -> Config:
+    """Return launch parameters of so many programs for a cache of this dtype."""
+    warps = next((warps for most, warps in _FEW_PROGRAMS if num_programs <= most), _WARPS)
     if INTERPRETING:
-        return Config(MAX_QUERIES, 1, 1)
+        return Config(MAX_QUERIES, warps, 1)
     if kv_dtype == torch.float32:
-        return Config(MAX_QUERIES, _WARPS.value, 2)
-    return Config(16, _WARPS.value, 3)  # 16 rows: a product of the tensor cores
+        return Config(MAX_QUERIES, _WARPS, 2)
+    return Config(16, warps, 3)  # 16 rows: a product of the tensor cores
 
 
 @triton.jit
 def _prefetch_pages(head_ptr, page, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Prefetch keys and values of a head from pages [_WARPS] into the L2 cache, one 128-byte line per element."""
+    """Prefetch keys and values of a head from pages [WARPS] into the L2 cache, one 128-byte line per element."""
     PAGE_LINES: tl.constexpr = _PAGE_SIZE * HEAD_DIM * head_ptr.dtype.element_ty.primitive_bitwidth // 1024
     LINE: tl.constexpr = 1024 // head_ptr.dtype.element_ty.primitive_bitwidth
     BLOCK: tl.constexpr = triton.next_power_of_2(2 * PAGE_LINES)
@@ -96,23 +100,7 @@ def _prefetch_pages(head_ptr, page, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr)
     )  # fmt: skip
 
 
-@triton.jit
-def _quarters(x):
-    """Return x[0], x[1], x[2] and x[3] of x [4, ...], one of each warp.
-
-    A sum over the warps' axis would go through shared memory a few numbers at a time; this takes one exchange.
-    """
-    if len(x.shape) == 3:
-        last = tl.reshape(tl.permute(x, (1, 2, 0)), [x.shape[1], x.shape[2], 2, 2])
-    else:
-        last = tl.reshape(tl.permute(x, (1, 0)), [x.shape[1], 2, 2])
-    even, odd = tl.split(last)
-    x0, x2 = tl.split(even)
-    x1, x3 = tl.split(odd)
-    return x0, x1, x2, x3
-
-
-@triton.jit(do_not_specialize=["num_rows", "pages_per_session", "window"])
+@triton.jit(do_not_specialize=["pages_per_session", "window"])
 def _paged_attention_kernel(
     q_ptr,  # [R, HEADS * HEAD_DIM] float32
     kv_layer_ptr,  # [pages, 2, HEADS, 16, HEAD_DIM]
@@ -120,29 +108,23 @@ def _paged_attention_kernel(
     query_start_ptr,  # [S + 1]
     context_lens_ptr,  # [S]
     start_offsets_ptr,  # [S]
-    out_ptr,  # [R, HEADS * HEAD_DIM], with NUM_SPLITS == 1 or arrivals
-    partial_ptr,  # [NUM_SPLITS, R, HEADS, HEAD_DIM] float32, with NUM_SPLITS > 1
-    partial_max_ptr,  # [NUM_SPLITS, R, HEADS] float32
-    partial_sum_ptr,  # [NUM_SPLITS, R, HEADS] float32
-    arrivals_ptr,  # [S * HEADS] int32, zeros, or None: the partials are left to the next kernel
-    num_rows,
+    out_ptr,  # [R, HEADS * HEAD_DIM]
     pages_per_session,
     window,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WARPS: tl.constexpr,
     DTYPE: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: one head of one session, one range of the pages its queries see. A tile is one page for each warp.
+    # One program: one head of one session. A tile is one page for each warp.
     pair = tl.program_id(0)
     PART: tl.constexpr = HEADS * _PAGE_SIZE * HEAD_DIM  # keys of a page, behind which its values lie
     PAGE: tl.constexpr = 2 * PART
     session = pair // HEADS
     head = pair % HEADS
-    split = tl.program_id(1)
     if USE_PDL:
         gdc_launch_dependents()
 
@@ -152,24 +134,20 @@ def _paged_attention_kernel(
     context = tl.load(context_lens_ptr + session)
     start_offset = tl.load(start_offsets_ptr + session)
 
-    # Slots of the keys that any query sees, in whole pages, and this split's share of the pages.
+    # Slots of the keys that any query sees, and their pages.
     first_slot = tl.maximum(context - window + 1, 0) + start_offset
     end_slot = context + num_queries + start_offset
-    first_page = first_slot >> _PAGE_SHIFT
-    num_pages = tl.where(num_queries > 0, ((end_slot - 1) >> _PAGE_SHIFT) + 1 - first_page, 0)
-    pages_per_split = tl.cdiv(num_pages, NUM_SPLITS)
-    begin = first_page + split * pages_per_split
-    end = first_page + tl.minimum((split + 1) * pages_per_split, num_pages)
-    end_slot = tl.minimum(end_slot, end << _PAGE_SHIFT)
+    begin = first_slot >> _PAGE_SHIFT
+    end = tl.where(num_queries > 0, ((end_slot - 1) >> _PAGE_SHIFT) + 1, begin)
 
-    warp = tl.arange(0, _WARPS)
+    warp = tl.arange(0, WARPS)
     table_ptr = page_table_ptr + session * pages_per_session + warp
     head_ptr = kv_layer_ptr + head * (_PAGE_SIZE * HEAD_DIM)
     page = tl.load(table_ptr + begin, mask=begin + warp < end, other=0)
     if USE_PDL:
         _prefetch_pages(head_ptr, page, HEADS, HEAD_DIM)
-        if NUM_SPLITS > 1:  # few programs, whose latency counts
-            second = tl.load(table_ptr + begin + _WARPS, mask=begin + _WARPS + warp < end, other=0)
+        if WARPS > 4:  # few programs, whose latency counts
+            second = tl.load(table_ptr + begin + WARPS, mask=begin + WARPS + warp < end, other=0)
             _prefetch_pages(head_ptr, second, HEADS, HEAD_DIM)
         gdc_wait()
     if num_queries <= 0:
@@ -183,18 +161,17 @@ def _paged_attention_kernel(
     row_d = row.to(tl.int64)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + d[None, :]
     mask_d = in_queries[:, None] & (d < HEAD_DIM)[None, :]
     q = tl.load(q_ptr + row_d, mask=mask_d, other=0.0).to(DTYPE)
-    q = tl.broadcast_to(q[None, :, :], [_WARPS, BLOCK_Q, BLOCK_D])
+    q = tl.broadcast_to(q[None, :, :], [WARPS, BLOCK_Q, BLOCK_D])
 
-    # A query sees the slots newest - window + 1 to newest, as far as they are this split's.
+    # A query sees the slots newest - window + 1 to newest.
     newest = (context + start_offset + i)[None, :, None]
     oldest = tl.maximum(newest - window + 1, start_offset)
-    newest = tl.minimum(newest, end_slot - 1)
 
     within_page = (token * HEAD_DIM)[None, :, None] + d[None, None, :]
-    running_max = tl.full([_WARPS, BLOCK_Q], _NO_KEY, tl.float32)
-    running_sum = tl.zeros([_WARPS, BLOCK_Q], tl.float32)
-    acc = tl.zeros([_WARPS, BLOCK_Q, BLOCK_D], tl.float32)
-    for tile in range(begin, end, _WARPS):
+    running_max = tl.full([WARPS, BLOCK_Q], _NO_KEY, tl.float32)
+    running_sum = tl.zeros([WARPS, BLOCK_Q], tl.float32)
+    acc = tl.zeros([WARPS, BLOCK_Q, BLOCK_D], tl.float32)
+    for tile in range(begin, end, WARPS):
         slot = ((tile + warp) << _PAGE_SHIFT)[:, None] + token[None, :]
         # Slots outside hold other tokens or garbage. They are not read: 0 * NaN would be NaN.
         in_slots = (slot >= first_slot) & (slot < end_slot)
@@ -206,7 +183,7 @@ def _paged_attention_kernel(
         k = tl.load(key_ptr, mask=mask, other=0.0)
         v = tl.load(key_ptr + PART, mask=mask, other=0.0)
         # Of the next tile: so loads of keys never wait for an entry of the page table.
-        following = tile + _WARPS
+        following = tile + WARPS
         page = tl.load(table_ptr + following, mask=following + warp < end, other=0)
 
         scores = tl.dot(q, tl.permute(k.to(DTYPE), (0, 2, 1)), input_precision="ieee")  # [W, Q, 16]
@@ -223,33 +200,13 @@ def _paged_attention_kernel(
         running_max = new_max
 
     # The warps' softmaxes become one.
-    m0, m1, m2, m3 = _quarters(running_max)
-    s0, s1, s2, s3 = _quarters(running_sum)
-    a0, a1, a2, a3 = _quarters(acc)
-    largest = tl.maximum(tl.maximum(m0, m1), tl.maximum(m2, m3))
+    largest = tl.max(running_max, 0)
     finite_max = tl.where(largest == _NO_KEY, 0.0, largest)
-    w0, w1, w2, w3 = tl.exp(m0 - finite_max), tl.exp(m1 - finite_max), tl.exp(m2 - finite_max), tl.exp(m3 - finite_max)
-    total = (s0 * w0 + s1 * w1) + (s2 * w2 + s3 * w3)
-    weighted = (a0 * w0[:, None] + a1 * w1[:, None]) + (a2 * w2[:, None] + a3 * w3[:, None])
+    weight = tl.exp(running_max - finite_max[None, :])
+    total = tl.sum(running_sum * weight, 0)
+    weighted = sum_parts(acc * weight[:, :, None])
 
-    if NUM_SPLITS == 1:
-        tl.store(out_ptr + row_d, weighted / tl.where(total == 0.0, 1.0, total)[:, None], mask=mask_d)
-    else:
-        offset = split.to(tl.int64) * num_rows
-        tl.store(partial_ptr + offset * (HEADS * HEAD_DIM) + row_d, weighted, mask=mask_d)
-        row_head = (offset + row) * HEADS + head
-        tl.store(partial_max_ptr + row_head, largest, mask=in_queries)
-        tl.store(partial_sum_ptr + row_head, total, mask=in_queries)
-        if arrivals_ptr is not None:
-            # The program that arrives last combines the splits, always in the same order.
-            tl.debug_barrier()
-            if tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel") == NUM_SPLITS - 1:
-                out = combined(
-                    partial_ptr, partial_max_ptr, partial_sum_ptr, (row * HEADS + head)[:, None], in_queries[:, None],
-                    d[None, :], mask_d, num_rows * HEADS, HEAD_DIM, NUM_SPLITS,
-                )  # fmt: skip
-                tl.store(out_ptr + row_d, out, mask=mask_d)
-                tl.store(arrivals_ptr + pair, 0)
+    tl.store(out_ptr + row_d, weighted / tl.where(total == 0.0, 1.0, total)[:, None], mask=mask_d)
 
 
 def paged_attention(
@@ -265,11 +222,7 @@ def paged_attention(
     max_queries: int,
     scales: Tensor | None = None,
     new_kv: Tensor | None = None,
-    num_splits: int = 1,
-    partial: Tensor | None = None,
-    partial_max: Tensor | None = None,
-    partial_sum: Tensor | None = None,
-    arrivals: Tensor | None = None,
+    splits: Splits | None = None,
     pdl: bool = False,
 ) -> None:
     """Compute the attention of all sessions' new tokens. Rows of no session are not written.
@@ -284,18 +237,13 @@ def paged_attention(
         context_lens: [S], int32: cached tokens of a session before its new ones.
         start_offsets: [S], int32: slot of key 0 in the session's first page.
         window: keys that a query attends to, its own included; max_position_embeddings for a global layer.
-        out: [R, H], float32, bfloat16 or float16; written if num_splits is 1 or with `arrivals`, else not.
+        out: [R, H], float32, bfloat16 or float16; written.
         max_queries: the most rows that a session has, at most `MAX_QUERIES`.
         scales: [pages, heads, 2, 16], uint8, for float8 only: of keys and values, the exponents of powers of two, plus
             127. Those of the new tokens are written; 255 stands for numbers that are not finite.
         new_kv: [ceil(R / 16), 2, heads, 16, head_dim], float32, bfloat16 or float16, for float8 only: keys and values
             of row r at [r // 16, :, :, r % 16].
-        num_splits: number of ranges that the visible keys of a session are divided into.
-        partial: [num_splits, R, heads, head_dim], float32: sums of exp(score - max) v; written if num_splits > 1.
-        partial_max: [num_splits, R, heads], float32: max of the scores, -inf for a range without keys.
-        partial_sum: [num_splits, R, heads], float32: sum of exp(score - max), 0 for a range without keys.
-        arrivals: [S * heads], int32, zeros, and zeros again afterwards; if given, the splits are combined into `out`.
-            Without it, they are left as they are.
+        splits: of the visible keys of a session, for float8 only, see `Splits`.
         pdl: programmatic dependent launch, see `launch` (sm_90 or later).
 
     Raises:
@@ -329,29 +277,25 @@ def paged_attention(
     check("context_lens", context_lens, (sessions,), torch.int32, device)
     check("start_offsets", start_offsets, (sessions,), torch.int32, device)
     check("out", out, (rows, hidden), KV_DTYPES, device)
-    for name, value in (("window", window), ("max_queries", max_queries), ("num_splits", num_splits)):
+    for name, value in (("window", window), ("max_queries", max_queries)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    if num_splits > 1:
-        check_partials(partial, partial_max, partial_sum)
-        assert partial is not None
-        check("partial", partial, (num_splits, rows, heads, head_dim), torch.float32, device)
-
-    if arrivals is not None:
-        check("arrivals", arrivals, (sessions * heads,), torch.int32, device)
+    if splits is not None:
+        if not is_quantized:
+            raise ValueError(f"splits: expected None for {kv_layer.dtype} pages, whose programs take all keys")
+        splits.check(rows, sessions, heads, head_dim, device)
 
     if scales is not None and new_kv is not None:
         quantized_attention.launch(
-            q, kv_layer, scales, new_kv, page_table, query_start, context_lens, start_offsets, out, partial,
-            partial_max, partial_sum, arrivals, window=window, num_splits=num_splits, pdl=pdl,
+            q, kv_layer, scales, new_kv, page_table, query_start, context_lens, start_offsets, out, splits,
+            window=window, pdl=pdl,
         )  # fmt: skip
         return
-    tile = config(kv_layer.dtype)
-    _paged_attention_kernel[(sessions * heads, num_splits)](
-        q, kv_layer, page_table, query_start, context_lens, start_offsets, out, partial, partial_max,
-        partial_sum, arrivals, rows, pages_per_session, window,
-        HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=num_splits,
-        BLOCK_Q=tile.block_q, BLOCK_D=triton.next_power_of_2(head_dim),
+    tile = config(kv_layer.dtype, sessions * heads)
+    _paged_attention_kernel[(sessions * heads,)](
+        q, kv_layer, page_table, query_start, context_lens, start_offsets, out, pages_per_session, window,
+        HEADS=heads, HEAD_DIM=head_dim,
+        BLOCK_Q=tile.block_q, BLOCK_D=triton.next_power_of_2(head_dim), WARPS=tile.num_warps,
         DTYPE=triton_dtype(kv_layer.dtype), USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip

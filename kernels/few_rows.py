@@ -58,7 +58,7 @@ def load_rows(
 @triton.jit
 def multiply(a, weights, DTYPE: tl.constexpr):
     """Return the sum over parts of a [SPLIT_K, BLOCK_M, BLOCK_K] times weights, float32 [BLOCK_M, BLOCK_N]."""
-    return _sum_parts(tl.dot(_as_computed(a.to(DTYPE)), weights, input_precision="ieee"))
+    return sum_parts(tl.dot(_as_computed(a.to(DTYPE)), weights, input_precision="ieee"))
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def _as_computed(a):
 
 
 @triton.jit
-def _sum_parts(parts):
+def sum_parts(parts):
     """Return the sum over the first axis of [SPLIT_K, BLOCK_M, BLOCK_N], a power of two, pair by pair.
 
     One exchange through shared memory; `tl.sum` takes two.

@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launch import INTERPRETING, MAX_QUERIES, PAGE_SIZE
-from .splits import combined
+from .splits import Splits, combined
 
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
 _PAGE_SHIFT = tl.constexpr(PAGE_SIZE.bit_length() - 1)
@@ -125,11 +125,11 @@ def _quantized_attention_kernel(
     query_start_ptr,  # [S + 1]
     context_lens_ptr,  # [S]
     start_offsets_ptr,  # [S]
-    out_ptr,  # [R, HEADS * HEAD_DIM], with NUM_SPLITS == 1 or arrivals
+    out_ptr,  # [R, HEADS * HEAD_DIM]
     partial_ptr,  # [NUM_SPLITS, R, HEADS, HEAD_DIM] float32, with NUM_SPLITS > 1
     partial_max_ptr,  # [NUM_SPLITS, R, HEADS] float32
     partial_sum_ptr,  # [NUM_SPLITS, R, HEADS] float32
-    arrivals_ptr,  # [S * HEADS] int32, zeros, or None: the partials are left to the next kernel
+    arrivals_ptr,  # [S * HEADS] int32, zeros, with NUM_SPLITS > 1
     num_rows,
     pages_per_session,
     window,
@@ -261,16 +261,15 @@ def _quantized_attention_kernel(
         row_head = (offset + row) * HEADS + head
         tl.store(partial_max_ptr + row_head, (running_max - 127) * _LN_2, mask=in_queries)
         tl.store(partial_sum_ptr + row_head, total, mask=in_queries)
-        if arrivals_ptr is not None:
-            # The program that arrives last combines the splits, always in the same order.
-            tl.debug_barrier()
-            if tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel") == NUM_SPLITS - 1:
-                out = combined(
-                    partial_ptr, partial_max_ptr, partial_sum_ptr, (row * HEADS + head)[:, None], in_queries[:, None],
-                    d[None, :], mask_d, num_rows * HEADS, HEAD_DIM, NUM_SPLITS,
-                )  # fmt: skip
-                tl.store(out_ptr + row_d, out, mask=mask_d)
-                tl.store(arrivals_ptr + pair, 0)
+        # The program that arrives last combines the splits, always in the same order.
+        tl.debug_barrier()
+        if tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel") == NUM_SPLITS - 1:
+            out = combined(
+                partial_ptr, partial_max_ptr, partial_sum_ptr, (row * HEADS + head)[:, None], in_queries[:, None],
+                d[None, :], mask_d, num_rows * HEADS, HEAD_DIM, NUM_SPLITS,
+            )  # fmt: skip
+            tl.store(out_ptr + row_d, out, mask=mask_d)
+            tl.store(arrivals_ptr + pair, 0)
 
 
 def launch(
@@ -283,20 +282,17 @@ def launch(
     context_lens: Tensor,
     start_offsets: Tensor,
     out: Tensor,
-    partial: Tensor | None,
-    partial_max: Tensor | None,
-    partial_sum: Tensor | None,
-    arrivals: Tensor | None,
+    splits: Splits | None,
     *,
     window: int,
-    num_splits: int,
     pdl: bool,
 ) -> None:
     """Compute what `paged_attention` promises for float8 pages, of arguments that it has checked."""
     (sessions, pages_per_session), (_, _, heads, _, head_dim) = page_table.shape, kv_layer.shape
+    num_splits = splits.number if splits else 1
     _quantized_attention_kernel[(sessions * heads, num_splits)](
-        q, kv_layer, scales, new_kv, page_table, query_start, context_lens, start_offsets, out, partial, partial_max,
-        partial_sum, arrivals, q.shape[0], pages_per_session, window,
+        q, kv_layer, scales, new_kv, page_table, query_start, context_lens, start_offsets, out,
+        *(splits or (None, None, None, None)), q.shape[0], pages_per_session, window,
         HEADS=heads, HEAD_DIM=head_dim, NUM_SPLITS=num_splits, BLOCK_D=triton.next_power_of_2(head_dim), USE_PDL=pdl,
         num_warps=1, num_stages=1 if INTERPRETING else 3, launch_pdl=pdl,
     )  # fmt: skip

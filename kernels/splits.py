@@ -1,22 +1,50 @@
-"""Combine the parts that programs find for ranges of a session's keys."""
+"""Split the keys of a session over programs, and combine what they find."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import check, check_dimensions
+from .launch import check
 
 
-def combine_splits_reference(partial: Tensor, partial_max: Tensor, partial_sum: Tensor) -> Tensor:
-    """Return sum_s exp(max_s - max) partial_s / sum_s exp(max_s - max) sum_s, [R, H].
+class Splits(NamedTuple):
+    """Memory of S programs that share the keys of a (session, head). The one that arrives last combines their parts.
 
-    partial: [num_splits, R, heads, head_dim].
+    Attributes:
+        partial: [S, R, heads, head_dim], float32: sums of exp(score - max) v; written.
+        partial_max: [S, R, heads], float32: max of the scores, -inf for a range without keys; written.
+        partial_sum: [S, R, heads], float32: sum of exp(score - max), 0 for a range without keys; written.
+        arrivals: [sessions * heads], int32, zeros, and zeros again afterwards.
     """
-    weight = (partial_max - partial_max.amax(0)).exp()
-    return ((weight[..., None] * partial).sum(0) / (weight * partial_sum).sum(0)[..., None]).flatten(1)
+
+    partial: Tensor
+    partial_max: Tensor
+    partial_sum: Tensor
+    arrivals: Tensor
+
+    @property
+    def number(self) -> int:
+        """Return S."""
+        return self.partial.shape[0]
+
+    def check(self, rows: int, sessions: int, heads: int, head_dim: int, device: torch.device) -> None:
+        """Check the tensors.
+
+        Raises:
+            ValueError: one has another shape, dtype or device than above, or is not contiguous.
+        """
+        by_head = self.number, rows, heads
+        check("partial", self.partial, (*by_head, head_dim), torch.float32, device)
+        check("partial_max", self.partial_max, by_head, torch.float32, device)
+        check("partial_sum", self.partial_sum, by_head, torch.float32, device)
+        check("arrivals", self.arrivals, (sessions * heads,), torch.int32, device)
+        if self.partial.numel() >= 2**31:
+            raise ValueError(f"partial: expected fewer than 2^31 elements, got {self.partial.numel()}; split less")
 
 
 @triton.jit
@@ -45,23 +73,3 @@ def combined(partial_ptr, partial_max_ptr, partial_sum_ptr, row_head, row_head_m
         total += weight * split_sum
         weighted += weight * split_out
     return weighted / tl.where(total == 0.0, 1.0, total)  # 0 for a row of no session
-
-
-def check_partials(partial: Tensor | None, partial_max: Tensor | None, partial_sum: Tensor | None) -> None:
-    """Check the tensors that splits are passed in, see `paged_attention`.
-
-    Raises:
-        ValueError: one is missing, or has another shape, dtype or device than expected.
-    """
-    for name, tensor in (("partial", partial), ("partial_max", partial_max), ("partial_sum", partial_sum)):
-        if tensor is None:
-            raise ValueError(f"{name}: expected a tensor for more than one split, got None")
-    assert partial is not None
-    assert partial_max is not None
-    assert partial_sum is not None
-    check_dimensions("partial", partial, 4)
-    check("partial", partial, tuple(partial.shape), torch.float32, partial.device)
-    check("partial_max", partial_max, tuple(partial.shape[:3]), torch.float32, partial.device)
-    check("partial_sum", partial_sum, tuple(partial.shape[:3]), torch.float32, partial.device)
-    if partial.numel() >= 2**31:
-        raise ValueError(f"partial: expected fewer than 2^31 elements, got {partial.numel()}; use fewer splits")

@@ -150,16 +150,8 @@ def _copies(num_bytes: int, least: int = 12) -> int:
     return max(least, min(96, math.ceil(COLD_BYTES / num_bytes)))
 
 
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 132
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
-
-
 def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_len: int) -> Iterator[Case]:
     """Yield all kernels of a step of `sessions` full windows, three rows each."""
-    from jat_engine.backends.cuda.graph import attention_programs, num_splits
     from jat_engine.kernels.attention import paged_attention
     from jat_engine.kernels.embedding import embed
     from jat_engine.kernels.head import head
@@ -220,39 +212,26 @@ def cases(config: Any, sessions: int, dtype: str, device: torch.device, context_
         layers,
     )
 
-    # For one agent all that might be chosen, so that a reading can say what should be.
-    chosen = num_splits(attention_programs(_multiprocessors(device), is_kv_quantized=False), heads, sessions)
-    for splits in (1, 2, 4, 8) if sessions <= 4 else (chosen,):
-        split: dict[str, Tensor] = {}
-        if splits > 1:
-            split = {
-                "partial": torch.zeros(splits, rows, heads, head_dim, **on),
-                "partial_max": torch.zeros(splits, rows, heads, **on),
-                "partial_sum": torch.zeros(splits, rows, heads, **on),
-                "arrivals": torch.zeros(sessions * heads, dtype=torch.int32, **on),
-            }
-        for kind, window in (("global", config.max_position_embeddings), ("local", config.window_size)):
-            seen = min(context_len + ROWS, window)
-            yield Case(
-                f"paged_attention, {kind}, {splits} splits",
-                lambda i, pdl, w=window, n=splits, s=split: paged_attention(
-                    q,
-                    pages[i % len(pages)],
-                    table,
-                    query_start,
-                    context_lens,
-                    start_offsets,
-                    w,
-                    attended,
-                    max_queries=ROWS,
-                    num_splits=n,
-                    **s,
-                    pdl=pdl,
-                ),
-                len(pages),
-                sessions * seen * 2 * hidden * kv_dtype.itemsize + 2 * x_bytes,
-                sum(a == kind for a in config.attention_layers),
-            )
+    for kind, window in (("global", config.max_position_embeddings), ("local", config.window_size)):
+        seen = min(context_len + ROWS, window)
+        yield Case(
+            f"paged_attention, {kind}",
+            lambda i, pdl, w=window: paged_attention(
+                q,
+                pages[i % len(pages)],
+                table,
+                query_start,
+                context_lens,
+                start_offsets,
+                w,
+                attended,
+                max_queries=ROWS,
+                pdl=pdl,
+            ),
+            len(pages),
+            sessions * seen * 2 * hidden * kv_dtype.itemsize + 2 * x_bytes,
+            sum(a == kind for a in config.attention_layers),
+        )
 
     def unadded(inputs: int) -> Tensor | None:
         parts = num_partials(rows, hidden, inputs, weight_dtype)

@@ -1,4 +1,4 @@
-"""Paged attention, its splits and their combination against plain torch in float64.
+"""Paged attention against plain torch in float64.
 
 The cache is poisoned: every slot that is not a key of a session, and every page of no session, holds NaN; entries of
 the page table behind a session's last page are out of range.
@@ -25,8 +25,8 @@ from helpers.kernel_cases import (
 )
 
 from jat_engine.kernels import attention, quantized_attention
-from jat_engine.kernels import splits as splits_of_keys
 from jat_engine.kernels.launch import PAGE_SIZE
+from jat_engine.kernels.splits import Splits
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
@@ -68,24 +68,19 @@ class Case:
     def plan(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.page_table, self.query_start, self.context_lens, self.start_offsets
 
-    def partials(self, splits: int) -> dict[str, Tensor]:
-        shape = (splits, self.rows, self.heads)
-        return {
-            "partial": poisoned(*shape, self.head_dim),
-            "partial_max": poisoned(*shape),
-            "partial_sum": poisoned(*shape),
-        }
+    def splits(self, count: int) -> Splits | None:
+        if count == 1:
+            return None
+        shape = (count, self.rows, self.heads)
+        arrivals = int32(*[0] * (len(self.sessions) * self.heads))
+        return Splits(poisoned(*shape, self.head_dim), poisoned(*shape), poisoned(*shape), arrivals)
 
-    def run(self, window: int, splits: int = 1, *, combine: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the output, and with several splits their partial results, which `combine` puts together."""
-        out, partials = poisoned(*self.q.shape, dtype=self.cache), self.partials(splits) if splits > 1 else {}
-        arrivals = int32(*[0] * (len(self.sessions) * self.heads)) if splits > 1 and combine else None
+    def run(self, window: int) -> Tensor:
+        out = poisoned(*self.q.shape, dtype=self.cache)
         attention.paged_attention(
-            self.q, self.kv_layer, *self.plan, window, out,
-            max_queries=self.max_queries, num_splits=splits, **partials, arrivals=arrivals,
+            self.q, self.kv_layer, *self.plan, window, out, max_queries=self.max_queries
         )  # fmt: skip
-        assert arrivals is None or not arrivals.any()  # ready for the next layer
-        return out, partials
+        return out
 
     def expect(self, got: Tensor, window: int) -> None:
         assert got[self.used :].isnan().all()
@@ -112,43 +107,28 @@ SESSIONS = [
 
 @pytest.mark.parametrize("cache", CACHE_DTYPES)
 @pytest.mark.parametrize("window", [1, 4, 17, 66, 1024])
-@pytest.mark.parametrize("splits", [1, 3])
-def test_sessions_and_windows(cache: torch.dtype, window: int, splits: int) -> None:
-    """Windows of one key, within a page, over a page edge, and over the edge of a block of 64 keys.
-
-    With 3 splits the short sessions have empty ones.
-    """
+def test_sessions_and_windows(cache: torch.dtype, window: int) -> None:
+    """Windows of one key, within a page, over a page edge, and over the edge of a block of 64 keys."""
     case = Case(SESSIONS, heads=2, head_dim=16, cache=cache)
-    out, partials = case.run(window, splits)
-    case.expect(out, window)
-    if splits > 1:
-        empty = partials["partial_sum"][:, : case.used] == 0
-        assert empty.any()
-        assert (partials["partial_max"][:, : case.used][empty] == -torch.inf).all()
+    case.expect(case.run(window), window)
 
 
-def test_splits_that_the_next_kernel_combines() -> None:
-    case = Case(SESSIONS, heads=2, head_dim=16, cache=torch.float32)
-    out, partials = case.run(1024, 3, combine=False)
-    assert out.isnan().all()
-    used = [partials[name][:, : case.used] for name in ("partial", "partial_max", "partial_sum")]
-    out[: case.used] = splits_of_keys.combine_splits_reference(*used)
-    case.expect(out, 1024)
+@pytest.mark.parametrize(("count", "heads"), [(5, 1), (10, 12), (21, 12)])
+def test_many_sessions(count: int, heads: int) -> None:
+    """Sessions of many lengths, starts and numbers of new tokens, and padding behind them, as in a bucket.
 
-
-@pytest.mark.parametrize(("count", "splits"), [(5, 4), (21, 2)])
-def test_many_sessions(count: int, splits: int) -> None:
-    """Sessions of many lengths, starts and numbers of new tokens, and padding behind them, as in a bucket."""
+    The more programs, the fewer warps each has.
+    """
     sessions = [(index * 37 % 120, 1 + index % 3, index * 7 % 16) for index in range(count)]
-    case = Case(sessions + [(0, 0, 0)] * (count // 3), heads=1, head_dim=16, cache=torch.float32)
-    case.expect(case.run(70, splits)[0], 70)
+    case = Case(sessions + [(0, 0, 0)] * (count // 3), heads=heads, head_dim=16, cache=torch.float32)
+    case.expect(case.run(70), 70)
 
 
 @pytest.mark.parametrize("cache", CACHE_DTYPES)
 @pytest.mark.parametrize("head_dim", [24, 64, 80, 128])
 def test_head_dimensions(cache: torch.dtype, head_dim: int) -> None:
     case = Case([(70, 3, 5), (0, 1, 0)], heads=3, head_dim=head_dim, cache=cache)
-    case.expect(case.run(1024)[0], 1024)
+    case.expect(case.run(1024), 1024)
 
 
 @pytest.mark.parametrize("cache", CACHE_DTYPES)
@@ -156,8 +136,7 @@ def test_head_dimensions(cache: torch.dtype, head_dim: int) -> None:
 def test_most_queries(cache: torch.dtype, window: int) -> None:
     """As many new tokens as a session may have, in a step with a session of one token."""
     case = Case([(0, 4, 3), (9, 1, 0), (77, 4, 0)], heads=1, head_dim=16, cache=cache)
-    for splits in (1, 2):
-        case.expect(case.run(window, splits)[0], window)
+    case.expect(case.run(window), window)
 
 
 @pytest.mark.parametrize("context", [30, 31, 32, 33])
@@ -166,11 +145,10 @@ def test_window_just_reached(context: int) -> None:
     case = Case([(context, 2, 0)], heads=1, head_dim=16, cache=torch.float32)
     first = case.page_table[0, 0]
     case.kv_layer[first, 0, 0, 0] = 100 * case.q[0]
-    case.expect(case.run(32)[0], 32)
+    case.expect(case.run(32), 32)
 
 
-@pytest.mark.parametrize("splits", [1, 3])
-def test_keys_behind_the_window_are_not_read(splits: int) -> None:
+def test_keys_behind_the_window_are_not_read() -> None:
     """Every slot before the first visible one holds NaN, which masking after a load would not remove."""
     case = Case([(150, 3, 5)], heads=1, head_dim=16, cache=torch.float32, extra_rows=0)
     window = 30
@@ -178,8 +156,7 @@ def test_keys_behind_the_window_are_not_read(splits: int) -> None:
     first_slot = 5 + 150 - window + 1
     for slot in range(first_slot):
         case.kv_layer[case.page_table[0, slot // PAGE_SIZE], :, :, slot % PAGE_SIZE] = torch.nan
-    out, _ = case.run(window, splits)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(case.run(window), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(COMPUTE_CAPABILITY < (8, 9), reason="float8 needs sm_89")
@@ -213,12 +190,11 @@ def test_quantized_keys_and_values(window: int, splits: int, head_dim: int) -> N
             scales[page, :, :, place] = 255
             row += 1
 
-    out, partials = poisoned(*case.q.shape), case.partials(splits) if splits > 1 else {}
-    arrivals = int32(*[0] * (len(case.sessions) * case.heads)) if splits > 1 else None
+    out, memory = poisoned(*case.q.shape), case.splits(splits)
     attention.paged_attention(
-        case.q, pages, *case.plan, window, out, max_queries=3, scales=scales, new_kv=new_kv,
-        num_splits=splits, **partials, arrivals=arrivals,
-    )  # fmt: skip
+        case.q, pages, *case.plan, window, out, max_queries=3, scales=scales, new_kv=new_kv, splits=memory
+    )
+    assert memory is None or not memory.arrivals.any()  # ready for the next layer
     assert torch.equal(pages.view(torch.uint8), right[0].view(torch.uint8))
     assert torch.equal(scales, right[1])
     exact = case.reference(case.q.double(), expected.double(), *case.plan, window)
@@ -259,36 +235,32 @@ def test_scores_of_any_size() -> None:
     """Scores of 1e4 do not overflow, nor does a whole block of keys far below the earlier ones."""
     case = Case([(200, 2, 0)], heads=2, head_dim=16, cache=torch.float32)
     case.q *= 3000
-    for splits in (1, 2, 4):
-        case.expect(case.run(1024, splits)[0], 1024)
+    case.expect(case.run(1024), 1024)
 
 
-@pytest.mark.parametrize("splits", [1, 2, 5])
-def test_result_ignores_other_sessions(splits: int) -> None:
+def test_result_ignores_other_sessions() -> None:
     """A session alone and with others on the same pages gives bitwise equal results."""
     case = Case([(100, 3, 4), (30, 2, 9)], heads=2, head_dim=16, cache=torch.float32, extra_rows=0)
-    together, partials = case.run(48, splits)
+    together = case.run(48)
     case.query_start = int32(0, 3, 3)
-    alone, partials_alone = case.run(48, splits)
+    alone = case.run(48)
     assert torch.equal(together[:3], alone[:3])
-    for name, tensor in partials.items():
-        assert torch.equal(tensor[:, :3], partials_alone[name][:, :3])
 
 
 def test_wrapper_names_what_is_wrong() -> None:
     case = Case([(5, 1, 0)], heads=1, head_dim=16, cache=torch.float32)
     out = torch.zeros_like(case.q)
     arguments = (case.q, case.kv_layer, *case.plan)
-    with pytest.raises(ValueError, match="partial: expected a tensor for more than one split"):
-        attention.paged_attention(*arguments, 8, out, max_queries=1, num_splits=2)
+    with pytest.raises(ValueError, match="splits: expected None for torch"):
+        attention.paged_attention(*arguments, 8, out, max_queries=1, splits=case.splits(2))
     with pytest.raises(ValueError, match="window: expected at least 1, got 0"):
         attention.paged_attention(*arguments, 0, out, max_queries=1)
     with pytest.raises(ValueError, match="max_queries: expected at most 4, got 5"):
         attention.paged_attention(*arguments, 8, out, max_queries=5)
+    memory = case.splits(2)
+    assert memory is not None
     with pytest.raises(ValueError, match=r"arrivals: expected shape \(1,\), got \(2,\)"):
-        attention.paged_attention(
-            *arguments, 8, out, max_queries=1, num_splits=2, **case.partials(2), arrivals=int32(0, 0)
-        )
+        memory._replace(arrivals=int32(0, 0)).check(case.rows, 1, 1, 16, case.q.device)
     with pytest.raises(ValueError, match="page_table: expected int32, got int64"):
         attention.paged_attention(*arguments[:2], case.page_table.long(), *arguments[3:], 8, out, max_queries=1)
     with pytest.raises(ValueError, match="kv_layer: expected head_dim 16 to 128, got 8"):

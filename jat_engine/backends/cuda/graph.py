@@ -14,6 +14,7 @@ from ...kernels.head import head
 from ...kernels.image_encoder import encode_images
 from ...kernels.image_weights import ImageScratch, make_image_scratch
 from ...kernels.linear import linear_residual, norm_linear, norm_qkv
+from ...kernels.splits import Splits
 from ...kernels.tiles import most_partial_rows, num_partials
 from ..base import PAGE_SIZE, STEP_TOKENS
 from .capture import CapturedGraph, retry_without_pdl
@@ -28,7 +29,7 @@ _MAX_SPLITS = 4
 """More would read keys in shorter ranges; but every program of the next kernel reads all partial sums."""
 
 _ATTENTION_WARPS = 16
-"""Warps of the attention that a multiprocessor runs at once: as many as splits are made for."""
+"""Programs of one warp, of the attention for float8, that a multiprocessor runs at once: as many as splits are for."""
 
 
 class Scratch:
@@ -40,10 +41,9 @@ class Scratch:
         x, q: the residual stream and the queries, float32 [rows, H].
         normed, attended: [rows, H], and
         inner: [rows, M], in the dtype of the activations.
-        partial, partial_max, partial_sum: of split keys, float32.
-        arrivals: int32 [sessions * heads], zeros between kernels: splits that are done.
         new_kv: [ceil(rows / 16), 2, heads, 16, head_dim], keys and values that are not quantised yet, and
-        row_numbers: int32 [rows]; None if the cache is not quantised.
+        row_numbers: int32 [rows], and
+        partial, partial_max, partial_sum, arrivals: of split keys, see `Splits`; None if the cache is not quantised.
         unadded: sums of linear layers that the next kernel adds to x, float32.
     """
 
@@ -59,16 +59,7 @@ class Scratch:
         self.attended = torch.zeros(rows, hidden, device=device, dtype=weights.activation_dtype)
         self.inner = torch.zeros(rows, weights.inner_size, device=device, dtype=weights.activation_dtype)
 
-        # All splits of all rows, of the numbers of sessions that are split.
-        programs = min(
-            _MAX_SPLITS * sessions * heads, attention_programs(weights.num_multiprocessors, weights.is_kv_quantized)
-        )
-        split_rows = -(-programs // heads) * STEP_TOKENS
-        self.partial = torch.zeros(split_rows * hidden, device=device, dtype=torch.float32)
-        self.partial_max = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
-        self.partial_sum = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
         self.unadded = torch.zeros(most_partial_rows(rows) * hidden, device=device, dtype=torch.float32)
-        self.arrivals = torch.zeros(sessions * heads, device=device, dtype=torch.int32)
         self._images: ImageScratch | None = None
 
         self.new_kv: Tensor | None = None
@@ -77,6 +68,14 @@ class Scratch:
             shape = -(-rows // PAGE_SIZE), 2, heads, PAGE_SIZE, hidden // heads
             self.new_kv = torch.zeros(shape, device=device, dtype=weights.activation_dtype)
             self.row_numbers = torch.arange(rows, device=device, dtype=torch.int32)
+
+            # All splits of all rows, of the numbers of sessions that are split.
+            programs = min(_MAX_SPLITS * sessions * heads, _ATTENTION_WARPS * weights.num_multiprocessors)
+            split_rows = -(-programs // heads) * STEP_TOKENS
+            self.partial = torch.zeros(split_rows * hidden, device=device, dtype=torch.float32)
+            self.partial_max = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
+            self.partial_sum = torch.zeros(split_rows * heads, device=device, dtype=torch.float32)
+            self.arrivals = torch.zeros(sessions * heads, device=device, dtype=torch.int32)
 
     def for_images(self, weights: CudaWeights) -> ImageScratch:
         """Return the image encoder's memory, allocated when the first graph needs it."""
@@ -122,11 +121,10 @@ class GraphStep:
         self._weights = weights
         self._cache = cache
         self._scratch = scratch
-        self._splits = num_splits(
-            attention_programs(weights.num_multiprocessors, weights.is_kv_quantized),
-            weights.config.num_heads,
-            shape.sessions,
-        )
+        self._num_splits = 1
+        if weights.is_kv_quantized:
+            programs = _ATTENTION_WARPS * weights.num_multiprocessors
+            self._num_splits = num_splits(programs, weights.config.num_heads, shape.sessions)
         device = weights.device
         self.inputs = StepInputs(shape, max_pages, weights.config.max_discrete_value, device)
         on_gpu = device.type == "cuda"
@@ -243,7 +241,7 @@ class GraphStep:
             What this block leaves to be added.
         """
         scratch, given, pdl = self._scratch, self.inputs.device, self._weights.pdl
-        rows, hidden = x.shape
+        rows = len(x)
         q, attended, inner = scratch.q[:rows], scratch.attended[:rows], scratch.inner[:rows]
         normed = scratch.normed[:rows]
         new_kv, kv_target, slots = None, pages, given["slot_mapping"]
@@ -254,14 +252,6 @@ class GraphStep:
         qkv = layer.qkv.tensors
         norm_qkv(x, *layer.norm1, *qkv, q, kv_target, slots, normed=normed, partial=unadded, pdl=pdl)
 
-        splits, heads = self._splits, pages.shape[2]
-        by_head = splits, rows, heads
-        partial = partial_max = partial_sum = arrivals = None
-        if splits > 1:
-            arrivals = scratch.arrivals[: len(given["context_lens"]) * heads]
-            partial = scratch.partial[: splits * rows * hidden].view(*by_head, hidden // heads)
-            partial_max = scratch.partial_max[: splits * rows * heads].view(by_head)
-            partial_sum = scratch.partial_sum[: splits * rows * heads].view(by_head)
         paged_attention(
             q,
             pages,
@@ -274,11 +264,7 @@ class GraphStep:
             max_queries=STEP_TOKENS,
             scales=scales,
             new_kv=new_kv,
-            num_splits=splits,
-            partial=partial,
-            partial_max=partial_max,
-            partial_sum=partial_sum,
-            arrivals=arrivals,
+            splits=self._splits_of(rows) if self._num_splits > 1 else None,
             pdl=pdl,
         )
         unadded = self._add_linear(attended, layer.out_proj, layer.out_proj_bias, x)
@@ -289,6 +275,17 @@ class GraphStep:
         )
         return self._add_linear(inner, layer.mlp_out, layer.mlp_out_bias, x)
 
+    def _splits_of(self, rows: int) -> Splits:
+        scratch, config = self._scratch, self._weights.config
+        count, heads, hidden = self._num_splits, config.num_heads, config.hidden_size
+        by_head = count, rows, heads
+        return Splits(
+            scratch.partial[: count * rows * hidden].view(*by_head, hidden // heads),
+            scratch.partial_max[: count * rows * heads].view(by_head),
+            scratch.partial_sum[: count * rows * heads].view(by_head),
+            scratch.arrivals[: rows // STEP_TOKENS * heads],
+        )
+
     def _add_linear(self, a: Tensor, matrix: Matrix, bias: Tensor, x: Tensor) -> Tensor | None:
         """Add a linear layer of a to x, and return None; or return what remains to be added, float32 [P, rows, H]."""
         rows, hidden = x.shape
@@ -296,11 +293,6 @@ class GraphStep:
         unadded = self._scratch.unadded[: parts * rows * hidden].view(parts, rows, hidden) if parts > 1 else None
         linear_residual(a, *matrix.tensors, bias, x, partial=unadded, pdl=self._weights.pdl)
         return unadded
-
-
-def attention_programs(num_multiprocessors: int, is_kv_quantized: bool) -> int:
-    """Return the programs of the attention that the GPU runs at once; those for float8 pages have one warp."""
-    return _ATTENTION_WARPS * num_multiprocessors // (1 if is_kv_quantized else 4)
 
 
 def num_splits(num_programs: int, num_heads: int, sessions: int) -> int:
