@@ -31,6 +31,10 @@ _MAX_SPLITS = 4
 _ATTENTION_WARPS = 16
 """Programs of one warp, of the attention for float8, that a multiprocessor runs at once: as many as splits are for."""
 
+_MOST_DEPENDENT = 256
+"""Sessions up to which kernels start while the one before still runs. With more, the programs that wait take room from
+those that work: 4 to 12 % a kernel, read at 1024 sessions on an H200."""
+
 
 class Scratch:
     """Memory between the kernels of a step; all graphs share it, since one step runs at a time.
@@ -148,6 +152,10 @@ class GraphStep:
         """Return the bytes on the device; kernels write to memory that all graphs share."""
         return self.inputs.num_bytes + self._out.nbytes
 
+    @property
+    def _pdl(self) -> bool:
+        return self._weights.pdl and self.shape.sessions <= _MOST_DEPENDENT
+
     def launch(self) -> None:
         """Start the step on the current stream."""
         if self._graph is None:
@@ -181,7 +189,7 @@ class GraphStep:
                 weights.discrete_bias,
                 pdl=pdl,
             )
-            pdl = weights.pdl
+            pdl = self._pdl
         if self._images is not None:
             encode_images(given["frames"], given["frame_targets"], weights.images, self._images, pdl=pdl)
         if shape.capacity:
@@ -189,7 +197,7 @@ class GraphStep:
 
     def _decode(self, x: Tensor) -> None:
         """Embed, run the blocks, and predict."""
-        weights, given, pdl = self._weights, self.inputs.device, self._weights.pdl
+        weights, given, pdl = self._weights, self.inputs.device, self._pdl
         is_first = not (self.shape.frames or self.shape.integers)
         embed(
             x,
@@ -240,7 +248,7 @@ class GraphStep:
         Returns:
             What this block leaves to be added.
         """
-        scratch, given, pdl = self._scratch, self.inputs.device, self._weights.pdl
+        scratch, given, pdl = self._scratch, self.inputs.device, self._pdl
         rows = len(x)
         q, attended, inner = scratch.q[:rows], scratch.attended[:rows], scratch.inner[:rows]
         normed = scratch.normed[:rows]
@@ -291,7 +299,7 @@ class GraphStep:
         rows, hidden = x.shape
         parts = num_partials(rows, hidden, a.shape[1], matrix.weight.dtype)
         unadded = self._scratch.unadded[: parts * rows * hidden].view(parts, rows, hidden) if parts > 1 else None
-        linear_residual(a, *matrix.tensors, bias, x, partial=unadded, pdl=self._weights.pdl)
+        linear_residual(a, *matrix.tensors, bias, x, partial=unadded, pdl=self._pdl)
         return unadded
 
 
