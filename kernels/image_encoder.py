@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .activations import sigmoid
+from .few_rows import load_early, multiply
 from .image_weights import (
     CHANNELS,
     FEATURES,
@@ -44,6 +45,7 @@ from .image_weights import (
     ImageWeights,
     Stage,
     make_image_scratch,
+    num_partial,
     pack_image_weights,
 )
 from .launch import (
@@ -54,6 +56,8 @@ from .launch import (
     check_scale,
     compute_dtype,
     launch_and_wait,
+    launch_dependents,
+    wait,
 )
 
 __all__ = ["ImageScratch", "ImageWeights", "Stage", "encode_images", "make_image_scratch", "pack_image_weights"]
@@ -86,62 +90,72 @@ def _prefetch(ptr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _gate(means, squeeze_ptr, excite_ptr, C: tl.constexpr):
+def _load_gate(squeeze_ptr, excite_ptr, C: tl.constexpr):
+    """Return the weights of a gate, squeeze [C / 8, C] and excite [C, C / 8]."""
+    c, j = tl.arange(0, C), tl.arange(0, C // 8)
+    return tl.load(squeeze_ptr + j[:, None] * C + c[None, :]), tl.load(excite_ptr + c[:, None] * (C // 8) + j[None, :])
+
+
+@triton.jit
+def _gate(means, squeeze, excite):
     """Return a frame's gates, sigmoid(excite relu(squeeze means)), from the channels' means; float32 [C]."""
-    c = tl.arange(0, C)
-    j = tl.arange(0, C // 8)
-    squeeze = tl.load(squeeze_ptr + j[:, None] * C + c[None, :])
     inner = tl.maximum(tl.sum(squeeze * means[None, :], 1), 0.0)
-    excite = tl.load(excite_ptr + c[:, None] * (C // 8) + j[None, :])
     return sigmoid(tl.sum(excite * inner[None, :], 1))
 
 
 @triton.jit
-def _normalise(x, in_frame, squeeze_ptr, excite_ptr, PIXELS: tl.constexpr, C: tl.constexpr):
-    """Return gate(leaky_relu(InstanceNorm(x))) of a whole frame, float32 [pixels, C].
+def _normalise(x, in_frame, PIXELS: tl.constexpr):
+    """Return leaky_relu(InstanceNorm(x)) of a whole frame, float32 [pixels, C].
 
     in_frame: [pixels, 1]; where it is false x is 0.
     """
     mean = tl.sum(x, 0) / PIXELS
     x = tl.where(in_frame, x - mean[None, :], 0.0)
     x *= tl.rsqrt(tl.sum(x * x, 0) / PIXELS + _NORM_EPSILON)[None, :]
-    x = tl.maximum(x, 0.01 * x)
-    return x * _gate(tl.sum(x, 0) / PIXELS, squeeze_ptr, excite_ptr, C)[None, :]
+    return tl.maximum(x, 0.01 * x)
 
 
 @triton.jit
 def _image_conv_kernel(
     in_ptr,  # [I, SIDE_IN^2, C_IN], uint8 frames with FIRST, else DTYPE
     weight_ptr,  # [9 * C_IN, C_OUT] DTYPE
-    squeeze_ptr,  # [C_OUT / 8, C_OUT] float32, with NORM
-    excite_ptr,  # [C_OUT, C_OUT / 8] float32, with NORM
+    means_in_ptr,  # [I, C_IN] float32, with GATE_IN
+    squeeze_in_ptr,  # [C_IN / 8, C_IN] float32, with GATE_IN
+    excite_in_ptr,  # [C_IN, C_IN / 8] float32, with GATE_IN
+    squeeze_ptr,  # [C_OUT / 8, C_OUT] float32, with GATE_OUT
+    excite_ptr,  # [C_OUT, C_OUT / 8] float32, with GATE_OUT
     target_ptrs_ptr,  # [I]
-    out_ptr,  # [I, SIDE_OUT^2, C_OUT] DTYPE; normalised and gated with NORM
+    out_ptr,  # [I, SIDE_OUT^2, C_OUT] DTYPE; normalised with NORM, gated with GATE_OUT
+    means_ptr,  # [I, C_OUT] float32, written with NORM and not GATE_OUT
     SIDE_IN: tl.constexpr,
     SIDE_OUT: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     FIRST: tl.constexpr,
+    GATE_IN: tl.constexpr,
     NORM: tl.constexpr,
+    GATE_OUT: tl.constexpr,
     PREFETCH: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: BLOCK_P output pixels of one frame, BLOCK_C of the output channels; with NORM all of both.
+    # One program: BLOCK_P output pixels of one frame, BLOCK_C of the output channels; with NORM all pixels, with
+    # GATE_OUT all of both.
     PIXELS: tl.constexpr = SIDE_OUT * SIDE_OUT
     DTYPE: tl.constexpr = out_ptr.dtype.element_ty
     frame = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    launch_dependents(USE_PDL)
     if PREFETCH:
         _prefetch(weight_ptr, 9 * C_IN * C_OUT)
-        if NORM:
-            _prefetch(squeeze_ptr, C_OUT * C_OUT // 8)
-            _prefetch(excite_ptr, C_OUT * C_OUT // 8)
-    launch_and_wait(USE_PDL)
-    if tl.load(target_ptrs_ptr + frame) == 0:
+    address = tl.load(target_ptrs_ptr + frame)
+    if GATE_IN:
+        squeeze_in, excite_in = _load_gate(squeeze_in_ptr, excite_in_ptr, C_IN)
+    wait(USE_PDL)
+    if address == 0:
         return
 
     in_frame = pixel < PIXELS
@@ -164,6 +178,9 @@ def _image_conv_kernel(
             acc = tl.dot(value, weight, acc, input_precision="ieee")
         acc *= 1.0 / 255.0
     else:
+        if GATE_IN:
+            tl.static_assert(BLOCK_K == C_IN)
+            gate_in = _gate(tl.load(means_in_ptr + frame * C_IN + tl.arange(0, C_IN)), squeeze_in, excite_in)[:, None]
         weight_ptrs = weight_ptr + tl.arange(0, BLOCK_K)[:, None] * C_OUT + channel[None, :]
         for start in range(0, 9 * C_IN, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
@@ -176,10 +193,18 @@ def _image_conv_kernel(
             at = (y * SIDE_IN + x - tap) * C_IN
             value = tl.load(in_ptr + at[:, None] + k[None, :], mask=mask[:, None], other=0.0)
             weight = tl.load(weight_ptrs + start * C_OUT)
+            if GATE_IN:
+                weight = (weight.to(tl.float32) * gate_in).to(DTYPE)
             acc = tl.dot(value, weight, acc, input_precision="ieee")
 
     if NORM:
-        acc = _normalise(acc, in_frame[:, None], squeeze_ptr, excite_ptr, PIXELS, C_OUT)
+        acc = _normalise(acc, in_frame[:, None], PIXELS)
+        means = tl.sum(acc, 0) / PIXELS
+        if GATE_OUT:  # a large tile, which leaves no registers to load them early
+            squeeze, excite = _load_gate(squeeze_ptr, excite_ptr, C_OUT)
+            acc *= _gate(means, squeeze, excite)[None, :]
+        else:
+            tl.store(means_ptr + frame * C_OUT + channel, means)
     out_ptr += frame * (PIXELS * C_OUT)
     tl.store(out_ptr + pixel[:, None] * C_OUT + channel[None, :], acc.to(DTYPE), mask=in_frame[:, None])
 
@@ -197,8 +222,11 @@ def _image_norm_kernel(
 ):
     # One program: one frame, which is read once: unrolled, the loops share what they load.
     frame = tl.program_id(0).to(tl.int64)
-    launch_and_wait(USE_PDL)
-    if tl.load(target_ptrs_ptr + frame) == 0:
+    launch_dependents(USE_PDL)
+    address = tl.load(target_ptrs_ptr + frame)
+    squeeze, excite = _load_gate(squeeze_ptr, excite_ptr, C)
+    wait(USE_PDL)
+    if address == 0:
         return
 
     pixel = tl.arange(0, BLOCK_P)
@@ -229,7 +257,7 @@ def _image_norm_kernel(
         if start + BLOCK_P > PIXELS:
             x = tl.where(mask, x, 0.0)
         total += x
-    gate = _gate(tl.sum(total, 0) / PIXELS, squeeze_ptr, excite_ptr, C)[None, :]
+    gate = _gate(tl.sum(total, 0) / PIXELS, squeeze, excite)[None, :]
 
     for start in tl.static_range(0, PIXELS, BLOCK_P):
         mask = (start + pixel < PIXELS)[:, None]
@@ -281,6 +309,50 @@ def _image_fc_kernel(
 
 
 @triton.jit(do_not_specialize=["num_frames"])
+def _image_few_fc_kernel(
+    x_ptr,  # [num_frames, PIXELS, C], not gated
+    weight_ptr,  # [H, PIXELS * C]
+    means_ptr,  # [num_frames, C] float32
+    squeeze_ptr,  # [C / 8, C] float32
+    excite_ptr,  # [C, C / 8] float32
+    target_ptrs_ptr,  # [num_frames]
+    partial_ptr,  # [grid 1, num_frames, H] float32
+    num_frames,
+    H: tl.constexpr,
+    PIXELS: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    # One program: BLOCK_N outputs of all frames, BLOCK_P pixels. All weights are loaded before the wait.
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    pixel = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    frames = tl.arange(0, BLOCK_M)
+    c, j = tl.arange(0, C), tl.arange(0, C // 8)
+    launch_dependents(USE_PDL)
+    address = tl.load(target_ptrs_ptr + frames, mask=frames < num_frames, other=0)
+    offset = columns[None, None, :] * (PIXELS * C) + pixel[:, None, None] * C + c[None, :, None]
+    mask = (columns < H)[None, None, :] & (pixel < PIXELS)[:, None, None]
+    weights = load_early(weight_ptr, offset, mask, DTYPE)
+    squeeze = tl.load(squeeze_ptr + j[None, :] * C + c[:, None]).to(DTYPE)
+    excite = tl.load(excite_ptr + c[None, :] * (C // 8) + j[:, None]).to(DTYPE)
+    wait(USE_PDL)
+
+    is_frame = address != 0
+    places = frames.to(tl.int64)[None, :, None] * (PIXELS * C) + pixel[:, None, None] * C + c[None, None, :]
+    x = tl.load(x_ptr + places, mask=is_frame[None, :, None] & (pixel < PIXELS)[:, None, None], other=0.0)
+    means = tl.load(means_ptr + frames[:, None] * C + c[None, :], mask=is_frame[:, None], other=0.0)
+    inner = tl.maximum(tl.dot(means.to(DTYPE), squeeze, input_precision="ieee"), 0.0)
+    gate = sigmoid(tl.dot(inner.to(DTYPE), excite, input_precision="ieee"))
+    acc = multiply((x.to(tl.float32) * gate[None, :, :]).to(DTYPE), weights, DTYPE)
+    out_ptr = partial_ptr + (tl.program_id(1) * num_frames + frames)[:, None] * H + columns[None, :]
+    tl.store(out_ptr, acc, mask=is_frame[:, None] & (columns < H)[None, :])
+
+
+@triton.jit(do_not_specialize=["num_frames"])
 def _image_sum_kernel(
     partial_ptr,  # [SPLITS, num_frames, H] float32
     scale_ptr,  # [H] float32 or None
@@ -296,17 +368,19 @@ def _image_sum_kernel(
     frame = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < H
-    launch_and_wait(USE_PDL)
+    launch_dependents(USE_PDL)
     address = tl.load(target_ptrs_ptr + frame)
+    scale, bias = tl.full([BLOCK], 1.0, tl.float32), tl.load(bias_ptr + column, mask=mask, other=0.0)
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr + column, mask=mask, other=0.0)
+    wait(USE_PDL)
     if address == 0:
         return
 
     total = tl.zeros([BLOCK], tl.float32)
     for split in tl.static_range(SPLITS):
         total += tl.load(partial_ptr + (split * num_frames + frame) * H + column, mask=mask, other=0.0)
-    if scale_ptr is not None:
-        total *= tl.load(scale_ptr + column, mask=mask, other=0.0)
-    total += tl.load(bias_ptr + column, mask=mask, other=0.0)
+    total = total * scale + bias
     tl.store(address.to(tl.pointer_type(tl.float32)) + column, total, mask=mask)
 
 
@@ -323,13 +397,31 @@ class _Tile(NamedTuple):
 _FRAME_TILES = (_Tile(128, 32, 16, 4, 1), _Tile(512, 64, 32, 8, 3), _Tile(128, 128, 64, 8, 3))
 """Of the convolutions in half precision: stages 2 and 3 take whole frames."""
 
+_FEW_FRAMES_TILES = (
+    (4, (_Tile(2048, 8, 16, 16, 1), _Tile(512, 8, 32, 8, 4), _Tile(128, 8, 64, 4, 4))),
+    (FEW_FRAMES, (_Tile(2048, 8, 16, 16, 1), _Tile(512, 16, 32, 8, 4), _Tile(128, 16, 64, 4, 4))),
+    (64, (_Tile(2048, 16, 16, 16, 1), _Tile(512, 32, 32, 8, 3), _Tile(128, 128, 64, 8, 3))),
+)
+"""The same for up to so many frames, which share their channels among programs that see all pixels. A stage's gates
+need the means of all channels: the next kernel computes them. Beyond FEW_FRAMES the last stage computes its own."""
+
 _FLOAT32_TILES = (_Tile(32, 32, 16, 4, 1), _Tile(32, 32, 32, 4, 3), _Tile(16, 32, 64, 4, 3))
 
+_FEW_FC_TILES = ((4, _Tile(4, 16, 8, 4, 1)), (FEW_FRAMES, _Tile(16, 16, 8, 4, 1)))
+"""Of the last layer for up to so many frames: rows, columns, pixels."""
 
-def _conv_tile(stage: int, half: bool) -> _Tile:
+
+def _conv_tiles(frames: int, half: bool) -> tuple[_Tile, _Tile, _Tile]:
     if INTERPRETING:
-        return _Tile(triton.next_power_of_2(SIDES[stage + 1] ** 2), CHANNELS[stage + 1], CHANNELS[stage], 1, 1)
-    return (_FRAME_TILES if half else _FLOAT32_TILES)[stage]
+        columns = [8 if half and frames <= FEW_FRAMES else count for count in CHANNELS[1:]]
+        first, second, third = (
+            _Tile(triton.next_power_of_2(side**2), block, depth, 1, 1)
+            for side, block, depth in zip(SIDES[1:], columns, CHANNELS, strict=False)
+        )
+        return first, second, third
+    if not half:
+        return _FLOAT32_TILES
+    return next((tiles for most, tiles in _FEW_FRAMES_TILES if frames <= most), _FRAME_TILES)
 
 
 def _fc_tile(frames: int, hidden: int, half: bool) -> _Tile:
@@ -375,7 +467,8 @@ def encode_images(
         check(f"weights.stages[{index}].squeeze", stage.squeeze, (channels // 8, channels), torch.float32, device)
         check(f"weights.stages[{index}].excite", stage.excite, (channels, channels // 8), torch.float32, device)
         check(f"scratch.activations[{index}]", scratch.activations[index], (room, pixels, channels), dtype, device)
-    check("scratch.partial", scratch.partial, (SPLITS * room * hidden,), torch.float32, device)
+        check(f"scratch.means[{index}]", scratch.means[index], (room, channels), torch.float32, device)
+    check("scratch.partial", scratch.partial, (num_partial(room) * hidden,), torch.float32, device)
     if room < min(count, MAX_CHUNK):
         raise ValueError(f"scratch: expected room for {min(count, MAX_CHUNK)} frames, got {room}")
 
@@ -388,32 +481,47 @@ def _encode_chunk(frames: Tensor, target_ptrs: Tensor, weights: ImageWeights, sc
     half = weights.stages[0].conv.dtype != torch.float32
     prefetch = pdl and count <= FEW_FRAMES
     x = frames
-    for index, stage in enumerate(weights.stages):
+    means_in = squeeze_in = excite_in = None
+    for index, (stage, tile) in enumerate(zip(weights.stages, _conv_tiles(count, half), strict=True)):
         pixels, channels, out = SIDES[index + 1] ** 2, CHANNELS[index + 1], scratch.activations[index]
-        tile = _conv_tile(index, half)
-        in_registers = half and index > 0
+        has_pixels = half and tile.rows >= pixels
+        gates_out = has_pixels and tile.columns == channels
+        means = scratch.means[index] if has_pixels and not gates_out else None
+        squeeze, excite = (stage.squeeze, stage.excite) if gates_out else (None, None)
         _image_conv_kernel[(count, triton.cdiv(pixels, tile.rows), channels // tile.columns)](
-            x, stage.conv, stage.squeeze, stage.excite, target_ptrs, out,
+            x, stage.conv, means_in, squeeze_in, excite_in, squeeze, excite, target_ptrs, out, means,
             SIDE_IN=SIDES[index], SIDE_OUT=SIDES[index + 1], C_IN=CHANNELS[index], C_OUT=channels, FIRST=index == 0,
-            NORM=in_registers, PREFETCH=prefetch, BLOCK_P=tile.rows, BLOCK_C=tile.columns, BLOCK_K=tile.depth,
+            GATE_IN=means_in is not None, NORM=has_pixels, GATE_OUT=gates_out, PREFETCH=prefetch,
+            BLOCK_P=tile.rows, BLOCK_C=tile.columns, BLOCK_K=tile.depth,
             USE_PDL=pdl, num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
         )  # fmt: skip
-        if not in_registers:
+        if not has_pixels:
             _image_norm_kernel[(count,)](
                 out, stage.squeeze, stage.excite, target_ptrs,
                 PIXELS=pixels, C=channels, BLOCK_P=2048 // channels, USE_PDL=pdl, num_warps=16, launch_pdl=pdl,
             )  # fmt: skip
-        x = out
+        x, means_in = out, means
+        squeeze_in, excite_in = (stage.squeeze, stage.excite) if means is not None else (None, None)
 
-    tile = _fc_tile(count, hidden, half)
-    _image_fc_kernel[(triton.cdiv(hidden, tile.columns), SPLITS, triton.cdiv(count, tile.rows))](
-        x, weights.fc, target_ptrs, scratch.partial, count,
-        H=hidden, K=FEATURES, K_A_SPLIT=FEATURES // SPLITS, PREFETCH=prefetch,
-        BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, USE_PDL=pdl,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
-    )  # fmt: skip
+    splits = SPLITS
+    if means_in is not None:
+        tile = next(tile for most, tile in _FEW_FC_TILES if count <= most)
+        splits = triton.cdiv(SIDES[3] ** 2, tile.depth)
+        _image_few_fc_kernel[(triton.cdiv(hidden, tile.columns), splits)](
+            x, weights.fc, means_in, squeeze_in, excite_in, target_ptrs, scratch.partial, count,
+            H=hidden, PIXELS=SIDES[3] ** 2, C=CHANNELS[3], BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_P=tile.depth,
+            USE_PDL=pdl, num_warps=tile.num_warps, launch_pdl=pdl,
+        )  # fmt: skip
+    else:
+        tile = _fc_tile(count, hidden, half)
+        _image_fc_kernel[(triton.cdiv(hidden, tile.columns), SPLITS, triton.cdiv(count, tile.rows))](
+            x, weights.fc, target_ptrs, scratch.partial, count,
+            H=hidden, K=FEATURES, K_A_SPLIT=FEATURES // SPLITS, PREFETCH=prefetch,
+            BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, USE_PDL=pdl,
+            num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
+        )  # fmt: skip
     block = triton.next_power_of_2(hidden) if INTERPRETING else 256
     _image_sum_kernel[(count, triton.cdiv(hidden, block))](
         scratch.partial, weights.scale, weights.bias, target_ptrs, count,
-        H=hidden, SPLITS=SPLITS, BLOCK=block, USE_PDL=pdl, num_warps=4, launch_pdl=pdl,
+        H=hidden, SPLITS=splits, BLOCK=block, USE_PDL=pdl, num_warps=4, launch_pdl=pdl,
     )  # fmt: skip
