@@ -116,6 +116,83 @@ def _normalise(x, in_frame, PIXELS: tl.constexpr):
 
 
 @triton.jit
+def _tap(in_ptr, top, left, in_frame, TAP: tl.constexpr, SIDE_IN: tl.constexpr, C_IN: tl.constexpr):
+    """Return the input pixels of a frame that a tap of a convolution meets, [pixels, C_IN], 0 outside."""
+    y = top + TAP // 3
+    x = left + TAP % 3
+    mask = in_frame & (y >= 0) & (x >= 0)
+    if SIDE_IN % 2 == 1:  # else padding is above and to the left only
+        mask &= (y < SIDE_IN) & (x < SIDE_IN)
+    pointers = in_ptr + ((y * SIDE_IN + x) * C_IN)[:, None] + tl.arange(0, C_IN)[None, :]
+    return tl.load(pointers, mask=mask[:, None], other=0.0)
+
+
+@triton.jit
+def _image_first_kernel(
+    frames_ptr,  # [I, SIDE_IN^2] int32: the 4 bytes of a pixel
+    weight_ptr,  # [9 * 4, C_OUT]
+    target_ptrs_ptr,  # [I]
+    out_ptr,  # [I, SIDE_OUT^2, C_OUT], normalised
+    means_ptr,  # [I, C_OUT] float32
+    SIDE_IN: tl.constexpr,
+    SIDE_OUT: tl.constexpr,
+    C_OUT: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    # One program: one output channel of all pixels of a frame.
+    PIXELS: tl.constexpr = SIDE_OUT * SIDE_OUT
+    frame = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1)
+    pixel = tl.arange(0, BLOCK_P)
+    launch_dependents(USE_PDL)
+    address = tl.load(target_ptrs_ptr + frame)
+    weights = ()
+    for k in tl.static_range(36):
+        weights += (tl.load(weight_ptr + k * C_OUT + channel).to(tl.float32),)
+    wait(USE_PDL)
+    if address == 0:
+        return
+
+    top = (pixel // SIDE_OUT) * 2 - 1
+    left = (pixel % SIDE_OUT) * 2 - 1
+    pixel_ptrs = frames_ptr + frame * (SIDE_IN * SIDE_IN) + top * SIDE_IN + left
+    taps = ()
+    for tap in tl.static_range(9):
+        # With these sides padding is above and to the left.
+        mask = pixel < PIXELS
+        if tap < 3:
+            mask &= top >= 0
+        if tap % 3 == 0:
+            mask &= left >= 0
+        taps += (tl.load(pixel_ptrs + (tap // 3 * SIDE_IN + tap % 3), mask=mask, other=0),)
+
+    # With b the bytes, 2 b / 255 - 1 is what is multiplied, and 0 in padding: sums of w b, and of w outside of padding.
+    total = tl.zeros([BLOCK_P], tl.float32)
+    at_top, at_left, at_corner, everywhere = 0.0, 0.0, 0.0, 0.0
+    for tap in tl.static_range(9):
+        weight = 0.0
+        for index in tl.static_range(4):
+            total += ((taps[tap] >> (8 * index)) & 255).to(tl.float32) * weights[4 * tap + index]
+            weight += weights[4 * tap + index]
+        everywhere += weight
+        if tap < 3:
+            at_top += weight
+        if tap % 3 == 0:
+            at_left += weight
+        if tap == 0:
+            at_corner = weight
+    inside = everywhere - tl.where(top < 0, at_top, 0.0) - tl.where(left < 0, at_left, 0.0)
+    inside += tl.where((top < 0) & (left < 0), at_corner, 0.0)
+    x = tl.where(pixel < PIXELS, total * (2.0 / 255.0) - inside, 0.0)
+
+    x = _normalise(x[:, None], (pixel < PIXELS)[:, None], PIXELS)
+    tl.store(means_ptr + frame * C_OUT + channel + tl.arange(0, 1), tl.sum(x, 0) / PIXELS)
+    out_ptrs = out_ptr + frame * (PIXELS * C_OUT) + pixel[:, None] * C_OUT + channel
+    tl.store(out_ptrs, x.to(out_ptr.dtype.element_ty), mask=(pixel < PIXELS)[:, None])
+
+
+@triton.jit
 def _image_conv_kernel(
     in_ptr,  # [I, SIDE_IN^2, C_IN], uint8 frames with FIRST, else DTYPE
     weight_ptr,  # [9 * C_IN, C_OUT] DTYPE
@@ -154,6 +231,10 @@ def _image_conv_kernel(
     address = tl.load(target_ptrs_ptr + frame)
     if GATE_IN:
         squeeze_in, excite_in = _load_gate(squeeze_in_ptr, excite_in_ptr, C_IN)
+        weights = ()
+        for tap in tl.static_range(9):
+            k = tap * C_IN + tl.arange(0, C_IN)
+            weights += (tl.load(weight_ptr + k[:, None] * C_OUT + channel[None, :]),)
     wait(USE_PDL)
     if address == 0:
         return
@@ -177,10 +258,21 @@ def _image_conv_kernel(
             weight = tl.load(weight_ptr + rows * C_OUT + channel[None, :], mask=(k < 3 * C_IN)[:, None], other=0.0)
             acc = tl.dot(value, weight, acc, input_precision="ieee")
         acc *= 1.0 / 255.0
+    elif GATE_IN:
+        # The inputs of two taps are in flight while one is multiplied. The gates scale the weights.
+        tl.static_assert(BLOCK_K == C_IN)
+        values = (
+            _tap(in_ptr, top, left, in_frame, 0, SIDE_IN, C_IN),
+            _tap(in_ptr, top, left, in_frame, 1, SIDE_IN, C_IN),
+        )
+        means_in = tl.load(means_in_ptr + frame * C_IN + tl.arange(0, C_IN))
+        gate_in = _gate(means_in, squeeze_in, excite_in)[:, None]
+        for tap in tl.static_range(9):
+            if tap < 7:
+                values += (_tap(in_ptr, top, left, in_frame, tap + 2, SIDE_IN, C_IN),)
+            weight = (weights[tap].to(tl.float32) * gate_in).to(DTYPE)
+            acc = tl.dot(values[tap], weight, acc, input_precision="ieee")
     else:
-        if GATE_IN:
-            tl.static_assert(BLOCK_K == C_IN)
-            gate_in = _gate(tl.load(means_in_ptr + frame * C_IN + tl.arange(0, C_IN)), squeeze_in, excite_in)[:, None]
         weight_ptrs = weight_ptr + tl.arange(0, BLOCK_K)[:, None] * C_OUT + channel[None, :]
         for start in range(0, 9 * C_IN, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
@@ -193,8 +285,6 @@ def _image_conv_kernel(
             at = (y * SIDE_IN + x - tap) * C_IN
             value = tl.load(in_ptr + at[:, None] + k[None, :], mask=mask[:, None], other=0.0)
             weight = tl.load(weight_ptrs + start * C_OUT)
-            if GATE_IN:
-                weight = (weight.to(tl.float32) * gate_in).to(DTYPE)
             acc = tl.dot(value, weight, acc, input_precision="ieee")
 
     if NORM:
@@ -398,12 +488,12 @@ _FRAME_TILES = (_Tile(128, 32, 16, 4, 1), _Tile(512, 64, 32, 8, 3), _Tile(128, 1
 """Of the convolutions in half precision: stages 2 and 3 take whole frames."""
 
 _FEW_FRAMES_TILES = (
-    (4, (_Tile(2048, 8, 16, 16, 1), _Tile(512, 8, 32, 8, 4), _Tile(128, 8, 64, 4, 4))),
-    (FEW_FRAMES, (_Tile(2048, 8, 16, 16, 1), _Tile(512, 16, 32, 8, 4), _Tile(128, 16, 64, 4, 4))),
-    (64, (_Tile(2048, 16, 16, 16, 1), _Tile(512, 32, 32, 8, 3), _Tile(128, 128, 64, 8, 3))),
+    (4, (_Tile(2048, 1, 0, 16, 1), _Tile(512, 8, 32, 16, 1), _Tile(128, 8, 64, 8, 1))),
+    (FEW_FRAMES, (_Tile(2048, 1, 0, 16, 1), _Tile(512, 8, 32, 16, 1), _Tile(128, 16, 64, 8, 1))),
 )
 """The same for up to so many frames, which share their channels among programs that see all pixels. A stage's gates
-need the means of all channels: the next kernel computes them. Beyond FEW_FRAMES the last stage computes its own."""
+need the means of all channels: the next kernel computes them. A depth of 0: one channel a program, without tensor
+cores."""
 
 _FLOAT32_TILES = (_Tile(32, 32, 16, 4, 1), _Tile(32, 32, 32, 4, 3), _Tile(16, 32, 64, 4, 3))
 
@@ -413,10 +503,10 @@ _FEW_FC_TILES = ((4, _Tile(4, 16, 8, 4, 1)), (FEW_FRAMES, _Tile(16, 16, 8, 4, 1)
 
 def _conv_tiles(frames: int, half: bool) -> tuple[_Tile, _Tile, _Tile]:
     if INTERPRETING:
-        columns = [8 if half and frames <= FEW_FRAMES else count for count in CHANNELS[1:]]
+        few = half and frames <= FEW_FRAMES
         first, second, third = (
-            _Tile(triton.next_power_of_2(side**2), block, depth, 1, 1)
-            for side, block, depth in zip(SIDES[1:], columns, CHANNELS, strict=False)
+            _Tile(triton.next_power_of_2(side**2), (8 if depth else 1) if few else channels, depth, 1, 1)
+            for side, channels, depth in zip(SIDES[1:], CHANNELS[1:], (0 if few else 4, *CHANNELS[1:]), strict=False)
         )
         return first, second, third
     if not half:
@@ -488,6 +578,14 @@ def _encode_chunk(frames: Tensor, target_ptrs: Tensor, weights: ImageWeights, sc
         gates_out = has_pixels and tile.columns == channels
         means = scratch.means[index] if has_pixels and not gates_out else None
         squeeze, excite = (stage.squeeze, stage.excite) if gates_out else (None, None)
+        if not tile.depth:
+            _image_first_kernel[(count, channels)](
+                x.view(torch.int32), stage.conv, target_ptrs, out, means,
+                SIDE_IN=SIDES[0], SIDE_OUT=SIDES[1], C_OUT=channels, BLOCK_P=tile.rows,
+                USE_PDL=pdl, num_warps=tile.num_warps, launch_pdl=pdl,
+            )  # fmt: skip
+            x, means_in, squeeze_in, excite_in = out, means, stage.squeeze, stage.excite
+            continue
         _image_conv_kernel[(count, triton.cdiv(pixels, tile.rows), channels // tile.columns)](
             x, stage.conv, means_in, squeeze_in, excite_in, squeeze, excite, target_ptrs, out, means,
             SIDE_IN=SIDES[index], SIDE_OUT=SIDES[index + 1], C_IN=CHANNELS[index], C_OUT=channels, FIRST=index == 0,
