@@ -314,7 +314,6 @@ def _image_norm_kernel(
     frame = tl.program_id(0).to(tl.int64)
     launch_dependents(USE_PDL)
     address = tl.load(target_ptrs_ptr + frame)
-    squeeze, excite = _load_gate(squeeze_ptr, excite_ptr, C)
     wait(USE_PDL)
     if address == 0:
         return
@@ -339,6 +338,7 @@ def _image_norm_kernel(
     rstd = tl.rsqrt(tl.maximum(tl.sum(squares, 0)[None, :] / PIXELS - rest * rest, 0.0) + _NORM_EPSILON)
     offset = -(shift + rest) * rstd
 
+    squeeze, excite = _load_gate(squeeze_ptr, excite_ptr, C)
     total = tl.zeros([BLOCK_P, C], tl.float32)
     for start in tl.static_range(0, PIXELS, BLOCK_P):
         mask = (start + pixel < PIXELS)[:, None]
