@@ -77,16 +77,11 @@ def encode_images_reference(frames: Tensor, state: Mapping[str, Tensor], dtype: 
 
 
 @triton.jit
-def _prefetch(ptr, COUNT: tl.constexpr):
-    """Prefetch COUNT contiguous elements into the L2 cache: a hint that may be given before the wait, for weights."""
-    LINE: tl.constexpr = 1024 // ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
-    LINES: tl.constexpr = (COUNT + LINE - 1) // LINE
-    for start in range(0, LINES, 512):
-        line = tl.minimum(start + tl.arange(0, 512), LINES - 1)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(ptr + line * LINE).to(tl.int64)], dtype=tl.int32,
-            is_pure=False, pack=1,
-        )  # fmt: skip
+def _prefetch(ptr):
+    """Prefetch the 128 bytes at each address into the L2 cache: a hint, allowed before the wait for weights."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [ptr.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit
@@ -212,7 +207,6 @@ def _image_conv_kernel(
     GATE_IN: tl.constexpr,
     NORM: tl.constexpr,
     GATE_OUT: tl.constexpr,
-    PREFETCH: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -226,8 +220,6 @@ def _image_conv_kernel(
     pixel = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     launch_dependents(USE_PDL)
-    if PREFETCH:
-        _prefetch(weight_ptr, 9 * C_IN * C_OUT)
     address = tl.load(target_ptrs_ptr + frame)
     if GATE_IN:
         squeeze_in, excite_in = _load_gate(squeeze_in_ptr, excite_in_ptr, C_IN)
@@ -366,7 +358,6 @@ def _image_fc_kernel(
     H: tl.constexpr,
     K: tl.constexpr,
     K_A_SPLIT: tl.constexpr,
-    PREFETCH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -376,10 +367,6 @@ def _image_fc_kernel(
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     first = tl.program_id(1) * K_A_SPLIT
     frames = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if PREFETCH:
-        for n in range(BLOCK_N):
-            column = tl.minimum(tl.program_id(0) * BLOCK_N + n, H - 1)
-            _prefetch(weight_ptr + column * K + first, K_A_SPLIT)
     launch_and_wait(USE_PDL)
 
     address = tl.load(target_ptrs_ptr + frames, mask=frames < num_frames, other=0)
@@ -416,7 +403,8 @@ def _image_few_fc_kernel(
     BLOCK_P: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: BLOCK_N outputs of all frames, BLOCK_P pixels. All weights are loaded before the wait.
+    # One program: BLOCK_N outputs of all frames, BLOCK_P pixels. All weights are loaded before the wait. Not all
+    # programs fit on the GPU at once, so those of the first half of the pixels prefetch for those of the second.
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     pixel = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -427,6 +415,11 @@ def _image_few_fc_kernel(
     offset = columns[None, None, :] * (PIXELS * C) + pixel[:, None, None] * C + c[None, :, None]
     mask = (columns < H)[None, None, :] & (pixel < PIXELS)[:, None, None]
     weights = load_early(weight_ptr, offset, mask, DTYPE)
+    later = tl.program_id(1) + tl.num_programs(1) // 2
+    if USE_PDL and later < tl.num_programs(1):
+        LINE: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
+        k = tl.minimum(later * (BLOCK_P * C) + tl.arange(0, BLOCK_P * C // LINE) * LINE, PIXELS * C - 1)
+        _prefetch(weight_ptr + tl.minimum(columns, H - 1)[:, None] * (PIXELS * C) + k[None, :])
     squeeze = tl.load(squeeze_ptr + j[None, :] * C + c[:, None]).to(DTYPE)
     excite = tl.load(excite_ptr + c[None, :] * (C // 8) + j[:, None]).to(DTYPE)
     wait(USE_PDL)
@@ -569,7 +562,6 @@ def encode_images(
 def _encode_chunk(frames: Tensor, target_ptrs: Tensor, weights: ImageWeights, scratch: ImageScratch, pdl: bool) -> None:
     count, hidden = frames.shape[0], weights.fc.shape[0]
     half = weights.stages[0].conv.dtype != torch.float32
-    prefetch = pdl and count <= FEW_FRAMES
     x = frames
     means_in = squeeze_in = excite_in = None
     for index, (stage, tile) in enumerate(zip(weights.stages, _conv_tiles(count, half), strict=True)):
@@ -589,7 +581,7 @@ def _encode_chunk(frames: Tensor, target_ptrs: Tensor, weights: ImageWeights, sc
         _image_conv_kernel[(count, triton.cdiv(pixels, tile.rows), channels // tile.columns)](
             x, stage.conv, means_in, squeeze_in, excite_in, squeeze, excite, target_ptrs, out, means,
             SIDE_IN=SIDES[index], SIDE_OUT=SIDES[index + 1], C_IN=CHANNELS[index], C_OUT=channels, FIRST=index == 0,
-            GATE_IN=means_in is not None, NORM=has_pixels, GATE_OUT=gates_out, PREFETCH=prefetch,
+            GATE_IN=means_in is not None, NORM=has_pixels, GATE_OUT=gates_out,
             BLOCK_P=tile.rows, BLOCK_C=tile.columns, BLOCK_K=tile.depth,
             USE_PDL=pdl, num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
         )  # fmt: skip
@@ -614,7 +606,7 @@ def _encode_chunk(frames: Tensor, target_ptrs: Tensor, weights: ImageWeights, sc
         tile = _fc_tile(count, hidden, half)
         _image_fc_kernel[(triton.cdiv(hidden, tile.columns), SPLITS, triton.cdiv(count, tile.rows))](
             x, weights.fc, target_ptrs, scratch.partial, count,
-            H=hidden, K=FEATURES, K_A_SPLIT=FEATURES // SPLITS, PREFETCH=prefetch,
+            H=hidden, K=FEATURES, K_A_SPLIT=FEATURES // SPLITS,
             BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, USE_PDL=pdl,
             num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
         )  # fmt: skip
