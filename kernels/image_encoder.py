@@ -142,7 +142,7 @@ def _image_first_kernel(
     pixel = tl.arange(0, BLOCK_P)
     launch_dependents(USE_PDL)
     address = tl.load(target_ptrs_ptr + frame)
-    weights = ()
+    weights: tl.tuple = ()
     for k in tl.static_range(36):
         weights += (tl.load(weight_ptr + k * C_OUT + channel).to(tl.float32),)
     wait(USE_PDL)
@@ -152,7 +152,7 @@ def _image_first_kernel(
     top = (pixel // SIDE_OUT) * 2 - 1
     left = (pixel % SIDE_OUT) * 2 - 1
     pixel_ptrs = frames_ptr + frame * (SIDE_IN * SIDE_IN) + top * SIDE_IN + left
-    taps = ()
+    taps: tl.tuple = ()
     for tap in tl.static_range(9):
         # With these sides padding is above and to the left.
         mask = pixel < PIXELS
@@ -223,7 +223,7 @@ def _image_conv_kernel(
     address = tl.load(target_ptrs_ptr + frame)
     if GATE_IN:
         squeeze_in, excite_in = _load_gate(squeeze_in_ptr, excite_in_ptr, C_IN)
-        weights = ()
+        weights: tl.tuple = ()
         for tap in tl.static_range(9):
             k = tap * C_IN + tl.arange(0, C_IN)
             weights += (tl.load(weight_ptr + k[:, None] * C_OUT + channel[None, :]),)
@@ -253,7 +253,7 @@ def _image_conv_kernel(
     elif GATE_IN:
         # The inputs of two taps are in flight while one is multiplied. The gates scale the weights.
         tl.static_assert(BLOCK_K == C_IN)
-        values = (
+        values: tl.tuple = (
             _tap(in_ptr, top, left, in_frame, 0, SIDE_IN, C_IN),
             _tap(in_ptr, top, left, in_frame, 1, SIDE_IN, C_IN),
         )
