@@ -77,14 +77,6 @@ def encode_images_reference(frames: Tensor, state: Mapping[str, Tensor], dtype: 
 
 
 @triton.jit
-def _prefetch(ptr):
-    """Prefetch the 128 bytes at each address into the L2 cache: a hint, allowed before the wait for weights."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [ptr.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
 def _load_gate(squeeze_ptr, excite_ptr, C: tl.constexpr):
     """Return the weights of a gate, squeeze [C / 8, C] and excite [C, C / 8]."""
     c, j = tl.arange(0, C), tl.arange(0, C // 8)
@@ -403,8 +395,7 @@ def _image_few_fc_kernel(
     BLOCK_P: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    # One program: BLOCK_N outputs of all frames, BLOCK_P pixels. All weights are loaded before the wait. Not all
-    # programs fit on the GPU at once, so those of the first half of the pixels prefetch for those of the second.
+    # One program: BLOCK_N outputs of all frames, BLOCK_P pixels. All weights are loaded before the wait.
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     pixel = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -415,11 +406,6 @@ def _image_few_fc_kernel(
     offset = columns[None, None, :] * (PIXELS * C) + pixel[:, None, None] * C + c[None, :, None]
     mask = (columns < H)[None, None, :] & (pixel < PIXELS)[:, None, None]
     weights = load_early(weight_ptr, offset, mask, DTYPE)
-    later = tl.program_id(1) + tl.num_programs(1) // 2
-    if USE_PDL and later < tl.num_programs(1):
-        LINE: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
-        k = tl.minimum(later * (BLOCK_P * C) + tl.arange(0, BLOCK_P * C // LINE) * LINE, PIXELS * C - 1)
-        _prefetch(weight_ptr + tl.minimum(columns, H - 1)[:, None] * (PIXELS * C) + k[None, :])
     squeeze = tl.load(squeeze_ptr + j[None, :] * C + c[:, None]).to(DTYPE)
     excite = tl.load(excite_ptr + c[None, :] * (C // 8) + j[:, None]).to(DTYPE)
     wait(USE_PDL)
@@ -480,12 +466,9 @@ class _Tile(NamedTuple):
 _FRAME_TILES = (_Tile(128, 32, 16, 4, 1), _Tile(512, 64, 32, 8, 3), _Tile(128, 128, 64, 8, 3))
 """Of the convolutions in half precision: stages 2 and 3 take whole frames."""
 
-_FEW_FRAMES_TILES = (
-    (4, (_Tile(2048, 1, 0, 16, 1), _Tile(512, 8, 32, 16, 1), _Tile(128, 8, 64, 8, 1))),
-    (FEW_FRAMES, (_Tile(2048, 1, 0, 16, 1), _Tile(512, 8, 32, 16, 1), _Tile(128, 16, 64, 8, 1))),
-)
-"""The same for up to so many frames, which share their channels among programs that see all pixels. A stage's gates
-need the means of all channels: the next kernel computes them. A depth of 0: one channel a program, without tensor
+_FEW_FRAMES_TILES = (_Tile(2048, 1, 0, 16, 1), _Tile(512, 16, 32, 16, 1), _Tile(128, 16, 64, 8, 1))
+"""The same for up to FEW_FRAMES frames, whose channels are shared among programs that see all pixels. The gates of a
+stage need the means of all channels: the next kernel computes them. A depth of 0: one channel a program, without tensor
 cores."""
 
 _FLOAT32_TILES = (_Tile(32, 32, 16, 4, 1), _Tile(32, 32, 32, 4, 3), _Tile(16, 32, 64, 4, 3))
@@ -504,7 +487,7 @@ def _conv_tiles(frames: int, half: bool) -> tuple[_Tile, _Tile, _Tile]:
         return first, second, third
     if not half:
         return _FLOAT32_TILES
-    return next((tiles for most, tiles in _FEW_FRAMES_TILES if frames <= most), _FRAME_TILES)
+    return _FEW_FRAMES_TILES if frames <= FEW_FRAMES else _FRAME_TILES
 
 
 def _fc_tile(frames: int, hidden: int, half: bool) -> _Tile:
