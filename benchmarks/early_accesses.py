@@ -10,7 +10,7 @@ import re
 from bisect import bisect_left
 
 CONSTANT = re.compile(
-    r"(\w+_)?(weight|weights|scale|scales|bias|fc|table)_ptr"
+    r"(\w+_)?(weight|weights|scale|scales|bias|fc|table)_ptr|(squeeze|excite)(_in)?_ptr"
     r"|(page_table|query_start|context_lens|start_offsets|slot_mapping|slots|positions)_ptr"  # copied in by the host
     r"|(source|target|head|head_bias)_ptrs_ptr|(source_sizes|value_starts|values|tokens|rewards|head_sizes|log_noise|has_noise)_ptr"
     r"|targets of head(_bias)?_ptrs_ptr"  # not those of source_ptrs and target_ptrs, which encoders write

@@ -63,12 +63,13 @@ class Tile(NamedTuple):
     num_stages: int = 1
 
 
-_FEW_ROWS = 4
+_FEW_ROWS = 8
 _FLOAT32_TILE = Tile(16, 16, 4, 4, 3)
 _TABLE = (
     (_FEW_ROWS, Tile(1, 4, 0, 8)),
+    (16, Tile(16, 8, 8, 8, 5)),
     (64, Tile(16, 16, 8, 8, 5)),
-    (2**31, Tile(64, 64, 4, 8, 4)),
+    (2**31, Tile(64, 32, 4, 4, 5)),
 )
 """Most observations, and their tile in half precision and int8."""
 

@@ -38,6 +38,12 @@ def load_weights(
     mask = (columns < N)[None, None, :] & (k < K)
     if PART < BLOCK_K:
         mask = mask & (tl.arange(0, BLOCK_K) < PART)[None, :, None]
+    return load_early(weight_ptr, offset, mask, DTYPE)
+
+
+@triton.jit
+def load_early(weight_ptr, offset, mask, DTYPE: tl.constexpr):
+    """Return weights at offsets in DTYPE, 0 where the mask is false, for a product behind the wait."""
     if weight_ptr.dtype.element_ty.primitive_bitwidth == 16:
         # A change of type behind the load makes the compiler change the layout before the wait, not behind it.
         weight = tl.load(weight_ptr.to(tl.pointer_type(tl.int16)) + offset, mask=mask, other=0)

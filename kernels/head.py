@@ -68,7 +68,7 @@ def _best(scores, n, valid, best_score, best):
 @triton.jit
 def _decoder_rows(head_ptr, n, end_output, H: tl.constexpr):
     """Return rows n of a decoder [end_output, H], 0 outside, as parts [n, PART]."""
-    parts = ()
+    parts: tl.tuple = ()
     for start in tl.static_range(0, H, _PART):
         column = start + tl.arange(0, _PART)[None, :]
         pointers = head_ptr + n[:, None] * H + column
@@ -81,7 +81,7 @@ def _decoder_rows(head_ptr, n, end_output, H: tl.constexpr):
 @triton.jit
 def _vector(ptr, H: tl.constexpr, WARPS: tl.constexpr):
     """Return a vector [H] for each warp, 0 outside, as parts [WARPS, PART]."""
-    parts = ()
+    parts: tl.tuple = ()
     for start in tl.static_range(0, H, _PART):
         column = start + tl.arange(0, _PART)[None, :] + tl.zeros([WARPS, 1], tl.int32)
         parts += (tl.load(ptr + column, mask=column < H, other=0.0),)
@@ -91,7 +91,7 @@ def _vector(ptr, H: tl.constexpr, WARPS: tl.constexpr):
 @triton.jit
 def _added(a, b):
     """Return the sum of two vectors that `_vector` returned."""
-    parts = ()
+    parts: tl.tuple = ()
     for part in tl.static_range(len(a)):
         parts += (a[part] + b[part],)
     return parts
@@ -106,7 +106,7 @@ def _normalised(x, weight, bias, H: tl.constexpr):
         total += x[part]
     mean = tl.sum(total, 1, keep_dims=True) / H
 
-    centred = ()
+    centred: tl.tuple = ()
     squares = tl.zeros_like(total)
     for part in tl.static_range(PARTS):
         in_row = part * _PART + tl.arange(0, _PART)[None, :] < H
@@ -116,7 +116,7 @@ def _normalised(x, weight, bias, H: tl.constexpr):
     # A variance that overflowed would make every row its bias, finite and wrong: 0 * inf makes it NaN.
     rstd = tl.rsqrt(total / H + _EPSILON) + 0.0 * total
 
-    normed = ()
+    normed: tl.tuple = ()
     for part in tl.static_range(PARTS):
         normed += (centred[part] * rstd * weight[part] + bias[part],)
     return normed

@@ -12,7 +12,8 @@ weights (float32 in float32 engines), accumulated in float32; activations are ke
 precision a program computes stages 2 and 3 of a whole frame and normalises them in registers: six launches in all.
 Stage 1, whose frame is too large for that, and every stage in float32, whose products are spread over more programs,
 are normalised by a second kernel, one program per frame. The last layer is products over ranges of columns, and their
-sum in a fixed order. The row of frame i is written to the address target_ptrs[i]; 0 marks padding, which is skipped.
+sum in a fixed order. Few frames in half precision have kernels of their own, few_images.py. The row of frame i is
+written to the address target_ptrs[i]; 0 marks padding, which is skipped.
 
 Up to MAX_CHUNK frames run at a time, so that scratch memory does not grow with the batch and activations stay in the
 L2 cache between kernels.
@@ -31,7 +32,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .activations import sigmoid
+from .activations import gates, instance_norm, load_gate
+from .few_images import few_images_partial
 from .image_weights import (
     CHANNELS,
     FEATURES,
@@ -44,6 +46,7 @@ from .image_weights import (
     ImageWeights,
     Stage,
     make_image_scratch,
+    num_partial,
     pack_image_weights,
 )
 from .launch import (
@@ -54,6 +57,8 @@ from .launch import (
     check_scale,
     compute_dtype,
     launch_and_wait,
+    launch_dependents,
+    wait,
 )
 
 __all__ = ["ImageScratch", "ImageWeights", "Stage", "encode_images", "make_image_scratch", "pack_image_weights"]
@@ -73,43 +78,6 @@ def encode_images_reference(frames: Tensor, state: Mapping[str, Tensor], dtype: 
 
 
 @triton.jit
-def _prefetch(ptr, COUNT: tl.constexpr):
-    """Prefetch COUNT contiguous elements into the L2 cache: a hint that may be given before the wait, for weights."""
-    LINE: tl.constexpr = 1024 // ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
-    LINES: tl.constexpr = (COUNT + LINE - 1) // LINE
-    for start in range(0, LINES, 512):
-        line = tl.minimum(start + tl.arange(0, 512), LINES - 1)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(ptr + line * LINE).to(tl.int64)], dtype=tl.int32,
-            is_pure=False, pack=1,
-        )  # fmt: skip
-
-
-@triton.jit
-def _gate(means, squeeze_ptr, excite_ptr, C: tl.constexpr):
-    """Return a frame's gates, sigmoid(excite relu(squeeze means)), from the channels' means; float32 [C]."""
-    c = tl.arange(0, C)
-    j = tl.arange(0, C // 8)
-    squeeze = tl.load(squeeze_ptr + j[:, None] * C + c[None, :])
-    inner = tl.maximum(tl.sum(squeeze * means[None, :], 1), 0.0)
-    excite = tl.load(excite_ptr + c[:, None] * (C // 8) + j[None, :])
-    return sigmoid(tl.sum(excite * inner[None, :], 1))
-
-
-@triton.jit
-def _normalise(x, in_frame, squeeze_ptr, excite_ptr, PIXELS: tl.constexpr, C: tl.constexpr):
-    """Return gate(leaky_relu(InstanceNorm(x))) of a whole frame, float32 [pixels, C].
-
-    in_frame: [pixels, 1]; where it is false x is 0.
-    """
-    mean = tl.sum(x, 0) / PIXELS
-    x = tl.where(in_frame, x - mean[None, :], 0.0)
-    x *= tl.rsqrt(tl.sum(x * x, 0) / PIXELS + _NORM_EPSILON)[None, :]
-    x = tl.maximum(x, 0.01 * x)
-    return x * _gate(tl.sum(x, 0) / PIXELS, squeeze_ptr, excite_ptr, C)[None, :]
-
-
-@triton.jit
 def _image_conv_kernel(
     in_ptr,  # [I, SIDE_IN^2, C_IN], uint8 frames with FIRST, else DTYPE
     weight_ptr,  # [9 * C_IN, C_OUT] DTYPE
@@ -123,7 +91,6 @@ def _image_conv_kernel(
     C_OUT: tl.constexpr,
     FIRST: tl.constexpr,
     NORM: tl.constexpr,
-    PREFETCH: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -135,13 +102,10 @@ def _image_conv_kernel(
     frame = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    if PREFETCH:
-        _prefetch(weight_ptr, 9 * C_IN * C_OUT)
-        if NORM:
-            _prefetch(squeeze_ptr, C_OUT * C_OUT // 8)
-            _prefetch(excite_ptr, C_OUT * C_OUT // 8)
-    launch_and_wait(USE_PDL)
-    if tl.load(target_ptrs_ptr + frame) == 0:
+    launch_dependents(USE_PDL)
+    address = tl.load(target_ptrs_ptr + frame)
+    wait(USE_PDL)
+    if address == 0:
         return
 
     in_frame = pixel < PIXELS
@@ -179,7 +143,9 @@ def _image_conv_kernel(
             acc = tl.dot(value, weight, acc, input_precision="ieee")
 
     if NORM:
-        acc = _normalise(acc, in_frame[:, None], squeeze_ptr, excite_ptr, PIXELS, C_OUT)
+        acc = instance_norm(acc, in_frame[:, None], PIXELS)
+        squeeze, excite = load_gate(squeeze_ptr, excite_ptr, C_OUT)
+        acc *= gates(tl.sum(acc, 0) / PIXELS, squeeze, excite)[None, :]
     out_ptr += frame * (PIXELS * C_OUT)
     tl.store(out_ptr + pixel[:, None] * C_OUT + channel[None, :], acc.to(DTYPE), mask=in_frame[:, None])
 
@@ -197,8 +163,10 @@ def _image_norm_kernel(
 ):
     # One program: one frame, which is read once: unrolled, the loops share what they load.
     frame = tl.program_id(0).to(tl.int64)
-    launch_and_wait(USE_PDL)
-    if tl.load(target_ptrs_ptr + frame) == 0:
+    launch_dependents(USE_PDL)
+    address = tl.load(target_ptrs_ptr + frame)
+    wait(USE_PDL)
+    if address == 0:
         return
 
     pixel = tl.arange(0, BLOCK_P)
@@ -221,6 +189,7 @@ def _image_norm_kernel(
     rstd = tl.rsqrt(tl.maximum(tl.sum(squares, 0)[None, :] / PIXELS - rest * rest, 0.0) + _NORM_EPSILON)
     offset = -(shift + rest) * rstd
 
+    squeeze, excite = load_gate(squeeze_ptr, excite_ptr, C)
     total = tl.zeros([BLOCK_P, C], tl.float32)
     for start in tl.static_range(0, PIXELS, BLOCK_P):
         mask = (start + pixel < PIXELS)[:, None]
@@ -229,7 +198,7 @@ def _image_norm_kernel(
         if start + BLOCK_P > PIXELS:
             x = tl.where(mask, x, 0.0)
         total += x
-    gate = _gate(tl.sum(total, 0) / PIXELS, squeeze_ptr, excite_ptr, C)[None, :]
+    gate = gates(tl.sum(total, 0) / PIXELS, squeeze, excite)[None, :]
 
     for start in tl.static_range(0, PIXELS, BLOCK_P):
         mask = (start + pixel < PIXELS)[:, None]
@@ -248,7 +217,6 @@ def _image_fc_kernel(
     H: tl.constexpr,
     K: tl.constexpr,
     K_A_SPLIT: tl.constexpr,
-    PREFETCH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -258,10 +226,6 @@ def _image_fc_kernel(
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     first = tl.program_id(1) * K_A_SPLIT
     frames = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if PREFETCH:
-        for n in range(BLOCK_N):
-            column = tl.minimum(tl.program_id(0) * BLOCK_N + n, H - 1)
-            _prefetch(weight_ptr + column * K + first, K_A_SPLIT)
     launch_and_wait(USE_PDL)
 
     address = tl.load(target_ptrs_ptr + frames, mask=frames < num_frames, other=0)
@@ -296,17 +260,19 @@ def _image_sum_kernel(
     frame = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < H
-    launch_and_wait(USE_PDL)
+    launch_dependents(USE_PDL)
     address = tl.load(target_ptrs_ptr + frame)
+    scale, bias = tl.full([BLOCK], 1.0, tl.float32), tl.load(bias_ptr + column, mask=mask, other=0.0)
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr + column, mask=mask, other=0.0)
+    wait(USE_PDL)
     if address == 0:
         return
 
     total = tl.zeros([BLOCK], tl.float32)
     for split in tl.static_range(SPLITS):
         total += tl.load(partial_ptr + (split * num_frames + frame) * H + column, mask=mask, other=0.0)
-    if scale_ptr is not None:
-        total *= tl.load(scale_ptr + column, mask=mask, other=0.0)
-    total += tl.load(bias_ptr + column, mask=mask, other=0.0)
+    total = total * scale + bias
     tl.store(address.to(tl.pointer_type(tl.float32)) + column, total, mask=mask)
 
 
@@ -333,10 +299,10 @@ def _conv_tile(stage: int, half: bool) -> _Tile:
 
 
 def _fc_tile(frames: int, hidden: int, half: bool) -> _Tile:
-    """Return the last layer's tile: few frames are spread over many programs, since they wait for the weights."""
+    """Return the last layer's tile."""
     if INTERPRETING:
         return _Tile(16, min(512, triton.next_power_of_2(hidden)), CHANNELS[3], 1, 1)
-    if frames <= FEW_FRAMES or not half:
+    if not half:
         return _Tile(16, 16, CHANNELS[3], 4, 3)
     if frames <= 64:
         return _Tile(64, 64, 64, 4, 4)
@@ -375,7 +341,8 @@ def encode_images(
         check(f"weights.stages[{index}].squeeze", stage.squeeze, (channels // 8, channels), torch.float32, device)
         check(f"weights.stages[{index}].excite", stage.excite, (channels, channels // 8), torch.float32, device)
         check(f"scratch.activations[{index}]", scratch.activations[index], (room, pixels, channels), dtype, device)
-    check("scratch.partial", scratch.partial, (SPLITS * room * hidden,), torch.float32, device)
+        check(f"scratch.means[{index}]", scratch.means[index], (room, channels), torch.float32, device)
+    check("scratch.partial", scratch.partial, (num_partial(room) * hidden,), torch.float32, device)
     if room < min(count, MAX_CHUNK):
         raise ValueError(f"scratch: expected room for {min(count, MAX_CHUNK)} frames, got {room}")
 
@@ -386,7 +353,23 @@ def encode_images(
 def _encode_chunk(frames: Tensor, target_ptrs: Tensor, weights: ImageWeights, scratch: ImageScratch, pdl: bool) -> None:
     count, hidden = frames.shape[0], weights.fc.shape[0]
     half = weights.stages[0].conv.dtype != torch.float32
-    prefetch = pdl and count <= FEW_FRAMES
+    if half and count <= FEW_FRAMES:
+        splits = few_images_partial(frames, target_ptrs, weights, scratch, pdl=pdl)
+    else:
+        splits = _partial(frames, target_ptrs, weights, scratch, half, pdl)
+
+    block = triton.next_power_of_2(hidden) if INTERPRETING else 256
+    _image_sum_kernel[(count, triton.cdiv(hidden, block))](
+        scratch.partial, weights.scale, weights.bias, target_ptrs, count,
+        H=hidden, SPLITS=splits, BLOCK=block, USE_PDL=pdl, num_warps=4, launch_pdl=pdl,
+    )  # fmt: skip
+
+
+def _partial(
+    frames: Tensor, target_ptrs: Tensor, weights: ImageWeights, scratch: ImageScratch, half: bool, pdl: bool
+) -> int:
+    """Write partial sums of the last layer, [splits, I, H]; return how many."""
+    count, hidden = frames.shape[0], weights.fc.shape[0]
     x = frames
     for index, stage in enumerate(weights.stages):
         pixels, channels, out = SIDES[index + 1] ** 2, CHANNELS[index + 1], scratch.activations[index]
@@ -395,7 +378,7 @@ def _encode_chunk(frames: Tensor, target_ptrs: Tensor, weights: ImageWeights, sc
         _image_conv_kernel[(count, triton.cdiv(pixels, tile.rows), channels // tile.columns)](
             x, stage.conv, stage.squeeze, stage.excite, target_ptrs, out,
             SIDE_IN=SIDES[index], SIDE_OUT=SIDES[index + 1], C_IN=CHANNELS[index], C_OUT=channels, FIRST=index == 0,
-            NORM=in_registers, PREFETCH=prefetch, BLOCK_P=tile.rows, BLOCK_C=tile.columns, BLOCK_K=tile.depth,
+            NORM=in_registers, BLOCK_P=tile.rows, BLOCK_C=tile.columns, BLOCK_K=tile.depth,
             USE_PDL=pdl, num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
         )  # fmt: skip
         if not in_registers:
@@ -408,12 +391,8 @@ def _encode_chunk(frames: Tensor, target_ptrs: Tensor, weights: ImageWeights, sc
     tile = _fc_tile(count, hidden, half)
     _image_fc_kernel[(triton.cdiv(hidden, tile.columns), SPLITS, triton.cdiv(count, tile.rows))](
         x, weights.fc, target_ptrs, scratch.partial, count,
-        H=hidden, K=FEATURES, K_A_SPLIT=FEATURES // SPLITS, PREFETCH=prefetch,
+        H=hidden, K=FEATURES, K_A_SPLIT=FEATURES // SPLITS,
         BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, USE_PDL=pdl,
         num_warps=tile.num_warps, num_stages=tile.num_stages, launch_pdl=pdl,
     )  # fmt: skip
-    block = triton.next_power_of_2(hidden) if INTERPRETING else 256
-    _image_sum_kernel[(count, triton.cdiv(hidden, block))](
-        scratch.partial, weights.scale, weights.bias, target_ptrs, count,
-        H=hidden, SPLITS=SPLITS, BLOCK=block, USE_PDL=pdl, num_warps=4, launch_pdl=pdl,
-    )  # fmt: skip
+    return SPLITS

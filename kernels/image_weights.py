@@ -27,6 +27,8 @@ MAX_CHUNK = 256
 """Most frames that are encoded at a time: two for each multiprocessor of a large GPU."""
 FEW_FRAMES = 16
 """Most frames that wait for the weights rather than for arithmetic."""
+FEW_SPLITS = 16
+"""Most ranges of pixels that the last layer's columns are divided into for few frames."""
 
 
 class Stage(NamedTuple):
@@ -70,16 +72,23 @@ class ImageScratch(NamedTuple):
 
     Attributes:
         activations: [I, pixels, channels], the compute dtype, for each stage.
-        partial: [SPLITS * I * H], float32.
+        means: of channels, [I, channels], float32, for each stage.
+        partial: [num_partial(I) * H], float32.
     """
 
     activations: tuple[Tensor, Tensor, Tensor]
+    means: tuple[Tensor, Tensor, Tensor]
     partial: Tensor
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in (*self.activations, self.partial))
+        return sum(tensor.nbytes for tensor in (*self.activations, *self.means, self.partial))
+
+
+def num_partial(num_frames: int) -> int:
+    """Return the most rows of partial sums that the last layer leaves for up to so many frames."""
+    return max(SPLITS * num_frames, FEW_SPLITS * min(num_frames, FEW_FRAMES))
 
 
 def make_image_scratch(num_frames: int, weights: ImageWeights) -> ImageScratch:
@@ -93,8 +102,9 @@ def make_image_scratch(num_frames: int, weights: ImageWeights) -> ImageScratch:
     first, second, third = (
         conv.new_empty(count, side**2, channels) for side, channels in zip(SIDES[1:], CHANNELS[1:], strict=True)
     )
-    partial = torch.empty(SPLITS * count * hidden, dtype=torch.float32, device=conv.device)
-    return ImageScratch((first, second, third), partial)
+    one, two, three = (torch.empty(count, channels, device=conv.device) for channels in CHANNELS[1:])
+    partial = torch.empty(num_partial(count) * hidden, dtype=torch.float32, device=conv.device)
+    return ImageScratch((first, second, third), (one, two, three), partial)
 
 
 def pack_image_weights(state: Mapping[str, Tensor], dtype: torch.dtype, compute: torch.dtype) -> ImageWeights:

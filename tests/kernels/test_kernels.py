@@ -240,7 +240,7 @@ def test_head_choice(capacity: int, biases: dict[int, float], choice: int, finit
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, INT8, *HALVES])
-@pytest.mark.parametrize(("hidden", "features", "count"), [(64, 16, 3), (160, 32, 18), (48, 16, 70)])
+@pytest.mark.parametrize(("hidden", "features", "count"), [(64, 16, 3), (160, 32, 12), (64, 16, 18), (48, 16, 70)])
 def test_discrete_encoder(dtype: torch.dtype, hidden: int, features: int, count: int) -> None:
     """Two of the observations are padding; their tokens are out of range."""
     random = Random()
