@@ -141,22 +141,12 @@ class Episodes:
             noise = self._sampler.draw(num_draws, space.size)
 
         # If one token is fed again, that is a_{t-1}; s_{t-1} is in the cache already, behind the kept tokens.
-        context_len = cached.num_tokens + (num_again == 1)
-        fed: Any = num_again, context_len, cached.start_offset, cached.table
+        table, start_offset, num_tokens = cached
+        context_len = num_tokens + (num_again == 1)
+        fed: tuple[Any, ...] = num_again, context_len, start_offset, table
         if self.num_agents is None:
-            fed = [num_again], [context_len], [cached.start_offset], [cached.table]
-        return Group(
-            self.num_agents or 1,
-            request.observations,
-            request.missions,
-            space,
-            noise,
-            num_again=fed[0],
-            context_lens=fed[1],
-            start_offsets=fed[2],
-            page_table=fed[3],
-            last=last,
-        )
+            fed = [num_again], [context_len], [start_offset], [table]
+        return Group(self.num_agents or 1, request.observations, request.missions, space, noise, *fed, last)
 
     def commit(self, request: Request, group: Group, result: Result) -> Any:
         """Complete a step: keep its tokens, except s_t, which the next step feeds again with its action.
@@ -399,7 +389,8 @@ class StepRunner:
         groups = [request.episodes.plan(request) for request in requests]
         outcomes: list[tuple[Any, Any] | InputError] = []
         for request, group, result in zip(requests, groups, backend.step(groups), strict=True):
-            if all(result.finite):
+            finite = result.finite
+            if finite.all() if isinstance(finite, np.ndarray) else all(finite):
                 outcomes.append((request.episodes.commit(request, group, result), result.values))
             else:
                 outcomes.append(not_finite(request.observations, result.finite))
