@@ -91,8 +91,8 @@ class Result(NamedTuple):
         values: the action vectors, float32 [N, A], or the logits, float32 [N, n]; a list of one row if N is 1.
         finite: [N], True where all values of an agent are finite.
         choices: [N] integers, argmax(logits - noise); None for continuous actions.
-        embeddings: of s_t, [N]; only the backend knows their form, and gets them back in `LastStep`. The CUDA backend
-            keeps the numbers of continuous observations instead, which its first kernel encodes again.
+        embeddings: of s_t, [N]; only the backend knows their form, and gets them back in `LastStep`. None for
+            continuous observations on the CUDA backend, whose first kernel encodes their numbers again.
     """
 
     values: Sequence[np.ndarray] | np.ndarray

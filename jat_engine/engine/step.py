@@ -143,7 +143,7 @@ class Episodes:
         # If one token is fed again, that is a_{t-1}; s_{t-1} is in the cache already, behind the kept tokens.
         table, start_offset, num_tokens = cached
         context_len = num_tokens + (num_again == 1)
-        fed: tuple[Any, ...] = num_again, context_len, start_offset, table
+        fed: tuple[Any, Any, Any, Any] = num_again, context_len, start_offset, table
         if self.num_agents is None:
             fed = [num_again], [context_len], [start_offset], [table]
         return Group(self.num_agents or 1, request.observations, request.missions, space, noise, *fed, last)
@@ -157,7 +157,8 @@ class Episodes:
         Raises:
             SessionError: a signal handler has closed the episodes within the step.
         """
-        self.check_open()
+        if self.closed:
+            self.check_open()
         cached, num_again, _, num_draws, _ = self.state
         cached, dropped = keep_newest(
             cached, cached.num_tokens + 2 * (num_again > 0), request.window, self.pages.page_size
@@ -300,8 +301,10 @@ class StepRunner:
         Raises:
             SessionError: see `check_idle`.
         """
-        self.check_idle()
-        return self._step_lock
+        lock = self._step_lock
+        if lock.locked():
+            self.check_idle()
+        return lock
 
     def close(self) -> None:
         """Close all sessions and batches, and refuse new ones. Closing twice does nothing."""
@@ -348,18 +351,20 @@ class StepRunner:
         Raises:
             InputError, SessionError: see `JatEngine.get_next_action`.
         """
-        episodes.check_open()
+        if episodes.closed:
+            episodes.check_open()
+        state = episodes.state
         if episodes.num_agents is None:
             observations = parse_observation(self.limits, observation, reward)
         else:
             observations = parse_observations(self.limits, episodes.num_agents, observation, reward)
-        if episodes.state.begins and not episodes.uses_first_reward:
+        if state.begins and not episodes.uses_first_reward:
             # Nothing has been rewarded yet. A vector environment that starts episodes by itself returns the first
             # observation together with the last reward of the episode before.
-            rewards = np.where(np.atleast_1d(episodes.state.num_again) > 0, observations.rewards, np.float32(0))
+            rewards = np.where(np.atleast_1d(state.num_again) > 0, observations.rewards, np.float32(0))
             observations = observations._replace(rewards=rewards)
         space = parse_action_space(self.limits, action_space)
-        last = episodes.state.last
+        last = state.last
         if last is not None:
             check_same_episode(last.observations, last.space, observations, space)
 

@@ -22,11 +22,16 @@ def shape_of(groups: Sequence[Group]) -> StepShape:
         group = groups[0]
         return _shape(group.num_agents, num_values(groups), group.space.size, (group.observations.modality,))
     return _shape(
-        sum(group.num_agents for group in groups),
+        count_agents(groups),
         num_values(groups),
-        max(group.space.size for group in groups),
+        max([group.space.size for group in groups]),
         tuple({group.observations.modality for group in groups}),
     )
+
+
+def count_agents(groups: Sequence[Group]) -> int:
+    """Return how many agents a step has."""
+    return sum([group.num_agents for group in groups])
 
 
 @lru_cache(maxsize=1024)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ _ONE_AGENT = (
 
 _ALIGNMENT = 16
 
+_FLOAT_BYTES = 4
+
 
 class StepShape(NamedTuple):
     """Sizes that a CUDA graph is captured for; smaller steps are padded to them.
@@ -53,6 +56,7 @@ class StepInputs:
     """A host buffer, pinned where there is a GPU, its copy on the device, and both by field.
 
     Attributes:
+        shape: that it has room for.
         host: field -> numpy array, to be written before a step.
         device: field -> tensor, valid after `copy`. Fields and shapes, S sessions and R rows:
             source_ptrs [R], head_ptrs, head_bias_ptrs [S], int64 addresses;
@@ -64,6 +68,7 @@ class StepInputs:
     """
 
     def __init__(self, shape: StepShape, max_pages: int, num_integers: int, device: torch.device) -> None:
+        self.shape = shape
         sessions, rows = shape.sessions, shape.sessions * STEP_TOKENS
         fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "source_ptrs": ((rows,), torch.int64),
@@ -106,6 +111,7 @@ class StepInputs:
             self.device[name] = self._device[begin : begin + count].view(dtype).view(extent)
         self.host["slot_mapping"].fill(-1)  # no rows yet: nothing is written to the cache
         self._bytes = self._host.numpy().data
+        self._values = self.host["values"].data.cast("B")
         self._numbers = struct.Struct("=" + "".join(_format(*fields[name]) for name in _ONE_AGENT))
 
     def write_one_agent(self, *numbers: int) -> None:
@@ -114,6 +120,17 @@ class StepInputs:
         numbers: their entries, one field after the other; those of rows padded to STEP_TOKENS.
         """
         self._numbers.pack_into(self._bytes, 0, *numbers)
+
+    def write_values(self, pieces: Sequence[Any], count: int) -> None:
+        """Write contiguous float32 arrays, or their bytes, one behind the other to `values`.
+
+        For short ones that is several times faster than numpy.
+
+        Args:
+            pieces: to write.
+            count: of their numbers together; ValueError if it is another.
+        """
+        self._values[: count * _FLOAT_BYTES] = b"".join(pieces)
 
     @property
     def num_bytes(self) -> int:
