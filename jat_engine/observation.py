@@ -309,12 +309,14 @@ def check_same_episode(
             "reset to start a new episode"
         )
     values, before = observations.values[0], previous.values[0]
-    if values.shape != before.shape:
+    if values.size != before.size:
         raise SessionError(
             f"{observations.fields}: expected {before.size} values as before in this episode, got {values.size}; "
             "reset to start a new episode"
         )
-    if space.kind != previous_space.kind or (space.kind == "continuous" and space != previous_space):
+    if space == previous_space:
+        return
+    if space.kind != previous_space.kind or space.kind == "continuous":
         raise SessionError(
             f"action_space: expected {previous_space.kind} of size {previous_space.size} as before in this "
             f"episode, got {space.kind} of size {space.size}; reset to start a new episode"
@@ -388,7 +390,7 @@ def _float32(array: np.ndarray) -> np.ndarray:
 
 def _continuous(limits: Limits, value: Any) -> np.ndarray:
     largest = limits.max_continuous_size - 1  # the reward takes one place
-    if type(value) is np.ndarray and value.dtype.kind in "biuf":
+    if type(value) is np.ndarray and (value.dtype == _FLOAT32 or value.dtype.kind in "biuf"):
         array = value
     else:
         array = to_array("continuous_observation", value, f"1 to {largest} finite numbers")

@@ -21,6 +21,7 @@ class AgentLayout(NamedTuple):
         addresses: of each row's encoder; of the embeddings of all choices for an action that was one; 0 for the
             finished embedding of an observation.
         head, head_bias: addresses; 0 for no bias.
+        head_size: numbers of a prediction.
         in_use: what lies at the addresses.
     """
 
@@ -30,6 +31,7 @@ class AgentLayout(NamedTuple):
     addresses: tuple[int, ...]
     head: int
     head_bias: int
+    head_size: int
     in_use: list[Tensor]
 
 
@@ -72,5 +74,6 @@ def make_layout(
         addresses=tuple(0 if source is None else source.data_ptr() for _, source in rows),
         head=weight.data_ptr(),
         head_bias=0 if bias is None else bias.data_ptr(),
+        head_size=space.size,
         in_use=[tensor for tensor in (*(source for _, source in rows), weight, bias) if tensor is not None],
     )

@@ -233,13 +233,13 @@ class CudaBackend:
         if self._encoded_by_torch:
             shape, encoded = self._encode_by_torch(groups, shape)
         graph = self._graph(shape)
-        staged = stage(graph.inputs, self._weights, groups, encoded)
+        embeddings, _in_use = stage(graph.inputs, self._weights, groups, encoded)
         graph.launch()
         graph.wait()
 
         results, begin = [], 0
-        for group, embeddings in zip(groups, staged.embeddings, strict=True):
-            results.append(_read_result(graph, group, begin, embeddings))
+        for group, rows in zip(groups, embeddings, strict=True):
+            results.append(_read_result(graph, group, begin, rows))
             begin += group.num_agents
         return results
 
@@ -254,13 +254,13 @@ class CudaBackend:
                 encoded = [stage_encoder(encoder.inputs, self._weights, group)]
                 encoder.launch()
 
-        staged = stage(step.inputs, self._weights, [group], encoded)
+        embeddings, _in_use = stage(step.inputs, self._weights, [group], encoded)
         failure = step.run()
         if failure:
             raise PersistentKernelError(failure)
         values = step.predictions[: group.space.size].copy()
         choices = choose([values], group.noise) if group.space.kind == "discrete" else None
-        return [Result([values], [all_finite(values)], choices, staged.embeddings[0])]
+        return [Result([values], [all_finite(values)], choices, embeddings[0])]
 
     def _graph(self, shape: StepShape) -> GraphStep:
         """Return the graph of a bucket.
@@ -355,7 +355,7 @@ class CudaBackend:
             self._verify_encoder(graph, check.integers(num_checked("discrete", shape.sessions)))
         if shape.capacity:
             group = check.group(num_checked("continuous", shape.sessions))
-            _staged = stage(graph.inputs, self._weights, [group])  # keeps what the step reads alive
+            _in_use = stage(graph.inputs, self._weights, [group])  # keeps what the step reads alive
             graph.launch()
             graph.wait()
             failure = check.disagreement(graph.predictions[: group.num_agents, : group.space.size])
@@ -365,10 +365,9 @@ class CudaBackend:
     def _verify_encoder(self, graph: GraphStep, group: Group) -> None:
         check = self._check
         assert check is not None, "the cache is allocated"
-        staged = stage(graph.inputs, self._weights, [group])
+        (embeddings,), _in_use = stage(graph.inputs, self._weights, [group])
         graph.launch()
         graph.wait()
-        embeddings = staged.embeddings[0]
         assert embeddings is not None, "the group has no continuous observations"
         failure = check.encoder_disagreement(group, embeddings)
         if failure:
@@ -434,9 +433,9 @@ def _read_result(graph: GraphStep, group: Group, begin: int, embeddings: Any) ->
     """Return the result of a group whose agents are the sessions `begin`, ... of a graph that has run."""
     size, is_discrete = group.space.size, group.space.kind == "discrete"
     if group.num_agents == 1:
-        values = [graph.predictions[begin, :size].copy()]
+        values = [graph.rows[begin][:size].copy()]
         choices = [graph.choices.item(begin)] if is_discrete else None
-        return Result(values, [bool(graph.finite.item(begin))], choices, embeddings)
+        return Result(values, (graph.finite.item(begin) != 0,), choices, embeddings)
     place = slice(begin, begin + group.num_agents)
     choices = graph.choices[place].astype(np.int64) if is_discrete else None
     return Result(graph.predictions[place, :size].copy(), graph.finite[place].astype(bool), choices, embeddings)

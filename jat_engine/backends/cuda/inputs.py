@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +58,8 @@ class StepInputs:
 
     Attributes:
         shape: that it has room for.
+        write_one_agent: writes the fields `_ONE_AGENT` of inputs for one session, at once: a write for each array costs
+            more. Its arguments are their entries, one field after the other; those of rows padded to STEP_TOKENS.
         host: field -> numpy array, to be written before a step.
         device: field -> tensor, valid after `copy`. Fields and shapes, S sessions and R rows:
             source_ptrs [R], head_ptrs, head_bias_ptrs [S], int64 addresses;
@@ -110,16 +113,10 @@ class StepInputs:
             self.host[name] = self._host[begin : begin + count].view(dtype).view(extent).numpy()
             self.device[name] = self._device[begin : begin + count].view(dtype).view(extent)
         self.host["slot_mapping"].fill(-1)  # no rows yet: nothing is written to the cache
-        self._bytes = self._host.numpy().data
         self._values = self.host["values"].data.cast("B")
-        self._numbers = struct.Struct("=" + "".join(_format(*fields[name]) for name in _ONE_AGENT))
-
-    def write_one_agent(self, *numbers: int) -> None:
-        """Write the fields `_ONE_AGENT` of inputs for one session at once: a write for each array costs more.
-
-        numbers: their entries, one field after the other; those of rows padded to STEP_TOKENS.
-        """
-        self._numbers.pack_into(self._bytes, 0, *numbers)
+        self._first_page_table = self.host["page_table"][0].data
+        numbers = struct.Struct("=" + "".join(_format(*fields[name]) for name in _ONE_AGENT))
+        self.write_one_agent: Callable[..., None] = partial(numbers.pack_into, self._host.numpy().data, 0)
 
     def write_values(self, pieces: Sequence[Any], count: int) -> None:
         """Write contiguous float32 arrays, or their bytes, one behind the other to `values`.
@@ -131,6 +128,10 @@ class StepInputs:
             count: of their numbers together; ValueError if it is another.
         """
         self._values[: count * _FLOAT_BYTES] = b"".join(pieces)
+
+    def write_first_page_table(self, table: np.ndarray) -> None:
+        """Write the page table of the first session, int32."""
+        self._first_page_table[: table.size] = table
 
     @property
     def num_bytes(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +22,6 @@ from .inputs import StepInputs
 from .weights import CudaWeights
 
 _pack_float = struct.Struct("=f").pack
-
-
-class Staged(NamedTuple):
-    """A step that is ready to run.
-
-    Attributes:
-        embeddings: of each group's observations: [N, H] on the device, which the step writes; None where observations
-            are continuous, whose numbers are fed again instead.
-        in_use: must stay alive until the step is done.
-    """
-
-    embeddings: list[Tensor | None]
-    in_use: list[Any]
 
 
 def num_values(groups: Sequence[Group]) -> int:
@@ -52,7 +39,7 @@ def num_values(groups: Sequence[Group]) -> int:
 
 def stage(
     inputs: StepInputs, weights: CudaWeights, groups: Sequence[Group], encoded: Sequence[Tensor | None] | None = None
-) -> Staged:
+) -> tuple[list[Tensor | None], list[Any]]:
     """Write a step's groups into its inputs.
 
     Args:
@@ -60,6 +47,10 @@ def stage(
         weights: whose encoders and heads it needs.
         groups: of the step.
         encoded: for each group the embeddings of its observations, if something else encodes them, or None.
+
+    Returns:
+        The embeddings of each group's observations, [N, H] on the device, which the step writes; None where they are
+        continuous, and their numbers are fed again instead. And what must stay alive until the step is done.
     """
     embeddings: list[Tensor | None] = []
     for index, group in enumerate(groups):
@@ -75,7 +66,7 @@ def stage(
         in_use = _stage_many(inputs, weights, groups, embeddings)
     if shape.frames or shape.integers:
         _stage_observations(inputs, groups, embeddings)
-    return Staged(embeddings, in_use)
+    return embeddings, in_use
 
 
 def stage_encoder(inputs: StepInputs, weights: CudaWeights, group: Group) -> Tensor:
@@ -184,7 +175,7 @@ def _add_sources(
 
 def _stage_one(inputs: StepInputs, weights: CudaWeights, group: Group, observed: Tensor | None) -> list[Any]:
     """Write token rows and head of a step of one agent, in few writes. Returns what must stay alive."""
-    host, space, noise = inputs.host, group.space, group.noise
+    space, noise = group.space, group.noise
     addresses: list[int] = []
     values: list[Any] = []
     layout = _add_sources(weights, group, observed, 0, addresses, values)
@@ -192,14 +183,14 @@ def _stage_one(inputs: StepInputs, weights: CudaWeights, group: Group, observed:
     padding = (0,) * (STEP_TOKENS - count)
     context, offset, table = int(group.context_lens[0]), int(group.start_offsets[0]), group.page_table[0]
     slots = []
-    for token in range(context + offset, context + offset + count):
-        slots.append(table.item(token // PAGE_SIZE) * PAGE_SIZE + token % PAGE_SIZE)
+    for place in range(context + offset, context + offset + count):
+        slots.append(table.item(place // PAGE_SIZE) * PAGE_SIZE + place % PAGE_SIZE)
 
     inputs.write_one_agent(
         *addresses, *padding,
         layout.head,
         layout.head_bias,
-        0, count, context, offset, space.size,
+        0, count, context, offset, layout.head_size,
         *range(context, context + count), *padding,
         *slots, *(-1,) * len(padding),
         *layout.sizes, *padding,
@@ -207,9 +198,9 @@ def _stage_one(inputs: StepInputs, weights: CudaWeights, group: Group, observed:
         noise is not None,
     )  # fmt: skip
     inputs.write_values(values, layout.num_values)
-    host["page_table"][0, : table.size] = table
+    inputs.write_first_page_table(table)
     if noise is not None:
-        host["log_noise"][0, : space.size] = noise[0]
+        inputs.host["log_noise"][0, : space.size] = noise[0]
     return [layout]
 
 
@@ -288,10 +279,10 @@ def _stage_sources(
     host, agents, rows = inputs.host, len(layouts), len(addresses)
     host["head_ptrs"][:agents] = [layout.head for layout in layouts]
     host["head_bias_ptrs"][:agents] = [layout.head_bias for layout in layouts]
-    host["head_sizes"][:agents] = [group.space.size for group in groups for _ in range(group.num_agents)]
+    host["head_sizes"][:agents] = [layout.head_size for layout in layouts]
     host["source_ptrs"][:rows] = addresses
-    sizes = np.array([size for layout in layouts for size in layout.sizes])
-    ends = np.cumsum(sizes)
+    sizes = np.array(list(chain.from_iterable([layout.sizes for layout in layouts])))
+    ends = sizes.cumsum()
     host["source_sizes"][:rows] = sizes
     host["value_starts"][:rows] = ends - sizes
     inputs.write_values(values, int(ends[-1]))
