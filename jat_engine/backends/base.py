@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -53,7 +54,8 @@ class LastStep(NamedTuple):
     actions: Any
 
 
-class Group(NamedTuple):
+@dataclass(slots=True)
+class Group:
     """One step of N agents with the same modality and action space.
 
     Agent i feeds `1 + num_again[i]` tokens, [s_{t-1}, a_{t-1}, s_t], [a_{t-1}, s_t] or [s_t], at positions
@@ -84,7 +86,8 @@ class Group(NamedTuple):
     last: LastStep | None
 
 
-class Result(NamedTuple):
+@dataclass(slots=True)
+class Result:
     """The result of a group's step.
 
     Attributes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +57,8 @@ class EpisodesState(NamedTuple):
     begins: bool
 
 
-class Request(NamedTuple):
+@dataclass(slots=True)
+class Request:
     """The checked input of one step of some `Episodes`.
 
     Attributes:
