@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -51,7 +52,8 @@ class Limits(NamedTuple):
         return cls(config.max_continuous_size, config.max_discrete_value, config.vocab_size)
 
 
-class Observations(NamedTuple):
+@dataclass(slots=True)
+class Observations:
     """One checked observation of each of N agents, with the rewards that came with them.
 
     Attributes:

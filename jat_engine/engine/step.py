@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -210,7 +210,7 @@ class Episodes:
             SessionError: see `last_step`.
         """
         last = self.last_step()
-        self.state = self.state._replace(last=last._replace(actions=actions))
+        self.state = self.state._replace(last=replace(last, actions=actions))
 
     def close(self) -> None:
         """Forget the episodes and give the pages back. Closing twice does nothing."""
@@ -364,7 +364,7 @@ class StepRunner:
             # Nothing has been rewarded yet. A vector environment that starts episodes by itself returns the first
             # observation together with the last reward of the episode before.
             rewards = np.where(np.atleast_1d(state.num_again) > 0, observations.rewards, np.float32(0))
-            observations = observations._replace(rewards=rewards)
+            observations = replace(observations, rewards=rewards)
         space = parse_action_space(self.limits, action_space)
         last = state.last
         if last is not None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
 
 from torch import Tensor
 
 from ...observation import ActionSpace
 
 
-class AgentLayout(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AgentLayout:
     """Token rows of an agent, in order, and its head.
 
     Attributes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def _slice_last(last: LastStep, place: slice) -> LastStep:
 
 def _slice_observations(observations: Observations, place: slice) -> Observations:
     texts = None if observations.texts is None else observations.texts[place]
-    return observations._replace(values=observations.values[place], texts=texts, rewards=observations.rewards[place])
+    return replace(observations, values=observations.values[place], texts=texts, rewards=observations.rewards[place])
 
 
 def _concatenate(results: Sequence[Result]) -> Result:
