@@ -60,7 +60,7 @@ class Group:
     """One step of N agents with the same modality and action space.
 
     Agent i feeds `1 + num_again[i]` tokens, [s_{t-1}, a_{t-1}, s_t], [a_{t-1}, s_t] or [s_t], at positions
-    `context_lens[i]`, ... Fields with an entry per agent are lists if N is 1, else arrays.
+    `context_lens[i]`, ... Fields with an entry per agent are lists or tuples if N is 1, else arrays.
 
     Attributes:
         num_agents: N.

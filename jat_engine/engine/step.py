@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..backends import Backend, Group, LastStep, Result
-from ..backends.base import STEP_TOKENS
+from ..backends.base import PAGE_SIZE, STEP_TOKENS
 from ..config import JatConfig
 from ..errors import InputError, SessionError
 from ..observation import (
@@ -37,6 +37,9 @@ from .kv_cache import CachedTokens, CacheStats, PagePool, Pages, keep_newest
 from .missions import Missions
 from .sampling import Sampler
 from .stats import CallTimes
+
+_SINGLE = tuple((number,) for number in range(PAGE_SIZE))
+"""Sequences of one small number, made once: what a step keeps until its end sooner lets Python collect garbage."""
 
 
 class EpisodesState(NamedTuple):
@@ -147,7 +150,7 @@ class Episodes:
         context_len = num_tokens + (num_again == 1)
         fed: tuple[Any, Any, Any, Any] = num_again, context_len, start_offset, table
         if self.num_agents is None:
-            fed = [num_again], [context_len], [start_offset], [table]
+            fed = _SINGLE[num_again], [context_len], _SINGLE[start_offset], [table]
         return Group(self.num_agents or 1, request.observations, request.missions, space, noise, *fed, last)
 
     def commit(self, request: Request, group: Group, result: Result) -> Any:

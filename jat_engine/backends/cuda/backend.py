@@ -37,6 +37,8 @@ _RESERVED_BYTES = 3 << 29
 _OLDEST_FLOAT8 = (8, 9)
 """Compute capability that converts float8 e4m3."""
 
+_FINITE, _NOT_FINITE = (True,), (False,)
+
 _TIMED_TOKENS = 256
 """Tokens of the step that is timed to choose a path: as many as a robot's window has."""
 
@@ -435,7 +437,7 @@ def _read_result(graph: GraphStep, group: Group, begin: int, embeddings: Any) ->
     if group.num_agents == 1:
         values = [graph.rows[begin][:size].copy()]
         choices = [graph.choices.item(begin)] if is_discrete else None
-        return Result(values, (graph.finite.item(begin) != 0,), choices, embeddings)
+        return Result(values, _FINITE if graph.finite.item(begin) else _NOT_FINITE, choices, embeddings)
     place = slice(begin, begin + group.num_agents)
     choices = graph.choices[place].astype(np.int64) if is_discrete else None
     return Result(graph.predictions[place, :size].copy(), graph.finite[place].astype(bool), choices, embeddings)

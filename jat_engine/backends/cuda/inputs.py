@@ -114,7 +114,7 @@ class StepInputs:
             self.device[name] = self._device[begin : begin + count].view(dtype).view(extent)
         self.host["slot_mapping"].fill(-1)  # no rows yet: nothing is written to the cache
         self._values = self.host["values"].data.cast("B")
-        self._first_page_table = self.host["page_table"][0].data
+        self._page_tables = [row.data for row in self.host["page_table"]]
         numbers = struct.Struct("=" + "".join(_format(*fields[name]) for name in _ONE_AGENT))
         self.write_one_agent: Callable[..., None] = partial(numbers.pack_into, self._host.numpy().data, 0)
 
@@ -129,9 +129,9 @@ class StepInputs:
         """
         self._values[: count * _FLOAT_BYTES] = b"".join(pieces)
 
-    def write_first_page_table(self, table: np.ndarray) -> None:
-        """Write the page table of the first session, int32."""
-        self._first_page_table[: table.size] = table
+    def write_page_table(self, session: int, table: np.ndarray) -> None:
+        """Write the page table of a session, contiguous int32."""
+        self._page_tables[session][: table.size] = table
 
     @property
     def num_bytes(self) -> int:

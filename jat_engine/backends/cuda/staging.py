@@ -198,7 +198,7 @@ def _stage_one(inputs: StepInputs, weights: CudaWeights, group: Group, observed:
         noise is not None,
     )  # fmt: skip
     inputs.write_values(values, layout.num_values)
-    inputs.write_first_page_table(table)
+    inputs.write_page_table(0, table)
     if noise is not None:
         inputs.host["log_noise"][0, : space.size] = noise[0]
     return [layout]
@@ -223,7 +223,7 @@ def _stage_many(
     host["context_lens"][:agents] = context_lens
     host["start_offsets"][:agents] = start_offsets
 
-    _stage_pages_and_noise(host, groups)
+    _stage_pages_and_noise(inputs, groups)
 
     owner = np.repeat(np.arange(agents), counts)
     positions = np.arange(rows) + (context_lens - starts)[owner]
@@ -246,15 +246,14 @@ def _flatten(fields: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
     return np.array(list(values), np.int64)
 
 
-def _stage_pages_and_noise(host: dict[str, np.ndarray], groups: Sequence[Group]) -> None:
-    page_table, log_noise = host["page_table"], host["log_noise"]
+def _stage_pages_and_noise(inputs: StepInputs, groups: Sequence[Group]) -> None:
+    page_table, log_noise = inputs.host["page_table"], inputs.host["log_noise"]
     has_noise: list[bool] = []
     begin = 0
     for group in groups:
         end = begin + group.num_agents
         if group.num_agents == 1:
-            table = group.page_table[0]
-            page_table[begin, : table.size] = table
+            inputs.write_page_table(begin, group.page_table[0])
         else:
             tables = np.asarray(group.page_table)
             page_table[begin:end, : tables.shape[1]] = tables
@@ -262,7 +261,7 @@ def _stage_pages_and_noise(host: dict[str, np.ndarray], groups: Sequence[Group])
             log_noise[begin:end, : group.space.size] = group.noise
         has_noise += [group.noise is not None] * group.num_agents
         begin = end
-    host["has_noise"][:begin] = has_noise
+    inputs.host["has_noise"][:begin] = has_noise
 
 
 def _stage_sources(
