@@ -231,9 +231,7 @@ class CudaBackend:
                 self._take_fewer(count, str(error).partition("\n")[0])
 
     def _step_graph(self, groups: Sequence[Group]) -> list[Result]:
-        shape, encoded = shape_of(groups), None
-        if self._encoded_by_torch:
-            shape, encoded = self._encode_by_torch(groups, shape)
+        shape, encoded = self._encode_by_torch(groups)
         graph = self._graph(shape)
         embeddings, _in_use = stage(graph.inputs, self._weights, groups, encoded)
         graph.launch()
@@ -249,7 +247,7 @@ class CudaBackend:
         """Run the persistent kernel; a graph in front of it, on the same stream, encodes an image or integers."""
         encoded: list[Tensor | None] | None = None
         if group.observations.modality != "continuous":
-            shape, encoded = self._encode_by_torch([group], shape_of([group]))
+            shape, encoded = self._encode_by_torch([group])
             if encoded is None:
                 # Capacity 0: the graph encodes and does not predict.
                 encoder = self._graph(shape._replace(capacity=0))
@@ -303,10 +301,11 @@ class CudaBackend:
         else:
             self._take_fewer(count, str(error))
 
-    def _encode_by_torch(
-        self, groups: Sequence[Group], shape: StepShape
-    ) -> tuple[StepShape, list[Tensor | None] | None]:
+    def _encode_by_torch(self, groups: Sequence[Group]) -> tuple[StepShape, list[Tensor | None] | None]:
         """Encode what kernels encode wrongly. Returns the bucket of the rest, and the embeddings of each group."""
+        shape = shape_of(groups)
+        if not self._encoded_by_torch:
+            return shape, None
         by_torch = [_encoder_of(group) in self._encoded_by_torch for group in groups]
         if not any(by_torch):
             return shape, None

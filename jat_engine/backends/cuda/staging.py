@@ -92,12 +92,12 @@ def _stage_observations(inputs: StepInputs, groups: Sequence[Group], embeddings:
             place = slice(num_frames, num_frames + agents)
             num_frames += agents
             _write(host["frames"], place, observations.values)
-            host["frame_targets"][place] = _row_addresses(rows)
+            host["frame_targets"][place] = _row_addresses(rows, agents)
         elif observations.modality != "image" and shape.integers:
             place = slice(num_tokens, num_tokens + agents)
             num_tokens += agents
             _stage_integers(host, place, observations, group.missions)
-            host["token_targets"][place] = _row_addresses(rows)
+            host["token_targets"][place] = _row_addresses(rows, agents)
     if shape.frames:
         host["frame_targets"][num_frames:] = 0
     if shape.integers:
@@ -365,9 +365,9 @@ def _stage_finished(host: dict[str, np.ndarray], rows: np.ndarray, addresses: np
     host["value_starts"][rows] = 0
 
 
-def _row_addresses(matrix: Tensor) -> np.ndarray | int:
+def _row_addresses(matrix: Tensor, count: int) -> np.ndarray | int:
     """Return the addresses of all rows of a contiguous matrix."""
-    return matrix.data_ptr() if len(matrix) == 1 else _addresses(matrix, np.arange(len(matrix)))
+    return matrix.data_ptr() if count == 1 else _addresses(matrix, np.arange(count))
 
 
 def _addresses(matrix: Tensor, index: np.ndarray) -> np.ndarray:
