@@ -9,6 +9,7 @@ from itertools import accumulate
 from torch import Tensor
 
 from ...observation import ActionSpace
+from ..base import STEP_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,22 +18,22 @@ class AgentLayout:
 
     Attributes:
         sizes: numbers of values of each row, 0 for finished embeddings.
-        starts: of each row's values, behind those of the rows before.
         num_values: of all rows.
         addresses: of each row's encoder; of the embeddings of all choices for an action that was one; 0 for the
             finished embedding of an observation.
         head, head_bias: addresses; 0 for no bias.
         head_size: numbers of a prediction.
+        one_agent: what `StepInputs.write_one_agent` takes of this.
         in_use: what lies at the addresses.
     """
 
     sizes: tuple[int, ...]
-    starts: tuple[int, ...]
     num_values: int
     addresses: tuple[int, ...]
     head: int
     head_bias: int
     head_size: int
+    one_agent: tuple[int, ...]
     in_use: list[Tensor]
 
 
@@ -66,15 +67,17 @@ def make_layout(
         rows.insert(0, observation)
 
     weight, bias = head(space)
+    head_ptrs = weight.data_ptr(), 0 if bias is None else bias.data_ptr()
     sizes = tuple(size for size, _ in rows)
     *starts, num_values = accumulate(sizes, initial=0)
+    padding = (0,) * (STEP_TOKENS - len(rows))
     return AgentLayout(
         sizes=sizes,
-        starts=tuple(starts),
         num_values=num_values,
         addresses=tuple(0 if source is None else source.data_ptr() for _, source in rows),
-        head=weight.data_ptr(),
-        head_bias=0 if bias is None else bias.data_ptr(),
+        head=head_ptrs[0],
+        head_bias=head_ptrs[1],
         head_size=space.size,
+        one_agent=(*head_ptrs, space.size, 0, len(rows), *sizes, *padding, *starts, *padding),
         in_use=[tensor for tensor in (*(source for _, source in rows), weight, bias) if tensor is not None],
     )

@@ -16,17 +16,17 @@ from ..base import STEP_TOKENS
 
 _ONE_AGENT = (
     "source_ptrs",
-    "head_ptrs",
-    "head_bias_ptrs",
-    "query_start",
-    "context_lens",
-    "start_offsets",
-    "head_sizes",
     "positions",
     "slot_mapping",
+    "context_lens",
+    "start_offsets",
+    "has_noise",
+    "head_ptrs",  # this and the rest are those of an `AgentLayout`
+    "head_bias_ptrs",
+    "head_sizes",
+    "query_start",
     "source_sizes",
     "value_starts",
-    "has_noise",
 )
 """The first fields: integers that every step writes, in the order that `StepInputs.write_one_agent` takes them."""
 
@@ -75,17 +75,17 @@ class StepInputs:
         sessions, rows = shape.sessions, shape.sessions * STEP_TOKENS
         fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "source_ptrs": ((rows,), torch.int64),
-            "head_ptrs": ((sessions,), torch.int64),
-            "head_bias_ptrs": ((sessions,), torch.int64),
-            "query_start": ((sessions + 1,), torch.int32),
-            "context_lens": ((sessions,), torch.int32),
-            "start_offsets": ((sessions,), torch.int32),
-            "head_sizes": ((sessions,), torch.int32),
             "positions": ((rows,), torch.int32),
             "slot_mapping": ((rows,), torch.int32),
+            "context_lens": ((sessions,), torch.int32),
+            "start_offsets": ((sessions,), torch.int32),
+            "has_noise": ((sessions,), torch.int32),
+            "head_ptrs": ((sessions,), torch.int64),
+            "head_bias_ptrs": ((sessions,), torch.int64),
+            "head_sizes": ((sessions,), torch.int32),
+            "query_start": ((sessions + 1,), torch.int32),
             "source_sizes": ((rows,), torch.int32),
             "value_starts": ((rows,), torch.int32),
-            "has_noise": ((sessions,), torch.int32),
             "log_noise": ((sessions, max(shape.capacity, 1)), torch.float32),
             "page_table": ((sessions, max_pages), torch.int32),
             "values": ((shape.values,), torch.float32),

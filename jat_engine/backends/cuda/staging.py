@@ -188,14 +188,10 @@ def _stage_one(inputs: StepInputs, weights: CudaWeights, group: Group, observed:
 
     inputs.write_one_agent(
         *addresses, *padding,
-        layout.head,
-        layout.head_bias,
-        0, count, context, offset, layout.head_size,
         *range(context, context + count), *padding,
         *slots, *(-1,) * len(padding),
-        *layout.sizes, *padding,
-        *layout.starts, *padding,
-        noise is not None,
+        context, offset, noise is not None,
+        *layout.one_agent,
     )  # fmt: skip
     inputs.write_values(values, layout.num_values)
     inputs.write_page_table(0, table)
