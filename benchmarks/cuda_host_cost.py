@@ -69,23 +69,24 @@ def measure() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     # Two layers: the host's work does not depend on how many there are.
     with without_kernels(), leave_out_launches():
-        engine = make_engine(JatConfig(num_layers=2), max_cached_tokens=1200 * (WINDOW + 32))
-        session = engine.open_session(WINDOW)
-        for name, observation, space in (
+        seen_by_one: list[tuple[str, dict[str, Any], Any]] = [
             ("continuous", {"continuous_observation": random.standard_normal(39).astype(np.float32)}, SPACE),
-            (
-                "image",
-                {"image_observation": random.integers(0, 256, (84, 84, 4), dtype=np.uint8)},
-                Discrete(18),
-            ),
-        ):
-            session.reset()
+            ("image", {"image_observation": random.integers(0, 256, (84, 84, 4), dtype=np.uint8)}, Discrete(18)),
+        ]
+        for path in ("persistent", "graphs"):
+            is_persistent = path == "persistent"
+            engine = make_engine(
+                JatConfig(num_layers=2), max_cached_tokens=1200 * (WINDOW + 32), persistent=is_persistent
+            )
+            session = engine.open_session(WINDOW)
+            for name, observation, space in seen_by_one:
+                session.reset()
 
-            def one(observation: Any = observation, space: Any = space) -> None:
-                session.get_next_action(**observation, action_space=space, reward=0.1)
+                def one(session: Any = session, observation: Any = observation, space: Any = space) -> None:
+                    session.get_next_action(**observation, action_space=space, reward=0.1)
 
-            rows.append({"call": "one agent", "observation": name, "agents": 1, **timed(one, 2000)})
-        session.close()
+                rows.append({"call": "one agent", "path": path, "observation": name, "agents": 1, **timed(one, 2000)})
+            session.close()
         for agents in (64, 1024):
             observations = random.standard_normal((agents, 39)).astype(np.float32)
             rewards = np.full(agents, 0.1)
@@ -94,14 +95,24 @@ def measure() -> list[dict[str, Any]]:
                 def step(batch: Any = batch, observations: Any = observations, rewards: Any = rewards) -> None:
                     batch.get_next_actions(continuous_observations=observations, rewards=rewards, action_space=SPACE)
 
-                rows.append({"call": "AgentBatch", "observation": "continuous", "agents": agents, **timed(step, 300)})
+                rows.append(
+                    {
+                        "call": "AgentBatch",
+                        "path": "graphs",
+                        "observation": "continuous",
+                        "agents": agents,
+                        **timed(step, 300),
+                    }
+                )
         sessions = [engine.open_session(WINDOW) for _ in range(64)]
         seen = [{"continuous_observation": row} for row in random.standard_normal((64, 39)).astype(np.float32)]
 
         def many() -> None:
             engine.get_next_actions(sessions, seen, [0.1] * 64, SPACE)
 
-        rows.append({"call": "sessions", "observation": "continuous", "agents": 64, **timed(many, 100)})
+        rows.append(
+            {"call": "sessions", "path": "graphs", "observation": "continuous", "agents": 64, **timed(many, 100)}
+        )
     return rows
 
 

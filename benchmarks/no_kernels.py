@@ -7,7 +7,9 @@ step launches them, and predictions are zeros.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jat_engine.backends import Choice
-from jat_engine.backends.cuda import graph, startup_check
+from jat_engine.backends.cuda import backend, graph, startup_check
 from jat_engine.backends.cuda.weights import CudaWeights
 from jat_engine.backends.options import EngineOptions
 from jat_engine.checkpoint.weights import parameter_shapes
@@ -70,19 +72,35 @@ def without_kernels(num_multiprocessors: int | None = None) -> Iterator[list[Lau
         mock.patch.object(
             startup_check.StartupCheck, "disagreement", return_value=""
         ),  # what computes nothing cannot be checked
+        mock.patch.object(
+            backend, "load_module", return_value=SimpleNamespace(DEVICE="cpu", MAX_VALUES=1024, Step=NoStep)
+        ),
     ):
         yield launches
 
 
-def make_engine(config: JatConfig, max_cached_tokens: int, **more: Any) -> JatEngine:
+class NoStep:
+    """Stands in for `_cuda.Step`: all but its C++ is there, which reads some hundred bytes and launches."""
+
+    scratch_bytes = num_blocks = cluster_size = num_threads = shared_bytes = num_grid_barriers = 0
+
+    def __init__(self, output: int, capacity: int, **_: Any) -> None:
+        ctypes.memset(output, 0, capacity * 4)
+
+    def run(self, stream: int) -> str:
+        return ""
+
+
+def make_engine(config: JatConfig, max_cached_tokens: int, persistent: bool = False, **more: Any) -> JatEngine:
     """Return an engine of the CUDA backend in bfloat16, with weights of zeros; to be called in `without_kernels`.
 
     Args:
         config: sizes of the model.
         max_cached_tokens: of all sessions together.
+        persistent: take steps of one agent on the path of the persistent kernel.
         more: other options of the engine.
     """
     choice = Choice(torch.device("cpu"), "cuda", "bfloat16", "", is_asked=True)
-    options = EngineOptions(persistent=False, max_cached_tokens=max_cached_tokens, **more)
+    options = EngineOptions(persistent=persistent, max_cached_tokens=max_cached_tokens, **more)
     missions: Any = None  # no observation has one
     return JatEngine(config, Zeros(config), choice, options, missions)

@@ -22,10 +22,10 @@ class GraphSpy:
         original = self._original = CapturedGraph.launch
         spy = self
 
-        def replay(graph: Any) -> None:
+        def replay(graph: Any) -> Any:
             spy.graphs.append(graph)
             spy.count += 1
-            original(graph)
+            return original(graph)
 
         CapturedGraph.launch = replay  # type: ignore[method-assign]
         return self

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,7 +38,8 @@ def machine_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-class LastStep(NamedTuple):
+@dataclass(slots=True)
+class LastStep:
     """The previous step of N agents, whose tokens the next step feeds again.
 
     Attributes:
@@ -53,11 +55,12 @@ class LastStep(NamedTuple):
     actions: Any
 
 
-class Group(NamedTuple):
+@dataclass(slots=True)
+class Group:
     """One step of N agents with the same modality and action space.
 
     Agent i feeds `1 + num_again[i]` tokens, [s_{t-1}, a_{t-1}, s_t], [a_{t-1}, s_t] or [s_t], at positions
-    `context_lens[i]`, ... Fields with an entry per agent are lists if N is 1, else arrays.
+    `context_lens[i]`, ... Fields with an entry per agent are lists or tuples if N is 1, else arrays.
 
     Attributes:
         num_agents: N.
@@ -84,15 +87,16 @@ class Group(NamedTuple):
     last: LastStep | None
 
 
-class Result(NamedTuple):
+@dataclass(slots=True)
+class Result:
     """The result of a group's step.
 
     Attributes:
         values: the action vectors, float32 [N, A], or the logits, float32 [N, n]; a list of one row if N is 1.
         finite: [N], True where all values of an agent are finite.
         choices: [N] integers, argmax(logits - noise); None for continuous actions.
-        embeddings: of s_t, [N]; only the backend knows their form, and gets them back in `LastStep`. The CUDA backend
-            keeps the numbers of continuous observations instead, which its first kernel encodes again.
+        embeddings: of s_t, [N]; only the backend knows their form, and gets them back in `LastStep`. None for
+            continuous observations on the CUDA backend, whose first kernel encodes their numbers again.
     """
 
     values: Sequence[np.ndarray] | np.ndarray

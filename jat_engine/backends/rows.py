@@ -77,7 +77,8 @@ def encode(encoder: Encoder, groups: Sequence[Group]) -> list[list[Embedding]]:
     """
     encoded: list[list[Embedding]] = [[] for _ in groups]
     images, discrete = [], []
-    for index, (_, observations, missions, *_) in enumerate(groups):
+    for index, group in enumerate(groups):
+        observations, missions = group.observations, group.missions
         values, rewards = observations.values, observations.rewards
         if observations.modality == "continuous":
             encoded[index] = [encoder.embed_continuous(v, float(r)) for v, r in zip(values, rewards, strict=True)]

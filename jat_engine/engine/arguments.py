@@ -121,7 +121,8 @@ def check_observation(observation: Any) -> Mapping[str, Any]:
     Raises:
         InputError: it is not a mapping, or has a key that is not in `OBSERVATION_KEYS`.
     """
-    if not isinstance(observation, Mapping) or not observation.keys() <= _KEYS:
+    # An instance of dict is known sooner than one of an abstract class.
+    if not isinstance(observation, (dict, Mapping)) or not _KEYS.issuperset(observation):
         got = sorted(map(str, observation)) if isinstance(observation, Mapping) else type(observation).__name__
         raise InputError(f"observation: expected a mapping with keys of {list(OBSERVATION_KEYS)}, got {got}")
     return observation

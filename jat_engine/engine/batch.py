@@ -19,7 +19,7 @@ class AgentBatch:
 
     Opened by `JatEngine.open_batch`. As a context manager it closes itself at the end. Each agent has its own episode
     and can be reset alone. Invalid input for one agent makes the call fail and leaves all agents unchanged. Python
-    overhead per agent is far below that of a session, which costs about 20 us a step. Not thread-safe: use a batch from
+    overhead per agent is far below that of a session, which costs about 10 us a step. Not thread-safe: use a batch from
     one thread at a time.
 
     Attributes:

@@ -127,12 +127,14 @@ def keep_newest(cached: CachedTokens, num_tokens: Any, window: int, page_size: i
         The location of the tokens that are kept, and a bool, or bool [N]: were any dropped.
     """
     if cached.table.ndim == 1:
-        dropped = max(0, num_tokens - window)
-        whole_pages, offset = divmod(cached.start_offset + dropped, page_size)
-        table = cached.table
+        table, offset, _ = cached
+        dropped = num_tokens - window
+        if dropped <= 0:
+            return CachedTokens(table, offset, num_tokens), False
+        whole_pages, offset = divmod(offset + dropped, page_size)
         if whole_pages:
             table = np.concatenate((table[whole_pages:], table[:whole_pages]))
-        return CachedTokens(table, offset, num_tokens - dropped), dropped > 0
+        return CachedTokens(table, offset, window), True
 
     dropped = np.maximum(num_tokens - window, 0)
     whole_pages, offset = np.divmod(cached.start_offset + dropped, page_size)

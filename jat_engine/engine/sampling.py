@@ -39,9 +39,11 @@ class Sampler:
         """
         # The memory of a draw is kept before it is filled, and one call of C fills it: Ctrl-C, which Python raises
         # between such calls, finds the random numbers all used and here, or all unused.
-        if self._drawn[:2] != (number, size):
-            self._drawn = number, size, np.full((self._num_agents, size), np.nan, np.float32)
-        q = self._drawn[2]
+        drawn, n, q = self._drawn
+        if drawn != number or n != size:
+            q = np.empty((self._num_agents, size), np.float32)
+            q[0, 0] = math.nan
+            self._drawn = number, size, q
         if math.isnan(q[0, 0]):
             torch.from_numpy(q).exponential_(generator=self._generator)
         noise: np.ndarray = np.log(q)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..backends import Backend, Group, LastStep, Result
-from ..backends.base import STEP_TOKENS
+from ..backends.base import PAGE_SIZE, STEP_TOKENS
 from ..config import JatConfig
 from ..errors import InputError, SessionError
 from ..observation import (
@@ -36,6 +37,9 @@ from .kv_cache import CachedTokens, CacheStats, PagePool, Pages, keep_newest
 from .missions import Missions
 from .sampling import Sampler
 from .stats import CallTimes
+
+_SINGLE = tuple((number,) for number in range(PAGE_SIZE))
+"""Sequences of one small number, made once: what a step keeps until its end sooner lets Python collect garbage."""
 
 
 class EpisodesState(NamedTuple):
@@ -56,7 +60,8 @@ class EpisodesState(NamedTuple):
     begins: bool
 
 
-class Request(NamedTuple):
+@dataclass(slots=True)
+class Request:
     """The checked input of one step of some `Episodes`.
 
     Attributes:
@@ -141,22 +146,12 @@ class Episodes:
             noise = self._sampler.draw(num_draws, space.size)
 
         # If one token is fed again, that is a_{t-1}; s_{t-1} is in the cache already, behind the kept tokens.
-        context_len = cached.num_tokens + (num_again == 1)
-        fed: Any = num_again, context_len, cached.start_offset, cached.table
+        table, start_offset, num_tokens = cached
+        context_len = num_tokens + (num_again == 1)
+        fed: tuple[Any, Any, Any, Any] = num_again, context_len, start_offset, table
         if self.num_agents is None:
-            fed = [num_again], [context_len], [cached.start_offset], [cached.table]
-        return Group(
-            self.num_agents or 1,
-            request.observations,
-            request.missions,
-            space,
-            noise,
-            num_again=fed[0],
-            context_lens=fed[1],
-            start_offsets=fed[2],
-            page_table=fed[3],
-            last=last,
-        )
+            fed = _SINGLE[num_again], [context_len], _SINGLE[start_offset], [table]
+        return Group(self.num_agents or 1, request.observations, request.missions, space, noise, *fed, last)
 
     def commit(self, request: Request, group: Group, result: Result) -> Any:
         """Complete a step: keep its tokens, except s_t, which the next step feeds again with its action.
@@ -167,7 +162,8 @@ class Episodes:
         Raises:
             SessionError: a signal handler has closed the episodes within the step.
         """
-        self.check_open()
+        if self.closed:
+            self.check_open()
         cached, num_again, _, num_draws, _ = self.state
         cached, dropped = keep_newest(
             cached, cached.num_tokens + 2 * (num_again > 0), request.window, self.pages.page_size
@@ -217,7 +213,7 @@ class Episodes:
             SessionError: see `last_step`.
         """
         last = self.last_step()
-        self.state = self.state._replace(last=last._replace(actions=actions))
+        self.state = self.state._replace(last=replace(last, actions=actions))
 
     def close(self) -> None:
         """Forget the episodes and give the pages back. Closing twice does nothing."""
@@ -310,8 +306,10 @@ class StepRunner:
         Raises:
             SessionError: see `check_idle`.
         """
-        self.check_idle()
-        return self._step_lock
+        lock = self._step_lock
+        if lock.locked():
+            self.check_idle()
+        return lock
 
     def close(self) -> None:
         """Close all sessions and batches, and refuse new ones. Closing twice does nothing."""
@@ -358,18 +356,20 @@ class StepRunner:
         Raises:
             InputError, SessionError: see `JatEngine.get_next_action`.
         """
-        episodes.check_open()
+        if episodes.closed:
+            episodes.check_open()
+        state = episodes.state
         if episodes.num_agents is None:
             observations = parse_observation(self.limits, observation, reward)
         else:
             observations = parse_observations(self.limits, episodes.num_agents, observation, reward)
-        if episodes.state.begins and not episodes.uses_first_reward:
+        if state.begins and not episodes.uses_first_reward:
             # Nothing has been rewarded yet. A vector environment that starts episodes by itself returns the first
             # observation together with the last reward of the episode before.
-            rewards = np.where(np.atleast_1d(episodes.state.num_again) > 0, observations.rewards, np.float32(0))
-            observations = observations._replace(rewards=rewards)
+            rewards = np.where(np.atleast_1d(state.num_again) > 0, observations.rewards, np.float32(0))
+            observations = replace(observations, rewards=rewards)
         space = parse_action_space(self.limits, action_space)
-        last = episodes.state.last
+        last = state.last
         if last is not None:
             check_same_episode(last.observations, last.space, observations, space)
 
@@ -399,7 +399,8 @@ class StepRunner:
         groups = [request.episodes.plan(request) for request in requests]
         outcomes: list[tuple[Any, Any] | InputError] = []
         for request, group, result in zip(requests, groups, backend.step(groups), strict=True):
-            if all(result.finite):
+            finite = result.finite
+            if finite.all() if isinstance(finite, np.ndarray) else all(finite):
                 outcomes.append((request.episodes.commit(request, group, result), result.values))
             else:
                 outcomes.append(not_finite(request.observations, result.finite))

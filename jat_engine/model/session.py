@@ -152,9 +152,9 @@ class ModelSession:
         }
         observation = parse_observation(limits, given, reward)
         # A copy, because the next step feeds it again and environments may reuse their arrays.
-        observation = observation._replace(values=[observation.values[0].copy()])
+        observation = replace(observation, values=[observation.values[0].copy()])
         if not last and not self._uses_first_reward:
-            observation = observation._replace(rewards=[0.0])
+            observation = replace(observation, rewards=[0.0])
         space = parse_action_space(limits, action_space)
         window = check_context_window(context_window)
         if last is not None:

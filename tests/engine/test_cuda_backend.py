@@ -14,6 +14,7 @@ from helpers.engines import EPISODE, TOLERANCE, play
 
 from jat_engine import InputError, JatEngine
 from jat_engine.backends import select as choices
+from jat_engine.backends.cuda.inputs import StepInputs, StepShape
 from jat_engine.testing import golden
 from jat_engine.testing.golden import relative_error
 
@@ -41,9 +42,20 @@ def graphs(tiny_folder: Any) -> Load:
     return load
 
 
+def test_values_of_another_type_are_not_written() -> None:
+    """They are copied as bytes, so that float64 would be taken for twice as many numbers."""
+    shape = StepShape(sessions=1, values=64, capacity=32, frames=False, integers=False)
+    inputs = StepInputs(shape, max_pages=2, num_integers=1, device=torch.device("cpu"))
+    values = np.arange(3, dtype=np.float32)
+    inputs.write_values([values, values.tobytes()], 6)
+    assert inputs.host["values"][:7].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    with pytest.raises(ValueError, match="memoryview"):
+        inputs.write_values([values.astype(np.float64)], 3)
+
+
 # Modalities, kinds of action, sampled and greedy, an odd window; interpreting takes half a second a step, so that
 # there are two steps or three with a full window.
-BEGINNINGS = {"continuous_cw9": 6, "babyai_sampled": 8, "image_box": 5}
+BEGINNINGS = {"continuous_cw9": 6, "babyai_sampled": 8, "image_box": 7}
 EPISODES = golden.EPISODES if ON_GPU else [EPISODE[name].beginning(steps) for name, steps in BEGINNINGS.items()]
 
 
@@ -75,6 +87,28 @@ def test_a_batch_is_each_session_alone(graphs: Load) -> None:
             done[name] += 1
     for session in sessions.values():
         session.close()
+
+
+def test_sessions_with_full_windows_step_together(graphs: Load, load: Load) -> None:
+    """The fourth step feeds s_{t-1} again: numbers, or an embedding that an earlier step has written."""
+    names = ("image_box", "continuous_cw9", "babyai_greedy_full", "continuous_discrete_action")
+    found = []
+    for engine in (graphs("float32"), load(backend="torch", dtype="float32")):
+        sessions = [engine.open_session(2) for _ in names]
+        for t in range(4):
+            results = engine.get_next_actions(
+                sessions,
+                [EPISODE[name].observation(t) for name in names],
+                [EPISODE[name].reward(t) for name in names],
+                [EPISODE[name].space for name in names],
+                deterministic=True,
+                return_predictions=True,
+            )
+        found.append([prediction for _, prediction in results])
+        for session in sessions:
+            session.close()
+    for prediction, expected in zip(*found, strict=True):
+        assert relative_error(prediction, expected) <= TOLERANCE
 
 
 def test_neighbours_change_nothing_within_a_bucket(graphs: Load) -> None:

@@ -137,7 +137,7 @@ def play_batch(engine: JatEngine, num_agents: int, steps: int) -> np.ndarray:
     """Return the predictions of agents with continuous observations, [steps, N, A], over a window that fills."""
     random = np.random.default_rng(0)
     found = []
-    with engine.open_batch(num_agents, 4) as batch:
+    with engine.open_batch(num_agents, 2) as batch:  # full after three steps, when s_{t-1} is fed again
         for _ in range(steps):
             step = random.standard_normal((num_agents, 3)), random.standard_normal(num_agents)
             arrays = {"continuous_observations": step[0], "rewards": step[1]}
@@ -150,9 +150,9 @@ def test_without_memory_a_step_is_computed_in_parts(
 ) -> None:
     reference, engine = load(backend="torch", dtype="float32"), make_engine(tiny_folder, persistent=False)
     Limit(monkeypatch, 2)
-    expected = play_batch(reference, 5, 3)
+    expected = play_batch(reference, 5, 4)
     with pytest.warns(RuntimeWarning, match="more than .* agents are computed in parts: CUDA out of memory") as warned:
-        got = play_batch(engine, 5, 3)
+        got = play_batch(engine, 5, 4)
     assert len(warned) == 2, "for 4 and for 2 agents, and not in each step"
     backend: Any = engine._backend
     assert backend._graphs._scratch.sessions == 2, "memory of the attempts is free again"

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...checkpoint.weights import Weights
 from ...config import JatConfig
 from ...errors import InputError
+from ...observation import all_finite
 from ..base import PAGE_SIZE, STEP_TOKENS, Group, Result, machine_memory_bytes
 from ..rows import choose
 from . import encoders, parts
-from .buckets import bucket, bucket_below, shape_of
+from .buckets import bucket, bucket_below, count_agents, shape_of
 from .capture import synchronize
 from .driver import is_out_of_memory
 from .graph import GraphStep
@@ -25,7 +27,7 @@ from .inputs import StepShape
 from .kv_pages import KVPages, fill, page_bytes
 from .path_choice import Clock, PathTimes, time_paths
 from .persistent import PersistentStep, load_module
-from .staging import stage
+from .staging import stage, stage_encoder
 from .startup_check import NUM_PAGES, StartupCheck, make_group, num_checked
 from .weights import CudaWeights
 
@@ -34,6 +36,8 @@ _RESERVED_BYTES = 3 << 29
 
 _OLDEST_FLOAT8 = (8, 9)
 """Compute capability that converts float8 e4m3."""
+
+_FINITE, _NOT_FINITE = (True,), (False,)
 
 _TIMED_TOKENS = 256
 """Tokens of the step that is timed to choose a path: as many as a robot's window has."""
@@ -211,17 +215,17 @@ class CudaBackend:
 
     def _step_in_parts(self, groups: Sequence[Group]) -> list[Result]:
         """Run a step by graphs: at once or, where memory or kernels do not allow it, in parts of fewer agents."""
-        count = sum(group.num_agents for group in groups)
         while True:
-            most = self._most_agents or count
-            if count > most:
+            most = self._most_agents
+            if most is not None and count_agents(groups) > most:
                 divided = parts.split(groups, most)
                 return parts.join(groups, [result for part in divided for result in self._step_in_parts(part)])
             try:
                 return self._step_graph(groups)
             except FaultyKernelsError as error:
-                self._avoid(error, count)
+                self._avoid(error, count_agents(groups))
             except RuntimeError as error:
+                count = count_agents(groups)
                 if not is_out_of_memory(error) or count == 1:
                     raise
                 self._take_fewer(count, str(error).partition("\n")[0])
@@ -229,38 +233,34 @@ class CudaBackend:
     def _step_graph(self, groups: Sequence[Group]) -> list[Result]:
         shape, encoded = self._encode_by_torch(groups)
         graph = self._graph(shape)
-        staged = stage(graph.inputs, self._weights, groups, encoded)
+        embeddings, _in_use = stage(graph.inputs, self._weights, groups, encoded)
         graph.launch()
         graph.wait()
 
         results, begin = [], 0
-        for group, embeddings in zip(groups, staged.embeddings, strict=True):
-            place = slice(begin, begin + group.num_agents)
+        for group, rows in zip(groups, embeddings, strict=True):
+            results.append(_read_result(graph, group, begin, rows))
             begin += group.num_agents
-            values = graph.predictions[place, : group.space.size].copy()
-            choices = graph.choices[place].astype(np.int64) if group.space.kind == "discrete" else None
-            results.append(Result(values, graph.finite[place].astype(bool), choices, embeddings))
         return results
 
     def _step_persistent(self, step: PersistentStep, group: Group) -> list[Result]:
         """Run the persistent kernel; a graph in front of it, on the same stream, encodes an image or integers."""
-        encoded: list[Any] | None = None
+        encoded: list[Tensor | None] | None = None
         if group.observations.modality != "continuous":
             shape, encoded = self._encode_by_torch([group])
             if encoded is None:
-                # Capacity 0: the graph encodes and does not predict, so it has no room for noise either.
+                # Capacity 0: the graph encodes and does not predict.
                 encoder = self._graph(shape._replace(capacity=0))
-                encoded = stage(encoder.inputs, self._weights, [group._replace(noise=None)]).embeddings
+                encoded = [stage_encoder(encoder.inputs, self._weights, group)]
                 encoder.launch()
 
-        staged = stage(step.inputs, self._weights, [group], encoded)
+        embeddings, _in_use = stage(step.inputs, self._weights, [group], encoded)
         failure = step.run()
         if failure:
             raise PersistentKernelError(failure)
         values = step.predictions[: group.space.size].copy()
-        finite = [bool(np.isfinite(values).all())]
         choices = choose([values], group.noise) if group.space.kind == "discrete" else None
-        return [Result([values], finite, choices, staged.embeddings[0])]
+        return [Result([values], [all_finite(values)], choices, embeddings[0])]
 
     def _graph(self, shape: StepShape) -> GraphStep:
         """Return the graph of a bucket.
@@ -301,7 +301,7 @@ class CudaBackend:
         else:
             self._take_fewer(count, str(error))
 
-    def _encode_by_torch(self, groups: Sequence[Group]) -> tuple[StepShape, list[Any] | None]:
+    def _encode_by_torch(self, groups: Sequence[Group]) -> tuple[StepShape, list[Tensor | None] | None]:
         """Encode what kernels encode wrongly. Returns the bucket of the rest, and the embeddings of each group."""
         shape = shape_of(groups)
         if not self._encoded_by_torch:
@@ -356,7 +356,7 @@ class CudaBackend:
             self._verify_encoder(graph, check.integers(num_checked("discrete", shape.sessions)))
         if shape.capacity:
             group = check.group(num_checked("continuous", shape.sessions))
-            _staged = stage(graph.inputs, self._weights, [group])  # keeps what the step reads alive
+            _in_use = stage(graph.inputs, self._weights, [group])  # keeps what the step reads alive
             graph.launch()
             graph.wait()
             failure = check.disagreement(graph.predictions[: group.num_agents, : group.space.size])
@@ -366,10 +366,11 @@ class CudaBackend:
     def _verify_encoder(self, graph: GraphStep, group: Group) -> None:
         check = self._check
         assert check is not None, "the cache is allocated"
-        staged = stage(graph.inputs, self._weights, [group])
+        (embeddings,), _in_use = stage(graph.inputs, self._weights, [group])
         graph.launch()
         graph.wait()
-        failure = check.encoder_disagreement(group, staged.embeddings[0])
+        assert embeddings is not None, "the group has no continuous observations"
+        failure = check.encoder_disagreement(group, embeddings)
         if failure:
             raise FaultyKernelsError(_encoder_of(group), failure)
 
@@ -427,6 +428,18 @@ class CudaBackend:
 def cache_room(free_bytes: int) -> int:
     """Return how many of a GPU's free bytes a KV cache may take, so that steps find memory for what they need."""
     return free_bytes - min(_RESERVED_BYTES, free_bytes // 4)
+
+
+def _read_result(graph: GraphStep, group: Group, begin: int, embeddings: Any) -> Result:
+    """Return the result of a group whose agents are the sessions `begin`, ... of a graph that has run."""
+    size, is_discrete = group.space.size, group.space.kind == "discrete"
+    if group.num_agents == 1:
+        values = [graph.rows[begin][:size].copy()]
+        choices = [graph.choices.item(begin)] if is_discrete else None
+        return Result(values, _FINITE if graph.finite.item(begin) else _NOT_FINITE, choices, embeddings)
+    place = slice(begin, begin + group.num_agents)
+    choices = graph.choices[place].astype(np.int64) if is_discrete else None
+    return Result(graph.predictions[place, :size].copy(), graph.finite[place].astype(bool), choices, embeddings)
 
 
 def _encoder_of(group: Group) -> str:

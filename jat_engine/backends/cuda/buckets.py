@@ -20,17 +20,22 @@ def shape_of(groups: Sequence[Group]) -> StepShape:
     """Return the bucket of a step. Few distinct ones, since each is captured once."""
     if len(groups) == 1:
         group = groups[0]
-        return _shape(group.num_agents, num_values(groups), group.space.size, (group.observations.modality,))
+        return _shape(group.num_agents, num_values(groups), group.space.size, group.observations.modality)
     return _shape(
-        sum(group.num_agents for group in groups),
+        count_agents(groups),
         num_values(groups),
-        max(group.space.size for group in groups),
-        tuple({group.observations.modality for group in groups}),
+        max([group.space.size for group in groups]),
+        *{group.observations.modality for group in groups},
     )
 
 
+def count_agents(groups: Sequence[Group]) -> int:
+    """Return how many agents a step has."""
+    return sum([group.num_agents for group in groups])
+
+
 @lru_cache(maxsize=1024)
-def _shape(num_agents: int, num_values: int, capacity: int, modalities: tuple[str, ...]) -> StepShape:
+def _shape(num_agents: int, num_values: int, capacity: int, *modalities: str) -> StepShape:
     sessions = bucket(num_agents)
     return StepShape(
         sessions=sessions,

@@ -36,7 +36,7 @@ class CapturedGraph:
         Raises:
             RuntimeError, and what `launch_all` raises: nothing has been captured, and the device can be used as before.
         """
-        self._device = device
+        self._index = device.index  # torch takes it more quickly than a device
         driver = self._driver = _load_driver()
         with _CAPTURE_LOCK, torch.cuda.device(device):
             stream = _capture_stream(device)
@@ -45,9 +45,11 @@ class CapturedGraph:
                 self._graph = capture(driver, stream.cuda_stream, launch_all, stream.synchronize)
         weakref.finalize(self, driver.destroy, self._graph).atexit = False  # the context frees it at the end
 
-    def launch(self) -> None:
-        """Run the graph behind what is on the current stream."""
-        self._driver.launch(self._graph, torch.cuda.current_stream(self._device).cuda_stream)
+    def launch(self) -> torch.cuda.Stream:
+        """Run the graph behind what is on the current stream, which is returned."""
+        stream = torch.cuda.current_stream(self._index)
+        self._driver.launch(self._graph, stream.cuda_stream)
+        return stream
 
 
 def capture(driver: CudaDriver, stream: int, launch_all: Callable[[], None], synchronize: Callable[[], None]) -> Graph:

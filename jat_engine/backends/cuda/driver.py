@@ -85,11 +85,15 @@ class CudaDriver:
 
     def launch(self, graph: Graph, stream: int) -> None:
         """Run a graph behind what is on a stream of its context; 0 is the context's default stream."""
+        current = c_void_p()
+        if self._current(ctypes.byref(current)) == 0 and current.value == graph.context:  # the usual case
+            self._check("cuGraphLaunch", self._launch(graph.executable, stream))
+            return
         self._check("cuCtxPushCurrent", self._push(graph.context))
         try:
             self._check("cuGraphLaunch", self._launch(graph.executable, stream))
         finally:
-            self._pop(ctypes.byref(c_void_p()))
+            self._pop(ctypes.byref(current))
 
     def destroy(self, graph: Graph) -> None:
         """Free a graph; one that still runs ends first. Errors are ignored: the context may be gone."""

@@ -100,7 +100,7 @@ class GraphStep:
     Attributes:
         shape: that it was made for.
         inputs: written before `launch`.
-        predictions: float32 [sessions, capacity], and
+        predictions: float32 [sessions, capacity], rows: its rows, and
         choices, finite: int32 [sessions], after `wait`; on the host.
     """
 
@@ -142,10 +142,12 @@ class GraphStep:
         self._device_out = out.view(shape.sessions, shape.capacity), choices.view(torch.int32), finite.view(torch.int32)
         out, choices, finite = self._host_out.split(split)
         self.predictions = out.view(shape.sessions, shape.capacity).numpy()
+        self.rows = list(self.predictions)
         self.choices, self.finite = choices.view(torch.int32).numpy(), finite.view(torch.int32).numpy()
 
         self._images = scratch.for_images(weights) if shape.frames else None
         self._graph = self._capture() if on_gpu else None
+        self._stream: torch.cuda.Stream | None = None  # that the graph runs on
 
     @property
     def num_bytes(self) -> int:
@@ -161,12 +163,13 @@ class GraphStep:
         if self._graph is None:
             self._run()
         else:
-            self._graph.launch()
+            self._stream = self._graph.launch()
 
     def wait(self) -> None:
-        """Block until the step is done."""
-        if self._graph is not None:
-            torch.cuda.current_stream(self._weights.device).synchronize()
+        """Block until the step that was launched is done."""
+        if self._stream is not None:
+            self._stream.synchronize()
+            self._stream = None
 
     def _capture(self) -> CapturedGraph:
         """Run the step and capture it. With no rows in the inputs it changes nothing but scratch memory."""

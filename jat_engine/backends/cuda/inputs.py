@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,21 +16,23 @@ from ..base import STEP_TOKENS
 
 _ONE_AGENT = (
     "source_ptrs",
-    "head_ptrs",
-    "head_bias_ptrs",
-    "query_start",
-    "context_lens",
-    "start_offsets",
-    "head_sizes",
     "positions",
     "slot_mapping",
+    "context_lens",
+    "start_offsets",
+    "has_noise",
+    "head_ptrs",  # this and the rest are those of an `AgentLayout`
+    "head_bias_ptrs",
+    "head_sizes",
+    "query_start",
     "source_sizes",
     "value_starts",
-    "has_noise",
 )
 """The first fields: integers that every step writes, in the order that `StepInputs.write_one_agent` takes them."""
 
 _ALIGNMENT = 16
+
+_FLOAT_BYTES = 4
 
 
 class StepShape(NamedTuple):
@@ -53,6 +57,9 @@ class StepInputs:
     """A host buffer, pinned where there is a GPU, its copy on the device, and both by field.
 
     Attributes:
+        shape: that it has room for.
+        write_one_agent: writes the fields `_ONE_AGENT` of inputs for one session, at once: a write for each array costs
+            more. Its arguments are their entries, one field after the other; those of rows padded to STEP_TOKENS.
         host: field -> numpy array, to be written before a step.
         device: field -> tensor, valid after `copy`. Fields and shapes, S sessions and R rows:
             source_ptrs [R], head_ptrs, head_bias_ptrs [S], int64 addresses;
@@ -64,20 +71,21 @@ class StepInputs:
     """
 
     def __init__(self, shape: StepShape, max_pages: int, num_integers: int, device: torch.device) -> None:
+        self.shape = shape
         sessions, rows = shape.sessions, shape.sessions * STEP_TOKENS
         fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "source_ptrs": ((rows,), torch.int64),
-            "head_ptrs": ((sessions,), torch.int64),
-            "head_bias_ptrs": ((sessions,), torch.int64),
-            "query_start": ((sessions + 1,), torch.int32),
-            "context_lens": ((sessions,), torch.int32),
-            "start_offsets": ((sessions,), torch.int32),
-            "head_sizes": ((sessions,), torch.int32),
             "positions": ((rows,), torch.int32),
             "slot_mapping": ((rows,), torch.int32),
+            "context_lens": ((sessions,), torch.int32),
+            "start_offsets": ((sessions,), torch.int32),
+            "has_noise": ((sessions,), torch.int32),
+            "head_ptrs": ((sessions,), torch.int64),
+            "head_bias_ptrs": ((sessions,), torch.int64),
+            "head_sizes": ((sessions,), torch.int32),
+            "query_start": ((sessions + 1,), torch.int32),
             "source_sizes": ((rows,), torch.int32),
             "value_starts": ((rows,), torch.int32),
-            "has_noise": ((sessions,), torch.int32),
             "log_noise": ((sessions, max(shape.capacity, 1)), torch.float32),
             "page_table": ((sessions, max_pages), torch.int32),
             "values": ((shape.values,), torch.float32),
@@ -105,15 +113,25 @@ class StepInputs:
             self.host[name] = self._host[begin : begin + count].view(dtype).view(extent).numpy()
             self.device[name] = self._device[begin : begin + count].view(dtype).view(extent)
         self.host["slot_mapping"].fill(-1)  # no rows yet: nothing is written to the cache
-        self._bytes = self._host.numpy().data
-        self._numbers = struct.Struct("=" + "".join(_format(*fields[name]) for name in _ONE_AGENT))
+        self._values = self.host["values"].data.cast("B")
+        self._page_tables = [row.data for row in self.host["page_table"]]
+        numbers = struct.Struct("=" + "".join(_format(*fields[name]) for name in _ONE_AGENT))
+        self.write_one_agent: Callable[..., None] = partial(numbers.pack_into, self._host.numpy().data, 0)
 
-    def write_one_agent(self, *numbers: int) -> None:
-        """Write the fields `_ONE_AGENT` of inputs for one session at once: a write for each array costs more.
+    def write_values(self, pieces: Sequence[Any], count: int) -> None:
+        """Write contiguous float32 arrays, or their bytes, one behind the other to `values`.
 
-        numbers: their entries, one field after the other; those of rows padded to STEP_TOKENS.
+        For short ones that is several times faster than numpy.
+
+        Args:
+            pieces: to write.
+            count: of their numbers together; ValueError if it is another.
         """
-        self._numbers.pack_into(self._bytes, 0, *numbers)
+        self._values[: count * _FLOAT_BYTES] = b"".join(pieces)
+
+    def write_page_table(self, session: int, table: np.ndarray) -> None:
+        """Write the page table of a session, contiguous int32."""
+        self._page_tables[session][: table.size] = table
 
     @property
     def num_bytes(self) -> int:

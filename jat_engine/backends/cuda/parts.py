@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ...observation import Observations
 from ..base import Group, LastStep, Result
 
 
@@ -44,13 +45,10 @@ def join(groups: Sequence[Group], results: Sequence[Result]) -> list[Result]:
 def _slice(group: Group, begin: int, end: int) -> Group:
     """Return the step of some of a group's agents."""
     place = slice(begin, end)
-    observations, last = group.observations, group.last
-    texts = None if observations.texts is None else observations.texts[place]
+    last = group.last
     return Group(
         num_agents=end - begin,
-        observations=observations._replace(
-            values=observations.values[place], texts=texts, rewards=observations.rewards[place]
-        ),
+        observations=_slice_observations(group.observations, place),
         missions=None if group.missions is None else group.missions[place],
         space=group.space,
         noise=None if group.noise is None else group.noise[place],
@@ -58,20 +56,25 @@ def _slice(group: Group, begin: int, end: int) -> Group:
         context_lens=group.context_lens[place],
         start_offsets=group.start_offsets[place],
         page_table=group.page_table[place],
-        last=None
-        if last is None
-        else LastStep(last.observations, last.embeddings[place], last.space, last.actions[place]),
+        last=None if last is None else _slice_last(last, place),
     )
+
+
+def _slice_last(last: LastStep, place: slice) -> LastStep:
+    observations = _slice_observations(last.observations, place)
+    embeddings = None if last.embeddings is None else last.embeddings[place]
+    return LastStep(observations, embeddings, last.space, last.actions[place])
+
+
+def _slice_observations(observations: Observations, place: slice) -> Observations:
+    texts = None if observations.texts is None else observations.texts[place]
+    return replace(observations, values=observations.values[place], texts=texts, rewards=observations.rewards[place])
 
 
 def _concatenate(results: Sequence[Result]) -> Result:
     choices: Any = None
     if results[0].choices is not None:
         choices = np.concatenate([np.asarray(result.choices) for result in results])
-    embeddings: Any = [result.embeddings for result in results]
-    if isinstance(embeddings[0], Tensor):
-        embeddings = torch.cat(embeddings)
-    else:
-        embeddings = np.concatenate([np.asarray(rows) for rows in embeddings])
+    embeddings = None if results[0].embeddings is None else torch.cat([result.embeddings for result in results])
     values = np.concatenate([np.asarray(result.values) for result in results])
     return Result(values, np.concatenate([np.asarray(result.finite) for result in results]), choices, embeddings)

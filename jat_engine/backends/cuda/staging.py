@@ -6,53 +6,40 @@ first kernel multiplies them with; without, it is the finished embedding, float3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import struct
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...observation import Observations
 from ..base import PAGE_SIZE, STEP_TOKENS, Group
+from .agent_layout import AgentLayout
 from .inputs import StepInputs
 from .weights import CudaWeights
 
-_NO_VALUES = np.empty(0, np.float32)
-
-
-class Staged(NamedTuple):
-    """A step that is ready to run.
-
-    Attributes:
-        embeddings: of each group's observations: float32 [N, X + 1] values with the reward, or [N, H] on the device,
-            which the step writes.
-        in_use: must stay alive until the step is done.
-    """
-
-    embeddings: list[Any]
-    in_use: list[Any]
-
-
-class _Row(NamedTuple):
-    address: int
-    values: np.ndarray
-    source: Tensor  # where the address lies: packed weights may be dropped for those of other sizes within a step
+_pack_float = struct.Struct("=f").pack
 
 
 def num_values(groups: Sequence[Group]) -> int:
     """Return an upper bound of the floats that a step's continuous tokens have together."""
     total = 0
     for group in groups:
-        observation, last = group.observations, group.last
-        size = len(observation.values[0]) + 1 if observation.modality == "continuous" else 0
-        action = last.space.size if last is not None and last.space.kind == "continuous" else 0
-        total += group.num_agents * (2 * size + action)
+        observations, last, size = group.observations, group.last, 0
+        if observations.modality == "continuous":
+            size = 2 * len(observations.values[0]) + 2
+        if last is not None and last.space.kind == "continuous":
+            size += last.space.size
+        total += group.num_agents * size
     return total
 
 
 def stage(
-    inputs: StepInputs, weights: CudaWeights, groups: Sequence[Group], encoded: Sequence[Any] | None = None
-) -> Staged:
+    inputs: StepInputs, weights: CudaWeights, groups: Sequence[Group], encoded: Sequence[Tensor | None] | None = None
+) -> tuple[list[Tensor | None], list[Any]]:
     """Write a step's groups into its inputs.
 
     Args:
@@ -60,260 +47,311 @@ def stage(
         weights: whose encoders and heads it needs.
         groups: of the step.
         encoded: for each group the embeddings of its observations, if something else encodes them, or None.
+
+    Returns:
+        The embeddings of each group's observations, [N, H] on the device, which the step writes; None where they are
+        continuous, and their numbers are fed again instead. And what must stay alive until the step is done.
     """
-    embeddings = [
-        _make_embeddings(weights, group) if rows is None else rows
-        for group, rows in zip(groups, encoded or [None] * len(groups), strict=True)
-    ]
-    if inputs.host["context_lens"].size == 1:
+    embeddings: list[Tensor | None] = []
+    for index, group in enumerate(groups):
+        rows = None if encoded is None else encoded[index]
+        if rows is None and group.observations.modality != "continuous":
+            rows = _make_embeddings(weights, group)
+        embeddings.append(rows)
+
+    shape = inputs.shape
+    if shape.sessions == 1:
         in_use = _stage_one(inputs, weights, groups[0], embeddings[0])
-    elif len(groups) > 1 or groups[0].num_agents == 1:
-        in_use = _stage_agents(inputs, weights, groups, embeddings)
     else:
-        in_use = _stage_batch(inputs, weights, groups[0], embeddings[0])
-    if "frames" in inputs.host or "tokens" in inputs.host:
-        _stage_observations(inputs.host, groups, embeddings)
-    return Staged(embeddings, in_use)
+        in_use = _stage_many(inputs, weights, groups, embeddings)
+    if shape.frames or shape.integers:
+        _stage_observations(inputs, groups, embeddings)
+    return embeddings, in_use
 
 
-def _make_embeddings(weights: CudaWeights, group: Group) -> Any:
-    observations = group.observations
-    if observations.modality == "continuous":
-        if group.num_agents == 1:
-            values = observations.values[0]
-            row = np.empty(values.size + 1, np.float32)
-            row[:-1] = values
-            row[-1] = observations.rewards[0]
-            return [row]
-        rewards = np.asarray(observations.rewards, np.float32)
-        return np.concatenate((observations.values, rewards[:, None]), axis=1)
-    return torch.empty(group.num_agents, weights.config.hidden_size, device=weights.device, dtype=torch.float32)
+def stage_encoder(inputs: StepInputs, weights: CudaWeights, group: Group) -> Tensor:
+    """Write images or integers for a graph that only encodes them. Returns the embeddings, which it will write."""
+    embeddings = _make_embeddings(weights, group)
+    _stage_observations(inputs, [group], [embeddings])
+    return embeddings
 
 
-def _stage_observations(host: dict[str, np.ndarray], groups: Sequence[Group], embeddings: Sequence[Any]) -> None:
+def _make_embeddings(weights: CudaWeights, group: Group) -> Tensor:
+    return torch.empty(group.num_agents, weights.hidden_size, device=weights.device, dtype=torch.float32)
+
+
+def _stage_observations(inputs: StepInputs, groups: Sequence[Group], embeddings: Sequence[Tensor | None]) -> None:
     """Write images and integers, which are encoded first, into the rows of `embeddings`."""
-    for name in ("frame_targets", "token_targets"):
-        if name in host:
-            host[name].fill(0)
+    host, shape = inputs.host, inputs.shape
     num_frames = num_tokens = 0
     for group, rows in zip(groups, embeddings, strict=True):
         observations, agents = group.observations, group.num_agents
-        if observations.modality == "image" and "frames" in host:
+        if rows is None:
+            continue
+        if observations.modality == "image" and shape.frames:
             place = slice(num_frames, num_frames + agents)
             num_frames += agents
-            host["frames"][place] = observations.values
-            host["frame_targets"][place] = _addresses(rows, np.arange(agents))
-        elif observations.modality.startswith("discrete") and "tokens" in host:
+            _write(host["frames"], place, observations.values)
+            host["frame_targets"][place] = _row_addresses(rows, agents)
+        elif observations.modality != "image" and shape.integers:
             place = slice(num_tokens, num_tokens + agents)
             num_tokens += agents
-            size = len(observations.values[0])
-            host["tokens"][place, :size] = observations.values
-            if group.missions is not None:
-                host["tokens"][place, size:] = group.missions
-            host["rewards"][place] = observations.rewards
-            host["token_targets"][place] = _addresses(rows, np.arange(agents))
+            _stage_integers(host, place, observations, group.missions)
+            host["token_targets"][place] = _row_addresses(rows, agents)
+    if shape.frames:
+        host["frame_targets"][num_frames:] = 0
+    if shape.integers:
+        host["token_targets"][num_tokens:] = 0
+
+
+def _stage_integers(
+    host: dict[str, np.ndarray],
+    place: slice,
+    observations: Observations,
+    missions: Sequence[np.ndarray] | np.ndarray | None,
+) -> None:
+    tokens, size = host["tokens"], len(observations.values[0])
+    _write(tokens[:, :size], place, observations.values)
+    if missions is not None:
+        _write(tokens[:, size:], place, missions)
+    host["rewards"][place] = observations.rewards
+
+
+def _write(target: np.ndarray, place: slice, rows: Sequence[np.ndarray] | np.ndarray) -> None:
+    """Write arrays at target[place], without making one of a list of one."""
+    if len(rows) == 1:
+        target[place.start] = rows[0]
+    else:
+        target[place] = rows
 
 
 # ---- agent by agent ------------------------------------------------------------------------------------------------
 
 
-def _rows(weights: CudaWeights, group: Group, observed: Any, agent: int) -> list[_Row]:
-    """Return the token rows of an agent, in order."""
-    rows, last = [], group.last
-    num_again = int(group.num_again[agent])
-    if num_again and last is not None:
+def _add_sources(
+    weights: CudaWeights,
+    group: Group,
+    observed: Tensor | None,
+    agent: int,
+    addresses: list[int],
+    values: list[Any],
+) -> AgentLayout:
+    """Add the sources of an agent's token rows, and return their layout.
+
+    Args:
+        weights: whose encoders and heads it needs.
+        group: of the agent.
+        observed: embeddings of the group's observations, or None.
+        agent: in the group.
+        addresses: of sources; the rows' are appended.
+        values: float32, in pieces; those of the rows are appended.
+    """
+    observations, last = group.observations, group.last
+    size = len(observations.values[agent]) + 1 if observed is None else 0
+    if last is None:
+        layout = weights.layout(0, size, None, group.space)
+        own = list(layout.addresses)
+    else:
+        num_again = group.num_again[agent]
+        layout = weights.layout(num_again, size, last.space, group.space)
+        own = list(layout.addresses)
         if num_again == 2:
-            rows.append(_observation_row(weights, last.embeddings, agent))
-        if last.space.kind == "continuous":
-            encoder = weights.continuous_encoder(last.space.size)
-            rows.append(_Row(encoder.data_ptr(), last.actions[agent], encoder))
-        else:
-            choices = weights.choices(last.space.size)
-            address = choices.data_ptr() + int(last.actions[agent]) * _row_bytes(choices)
-            rows.append(_Row(address, _NO_VALUES, choices))
-    rows.append(_observation_row(weights, observed, agent))
-    return rows
+            if last.embeddings is None:
+                values += (last.observations.values[agent], _pack_float(last.observations.rewards[agent]))
+            else:
+                own[0] = last.embeddings.data_ptr() + agent * weights.row_bytes
+        if num_again:
+            if last.space.kind == "continuous":
+                values.append(last.actions[agent])
+            else:
+                own[-2] += int(last.actions[agent]) * weights.row_bytes
+    if observed is None:
+        values += (observations.values[agent], _pack_float(observations.rewards[agent]))
+    else:
+        own[-1] = observed.data_ptr() + agent * weights.row_bytes
+    addresses += own
+    return layout
 
 
-def _observation_row(weights: CudaWeights, embeddings: Any, agent: int) -> _Row:
-    if isinstance(embeddings, Tensor):
-        return _Row(embeddings.data_ptr() + agent * _row_bytes(embeddings), _NO_VALUES, embeddings)
-    values = embeddings[agent]
-    encoder = weights.continuous_encoder(values.size)
-    return _Row(encoder.data_ptr(), values, encoder)
-
-
-def _stage_one(inputs: StepInputs, weights: CudaWeights, group: Group, observed: Any) -> list[Any]:
+def _stage_one(inputs: StepInputs, weights: CudaWeights, group: Group, observed: Tensor | None) -> list[Any]:
     """Write token rows and head of a step of one agent, in few writes. Returns what must stay alive."""
-    host, space, noise = inputs.host, group.space, group.noise
-    rows = _rows(weights, group, observed, 0)
+    space, noise = group.space, group.noise
+    addresses: list[int] = []
+    values: list[Any] = []
+    layout = _add_sources(weights, group, observed, 0, addresses, values)
+    count = len(addresses)
+    padding = (0,) * (STEP_TOKENS - count)
     context, offset, table = int(group.context_lens[0]), int(group.start_offsets[0]), group.page_table[0]
-    count = len(rows)
-    padding = [0] * (STEP_TOKENS - count)
+    slots = []
+    for place in range(context + offset, context + offset + count):
+        slots.append(table.item(place // PAGE_SIZE) * PAGE_SIZE + place % PAGE_SIZE)
 
-    slots, lengths, starts, end = [], [], [], 0
-    for number, (_, values, _) in enumerate(rows, context + offset):
-        page, slot = divmod(number, PAGE_SIZE)
-        slots.append(int(table[page]) * PAGE_SIZE + slot)
-        lengths.append(values.size)
-        starts.append(end)
-        end += values.size
-    if end:
-        np.concatenate([row.values for row in rows], out=host["values"][:end])
-
-    weight, bias = weights.head(space)
     inputs.write_one_agent(
-        *[row.address for row in rows], *padding,
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        0, count, context, offset, space.size,
+        *addresses, *padding,
         *range(context, context + count), *padding,
-        *slots, *[-1] * len(padding),
-        *lengths, *padding,
-        *starts, *padding,
-        noise is not None,
+        *slots, *(-1,) * len(padding),
+        context, offset, noise is not None,
+        *layout.one_agent,
     )  # fmt: skip
-    host["page_table"][0, : table.size] = table
+    inputs.write_values(values, layout.num_values)
+    inputs.write_page_table(0, table)
     if noise is not None:
-        host["log_noise"][0, : space.size] = noise[0]
-    return [weight, bias, rows]
+        inputs.host["log_noise"][0, : space.size] = noise[0]
+    return [layout]
 
 
-def _stage_agents(
-    inputs: StepInputs, weights: CudaWeights, groups: Sequence[Group], embeddings: Sequence[Any]
+# ---- many agents, as arrays ----------------------------------------------------------------------------------------
+
+
+def _stage_many(
+    inputs: StepInputs, weights: CudaWeights, groups: Sequence[Group], embeddings: Sequence[Tensor | None]
 ) -> list[Any]:
-    """Write token rows and heads agent by agent. Returns what must stay alive."""
+    """Write token rows and heads. Returns what must stay alive."""
     host = inputs.host
-    rows: list[_Row] = []
-    counts, contexts, offsets, tables, heads, sizes, noises = [], [], [], [], [], [], []
-    for group, observed in zip(groups, embeddings, strict=True):
-        head = weights.head(group.space)
-        for agent in range(group.num_agents):
-            own = _rows(weights, group, observed, agent)
-            rows += own
-            counts.append(len(own))
-            contexts.append(int(group.context_lens[agent]))
-            offsets.append(int(group.start_offsets[agent]))
-            tables.append(group.page_table[agent])
-            heads.append(head)
-            sizes.append(group.space.size)
-            noises.append(None if group.noise is None else group.noise[agent])
-
-    positions, slots = [], []
-    for count, context, offset, table in zip(counts, contexts, offsets, tables, strict=True):
-        for position in range(context, context + count):
-            page, slot = divmod(position + offset, PAGE_SIZE)
-            positions.append(position)
-            slots.append(int(table[page]) * PAGE_SIZE + slot)
-    lengths = [row.values.size for row in rows]
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    if starts[-1]:
-        np.concatenate([row.values for row in rows], out=host["values"][: starts[-1]])
-
-    agents, used = len(counts), len(rows)
+    counts = 1 + _flatten([group.num_again for group in groups])
+    context_lens = _flatten([group.context_lens for group in groups])
+    start_offsets = _flatten([group.start_offsets for group in groups])
     ends = np.cumsum(counts)
+    starts, agents, rows = ends - counts, len(counts), int(ends[-1])
     host["query_start"][0] = 0
     host["query_start"][1 : agents + 1] = ends
-    host["query_start"][agents + 1 :] = used
-    host["context_lens"][:agents] = contexts
-    host["start_offsets"][:agents] = offsets
-    host["head_sizes"][:agents] = sizes
-    host["has_noise"][:agents] = [noise is not None for noise in noises]
-    host["positions"][:used] = positions
-    host["slot_mapping"][:used] = slots
-    host["slot_mapping"][used:] = -1
-    host["source_sizes"][:used] = lengths
-    host["value_starts"][:used] = starts[:-1]
+    host["query_start"][agents + 1 :] = rows
+    host["context_lens"][:agents] = context_lens
+    host["start_offsets"][:agents] = start_offsets
 
-    host["source_ptrs"][:used] = [row.address for row in rows]
-    host["source_ptrs"][used:] = 0
-    host["head_ptrs"][:agents] = [weight.data_ptr() for weight, _ in heads]
-    host["head_bias_ptrs"][:agents] = [0 if bias is None else bias.data_ptr() for _, bias in heads]
-    for row, table in zip(host["page_table"], tables, strict=False):
-        row[: table.size] = table
-    for row, noise in zip(host["log_noise"], noises, strict=False):
-        if noise is not None:
-            row[: noise.size] = noise
-    return [heads, rows]
+    _stage_pages_and_noise(inputs, groups)
 
-
-# ---- a batch, as arrays --------------------------------------------------------------------------------------------
-
-
-def _stage_batch(inputs: StepInputs, weights: CudaWeights, group: Group, embeddings: Any) -> list[Any]:
-    """Write token rows and heads of a group of many agents, by array operations. Returns what must stay alive."""
-    host, last, space = inputs.host, group.last, group.space
-    agents = np.arange(group.num_agents)
-    num_again = np.asarray(group.num_again)
-    context_lens, start_offsets = np.asarray(group.context_lens), np.asarray(group.start_offsets)
-    page_table = np.asarray(group.page_table)
-
-    counts = 1 + num_again
-    ends = np.cumsum(counts)
-    starts, rows = ends - counts, int(ends[-1])
-    host["query_start"][0] = 0
-    host["query_start"][1 : agents.size + 1] = ends
-    host["query_start"][agents.size + 1 :] = rows
-    host["context_lens"][: agents.size] = context_lens
-    host["start_offsets"][: agents.size] = start_offsets
-    host["page_table"][: agents.size, : page_table.shape[1]] = page_table
-
-    owner = np.repeat(agents, counts)
+    owner = np.repeat(np.arange(agents), counts)
     positions = np.arange(rows) + (context_lens - starts)[owner]
     page, slot = np.divmod(positions + start_offsets[owner], PAGE_SIZE)
     host["positions"][:rows] = positions
-    host["slot_mapping"][:rows] = page_table[owner, page] * PAGE_SIZE + slot
+    host["slot_mapping"][:rows] = host["page_table"][owner, page] * PAGE_SIZE + slot
     host["slot_mapping"][rows:] = -1
+
     host["source_ptrs"][rows:] = 0
+    if len(groups) == 1:
+        return _stage_batch_sources(host, weights, groups[0], embeddings[0], starts, ends)
+    return _stage_sources(inputs, weights, groups, embeddings)
+
+
+def _flatten(fields: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+    """Return the entries of all groups' agents as one array."""
+    if len(fields) == 1:
+        return np.asarray(fields[0])
+    values: Iterable[int] = chain.from_iterable(fields)
+    return np.array(list(values), np.int64)
+
+
+def _stage_pages_and_noise(inputs: StepInputs, groups: Sequence[Group]) -> None:
+    page_table, log_noise = inputs.host["page_table"], inputs.host["log_noise"]
+    has_noise: list[bool] = []
+    begin = 0
+    for group in groups:
+        end = begin + group.num_agents
+        if group.num_agents == 1:
+            inputs.write_page_table(begin, group.page_table[0])
+        else:
+            tables = np.asarray(group.page_table)
+            page_table[begin:end, : tables.shape[1]] = tables
+        if group.noise is not None:
+            log_noise[begin:end, : group.space.size] = group.noise
+        has_noise += [group.noise is not None] * group.num_agents
+        begin = end
+    inputs.host["has_noise"][:begin] = has_noise
+
+
+def _stage_sources(
+    inputs: StepInputs, weights: CudaWeights, groups: Sequence[Group], embeddings: Sequence[Tensor | None]
+) -> list[Any]:
+    """Write sources of token rows and heads, agent by agent. Returns what must stay alive."""
+    addresses: list[int] = []
+    values: list[Any] = []
+    layouts: list[AgentLayout] = []
+    for group, observed in zip(groups, embeddings, strict=True):
+        for agent in range(group.num_agents):
+            layouts.append(_add_sources(weights, group, observed, agent, addresses, values))
+
+    host, agents, rows = inputs.host, len(layouts), len(addresses)
+    host["head_ptrs"][:agents] = [layout.head for layout in layouts]
+    host["head_bias_ptrs"][:agents] = [layout.head_bias for layout in layouts]
+    host["head_sizes"][:agents] = [layout.head_size for layout in layouts]
+    host["source_ptrs"][:rows] = addresses
+    sizes = np.array(list(chain.from_iterable([layout.sizes for layout in layouts])))
+    ends = sizes.cumsum()
+    host["source_sizes"][:rows] = sizes
+    host["value_starts"][:rows] = ends - sizes
+    inputs.write_values(values, int(ends[-1]))
+    return layouts
+
+
+def _stage_batch_sources(
+    host: dict[str, np.ndarray],
+    weights: CudaWeights,
+    group: Group,
+    embeddings: Tensor | None,
+    starts: np.ndarray,
+    ends: np.ndarray,
+) -> list[Any]:
+    """Write sources and heads of the token rows [starts, ends) of a group's agents, by array operations.
+
+    Returns:
+        What must stay alive.
+    """
+    agents, last, num_again = np.arange(group.num_agents), group.last, np.asarray(group.num_again)
 
     # Newest observations, then those that are fed again, then actions.
     in_use: list[Any] = []
-    used = _stage_observed(host, weights, embeddings, agents, ends - 1, 0)
+    used = _stage_observed(host, weights, group.observations, embeddings, agents, ends - 1, 0)
     again, acting = np.flatnonzero(num_again == 2), np.flatnonzero(num_again)
     if last is not None and again.size:
         in_use.append(last.embeddings)
-        used = _stage_observed(host, weights, last.embeddings, again, starts[again], used)
+        used = _stage_observed(host, weights, last.observations, last.embeddings, again, starts[again], used)
     if last is not None and acting.size:
         actions = np.asarray(last.actions)[acting]
         if last.space.kind == "continuous":
             encoder = weights.continuous_encoder(last.space.size)
-            _stage_values(host, used, encoder.data_ptr(), actions, ends[acting] - 2)
+            _stage_values(host, used, encoder, ends[acting] - 2, actions)
         else:
             encoder = weights.choices(last.space.size)
             _stage_finished(host, ends[acting] - 2, _addresses(encoder, actions))
         in_use.append(encoder)
 
-    head, bias = weights.head(space)
+    head, bias = weights.head(group.space)
     host["head_ptrs"][: agents.size] = head.data_ptr()
     host["head_bias_ptrs"][: agents.size] = 0 if bias is None else bias.data_ptr()
-    host["head_sizes"][: agents.size] = space.size
-    host["has_noise"][: agents.size] = group.noise is not None
-    if group.noise is not None:
-        host["log_noise"][: agents.size, : space.size] = group.noise
+    host["head_sizes"][: agents.size] = group.space.size
     return [*in_use, head, bias]
 
 
 def _stage_observed(
-    host: dict[str, np.ndarray], weights: CudaWeights, embeddings: Any, which: np.ndarray, rows: np.ndarray, used: int
+    host: dict[str, np.ndarray],
+    weights: CudaWeights,
+    observations: Observations,
+    embeddings: Tensor | None,
+    which: np.ndarray,
+    rows: np.ndarray,
+    used: int,
 ) -> int:
     """Write the observations of the agents `which` [K] at `rows` [K]. Returns where the next values go."""
-    if isinstance(embeddings, Tensor):
+    if embeddings is not None:
         _stage_finished(host, rows, _addresses(embeddings, which))
         return used
-    values = embeddings[which]
-    return _stage_values(host, used, weights.continuous_encoder(values.shape[1]).data_ptr(), values, rows)
+    values, rewards = np.asarray(observations.values), np.asarray(observations.rewards, np.float32)
+    encoder = weights.continuous_encoder(values.shape[1] + 1)
+    return _stage_values(host, used, encoder, rows, values[which], rewards[which, None])
 
 
-def _stage_values(host: dict[str, np.ndarray], used: int, encoder: int, values: np.ndarray, rows: np.ndarray) -> int:
-    """Write tokens made from `values` [K, X], at `rows` [K]. Returns where the next values go."""
-    count, size = values.shape
-    host["values"][used : used + values.size] = values.ravel()
-    host["source_ptrs"][rows] = encoder
+def _stage_values(
+    host: dict[str, np.ndarray], used: int, encoder: Tensor, rows: np.ndarray, *columns: np.ndarray
+) -> int:
+    """Write tokens made from the columns [K, ...] of values, at `rows` [K]. Returns where the next values go."""
+    count, size = len(rows), encoder.shape[0]
+    values = host["values"][used : used + count * size]
+    np.concatenate(columns, axis=1, out=values.reshape(count, size))
+    host["source_ptrs"][rows] = encoder.data_ptr()
     host["source_sizes"][rows] = size
     host["value_starts"][rows] = used + size * np.arange(count)
-    return used + values.size
+    return used + count * size
 
 
 def _stage_finished(host: dict[str, np.ndarray], rows: np.ndarray, addresses: np.ndarray) -> None:
@@ -321,6 +359,11 @@ def _stage_finished(host: dict[str, np.ndarray], rows: np.ndarray, addresses: np
     host["source_ptrs"][rows] = addresses
     host["source_sizes"][rows] = 0
     host["value_starts"][rows] = 0
+
+
+def _row_addresses(matrix: Tensor, count: int) -> np.ndarray | int:
+    """Return the addresses of all rows of a contiguous matrix."""
+    return matrix.data_ptr() if count == 1 else _addresses(matrix, np.arange(count))
 
 
 def _addresses(matrix: Tensor, index: np.ndarray) -> np.ndarray:

@@ -118,7 +118,7 @@ def make_group(weights: CudaWeights, page_table: np.ndarray, context: int) -> Gr
         Observations("continuous", values[:, :4], None, values[:, 4], "continuous_observation")
         for values in (numbers[:, :5], numbers[:, 5:10])
     )
-    last = LastStep(before, numbers[:, :5], ActionSpace("continuous", 2), numbers[:, 10:])
+    last = LastStep(before, None, ActionSpace("continuous", 2), numbers[:, 10:])
     size = min(_MOST_PREDICTIONS, weights.config.max_continuous_size)
     again, contexts, offsets = (np.full(count, number) for number in (2, context, 0))
     return Group(count, now, None, ActionSpace("continuous", size), None, again, contexts, offsets, page_table, last)
@@ -133,11 +133,11 @@ def reference(weights: CudaWeights, cache: KVPages, group: Group) -> tuple[np.nd
     """
     last, observations = group.last, group.observations
     assert last is not None, "the group feeds tokens again"
-    now = np.concatenate((observations.values, np.asarray(observations.rewards)[:, None]), axis=1)
+    before, now = (np.column_stack((seen.values, seen.rewards)) for seen in (last.observations, observations))
     context = int(group.context_lens[0])
     rows = []
     for agent in range(group.num_agents):
-        for values in (last.embeddings[agent], last.actions[agent], now[agent]):
+        for values in (before[agent], last.actions[agent], now[agent]):
             values_X = torch.from_numpy(values).to(weights.device).double()
             encoder_XH = weights.continuous_encoder(values.size).double()
             rows.append(encode_continuous(values_X, encoder_XH, weights.continuous_bias.double()))

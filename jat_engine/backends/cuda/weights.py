@@ -13,6 +13,7 @@ from ...config import JatConfig
 from ...kernels.image_weights import pack_image_weights
 from ...observation import ActionSpace
 from ..base import MAX_SIZES
+from .agent_layout import AgentLayout, make_layout
 from .packing import pack, pack_block, pad_features
 
 
@@ -20,6 +21,8 @@ class CudaWeights:
     """Packed weights on `device`, and what single sizes of observations and actions need, packed when one first comes.
 
     Attributes:
+        hidden_size: H.
+        row_bytes: of an embedding, float32 [H].
         activation_dtype: what activations are rounded to before a product.
         kv_dtype: of cached keys and values.
         is_kv_quantized: whether they have scales.
@@ -28,6 +31,7 @@ class CudaWeights:
             [X, H].
         choices: number of choices n -> embeddings of discrete actions, float32 [n, H].
         head: action space -> the rows it needs, float32 [n, H], and their bias [n] or None.
+        layout: last four arguments of `make_layout` -> the layout of steps of this kind.
         image_parameters: reads the image encoder's published parameters, by name, float32.
     """
 
@@ -35,6 +39,8 @@ class CudaWeights:
         self, config: JatConfig, weights: Weights, dtype: str, device: torch.device, kv_dtype: str = "auto"
     ) -> None:
         self.config = config
+        self.hidden_size = config.hidden_size  # quicker to read, each step, than the config's
+        self.row_bytes = config.hidden_size * torch.float32.itemsize
         self.device = device
         self.dtype = dtype
         on_gpu = device.type == "cuda"
@@ -68,6 +74,9 @@ class CudaWeights:
         self.continuous_encoder: Callable[[int], Tensor] = cached(partial(_fold, encoder_weight, device))
         self.choices: Callable[[int], Tensor] = cached(partial(_choices, weights, device))
         self.head: Callable[[ActionSpace], tuple[Tensor, Tensor | None]] = cached(partial(_head, weights, device))
+        self.layout: Callable[[int, int, ActionSpace | None, ActionSpace], AgentLayout] = cached(
+            partial(make_layout, self.continuous_encoder, self.choices, self.head)
+        )
         self.image_parameters: Callable[[], dict[str, Tensor]] = partial(_image_parameters, weights, device)
 
     @property
