@@ -23,6 +23,7 @@ from helpers.kernel_cases import (
     poisoned,
 )
 
+from jat_engine.backends.cuda.packing import pad_features
 from jat_engine.kernels import discrete_encoder, embedding, head, linear
 from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
 from jat_engine.kernels.norm import layer_norm
@@ -259,6 +260,21 @@ def test_discrete_encoder(dtype: torch.dtype, hidden: int, features: int, count:
     assert (rows[used, -1] == rewards[used]).all()
     reference = discrete_encoder.encode_discrete_reference
     agrees(rows[used], reference, tokens[used], rewards[used], table, weight, scale, bias, dtype=dtype)
+
+
+def test_padded_features_encode_the_same() -> None:
+    """Two features a token are padded to 16; without that they are refused."""
+    random = Random()
+    tokens, rewards = random.integers(0, 9, 3, 5), random.normal(3)
+    table, weight, bias = random.normal(9, 2), random.normal(31, 10), random.normal(31)
+    rows = poisoned(3, 32)
+    targets = addresses(*rows)
+    with pytest.raises(ValueError, match=r"table: expected 16, 32, 64, .*, got 2"):
+        discrete_encoder.encode_discrete(tokens, rewards, targets, table, weight, None, bias)
+    padded = [t.contiguous() for t in pad_features(table, weight)]
+    discrete_encoder.encode_discrete(tokens, rewards, targets, *padded, None, bias)
+    reference = discrete_encoder.encode_discrete_reference
+    agrees(rows, reference, tokens, rewards, table, weight, None, bias, dtype=torch.float32)
 
 
 def test_wrappers_name_what_is_wrong() -> None:
