@@ -57,7 +57,7 @@ struct Block {
   // columns 2 lane, 2 lane + 1 of each 64 that it takes.
   int row, row_part;
   float mean;         // of the row, at the LayerNorm before
-  int number;         // of the current sum
+  int number;         // of the current sum; see reduce.cuh
   uint32_t meetings;  // pairs of cluster barriers passed
 
   JAT_DEVICE Block(const StepModel& sizes, const StepInput& inputs, char* memory, const SpinTimeout& bound)
@@ -104,19 +104,25 @@ struct Block {
   JAT_DEVICE void barrier() const { consumer_barrier(num_threads()); }
 
   JAT_DEVICE Mbarrier* peers(int which) const { return at<Mbarrier>(model.shared.peers) + which; }
-  // Say how many bytes the cluster sends to one of them in a round, its q, k and v or its partial softmax: before the
-  // first round and after each.
+  // Say how many bytes the cluster sends to one of them in a round: before the first round and after each.
   JAT_DEVICE void expect_peers(int which) const {
     if (thread != 0) return;
-    const int numbers = which == 0 ? head_dim() * static_cast<int>(sizeof(float) + 2 * sizeof(W))
-                                   : model.cluster_size * (head_dim() + 2) * static_cast<int>(sizeof(float));
-    mbarrier_arrive_expect(peers(which), kStepRows * numbers);
+    const int word = static_cast<int>(sizeof(float));
+    const int bytes = which == kPeersQkv       ? head_dim() * (word + 2 * static_cast<int>(sizeof(W)))
+                      : which == kPeersSoftmax ? model.cluster_size * (head_dim() + 2) * word
+                      : which == kPeersParts   ? model.cluster_size * share.slice_columns * word
+                                               : hidden() * word;
+    mbarrier_arrive_expect(peers(which), kStepRows * bytes);
   }
-  // Wait until all of the cluster's numbers of this round are here. The two barriers alternate, so a peer sends
-  // to one of them again only when this block has passed it: the other one was in between.
-  JAT_DEVICE void wait_for_peers(int which) {
+  // Wait until all of the cluster's numbers of this round, whose parity is given, are here.
+  JAT_DEVICE void wait(int which, uint32_t parity) const {
     // After a timeout the phase has not ended, and an arrival more than it expects is undefined.
-    if (timeout.wait([&] { return mbarrier_test_cluster(peers(which), meetings & 1); })) expect_peers(which);
+    if (timeout.wait([&] { return mbarrier_test_cluster(peers(which), parity); })) expect_peers(which);
+  }
+  // Wait for q, k and v or the partial softmax of a head. The two barriers alternate, so a peer sends to one of them
+  // again only when this block has passed it: the other one was in between.
+  JAT_DEVICE void wait_for_peers(int which) {
+    wait(which, meetings & 1);
     meetings += which;
   }
 };

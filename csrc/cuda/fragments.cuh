@@ -6,7 +6,7 @@
 // are adjacent in memory.
 #pragma once
 
-#include "reduce.cuh"
+#include "block.cuh"
 
 namespace jat {
 
@@ -231,24 +231,6 @@ JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride
   for (; half + 1 < halves; half += 2)
     multiply_tile<2, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
   if (half < halves) multiply_tile<1, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
-}
-
-// Publish the results of multiply_tile. A lane holds 4 adjacent outputs, of rows 0 and 1, or of row 2.
-template <typename B>
-JAT_DEVICE void publish_tile(const B& block, int contributor, int tile, const float (&c)[2][4], bool again) {
-  const int column = tile * kOutputTile + 4 * (block.lane >> 2), row = 2 * (block.lane & 3);
-  if (!B::kPublished && column >= block.hidden()) return;
-  const Pack<float, 4> first = {{c[0][0], c[0][2], c[1][0], c[1][2]}},
-                       second = {{c[0][1], c[0][3], c[1][1], c[1][3]}};
-  const int rows = block.input.num_rows - row;
-  float* target = destination(block, contributor) + row * block.hidden() + column;
-  if (block.model.fixed_order) {
-    if (rows > 0) add_part(target, first, again);
-    if (rows > 1) add_part(target + block.hidden(), second, again);
-  } else {
-    if (rows > 0) add_sum(target, first);
-    if (rows > 1) add_sum(target + block.hidden(), second);
-  }
 }
 
 #endif  // JAT_HAS_CLUSTERS

@@ -162,14 +162,15 @@ void StepRunner::use_rung() {
 
 // Returns "", or why there is no memory.
 std::string StepRunner::allocate(const std::vector<StepLayer>& layers) {
-  int most_blocks = 0;
-  for (const Rung& rung : rungs_) most_blocks = std::max(most_blocks, rung.num_clusters * rung.cluster_size);
-  StepModel largest = model_;
-  largest.num_blocks = most_blocks;
-  const size_t row = static_cast<size_t>(kStepRows) * model_.hidden * sizeof(float);
-  const size_t parts = model_.fixed_order ? num_contributors(largest) * row : 0;
+  int64_t most_packet_bytes = 0;
+  for (const Rung& rung : rungs_) {
+    StepModel model = model_;
+    model.num_blocks = rung.num_clusters * rung.cluster_size;
+    model.cluster_size = rung.cluster_size;
+    most_packet_bytes = std::max(most_packet_bytes, packet_bytes(model));
+  }
   const size_t layer_bytes = layers.size() * sizeof(StepLayer);
-  scratch_bytes_ = sizeof(StepControl) + 3 * row + parts;
+  scratch_bytes_ = sizeof(StepControl) + most_packet_bytes;
 
   std::string reason;
   scratch_ = static_cast<char*>(allocate_device(scratch_bytes_, reason));
@@ -182,8 +183,7 @@ std::string StepRunner::allocate(const std::vector<StepLayer>& layers) {
     return "no memory for " + std::to_string(scratch_bytes_) + " bytes of scratch and " +
            std::to_string(options_.capacity) + " predictions: " + reason;
   model_.control = reinterpret_cast<StepControl*>(scratch_);
-  model_.sums = reinterpret_cast<float*>(scratch_ + sizeof(StepControl));
-  model_.parts = reinterpret_cast<float*>(scratch_ + sizeof(StepControl) + 3 * row);
+  model_.packets = reinterpret_cast<StepPacket*>(scratch_ + sizeof(StepControl));
   model_.layers = static_cast<const StepLayer*>(layers_);
   input_.status = status_;
   input_.predictions = reinterpret_cast<uint64_t*>(reinterpret_cast<char*>(status_) + kStatusBytes);
@@ -306,8 +306,8 @@ std::string StepRunner::read_input() {
     if (in.slot_mapping[row] < -1 || in.slot_mapping[row] >= model_.num_pages * kStepPageSize)
       return wrong("slot_mapping", "-1 to " + std::to_string(model_.num_pages * kStepPageSize - 1),
                    in.slot_mapping[row]);
-    if (in.source_ptrs[row] % 4 != 0)
-      return wrong("source_ptrs", "0 or an address that is a multiple of 4", in.source_ptrs[row]);
+    if (in.source_ptrs[row] % 16 != 0)
+      return wrong("source_ptrs", "0 or an address that is a multiple of 16", in.source_ptrs[row]);
     const int size = in.source_ptrs[row] != 0 ? in.source_sizes[row] : 0;
     if (size < 0 || num_values + size > kStepMaxValues)
       return wrong("source_sizes", "at most " + std::to_string(kStepMaxValues) + " together",

@@ -21,18 +21,6 @@ JAT_DEVICE uint32_t to_word(float first, float second) {
   return packed.word;
 }
 
-// Call use(rank) for all blocks of the cluster.
-template <typename B, typename Use>
-JAT_DEVICE void for_all_peers(const B& block, Use use) {
-  if (B::kPublished && block.model.cluster_size == 8) {
-    JAT_UNROLL
-    for (int rank = 0; rank < 8; ++rank) use(rank);
-  } else {
-    JAT_UNROLL_BY(1)
-    for (int rank = 0; rank < block.model.cluster_size; ++rank) use(rank);
-  }
-}
-
 // Compute this block's share of q, k and v and send it to all blocks of the cluster; write k and v to their
 // pages. 16-bit queries are sent as their rounded value and the rest, so that products with them are as exact as
 // with floats.
@@ -43,7 +31,7 @@ JAT_DEVICE void project_head(B& block, int layer, int head, const RowWeights<B>&
   const StepModel& model = block.model;
   const int head_dim = block.head_dim(), begin = block.share.qkv_begin;
   const int groups = loaded.is_loaded ? kBlockGroups : block.share.qkv_end - begin;
-  Mbarrier* mbarrier = block.peers(0);
+  Mbarrier* mbarrier = block.peers(kPeersQkv);
   if (loaded.is_loaded)
     multiply_loaded(block, loaded);
   else
@@ -54,7 +42,7 @@ JAT_DEVICE void project_head(B& block, int layer, int head, const RowWeights<B>&
   // the rests of two queries.
   const int row = block.warp, lane = block.lane, columns = groups * kGroup;
   if (row >= kStepRows) {
-    trace(5);
+    trace(7);
     return;
   }
   const bool is_odd = !kIsFloat && lane % 2 == 1;
@@ -75,7 +63,7 @@ JAT_DEVICE void project_head(B& block, int layer, int head, const RowWeights<B>&
     for_all_peers(block, [&](int rank) {
       store_async(reinterpret_cast<float*>(target), mbarrier, rank, bits_float(bits));
     });
-    if (first == 0) trace(5);
+    if (first == 0) trace(7);
     const int slot = row < block.input.num_rows ? block.input.slots[row] : -1;
     if (part == 0 || slot < 0) continue;
     const int64_t page = static_cast<int64_t>(layer) * model.num_pages + slot / kStepPageSize;
@@ -289,8 +277,8 @@ JAT_DEVICE void attend(B& block, const LayerPages& pages, int window) {
   bool has_waited = false;
   const auto wait = [&] {
     if (has_waited) return;
-    block.wait_for_peers(0);
-    trace(6);
+    block.wait_for_peers(kPeersQkv);
+    trace(8);
     has_waited = true;
   };
   JAT_UNROLL_BY(1)
@@ -335,7 +323,7 @@ JAT_DEVICE void send_partial(B& block) {
   const float* outs = block.template at<float>(model.shared.outs) + row * head_dim;
   float* partial =
       block.template at<float>(model.shared.partial) + (block.share.rank * kStepRows + row) * (head_dim + 4);
-  Mbarrier* mbarrier = block.peers(1);
+  Mbarrier* mbarrier = block.peers(kPeersSoftmax);
   float most = kMinusInfinity;
   JAT_UNROLL_BY(12)
   for (int warp = 0; warp < warps; ++warp) most = fmaxf(most, states[warp].values[0]);
@@ -402,7 +390,7 @@ JAT_DEVICE void combine(B& block) {
   }
 }
 
-// out_proj: this head's part of this block's outputs. A warp has an output tile, or a share of its k. The weights of
+// out_proj: this head's part of this block's slice. A warp has an output tile, or a share of its k. The weights of
 // the published size in a cluster of 8 are loaded before the wait for the partial softmaxes.
 template <typename B>
 class OutputProjection {
@@ -413,7 +401,7 @@ class OutputProjection {
  public:
   JAT_DEVICE OutputProjection(B& block, int head)
       : block_(block),
-        head_(head),
+        again_(head != block.share.cluster),
         count_(block.share.out_end - block.share.out_begin),
         halves_(B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16
                               : block.model.head_half_tiles),
@@ -435,7 +423,7 @@ class OutputProjection {
     if (is_loaded_) {
       float c[2][4] = {};
       multiply_tile<W>(c, weights_, attended + 4 * (block_.warp & 3) * kQuarter, is_row);
-      publish_tile(block_, head_, block_.share.out_begin + (block_.warp >> 2), c, false);
+      keep_tile(block_, block_.warp & 3, block_.warp >> 2, c, again_);
       return;
     }
     JAT_UNROLL_BY(1)
@@ -448,7 +436,7 @@ class OutputProjection {
         float c[2][4] = {};
         multiply_tile<W>(c, weights + tile * tile_words() + half * 32 + block_.lane, 32, attended + 4 * half,
                          is_row, split_halves);
-        publish_tile(block_, head_, block_.share.out_begin + first + tile, c, false);
+        keep_tile(block_, unit & ((1 << log2) - 1), first + tile, c, again_);
       }
       block_.ring.give_back(block_.lane);
     }
@@ -462,7 +450,8 @@ class OutputProjection {
   }
 
   B& block_;
-  const int head_, count_, halves_;
+  const bool again_;  // the block has the outputs of another head
+  const int count_, halves_;
   const bool is_loaded_;
   Words weights_[kQuarter] = {};
 };
@@ -474,17 +463,17 @@ JAT_DEVICE void attention(B& block, int layer, RowWeights<B>& loaded) {
   const int window = model.windows[layer];
   JAT_UNROLL_BY(1)
   for (int head = block.share.cluster; head < model.num_heads; head += block.share.num_clusters) {
-    trace(4);
+    trace(6);
     project_head(block, layer, head, loaded);
     loaded = {};  // its registers are needed
     attend(block, block.template at<LayerPages>(model.shared.pages)[layer], window);
     block.barrier();
-    trace(7);
-    if (block.warp < kStepRows) send_partial(block);
-    trace(8);
-    OutputProjection<B> output(block, head);
-    block.wait_for_peers(1);
     trace(9);
+    if (block.warp < kStepRows) send_partial(block);
+    trace(10);
+    OutputProjection<B> output(block, head);
+    block.wait_for_peers(kPeersSoftmax);
+    trace(11);
     if (block.warp < kStepRows) {
       if (B::kPublished && model.cluster_size == 8)
         combine<8>(block);
