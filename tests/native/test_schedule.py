@@ -184,9 +184,9 @@ def assert_rejected(mutated: Schedule, *expected: str) -> None:
 
 
 def assert_most_rejected(mutations: list[Schedule]) -> None:
-    """Assert that a third of the mutations have a violation: a wait for a later piece covers those for earlier ones."""
+    """Assert that a quarter of the mutations have a violation: a wait for a later piece covers those for earlier ones."""
     found = [violations[0] for mutated in mutations if (violations := check(mutated, limit=1))]
-    assert len(found) >= len(mutations) / 3
+    assert len(found) >= len(mutations) / 4
     assert all(UNORDERED in text or COUNTED_EARLY in text or "two phases on" in text for text in found), found
 
 
@@ -282,10 +282,12 @@ def test_packets(right: Schedule) -> None:
 
 def test_a_ticket_that_is_not_checked(right: Schedule) -> None:
     """A packet is read as if it had been there, which nothing orders after its store."""
+    sent = {(r.begin, right.warps[w][i].value): w for w, i in sends(right) for r in right.warps[w][i].ranges}
     mutations = []
     for warp, place in receives(right):
         event = right.warps[warp][place]
-        mutations.append(changed(right, warp, place, kind=Kind.ACCESS, value=0, ranges=event.ranges))
+        if any(sent[r.begin, event.value] != warp for r in event.ranges):
+            mutations.append(changed(right, warp, place, kind=Kind.ACCESS, value=0))
     found = [violations[0] for mutated in mutations if (violations := check(mutated, limit=1))]
     assert all("of the packets is not ordered after" in text for text in found), found
     assert len(found) == len(mutations)
@@ -321,13 +323,37 @@ def with_buffers(right: Schedule, count: int) -> Schedule:
     return replace(right, warps=tuple(tuple(map(fold, events)) for events in right.warps))
 
 
-def test_one_buffer_of_sums_instead_of_two(right: Schedule) -> None:
-    """A peer sends its slice of the next sum while this block reads those before."""
-    layout = sums_layout(right)
-    mutated = right
+def test_one_buffer_of_sums_instead_of_two(module: ModuleType) -> None:
+    """In a cluster without a head a peer sends its slice of the next sum while this block reads the one before."""
+    right = record(module, Sizes(windows=(12, 12)), num_blocks=10, cluster_size=2)
+    stored: dict[int, set[int]] = {}  # words, by the place of the barrier that counts them
     for warp, events in enumerate(right.warps):
-        mutated = mutated.with_warp(warp, [replace(e, ranges=tuple(layout.fold(right, r) for r in e.ranges)) for e in events])
-    assert_rejected(mutated, "is not ordered after")
+        if warp % right.num_warps == LOADER:
+            continue
+        for event in events:
+            if event.kind == Kind.TRANSFER:
+                barrier = int(right.objects[event.target].rsplit(" ", 1)[1])
+                stored.setdefault(barrier, set()).update(range(event.ranges[0].begin, event.ranges[0].end))
+    even, odd = (stored[barrier] for barrier in sorted(stored)[-2:])
+    begin, end, shift = min(odd), max(odd) + 1, min(odd) - min(even)
+
+    def fold(r: Range) -> list[Range]:
+        if r.space >= right.num_blocks:
+            return [r]
+        edges = [r.begin, *(edge for edge in (begin, end) if r.begin < edge < r.end), r.end]
+        parts = [replace(r, begin=first, end=last) for first, last in pairwise(edges)]
+        return [
+            replace(p, begin=p.begin - shift, end=p.end - shift) if begin <= p.begin < end else p for p in parts
+        ]
+
+    mutated = replace(
+        right,
+        warps=tuple(
+            tuple(replace(event, ranges=tuple(part for r in event.ranges for part in fold(r))) for event in warp)
+            for warp in right.warps
+        ),
+    )
+    assert_rejected(mutated, "is not ordered after", "may be counted in the phase before")
 
 
 def test_a_copy_of_slots_that_the_step_writes(right: Schedule) -> None:
@@ -354,12 +380,12 @@ def test_mbarriers_that_are_used_before_they_are_initialised(right: Schedule) ->
     for warp in range(len(right.warps)):
         first = places(right, warp, Kind.MEET, lambda found, event: "cluster" in found.objects[event.target])[0]
         mutated = without(mutated, warp, first)
-    assert_rejected(mutated, "is used before it is initialised")
+    assert any("is used before it is initialised" in text for text in check(mutated, limit=100))
     mutated = right
     for warp in range(LOADER + 1):  # of one block: its own threads wait for what its loading thread has done
         first = places(right, warp, Kind.MEET, anything)[0]
         mutated = without(mutated, warp, first)
-    assert_rejected(mutated, "is used before it is initialised")
+    assert any("is used before it is initialised" in text for text in check(mutated, limit=100))
 
 
 def test_two_peers_that_store_to_the_same_place(right: Schedule) -> None:
@@ -372,7 +398,7 @@ def test_two_peers_that_store_to_the_same_place(right: Schedule) -> None:
 
 def test_packets_before_other_warps_have_added(module: ModuleType) -> None:
     """The parts of the attention's sums are added up before the barrier of the block, all of whose warps have some."""
-    wide = record(module, Sizes(96, 2, 192, (12,)), num_blocks=4, cluster_size=2)
+    wide = record(module, Sizes(windows=(12,)), num_blocks=4, cluster_size=2)  # two warps share each output
     assert check(wide) == []
     place = places(wide, 0, Kind.SEND, anything)[0]
     barrier = max(i for i in places(wide, 0, Kind.MEET, anything) if i < place)
