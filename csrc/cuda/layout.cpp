@@ -117,8 +117,9 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   shared.x = take(rows * hidden, 4);
   shared.sums = take(2 * rows * hidden, 4);
   // Its first use is the embedding: each thread has four columns of a row, or more.
-  shared.parts =
-      take(std::max(model.cluster_size * rows * model.slice_stride, rows * model.slice_stride + 4 * 32 * warps), 4);
+  shared.parts = take(
+      std::max(model.cluster_size * rows * model.slice_stride, rows * model.slice_stride + 4 * 32 * warps),
+      4);
   shared.outputs = take((rows * model.slice_stride) << model.out_splits_log2, 4);
   shared.moments = take(warps, 8);
   shared.products = take(columns * rows * warps, 4);

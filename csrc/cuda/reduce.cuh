@@ -85,9 +85,8 @@ JAT_DEVICE void keep_tile(const B& block, int part, int tile, const float (&c)[2
   const StepModel& model = block.model;
   const int column = tile * kOutputTile + 4 * (block.lane >> 2), row = 2 * (block.lane & 3);
   if (row >= kStepRows || (!B::kPublished && column >= block.share.slice_columns)) return;
-  auto* target =
-      reinterpret_cast<Pack<float, 4>*>(block.template at<float>(model.shared.outputs) +
-                                        (part * kStepRows + row) * model.slice_stride + column);
+  auto* target = reinterpret_cast<Pack<float, 4>*>(block.template at<float>(model.shared.outputs) +
+                                                   (part * kStepRows + row) * model.slice_stride + column);
   auto* second = target + model.slice_stride / 4;
   Pack<float, 4> sums[2] = {{{c[0][0], c[0][2], c[1][0], c[1][2]}}, {{c[0][1], c[0][3], c[1][1], c[1][3]}}};
   if (again) {

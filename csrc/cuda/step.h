@@ -56,18 +56,20 @@ struct StepLayer {
 
 // Byte offsets into a block's shared memory; every one is a multiple of 128.
 struct StepShared {
-  int32_t full;      // mbarrier [kRingPieces]: the piece has received its bytes
-  int32_t empty;     // mbarrier [kRingPieces]: every computing warp has read the piece
-  int32_t peers;     // mbarrier [kPeersBarriers]: all cluster peers have written
-  int32_t ends;      // uint32 [kRingPieces], of the loader
-  int32_t share;     // StepShare
-  int32_t last;      // int32: this block is the last one to finish
-  int32_t normed;    // W [3, normed_stride words], the LayerNorm of x; for the head float [H]
-  int32_t x;         // float [3, H], the residual stream; each number is its owning thread's
-  int32_t sums;      // float [2, 3, H]: what is added to x, by even and odd sums; written by the whole cluster
-  int32_t parts;     // float [cluster_size, 3, slice_stride]: parts of this block's slice of the sums of an MLP, written
-                     // by the whole cluster; first the embedding
-  int32_t outputs;   // float [1 << out_splits_log2, 3, slice_stride]: parts of the slice of the sums of the attention
+  int32_t full;    // mbarrier [kRingPieces]: the piece has received its bytes
+  int32_t empty;   // mbarrier [kRingPieces]: every computing warp has read the piece
+  int32_t peers;   // mbarrier [kPeersBarriers]: all cluster peers have written
+  int32_t ends;    // uint32 [kRingPieces], of the loader
+  int32_t share;   // StepShare
+  int32_t last;    // int32: this block is the last one to finish
+  int32_t normed;  // W [3, normed_stride words], the LayerNorm of x; for the head float [H]
+  int32_t x;       // float [3, H], the residual stream; each number is its owning thread's
+  int32_t sums;    // float [2, 3, H]: what is added to x, by even and odd sums; written by the whole cluster
+  int32_t
+      parts;  // float [cluster_size, 3, slice_stride]: parts of this block's slice of the sums of an MLP, written
+              // by the whole cluster; first the embedding
+  int32_t
+      outputs;  // float [1 << out_splits_log2, 3, slice_stride]: parts of the slice of the sums of the attention
   int32_t moments;   // float2 [num_warps]: sums of x and of its squares
   int32_t products;  // float [columns, 3, num_warps]: each warp's part of q, k, v or of the neurons
   int32_t query;     // words [1 or 2 (rounded, rest), 3, query_stride], written by the whole cluster
@@ -88,8 +90,8 @@ struct StepShared {
 // The share of the work of one block, in its shared memory. Every range is [begin, end).
 struct StepShare {
   int32_t rank, cluster, num_clusters;
-  int32_t qkv_begin, qkv_end;        // groups of a head's q, k and v together
-  int32_t out_begin, out_end;        // output tiles of out_proj: those of the slice
+  int32_t qkv_begin, qkv_end;  // groups of a head's q, k and v together
+  int32_t out_begin, out_end;  // output tiles of out_proj: those of the slice
   int32_t slice_begin, slice_columns;
   int32_t neuron_begin, neuron_end;  // groups of neurons
   int32_t head_row_begin, head_row_end;

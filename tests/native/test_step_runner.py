@@ -83,7 +83,7 @@ def test_a_refused_launch_leads_down_the_ladder(module: ModuleType, device: Any,
     ladder = [(count, 4, cooperative) for count in (2, 1) for cooperative in (True, False)]
     ladder += [(count, 2, cooperative) for count in (4, 3, 2) for cooperative in (True, False)]
     ladder += [(count, 1, cooperative) for count in (8, 7, 4) for cooperative in (True, False)]
-    driver = Driver(module, model, fixed_order=True, **THREADS)
+    driver = Driver(module, model, **THREADS)
     found = [geometry(driver)]
     for _ in ladder[1:]:
         device.refused_launches = 1

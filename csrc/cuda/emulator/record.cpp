@@ -27,7 +27,7 @@ struct Recorder {
   size_t shared_bytes = 0;
   int threads = 0;
   std::vector<std::vector<Access>> accesses;  // of each warp since its last event
-  std::vector<Event> packets;                 // of each warp: sent or received since its last event and access
+  std::vector<Event> packets;  // of each warp: sent or received since its last event and access
   std::unordered_map<const void*, int32_t> objects;
   std::vector<std::map<int32_t, int>> lanes;   // of each warp: lanes that have arrived at a barrier
   std::vector<std::map<int32_t, int>> waited;  // of each warp: the last phase it waited for
@@ -150,7 +150,8 @@ void begin(int num_blocks, int cluster_size, int num_threads, const char* shared
   r.shared = shared;
   r.shared_bytes = shared_bytes;
   for (int block = 0; block < num_blocks; ++block)
-    r.result.spaces.push_back({"shared memory of block " + std::to_string(block), nullptr, shared_bytes, false});
+    r.result.spaces.push_back(
+        {"shared memory of block " + std::to_string(block), nullptr, shared_bytes, false});
   r.result.spaces.insert(r.result.spaces.end(), r.global.begin(), r.global.end());
   const int warps = num_blocks * r.result.num_warps;
   r.result.events.assign(warps, {});
@@ -208,7 +209,8 @@ void packet(Kind kind, How how, const void* memory, uint32_t bytes, uint32_t tic
   if (!recorder().active) return;
   const int warp = current_warp();
   Event& packets = recorder().packets[warp];
-  if (!recorder().accesses[warp].empty() || packets.kind != kind || packets.value != static_cast<int32_t>(ticket))
+  if (!recorder().accesses[warp].empty() || packets.kind != kind ||
+      packets.value != static_cast<int32_t>(ticket))
     flush(warp);
   packets.kind = kind;
   packets.value = static_cast<int32_t>(ticket);

@@ -45,7 +45,8 @@ std::vector<emulator::record::Space> spaces_of(const StepLaunch& launch) {
     return emulator::record::Space{name, static_cast<const char*>(begin), bytes, has_packets};
   };
   const size_t tokens = static_cast<size_t>(model.num_layers) * model.num_pages * kStepPageSize;
-  return {space("the counters", model.control, sizeof(StepControl)), space("the packets", model.packets, packet_bytes(model), true),
+  return {space("the counters", model.control, sizeof(StepControl)),
+          space("the packets", model.packets, packet_bytes(model), true),
           space("the KV cache", model.kv_cache, tokens * 2 * model.hidden * type_bytes(model.type)),
           space("the predictions", launch.input.predictions, launch.input.head_size * sizeof(uint64_t))};
 }

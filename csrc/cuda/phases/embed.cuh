@@ -23,7 +23,8 @@ JAT_DEVICE void embed(B& block) {
     const float* values = input.values + input.value_starts[row];
     const int size = input.source_sizes[row];
     const float* added = (size > 0 ? model.continuous_bias + begin : source);
-    const float* position = model.position_table + static_cast<int64_t>(input.positions[row]) * hidden + begin;
+    const float* position =
+        model.position_table + static_cast<int64_t>(input.positions[row]) * hidden + begin;
     JAT_UNROLL_BY(1)
     for (int unit = block.thread - row * row_threads; unit < splits * quads; unit += row_threads) {
       const int split = unit / quads, column = 4 * (unit - split * quads);

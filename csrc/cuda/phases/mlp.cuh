@@ -96,7 +96,8 @@ JAT_DEVICE void mlp(B& block, const MlpWeights<B>& loaded) {
   };
   if (loaded.is_out_loaded) {
     JAT_UNROLL
-    for (int i = 0; i < MlpWeights<B>::kTiles; ++i) multiply_tile<W>(c[i], loaded.out[i], activations, is_row);
+    for (int i = 0; i < MlpWeights<B>::kTiles; ++i)
+      multiply_tile<W>(c[i], loaded.out[i], activations, is_row);
   } else {
     JAT_UNROLL_BY(1)
     for (int first = 0; first < groups; first += most) {
