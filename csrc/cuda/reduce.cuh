@@ -160,6 +160,7 @@ JAT_DEVICE void receive_packets(B& block) {
     float sum[kStepRows] = {};
     JAT_UNROLL_BY(1)
     for (int cluster = quarter; cluster < count && column < columns; cluster += 16) {
+      const StepPacket* at = computed(source + cluster * hidden);
       StepPacket found[4] = {};
       bool is_missing[4];
       JAT_UNROLL
@@ -168,7 +169,7 @@ JAT_DEVICE void receive_packets(B& block) {
       block.timeout.wait([&] {
         JAT_UNROLL
         for (int i = 0; i < 4; ++i)
-          if (is_missing[i]) found[i] = load_packet(source + (cluster + 4 * i) * hidden, ticket);
+          if (is_missing[i]) found[i] = load_packet(at + 4 * i * hidden, ticket);
         bool is_any = false;
         JAT_UNROLL
         for (int i = 0; i < 4; ++i) {

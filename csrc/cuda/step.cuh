@@ -44,17 +44,20 @@ JAT_DEVICE void run(B& block) {
   while (block.number < last) {
     {
       RowWeights<B> weights;
-      normalise<false>(block, [&] {
-        if (block.share.cluster < block.model.num_heads)
-          weights.load(block, block.share.qkv_end - block.share.qkv_begin, false);
-      });
+      normalise<false>(
+          block,
+          [&] {
+            if (block.share.cluster < block.model.num_heads)
+              weights.load(block, block.share.qkv_end - block.share.qkv_begin, false);
+          },
+          [] {});
       attention(block, block.number / kReductionsPerLayer, weights);
     }
     trace(1);
     send_attention(block);
     {
       MlpWeights<B> weights;
-      normalise<false>(block, [&] { weights.load(block); });
+      normalise<false>(block, [&] { weights.load_in(block); }, [&] { weights.load_out(block); });
       mlp(block, weights);
     }
     trace(1);
@@ -62,7 +65,7 @@ JAT_DEVICE void run(B& block) {
   }
   // Also without rows of the head: cluster peers need the last sums, and wait with this block for theirs.
   float bias = 0;
-  normalise<true>(block, [&] { bias = load_head_bias(block, block.warp); });
+  normalise<true>(block, [&] { bias = load_head_bias(block, block.warp); }, [] {});
   trace(14);
   head(block, bias);
   trace(15);

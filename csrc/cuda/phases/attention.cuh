@@ -30,9 +30,9 @@ JAT_DEVICE void project_head(B& block, int layer, int head, const RowWeights<B>&
   constexpr bool kIsFloat = sizeof(W) == 4;
   const StepModel& model = block.model;
   const int head_dim = block.head_dim(), begin = block.share.qkv_begin;
-  const int groups = loaded.is_loaded ? kBlockGroups : block.share.qkv_end - begin;
+  const int groups = loaded.groups > 0 ? kBlockGroups : block.share.qkv_end - begin;
   Mbarrier* mbarrier = block.peers(kPeersQkv);
-  if (loaded.is_loaded)
+  if (loaded.groups > 0)
     multiply_loaded(block, loaded);
   else
     multiply_rows(block, groups, 0, [](const char*, int, int) {});
@@ -422,7 +422,7 @@ class OutputProjection {
                                (is_row ? row : 0) * model.attended_stride + (block_.lane & 3);
     if (is_loaded_) {
       float c[2][4] = {};
-      multiply_tile<W>(c, weights_, attended + 4 * (block_.warp & 3) * kQuarter, is_row);
+      multiply_tile<W, kQuarter>(c, weights_, attended + 4 * (block_.warp & 3) * kQuarter, is_row);
       keep_tile(block_, block_.warp & 3, block_.warp >> 2, c, again_);
       return;
     }

@@ -28,24 +28,27 @@ struct MlpWeights {
   static constexpr int kTiles = B::kIsFast ? kMostTiles<B> : 1;
 
   RowWeights<B> in;
-  Words out[kTiles][B::kIsFast ? kBlockGroups * kHalves : 1] = {};
+  Words out[kTiles][B::kIsFast ? kMostBlockGroups * kHalves : 1] = {};
   bool is_out_loaded = false;
 
-  JAT_DEVICE void load(B& block) {
-    const int groups = block.share.neuron_end - block.share.neuron_begin;
-    in.load(block, groups, true);
-    is_out_loaded = in.is_loaded && block.model.piece_neurons >= kBlockGroups;
+  JAT_DEVICE void load_in(B& block) {
+    in.load(block, block.share.neuron_end - block.share.neuron_begin, true);
+  }
+  JAT_DEVICE void load_out(B& block) {
+    is_out_loaded = in.groups > 0 && block.model.piece_neurons >= in.groups;
     if (!is_out_loaded) return;
-    const int stride = block.output_tiles() * 32, halves = kBlockGroups * kHalves;
+    const int stride = block.output_tiles() * 32, halves = in.groups * kHalves;
     const Words* weights =
         reinterpret_cast<const Words*>(block.ring.take(halves * stride * static_cast<int>(sizeof(Words)))) +
         block.warp * 32 + block.lane;
     JAT_UNROLL
     for (int i = 0; i < kTiles; ++i) {
-      JAT_UNROLL
-      for (int half = 0; half < kBlockGroups * kHalves; ++half)
-        if (B::kIsFast)
-          out[i][B::kIsFast ? half : 0] = load_words(weights + half * stride + i * kStepMaxWarps * 32);
+      in.for_all_groups([&](int group) {
+        JAT_UNROLL
+        for (int half = group * kHalves; half < (group + 1) * kHalves; ++half)
+          if (B::kIsFast)
+            out[i][B::kIsFast ? half : 0] = load_words(weights + half * stride + i * kStepMaxWarps * 32);
+      });
     }
     block.ring.give_back(block.lane);
   }
@@ -56,10 +59,11 @@ JAT_DEVICE void mlp(B& block, const MlpWeights<B>& loaded) {
   trace(12);
   using W = typename B::Weight;
   const StepModel& model = block.model;
-  const int groups = loaded.in.is_loaded ? kBlockGroups : block.share.neuron_end - block.share.neuron_begin;
+  const bool is_loaded = loaded.in.groups > 0;
+  const int groups = is_loaded ? loaded.in.groups : block.share.neuron_end - block.share.neuron_begin;
 
   float* biases = block.template at<float>(model.shared.biases);
-  if (loaded.in.is_loaded) {
+  if (is_loaded) {
     multiply_loaded(block, loaded.in);
   } else {
     multiply_rows(block, groups, kGroup * sizeof(float), [&](const char* bias, int first, int count) {
@@ -75,7 +79,7 @@ JAT_DEVICE void mlp(B& block, const MlpWeights<B>& loaded) {
     JAT_UNROLL_BY(1)
     for (int neuron = block.lane; neuron < groups * kGroup; neuron += 32) {
       const float sum = sum_products(block, block.warp, neuron);
-      target[neuron] = from_float<W>(gelu_new(sum + (loaded.in.is_loaded ? loaded.in.bias : biases[neuron])));
+      target[neuron] = from_float<W>(gelu_new(sum + (is_loaded ? loaded.in.bias : biases[neuron])));
     }
   }
   block.barrier();
@@ -95,9 +99,14 @@ JAT_DEVICE void mlp(B& block, const MlpWeights<B>& loaded) {
     }
   };
   if (loaded.is_out_loaded) {
+    constexpr int kFew = B::kIsFast ? kBlockGroups * kHalves : 1, kMany = B::kIsFast ? kMostBlockGroups * kHalves : 1;
     JAT_UNROLL
-    for (int i = 0; i < MlpWeights<B>::kTiles; ++i)
-      multiply_tile<W>(c[i], loaded.out[i], activations, is_row);
+    for (int i = 0; i < MlpWeights<B>::kTiles; ++i) {
+      if (groups == kBlockGroups)
+        multiply_tile<W, kFew>(c[i], loaded.out[i], activations, is_row);
+      else
+        multiply_tile<W, kMany>(c[i], loaded.out[i], activations, is_row);
+    }
   } else {
     JAT_UNROLL_BY(1)
     for (int first = 0; first < groups; first += most) {

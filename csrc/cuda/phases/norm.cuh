@@ -43,9 +43,10 @@ JAT_DEVICE void store_swapped(uint32_t* target, const Pack<float, 2>& value) {
 }
 
 // A row is shared by a third of the warps. Only the thread that owns it touches a number of x. What does not
-// depend on the sum is read or computed before the wait for it, and load_weights the next phase's weights.
-template <bool kIsFinal, typename B, typename Load>
-JAT_DEVICE void normalise(B& block, Load load_weights) {
+// depend on the sum is read or computed while it is on its way. So are the next phase's weights: load_weights loads
+// some before the wait for packets, and load_more others before the wait for all sums.
+template <bool kIsFinal, typename B, typename Load, typename LoadMore>
+JAT_DEVICE void normalise(B& block, Load load_weights, LoadMore load_more) {
   trace(2);
   block.begin_phase();
   using W = typename B::Weight;
@@ -81,6 +82,7 @@ JAT_DEVICE void normalise(B& block, Load load_weights) {
   trace(3);
   if (has_bias) receive_packets(block);
   trace(4);
+  load_more();
   wait_for_sums(block);
   trace(5);
 
