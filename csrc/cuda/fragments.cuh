@@ -89,7 +89,8 @@ struct RowWeights {
 
   // Load `count` groups if there is room for so many. has_bias: the piece holds the rows' biases too.
   JAT_DEVICE void load(B& block, int count, bool has_bias) {
-    if (!B::kIsFast || count < kBlockGroups || count > kMostBlockGroups || block.model.piece_groups < count) return;
+    if (!B::kIsFast || count < kBlockGroups || count > kMostBlockGroups || block.model.piece_groups < count)
+      return;
     groups = count;
     const int pairs = block.k_pairs(), words = count * pairs * 32;
     const char* piece = block.ring.take(words * static_cast<int>(sizeof(Words)) +
@@ -186,7 +187,8 @@ JAT_DEVICE float sum_products(const B& block, int row, int column) {
 //   w            4 words of each half-tile, of which the first are used
 //   activations  of row lane / 4 from word lane % 4 of the first half-tile on
 template <typename W, int kHalves, int kCount>
-JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words (&w)[kCount], const uint32_t* activations, bool is_row) {
+JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words (&w)[kCount], const uint32_t* activations,
+                              bool is_row) {
   uint32_t b[kHalves];
   JAT_UNROLL
   for (int half = 0; half < kHalves; ++half) b[half] = is_row ? activations[4 * half] : 0;

@@ -396,12 +396,16 @@ __device__ TraceBuffer trace_buffer;
 // Marks where a phase (0 to 15) of the step begins.
 JAT_DEVICE void trace(int phase) {
 #if JAT_TRACE == 1
-  // Thread 0 of four blocks spread over the grid. count begins at 0 and is zeroed by the host.
+  // Thread 0 of four blocks spread over the grid, of which one is the last. The number of events is kept in shared
+  // memory, which is read sooner, and written to the buffer by the last phase.
+  __shared__ uint32_t count;
   const uint32_t spread = gridDim.x < kTracedBlocks ? 1 : gridDim.x / kTracedBlocks;
-  if (threadIdx.x != 0 || blockIdx.x % spread != 0 || blockIdx.x / spread >= kTracedBlocks) return;
-  uint32_t& count = trace_buffer.count[blockIdx.x / spread];
+  const uint32_t index = (gridDim.x - 1 - blockIdx.x) / spread;
+  if (threadIdx.x != 0 || (gridDim.x - 1 - blockIdx.x) % spread != 0 || index >= kTracedBlocks) return;
+  if (phase == 0) count = 0;
   if (count < kTraceEvents)
-    trace_buffer.events[blockIdx.x / spread][count++] = {now_ns(), static_cast<uint32_t>(phase), blockIdx.x};
+    trace_buffer.events[index][count++] = {now_ns(), static_cast<uint32_t>(phase), blockIdx.x};
+  if (phase == 15) trace_buffer.count[index] = count;
 #elif JAT_TRACE == 2
 #define JAT_MARK(number)                  \
   case number:                            \

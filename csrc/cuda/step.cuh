@@ -53,7 +53,6 @@ JAT_DEVICE void run(B& block) {
           [] {});
       attention(block, block.number / kReductionsPerLayer, weights);
     }
-    trace(1);
     send_attention(block);
     {
       MlpWeights<B> weights;

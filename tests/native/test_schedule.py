@@ -184,7 +184,7 @@ def assert_rejected(mutated: Schedule, *expected: str) -> None:
 
 
 def assert_most_rejected(mutations: list[Schedule]) -> None:
-    """Assert that a quarter of the mutations have a violation: a wait for a later piece covers those for earlier ones."""
+    """Assert that a quarter of the mutations have a violation: a wait for a later piece covers those before."""
     found = [violations[0] for mutated in mutations if (violations := check(mutated, limit=1))]
     assert len(found) >= len(mutations) / 4
     assert all(UNORDERED in text or COUNTED_EARLY in text or "two phases on" in text for text in found), found
@@ -317,7 +317,8 @@ def with_buffers(right: Schedule, count: int) -> Schedule:
             return event
         to = event.value % 128 % count * size  # the ticket is 128 times the step's, and the sum's number
         return replace(
-            event, ranges=tuple(replace(r, begin=to + r.begin % size, end=to + (r.end - 1) % size + 1) for r in event.ranges)
+            event,
+            ranges=tuple(replace(r, begin=to + r.begin % size, end=to + (r.end - 1) % size + 1) for r in event.ranges),
         )
 
     return replace(right, warps=tuple(tuple(map(fold, events)) for events in right.warps))
@@ -342,9 +343,7 @@ def test_one_buffer_of_sums_instead_of_two(module: ModuleType) -> None:
             return [r]
         edges = [r.begin, *(edge for edge in (begin, end) if r.begin < edge < r.end), r.end]
         parts = [replace(r, begin=first, end=last) for first, last in pairwise(edges)]
-        return [
-            replace(p, begin=p.begin - shift, end=p.end - shift) if begin <= p.begin < end else p for p in parts
-        ]
+        return [replace(p, begin=p.begin - shift, end=p.end - shift) if begin <= p.begin < end else p for p in parts]
 
     mutated = replace(
         right,
@@ -428,7 +427,9 @@ def test_what_an_asynchronous_store_does_not_publish() -> None:
         return Schedule((first, second(read)), 2, 2, 1, spaces, ("cluster barrier", "mbarrier"))
 
     assert check(both(replace(stored, how=READ))) == []
-    assert_rejected(both(replace(written, how=READ)), "the read of word 0 of the KV cache is not ordered after the write")
+    assert_rejected(
+        both(replace(written, how=READ)), "the read of word 0 of the KV cache is not ordered after the write"
+    )
     assert check(both(replace(written, how=ATOMIC)))
 
 

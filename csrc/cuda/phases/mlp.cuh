@@ -99,7 +99,8 @@ JAT_DEVICE void mlp(B& block, const MlpWeights<B>& loaded) {
     }
   };
   if (loaded.is_out_loaded) {
-    constexpr int kFew = B::kIsFast ? kBlockGroups * kHalves : 1, kMany = B::kIsFast ? kMostBlockGroups * kHalves : 1;
+    constexpr int kFew = B::kIsFast ? kBlockGroups * kHalves : 1,
+                  kMany = B::kIsFast ? kMostBlockGroups * kHalves : 1;
     JAT_UNROLL
     for (int i = 0; i < MlpWeights<B>::kTiles; ++i) {
       if (groups == kBlockGroups)

@@ -80,8 +80,10 @@ JAT_DEVICE void normalise(B& block, Load load_weights, LoadMore load_more) {
 
   load_weights();
   trace(3);
-  if (has_bias) receive_packets(block);
-  trace(4);
+  if (has_bias)
+    receive_packets(block);
+  else
+    trace(4);  // the embedding comes from the cluster alone
   load_more();
   wait_for_sums(block);
   trace(5);
