@@ -13,14 +13,17 @@
 //
 // The embedding, sum number 0, takes the last of them alone: each cluster computes all of it.
 //
-// What may be overwritten. A block sends anything for sum n only after it has all of sum n - 1, and has sum n - 1 only
-// when each block of its cluster has a slice of sum n - 1, or has sent its parts of it, and so has read all of n - 2.
-//   - Parts: a block sends parts of sum n, and the next ones for sum n + 2, when all peers are behind sum n.
-//   - Sums: two buffers alternate, since a peer may still wait for sum n - 1 when sum n comes.
-//   - Packets: sum n takes buffer n % 3. Of two sums in a row one is of an MLP, to which all clusters contribute. So a
-//     block that stores packets of sum n has read packets of sum n - 1 or n - 2 from every block of its rank, which
-//     had then read all packets of sum n - 3. Two buffers would not suffice: a cluster without a head sends nothing
-//     for the attention's sum n - 1, and may still be reading sum n - 2.
+// What may be overwritten. Whoever sends its slice of sum n has, from every peer, a slice of sum n - 1 or parts for
+// sum n - 1 or n; a peer sends these when it has read sum n - 2.
+//   - Sums: so two buffers alternate. One would not do: without a head, a peer that sends sum n has had nothing from
+//     this block since it sent its slice of sum n - 1, and may still wait for others or read.
+//   - Parts: whoever sends parts for sum n has all of sum n - 1, of which each peer sent a slice when it had read the
+//     parts for sum n - 2.
+//   - Packets: sum n takes buffer n % 3. Of two sums in a row one is of an MLP, to which all clusters contribute. So
+//     whoever sends packets of sum n has had some of sum n - 1 or n - 2 from every block of its rank, which sent them
+//     when it had read those of sum n - 3. Two buffers would not do: a cluster without a head sends nothing for the
+//     attention's sum n - 1, and may still read sum n - 2.
+// So nothing has to be zeroed or acknowledged. tests/helpers/schedule.py checks all of this.
 #pragma once
 
 #include "block.cuh"

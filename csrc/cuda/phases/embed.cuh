@@ -34,11 +34,22 @@ JAT_DEVICE void embed(B& block) {
                    b = *reinterpret_cast<const Pack<float, 4>*>(position + column);
         for (int i = 0; i < 4; ++i) sum.values[i] = a.values[i] + b.values[i];
       }
-      JAT_UNROLL_BY(8)
-      for (int j = split; j < size; j += splits) {
-        const auto weight =
-            *reinterpret_cast<const Pack<float, 4>*>(source + static_cast<int64_t>(j) * hidden + column);
-        for (int i = 0; i < 4; ++i) sum.values[i] += values[j] * weight.values[i];
+      // Loads of eight rows are in flight together.
+      constexpr int kRows = 8;
+      JAT_UNROLL_BY(1)
+      for (int first = split; first < size; first += kRows * splits) {
+        Pack<float, 4> weights[kRows] = {};
+        JAT_UNROLL
+        for (int k = 0; k < kRows; ++k)
+          if (const int j = first + k * splits; j < size)
+            weights[k] =
+                *reinterpret_cast<const Pack<float, 4>*>(source + static_cast<int64_t>(j) * hidden + column);
+        JAT_UNROLL
+        for (int k = 0; k < kRows; ++k) {
+          const int j = first + k * splits;
+          const float value = j < size ? values[j] : 0;
+          for (int i = 0; i < 4; ++i) sum.values[i] += value * weights[k].values[i];
+        }
       }
       *reinterpret_cast<Pack<float, 4>*>(stage + (row * splits + split) * columns + column) = sum;
     }
