@@ -35,13 +35,9 @@ namespace jat {
 // Call use(rank) for all blocks of the cluster.
 template <typename B, typename Use>
 JAT_DEVICE void for_all_peers(const B& block, Use use) {
-  if (B::kPublished && block.model.cluster_size == 8) {
-    JAT_UNROLL
-    for (int rank = 0; rank < 8; ++rank) use(rank);
-  } else {
-    JAT_UNROLL_BY(1)
-    for (int rank = 0; rank < block.model.cluster_size; ++rank) use(rank);
-  }
+  constexpr int kUnroll = B::kPublished ? kPublishedClusterSize : 1;
+  JAT_UNROLL_BY(kUnroll)
+  for (int rank = 0; rank < block.cluster_size(); ++rank) use(rank);
 }
 
 // Where sum `number` arrives: float [3, H].
@@ -65,81 +61,80 @@ JAT_DEVICE StepPacket* packets(const B& block, int number) {
 // adjacent outputs, of rows 0 and 1, or of row 2.
 template <typename B>
 JAT_DEVICE void send_tile(const B& block, int tile, const float (&c)[2][4]) {
-  const StepModel& model = block.model;
-  const int tiles = block.output_tiles(), size = model.cluster_size;
+  const int tiles = block.output_tiles(), size = block.cluster_size(), stride = block.slice_stride();
   const int column = 4 * (block.lane >> 2), row = 2 * (block.lane & 3);
   if (row >= kStepRows || (!B::kPublished && tile * kOutputTile + column >= block.hidden())) return;
-  const bool is_eight = B::kPublished && size == 8;
-  const int rank = is_eight ? tile / (kPublishedHidden / kOutputTile / 8) : ((tile + 1) * size - 1) / tiles;
-  const int first = is_eight ? rank * (kPublishedHidden / kOutputTile / 8) : tiles * rank / size;
-  float* target = block.template at<float>(model.shared.parts) +
-                  (block.share.rank * kStepRows + row) * model.slice_stride + (tile - first) * kOutputTile +
-                  column;
-  store_async(target, block.peers(kPeersParts), rank, c[0][0], c[0][2], c[1][0], c[1][2]);
-  if (row + 1 < kStepRows)
-    store_async(target + model.slice_stride, block.peers(kPeersParts), rank, c[0][1], c[0][3], c[1][1],
-                c[1][3]);
+  const int rank = ((tile + 1) * size - 1) / tiles, first = tiles * rank / size;
+  float* target = block.template at<float>(block.model.shared.parts) +
+                  (block.share.rank * kStepRows + row) * stride + (tile - first) * kOutputTile + column;
+  Mbarrier* mbarrier = block.peers(kPeersParts);
+  store_async(target, mbarrier, rank, c[0][0], c[0][2], c[1][0], c[1][2]);
+  if (row + 1 < kStepRows) store_async(target + stride, mbarrier, rank, c[0][1], c[0][3], c[1][1], c[1][3]);
 }
 
 // Keep the results of multiply_tile as a part of this block's slice. tile: of the slice. again: add them to what the
 // same warp kept there before.
 template <typename B>
 JAT_DEVICE void keep_tile(const B& block, int part, int tile, const float (&c)[2][4], bool again) {
-  const StepModel& model = block.model;
+  const int stride = block.slice_stride();
   const int column = tile * kOutputTile + 4 * (block.lane >> 2), row = 2 * (block.lane & 3);
-  if (row >= kStepRows || (!B::kPublished && column >= block.share.slice_columns)) return;
-  auto* target = reinterpret_cast<Pack<float, 4>*>(block.template at<float>(model.shared.outputs) +
-                                                   (part * kStepRows + row) * model.slice_stride + column);
-  auto* second = target + model.slice_stride / 4;
+  if (row >= kStepRows || (!B::kPublished && column >= block.slice_columns())) return;
+  auto* first = reinterpret_cast<Pack<float, 4>*>(block.template at<float>(block.model.shared.outputs) +
+                                                  (part * kStepRows + row) * stride + column);
+  auto* second = first + stride / 4;
   Pack<float, 4> sums[2] = {{{c[0][0], c[0][2], c[1][0], c[1][2]}}, {{c[0][1], c[0][3], c[1][1], c[1][3]}}};
   if (again) {
     JAT_UNROLL
     for (int i = 0; i < 4; ++i) {
-      sums[0].values[i] += target->values[i];
+      sums[0].values[i] += first->values[i];
       if (row + 1 < kStepRows) sums[1].values[i] += second->values[i];
     }
   }
-  *target = sums[0];
+  *first = sums[0];
   if (row + 1 < kStepRows) *second = sums[1];
 }
 
-// Add up the parts of this block's slice, and send the sums to the blocks of its rank in all clusters.
-//   parts     float [count, 3, slice_stride]
-//   is_there  waits until they are
+// Add up the parts of this block's slice, and send the sums to the blocks of its rank in all clusters. A thread has a
+// column.
+//   parts_at  in shared memory: float [count, 3, slice_stride]
+//   wait      called by all threads: waits until they are there for those that have a column
 template <typename B, typename Wait>
-JAT_DEVICE void send_packets(B& block, const float* parts, int count, Wait is_there) {
-  const int stride = block.model.slice_stride, columns = block.share.slice_columns;
-  if (block.thread >= columns) return;
-  is_there();
+JAT_DEVICE void send_packets(B& block, int parts_at, int count, Wait wait) {
+  constexpr int kUnroll = B::kPublished ? kPublishedClusterSize : 1;
+  const int stride = block.slice_stride(), columns = block.slice_columns();
+  const float* parts = computed(block.template at<float>(parts_at) + block.thread);
   const uint32_t ticket = ticket_of(block.input, block.number);
-  StepPacket* target =
-      packets(block, block.number) + block.share.cluster * block.hidden() + block.share.slice_begin;
+  StepPacket* target = computed(packets(block, block.number) + block.share.cluster * block.hidden() +
+                                block.slice_begin() + block.thread);
+  wait(block.thread < columns);
   JAT_UNROLL_BY(1)
-  for (int column = block.thread; column < columns; column += block.num_threads()) {
+  for (int first = 0; block.thread + first < columns; first += block.num_threads()) {
     float sum[kStepRows] = {};
-    JAT_UNROLL_BY(4)
+    JAT_UNROLL_BY(kUnroll)
     for (int part = 0; part < count; ++part) {
       JAT_UNROLL
-      for (int row = 0; row < kStepRows; ++row) sum[row] += parts[(part * kStepRows + row) * stride + column];
+      for (int row = 0; row < kStepRows; ++row) sum[row] += parts[(part * kStepRows + row) * stride + first];
     }
-    store_packet(target + column, sum[0], sum[1], sum[2], ticket);
+    store_packet(target + first, sum[0], sum[1], sum[2], ticket);
+    if (B::kPublished) break;
   }
 }
 
 // End the current sum, of the attention or of the MLP, on this block's side. The next sum is the current one.
 template <typename B>
 JAT_DEVICE void send_attention(B& block) {
-  if (block.share.cluster < block.model.num_heads) {
-    block.barrier();
-    send_packets(block, block.template at<float>(block.model.shared.outputs),
-                 1 << block.model.out_splits_log2, [] {});
-  }
+  if (block.share.cluster < block.model.num_heads)
+    send_packets(block, block.model.shared.outputs, 1 << block.out_splits_log2(),
+                 [&](bool) { block.barrier(); });
   ++block.number;
 }
 template <typename B>
 JAT_DEVICE void send_mlp(B& block) {
-  send_packets(block, block.template at<float>(block.model.shared.parts), block.model.cluster_size,
-               [&] { block.wait(kPeersParts, (block.number / kReductionsPerLayer - 1) & 1); });
+  const uint32_t parity = (block.number / kReductionsPerLayer - 1) & 1;
+  send_packets(block, block.model.shared.parts, block.cluster_size(), [&](bool has_column) {
+    if (has_column) block.wait(kPeersParts, parity);
+  });
+  if (block.thread == 0 && block.slice_columns() > 0) block.expect_peers(kPeersParts);
   ++block.number;
 }
 
@@ -148,7 +143,7 @@ JAT_DEVICE void send_mlp(B& block) {
 template <typename B>
 JAT_DEVICE void receive_packets(B& block) {
   const StepModel& model = block.model;
-  const int number = block.number - 1, hidden = block.hidden(), columns = block.share.slice_columns;
+  const int number = block.number - 1, hidden = block.hidden(), columns = block.slice_columns();
   const bool is_attention = number % kReductionsPerLayer == 1;
   const int count =
       is_attention ? smaller(block.share.num_clusters, model.num_heads) : block.share.num_clusters;
@@ -157,11 +152,11 @@ JAT_DEVICE void receive_packets(B& block) {
   const uint32_t ticket = ticket_of(block.input, number);
   const int quarter = block.lane & 3, quad = block.lane >> 2 & 3;
   Mbarrier* mbarrier = block.peers(kPeersSums + (number & 1));
-  float* target = sums(block, number) + quarter * hidden + block.share.slice_begin;
+  float* target = sums(block, number) + quarter * hidden + block.slice_begin();
   JAT_UNROLL_BY(1)
   for (int first = 0; first < columns; first += block.num_threads() / 4) {
     const int column = first + (block.thread >> 2);
-    const StepPacket* source = packets(block, number) + block.share.slice_begin + column;
+    const StepPacket* source = packets(block, number) + block.slice_begin() + column;
     float sum[kStepRows] = {};
     JAT_UNROLL_BY(1)
     for (int cluster = quarter; cluster < count && column < columns; cluster += 16) {
@@ -210,16 +205,10 @@ JAT_DEVICE void receive_packets(B& block) {
     swap_if(quad & 2, of[0], of[2]);
     swap_if(quad & 2, of[1], of[3]);
     if (quarter == kStepRows || column >= columns) continue;
-    const auto send = [&](int rank) {
+    constexpr int kUnroll = B::kPublished ? kPublishedClusterSize / 4 : 1;
+    JAT_UNROLL_BY(kUnroll)
+    for (int rank = quad; rank < block.cluster_size(); rank += 4)
       store_async(target + (column & ~3), mbarrier, rank, of[0], of[1], of[2], of[3]);
-    };
-    if (B::kPublished && model.cluster_size == 8) {
-      send(quad);
-      send(quad + 4);
-    } else {
-      JAT_UNROLL_BY(1)
-      for (int rank = quad; rank < model.cluster_size; rank += 4) send(rank);
-    }
   }
 }
 

@@ -37,7 +37,8 @@ namespace jat {
 template <typename B>
 JAT_DEVICE void run(B& block) {
   const int last = kReductionsPerLayer * block.model.num_layers;
-  for (int which = 0; which < kPeersBarriers; ++which) block.expect_peers(which);
+  if (block.thread == 0)
+    for (int which = 0; which < kPeersBarriers; ++which) block.expect_peers(which);
   trace(0);
   embed(block);
   JAT_UNROLL_BY(1)

@@ -20,9 +20,10 @@ constexpr int kRingPieces = 16;    // most pieces in the ring
 constexpr int kGroup = 8;        // rows of a matrix, or neurons, that are dealt out together
 constexpr int kOutputTile = 32;  // outputs of a tile of a matrix whose inputs are dealt out
 
-// The published size has kernels of its own, whose loops are unrolled.
+// The published size in clusters of eight has kernels of its own, whose loops are unrolled.
 constexpr int kPublishedHidden = 768;
 constexpr int kPublishedHeadDim = 64;
+constexpr int kPublishedClusterSize = 8;
 
 // Synchronisation of a layer.
 constexpr int kReductionsPerLayer = 2;      // over all blocks, after the attention and after the MLP

@@ -97,6 +97,7 @@ def test_a_step_agrees_with_float64(module: ModuleType) -> None:
         (Sizes(hidden=256, num_heads=2, inner=512), {"num_blocks": 2, "cluster_size": 2}),
         (Sizes(hidden=192, num_heads=3, inner=100), {"num_blocks": 4, "cluster_size": 4, "num_threads": 96}),
         (Sizes(hidden=768, num_heads=12, inner=200, windows=(20,)), {"num_blocks": 4, "cluster_size": 2}),
+        (Sizes(hidden=768, num_heads=12, inner=200, windows=(20,)), {"num_blocks": 8, "cluster_size": 8}),
     ],
     ids=lambda value: f"hidden {value.hidden}" if isinstance(value, Sizes) else "-".join(map(str, value.values())),
 )
@@ -117,8 +118,9 @@ def test_sizes_and_geometries(module: ModuleType, sizes: Sizes, options: dict[st
     [
         (Sizes(), SMALL),
         (Sizes(768, 12, 192, (20,)), {"num_blocks": 2, "cluster_size": 2}),
-        # Blocks with 3 groups of neurons and with 4, whose weights wait in registers.
-        (Sizes(768, 12, 56, (20,)), {"num_blocks": 2, "cluster_size": 2}),
+        # The kernel of the published size. Blocks with 3 groups of neurons and with 4, whose weights wait in registers.
+        (Sizes(768, 12, 224, (20,)), {"num_blocks": 8, "cluster_size": 8}),
+        (Sizes(768, 12, 192, (20,)), {"num_blocks": 16, "cluster_size": 8, "max_slots": 2}),
     ],
     ids=lambda value: f"hidden {value.hidden}, inner {value.inner}" if isinstance(value, Sizes) else "",
 )

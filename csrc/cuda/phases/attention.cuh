@@ -271,7 +271,7 @@ JAT_DEVICE void attend(B& block, const LayerPages& pages, int window) {
   const StepModel& model = block.model;
   const int head_dim = block.head_dim(), page_numbers = kStepPageSize * head_dim, most = model.piece_pages;
   const int oldest = oldest_key(block.input, window), num_pages = pages.num_pages;
-  const bool has_new_keys = block.share.rank == model.cluster_size - 1;
+  const bool has_new_keys = block.share.rank == block.cluster_size() - 1;
   WarpAttention<B> attention(block, window);
   int unit = block.warp >= kStepRows ? block.warp - kStepRows : block.warp + block.num_warps() - kStepRows;
   bool has_waited = false;
@@ -346,24 +346,20 @@ JAT_DEVICE void send_partial(B& block) {
                   value.values[3]);
       if (column == 0) store_async(partial + head_dim, mbarrier, rank, most, sum);
     };
-    if (B::kPublished && model.cluster_size == 8) {
-      JAT_UNROLL
-      for (int i = 0; i < 4; ++i) send((block.lane >> 4) + 2 * i);
-    } else {
-      JAT_UNROLL_BY(1)
-      for (int rank = block.lane >> 4; rank < model.cluster_size; rank += 2) send(rank);
-    }
+    constexpr int kUnroll = B::kPublished ? kPublishedClusterSize / 2 : 1;
+    JAT_UNROLL_BY(kUnroll)
+    for (int rank = block.lane >> 4; rank < block.cluster_size(); rank += 2) send(rank);
   }
 }
 
 // Merge the partial softmaxes of the cluster, each scaled to the common maximum:
-// attended = sum of values / sum of sums. One warp for each row. kSize: of the cluster, or 0 for any.
-template <int kSize, typename B>
+// attended = sum of values / sum of sums. One warp for each row.
+template <typename B>
 JAT_DEVICE void combine(B& block) {
   using W = typename B::Weight;
   const StepModel& model = block.model;
-  constexpr int kUnroll = kSize > 0 ? kSize : 1;
-  const int size = kSize > 0 ? kSize : model.cluster_size;
+  constexpr int kUnroll = B::kPublished ? kPublishedClusterSize : 1;
+  const int size = block.cluster_size();
   const int head_dim = block.head_dim(), row = block.warp, stride = kStepRows * (head_dim + 4);
   const float* partial = block.template at<float>(model.shared.partial) + row * (head_dim + 4);
   W* attended =
@@ -402,11 +398,11 @@ class OutputProjection {
   JAT_DEVICE OutputProjection(B& block, int head)
       : block_(block),
         again_(head != block.share.cluster),
-        count_(block.share.out_end - block.share.out_begin),
+        count_(B::kPublished ? kPublishedHidden / kOutputTile / kPublishedClusterSize
+                             : block.share.out_end - block.share.out_begin),
         halves_(B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16
                               : block.model.head_half_tiles),
-        is_loaded_(B::kIsFast && block.model.out_splits_log2 == 2 && count_ == 3 &&
-                   block.model.piece_tiles >= 3) {
+        is_loaded_(B::kIsFast && block.model.piece_tiles >= count_) {
     if (!is_loaded_) return;
     const Words* weights = take(count_) + (block.warp >> 2) * tile_words() + (block.warp & 3) * kQuarter * 32;
     JAT_UNROLL
@@ -416,7 +412,7 @@ class OutputProjection {
 
   JAT_DEVICE void run() {
     const StepModel& model = block_.model;
-    const int row = block_.lane >> 2, log2 = model.out_splits_log2, most = model.piece_tiles;
+    const int row = block_.lane >> 2, log2 = block_.out_splits_log2(), most = model.piece_tiles;
     const bool is_row = row < kStepRows;
     const uint32_t* attended = block_.template at<uint32_t>(model.shared.attended) +
                                (is_row ? row : 0) * model.attended_stride + (block_.lane & 3);
@@ -470,16 +466,13 @@ JAT_DEVICE void attention(B& block, int layer, RowWeights<B>& loaded) {
     block.barrier();
     trace(9);
     if (block.warp < kStepRows) send_partial(block);
+    if (block.announces()) block.expect_peers(kPeersQkv);
     trace(10);
     OutputProjection<B> output(block, head);
     block.wait_for_peers(kPeersSoftmax);
     trace(11);
-    if (block.warp < kStepRows) {
-      if (B::kPublished && model.cluster_size == 8)
-        combine<8>(block);
-      else
-        combine<0>(block);
-    }
+    if (block.warp < kStepRows) combine(block);
+    if (block.announces()) block.expect_peers(kPeersSoftmax);
     block.barrier();
     output.run();
   }

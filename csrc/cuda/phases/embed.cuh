@@ -13,7 +13,7 @@ template <typename B>
 JAT_DEVICE void embed(B& block) {
   const StepModel& model = block.model;
   const StepInput& input = block.input;
-  const int hidden = block.hidden(), begin = block.share.slice_begin, columns = block.share.slice_columns;
+  const int hidden = block.hidden(), begin = block.slice_begin(), columns = block.slice_columns();
   const int quads = columns / 4, row_threads = 32 * block.row_warps();
   const int splits = quads > 0 ? larger(1, row_threads / quads) : 1;
   float* stage = block.template at<float>(model.shared.parts);  // [row, split, columns]

@@ -48,6 +48,7 @@ JAT_DEVICE void store_swapped(uint32_t* target, const Pack<float, 2>& value) {
 template <bool kIsFinal, typename B, typename Load, typename LoadMore>
 JAT_DEVICE void normalise(B& block, Load load_weights, LoadMore load_more) {
   trace(2);
+  if (block.announces() && block.number > 1) block.expect_peers(kPeersSums + (block.number & 1));
   block.begin_phase();
   using W = typename B::Weight;
   const int hidden = block.hidden(), row = block.row;
