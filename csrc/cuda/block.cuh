@@ -97,9 +97,21 @@ struct Block {
   JAT_DEVICE int k_pairs() const {
     return kPublished ? kHidden * static_cast<int>(sizeof(W)) / 64 : model.k_pairs;
   }
+  // Where this block is; in the published size known without a load.
+  static JAT_DEVICE unsigned index() { return static_cast<unsigned>(block_index()); }
+  JAT_DEVICE int rank() const {
+    return kPublished ? static_cast<int>(index() % kPublishedClusterSize) : share.rank;
+  }
+  JAT_DEVICE int cluster() const {
+    return kPublished ? static_cast<int>(index() / kPublishedClusterSize) : share.cluster;
+  }
+  JAT_DEVICE int num_clusters() const {
+    return kPublished ? static_cast<int>(static_cast<unsigned>(model.num_blocks) / kPublishedClusterSize)
+                      : share.num_clusters;
+  }
   JAT_DEVICE int cluster_size() const { return kPublished ? kPublishedClusterSize : model.cluster_size; }
   // Of this block's slice of the columns of x: those of its output tiles of out_proj. See reduce.cuh.
-  JAT_DEVICE int slice_begin() const { return kPublished ? share.rank * kPublishedSlice : share.slice_begin; }
+  JAT_DEVICE int slice_begin() const { return kPublished ? rank() * kPublishedSlice : share.slice_begin; }
   JAT_DEVICE int slice_columns() const { return kPublished ? kPublishedSlice : share.slice_columns; }
   JAT_DEVICE int slice_stride() const { return kPublished ? kPublishedSlice : model.slice_stride; }
   // Warps that share an output tile of out_proj.

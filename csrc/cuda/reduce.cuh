@@ -40,10 +40,11 @@ JAT_DEVICE void for_all_peers(const B& block, Use use) {
   for (int rank = 0; rank < block.cluster_size(); ++rank) use(rank);
 }
 
-// Where sum `number` arrives: float [3, H].
+// Where sum `number` arrives, in shared memory: float [3, H].
 template <typename B>
-JAT_DEVICE float* sums(const B& block, int number) {
-  return block.template at<float>(block.model.shared.sums) + (number & 1) * kStepRows * block.hidden();
+JAT_DEVICE int sums_at(const B& block, int number) {
+  return block.model.shared.sums +
+         (number & 1) * kStepRows * block.hidden() * static_cast<int>(sizeof(float));
 }
 
 JAT_DEVICE uint32_t ticket_of(const StepInput& input, int number) {
@@ -54,7 +55,7 @@ JAT_DEVICE uint32_t ticket_of(const StepInput& input, int number) {
 // Packets [num_clusters, H] of sum `number`.
 template <typename B>
 JAT_DEVICE StepPacket* packets(const B& block, int number) {
-  return block.model.packets + static_cast<int64_t>(number % 3) * block.share.num_clusters * block.hidden();
+  return block.model.packets + number % 3 * block.num_clusters() * block.hidden();
 }
 
 // Store the results of multiply_tile as parts of the current sum to the peer that has the tile. A lane holds 4
@@ -66,7 +67,7 @@ JAT_DEVICE void send_tile(const B& block, int tile, const float (&c)[2][4]) {
   if (row >= kStepRows || (!B::kPublished && tile * kOutputTile + column >= block.hidden())) return;
   const int rank = ((tile + 1) * size - 1) / tiles, first = tiles * rank / size;
   float* target = block.template at<float>(block.model.shared.parts) +
-                  (block.share.rank * kStepRows + row) * stride + (tile - first) * kOutputTile + column;
+                  (block.rank() * kStepRows + row) * stride + (tile - first) * kOutputTile + column;
   Mbarrier* mbarrier = block.peers(kPeersParts);
   store_async(target, mbarrier, rank, c[0][0], c[0][2], c[1][0], c[1][2]);
   if (row + 1 < kStepRows) store_async(target + stride, mbarrier, rank, c[0][1], c[0][3], c[1][1], c[1][3]);
@@ -102,11 +103,12 @@ template <typename B, typename Wait>
 JAT_DEVICE void send_packets(B& block, int parts_at, int count, Wait wait) {
   constexpr int kUnroll = B::kPublished ? kPublishedClusterSize : 1;
   const int stride = block.slice_stride(), columns = block.slice_columns();
-  const float* parts = computed(block.template at<float>(parts_at) + block.thread);
+  const int own_parts_at = computed(parts_at + 4 * block.thread);
   const uint32_t ticket = ticket_of(block.input, block.number);
-  StepPacket* target = computed(packets(block, block.number) + block.share.cluster * block.hidden() +
-                                block.slice_begin() + block.thread);
+  StepPacket* target = computed(packets(block, block.number) +
+                                (block.cluster() * block.hidden() + block.slice_begin() + block.thread));
   wait(block.thread < columns);
+  const float* parts = block.template at<float>(own_parts_at);
   JAT_UNROLL_BY(1)
   for (int first = 0; block.thread + first < columns; first += block.num_threads()) {
     float sum[kStepRows] = {};
@@ -123,7 +125,7 @@ JAT_DEVICE void send_packets(B& block, int parts_at, int count, Wait wait) {
 // End the current sum, of the attention or of the MLP, on this block's side. The next sum is the current one.
 template <typename B>
 JAT_DEVICE void send_attention(B& block) {
-  if (block.share.cluster < block.model.num_heads)
+  if (block.cluster() < block.model.num_heads)
     send_packets(block, block.model.shared.outputs, 1 << block.out_splits_log2(),
                  [&](bool) { block.barrier(); });
   ++block.number;
@@ -145,14 +147,13 @@ JAT_DEVICE void receive_packets(B& block) {
   const StepModel& model = block.model;
   const int number = block.number - 1, hidden = block.hidden(), columns = block.slice_columns();
   const bool is_attention = number % kReductionsPerLayer == 1;
-  const int count =
-      is_attention ? smaller(block.share.num_clusters, model.num_heads) : block.share.num_clusters;
+  const int count = is_attention ? smaller(block.num_clusters(), model.num_heads) : block.num_clusters();
   // A cluster without a head has waited since the sum before; it polls less, so that it takes less of the L2 cache.
-  const bool is_early = is_attention && block.share.cluster >= model.num_heads;
+  const bool is_early = is_attention && block.cluster() >= model.num_heads;
   const uint32_t ticket = ticket_of(block.input, number);
   const int quarter = block.lane & 3, quad = block.lane >> 2 & 3;
   Mbarrier* mbarrier = block.peers(kPeersSums + (number & 1));
-  float* target = sums(block, number) + quarter * hidden + block.slice_begin();
+  float* target = block.template at<float>(sums_at(block, number)) + quarter * hidden + block.slice_begin();
   JAT_UNROLL_BY(1)
   for (int first = 0; first < columns; first += block.num_threads() / 4) {
     const int column = first + (block.thread >> 2);

@@ -48,7 +48,7 @@ JAT_DEVICE void run(B& block) {
       normalise<false>(
           block,
           [&] {
-            if (block.share.cluster < block.model.num_heads)
+            if (block.cluster() < block.model.num_heads)
               weights.load(block, block.share.qkv_end - block.share.qkv_begin, false);
           },
           [] {});

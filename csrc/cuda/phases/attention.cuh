@@ -32,44 +32,50 @@ JAT_DEVICE void project_head(B& block, int layer, int head, const RowWeights<B>&
   const int head_dim = block.head_dim(), begin = block.share.qkv_begin;
   const int groups = loaded.groups > 0 ? kBlockGroups : block.share.qkv_end - begin;
   Mbarrier* mbarrier = block.peers(kPeersQkv);
+  // One warp for each row; a lane has a column. Of a pair of 16-bit numbers the even lane sends the pair, the odd one
+  // the rests of two queries. Where they go is computed before the products are there.
+  const int row = block.warp, lane = block.lane, columns = groups * kGroup;
+  const bool is_odd = !kIsFloat && lane % 2 == 1;
+  struct Place {
+    int part, word, at;  // query, key or value; its word; bytes in shared memory
+  };
+  const auto place_of = [&](int column) {
+    const int place = begin * kGroup + column, part = place / head_dim;
+    const int word = (place - part * head_dim) / kPerWord<W>;
+    const int query = ((is_odd ? kStepRows : 0) + row) * model.query_stride + word;
+    const int other = ((part - 1) * kStepRows + row) * block.head_words() + word;
+    return Place{part, word, part == 0 ? model.shared.query + 4 * query : model.shared.new_keys + 4 * other};
+  };
+  Place place = place_of(lane);
+  place = {computed(place.part), computed(place.word), computed(place.at)};
   if (loaded.groups > 0)
     multiply_loaded(block, loaded);
   else
     multiply_rows(block, groups, 0, [](const char*, int, int) {});
   block.barrier();
 
-  // One warp for each row; a lane has a column. Of a pair of 16-bit numbers the even lane sends the pair, the odd one
-  // the rests of two queries.
-  const int row = block.warp, lane = block.lane, columns = groups * kGroup;
   if (row >= kStepRows) {
     trace(7);
     return;
   }
-  const bool is_odd = !kIsFloat && lane % 2 == 1;
   JAT_UNROLL_BY(1)
   for (int first = 0; first < columns; first += 32) {
+    if (first > 0) place = place_of(first + lane);
     const bool is_column = first + lane < columns;
     const float value = is_column ? sum_products(block, row, first + lane) : 0;
     const float neighbour = shuffle_xor(value, 1);
-    const int place = begin * kGroup + first + lane, part = place / head_dim;
-    const int word = (place - part * head_dim) / kPerWord<W>;
-    if (!is_column || (is_odd && part > 0)) continue;
+    if (!is_column || (is_odd && place.part > 0)) continue;
     const uint32_t bits = is_odd ? to_word<W>(neighbour - rounded<W>(neighbour), value - rounded<W>(value))
                                  : to_word<W>(value, neighbour);
-    uint32_t* target = part == 0 ? block.template at<uint32_t>(model.shared.query) +
-                                       ((is_odd ? kStepRows : 0) + row) * model.query_stride + word
-                                 : block.template at<uint32_t>(model.shared.new_keys) +
-                                       ((part - 1) * kStepRows + row) * block.head_words() + word;
-    for_all_peers(block, [&](int rank) {
-      store_async(reinterpret_cast<float*>(target), mbarrier, rank, bits_float(bits));
-    });
+    float* target = block.template at<float>(place.at);
+    for_all_peers(block, [&](int rank) { store_async(target, mbarrier, rank, bits_float(bits)); });
     if (first == 0) trace(7);
     const int slot = row < block.input.num_rows ? block.input.slots[row] : -1;
-    if (part == 0 || slot < 0) continue;
+    if (place.part == 0 || slot < 0) continue;
     const int64_t page = static_cast<int64_t>(layer) * model.num_pages + slot / kStepPageSize;
     const int64_t key =
-        ((page * 2 + part - 1) * model.num_heads + head) * kStepPageSize + slot % kStepPageSize;
-    static_cast<uint32_t*>(model.kv_cache)[key * block.head_words() + word] = bits;
+        ((page * 2 + place.part - 1) * model.num_heads + head) * kStepPageSize + slot % kStepPageSize;
+    static_cast<uint32_t*>(model.kv_cache)[key * block.head_words() + place.word] = bits;
   }
 }
 
@@ -271,7 +277,7 @@ JAT_DEVICE void attend(B& block, const LayerPages& pages, int window) {
   const StepModel& model = block.model;
   const int head_dim = block.head_dim(), page_numbers = kStepPageSize * head_dim, most = model.piece_pages;
   const int oldest = oldest_key(block.input, window), num_pages = pages.num_pages;
-  const bool has_new_keys = block.share.rank == block.cluster_size() - 1;
+  const bool has_new_keys = block.rank() == block.cluster_size() - 1;
   WarpAttention<B> attention(block, window);
   int unit = block.warp >= kStepRows ? block.warp - kStepRows : block.warp + block.num_warps() - kStepRows;
   bool has_waited = false;
@@ -320,13 +326,27 @@ JAT_DEVICE void send_partial(B& block) {
   const StepModel& model = block.model;
   const int head_dim = block.head_dim(), row = block.warp, warps = block.num_warps();
   const auto* states = block.template at<Pack<float, 2>>(model.shared.states) + row * warps;
+  // The published number of warps fits into registers.
+  constexpr int kLoaded = B::kPublished ? kStepMaxWarps : 1;
+  Pack<float, 2> loaded[kLoaded] = {};
+  if (B::kPublished) {
+    JAT_UNROLL
+    for (int warp = 0; warp + 1 < kLoaded; warp += 2) {
+      const Words two = load_words(states + warp);
+      loaded[warp] = {{bits_float(two.values[0]), bits_float(two.values[1])}};
+      loaded[warp + 1] = {{bits_float(two.values[2]), bits_float(two.values[3])}};
+    }
+  }
+  const auto state_of = [&](int warp) {
+    return B::kPublished ? loaded[B::kPublished ? warp : 0] : states[warp];
+  };
   const float* outs = block.template at<float>(model.shared.outs) + row * head_dim;
   float* partial =
-      block.template at<float>(model.shared.partial) + (block.share.rank * kStepRows + row) * (head_dim + 4);
+      block.template at<float>(model.shared.partial) + (block.rank() * kStepRows + row) * (head_dim + 4);
   Mbarrier* mbarrier = block.peers(kPeersSoftmax);
   float most = kMinusInfinity;
   JAT_UNROLL_BY(12)
-  for (int warp = 0; warp < warps; ++warp) most = fmaxf(most, states[warp].values[0]);
+  for (int warp = 0; warp < warps; ++warp) most = fmaxf(most, state_of(warp).values[0]);
   const float relative = anchor(most);
   JAT_UNROLL_BY(1)
   for (int column = 4 * (block.lane & 15); column < head_dim; column += 64) {
@@ -334,7 +354,7 @@ JAT_DEVICE void send_partial(B& block) {
     Pack<float, 4> value = {};
     JAT_UNROLL_BY(12)
     for (int warp = 0; warp < warps; ++warp) {
-      const Pack<float, 2> state = states[warp];
+      const Pack<float, 2> state = state_of(warp);
       const Words out = load_words(outs + warp * kStepRows * head_dim + column);
       const float scale = fast_exp(state.values[0] - relative);
       sum += scale * state.values[1];
@@ -364,9 +384,18 @@ JAT_DEVICE void combine(B& block) {
   const float* partial = block.template at<float>(model.shared.partial) + row * (head_dim + 4);
   W* attended =
       reinterpret_cast<W*>(block.template at<uint32_t>(model.shared.attended) + row * model.attended_stride);
+  Pack<float, 2> loaded[kUnroll] = {};  // of all ranks where they are few
+  const auto state_of = [&](int rank) {
+    return *reinterpret_cast<const Pack<float, 2>*>(partial + rank * stride + head_dim);
+  };
+  if (B::kPublished) {
+    JAT_UNROLL
+    for (int rank = 0; rank < kUnroll; ++rank) loaded[rank] = state_of(rank);
+  }
   float most = kMinusInfinity;
   JAT_UNROLL_BY(kUnroll)
-  for (int rank = 0; rank < size; ++rank) most = fmaxf(most, partial[rank * stride + head_dim]);
+  for (int rank = 0; rank < size; ++rank)
+    most = fmaxf(most, (B::kPublished ? loaded[B::kPublished ? rank : 0] : state_of(rank)).values[0]);
   const float relative = anchor(most);
   JAT_UNROLL_BY(1)
   for (int column = 2 * block.lane; column < head_dim; column += 64) {
@@ -374,7 +403,7 @@ JAT_DEVICE void combine(B& block) {
     Pack<float, 2> value = {};
     JAT_UNROLL_BY(kUnroll)
     for (int rank = 0; rank < size; ++rank) {
-      const auto state = *reinterpret_cast<const Pack<float, 2>*>(partial + rank * stride + head_dim);
+      const auto state = B::kPublished ? loaded[B::kPublished ? rank : 0] : state_of(rank);
       const auto part = *reinterpret_cast<const Pack<float, 2>*>(partial + rank * stride + column);
       const float scale = fast_exp(state.values[0] - relative);
       sum += scale * state.values[1];
@@ -397,7 +426,7 @@ class OutputProjection {
  public:
   JAT_DEVICE OutputProjection(B& block, int head)
       : block_(block),
-        again_(head != block.share.cluster),
+        again_(head != block.cluster()),
         count_(B::kPublished ? kPublishedHidden / kOutputTile / kPublishedClusterSize
                              : block.share.out_end - block.share.out_begin),
         halves_(B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16
@@ -458,7 +487,7 @@ JAT_DEVICE void attention(B& block, int layer, RowWeights<B>& loaded) {
   const StepModel& model = block.model;
   const int window = model.windows[layer];
   JAT_UNROLL_BY(1)
-  for (int head = block.share.cluster; head < model.num_heads; head += block.share.num_clusters) {
+  for (int head = block.cluster(); head < model.num_heads; head += block.num_clusters()) {
     trace(6);
     project_head(block, layer, head, loaded);
     loaded = {};  // its registers are needed

@@ -56,7 +56,7 @@ JAT_DEVICE void embed(B& block) {
   }
   block.barrier();
 
-  float* target = sums(block, 0) + begin;
+  float* target = block.template at<float>(sums_at(block, 0)) + begin;
   JAT_UNROLL_BY(1)
   for (int unit = block.thread; unit < kStepRows * quads; unit += block.num_threads()) {
     const int out_row = unit / quads, column = 4 * (unit - out_row * quads);

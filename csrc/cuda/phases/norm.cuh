@@ -79,6 +79,8 @@ JAT_DEVICE void normalise(B& block, Load load_weights, LoadMore load_more) {
   const int normed_at = computed(block.model.shared.normed + 4 * (row * block.model.normed_stride +
                                                                   swapped_word(column(0) / kPerWord<W>)));
 
+  const int added_at = computed(sums_at(block, block.number - 1) + 4 * (row * hidden + column(0)));
+
   load_weights();
   trace(3);
   if (has_bias)
@@ -89,7 +91,7 @@ JAT_DEVICE void normalise(B& block, Load load_weights, LoadMore load_more) {
   wait_for_sums(block);
   trace(5);
 
-  const float* added = sums(block, block.number - 1) + row * hidden + column(0);
+  const float* added = block.template at<float>(added_at);
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i)
     if (owns(i)) sum[i] = *reinterpret_cast<const Pack<float, 2>*>(added + behind(i));
