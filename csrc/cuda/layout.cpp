@@ -116,10 +116,6 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   shared.normed = take(std::max(rows * model.normed_stride, hidden), 4);
   shared.x = take(rows * hidden, 4);
   shared.sums = take(2 * rows * hidden, 4);
-  // Its first use is the embedding: each thread has four columns of a row, or more.
-  shared.parts = take(
-      std::max(model.cluster_size * rows * model.slice_stride, rows * model.slice_stride + 4 * 32 * warps),
-      4);
   shared.outputs = take((rows * model.slice_stride) << model.out_splits_log2, 4);
   shared.moments = take(warps, 8);
   shared.products = take(columns * rows * warps, 4);
@@ -128,7 +124,13 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   shared.new_keys = take(8 * head_dim, bytes);  // of which 6 are written: 8 keys are scored together
   shared.weights = take(warps * 9 * 4, 4);
   shared.states = take(rows * warps, 8);
-  shared.outs = take(warps * rows * head_dim, 4);
+  // One place for three uses: the embedding, of which each thread has four columns of a row, or more; sums of values,
+  // which all warps have read before the block sends anything of the attention's sum; and parts of the MLP's sum, which
+  // peers send when they have all of that.
+  shared.parts = shared.outs =
+      take(std::max({rows * model.slice_stride + 4 * 32 * warps, warps * rows * head_dim,
+                     model.cluster_size * rows * model.slice_stride}),
+           4);
   shared.partial = take(model.cluster_size * rows * (head_dim + 4), 4);
   shared.attended = take(rows * model.attended_stride, 4);
   shared.inner = take(rows * model.inner_stride, 4);

@@ -57,21 +57,17 @@ struct StepLayer {
 
 // Byte offsets into a block's shared memory; every one is a multiple of 128.
 struct StepShared {
-  int32_t full;    // mbarrier [kRingPieces]: the piece has received its bytes
-  int32_t empty;   // mbarrier [kRingPieces]: every computing warp has read the piece
-  int32_t peers;   // mbarrier [kPeersBarriers]: all cluster peers have written
-  int32_t ends;    // uint32 [kRingPieces], of the loader
-  int32_t share;   // StepShare
-  int32_t last;    // int32: this block is the last one to finish
-  int32_t normed;  // W [3, normed_stride words], the LayerNorm of x; for the head float [H]
-  int32_t x;       // float [3, H], the residual stream; each number is its owning thread's
-  int32_t sums;    // float [2, 3, H]: what is added to x, by even and odd sums; written by the whole cluster
-  int32_t
-      parts;  // float [cluster_size, 3, slice_stride]: parts of this block's slice of the sums of an MLP, written
-              // by the whole cluster; first the embedding
-  int32_t
-      outputs;  // float [1 << out_splits_log2, 3, slice_stride]: parts of the slice of the sums of the attention
-  int32_t moments;   // float2 [num_warps]: sums of x and of its squares
+  int32_t full;     // mbarrier [kRingPieces]: the piece has received its bytes
+  int32_t empty;    // mbarrier [kRingPieces]: every computing warp has read the piece
+  int32_t peers;    // mbarrier [kPeersBarriers]: all cluster peers have written
+  int32_t ends;     // uint32 [kRingPieces], of the loader
+  int32_t share;    // StepShare
+  int32_t last;     // int32: this block is the last one to finish
+  int32_t normed;   // W [3, normed_stride words], the LayerNorm of x; for the head float [H]
+  int32_t x;        // float [3, H], the residual stream; each number is its owning thread's
+  int32_t sums;     // float [2, 3, H]: what is added to x, by even and odd sums; written by the whole cluster
+  int32_t outputs;  // float [1 << out_splits_log2, 3, slice_stride]: parts of the slice of an attention's sum
+  int32_t moments;  // float2 [num_warps]: sums of x and of its squares
   int32_t products;  // float [columns, 3, num_warps]: each warp's part of q, k, v or of the neurons
   int32_t query;     // words [1 or 2 (rounded, rest), 3, query_stride], written by the whole cluster
   int32_t pages;     // {int32 first_page, num_pages} [num_layers]: the cached pages that this block reads
@@ -79,6 +75,9 @@ struct StepShared {
   int32_t weights;   // float [num_warps, 9, 4]: softmax of 8 keys, and the rescaling, of each row
   int32_t states;    // float2 [3, num_warps]: maximum and sum of each warp's softmax
   int32_t outs;      // float [num_warps, 3, head_dim]: each warp's sums of values
+  int32_t
+      parts;  // float [cluster_size, 3, slice_stride]: parts of the slice of an MLP's sum, written by the whole
+              // cluster; first the embedding. The same place as `outs`
   int32_t
       partial;  // float [cluster_size, 3, head_dim + 4]: values, maximum, sum; written by the whole cluster
   int32_t attended;  // W [3, attended_stride words]

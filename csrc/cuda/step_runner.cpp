@@ -94,14 +94,14 @@ void StepRunner::build_ladder() {
 
   // The largest layout of each size, and what is resident of it.
   std::vector<Rung> sizes;
-  std::string reason = "no cluster fits";
+  std::string reason = "no cluster fits", too_large;
   for (const int size : cluster_size > 0 ? std::vector<int>{cluster_size} : std::vector<int>{8, 4, 2, 1}) {
     model_.cluster_size = size;
     model_.num_blocks = (is_fixed ? num_clusters : std::max(facts_.num_sms / size, 1)) * size;
     try {
       lay_out(model_, options_.max_positions, facts_.shared_bytes_per_block, options_.max_slots);
     } catch (const std::invalid_argument& error) {
-      if (cluster_size > 0 || size == 1) throw;
+      too_large = error.what();
       continue;
     }
     const int resident = jat::max_active_clusters(model_, reason);
@@ -112,6 +112,7 @@ void StepRunner::build_ladder() {
                                " are needed" + (reason.empty() ? "" : "; " + reason));
     if (resident > 0) sizes.push_back({is_fixed ? num_clusters : resident, size, resident, false});
   }
+  if (sizes.empty() && !too_large.empty()) throw std::invalid_argument(too_large);
   if (sizes.empty()) throw std::runtime_error("max_active_clusters: " + reason);
 
   // A smaller cluster must gain an eighth, since each of its blocks has a larger part of the attention.
