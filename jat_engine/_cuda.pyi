@@ -73,10 +73,10 @@ class Step:
             kv_cache: W [num_layers, num_pages, 2, num_heads, 16, head_dim].
             input: addresses of host memory, read by `run`; one session. int32: query_start [2], context_lens [1],
                 start_offsets [1], page_table, positions [3], slot_mapping [3], source_sizes [3], value_starts [3],
-                head_sizes [1]; int64: source_ptrs [3], head_ptrs [1] (multiples of 16), head_bias_ptrs [1];
+                head_sizes [1]; int64: source_ptrs [3], head_ptrs [1] (both multiples of 16), head_bias_ptrs [1];
                 float32: values.
             output: float32 [capacity], host memory that the device can write (pinned, mapped).
-            fixed_order: sum in a fixed order, which is bitwise repeatable, with twice as many grid barriers.
+            fixed_order: has no effect: all sums are in a fixed order, and a step is bitwise repeatable.
             num_blocks, cluster_size, num_threads (that compute, a multiple of 96), max_slots: by default chosen for the
                 device.
             timeout_us: limit of each wait inside the step, in microseconds.
@@ -114,4 +114,4 @@ class Step:
     def slot_bytes(self) -> int: ...
     @property
     def num_grid_barriers(self) -> int:
-        """Grid barriers of a step."""
+        """Reductions over all blocks of a step, which are its barriers of the grid."""

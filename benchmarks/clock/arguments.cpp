@@ -1,8 +1,8 @@
 // Prints the arguments of the persistent kernel for a step of the published size, as its launch would pass them.
 //
 // Output: regions, each 16 bytes of name, the address and the size (uint64), and its bytes. "model" and "input" are the
-// kernel's arguments; other regions lie in global memory. Weights, keys and values are never read by the clock, so
-// they have addresses and no bytes. The counter of the grid barriers says that all blocks have arrived at all of them.
+// kernel's arguments; other regions lie in global memory. Weights, keys, values and packets are never read by the clock,
+// so they have addresses and no bytes.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -54,7 +54,6 @@ int main(int count, char** arguments) {
   jat::lay_out(model, kPositions, kSharedBytes, 64);
 
   static jat::StepControl control = {};
-  control.arrived = 0x3fffffff;
   static jat::StepLayer layers[kMostLayers];
   const size_t row = kHidden * sizeof(float), square = size_t{kHidden} * kHidden * 2;
   for (int index = 0; index < kMostLayers; ++index) {
@@ -74,7 +73,7 @@ int main(int count, char** arguments) {
   }
   model.layers = layers;
   model.control = &control;
-  model.sums = address<float>(3 * jat::kStepRows * row);
+  model.packets = address<jat::StepPacket>(jat::packet_bytes(model));
   model.final_norm_weight = address<const float>(row);
   model.final_norm_bias = address<const float>(row);
   model.position_table = address<const float>(kPositions * row);

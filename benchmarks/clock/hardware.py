@@ -23,10 +23,9 @@ COPY_US = 1.5
 """A copy node between pinned memory and the device, of some kilobytes (assumed: a round trip over the bus)."""
 BUS_GIGABYTES = 50.0
 """Copies of many bytes over PCIe 5.0 x16, per second."""
-GRID_BARRIER_US = 1.09
-"""A barrier of all blocks (others' reading of grid.sync on an H100)."""
-REDUCTION_US = 1.40
-"""The same with additions outstanding: the fence before the arrival waits for them (assumed 0.3 us more)."""
+PACKET_US = 0.7
+"""A packet from one block through L2 to all that poll for it (assumed: a barrier of all blocks, which is an addition in
+L2 on the way there and the same way back, takes 0.95 us on an H200)."""
 CLUSTER_BARRIER_US = 0.35
 """Stores to the shared memory of cluster peers until they have seen them (others' readings: 180 to 220 ns one way,
 and what the slowest of eight adds)."""

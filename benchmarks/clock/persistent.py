@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .hardware import CLOCK_GHZ, CLUSTER_BARRIER_US, PERSISTENT_LAUNCH_US, REDUCTION_US, Gpu, cycles_us
+from .hardware import CLOCK_GHZ, CLUSTER_BARRIER_US, PACKET_US, PERSISTENT_LAUNCH_US, Gpu, cycles_us
 from .interpret import PARAMETERS, Interpreter, Program
 from .machine import Multiprocessor, prepare
 from .memory import WARM, GlobalMemory, as_words
@@ -26,18 +26,17 @@ from .sass import disassemble
 FOLDER = Path(__file__).parent
 SOURCES = FOLDER.parent.parent / "csrc" / "cuda"
 
-VECTORS, GRID_WAITS, CLUSTER_WAITS = 1, (2,), (5, 8)
-"""Phases that run while other blocks arrive, or wait for others: a reading takes the place of their cycles."""
-ARRIVE, FINISH = 12, 14
+VECTORS, GRID_WAITS, CLUSTER_WAITS = 2, (3,), (1, 4, 7, 10)
+"""Phases that run while other blocks' numbers are on their way, or wait for them: a reading takes the place of their
+cycles."""
+FINISH = 15
 _HIDDEN_US = {
-    VECTORS: REDUCTION_US,
-    ARRIVE: REDUCTION_US,
+    VECTORS: PACKET_US,
     FINISH: PERSISTENT_LAUNCH_US,
     **dict.fromkeys(CLUSTER_WAITS, CLUSTER_BARRIER_US),
 }
 """Microseconds of a phase that are in a reading already; only more than these count.
 
-A reading of grid.sync begins with the barrier of a block and the release of its arrival, which is all that ARRIVE is.
 FINISH runs while the last store is on its way to the host: a kernel's own duration is longer by it, a call's is not.
 """
 
@@ -91,7 +90,7 @@ class PersistentStep:
     @property
     def waits_us(self) -> float:
         """Return the microseconds of all waits for other blocks; what a block does meanwhile takes less."""
-        return self.grid_barriers * REDUCTION_US + self.cluster_barriers * CLUSTER_BARRIER_US
+        return self.grid_barriers * PACKET_US + self.cluster_barriers * CLUSTER_BARRIER_US
 
     def stream_us(self, gpu: Gpu) -> float:
         """Return the microseconds that the step's bytes take at least."""

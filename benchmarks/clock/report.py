@@ -13,8 +13,8 @@ NOT_MODELLED = (
     "latency of L2 and device memory beyond one number each (270 and 650 cycles), and its growth under load",
     "misses of the instruction cache",
     "jitter of launches, the driver, and clocks below the highest one",
-    "contention of loads of several blocks on the same lines, and of additions: after each MLP of the persistent "
-    "kernel 73,728 vector additions go to 72 lines of 128 bytes, for which REDUCTION_US has 0.3 us",
+    "contention of loads of several blocks on the same lines: in each reduction of the persistent kernel every block "
+    "polls 23 KB of packets, which all clusters poll",
     "a programmatic edge between two kernels that saves less than the best of others' readings, PDL_SAVES_US",
     "phases of the persistent kernel that wait for their weights although the stream as a whole is shorter",
     "wgmma and bulk copies beyond their throughput",

@@ -12,13 +12,15 @@ constexpr int kRounds = 1000;
 constexpr int kHidden = 768, kRows = 3, kSums = kRows * kHidden;
 constexpr int kWarps = 12, kThreads = 32 * (kWarps + 1);  // the last warp loads
 constexpr int kSharedBytes = 220 * 1024;
-constexpr int kSlots = 12, kSlotBytes = 16 * 1024;
-constexpr int kHeadColumns = 24;  // of q, k and v of a head, by one of 8 blocks
+constexpr int kSlots = 11, kSlotBytes = 16 * 1024;
+constexpr int kPeers = 8, kSlice = kHidden / kPeers;  // columns of a block of a cluster of 8
+constexpr int kHeadColumns = 24;                      // of q, k and v of a head, by one of 8 blocks
 
 struct Arguments {
-  unsigned* counter;    // [64]: arrivals at 0, a flag that a wait took too long at 32
-  float* sums;          // [3, kSums]
-  const char* weights;  // streamed
+  unsigned* counter;         // [64]: arrivals at 0, a flag that a wait took too long at 32
+  float* sums;               // [3, kSums]
+  jat::StepPacket* packets;  // [3, clusters, kHidden]; no ticket of them is that of a round
+  const char* weights;       // streamed
   size_t weight_bytes;
   unsigned long long* times;  // cycles of block 0's rounds
   float* sink;
@@ -50,7 +52,28 @@ __device__ void consumers() { jat::consumer_barrier(32 * kWarps); }
 // Where shared memory has what: mbarriers, then an inbox, then the ring.
 __device__ jat::Mbarrier* mbarriers() { return reinterpret_cast<jat::Mbarrier*>(jat::shared_memory()); }
 __device__ float* inbox() { return reinterpret_cast<float*>(jat::shared_memory() + 1024); }
-__device__ char* slot(int index) { return jat::shared_memory() + 16 * 1024 + index * kSlotBytes; }
+__device__ char* slot(int index) { return jat::shared_memory() + 32 * 1024 + index * kSlotBytes; }
+
+// Additions to device memory, and a counter of all blocks that orders them.
+__device__ void add(float* target, float a) {
+  asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(target), "f"(a) : "memory");
+}
+__device__ void add(float* target, float a, float b) {
+  asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(target), "f"(a), "f"(b) : "memory");
+}
+__device__ void add(float* target, float a, float b, float c, float d) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target), "f"(a), "f"(b),
+               "f"(c), "f"(d)
+               : "memory");
+}
+__device__ void arrive(unsigned* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+__device__ bool has_reached(const unsigned* counter, unsigned value) {
+  unsigned count;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+  return count >= value;
+}
 
 // All blocks of the grid arrive, after they have added kSums floats by `kVector` at once; each reads the sums
 // and zeroes its share of the buffer after the next.
@@ -60,19 +83,19 @@ __device__ void reduce(const Arguments& a, const Bound& bound, int round, float&
   float* sums = a.sums + round % 3 * kSums;
   if constexpr (kVector > 0) {
     for (int i = thread * kVector; i < kSums; i += 32 * kWarps * kVector) {
-      if constexpr (kVector == 1) jat::add_global(sums + i, 1.0f);
-      if constexpr (kVector == 2) jat::add_global(sums + i, 1.0f, 1.0f);
-      if constexpr (kVector == 4) jat::add_global(sums + i, 1.0f, 1.0f, 1.0f, 1.0f);
+      if constexpr (kVector == 1) add(sums + i, 1.0f);
+      if constexpr (kVector == 2) add(sums + i, 1.0f, 1.0f);
+      if constexpr (kVector == 4) add(sums + i, 1.0f, 1.0f, 1.0f, 1.0f);
     }
   }
   consumers();
   if (thread == 0) {
-    jat::arrive_global(a.counter);
-    bound.wait([&] { return jat::has_reached(a.counter, (round + 1) * gridDim.x); });
+    arrive(a.counter);
+    bound.wait([&] { return has_reached(a.counter, (round + 1) * gridDim.x); });
   }
   consumers();
   if constexpr (kVector > 0) {
-    for (int i = thread; i < kSums; i += 32 * kWarps) total += jat::load_global(sums + i);
+    for (int i = thread; i < kSums; i += 32 * kWarps) total += __ldcg(sums + i);
     for (int i = kSums * blockIdx.x / gridDim.x + thread; i < kSums * (blockIdx.x + 1) / gridDim.x;
          i += 32 * kWarps)
       a.sums[(round + 2) % 3 * kSums + i] = 0;
@@ -113,6 +136,70 @@ __device__ void send(const Arguments& a, const Bound& bound, int round, float& t
   }
 }
 
+// The step's reduction (csrc/cuda/reduce.cuh) in its published size in clusters of 8. kParts: with the parts of an MLP.
+template <bool kParts>
+__device__ void exchange(const Arguments& a, const Bound& bound, int round, float& total) {
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, rank = blockIdx.x % kPeers;
+  const int clusters = gridDim.x / kPeers;
+  jat::Mbarrier* barriers = mbarriers() + 32;  // parts, even and odd sums
+  float* parts = inbox();
+  float* sums = inbox() + kSums + (round & 1) * kSums;
+  jat::Mbarrier* arrived = barriers + 1 + (round & 1);
+  if (thread == 0) {
+    if (kParts) jat::mbarrier_arrive_expect(barriers, kSums * sizeof(float));
+    jat::mbarrier_arrive_expect(arrived, kSums * sizeof(float));
+  }
+  consumers();
+  if constexpr (kParts) {
+    for (int tile = warp; tile < kHidden / 32; tile += kWarps) {
+      const int row = 2 * (lane & 3);
+      float* target = parts + (rank * kRows + row) * kSlice + tile % 3 * 32 + 4 * (lane >> 2);
+      if (row < kRows) jat::store_async(target, barriers, tile / 3, 1.0f, 1.0f, 1.0f, 1.0f);
+      if (row == 0) jat::store_async(target + kSlice, barriers, tile / 3, 1.0f, 1.0f, 1.0f, 1.0f);
+    }
+  }
+  const uint32_t ticket = round + 1;
+  jat::StepPacket* packets = a.packets + round % 3 * clusters * kHidden + rank * kSlice;
+  if (thread < kSlice) {
+    float sum[kRows] = {1, 1, 1};
+    if constexpr (kParts) {
+      bound.wait([&] { return jat::mbarrier_test_cluster(barriers, round & 1); });
+      for (int peer = 0; peer < kPeers; ++peer)
+        for (int row = 0; row < kRows; ++row) sum[row] += parts[(peer * kRows + row) * kSlice + thread];
+    }
+    jat::store_packet(packets + blockIdx.x / kPeers * kHidden + thread, sum[0], sum[1], sum[2], ticket);
+  }
+  const int quarter = lane & 3, quad = lane >> 2 & 3, column = thread >> 2;
+  float sum = 0;
+  jat::StepPacket found[4] = {};
+  bool is_missing[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) is_missing[i] = quarter + 4 * i < clusters;
+  bound.wait([&] {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (is_missing[i]) found[i] = jat::load_packet(packets + (quarter + 4 * i) * kHidden + column, ticket);
+    bool is_any = false;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      is_missing[i] = is_missing[i] && found[i].ticket != ticket;
+      is_any = is_any || is_missing[i];
+    }
+    return !is_any;
+  });
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum += found[i].values[0] + found[i].values[1] + found[i].values[2];
+  sum += jat::shuffle_xor(sum, 1);
+  sum += jat::shuffle_xor(sum, 2);
+  const float of[4] = {sum, jat::shuffle_xor(sum, 4), jat::shuffle_xor(sum, 8), jat::shuffle_xor(sum, 12)};
+  if (quarter < kRows)
+    for (int peer = quad; peer < kPeers; peer += 4)
+      jat::store_async(sums + quarter * kHidden + rank * kSlice + (column & ~3), arrived, peer, of[0], of[1],
+                       of[2], of[3]);
+  bound.wait([&] { return jat::mbarrier_test_cluster(arrived, round >> 1 & 1); });
+  for (int i = thread; i < kSums; i += 32 * kWarps) total += sums[i];
+}
+
 enum class What {
   kNothing,
   kBarrier,
@@ -125,6 +212,8 @@ enum class What {
   kReduce1,
   kReduce2,
   kReduce4,
+  kPackets,
+  kPartsAndPackets,
   kFence,
   kFenceAfterAdds,
   kSystemFence
@@ -142,9 +231,11 @@ __device__ void play(const Arguments& a, const Bound& bound, int round, float& t
   if constexpr (kWhat == What::kReduce1) reduce<1>(a, bound, round, total);
   if constexpr (kWhat == What::kReduce2) reduce<2>(a, bound, round, total);
   if constexpr (kWhat == What::kReduce4) reduce<4>(a, bound, round, total);
+  if constexpr (kWhat == What::kPackets) exchange<false>(a, bound, round, total);
+  if constexpr (kWhat == What::kPartsAndPackets) exchange<true>(a, bound, round, total);
   if constexpr (kWhat == What::kFence) __threadfence();
   if constexpr (kWhat == What::kFenceAfterAdds) {
-    jat::add_global(a.sums + threadIdx.x % (kSums / 4) * 4, 1.0f, 1.0f, 1.0f, 1.0f);
+    add(a.sums + threadIdx.x % (kSums / 4) * 4, 1.0f, 1.0f, 1.0f, 1.0f);
     __threadfence();
   }
   if constexpr (kWhat == What::kSystemFence) {
@@ -183,6 +274,7 @@ __global__ void __launch_bounds__(kThreads, 1) rounds(Arguments a) {
     constexpr bool kSends = kWhat == What::kSend1 || kWhat == What::kSend2 || kWhat == What::kSend4;
     for (int i = 0; i < 2; ++i) jat::mbarrier_init(mbarriers() + i, kSends ? 1 : a.cluster_size);
     for (int i = 0; i < kSlots; ++i) jat::mbarrier_init(mbarriers() + 2 + i, 1);
+    for (int i = 0; i < 3; ++i) jat::mbarrier_init(mbarriers() + 32 + i, 1);
     jat::mbarrier_init_fence();
     finished = 0;
   }
@@ -242,19 +334,21 @@ std::string measure(int multiprocessors, int cluster_size, const DeviceBuffer<ch
             blocks = clusters * cluster_size;
   if (clusters < 1) throw std::runtime_error("no cluster is resident");
   DeviceBuffer<unsigned> words(64);
+  DeviceBuffer<jat::StepPacket> packets(size_t{3} * clusters * kHidden);
   DeviceBuffer<float> sums(3 * kSums), sink(static_cast<size_t>(blocks) * kThreads);
   DeviceBuffer<unsigned long long> times(kRounds);
   Stream stream;
   double kernel_us = 0;
   for (int repeat = 0; repeat < 2; ++repeat) {  // the first is warm-up
     CHECK(cudaMemset(words.data, 0, 64 * sizeof(unsigned)));
+    CHECK(cudaMemset(packets.data, 0, size_t{3} * clusters * kHidden * sizeof(jat::StepPacket)));
     CHECK(cudaDeviceSynchronize());
     cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config = config_of(attributes, blocks, cluster_size, kSharedBytes);
     config.stream = stream.stream;
     config.numAttrs = 2;
-    const Arguments arguments = {words.data, sums.data, weights.data, weight_bytes,
-                                 times.data, sink.data, cluster_size};
+    const Arguments arguments = {words.data,   sums.data,  packets.data, weights.data,
+                                 weight_bytes, times.data, sink.data,    cluster_size};
     Event begin, end;
     CHECK(cudaEventRecord(begin.event, stream.stream));
     cudaError_t launched = cudaLaunchKernelEx(&config, kernel, arguments);
@@ -320,6 +414,9 @@ inline void measure_step_primitives(Report& report, int multiprocessors) {
     JAT_MEASURE("grid barrier with 9 KB by red.v2", kReduce2, false);
     JAT_MEASURE("grid barrier with 9 KB by red.v4", kReduce4, false);
     JAT_MEASURE("grid barrier with 9 KB by red.v4, while weights stream", kReduce4, true);
+    JAT_MEASURE("sums by packets", kPackets, false);
+    JAT_MEASURE("sums by packets, with parts of the cluster", kPartsAndPackets, false);
+    JAT_MEASURE("sums by packets, with parts of the cluster, while weights stream", kPartsAndPackets, true);
     JAT_MEASURE("fence for the GPU", kFence, false);
     JAT_MEASURE("fence for the GPU behind a red.v4 of each thread", kFenceAfterAdds, false);
     JAT_MEASURE("fence for the host behind a store of each thread", kSystemFence, false);

@@ -68,14 +68,19 @@ def span_us(step: Sequence[Event]) -> float:
 
 
 def table(steps: Sequence[Sequence[Event]]) -> list[dict[str, Any]]:
-    """Return a row for each phase: how often a step has it, and microseconds, of the average block."""
-    blocks = {block for step in steps for block, _, _ in step}
+    """Return a row for each phase: how often a step has it, and microseconds, of the average block and of each.
+
+    The last block has the most neurons, and its cluster may have no head.
+    """
+    blocks = sorted({block for step in steps for block, _, _ in step})
     microseconds: dict[int, list[float]] = {}
+    of_block: dict[tuple[int, int], float] = {}
     for step in steps:
         for block in blocks:
             own = sorted((time, phase) for b, phase, time in step if b == block)
             for (begin, phase), (end, _) in itertools.pairwise(own):
                 microseconds.setdefault(phase, []).append((end - begin) / 1e3)
+                of_block[phase, block] = of_block.get((phase, block), 0.0) + (end - begin) / 1e3
     runs = len(steps) * len(blocks)
     return [
         {
@@ -84,6 +89,7 @@ def table(steps: Sequence[Sequence[Event]]) -> list[dict[str, Any]]:
             "us each, median": median(found),
             "us each, longest": max(found),
             "us a step": sum(found) / runs,
+            **{f"block {block}": of_block.get((phase, block), 0.0) / len(steps) for block in blocks},
         }
         for phase, found in sorted(microseconds.items())
     ]

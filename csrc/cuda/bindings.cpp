@@ -154,8 +154,8 @@ std::unique_ptr<Step> make_step(int hidden, int num_heads, int head_dim, int inn
                                 uintptr_t final_norm_weight, uintptr_t final_norm_bias,
                                 uintptr_t position_table, uintptr_t continuous_bias, uintptr_t kv_cache,
                                 int num_pages, const py::dict& input, uintptr_t output, int capacity,
-                                bool fixed_order, int num_blocks, int cluster_size, int num_threads,
-                                int64_t timeout_us, int device, int max_slots) {
+                                bool /*fixed_order: all sums are*/, int num_blocks, int cluster_size,
+                                int num_threads, int64_t timeout_us, int device, int max_slots) {
   expect(hidden >= 1, "hidden: expected at least 1, got " + std::to_string(hidden));
   expect(num_threads >= 0 && num_threads % 32 == 0,
          "num_threads: expected a multiple of 32, got " + std::to_string(num_threads));
@@ -173,7 +173,6 @@ std::unique_ptr<Step> make_step(int hidden, int num_heads, int head_dim, int inn
   model.num_layers = num_layers;
   model.num_pages = num_pages;
   model.type = to_type(weight_dtype);
-  model.fixed_order = fixed_order;
   model.num_warps = num_threads > 0 ? num_threads / 32 : default_num_warps(hidden);
   std::vector<StepLayer> step_layers;
   for (int i = 0; i < num_layers; ++i) {

@@ -41,6 +41,7 @@ template <typename W, int kHidden>
 struct Block {
   using Weight = W;
   static constexpr bool kPublished = kHidden > 0;
+  static constexpr int kPublishedSlice = kPublishedHidden / kPublishedClusterSize;
   // Operands of several products fit into registers together.
   static constexpr bool kIsFast = kPublished && sizeof(W) == 2;
   // Pairs of adjacent columns of a row of x that a thread owns.
@@ -57,8 +58,9 @@ struct Block {
   // columns 2 lane, 2 lane + 1 of each 64 that it takes.
   int row, row_part;
   float mean;         // of the row, at the LayerNorm before
-  int number;         // of the current sum
+  int number;         // of the current sum; see reduce.cuh
   uint32_t meetings;  // pairs of cluster barriers passed
+  bool is_whole;      // no wait for cluster peers of this thread has taken too long
 
   JAT_DEVICE Block(const StepModel& sizes, const StepInput& inputs, char* memory, const SpinTimeout& bound)
       : model(sizes),
@@ -70,7 +72,8 @@ struct Block {
         thread(thread_index()),
         mean(0),
         number(0),
-        meetings(0) {
+        meetings(0),
+        is_whole(true) {
     begin_phase();
   }
 
@@ -94,6 +97,25 @@ struct Block {
   JAT_DEVICE int k_pairs() const {
     return kPublished ? kHidden * static_cast<int>(sizeof(W)) / 64 : model.k_pairs;
   }
+  // Where this block is; in the published size known without a load.
+  static JAT_DEVICE unsigned index() { return static_cast<unsigned>(block_index()); }
+  JAT_DEVICE int rank() const {
+    return kPublished ? static_cast<int>(index() % kPublishedClusterSize) : share.rank;
+  }
+  JAT_DEVICE int cluster() const {
+    return kPublished ? static_cast<int>(index() / kPublishedClusterSize) : share.cluster;
+  }
+  JAT_DEVICE int num_clusters() const {
+    return kPublished ? static_cast<int>(static_cast<unsigned>(model.num_blocks) / kPublishedClusterSize)
+                      : share.num_clusters;
+  }
+  JAT_DEVICE int cluster_size() const { return kPublished ? kPublishedClusterSize : model.cluster_size; }
+  // Of this block's slice of the columns of x: those of its output tiles of out_proj. See reduce.cuh.
+  JAT_DEVICE int slice_begin() const { return kPublished ? rank() * kPublishedSlice : share.slice_begin; }
+  JAT_DEVICE int slice_columns() const { return kPublished ? kPublishedSlice : share.slice_columns; }
+  JAT_DEVICE int slice_stride() const { return kPublished ? kPublishedSlice : model.slice_stride; }
+  // Warps that share an output tile of out_proj.
+  JAT_DEVICE int out_splits_log2() const { return kPublished ? 2 : model.out_splits_log2; }
   JAT_DEVICE int output_tiles() const { return kPublished ? kHidden / kOutputTile : model.output_tiles; }
 
   template <typename T>
@@ -104,19 +126,27 @@ struct Block {
   JAT_DEVICE void barrier() const { consumer_barrier(num_threads()); }
 
   JAT_DEVICE Mbarrier* peers(int which) const { return at<Mbarrier>(model.shared.peers) + which; }
-  // Say how many bytes the cluster sends to one of them in a round, its q, k and v or its partial softmax: before the
-  // first round and after each.
+  // Say how many bytes the cluster sends to one of them in a round. By one thread, before the first round and, when it
+  // has waited for a round, at any time before the next wait; so it is done where the thread would wait anyhow.
   JAT_DEVICE void expect_peers(int which) const {
-    if (thread != 0) return;
-    const int numbers = which == 0 ? head_dim() * static_cast<int>(sizeof(float) + 2 * sizeof(W))
-                                   : model.cluster_size * (head_dim() + 2) * static_cast<int>(sizeof(float));
-    mbarrier_arrive_expect(peers(which), kStepRows * numbers);
+    if (!is_whole) return;  // the round has not ended, and an arrival more than it expects is undefined
+    const int word = static_cast<int>(sizeof(float));
+    const int bytes = which == kPeersQkv       ? head_dim() * (word + 2 * static_cast<int>(sizeof(W)))
+                      : which == kPeersSoftmax ? cluster_size() * (head_dim() + 2) * word
+                      : which == kPeersParts   ? cluster_size() * slice_columns() * word
+                                               : hidden() * word;
+    mbarrier_arrive_expect(peers(which), kStepRows * bytes);
   }
-  // Wait until all of the cluster's numbers of this round are here. The two barriers alternate, so a peer sends
-  // to one of them again only when this block has passed it: the other one was in between.
+  // Whether this thread says so for barriers at which all threads wait. Its warp has less to do than the first ones.
+  JAT_DEVICE bool announces() const { return thread == num_threads() - 32; }
+  // Wait until all of the cluster's numbers of this round, whose parity is given, are here.
+  JAT_DEVICE void wait(int which, uint32_t parity) {
+    is_whole = timeout.wait([&] { return mbarrier_test_cluster(peers(which), parity); }) && is_whole;
+  }
+  // Wait for q, k and v or the partial softmax of a head. The two barriers alternate, so a peer sends to one of them
+  // again only when this block has passed it: the other one was in between.
   JAT_DEVICE void wait_for_peers(int which) {
-    // After a timeout the phase has not ended, and an arrival more than it expects is undefined.
-    if (timeout.wait([&] { return mbarrier_test_cluster(peers(which), meetings & 1); })) expect_peers(which);
+    wait(which, meetings & 1);
     meetings += which;
   }
 };

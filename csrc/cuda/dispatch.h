@@ -11,7 +11,7 @@ namespace jat {
 template <typename W, typename Visit>
 decltype(auto) dispatch_size(const StepModel& model, Visit&& visit) {
   if (model.hidden == kPublishedHidden && model.head_dim == kPublishedHeadDim &&
-      model.num_warps == kStepMaxWarps)
+      model.num_warps == kStepMaxWarps && model.cluster_size == kPublishedClusterSize)
     return visit.template operator()<W, kPublishedHidden>();
   return visit.template operator()<W, 0>();
 }

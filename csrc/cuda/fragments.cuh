@@ -6,7 +6,7 @@
 // are adjacent in memory.
 #pragma once
 
-#include "reduce.cuh"
+#include "block.cuh"
 
 namespace jat {
 
@@ -47,56 +47,61 @@ JAT_DEVICE void multiply_swapped(float (&c)[4], float (&d)[4], const Words& a, c
   mma<W>(d, a.values, b.values[2], b.values[3]);
 }
 
-// Where a lane stores its products of the first of some groups: float [columns, 3 (rows), num_warps].
+// Where a lane stores its products of a group: float [columns, 3 (rows), num_warps].
 template <typename B>
 JAT_DEVICE int first_product(const B& block) {
   return (2 * (block.lane & 3) * kStepRows + (block.lane >> 2)) * block.num_warps();
 }
 
-// Store what a warp has of the products with some groups. target: of this lane, first_product.
-template <int kGroups, typename B>
-JAT_DEVICE void store_products(const B& block, const float (&c)[kGroups][4], const float (&d)[kGroups][4],
-                               float* target) {
+// Store what a warp has of the products with a group. target: of this lane, first_product.
+template <typename B>
+JAT_DEVICE void store_products(const B& block, const float (&c)[4], const float (&d)[4], float* target) {
   if ((block.lane >> 2) >= kStepRows) return;
   JAT_UNROLL
-  for (int group = 0; group < kGroups; ++group) {
-    JAT_UNROLL
-    for (int i = 0; i < 2; ++i)
-      target[(group * kGroup + i) * kStepRows * block.num_warps()] = c[group][i] + d[group][2 + i];
-  }
+  for (int i = 0; i < 2; ++i) target[i * kStepRows * block.num_warps()] = c[i] + d[2 + i];
 }
 
-// Groups of 8 rows of H weights of a block, or of neurons, in the published size on 128 SMs.
+// Groups of 8 rows of H weights of a block, or of neurons, in the published size on 128 blocks; on 120, some have one
+// group of neurons more.
 constexpr int kBlockGroups = 3;
+constexpr int kMostBlockGroups = kBlockGroups + 1;
 
 // This warp's share of a block's rows of H weights, loaded before the activations are there.
 template <typename B>
 struct RowWeights {
   static constexpr int kShare =
       B::kIsFast ? kPublishedHidden * static_cast<int>(sizeof(typename B::Weight)) / 64 / kStepMaxWarps : 1;
-  static constexpr int kGroups = B::kIsFast ? kBlockGroups : 1;
+  static constexpr int kGroups = B::kIsFast ? kMostBlockGroups : 1;
 
   Words values[kShare][kGroups] = {};
   float bias = 0;      // of row `lane`
   int inputs_at = 0;   // activations_at
   int outputs_at = 0;  // bytes, in shared memory, of this lane's first product
-  bool is_loaded = false;
+  int groups = 0;      // that are loaded: none, kBlockGroups or kMostBlockGroups
+
+  // Call use(group) for those that are loaded, of which there are some.
+  template <typename Use>
+  JAT_DEVICE void for_all_groups(Use use) const {
+    JAT_UNROLL
+    for (int group = 0; group < kGroups; ++group)
+      if (group < kBlockGroups || groups > kBlockGroups) use(group);
+  }
 
   // Load `count` groups if there is room for so many. has_bias: the piece holds the rows' biases too.
   JAT_DEVICE void load(B& block, int count, bool has_bias) {
-    is_loaded = B::kIsFast && count == kBlockGroups && block.model.piece_groups >= kBlockGroups;
-    if (!is_loaded) return;
-    const int pairs = block.k_pairs(), words = kGroups * pairs * 32;
+    if (!B::kIsFast || count < kBlockGroups || count > kMostBlockGroups || block.model.piece_groups < count)
+      return;
+    groups = count;
+    const int pairs = block.k_pairs(), words = count * pairs * 32;
     const char* piece = block.ring.take(words * static_cast<int>(sizeof(Words)) +
-                                        (has_bias ? kGroups * kGroup * static_cast<int>(sizeof(float)) : 0));
+                                        (has_bias ? count * kGroup * static_cast<int>(sizeof(float)) : 0));
     const Words* weights = reinterpret_cast<const Words*>(piece) + block.warp * 32 + block.lane;
-    JAT_UNROLL
-    for (int i = 0; i < kShare; ++i) {
+    for_all_groups([&](int group) {
       JAT_UNROLL
-      for (int group = 0; group < kGroups; ++group)
+      for (int i = 0; i < kShare; ++i)
         values[i][group] = load_words(weights + (group * pairs + i * kStepMaxWarps) * 32);
-    }
-    if (has_bias && block.lane < kGroups * kGroup)
+    });
+    if (has_bias && block.lane < count * kGroup)
       bias = reinterpret_cast<const float*>(piece + words * sizeof(Words))[block.lane];
     block.ring.give_back(block.lane);
     inputs_at = computed(block.model.shared.normed + 4 * activations_at(block));
@@ -104,22 +109,19 @@ struct RowWeights {
   }
 };
 
-// This warp's part of the products with kGroups groups of 8 rows of H weights, summed over its share of k.
-//   weights   the groups, packed
-//   products  of this warp, and of the first of the groups
-template <int kGroups, typename B>
-JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* products) {
+// This warp's part of the products with a group of 8 rows of H weights, summed over its share of k.
+//   weights   the group, packed
+//   products  of this warp, and of the group
+template <typename B>
+JAT_DEVICE void multiply_group(const B& block, const Words* weights, float* products) {
   using W = typename B::Weight;
-  float c[kGroups][4] = {}, d[kGroups][4] = {};
+  float c[4] = {}, d[4] = {};
   const int pairs = block.k_pairs();
   const uint32_t* inputs = block.template at<uint32_t>(block.model.shared.normed) + activations_at(block);
   JAT_UNROLL_BY(1)
   for (int pair = block.warp; pair < pairs; pair += block.num_warps()) {
     const Words a = load_words(inputs + 16 * (pair - block.warp));
-    JAT_UNROLL
-    for (int group = 0; group < kGroups; ++group)
-      multiply_swapped<W>(c[group], d[group], a,
-                          load_words(weights + (group * pairs + pair) * 32 + block.lane));
+    multiply_swapped<W>(c, d, a, load_words(weights + pair * 32 + block.lane));
   }
   store_products(block, c, d, products + first_product(block));
 }
@@ -128,19 +130,18 @@ JAT_DEVICE void multiply_groups(const B& block, const Words* weights, float* pro
 template <typename B>
 JAT_DEVICE void multiply_loaded(const B& block, const RowWeights<B>& weights) {
   using W = typename B::Weight;
-  constexpr int kShare = RowWeights<B>::kShare, kGroups = RowWeights<B>::kGroups;
-  float c[kGroups][4] = {}, d[kGroups][4] = {};
+  constexpr int kShare = RowWeights<B>::kShare;
   Words a[kShare];
   const uint32_t* inputs = block.template at<uint32_t>(weights.inputs_at);
   JAT_UNROLL
   for (int i = 0; i < kShare; ++i) a[i] = load_words(inputs + 16 * i * kStepMaxWarps);
-  JAT_UNROLL
-  for (int i = 0; i < kShare; ++i) {
+  float* products = block.template at<float>(weights.outputs_at);
+  weights.for_all_groups([&](int group) {
+    float c[4] = {}, d[4] = {};
     JAT_UNROLL
-    for (int group = 0; group < kGroups; ++group)
-      multiply_swapped<W>(c[group], d[group], a[i], weights.values[i][group]);
-  }
-  store_products(block, c, d, block.template at<float>(weights.outputs_at));
+    for (int i = 0; i < kShare; ++i) multiply_swapped<W>(c, d, a[i], weights.values[i][group]);
+    store_products(block, c, d, products + group * kGroup * kStepRows * block.num_warps());
+  });
 }
 
 // Multiply `count` groups, the pieces of the ring that hold them, and let done(piece, first, count) read more of
@@ -155,14 +156,9 @@ JAT_DEVICE void multiply_rows(B& block, int count, int bias_bytes, Done done) {
     const char* piece =
         block.ring.take(groups * (group_words * static_cast<int>(sizeof(Words)) + bias_bytes));
     const Words* weights = reinterpret_cast<const Words*>(piece);
-    float* target = products + first * group_products;
-    if (B::kIsFast && groups == 4) {  // of the published size on 120 SMs
-      multiply_groups<4>(block, weights, target);
-    } else {
-      JAT_UNROLL_BY(1)
-      for (int group = 0; group < groups; ++group)
-        multiply_groups<1>(block, weights + group * group_words, target + group * group_products);
-    }
+    JAT_UNROLL_BY(1)
+    for (int group = 0; group < groups; ++group)
+      multiply_group(block, weights + group * group_words, products + (first + group) * group_products);
     done(piece + groups * group_words * sizeof(Words), first, groups);
     block.ring.give_back(block.lane);
   }
@@ -188,10 +184,10 @@ JAT_DEVICE float sum_products(const B& block, int row, int column) {
 }
 
 // What kHalves half-tiles of k add to an output tile: products of 32 outputs with three rows.
-//   w            4 words of each half-tile
+//   w            4 words of each half-tile, of which the first are used
 //   activations  of row lane / 4 from word lane % 4 of the first half-tile on
-template <typename W, int kHalves>
-JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words (&w)[kHalves], const uint32_t* activations,
+template <typename W, int kHalves, int kCount>
+JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words (&w)[kCount], const uint32_t* activations,
                               bool is_row) {
   uint32_t b[kHalves];
   JAT_UNROLL
@@ -219,7 +215,7 @@ JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride
   Words w[kHalves];
   JAT_UNROLL
   for (int half = 0; half < kHalves; ++half) w[half] = load_words(weights + half * stride);
-  multiply_tile<W>(c, w, activations, is_row);
+  multiply_tile<W, kHalves>(c, w, activations, is_row);
 }
 
 // The same for any number of half-tiles.
@@ -231,24 +227,6 @@ JAT_DEVICE void multiply_tile(float (&c)[2][4], const Words* weights, int stride
   for (; half + 1 < halves; half += 2)
     multiply_tile<2, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
   if (half < halves) multiply_tile<1, W>(c, weights + half * stride, stride, activations + 4 * half, is_row);
-}
-
-// Publish the results of multiply_tile. A lane holds 4 adjacent outputs, of rows 0 and 1, or of row 2.
-template <typename B>
-JAT_DEVICE void publish_tile(const B& block, int contributor, int tile, const float (&c)[2][4], bool again) {
-  const int column = tile * kOutputTile + 4 * (block.lane >> 2), row = 2 * (block.lane & 3);
-  if (!B::kPublished && column >= block.hidden()) return;
-  const Pack<float, 4> first = {{c[0][0], c[0][2], c[1][0], c[1][2]}},
-                       second = {{c[0][1], c[0][3], c[1][1], c[1][3]}};
-  const int rows = block.input.num_rows - row;
-  float* target = destination(block, contributor) + row * block.hidden() + column;
-  if (block.model.fixed_order) {
-    if (rows > 0) add_part(target, first, again);
-    if (rows > 1) add_part(target + block.hidden(), second, again);
-  } else {
-    if (rows > 0) add_sum(target, first);
-    if (rows > 1) add_sum(target + block.hidden(), second);
-  }
 }
 
 #endif  // JAT_HAS_CLUSTERS

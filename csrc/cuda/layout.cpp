@@ -72,6 +72,16 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   const int block_groups = ceil_div(groups, model.num_blocks);
   model.block_neurons = block_groups * kGroup;
 
+  // A slice is whole output tiles of out_proj.
+  const int tiles = ceil_div(model.output_tiles, model.cluster_size);
+  model.slice_stride = tiles * kOutputTile;
+  // The head's dimension is split over warps while each of them gets pairs of half-tiles, the operands of a
+  // whole tile.
+  model.out_splits_log2 = 0;
+  while ((tiles << (model.out_splits_log2 + 1)) <= model.num_warps &&
+         model.head_half_tiles % (4 << model.out_splits_log2) == 0)
+    ++model.out_splits_log2;
+
   // Strides for which the lanes of a load meet different banks.
   const int row_words = model.k_pairs * 16;
   model.normed_stride = row_words % 32 == 0 ? row_words + 16 : row_words;
@@ -99,12 +109,14 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   const int rows = kStepRows, warps = model.num_warps;
   shared.full = take(kRingPieces, 8);
   shared.empty = take(kRingPieces, 8);
-  shared.peers = take(2, 8);
+  shared.peers = take(kPeersBarriers, 8);
   shared.ends = take(kRingPieces, 4);
   shared.share = take(1, sizeof(StepShare));
   shared.last = take(1, 4);
   shared.normed = take(std::max(rows * model.normed_stride, hidden), 4);
   shared.x = take(rows * hidden, 4);
+  shared.sums = take(2 * rows * hidden, 4);
+  shared.outputs = take((rows * model.slice_stride) << model.out_splits_log2, 4);
   shared.moments = take(warps, 8);
   shared.products = take(columns * rows * warps, 4);
   shared.query = take((bytes == 4 ? 1 : 2) * rows * model.query_stride, 4);
@@ -112,7 +124,13 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   shared.new_keys = take(8 * head_dim, bytes);  // of which 6 are written: 8 keys are scored together
   shared.weights = take(warps * 9 * 4, 4);
   shared.states = take(rows * warps, 8);
-  shared.outs = take(warps * rows * head_dim, 4);
+  // One place for three uses: the embedding, of which each thread has four columns of a row, or more; sums of values,
+  // which all warps have read before the block sends anything of the attention's sum; and parts of the MLP's sum, which
+  // peers send when they have all of that.
+  shared.parts = shared.outs =
+      take(std::max({rows * model.slice_stride + 4 * 32 * warps, warps * rows * head_dim,
+                     model.cluster_size * rows * model.slice_stride}),
+           4);
   shared.partial = take(model.cluster_size * rows * (head_dim + 4), 4);
   shared.attended = take(rows * model.attended_stride, 4);
   shared.inner = take(rows * model.inner_stride, 4);
@@ -134,22 +152,13 @@ void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slot
   model.piece_pages = piece / (2 * page_bytes);
   model.piece_neurons = piece / neuron_bytes;
   model.piece_head_rows = piece / (hidden * 4);
-
-  // The head's dimension is split over warps while each of them gets pairs of half-tiles, the operands of a
-  // whole tile. A fixed order has one part for each head.
-  const int tiles = ceil_div(model.output_tiles, model.cluster_size);
-  model.out_splits_log2 = 0;
-  while (!model.fixed_order && (tiles << (model.out_splits_log2 + 1)) <= warps &&
-         model.head_half_tiles % (4 << model.out_splits_log2) == 0)
-    ++model.out_splits_log2;
 }
 
-int num_grid_barriers(const StepModel& model) {
-  const int sums = 1 + kReductionsPerLayer * model.num_layers;
-  return model.fixed_order ? 2 * sums : sums;
-}
+int num_grid_barriers(const StepModel& model) { return kReductionsPerLayer * model.num_layers; }
 
-int num_contributors(const StepModel& model) { return std::max(model.num_blocks, model.num_heads); }
+int64_t packet_bytes(const StepModel& model) {
+  return int64_t{3} * (model.num_blocks / model.cluster_size) * model.hidden * sizeof(StepPacket);
+}
 
 int64_t bytes_per_step(const StepModel& model, int context_len) {
   const int64_t hidden = model.hidden, inner = model.inner, bytes = type_bytes(model.type);

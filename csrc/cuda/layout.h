@@ -21,11 +21,11 @@ int default_num_warps(int hidden);
 // Throws std::invalid_argument, which names what does not fit.
 void lay_out(StepModel& model, int max_positions, int shared_limit, int max_slots);
 
-// The number of grid barriers of a step.
+// The number of reductions over all blocks of a step; each of them is a barrier of the grid.
 int num_grid_barriers(const StepModel& model);
 
-// The number of rows [3, H] in `parts` when sums are taken in a fixed order.
-int num_contributors(const StepModel& model);
+// Bytes of `packets`.
+int64_t packet_bytes(const StepModel& model);
 
 // Bytes of device memory that a step must read at least once: weights, norms, biases, keys and values.
 int64_t bytes_per_step(const StepModel& model, int context_len);

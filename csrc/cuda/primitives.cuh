@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "step.h"
+
 #define JAT_DEVICE __device__ __forceinline__
 #define JAT_KERNEL __global__
 #define JAT_ARGUMENT const __grid_constant__
@@ -310,41 +312,39 @@ JAT_DEVICE void mma_half(float (&c)[4], const uint32_t (&a)[2], uint32_t b) {
 
 // ---- device memory
 
-// Relaxed additions; the counter of the grid barrier orders them.
-JAT_DEVICE void add_global(float* target, float value) {
-  asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(target), "f"(value) : "memory");
+// The sums of a column and their ticket, as one number of 128 bits: whoever loads a packet sees one that was stored,
+// and no mixture of two. Relaxed, since a packet publishes nothing but itself. Both bypass the L1 cache.
+JAT_DEVICE void store_packet(StepPacket* target, float a, float b, float c, uint32_t ticket) {
+  asm volatile(
+      "{\n"
+      ".reg .b128 packet;\n"
+      ".reg .b64 low, high;\n"
+      "mov.b64 low, {%1, %2};\n"
+      "mov.b64 high, {%3, %4};\n"
+      "mov.b128 packet, {low, high};\n"
+      "st.relaxed.gpu.global.b128 [%0], packet;\n"
+      "}" ::"l"(target),
+      "f"(a), "f"(b), "f"(c), "r"(ticket)
+      : "memory");
 }
-JAT_DEVICE void add_global(float* target, float first, float second) {
-  asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(target), "f"(first), "f"(second)
-               : "memory");
-}
-// target is a multiple of 16.
-JAT_DEVICE void add_global(float* target, float a, float b, float c, float d) {
-  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target), "f"(a), "f"(b),
-               "f"(c), "f"(d)
-               : "memory");
+// ticket: the one that is waited for. The caller compares.
+JAT_DEVICE StepPacket load_packet(const StepPacket* source, uint32_t /*ticket*/) {
+  StepPacket packet;
+  asm volatile(
+      "{\n"
+      ".reg .b128 packet;\n"
+      ".reg .b64 low, high;\n"
+      "ld.relaxed.gpu.global.b128 packet, [%4];\n"
+      "mov.b128 {low, high}, packet;\n"
+      "mov.b64 {%0, %1}, low;\n"
+      "mov.b64 {%2, %3}, high;\n"
+      "}"
+      : "=f"(packet.values[0]), "=f"(packet.values[1]), "=f"(packet.values[2]), "=r"(packet.ticket)
+      : "l"(source)
+      : "memory");
+  return packet;
 }
 
-// Reads what other blocks wrote before a grid barrier, so it bypasses the L1 cache.
-JAT_DEVICE float load_global(const float* source) { return __ldcg(source); }
-JAT_DEVICE void load_global(const float* source, float& first, float& second) {
-  const float2 pair = __ldcg(reinterpret_cast<const float2*>(source));
-  first = pair.x;
-  second = pair.y;
-}
-
-JAT_DEVICE void arrive_global(uint32_t* counter) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-}
-JAT_DEVICE uint32_t load_acquire(const uint32_t* counter) {
-  uint32_t value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
-  return value;
-}
-// Returns whether `value` arrivals have been counted; what their threads wrote before is then visible.
-JAT_DEVICE bool has_reached(const uint32_t* counter, uint32_t value) {
-  return load_acquire(counter) >= value;
-}
 JAT_DEVICE uint32_t load_relaxed(const uint32_t* counter) {
   uint32_t value;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
@@ -396,12 +396,16 @@ __device__ TraceBuffer trace_buffer;
 // Marks where a phase (0 to 15) of the step begins.
 JAT_DEVICE void trace(int phase) {
 #if JAT_TRACE == 1
-  // Thread 0 of four blocks spread over the grid. count begins at 0 and is zeroed by the host.
+  // Thread 0 of four blocks spread over the grid, of which one is the last. The number of events is kept in shared
+  // memory, which is read sooner, and written to the buffer by the last phase.
+  __shared__ uint32_t count;
   const uint32_t spread = gridDim.x < kTracedBlocks ? 1 : gridDim.x / kTracedBlocks;
-  if (threadIdx.x != 0 || blockIdx.x % spread != 0 || blockIdx.x / spread >= kTracedBlocks) return;
-  uint32_t& count = trace_buffer.count[blockIdx.x / spread];
+  const uint32_t index = (gridDim.x - 1 - blockIdx.x) / spread;
+  if (threadIdx.x != 0 || (gridDim.x - 1 - blockIdx.x) % spread != 0 || index >= kTracedBlocks) return;
+  if (phase == 0) count = 0;
   if (count < kTraceEvents)
-    trace_buffer.events[blockIdx.x / spread][count++] = {now_ns(), static_cast<uint32_t>(phase), blockIdx.x};
+    trace_buffer.events[index][count++] = {now_ns(), static_cast<uint32_t>(phase), blockIdx.x};
+  if (phase == 15) trace_buffer.count[index] = count;
 #elif JAT_TRACE == 2
 #define JAT_MARK(number)                  \
   case number:                            \

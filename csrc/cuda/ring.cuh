@@ -199,7 +199,7 @@ JAT_DEVICE int first_neuron_group(const StepModel& model, int block) {
 
 JAT_DEVICE StepShare share_of_block(const StepModel& model, const StepInput& input) {
   const int block = block_index(), size = model.cluster_size, rank = block % size, blocks = model.num_blocks;
-  const int groups = 3 * model.head_dim / kGroup, numbers = kStepRows * model.hidden;
+  const int groups = 3 * model.head_dim / kGroup;
   StepShare share;
   share.rank = rank;
   share.cluster = block / size;
@@ -208,10 +208,10 @@ JAT_DEVICE StepShare share_of_block(const StepModel& model, const StepInput& inp
   share.qkv_end = groups * (rank + 1) / size;
   share.out_begin = model.output_tiles * rank / size;
   share.out_end = model.output_tiles * (rank + 1) / size;
+  share.slice_begin = share.out_begin * kOutputTile;
+  share.slice_columns = smaller(share.out_end * kOutputTile, model.hidden) - share.slice_begin;
   share.neuron_begin = first_neuron_group(model, block);
   share.neuron_end = first_neuron_group(model, block + 1);
-  share.zero_begin = numbers * block / blocks;
-  share.zero_end = numbers * (block + 1) / blocks;
   share.head_row_begin = input.head_size * block / blocks;
   share.head_row_end = input.head_size * (block + 1) / blocks;
   return share;
@@ -249,11 +249,9 @@ class Loader {
             nullptr);
       bias = layer.mlp_out_bias;
     }
-    if (share_.head_row_begin < share_.head_row_end) {
-      norm(model_.final_norm_weight, model_.final_norm_bias, bias);
-      units(bytes(input_.head_rows), share_.head_row_begin, share_.head_row_end,
-            model_.hidden * static_cast<int>(sizeof(float)), model_.piece_head_rows, nullptr);
-    }
+    norm(model_.final_norm_weight, model_.final_norm_bias, bias);
+    units(bytes(input_.head_rows), share_.head_row_begin, share_.head_row_end,
+          model_.hidden * static_cast<int>(sizeof(float)), model_.piece_head_rows, nullptr);
     ring_.drain();
   }
 

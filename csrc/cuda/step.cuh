@@ -5,17 +5,18 @@
 //
 //   phase      who computes what                                                then
 //   ---------  ---------------------------------------------------------------  ------------------------
-//   embedding  each block: some groups of 8 columns of x                        grid barrier + reduction
+//   embedding  each cluster: all of it; each of its blocks: its columns of x    cluster barrier
 //   attention  each cluster: some heads. In each block of the cluster:
 //                LayerNorm, then its share of the rows of q, k, v               cluster barrier
 //                softmax over every cluster_size-th page                        cluster barrier
-//                its share of the outputs, summed over heads                    grid barrier + reduction
+//                its share of the outputs, summed over heads                    reduction
 //   MLP        each block: LayerNorm, some neurons, and what they add to
-//                all outputs                                                    grid barrier + reduction
+//                all outputs                                                    reduction
 //   head       each block: some of the head's rows
 //
 // One block reads each weight, once. Every block keeps all of x, so a reduction (reduce.cuh) sends 3 H sums to
-// every block. What goes to cluster peers completes on an mbarrier of the peer, which counts its bytes.
+// every block. What goes to cluster peers completes on an mbarrier of the peer, which counts its bytes. All sums
+// are taken in a fixed order, so a step is bitwise repeatable.
 //
 // Timeout. A wait that takes too long raises `aborted`. All blocks then run to their end without waiting, on
 // garbage, so that no block exits while others wait for it or write into its memory; loading stops. The new keys
@@ -36,37 +37,38 @@ namespace jat {
 template <typename B>
 JAT_DEVICE void run(B& block) {
   const int last = kReductionsPerLayer * block.model.num_layers;
-  for (int which = 0; which < kClusterBarriersPerHead; ++which) block.expect_peers(which);
+  if (block.thread == 0)
+    for (int which = 0; which < kPeersBarriers; ++which) block.expect_peers(which);
   trace(0);
   embed(block);
-  arrive(block, 1);
   JAT_UNROLL_BY(1)
   while (block.number < last) {
     {
       RowWeights<B> weights;
-      normalise<false>(block, [&] {
-        if (block.share.cluster < block.model.num_heads)
-          weights.load(block, block.share.qkv_end - block.share.qkv_begin, false);
-      });
+      normalise<false>(
+          block,
+          [&] {
+            if (block.cluster() < block.model.num_heads)
+              weights.load(block, block.share.qkv_end - block.share.qkv_begin, false);
+          },
+          [] {});
       attention(block, block.number / kReductionsPerLayer, weights);
     }
-    trace(12);
-    arrive(block, block.model.num_heads);
+    send_attention(block);
     {
       MlpWeights<B> weights;
-      normalise<false>(block, [&] { weights.load(block); });
+      normalise<false>(block, [&] { weights.load_in(block); }, [&] { weights.load_out(block); });
       mlp(block, weights);
     }
-    trace(12);
-    arrive(block, block.model.num_blocks);
+    trace(1);
+    send_mlp(block);
   }
-  if (block.share.head_row_begin < block.share.head_row_end) {
-    float bias = 0;
-    normalise<true>(block, [&] { bias = load_head_bias(block, block.warp); });
-    trace(13);
-    head(block, bias);
-  }
+  // Also without rows of the head: cluster peers need the last sums, and wait with this block for theirs.
+  float bias = 0;
+  normalise<true>(block, [&] { bias = load_head_bias(block, block.warp); }, [] {});
   trace(14);
+  head(block, bias);
+  trace(15);
   finish(block);
 }
 
@@ -95,7 +97,7 @@ JAT_DEVICE void step_block(const StepModel& model, const StepInput& input) {
         mbarrier_init(full + piece, 1);
         mbarrier_init(empty + piece, model.num_warps);
       }
-      for (int which = 0; which < kClusterBarriersPerHead; ++which) mbarrier_init(peers + which, 1);
+      for (int which = 0; which < kPeersBarriers; ++which) mbarrier_init(peers + which, 1);
       mbarrier_init_fence();
       share = share_of_block(model, input);
     }

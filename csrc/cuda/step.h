@@ -20,13 +20,22 @@ constexpr int kRingPieces = 16;    // most pieces in the ring
 constexpr int kGroup = 8;        // rows of a matrix, or neurons, that are dealt out together
 constexpr int kOutputTile = 32;  // outputs of a tile of a matrix whose inputs are dealt out
 
-// The published size has kernels of its own, whose loops are unrolled.
+// The published size in clusters of eight has kernels of its own, whose loops are unrolled.
 constexpr int kPublishedHidden = 768;
 constexpr int kPublishedHeadDim = 64;
+constexpr int kPublishedClusterSize = 8;
 
 // Synchronisation of a layer.
-constexpr int kReductionsPerLayer = 2;      // grid barrier + reduction, after the attention and after the MLP
+constexpr int kReductionsPerLayer = 2;      // over all blocks, after the attention and after the MLP
 constexpr int kClusterBarriersPerHead = 2;  // after q, k, v and after the partial softmax
+
+// The mbarriers at which numbers of cluster peers arrive.
+constexpr int kPeersQkv = 0, kPeersSoftmax = 1;
+constexpr int kPeersParts = 2;  // of a slice of the sums of an MLP
+constexpr int kPeersSums = 3;   // two, of even and of odd sums
+constexpr int kPeersBarriers = 5;
+
+constexpr uint32_t kTicketSums = 128;  // tickets of packets in a step
 
 enum class StepType : int32_t { kFloat32, kBFloat16, kFloat16 };
 
@@ -48,15 +57,17 @@ struct StepLayer {
 
 // Byte offsets into a block's shared memory; every one is a multiple of 128.
 struct StepShared {
-  int32_t full;      // mbarrier [kRingPieces]: the piece has received its bytes
-  int32_t empty;     // mbarrier [kRingPieces]: every computing warp has read the piece
-  int32_t peers;     // mbarrier [2]: all cluster peers have written
-  int32_t ends;      // uint32 [kRingPieces], of the loader
-  int32_t share;     // StepShare
-  int32_t last;      // int32: this block is the last one to finish
-  int32_t normed;    // W [3, normed_stride words], the LayerNorm of x; for the head float [H]
-  int32_t x;         // float [3, H], the residual stream; each number is its owning thread's
-  int32_t moments;   // float2 [num_warps]: sums of x and of its squares
+  int32_t full;     // mbarrier [kRingPieces]: the piece has received its bytes
+  int32_t empty;    // mbarrier [kRingPieces]: every computing warp has read the piece
+  int32_t peers;    // mbarrier [kPeersBarriers]: all cluster peers have written
+  int32_t ends;     // uint32 [kRingPieces], of the loader
+  int32_t share;    // StepShare
+  int32_t last;     // int32: this block is the last one to finish
+  int32_t normed;   // W [3, normed_stride words], the LayerNorm of x; for the head float [H]
+  int32_t x;        // float [3, H], the residual stream; each number is its owning thread's
+  int32_t sums;     // float [2, 3, H]: what is added to x, by even and odd sums; written by the whole cluster
+  int32_t outputs;  // float [1 << out_splits_log2, 3, slice_stride]: parts of the slice of an attention's sum
+  int32_t moments;  // float2 [num_warps]: sums of x and of its squares
   int32_t products;  // float [columns, 3, num_warps]: each warp's part of q, k, v or of the neurons
   int32_t query;     // words [1 or 2 (rounded, rest), 3, query_stride], written by the whole cluster
   int32_t pages;     // {int32 first_page, num_pages} [num_layers]: the cached pages that this block reads
@@ -64,6 +75,9 @@ struct StepShared {
   int32_t weights;   // float [num_warps, 9, 4]: softmax of 8 keys, and the rescaling, of each row
   int32_t states;    // float2 [3, num_warps]: maximum and sum of each warp's softmax
   int32_t outs;      // float [num_warps, 3, head_dim]: each warp's sums of values
+  int32_t
+      parts;  // float [cluster_size, 3, slice_stride]: parts of the slice of an MLP's sum, written by the whole
+              // cluster; first the embedding. The same place as `outs`
   int32_t
       partial;  // float [cluster_size, 3, head_dim + 4]: values, maximum, sum; written by the whole cluster
   int32_t attended;  // W [3, attended_stride words]
@@ -76,25 +90,29 @@ struct StepShared {
 // The share of the work of one block, in its shared memory. Every range is [begin, end).
 struct StepShare {
   int32_t rank, cluster, num_clusters;
-  int32_t qkv_begin, qkv_end;        // groups of a head's q, k and v together
-  int32_t out_begin, out_end;        // output tiles of out_proj
+  int32_t qkv_begin, qkv_end;  // groups of a head's q, k and v together
+  int32_t out_begin, out_end;  // output tiles of out_proj: those of the slice
+  int32_t slice_begin, slice_columns;
   int32_t neuron_begin, neuron_end;  // groups of neurons
-  int32_t zero_begin, zero_end;      // numbers of a buffer of sums
   int32_t head_row_begin, head_row_end;
 };
 
-// Counters of the grid barriers, in device memory. The last block to finish sets them to zero.
+// In device memory. The last block to finish sets it to zero.
 struct StepControl {
-  alignas(128) uint32_t arrived;   // arrivals of all blocks at the grid barriers of this step
   alignas(128) uint32_t aborted;   // 1 after a wait took too long: all other waits end soon
   alignas(128) uint32_t finished;  // blocks that have finished
+};
+
+// The sums of a column in one cluster, stored as one number.
+struct alignas(16) StepPacket {
+  float values[kStepRows];
+  uint32_t ticket;
 };
 
 // Sizes, geometry and addresses: the same for every step.
 struct StepModel {
   int32_t hidden, num_heads, head_dim, inner, num_layers, num_pages;  // inner: a multiple of 8
   StepType type;
-  int32_t fixed_order;
   // Geometry. A block has 32 (num_warps + 1) threads: num_warps warps compute, one loads.
   int32_t num_blocks, cluster_size, num_warps, num_slots, slot_bytes, ring_bytes;
   // Most units of a piece of the ring: groups of q, k, v or of neurons, output tiles of out_proj, pages (keys and
@@ -108,11 +126,11 @@ struct StepModel {
   int32_t out_splits_log2;   // output tiles of out_proj have their head_dim split over so many warps
   int32_t normed_stride, query_stride, attended_stride, inner_stride;  // words of 4 bytes
   int32_t block_neurons;                                               // most neurons of a block
+  int32_t slice_stride;                                                // most columns of a slice
   StepShared shared;
   // Scratch
   StepControl* control;
-  float* sums;   // [3 (rotating), 3, H]; zero between steps
-  float* parts;  // [contributors, 3, H], fixed_order only
+  StepPacket* packets;  // [3 (rotating), num_clusters, H]
   // Weights
   const StepLayer* layers;          // [num_layers], in device memory
   const float* final_norm_weight;   // [H]
@@ -133,7 +151,7 @@ struct StepInput {
   int32_t slots[kStepRows];         // page * 16 + offset of the row's key and value; -1: not kept
   int32_t source_sizes[kStepRows];  // 0: the source is a finished embedding [H]; else an encoder [size, H]
   int32_t value_starts[kStepRows];  // in `values`
-  const float* sources[kStepRows];  // null: the row is zero
+  const float* sources[kStepRows];  // multiples of 16 bytes; null: the row is zero
   const float* head_rows;           // float [head_size, H]
   const float* head_bias;           // float [head_size] or null
   // Visible to the host: {float value, uint32 ticket} [head_size], each written in one store by a block of which

@@ -94,14 +94,14 @@ void StepRunner::build_ladder() {
 
   // The largest layout of each size, and what is resident of it.
   std::vector<Rung> sizes;
-  std::string reason = "no cluster fits";
+  std::string reason = "no cluster fits", too_large;
   for (const int size : cluster_size > 0 ? std::vector<int>{cluster_size} : std::vector<int>{8, 4, 2, 1}) {
     model_.cluster_size = size;
     model_.num_blocks = (is_fixed ? num_clusters : std::max(facts_.num_sms / size, 1)) * size;
     try {
       lay_out(model_, options_.max_positions, facts_.shared_bytes_per_block, options_.max_slots);
     } catch (const std::invalid_argument& error) {
-      if (cluster_size > 0 || size == 1) throw;
+      too_large = error.what();
       continue;
     }
     const int resident = jat::max_active_clusters(model_, reason);
@@ -112,6 +112,7 @@ void StepRunner::build_ladder() {
                                " are needed" + (reason.empty() ? "" : "; " + reason));
     if (resident > 0) sizes.push_back({is_fixed ? num_clusters : resident, size, resident, false});
   }
+  if (sizes.empty() && !too_large.empty()) throw std::invalid_argument(too_large);
   if (sizes.empty()) throw std::runtime_error("max_active_clusters: " + reason);
 
   // A smaller cluster must gain an eighth, since each of its blocks has a larger part of the attention.
@@ -162,14 +163,15 @@ void StepRunner::use_rung() {
 
 // Returns "", or why there is no memory.
 std::string StepRunner::allocate(const std::vector<StepLayer>& layers) {
-  int most_blocks = 0;
-  for (const Rung& rung : rungs_) most_blocks = std::max(most_blocks, rung.num_clusters * rung.cluster_size);
-  StepModel largest = model_;
-  largest.num_blocks = most_blocks;
-  const size_t row = static_cast<size_t>(kStepRows) * model_.hidden * sizeof(float);
-  const size_t parts = model_.fixed_order ? num_contributors(largest) * row : 0;
+  int64_t most_packet_bytes = 0;
+  for (const Rung& rung : rungs_) {
+    StepModel model = model_;
+    model.num_blocks = rung.num_clusters * rung.cluster_size;
+    model.cluster_size = rung.cluster_size;
+    most_packet_bytes = std::max(most_packet_bytes, packet_bytes(model));
+  }
   const size_t layer_bytes = layers.size() * sizeof(StepLayer);
-  scratch_bytes_ = sizeof(StepControl) + 3 * row + parts;
+  scratch_bytes_ = sizeof(StepControl) + most_packet_bytes;
 
   std::string reason;
   scratch_ = static_cast<char*>(allocate_device(scratch_bytes_, reason));
@@ -182,8 +184,7 @@ std::string StepRunner::allocate(const std::vector<StepLayer>& layers) {
     return "no memory for " + std::to_string(scratch_bytes_) + " bytes of scratch and " +
            std::to_string(options_.capacity) + " predictions: " + reason;
   model_.control = reinterpret_cast<StepControl*>(scratch_);
-  model_.sums = reinterpret_cast<float*>(scratch_ + sizeof(StepControl));
-  model_.parts = reinterpret_cast<float*>(scratch_ + sizeof(StepControl) + 3 * row);
+  model_.packets = reinterpret_cast<StepPacket*>(scratch_ + sizeof(StepControl));
   model_.layers = static_cast<const StepLayer*>(layers_);
   input_.status = status_;
   input_.predictions = reinterpret_cast<uint64_t*>(reinterpret_cast<char*>(status_) + kStatusBytes);
@@ -306,8 +307,8 @@ std::string StepRunner::read_input() {
     if (in.slot_mapping[row] < -1 || in.slot_mapping[row] >= model_.num_pages * kStepPageSize)
       return wrong("slot_mapping", "-1 to " + std::to_string(model_.num_pages * kStepPageSize - 1),
                    in.slot_mapping[row]);
-    if (in.source_ptrs[row] % 4 != 0)
-      return wrong("source_ptrs", "0 or an address that is a multiple of 4", in.source_ptrs[row]);
+    if (in.source_ptrs[row] % 16 != 0)
+      return wrong("source_ptrs", "0 or an address that is a multiple of 16", in.source_ptrs[row]);
     const int size = in.source_ptrs[row] != 0 ? in.source_sizes[row] : 0;
     if (size < 0 || num_values + size > kStepMaxValues)
       return wrong("source_sizes", "at most " + std::to_string(kStepMaxValues) + " together",

@@ -6,13 +6,16 @@ what happens before what. The order in which the recorded launch happened to run
 
 - a wait that never ends, with all that wait for each other,
 - an access that conflicts with another one and is not ordered after it,
-- an arrival or transfer that could count in an earlier phase of its barrier, and a wait that could see a later one.
+- an arrival or transfer that could count in an earlier phase of its barrier, and a wait that could see a later one,
+- a packet that is stored where an earlier one may still be read, or read where a later one may be.
 
 Order is a vector clock for each warp, of numbers of events of other warps and of phases of mbarriers that are over.
-It is kept twice, because an asynchronous store publishes what it stores and nothing that its warp wrote before:
+It is kept twice, because an asynchronous store or a packet publishes what it stores and nothing that its warp wrote
+before:
 
 - `seen`: what is visible. Reads need it, and so do writes over writes in device memory.
-- `done`: what has been executed, which asynchronous stores do pass on. Writes over what was read need no more.
+- `done`: what has been executed, which asynchronous stores and packets do pass on: they are not executed before what
+  their warp, and those it waited for, did before. Writes over what was read need no more.
 
 Only words of 4 bytes that some warp writes are looked at; others cannot conflict.
 """
@@ -38,14 +41,15 @@ class Kind(IntEnum):
     EXPECT = 4
     WAIT = 5
     TRANSFER = 6
-    SIGNAL = 7
-    REACH = 8
+    SEND = 7
+    RECEIVE = 8
     COUNT = 9
     PHASE = 10
 
 
 READ, WRITE, ATOMIC = 0, 1, 2
 MOST_STORED_WORDS = 4  # of an asynchronous store; a longer transfer is a bulk copy
+PACKET_WORDS = 4
 
 
 @dataclass(frozen=True)
@@ -185,15 +189,6 @@ class _Meeting:
     members: list[int] = field(default_factory=list)
 
 
-@dataclass
-class _GridCounter:
-    """A counter at which every block arrives once a round."""
-
-    rounds: list[Clock] = field(default_factory=list)
-    current: _Phase = field(default_factory=_Phase)
-    arrivals: int = 0
-
-
 class _Checker:
     def __init__(self, schedule: Schedule, limit: int) -> None:
         self.schedule, self.limit = schedule, limit
@@ -203,7 +198,8 @@ class _Checker:
         self.clocks = [Clock(np.zeros(size, np.int32), np.zeros(size, np.int32)) for _ in range(self.num_warps)]
         self.mbarriers: dict[int, _Mbarrier] = {}
         self.meetings: dict[int, _Meeting] = defaultdict(_Meeting)
-        self.counters: dict[int, _GridCounter] = defaultdict(_GridCounter)
+        self.counters: dict[int, _Phase] = defaultdict(_Phase)
+        self.tickets: dict[int, tuple[int, Clock]] = {}  # of each packet, and what its sender had done
         self.places = [0] * self.num_warps  # the next event of each warp
         self.met: dict[int, int] = {}  # the generation that a warp waits for, of a barrier at which it has arrived
         self.labels = [-1] * self.num_warps  # the phase of the step
@@ -239,9 +235,9 @@ class _Checker:
             elif event.kind == Kind.WAIT:
                 if not self._wait(warp, event):
                     return "mbarrier", event.target
-            elif event.kind == Kind.REACH:
-                if not self._reach(warp, event):
-                    return "counter", event.target
+            elif event.kind == Kind.RECEIVE:
+                if (missing := self._receive(warp, event)) is not None:
+                    return "packet", missing
             elif event.kind == Kind.COUNT:
                 if not self._count(warp, event):
                     return "counter", event.target
@@ -260,8 +256,8 @@ class _Checker:
             self.labels[warp] = event.value
         elif event.kind == Kind.INIT:
             self.mbarriers[event.target] = _Mbarrier(event.value, warp, int(clock.seen[warp]) + 1)
-        elif event.kind == Kind.SIGNAL:
-            self._signal(warp, event)
+        elif event.kind == Kind.SEND:
+            self._send(warp, event)
         elif self._is_initialised(warp, event):
             if event.kind == Kind.TRANSFER:
                 self._transfer(warp, event)
@@ -369,47 +365,45 @@ class _Checker:
         mbarrier.waits.append((warp, self.places[warp], event.value))
         return True
 
-    # ---- counters in device memory
+    # ---- packets
 
-    def _signal(self, warp: int, event: Event) -> None:
-        counter, clock = self.counters[event.target], self.clocks[warp]
-        entry = self.num_warps + event.target
-        if clock.seen[entry] < len(counter.rounds):
-            self._violation(warp, "arrives at the grid barrier and may be counted in the round before")
-        counter.arrivals += 1
-        counter.current.publish(clock)
-        counter.current.arrived += 1
-        if counter.current.arrived == self.schedule.num_blocks:
-            assert counter.current.published is not None
-            for entries in (counter.current.published.seen, counter.current.published.done):
-                entries[entry] = len(counter.rounds) + 1
-            counter.rounds.append(counter.current.published)
-            counter.current = _Phase()
-            self.woken.append(("counter", event.target))
+    def _send(self, warp: int, event: Event) -> None:
+        self._report_conflicts(warp, self.memory.access(event.ranges, warp, self.clocks[warp]))
+        sent = event.value, self.clocks[warp].copy()
+        for packet in _packets(event):
+            self.tickets[packet] = sent
+            self.woken.append(("packet", packet))
 
-    def _reach(self, warp: int, event: Event) -> bool:
-        rounds, rest = divmod(event.value, self.schedule.num_blocks)
-        counter = self.counters[event.target]
-        if rest != 0:
-            self._violation(warp, f"waits for {event.value} arrivals of {self.schedule.num_blocks} blocks")
-        if len(counter.rounds) < rounds:
-            return False
-        if rounds > 0:
-            self.clocks[warp].join(counter.rounds[rounds - 1])
-        return True
+    def _receive(self, warp: int, event: Event) -> int | None:
+        """Read packets; return one that has not come yet, or None."""
+        senders: dict[int, Clock] = {}
+        for packet in _packets(event):
+            ticket, sender = self.tickets.get(packet, (-1, None))
+            if sender is None or ticket < event.value:
+                return packet
+            if ticket > event.value:
+                self._violation(warp, "waits for a packet that may be overwritten before it is read")
+            senders[id(sender)] = sender
+        clock = self.clocks[warp]
+        for sender in senders.values():
+            clock.join_done(sender)
+        self.memory.receive(event.ranges, warp, clock)
+        return None
+
+    # ---- the counter in device memory
 
     def _count(self, warp: int, event: Event) -> bool:
         """Each counts itself; the one that was the last in the recording goes on when all others have come."""
         counter = self.counters[event.target]
         if event.value < self.schedule.num_blocks - 1:
-            counter.current.publish(self.clocks[warp])
-            counter.current.arrived += 1
+            counter.publish(self.clocks[warp])
+            counter.arrived += 1
             self.woken.append(("counter", event.target))
             return True
-        if counter.current.arrived < self.schedule.num_blocks - 1:
+        if counter.arrived < self.schedule.num_blocks - 1:
             return False
-        if counter.current.published is not None:
-            self.clocks[warp].join(counter.current.published)
+        if counter.published is not None:
+            self.clocks[warp].join(counter.published)
         return True
 
     # ---- reports
@@ -439,7 +433,7 @@ class _Checker:
         self.violations.append(message)
 
     def _name(self, event: Event) -> str:
-        return self.schedule.objects[event.target]
+        return "packets" if event.kind == Kind.RECEIVE else self.schedule.objects[event.target]
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------
@@ -469,6 +463,12 @@ class _Memory:
         for r in ranges:
             if r.space in self.spaces:
                 yield from self._check(r, warp, over, clock)
+
+    def receive(self, ranges: Sequence[Range], warp: int, clock: Clock) -> None:
+        """Account for packets that a warp has read; their tickets order that after the stores of these packets."""
+        for r in ranges:
+            space = self.spaces[r.space]
+            space.reads.over[space.reads.row_of[warp], space.place(r)] = int(clock.seen[warp]) + 1
 
     def transfer(self, ranges: Sequence[Range], entry: int, over: int, clock: Clock) -> Iterator[str]:
         """Account for a transfer that a warp starts and a phase of an mbarrier ends."""
@@ -562,6 +562,13 @@ class _Space:
             begin, end = np.searchsorted(self.index, key)
             self.places[key] = slice(int(begin), int(end))
         return self.places[key]
+
+
+def _packets(event: Event) -> Iterator[int]:
+    """Yield a number for each packet of an event."""
+    for r in event.ranges:
+        for word in range(r.begin, r.end, PACKET_WORDS):
+            yield r.space << 32 | word
 
 
 def _all_ranges(schedule: Schedule) -> Iterator[tuple[int, Event, Range]]:

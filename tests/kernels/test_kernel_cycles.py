@@ -243,7 +243,7 @@ def test_slower_rows_break_the_limits() -> None:
 
 def test_what_a_wait_for_others_hides_is_free_and_the_start_is_not() -> None:
     """Cycles before the first mark count; a phase that waits for cluster peers counts beyond the wait's own time."""
-    marks = [[(0, 100.0), (5, 200.0), (6, 2200.0)], [(0, 150.0), (5, 200.0), (6, 2200.0)]]
+    marks = [[(0, 100.0), (7, 200.0), (8, 2200.0)], [(0, 150.0), (7, 200.0), (8, 2200.0)]]
     phases = slowest_phases([spans_of(marks, 2300.0)])
     hidden = round(CLUSTER_BARRIER_US * CLOCK_GHZ * 1e3)
     expected = {"start": 150, "embedding": 50, "wait for the cluster": 2000 - hidden, "scores, softmax, values": 100}
@@ -259,9 +259,9 @@ def test_phases_of_the_persistent_kernel_are_no_slower_and_a_slower_one_is_seen(
     shutil.copytree(ROOT / "csrc" / "cuda", sources)
     norm = sources / "phases" / "norm.cuh"
     text = norm.read_text()
-    assert "  trace(3);\n" in text
-    loop = "  trace(3);\n  JAT_UNROLL_BY(1)\n  for (int i = 0; i < 20; ++i) block.barrier();\n"
-    norm.write_text(text.replace("  trace(3);\n", loop))
+    assert "  trace(5);\n" in text
+    loop = "  trace(5);\n  JAT_UNROLL_BY(1)\n  for (int i = 0; i < 20; ++i) block.barrier();\n"
+    norm.write_text(text.replace("  trace(5);\n", loop))
     done = clock("--persistent", "--check", "--sources", str(sources))
     assert done.returncode == 1
     assert "LayerNorm: expected at most" in done.stderr

@@ -17,7 +17,7 @@ RIGHT = [
     "store_async before expect_tx",
     "bulk_copy",
     "named_barrier",
-    "add_global",
+    "packet",
     "store_prediction",
 ]
 WRONG = {
@@ -67,5 +67,5 @@ def test_a_wrong_use_shows_in_the_result(name: str, check: Callable[[str], str])
 
 def test_thread_sanitizer_knows_the_order_of_the_primitives(races: Callable[[str], bool]) -> None:
     """Barriers and mbarriers order what they should; without them a race is found."""
-    found = {name: races(name) for name in ("store_async", "named_barrier", "mma float32", *RACES)}
+    found = {name: races(name) for name in ("store_async", "named_barrier", "mma float32", "packet", *RACES)}
     assert [name for name, race in found.items() if race] == RACES

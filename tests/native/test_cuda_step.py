@@ -68,12 +68,11 @@ PLANS = [
 ]
 
 
-@pytest.mark.parametrize("fixed_order", [False, True])
-def test_a_step_agrees_with_float64(module: ModuleType, fixed_order: bool) -> None:
-    """Use one Step for all inputs, so that its counters and sums are reused."""
+def test_a_step_agrees_with_float64(module: ModuleType) -> None:
+    """Use one Step for all inputs, so that its packets are overwritten."""
     random = np.random.default_rng(1)
     model = Model(Sizes(), "float32", 0)
-    driver = Driver(module, model, fixed_order=fixed_order, **SMALL)
+    driver = Driver(module, model, **SMALL)
     for seed, (context, count, offset) in enumerate(PLANS):
         poison(model)
         plan = cuda_emulator.random_plan(model, random, context, count, offset)
@@ -90,10 +89,15 @@ def test_a_step_agrees_with_float64(module: ModuleType, fixed_order: bool) -> No
         (Sizes(), {"num_blocks": 6, "cluster_size": 2, "num_threads": 96, "max_slots": 3}),  # a cluster with two heads
         (Sizes(), {"num_blocks": 10, "cluster_size": 2, "num_threads": 96}),  # a cluster without a head
         (Sizes(96, 2), {"num_blocks": 16, "cluster_size": 16, "num_threads": 96}),  # more blocks than pages
+        # More blocks than groups of neurons, heads and columns; blocks without a share of anything.
+        (Sizes(32, 2, 64), {"num_blocks": 120, "cluster_size": 8, "num_threads": 96}),
+        (Sizes(32, 2, 64), {"num_blocks": 120, "cluster_size": 4, "num_threads": 96}),
+        (Sizes(), {"num_blocks": 18, "cluster_size": 1, "num_threads": 96}),  # more clusters than are read at once
         (Sizes(hidden=160, num_heads=2, inner=330), {"num_blocks": 4, "cluster_size": 2}),
         (Sizes(hidden=256, num_heads=2, inner=512), {"num_blocks": 2, "cluster_size": 2}),
         (Sizes(hidden=192, num_heads=3, inner=100), {"num_blocks": 4, "cluster_size": 4, "num_threads": 96}),
         (Sizes(hidden=768, num_heads=12, inner=200, windows=(20,)), {"num_blocks": 4, "cluster_size": 2}),
+        (Sizes(hidden=768, num_heads=12, inner=200, windows=(20,)), {"num_blocks": 8, "cluster_size": 8}),
     ],
     ids=lambda value: f"hidden {value.hidden}" if isinstance(value, Sizes) else "-".join(map(str, value.values())),
 )
@@ -109,16 +113,27 @@ def test_sizes_and_geometries(module: ModuleType, sizes: Sizes, options: dict[st
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("hidden", [64, 768])
-def test_low_precision_is_as_good_as_its_reference(module: ModuleType, dtype: str, hidden: int) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [
+        (Sizes(), SMALL),
+        (Sizes(768, 12, 192, (20,)), {"num_blocks": 2, "cluster_size": 2}),
+        # The kernel of the published size. Blocks with 3 groups of neurons and with 4, whose weights wait in registers.
+        (Sizes(768, 12, 224, (20,)), {"num_blocks": 8, "cluster_size": 8}),
+        (Sizes(768, 12, 192, (20,)), {"num_blocks": 16, "cluster_size": 8, "max_slots": 2}),
+    ],
+    ids=lambda value: f"hidden {value.hidden}, inner {value.inner}" if isinstance(value, Sizes) else "",
+)
+def test_low_precision_is_as_good_as_its_reference(
+    module: ModuleType, dtype: str, sizes: Sizes, options: dict[str, Any]
+) -> None:
     """Compare the error with that of a float64 step that rounds activations to the same dtype.
 
     The margin is for values that fall on the other side of a rounding.
     """
     random = np.random.default_rng(3)
-    sizes = Sizes() if hidden == 64 else Sizes(hidden, 12, 192, (20,))
     model = Model(sizes, dtype, 2)
-    driver = Driver(module, model, **(SMALL if hidden == 64 else {"num_blocks": 2, "cluster_size": 2}))
+    driver = Driver(module, model, **options)
     errors, reference_errors = [], []
     for context, count, offset in ((0, 1, 0), (0, 3, 0), (17, 3, 15), (40, 2, 3), (61, 3, 15)):
         poison(model)
@@ -165,21 +180,23 @@ def test_rows_without_a_source_or_a_slot(module: ModuleType) -> None:
     check(driver, plan)
 
 
-def test_a_fixed_order_repeats_bitwise(module: ModuleType) -> None:
+@pytest.mark.parametrize("sizes", [Sizes(), Sizes(32, 2, 64)])
+def test_a_step_repeats_bitwise(module: ModuleType, sizes: Sizes) -> None:
+    """The order of threads has no influence, nor has what earlier steps left in memory."""
     random = np.random.default_rng(6)
-    model = Model(Sizes(), "float32", 5)
+    model = Model(sizes, "float32", 5)
     poison(model)
-    plan = cuda_emulator.random_plan(model, random, 30, 3, 3)
+    plan, other = (cuda_emulator.random_plan(model, random, context, 3, 3) for context in (30, 12))
     cuda_emulator.fill_context(model, random, plan)
-    results: dict[bool, set[bytes]] = {}
-    for fixed_order in (False, True):
-        driver = Driver(module, model, fixed_order=fixed_order, **SMALL)
-        results[fixed_order] = set()
-        for seed in range(8):
-            driver.step.seed = seed
-            results[fixed_order].add(driver.run(plan).tobytes())
-    assert len(results[True]) == 1
-    assert len(results[False]) > 1, "the order of threads did not vary, so this test shows nothing"
+    driver = Driver(module, model, num_blocks=30, cluster_size=2, num_threads=96)
+    results = set()
+    for seed in range(6):
+        driver.step.seed = seed
+        results.add(driver.run(plan).tobytes())
+        model_cache = model.cache.copy()
+        driver.run(other)
+        model.cache[:] = model_cache
+    assert len(results) == 1
 
 
 def test_missing_blocks_end_the_step_with_a_reason(module: ModuleType) -> None:
@@ -256,7 +273,7 @@ def test_wrong_arguments_are_named(module: ModuleType, change: dict[str, Any], m
         ("slot_mapping", [384], "slot_mapping: expected -1 to 383, got 384"),
         ("source_sizes", [2000], "source_sizes: expected at most 1152 together, got 2000"),
         ("head_sizes", [25], "head_sizes: expected 1 to 24, got 25"),
-        ("source_ptrs", [6], "source_ptrs: expected 0 or an address that is a multiple of 4, got 6"),
+        ("source_ptrs", [4], "source_ptrs: expected 0 or an address that is a multiple of 16, got 4"),
         ("head_ptrs", [24], "head_ptrs: expected an address that is a multiple of 16, got 24"),
         ("head_bias_ptrs", [6], "head_bias_ptrs: expected 0 or an address that is a multiple of 4, got 6"),
     ],
@@ -280,14 +297,13 @@ def test_what_a_step_says_of_itself(module: ModuleType) -> None:
     model.sizes, model.layers = sizes, [replace(model.layers[0], window=window) for window in sizes.windows]
     options = {"num_blocks": 128, "cluster_size": 8}
     step = Driver(module, model, **options).step
-    assert step.num_grid_barriers == 1 + module.REDUCTIONS_PER_LAYER * 12 == 25
-    assert Driver(module, model, fixed_order=True, **options).step.num_grid_barriers == 50
+    assert step.num_grid_barriers == module.REDUCTIONS_PER_LAYER * 12 == 24
     weights = 12 * (12 * 768 * 768) * 2
     assert 0 < step.bytes_per_step(0) - weights < 12 * 11 * 768 * 4
     # Six layers see all 500 cached tokens, six see 255 of them.
     assert step.bytes_per_step(500) - step.bytes_per_step(0) == 6 * (500 + 255) * 2 * 768 * 2
     assert step.shared_bytes <= 227 * 1024
-    assert step.num_slots * step.slot_bytes > 150 * 1024
+    assert step.num_slots * step.slot_bytes > 140 * 1024
     assert (step.num_blocks, step.cluster_size, step.num_threads) == (128, 8, 384)
 
 
@@ -299,7 +315,7 @@ def sanitized(cuda_emulator_folder: Path) -> Callable[..., subprocess.CompletedP
     """Return a function that runs a helper program with one of the sanitized modules."""
     if not cuda_emulator.sanitizer_library():
         pytest.skip("needs gcc with libtsan")
-    names = ["cuda_emulator_tsan", "cuda_emulator_missing_barrier", "cuda_emulator_relaxed_exchange"]
+    names = ["cuda_emulator_tsan", "cuda_emulator_missing_barrier", "cuda_emulator_unchecked_ticket"]
     folders = dict(zip(names, cuda_emulator.build(cuda_emulator_folder, *names), strict=True))
 
     def run(name: str, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -309,7 +325,7 @@ def sanitized(cuda_emulator_folder: Path) -> Callable[..., subprocess.CompletedP
 
 
 def test_thread_sanitizer(sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """There is no race, in either order of sums."""
+    """There is no race."""
     done = sanitized("cuda_emulator_tsan", "cuda_step_sequence")
     assert (done.returncode, "data race" in done.stderr) == (0, False), done.stderr[:4000]
     assert done.stdout.split() == ["played"]
@@ -323,7 +339,7 @@ def test_thread_sanitizer_over_golden_episodes(sanitized: Callable[..., subproce
     assert done.stdout.split() == ["played", episodes[0], "played", episodes[1]]
 
 
-@pytest.mark.parametrize("planted", ["missing_barrier", "relaxed_exchange"])
+@pytest.mark.parametrize("planted", ["missing_barrier", "unchecked_ticket"])
 def test_thread_sanitizer_finds(planted: str, sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """A planted race in the kernel is found."""
     done = sanitized(f"cuda_emulator_{planted}", "cuda_step_sequence")

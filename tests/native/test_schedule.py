@@ -56,16 +56,17 @@ def record(
     [
         (Sizes(), {"num_blocks": 1, "cluster_size": 1}),
         (Sizes(), {"num_blocks": 4, "cluster_size": 2}),
-        (Sizes(), {"num_blocks": 4, "cluster_size": 2, "fixed_order": True}),
         (Sizes(), {"num_blocks": 4, "cluster_size": 2, "context": 0, "count": 1}),
         (Sizes(), {"num_blocks": 10, "cluster_size": 2}),  # a cluster without a head
+        (Sizes(), {"num_blocks": 24, "cluster_size": 4, "context": 0, "count": 2}),  # blocks without columns
+        (Sizes(), {"num_blocks": 18, "cluster_size": 1}),  # more clusters than a thread reads at once
         (Sizes(), {"num_blocks": 4, "cluster_size": 2, "dtype": "bfloat16", "max_slots": 2}),
         # The kernel of the published size.
         (
             Sizes(768, 12, 192, (20,)),
-            {"num_blocks": 4, "cluster_size": 4, "dtype": "bfloat16", "num_threads": 384, "context": 9},
+            {"num_blocks": 16, "cluster_size": 8, "dtype": "bfloat16", "num_threads": 384, "context": 9},
         ),
-        # The same in clusters of 8 with the whole ring: what is unrolled for the published geometry.
+        # The same with the whole ring: what is loaded into registers in advance.
         (
             Sizes(768, 12, 192, (20,)),
             {
@@ -183,9 +184,9 @@ def assert_rejected(mutated: Schedule, *expected: str) -> None:
 
 
 def assert_most_rejected(mutations: list[Schedule]) -> None:
-    """Assert that a third of the mutations have a violation: a wait for a later piece covers those for earlier ones."""
+    """Assert that a quarter of the mutations have a violation: a wait for a later piece covers those before."""
     found = [violations[0] for mutated in mutations if (violations := check(mutated, limit=1))]
-    assert len(found) >= len(mutations) / 3
+    assert len(found) >= len(mutations) / 4
     assert all(UNORDERED in text or COUNTED_EARLY in text or "two phases on" in text for text in found), found
 
 
@@ -257,63 +258,101 @@ def test_a_barrier_of_a_block_that_is_left_out(right: Schedule) -> None:
     assert_most_rejected(mutations)
 
 
-def test_the_grid_barrier(right: Schedule) -> None:
-    """A missing arrival, a missing wait, and an arrival after the wait that needs it."""
-    [signals, waits] = [
-        [(warp, i) for warp in range(4) for i in places(right, warp, kind, anything)]
-        for kind in (Kind.SIGNAL, Kind.REACH)
-    ]
-    for which in (0, -1):
-        assert_rejected(without(right, *signals[which]), "never ends")
-        assert_rejected(without(right, *waits[which]), "is not ordered after", "may be counted in the round before")
-    warp, place = signals[1]
-    following = next(i for w, i in waits if w == warp and i > place)
-    assert_rejected(moved(right, warp, place, following), "never ends")
-    warp, place = waits[1]
-    wanted = right.warps[warp][place].value - right.num_blocks
-    assert_rejected(changed(right, warp, place, value=wanted), "is not ordered after", "round before")
+def sends(right: Schedule) -> list[tuple[int, int]]:
+    return [(warp, i) for warp in range(len(right.warps)) for i in places(right, warp, Kind.SEND, anything)]
 
 
-def test_sums_that_are_zeroed_at_the_wrong_time(right: Schedule) -> None:
-    """Before the wait after which no block reads them, or after the arrival after which others add to them."""
-    events = right.warps[0]
-    zeroes = [i for i, event in enumerate(events) if touches(right, event, WRITE, "the sums")]
-    for place in zeroes[1:3]:
-        zeroed = tuple(r for r in events[place].ranges if r.how == WRITE)
-        rest = tuple(r for r in events[place].ranges if r.how != WRITE)
-        wait = max(i for i in places(right, 0, Kind.REACH, anything) if i < place)
-        signal = min(i for i in places(right, 0, Kind.SIGNAL, anything) if i > place)
-        for to in (wait, signal + 1):
-            mutated = list(changed(right, 0, place, ranges=rest).warps[0])
-            mutated.insert(to, Event(Kind.ACCESS, ranges=zeroed))
-            assert_rejected(right.with_warp(0, mutated), "the sums is not ordered after")
+def receives(right: Schedule) -> list[tuple[int, int]]:
+    return [(warp, i) for warp in range(len(right.warps)) for i in places(right, warp, Kind.RECEIVE, anything)]
 
 
-def test_two_buffers_of_sums_instead_of_three(right: Schedule) -> None:
-    """Sums 2, 5, ... take the buffer of sums 0, 3, ..., so that one is added to while the other is read."""
-    [space] = [i for i, (name, _) in enumerate(right.spaces) if name == "the sums"]
+def test_packets(right: Schedule) -> None:
+    """One is not sent, is sent behind the wait that needs it, or has the ticket of another sum."""
+    found = sends(right)
+    for which in (0, 1, -1):
+        assert_rejected(without(right, *found[which]), "never ends")
+        warp, place = found[which]
+        assert_rejected(moved(right, warp, place, len(right.warps[warp]) - 1), "never ends")
+        for change in (-1, 3):
+            ticket = right.warps[warp][place].value + change
+            assert_rejected(
+                changed(right, warp, place, value=ticket), "never ends", "may be overwritten before it is read"
+            )
+
+
+def test_a_ticket_that_is_not_checked(right: Schedule) -> None:
+    """A packet is read as if it had been there, which nothing orders after its store."""
+    sent = {(r.begin, right.warps[w][i].value): w for w, i in sends(right) for r in right.warps[w][i].ranges}
+    mutations = []
+    for warp, place in receives(right):
+        event = right.warps[warp][place]
+        if any(sent[r.begin, event.value] != warp for r in event.ranges):
+            mutations.append(changed(right, warp, place, kind=Kind.ACCESS, value=0))
+    found = [violations[0] for mutated in mutations if (violations := check(mutated, limit=1))]
+    assert all("of the packets is not ordered after" in text for text in found), found
+    assert len(found) == len(mutations)
+
+
+def test_fewer_buffers_of_packets_than_three(module: ModuleType) -> None:
+    """With two, a cluster without a head is overtaken: it sends nothing for the sum of an attention.
+
+    Two would do where all clusters have a head; with one, a packet is overwritten before others have read it.
+    """
+    headless = record(module, SMALL, num_blocks=6, cluster_size=2)
+    headed = record(module, SMALL, num_blocks=4, cluster_size=2)
+    assert check(headless) == []
+    overtaken = "may be overwritten before it is read", "the packets is not ordered after the read"
+    assert_rejected(with_buffers(headless, 2), *overtaken)
+    assert check(with_buffers(headed, 2)) == []
+    assert_rejected(with_buffers(headed, 1), *overtaken)
+
+
+def with_buffers(right: Schedule, count: int) -> Schedule:
+    """Return the schedule with `count` buffers of packets in the place of three: sum n takes buffer n % count."""
+    [space] = [i for i, (name, _) in enumerate(right.spaces) if name == "the packets"]
     size = right.spaces[space][1] // 3
 
-    def fold(r: Range) -> Range:
-        if r.space != space or r.begin < 2 * size:
-            return r
-        return replace(r, begin=r.begin - 2 * size, end=r.end - 2 * size)
+    def fold(event: Event) -> Event:
+        if event.kind not in (Kind.SEND, Kind.RECEIVE):
+            return event
+        to = event.value % 128 % count * size  # the ticket is 128 times the step's, and the sum's number
+        return replace(
+            event,
+            ranges=tuple(replace(r, begin=to + r.begin % size, end=to + (r.end - 1) % size + 1) for r in event.ranges),
+        )
 
-    def cut(r: Range) -> list[Range]:
-        """Return the parts of a range in each buffer."""
-        if r.space != space:
+    return replace(right, warps=tuple(tuple(map(fold, events)) for events in right.warps))
+
+
+def test_one_buffer_of_sums_instead_of_two(module: ModuleType) -> None:
+    """In a cluster without a head a peer sends its slice of the next sum while this block reads the one before."""
+    right = record(module, Sizes(windows=(12, 12)), num_blocks=10, cluster_size=2)
+    stored: dict[int, set[int]] = {}  # words, by the place of the barrier that counts them
+    for warp, events in enumerate(right.warps):
+        if warp % right.num_warps == LOADER:
+            continue
+        for event in events:
+            if event.kind == Kind.TRANSFER:
+                barrier = int(right.objects[event.target].rsplit(" ", 1)[1])
+                stored.setdefault(barrier, set()).update(range(event.ranges[0].begin, event.ranges[0].end))
+    even, odd = (stored[barrier] for barrier in sorted(stored)[-2:])
+    begin, end, shift = min(odd), max(odd) + 1, min(odd) - min(even)
+
+    def fold(r: Range) -> list[Range]:
+        if r.space >= right.num_blocks:
             return [r]
-        edges = [r.begin, *(edge for edge in (size, 2 * size) if r.begin < edge < r.end), r.end]
-        return [replace(r, begin=begin, end=end) for begin, end in pairwise(edges)]
+        edges = [r.begin, *(edge for edge in (begin, end) if r.begin < edge < r.end), r.end]
+        parts = [replace(r, begin=first, end=last) for first, last in pairwise(edges)]
+        return [replace(p, begin=p.begin - shift, end=p.end - shift) if begin <= p.begin < end else p for p in parts]
 
     mutated = replace(
         right,
         warps=tuple(
-            tuple(replace(event, ranges=tuple(fold(part) for r in event.ranges for part in cut(r))) for event in warp)
+            tuple(replace(event, ranges=tuple(part for r in event.ranges for part in fold(r))) for event in warp)
             for warp in right.warps
         ),
     )
-    assert_rejected(mutated, "the sums is not ordered after")
+    assert_rejected(mutated, "is not ordered after", "may be counted in the phase before")
 
 
 def test_a_copy_of_slots_that_the_step_writes(right: Schedule) -> None:
@@ -340,12 +379,12 @@ def test_mbarriers_that_are_used_before_they_are_initialised(right: Schedule) ->
     for warp in range(len(right.warps)):
         first = places(right, warp, Kind.MEET, lambda found, event: "cluster" in found.objects[event.target])[0]
         mutated = without(mutated, warp, first)
-    assert_rejected(mutated, "is used before it is initialised")
+    assert any("is used before it is initialised" in text for text in check(mutated, limit=100))
     mutated = right
     for warp in range(LOADER + 1):  # of one block: its own threads wait for what its loading thread has done
         first = places(right, warp, Kind.MEET, anything)[0]
         mutated = without(mutated, warp, first)
-    assert_rejected(mutated, "is used before it is initialised")
+    assert any("is used before it is initialised" in text for text in check(mutated, limit=100))
 
 
 def test_two_peers_that_store_to_the_same_place(right: Schedule) -> None:
@@ -356,18 +395,18 @@ def test_two_peers_that_store_to_the_same_place(right: Schedule) -> None:
     assert_rejected(changed(right, 0, place, ranges=stored.ranges), "is not ordered after the write of a transfer")
 
 
-def test_an_arrival_before_other_warps_have_added(module: ModuleType) -> None:
-    """The arrival at the grid barrier comes before the barrier of the block, all of whose warps add to the sums."""
-    wide = record(module, Sizes(96, 2, 192, (12,)), num_blocks=4, cluster_size=2)
+def test_packets_before_other_warps_have_added(module: ModuleType) -> None:
+    """The parts of the attention's sums are added up before the barrier of the block, all of whose warps have some."""
+    wide = record(module, Sizes(windows=(12,)), num_blocks=4, cluster_size=2)  # two warps share each output
     assert check(wide) == []
-    place = places(wide, 0, Kind.SIGNAL, anything)[-1]
+    place = places(wide, 0, Kind.SEND, anything)[0]
     barrier = max(i for i in places(wide, 0, Kind.MEET, anything) if i < place)
-    assert_rejected(moved(wide, 0, place, barrier), "the sums is not ordered after the atomic operation of block 0")
+    assert_rejected(moved(wide, 0, barrier, place), "is not ordered after the write of block 0, warp")
 
 
 def test_what_an_asynchronous_store_does_not_publish() -> None:
     """Two blocks: 0 writes to device memory and then stores to 1, which waits and reads device memory."""
-    spaces = (("shared memory of block 0", 8), ("shared memory of block 1", 8), ("the sums", 8))
+    spaces = (("shared memory of block 0", 8), ("shared memory of block 1", 8), ("the KV cache", 8))
     stored, written = Range(WRITE, 1, 0, 4), Range(WRITE, 2, 0, 4)
     first = (
         Event(Kind.MEET, 0, 2),
@@ -388,5 +427,21 @@ def test_what_an_asynchronous_store_does_not_publish() -> None:
         return Schedule((first, second(read)), 2, 2, 1, spaces, ("cluster barrier", "mbarrier"))
 
     assert check(both(replace(stored, how=READ))) == []
-    assert_rejected(both(replace(written, how=READ)), "the read of word 0 of the sums is not ordered after the write")
+    assert_rejected(
+        both(replace(written, how=READ)), "the read of word 0 of the KV cache is not ordered after the write"
+    )
     assert check(both(replace(written, how=ATOMIC)))
+
+
+def test_what_a_packet_does_not_publish() -> None:
+    """Block 0 writes to device memory and sends a packet; 1 waits for it, and reads or overwrites what 0 has used."""
+    spaces = (("shared memory of block 0", 8), ("shared memory of block 1", 8), ("the KV cache", 8), ("the packets", 4))
+    written, packet = Range(WRITE, 2, 0, 4), Range(WRITE, 3, 0, 4)
+
+    def both(before: Range, after: Range) -> Schedule:
+        first = Event(Kind.ACCESS, ranges=(before,)), Event(Kind.SEND, value=5, ranges=(packet,))
+        second = Event(Kind.RECEIVE, value=5, ranges=(replace(packet, how=READ),)), Event(Kind.ACCESS, ranges=(after,))
+        return Schedule((first, second), 2, 1, 1, spaces, ())
+
+    assert_rejected(both(written, replace(written, how=READ)), "the read of word 0 of the KV cache is not ordered")
+    assert check(both(replace(written, how=READ), written)) == []

@@ -83,7 +83,7 @@ def test_a_refused_launch_leads_down_the_ladder(module: ModuleType, device: Any,
     ladder = [(count, 4, cooperative) for count in (2, 1) for cooperative in (True, False)]
     ladder += [(count, 2, cooperative) for count in (4, 3, 2) for cooperative in (True, False)]
     ladder += [(count, 1, cooperative) for count in (8, 7, 4) for cooperative in (True, False)]
-    driver = Driver(module, model, fixed_order=True, **THREADS)
+    driver = Driver(module, model, **THREADS)
     found = [geometry(driver)]
     for _ in ladder[1:]:
         device.refused_launches = 1
@@ -105,6 +105,15 @@ def test_a_geometry_with_more_shared_memory_than_the_largest_can_be_launched(mod
     assert geometry(driver) == (15, 8, True)
     device.max_blocks = 128
     assert Driver(module, model, **THREADS).step.shared_bytes < first
+
+
+def test_a_size_of_clusters_that_does_not_fit_is_left_out(module: ModuleType, device: Any) -> None:
+    """A block without peers has all columns of the sums, which need more shared memory than a block may have."""
+    device.num_sms, device.max_blocks = 2, 2
+    model = Model(Sizes(1024, 16, 1024, (12,)), "float32", 0)
+    assert geometry(Driver(module, model)) == (1, 2, True)
+    with pytest.raises(ValueError, match="shared memory: .* do not fit into 232448"):
+        Driver(module, model, num_blocks=2, cluster_size=1)
 
 
 def test_launches_that_are_all_refused_give_the_reason(module: ModuleType, device: Any, model: Model) -> None:

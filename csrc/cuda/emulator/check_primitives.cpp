@@ -171,11 +171,35 @@ std::string check_different_counts() {
 
 // ---- device memory
 
-std::string check_add() {
-  alignas(16) static float sums[4];
-  std::memset(sums, 0, sizeof sums);
-  const std::string fault = run(2, 64, 9, [] { add_global(sums, 1, 2, 3, 4); });
-  return fault.empty() ? expect_all({sums, sums + 4}, {128, 256, 384, 512}, 0) : fault;
+// Block 0 stores packets of three rounds to one place, and block 1 waits for each and answers by a packet.
+std::string check_packet() {
+  static StepPacket packets[2];
+  std::memset(packets, 0, sizeof packets);
+  std::vector<float> seen(9, -1), wanted(9);
+  const std::string fault = run(2, 32, 9, [&] {
+    if (thread_index() != 0) return;
+    for (int round = 0; round < 3; ++round) {
+      const uint32_t ticket = 100 + round;
+      const float base = static_cast<float>(3 * round);
+      const auto receive = [&](int from) {
+        for (;;) {
+          const StepPacket found = load_packet(packets + from, ticket);
+          if (found.ticket == ticket) return found;
+          relax();
+        }
+      };
+      if (block_index() == 0) {
+        store_packet(packets, base, base + 1, base + 2, ticket);
+        receive(1);
+      } else {
+        const StepPacket found = receive(0);
+        for (int i = 0; i < 3; ++i) seen[3 * round + i] = found.values[i];
+        store_packet(packets + 1, 0, 0, 0, ticket);
+      }
+    }
+  });
+  for (int i = 0; i < 9; ++i) wanted[i] = static_cast<float>(i);
+  return fault.empty() ? expect_all(seen, wanted, 0) : fault;
 }
 
 std::string check_prediction() {
@@ -204,7 +228,7 @@ const std::map<std::string, std::function<std::string()>> kChecks = {
     {"named_barrier", [] { return check_named_barrier(true); }},
     {"named_barrier left out", [] { return check_named_barrier(false); }},
     {"named_barrier of different counts", check_different_counts},
-    {"add_global", check_add},
+    {"packet", check_packet},
     {"store_prediction", check_prediction},
 };
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../step.h"
 #include "numbers.h"
 #include "record.h"
 #include "runtime.h"
@@ -21,8 +22,8 @@
 #ifndef JAT_PLANT_MISSING_BARRIER
 #define JAT_PLANT_MISSING_BARRIER 0
 #endif
-#ifndef JAT_PLANT_RELAXED_EXCHANGE
-#define JAT_PLANT_RELAXED_EXCHANGE 0
+#ifndef JAT_PLANT_UNCHECKED_TICKET
+#define JAT_PLANT_UNCHECKED_TICKET 0
 #endif
 
 namespace jat {
@@ -48,7 +49,6 @@ using emulator::block_index;
 using emulator::bulk_copy;
 using emulator::cluster_barrier;
 using emulator::Mbarrier;
-using emulator::mbarrier_arrive_peer;
 using emulator::mbarrier_expect;
 using emulator::mbarrier_init;
 using emulator::mbarrier_test;
@@ -100,41 +100,25 @@ void mma_half(float (&c)[4], const uint32_t (&a)[2], uint32_t b) {
 
 // ---- device memory
 
-inline void add_global(float* target, float value) {
-  auto* word = reinterpret_cast<uint32_t*>(target);
-  uint32_t before = __atomic_load_n(word, __ATOMIC_RELAXED);
-  while (!__atomic_compare_exchange_n(word, &before, float_bits(bits_float(before) + value), true,
-                                      __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+// Plain accesses, which the ticket orders: a packet that is read without it, or stored while it may still be read, is a
+// data race. For the sanitizer a ticket publishes all that its thread did before, which a relaxed store does not;
+// tests/helpers/schedule.py knows the difference.
+inline void store_packet(StepPacket* target, float a, float b, float c, uint32_t ticket) {
+  emulator::record::send(target, sizeof(StepPacket), ticket);
+  target->values[0] = a;
+  target->values[1] = b;
+  target->values[2] = c;
+  emulator::publish(target);
+  __atomic_store_n(&target->ticket, ticket, __ATOMIC_RELAXED);
+}
+inline StepPacket load_packet(const StepPacket* source, uint32_t ticket) {
+  const uint32_t found = __atomic_load_n(&source->ticket, __ATOMIC_RELAXED);
+  if (!JAT_PLANT_UNCHECKED_TICKET) {
+    if (found != ticket) return {{}, found};
+    emulator::observe(source);
   }
-}
-inline void add_global(float* target, float first, float second) {
-  add_global(target, first);
-  add_global(target + 1, second);
-}
-inline void add_global(float* target, float a, float b, float c, float d) {
-  add_global(target, a, b);
-  add_global(target + 2, c, d);
-}
-
-// A plain load, so that one that no grid barrier orders is a data race.
-inline float load_global(const float* source) { return *source; }
-inline void load_global(const float* source, float& first, float& second) {
-  first = source[0];
-  second = source[1];
-}
-
-constexpr int kRelease = JAT_PLANT_RELAXED_EXCHANGE ? __ATOMIC_RELAXED : __ATOMIC_RELEASE;
-constexpr int kAcquire = JAT_PLANT_RELAXED_EXCHANGE ? __ATOMIC_RELAXED : __ATOMIC_ACQUIRE;
-
-inline void arrive_global(uint32_t* counter) {
-  emulator::record::signal(counter);
-  __atomic_fetch_add(counter, 1, kRelease);
-}
-inline uint32_t load_acquire(const uint32_t* counter) { return __atomic_load_n(counter, kAcquire); }
-inline bool has_reached(const uint32_t* counter, uint32_t value) {
-  if (load_acquire(counter) < value) return false;
-  emulator::record::reach(counter, value);
-  return true;
+  emulator::record::receive(source, sizeof(StepPacket), ticket);
+  return {{source->values[0], source->values[1], source->values[2]}, ticket};
 }
 inline uint32_t load_relaxed(const uint32_t* counter) { return __atomic_load_n(counter, __ATOMIC_RELAXED); }
 inline void store_relaxed(uint32_t* target, uint32_t value) {

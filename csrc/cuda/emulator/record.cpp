@@ -27,6 +27,7 @@ struct Recorder {
   size_t shared_bytes = 0;
   int threads = 0;
   std::vector<std::vector<Access>> accesses;  // of each warp since its last event
+  std::vector<Event> packets;  // of each warp: sent or received since its last event and access
   std::unordered_map<const void*, int32_t> objects;
   std::vector<std::map<int32_t, int>> lanes;   // of each warp: lanes that have arrived at a barrier
   std::vector<std::map<int32_t, int>> waited;  // of each warp: the last phase it waited for
@@ -39,8 +40,17 @@ Recorder& recorder() {
 
 int current_warp() { return block_index() * recorder().result.num_warps + thread_index() / kWarp; }
 
+// Appends the packets that the warp has sent or received.
+void flush_packets(int warp) {
+  Event& packets = recorder().packets[warp];
+  if (packets.ranges.empty()) return;
+  recorder().result.events[warp].push_back(std::move(packets));
+  packets.ranges.clear();
+}
+
 // Appends what the warp has accessed, as sorted ranges.
 void flush(int warp) {
+  flush_packets(warp);
   auto& accesses = recorder().accesses[warp];
   if (accesses.empty()) return;
   std::sort(accesses.begin(), accesses.end());
@@ -113,6 +123,8 @@ void access(How how, const void* memory, size_t bytes) {
   int32_t space;
   size_t offset;
   if (!locate(static_cast<const char*>(memory), space, offset)) return;
+  if (recorder().result.spaces[space].has_packets) return;
+  flush_packets(current_warp());
   auto& accesses = recorder().accesses[current_warp()];
   for (size_t word = offset / kWord; word * kWord < offset + bytes; ++word)
     accesses.emplace_back(how, space, static_cast<int32_t>(word));
@@ -138,11 +150,13 @@ void begin(int num_blocks, int cluster_size, int num_threads, const char* shared
   r.shared = shared;
   r.shared_bytes = shared_bytes;
   for (int block = 0; block < num_blocks; ++block)
-    r.result.spaces.push_back({"shared memory of block " + std::to_string(block), nullptr, shared_bytes});
+    r.result.spaces.push_back(
+        {"shared memory of block " + std::to_string(block), nullptr, shared_bytes, false});
   r.result.spaces.insert(r.result.spaces.end(), r.global.begin(), r.global.end());
   const int warps = num_blocks * r.result.num_warps;
   r.result.events.assign(warps, {});
   r.accesses.assign(warps, {});
+  r.packets.assign(warps, {});
   r.lanes.assign(warps, {});
   r.waited.assign(warps, {});
   r.objects.clear();
@@ -190,11 +204,23 @@ void transfer(const void* pointer, const void* target, const void* source, uint3
   add(event);
 }
 
-void signal(const void* counter) {
-  if (recorder().active) add({Kind::kSignal, object(counter, "counter"), 1, {}});
+// Packets of several lanes, or loads, are one event where nothing else of the warp comes between.
+void packet(Kind kind, How how, const void* memory, uint32_t bytes, uint32_t ticket) {
+  if (!recorder().active) return;
+  const int warp = current_warp();
+  Event& packets = recorder().packets[warp];
+  if (!recorder().accesses[warp].empty() || packets.kind != kind ||
+      packets.value != static_cast<int32_t>(ticket))
+    flush(warp);
+  packets.kind = kind;
+  packets.value = static_cast<int32_t>(ticket);
+  append_range(packets.ranges, how, memory, bytes);
 }
-void reach(const void* counter, uint32_t value) {
-  if (recorder().active) add({Kind::kReach, object(counter, "counter"), static_cast<int32_t>(value), {}});
+void send(const void* memory, uint32_t bytes, uint32_t ticket) {
+  packet(Kind::kSend, kWrite, memory, bytes, ticket);
+}
+void receive(const void* memory, uint32_t bytes, uint32_t ticket) {
+  packet(Kind::kReceive, kRead, memory, bytes, ticket);
 }
 void count(const void* counter, uint32_t before) {
   if (recorder().active) add({Kind::kCount, object(counter, "counter"), static_cast<int32_t>(before), {}});

@@ -24,8 +24,8 @@ enum class Kind : int32_t {
   kExpect,    // mbarrier, bytes expected
   kWait,      // mbarrier, phase
   kTransfer,  // mbarrier, bytes; ranges: what is read (none for a store), what is written
-  kSignal,    // counter
-  kReach,     // counter, value
+  kSend,      // -, ticket; ranges: packets that are written
+  kReceive,   // -, ticket; ranges: packets that are read, once they have this ticket
   kCount,     // counter, value before
   kPhase,     // number
 };
@@ -41,6 +41,7 @@ struct Space {
   std::string name;
   const char* begin;
   size_t bytes;
+  bool has_packets = false;  // its accesses are kSend and kReceive alone
 };
 
 struct Recording {
@@ -63,8 +64,8 @@ void arrive(const void* mbarrier, uint32_t bytes);
 void expect(const void* mbarrier, uint32_t bytes);
 void wait(const void* mbarrier, int phase);
 void transfer(const void* mbarrier, const void* target, const void* source, uint32_t bytes);
-void signal(const void* counter);
-void reach(const void* counter, uint32_t value);
+void send(const void* packet, uint32_t bytes, uint32_t ticket);
+void receive(const void* packet, uint32_t bytes, uint32_t ticket);
 void count(const void* counter, uint32_t before);
 void phase(int number);
 #else
@@ -76,8 +77,8 @@ inline void arrive(const void*, uint32_t) {}
 inline void expect(const void*, uint32_t) {}
 inline void wait(const void*, int) {}
 inline void transfer(const void*, const void*, const void*, uint32_t) {}
-inline void signal(const void*) {}
-inline void reach(const void*, uint32_t) {}
+inline void send(const void*, uint32_t, uint32_t) {}
+inline void receive(const void*, uint32_t, uint32_t) {}
 inline void count(const void*, uint32_t) {}
 inline void phase(int) {}
 #endif

@@ -441,10 +441,6 @@ void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
   end_phase(barrier);
 }
 
-void mbarrier_arrive_peer(Mbarrier* barrier, int rank) {
-  mbarrier_arrive(static_cast<Mbarrier*>(peer_memory(barrier, rank)), 0);
-}
-
 bool mbarrier_test(Mbarrier* barrier, uint32_t parity) {
   MbarrierState& state = state_of(barrier);
   while ((barrier->phase & 1) == parity && !state.transfers.empty()) {
@@ -477,6 +473,9 @@ void store_async(float* target, Mbarrier* barrier, int rank, const float* values
   for (int i = 0; i < count; ++i) transfer.values[i] = values[i];
   start(static_cast<Mbarrier*>(peer_memory(barrier, rank)), transfer);
 }
+
+void publish(void* memory) { release(memory); }
+void observe(const void* memory) { acquire(const_cast<void*>(memory)); }
 
 uint64_t now_ns() {
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(

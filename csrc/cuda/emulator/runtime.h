@@ -46,13 +46,16 @@ struct Mbarrier {
 void mbarrier_init(Mbarrier* barrier, int arrivals);
 void mbarrier_arrive(Mbarrier* barrier, uint32_t bytes);
 void mbarrier_expect(Mbarrier* barrier, uint32_t bytes);
-void mbarrier_arrive_peer(Mbarrier* barrier, int rank);
 // Bulk copies and asynchronous stores are executed here, and not before: a kernel that forgets to wait reads
 // NaN. With a seed, in random order.
 bool mbarrier_test(Mbarrier* barrier, uint32_t parity);
 void bulk_copy(void* target, const void* source, uint32_t bytes, Mbarrier* barrier);
 // 1, 2 or 4 numbers to the memory of a cluster peer; target and barrier are own addresses.
 void store_async(float* target, Mbarrier* barrier, int rank, const float* values, int count);
+
+// For the sanitizer: what this thread did before publish(memory) is ordered before what one does after observe(memory).
+void publish(void* memory);
+void observe(const void* memory);
 
 // A product of tensor cores: see primitives.cuh. count: registers of `a`, 4 or 2.
 enum class MmaType { kFloat32, kBFloat16, kFloat16 };

@@ -41,14 +41,12 @@ struct Kernel {
 // Memory of the device that a step writes.
 std::vector<emulator::record::Space> spaces_of(const StepLaunch& launch) {
   const StepModel& model = launch.model;
-  const auto space = [](const std::string& name, const void* begin, size_t bytes) {
-    return emulator::record::Space{name, static_cast<const char*>(begin), bytes};
+  const auto space = [](const std::string& name, const void* begin, size_t bytes, bool has_packets = false) {
+    return emulator::record::Space{name, static_cast<const char*>(begin), bytes, has_packets};
   };
-  const size_t row = static_cast<size_t>(kStepRows) * model.hidden * sizeof(float);
   const size_t tokens = static_cast<size_t>(model.num_layers) * model.num_pages * kStepPageSize;
-  const size_t parts = model.fixed_order ? num_contributors(model) * row : 0;
-  return {space("the counters", model.control, sizeof(StepControl)), space("the sums", model.sums, 3 * row),
-          space("the parts", model.parts, parts),
+  return {space("the counters", model.control, sizeof(StepControl)),
+          space("the packets", model.packets, packet_bytes(model), true),
           space("the KV cache", model.kv_cache, tokens * 2 * model.hidden * type_bytes(model.type)),
           space("the predictions", launch.input.predictions, launch.input.head_size * sizeof(uint64_t))};
 }

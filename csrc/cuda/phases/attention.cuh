@@ -21,18 +21,6 @@ JAT_DEVICE uint32_t to_word(float first, float second) {
   return packed.word;
 }
 
-// Call use(rank) for all blocks of the cluster.
-template <typename B, typename Use>
-JAT_DEVICE void for_all_peers(const B& block, Use use) {
-  if (B::kPublished && block.model.cluster_size == 8) {
-    JAT_UNROLL
-    for (int rank = 0; rank < 8; ++rank) use(rank);
-  } else {
-    JAT_UNROLL_BY(1)
-    for (int rank = 0; rank < block.model.cluster_size; ++rank) use(rank);
-  }
-}
-
 // Compute this block's share of q, k and v and send it to all blocks of the cluster; write k and v to their
 // pages. 16-bit queries are sent as their rounded value and the rest, so that products with them are as exact as
 // with floats.
@@ -42,46 +30,52 @@ JAT_DEVICE void project_head(B& block, int layer, int head, const RowWeights<B>&
   constexpr bool kIsFloat = sizeof(W) == 4;
   const StepModel& model = block.model;
   const int head_dim = block.head_dim(), begin = block.share.qkv_begin;
-  const int groups = loaded.is_loaded ? kBlockGroups : block.share.qkv_end - begin;
-  Mbarrier* mbarrier = block.peers(0);
-  if (loaded.is_loaded)
+  const int groups = loaded.groups > 0 ? kBlockGroups : block.share.qkv_end - begin;
+  Mbarrier* mbarrier = block.peers(kPeersQkv);
+  // One warp for each row; a lane has a column. Of a pair of 16-bit numbers the even lane sends the pair, the odd one
+  // the rests of two queries. Where they go is computed before the products are there.
+  const int row = block.warp, lane = block.lane, columns = groups * kGroup;
+  const bool is_odd = !kIsFloat && lane % 2 == 1;
+  struct Place {
+    int part, word, at;  // query, key or value; its word; bytes in shared memory
+  };
+  const auto place_of = [&](int column) {
+    const int place = begin * kGroup + column, part = place / head_dim;
+    const int word = (place - part * head_dim) / kPerWord<W>;
+    const int query = ((is_odd ? kStepRows : 0) + row) * model.query_stride + word;
+    const int other = ((part - 1) * kStepRows + row) * block.head_words() + word;
+    return Place{part, word, part == 0 ? model.shared.query + 4 * query : model.shared.new_keys + 4 * other};
+  };
+  Place place = place_of(lane);
+  place = {computed(place.part), computed(place.word), computed(place.at)};
+  if (loaded.groups > 0)
     multiply_loaded(block, loaded);
   else
     multiply_rows(block, groups, 0, [](const char*, int, int) {});
   block.barrier();
 
-  // One warp for each row; a lane has a column. Of a pair of 16-bit numbers the even lane sends the pair, the odd one
-  // the rests of two queries.
-  const int row = block.warp, lane = block.lane, columns = groups * kGroup;
   if (row >= kStepRows) {
-    trace(5);
+    trace(7);
     return;
   }
-  const bool is_odd = !kIsFloat && lane % 2 == 1;
   JAT_UNROLL_BY(1)
   for (int first = 0; first < columns; first += 32) {
+    if (first > 0) place = place_of(first + lane);
     const bool is_column = first + lane < columns;
     const float value = is_column ? sum_products(block, row, first + lane) : 0;
     const float neighbour = shuffle_xor(value, 1);
-    const int place = begin * kGroup + first + lane, part = place / head_dim;
-    const int word = (place - part * head_dim) / kPerWord<W>;
-    if (!is_column || (is_odd && part > 0)) continue;
+    if (!is_column || (is_odd && place.part > 0)) continue;
     const uint32_t bits = is_odd ? to_word<W>(neighbour - rounded<W>(neighbour), value - rounded<W>(value))
                                  : to_word<W>(value, neighbour);
-    uint32_t* target = part == 0 ? block.template at<uint32_t>(model.shared.query) +
-                                       ((is_odd ? kStepRows : 0) + row) * model.query_stride + word
-                                 : block.template at<uint32_t>(model.shared.new_keys) +
-                                       ((part - 1) * kStepRows + row) * block.head_words() + word;
-    for_all_peers(block, [&](int rank) {
-      store_async(reinterpret_cast<float*>(target), mbarrier, rank, bits_float(bits));
-    });
-    if (first == 0) trace(5);
+    float* target = block.template at<float>(place.at);
+    for_all_peers(block, [&](int rank) { store_async(target, mbarrier, rank, bits_float(bits)); });
+    if (first == 0) trace(7);
     const int slot = row < block.input.num_rows ? block.input.slots[row] : -1;
-    if (part == 0 || slot < 0) continue;
+    if (place.part == 0 || slot < 0) continue;
     const int64_t page = static_cast<int64_t>(layer) * model.num_pages + slot / kStepPageSize;
     const int64_t key =
-        ((page * 2 + part - 1) * model.num_heads + head) * kStepPageSize + slot % kStepPageSize;
-    static_cast<uint32_t*>(model.kv_cache)[key * block.head_words() + word] = bits;
+        ((page * 2 + place.part - 1) * model.num_heads + head) * kStepPageSize + slot % kStepPageSize;
+    static_cast<uint32_t*>(model.kv_cache)[key * block.head_words() + place.word] = bits;
   }
 }
 
@@ -283,14 +277,14 @@ JAT_DEVICE void attend(B& block, const LayerPages& pages, int window) {
   const StepModel& model = block.model;
   const int head_dim = block.head_dim(), page_numbers = kStepPageSize * head_dim, most = model.piece_pages;
   const int oldest = oldest_key(block.input, window), num_pages = pages.num_pages;
-  const bool has_new_keys = block.share.rank == model.cluster_size - 1;
+  const bool has_new_keys = block.rank() == block.cluster_size() - 1;
   WarpAttention<B> attention(block, window);
   int unit = block.warp >= kStepRows ? block.warp - kStepRows : block.warp + block.num_warps() - kStepRows;
   bool has_waited = false;
   const auto wait = [&] {
     if (has_waited) return;
-    block.wait_for_peers(0);
-    trace(6);
+    block.wait_for_peers(kPeersQkv);
+    trace(8);
     has_waited = true;
   };
   JAT_UNROLL_BY(1)
@@ -332,13 +326,27 @@ JAT_DEVICE void send_partial(B& block) {
   const StepModel& model = block.model;
   const int head_dim = block.head_dim(), row = block.warp, warps = block.num_warps();
   const auto* states = block.template at<Pack<float, 2>>(model.shared.states) + row * warps;
+  // The published number of warps fits into registers.
+  constexpr int kLoaded = B::kPublished ? kStepMaxWarps : 1;
+  Pack<float, 2> loaded[kLoaded] = {};
+  if (B::kPublished) {
+    JAT_UNROLL
+    for (int warp = 0; warp + 1 < kLoaded; warp += 2) {
+      const Words two = load_words(states + warp);
+      loaded[warp] = {{bits_float(two.values[0]), bits_float(two.values[1])}};
+      loaded[warp + 1] = {{bits_float(two.values[2]), bits_float(two.values[3])}};
+    }
+  }
+  const auto state_of = [&](int warp) {
+    return B::kPublished ? loaded[B::kPublished ? warp : 0] : states[warp];
+  };
   const float* outs = block.template at<float>(model.shared.outs) + row * head_dim;
   float* partial =
-      block.template at<float>(model.shared.partial) + (block.share.rank * kStepRows + row) * (head_dim + 4);
-  Mbarrier* mbarrier = block.peers(1);
+      block.template at<float>(model.shared.partial) + (block.rank() * kStepRows + row) * (head_dim + 4);
+  Mbarrier* mbarrier = block.peers(kPeersSoftmax);
   float most = kMinusInfinity;
   JAT_UNROLL_BY(12)
-  for (int warp = 0; warp < warps; ++warp) most = fmaxf(most, states[warp].values[0]);
+  for (int warp = 0; warp < warps; ++warp) most = fmaxf(most, state_of(warp).values[0]);
   const float relative = anchor(most);
   JAT_UNROLL_BY(1)
   for (int column = 4 * (block.lane & 15); column < head_dim; column += 64) {
@@ -346,7 +354,7 @@ JAT_DEVICE void send_partial(B& block) {
     Pack<float, 4> value = {};
     JAT_UNROLL_BY(12)
     for (int warp = 0; warp < warps; ++warp) {
-      const Pack<float, 2> state = states[warp];
+      const Pack<float, 2> state = state_of(warp);
       const Words out = load_words(outs + warp * kStepRows * head_dim + column);
       const float scale = fast_exp(state.values[0] - relative);
       sum += scale * state.values[1];
@@ -358,31 +366,36 @@ JAT_DEVICE void send_partial(B& block) {
                   value.values[3]);
       if (column == 0) store_async(partial + head_dim, mbarrier, rank, most, sum);
     };
-    if (B::kPublished && model.cluster_size == 8) {
-      JAT_UNROLL
-      for (int i = 0; i < 4; ++i) send((block.lane >> 4) + 2 * i);
-    } else {
-      JAT_UNROLL_BY(1)
-      for (int rank = block.lane >> 4; rank < model.cluster_size; rank += 2) send(rank);
-    }
+    constexpr int kUnroll = B::kPublished ? kPublishedClusterSize / 2 : 1;
+    JAT_UNROLL_BY(kUnroll)
+    for (int rank = block.lane >> 4; rank < block.cluster_size(); rank += 2) send(rank);
   }
 }
 
 // Merge the partial softmaxes of the cluster, each scaled to the common maximum:
-// attended = sum of values / sum of sums. One warp for each row. kSize: of the cluster, or 0 for any.
-template <int kSize, typename B>
+// attended = sum of values / sum of sums. One warp for each row.
+template <typename B>
 JAT_DEVICE void combine(B& block) {
   using W = typename B::Weight;
   const StepModel& model = block.model;
-  constexpr int kUnroll = kSize > 0 ? kSize : 1;
-  const int size = kSize > 0 ? kSize : model.cluster_size;
+  constexpr int kUnroll = B::kPublished ? kPublishedClusterSize : 1;
+  const int size = block.cluster_size();
   const int head_dim = block.head_dim(), row = block.warp, stride = kStepRows * (head_dim + 4);
   const float* partial = block.template at<float>(model.shared.partial) + row * (head_dim + 4);
   W* attended =
       reinterpret_cast<W*>(block.template at<uint32_t>(model.shared.attended) + row * model.attended_stride);
+  Pack<float, 2> loaded[kUnroll] = {};  // of all ranks where they are few
+  const auto state_of = [&](int rank) {
+    return *reinterpret_cast<const Pack<float, 2>*>(partial + rank * stride + head_dim);
+  };
+  if (B::kPublished) {
+    JAT_UNROLL
+    for (int rank = 0; rank < kUnroll; ++rank) loaded[rank] = state_of(rank);
+  }
   float most = kMinusInfinity;
   JAT_UNROLL_BY(kUnroll)
-  for (int rank = 0; rank < size; ++rank) most = fmaxf(most, partial[rank * stride + head_dim]);
+  for (int rank = 0; rank < size; ++rank)
+    most = fmaxf(most, (B::kPublished ? loaded[B::kPublished ? rank : 0] : state_of(rank)).values[0]);
   const float relative = anchor(most);
   JAT_UNROLL_BY(1)
   for (int column = 2 * block.lane; column < head_dim; column += 64) {
@@ -390,7 +403,7 @@ JAT_DEVICE void combine(B& block) {
     Pack<float, 2> value = {};
     JAT_UNROLL_BY(kUnroll)
     for (int rank = 0; rank < size; ++rank) {
-      const auto state = *reinterpret_cast<const Pack<float, 2>*>(partial + rank * stride + head_dim);
+      const auto state = B::kPublished ? loaded[B::kPublished ? rank : 0] : state_of(rank);
       const auto part = *reinterpret_cast<const Pack<float, 2>*>(partial + rank * stride + column);
       const float scale = fast_exp(state.values[0] - relative);
       sum += scale * state.values[1];
@@ -402,7 +415,7 @@ JAT_DEVICE void combine(B& block) {
   }
 }
 
-// out_proj: this head's part of this block's outputs. A warp has an output tile, or a share of its k. The weights of
+// out_proj: this head's part of this block's slice. A warp has an output tile, or a share of its k. The weights of
 // the published size in a cluster of 8 are loaded before the wait for the partial softmaxes.
 template <typename B>
 class OutputProjection {
@@ -413,12 +426,12 @@ class OutputProjection {
  public:
   JAT_DEVICE OutputProjection(B& block, int head)
       : block_(block),
-        head_(head),
-        count_(block.share.out_end - block.share.out_begin),
+        again_(head != block.cluster()),
+        count_(B::kPublished ? kPublishedHidden / kOutputTile / kPublishedClusterSize
+                             : block.share.out_end - block.share.out_begin),
         halves_(B::kPublished ? kPublishedHeadDim * static_cast<int>(sizeof(W)) / 16
                               : block.model.head_half_tiles),
-        is_loaded_(B::kIsFast && block.model.out_splits_log2 == 2 && count_ == 3 &&
-                   block.model.piece_tiles >= 3) {
+        is_loaded_(B::kIsFast && block.model.piece_tiles >= count_) {
     if (!is_loaded_) return;
     const Words* weights = take(count_) + (block.warp >> 2) * tile_words() + (block.warp & 3) * kQuarter * 32;
     JAT_UNROLL
@@ -428,14 +441,14 @@ class OutputProjection {
 
   JAT_DEVICE void run() {
     const StepModel& model = block_.model;
-    const int row = block_.lane >> 2, log2 = model.out_splits_log2, most = model.piece_tiles;
+    const int row = block_.lane >> 2, log2 = block_.out_splits_log2(), most = model.piece_tiles;
     const bool is_row = row < kStepRows;
     const uint32_t* attended = block_.template at<uint32_t>(model.shared.attended) +
                                (is_row ? row : 0) * model.attended_stride + (block_.lane & 3);
     if (is_loaded_) {
       float c[2][4] = {};
-      multiply_tile<W>(c, weights_, attended + 4 * (block_.warp & 3) * kQuarter, is_row);
-      publish_tile(block_, head_, block_.share.out_begin + (block_.warp >> 2), c, false);
+      multiply_tile<W, kQuarter>(c, weights_, attended + 4 * (block_.warp & 3) * kQuarter, is_row);
+      keep_tile(block_, block_.warp & 3, block_.warp >> 2, c, again_);
       return;
     }
     JAT_UNROLL_BY(1)
@@ -448,7 +461,7 @@ class OutputProjection {
         float c[2][4] = {};
         multiply_tile<W>(c, weights + tile * tile_words() + half * 32 + block_.lane, 32, attended + 4 * half,
                          is_row, split_halves);
-        publish_tile(block_, head_, block_.share.out_begin + first + tile, c, false);
+        keep_tile(block_, unit & ((1 << log2) - 1), first + tile, c, again_);
       }
       block_.ring.give_back(block_.lane);
     }
@@ -462,7 +475,8 @@ class OutputProjection {
   }
 
   B& block_;
-  const int head_, count_, halves_;
+  const bool again_;  // the block has the outputs of another head
+  const int count_, halves_;
   const bool is_loaded_;
   Words weights_[kQuarter] = {};
 };
@@ -473,24 +487,21 @@ JAT_DEVICE void attention(B& block, int layer, RowWeights<B>& loaded) {
   const StepModel& model = block.model;
   const int window = model.windows[layer];
   JAT_UNROLL_BY(1)
-  for (int head = block.share.cluster; head < model.num_heads; head += block.share.num_clusters) {
-    trace(4);
+  for (int head = block.cluster(); head < model.num_heads; head += block.num_clusters()) {
+    trace(6);
     project_head(block, layer, head, loaded);
     loaded = {};  // its registers are needed
     attend(block, block.template at<LayerPages>(model.shared.pages)[layer], window);
     block.barrier();
-    trace(7);
-    if (block.warp < kStepRows) send_partial(block);
-    trace(8);
-    OutputProjection<B> output(block, head);
-    block.wait_for_peers(1);
     trace(9);
-    if (block.warp < kStepRows) {
-      if (B::kPublished && model.cluster_size == 8)
-        combine<8>(block);
-      else
-        combine<0>(block);
-    }
+    if (block.warp < kStepRows) send_partial(block);
+    if (block.announces()) block.expect_peers(kPeersQkv);
+    trace(10);
+    OutputProjection<B> output(block, head);
+    block.wait_for_peers(kPeersSoftmax);
+    trace(11);
+    if (block.warp < kStepRows) combine(block);
+    if (block.announces()) block.expect_peers(kPeersSoftmax);
     block.barrier();
     output.run();
   }

@@ -7,49 +7,74 @@ namespace jat {
 
 #if JAT_HAS_CLUSTERS
 
-// Each block takes some groups of 8 columns, one sector of memory. Each warp of a row adds up some of the values.
+// Each cluster computes all of it, each block the columns of its slice. Four columns of a row are shared by as many
+// threads as there are, each of which adds up some of the values.
 template <typename B>
 JAT_DEVICE void embed(B& block) {
   const StepModel& model = block.model;
   const StepInput& input = block.input;
-  const int hidden = block.hidden(), groups = hidden / 8, blocks = model.num_blocks, index = block_index();
-  const int splits = block.row_warps(), row = block.row;
-  float* stage = block.template at<float>(model.shared.outs);  // [row, split, 8]
-  JAT_UNROLL_BY(1)
-  for (int group = groups * index / blocks; group < groups * (index + 1) / blocks; ++group) {
-    const float* encoder = row < input.num_rows ? input.sources[row] : nullptr;
-    float sum = 0;
-    if (encoder != nullptr) {
-      const int column = group * 8 + (block.lane & 7);
-      const float* values = input.values + input.value_starts[row];
-      JAT_UNROLL_BY(4)
-      for (int j = block.row_part * 4 + (block.lane >> 3); j < input.source_sizes[row]; j += 4 * splits)
-        sum += values[j] * encoder[static_cast<int64_t>(j) * hidden + column];
-    }
-    sum += shuffle_xor(sum, 8);
-    sum += shuffle_xor(sum, 16);
-    if (block.lane < 8) stage[block.warp * 8 + block.lane] = sum;
-    block.barrier();
-
-    const int out_row = block.thread / 8, out = group * 8 + block.thread % 8;
-    if (out_row < input.num_rows) {
-      const float* source = input.sources[out_row];
-      float x = 0;
-      if (source != nullptr) {
-        x = input.source_sizes[out_row] > 0 ? model.continuous_bias[out] : source[out];
-        JAT_UNROLL_BY(1)
-        for (int split = 0; split < splits; ++split)
-          x += stage[(out_row * splits + split) * 8 + block.thread % 8];
-        x += model.position_table[static_cast<int64_t>(input.positions[out_row]) * hidden + out];
+  const int hidden = block.hidden(), begin = block.slice_begin(), columns = block.slice_columns();
+  const int quads = columns / 4, row_threads = 32 * block.row_warps();
+  const int splits = quads > 0 ? larger(1, row_threads / quads) : 1;
+  float* stage = block.template at<float>(model.shared.parts);  // [row, split, columns]
+  const int row = block.row;
+  if (row < input.num_rows && input.sources[row] != nullptr) {
+    const float* source = input.sources[row] + begin;
+    const float* values = input.values + input.value_starts[row];
+    const int size = input.source_sizes[row];
+    const float* added = (size > 0 ? model.continuous_bias + begin : source);
+    const float* position =
+        model.position_table + static_cast<int64_t>(input.positions[row]) * hidden + begin;
+    JAT_UNROLL_BY(1)
+    for (int unit = block.thread - row * row_threads; unit < splits * quads; unit += row_threads) {
+      const int split = unit / quads, column = 4 * (unit - split * quads);
+      Pack<float, 4> sum = {};
+      if (split == 0) {
+        const auto a = *reinterpret_cast<const Pack<float, 4>*>(added + column),
+                   b = *reinterpret_cast<const Pack<float, 4>*>(position + column);
+        for (int i = 0; i < 4; ++i) sum.values[i] = a.values[i] + b.values[i];
       }
-      const int place = out_row * hidden + out;
-      if (model.fixed_order)
-        model.parts[place] = x;
-      else
-        add_global(sums(block, 0) + place, x);
+      // Loads of eight rows are in flight together.
+      constexpr int kRows = 8;
+      JAT_UNROLL_BY(1)
+      for (int first = split; first < size; first += kRows * splits) {
+        Pack<float, 4> weights[kRows] = {};
+        JAT_UNROLL
+        for (int k = 0; k < kRows; ++k)
+          if (const int j = first + k * splits; j < size)
+            weights[k] =
+                *reinterpret_cast<const Pack<float, 4>*>(source + static_cast<int64_t>(j) * hidden + column);
+        JAT_UNROLL
+        for (int k = 0; k < kRows; ++k) {
+          const int j = first + k * splits;
+          const float value = j < size ? values[j] : 0;
+          for (int i = 0; i < 4; ++i) sum.values[i] += value * weights[k].values[i];
+        }
+      }
+      *reinterpret_cast<Pack<float, 4>*>(stage + (row * splits + split) * columns + column) = sum;
     }
-    block.barrier();
   }
+  block.barrier();
+
+  float* target = block.template at<float>(sums_at(block, 0)) + begin;
+  JAT_UNROLL_BY(1)
+  for (int unit = block.thread; unit < kStepRows * quads; unit += block.num_threads()) {
+    const int out_row = unit / quads, column = 4 * (unit - out_row * quads);
+    Pack<float, 4> x = {};
+    if (out_row < input.num_rows && input.sources[out_row] != nullptr) {
+      JAT_UNROLL_BY(1)
+      for (int split = 0; split < splits; ++split) {
+        const auto part =
+            *reinterpret_cast<const Pack<float, 4>*>(stage + (out_row * splits + split) * columns + column);
+        for (int i = 0; i < 4; ++i) x.values[i] += part.values[i];
+      }
+    }
+    for_all_peers(block, [&](int rank) {
+      store_async(target + out_row * hidden + column, block.peers(kPeersSums), rank, x.values[0], x.values[1],
+                  x.values[2], x.values[3]);
+    });
+  }
+  ++block.number;
 }
 
 #endif  // JAT_HAS_CLUSTERS

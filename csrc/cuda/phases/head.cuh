@@ -1,7 +1,7 @@
 // The head: predictions for the last row, written to the host's memory.
 #pragma once
 
-#include "../reduce.cuh"
+#include "../block.cuh"
 
 namespace jat {
 
@@ -47,7 +47,7 @@ JAT_DEVICE void head(B& block, float bias) {
   }
 }
 
-// The last block to finish tells the host if the step was given up, and zeroes counters and sums for the next.
+// The last block to finish tells the host if the step was given up, and zeroes the counters for the next.
 template <typename B>
 JAT_DEVICE void finish(B& block) {
   const StepModel& model = block.model;
@@ -60,15 +60,10 @@ JAT_DEVICE void finish(B& block) {
     *last = count_global(&model.control->finished) == static_cast<uint32_t>(model.num_blocks - 1);
   }
   block.barrier();
-  if (!*last) return;
-  if (block.thread == 0) {
-    if (load_relaxed(&model.control->aborted) != 0) store_system(block.input.status, block.input.ticket);
-    model.control->arrived = 0;
-    model.control->finished = 0;
-    model.control->aborted = 0;
-  }
-  JAT_UNROLL_BY(1)
-  for (int i = block.thread; i < 3 * kStepRows * block.hidden(); i += block.num_threads()) model.sums[i] = 0;
+  if (!*last || block.thread != 0) return;
+  if (load_relaxed(&model.control->aborted) != 0) store_system(block.input.status, block.input.ticket);
+  model.control->finished = 0;
+  model.control->aborted = 0;
 }
 
 #endif  // JAT_HAS_CLUSTERS

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../fragments.cuh"
+#include "../reduce.cuh"
 
 namespace jat {
 
@@ -42,10 +43,12 @@ JAT_DEVICE void store_swapped(uint32_t* target, const Pack<float, 2>& value) {
 }
 
 // A row is shared by a third of the warps. Only the thread that owns it touches a number of x. What does not
-// depend on the sum is read or computed before the wait for it, and load_weights the next phase's weights.
-template <bool kIsFinal, typename B, typename Load>
-JAT_DEVICE void normalise(B& block, Load load_weights) {
-  trace(1);
+// depend on the sum is read or computed while it is on its way. So are the next phase's weights: load_weights loads
+// some before the wait for packets, and load_more others before the wait for all sums.
+template <bool kIsFinal, typename B, typename Load, typename LoadMore>
+JAT_DEVICE void normalise(B& block, Load load_weights, LoadMore load_more) {
+  trace(2);
+  if (block.announces() && block.number > 1) block.expect_peers(kPeersSums + (block.number & 1));
   block.begin_phase();
   using W = typename B::Weight;
   const int hidden = block.hidden(), row = block.row;
@@ -71,31 +74,30 @@ JAT_DEVICE void normalise(B& block, Load load_weights) {
   }
   if (B::kPublished) block.ring.give_back(block.lane);  // other sizes read the vectors when they need them
 
-  const float* added = computed(sums(block, block.number - 1) + row * hidden + column(0));
-  const int zeros = block.model.fixed_order || kIsFinal ? 0 : block.share.zero_end - block.share.zero_begin;
-  float* next = computed(sums(block, block.number + 1) + block.share.zero_begin + block.thread);
   const int moments_at = computed(block.model.shared.moments +
                                   row * block.row_warps() * static_cast<int>(sizeof(Pack<float, 2>)));
   const int normed_at = computed(block.model.shared.normed + 4 * (row * block.model.normed_stride +
                                                                   swapped_word(column(0) / kPerWord<W>)));
 
-  load_weights();
-  trace(2);
-  if (block.thread == 0) wait_for_blocks(block, arrivals_before(block));
-  block.barrier();
-  trace(3);
+  const int added_at = computed(sums_at(block, block.number - 1) + 4 * (row * hidden + column(0)));
 
+  load_weights();
+  trace(3);
+  if (has_bias)
+    receive_packets(block);
+  else
+    trace(4);  // the embedding comes from the cluster alone
+  load_more();
+  wait_for_sums(block);
+  trace(5);
+
+  const float* added = block.template at<float>(added_at);
   JAT_UNROLL
   for (int i = 0; i < B::kPairs; ++i)
-    if (owns(i)) load_global(added + behind(i), sum[i].values[0], sum[i].values[1]);
-  if (block.thread < zeros) *next = 0;
-  JAT_UNROLL_BY(1)
-  for (int i = block.thread + block.num_threads(); i < zeros; i += block.num_threads())
-    next[i - block.thread] = 0;
-
+    if (owns(i)) sum[i] = *reinterpret_cast<const Pack<float, 2>*>(added + behind(i));
   if (is_row) {
     // The sums of x and of its squares, both less the mean of the LayerNorm before, which keeps them small.
-    if (block.number == 1) block.mean = load_global(added - column(0));
+    if (block.number == 1) block.mean = added[-column(0)];
     float totals[2] = {}, squares[2] = {};
     JAT_UNROLL
     for (int i = 0; i < B::kPairs; ++i) {

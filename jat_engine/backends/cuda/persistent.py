@@ -44,7 +44,7 @@ class PersistentStep:
             weights: on the GPU.
             cache: [layers, num_pages, 2, heads, 16, head_dim].
             max_pages: of a session.
-            fixed_order: sum in a fixed order, so that results are bitwise repeatable.
+            fixed_order: has no effect: all sums are in a fixed order, so that results are bitwise repeatable.
             module: `load_module()`.
 
         Raises:
@@ -111,7 +111,7 @@ class PersistentStep:
             return str(self._step.run(0))
         stream = torch.cuda.current_stream(self._device.index).cuda_stream  # an index is quicker than a device
         if stream != self._stream:
-            # A kernel clears its sums after it has answered. The stream it ran on may no longer exist.
+            # A kernel clears its counters after it has answered. The stream it ran on may no longer exist.
             synchronize(self._device)
             self._stream = stream
         return str(self._step.run(stream))
