@@ -21,7 +21,7 @@ from .process import Finished, Process, python_module
 from .process import run as run_process
 from .section import ROOT, SectionRun
 
-TARGETS = ("_cpu", "_cuda")
+TARGETS = ("_cuda", "_cpu")
 
 
 def run(section: SectionRun) -> None:

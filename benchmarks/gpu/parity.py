@@ -160,7 +160,7 @@ def _small(section: SectionRun, name: str, folder: Path) -> dict[str, Any]:
     row["by kind"] = {kind: found.relative_error for kind, found in by_kind.items()}
     engine = engine_of(peer)
     row["engine"] = {} if engine is None else facts(engine)
-    if "fixed order" in name:
+    if is_persistent(name):
         expected = list(reference["continuous"])
         runs = [follow(peer.open(WINDOW), _arguments("continuous"), expected).predictions for _ in range(2)]
         row["two runs are bitwise equal"] = all(np.array_equal(a, b) for a, b in zip(*runs, strict=True))

@@ -42,7 +42,6 @@ PATHS: dict[str, Variant] = {
     "graphs float16": Variant("float16", _GRAPHS, LIMITS["float16"]),
     "graphs int8": Variant("int8", _GRAPHS, LIMITS["int8"]),
     "persistent bfloat16": Variant("bfloat16", _PERSISTENT, LIMITS["bfloat16"]),
-    "persistent bfloat16, fixed order": Variant("bfloat16", {**_PERSISTENT, "fixed_order": True}, LIMITS["bfloat16"]),
 }
 """Without a GPU "graphs float32" means the Triton kernels in the interpreter (TRITON_INTERPRET=1)."""
 
