@@ -112,7 +112,7 @@ def test_a_size_of_clusters_that_does_not_fit_is_left_out(module: ModuleType, de
     device.num_sms, device.max_blocks = 2, 2
     model = Model(Sizes(1024, 16, 1024, (12,)), "float32", 0)
     assert geometry(Driver(module, model)) == (1, 2, True)
-    with pytest.raises(ValueError, match="shared memory: .* do not fit into 232448"):
+    with pytest.raises(ValueError, match=r"shared memory: .* do not fit into 232448"):
         Driver(module, model, num_blocks=2, cluster_size=1)
 
 
