@@ -54,6 +54,13 @@ __device__ jat::Mbarrier* mbarriers() { return reinterpret_cast<jat::Mbarrier*>(
 __device__ float* inbox() { return reinterpret_cast<float*>(jat::shared_memory() + 1024); }
 __device__ char* slot(int index) { return jat::shared_memory() + 32 * 1024 + index * kSlotBytes; }
 
+// Arrive at the barrier of a cluster peer.
+__device__ void arrive_at_peer(jat::Mbarrier* barrier, int rank) {
+  asm volatile(
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(jat::peer_address(barrier, rank))
+      : "memory");
+}
+
 // Additions to device memory, and a counter of all blocks that orders them.
 __device__ void add(float* target, float a) {
   asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(target), "f"(a) : "memory");
@@ -106,8 +113,7 @@ __device__ void reduce(const Arguments& a, const Bound& bound, int round, float&
 __device__ void meet(const Arguments& a, const Bound& bound, int round) {
   for (int which = 0; which < 2; ++which) {
     consumers();
-    if (static_cast<int>(threadIdx.x) < a.cluster_size)
-      jat::mbarrier_arrive_peer(mbarriers() + which, threadIdx.x);
+    if (static_cast<int>(threadIdx.x) < a.cluster_size) arrive_at_peer(mbarriers() + which, threadIdx.x);
     bound.wait([&] { return jat::mbarrier_test_cluster(mbarriers() + which, round & 1); });
   }
 }

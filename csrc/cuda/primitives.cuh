@@ -151,18 +151,6 @@ JAT_DEVICE void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
                : "memory");
 }
 
-// Arrive at the barrier of a cluster peer.
-JAT_DEVICE void mbarrier_arrive_peer(Mbarrier* barrier, int rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
-      "}" ::"r"(shared_address(barrier)),
-      "r"(rank)
-      : "memory");
-}
-
 // Returns whether the phase of this parity has ended. The hardware may wait a little before it answers.
 JAT_DEVICE bool mbarrier_test(Mbarrier* barrier, uint32_t parity) {
   uint32_t done;

@@ -489,6 +489,7 @@ JAT_DEVICE void attention(B& block, int layer, RowWeights<B>& loaded) {
   JAT_UNROLL_BY(1)
   for (int head = block.cluster(); head < model.num_heads; head += block.num_clusters()) {
     trace(6);
+    block.begin_phase();  // else the compiler computes the addresses of the whole loop here
     project_head(block, layer, head, loaded);
     loaded = {};  // its registers are needed
     attend(block, block.template at<LayerPages>(model.shared.pages)[layer], window);
