@@ -51,7 +51,6 @@ class Step:
         input: Mapping[str, int],
         output: int,
         capacity: int,
-        fixed_order: bool = False,
         num_blocks: int = 0,
         cluster_size: int = 0,
         num_threads: int = 0,
@@ -76,7 +75,6 @@ class Step:
                 head_sizes [1]; int64: source_ptrs [3], head_ptrs [1] (both multiples of 16), head_bias_ptrs [1];
                 float32: values.
             output: float32 [capacity], host memory that the device can write (pinned, mapped).
-            fixed_order: has no effect: all sums are in a fixed order, and a step is bitwise repeatable.
             num_blocks, cluster_size, num_threads (that compute, a multiple of 96), max_slots: by default chosen for the
                 device.
             timeout_us: limit of each wait inside the step, in microseconds.

@@ -30,8 +30,8 @@ from .splits import Splits
 _PAGE_SIZE = tl.constexpr(PAGE_SIZE)
 _PAGE_SHIFT = tl.constexpr(PAGE_SIZE.bit_length() - 1)
 _WARPS = 4
-_FEW_PROGRAMS = ((132, 16), (264, 8))
-"""Up to so many programs have more warps: one program a multiprocessor, or two, with as many loads in flight."""
+_FEW_PROGRAMS = ((24, 8),)
+"""Up to so many programs have so many warps instead, and loads in flight."""
 _NO_KEY = tl.constexpr(float("-inf"))
 
 

@@ -80,6 +80,9 @@ def run(section: SectionRun) -> None:
     measured = rows(seconds, window)
     shown = [shown_row(row, config, float(np.median(bandwidths)), given_up) for row in measured]
     section.record("steps", shown)
+    if not measured:
+        section.record("not run", "no time left")
+        return
     try:
         report.save(report.draw_latency, measured, section.folder / PLOT)
     except ValueError as error:

@@ -154,8 +154,8 @@ std::unique_ptr<Step> make_step(int hidden, int num_heads, int head_dim, int inn
                                 uintptr_t final_norm_weight, uintptr_t final_norm_bias,
                                 uintptr_t position_table, uintptr_t continuous_bias, uintptr_t kv_cache,
                                 int num_pages, const py::dict& input, uintptr_t output, int capacity,
-                                bool /*fixed_order: all sums are*/, int num_blocks, int cluster_size,
-                                int num_threads, int64_t timeout_us, int device, int max_slots) {
+                                int num_blocks, int cluster_size, int num_threads, int64_t timeout_us,
+                                int device, int max_slots) {
   expect(hidden >= 1, "hidden: expected at least 1, got " + std::to_string(hidden));
   expect(num_threads >= 0 && num_threads % 32 == 0,
          "num_threads: expected a multiple of 32, got " + std::to_string(num_threads));
@@ -225,9 +225,8 @@ PYBIND11_MODULE(JAT_MODULE, module) {
   step.def(py::init(&jat::make_step), py::kw_only(), "hidden"_a, "num_heads"_a, "head_dim"_a, "inner"_a,
            "num_layers"_a, "max_positions"_a, "weight_dtype"_a, "layers"_a, "final_norm_weight"_a,
            "final_norm_bias"_a, "position_table"_a, "continuous_bias"_a, "kv_cache"_a, "num_pages"_a,
-           "input"_a, "output"_a, "capacity"_a, "fixed_order"_a = false, "num_blocks"_a = 0,
-           "cluster_size"_a = 0, "num_threads"_a = 0, "timeout_us"_a = 100000, "device"_a = 0,
-           "max_slots"_a = 64)
+           "input"_a, "output"_a, "capacity"_a, "num_blocks"_a = 0, "cluster_size"_a = 0, "num_threads"_a = 0,
+           "timeout_us"_a = 100000, "device"_a = 0, "max_slots"_a = 64)
       .def("run", &Step::run, "stream"_a = 0)
       .def(
           "bytes_per_step",

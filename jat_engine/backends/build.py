@@ -83,7 +83,6 @@ def _make_backend(config: JatConfig, weights: Weights, choice: Choice, options: 
             choice.dtype,
             choice.device,
             options.persistent,
-            options.fixed_order,
             kv_dtype=options.kv_dtype,
         )
     from .torch import TorchBackend

@@ -96,8 +96,6 @@ class EngineOptions:
         persistent: on a GPU, run a single agent's step as one launch of a persistent kernel: True, False for CUDA
             graphs, or None for the faster of the two. That is timed when the engine is made, so that two engines may
             choose differently, and their results then differ by rounding; with False they are bitwise equal.
-        fixed_order: on a GPU, sum in a fixed order in the persistent kernel, so that a step is bitwise repeatable;
-            slower. CUDA graphs and the native CPU backend always do.
         kv_dtype: of the KV cache on a GPU: "float8_e4m3" for half the bytes and a faster step of many agents, with a
             scale per token and head (compute capability 8.9 and newer; CUDA graphs only), or "auto" for that of the
             activations.
@@ -112,7 +110,6 @@ class EngineOptions:
     spin_us: int = 200
     instruction_set: str = "auto"
     persistent: bool | None = None
-    fixed_order: bool = False
     kv_dtype: str = "auto"
 
     def __post_init__(self) -> None:
@@ -128,8 +125,6 @@ class EngineOptions:
                 raise InputError(f"{name}: expected at most {most}, got {value}")
         if self.persistent is not None and not isinstance(self.persistent, bool):
             raise InputError(f"persistent: expected True, False or None, got {self.persistent!r}")
-        if not isinstance(self.fixed_order, bool):
-            raise InputError(f"fixed_order: expected True or False, got {self.fixed_order!r}")
         if not isinstance(self.kv_dtype, str) or self.kv_dtype not in KV_DTYPES:
             raise InputError(f"kv_dtype: expected one of {', '.join(KV_DTYPES)}, got {self.kv_dtype!r}")
         if self.max_cached_tokens is not None and self.max_cache_bytes is not None:

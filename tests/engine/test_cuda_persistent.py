@@ -212,8 +212,6 @@ def test_without_the_module_the_reason_is_given(tiny_folder: Path, monkeypatch: 
         JatEngine.from_pretrained(tiny_folder, persistent=1)
     with pytest.raises(InputError, match="persistent: expected None or False on the torch backend, got True"):
         JatEngine.from_pretrained(tiny_folder, backend="torch", persistent=True)
-    with pytest.raises(InputError, match="fixed_order: expected True or False, got None"):
-        JatEngine.from_pretrained(tiny_folder, fixed_order=None)
 
 
 # ---- the faster path -----------------------------------------------------------------------------------------------

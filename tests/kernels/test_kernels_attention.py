@@ -113,7 +113,7 @@ def test_sessions_and_windows(cache: torch.dtype, window: int) -> None:
     case.expect(case.run(window), window)
 
 
-@pytest.mark.parametrize(("count", "heads"), [(5, 1), (10, 12), (21, 12)])
+@pytest.mark.parametrize(("count", "heads"), [(5, 1), (21, 12)])
 def test_many_sessions(count: int, heads: int) -> None:
     """Sessions of many lengths, starts and numbers of new tokens, and padding behind them, as in a bucket.
 

@@ -79,7 +79,6 @@ class CudaBackend:
         dtype: str,
         device: torch.device,
         persistent: bool | None = None,
-        fixed_order: bool = False,
         clock: Clock | None = None,
         kv_dtype: str = "auto",
     ) -> None:
@@ -92,7 +91,6 @@ class CudaBackend:
             device: a GPU, or the CPU for Triton's interpreter.
             persistent: whether a single agent's step is one launch; None for where that is possible and, on a GPU,
                 faster.
-            fixed_order: sum in a fixed order also in the persistent kernel, so that results are bitwise repeatable.
             clock: times both paths if `persistent` is None. By default the machine's on a GPU, and none on a CPU, where
                 the persistent kernel is used if it is possible.
             kv_dtype: of cached keys and values: "auto" for that of the activations, or "float8_e4m3".
@@ -112,7 +110,6 @@ class CudaBackend:
         self._config = config
         self._weights = CudaWeights(config, weights, dtype, device, kv_dtype)
         self._max_pages = -(-(config.max_position_embeddings + self.page_size - 1) // self.page_size)
-        self._fixed_order = fixed_order
         self._clock = clock or (time.perf_counter if device.type == "cuda" else None)
         self._persistent: PersistentStep | None = None
         self.persistent_reason = "" if persistent is not False else "it is switched off"
@@ -422,7 +419,7 @@ class CudaBackend:
         module = load_module()
         if self.device.type != module.DEVICE:
             raise RuntimeError(f"its module is for device {module.DEVICE}")
-        return PersistentStep(self._weights, self._cache.pages, self._max_pages, self._fixed_order, module)
+        return PersistentStep(self._weights, self._cache.pages, self._max_pages, module)
 
 
 def cache_room(free_bytes: int) -> int:

@@ -37,14 +37,13 @@ class PersistentStep:
         predictions: float32 [capacity], after `run`.
     """
 
-    def __init__(self, weights: CudaWeights, cache: Tensor, max_pages: int, fixed_order: bool, module: Any) -> None:
+    def __init__(self, weights: CudaWeights, cache: Tensor, max_pages: int, module: Any) -> None:
         """Give the kernel the addresses of weights, cache and inputs.
 
         Args:
             weights: on the GPU.
             cache: [layers, num_pages, 2, heads, 16, head_dim].
             max_pages: of a session.
-            fixed_order: has no effect: all sums are in a fixed order, so that results are bitwise repeatable.
             module: `load_module()`.
 
         Raises:
@@ -82,7 +81,6 @@ class PersistentStep:
             input={name: array.ctypes.data for name, array in self.inputs.host.items()},
             output=predictions.data_ptr(),
             capacity=_CAPACITY,
-            fixed_order=fixed_order,
             timeout_us=TIMEOUT_US,
             device=self._device.index or 0,
         )
