@@ -17,7 +17,6 @@ from .hardware import (
     COPY_US,
     GRAPH_LAUNCH_US,
     KERNEL_RAMP_US,
-    PDL_SAVES_US,
     Gpu,
     cycles_us,
     l2_us,
@@ -55,10 +54,6 @@ class Node:
             return self.clocked.cycles
         return max(self.clocked.after_wait_cycles, self.clocked.cycles - self.shadow_cycles)
 
-    def overhead_us(self) -> float:
-        """Return the microseconds between two kernels."""
-        return KERNEL_RAMP_US - (PDL_SAVES_US if self.has_pdl else 0.0)
-
     def parts_us(self, gpu: Gpu) -> dict[str, float]:
         """Return the microseconds of one launch by each of its bounds; the largest counts.
 
@@ -69,9 +64,9 @@ class Node:
         later = self.clocked.late_l2_bytes if early else self.clocked.l2_bytes
         memory = gpu.memory_us(self.device_bytes)
         return {
-            "chain": self.overhead_us() + cycles_us(self.chain_cycles()),
-            "L2": self.overhead_us() + l2_us(later),
-            "memory": memory if early else self.overhead_us() + memory,
+            "chain": KERNEL_RAMP_US + cycles_us(self.chain_cycles()),
+            "L2": KERNEL_RAMP_US + l2_us(later),
+            "memory": memory if early else KERNEL_RAMP_US + memory,
         }
 
     def us(self, gpu: Gpu) -> float:
@@ -143,7 +138,7 @@ def clock_step(launches: Sequence[Launch], context: int, multiprocessors: int = 
             clocked[same] = clock_launch(launch, multiprocessors=multiprocessors)
         hidden = fits_beside(before.clocked if before else None, clocked[same], multiprocessors)
         has_pdl = bool(launch.options.get("launch_pdl")) and before is not None
-        shadow = before.chain_cycles() + round(before.overhead_us() * CLOCK_GHZ * 1e3) if before else 0
+        shadow = before.chain_cycles() + round(KERNEL_RAMP_US * CLOCK_GHZ * 1e3) if before else 0
 
         kind = same, hidden, has_pdl, shadow
         count = nodes[kind].launches + 1 if kind in nodes else 1

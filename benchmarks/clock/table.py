@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ GOALS = {
     "images, 1024 frames": 700.0,
 }
 """Microseconds of a step on an H200, the band included."""
+READINGS = ROOT / "benchmarks" / "results" / "gpu_readings.json"
+"""What steps took on a GPU, on the device alone, by the names of `GOALS`, with commits and conditions."""
 
 Table = dict[str, Any]
 
@@ -117,7 +120,7 @@ def graph_steps() -> Iterator[Table]:
 def persistent_row(step: PersistentStep) -> Table:
     """Return the persistent kernel as it stands in the table."""
     return {
-        "name": f"persistent, 1 agent{'' if step.num_blocks == 128 else f', {step.num_blocks} blocks'}",
+        "name": f"persistent, 1 agent{'' if step.num_blocks == 120 else f', {step.num_blocks} blocks'}",
         **dataclasses.asdict(step),
         "compute_us": round(step.compute_us, 2),
         "waits_us": round(step.waits_us, 2),
@@ -128,15 +131,18 @@ def persistent_row(step: PersistentStep) -> Table:
 
 
 def judge(steps: list[Table]) -> list[Table]:
-    """Return the goals with what was computed for an H200, by the upper end of the band."""
+    """Return the goals with what was computed for an H200, and read on one, which decides where it was."""
     found = {step["name"]: step["us"]["H200"] for step in steps}
+    readings = json.loads(READINGS.read_text())["us"]
     rows = []
     for name, goal in GOALS.items():
-        if name in found:
-            upper = round(found[name] * (1 + BAND), 1)
-            rows.append({"name": name, "goal_us": goal, "us": found[name], "upper_us": upper, "is_met": upper <= goal})
-        else:
-            rows.append({"name": name, "goal_us": goal, "us": None, "upper_us": None, "is_met": False})
+        computed, read = found.get(name), readings.get(name)
+        upper = None if computed is None else round(computed * (1 + BAND), 1)
+        judged = upper if read is None else read
+        rows.append({
+            "name": name, "goal_us": goal, "us": computed, "upper_us": upper, "read_us": read,
+            "is_met": judged is not None and judged <= goal,
+        })  # fmt: skip
     return rows
 
 
@@ -148,7 +154,7 @@ def assumptions() -> Table:
 def make_table() -> Table:
     """Clock everything, some minutes."""
     graphs = list(graph_steps())
-    persistent = [persistent_row(clock_persistent(blocks, 8, CONTEXT)) for blocks in (128, 120)]
+    persistent = [persistent_row(clock_persistent(blocks, 8, CONTEXT)) for blocks in (120, 128)]
     return {
         "source_hash": source_hash(),
         "triton": triton.__version__,
