@@ -15,8 +15,7 @@ MAX_STEP_TOKENS: int
 MAX_VALUES: int
 """Most numbers of all continuous observations of a step together."""
 REDUCTIONS_PER_LAYER: int
-"""Grid barriers, each with a reduction, in a layer."""
-CLUSTER_BARRIERS_PER_HEAD: int
+"""Reductions over all blocks in a layer."""
 
 def device_facts(ordinal: int = 0) -> dict[str, Any]:
     """Return name, compute_capability, num_sms, shared_bytes_per_block and cooperative_launch of a device.
@@ -112,4 +111,4 @@ class Step:
     def slot_bytes(self) -> int: ...
     @property
     def num_grid_barriers(self) -> int:
-        """Reductions over all blocks of a step, which are its barriers of the grid."""
+        """Reductions over all blocks in a step."""

@@ -36,7 +36,7 @@ GOALS = {
     "graphs, 1024 agents, fp8 keys and values": 3400.0,
     "images, 1024 frames": 700.0,
 }
-"""Microseconds of a step on an H200, the band included."""
+"""Microseconds of a step on an H200, by a reading where there is one, else by the band's upper end."""
 READINGS = ROOT / "benchmarks" / "results" / "gpu_readings.json"
 """What steps took on a GPU, on the device alone, by the names of `GOALS`, with commits and conditions."""
 

@@ -219,7 +219,6 @@ PYBIND11_MODULE(JAT_MODULE, module) {
   module.attr("PAGE_SIZE") = jat::kStepPageSize;
   module.attr("MAX_STEP_TOKENS") = jat::kStepRows;
   module.attr("REDUCTIONS_PER_LAYER") = jat::kReductionsPerLayer;
-  module.attr("CLUSTER_BARRIERS_PER_HEAD") = jat::kClusterBarriersPerHead;
   module.def("device_facts", &jat::facts, "ordinal"_a = 0);
   py::class_<Step> step(module, "Step", py::module_local());  // several builds may be loaded together
   step.def(py::init(&jat::make_step), py::kw_only(), "hidden"_a, "num_heads"_a, "head_dim"_a, "inner"_a,

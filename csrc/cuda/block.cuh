@@ -18,8 +18,6 @@ struct alignas(sizeof(T) * kCount) Pack {
 };
 template <typename W>
 constexpr int kPerWord = 4 / static_cast<int>(sizeof(W));  // numbers of a register
-template <typename W>
-constexpr int kLoad = 16 / static_cast<int>(sizeof(W));  // numbers of a 16-byte load
 
 // A maximum that numbers can be taken relative to: exp(-inf - anchor) is 0 also where all of them are -inf.
 JAT_DEVICE float anchor(float maximum) { return maximum == kMinusInfinity ? 0 : maximum; }

@@ -7,8 +7,8 @@
 //      or its warps have parts of its own slice (attention). The block adds up the parts of its slice.
 //   2. Between clusters, through device memory. It stores its sums as packets, and reads and adds up those of the
 //      blocks of its rank in all clusters. A packet is {three rows of a column, ticket}, stored and loaded as one
-//      number of 16 bytes, which is never seen in part. So its ticket, which no other sum of any step has, says that
-//      the numbers next to it are there.
+//      number of 16 bytes, which is never seen in part. So its ticket says that the numbers next to it are there: what
+//      lay in its place before is of the sum three before, or of the step before. (Tickets repeat after 2^25 steps.)
 //   3. Within the cluster. It stores the sums of its slice to all peers.
 //
 // The embedding, sum number 0, takes the last of them alone: each cluster computes all of it.
@@ -186,7 +186,6 @@ JAT_DEVICE void receive_packets(B& block) {
         for (int row = 0; row < kStepRows; ++row) sum[row] += found[i].values[row];
       }
     }
-    if (first == 0) trace(4);
     JAT_UNROLL
     for (int row = 0; row < kStepRows; ++row) {
       sum[row] += shuffle_xor(sum[row], 1);
@@ -211,6 +210,7 @@ JAT_DEVICE void receive_packets(B& block) {
     for (int rank = quad; rank < block.cluster_size(); rank += 4)
       store_async(target + (column & ~3), mbarrier, rank, of[0], of[1], of[2], of[3]);
   }
+  trace(4);
 }
 
 // Wait until all of the sum before the current one has arrived.

@@ -34,6 +34,7 @@ struct SpinTimeout {
       if (begin == 0) begin = now;
       if (now - begin > timeout_ns) {
         store_relaxed(aborted, 1);
+        system_fence();  // before the garbage that this thread sends from here on
         return false;
       }
     }

@@ -26,8 +26,7 @@ constexpr int kPublishedHeadDim = 64;
 constexpr int kPublishedClusterSize = 8;
 
 // Synchronisation of a layer.
-constexpr int kReductionsPerLayer = 2;      // over all blocks, after the attention and after the MLP
-constexpr int kClusterBarriersPerHead = 2;  // after q, k, v and after the partial softmax
+constexpr int kReductionsPerLayer = 2;  // over all blocks, after the attention and after the MLP
 
 // The mbarriers at which numbers of cluster peers arrive.
 constexpr int kPeersQkv = 0, kPeersSoftmax = 1;
@@ -75,11 +74,11 @@ struct StepShared {
   int32_t weights;   // float [num_warps, 9, 4]: softmax of 8 keys, and the rescaling, of each row
   int32_t states;    // float2 [3, num_warps]: maximum and sum of each warp's softmax
   int32_t outs;      // float [num_warps, 3, head_dim]: each warp's sums of values
-  int32_t
-      parts;  // float [cluster_size, 3, slice_stride]: parts of the slice of an MLP's sum, written by the whole
-              // cluster; first the embedding. The same place as `outs`
-  int32_t
-      partial;  // float [cluster_size, 3, head_dim + 4]: values, maximum, sum; written by the whole cluster
+  // float [cluster_size, 3, slice_stride], in the place of `outs`: parts of this block's slice of an MLP's sum, written
+  // by the whole cluster. The embedding uses it as well.
+  int32_t parts;
+  // float [cluster_size, 3, head_dim + 4]: values, maximum and sum of a softmax, written by the whole cluster.
+  int32_t partial;
   int32_t attended;  // W [3, attended_stride words]
   int32_t inner;     // W [3, inner_stride words]
   int32_t biases;    // float [block_neurons]

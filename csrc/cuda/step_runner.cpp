@@ -93,8 +93,9 @@ void StepRunner::build_ladder() {
   const bool is_fixed = num_clusters > 0;
 
   // The largest layout of each size, and what is resident of it.
+  const std::string none = "no cluster is resident with its shared memory";
   std::vector<Rung> sizes;
-  std::string reason = "no cluster fits", too_large;
+  std::string reason, too_large;
   for (const int size : cluster_size > 0 ? std::vector<int>{cluster_size} : std::vector<int>{8, 4, 2, 1}) {
     model_.cluster_size = size;
     model_.num_blocks = (is_fixed ? num_clusters : std::max(facts_.num_sms / size, 1)) * size;
@@ -113,7 +114,7 @@ void StepRunner::build_ladder() {
     if (resident > 0) sizes.push_back({is_fixed ? num_clusters : resident, size, resident, false});
   }
   if (sizes.empty() && !too_large.empty()) throw std::invalid_argument(too_large);
-  if (sizes.empty()) throw std::runtime_error("max_active_clusters: " + reason);
+  if (sizes.empty()) throw std::runtime_error("max_active_clusters: " + (reason.empty() ? none : reason));
 
   // A smaller cluster must gain an eighth, since each of its blocks has a larger part of the attention.
   const auto blocks = [](const Rung& rung) { return rung.num_clusters * rung.cluster_size; };
@@ -137,7 +138,7 @@ void StepRunner::build_ladder() {
       rungs_.push_back({clusters, size.cluster_size, size.max_clusters, false});
     }
   }
-  if (rungs_.empty()) throw std::runtime_error("max_active_clusters: " + reason);
+  if (rungs_.empty()) throw std::runtime_error("max_active_clusters: " + (reason.empty() ? none : reason));
   use_rung();
 }
 

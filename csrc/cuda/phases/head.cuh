@@ -14,8 +14,9 @@ JAT_DEVICE float load_head_bias(const B& block, int index) {
                                                                                : 0;
 }
 
-// bias: of the warp's first row. Not rounded to W: the head's rows are float32. After an abort nothing is written: the host would take it for
-// right.
+// Predictions of this block's rows of the head, which are float32, as is the normed row. After an abort nothing is
+// written: the host would take it for right.
+//   bias  of the warp's first row
 template <typename B>
 JAT_DEVICE void head(B& block, float bias) {
   const int hidden = block.hidden(), count = block.share.head_row_end - block.share.head_row_begin;
