@@ -103,13 +103,23 @@ def _follow(opcode: str, operands: str, origins: dict[str, frozenset[str]], offs
     if register is None or opcode.startswith(("STG", "ST.", "STS", "LDGSTS", "RED")):
         return
     found = frozenset().union(*(origins.get(name, frozenset()) for name in _registers(rest)))
+    kind, number = register[1], int(register[2])
+    if opcode.startswith(("LDC", "ULDC")) and ".128" in opcode and not _registers(rest):
+        # Two parameters side by side.
+        for place in _CONSTANT.findall(rest):
+            for part in range(4):
+                origins[f"{kind}{number + part}"] = _parameter_at(int(place, 16) + 4 * part, offsets)
+        return
     for place in _CONSTANT.findall(rest):
-        at = int(place, 16)
-        found |= {name for offset, name in offsets.items() if offset <= at < offset + 8 and at - offset in (0, 4)}
+        found |= _parameter_at(int(place, 16), offsets)
     if _ACCESS.match(opcode) or opcode.startswith(("LDS", "LDSM")):
         # Of a table of addresses, its name.
         found = frozenset(f"targets of {name}" for name in found if name.endswith("_ptrs_ptr"))
-    kind, number = register[1], int(register[2])
     wide = 4 if ".128" in opcode else 2 if ".64" in opcode or ".WIDE" in opcode else 1
     for part in range(wide):
         origins[f"{kind}{number + part}"] = found
+
+
+def _parameter_at(at: int, offsets: dict[int, str]) -> frozenset[str]:
+    """Return the name of the pointer of which a half lies at a place of the constant bank, if any does."""
+    return frozenset(name for offset, name in offsets.items() if at - offset in (0, 4))

@@ -9,6 +9,7 @@ from jat_engine.backends.base import STEP_TOKENS
 from jat_engine.kernels import attention, discrete_encoder, embedding, head, image_encoder, linear
 from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
 from jat_engine.kernels.splits import Splits
+from jat_engine.kernels.tiles import num_partials
 
 from .triton_launches import Launch, recorded
 
@@ -42,6 +43,10 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
     def scale(outputs: int) -> Tensor | None:
         return _floats(outputs) if weight_dtype == torch.int8 else None
 
+    def partial(inputs: int) -> Tensor | None:
+        parts = num_partials(rows, HIDDEN, inputs, weight_dtype)
+        return _floats(parts, rows, HIDDEN) if parts > 1 else None
+
     with recorded() as launches:
         embedding.embed(
             x, _int64(rows), _int32(rows), _int32(rows), _floats(4096), vector, _floats(POSITIONS, HIDDEN),
@@ -69,13 +74,17 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
                 scales=torch.empty(4, HEADS, 2, PAGE_SIZE, dtype=torch.uint8), splits=splits if count > 1 else None,
                 new_kv=_floats(-(-rows // PAGE_SIZE), 2, HEADS, PAGE_SIZE, HEAD_DIM, dtype=compute),
             )  # fmt: skip
-        linear.linear_residual(attended, weight(HIDDEN, HIDDEN), scale(HIDDEN), vector, x, pdl=pdl)
+        linear.linear_residual(
+            attended, weight(HIDDEN, HIDDEN), scale(HIDDEN), vector, x, partial=partial(HIDDEN), pdl=pdl
+        )
         inner = _floats(rows, 4 * HIDDEN, dtype=compute)
         linear.norm_linear(
             x, vector, vector, weight(4 * HIDDEN, HIDDEN), scale(4 * HIDDEN), _floats(4 * HIDDEN), inner,
             gelu=True, normed=normed, pdl=pdl,
         )  # fmt: skip
-        linear.linear_residual(inner, weight(HIDDEN, 4 * HIDDEN), scale(HIDDEN), vector, x, pdl=pdl)
+        linear.linear_residual(
+            inner, weight(HIDDEN, 4 * HIDDEN), scale(HIDDEN), vector, x, partial=partial(4 * HIDDEN), pdl=pdl
+        )
         for capacity in (32, 1024):
             head.head(
                 x, vector, vector, _int32(sessions + 1), _int64(sessions), _int64(sessions), _int32(sessions),

@@ -26,18 +26,12 @@ def load_weights(
     STRIDE: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PART: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Return the weights of `columns` in DTYPE, [SPLIT_K, BLOCK_K, BLOCK_N], 0 outside of [N, K].
-
-    A part has PART inputs, BLOCK_K or fewer.
-    """
-    k = (tl.arange(0, SPLIT_K)[:, None] * PART + tl.arange(0, BLOCK_K)[None, :])[:, :, None]
+    """Return the weights of `columns` in DTYPE, [SPLIT_K, BLOCK_K, BLOCK_N], 0 outside of [N, K]."""
+    k = (tl.arange(0, SPLIT_K)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :])[:, :, None]
     offset = columns[None, None, :] * STRIDE + k
     mask = (columns < N)[None, None, :] & (k < K)
-    if PART < BLOCK_K:
-        mask = mask & (tl.arange(0, BLOCK_K) < PART)[None, :, None]
     return load_early(weight_ptr, offset, mask, DTYPE)
 
 

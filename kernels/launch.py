@@ -1,7 +1,8 @@
 """Argument checks, compute dtypes and programmatic dependent launch (PDL), shared by all kernel files.
 
 With PDL a kernel may start while the previous one still runs: `launch_dependents` lets the next kernel start, `wait`
-waits until all earlier work is complete and visible. Before that only weights may be read, since no kernel writes them.
+waits until all earlier work is complete and visible. Before that only weights and the step's
+inputs may be read: no kernel writes them, and the first kernel behind the copy of the inputs does not start early.
 Every program of every kernel calls both, also one that returns early. So a kernel that has passed it can rely on all
 earlier kernels of its stream, not only on the previous one.
 """

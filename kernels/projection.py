@@ -79,7 +79,7 @@ def product(
     launch_dependents(USE_PDL)
     columns = first_column + tl.arange(0, BLOCK_N)
     if WHOLE:
-        weights = load_weights(weight_ptr, columns, N, K, STRIDE, SPLIT_K, BLOCK_K, BLOCK_K, DTYPE)
+        weights = load_weights(weight_ptr, columns, N, K, STRIDE, SPLIT_K, BLOCK_K, DTYPE)
         wait(USE_PDL)
         a = load_rows(a_ptr, rows, num_rows, K, STRIDE, SPLIT_K, BLOCK_K)
         residual = load_residual(residual_ptr, rows, num_rows, columns, N)

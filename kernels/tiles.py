@@ -64,7 +64,7 @@ _HALF = (torch.bfloat16, torch.float16)
 _HALF_INT8 = (*_HALF, torch.int8)
 _EVERY = (*_FLOAT, *_HALF_INT8)
 
-# Read in whole steps on an H200 (benchmarks/gpu/tiles.py) up to 192 rows; above that computed by the clock.
+# Chosen in whole steps of bfloat16 on an H200 (benchmarks/gpu/tiles.py) up to 192 rows; above that by the clock.
 _TABLE = (
     # Few rows: reading weights, and the time from the end of the kernel before to the end of this one. 24 to 96
     # programs with all weights in flight; the sums of programs that share inputs are added by the next LayerNorm.

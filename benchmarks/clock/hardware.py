@@ -22,8 +22,6 @@ GRAPH_LAUNCH_US = 1.40
 """Relaunch of a graph until its first kernel begins (others' reading on an H100)."""
 COPY_US = 2.1
 """A copy node between pinned memory and the device, of some kilobytes (read on an H200: 2.6 us in, 1.6 us out)."""
-BUS_GIGABYTES = 50.0
-"""Copies of many bytes over PCIe 5.0 x16, per second."""
 PACKET_US = 0.7
 """A packet from one block through L2 to all that poll for it (assumed: a barrier of all blocks, which is an addition in
 L2 on the way there and the same way back, takes 0.95 us on an H200)."""
@@ -34,9 +32,9 @@ PERSISTENT_LAUNCH_US = 2.5
 """From a launch to a block's first instruction, and from the last store to the host's read of it (assumed)."""
 
 PHASE_FACTOR = 1.75
-"""Of what a phase of the persistent kernel takes and what its cycles say. A trace on an H200 (e9c719a, 256 tokens, 139 us
-where the untraced kernel took 119) gave 1.5 to 2.3, but 0.9 for the scores; 113 us of the kernel since would need 2.1.
-Instructions that are fetched once a layer are the likely reason; it is not proven."""
+"""Of what a phase of the persistent kernel takes and what its cycles say. A trace on an H200 (e9c719a, 256 tokens, 139
+us where the untraced kernel took 119) gave 1.5 to 2.3, but 0.9 for the scores; 113 us of the kernel since would need
+2.1. Instructions that are fetched once a layer are the likely reason; it is not proven."""
 
 BAND = 0.20
 """Of a prediction, up and down: what the readings to which the constants were fitted differed by, 17 % below to 21 %

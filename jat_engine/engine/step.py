@@ -39,11 +39,11 @@ from .sampling import Sampler
 from .stats import CallTimes
 
 _SINGLE = tuple((number,) for number in range(PAGE_SIZE))
-"""Sequences of one small number, made once: what a step keeps until its end sooner lets Python collect garbage."""
+"""Sequences of one small number, shared: a new list per step counts towards a run of Python's garbage collector."""
 
 
 class EpisodesState(NamedTuple):
-    """State of episodes between two steps. Immutable: a step replaces it as a whole.
+    """State of episodes between two steps. Not changed after it is made: a step replaces it as a whole.
 
     Attributes:
         cached: location of the cached tokens.

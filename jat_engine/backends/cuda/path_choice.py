@@ -14,7 +14,7 @@ ROUNDS = 20
 _WARM_UP = 3
 
 _MARGIN = 0.03
-"""By this share the persistent kernel must be faster: graphs are repeatable, and their blocks wait for no others."""
+"""By this share the persistent kernel must be faster: blocks of graphs wait for no others."""
 
 
 class PathTimes(NamedTuple):

@@ -301,11 +301,12 @@ def _stage_batch_sources(
 
     # Newest observations, then those that are fed again, then actions.
     in_use: list[Any] = []
-    used = _stage_observed(host, weights, group.observations, embeddings, agents, ends - 1, 0)
+    used, encoder = _stage_observed(host, weights, group.observations, embeddings, agents, ends - 1, 0)
+    in_use.append(encoder)
     again, acting = np.flatnonzero(num_again == 2), np.flatnonzero(num_again)
     if last is not None and again.size:
-        in_use.append(last.embeddings)
-        used = _stage_observed(host, weights, last.observations, last.embeddings, again, starts[again], used)
+        used, encoder = _stage_observed(host, weights, last.observations, last.embeddings, again, starts[again], used)
+        in_use.append(encoder)
     if last is not None and acting.size:
         actions = np.asarray(last.actions)[acting]
         if last.space.kind == "continuous":
@@ -331,14 +332,18 @@ def _stage_observed(
     which: np.ndarray,
     rows: np.ndarray,
     used: int,
-) -> int:
-    """Write the observations of the agents `which` [K] at `rows` [K]. Returns where the next values go."""
+) -> tuple[int, Tensor]:
+    """Write the observations of the agents `which` [K] at `rows` [K].
+
+    Returns:
+        Where the next values go, and the tensor whose addresses were written.
+    """
     if embeddings is not None:
         _stage_finished(host, rows, _addresses(embeddings, which))
-        return used
+        return used, embeddings
     values, rewards = np.asarray(observations.values), np.asarray(observations.rewards, np.float32)
     encoder = weights.continuous_encoder(values.shape[1] + 1)
-    return _stage_values(host, used, encoder, rows, values[which], rewards[which, None])
+    return _stage_values(host, used, encoder, rows, values[which], rewards[which, None]), encoder
 
 
 def _stage_values(

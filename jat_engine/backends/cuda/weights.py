@@ -50,7 +50,7 @@ class CudaWeights:
         self.kv_dtype = torch.float8_e4m3fn if self.is_kv_quantized else self.activation_dtype
         self.pdl = on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
         properties = torch.cuda.get_device_properties(device) if on_gpu else None
-        # Interpreted, keys of a single agent are split in two, so that the kernels for that are seen at work.
+        # Interpreted, float8 keys of a single agent are split, so that the kernels for that are seen at work.
         self.num_multiprocessors = properties.multi_processor_count if properties else -(-config.num_heads // 2)
 
         own = partial(_own, device)
@@ -74,7 +74,8 @@ class CudaWeights:
         self.continuous_encoder: Callable[[int], Tensor] = cached(partial(_fold, encoder_weight, device))
         self.choices: Callable[[int], Tensor] = cached(partial(_choices, weights, device))
         self.head: Callable[[ActionSpace], tuple[Tensor, Tensor | None]] = cached(partial(_head, weights, device))
-        self.layout: Callable[[int, int, ActionSpace | None, ActionSpace], AgentLayout] = cached(
+        # Layouts hold the encoders and heads that they name; an agent's task has about three.
+        self.layout: Callable[[int, int, ActionSpace | None, ActionSpace], AgentLayout] = lru_cache(4 * MAX_SIZES)(
             partial(make_layout, self.continuous_encoder, self.choices, self.head)
         )
         self.image_parameters: Callable[[], dict[str, Tensor]] = partial(_image_parameters, weights, device)
