@@ -104,9 +104,9 @@ def as_markdown(table: Row) -> str:
         "Computed by `python -m benchmarks.kernel_cycles --write` from the sm_90 machine code, published size, "
         f"bfloat16, {table['context']} cached tokens, Triton {table['triton']}; nothing but the column of readings was "
         "timed. Integer instructions are executed, so that branches, addresses and bank conflicts are the code's own; "
-        "warps are played on one multiprocessor by the compiler's stall counts and scoreboards. Where a kernel fits next to the "
-        "one before, only what follows its wait counts. A launch takes the largest of its chain of instructions, its "
-        "bytes from L2 and its bytes from device memory.",
+        "warps are played on one multiprocessor by the compiler's stall counts and scoreboards. Where a kernel fits "
+        "next to the one before, only what follows its wait counts. A launch takes the largest of its chain of "
+        "instructions, its bytes from L2 and its bytes from device memory.",
         "",
         f"A prediction may be off by {BAND:.0%}; goals are judged by the reading in `gpu_readings.json`, and by the "
         "band's upper end where there is none.",
