@@ -12,7 +12,8 @@ SHARED_LIMIT = {80: 163 * 1024, 87: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024,
 REGISTER_LIMIT = 255
 
 _WHOLE_FRAMES = {"image_norm": 48, "image_conv": 40}
-"""Bytes for kernels that hold a whole frame in registers; none of it is in a loop. image_conv has more than 24 on sm_87."""
+"""Bytes for kernels that hold a whole frame in registers; none of it is in a loop. Only sm_87 takes more than 24 for
+image_conv."""
 
 _MANY_ROWS = {"linear_residual": 136}
 """Bytes for tiles of 128 x 128 with 128 registers on sm_90, so that two programs fit on a multiprocessor: addresses and
