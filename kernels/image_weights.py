@@ -102,7 +102,9 @@ def make_image_scratch(num_frames: int, weights: ImageWeights) -> ImageScratch:
     first, second, third = (
         conv.new_empty(count, side**2, channels) for side, channels in zip(SIDES[1:], CHANNELS[1:], strict=True)
     )
-    one, two, three = (torch.empty(count, channels, device=conv.device) for channels in CHANNELS[1:])
+    one, two, three = (
+        torch.empty(count, channels, device=conv.device, dtype=torch.float32) for channels in CHANNELS[1:]
+    )
     partial = torch.empty(num_partial(count) * hidden, dtype=torch.float32, device=conv.device)
     return ImageScratch((first, second, third), (one, two, three), partial)
 

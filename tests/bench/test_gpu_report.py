@@ -286,7 +286,7 @@ print(len(names), sum(name.startswith("paged_attention") for name in names))
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["22", "10"]  # one agent with four ways to split its keys
+    assert done.stdout.split() == ["16", "4"]  # of two steps; the attention with two windows
 
 
 def test_primitives_compile_and_say_why_they_do_not_run(tmp_path: Path) -> None:
