@@ -116,7 +116,7 @@ def pack_image_weights(state: Mapping[str, Tensor], dtype: torch.dtype, compute:
         state: float32 `conv1.weight`, `att1.fc.0.weight`, `att1.fc.2.weight`, ..., `fc.weight`, `fc.bias`.
         dtype: of the last layer's weights (int8 with one scale per output).
         compute: dtype of the convolutions' weights and of all products, `launch.compute_dtype` of `dtype`. The gates'
-            weights stay float32.
+            weights stay float32; the last gate of few frames rounds them as it multiplies (`few_images`).
     """
 
     def stage(number: int) -> Stage:

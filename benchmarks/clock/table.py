@@ -38,7 +38,7 @@ GOALS = {
 }
 """Microseconds of a step on an H200, by a reading where there is one, else by the band's upper end."""
 READINGS = ROOT / "benchmarks" / "results" / "gpu_readings.json"
-"""What steps took on a GPU, on the device alone, by the names of `GOALS`, with commits and conditions."""
+"""Readings of steps on a GPU, on the device alone, by the names of `GOALS`, with commits and conditions."""
 
 Table = dict[str, Any]
 
