@@ -11,7 +11,7 @@ import numpy as np
 from ..atomic_io import locked, write_text
 from ..envs import DOMAINS, TASKS
 from ..errors import DataError
-from .collection import Collection
+from .collection import FILE_NAME, Collection
 
 _TITLE = "Expert episodes for JAT"
 
@@ -90,13 +90,14 @@ def check_card(folder: Path) -> None:
 
 
 def collections(folder: Path) -> list[Collection]:
-    """Read the descriptions of all finished tasks in a dataset's folder, in the published order of tasks.
+    """Read the descriptions of all finished tasks in a dataset's folder: published tasks in their order, then others.
 
     Raises:
         DataError: see `Collection.read`.
     """
-    found = {name: Collection.read(folder / name) for name in TASKS}
-    return [collection for collection in found.values() if collection is not None]
+    others = sorted(path.parent.name for path in folder.glob(f"*/{FILE_NAME}") if path.parent.name not in TASKS)
+    found = [Collection.read(folder / name) for name in (*TASKS, *others)]
+    return [collection for collection in found if collection is not None]
 
 
 def card(name: str, stored: list[Collection]) -> str:
@@ -108,7 +109,7 @@ def card(name: str, stored: list[Collection]) -> str:
     """
     from huggingface_hub import DatasetCardData
 
-    domains = {TASKS[collection.task].domain for collection in stored}
+    domains = {collection.as_task().domain for collection in stored}
     data = DatasetCardData(
         license="apache-2.0",
         pretty_name=_TITLE,
@@ -126,7 +127,7 @@ def card(name: str, stored: list[Collection]) -> str:
         steps=f"{sum(c.steps for c in stored):,}",
         tasks=len(stored),
         name=name,
-        example=example.task,
+        example=example.as_task().folder_name,
         example_episodes=example.num_episodes,
         example_seed=example.settings["seed"],
         flags=_flags(example.settings),
@@ -145,12 +146,13 @@ def _flags(settings: Mapping[str, Any]) -> str:
 
 def _config(collection: Collection) -> dict[str, Any]:
     splits = [split for split, files in collection.files.items() if files]
+    folder = collection.as_task().folder_name
     return {
-        "config_name": collection.task,
+        "config_name": folder,
         # `datasets` caches a folder under a hash of these lines, not of the files: without the digest it would still
         # return the old episodes after a task was extended.
         "description": f"{collection.num_episodes} episodes, SHA-256 {collection.sha256}",
-        "data_files": [{"split": split, "path": f"{collection.task}/{split}-*.parquet"} for split in splits],
+        "data_files": [{"split": split, "path": f"{folder}/{split}-*.parquet"} for split in splits],
     }
 
 
@@ -158,7 +160,7 @@ def _row(collection: Collection) -> str:
     """Return a task's row of the table."""
     from ..evaluation.scores import normalize
 
-    task = TASKS[collection.task]
+    task = collection.as_task()
     scores = normalize(collection.returns, task)
     rate = collection.success_rate
     cells = [
