@@ -70,8 +70,7 @@ class TaskArguments:
         from ..envs import load_task_module
 
         if self.task_module is not None:
-            if str(Path.cwd()) not in sys.path:  # a console script does not have it
-                sys.path.append(str(Path.cwd()))
+            find_current_folder()
             load_task_module(self.task_module)
 
     def find(self, names: Sequence[str]) -> list[Task]:
@@ -104,6 +103,12 @@ class TaskArguments:
         if len(tasks) != 1 or tasks[0].name != name:
             raise ValueError(f"--task: expected the name of one task, got {name!r}")
         return tasks[0]
+
+
+def find_current_folder() -> None:
+    """Let modules of the current folder be imported, here and in worker processes; a console script does not."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 @dataclass
