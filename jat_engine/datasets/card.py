@@ -18,10 +18,10 @@ _TITLE = "Expert episodes for JAT"
 _BODY = """
 # Expert episodes for JAT
 
-{episodes} episodes, {steps} steps, of {tasks} of the 157 tasks of the JAT agent
+{episodes} episodes, {steps} steps, of {tasks} for the JAT agent
 ([paper](https://arxiv.org/abs/2402.09844)), in the layout of
 [jat-project/jat-dataset](https://huggingface.co/datasets/jat-project/jat-dataset). They were played by the experts that
-come with jat_engine, not by the published agents.
+are listed below, not by the published agents.
 
 ```python
 from datasets import load_dataset
@@ -33,21 +33,21 @@ A row is an episode, a column has one entry a step. `rewards[t]` is what the act
 observation after the last action is not stored. `image_observations` are 84 x 84 RGBA images, whose channels are the
 last four grey frames, oldest first.
 
-Collect them again: `jat-engine collect --tasks {example} --num_episodes {example_episodes} --seed {example_seed}{flags}
---output_dir DIR`.
+Collect them again: `jat-engine collect --tasks {example_task} --num_episodes {example_episodes} --seed
+{example_seed}{flags} --output_dir DIR`.
 
 ## Tasks
 
 Returns are mean ± standard deviation of the stored episodes, both splits together. *Success* is the share of all
-attempts that succeeded{failures}. Published expert and random returns are those of the paper;
+attempts that succeeded{failures}. Returns of the expert and of random actions are those of the paper{measured};
 *normalised* is (return - random) / (expert - random), where that is defined. *Noise* disturbed the episodes with odd
 seeds: it is the standard deviation of what was added to the executed action, or the probability that a random one was
 executed instead. What is stored is always the expert's action.
 
-| task | train | test | steps | return | success | published expert | published random | normalised | noise | seeds |
+| task | train | test | steps | return | success | expert | random | normalised | noise | seeds |
 |---|---|---|---|---|---|---|---|---|---|---|
 {rows}
-
+{own}
 ## Experts
 
 | expert | tasks |
@@ -58,6 +58,17 @@ executed instead. What is stored is always the expert's action.
 
 {versions}
 """
+
+_OWN = """
+These tasks are not published. *Rule* says how the environment's observations and actions were converted; *module*
+registers the task. *Random* and *expert* are measured returns, the latter of stored episodes without noise.
+
+| task | observation | action | rule | module | random | expert |
+|---|---|---|---|---|---|---|
+{rows}
+"""
+
+_KINDS = ("observation", "action")
 
 
 def write_card(folder: Path) -> Path:
@@ -119,29 +130,65 @@ def card(name: str, stored: list[Collection]) -> str:
     )
 
     example = stored[0]
+    own = [collection for collection in stored if collection.task_rule is not None]
     tried = any(collection.successes is not None for collection in stored)
     kept = any(collection.settings["keep_failures"] for collection in stored)
     failures = "; failures are stored as well" if tried and kept else "; only those are stored" if tried else ""
     body = _BODY.format(
         episodes=f"{sum(c.num_episodes for c in stored):,}",
         steps=f"{sum(c.steps for c in stored):,}",
-        tasks=len(stored),
+        tasks=f"{len(stored)} tasks" if own else f"{len(stored)} of the 157 tasks",
         name=name,
         example=example.as_task().folder_name,
+        example_task=example.task,
         example_episodes=example.num_episodes,
         example_seed=example.settings["seed"],
-        flags=_flags(example.settings),
+        flags=_flags(example),
         failures=failures,
+        measured="; of tasks that are not published they were measured" if own else "",
         rows="\n".join(map(_row, stored)),
+        own=_OWN.format(rows="\n".join(map(_own_row, own))) if own else "",
         experts="\n".join(_experts(stored)),
         versions="\n".join(_versions(stored)),
     )
     return f"---\n{data.to_yaml()}\n---\n{body}"
 
 
-def _flags(settings: Mapping[str, Any]) -> str:
-    noise = f" --noise {settings['noise']:g}" if settings["noise"] else ""
-    return noise + (" --keep_failures" if settings["keep_failures"] else "")
+def _flags(collection: Collection) -> str:
+    settings = collection.settings
+    module = (collection.task_rule or {}).get("module")
+    flags = {
+        "task_module": module,
+        "expert": settings.get("expert"),
+        "noise": f"{settings['noise']:g}" if settings["noise"] else None,
+    }
+    switches = {"trust_expert": "expert_sha256" in settings, "keep_failures": settings["keep_failures"]}
+    return "".join(
+        [
+            *(f" --{name} {value}" for name, value in flags.items() if value),
+            *(f" --{name}" for name, is_on in switches.items() if is_on),
+        ]
+    )
+
+
+def _own_row(collection: Collection) -> str:
+    """Return a task's row of the table of tasks that are not published."""
+    rule = collection.task_rule or {}
+    adapter = {name: value for name, value in (rule.get("adapter") or {}).items() if name not in _KINDS}
+    cells = [
+        collection.task,
+        *(str(rule.get(name, "-")) for name in _KINDS),
+        "; ".join(f"{name} {value}" for name, value in adapter.items()) or "none",
+        rule.get("module") or "-",
+        *(_measured(collection.scores.get(name)) for name in ("random", "expert")),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _measured(score: Mapping[str, float] | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score['mean']:.2f} ± {score['std']:.2f} ({score['episodes']:.0f} episodes)"
 
 
 def _config(collection: Collection) -> dict[str, Any]:
@@ -186,8 +233,14 @@ def _plus_minus(mean: float, std: float | None) -> str:
 def _experts(stored: list[Collection]) -> list[str]:
     tasks: dict[str, list[str]] = {}
     for collection in stored:
-        tasks.setdefault(collection.expert, []).append(collection.task)
-    return [f"| {expert} | {', '.join(names)} |" for expert, names in tasks.items()]
+        given = collection.settings.get("expert")
+        tasks.setdefault(f"{collection.expert} (`{given}`)" if given else collection.expert, []).append(collection.task)
+    return [f"| {_cell(expert)} | {', '.join(names)} |" for expert, names in tasks.items()]
+
+
+def _cell(text: str) -> str:
+    """Return a text as it is written in a cell of a table."""
+    return text.replace("|", "\\|")
 
 
 def _versions(stored: list[Collection]) -> list[str]:

@@ -38,7 +38,7 @@ class CheckedEnv:
         """
         self._seed, self._step = seed, 0
         try:
-            observation, _ = self._env.reset(seed=seed)
+            observation: dict[str, Any] = self._env.reset(seed=seed)[0]
         except InputError as error:
             raise self._error(str(error)) from error
         self._check(observation)

@@ -102,7 +102,7 @@ class SavedPolicy:
         except Exception as error:  # of the file's own code
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ExpertError(f"--expert sb3:{path}: {name}.load raised {reason:.300}; {_OTHERWISE}") from error
-        self.description = f"{name} of Stable-Baselines3, {path.name}, its most likely actions"
+        self.description = f"Policy of Stable-Baselines3, {path.name}, its most likely actions"
         self._env, self._adapted = env, task.adapter is not None
 
         given, own = self._model.action_space, env.action_space
