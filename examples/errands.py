@@ -35,7 +35,7 @@ class Errands(RoomGridLevel):
     """Room with a ball, a box and a key of any colours, and one of six missions."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(num_rows=1, num_cols=1, room_size=7, **options)
+        super().__init__(num_rows=1, num_cols=1, room_size=6, **options)
 
     def gen_mission(self) -> None:
         """Place the things and the agent, and choose the mission."""
@@ -53,7 +53,7 @@ def make(render_mode: str | None = None, max_episode_steps: int | None = None) -
 
 
 def bot(env: gymnasium.Env[Any, Any]) -> BotExpert:
-    """minigrid's BabyAIBot, which plans on the map of what the agent has seen."""
+    """Bot of minigrid, which plans on the map of what the agent has seen."""
     return BotExpert(env)
 
 
