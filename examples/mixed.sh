@@ -16,11 +16,11 @@ jat-engine collect --tasks mujoco-pendulum --num_episodes "$OLD" --noise 0.3 --o
 jat-engine collect --tasks mujoco-reacher --num_episodes $((OLD * 4)) --noise 0.2 --output_dir "$CARTPOLE/data"
 jat-engine collect --tasks atari-pong --num_episodes 3 --noise 0.1 --output_dir "$CARTPOLE/data"
 
-# CartPole has as many batches as in cartpole.sh, and the other tasks together as many again.
+# Half of the batches are of CartPole.
 jat-engine train --model_name_or_path jat-mini --dataset "$CARTPOLE/data" --output_dir "$OUT/agent" \
     --tasks gym:CartPole-v1 atari-pong $BABYAI $METAWORLD $MUJOCO --sampling_weights gym:CartPole-v1=11 \
     --batch_sizes babyai=64 metaworld=8 mujoco=8 --loss_weights metaworld=5 mujoco=5 \
-    --per_device_train_batch_size 8 --max_steps "${STEPS:-800}" --learning_rate 7e-4 \
+    --per_device_train_batch_size 8 --max_steps "${STEPS:-600}" --learning_rate 7e-4 \
     --lr_scheduler_type cosine --warmup_steps 20 --action_shuffle 1 --freeze transformer.wpe --bf16 \
     --train_sampling_strategy group_by_length --logging_steps 20 --save_strategy no
 for agent in jat-mini "$CARTPOLE/agent" "$OUT/agent"; do
