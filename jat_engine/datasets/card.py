@@ -33,8 +33,8 @@ A row is an episode, a column has one entry a step. `rewards[t]` is what the act
 observation after the last action is not stored. `image_observations` are 84 x 84 RGBA images, whose channels are the
 last four grey frames, oldest first.
 
-Collect them again: `jat-engine collect --tasks {example_task} --num_episodes {example_episodes} --seed
-{example_seed}{flags} --output_dir DIR`.
+Collect them again: `jat-engine collect --tasks {example_task} --num_episodes {example_episodes}
+--seed {example_seed}{flags} --output_dir DIR`.
 
 ## Tasks
 
@@ -188,7 +188,8 @@ def _own_row(collection: Collection) -> str:
 def _measured(score: Mapping[str, float] | None) -> str:
     if score is None:
         return "-"
-    return f"{score['mean']:.2f} ± {score['std']:.2f} ({score['episodes']:.0f} episodes)"
+    episodes = f" ({score['episodes']:.0f} episodes)" if "episodes" in score else ""
+    return f"{score['mean']:.2f} ± {score['std']:.2f}{episodes}"
 
 
 def _config(collection: Collection) -> dict[str, Any]:
