@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import pytest
 from jat_engine import DataError
 from jat_engine.cli import main
 from jat_engine.collect import collect
+from jat_engine.collect.chunks import check_settings
+from jat_engine.collect.collector import episode_settings
 from jat_engine.collect.experts import Demonstration, ExpertChoice, ExpertError, demonstrate
 from jat_engine.collect.experts.saved_policy import SavedPolicy
 from jat_engine.datasets.collection import Collection
@@ -410,7 +413,23 @@ collect(["line"], {str(resumed)!r}, num_workers=2, on_progress=tell, **{OPTIONS}
     assert len(read) == collection.splits.count("train")
 
 
-def test_other_experts_and_adapters_are_refused_and_a_task_without_an_expert(
+def test_episodes_of_another_adapter_are_not_mixed() -> None:
+    task = get_task("gym:FrozenLake-v1")
+    own = episode_settings(task, 0, 0.0, False)
+    assert own["versions"].keys() == {"jat_engine", "numpy", "gymnasium"}
+    check_settings(own, episode_settings(replace(task, context_window=8), 0, 0.0, False), Path("d"))
+    other = episode_settings(get_task("gym:FrozenLake-v1", "continuous"), 0, 0.0, False)
+    with pytest.raises(DataError, match=r"d: expected what was collected with adapter .'observation': 'continuous'"):
+        check_settings(own, other, Path("d"))
+
+
+def test_versions_are_those_of_the_packages_with_the_environment_and_the_expert() -> None:
+    task = replace(get_task("gym:FrozenLake-v1"), module="hypothesis.strategies")
+    versions = episode_settings(task, 0, 0.0, False, ExpertChoice("scipy.linalg:inv"))["versions"]
+    assert {"scipy", "hypothesis"} <= versions.keys()
+
+
+def test_other_experts_are_refused_and_a_task_without_an_expert(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
