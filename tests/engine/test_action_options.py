@@ -113,7 +113,7 @@ def test_batches_draw_as_multinomial(backend: str, load: Load) -> None:
 
 
 def test_sampling_follows_the_restricted_distribution(load: Load) -> None:
-    engine = load(backend="torch", dtype="float32", max_cached_tokens=16 * 2 * 3000)
+    engine = load(backend="auto", dtype="float32", max_cached_tokens=16 * 2 * 3000)
     options: Options = {"mask": np.tile(np.arange(9) != 4, (3000, 1)), "temperature": 0.5, "top_k": 5}
     with engine.open_batch(3000, 1, seed=0) as batch:
         actions, logits = batch.get_next_actions(
@@ -211,7 +211,8 @@ def test_equal_logits(tiny_folder: Path, tiny_processor: JatProcessor) -> None:
     fields = {"continuous_observation": NUMBERS[0], "action_space": CHOICES, "action_mask": mask}
     with engine.open_session(4, seed=0) as session:
         reference = model.open_session()
-        for k, expected in [(1, {3}), (2, {3, 4}), (6, {3, 4, 5, 6, 7, 8}), (100, {3, 4, 5, 6, 7, 8})]:
+        torch.manual_seed(0)
+        for k, expected in [(1, {3}), (2, {3, 4}), (100, {3, 4, 5, 6, 7, 8})]:
             assert {session.get_next_action(**fields, top_k=k) for _ in range(60)} == expected
             assert {reference.get_next_action(tiny_processor, **fields, top_k=k) for _ in range(60)} == expected
         assert session.get_next_action(**fields, deterministic=True) == 3
