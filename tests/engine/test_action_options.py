@@ -216,6 +216,9 @@ def test_equal_logits(tiny_folder: Path, tiny_processor: JatProcessor) -> None:
             assert {session.get_next_action(**fields, top_k=k) for _ in range(60)} == expected
             assert {reference.get_next_action(tiny_processor, **fields, top_k=k) for _ in range(60)} == expected
         assert session.get_next_action(**fields, deterministic=True) == 3
+        with torch.no_grad():
+            model.single_discrete_decoder.weight.fill_(1e12)
+        assert reference.get_next_action(tiny_processor, **fields, temperature=1e-30) >= 3  # logits / T would overflow
 
 
 # ---- several sessions ----------------------------------------------------------------------------------------------
