@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -118,6 +119,17 @@ class EpisodeArguments:
         default=False, metadata={"help": "choose the most likely discrete action instead of sampling"}
     )
     max_steps: int | None = field(default=None, metadata={"help": "stop each episode after this number of steps"})
+    temperature: float | None = field(
+        default=None, metadata={"help": "divide logits by it before sampling; 0 is the same as --deterministic"}
+    )
+    top_k: int | None = field(default=None, metadata={"help": "sample among this number of the likeliest actions"})
+    action_clip: str | None = field(
+        default=None,
+        metadata={"help": "box: clip continuous actions to the action space; published: not clipped", "choices": ["box"]},
+    )
+    use_action_mask: bool = field(
+        default=False, metadata={"help": 'choose among the actions that the environment\'s info["action_mask"] allows'}
+    )
 
     def check(self) -> None:
         """Check the values.
@@ -129,6 +141,10 @@ class EpisodeArguments:
             raise ValueError(f"--num_episodes: expected at least 1, got {self.num_episodes}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"--max_steps: expected at least 1, got {self.max_steps}")
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
+            raise ValueError(f"--temperature: expected a finite number of at least 0, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"--top_k: expected at least 1, got {self.top_k}")
         last = self.seed + self.num_episodes - 1
         if self.seed < 0 or last > LARGEST_SEED:
             raise ValueError(
@@ -139,7 +155,13 @@ class EpisodeArguments:
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `run_episodes`."""
-        return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps}
+        return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps} | self.choices
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Options of the choice of actions that were given; none of them is published."""
+        names = ("temperature", "top_k", "action_clip", "use_action_mask")
+        return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, False)}
 
 
 def parse(
