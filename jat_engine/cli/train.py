@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from transformers import TrainingArguments
 
 from ..config import PRESETS, JatConfig
 from ..hub_account import check_account
 from ..training.arguments import JatTrainingArguments, check_optimizer
-from ..training.flags import PublishedArguments, check_published
+from ..training.curves import CurvesCallback
+from ..training.flags import HELP, NO_EFFECT, PublishedArguments, check_published
+from ..training.play import Player, playable
 from ..training.resume import (
     check_config,
     check_record,
@@ -28,10 +31,11 @@ from ..training.resume import (
     steps_taken,
 )
 from .agent import quiet_loading
-from .arguments import note, parse
+from .arguments import HelpLayout, note, parse
 from .train_data import (
     DataArguments,
     Recipe,
+    check_evaluation,
     collected_tasks,
     describe,
     digests_of,
@@ -45,7 +49,7 @@ class TrainModelArguments:
     """Arguments for the model to train: a checkpoint, or a new model."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "checkpoint to start from: folder, or name on the hub"}
+        default=None, metadata={"help": "checkpoint to start from: folder, name on the hub, or jat-mini"}
     )
     preset: str | None = field(
         default=None, metadata={"help": "train a new model of this published size", "choices": list(PRESETS)}
@@ -60,7 +64,10 @@ class TrainModelArguments:
     from_scratch: bool = field(
         default=False, metadata={"help": "take only configuration and processor of --model_name_or_path; new weights"}
     )
-    freeze: list[str] = field(default_factory=list, metadata={"help": "do not train parameters whose names begin so"})
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={"help": "beginnings of names of parameters that are not trained, such as transformer"},
+    )
     cache_dir: str | None = field(default=None, metadata={"help": "folder for downloads and prepared data"})
     trust_remote_code: bool = field(default=False, metadata={"help": "ignored: code in a checkpoint is never run"})
 
@@ -82,6 +89,21 @@ class TrainModelArguments:
             note("--trust_remote_code is ignored: code in a checkpoint is never run")
 
 
+_LISTED = [name for flags in HELP.values() for name in flags]
+
+LAYOUT = HelpLayout(
+    usage="jat-engine train --dataset DATA --tasks TASK ... --model_name_or_path MODEL --output_dir FOLDER [flag ...]",
+    sections=HELP,
+    rest={
+        item.name: f"refused: {NO_EFFECT[item.name]}" if item.name in NO_EFFECT else None
+        for item in fields(TrainingArguments)
+        if item.name not in _LISTED
+    },
+    rest_title="all other flags of transformers' Trainer",
+)
+"""Layout of `jat-engine train --help`: this project's flags, those of transformers' Trainer in use, and the rest."""
+
+
 def run(argv: Sequence[str]) -> int:
     """Run `jat-engine train` and return its exit code."""
     model_arguments, data, published, arguments = parse(
@@ -89,6 +111,7 @@ def run(argv: Sequence[str]) -> int:
         "Train an agent, as the published one was.",
         [TrainModelArguments, DataArguments, PublishedArguments, JatTrainingArguments],
         argv,
+        layout=LAYOUT,
     )
     model_arguments.check()
     data.check(arguments)
@@ -119,6 +142,7 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
     model, processor = make_model(model_arguments)
     freeze(model, model_arguments.freeze)
     check_optimizer(arguments, model)
+    player = make_player(tasks, model, processor, arguments) if arguments.eval_episodes else None
     done = 0
     if resume is not None:
         check_config(resume, model.config)
@@ -133,6 +157,8 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
     dataset: Any
     test: dict[str, Any] = {}
     if data.streaming:
+        if player is not None:
+            check_evaluation([], tasks, data, arguments)
         dataset = open_stream(data, tasks, model, processor, options, model_arguments.cache_dir, arguments)
     else:
         with arguments.main_process_first(local=True, desc="preparing the data"):
@@ -143,6 +169,7 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
     if resume is not None:
         check_record(resume, "data", digests)
 
+    curves = CurvesCallback(note)
     try:
         trainer = JatTrainer(
             model,
@@ -153,6 +180,8 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
             sampling_weights=options.sampling_weights,
             batch_sizes=options.batch_sizes,
             action_shuffle=data.action_shuffle,
+            player=player,
+            callbacks=[curves],
             record={"settings": settings, "data": digests},
         )
     except (ValueError, ImportError) as error:  # flags that the Trainer refuses, or lacks a package for
@@ -169,17 +198,52 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
             )
     if trainer.is_world_process_zero():
         note(describe(dataset, trainer.sampler))
+        if player is not None:
+            note(describe_player(player, arguments))
 
     try:
         trainer.run(None if resume is None else str(resume))
     except TrainingError as error:
         note(f"jat-engine: error: {error}")
         return 1
+    finally:  # also after Ctrl-C: the curve says why
+        curves.draw(arguments, trainer.state)
     if trainer.is_world_process_zero():
         step, left = trainer.state.global_step, trainer.num_steps - trainer.state.global_step
         stopped = f", stopped at step {step} with {left} to go; go on with --resume_from_checkpoint latest"
-        note(f"wrote {arguments.output_dir}{stopped if left > 0 else ''}")
+        note(f"wrote {arguments.output_dir}{stopped if left > 0 else describe_best(arguments, trainer.state)}")
     return 0
+
+
+def make_player(tasks: Sequence[str], model: Any, processor: Any, arguments: JatTrainingArguments) -> Player:
+    """Return the player of `--eval_episodes`, after a check that it can play all tasks that are no texts.
+
+    Raises:
+        ValueError: there is no task to play, or a task does not fit the model.
+        MissingSimulatorError: simulators are missing.
+    """
+    player = Player(playable(tasks), arguments.eval_episodes)
+    if arguments.process_index == 0:
+        player.check(model, processor, arguments.device)
+    return player
+
+
+def describe_player(player: Player, arguments: JatTrainingArguments) -> str:
+    """Return a description of the episodes that are played while training, for people."""
+    when = "epoch" if arguments.eval_strategy == "epoch" else f"{arguments.eval_steps} steps"
+    text = f"plays {player.num_episodes} episode(s) of {len(player.tasks)} task(s) every {when}"
+    if arguments.load_best_model_at_end:
+        text += f", and keeps the model with the best {arguments.metric_for_best_model}"
+    if player.unscored:
+        text += f"; the mean leaves out {', '.join(player.unscored)}, without expert-normalised scores"
+    return text
+
+
+def describe_best(arguments: JatTrainingArguments, state: Any) -> str:
+    """Return the step whose model was kept as the best, for people; empty if the last one was kept."""
+    if not arguments.load_best_model_at_end or state.best_global_step is None:
+        return ""
+    return f", the model of step {state.best_global_step}: {arguments.metric_for_best_model} {state.best_metric:.4g}"
 
 
 def checkpoint_to_resume(arguments: JatTrainingArguments) -> Path | None:
@@ -265,7 +329,7 @@ def tell_finished(resume: Path, arguments: JatTrainingArguments) -> int:
     folder = Path(str(arguments.output_dir))
     if arguments.process_index == 0:
         if resume != folder:
-            complete_output(resume, folder, best=arguments.load_best_model_at_end)
+            complete_output(resume, folder, best=bool(arguments.load_best_model_at_end))
         note(f"finished: {folder} has the model of step {steps_taken(folder)}, and no step is left to train")
     return 0
 

@@ -10,6 +10,9 @@ from ..envs import TASKS, MissingSimulatorError, Task, check_rendering, make
 if TYPE_CHECKING:
     import gymnasium
 
+EVALUATION_SEED = 1_000_000
+"""First seed of episodes that an agent is evaluated on. Demonstrations have seeds from 0 upwards."""
+
 
 def evaluation_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """Build a task's environment as for the published returns: rewards of Atari are not clipped.

@@ -1,0 +1,125 @@
+"""Episodes that are played while training, by an engine with the present weights."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..engine.engine import JatEngine
+from ..envs import TASKS, Task
+from ..evaluation.checks import check_sizes
+from ..evaluation.environment import EVALUATION_SEED, evaluation_env, require_simulators
+from ..evaluation.progress import play_episodes
+from ..evaluation.scores import normalize, undefined_reason
+
+
+def playable(names: Iterable[str]) -> tuple[Task, ...]:
+    """Return the tasks among tasks and text datasets."""
+    return tuple(TASKS[name] for name in names if name in TASKS)
+
+
+def metric_names(names: Iterable[str]) -> list[str]:
+    """Return the names of the metrics that episodes of tasks give: `return`, and `<task>_return` for each task."""
+    return ["return", *(f"{task.name}_return" for task in playable(names))]
+
+
+@dataclass(frozen=True)
+class Player:
+    """Player of episodes with seeds from `EVALUATION_SEED` upwards, with the most likely discrete actions.
+
+    Attributes:
+        tasks: what to play.
+        num_episodes: episodes of each task.
+    """
+
+    tasks: tuple[Task, ...]
+    num_episodes: int
+
+    @property
+    def unscored(self) -> list[str]:
+        """Names of the tasks without expert-normalised scores, if others have them: not in the mean of `play`."""
+        names = [task.name for task in self.tasks if undefined_reason(task) is not None]
+        return names if len(names) < len(self.tasks) else []
+
+    def check(self, model: Any, processor: Any, device: torch.device) -> None:
+        """Check that all tasks can be played.
+
+        Args:
+            model: the `JatModel` that is trained.
+            processor: its processor.
+            device: where it is trained.
+
+        Raises:
+            ValueError: there is no task, or one is too large for the model.
+            MissingSimulatorError: simulators are missing; the message says how to install them.
+            InputError: an engine does not support the device.
+        """
+        if not self.tasks:
+            raise ValueError(
+                "--eval_episodes: expected a task that can be played, got text datasets only; leave it out"
+            )
+        names = [task.name for task in self.tasks]
+        require_simulators(names)
+        check_sizes(names, model.config)
+        self._engine(model, processor, device).close()
+
+    def play(self, model: Any, processor: Any, device: torch.device) -> dict[str, float]:
+        """Play all episodes. The random numbers of the training are the same as without.
+
+        Args:
+            model: the `JatModel` that is trained, with its present weights.
+            processor: its processor.
+            device: where it is trained.
+
+        Returns:
+            `<task>_return`, the mean return of each task; `<task>_score`, its mean expert-normalised return, where that
+            is defined; and `return`, the mean over tasks of the scores, or of the returns if no task has a score.
+        """
+        metrics: dict[str, float] = {}
+        scores = []
+        with _random_state_kept(), self._engine(model, processor, device) as engine:
+            for task in self.tasks:
+                with contextlib.closing(evaluation_env(task)) as env:
+                    episodes = play_episodes(
+                        engine,
+                        None,
+                        env,
+                        self.num_episodes,
+                        task=task,
+                        seed=EVALUATION_SEED,
+                        deterministic=True,
+                        position=1,
+                    )
+                    returns = [episode.return_ for episode in episodes]
+                metrics[f"{task.name}_return"] = float(np.mean(returns))
+                normalized = normalize(returns, task)
+                if normalized is not None:
+                    scores.append(float(np.mean(normalized)))
+                    metrics[f"{task.name}_score"] = scores[-1]
+
+        means = scores or [metrics[f"{task.name}_return"] for task in self.tasks]
+        metrics["return"] = float(np.mean(means))
+        return metrics
+
+    @staticmethod
+    def _engine(model: Any, processor: Any, device: torch.device) -> JatEngine:
+        return JatEngine.from_model(model, processor, device=device, dtype="float32")
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Give the global generators the state after the `with` block that they had before it."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
