@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +69,7 @@ class Player:
         self._engine(model, processor, device).close()
 
     def play(self, model: Any, processor: Any, device: torch.device) -> dict[str, float]:
-        """Play all episodes. The random numbers of the training are the same as without.
+        """Play all episodes. Their seeds are set in torch's global generator.
 
         Args:
             model: the `JatModel` that is trained, with its present weights.
@@ -83,7 +82,7 @@ class Player:
         """
         metrics: dict[str, float] = {}
         scores = []
-        with _random_state_kept(), self._engine(model, processor, device) as engine:
+        with self._engine(model, processor, device) as engine:
             for task in self.tasks:
                 with contextlib.closing(evaluation_env(task)) as env:
                     episodes = play_episodes(
@@ -110,16 +109,3 @@ class Player:
     @staticmethod
     def _engine(model: Any, processor: Any, device: torch.device) -> JatEngine:
         return JatEngine.from_model(model, processor, device=device, dtype="float32")
-
-
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Give the global generators the state after the `with` block that they had before it."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)  # noqa: NPY002

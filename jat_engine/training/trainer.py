@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +322,8 @@ class JatTrainer(Trainer):
     ) -> dict[str, float]:
         """Evaluate as the Trainer does, add the mean over tasks, and play episodes if there is a player.
 
+        Random numbers of the training stay as without the evaluation.
+
         Args:
             eval_dataset, ignore_keys, metric_key_prefix: as in the Trainer. Episodes are played if `eval_dataset` is
                 None.
@@ -331,7 +335,8 @@ class JatTrainer(Trainer):
         Raises:
             TrainingError: a loss is NaN or infinite, and the best model is chosen by losses; or an episode fails.
         """
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        with _random_state_kept():
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         for name, value in metrics.items():
             best_loss = (self.args.metric_for_best_model or "").endswith("loss")
             if best_loss and name.endswith("_loss") and not math.isfinite(value):
@@ -346,11 +351,14 @@ class JatTrainer(Trainer):
             losses = [metrics[f"{metric_key_prefix}_{task}_loss"] for task in datasets]
             more["loss"] = sum(losses) / len(losses)
         if self._player is not None and eval_dataset is None:
-            more |= self._play(self._player)
+            with _random_state_kept():
+                more |= self._play(self._player)
         if more:
             more = {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
             self.log(dict(more))
             metrics.update(more)
+        if datasets == {}:  # else the Trainer has said so for each: without it, it evaluates again after the last step
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _play(self, player: Player) -> dict[str, float]:
@@ -370,6 +378,19 @@ class JatTrainer(Trainer):
             )
         metrics: dict[str, float] = outcome[0]
         return metrics
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Give the global generators the state after the `with` block that they had before it."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def _is_float(value: Any) -> bool:
