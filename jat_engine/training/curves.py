@@ -63,7 +63,7 @@ class CurvesCallback(TrainerCallback):
         began = time.monotonic()
         try:
             write_curves(state.log_history, Path(args.output_dir) / CURVES_FILE)
-        except (ImportError, OSError) as error:
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
             self._fails = True
             self._tell(f"learning curves are not drawn: {error}")
         self._drawn = time.monotonic()

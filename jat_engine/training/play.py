@@ -30,15 +30,17 @@ def metric_names(names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Player:
-    """Player of episodes with seeds from `EVALUATION_SEED` upwards, with the most likely discrete actions.
+    """Player of episodes with the most likely discrete actions.
 
     Attributes:
         tasks: what to play.
         num_episodes: episodes of each task.
+        seed: of each task's first episode; the next ones have the following seeds.
     """
 
     tasks: tuple[Task, ...]
     num_episodes: int
+    seed: int = EVALUATION_SEED
 
     @property
     def unscored(self) -> list[str]:
@@ -91,7 +93,7 @@ class Player:
                         env,
                         self.num_episodes,
                         task=task,
-                        seed=EVALUATION_SEED,
+                        seed=self.seed,
                         deterministic=True,
                         position=1,
                     )

@@ -125,7 +125,7 @@ def test_without_checkpoints_the_last_model_is_kept(folder: Path, tmp_path: Path
     assert state["best_metric"] is None
 
 
-def test_one_of_two_processes_plays(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_agree_on_the_best_model(folder: Path, tmp_path: Path) -> None:
     command = program("training_process", json.dumps([run(folder, tmp_path, *PLAY, "--eval_steps", "10")]))
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
