@@ -107,6 +107,7 @@ def write_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         raise ImportError("matplotlib is not installed here; pip install 'jat-engine[train]'")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     curves = curves_of(history)
     panels = [panel for panel in (_losses(curves), _returns(curves)) if panel[1]]
@@ -119,6 +120,7 @@ def write_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         if min(numbers) > 0 and max(numbers) > 5 * min(numbers) and "loss" in title:
             axes.set_yscale("log")
         axes.set(title=title, xlabel="step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
 
