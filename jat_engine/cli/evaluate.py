@@ -97,7 +97,10 @@ class EvalArguments(EpisodeArguments):
     @property
     def settings(self) -> dict[str, Any]:
         """Settings that all results of a folder have in common, apart from the checkpoint."""
-        return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps}
+        unpublished = {"temperature": None, "top_k": None, "action_clip": None, "use_action_mask": None}
+        return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps} | (
+            unpublished | self.choices
+        )
 
 
 def run(argv: Sequence[str]) -> int:
