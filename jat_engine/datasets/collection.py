@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..atomic_io import write_json
+from ..envs import TASKS, Score, Task
 from ..errors import DataError
 from .parquet import read_rows
 
@@ -26,22 +27,25 @@ _CHANGED = (
 
 @dataclass(frozen=True)
 class Collection:
-    """A finished task. Lists have one entry per stored episode, in the order of seeds.
+    """A finished task. Lists have one entry per stored episode, in the order of seeds, or of the imported source.
 
     Attributes:
         task: its name.
-        settings: everything that the episodes depend on: seed, noise, keep_failures, and versions of packages.
-        expert: description of the expert.
+        settings: everything that the episodes depend on: seed, noise, keep_failures, and versions of packages. Of
+            imported episodes: "import" (see `imported`), the seed of the splits, and versions.
+        expert: description of the expert, or of the imported source.
         test_fraction: as in `collect`.
-        attempts: episodes played, up to the last that is stored.
+        attempts: episodes played, up to the last that is stored; of imported episodes, those that were read.
         successes: successful attempts; None if the task does not define success.
-        seeds: seed of each episode.
+        seeds: seed of each episode; empty if they are not known.
         returns: sum of unclipped rewards of each episode.
         lengths: steps of each episode.
         splits: "train" or "test" for each episode.
         files: split -> names of its files.
         sha256: of all files concatenated, train before test.
         file_sha256: name of each file -> its own; empty in descriptions of earlier versions.
+        task_rule: `Task.rule` of a task that is not published; None for published ones.
+        scores: "random" and "expert" -> "mean" and "std" of measured returns; empty for published tasks.
     """
 
     task: str
@@ -57,11 +61,18 @@ class Collection:
     files: dict[str, list[str]]
     sha256: str
     file_sha256: dict[str, str] = field(default_factory=dict)
+    task_rule: dict[str, Any] | None = None
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def num_episodes(self) -> int:
         """Stored episodes, both splits together."""
-        return len(self.seeds)
+        return len(self.lengths)
+
+    @property
+    def imported(self) -> dict[str, Any] | None:
+        """Source of imported episodes: "format", "source", "columns", "dropped", "has_rewards"; None if played here."""
+        return self.settings.get("import")
 
     @property
     def steps(self) -> int:
@@ -84,9 +95,15 @@ class Collection:
         if not path.exists():
             return None
         try:
-            values = {"file_sha256": {}, **json.loads(path.read_text(encoding="utf-8"))}
+            values = {
+                "file_sha256": {},
+                "task_rule": None,
+                "scores": {},
+                **json.loads(path.read_text(encoding="utf-8")),
+            }
             read = cls(**{field.name: values[field.name] for field in fields(cls)})
-            lengths = {len(column) for column in (read.seeds, read.returns, read.lengths, read.splits)}
+            seeds = read.seeds or read.lengths if read.imported else read.seeds
+            lengths = {len(column) for column in (seeds, read.returns, read.lengths, read.splits)}
             if len(lengths) != 1 or not isinstance(read.settings["versions"], dict):
                 raise ValueError("lists of different lengths, or settings without versions")
             for names in read.files.values():
@@ -98,6 +115,10 @@ class Collection:
                 f"{path}: expected what `jat-engine collect` writes, got {type(error).__name__}: {error}; delete "
                 f"{folder} to collect the task again"
             ) from None
+
+    def as_task(self) -> Task:
+        """Return the task of the episodes: the published one, or one of the stored rule and scores, without a maker."""
+        return TASKS.get(self.task) or stored_task(self.task, self.task_rule or {}, self.scores)
 
     def write(self, folder: Path) -> None:
         """Write `collection.json` to a task's folder, atomically."""
@@ -209,3 +230,24 @@ def choose_splits(count: int, test_fraction: float, seed: int) -> list[str]:
     splits = np.full(count, "train")
     splits[order[count - tests :]] = "test"
     return [str(split) for split in splits]
+
+
+def stored_task(name: str, rule: Mapping[str, Any], scores: Mapping[str, Any]) -> Task:
+    """Return a task as a dataset or a checkpoint describes it. It has no maker, so that it cannot be played.
+
+    Args:
+        name: its name.
+        rule: `Task.rule`; the adapter in it is not restored.
+        scores: "random" and "expert" -> "mean" and "std".
+    """
+    found = {key: Score(float(value["mean"]), value.get("std")) for key, value in scores.items() if value}
+    return Task(
+        name=name,
+        maker=None,
+        observation=rule.get("observation", "continuous"),
+        action=rule.get("action", "continuous"),
+        context_window=int(rule.get("context_window", 256)),
+        random=found.get("random"),
+        expert=found.get("expert"),
+        module=rule.get("module"),
+    )
