@@ -49,6 +49,14 @@ class UnknownTaskError(ValueError):
     """Unknown name of a task or domain."""
 
 
+class TaskError(ValueError):
+    """Task that cannot be registered or made: its name, its module or its environment."""
+
+
+class SpaceError(TaskError):
+    """Environment whose observations or actions an agent does not have; the message names the wrapper that helps."""
+
+
 class MissingSimulatorError(ImportError):
     """Simulator that is not installed; the message names the extra to install."""
 

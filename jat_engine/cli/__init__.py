@@ -18,7 +18,7 @@ COMMANDS = {
     "train": "train an agent on a dataset, as published",
     "bench": "measure the engine and its peers, or compare two measurements",
     "check": "load a checkpoint, compare engine and model on recorded observations, play",
-    "tasks": "list the 157 tasks, or check that they run here",
+    "tasks": "list the tasks, or check that they run here",
     "info": "versions, device, compiled extensions, simulators",
     "demo": "jat-mini plays one task of every domain, in about a minute",
 }

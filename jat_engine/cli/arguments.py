@@ -16,6 +16,7 @@ from ..keywords import did_you_mean
 
 if TYPE_CHECKING:
     from ..envs import Task
+    from ..envs.task import Observation
 
 LARGEST_SEED = 2**64 - 1
 """Largest seed that torch and all simulators take."""
@@ -43,6 +44,66 @@ class ModelArguments:
             "choices": ["auto", "float32", "bfloat16", "float16", "int8"],
         },
     )
+
+
+@dataclass
+class TaskArguments:
+    """Arguments for tasks that are not published."""
+
+    task_module: str | None = field(
+        default=None, metadata={"help": "module to import, which registers tasks or environments of Gymnasium"}
+    )
+    adapter: str | None = field(
+        default=None,
+        metadata={
+            "help": "kind of observation for the tasks that are not published, instead of the one that is chosen",
+            "choices": ["continuous", "discrete", "discrete+text", "image"],
+        },
+    )
+
+    def load(self) -> None:
+        """Import the module; one of the current folder is found as well.
+
+        Raises:
+            TaskError: it cannot be imported.
+        """
+        from ..envs import load_task_module
+
+        if self.task_module is not None:
+            if str(Path.cwd()) not in sys.path:  # a console script does not have it
+                sys.path.append(str(Path.cwd()))
+            load_task_module(self.task_module)
+
+    def find(self, names: Sequence[str]) -> list[Task]:
+        """Return the tasks of some names, and say how the observations of those that are not published are converted.
+
+        Args:
+            names: of tasks and domains, and "all".
+
+        Raises:
+            UnknownTaskError: there is no such task.
+            TaskError: an environment cannot be made, or an agent has no such observations or actions.
+        """
+        from ..envs import find_tasks
+
+        self.load()
+        kind: Observation | None = self.adapter  # type: ignore[assignment]  # one of the choices
+        tasks = find_tasks(names, kind)
+        for task in tasks:
+            if task.adapter is not None:
+                note(f"{task.name}: {task.adapter}")
+        return tasks
+
+    def find_one(self, name: str) -> Task:
+        """Return the task of this name. See `find`.
+
+        Raises:
+            ValueError: the name is that of several tasks.
+        """
+        tasks = self.find([name])
+        if len(tasks) != 1 or tasks[0].name != name:
+            raise ValueError(f"--task: expected the name of one task, got {name!r}")
+        return tasks[0]
 
 
 @dataclass

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from ..envs import TASKS, MissingSimulatorError, Task, expand_tasks
+from ..envs import MissingSimulatorError, Task
 from ..evaluation import run_episode
 from ..evaluation.environment import evaluation_env
 from ..evaluation.progress import simulator_output
 from ..testing.checkpoint_checks import CheckpointChecks
 from ..testing.outcome import CheckFailedError, Outcome, SkipCheckError, run_check
 from .agent import check_source, quiet_loading
-from .arguments import parse
+from .arguments import TaskArguments, parse
 from .report import milliseconds, number, score
 
 TASKS_PLAYED = ("babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
@@ -54,16 +54,16 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code: 1 if a check failed, else 0. A check that was skipped is not a failure.
     """
-    arguments, positional = parse(
+    arguments, choice, positional = parse(
         "check",
         "Load a checkpoint in JatModel and JatEngine, compare the two on recorded observations, and play episodes.",
-        [CheckArguments],
+        [CheckArguments, TaskArguments],
         argv,
         positional={"source": "folder of a checkpoint, its name on the hub, or jat-mini"},
     )
     source: str = positional.source
     check_source("source", source)
-    tasks = [TASKS[name] for name in expand_tasks(arguments.tasks)]
+    tasks = choice.find(arguments.tasks)
 
     began = time.perf_counter()
     outcomes = []

@@ -163,7 +163,7 @@ def _success(collection: Collection) -> str:
 
 
 def _normalized(collection: Collection) -> str:
-    scores = normalize(collection.returns, TASKS[collection.task])
+    scores = normalize(collection.returns, collection.as_task())
     return "undefined" if scores is None else f"{float(np.mean(scores)):.3f}"
 
 

@@ -15,17 +15,17 @@ import torch
 from ..checkpoint_files import JAT_MINI
 from ..config import PRESETS, JatConfig
 from ..engine.engine import JatEngine
-from ..envs import TASKS, MissingSimulatorError, Task, expand_tasks
+from ..envs import MissingSimulatorError, Task, get_domain
 from ..evaluation import EpisodeResult, MissingVideoError, VideoError, normalize, write_grid
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, missing_simulators
 from ..evaluation.progress import play_episodes
-from ..evaluation.tile import SHOWN_STEPS_PER_SECOND, RecordTiles
+from ..evaluation.tile import RecordTiles
 from ..evaluation.video import EpisodeVideo, check_video, ffmpeg
 from ..model.modeling import JatModel
 from ..model.processing import JatProcessor
 from .agent import default_device, describe, load_agent, load_config
-from .arguments import EpisodeArguments, ModelArguments, failure, note, parse
+from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
 from .report import mean_std, milliseconds, number, print_table, score
 from .streams import say, terminable
 
@@ -82,20 +82,22 @@ def random_engine(preset: str, arguments: DemoArguments, seed: int) -> tuple[Jat
 
 def run(argv: Sequence[str]) -> int:
     """Run the command and return its exit code: 1 if a task or the video failed."""
-    arguments, episodes = parse("demo", "Play one task of every domain.", [DemoArguments, DemoEpisodes], argv)
+    arguments, choice, episodes = parse(
+        "demo", "Play one task of every domain.", [DemoArguments, TaskArguments, DemoEpisodes], argv
+    )
     episodes.check()
-    names = expand_tasks(arguments.tasks)
+    wanted = choice.find(arguments.tasks)
     if arguments.video:
         with contextlib.suppress(MissingVideoError):  # said at each task
             check_video("--video", arguments.video)
     config = JatConfig.from_preset(arguments.preset) if arguments.preset is not None else load_config(arguments)
-    missing = missing_simulators(names)
-    tasks = [TASKS[name] for name in names if TASKS[name].domain not in missing]
+    missing = missing_simulators(wanted)
+    tasks = [task for task in wanted if task.domain not in missing]
     if not tasks:
         raise MissingSimulatorError("; ".join(missing.values()))
     for domain, reason in missing.items():
         note(f"{domain} is left out: {reason}")
-    check_sizes([task.name for task in tasks], config)
+    check_sizes(tasks, config)
 
     if arguments.preset is not None:
         agent, processor = random_engine(arguments.preset, arguments, episodes.seed)
@@ -108,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
     problems: list[str] = []
     with tempfile.TemporaryDirectory() as folder, terminable():
         for task in tasks:
-            part = Path(folder) / f"{task.name}.mp4" if arguments.video else None
+            part = Path(folder) / f"{task.folder_name}.mp4" if arguments.video else None
             played: list[EpisodeResult] = []
             try:
                 played.extend(play(agent, processor, task, episodes, part))
@@ -139,7 +141,7 @@ def play(
     try:
         if video is not None:
             ffmpeg()
-            missing_simulators([task.name], render=True)
+            missing_simulators([task], render=True)
             recorder = EpisodeVideo(video)
     except (ValueError, MissingVideoError) as error:
         note(f"no video of {task.name}: {error}")
@@ -147,7 +149,7 @@ def play(
     with contextlib.closing(evaluation_env(task, "rgb_array" if recorder else None)) as plain:
         env = plain
         if recorder is not None:
-            fps = SHOWN_STEPS_PER_SECOND[task.domain]
+            fps = get_domain(task.domain).shown_steps_per_second
             env = RecordTiles(env, task, recorder.start(fps), TILE_SIZE, hold=fps, max_tiles=MAX_SECONDS * fps)
         try:
             yield from play_episodes(agent, processor, env, arguments.num_episodes, task=task, **arguments.options)

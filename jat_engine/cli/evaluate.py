@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..atomic_io import check_writable
-from ..envs import TASKS, Task, expand_tasks
+from ..checkpoint.trained_tasks import TrainedTask, read_trained_tasks
+from ..envs import Task
 from ..evaluation import (
     Agent,
     Results,
@@ -32,6 +33,7 @@ from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_simulators
 from ..evaluation.progress import play_episodes
 from ..evaluation.results import EVALUATIONS, RESULTS, default_folder, read_earlier, results_lock
+from ..evaluation.seeds import choose_seed, overlap_warning
 from ..evaluation.video import EpisodeVideo, check_video
 from .agent import (
     check_source,
@@ -43,7 +45,7 @@ from .agent import (
     settings_of,
     weights_of,
 )
-from .arguments import EpisodeArguments, ModelArguments, failure, note, parse
+from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
 from .report import interval, mean_std, milliseconds, print_table, score
 from .streams import say, terminable, uninterrupted
 
@@ -53,9 +55,19 @@ class EvalArguments(EpisodeArguments):
     """Arguments of `jat-engine eval`."""
 
     num_episodes: int = field(default=2, metadata={"help": "episodes per task"})
+    seed: int = field(
+        default=-1,
+        metadata={
+            "help": "seed of environment and sampling; episode i of a task uses seed + i. By default 1,000,000, or the "
+            "next million at which no demonstration of the training began (-1)"
+        },
+    )
     tasks: list[str] = field(
         default_factory=list,
-        metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all; see `jat-engine tasks`"},
+        metadata={
+            "help": "tasks, gym:<id>, domains or all; see `jat-engine tasks`. By default those that the checkpoint was "
+            "trained on"
+        },
     )
     output_dir: str | None = field(
         default=None, metadata={"help": "folder for the results; by default one in results/ with the model's name"}
@@ -81,8 +93,6 @@ class EvalArguments(EpisodeArguments):
         super().check()
         if self.push_to_hub and not self.repo_id:
             raise ValueError("--push_to_hub needs --repo_id owner/name")
-        if not self.tasks and not self.push_to_hub:
-            raise ValueError("--tasks: expected tasks, domains or all, got none; `jat-engine tasks` lists them")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -96,13 +106,16 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code: 1 if a task, a video or the upload failed. The results of everything else are written.
     """
-    model_arguments, arguments = parse(
-        "eval", "Score an agent on tasks, as published.", [ModelArguments, EvalArguments], argv
+    model_arguments, choice, arguments = parse(
+        "eval", "Score an agent on tasks, as published.", [ModelArguments, TaskArguments, EvalArguments], argv
     )
-    arguments.check()
-    tasks = [TASKS[name] for name in expand_tasks(arguments.tasks)]
     source = model_arguments.model_name_or_path
     check_source("--model_name_or_path", source)
+    trained = read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir})
+    if arguments.seed == -1:
+        arguments.seed = choose_seed(trained, arguments.num_episodes)
+    arguments.check()
+    tasks = find_tasks(choice, arguments, trained)
     folder = Path(arguments.output_dir) if arguments.output_dir else default_folder(source)
     check_before(model_arguments, arguments, tasks, folder)
     if not tasks:
@@ -112,7 +125,7 @@ def run(argv: Sequence[str]) -> int:
     results = Results(
         folder,
         num_episodes=arguments.num_episodes,
-        arguments=asdict(model_arguments) | asdict(arguments),
+        arguments=asdict(model_arguments) | asdict(choice) | asdict(arguments),
         device=describe(agent),
         settings={"weights_sha256": weights_of(model_arguments)} | settings_of(agent) | arguments.settings,
     )
@@ -129,6 +142,34 @@ def run(argv: Sequence[str]) -> int:
     for problem in filter(None, problems):
         note(f"jat-engine: error: {problem}")
     return int(bool(problems))
+
+
+def find_tasks(choice: TaskArguments, arguments: EvalArguments, trained: list[TrainedTask]) -> list[Task]:
+    """Return the tasks to play, with the scores that were measured with their demonstrations.
+
+    Args:
+        choice: arguments for tasks that are not published.
+        arguments: arguments of the command.
+        trained: tasks of the checkpoint.
+
+    Raises:
+        ValueError: no tasks are given and the checkpoint does not know its own, or a task is not found.
+        TaskError: a task's environment is not the one that the checkpoint was trained on.
+    """
+    names = arguments.tasks
+    if not names and not arguments.push_to_hub:
+        names = [task.name for task in trained if not task.is_earlier]
+        if not names:
+            raise ValueError(
+                "--tasks: expected tasks, domains or all, got none, and the checkpoint does not say what it was "
+                "trained on; `jat-engine tasks` lists them"
+            )
+    known = {task.name: task for task in trained}
+    tasks = [known[task.name].apply(task) if task.name in known else task for task in choice.find(names)]
+    played = [known[task.name] for task in tasks if task.name in known]
+    if warning := overlap_warning(played, arguments.seed, arguments.num_episodes):
+        note(warning)
+    return tasks
 
 
 def check_before(model_arguments: ModelArguments, arguments: EvalArguments, tasks: list[Task], folder: Path) -> None:
@@ -149,9 +190,8 @@ def check_before(model_arguments: ModelArguments, arguments: EvalArguments, task
 
         check_upload(str(arguments.repo_id))
     config = load_config(model_arguments)
-    names = [task.name for task in tasks]
-    require_simulators(names, render=arguments.save_video)
-    check_sizes(names, config)
+    require_simulators(tasks, render=arguments.save_video)
+    check_sizes(tasks, config)
 
 
 def play_tasks(
@@ -165,7 +205,7 @@ def play_tasks(
     problems: list[str] = []
     try:
         for task in tqdm(tasks, desc="evaluation", unit="task", disable=None):
-            video = results.folder / "videos" / f"{task.name}.mp4" if arguments.save_video else None
+            video = results.folder / "videos" / f"{task.folder_name}.mp4" if arguments.save_video else None
             problems += evaluate_task(agent, processor, task, results, arguments, video)
         results.complete = not results.failed
     except BaseException:  # Ctrl-C, SIGTERM
@@ -240,7 +280,7 @@ def evaluate_task(
                 arguments.num_episodes,
                 task=task,
                 position=1,
-                on_frame=None if recorder is None else recorder.start(env.metadata["render_fps"]),
+                on_frame=None if recorder is None else recorder.start(env.metadata.get("render_fps", 30)),
                 **arguments.options,
             ):
                 results.add(task, episode)

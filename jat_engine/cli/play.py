@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..envs import TASKS, expand_tasks
 from ..evaluation import EpisodeResult, normalize, undefined_reason
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_display, require_simulators
 from ..evaluation.progress import play_episodes
 from ..evaluation.video import EpisodeVideo, check_video
 from .agent import check_source, load_agent, load_config
-from .arguments import EpisodeArguments, ModelArguments, failure, note, parse
+from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
 from .report import milliseconds, number
 from .streams import say, terminable
 
@@ -37,8 +36,6 @@ class PlayArguments(EpisodeArguments):
             ValueError: a value is wrong, or two flags exclude each other.
         """
         super().check()
-        if expand_tasks([self.task]) != [self.task]:
-            raise ValueError(f"--task: expected the name of one task, got {self.task!r}")
         if self.render and self.save_video:
             raise ValueError("--render and --save_video: expected one of them; an environment renders one way")
 
@@ -49,19 +46,19 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code: 1 if an episode or the video failed.
     """
-    model_arguments, arguments = parse(
-        "play", "Watch or record an agent on one task.", [ModelArguments, PlayArguments], argv
+    model_arguments, choice, arguments = parse(
+        "play", "Watch or record an agent on one task.", [ModelArguments, TaskArguments, PlayArguments], argv
     )
     arguments.check()
-    task = TASKS[arguments.task]
+    task = choice.find_one(arguments.task)
     check_source("--model_name_or_path", model_arguments.model_name_or_path)
     if arguments.save_video:
         check_video("--save_video", arguments.save_video)
     if arguments.render:
         require_display(task)
     config = load_config(model_arguments)
-    require_simulators([task.name], render=bool(arguments.save_video))
-    check_sizes([task.name], config, "--task")
+    require_simulators([task], render=bool(arguments.save_video))
+    check_sizes([task], config, "--task")
     agent, processor = load_agent(model_arguments)
 
     video = EpisodeVideo(arguments.save_video) if arguments.save_video else None
@@ -80,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
                 env,
                 arguments.num_episodes,
                 task=task,
-                on_frame=video.start(env.metadata["render_fps"]) if video else None,
+                on_frame=video.start(env.metadata.get("render_fps", 30)) if video else None,
                 **arguments.options,
             )
             for episode in episodes:

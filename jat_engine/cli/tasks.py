@@ -1,4 +1,4 @@
-"""Command `jat-engine tasks`: list the published tasks, or check that they run here."""
+"""Command `jat-engine tasks`: list the registered tasks, or check that they run here."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from tqdm import tqdm
 
-from ..envs import DOMAINS, TASKS, MissingSimulatorError, Task, make
+from ..envs import MissingSimulatorError, Score, Task, domain_names, get_task, make, registered_names
 from ..evaluation.progress import simulator_output
-from .arguments import parse
+from .arguments import TaskArguments, parse
 from .report import print_table, score
 
 _CHECK_STEPS = 10
@@ -21,7 +22,7 @@ _CHECK_STEPS = 10
 class TasksArguments:
     """Arguments of `jat-engine tasks`."""
 
-    domain: str | None = field(default=None, metadata={"help": "only this domain", "choices": list(DOMAINS)})
+    domain: str | None = field(default=None, metadata={"help": "only this domain"})
     search: str | None = field(default=None, metadata={"help": "only tasks whose name contains this"})
     json: bool = field(default=False, metadata={"help": "print JSON"})
     check: bool = field(default=False, metadata={"help": f"build each task and take {_CHECK_STEPS} random steps in it"})
@@ -34,20 +35,35 @@ def run(argv: Sequence[str]) -> int:
         The exit code: 1 if `--check` found a task that fails, else 0. A simulator that is not installed is not a
         failure.
     """
-    (arguments,) = parse("tasks", "The tasks the agent was published with.", [TasksArguments], argv)
+    arguments, choice = parse(
+        "tasks", "The tasks the agent was published with, and registered ones.", [TasksArguments, TaskArguments], argv
+    )
+    choice.load()
+    if arguments.domain not in (None, *domain_names()):
+        raise ValueError(f"--domain: expected one of {', '.join(domain_names())}, got {arguments.domain!r}")
     chosen = [
         task
-        for task in TASKS.values()
+        for task in map(get_task, registered_names())
         if arguments.domain in (None, task.domain) and (arguments.search or "") in task.name
     ]
     checks = {}
     if arguments.check:
         checks = {task.name: check(task) for task in tqdm(chosen, unit="task", disable=None, leave=False)}
     if arguments.json:
-        print(json.dumps([asdict(task) | checks.get(task.name, {}) for task in chosen], indent=2))
+        print(json.dumps([_json(task) | checks.get(task.name, {}) for task in chosen], indent=2))
     else:
         _print(chosen, checks)
     return int(any(result["status"] == "failed" for result in checks.values()))
+
+
+def _json(task: Task) -> dict[str, Any]:
+    scores = {name: None if found is None else asdict(found) for name, found in _scores(task).items()}
+    names = ("name", "domain", "env_id", "published_env_id", "success", "loss_weight")
+    return {name: getattr(task, name) for name in names} | task.rule | scores
+
+
+def _scores(task: Task) -> dict[str, Score | None]:
+    return {"random": task.random, "expert": task.expert, "human": task.human}
 
 
 def check(task: Task) -> dict[str, str]:
@@ -57,7 +73,7 @@ def check(task: Task) -> dict[str, str]:
         "status" ("ok", "not installed" or "failed"), and "reason" unless it is "ok".
     """
     try:
-        with simulator_output(), contextlib.closing(make(task.name, seed=0)) as env:
+        with simulator_output(), contextlib.closing(make(task, seed=0)) as env:
             env.reset()
             for _ in range(_CHECK_STEPS):
                 _, _, terminated, truncated, _ = env.step(env.action_space.sample())

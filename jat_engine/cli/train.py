@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from ..checkpoint.trained_tasks import to_json
 from ..config import PRESETS, JatConfig
 from ..hub_account import check_account
 from ..training.arguments import JatTrainingArguments, check_optimizer
@@ -28,7 +29,7 @@ from ..training.resume import (
     steps_taken,
 )
 from .agent import quiet_loading
-from .arguments import note, parse
+from .arguments import TaskArguments, note, parse
 from .train_data import (
     DataArguments,
     Recipe,
@@ -37,6 +38,7 @@ from .train_data import (
     digests_of,
     load_segments,
     open_stream,
+    trained_tasks,
 )
 
 
@@ -84,10 +86,10 @@ class TrainModelArguments:
 
 def run(argv: Sequence[str]) -> int:
     """Run `jat-engine train` and return its exit code."""
-    model_arguments, data, published, arguments = parse(
+    model_arguments, choice, data, published, arguments = parse(
         "train",
         "Train an agent, as the published one was.",
-        [TrainModelArguments, DataArguments, PublishedArguments, JatTrainingArguments],
+        [TrainModelArguments, TaskArguments, DataArguments, PublishedArguments, JatTrainingArguments],
         argv,
     )
     model_arguments.check()
@@ -98,18 +100,20 @@ def run(argv: Sequence[str]) -> int:
 
     # Processes of one training share its folder.
     with claim(Path(str(arguments.output_dir)), note) if arguments.process_index == 0 else contextlib.nullcontext():
-        return train(model_arguments, data, arguments)
+        return train(model_arguments, choice, data, arguments)
 
 
-def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: JatTrainingArguments) -> int:
+def train(
+    model_arguments: TrainModelArguments, choice: TaskArguments, data: DataArguments, arguments: JatTrainingArguments
+) -> int:
     """Train with checked arguments, in an output folder that no other training uses; return the exit code."""
     from transformers import set_seed
 
     from ..training.trainer import JatTrainer, TrainingError
 
-    tasks = collected_tasks(data)
+    tasks = collected_tasks(data, choice)
     options = Recipe.of(data, tasks)
-    more = {"tasks": tasks, **data.settings(arguments), **asdict(options), "freeze": model_arguments.freeze}
+    more = {"tasks": list(tasks), **data.settings(arguments), **asdict(options), "freeze": model_arguments.freeze}
     settings = settings_of(arguments, more)
     resume = checkpoint_to_resume(arguments)
     if resume is not None:
@@ -130,6 +134,7 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
     elif model_arguments.model_name_or_path and not model_arguments.from_scratch and arguments.process_index == 0:
         note(f"begins with the weights of {model_arguments.model_name_or_path}; --from_scratch draws new ones")
 
+    begun_with = None if model_arguments.from_scratch else model_arguments.model_name_or_path
     dataset: Any
     test: dict[str, Any] = {}
     if data.streaming:
@@ -153,7 +158,11 @@ def train(model_arguments: TrainModelArguments, data: DataArguments, arguments: 
             sampling_weights=options.sampling_weights,
             batch_sizes=options.batch_sizes,
             action_shuffle=data.action_shuffle,
-            record={"settings": settings, "data": digests},
+            record={
+                "settings": settings,
+                "data": digests,
+                "tasks": to_json(trained_tasks(data, tasks, begun_with, model_arguments.cache_dir)),
+            },
         )
     except (ValueError, ImportError) as error:  # flags that the Trainer refuses, or lacks a package for
         raise ValueError(str(error)) from error

@@ -12,17 +12,24 @@ from typing import Any
 from huggingface_hub import constants
 from tqdm import tqdm
 
-from ..envs import TASKS
+from ..checkpoint.trained_tasks import TrainedTask, join_earlier, read_trained_tasks, trained_task
+from ..datasets.collection import Collection
+from ..datasets.stored_tasks import check_rule, task_of_folder
+from ..envs import MissingSimulatorError, Task, UnknownTaskError
 from ..training import recipe
 from ..training.arguments import JatTrainingArguments
-from .arguments import note
+from .arguments import TaskArguments, note
 
 
 @dataclass(kw_only=True)
 class DataArguments:
     """Arguments for the training data."""
 
-    tasks: list[str] = field(metadata={"help": "tasks, domains (atari babyai metaworld mujoco), all, or text datasets"})
+    tasks: list[str] = field(
+        metadata={
+            "help": "tasks, gym:<id>, domains, all, text datasets, or names of folders with episodes in the dataset"
+        }
+    )
     dataset: str = field(
         default="jat-project/jat-dataset",
         metadata={"help": "a folder that `jat-engine collect` wrote, or a dataset on the hub"},
@@ -94,13 +101,13 @@ class Recipe:
     batch_sizes: dict[str, int]
 
     @classmethod
-    def of(cls, data: DataArguments, tasks: Sequence[str]) -> Recipe:
+    def of(cls, data: DataArguments, tasks: recipe.Chosen) -> Recipe:
         """Return the weights and batch sizes of the command line, and the published ones.
 
         Raises:
             ValueError: a value is malformed, or names a task that is not trained.
         """
-        sampling_weights = {task: recipe.sampling_weight(task) for task in tasks}
+        sampling_weights = {name: recipe.sampling_weight(task) for name, task in tasks.items()}
         return cls(
             recipe.overrides("--loss_weights", data.loss_weights, tasks, float),
             sampling_weights | recipe.overrides("--sampling_weights", data.sampling_weights, tasks, float),
@@ -122,30 +129,46 @@ def describe(train: Any, sampler: Any) -> str:
     return f"{len(train.tasks)} task(s), {segments}; an epoch is {len(sampler)} batches"
 
 
-def collected_tasks(data: DataArguments) -> list[str]:
-    """Return the names of the tasks to train on.
+def collected_tasks(data: DataArguments, choice: TaskArguments) -> dict[str, Task | None]:
+    """Return the tasks to train on by name; None for text datasets.
 
-    Domain names and "all" stand for those of their tasks that a local dataset contains. Tasks that are named are kept
-    in any case.
+    A task that is not registered, or whose environment cannot be made here, is the one that the dataset defines: its
+    episodes are enough to train. Domain names and "all" stand for those of their tasks that a local dataset contains.
+    Tasks that are named are kept in any case.
 
     Raises:
-        ValueError: the dataset contains none of the tasks.
+        ValueError: the dataset contains none of the tasks, or has episodes of a task that were stored by another rule.
     """
-    tasks, folder = recipe.expand(data.tasks), Path(data.dataset)
+    folder = Path(data.dataset)
+
+    def find(name: str) -> list[Task]:
+        try:
+            return [check_rule(task, folder) for task in choice.find([name])]
+        except (UnknownTaskError, MissingSimulatorError):
+            stored = task_of_folder(folder, name)
+            if stored is None:
+                raise
+            return [stored]
+
+    tasks = recipe.choose(data.tasks, find)
     if not folder.is_dir():
         return tasks
-    absent = [task for task in tasks if task not in data.tasks and task in TASKS and not (folder / task).is_dir()]
+    absent = [
+        name
+        for name, task in tasks.items()
+        if name not in data.tasks and task is not None and not (folder / task.folder_name).is_dir()
+    ]
     if len(absent) == len(tasks):
         raise ValueError(f"--tasks {' '.join(data.tasks)}: expected tasks that {folder} has, got none of them")
     if absent:
         shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
         note(f"{folder} does not have {shown}")
-    return [task for task in tasks if task not in absent]
+    return {name: task for name, task in tasks.items() if name not in absent}
 
 
 def load_segments(
     data: DataArguments,
-    tasks: Sequence[str],
+    tasks: recipe.Chosen,
     model: Any,
     processor: Any,
     loss_weights: dict[str, float],
@@ -156,7 +179,7 @@ def load_segments(
 
     Args:
         data: arguments for the training data.
-        tasks: names of the tasks.
+        tasks: the tasks by name.
         model: the model to train.
         processor: its processor.
         loss_weights: of the tasks for which the command line gives one.
@@ -177,41 +200,42 @@ def load_segments(
     root = Path(cache_dir or constants.HF_HOME) / "jat_engine" / "pieces"
     splits = ["train", "test"] if arguments.eval_strategy != "no" else ["train"]
     sources: dict[tuple[str, str], Source] = {}
-    for task in tasks:
+    for name, task in tasks.items():
         for split in splits:
-            source = open_source(data.dataset, task, split, cache_dir=cache_dir)
+            source = open_source(data.dataset, folder_of(name, task), split, task=task, cache_dir=cache_dir)
             if source is not None:
-                sources[task, split] = source
+                sources[name, split] = source
             elif split == "train":
-                raise ValueError(f"--dataset {data.dataset}: {task}: expected a split train, got none")
+                raise ValueError(f"--dataset {data.dataset}: {name}: expected a split train, got none")
             else:
-                note(f"{task}: no test split; it is not evaluated")
+                note(f"{name}: no test split; it is not evaluated")
     if arguments.eval_strategy != "no":
-        check_evaluation([task for task, split in sources if split == "test"], data, arguments)
+        check_evaluation([name for name, split in sources if split == "test"], data, arguments)
 
     segments: dict[str, dict[str, Segments]] = {split: {} for split in splits}
     with tqdm(desc="preparing", unit="episode", disable=None, leave=False) as bar:
-        for (task, split), source in sources.items():
-            bar.set_description(f"preparing {task}", refresh=False)
+        for (name, split), source in sources.items():
+            bar.set_description(f"preparing {name}", refresh=False)
+            task = tasks[name]
             length = recipe.segment_length(task, model.config)
-            settings = SegmentSettings.of(task, split, length, model.config, processor)
-            folder = prepare(source, settings, processor, root, bar.update)
-            segments[split][task] = Segments(
+            settings = SegmentSettings.of(name, split, length, model.config, processor)
+            folder = prepare(source, settings, processor, root, bar.update, task)
+            segments[split][name] = Segments(
                 folder,
-                task,
-                loss_weight=loss_weights.get(task, recipe.loss_weight(task)),
-                own_weight=task not in loss_weights,
+                name,
+                loss_weight=loss_weights.get(name, recipe.loss_weight(task)),
+                own_weight=name not in loss_weights,
                 limit=data.eval_num_samples if split == "test" else None,
                 image_processor=processor.image_processor,
             )
 
-    test = {task: TaskDataset([found]) for task, found in segments.get("test", {}).items()}
+    test = {name: TaskDataset([found]) for name, found in segments.get("test", {}).items()}
     return TaskDataset(segments["train"].values()), test
 
 
 def open_stream(
     data: DataArguments,
-    tasks: Sequence[str],
+    tasks: recipe.Chosen,
     model: Any,
     processor: Any,
     options: Recipe,
@@ -222,7 +246,7 @@ def open_stream(
 
     Args:
         data: arguments for the training data.
-        tasks: names of the tasks.
+        tasks: the tasks by name.
         model: the model to train.
         processor: its processor.
         options: weights and batch sizes by task.
@@ -237,25 +261,55 @@ def open_stream(
     from ..training.stream import StreamedTask, TaskStream
 
     streamed = []
-    for task in tasks:
-        source = open_source(data.dataset, task, "train", cache_dir=cache_dir, streaming=True)
+    for name, task in tasks.items():
+        source = open_source(
+            data.dataset, folder_of(name, task), "train", task=task, cache_dir=cache_dir, streaming=True
+        )
         if source is None:
-            raise ValueError(f"--dataset {data.dataset}: {task}: expected a split train, got none")
+            raise ValueError(f"--dataset {data.dataset}: {name}: expected a split train, got none")
 
         length = recipe.segment_length(task, model.config)
         streamed.append(
             StreamedTask(
                 source,
-                SegmentSettings.of(task, "train", length, model.config, processor),
-                batch_size=options.batch_sizes.get(task, arguments.per_device_train_batch_size),
-                sampling_weight=options.sampling_weights[task],
-                loss_weight=options.loss_weights.get(task, recipe.loss_weight(task)),
-                own_weight=task not in options.loss_weights,
+                SegmentSettings.of(name, "train", length, model.config, processor),
+                batch_size=options.batch_sizes.get(name, arguments.per_device_train_batch_size),
+                sampling_weight=options.sampling_weights[name],
+                loss_weight=options.loss_weights.get(name, recipe.loss_weight(task)),
+                own_weight=name not in options.loss_weights,
+                task=task,
             )
         )
 
     seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed
     return TaskStream(streamed, processor, seed=seed, rank=arguments.process_index, world_size=arguments.world_size)
+
+
+def trained_tasks(
+    data: DataArguments, tasks: recipe.Chosen, source: str | None, cache_dir: str | None
+) -> list[TrainedTask]:
+    """Return the tasks for a checkpoint's `tasks.json`, with the seeds of their demonstrations.
+
+    Args:
+        data: arguments for the training data.
+        tasks: the tasks by name.
+        source: checkpoint that the training begins with, whose tasks are kept as earlier ones; None for new weights.
+        cache_dir: folder for downloads.
+    """
+    found = []
+    for task in tasks.values():
+        if task is None:
+            continue
+        folder = Path(data.dataset) / task.folder_name
+        described = Collection.read(folder) if folder.is_dir() else None
+        seeds = described.seeds if described is not None else []
+        found.append(trained_task(task, [(min(seeds), max(seeds))] if seeds else []))
+    return join_earlier(found, read_trained_tasks(source, {"cache_dir": cache_dir}) if source else [])
+
+
+def folder_of(name: str, task: Task | None) -> str:
+    """Return the name of a task's or text dataset's folder or configuration."""
+    return name if task is None else task.folder_name
 
 
 def digests_of(dataset: Any, data: DataArguments) -> dict[str, str]:

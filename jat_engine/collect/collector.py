@@ -18,7 +18,7 @@ from ..atomic_io import naming
 from ..datasets.card import check_card, write_card
 from ..datasets.collection import Collection
 from ..datasets.shards import open_split
-from ..envs import TASKS, Task, expand_tasks
+from ..envs import TASKS, Task, expand_tasks, get_domain, get_task
 from ..errors import DataError
 from ..evaluation.environment import require_simulators
 from ..machine import available_cores
@@ -28,17 +28,9 @@ from .task import INCOMPLETE, Progress, TaskProgress, TooFewSuccessesError, rest
 from .worker import Steps
 from .worker_pool import WorkerPool
 
-_SIMULATORS = {
-    "atari": ("gymnasium", "ale-py", "opencv-python", "opencv-python-headless"),
-    "babyai": ("gymnasium", "minigrid"),
-    "metaworld": ("gymnasium", "metaworld", "mujoco"),
-    "mujoco": ("gymnasium", "mujoco"),
-}
-"""Domain -> distributions whose version can change an episode."""
-
 
 def collect(
-    tasks: Iterable[str],
+    tasks: Iterable[str | Task],
     output_dir: str | Path,
     *,
     num_episodes: int,
@@ -60,7 +52,7 @@ def collect(
     Worker processes are spawned: a script that calls this needs `if __name__ == "__main__":`.
 
     Args:
-        tasks: names, domains or "all" (every task that has an expert).
+        tasks: tasks, names of tasks or domains, or "all" (every published task that has an expert).
         output_dir: receives `<task>/{train,test}-*.parquet` and `<task>/collection.json` for each task, and a README.md
             about all of them.
         num_episodes: episodes per task, both splits together.
@@ -93,19 +85,17 @@ def collect(
         100
     """
     # Everything that can be refused is, before anything is played.
-    names = _tasks_with_expert(tasks)
+    chosen = _tasks_with_expert(tasks)
     _check(num_episodes=num_episodes, seed=seed, num_workers=num_workers, test_fraction=test_fraction)
-    for name in names:
-        check_noise(TASKS[name], noise)
+    for task in chosen:
+        check_noise(task, noise)
     folder, tell = _output_folder(output_dir), on_progress or (lambda _: None)
     plans = [
-        _plan(
-            folder, TASKS[name], num_episodes, test_fraction, episode_settings(TASKS[name], seed, noise, keep_failures)
-        )
-        for name in names
+        _plan(folder, task, num_episodes, test_fraction, episode_settings(task, seed, noise, keep_failures))
+        for task in chosen
     ]
     pending = [plan for plan in plans if not plan.finished]
-    require_simulators(plan.task.name for plan in pending)
+    require_simulators(plan.task for plan in pending)
 
     collected: dict[str, Collection] = {}
     for plan in plans:
@@ -122,7 +112,7 @@ def collect(
         for collection in playing:
             collected[collection.task] = collection
             tell(collection)
-    return {name: collected[name] for name in names}
+    return {task.name: collected[task.name] for task in chosen}
 
 
 def _output_folder(output_dir: str | Path) -> Path:
@@ -195,7 +185,7 @@ def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, set
     Raises:
         DataError: these were collected with other settings, or the folder was written by something else.
     """
-    path = folder / task.name
+    path = folder / task.folder_name
     restore_folder(path)
     stored = Collection.read(path)
     if stored is None and path.exists():
@@ -212,7 +202,7 @@ def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, set
     if stored is not None:
         _check_stored(path, stored, contents=not plan.finished)
 
-    begun = folder / INCOMPLETE / task.name / "settings.json"
+    begun = folder / INCOMPLETE / task.folder_name / "settings.json"
     if begun.exists():
         check_settings(read_settings(begun), settings, begun.parent)
     return plan
@@ -266,8 +256,8 @@ def _play(
             for message in workers.receive():
                 if isinstance(message, Steps):
                     tell(message)
-                elif message.job.task in begun:
-                    task = begun[message.job.task]
+                elif message.job.task.name in begun:
+                    task = begun[message.job.task.name]
                     try:
                         task.add(message.chunk)
                     except TooFewSuccessesError as error:
@@ -299,13 +289,13 @@ def _finish(folder: Path, task: TaskProgress) -> Collection:
 
 def _tidy(folder: Path, plan: _Plan) -> None:
     """Finish what an interruption after a task's last episode left undone: its chunks, and the card."""
-    leftover = folder / INCOMPLETE / plan.task.name
+    leftover = folder / INCOMPLETE / plan.task.folder_name
     if leftover.exists():
         ChunkFolder(leftover, plan.settings).remove()
         write_card(folder)
 
 
-def _tasks_with_expert(tasks: Iterable[str]) -> list[str]:
+def _tasks_with_expert(tasks: Iterable[str | Task]) -> list[Task]:
     """Expand names to tasks with an expert.
 
     Raises:
@@ -313,14 +303,19 @@ def _tasks_with_expert(tasks: Iterable[str]) -> list[str]:
             left out.
     """
     given = list(tasks)
-    for name in given:
-        if name in TASKS and name not in EXPERT_TASKS:
-            others = ", ".join(sorted(task for task in EXPERT_TASKS if TASKS[task].domain == TASKS[name].domain))
-            raise ValueError(f"tasks: {name} has no expert; those of its domain that have one: {others or 'none'}")
-    names = [name for name in expand_tasks(given) if name in EXPERT_TASKS]
-    if not names:
-        raise ValueError(f"tasks: expected at least one task with an expert, got {', '.join(given) or 'none'}")
-    return names
+    chosen: dict[str, Task] = {}
+    for one in given:
+        for name in [one.name] if isinstance(one, Task) else expand_tasks([one]):
+            task = one if isinstance(one, Task) else get_task(name)
+            if name in EXPERT_TASKS:
+                chosen[name] = task
+            elif name == one or isinstance(one, Task):
+                others = ", ".join(sorted(other for other in EXPERT_TASKS if TASKS[other].domain == task.domain))
+                raise ValueError(f"tasks: {name} has no expert; those of its domain that have one: {others or 'none'}")
+    if not chosen:
+        shown = ", ".join(one.name if isinstance(one, Task) else one for one in given)
+        raise ValueError(f"tasks: expected at least one task with an expert, got {shown or 'none'}")
+    return list(chosen.values())
 
 
 def _check(*, num_episodes: int, seed: int, num_workers: int | None, test_fraction: float) -> None:
@@ -344,7 +339,7 @@ def episode_settings(task: Task, seed: int, noise: float, keep_failures: bool) -
         JSON values: "seed", "noise", "keep_failures", and "versions", package -> version.
     """
     versions = {"jat_engine": __version__}
-    for distribution in ("numpy", *_SIMULATORS[task.domain]):
+    for distribution in ("numpy", *get_domain(task.domain).packages):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[distribution] = metadata.version(distribution)
     return {"seed": seed, "noise": float(noise), "keep_failures": keep_failures, "versions": versions}

@@ -15,16 +15,13 @@ from ..atomic_io import locked, naming
 from ..datasets.collection import Collection, choose_splits, digest
 from ..datasets.parquet import ShardWriter, read_rows, schema
 from ..datasets.schema import task_columns
-from ..envs import Task
+from ..envs import TASKS, Task, get_domain
 from ..errors import DataError
 from .chunks import RESUME, Attempt, Chunk, ChunkFolder
 from .worker import Job
 
 INCOMPLETE = ".incomplete"
 """Folder within the output folder that holds the chunks of unfinished tasks."""
-
-_JOB_EPISODES = {"atari": 1, "babyai": 32, "metaworld": 16, "mujoco": 4}
-"""Domain -> most attempts of a job: a few seconds of play, which is what an interruption costs."""
 
 _MIN_ATTEMPTS, _MIN_SUCCESS = 100, 1 / 20
 
@@ -85,7 +82,7 @@ class TaskProgress:
         stored: Collection | None,
     ) -> None:
         self.task, self.num_episodes, self._test_fraction = task, num_episodes, test_fraction
-        self._folder, self._settings, self._stored = output_dir / task.name, dict(settings), stored
+        self._folder, self._settings, self._stored = output_dir / task.folder_name, dict(settings), stored
         self._chunks: dict[tuple[int, int], Chunk] = {}  # first and last attempt
         self._attempts: dict[int, Attempt] = {}
         self._playing: set[int] = set()
@@ -97,7 +94,7 @@ class TaskProgress:
         self._kept = 0 if stored is None else stored.num_episodes
         self._successes = (0 if stored is None else stored.successes) or 0
 
-        self._cache = ChunkFolder(output_dir / INCOMPLETE / task.name, settings)
+        self._cache = ChunkFolder(output_dir / INCOMPLETE / task.folder_name, settings)
         try:
             if Collection.read(self._folder) != stored:
                 raise DataError(
@@ -141,7 +138,7 @@ class TaskProgress:
             first += 1
         later = min((index for index in taken if index > first), default=None)
         if later is not None:
-            stop = min(later, first + _JOB_EPISODES[self.task.domain])
+            stop = min(later, first + get_domain(self.task.domain).job_episodes)
         else:
             kept, played = self._totals()
             rate = max((kept + 1) / (played + 1), _MIN_SUCCESS)  # expected share of kept attempts
@@ -149,11 +146,11 @@ class TaskProgress:
             if missing <= 0:
                 return None
             share = math.ceil(missing / (2 * num_workers))  # smaller jobs towards the end, so that all end together
-            stop = first + min(share, _JOB_EPISODES[self.task.domain])
+            stop = first + min(share, get_domain(self.task.domain).job_episodes)
 
         self._playing.update(range(first, stop))
         return Job(
-            self.task.name,
+            self.task,
             first,
             stop,
             folder=self._cache.folder,
@@ -256,6 +253,7 @@ class TaskProgress:
             files={split: [path.name for path in paths] for split, paths in files.items()},
             sha256=digest(path for paths in files.values() for path in paths),
             file_sha256={path.name: digest([path]) for paths in files.values() for path in paths},
+            task_rule=None if self.task.name in TASKS else self.task.rule,
         )
 
     def remove(self) -> None:

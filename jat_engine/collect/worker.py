@@ -20,7 +20,7 @@ import pyarrow as pa
 from ..atomic_io import naming
 from ..datasets.parquet import episode_row, schema
 from ..datasets.schema import check_episode, task_columns
-from ..envs import TASKS
+from ..envs import Task
 from ..errors import DataError
 from ..evaluation.environment import evaluation_env
 from .chunks import RESUME, Attempt, Chunk, write_chunk
@@ -41,7 +41,7 @@ class Job:
         noise, keep_failures: as in `collect`.
     """
 
-    task: str
+    task: Task
     first: int
     stop: int
     folder: Path
@@ -117,7 +117,7 @@ class Worker:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._task: str | None = None
+        self._task: Task | None = None
         self._env: Any = None
         self._expert: Any = None
         self._reported, self._steps = time.monotonic(), 0
@@ -135,16 +135,16 @@ class Worker:
         faulthandler.cancel_dump_traceback_later()
         self._connection.send(message)
 
-    def _open(self, task: str) -> None:
+    def _open(self, task: Task) -> None:
         if self._task != task:
             self.close()
-            self._env = evaluation_env(TASKS[task])
-            self._expert = make_expert(TASKS[task], self._env)
+            self._env = evaluation_env(task)
+            self._expert = make_expert(task, self._env)
             self._task = task
 
     def _play(self, job: Job) -> Chunk:
         """Play all attempts of a job and write its chunk."""
-        task = TASKS[job.task]
+        task = job.task
         attempts: list[Attempt] = []
         rows: list[pa.Table] = []
         for index in range(job.first, job.stop):
@@ -155,14 +155,14 @@ class Worker:
                 task=task,
                 seed=job.seed + index,
                 noise=job.noise,
-                on_step=lambda *_: self._count(job.task),
+                on_step=lambda *_: self._count(task.name),
             )
 
             # An episode without steps, of an expert that was lost at once, cannot be stored.
             kept = played.length > 0 and (job.keep_failures or played.success is not False)
             if kept:
-                source = f"{job.task}: episode with seed {job.seed + index}"
-                rows.append(episode_row(check_episode(played.columns, source=source, task=job.task)))
+                source = f"{task.name}: episode with seed {job.seed + index}"
+                rows.append(episode_row(check_episode(played.columns, source=source, task=task)))
             attempts.append(Attempt(index, float(played.return_), played.length, played.success, kept))
         with naming(job.folder, RESUME):
             return write_chunk(job.folder, schema(task_columns(task)), attempts, rows, expert_name(self._expert))

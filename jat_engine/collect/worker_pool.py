@@ -112,7 +112,7 @@ def _words(job: Job) -> str:
     seeds = f"seed {job.seed + job.first}"
     if job.stop - job.first > 1:
         seeds += f" to {job.seed + job.stop - 1}"
-    return f"{job.task}, {seeds}"
+    return f"{job.task.name}, {seeds}"
 
 
 @contextlib.contextmanager

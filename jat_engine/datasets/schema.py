@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..envs import TASKS, Task
-from ..envs.tasks import unknown_task
+from ..envs import Task
+from ..envs.task import Action, Observation
 from ..errors import DataError
 
 if TYPE_CHECKING:
     import datasets
 
-OBSERVATION_COLUMNS: dict[str, tuple[str, ...]] = {
+OBSERVATION_COLUMNS: dict[Observation, tuple[str, ...]] = {
     "continuous": ("continuous_observations",),
     "discrete": ("discrete_observations",),
     "discrete+text": ("text_observations", "discrete_observations"),
@@ -26,7 +26,12 @@ OBSERVATION_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Kind of observation -> its columns."""
 
-ACTION_COLUMNS: dict[str, tuple[str, ...]] = {"continuous": ("continuous_actions",), "discrete": ("discrete_actions",)}
+_OBSERVED = {name for names in OBSERVATION_COLUMNS.values() for name in names}
+
+ACTION_COLUMNS: dict[Action, tuple[str, ...]] = {
+    "continuous": ("continuous_actions",),
+    "discrete": ("discrete_actions",),
+}
 """Kind of action -> its columns."""
 
 RL_COLUMNS = (
@@ -59,18 +64,13 @@ _TYPES: dict[str, tuple[int, str, str]] = {
 }
 
 
-def action_kind(task: Task) -> str:
-    """Return the kind of a task's actions, "continuous" or "discrete"."""
-    return "continuous" if task.observation == "continuous" else "discrete"
-
-
 def task_columns(task: Task) -> tuple[str, ...]:
-    """Return the columns of a published task, in stored order."""
-    return (*OBSERVATION_COLUMNS[task.observation], *ACTION_COLUMNS[action_kind(task)], "rewards")
+    """Return the columns of a task, in stored order."""
+    return (*OBSERVATION_COLUMNS[task.observation], *ACTION_COLUMNS[task.action], "rewards")
 
 
 def task_features(task: Task) -> datasets.Features:
-    """Return the columns of a published task with their types, as in the published dataset."""
+    """Return the columns of a task with their types, as in the published dataset."""
     from datasets import Features
 
     return Features.from_dict(features_dict(task_columns(task)))
@@ -98,14 +98,14 @@ def _sequence(feature: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_columns(
-    names: Iterable[str], *, source: str, task: str | None = None, others: Sequence[str] = ()
+    names: Iterable[str], *, source: str, task: Task | None = None, others: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Check the names of an RL dataset's columns.
 
     Args:
         names: the dataset's columns.
         source: the file or dataset, for error messages.
-        task: a published task whose columns are required; None accepts any one kind of observation and of action.
+        task: the task whose columns are required; None accepts any one kind of observation and of action.
         others: columns that are not used, to name where one is missing that they may have been meant for.
 
     Returns:
@@ -113,7 +113,6 @@ def check_columns(
 
     Raises:
         DataError: columns are missing, unknown, or of several kinds.
-        UnknownTaskError: there is no such task.
     """
     given = list(names)
     unknown = [name for name in given if name not in RL_COLUMNS]
@@ -121,9 +120,7 @@ def check_columns(
         raise DataError(f"{source}: column {unknown[0]!r}: expected only {', '.join(RL_COLUMNS)}; rename or remove it")
 
     if task is not None:
-        if task not in TASKS:
-            raise unknown_task(task)
-        expected: tuple[str, ...] = task_columns(TASKS[task])
+        expected: tuple[str, ...] = task_columns(task)
     else:
         observations = _one_of("observation", OBSERVATION_COLUMNS, given, source, others)
         expected = (*observations, *_one_of("action", ACTION_COLUMNS, given, source, others), "rewards")
@@ -133,7 +130,7 @@ def check_columns(
     if missing or surplus:
         name = (missing or surplus)[0]
         what = "is missing" if missing else "does not belong to them"
-        whose = f" of {task}" if task else ""
+        whose = f" of {task.name}" if task else ""
         raise DataError(
             f"{source}: column {name!r} {what}: expected the columns{whose} {', '.join(expected)}; "
             f"got {', '.join([*given, *others]) or 'none'}"
@@ -141,27 +138,38 @@ def check_columns(
     return expected
 
 
-def check_belong(names: Iterable[str], task: str, *, source: str) -> None:
-    """Check that a dataset has no column of another kind than a published task, such as other actions or texts.
+def kinds_of(columns: Sequence[str]) -> tuple[Observation, Action]:
+    """Return the kinds of observation and action whose columns these are.
+
+    Args:
+        columns: the return value of `check_columns`.
+    """
+    observation = next(kind for kind, of in OBSERVATION_COLUMNS.items() if set(of) == set(columns) & _OBSERVED)
+    action = next(kind for kind, of in ACTION_COLUMNS.items() if set(of) <= set(columns))
+    return observation, action
+
+
+def check_belong(names: Iterable[str], task: Task, *, source: str) -> None:
+    """Check that a dataset has no column of another kind than a task, such as other actions or texts.
 
     Columns may be missing here, such as missions in tokenized data.
 
     Args:
         names: the dataset's columns.
-        task: a published task.
+        task: the task.
         source: the file or dataset, for the error message.
 
     Raises:
         DataError: names the column.
     """
-    expected = task_columns(TASKS[task])
+    expected = task_columns(task)
     for name in names:
         if name in (*RL_COLUMNS, *TEXT_COLUMNS) and name not in expected:
-            raise DataError(f"{source}: column {name!r}: expected the columns of {task}, {', '.join(expected)}")
+            raise DataError(f"{source}: column {name!r}: expected the columns of {task.name}, {', '.join(expected)}")
 
 
 def _one_of(
-    what: str, kinds: Mapping[str, tuple[str, ...]], given: list[str], source: str, unused: Sequence[str]
+    what: str, kinds: Mapping[Any, tuple[str, ...]], given: list[str], source: str, unused: Sequence[str]
 ) -> tuple[str, ...]:
     """Return the columns of the only kind that `given` has; of two that fit, the one with more columns.
 
@@ -182,7 +190,7 @@ def _one_of(
 
 
 def check_episode(
-    columns: Mapping[str, Any], *, source: str, row: int | None = None, task: str | None = None
+    columns: Mapping[str, Any], *, source: str, row: int | None = None, task: Task | None = None
 ) -> dict[str, Any]:
     """Check one row of an RL dataset and return it in the dtypes of `features_dict`.
 
@@ -223,7 +231,7 @@ def check_episode(
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise DataError(f"{where}: expected the same number of steps in every column, got {listed}")
 
-    if task is not None and "discrete_observations" in names and TASKS[task].domain == "babyai":
+    if task is not None and "discrete_observations" in names and task.domain == "babyai":
         size = episode["discrete_observations"].shape[1]
         if size != _BABYAI_SIZE:
             raise DataError(

@@ -48,7 +48,7 @@ def find_example(observation: dict[str, Any], action_space: Any, task: str | Tas
 
     if not isinstance(task, str | Task):
         raise InputError(f"task: expected a published task or its name, got {task!r:.80}")
-    with contextlib.closing(make(task if isinstance(task, str) else task.name)) as env:
+    with contextlib.closing(make(task)) as env:
         first, _ = env.reset(seed=0)
         return Example(first, env.action_space)
 

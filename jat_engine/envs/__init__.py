@@ -1,6 +1,7 @@
-"""Environments of the 157 published tasks. Importing this package needs no simulator; `make` imports the one it needs.
+"""Tasks and their environments: the 157 published ones, registered ones, and any environment of Gymnasium.
 
-If Gymnasium is installed, the import also registers ids such as "jat/atari-pong-v0" for `gymnasium.make`.
+Importing this package needs no simulator; `make` imports the one it needs. If Gymnasium is installed, the import also
+registers ids such as "jat/atari-pong-v0" for `gymnasium.make`.
 
 Example:
     >>> from jat_engine.envs import TASKS, make
@@ -9,10 +10,21 @@ Example:
     >>> env = make("babyai-go-to-obj", seed=0)
 """
 
-from ..errors import MissingSimulatorError, RenderingError, UnknownTaskError
+from ..errors import MissingSimulatorError, RenderingError, SpaceError, TaskError, UnknownTaskError
+from .domains import DOMAINS, get_domain
 from .make import make
+from .registry import (
+    domain_names,
+    expand_tasks,
+    find_tasks,
+    get_task,
+    load_task_module,
+    register_task,
+    registered_names,
+)
 from .rendering import check_rendering
-from .tasks import DOMAINS, TASK_NAME_TO_ENV_ID, TASKS, Score, Task, expand_tasks, get_task_names
+from .task import Score, Task
+from .tasks import TASK_NAME_TO_ENV_ID, TASKS, get_task_names
 from .vector import EpisodeStarts
 
 try:
@@ -30,10 +42,19 @@ __all__ = [
     "MissingSimulatorError",
     "RenderingError",
     "Score",
+    "SpaceError",
     "Task",
+    "TaskError",
     "UnknownTaskError",
     "check_rendering",
+    "domain_names",
     "expand_tasks",
+    "find_tasks",
+    "get_domain",
+    "get_task",
     "get_task_names",
+    "load_task_module",
     "make",
+    "register_task",
+    "registered_names",
 ]

@@ -6,16 +6,16 @@ Gymnasium's AtariPreprocessing converts to grey first, and by another formula, s
 from __future__ import annotations
 
 import os
-from collections import deque
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from ..errors import RenderingError
-from .tasks import Task
+from .gray_stack import GrayStack
+from .task import Task
 
-_MAX_NOOPS, _SKIP, _STACK, _SIZE = 30, 4, 4, 84
+_MAX_NOOPS, _SKIP = 30, 4
 _NOOP, _FIRE = 0, 1
 
 
@@ -192,29 +192,6 @@ class FireAtReset(gym.Wrapper[Any, Any, Any, Any]):
         return observation, info
 
 
-class GrayStack(gym.Wrapper[Any, Any, Any, Any]):
-    """Wrapper that returns `image_observation`, uint8 [84, 84, 4]: the last 4 frames, scaled in RGB, then made grey."""
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self._frames: deque[np.ndarray] = deque(maxlen=_STACK)
-        space = gym.spaces.Box(0, 255, (_SIZE, _SIZE, _STACK), np.uint8)
-        self.observation_space = gym.spaces.Dict({"image_observation": space})
-
-    def reset(self, **kwargs: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        frame, info = self.env.reset(**kwargs)
-        self._frames.extend([_gray(frame)] * _STACK)
-        return self._observation(), info
-
-    def step(self, action: Any) -> tuple[dict[str, np.ndarray], Any, bool, bool, dict[str, Any]]:
-        frame, reward, terminated, truncated, info = self.env.step(action)
-        self._frames.append(_gray(frame))
-        return self._observation(), reward, terminated, truncated, info
-
-    def _observation(self) -> dict[str, np.ndarray]:
-        return {"image_observation": np.stack(self._frames, axis=-1)}
-
-
 class WholeGame(gym.Wrapper[Any, Any, Any, Any]):
     """Wrapper that continues a game within the step that loses a life, as the published loop does by a reset.
 
@@ -250,10 +227,3 @@ class WithoutStatistics(gym.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(action)
         info.pop("episode", None)
         return observation, reward, terminated, truncated, info
-
-
-def _gray(frame: np.ndarray) -> np.ndarray:
-    import cv2
-
-    small = cv2.resize(frame, (_SIZE, _SIZE), interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))

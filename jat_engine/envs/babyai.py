@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .mission import Mission
-from .tasks import Task
+from .task import Task
 
 _logger = logging.getLogger(__name__)
 

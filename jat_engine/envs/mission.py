@@ -14,25 +14,29 @@ MAX_LENGTH = 512
 
 
 class Mission(gym.spaces.Text):
-    """Space of missions: lower-case letters, spaces and commas, up to `MAX_LENGTH` characters.
+    """Space of missions, up to `MAX_LENGTH` characters.
 
     An `AsyncVectorEnv` with shared memory reads a `Text` once, when it is made, and returns that for ever. From a
     `Mission` it gets a view of the memory.
+
+    Args:
+        characters: that missions consist of; by default those of BabyAI: lower-case letters, spaces and commas.
     """
 
-    def __init__(self) -> None:
-        super().__init__(max_length=MAX_LENGTH, charset=CHARACTERS)
+    def __init__(self, characters: str = CHARACTERS) -> None:
+        super().__init__(max_length=MAX_LENGTH, charset=characters)
 
 
 class MissionsView(Sequence[str]):
     """Missions of N environments, read from shared memory when they are accessed. A deep copy is a tuple of strings.
 
     Args:
-        codes: int32 [N, MAX_LENGTH], positions in `CHARACTERS`, and larger numbers after the end.
+        codes: int32 [N, MAX_LENGTH], positions in `characters`, and larger numbers after the end.
+        characters: of the space.
     """
 
-    def __init__(self, codes: np.ndarray) -> None:
-        self._codes = codes
+    def __init__(self, codes: np.ndarray, characters: Sequence[str]) -> None:
+        self._codes, self._characters = codes, characters
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -43,11 +47,14 @@ class MissionsView(Sequence[str]):
     def __getitem__(self, index: slice) -> tuple[str, ...]: ...
     def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
         if isinstance(index, slice):
-            return tuple(map(_decode, self._codes[index]))
-        return _decode(self._codes[index])
+            return tuple(map(self._decode, self._codes[index]))
+        return self._decode(self._codes[index])
+
+    def _decode(self, codes: np.ndarray) -> str:
+        return "".join(self._characters[code] for code in codes[codes < len(self._characters)])
 
     def __iter__(self) -> Iterator[str]:
-        return map(_decode, self._codes)
+        return map(self._decode, self._codes)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
@@ -66,8 +73,6 @@ class MissionsView(Sequence[str]):
 
 @read_from_shared_memory.register(Mission)
 def _view(space: Mission, shared_memory: Any, n: int = 1) -> MissionsView:
-    return MissionsView(np.frombuffer(shared_memory.get_obj(), np.int32).reshape(n, space.max_length))
-
-
-def _decode(codes: np.ndarray) -> str:
-    return "".join(CHARACTERS[code] for code in codes[codes < len(CHARACTERS)])
+    return MissionsView(
+        np.frombuffer(shared_memory.get_obj(), np.int32).reshape(n, space.max_length), space.character_list
+    )

@@ -10,7 +10,7 @@ import numpy as np
 
 from .own_context import OwnContext
 from .rendering import check_camera, check_view, import_mujoco
-from .tasks import Task
+from .task import Task
 from .wrappers import VectorAsDict
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 
 from .metaworld import MAX_EPISODE_STEPS
-from .tasks import TASKS, Task
+from .task import Task
+from .tasks import TASKS
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec

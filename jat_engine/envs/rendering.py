@@ -14,7 +14,9 @@ from numbers import Integral
 from typing import Any
 
 from ..errors import MissingSimulatorError, RenderingError
-from .tasks import TASKS, unknown_task
+from .domains import get_domain
+from .registry import get_task
+from .task import Task
 
 RENDER_MODES = ("human", "rgb_array")
 BACKENDS = ("glfw", "egl", "osmesa")
@@ -42,14 +44,14 @@ assert glfw.create_window(64, 64, "", None, None), "the display has no OpenGL"
 """
 
 
-def check_rendering(task: str, render_mode: str | None) -> None:
+def check_rendering(task: str | Task, render_mode: str | None) -> None:
     """Check that a task's frames can be rendered here, and select OpenGL for MuJoCo's frames by setting `MUJOCO_GL`.
 
     `make` calls this. A value of `MUJOCO_GL` that the user has set is kept; otherwise the first that works is taken. A
     process of its own tries it, since a broken OpenGL may abort; results are kept for later calls.
 
     Args:
-        task: a name in `TASKS`.
+        task: a task or its name.
         render_mode: "human" (a window), "rgb_array" (frames), or None, which needs nothing.
 
     Raises:
@@ -61,19 +63,18 @@ def check_rendering(task: str, render_mode: str | None) -> None:
     Example:
         >>> check_rendering("atari-pong", "rgb_array")  # needs no display
     """
-    if task not in TASKS:
-        raise unknown_task(task)
+    row = task if isinstance(task, Task) else get_task(task)
     if render_mode not in (None, *RENDER_MODES):
         raise ValueError(f"render_mode: expected None, 'human' or 'rgb_array', got {render_mode!r}")
     if render_mode is None:
         return
 
-    is_mujoco = TASKS[task].observation == "continuous"
+    is_mujoco = get_domain(row.domain).needs_opengl
     if render_mode == "human":
-        _check_window(task, is_mujoco)
+        _check_window(row, is_mujoco)
     elif is_mujoco:
-        _check_installed(task)
-        _select_opengl(task)
+        _check_installed(row)
+        _select_opengl(row.name)
 
 
 def has_display() -> bool:
@@ -134,7 +135,7 @@ def check_camera(model: Any, camera_name: Any, camera_id: Any) -> None:
         raise ValueError(f"camera_id: expected -1 to {len(names) - 1}, got {camera_id!r}")
 
 
-def _check_window(task: str, is_mujoco: bool) -> None:
+def _check_window(task: Task, is_mujoco: bool) -> None:
     # SDL, which opens the other domains' windows, can be told to do without.
     if not is_mujoco and os.environ.get("SDL_VIDEODRIVER"):
         return
@@ -143,25 +144,24 @@ def _check_window(task: str, is_mujoco: bool) -> None:
         found = " ".join(f"{name}={value}" for name, value in shown.items())
         state = f"nothing answers at {found}" if found else "DISPLAY is not set"
         raise RenderingError(
-            f"{task}: render_mode='human' needs a display, and {state}; set DISPLAY to a running X server (such as "
-            "Xvfb), or take frames with render_mode='rgb_array' (`jat-engine`: --save_video)"
+            f"{task.name}: render_mode='human' needs a display, and {state}; set DISPLAY to a running X server (such "
+            "as Xvfb), or take frames with render_mode='rgb_array' (`jat-engine`: --save_video)"
         )
     if is_mujoco:
         _check_installed(task)
         problem = _problem(_WINDOW, None)
         if problem:
             raise RenderingError(
-                f"{task}: no window can be opened at DISPLAY={os.environ.get('DISPLAY')!r} ({problem}); set DISPLAY to "
-                "an X server with OpenGL (GLX), or take frames with render_mode='rgb_array'"
+                f"{task.name}: no window can be opened at DISPLAY={os.environ.get('DISPLAY')!r} ({problem}); set "
+                "DISPLAY to an X server with OpenGL (GLX), or take frames with render_mode='rgb_array'"
             )
 
 
-def _check_installed(task: str) -> None:
+def _check_installed(task: Task) -> None:
     if importlib.util.find_spec("mujoco") is None:
-        domain = TASKS[task].domain
         raise MissingSimulatorError(
-            f"{task}: the {domain} simulator is not installed (No module named 'mujoco'); "
-            f"pip install 'jat-engine[{domain}]'"
+            f"{task.name}: the {task.domain} simulator is not installed (No module named 'mujoco'); "
+            f"pip install 'jat-engine[{task.domain}]'"
         )
 
 

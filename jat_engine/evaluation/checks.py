@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 from ..config import JatConfig
-from ..envs import TASKS
+from ..envs import Task, get_domain
 from ..errors import InputError
 from ..observation import Limits, parse_action_space, parse_observation
 from .environment import evaluation_env
 
 
-def check_sizes(names: Iterable[str], config: JatConfig, field: str = "--tasks") -> None:
+def check_sizes(tasks: Iterable[Task], config: JatConfig, field: str = "--tasks") -> None:
     """Check that a checkpoint can act in tasks: observations and action spaces are within its configuration's sizes.
 
-    Environments of MuJoCo are built one by one. In the other domains all tasks have observations of the same sizes,
-    and one environment is built.
+    Of a domain whose tasks all have the same sizes one environment is built, of the others every one.
 
     Args:
-        names: names of tasks, whose simulators are installed.
+        tasks: the tasks; their simulators are installed.
         config: configuration of the checkpoint.
         field: the flag with the tasks, for the message.
 
@@ -27,11 +29,11 @@ def check_sizes(names: Iterable[str], config: JatConfig, field: str = "--tasks")
         ValueError: tasks do not fit; the message names them.
     """
     limits, refused = Limits.of(config), {}
-    tasks = {TASKS[name].name if TASKS[name].domain == "mujoco" else TASKS[name].domain: TASKS[name] for name in names}
-    for key, task in tasks.items():
+    chosen = {task.domain if get_domain(task.domain).has_equal_sizes else task.name: task for task in tasks}
+    for key, task in chosen.items():
         with contextlib.closing(evaluation_env(task)) as env:
             try:
-                parse_observation(limits, env.observation_space.sample())
+                parse_observation(limits, _largest(env.observation_space))
                 parse_action_space(limits, env.action_space)
             except InputError as error:
                 refused[key] = str(error)
@@ -41,3 +43,12 @@ def check_sizes(names: Iterable[str], config: JatConfig, field: str = "--tasks")
             f"{field}: the sizes of this checkpoint do not fit {', '.join(refused)} ({first}: {reason}); leave "
             f"{'it' if len(refused) == 1 else 'them'} out"
         )
+
+
+def _largest(space: Any) -> dict[str, Any]:
+    """Return an observation of a task's space; its integers are the largest."""
+    observation: dict[str, Any] = space.sample()
+    if "discrete_observation" in observation:
+        integers = space["discrete_observation"]
+        observation["discrete_observation"] = np.asarray(integers.start) + np.asarray(integers.nvec) - 1
+    return observation

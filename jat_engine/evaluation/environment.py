@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..envs import TASKS, MissingSimulatorError, Task, check_rendering, make
+from ..envs import MissingSimulatorError, Task, check_rendering, get_domain, make
 
 if TYPE_CHECKING:
     import gymnasium
@@ -21,17 +21,17 @@ def evaluation_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[
     Raises:
         MissingSimulatorError: the simulator is not installed.
     """
-    options: dict[str, Any] = {"clip_reward": False} if task.domain == "atari" else {}
+    options = dict(get_domain(task.domain).evaluation_options)
     if render_mode is not None:
         options["render_mode"] = render_mode
-    return make(task.name, **options)
+    return make(task, **options)
 
 
-def missing_simulators(tasks: Iterable[str], render: bool = False) -> dict[str, str]:
-    """Build one task of each domain, and return the domains whose simulator is not installed.
+def missing_simulators(tasks: Iterable[Task], render: bool = False) -> dict[str, str]:
+    """Build one task of each published domain and all others, and return the domains whose simulator is missing.
 
     Args:
-        tasks: names of tasks.
+        tasks: the tasks.
         render: also check that frames can be rendered.
 
     Returns:
@@ -41,19 +41,19 @@ def missing_simulators(tasks: Iterable[str], render: bool = False) -> dict[str, 
         RenderingError: frames cannot be rendered here.
     """
     missing: dict[str, str] = {}
-    for domain, task in {TASKS[name].domain: TASKS[name] for name in tasks}.items():
+    for task in {task.domain if task.published_env_id else task.name: task for task in tasks}.values():
         try:
             evaluation_env(task, "rgb_array" if render else None).close()
         except MissingSimulatorError as error:
-            missing[domain] = str(error)
+            missing[task.domain] = str(error)
     return missing
 
 
-def require_simulators(tasks: Iterable[str], render: bool = False) -> None:
+def require_simulators(tasks: Iterable[Task], render: bool = False) -> None:
     """Check that the simulators of all tasks are installed.
 
     Args:
-        tasks: names of tasks.
+        tasks: the tasks.
         render: also check that frames can be rendered.
 
     Raises:
@@ -71,4 +71,4 @@ def require_display(task: Task) -> None:
     Raises:
         RenderingError: there is no display, or it has no OpenGL.
     """
-    check_rendering(task.name, "human")
+    check_rendering(task, "human")

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
-from ..envs import TASKS
+from ..envs import Task, get_domain, get_task
 from .scores import Reference, interquartile_mean, normalize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 Evaluations = Mapping[str, Sequence[float]]
-
-_DOMAIN_NAMES = {"atari": "Atari 57", "babyai": "BabyAI", "metaworld": "Meta-World", "mujoco": "MuJoCo"}
 
 _BODY = """
 # {name}
@@ -51,6 +49,7 @@ def push_to_hub(
     *,
     evaluations: Path,
     files: Iterable[Path] = (),
+    tasks: Mapping[str, Task] | None = None,
     api: HfApi | None = None,
 ) -> str:
     """Upload weights, processor, model card, `evaluations` and further files in one commit.
@@ -61,6 +60,7 @@ def push_to_hub(
         repo_id: repository on the hub, "owner/name"; created if it does not exist.
         evaluations: an `evaluations.json`, from which the model card is written.
         files: further files, uploaded under their own names, such as `results.json` and `replay.mp4`.
+        tasks: the tasks of `evaluations` by name; None looks them up.
         api: client with the token to use; by default the token of `hf auth login` or `HF_TOKEN`.
 
     Returns:
@@ -74,30 +74,32 @@ def push_to_hub(
         processor.save_pretrained(folder)
         for path in (evaluations, *files):
             shutil.copy(path, folder / path.name)
-        model_card(repo_id, json.loads(evaluations.read_text())).save(folder / "README.md")
+        model_card(repo_id, json.loads(evaluations.read_text()), tasks).save(folder / "README.md")
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload model, processor and evaluation")
     return str(repo)
 
 
-def model_card(repo_id: str, evaluations: Evaluations) -> ModelCard:
+def model_card(repo_id: str, evaluations: Evaluations, tasks: Mapping[str, Task] | None = None) -> ModelCard:
     """Return the README of a repository: tags, results in the hub's format, and an example of use.
 
     Args:
         repo_id: repository on the hub, "owner/name".
         evaluations: task -> returns of its episodes.
+        tasks: the tasks by name; None looks them up.
     """
+    tasks = {name: get_task(name) for name in evaluations} if tasks is None else tasks
     data = ModelCardData(
         library_name="jat_engine",
         pipeline_tag="reinforcement-learning",
         tags=["reinforcement-learning", *evaluations],
         datasets="jat-project/jat-dataset",
         model_name=repo_id,
-        eval_results=eval_results(evaluations) or None,
+        eval_results=eval_results(evaluations, tasks) or None,
     )
 
     rows = []
     for name, returns in evaluations.items():
-        scores = normalize(returns, TASKS[name])
+        scores = normalize(returns, tasks[name])
         normalized = "undefined" if scores is None else _plus_minus(scores)
         rows.append(f"| {name} | {len(returns)} | {_plus_minus(returns)} | {normalized} |")
     body = _BODY.format(
@@ -110,21 +112,23 @@ def model_card(repo_id: str, evaluations: Evaluations) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{body}")
 
 
-def eval_results(evaluations: Evaluations) -> list[EvalResult]:
+def eval_results(evaluations: Evaluations, tasks: Mapping[str, Task]) -> list[EvalResult]:
     """Return the metrics that the published agent reports, in the hub's format.
 
     Args:
         evaluations: task -> returns of its episodes.
+        tasks: the tasks by name.
 
     Returns:
         Interquartile means per domain, then returns and normalised scores per task.
     """
     results: list[EvalResult] = []
 
-    for domain, title in _DOMAIN_NAMES.items():
-        names = [name for name in evaluations if TASKS[name].domain == domain]
+    for domain in sorted({tasks[name].domain for name in evaluations}):
+        title = get_domain(domain).title
+        names = [name for name in evaluations if tasks[name].domain == domain]
         for reference in _REFERENCES:
-            scores = [normalize(evaluations[name], TASKS[name], reference) for name in names]
+            scores = [normalize(evaluations[name], tasks[name], reference) for name in names]
             interval = interquartile_mean(s for s in scores if s is not None)
             if interval is not None:
                 value = f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
@@ -135,7 +139,7 @@ def eval_results(evaluations: Evaluations) -> list[EvalResult]:
         title = name.partition("-")[2].replace("-", " ").title()
         results.append(_result(name, title, "total_reward", _plus_minus(returns)))
         for reference in _REFERENCES:
-            task_scores = normalize(returns, TASKS[name], reference)
+            task_scores = normalize(returns, tasks[name], reference)
             if task_scores is not None:
                 metric = f"{reference}_normalized_total_reward"
                 results.append(_result(name, title, metric, _plus_minus(task_scores)))

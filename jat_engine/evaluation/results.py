@@ -15,7 +15,7 @@ import numpy as np
 
 from ..atomic_io import hold, write_json
 from ..checkpoint_files import local_path
-from ..envs import TASKS, Task
+from ..envs import TASKS, Score, Task
 from ..installation import versions
 from .rollout import EpisodeResult
 from .scores import Interval, Reference, interquartile_mean, normalize, undefined_reason
@@ -81,8 +81,7 @@ class Results:
         Raises:
             ValueError: they have other settings; see `read_earlier`.
         """
-        earlier = read_earlier(self.folder, self.settings)
-        self._earlier = {name: entry for name, entry in earlier.items() if name in TASKS}
+        self._earlier = read_earlier(self.folder, self.settings)
 
     def add(self, task: Task, episode: EpisodeResult) -> None:
         """Add one finished episode of a task.
@@ -107,6 +106,13 @@ class Results:
         """Return the names of all tasks in the files, earlier ones first."""
         return list(dict.fromkeys([*self._earlier, *self._episodes]))
 
+    def tasks(self) -> dict[str, Task]:
+        """Return all tasks in the files by name, earlier ones first."""
+        return {
+            name: self._tasks[name] if name in self._tasks else task_of_entry(name, self._earlier[name])
+            for name in self.task_names()
+        }
+
     def evaluations(self) -> dict[str, list[float]]:
         """Return the content of `evaluations.json`: task -> returns, in the order of the episodes."""
         return {
@@ -126,6 +132,8 @@ class Results:
 
         summary: dict[str, Any] = {
             "domain": task.domain,
+            "adapter": task.rule["adapter"],
+            "module": task.module,
             "complete": len(episodes) >= self.num_episodes,
             "seeds": [e.seed for e in episodes],
             "returns": returns.tolist(),
@@ -151,7 +159,8 @@ class Results:
     def group(self, domain: str | None = None) -> dict[str, Any]:
         """Return interquartile means over the tasks of a domain, or over all tasks."""
         evaluations = self.evaluations()
-        names = [name for name in evaluations if domain in (None, TASKS[name].domain)]
+        tasks = self.tasks()
+        names = [name for name in evaluations if domain in (None, tasks[name].domain)]
         summary: dict[str, Any] = {
             "tasks": len(names),
             "episodes": sum(len(evaluations[name]) for name in names),
@@ -160,7 +169,7 @@ class Results:
             summary[f"iqm_{reference}_normalized"] = None
             interval = self.iqm(names, reference)
             if interval is not None:
-                defined = [name for name in names if undefined_reason(TASKS[name], reference) is None]
+                defined = [name for name in names if undefined_reason(tasks[name], reference) is None]
                 summary[f"iqm_{reference}_normalized"] = {
                     "tasks": len(defined),
                     "value": interval.value,
@@ -176,14 +185,14 @@ class Results:
             names: names of tasks. Those without episodes are left out.
             reference: "expert" or "human".
         """
-        evaluations = self.evaluations()
-        scores = [normalize(evaluations[name], TASKS[name], reference) for name in names if name in evaluations]
+        evaluations, tasks = self.evaluations(), self.tasks()
+        scores = [normalize(evaluations[name], tasks[name], reference) for name in names if name in evaluations]
         return interquartile_mean(s for s in scores if s is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `results.json`."""
         tasks = {name: self.task(name) for name in self.task_names()}
-        domains = dict.fromkeys(TASKS[name].domain for name in tasks)
+        domains = dict.fromkeys(task.domain for task in self.tasks().values())
         return {
             "complete": self.complete and all(task["complete"] for task in tasks.values()),
             "tasks": tasks,
@@ -271,6 +280,32 @@ def read_earlier(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
             f"{folder}: has results of other settings ({key} {there.get(key)}, now {settings[key]}); {remedy}"
         )
     return entries
+
+
+def task_of_entry(name: str, entry: Mapping[str, Any]) -> Task:
+    """Return a task as a part of `results.json` describes it: its domain and scores.
+
+    Args:
+        name: of the task.
+        entry: its part of `results.json`.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    means = {key: entry.get(f"{key}_mean") for key in ("random", "expert", "human")}
+    random, expert, human = (None if mean is None else Score(float(mean), None) for mean in means.values())
+    adapter = entry.get("adapter") or {}
+    return Task(
+        name=name,
+        maker=None,
+        observation=adapter.get("observation", "continuous"),
+        action=adapter.get("action", "continuous"),
+        context_window=256,
+        domain=str(entry.get("domain", "own")),
+        module=entry.get("module"),
+        random=random,
+        expert=expert,
+        human=human,
+    )
 
 
 def weights_sha256(files: Iterable[Path]) -> str:

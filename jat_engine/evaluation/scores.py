@@ -13,8 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import trim_mean
 
-from ..envs import TASKS, Task
-from ..envs.tasks import unknown_task
+from ..envs import Task, get_task
 
 Reference = Literal["expert", "human", "max"]
 
@@ -67,7 +66,8 @@ def normalize(
         ValueError: there is no such reference.
 
     Example:
-        >>> task = TASKS["atari-pong"]
+        >>> from jat_engine.envs import get_task
+        >>> task = get_task("atari-pong")
         >>> normalize([task.random.mean, task.expert.mean], task)
         array([0., 1.])
         >>> normalize([-20.7, 0.0], "atari-pong", "max")
@@ -88,11 +88,7 @@ def normalize(
 
 def _task(task: Task | str) -> Task:
     """Return a task by its name; a `Task` as it is."""
-    if isinstance(task, Task):
-        return task
-    if isinstance(task, str) and task in TASKS:
-        return TASKS[task]
-    raise unknown_task(task)
+    return task if isinstance(task, Task) else get_task(task)
 
 
 @dataclass(frozen=True)

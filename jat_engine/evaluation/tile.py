@@ -12,9 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..envs import Task
 
-SHOWN_STEPS_PER_SECOND = {"atari": 15, "babyai": 3, "metaworld": 20, "mujoco": 20}
-"""Domain -> steps of a second of video, at which an eye can follow; Atari's is the game's own speed."""
-
 _BACKGROUND, _TEXT = (24, 26, 30), (235, 235, 235)
 
 

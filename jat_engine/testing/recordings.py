@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..config import FRAME_SHAPE
-from ..envs.tasks import TASKS, Task
+from ..envs import TASKS, Task
 from .spaces import Box, Discrete
 
 FILE = Path(__file__).with_name("recordings.npz")

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..envs import Task
 from ..errors import DataError
 from .arrays import ArrayFolder
 from .segments import INFO_FILE, START, Cutter, SegmentSettings
@@ -33,6 +34,7 @@ def prepare(
     processor: Any,
     root: Path,
     progress: Callable[[int], object] | None = None,
+    task: Task | None = None,
 ) -> Path:
     """Return the folder with the segments of one split, preparing it first if it does not exist.
 
@@ -45,6 +47,7 @@ def prepare(
         processor: a `JatProcessor`; its tokenizer encodes texts.
         root: parent of prepared folders.
         progress: called after each read with the number of episodes read.
+        task: the RL task, whose columns the rows must have; None takes any columns.
 
     Returns:
         The folder: `pieces.json`, and one .npy file per array of `Cutter.cut`.
@@ -55,7 +58,7 @@ def prepare(
     """
     key = json.dumps([_VERSION, source.fingerprint, asdict(settings)], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    name = settings.task.replace("/", "--")  # a text dataset may lie deeper
+    name = settings.task.replace(":", "--").replace("/", "--")  # a text dataset may lie deeper
     folder = root / f"{name}-{settings.split}-{digest}"
     if _is_whole(folder):
         return folder
@@ -65,7 +68,7 @@ def prepare(
     temporary = root / f".{folder.name}.{secrets.token_hex(6)}.tmp"  # processes of two containers can have one number
     temporary.mkdir()
     try:
-        _write(source, Cutter(settings, processor), temporary, progress)
+        _write(source, Cutter(settings, processor, task), temporary, progress)
         try:
             temporary.rename(folder)
         except OSError:  # another process was faster

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from ..config import JatConfig
-from ..envs import DOMAINS, TASKS, UnknownTaskError, expand_tasks
+from ..envs import Task, UnknownTaskError
 from ..keywords import did_you_mean
 
 Number = TypeVar("Number", int, float)
@@ -15,76 +15,75 @@ Number = TypeVar("Number", int, float)
 TEXT_TASKS = ("conceptual-captions", "oscar", "wikipedia")
 """Text and caption datasets of the published training, in addition to the RL tasks."""
 
-_ATARI_STEPS = 32
-_LOSS_WEIGHTS = {"mujoco": 10.0, "metaworld": 50.0}
-_TASK_LOSS_WEIGHTS = {"mujoco-pendulum": 50.0, "mujoco-doublependulum": 20.0}
+_IMAGE_STEPS = 32
 _TEXT_SAMPLING_WEIGHT = 10.0
 
 
-def loss_weight(task: str) -> float:
+Chosen = Mapping[str, Task | None]
+"""What is trained: name -> RL task, or None for a text dataset."""
+
+
+def loss_weight(task: Task | None) -> float:
     """Return the factor of the loss of every step of a task; 1 for text datasets."""
-    if task in _TASK_LOSS_WEIGHTS:
-        return _TASK_LOSS_WEIGHTS[task]
-    return _LOSS_WEIGHTS.get(TASKS[task].domain, 1.0) if task in TASKS else 1.0
+    return 1.0 if task is None else task.loss_weight
 
 
-def sampling_weight(task: str) -> float:
+def sampling_weight(task: Task | None) -> float:
     """Return how often batches of this task are drawn, relative to other tasks."""
-    return 1.0 if task in TASKS else _TEXT_SAMPLING_WEIGHT
+    return _TEXT_SAMPLING_WEIGHT if task is None else 1.0
 
 
-def segment_length(task: str, config: JatConfig) -> int:
+def segment_length(task: Task | None, config: JatConfig) -> int:
     """Return the length of a task's longest segments, in steps for RL tasks and in tokens for texts.
 
-    A step takes two tokens of the model's context. Atari has shorter segments, as published.
+    A step takes two tokens of the model's context. Tasks with pictures have shorter segments, as published.
 
     Args:
-        task: name of a task or of a text dataset.
+        task: the task; None for a text dataset.
         config: of the model; `max_position_embeddings` limits the length.
     """
-    if task not in TASKS:
+    if task is None:
         return int(config.max_position_embeddings)
     longest = int(config.max_position_embeddings) // 2
-    return min(_ATARI_STEPS, longest) if TASKS[task].domain == "atari" else longest
+    return min(_IMAGE_STEPS, longest) if task.observation == "image" else longest
 
 
-def expand(names: Sequence[str]) -> list[str]:
-    """Expand names of tasks, domains and text datasets to a list without duplicates.
+def choose(names: Sequence[str], find: Callable[[str], list[Task]]) -> dict[str, Task | None]:
+    """Find the tasks and text datasets of some names, each once.
 
     Args:
-        names: as `expand_tasks` takes them, or a name of `TEXT_TASKS`, or `text:NAME` for any other text dataset.
+        names: names of tasks and domains, or a name of `TEXT_TASKS`, or `text:NAME` for any other text dataset.
+        find: returns the tasks of a name.
 
     Returns:
-        Names of tasks and of text datasets (without the prefix), in the order given.
+        Tasks by name, and None for text datasets (without the prefix), in the order given.
 
     Raises:
         UnknownTaskError: no such task; names the nearest ones.
     """
-    expanded: dict[str, None] = {}
+    chosen: dict[str, Task | None] = {}
     for name in names:
         if name in TEXT_TASKS:
-            expanded[name] = None
+            chosen[name] = None
         elif name.startswith("text:") and len(name) > len("text:"):
-            expanded[name.removeprefix("text:")] = None
+            chosen[name.removeprefix("text:")] = None
         else:
             try:
-                expanded.update(dict.fromkeys(expand_tasks([name])))
+                chosen.update((task.name, task) for task in find(name))
             except UnknownTaskError as error:
                 raise UnknownTaskError(
                     f"{error}; text datasets are {', '.join(TEXT_TASKS)}, another is given as text:NAME"
                 ) from None
-    return list(expanded)
+    return chosen
 
 
-def overrides(
-    flag: str, given: Iterable[str], tasks: Sequence[str], number: Callable[[str], Number]
-) -> dict[str, Number]:
+def overrides(flag: str, given: Iterable[str], tasks: Chosen, number: Callable[[str], Number]) -> dict[str, Number]:
     """Parse numbers per task or domain, such as `["mujoco=5", "mujoco-ant=7"]`.
 
     Args:
         flag: the command line's flag, for error messages.
         given: strings of the form NAME=NUMBER; NAME is a task or a domain.
-        tasks: names of the tasks and text datasets that are trained.
+        tasks: the tasks and text datasets that are trained.
         number: `int` or `float`.
 
     Returns:
@@ -94,7 +93,7 @@ def overrides(
         ValueError: another form, a name that is not trained, or a number that is not above 0.
     """
     by_name: dict[str, Number] = {}
-    domains: set[str] = {TASKS[task].domain for task in tasks if task in TASKS}
+    domains: list[str] = [task.domain for task in tasks.values() if task is not None]
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
@@ -112,8 +111,8 @@ def overrides(
             raise ValueError(f"{flag}: {name}: expected a number above 0, got {value!r}")
 
     chosen = {}
-    for name in (*DOMAINS, *tasks):
+    for name in (*domains, *tasks):
         if name in by_name:
-            members = [name] if name in tasks else [t for t in tasks if t in TASKS and TASKS[t].domain == name]
+            members = [name] if name in tasks else [t for t, task in tasks.items() if task and task.domain == name]
             chosen.update(dict.fromkeys(members, by_name[name]))
     return chosen

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from ..atomic_io import check_writable, hold, write_json
 from ..checkpoint.reader import find_weight_files
+from ..checkpoint.trained_tasks import write_trained_tasks
 from ..checkpoint_files import read_json
 from ..config import JatConfig
 
@@ -209,9 +210,12 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
     Args:
         folder: of the checkpoint.
-        record: `settings`, from `settings_of`, and `data`, task -> digest of its segments.
+        record: `settings`, from `settings_of`; `data`, task -> digest of its segments; and `tasks`, from
+            `jat_engine.checkpoint.trained_tasks.to_json`.
     """
-    write_json(folder / RECORD_FILE, dict(record), indent=1)
+    write_json(folder / RECORD_FILE, {part: record[part] for part in record if part != "tasks"}, indent=1)
+    if "tasks" in record:
+        write_trained_tasks(folder, record["tasks"])
 
 
 def check_record(checkpoint: Path, part: str, values: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from ..config import MISSION_LENGTH, JatConfig
 from ..datasets.arrow import NotUtf8Error, strings
 from ..datasets.schema import TEXT_COLUMNS, check_belong
-from ..envs.tasks import TASKS
+from ..envs import Task
 from ..errors import DataError
 from .episodes import Episodes, decode_frames, read_episodes
 from .sources import Rows
@@ -87,14 +87,16 @@ class Cutter:
     Args:
         settings: how to cut, and what the model can take.
         processor: a `JatProcessor`; encodes missions and texts.
+        task: the RL task, whose columns the rows must have; None takes any columns.
 
     Attributes:
         num_episodes: rows cut so far.
     """
 
-    def __init__(self, settings: SegmentSettings, processor: Any) -> None:
+    def __init__(self, settings: SegmentSettings, processor: Any, task: Task | None = None) -> None:
         self.settings = settings
         self.processor = processor
+        self.task = task
         self.num_episodes = 0
         self._missions: dict[str, int] = {}
         self._mission_tokens: list[list[int]] = []
@@ -119,8 +121,8 @@ class Cutter:
         """
         self.num_episodes += rows.table.num_rows
         names = rows.table.column_names
-        if self.settings.task in TASKS:
-            check_belong(names, self.settings.task, source=rows.where)
+        if self.task is not None:
+            check_belong(names, self.task, source=rows.where)
         if set(TEXT_COLUMNS).intersection(names):
             return self._cut_texts(rows)
         episodes = read_episodes(rows)
@@ -140,11 +142,16 @@ class Cutter:
                 columns[name] = values if "attention_mask" in given else _shift(values, episodes.lengths)
 
             elif name == "discrete_observations":
-                expected = self.settings.discrete_size
-                expected -= MISSION_LENGTH if "text_observations" in given else 0
-                if values.shape[1] != expected:
-                    raise DataError(f"{episodes.at(0)}: {name}: expected {expected} integers, got {values.shape[1]}")
-                columns[name] = self._identifiers(name, values, episodes)
+                room = self.settings.discrete_size
+                room -= MISSION_LENGTH if "text_observations" in given else 0
+                missing = room - values.shape[1]
+                if missing < 0:
+                    raise DataError(
+                        f"{episodes.at(0)}: {name}: expected at most {room} integers (max_discrete_value"
+                        f"{', less the mission' if room < self.settings.discrete_size else ''}), got {values.shape[1]}"
+                    )
+                identifiers = self._identifiers(name, values, episodes)
+                columns[name] = np.pad(identifiers, ((0, 0), (0, missing)))  # as `get_next_action` does
             elif name == "discrete_actions":
                 columns[name] = self._identifiers(name, values, episodes)
 

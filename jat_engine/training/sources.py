@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint_files import local_path
 from ..datasets.schema import check_belong
-from ..envs.tasks import TASKS
+from ..envs import Task
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -57,14 +57,21 @@ class Source:
 
 
 def open_source(
-    dataset: str, task: str, split: str, *, cache_dir: str | None = None, streaming: bool = False
+    dataset: str,
+    name: str,
+    split: str,
+    *,
+    task: Task | None = None,
+    cache_dir: str | None = None,
+    streaming: bool = False,
 ) -> Source | None:
     """Open one split of a task.
 
     Args:
         dataset: a folder, or the name of a dataset on the hub, as "owner/name".
-        task: name of the task or text dataset.
+        name: folder or configuration of the task or text dataset.
         split: "train" or "test".
+        task: the RL task, whose columns are checked; None takes any columns.
         cache_dir: folder for downloads; None takes that of `datasets`.
         streaming: read hub data when it is needed, without keeping it on disk.
 
@@ -76,16 +83,16 @@ def open_source(
     """
     folder = local_path(dataset)
     if not folder.is_dir():
-        return _loaded(dataset, task, split, cache_dir, streaming)
-    if any((folder / task).glob("*.parquet")):
-        return _parquet(folder / task, task, split, streaming)
-    if any((folder / task / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
-        return _saved(folder / task, split)
+        return _loaded(dataset, name, split, cache_dir, streaming)
+    if any((folder / name).glob("*.parquet")):
+        return _parquet(folder / name, task, split, streaming)
+    if any((folder / name / file).exists() for file in ("dataset_dict.json", "dataset_info.json", "state.json")):
+        return _saved(folder / name, split)
 
     names = local_tasks(folder)
-    if any(folder.glob("*.md")) and task not in names:  # the card can give a task's files other names
-        return _card(folder, task, split, cache_dir, streaming)
-    raise DataError(_absent(folder, task, names))
+    if any(folder.glob("*.md")) and name not in names:  # the card can give a task's files other names
+        return _card(folder, name, task, split, cache_dir, streaming)
+    raise DataError(_absent(folder, name, names))
 
 
 def local_tasks(folder: Path) -> list[str]:
@@ -110,7 +117,7 @@ def _absent(folder: Path, task: str, names: list[str]) -> str:
     return f"--dataset {folder}: expected the task's folder {folder / task} with train-*.parquet, got none; {has}{hint}"
 
 
-def _parquet(folder: Path, task: str, split: str, streaming: bool) -> Source | None:
+def _parquet(folder: Path, task: Task | None, split: str, streaming: bool) -> Source | None:
     """Open the Parquet files of a task. All of them are checked before the first row is read."""
     from ..datasets.collection import Collection
     from ..datasets.shards import open_split
@@ -132,23 +139,27 @@ def _parquet(folder: Path, task: str, split: str, streaming: bool) -> Source | N
     return _shards(shards, folder, task, check, streaming)
 
 
-def _card(folder: Path, task: str, split: str, cache_dir: str | None, streaming: bool) -> Source | None:
+def _card(
+    folder: Path, name: str, task: Task | None, split: str, cache_dir: str | None, streaming: bool
+) -> Source | None:
     """Open the files that the card of a folder names for a task."""
     from ..datasets.remote import local_files
     from ..datasets.shards import check_numbers, open_shards
 
-    files = local_files(folder, task, split)
+    files = local_files(folder, name, split)
     if not files:
         return None
     if all(path.suffix == ".parquet" for path in files):
         if len({path.parent for path in files}) == 1:
             check_numbers(files)
         return _shards(open_shards(files), folder, task, lambda: None, streaming)
-    source = _loaded(str(folder), task, split, cache_dir, streaming)
+    source = _loaded(str(folder), name, split, cache_dir, streaming)
     return None if source is None else replace(source, fingerprint=_state(files), files=tuple(files))
 
 
-def _shards(shards: Sequence[Shard], folder: Path, task: str, check: Callable[[], None], streaming: bool) -> Source:
+def _shards(
+    shards: Sequence[Shard], folder: Path, task: Task | None, check: Callable[[], None], streaming: bool
+) -> Source:
     """Return a source that reads Parquet files, after their columns and `check` have been found right."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -157,7 +168,7 @@ def _shards(shards: Sequence[Shard], folder: Path, task: str, check: Callable[[]
     from ..datasets.shards import damaged
 
     for shard in shards:
-        if task in TASKS:
+        if task is not None:
             check_belong(shard.types.names, task, source=str(shard.path))
         if not has_texts(shard.types):
             check_header(shard.types, source=str(shard.path))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..envs import Task
 from ..errors import DataError
 from .dataset import TASK, Batch, gather
 from .segments import START, Cutter, SegmentSettings
@@ -29,6 +30,7 @@ class StreamedTask:
         batch_size: segments per batch.
         sampling_weight: how often batches of this task are drawn, relative to other tasks.
         loss_weight, own_weight: as in `gather`.
+        task: the RL task, whose columns the rows must have; None takes any columns.
     """
 
     source: Source
@@ -37,6 +39,7 @@ class StreamedTask:
     sampling_weight: float
     loss_weight: float
     own_weight: bool
+    task: Task | None = None
 
     @property
     def name(self) -> str:
@@ -87,7 +90,7 @@ class TaskStream(IterableDataset[Batch]):
         """
         options: dict[str, Any] = {"loss_weight": task.loss_weight, "own_weight": task.own_weight}
         options["image_processor"] = self.processor.image_processor
-        cutter = Cutter(task.settings, self.processor)
+        cutter = Cutter(task.settings, self.processor, task.task)
         while True:
             num_segments = num_rows = 0
             for number, rows in enumerate(task.source.read()):

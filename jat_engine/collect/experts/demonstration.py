@@ -176,7 +176,7 @@ def check_noise(task: Task, noise: float) -> None:
 
 
 def _is_discrete(task: Task) -> bool:
-    return task.observation != "continuous"
+    return task.action == "discrete"
 
 
 def _disturb(action: Any, space: Any, noise: float, rng: np.random.Generator) -> Any:
@@ -194,6 +194,6 @@ def _column(name: str, values: list[Any]) -> np.ndarray | list[str]:
 
 
 def _success(task: Task, total: float, solved: bool) -> bool | None:
-    if task.domain == "metaworld":
+    if task.success == "info":
         return solved
-    return total > 0 if task.domain == "babyai" else None
+    return total > 0 if task.success == "positive_return" else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...envs.tasks import TASKS, Task
+from ...envs import TASKS, Task
 from .demonstration import Expert
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import gymnasium
 
-    from ...envs.tasks import Task
+    from ...envs import Task
 
 _GOAL = slice(36, 39)
 

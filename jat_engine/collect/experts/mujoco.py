@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     import gymnasium
 
-    from ...envs.tasks import Task
+    from ...envs import Task
     from .demonstration import Expert
 
 

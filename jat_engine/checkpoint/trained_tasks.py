@@ -1,0 +1,147 @@
+"""The tasks that a checkpoint was trained on, in its `tasks.json`: how they are played, their scores and seeds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..atomic_io import write_json
+from ..checkpoint_files import find_file, read_json, resolve
+from ..envs import TASKS, Score, Task
+from ..errors import CheckpointError, TaskError
+
+FILE_NAME = "tasks.json"
+
+
+@dataclass(frozen=True)
+class TrainedTask:
+    """Task of a training.
+
+    Attributes:
+        name: of the task.
+        rule: `Task.rule`; of published tasks too.
+        random, expert: returns that were measured with the demonstrations; None for published tasks, which have their
+            own, and where nothing was measured.
+        seeds: first and last seed of each run of demonstrations.
+        is_earlier: True if it was trained before the last training, which may have made it worse.
+    """
+
+    name: str
+    rule: Mapping[str, Any]
+    random: Score | None = None
+    expert: Score | None = None
+    seeds: tuple[tuple[int, int], ...] = ()
+    is_earlier: bool = False
+
+    def apply(self, task: Task) -> Task:
+        """Return the task with the measured scores, after checking that it is the one that was trained.
+
+        Raises:
+            TaskError: its observations or actions are converted by another rule than in training.
+        """
+        differing = [key for key in ("observation", "action", "adapter") if task.rule[key] != self.rule.get(key)]
+        if differing:
+            key = differing[0]
+            kind = self.rule.get("observation")
+            raise TaskError(
+                f"{task.name}: expected {key} {self.rule.get(key)}, as the checkpoint was trained with, got "
+                f"{task.rule[key]}; --adapter {kind} converts to {kind}, and an environment of other spaces is another "
+                "task"
+            )
+        return task.with_scores(self.random, self.expert)
+
+    def overlaps(self, first: int, last: int) -> bool:
+        """Return whether an episode with one of the seeds `first` to `last` began as a demonstration."""
+        return any(low <= last and first <= high for low, high in self.seeds)
+
+
+def read_trained_tasks(source: str | os.PathLike[str], hub: Mapping[str, Any] | None = None) -> list[TrainedTask]:
+    """Read the tasks of a checkpoint; an empty list if it does not say.
+
+    Args:
+        source: a folder, a repository id on the hub, or "jat-mini".
+        hub: options for finding files, such as `cache_dir`.
+
+    Raises:
+        CheckpointError: `tasks.json` is malformed.
+    """
+    path = find_file(resolve(source), FILE_NAME, dict(hub or {}), required=False)
+    if path is None:
+        return []
+    try:
+        return [_task(entry) for entry in read_json(path)["tasks"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path}: expected the tasks of a training, got {type(error).__name__}: {error}; copy the checkpoint again"
+        ) from None
+
+
+def _task(entry: Mapping[str, Any]) -> TrainedTask:
+    seeds = tuple((int(first), int(last)) for first, last in entry.get("seeds", ()))
+    return TrainedTask(
+        str(entry["name"]),
+        dict(entry["rule"]),
+        _score(entry.get("random")),
+        _score(entry.get("expert")),
+        seeds,
+        bool(entry.get("is_earlier", False)),
+    )
+
+
+def _score(entry: Mapping[str, Any] | None) -> Score | None:
+    return None if entry is None else Score(float(entry["mean"]), entry.get("std"))
+
+
+def to_json(tasks: Iterable[TrainedTask]) -> list[dict[str, Any]]:
+    """Return tasks as JSON values."""
+    return [
+        {
+            "name": task.name,
+            "rule": dict(task.rule),
+            **{
+                key: {"mean": score.mean, "std": score.std}
+                for key, score in (("random", task.random), ("expert", task.expert))
+                if score is not None
+            },
+            "seeds": [list(pair) for pair in task.seeds],
+            "is_earlier": task.is_earlier,
+        }
+        for task in tasks
+    ]
+
+
+def write_trained_tasks(folder: Path, tasks: Sequence[Mapping[str, Any]]) -> None:
+    """Write `tasks.json` into a checkpoint's folder, atomically.
+
+    Args:
+        folder: of the checkpoint.
+        tasks: the return value of `to_json`.
+    """
+    write_json(folder / FILE_NAME, {"tasks": list(tasks)}, indent=1)
+
+
+def join_earlier(tasks: Iterable[TrainedTask], earlier: Iterable[TrainedTask]) -> list[TrainedTask]:
+    """Return the tasks of a training, and those that its first weights were trained on, marked as earlier.
+
+    A task of both has the seeds of both.
+    """
+    joined = {task.name: task for task in tasks}
+    for task in earlier:
+        if task.name in joined:
+            now = joined[task.name]
+            joined[task.name] = replace(now, seeds=tuple(dict.fromkeys((*task.seeds, *now.seeds))))
+        else:
+            joined[task.name] = replace(task, is_earlier=True)
+    return list(joined.values())
+
+
+def trained_task(task: Task, seeds: Iterable[tuple[int, int]] = ()) -> TrainedTask:
+    """Return the entry of a task for the checkpoint of its training."""
+    published = task.name in TASKS
+    scores = (None, None) if published else (task.random, task.expert)
+    return TrainedTask(task.name, task.rule, *scores, tuple(seeds))

@@ -1,0 +1,81 @@
+"""`Task`, one row of the registry of tasks, and `Score`, a return that it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from .adapters import Adapter
+
+Observation = Literal["image", "discrete", "discrete+text", "continuous"]
+Action = Literal["continuous", "discrete"]
+Success = Literal["info", "positive_return"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Return of a policy: mean and standard deviation; None if the deviation is not known."""
+
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Row of the registry: an environment, and how the agent plays it.
+
+    Attributes:
+        name: such as "metaworld-reach" or "gym:CartPole-v1".
+        maker: function that builds the environment, or its address "package.module:function". It is called with options
+            of `make` that its signature names, and with the row itself if it has a parameter `task`. None for a task
+            that is only known by its demonstrations, which cannot be played.
+        observation: kind of the observations: "continuous", "discrete", "discrete+text" or "image".
+        action: kind of the actions: "continuous" or "discrete".
+        context_window: number of past tokens that the agent sees, two per step.
+        domain: group of tasks; its name stands for all of them on command lines, and scores are summarised by it.
+        env_id: Gymnasium's id of the environment, if it has one.
+        published_env_id: id of the environment in the published code; "" for other tasks.
+        loss_weight: factor of the task's loss in training.
+        random, expert, human: returns of the random policy, the expert and humans; None if they are not known.
+        success: what counts as success: "info" (`info["success"]`), "positive_return", or None if it is not defined.
+        adapter: rule by which observations and actions are converted; None if the environment has the agent's own.
+        module: module whose import registered the task; worker processes import it. None for published tasks.
+    """
+
+    name: str
+    maker: Callable[..., Any] | str | None
+    observation: Observation
+    action: Action
+    context_window: int
+    domain: str = "own"
+    env_id: str = ""
+    published_env_id: str = ""
+    loss_weight: float = 1.0
+    random: Score | None = None
+    expert: Score | None = None
+    human: Score | None = None
+    success: Success | None = None
+    adapter: Adapter | None = None
+    module: str | None = None
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the task's folder in a dataset: "gym:ALE/Pong-v5" is stored in "gym--ALE--Pong-v5"."""
+        return self.name.replace(":", "--").replace("/", "--")
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """JSON values that datasets and checkpoints keep, so that a task is always played as it was learned."""
+        return {
+            "observation": self.observation,
+            "action": self.action,
+            "context_window": self.context_window,
+            "adapter": None if self.adapter is None else self.adapter.rule,
+            "module": self.module,
+        }
+
+    def with_scores(self, random: Score | None, expert: Score | None) -> Task:
+        """Return the task with these scores in place of those that it lacks."""
+        return replace(self, random=self.random or random, expert=self.expert or expert)

@@ -1,0 +1,42 @@
+"""Seeds of evaluations, apart from those of demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..checkpoint.trained_tasks import TrainedTask
+
+EVALUATION_SEED = 1_000_000
+"""Default seed of the first episode. `jat-engine collect` begins at 0."""
+
+
+def choose_seed(trained: Iterable[TrainedTask], num_episodes: int) -> int:
+    """Return the first multiple of `EVALUATION_SEED` from which no episode begins as a demonstration.
+
+    Args:
+        trained: tasks of the checkpoint.
+        num_episodes: episodes of a task, with consecutive seeds.
+    """
+    trained, seed = list(trained), EVALUATION_SEED
+    while any(task.overlaps(seed, seed + num_episodes - 1) for task in trained):
+        seed += EVALUATION_SEED
+    return seed
+
+
+def overlap_warning(trained: Iterable[TrainedTask], first: int, num_episodes: int) -> str:
+    """Return a warning about evaluated episodes that begin as demonstrations do; "" if there are none.
+
+    Args:
+        trained: tasks that are evaluated, as the checkpoint describes them.
+        first: seed of the first episode.
+        num_episodes: episodes of a task.
+    """
+    trained = list(trained)
+    names = [task.name for task in trained if task.overlaps(first, first + num_episodes - 1)]
+    if not names:
+        return ""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"warning: episodes of {shown} begin as demonstrations of the training did (seeds from {first}); without "
+        f"--seed, others are taken, from {choose_seed(trained, num_episodes)}"
+    )
