@@ -32,6 +32,7 @@ VIDEO = ["imageio-ffmpeg>=0.6"]
 # accelerate: 1.2 lacks an argument that transformers' Trainer passes.
 # tensorboard: 2.19 imports pkg_resources, which setuptools no longer has.
 BENCH = ["matplotlib>=3.9"]  # the first for numpy 2
+MINARI = ["minari[arrow,hdf5]>=0.5.4"]
 TRAIN = ["accelerate>=1.3", "datasets>=4.0", "pyarrow>=21", "tensorboard>=2.20"]
 
 
@@ -140,10 +141,13 @@ setup(
         **SIMULATORS,
         "video": VIDEO,
         "train": TRAIN,
+        "minari": MINARI,
         "cuda": ["triton>=3.6"],
         "bench": BENCH,
         "peers": ["nncf>=3", "onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.5", "openvino>=2025.3"],
-        "all": sorted({package for packages in SIMULATORS.values() for package in packages} | {*VIDEO, *TRAIN, *BENCH}),
+        "all": sorted(
+            {package for packages in SIMULATORS.values() for package in packages} | {*VIDEO, *TRAIN, *MINARI, *BENCH}
+        ),
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
             "clang-format>=18",

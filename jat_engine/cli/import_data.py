@@ -38,7 +38,7 @@ class ImportArguments:
     columns: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "use=column of a table, with the uses observation, action, reward, episode, done, timeout and text; "
+            "help": "use=column of a table; uses are observation, action, reward, episode, done, timeout and text; "
             "observation=x,y joins columns"
         },
     )
@@ -103,8 +103,10 @@ def _print(source: Source, imported: Imported) -> None:
         *[("left out", words) for words in source.dropped],
         *[("note", words) for words in imported.notes],
     ]
+    shown = [(name, words) for name, words in rows if words]
+    origin = f"from {source.name} ({source.format})"
     print_table(
-        f"{task.name} from {source.name} ({source.format})",
-        {"": [name for name, words in rows if words], " ": [words for _, words in rows if words]},
-        left=["", " "],
+        task.name,
+        {"import": [name for name, _ in shown], origin: [words for _, words in shown]},
+        left=["import", origin],
     )

@@ -229,7 +229,13 @@ def _source(collection: Collection) -> str:
     imported = collection.imported
     assert imported is not None, "only imported tasks have a source"
     columns = "; ".join(f"{use}: {', '.join(names)}" for use, names in imported["columns"].items())
-    cells = [collection.task, imported["source"], imported["format"], columns or "-", ", ".join(imported["dropped"]) or "-"]
+    cells = [
+        collection.task,
+        imported["source"],
+        imported["format"],
+        columns or "-",
+        ", ".join(imported["dropped"]) or "-",
+    ]
     return f"| {' | '.join(cells)} |"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def test_version_2_has_a_file_for_each_episode(tmp_path: Path) -> None:
     info(source, codebase_version="v2.1")
     starts = np.cumsum([0, *LENGTHS])
     (source / "data" / "chunk-000").mkdir(parents=True)
-    for number, (first, last) in enumerate(zip(starts, starts[1:], strict=False)):
+    for number, (first, last) in enumerate(pairwise(starts)):
         path = source / "data" / "chunk-000" / f"episode_{number:06d}.parquet"
         pq.write_table(table(slice(int(first), int(last))), path)
     lines = [{"episode_index": n, "tasks": ["push"], "length": length} for n, length in enumerate(LENGTHS)]

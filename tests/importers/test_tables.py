@@ -49,7 +49,9 @@ def save(path: Path, arrays: dict[str, Any]) -> str:
     if path.suffix == ".npz":
         np.savez_compressed(path, **arrays)
     else:
-        columns = {name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in arrays.items()}
+        columns = {
+            name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in arrays.items()
+        }
         pq.write_table(pa.table(columns), path, row_group_size=3)
     return str(path)
 
@@ -96,7 +98,7 @@ def test_episodes_are_those_of_the_table(suffix: str, tmp_path: Path, capsys: py
 
     collection = Collection.read(folder)
     assert collection is not None
-    returns = [float(REWARDS[EPISODES == number].sum()) for number in range(4)]
+    returns = [float(REWARDS[number == EPISODES].sum()) for number in range(4)]
     assert (collection.returns, collection.lengths, collection.seeds) == (returns, LENGTHS, [])
     assert collection.scores == {"expert": {"mean": np.mean(returns), "std": np.std(returns)}}
     assert sorted(collection.splits) == ["test", "train", "train", "train"]
@@ -144,7 +146,11 @@ def test_integers_and_texts_are_a_mission(tmp_path: Path) -> None:
     """Integers that pandas has made floating-point numbers of are integers; a folder's files are its episodes."""
     (tmp_path / "runs").mkdir()
     for number in range(3):
-        part = {"obs": np.full((number + 2, 7), number, np.float64), "act": np.arange(number + 2), "goal": ["go"] * (number + 2)}
+        part = {
+            "obs": np.full((number + 2, 7), number, np.float64),
+            "act": np.arange(number + 2),
+            "goal": ["go"] * (number + 2),
+        }
         save(tmp_path / "runs" / f"{number}.parquet", {**part, "goal": [f"go to {number}"] * (number + 2)})
     columns = ["text=goal"]
     arguments = ["--task", "maze", "--output_dir", tmp_path / "d", "--columns", *columns, "--adapter", "discrete+text"]
@@ -214,31 +220,63 @@ def nan(array: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("arrays", "arguments", "message"),
     [
-        (d4rl(observations=nan(OBSERVATIONS)), [], r"{}: episode 2: column continuous_observations, step 1 \(element 0\): expected a finite number, got nan"),
+        (
+            d4rl(observations=nan(OBSERVATIONS)),
+            [],
+            r"{}: episode 2: column continuous_observations, step 1 \(element 0\): expected a finite number, got nan",
+        ),
         (d4rl(rewards=nan(REWARDS)), [], "{}: episode 2: column rewards, step 1: expected a finite number, got nan"),
         (d4rl(actions=nan(ACTIONS)), [], "{}: episode 2: actions, step 1: expected an integer, got nan"),
-        (d4rl(actions=ACTIONS + 1), [], "{}: episode 0: actions, step 1: expected 0 to 1, as the action space has, got 2"),
+        (
+            d4rl(actions=ACTIONS + 1),
+            [],
+            "{}: episode 0: actions, step 1: expected 0 to 1, as the action space has, got 2",
+        ),
         (d4rl(actions=ACTIONS - 1), [], "{}: episode 0: actions, step 0: expected 0 to 1, .* got -1"),
         (d4rl(actions=OBSERVATIONS), [], "{}: episode 0: actions: expected one integer for each step, got 4"),
-        (d4rl(observations=OBSERVATIONS[:, :3]), [], r"{}: episode 0, step 0: observation: expected \[4\], .* got \[3\]"),
+        (
+            d4rl(observations=OBSERVATIONS[:, :3]),
+            [],
+            r"{}: episode 0, step 0: observation: expected \[4\], .* got \[3\]",
+        ),
         (d4rl(observations=None), [], "{}: expected a column of observations, such as 'observations', got actions"),
         (d4rl(terminals=None, timeouts=None), [], "{}: expected a column that tells episodes apart, got observations"),
         (d4rl(terminals=REWARDS, timeouts=None), [], "{}: column terminals, row 2: expected 0 or 1, got 2.0"),
-        (d4rl(terminals=ENDS & False, timeouts=None), [], "{}: expected an episode to end, got no true value in terminals"),
+        (
+            d4rl(terminals=ENDS & False, timeouts=None),
+            [],
+            "{}: expected an episode to end, got no true value in terminals",
+        ),
         (d4rl(), ["--columns", "observation=obz"], "--columns observation=obz: {} has no column 'obz'"),
         (d4rl(), ["--columns", "observation=observation"], "has no column 'observation'; did you mean observations"),
         (d4rl(), ["--columns", "observations=observations"], "no column has the use 'observations'; did you mean obs"),
         (d4rl(), ["--columns", "reward=rewards", "reward=x"], "--columns: expected reward= once, got it twice"),
         (d4rl(), ["--columns", "reward=rewards,x"], "--columns reward=rewards,x: expected one column, got 2"),
         (d4rl(), ["--columns", "rewards"], "--columns: expected use=column .* got 'rewards'"),
-        (d4rl(episode=EPISODES % 2), [], "{}: row 4: expected the rows of an episode next to each other, got episode 0 again"),
-        (d4rl(episode=OBSERVATIONS[:, 0]), [], "{}: column episode: expected an integer or a string for each step, got float64"),
+        (
+            d4rl(episode=EPISODES % 2),
+            [],
+            "{}: row 4: expected the rows of an episode next to each other, got episode 0 again",
+        ),
+        (
+            d4rl(episode=OBSERVATIONS[:, 0]),
+            [],
+            "{}: column episode: expected an integer or a string for each step, got float64",
+        ),
         (d4rl(), ["--test_fraction", "1"], "test_fraction: expected at least 0 and less than 1, got 1.0"),
         (d4rl(), ["--max_episodes", "0"], "max_episodes: expected at least 1, got 0"),
         (d4rl(), ["--task", "gym:CartPole-v9"], "task: gym:CartPole-v9: Environment version `v9`"),
         (d4rl(), ["--task", "my/task"], "task: no task is named 'my/task'"),
-        (d4rl(observations=np.array(["a"] * len(EPISODES))), ["--task", "mujoco-ant"], "{}: episode 0: observations: expected numbers"),
-        (d4rl(), ["--task_module", "no_such_module"], "--task_module no_such_module: expected a module that can be imported"),
+        (
+            d4rl(observations=np.array(["a"] * len(EPISODES))),
+            ["--task", "mujoco-ant"],
+            "{}: episode 0: observations: expected numbers",
+        ),
+        (
+            d4rl(),
+            ["--task_module", "no_such_module"],
+            "--task_module no_such_module: expected a module that can be imported",
+        ),
     ],
 )
 @pytest.mark.parametrize("suffix", ["npz", "parquet"])
@@ -260,10 +298,19 @@ def test_faults_are_named_in_one_line(
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"obs": [[1.0, 2.0], [1.0]], "act": [0, 1], "ep": [0, 0]}, "column obs, row 1: expected 2 values as in row 0, got 1"),
+        (
+            {"obs": [[1.0, 2.0], [1.0]], "act": [0, 1], "ep": [0, 0]},
+            "column obs, row 1: expected 2 values as in row 0, got 1",
+        ),
         ({"obs": [[1.0, 2.0], None], "act": [0, 1], "ep": [0, 0]}, "column obs, row 1: expected a value, got none"),
-        ({"obs": [[1.0, 2.0], [1.0, None]], "act": [0, 1], "ep": [0, 0]}, "column obs, row 1: expected numbers, got a missing"),
-        ({"obs": [{"x": 1}], "act": [0], "ep": [0]}, "column obs: expected numbers, lists of numbers or strings, got struct"),
+        (
+            {"obs": [[1.0, 2.0], [1.0, None]], "act": [0, 1], "ep": [0, 0]},
+            "column obs, row 1: expected numbers, got a missing",
+        ),
+        (
+            {"obs": [{"x": 1}], "act": [0], "ep": [0]},
+            "column obs: expected numbers, lists of numbers or strings, got struct",
+        ),
         ({"obs": ["a"], "act": [0], "ep": [0]}, "episode 0 .ep 0.: observations: expected numbers, got object"),
     ],
 )
@@ -282,7 +329,9 @@ def test_sizes_are_those_of_all_episodes(tmp_path: Path, capsys: pytest.CaptureF
         save(tmp_path / "runs" / f"{number}.npz", {"obs": np.ones((2, size)), "act": np.ones((2, 1))})
     line = refused(capsys, tmp_path / "runs", "--task", "own", "--output_dir", tmp_path / "d")
     where = f"{tmp_path}/runs/2.npz: episode 2"
-    assert line.startswith(f"{where}: column continuous_observations: expected 4 values a step, as in {tmp_path}/runs/1.npz")
+    assert line.startswith(
+        f"{where}: column continuous_observations: expected 4 values a step, as in {tmp_path}/runs/1.npz"
+    )
 
 
 @pytest.mark.parametrize(
@@ -323,7 +372,9 @@ def test_what_is_there_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     before = (tmp_path / "d" / "cart" / "collection.json").read_bytes()
     line = refused(capsys, source, "--task", "cart", "--output_dir", tmp_path / "d")
-    assert line.startswith(f"{tmp_path}/d/cart: expected no folder of cart, got one; delete it to import the task again")
+    assert line.startswith(
+        f"{tmp_path}/d/cart: expected no folder of cart, got one; delete it to import the task again"
+    )
     assert (tmp_path / "d" / "cart" / "collection.json").read_bytes() == before
     assert json.loads(before)["settings"]["import"]["format"] == "npz"
     (tmp_path / "e").mkdir()

@@ -85,8 +85,10 @@ def parse_columns(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
         if use in parsed:
             raise ValueError(f"--columns: expected {use}= once, got it twice; join columns with a comma")
         if len(names) > 1 and use not in _SEVERAL:
-            raise ValueError(f"--columns {text}: expected one column, got {len(names)}; only those of observation and "
-                             "action are joined")
+            raise ValueError(
+                f"--columns {text}: expected one column, got {len(names)}; only those of observation and "
+                "action are joined"
+            )
         parsed[use] = names
     return parsed
 

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ...envs.adapters import Adapter, own_kind
+from ...envs.adapters import Adapter
 from ...envs.gray_stack import FrameStack
 from ...errors import DataError, InputError
 from ..schema import FRAMES_SHAPE
 from .source import RawEpisode
-
-_OBSERVATION_KEYS = {"continuous_observation", "discrete_observation", "text_observation", "image_observation"}
 
 
 class Conversion:
@@ -31,9 +29,10 @@ class Conversion:
     def __init__(self, observation: str, action: str, adapter: Adapter | None, *, spaces: bool) -> None:
         self.observation, self.action, self.adapter = observation, action, adapter
         self._spaces = spaces
-        self._counts = None
+        self._counts: np.ndarray | None = None
         if adapter is not None and observation in ("discrete", "discrete+text"):
-            self._counts = adapter.observation_space()["discrete_observation"].nvec
+            space: Any = adapter.observation_space()["discrete_observation"]
+            self._counts = space.nvec
 
     def columns(self, episode: RawEpisode) -> dict[str, Any]:
         """Return the columns of an episode, as `check_episode` takes them.
@@ -66,13 +65,13 @@ class Conversion:
         else:
             columns = self._plain(episode, steps)
         if self._counts is not None:
-            self._check_integers(columns["discrete_observations"], episode.where)
+            _check_integers(columns["discrete_observations"], self._counts, episode.where)
         return columns
 
     def _adapted(self, episode: RawEpisode, steps: int) -> dict[str, Any]:
         """Convert the observations step by step, as the environment's are while an agent plays."""
         assert self.adapter is not None, "only sources with a rule come here"
-        converter, converted = self.adapter.begin(), []
+        converter, converted = self.adapter.begin(), list[dict[str, Any]]()
         for step in range(steps):
             value = entry(episode.observations, step)
             if not self._spaces:
@@ -120,15 +119,6 @@ class Conversion:
             raise DataError(f"{episode.where}: expected a text for each step; name its column with --columns text=NAME")
         return {"text_observations": list(episode.texts), "discrete_observations": integers_}
 
-    def _check_integers(self, values: np.ndarray, where: str) -> None:
-        wrong = (values < 0) | (values >= self._counts)
-        if wrong.any():
-            step, element = np.argwhere(wrong)[0]
-            raise DataError(
-                f"{where}, step {step} (element {element}): observation: expected 0 to {self._counts[element] - 1} "
-                f"after the start is subtracted, as its space has, got {values[step, element]}"
-            )
-
     # ---- actions ---------------------------------------------------------------------------------------------------
 
     def _actions(self, values: np.ndarray, where: str) -> np.ndarray:
@@ -161,6 +151,16 @@ class Conversion:
         return chosen
 
 
+def _check_integers(values: np.ndarray, counts: np.ndarray, where: str) -> None:
+    wrong = (values < 0) | (values >= counts)
+    if wrong.any():
+        step, element = np.argwhere(wrong)[0]
+        raise DataError(
+            f"{where}, step {step} (element {element}): observation: expected 0 to {counts[element] - 1} after the "
+            f"start is subtracted, as its space has, got {values[step, element]}"
+        )
+
+
 def entry(values: Any, step: int) -> Any:
     """Return one step of arrays, of lists, or of dicts and tuples of those."""
     if isinstance(values, Mapping):
@@ -168,11 +168,6 @@ def entry(values: Any, step: int) -> Any:
     if isinstance(values, tuple):
         return tuple(entry(value, step) for value in values)
     return values[step]
-
-
-def has_own_observations(space: Any) -> bool:
-    """Return whether an observation space already has the keyword arguments of `get_next_action`."""
-    return own_kind(space) is not None
 
 
 def infer_kinds(episode: RawEpisode, observation: str | None = None) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from ...envs.adapters import choose_adapter, own_action, own_kind
 from ...envs.task import Observation, Score
 from ...errors import DataError, MissingSimulatorError, SpaceError, UnknownTaskError
 from ..card import check_card, write_card
-from ..collection import Collection, choose_splits, digest
+from ..collection import Collection, choose_splits, digest, stored_task
 from ..parquet import RowWriter, ShardWriter, episode_row, read_rows, schema
 from ..schema import check_episode, task_columns
 from .convert import Conversion, infer_kinds
@@ -110,8 +110,8 @@ def import_demonstrations(
     target = folder / known.folder_name
     if target.exists():
         raise DataError(
-            f"{target}: expected no folder of {known.name}, got one; delete it to import the task again, or name another "
-            "--output_dir or --task"
+            f"{target}: expected no folder of {known.name}, got one; delete it to import the task again, or name "
+            "another --output_dir or --task"
         )
 
     with naming(folder, "name another folder with --output_dir"):
@@ -152,8 +152,8 @@ def find_task(
     if name is None:
         if source.env_id is None:
             raise ValueError(
-                f"--task: expected a name, since {source.name} does not name its environment: a published or registered "
-                "task, gym:<id>, or a name of your own"
+                f"--task: expected a name, since {source.name} does not name its environment: a published or "
+                "registered task, gym:<id>, or a name of your own"
             )
         name = _GYM + source.env_id
     try:
@@ -170,9 +170,8 @@ def find_task(
     elif known is not None:
         task, conversion = known, Conversion(known.observation, known.action, known.adapter, spaces=False)
     else:
-        kinds: Any = infer_kinds(first, observation)
-        task = _unplayable(name, *kinds)
-        conversion = Conversion(*kinds, None, spaces=False)
+        kind, action = infer_kinds(first, observation)
+        task, conversion = _unplayable(name, kind, action), Conversion(kind, action, None, spaces=False)
 
     notes = []
     if known is None:
@@ -208,20 +207,16 @@ def _by_spaces(
         )
     if task.adapter is not None and task.adapter.rule != adapter.rule:
         raise DataError(
-            f"{source.name}: expected the spaces of {name} ({task.adapter}), got others ({adapter}); name another --task"
+            f"{source.name}: expected the spaces of {name} ({task.adapter}), got others ({adapter}); name another "
+            "--task"
         )
     return task, Conversion(adapter.observation, adapter.action, adapter, spaces=True)
 
 
-def _unplayable(name: str, observation: Observation, action: Any) -> Task:
+def _unplayable(name: str, observation: str, action: str) -> Task:
     """Return a task without an environment."""
-    return Task(
-        name=name,
-        maker=None,
-        observation=observation,
-        action=action,
-        context_window=_IMAGE_WINDOW if observation == "image" else _WINDOW,
-    )
+    window = _IMAGE_WINDOW if observation == "image" else _WINDOW
+    return stored_task(name, {"observation": observation, "action": action, "context_window": window}, {})
 
 
 @dataclass
@@ -284,7 +279,9 @@ def _scores(
     """Return the returns that normalise a task's scores: of the imported episodes, and of a random policy."""
     if task.name in TASKS or not taken.has_rewards:
         return {}
-    scores = {"expert": {"mean": float(np.mean(taken.returns)), "std": float(np.std(taken.returns))}}
+    scores: dict[str, dict[str, Any]] = {
+        "expert": {"mean": float(np.mean(taken.returns)), "std": float(np.std(taken.returns))}
+    }
     random = measure_random(task) if measure_random is not None and task.maker is not None else None
     if random is not None:
         scores["random"] = {"mean": random.mean, "std": random.std}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,8 @@ def open_minari(name: str) -> Source:
     metadata = dataset.storage.metadata
     spec = dataset.env_spec
     notes: list[str] = []
-    if spec is not None and spec.kwargs:
-        options = ", ".join(f"{key}={value!r}" for key, value in spec.kwargs.items())
-        notes.append(f"the episodes were played in {spec.id} with {options}; gym:{spec.id} is made without")
+    if spec is not None and (options := _options(spec)):
+        notes.append(f"the episodes were played in {spec.id} with {options}, without which it is made here")
     if dataset.storage.jpeg_encoding and _has_frames(dataset.observation_space):
         notes.append("Minari has stored the frames as JPEG files, which changes them slightly")
 
@@ -50,6 +49,15 @@ def open_minari(name: str) -> Source:
         spaces=(dataset.observation_space, dataset.action_space),
         versions={"minari": _version()},
     )
+
+
+def _options(spec: Any) -> str:
+    """Return the arguments of a dataset's environment that are not the usual ones of its id, in words."""
+    import gymnasium
+
+    registered = gymnasium.registry.get(spec.id)
+    usual = {} if registered is None else registered.kwargs
+    return ", ".join(f"{key}={value!r}" for key, value in spec.kwargs.items() if usual.get(key, ...) != value)
 
 
 def _version() -> str:
@@ -81,9 +89,7 @@ def _load(name: str) -> MinariDataset:
             return minari.load_dataset(name, download=True)
     except Exception as error:  # of Minari, of its storages, or of its hub's HTTP client
         words = " ".join(str(error).split())
-        raise DataError(
-            f"{name}: expected a dataset that Minari loads, got {type(error).__name__}: {words}"
-        ) from error
+        raise DataError(f"{name}: expected a dataset that Minari loads, got {type(error).__name__}: {words}") from error
 
 
 def _episodes(dataset: MinariDataset, name: str) -> Iterator[RawEpisode]:
@@ -103,7 +109,7 @@ def _episodes(dataset: MinariDataset, name: str) -> Iterator[RawEpisode]:
             )
 
 
-def _read(dataset: MinariDataset, name: str) -> Iterator[Any]:
+def _read(dataset: MinariDataset, name: str) -> Generator[Any, None, None]:
     try:
         yield from dataset.iterate_episodes()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

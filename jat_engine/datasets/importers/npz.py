@@ -128,7 +128,9 @@ class _Array:
 
     def _damaged(self, error: Exception) -> DataError:
         words = " ".join(str(error).split())
-        return DataError(f"{self._where}: expected an array, got a damaged one: {words}; copy or download the file again")
+        return DataError(
+            f"{self._where}: expected an array, got a damaged one: {words}; copy or download the file again"
+        )
 
     def close(self) -> None:
         """Close the file."""
