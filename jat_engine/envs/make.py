@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import gymnasium
 
 
-def make(task: str | Task, *, seed: int | None = None, **kwargs: Any) -> gymnasium.Env[dict[str, Any], Any]:
+def make(task_name: str | Task, *, seed: int | None = None, **kwargs: Any) -> gymnasium.Env[dict[str, Any], Any]:
     """Build the environment of a task. Its observations are keyword arguments of `get_next_action`.
 
     Args:
-        task: a task or its name: a published one, a registered one, or "gym:<id>".
+        task_name: name of a task, a published one, a registered one, or "gym:<id>"; or the `Task` itself.
         seed: seed of the first `reset()` and of `action_space.sample()`; later resets continue from it.
             `reset(seed=...)` starts an episode that depends on that seed alone. The same seed and the same actions
             give the same episode.
@@ -51,7 +51,7 @@ def make(task: str | Task, *, seed: int | None = None, **kwargs: Any) -> gymnasi
         >>> sorted(observation)
         ['discrete_observation', 'text_observation']
     """
-    row = task if isinstance(task, Task) else get_task(task)
+    row = task_name if isinstance(task_name, Task) else get_task(task_name)
     check_rendering(row, kwargs.get("render_mode"))
     env = build(row, **kwargs)
 

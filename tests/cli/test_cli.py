@@ -534,13 +534,16 @@ def test_an_output_folder_that_cannot_be_written(
 
 
 def test_a_domain_is_trained_on_what_a_folder_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from jat_engine.cli.arguments import TaskArguments
     from jat_engine.cli.train import DataArguments, collected_tasks
+
+    choice = TaskArguments()
 
     (tmp_path / "mujoco-pendulum").mkdir()
     (tmp_path / "babyai-open").mkdir()
     data = DataArguments(tasks=["babyai-go-to", "mujoco"], dataset=str(tmp_path))
-    assert collected_tasks(data) == ["babyai-go-to", "mujoco-pendulum"]  # what is named must be there
+    assert list(collected_tasks(data, choice)) == ["babyai-go-to", "mujoco-pendulum"]  # what is named must be there
     assert "does not have mujoco-ant" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"--tasks atari: expected tasks that .* has, got none of them"):
-        collected_tasks(DataArguments(tasks=["atari"], dataset=str(tmp_path)))
-    assert len(collected_tasks(DataArguments(tasks=["mujoco"]))) == 11  # on the hub
+        collected_tasks(DataArguments(tasks=["atari"], dataset=str(tmp_path)), choice)
+    assert len(collected_tasks(DataArguments(tasks=["mujoco"]), choice)) == 11  # on the hub

@@ -75,7 +75,7 @@ def test_stored_are_the_first_successful_episodes_and_what_the_expert_did(whole:
     for seed, split, return_ in zip(collection.seeds, collection.splits, collection.returns, strict=True):
         row = splits[split][positions[split]]
         positions[split] += 1
-        episode = check_episode(row, source="row", task=task.name)
+        episode = check_episode(row, source="row", task=task)
         assert episode["rewards"].sum() == pytest.approx(return_, rel=1e-5)
         if seed in played:
             for name, values in played[seed].columns.items():
@@ -106,7 +106,7 @@ def test_every_kind_of_task_is_read_by_datasets(tmp_path: Path) -> None:
     columns["image_observations"][0, ..., 3] = 0
     for name in ("mujoco-ant", "babyai-open", "atari-pong"):
         names = task_columns(TASKS[name])
-        episode = check_episode({n: columns[n] for n in names}, source="x", task=name)
+        episode = check_episode({n: columns[n] for n in names}, source="x", task=TASKS[name])
         writer = ShardWriter(tmp_path, name, schema(names))
         writer.append(episode_row(episode))
         (file,) = writer.close()
@@ -240,8 +240,9 @@ import subprocess, time
 from pathlib import Path
 from jat_engine.collect.worker import Job, Steps
 from jat_engine.collect.worker_pool import WorkerPool
+from jat_engine.envs import TASKS
 workers = WorkerPool(1)
-workers.give(Job("atari-pong", 0, 99, Path({str(tmp_path)!r}), seed=0, noise=0.0, keep_failures=False))
+workers.give(Job(TASKS["atari-pong"], 0, 99, Path({str(tmp_path)!r}), seed=0, noise=0.0, keep_failures=False))
 while not any(isinstance(message, Steps) for message in workers.receive()):
     pass
 connection, process = next(iter(workers._processes.items()))
@@ -281,13 +282,13 @@ def test_a_worker_that_dies_is_named_and_nothing_is_lost(tmp_path: Path) -> None
 def test_errors_in_a_worker_are_raised_with_their_seeds(tmp_path: Path) -> None:
     workers = WorkerPool(1)
     options: dict[str, Any] = {"seed": 7, "noise": 0.0, "keep_failures": False}
-    workers.give(Job("mujoco-ant", 0, 3, tmp_path, **options))
+    workers.give(Job(TASKS["mujoco-ant"], 0, 3, tmp_path, **options))
     assert workers.idle() == 0
     with pytest.raises(
         RuntimeError, match=r"(?s)^mujoco-ant, seed 7 to 9 failed:\nTraceback .* expected one with an exp"
     ):
         workers.receive()
-    workers.give(Job("babyai-open", 0, 1, tmp_path / "gone", **options))  # the worker is still running
+    workers.give(Job(TASKS["babyai-open"], 0, 1, tmp_path / "gone", **options))  # the worker is still running
     with pytest.raises(OSError, match="gone"):  # noqa: PT012 (messages about steps come first)
         while not workers.idle():
             workers.receive()

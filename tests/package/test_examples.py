@@ -23,6 +23,8 @@ MODULES = (
     "jat_engine.engine.session",
     "jat_engine.envs",
     "jat_engine.envs.make",
+    "jat_engine.envs.registry",
+    "jat_engine.envs.adapters",
     "jat_engine.envs.tasks",
     "jat_engine.evaluation",
     "jat_engine.evaluation.rollout",

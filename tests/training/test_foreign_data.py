@@ -27,6 +27,7 @@ from helpers.training_data import KINDS, episode, png, table, tiny_config, write
 from jat_engine import DataError, JatProcessor
 from jat_engine.collect import collect
 from jat_engine.datasets.collection import Collection
+from jat_engine.envs import TASKS
 from jat_engine.training.dataset import Segments
 from jat_engine.training.prepare import prepare
 from jat_engine.training.segments import SegmentSettings
@@ -38,11 +39,15 @@ Change = Callable[[Path], Any]
 
 def read(data: Path, task: str, cache: Path, length: int = 5) -> dict[str, torch.Tensor]:
     """Return all segments of a task's training split."""
-    source = open_source(str(data), task, "train")
+    source = open_source(str(data), task, "train", task=TASKS.get(task))
     assert source is not None
     processor = JatProcessor.byte_level(tiny_config())
     settings = SegmentSettings.of(task, "train", length, tiny_config(), processor)
-    segments = Segments(prepare(source, settings, processor, cache), task, image_processor=processor.image_processor)
+    segments = Segments(
+        prepare(source, settings, processor, cache, task=TASKS.get(task)),
+        task,
+        image_processor=processor.image_processor,
+    )
     batch = segments.gather(np.arange(len(segments)))
     return {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
 
@@ -106,7 +111,7 @@ def test_files_that_are_missing_doubled_or_damaged_are_named_before_anything_is_
         pq.write_table(table([episode("continuous", 6, number)]), shard(folder, number))
     change(folder)
     with pytest.raises(DataError, match=message) as error:
-        open_source(str(tmp_path), HOPPER, "train")
+        open_source(str(tmp_path), HOPPER, "train", task=TASKS.get(HOPPER))
     assert str(folder) in str(error.value)
 
 
@@ -130,8 +135,8 @@ def test_files_of_no_split_are_named(tmp_path: Path) -> None:
     path = write_split(tmp_path, HOPPER, "train", [episode("continuous", 6, 0)])
     path.rename(path.with_name("episodes.parquet"))
     with pytest.raises(DataError, match=r"expected files named train-\*.parquet, got episodes.parquet"):
-        open_source(str(tmp_path), HOPPER, "train")
-    assert open_source(str(tmp_path), HOPPER, "test") is None
+        open_source(str(tmp_path), HOPPER, "train", task=TASKS.get(HOPPER))
+    assert open_source(str(tmp_path), HOPPER, "test", task=TASKS.get(HOPPER)) is None
 
 
 # ---- collection.json -----------------------------------------------------------------------------------------------
@@ -345,16 +350,16 @@ def test_captions_whose_image_is_not_one_are_named(tmp_path: Path) -> None:
 def test_a_task_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
     path = write_split(tmp_path / "d", HOPPER, "train", [episode("continuous", 6, 0)])
     with pytest.raises(DataError, match="the tasks there are mujoco-hopper"):
-        open_source(str(tmp_path / "d"), "mujoco-ant", "train")
+        open_source(str(tmp_path / "d"), "mujoco-ant", "train", task=TASKS.get("mujoco-ant"))
     with pytest.raises(DataError, match=f"got that of a task; name {tmp_path / 'd'}$"):
-        open_source(str(path.parent), HOPPER, "train")
+        open_source(str(path.parent), HOPPER, "train", task=TASKS.get(HOPPER))
     with pytest.raises(DataError, match=f", a file; name the folder .* such as {tmp_path / 'd'}$"):
-        open_source(str(path), HOPPER, "train")
+        open_source(str(path), HOPPER, "train", task=TASKS.get(HOPPER))
     with pytest.raises(DataError, match=r"expected a folder .* got '.*/dd' \(folders there: d\)"):
-        open_source(str(tmp_path / "dd"), HOPPER, "train")
+        open_source(str(tmp_path / "dd"), HOPPER, "train", task=TASKS.get(HOPPER))
     (tmp_path / "d/.incomplete/mujoco-ant").mkdir(parents=True)
     with pytest.raises(DataError, match="finish it with `jat-engine collect --tasks mujoco-ant --output_dir"):
-        open_source(str(tmp_path / "d"), "mujoco-ant", "train")
+        open_source(str(tmp_path / "d"), "mujoco-ant", "train", task=TASKS.get("mujoco-ant"))
     card = f"configs:\n- config_name: {HOPPER}\n  data_files: {HOPPER}/*.parquet\n"
     (tmp_path / "d" / "README.md").write_text(f"---\n{card}---\n")
     with pytest.raises(DataError, match="expected a task that it has, got oscar; it has mujoco-hopper"):

@@ -28,6 +28,7 @@ from helpers.training_runs import TASKS, flags, weights, write_inputs
 
 import jat_engine
 from jat_engine.cli import main
+from jat_engine.envs import get_task
 from jat_engine.training.arguments import JatTrainingArguments
 from jat_engine.training.dataset import TASK, Segments, TaskDataset
 from jat_engine.training.prepare import prepare
@@ -67,7 +68,7 @@ def trainer(folder: Path, tmp_path: Path) -> Callable[..., JatTrainer]:
         processor = processor or jat_engine.JatProcessor.byte_level(config)
         segments = []
         for task in TASKS:
-            source = open_source(str(folder / "data"), task, "train")
+            source = open_source(str(folder / "data"), task, "train", task=get_task(task))
             assert source is not None
             settings = SegmentSettings.of(task, "train", 12, config, processor)
             segments.append(Segments(prepare(source, settings, processor, folder / "segments"), task, loss_weight=2.0))

@@ -22,7 +22,7 @@ from helpers.training_data import KINDS, LENGTHS, episode, table, tiny_config, w
 from PIL import Image
 
 from jat_engine import JatProcessor
-from jat_engine.envs import UnknownTaskError
+from jat_engine.envs import TASKS, Task, UnknownTaskError, find_tasks
 from jat_engine.errors import DataError
 from jat_engine.training import recipe
 from jat_engine.training.dataset import Segments, TaskDataset, scale_frames
@@ -48,10 +48,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_segments(
     data: Path, task: str, root: Path, processor: Any, length: int = STEPS, split: str = "train"
 ) -> Segments:
-    source = open_source(str(data), task, split)
+    source = open_source(str(data), task, split, task=TASKS.get(task))
     assert source is not None
     settings = SegmentSettings.of(task, split, length, tiny_config(), processor)
-    return Segments(prepare(source, settings, processor, root), task, loss_weight=3.0)
+    return Segments(prepare(source, settings, processor, root, task=TASKS.get(task)), task, loss_weight=3.0)
 
 
 @pytest.mark.versions
@@ -139,7 +139,12 @@ def test_folders_of_save_to_disk_and_of_datasets_give_the_same_segments(
         for name, values in segments.gather(everything).items():
             assert torch.equal(values, expected.gather(everything)[name]), name
         for streaming in (False, True):
-            assert open_source(str(folder), "babyai-go-to-local", "test", streaming=streaming) is None
+            assert (
+                open_source(
+                    str(folder), "babyai-go-to-local", "test", task=TASKS.get("babyai-go-to-local"), streaming=streaming
+                )
+                is None
+            )
 
 
 def test_tokenized_rows_are_segments_already(tmp_path: Path, processor: Any) -> None:
@@ -428,7 +433,7 @@ def test_processes_can_be_kept_on_one_task(epoch: int) -> None:
 def make_stream(data: Path, processor: Any, tasks: Any, **options: Any) -> TaskStream:
     streamed = []
     for task, weight in tasks.items():
-        source = open_source(str(data), task, "train", streaming=True)
+        source = open_source(str(data), task, "train", task=TASKS.get(task), streaming=True)
         assert source is not None
         settings = SegmentSettings.of(task, "train", STEPS, tiny_config(), processor)
         streamed.append(StreamedTask(source, settings, 3, weight, loss_weight=3.0, own_weight=True))
@@ -483,15 +488,19 @@ def test_processes_stream_different_rows(tmp_path: Path, processor: Any) -> None
 
 def test_published_numbers() -> None:
     tasks = ("mujoco-ant", "metaworld-reach", "mujoco-pendulum", "mujoco-doublependulum", "atari-pong", "babyai-go-to")
-    assert [recipe.loss_weight(task) for task in tasks] == [10, 50, 50, 20, 1, 1]
-    assert [recipe.sampling_weight(task) for task in ("oscar", "atari-pong")] == [10, 1]
+    assert [recipe.loss_weight(TASKS.get(task)) for task in tasks] == [10, 50, 50, 20, 1, 1]
+    assert [recipe.sampling_weight(TASKS.get(task)) for task in ("oscar", "atari-pong")] == [10, 1]
     config = tiny_config()
     config.max_position_embeddings = 512
-    assert [recipe.segment_length(task, config) for task in ("atari-pong", "mujoco-ant", "oscar")] == [32, 256, 512]
+    assert [recipe.segment_length(TASKS.get(task), config) for task in ("atari-pong", "mujoco-ant", "oscar")] == [
+        32,
+        256,
+        512,
+    ]
 
 
 def test_overrides() -> None:
-    tasks = ["mujoco-ant", "mujoco-hopper", "oscar"]
+    tasks = {"mujoco-ant": TASKS["mujoco-ant"], "mujoco-hopper": TASKS["mujoco-hopper"], "oscar": None}
     chosen = recipe.overrides("--loss_weights", ["mujoco-ant=2", "mujoco=5.5"], tasks, float)
     assert chosen == {"mujoco-ant": 2.0, "mujoco-hopper": 5.5}
     for given, message in (
@@ -505,7 +514,12 @@ def test_overrides() -> None:
 
 
 def test_names_of_tasks_and_texts() -> None:
-    assert recipe.expand(["oscar", "text:my-books", "mujoco-ant", "mujoco"])[:3] == ["oscar", "my-books", "mujoco-ant"]
-    assert len(recipe.expand(["all"])) == 157
+    def find(name: str) -> list[Task]:
+        return find_tasks([name])
+
+    chosen = recipe.choose(["oscar", "text:my-books", "mujoco-ant", "mujoco"], find)
+    assert list(chosen)[:3] == ["oscar", "my-books", "mujoco-ant"]
+    assert [chosen["oscar"], chosen["mujoco-ant"]] == [None, TASKS["mujoco-ant"]]
+    assert len(recipe.choose(["all"], find)) == 157
     with pytest.raises(UnknownTaskError, match=r"mujoco-hoper.*did you mean mujoco-hopper.*text:NAME"):
-        recipe.expand(["mujoco-hoper"])
+        recipe.choose(["mujoco-hoper"], find)

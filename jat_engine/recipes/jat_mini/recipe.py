@@ -22,7 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...checkpoint.trained_tasks import (
+    TrainedTask,
+    join_earlier,
+    read_trained_tasks,
+    to_json,
+    trained_task,
+    write_trained_tasks,
+)
 from ...config import JatConfig
+from ...envs import get_task
 
 SEED = 0
 
@@ -264,7 +273,22 @@ def export(trained: Path, folder: Path) -> None:
     model.config.dtype = torch.bfloat16
     model.save_pretrained(folder)
     JatProcessor.from_pretrained(trained).save_pretrained(folder)
+    tasks = read_trained_tasks(trained)
+    write_trained_tasks(folder, to_json(tasks or trained_tasks()))
 
+
+def trained_tasks() -> list[TrainedTask]:
+    """Return the tasks of both phases, with bounds of the seeds of their demonstrations, whose attempts may fail."""
+    found: list[TrainedTask] = []
+    for phase in PHASES:
+        seeds = (phase.first_episode, phase.first_episode + _MAX_ATTEMPTS - 1)
+        now = [trained_task(get_task(name), [seeds] if task.num_episodes else []) for name, task in phase.tasks.items()]
+        found = join_earlier(now, found)
+    return found
+
+
+_MAX_ATTEMPTS = 10_000
+"""Bound on the attempts of a task's demonstrations."""
 
 UNTRAINED = ("image_decoder.", "multi_discrete_decoder.", "vit_encoder.", "transformer.wpe.")
 """Beginnings of the names of parameters that no task trains: decoders of observations, image patches, positions."""
