@@ -50,6 +50,14 @@ class Hidden(Room):
         super().__init__(gymnasium.spaces.Box(0, 1, (2,)), gymnasium.spaces.Discrete(2))
 
 
+class Unsorted(Room):
+    """Environment whose observations have parts that are not in the order of the alphabet."""
+
+    def __init__(self) -> None:
+        space = gymnasium.spaces.Dict(b=gymnasium.spaces.Discrete(3, start=4), a=gymnasium.spaces.MultiBinary(2))
+        super().__init__(space, gymnasium.spaces.Discrete(2))
+
+
 def collect(
     env: gymnasium.Env[Any, Any], name: str, num_episodes: int = 3, max_steps: int = 9, **options: Any
 ) -> list[list[tuple[Any, Any, float]]]:
@@ -186,6 +194,22 @@ def test_spaces_are_converted_as_while_playing(
             for name, value in expected.items():
                 np.testing.assert_array_equal(episode[f"{name}s"][step], value)
             assert episode["discrete_actions"][step] == action - 2
+
+
+def test_a_dict_is_in_the_order_of_the_environment(tmp_path: Path) -> None:
+    """Minari sorts the keys."""
+    gymnasium.register("Sorted-v0", f"{__name__}:Unsorted")
+    try:
+        played = collect(gymnasium.make("Sorted-v0"), "room-v0")
+        assert run("room-v0", "--output_dir", tmp_path / "d") == 0
+    finally:
+        gymnasium.registry.pop("Sorted-v0")
+    collection, episodes = stored(tmp_path / "d" / "gym--Sorted-v0")
+    assert collection.task_rule is not None
+    assert collection.task_rule["adapter"]["entries"] == ["b", "a"]
+    assert collection.task_rule["adapter"]["starts"] == [4, 0, 0]
+    (observation, _, _), *_ = played[0]
+    assert episodes[0]["discrete_observations"][0] == [observation["b"] - 4, *observation["a"]]
 
 
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
