@@ -28,11 +28,11 @@ SIMULATORS = {
     "metaworld": ["metaworld>=3.1.1,<3.2"],
     "mujoco": ["mujoco>=3.3,<3.5", "imageio>=2.34"],  # from 3.5 on ant and standup no longer move as published
 }
+MINARI = ["minari[arrow,hdf5]>=0.5.4"]  # the release that is tested; older datasets are read by it
 VIDEO = ["imageio-ffmpeg>=0.6"]
 # accelerate: 1.2 lacks an argument that transformers' Trainer passes.
 # tensorboard: 2.19 imports pkg_resources, which setuptools no longer has.
 BENCH = ["matplotlib>=3.9"]  # the first for numpy 2
-MINARI = ["minari[arrow,hdf5]>=0.5.4"]
 TRAIN = ["accelerate>=1.3", "datasets>=4.0", "pyarrow>=21", "tensorboard>=2.20"]
 
 
