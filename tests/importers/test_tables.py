@@ -15,6 +15,7 @@ import pytest
 
 from jat_engine.cli import main
 from jat_engine.datasets.collection import Collection
+from jat_engine.datasets.hub import push_to_hub
 from jat_engine.datasets.importers import npz, parquet_table
 
 LENGTHS = [3, 1, 5, 4]
@@ -62,6 +63,7 @@ def run(*arguments: Any) -> int:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     """Run an import that fails, and return its one line."""
+    capsys.readouterr()
     assert run(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("jat-engine: error: ")
@@ -77,6 +79,17 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         collection.check_names(folder, split, {name: pq.read_metadata(folder / name).num_rows for name in names})
     collection.check_contents(folder, [name for names in collection.files.values() for name in names])
     return [row.to_pylist()[0] for row in collection.rows(folder)]
+
+
+class FakeApi:
+    """Keep the names of the files that would be uploaded."""
+
+    def create_repo(self, **options: Any) -> str:
+        return str(options["repo_id"])
+
+    def upload_folder(self, *, folder_path: Path, delete_patterns: list[str], **_: Any) -> None:
+        self.names = [str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()]
+        self.deleted = delete_patterns
 
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet"])
@@ -112,6 +125,11 @@ def test_episodes_are_those_of_the_table(suffix: str, tmp_path: Path, capsys: py
     assert f"| gym:CartPole-v1 | {source} | {suffix} | observation: observations; action: actions" in card
     assert "Collect them again" not in card
     assert "license" not in card
+
+    api = FakeApi()
+    push_to_hub(tmp_path / "d", "me/d", api=api)  # type: ignore[arg-type]
+    names = {f"gym--CartPole-v1/{path.name}" for path in folder.iterdir()}
+    assert (set(api.names), api.deleted) == ({"README.md", *names}, ["gym--CartPole-v1/*"])
 
 
 def test_columns_have_any_names_and_are_joined(tmp_path: Path) -> None:
@@ -179,6 +197,39 @@ def test_pictures_are_stacks_of_grey_frames(tmp_path: Path) -> None:
     assert (stacks[3][:, :, 0] == stacks[0][:, :, 3]).all()
 
 
+def test_small_arrays_of_bytes_are_grids_of_integers(tmp_path: Path) -> None:
+    arrays = d4rl(observations=np.full((len(EPISODES), 7, 7, 3), 5, np.uint8), actions=ACTIONS[:, None])
+    assert run(save(tmp_path / "a.npz", arrays), "--task", "grid", "--output_dir", tmp_path / "d") == 0
+    assert rows(tmp_path / "d" / "grid")[1]["discrete_observations"] == [[5] * 147]
+
+
+def test_a_dict_of_the_environment_is_joined_in_its_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A registered task, with starts that are subtracted; a table has no names of the parts."""
+    (tmp_path / "room_tasks.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium import spaces\n"
+        "from jat_engine.envs import register_task\n"
+        "class Room(gymnasium.Env):\n"
+        "    observation_space = spaces.Dict({'b': spaces.Discrete(3, start=1), 'a': spaces.MultiDiscrete([9, 9])})\n"
+        "    action_space = spaces.Discrete(2)\n"
+        "register_task('test-room', Room)\n"
+    )
+    observations = np.stack([EPISODES, EPISODES + 1, 1 + ACTIONS], axis=1)
+    arguments = ["--task", "test-room", "--task_module", "room_tasks"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        source = save(tmp_path / "a.npz", d4rl(observations=observations))
+        assert run(source, *arguments, "--output_dir", tmp_path / "d") == 0
+        assert "observations are taken as a, b, joined in this order" in capsys.readouterr().out
+        assert rows(tmp_path / "d" / "test-room")[1]["discrete_observations"] == [[1, 2, 1]]
+        bad = save(tmp_path / "b.npz", d4rl(observations=observations + [0, 0, 2]))
+        line = refused(capsys, bad, *arguments, "--output_dir", tmp_path / "e")
+        assert line.startswith(f"{bad}: episode 0, step 1 (element 2): observation: expected 0 to 2 after the start")
+        bad = save(tmp_path / "c.npz", d4rl(observations=observations[:, :2]))
+        line = refused(capsys, bad, *arguments, "--output_dir", tmp_path / "e")
+        assert line.startswith(f"{bad}: episode 0: observations: expected 3 values a step, a, b joined in this order")
+
+
 def test_arrays_in_fortran_order_are_read_alike(tmp_path: Path) -> None:
     source = save(tmp_path / "a.npz", d4rl(observations=np.asfortranarray(OBSERVATIONS)))
     assert run(source, "--task", "cart", "--output_dir", tmp_path / "d") == 0
@@ -205,7 +256,16 @@ def test_a_published_task_has_its_own_columns(tmp_path: Path, capsys: pytest.Cap
     card = (tmp_path / "d" / "README.md").read_text()
     assert "of 1 of the 157 tasks of the JAT agent, and of 1 other task" in card
     assert card.index("| mujoco-pendulum |") < card.index("| cart |")
-    capsys.readouterr()
+    for changed, message in (
+        (
+            {"observations": OBSERVATIONS[:, :3]},
+            "continuous_observations: expected 4 values a step, as the environment",
+        ),
+        ({"actions": OBSERVATIONS}, "continuous_actions: expected 1 values a step, as the environment has, got 4"),
+    ):
+        bad = save(tmp_path / "bad.npz", {**arrays, **changed})
+        line = refused(capsys, bad, "--task", "mujoco-pendulum", "--output_dir", tmp_path / "e")
+        assert line.startswith(f"{bad}: episode 0: {message}")
     bad = save(tmp_path / "c.npz", d4rl(observations=np.ones((len(EPISODES), 12), int)))
     message = refused(capsys, bad, "--task", "babyai-open", "--output_dir", tmp_path / "d")
     assert message.startswith(f"{bad}: episode 0: expected a text for each step; name its column with --columns text=")
@@ -266,6 +326,7 @@ def nan(array: np.ndarray) -> np.ndarray:
         (d4rl(), ["--test_fraction", "1"], "test_fraction: expected at least 0 and less than 1, got 1.0"),
         (d4rl(), ["--max_episodes", "0"], "max_episodes: expected at least 1, got 0"),
         (d4rl(), ["--task", "gym:CartPole-v9"], "task: gym:CartPole-v9: Environment version `v9`"),
+        (d4rl(), ["--task", "atari"], "task: no task is named 'atari'"),
         (d4rl(), ["--task", "my/task"], "task: no task is named 'my/task'"),
         (
             d4rl(observations=np.array(["a"] * len(EPISODES))),
@@ -319,7 +380,7 @@ def test_ragged_and_missing_cells_are_named(
 ) -> None:
     source = save(tmp_path / "a.parquet", table)
     columns = ["observation=obs", "action=act", "episode=ep"]
-    line = refused(capsys, source, "--task", "own", "--output_dir", tmp_path / "d", "--columns", *columns)
+    line = refused(capsys, source, "--task", "arm", "--output_dir", tmp_path / "d", "--columns", *columns)
     assert re.search(f"{re.escape(source)}: {message}", line), line
 
 
@@ -327,7 +388,7 @@ def test_sizes_are_those_of_all_episodes(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "runs").mkdir()
     for number, size in enumerate((4, 4, 3)):
         save(tmp_path / "runs" / f"{number}.npz", {"obs": np.ones((2, size)), "act": np.ones((2, 1))})
-    line = refused(capsys, tmp_path / "runs", "--task", "own", "--output_dir", tmp_path / "d")
+    line = refused(capsys, tmp_path / "runs", "--task", "arm", "--output_dir", tmp_path / "d")
     where = f"{tmp_path}/runs/2.npz: episode 2"
     assert line.startswith(
         f"{where}: column continuous_observations: expected 4 values a step, as in {tmp_path}/runs/1.npz"
@@ -362,7 +423,7 @@ def test_damaged_and_pickled_files_are_refused(
         else:
             place = whole.index(OBSERVATIONS[1].tobytes())
             path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
-    line = refused(capsys, path, "--task", "own", "--output_dir", tmp_path / "d")
+    line = refused(capsys, path, "--task", "arm", "--output_dir", tmp_path / "d")
     assert line.startswith(f"{path}: {message}"), line
 
 
@@ -377,6 +438,10 @@ def test_what_is_there_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert (tmp_path / "d" / "cart" / "collection.json").read_bytes() == before
     assert json.loads(before)["settings"]["import"]["format"] == "npz"
+    assert run(source, "--task", "mujoco-pendulum", "--output_dir", tmp_path / "d", "--columns", "action=rewards") == 0
+    capsys.readouterr()
+    assert main(["collect", "--tasks", "mujoco-pendulum", "--output_dir", str(tmp_path / "d")]) == 2
+    assert f"expected episodes that were played here, got imported ones (from {source})" in capsys.readouterr().err
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "README.md").write_text("mine")
     assert "README.md: expected none" in refused(capsys, source, "--task", "cart", "--output_dir", tmp_path / "e")
@@ -396,4 +461,4 @@ def test_a_source_without_a_format_is_refused(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.csv").write_text("a,b")
-    assert refused(capsys, name, "--task", "own", "--output_dir", "d").startswith(message)
+    assert refused(capsys, name, "--task", "arm", "--output_dir", "d").startswith(message)

@@ -13,6 +13,9 @@ from ...errors import DataError, InputError
 from ..schema import FRAMES_SHAPE
 from .source import RawEpisode
 
+_MIN_PIXELS = 16
+"""Smaller arrays of bytes are grids of integers rather than pictures, as in `jat_engine.envs.adapters`."""
+
 
 class Conversion:
     """Convert raw episodes of one source to columns of one kind of observation and action.
@@ -24,11 +27,16 @@ class Conversion:
             actions, or pictures.
         spaces: True if observations have the structure of the adapter's space, as those of Minari; False if they are
             rows of a table.
+
+    Attributes:
+        sizes: columns -> values of a step that the task's environment has, and "discrete_actions" -> its number of
+            choices; empty without an environment. Those of an adapter are checked without.
     """
 
     def __init__(self, observation: str, action: str, adapter: Adapter | None, *, spaces: bool) -> None:
         self.observation, self.action, self.adapter = observation, action, adapter
         self._spaces = spaces
+        self.sizes: Mapping[str, int] = {} if adapter is None else {f"{action}_actions": adapter.num_actions}
         self._counts: np.ndarray | None = None
         if adapter is not None and observation in ("discrete", "discrete+text"):
             space: Any = adapter.observation_space()["discrete_observation"]
@@ -52,6 +60,12 @@ class Conversion:
                 raise DataError(f"{episode.where}: expected {steps} {name}, one for each action, got {len(values)}")
 
         columns[f"{self.action}_actions"] = self._actions(np.asarray(episode.actions), episode.where)
+        for name in columns.keys() & self.sizes.keys() - {"discrete_actions"}:
+            if np.ndim(columns[name]) == 2 and np.shape(columns[name])[1] != self.sizes[name]:
+                raise DataError(
+                    f"{episode.where}: {name}: expected {self.sizes[name]} values a step, as the environment has, got "
+                    f"{np.shape(columns[name])[1]}"
+                )
         columns["rewards"] = np.zeros(steps, np.float32) if episode.rewards is None else episode.rewards
         return columns
 
@@ -125,11 +139,6 @@ class Conversion:
         where = f"{where}: actions"
         values = values.reshape(len(values), -1)
         if self.action == "continuous":
-            if self.adapter is not None and values.shape[1] != self.adapter.num_actions:
-                raise DataError(
-                    f"{where}: expected {self.adapter.num_actions} values, as the action space has, got "
-                    f"{values.shape[1]}"
-                )
             return numbers(values, where)
 
         if values.shape[1] != 1:
@@ -137,16 +146,17 @@ class Conversion:
                 f"{where}: expected one integer for each step, got {values.shape[1]}; make one number of them, such as "
                 "with numpy.ravel_multi_index"
             )
-        chosen = integers(values[:, 0], where)
-        if self.adapter is None:
+        start = 0 if self.adapter is None else self.adapter.action_start
+        chosen = integers(values[:, 0], where) - start
+        choices = self.sizes.get("discrete_actions")
+        if choices is None:
             return chosen
-        chosen = chosen - self.adapter.action_start
-        wrong = (chosen < 0) | (chosen >= self.adapter.num_actions)
+        wrong = (chosen < 0) | (chosen >= choices)
         if wrong.any():
-            step, start = int(np.argmax(wrong)), self.adapter.action_start
+            step = int(np.argmax(wrong))
             raise DataError(
-                f"{where}, step {step}: expected {start} to {start + self.adapter.num_actions - 1}, as the action "
-                f"space has, got {chosen[step] + start}"
+                f"{where}, step {step}: expected {start} to {start + choices - 1}, as the action space has, got "
+                f"{chosen[step] + start}"
             )
         return chosen
 
@@ -185,7 +195,7 @@ def infer_kinds(episode: RawEpisode, observation: str | None = None) -> tuple[st
         kind = observation
     elif episode.texts is not None:
         kind = "discrete+text"
-    elif values.dtype == np.uint8 and values.ndim >= 3:
+    elif values.dtype == np.uint8 and values.ndim >= 3 and min(values.shape[1:3]) >= _MIN_PIXELS:
         kind = "image"
     elif values.dtype.kind == "f":
         kind = "continuous"

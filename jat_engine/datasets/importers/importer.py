@@ -15,8 +15,9 @@ import numpy as np
 
 from ... import __version__
 from ...atomic_io import check_writable, naming
-from ...envs import TASKS, Task, get_task
+from ...envs import TASKS, Task, get_task, make
 from ...envs.adapters import choose_adapter, own_action, own_kind
+from ...envs.registry import domain_names
 from ...envs.task import Observation, Score
 from ...errors import DataError, MissingSimulatorError, SpaceError, UnknownTaskError
 from ..card import check_card, write_card
@@ -161,7 +162,8 @@ def find_task(
     except (UnknownTaskError, MissingSimulatorError) as error:
         if source.spaces is None and name.startswith(_GYM):
             raise
-        if not name.startswith(_GYM) and (not _NAME.fullmatch(name) or isinstance(error, MissingSimulatorError)):
+        taken = name in ("all", *domain_names()) or not _NAME.fullmatch(name)
+        if not name.startswith(_GYM) and (taken or isinstance(error, MissingSimulatorError)):
             raise
         known, reason = None, " ".join(str(error).split())
 
@@ -176,9 +178,31 @@ def find_task(
     notes = []
     if known is None:
         notes.append(f"{name} can be trained on and not played: {reason}")
+    elif conversion.adapter is None or known.adapter is None:
+        try:
+            conversion.sizes = environment_sizes(known)
+        except MissingSimulatorError as error:
+            notes.append(f"sizes are not compared with those of {name}: {error}")
     if conversion.adapter is not None and conversion.adapter.entries and source.spaces is None:
         notes.append(f"observations are taken as {', '.join(conversion.adapter.entries)}, joined in this order")
     return task, conversion, notes
+
+
+def environment_sizes(task: Task) -> dict[str, int]:
+    """Return how many values the observations and actions of a task have, by their columns; choices of an action.
+
+    Args:
+        task: with a maker, and with the agent's own observations.
+
+    Raises:
+        MissingSimulatorError: its simulator is not installed.
+    """
+    with contextlib.closing(make(task)) as env:
+        observations: Any = env.observation_space
+        actions: Any = env.action_space
+        sizes = {f"{name}s": int(np.prod(space.shape)) for name, space in observations.spaces.items() if space.shape}
+        sizes[f"{task.action}_actions"] = int(actions.n if task.action == "discrete" else actions.shape[0])
+    return sizes
 
 
 def _by_spaces(
@@ -205,6 +229,8 @@ def _by_spaces(
             f"{source.name}: expected {task.observation} observations and {task.action} actions, as {name} has, got "
             f"{adapter}; name another --task"
         )
+    if task.adapter is not None and source.spaces[0] == task.adapter.space:
+        adapter = replace(adapter, entries=task.adapter.entries, starts=task.adapter.starts, space=task.adapter.space)
     if task.adapter is not None and task.adapter.rule != adapter.rule:
         raise DataError(
             f"{source.name}: expected the spaces of {name} ({task.adapter}), got others ({adapter}); name another "
