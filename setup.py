@@ -28,6 +28,7 @@ SIMULATORS = {
     "metaworld": ["metaworld>=3.1.1,<3.2"],
     "mujoco": ["mujoco>=3.3,<3.5", "imageio>=2.34"],  # from 3.5 on ant and standup no longer move as published
 }
+MINARI = ["minari[arrow,hdf5]>=0.5.4"]  # the release that is tested; older datasets are read by it
 VIDEO = ["imageio-ffmpeg>=0.6"]
 # accelerate: 1.2 lacks an argument that transformers' Trainer passes.
 # tensorboard: 2.19 imports pkg_resources, which setuptools no longer has.
@@ -140,10 +141,13 @@ setup(
         **SIMULATORS,
         "video": VIDEO,
         "train": TRAIN,
+        "minari": MINARI,
         "cuda": ["triton>=3.6"],
         "bench": BENCH,
         "peers": ["nncf>=3", "onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.5", "openvino>=2025.3"],
-        "all": sorted({package for packages in SIMULATORS.values() for package in packages} | {*VIDEO, *TRAIN, *BENCH}),
+        "all": sorted(
+            {package for packages in SIMULATORS.values() for package in packages} | {*VIDEO, *TRAIN, *MINARI, *BENCH}
+        ),
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
             "clang-format>=18",

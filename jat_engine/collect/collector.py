@@ -230,6 +230,11 @@ def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, set
     stored = Collection.read(path)
     if stored is None and path.exists():
         raise DataError(f"{path}: exists, but was not written by `jat-engine collect`; move it away")
+    if stored is not None and stored.imported is not None:
+        raise DataError(
+            f"{path}: expected episodes that were played here, got imported ones (from {stored.imported['source']}); "
+            "name another --output_dir, or delete the folder"
+        )
 
     if stored is not None and stored.num_episodes >= num_episodes:
         # Nothing will be played, so that the versions of simulators may differ.
