@@ -18,7 +18,7 @@ from ..keywords import did_you_mean
 
 if TYPE_CHECKING:
     from ..envs import Task
-    from ..envs.task import Observation
+    from ..envs.kinds import Observation
 
 LARGEST_SEED = 2**64 - 1
 """Largest seed that torch and all simulators take."""

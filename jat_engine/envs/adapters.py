@@ -22,8 +22,8 @@ import numpy as np
 
 from ..errors import InputError, SpaceError
 from .gray_stack import FrameStack, stack_space
+from .kinds import Action, Observation
 from .mission import Mission
-from .task import Action, Observation
 
 KINDS: tuple[Observation, ...] = get_args(Observation)
 """Kinds of observation, of which one may be given in place of the chosen one."""

@@ -222,7 +222,7 @@ def test_a_dict_of_the_environment_is_joined_in_its_order(tmp_path: Path, capsys
         assert run(source, *arguments, "--output_dir", tmp_path / "d") == 0
         assert "observations are taken as a, b, joined in this order" in capsys.readouterr().out
         assert rows(tmp_path / "d" / "test-room")[1]["discrete_observations"] == [[1, 2, 1]]
-        bad = save(tmp_path / "b.npz", d4rl(observations=observations + [0, 0, 2]))
+        bad = save(tmp_path / "b.npz", d4rl(observations=[*observations, 0, 0, 2]))
         line = refused(capsys, bad, *arguments, "--output_dir", tmp_path / "e")
         assert line.startswith(f"{bad}: episode 0, step 1 (element 2): observation: expected 0 to 2 after the start")
         bad = save(tmp_path / "c.npz", d4rl(observations=observations[:, :2]))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...envs import MissingSimulatorError, Task, TaskError
 from ...envs.actions import continuous_action, discrete_action
-from ...envs.registry import resolve
+from ...envs.build import resolve
 from ...errors import InputError
 from ...evaluation.random_policy import RandomPolicy, action_seed
 from .demonstration import Expert, ExpertError, ExpertLostError
