@@ -12,7 +12,7 @@ from ..evaluation import EpisodeResult, normalize, undefined_reason
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_display, require_simulators
 from ..evaluation.progress import play_episodes
-from ..evaluation.video import EpisodeVideo, check_video
+from ..evaluation.video import EpisodeVideo, check_video, frame_rate
 from .agent import check_source, load_agent, load_config
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
 from .report import milliseconds, number
@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
                 env,
                 arguments.num_episodes,
                 task=task,
-                on_frame=video.start(env.metadata.get("render_fps", 30)) if video else None,
+                on_frame=video.start(frame_rate(env)) if video else None,
                 **arguments.options,
             )
             for episode in episodes:

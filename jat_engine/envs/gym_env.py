@@ -7,6 +7,8 @@ from typing import Any
 import gymnasium as gym
 
 from ..errors import MissingSimulatorError, UnknownTaskError
+from .own_context import OwnContext
+from .rendering import import_mujoco, needs_opengl
 from .task import Task
 
 
@@ -25,8 +27,11 @@ def make(
         UnknownTaskError: Gymnasium has no such id.
         MissingSimulatorError: the environment needs a package that is not installed.
     """
+    is_mujoco = needs_opengl(task)
+    if is_mujoco:
+        import_mujoco()
     try:
-        return gym.make(
+        env = gym.make(
             task.env_id,
             render_mode=render_mode,
             max_episode_steps=max_episode_steps,
@@ -41,3 +46,4 @@ def make(
         ) from None
     except ModuleNotFoundError as error:
         raise UnknownTaskError(f"task: {task.name}: {error}") from None
+    return OwnContext(env) if is_mujoco else env
