@@ -43,8 +43,8 @@ _USAGE = f"""usage: jat-engine bench {{{",".join(SUITES)},all}} [options]
        jat-engine bench compare A.json B.json [--threshold SHARE]
 
   latency      one agent's step, and that of JatModel, the published package, torch.compile, ONNX Runtime and OpenVINO
-  loop         one agent at a fixed rate, as a robot calls it: p50 to p99.9, missed deadlines, with a busy neighbour too,
-               and with --task in the loop of your own environment
+  loop         one agent at a fixed rate, as a robot calls it: p50 to p99.9, missed deadlines, with a busy neighbour;
+               --task: in the loop of your own environment
   throughput   1 to 1024 agents in a step
   load         from the start of a process to its first action
   generate     text, by JatModel

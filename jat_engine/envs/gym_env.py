@@ -27,13 +27,14 @@ def make(
         UnknownTaskError: Gymnasium has no such id.
         MissingSimulatorError: the environment needs a package that is not installed.
     """
+    if render_mode is not None:  # an environment need not have this argument
+        options["render_mode"] = render_mode
     is_mujoco = needs_opengl(task)
     if is_mujoco:
         import_mujoco()
     try:
         env = gym.make(
             task.env_id,
-            render_mode=render_mode,
             max_episode_steps=max_episode_steps,
             disable_env_checker=True,
             **options,

@@ -38,8 +38,12 @@ def evaluation_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[
             raise
         raise RenderingError(
             f"{task.name}: expected an environment that can be made with render_mode={render_mode!r}, got "
-            f"{type(error).__name__}: {' '.join(str(error).split())}{_REMEDY}"
+            f"{_said(error)}{_REMEDY}"
         ) from error
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
 
 
 _REMEDY = "; let it render, or leave out --save_video, --video or --render"
@@ -57,10 +61,7 @@ def check_frame(task: Task) -> None:
             frame: Any = env.render()
             got = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else f"{frame!r:.80}"
         except Exception as error:  # of the environment: any class
-            raise RenderingError(
-                f"{task.name}: expected a frame from render(), got {type(error).__name__}: "
-                f"{' '.join(str(error).split())}{_REMEDY}"
-            ) from error
+            raise RenderingError(f"{task.name}: expected a frame from render(), got {_said(error)}{_REMEDY}") from error
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise RenderingError(
             f"{task.name}: expected a frame from render(), uint8 [height, width, 3], got {got}{_REMEDY}"
