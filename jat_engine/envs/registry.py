@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TaskError, UnknownTaskError
+from ..errors import MissingSimulatorError, TaskError, UnknownTaskError
 from ..keywords import did_you_mean
 from .domains import DOMAINS
 from .kinds import Observation, Success
@@ -195,7 +195,14 @@ def _complete(name: str, observation: Observation | None) -> Task:
     from .build import build
 
     row = _rows.get(name) or _gym_row(name)
-    with contextlib.closing(build(row.task)) as env:
+    try:
+        env = build(row.task)
+    except (TaskError, UnknownTaskError, MissingSimulatorError):
+        raise
+    except Exception as error:  # of the environment's own code
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise TaskError(f"{name}: expected an environment that can be made, got {reason}") from error
+    with contextlib.closing(env):
         spaces = env.observation_space, env.action_space
     wanted = observation or row.observation
     adapter, kind = None, own_kind(spaces[0])
