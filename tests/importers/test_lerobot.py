@@ -15,6 +15,8 @@ import pytest
 from jat_engine.cli import main
 from jat_engine.datasets.collection import Collection
 
+pytestmark = pytest.mark.versions
+
 LENGTHS = [4, 2, 6]
 FRAMES = sum(LENGTHS)
 EPISODES = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
