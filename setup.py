@@ -33,7 +33,7 @@ VIDEO = ["imageio-ffmpeg>=0.6"]
 # accelerate: 1.2 lacks an argument that transformers' Trainer passes.
 # tensorboard: 2.19 imports pkg_resources, which setuptools no longer has.
 BENCH = ["matplotlib>=3.9"]  # the first for numpy 2
-TRAIN = ["accelerate>=1.3", "datasets>=4.0", "pyarrow>=21", "tensorboard>=2.20"]
+TRAIN = ["accelerate>=1.3", "datasets>=4.0", *BENCH, "pyarrow>=21", "tensorboard>=2.20"]
 
 
 class CMakeBuild(build_ext):

@@ -34,7 +34,7 @@ from ..evaluation.environment import evaluation_env, require_simulators
 from ..evaluation.progress import play_episodes
 from ..evaluation.results import EVALUATIONS, RESULTS, default_folder, read_earlier, results_lock
 from ..evaluation.seeds import choose_seed, overlap_warning
-from ..evaluation.video import EpisodeVideo, check_video
+from ..evaluation.video import EpisodeVideo, check_video, frame_rate
 from .agent import (
     check_source,
     describe,
@@ -97,7 +97,10 @@ class EvalArguments(EpisodeArguments):
     @property
     def settings(self) -> dict[str, Any]:
         """Settings that all results of a folder have in common, apart from the checkpoint."""
-        return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps}
+        unpublished = {"temperature": None, "top_k": None, "action_clip": None, "use_action_mask": None}
+        return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps} | (
+            unpublished | self.choices
+        )
 
 
 def run(argv: Sequence[str]) -> int:
@@ -280,7 +283,7 @@ def evaluate_task(
                 arguments.num_episodes,
                 task=task,
                 position=1,
-                on_frame=None if recorder is None else recorder.start(env.metadata.get("render_fps", 30)),
+                on_frame=None if recorder is None else recorder.start(frame_rate(env)),
                 **arguments.options,
             ):
                 results.add(task, episode)
@@ -322,7 +325,7 @@ _PAUSE, _WRITE_SHARE = 5.0, 20
 
 def write_replay(results: Results) -> list[str]:
     """Write the grid with the videos of all tasks. Returns a message if that fails."""
-    videos = [results.folder / "videos" / f"{name}.mp4" for name in results.task_names()]
+    videos = [results.folder / "videos" / f"{task.folder_name}.mp4" for task in results.tasks().values()]
     videos = [path for path in videos if path.exists()]
     if not videos:
         return []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from ..evaluation.random_policy import RANDOM_EPISODES
 from .arguments import TaskArguments, note, parse
 from .report import mean_std, print_table
 
@@ -45,6 +46,10 @@ class ImportArguments:
     test_fraction: float = field(default=0.1, metadata={"help": "share of the episodes for the split `test`"})
     seed: int = field(default=0, metadata={"help": "seed of the choice of splits"})
     max_episodes: int | None = field(default=None, metadata={"help": "import only the first episodes"})
+    random_episodes: int = field(
+        default=RANDOM_EPISODES,
+        metadata={"help": "episodes of the random policy, whose return is stored with a task that is not published"},
+    )
 
 
 def run(argv: Sequence[str]) -> int:
@@ -79,6 +84,7 @@ def run(argv: Sequence[str]) -> int:
             test_fraction=arguments.test_fraction,
             seed=arguments.seed,
             max_episodes=arguments.max_episodes,
+            random_episodes=arguments.random_episodes,
             on_episode=count,
         )
     _print(source, imported)

@@ -43,7 +43,7 @@ one was executed instead. What is stored is always the expert's action. A "-" is
 | task | train | test | steps | return | success | expert | random | normalised | noise | seeds |
 |---|---|---|---|---|---|---|---|---|---|---|
 {rows}
-
+{own}
 ## Experts
 
 | expert | tasks |
@@ -54,6 +54,17 @@ one was executed instead. What is stored is always the expert's action. A "-" is
 
 {versions}
 """
+
+_OWN = """
+These tasks are not published. *Rule* says how the environment's observations and actions were converted; *module*
+registers the task. *Random* and *expert* are measured returns, the latter of stored episodes without noise.
+
+| task | observation | action | rule | module | random | expert |
+|---|---|---|---|---|---|---|
+{rows}
+"""
+
+_KINDS = ("observation", "action")
 
 _AGAIN = """
 Collect them again: `jat-engine collect --tasks {task} --num_episodes {episodes} --seed {seed}{flags}
@@ -134,6 +145,7 @@ def card(name: str, stored: list[Collection]) -> str:
         configs=[_config(collection) for collection in stored],
     )
 
+    own = [collection for collection in stored if collection.task_rule is not None]
     tried = any(collection.successes is not None for collection in stored)
     kept = any(collection.settings["keep_failures"] for collection in played)
     failures = "; failures are stored as well" if tried and kept else "; only those are stored" if tried else ""
@@ -147,11 +159,50 @@ def card(name: str, stored: list[Collection]) -> str:
         again=_again(played[0]) if played else "",
         failures=failures,
         rows="\n".join(map(_row, stored)),
+        own=_OWN.format(rows="\n".join(map(_own_row, own))) if own else "",
         experts="\n".join(_experts(stored)),
         sources=_SOURCES.format(rows="\n".join(map(_source, imported))) if imported else "",
         versions="\n".join(_versions(stored)),
     )
     return f"---\n{data.to_yaml()}\n---\n{body}"
+
+
+def _flags(collection: Collection) -> str:
+    settings = collection.settings
+    module = (collection.task_rule or {}).get("module")
+    flags = {
+        "task_module": module,
+        "expert": settings.get("expert"),
+        "noise": f"{settings['noise']:g}" if settings["noise"] else None,
+    }
+    switches = {"trust_expert": "expert_sha256" in settings, "keep_failures": settings["keep_failures"]}
+    return "".join(
+        [
+            *(f" --{name} {value}" for name, value in flags.items() if value),
+            *(f" --{name}" for name, is_on in switches.items() if is_on),
+        ]
+    )
+
+
+def _own_row(collection: Collection) -> str:
+    """Return a task's row of the table of tasks that are not published."""
+    rule = collection.task_rule or {}
+    adapter = {name: value for name, value in (rule.get("adapter") or {}).items() if name not in _KINDS}
+    cells = [
+        collection.task,
+        *(str(rule.get(name, "-")) for name in _KINDS),
+        "; ".join(f"{name} {value}" for name, value in adapter.items()) or "none",
+        rule.get("module") or "-",
+        *(_measured(collection.scores.get(name)) for name in ("random", "expert")),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _measured(score: Mapping[str, float] | None) -> str:
+    if score is None:
+        return "-"
+    episodes = f" ({score['episodes']:.0f} episodes)" if "episodes" in score else ""
+    return f"{score['mean']:.2f} ± {score['std']:.2f}{episodes}"
 
 
 def _tasks(stored: list[Collection]) -> str:
@@ -179,13 +230,8 @@ def _again(collection: Collection) -> str:
         task=collection.task,
         episodes=collection.num_episodes,
         seed=collection.settings["seed"],
-        flags=_flags(collection.settings),
+        flags=_flags(collection),
     )
-
-
-def _flags(settings: Mapping[str, Any]) -> str:
-    noise = f" --noise {settings['noise']:g}" if settings["noise"] else ""
-    return noise + (" --keep_failures" if settings["keep_failures"] else "")
 
 
 def _config(collection: Collection) -> dict[str, Any]:
@@ -246,8 +292,14 @@ def _plus_minus(mean: float, std: float | None) -> str:
 def _experts(stored: list[Collection]) -> list[str]:
     tasks: dict[str, list[str]] = {}
     for collection in stored:
-        tasks.setdefault(collection.expert, []).append(collection.task)
-    return [f"| {expert} | {', '.join(names)} |" for expert, names in tasks.items()]
+        given = collection.settings.get("expert")
+        tasks.setdefault(f"{collection.expert} (`{given}`)" if given else collection.expert, []).append(collection.task)
+    return [f"| {_cell(expert)} | {', '.join(names)} |" for expert, names in tasks.items()]
+
+
+def _cell(text: str) -> str:
+    """Return a text as it is written in a cell of a table."""
+    return text.replace("|", "\\|")
 
 
 def _versions(stored: list[Collection]) -> list[str]:

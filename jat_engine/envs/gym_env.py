@@ -7,6 +7,8 @@ from typing import Any
 import gymnasium as gym
 
 from ..errors import MissingSimulatorError, UnknownTaskError
+from .own_context import OwnContext
+from .rendering import import_mujoco, needs_opengl
 from .task import Task
 
 
@@ -27,8 +29,11 @@ def make(
     """
     if render_mode is not None:  # an environment need not have this argument
         options["render_mode"] = render_mode
+    is_mujoco = needs_opengl(task)
+    if is_mujoco:
+        import_mujoco()
     try:
-        return gym.make(
+        env = gym.make(
             task.env_id,
             max_episode_steps=max_episode_steps,
             disable_env_checker=True,
@@ -42,3 +47,4 @@ def make(
         ) from None
     except ModuleNotFoundError as error:
         raise UnknownTaskError(f"task: {task.name}: {error}") from None
+    return OwnContext(env) if is_mujoco else env

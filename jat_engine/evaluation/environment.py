@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..envs import MissingSimulatorError, Task, check_rendering, get_domain, make
+from ..errors import RenderingError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -20,11 +24,48 @@ def evaluation_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[
 
     Raises:
         MissingSimulatorError: the simulator is not installed.
+        RenderingError: the environment of a task that is not published cannot be built with that render mode.
     """
     options = dict(get_domain(task.domain).evaluation_options)
     if render_mode is not None:
         options["render_mode"] = render_mode
-    return make(task, **options)
+    try:
+        return make(task, **options)
+    except (MissingSimulatorError, RenderingError):
+        raise
+    except Exception as error:  # of the environment: one without a render mode may raise any class
+        if render_mode is None or task.published_env_id:
+            raise
+        raise RenderingError(
+            f"{task.name}: expected an environment that can be made with render_mode={render_mode!r}, got "
+            f"{_said(error)}{_REMEDY}"
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+
+
+_REMEDY = "; let it render, or leave out --save_video, --video or --render"
+
+
+def check_frame(task: Task) -> None:
+    """Render the first frame of a task.
+
+    Raises:
+        RenderingError: the environment renders none.
+    """
+    with contextlib.closing(evaluation_env(task, "rgb_array")) as env:
+        try:
+            env.reset(seed=0)
+            frame: Any = env.render()
+            got = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else f"{frame!r:.80}"
+        except Exception as error:  # of the environment: any class
+            raise RenderingError(f"{task.name}: expected a frame from render(), got {_said(error)}{_REMEDY}") from error
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise RenderingError(
+            f"{task.name}: expected a frame from render(), uint8 [height, width, 3], got {got}{_REMEDY}"
+        )
 
 
 def missing_simulators(tasks: Iterable[Task], render: bool = False) -> dict[str, str]:
@@ -43,7 +84,10 @@ def missing_simulators(tasks: Iterable[Task], render: bool = False) -> dict[str,
     missing: dict[str, str] = {}
     for task in {task.domain if task.published_env_id else task.name: task for task in tasks}.values():
         try:
-            evaluation_env(task, "rgb_array" if render else None).close()
+            if render and not task.published_env_id:
+                check_frame(task)
+            else:
+                evaluation_env(task, "rgb_array" if render else None).close()
         except MissingSimulatorError as error:
             missing[task.domain] = str(error)
     return missing

@@ -113,7 +113,8 @@ def test_episodes_are_those_of_the_table(suffix: str, tmp_path: Path, capsys: py
     assert collection is not None
     returns = [float(REWARDS[number == EPISODES].sum()) for number in range(4)]
     assert (collection.returns, collection.lengths, collection.seeds) == (returns, LENGTHS, [])
-    assert collection.scores == {"expert": {"mean": np.mean(returns), "std": np.std(returns)}}
+    assert collection.scores["expert"] == {"mean": np.mean(returns), "std": np.std(returns)}
+    assert 9 < collection.scores["random"]["mean"] < 40
     assert sorted(collection.splits) == ["test", "train", "train", "train"]
     assert collection.task_rule is not None
     assert collection.task_rule["adapter"]["size"] == 4
@@ -212,6 +213,10 @@ def test_a_dict_of_the_environment_is_joined_in_its_order(tmp_path: Path, capsys
         "class Room(gymnasium.Env):\n"
         "    observation_space = spaces.Dict({'b': spaces.Discrete(3, start=1), 'a': spaces.MultiDiscrete([9, 9])})\n"
         "    action_space = spaces.Discrete(2)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        return {'b': 1, 'a': [0, 0]}, {}\n"
+        "    def step(self, action):\n"
+        "        return {'b': 1, 'a': [0, 0]}, 2.0, True, False, {}\n"
         "register_task('test-room', Room)\n"
     )
     observations = np.stack([EPISODES, EPISODES + 1, 1 + ACTIONS], axis=1)
@@ -222,6 +227,9 @@ def test_a_dict_of_the_environment_is_joined_in_its_order(tmp_path: Path, capsys
         assert run(source, *arguments, "--output_dir", tmp_path / "d") == 0
         assert "observations are taken as a, b, joined in this order" in capsys.readouterr().out
         assert rows(tmp_path / "d" / "test-room")[1]["discrete_observations"] == [[1, 2, 1]]
+        collection = Collection.read(tmp_path / "d" / "test-room")
+        assert collection is not None
+        assert collection.scores["random"]["mean"] == 2.0
         bad = save(tmp_path / "b.npz", d4rl(observations=observations + np.array([0, 0, 2])))
         line = refused(capsys, bad, *arguments, "--output_dir", tmp_path / "e")
         assert line.startswith(f"{bad}: episode 0, step 1 (element 2): observation: expected 0 to 2 after the start")

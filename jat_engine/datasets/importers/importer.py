@@ -17,9 +17,10 @@ from ... import __version__
 from ...atomic_io import check_writable, naming
 from ...envs import TASKS, Task, get_task, make
 from ...envs.adapters import choose_adapter, own_action, own_kind
+from ...envs.kinds import Observation
 from ...envs.registry import domain_names, registered_names
-from ...envs.task import Observation, Score
 from ...errors import DataError, MissingSimulatorError, SpaceError, UnknownTaskError
+from ...evaluation.random_policy import RANDOM_EPISODES, measure_random
 from ...keywords import did_you_mean
 from ..card import check_card, write_card
 from ..collection import Collection, choose_splits, digest, stored_task
@@ -62,7 +63,7 @@ def import_demonstrations(
     test_fraction: float = 0.1,
     seed: int = 0,
     max_episodes: int | None = None,
-    measure_random: Callable[[Task], Score | None] | None = None,
+    random_episodes: int = RANDOM_EPISODES,
     on_episode: Callable[[int, int], None] | None = None,
 ) -> Imported:
     """Import demonstrations as one task of a dataset that `jat-engine train` and `datasets.load_dataset` read.
@@ -77,8 +78,8 @@ def import_demonstrations(
         test_fraction: share of the episodes in the test split, at least one of two or more; 0 for no test split.
         seed: of the choice of splits.
         max_episodes: import the first episodes only.
-        measure_random: returns the score of a random policy, to store it with the task; called once, for a task that
-            can be played.
+        random_episodes: episodes of the random policy, whose return is stored with a task that can be played and is
+            not published; 0 for none.
         on_episode: called after each episode with its number, from 1, and the number of its steps.
 
     Returns:
@@ -121,7 +122,7 @@ def import_demonstrations(
         try:
             with tempfile.TemporaryDirectory(prefix="import-", dir=folder / _INCOMPLETE) as work:
                 taken = _take(chain([first], episodes), Path(work) / "episodes", known, conversion, on_episode)
-                scores = _scores(known, taken, measure_random)
+                scores = _scores(known, taken, random_episodes)
                 new = Path(work) / "task"
                 new.mkdir()
                 collection = _write(new, known, source, taken, scores, test_fraction, seed, max_episodes)
@@ -306,18 +307,15 @@ def _take(
     return taken
 
 
-def _scores(
-    task: Task, taken: _Taken, measure_random: Callable[[Task], Score | None] | None
-) -> dict[str, dict[str, Any]]:
+def _scores(task: Task, taken: _Taken, random_episodes: int) -> dict[str, dict[str, Any]]:
     """Return the returns that normalise a task's scores: of the imported episodes, and of a random policy."""
     if task.name in TASKS or not taken.has_rewards:
         return {}
     scores: dict[str, dict[str, Any]] = {
         "expert": {"mean": float(np.mean(taken.returns)), "std": float(np.std(taken.returns))}
     }
-    random = measure_random(task) if measure_random is not None and task.maker is not None else None
-    if random is not None:
-        scores["random"] = {"mean": random.mean, "std": random.std}
+    if random_episodes and task.maker is not None:
+        scores["random"] = measure_random(task, random_episodes)
     return scores
 
 
