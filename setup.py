@@ -28,6 +28,7 @@ SIMULATORS = {
     "metaworld": ["metaworld>=3.1.1,<3.2"],
     "mujoco": ["mujoco>=3.3,<3.5", "imageio>=2.34"],  # from 3.5 on ant and standup no longer move as published
 }
+SB3 = ["stable-baselines3>=2.9"]  # the release that is tested
 MINARI = ["minari[arrow,hdf5]>=0.5.4"]  # the release that is tested; older datasets are read by it
 VIDEO = ["imageio-ffmpeg>=0.6"]
 # accelerate: 1.2 lacks an argument that transformers' Trainer passes.
@@ -142,6 +143,7 @@ setup(
         "video": VIDEO,
         "train": TRAIN,
         "minari": MINARI,
+        "sb3": SB3,
         "cuda": ["triton>=3.6"],
         "bench": BENCH,
         "peers": ["nncf>=3", "onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.5", "openvino>=2025.3"],
@@ -150,6 +152,7 @@ setup(
         ),
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
+            *SB3,
             "clang-format>=18",
             "cmake>=3.24",
             "hypothesis>=6",

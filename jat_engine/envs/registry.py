@@ -76,7 +76,8 @@ def register_task(
 
     Args:
         name: letters, digits, ".", "_" and "-".
-        maker: function that makes the environment, or its address, "package.module:function". It is called without
+        maker: function that makes the environment, or its address, "package.module:function"; processes that collect
+            need one that pickles, so no lambda and no function within another. It is called without
             arguments, and with those of `render_mode`, `max_episode_steps` and its own keywords that `make` is given.
         observation: kind to convert observations to, in place of the chosen one: "continuous", "discrete",
             "discrete+text" or "image".

@@ -15,6 +15,8 @@ import pytest
 from jat_engine.cli import main
 from jat_engine.datasets.collection import Collection
 
+pytestmark = pytest.mark.versions
+
 LENGTHS = [4, 2, 6]
 FRAMES = sum(LENGTHS)
 EPISODES = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
@@ -146,7 +148,7 @@ def test_states_actions_and_rewards_are_imported_and_the_rest_is_told(
         "image observation.wrist",
         "column observation.environment_state",
         "column next.done",
-        "language instructions (1 of tasks)",
+        "language instructions (1 different)",
         "timestamps (50 frames a second)",
     ):
         assert words in output

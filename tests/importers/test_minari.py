@@ -15,7 +15,10 @@ from jat_engine.datasets.collection import Collection
 from jat_engine.envs.adapters import choose_adapter
 
 minari = pytest.importorskip("minari", reason="Minari is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")  # it recommends to name authors
+pytestmark = [
+    pytest.mark.versions,
+    pytest.mark.filterwarnings("ignore::UserWarning:minari"),  # it recommends to name authors
+]
 
 
 @pytest.fixture(autouse=True)

@@ -213,6 +213,10 @@ def test_a_dict_of_the_environment_is_joined_in_its_order(tmp_path: Path, capsys
         "class Room(gymnasium.Env):\n"
         "    observation_space = spaces.Dict({'b': spaces.Discrete(3, start=1), 'a': spaces.MultiDiscrete([9, 9])})\n"
         "    action_space = spaces.Discrete(2)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        return {'b': 1, 'a': [0, 0]}, {}\n"
+        "    def step(self, action):\n"
+        "        return {'b': 1, 'a': [0, 0]}, 2.0, True, False, {}\n"
         "register_task('test-room', Room)\n"
     )
     observations = np.stack([EPISODES, EPISODES + 1, 1 + ACTIONS], axis=1)
@@ -223,7 +227,10 @@ def test_a_dict_of_the_environment_is_joined_in_its_order(tmp_path: Path, capsys
         assert run(source, *arguments, "--output_dir", tmp_path / "d") == 0
         assert "observations are taken as a, b, joined in this order" in capsys.readouterr().out
         assert rows(tmp_path / "d" / "test-room")[1]["discrete_observations"] == [[1, 2, 1]]
-        bad = save(tmp_path / "b.npz", d4rl(observations=[*observations, 0, 0, 2]))
+        collection = Collection.read(tmp_path / "d" / "test-room")
+        assert collection is not None
+        assert collection.scores["random"]["mean"] == 2.0
+        bad = save(tmp_path / "b.npz", d4rl(observations=observations + np.array([0, 0, 2])))
         line = refused(capsys, bad, *arguments, "--output_dir", tmp_path / "e")
         assert line.startswith(f"{bad}: episode 0, step 1 (element 2): observation: expected 0 to 2 after the start")
         bad = save(tmp_path / "c.npz", d4rl(observations=observations[:, :2]))
@@ -243,7 +250,9 @@ def test_the_end_of_an_unfinished_episode_is_left_out(tmp_path: Path, capsys: py
     arrays = d4rl(timeouts=np.where(EPISODES == 3, False, d4rl()["timeouts"]))
     assert run(save(tmp_path / "a.npz", arrays), "--task", "cart", "--output_dir", tmp_path / "d") == 0
     assert len(rows(tmp_path / "d" / "cart")) == 3
-    assert "the last 4 steps belong to an episode that does not end, and are left out" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "no task is named cart: it can be trained on, and played once --task_module registers it" in output
+    assert "the last 4 steps belong to an episode that does not end, and are left out" in output
 
 
 def test_a_published_task_has_its_own_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,9 +17,10 @@ from ...atomic_io import check_writable, naming
 from ...envs import Task, get_task, make
 from ...envs.adapters import choose_adapter, own_action, own_kind
 from ...envs.kinds import Action, Observation, usual_window
-from ...envs.registry import GYM, is_free
+from ...envs.registry import GYM, is_free, registered_names
 from ...errors import DataError, MissingSimulatorError, SpaceError, UnknownTaskError
 from ...evaluation.random_policy import RANDOM_EPISODES, measure_random, score
+from ...keywords import did_you_mean
 from ..card import check_card, write_card
 from ..collection import Collection, choose_splits, digest, stored_task
 from ..parquet import RowWriter, ShardWriter, episode_row, read_rows, schema
@@ -172,8 +173,14 @@ def find_task(
         task, conversion = _unplayable(name, kind, action), Conversion(kind, action, None, spaces=False)
 
     notes = []
-    if known is None:
+    if known is None and name.startswith(GYM):
         notes.append(f"{name} can be trained on and not played: {reason}")
+    elif known is None:
+        near = did_you_mean(name, registered_names(), cutoff=0.8)
+        notes.append(
+            f"no task is named {name}: it can be trained on, and played once --task_module registers it"
+            + (f"; {near}" if near else "")
+        )
     elif conversion.adapter is None or known.adapter is None:
         try:
             conversion.sizes = environment_sizes(known)

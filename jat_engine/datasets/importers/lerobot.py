@@ -104,7 +104,7 @@ def _dropped(features: Mapping[str, Any], used: list[str], info: Mapping[str, An
         if feature.get("dtype") in _FILMED:
             words.append(f"{feature['dtype']} {name}")
         elif name == "task_index":
-            words.append(f"language instructions ({info.get('total_tasks', 'some')} of tasks)")
+            words.append(f"language instructions ({info.get('total_tasks', 'some')} different)")
         else:
             words.append(f"column {name}")
     if info.get("fps"):
