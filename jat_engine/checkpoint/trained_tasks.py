@@ -134,6 +134,26 @@ def join_earlier(tasks: Iterable[TrainedTask], earlier: Iterable[TrainedTask]) -
     return list(joined.values())
 
 
+def seed_runs(seeds: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the first and the last seed of each run of demonstrations.
+
+    A gap is within a run up to `_LONGEST_GAP`: attempts that failed leave many, and are not stored.
+
+    Args:
+        seeds: of the demonstrations, in any order.
+    """
+    runs: list[tuple[int, int]] = []
+    for seed in sorted(seeds):
+        if runs and seed - runs[-1][1] <= _LONGEST_GAP:
+            runs[-1] = runs[-1][0], seed
+        else:
+            runs.append((seed, seed))
+    return runs
+
+
+_LONGEST_GAP = 1000
+
+
 def trained_task(
     task: Task, seeds: Iterable[tuple[int, int]] = (), stored_rule: Mapping[str, Any] | None = None
 ) -> TrainedTask:

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import constants
 from tqdm import tqdm
 
-from ..checkpoint.trained_tasks import TrainedTask, join_earlier, read_trained_tasks, trained_task
+from ..checkpoint.trained_tasks import TrainedTask, join_earlier, read_trained_tasks, seed_runs, trained_task
 from ..datasets.collection import Collection
 from ..datasets.stored_tasks import check_rule, task_of_folder
 from ..envs import MissingSimulatorError, Task, UnknownTaskError
@@ -322,7 +322,7 @@ def trained_tasks(
         described = Collection.read(folder) if folder.is_dir() else None
         seeds = described.seeds if described is not None else []
         rule = described.task_rule if described is not None else None
-        found.append(trained_task(task, [(min(seeds), max(seeds))] if seeds else [], rule))
+        found.append(trained_task(task, seed_runs(seeds), rule))
     return join_earlier(found, read_trained_tasks(source, {"cache_dir": cache_dir}) if source else [])
 
 

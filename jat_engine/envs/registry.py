@@ -103,8 +103,13 @@ def register_task(
         raise TaskError(f"name: expected letters, digits, '.', '_' and '-', got {name!r:.80}")
     if not callable(maker) and not (isinstance(maker, str) and re.fullmatch(r"[\w.]+:[\w.]+", maker)):
         raise TaskError(f"{name}: maker: expected a function or its address 'package.module:function', got {maker!r}")
-    if name in ("all", *DOMAINS) or not _NAME.fullmatch(domain) or domain in ("all", *DOMAINS):
-        raise TaskError(f"{name}: expected a name and a domain other than all, {', '.join(DOMAINS)}, got {domain!r}")
+    if name in ("all", *DOMAINS):
+        raise TaskError(f"name: expected another than all, {', '.join(DOMAINS)}, which stand for tasks, got {name!r}")
+    if not isinstance(domain, str) or not _NAME.fullmatch(domain) or domain in ("all", *DOMAINS):
+        raise TaskError(
+            f"{name}: domain: expected letters, digits, '.', '_' and '-', and none of all, {', '.join(DOMAINS)}, got "
+            f"{domain!r:.80}"
+        )
     if observation not in (None, *OBSERVATIONS):
         raise TaskError(f"{name}: observation: expected one of {', '.join(OBSERVATIONS)}, got {observation!r}")
     if context_window is not None and not (isinstance(context_window, int) and context_window >= 1):
