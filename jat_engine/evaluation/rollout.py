@@ -101,7 +101,7 @@ def run_episode(
         ValueError: `max_steps` is less than 1, or the environment renders no frames for `on_frame`.
 
     Example:
-        >>> task = TASKS["babyai-go-to-obj"]
+        >>> task = get_task("babyai-go-to-obj")
         >>> engine, env = JatEngine.from_pretrained("jat-mini"), make(task.name)
         >>> episode = run_episode(engine, None, env, task=task, seed=0, deterministic=True)
         >>> episode.length == len(episode.latencies_us)
@@ -188,7 +188,7 @@ def run_episodes(
         ValueError: `num_episodes` is less than 1.
 
     Example:
-        >>> task = TASKS["babyai-go-to-obj"]
+        >>> task = get_task("babyai-go-to-obj")
         >>> engine, env = JatEngine.from_pretrained("jat-mini"), make(task.name)
         >>> [episode.seed for episode in run_episodes(engine, None, env, 3, task=task, seed=5)]
         [5, 6, 7]
