@@ -16,7 +16,7 @@ from jat_engine import cli
 from jat_engine.backends import choose_backend
 from jat_engine.cli import main
 from jat_engine.cli.demo import DEMO_TASKS
-from jat_engine.envs import TASKS, MissingSimulatorError
+from jat_engine.envs import TASKS, MissingSimulatorError, Task
 from jat_engine.evaluation.video import read_video
 
 
@@ -390,10 +390,10 @@ def test_tasks_check_tells_ok_missing_and_failed(
     assert "2 ok" in capsys.readouterr().out
     make = tasks.make
 
-    def lacking(name: str, **options: Any) -> Any:
-        if name == "mujoco-pendulum":
+    def lacking(task: Task, **options: Any) -> Any:
+        if task.name == "mujoco-pendulum":
             raise MissingSimulatorError("pip install 'jat-engine[mujoco]'")
-        return make(name, **options)
+        return make(task, **options)
 
     monkeypatch.setattr(tasks, "make", lacking)
     assert main(["tasks", "--check", "--search", "pendulum", "--json"]) == 0
