@@ -158,13 +158,15 @@ def _read_bounds(action_space: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the bounds of a Box, float32 [A] each, rounded inwards so that a clipped action is in the Box."""
     expected = f"an action_space with low <= high of shape ({size},)"
     try:
-        given = [np.asarray(bound) for bound in (action_space.low, action_space.high)]
-        low, high = (np.broadcast_to(bound.astype(np.float64), (size,)) for bound in given)
+        given = [np.broadcast_to(np.asarray(bound), (size,)) for bound in (action_space.low, action_space.high)]
+        low, high = given if given[0].dtype == given[1].dtype == np.float32 else (b.astype(np.float64) for b in given)
     except (AttributeError, TypeError, ValueError):
         raise InputError(f"action_clip: expected {expected}, got {action_space!r:.80}") from None
     if not (low <= high).all():  # also false for NaN
         raise InputError(f"action_clip: expected {expected}, got low={low.tolist()!r:.80}, high={high.tolist()!r:.80}")
 
+    if low.dtype == np.float32:  # the usual case
+        return low, high
     with np.errstate(all="ignore"):  # a caller may have set numpy to raise at overflow and underflow
         lower, upper = low.astype(np.float32), high.astype(np.float32)
         lower = np.where(lower < low, np.nextafter(lower, np.float32(np.inf)), lower)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -17,7 +18,7 @@ from ..keywords import did_you_mean
 
 if TYPE_CHECKING:
     from ..envs import Task
-    from ..envs.task import Observation
+    from ..envs.kinds import Observation
 
 LARGEST_SEED = 2**64 - 1
 """Largest seed that torch and all simulators take."""
@@ -71,8 +72,7 @@ class TaskArguments:
         from ..envs import load_task_module
 
         if self.task_module is not None:
-            if str(Path.cwd()) not in sys.path:  # a console script does not have it
-                sys.path.append(str(Path.cwd()))
+            find_current_folder()
             load_task_module(self.task_module)
 
     def find(self, names: Sequence[str]) -> list[Task]:
@@ -107,6 +107,12 @@ class TaskArguments:
         return tasks[0]
 
 
+def find_current_folder() -> None:
+    """Let modules of the current folder be imported, here and in worker processes; a console script does not."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+
+
 @dataclass
 class EpisodeArguments:
     """Arguments for playing episodes."""
@@ -125,7 +131,10 @@ class EpisodeArguments:
     top_k: int | None = field(default=None, metadata={"help": "sample among this number of the likeliest actions"})
     action_clip: str | None = field(
         default=None,
-        metadata={"help": "box: clip continuous actions to the action space; published: not clipped", "choices": ["box"]},
+        metadata={
+            "help": "box: clip continuous actions to the action space",
+            "choices": ["box"],
+        },
     )
     use_action_mask: bool = field(
         default=False, metadata={"help": 'choose among the actions that the environment\'s info["action_mask"] allows'}
@@ -164,12 +173,30 @@ class EpisodeArguments:
         return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, False)}
 
 
+@dataclass(frozen=True)
+class HelpLayout:
+    """Layout of the help of a command with very many flags. Flags that it does not name come first.
+
+    Attributes:
+        usage: the line of usage.
+        sections: title -> flag -> metavar and help, for flags that `--help` lists after the first ones.
+        rest: flag -> help, for flags that only `--help-all` lists; None keeps the flag's own help.
+        rest_title: title of these.
+    """
+
+    usage: str
+    sections: Mapping[str, Mapping[str, tuple[str, str]]]
+    rest: Mapping[str, str | None]
+    rest_title: str
+
+
 def parse(
     command: str,
     description: str,
     types: Sequence[Any],
     argv: Sequence[str],
     positional: Mapping[str, str] | None = None,
+    layout: HelpLayout | None = None,
 ) -> tuple[Any, ...]:
     """Parse a command line into one instance of each dataclass. Flags may be written with `_` or `-`.
 
@@ -182,6 +209,7 @@ def parse(
         types: dataclasses whose fields are the flags.
         argv: the arguments.
         positional: name -> help of arguments without a flag.
+        layout: of the help, if `--help` shall not list all flags.
 
     Returns:
         The instances, in the order of `types`. With `positional`, a namespace with those values comes last.
@@ -190,7 +218,14 @@ def parse(
         ValueError: the JSON file does not hold an object.
         SystemExit: after `--help`, and for wrong arguments.
     """
-    parser = _Parser(list(types), prog=f"jat-engine {command}", description=description, allow_abbrev=False)
+    parser = _Parser(
+        list(types),
+        prog=f"jat-engine {command}",
+        description=description,
+        allow_abbrev=False,
+        layout=layout,
+        show_all=_HELP_ALL in map(_with_underscores, argv),
+    )
     for name, text in (positional or {}).items():
         parser.add_argument(name, metavar=name.upper(), help=text)
 
@@ -201,23 +236,88 @@ def parse(
         except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{argv[0]}: expected a JSON object of arguments, got {error}") from None
 
+    written = {_with_underscores(_expand_home(text)): text for text in argv}
     *parsed, unknown = parser.parse_args_into_dataclasses(
-        [_expand_home(text) for text in argv], return_remaining_strings=True, look_for_args_file=False
+        [_with_underscores(_expand_home(text)) for text in argv],
+        return_remaining_strings=True,
+        look_for_args_file=False,
     )
     if unknown:
         flags = [f"--{item.name}" for cls in types for item in fields(cls)]
-        hint = did_you_mean(unknown[0].partition("=")[0].replace("-", "_").replace("__", "--", 1), flags)
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{'; ' if hint else ''}{hint}")
+        hint = did_you_mean(unknown[0].partition("=")[0], flags)
+        shown = " ".join(written.get(text, text) for text in unknown)
+        parser.error(f"unrecognized arguments: {shown}{'; ' if hint else ''}{hint}")
     return tuple(parsed)
 
 
 class _Parser(HfArgumentParser):
-    """Parser whose errors are one line, as all errors of `jat-engine` are."""
+    """Parser whose errors are one line, as all errors of `jat-engine` are, and whose help can have a layout."""
+
+    def __init__(self, types: list[Any], *, layout: HelpLayout | None, show_all: bool, **options: Any) -> None:
+        self._layout, self._show_all = layout, show_all
+        self._groups: dict[str, Any] = {}
+        if layout is not None:
+            options["usage"] = layout.usage
+            options["description"] += f" {_HELP_ALL} also lists {layout.rest_title}."
+        super().__init__(types, formatter_class=argparse.HelpFormatter, **options)
+        if layout is not None:
+            self.add_argument(_HELP_ALL, action="help", help=argparse.SUPPRESS)
+
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        """Add an argument in the section of the help that it belongs to, with its default in the help if it has one.
+
+        Args:
+            names: as in argparse. Of a flag that may be written with `_` or `-` only the first spelling is shown.
+            options: as in argparse.
+        """
+        flag = str(options.get("dest") or names[0]).removeprefix("--")
+        if names[0].startswith("--"):
+            names = (_with_underscores(names[0]),)
+        section: Any = super()
+        if self._layout is not None and options.get("help") is not argparse.SUPPRESS:
+            for title, flags in self._layout.sections.items():
+                if flag in flags:
+                    metavar, options["help"] = flags[flag]
+                    if "action" not in options:
+                        options["metavar"] = metavar
+                    section = self._group(title)
+            if flag in self._layout.rest and self._show_all:
+                options["help"] = self._layout.rest[flag] or options.get("help")
+                section = self._group(self._layout.rest_title)
+            elif flag in self._layout.rest:
+                options["help"] = argparse.SUPPRESS
+
+        text, default = options.get("help"), options.get("default")
+        has_default = not (default is None or default is False or default in ([], "", argparse.SUPPRESS))
+        if text and text is not argparse.SUPPRESS and has_default:
+            options["help"] = f"{text} (default: %(default)s)"
+        return section.add_argument(*names, **options)
+
+    def _group(self, title: str) -> Any:
+        """Return a section of the help. All are made at once, so that they come in their order."""
+        assert self._layout is not None, "only a layout has sections"
+        if not self._groups:
+            for each in (*self._layout.sections, self._layout.rest_title):
+                self._groups[each] = self.add_argument_group(each)
+        return self._groups[title]
 
     def error(self, message: str) -> NoReturn:
         """Print an error, and exit with code 2."""
-        note(f"jat-engine: error: {message} (`{self.prog} --help` lists all flags)")
+        flag = "--help" if self._layout is None else "--help-all"
+        note(f"jat-engine: error: {message} (`{self.prog} {flag}` lists all flags)")
         sys.exit(2)
+
+
+_HELP_ALL = "--help-all"
+
+
+def _with_underscores(argument: str) -> str:
+    """Return an argument with `_` for each `-` within the name of its flag. What is not a flag stays as it is."""
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--"):
+        return argument
+    name = f"--{name[2:].replace('-', '_')}"
+    return _HELP_ALL if name == "--help_all" else f"{name}{equals}{value}"
 
 
 def _expand_home(argument: str) -> str:

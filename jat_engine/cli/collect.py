@@ -12,9 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ..collect.experts import EXPERT_TASKS
-from ..envs import TASKS, expand_tasks
+from ..envs import TASKS, Task, expand_tasks
 from ..evaluation import normalize
-from .arguments import note, parse
+from ..evaluation.random_policy import RANDOM_EPISODES
+from .arguments import TaskArguments, find_current_folder, note, parse
 from .report import mean_std, number, print_table
 
 if TYPE_CHECKING:
@@ -28,10 +29,24 @@ class CollectArguments:
     """Arguments of `jat-engine collect`."""
 
     tasks: list[str] = field(
-        metadata={"help": "tasks, domains (atari babyai metaworld mujoco) or all; tasks without an expert are left out"}
+        metadata={
+            "help": "tasks, domains (atari babyai metaworld mujoco) or all; gym:<id> is an environment of Gymnasium. "
+            "Without --expert, tasks that have none are left out"
+        }
     )
     output_dir: str = field(
         metadata={"help": "folder of the dataset; finished tasks in it are kept, unfinished ones are resumed"}
+    )
+    expert: str | None = field(
+        default=None,
+        metadata={
+            "help": "expert of all the tasks instead of this package's: module:function, called with the environment, "
+            "returns an object with act(observation) or a function policy(observation) -> action; sb3:model.zip is a "
+            "policy of Stable-Baselines3; random plays random actions"
+        },
+    )
+    trust_expert: bool = field(
+        default=False, metadata={"help": "allow sb3:model.zip, which runs pickled code of whoever wrote the file"}
     )
     num_episodes: int = field(default=100, metadata={"help": "episodes to store per task, both splits together"})
     seed: int = field(default=0, metadata={"help": "seed of the first attempt; attempt i of a task uses seed + i"})
@@ -45,6 +60,13 @@ class CollectArguments:
     )
     test_fraction: float = field(default=0.1, metadata={"help": "share of the episodes for the split `test`"})
     keep_failures: bool = field(default=False, metadata={"help": "also store episodes that do not succeed"})
+    random_episodes: int = field(
+        default=RANDOM_EPISODES,
+        metadata={
+            "help": "episodes of the random policy that measure the zero of normalised scores, for tasks that are not "
+            "published"
+        },
+    )
     push_to_hub: bool = field(default=False, metadata={"help": "upload the dataset afterwards"})
     repo_id: str | None = field(default=None, metadata={"help": "dataset on the hub to upload to"})
 
@@ -62,10 +84,15 @@ class CollectArguments:
 
 def run(argv: Sequence[str]) -> int:
     """Run `jat-engine collect` and return its exit code."""
-    (arguments,) = parse(
-        "collect", "Collect expert episodes as a dataset in the published layout.", [CollectArguments], argv
+    arguments, choice = parse(
+        "collect",
+        "Collect expert episodes as a dataset in the published layout.",
+        [CollectArguments, TaskArguments],
+        argv,
     )
     arguments.check()
+    find_current_folder()
+    tasks: list[Task | str] = [*choice.find(arguments.tasks)] if arguments.expert else _with_experts(arguments, choice)
     from ..collect import collect
 
     if arguments.push_to_hub:
@@ -73,31 +100,40 @@ def run(argv: Sequence[str]) -> int:
 
         check_upload(str(arguments.repo_id), repo_type="dataset")
 
-    domains = expand_tasks(name for name in arguments.tasks if name not in TASKS)
-    if without := [name for name in domains if name not in EXPERT_TASKS]:
-        note(f"{len(without)} tasks have no expert and are left out: {', '.join(without)}")
-
     with _Bars() as bars:
         collected = collect(
-            arguments.tasks,
+            tasks,
             arguments.output_dir,
             num_episodes=arguments.num_episodes,
+            expert=arguments.expert,
+            trust_expert=arguments.trust_expert,
             seed=arguments.seed,
             num_workers=arguments.num_workers,
             noise=arguments.noise,
             test_fraction=arguments.test_fraction,
             keep_failures=arguments.keep_failures,
+            random_episodes=arguments.random_episodes,
             on_progress=bars.show,
         )
 
     _print(list(collected.values()))
     folder = Path(arguments.output_dir)
-    note(f"wrote {folder}; load_dataset({str(folder)!r}, {next(iter(collected))!r}) reads it")
+    first = next(iter(collected.values())).as_task().folder_name
+    note(f"wrote {folder}; load_dataset({str(folder)!r}, {first!r}) reads it")
     if arguments.push_to_hub:
         from ..datasets.hub import push_to_hub
 
         note(f"pushed to {push_to_hub(folder, arguments.repo_id)}")
     return 0
+
+
+def _with_experts(arguments: CollectArguments, choice: TaskArguments) -> list[Task | str]:
+    """Return the given names, after a note about the tasks of domains that have no expert of this package."""
+    choice.load()
+    domains = expand_tasks(name for name in arguments.tasks if name not in TASKS)
+    if without := [name for name in domains if name in TASKS and name not in EXPERT_TASKS]:
+        note(f"{len(without)} tasks have no expert and are left out: {', '.join(without)}")
+    return list(arguments.tasks)
 
 
 class _Bars:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..checkpoint.trained_tasks import read_trained_tasks
 from ..evaluation import EpisodeResult, normalize, undefined_reason
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_display, require_simulators
@@ -50,8 +51,12 @@ def run(argv: Sequence[str]) -> int:
         "play", "Watch or record an agent on one task.", [ModelArguments, TaskArguments, PlayArguments], argv
     )
     arguments.check()
+    source = model_arguments.model_name_or_path
+    check_source("--model_name_or_path", source)
     task = choice.find_one(arguments.task)
-    check_source("--model_name_or_path", model_arguments.model_name_or_path)
+    trained = {known.name: known for known in read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir})}
+    if task.name in trained:
+        task = trained[task.name].apply(task)
     if arguments.save_video:
         check_video("--save_video", arguments.save_video)
     if arguments.render:

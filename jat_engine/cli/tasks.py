@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..envs import MissingSimulatorError, Score, Task, domain_names, expand_tasks, get_task, make, registered_names
-from ..envs.task import Observation
+from ..envs.kinds import Observation
 from ..envs.tasks import TASKS
 from ..evaluation.progress import simulator_output
 from .arguments import TaskArguments, parse

@@ -18,6 +18,7 @@ from ..datasets.stored_tasks import check_rule, task_of_folder
 from ..envs import MissingSimulatorError, Task, UnknownTaskError
 from ..training import recipe
 from ..training.arguments import JatTrainingArguments
+from ..training.play import metric_names
 from .arguments import TaskArguments, note
 
 
@@ -35,13 +36,27 @@ class DataArguments:
         metadata={"help": "a folder that `jat-engine collect` wrote, or a dataset on the hub"},
     )
     loss_weights: list[str] = field(
-        default_factory=list, metadata={"help": "task=x or domain=x instead of the published weights"}
+        default_factory=list,
+        metadata={
+            "metavar": "NAME=X",
+            "help": "factor of the loss of a task or domain, instead of the published one (mostly 1; Meta-World 50, "
+            "MuJoCo 10 to 50): a larger one lets a task count more against others with larger losses",
+        },
     )
     sampling_weights: list[str] = field(
-        default_factory=list, metadata={"help": "task=x or domain=x instead of the published weights"}
+        default_factory=list,
+        metadata={
+            "metavar": "NAME=X",
+            "help": "how often batches of a task or domain are drawn relative to others, instead of the published "
+            "weight (1; texts 10): 3 draws three times as many, and begins again with data that run out",
+        },
     )
     batch_sizes: list[str] = field(
-        default_factory=list, metadata={"help": "task=n or domain=n instead of --per_device_train_batch_size"}
+        default_factory=list,
+        metadata={
+            "metavar": "NAME=N",
+            "help": "segments per batch of a task or domain, instead of --per_device_train_batch_size",
+        },
     )
     action_shuffle: float = field(
         default=0.0,
@@ -73,8 +88,11 @@ class DataArguments:
             raise ValueError("--eval_num_samples: expected --eval_strategy steps or epoch with it, got no")
         if self.streaming and arguments.max_steps <= 0:
             raise ValueError("--streaming: expected --max_steps, since a stream has no end, got none")
-        if self.streaming and arguments.eval_strategy != "no":
-            raise ValueError("--streaming: expected --eval_strategy no, got another; evaluate without --streaming")
+        if self.streaming and arguments.eval_strategy != "no" and not arguments.eval_episodes:
+            raise ValueError(
+                "--streaming: expected --eval_strategy no, got another; evaluate without --streaming, or by playing, "
+                "with --eval_episodes"
+            )
         if self.streaming and arguments.train_sampling_strategy != "random":
             raise ValueError("--streaming: expected --train_sampling_strategy random, got another; lengths are unknown")
 
@@ -210,7 +228,7 @@ def load_segments(
             else:
                 note(f"{name}: no test split; it is not evaluated")
     if arguments.eval_strategy != "no":
-        check_evaluation([name for name, split in sources if split == "test"], data, arguments)
+        check_evaluation([name for name, split in sources if split == "test"], tasks, data, arguments)
 
     segments: dict[str, dict[str, Segments]] = {split: {} for split in splits}
     with tqdm(desc="preparing", unit="episode", disable=None, leave=False) as bar:
@@ -338,24 +356,29 @@ def digests_of(dataset: Any, data: DataArguments) -> dict[str, str]:
 _FOOTER_BYTES = 2**16
 
 
-def check_evaluation(tasks: Sequence[str], data: DataArguments, arguments: JatTrainingArguments) -> None:
+def check_evaluation(
+    tested: Sequence[str], tasks: recipe.Chosen, data: DataArguments, arguments: JatTrainingArguments
+) -> None:
     """Check that what is evaluated exists.
 
     Args:
-        tasks: names of the tasks with a split test.
+        tested: names of the tasks with a split test.
+        tasks: all tasks that are trained.
         data: arguments for the training data.
         arguments: arguments of the training.
 
     Raises:
-        ValueError: there is no such task, or `--metric_for_best_model` is not the name of a loss.
+        ValueError: there is no such task, or `--metric_for_best_model` is not the name of a metric.
     """
-    if not tasks:
+    if not tested and not arguments.eval_episodes:
         raise ValueError(
             f"--eval_strategy: expected a task with a split test in {data.dataset}, got none; leave --eval_strategy "
-            "out, or collect test episodes"
+            "out, collect test episodes, or play with --eval_episodes"
         )
-    losses = ["loss", *(f"{task}_loss" for task in tasks)]
+    names = ["loss", *(f"{task}_loss" for task in tested)] if tested else []
+    if arguments.eval_episodes:
+        names = metric_names(tasks) + names
     metric = arguments.metric_for_best_model
-    if metric is not None and metric.removeprefix("eval_") not in losses:
-        shown = ", ".join(losses[:4]) + (f" and {len(losses) - 4} more" if len(losses) > 4 else "")
+    if metric is not None and metric.removeprefix("eval_") not in names:
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         raise ValueError(f"--metric_for_best_model: expected one of {shown}, got {metric}")

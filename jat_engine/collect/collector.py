@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
+import pickle
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ from ..atomic_io import naming
 from ..datasets.card import check_card, write_card
 from ..datasets.collection import Collection
 from ..datasets.shards import open_split
-from ..envs import TASKS, Task, expand_tasks, get_domain, get_task
-from ..errors import DataError
+from ..envs import TASKS, Task, expand_tasks, find_tasks, get_domain, get_task
+from ..errors import DataError, TaskError
 from ..evaluation.environment import require_simulators
+from ..evaluation.random_policy import RANDOM_EPISODES
 from ..machine import available_cores
-from .chunks import ChunkFolder, check_settings, read_settings
-from .experts import EXPERT_TASKS, check_noise
+from .chunks import ChunkFolder, begun_settings, check_settings
+from .experts import EXPERT_TASKS, ExpertChoice, check_noise
 from .task import INCOMPLETE, Progress, TaskProgress, TooFewSuccessesError, restore_folder
 from .worker import Steps
 from .worker_pool import WorkerPool
@@ -34,11 +37,14 @@ def collect(
     output_dir: str | Path,
     *,
     num_episodes: int,
+    expert: str | None = None,
+    trust_expert: bool = False,
     seed: int = 0,
     num_workers: int | None = None,
     noise: float = 0.0,
     test_fraction: float = 0.1,
     keep_failures: bool = False,
+    random_episodes: int = RANDOM_EPISODES,
     on_progress: Callable[[Progress | Steps | Collection], None] | None = None,
 ) -> dict[str, Collection]:
     """Collect expert episodes of tasks.
@@ -52,16 +58,30 @@ def collect(
     Worker processes are spawned: a script that calls this needs `if __name__ == "__main__":`.
 
     Args:
-        tasks: tasks, names of tasks or domains, or "all" (every published task that has an expert).
+        tasks: tasks, names of tasks or domains, or "all" (every published task that has an expert of this package).
         output_dir: receives `<task>/{train,test}-*.parquet` and `<task>/collection.json` for each task, and a README.md
             about all of them.
         num_episodes: episodes per task, both splits together.
+        expert: None for the experts of this package, which only published tasks have; or the expert of all the tasks:
+
+            - "module:function". The function is called with the environment, once per worker, and returns an object
+              with the methods of `jat_engine.collect.experts.Expert`, of which only `act(observation)` is required, or
+              a function policy(observation) -> action. Observations are dicts of the keyword arguments of
+              `get_next_action`; the environment's own last observation is
+              `env.get_wrapper_attr("raw_observation")`, its state is at `env.unwrapped`.
+            - "sb3:model.zip", a policy that Stable-Baselines3 saved (PPO, A2C, DQN, SAC, TD3, DDPG). It gets the
+              environment's own observations. One that was trained with `VecNormalize` or stacked frames needs a
+              function that converts them.
+            - "random", uniform random actions.
+        trust_expert: the file of Stable-Baselines3 may run the pickled code in it.
         seed: seed of attempt 0, and of the choice of splits.
         num_workers: processes that play; None takes the number of available cores.
         noise: disturbance of the executed actions, see `jat_engine.collect.experts.demonstrate`; the stored actions are
             the expert's own.
         test_fraction: share of the episodes in the test split, at least one of two or more; 0 for no test split.
         keep_failures: also store episodes that do not succeed.
+        random_episodes: episodes of the random policy whose return is measured for each task that is not published,
+            with seeds from 2,000,000; it is stored in `Collection.scores` with that of the expert. 0 for none.
         on_progress: called with `Steps` while episodes are played, with the `Progress` of a task after each chunk, and
             with the `Collection` of a finished task.
 
@@ -70,10 +90,14 @@ def collect(
 
     Raises:
         ValueError: an argument is wrong, or a task has no expert.
+        ExpertError: the expert cannot be made or loaded, raises an error, or returns an action that is not one of the
+            action space; the message has the seed and the step.
         OSError: `output_dir` cannot be written, or its disk is full. The same call continues once it can.
         DataError: `output_dir` has episodes that were collected with other arguments or versions, files that were
             changed since, or a README.md of something else; or another process is collecting the same task. Also, after
-            all other tasks are finished, if fewer than 1 in 20 of at least 100 attempts of a task succeeded.
+            all other tasks are finished, if fewer than 1 in 20 of at least 100 attempts of a task succeeded. Also for
+            NaN in observations and rewards, and for an episode that does not end within 100,000 steps.
+        TaskError: an environment cannot be made, here or in a worker process.
         MissingSimulatorError: names the package to install.
         ChildProcessError: a worker process was killed.
         RuntimeError: a simulator or an expert failed or hung.
@@ -85,15 +109,26 @@ def collect(
         100
     """
     # Everything that can be refused is, before anything is played.
-    chosen = _tasks_with_expert(tasks)
-    _check(num_episodes=num_episodes, seed=seed, num_workers=num_workers, test_fraction=test_fraction)
+    choice = None if expert is None else ExpertChoice(expert, trust_expert)
+    chosen = _tasks_with_expert(tasks) if choice is None else _expand(tasks)
+    _check(
+        num_episodes=num_episodes,
+        seed=seed,
+        num_workers=num_workers,
+        test_fraction=test_fraction,
+        random_episodes=random_episodes,
+    )
+    if choice is not None:
+        choice.check()
     for task in chosen:
         check_noise(task, noise)
+        _check_maker(task)
     folder, tell = _output_folder(output_dir), on_progress or (lambda _: None)
     plans = [
-        _plan(folder, task, num_episodes, test_fraction, episode_settings(task, seed, noise, keep_failures))
+        _plan(folder, task, num_episodes, test_fraction, episode_settings(task, seed, noise, keep_failures, choice))
         for task in chosen
     ]
+    plans = [replace(plan, expert=choice, random_episodes=random_episodes) for plan in plans]
     pending = [plan for plan in plans if not plan.finished]
     require_simulators(plan.task for plan in pending)
 
@@ -151,6 +186,7 @@ class _Plan:
     Attributes:
         num_episodes, test_fraction, settings: as stored, where enough episodes are.
         stored: None if the task's folder does not exist.
+        expert, random_episodes: as in `TaskProgress`.
     """
 
     task: Task
@@ -158,6 +194,8 @@ class _Plan:
     test_fraction: float
     settings: Mapping[str, Any]
     stored: Collection | None
+    expert: ExpertChoice | None = None
+    random_episodes: int = 0
 
     @property
     def finished(self) -> bool:
@@ -176,6 +214,8 @@ class _Plan:
             test_fraction=self.test_fraction,
             settings=self.settings,
             stored=self.stored,
+            expert=self.expert,
+            random_episodes=self.random_episodes,
         )
 
 
@@ -190,6 +230,11 @@ def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, set
     stored = Collection.read(path)
     if stored is None and path.exists():
         raise DataError(f"{path}: exists, but was not written by `jat-engine collect`; move it away")
+    if stored is not None and stored.imported is not None:
+        raise DataError(
+            f"{path}: expected episodes that were played here, got imported ones (from {stored.imported['source']}); "
+            "name another --output_dir, or delete the folder"
+        )
 
     if stored is not None and stored.num_episodes >= num_episodes:
         # Nothing will be played, so that the versions of simulators may differ.
@@ -202,9 +247,9 @@ def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, set
     if stored is not None:
         _check_stored(path, stored, contents=not plan.finished)
 
-    begun = folder / INCOMPLETE / task.folder_name / "settings.json"
-    if begun.exists():
-        check_settings(read_settings(begun), settings, begun.parent)
+    unfinished = folder / INCOMPLETE / task.folder_name
+    if (begun := begun_settings(unfinished)) is not None:
+        check_settings(begun, settings, unfinished)
     return plan
 
 
@@ -259,7 +304,10 @@ def _play(
                 elif message.job.task.name in begun:
                     task = begun[message.job.task.name]
                     try:
-                        task.add(message.chunk)
+                        if message.job.is_measurement:
+                            task.add_measured(message.chunk)
+                        else:
+                            task.add(message.chunk)
                     except TooFewSuccessesError as error:
                         given_up.append(str(error))
                         begun.pop(task.name).close()
@@ -295,6 +343,21 @@ def _tidy(folder: Path, plan: _Plan) -> None:
         write_card(folder)
 
 
+def _expand(tasks: Iterable[str | Task]) -> list[Task]:
+    """Expand names to tasks, each once.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found: dict[str, Task] = {}
+    for one in tasks:
+        for task in [one] if isinstance(one, Task) else find_tasks([one]):
+            found[task.name] = task
+    if not found:
+        raise ValueError("tasks: expected at least one task, got none")
+    return list(found.values())
+
+
 def _tasks_with_expert(tasks: Iterable[str | Task]) -> list[Task]:
     """Expand names to tasks with an expert.
 
@@ -309,37 +372,107 @@ def _tasks_with_expert(tasks: Iterable[str | Task]) -> list[Task]:
             task = one if isinstance(one, Task) else get_task(name)
             if name in EXPERT_TASKS:
                 chosen[name] = task
+            elif name not in TASKS:
+                raise ValueError(
+                    f"tasks: {name} has no expert of this package; give one with --expert module:function, "
+                    "sb3:model.zip or random"
+                )
             elif name == one or isinstance(one, Task):
                 others = ", ".join(sorted(other for other in EXPERT_TASKS if TASKS[other].domain == task.domain))
-                raise ValueError(f"tasks: {name} has no expert; those of its domain that have one: {others or 'none'}")
+                raise ValueError(
+                    f"tasks: {name} has no expert; those of its domain that have one: {others or 'none'}; or give one "
+                    "with --expert"
+                )
     if not chosen:
         shown = ", ".join(one.name if isinstance(one, Task) else one for one in given)
         raise ValueError(f"tasks: expected at least one task with an expert, got {shown or 'none'}")
     return list(chosen.values())
 
 
-def _check(*, num_episodes: int, seed: int, num_workers: int | None, test_fraction: float) -> None:
+def _check_maker(task: Task) -> None:
+    """Check that a worker process can be sent a task.
+
+    Raises:
+        TaskError: the maker is a lambda, or a function within another.
+    """
+    try:
+        pickle.dumps(task)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TaskError(
+            f"{task.name}: maker: expected a function that worker processes can import, got {task.maker} ({error}); "
+            "define it with def in a module, outside other functions"
+        ) from None
+
+
+def _check(
+    *, num_episodes: int, seed: int, num_workers: int | None, test_fraction: float, random_episodes: int
+) -> None:
     if num_episodes < 1:
         raise ValueError(f"num_episodes: expected at least 1, got {num_episodes}")
     if seed < 0:
         raise ValueError(f"seed: expected at least 0, got {seed}")
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"num_workers: expected at least 1, got {num_workers}")
+    if random_episodes < 0:
+        raise ValueError(f"random_episodes: expected at least 0, got {random_episodes}")
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction: expected at least 0 and less than 1, got {test_fraction}")
 
 
-def episode_settings(task: Task, seed: int, noise: float, keep_failures: bool) -> dict[str, Any]:
+def episode_settings(
+    task: Task, seed: int, noise: float, keep_failures: bool, expert: ExpertChoice | None = None
+) -> dict[str, Any]:
     """Return everything that a task's attempts depend on, apart from their number.
 
     Args:
         task, seed, noise, keep_failures: as in `collect`.
+        expert: a given expert; None for that of this package.
 
     Returns:
-        JSON values: "seed", "noise", "keep_failures", and "versions", package -> version.
+        JSON values: "seed", "noise", "keep_failures", and "versions", package -> version. With a given expert its
+        address, "expert", and the SHA-256 of its file, "expert_sha256". For a task that is not published the rule of
+        its observations and actions, and what counts as success.
     """
     versions = {"jat_engine": __version__}
-    for distribution in ("numpy", *get_domain(task.domain).packages):
+    packages = ["numpy", *get_domain(task.domain).packages]
+    if task.name not in TASKS:
+        packages += _distributions(task.module, _module_of(task))
+    if expert is not None:
+        packages += _distributions(expert.module)
+    for distribution in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[distribution] = metadata.version(distribution)
-    return {"seed": seed, "noise": float(noise), "keep_failures": keep_failures, "versions": versions}
+
+    settings: dict[str, Any] = {"seed": seed, "noise": float(noise), "keep_failures": keep_failures}
+    if expert is not None:
+        settings |= expert.settings
+    if task.name not in TASKS:
+        settings |= {name: task.rule[name] for name in ("observation", "action", "adapter")}
+        settings["success"] = task.success
+    return {**settings, "versions": versions}
+
+
+def _module_of(task: Task) -> str | None:
+    """Return the module with the environment of a task that is not published, as far as its row tells."""
+    if task.env_id:
+        import gymnasium
+
+        with contextlib.suppress(gymnasium.error.Error):
+            entry_point = gymnasium.spec(task.env_id).entry_point
+            return entry_point.partition(":")[0] if isinstance(entry_point, str) else _module(entry_point)
+    return task.maker.partition(":")[0] if isinstance(task.maker, str) else _module(task.maker)
+
+
+def _module(function: Any) -> str | None:
+    return getattr(function, "__module__", None)
+
+
+def _distributions(*modules: str | None) -> list[str]:
+    """Return the distributions that modules belong to; none for modules of a folder."""
+    packages = {module.partition(".")[0] for module in modules if module}
+    return sorted({name for package in packages for name in _packages_distributions().get(package, [])})
+
+
+@functools.cache
+def _packages_distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()

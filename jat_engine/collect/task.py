@@ -17,7 +17,10 @@ from ..datasets.parquet import ShardWriter, read_rows, schema
 from ..datasets.schema import task_columns
 from ..envs import TASKS, Task, get_domain
 from ..errors import DataError
+from ..evaluation.random_policy import score
 from .chunks import RESUME, Attempt, Chunk, ChunkFolder
+from .experts import ExpertChoice, is_disturbed
+from .measurement import Measurement
 from .worker import Job
 
 INCOMPLETE = ".incomplete"
@@ -65,6 +68,8 @@ class TaskProgress:
         test_fraction: share of the episodes in the test split.
         settings: everything that an attempt depends on, apart from its number.
         stored: the episodes of a finished, smaller collection; they are not played again.
+        expert: a given expert; None for that of this package.
+        random_episodes: episodes of the random policy to measure its return with; not for published tasks.
 
     Raises:
         DataError: see `ChunkFolder`; or the finished task is another than `stored`.
@@ -80,6 +85,8 @@ class TaskProgress:
         test_fraction: float,
         settings: Mapping[str, Any],
         stored: Collection | None,
+        expert: ExpertChoice | None = None,
+        random_episodes: int = 0,
     ) -> None:
         self.task, self.num_episodes, self._test_fraction = task, num_episodes, test_fraction
         self._folder, self._settings, self._stored = output_dir / task.folder_name, dict(settings), stored
@@ -87,6 +94,7 @@ class TaskProgress:
         self._attempts: dict[int, Attempt] = {}
         self._playing: set[int] = set()
 
+        self._choice, self._noise = expert, settings["noise"]
         self._expert = "" if stored is None else stored.expert
         self._first = 0 if stored is None else stored.attempts  # those before it are in `stored`
         # All attempts before `_next` are played; `_kept` and `_successes` count among them.
@@ -101,6 +109,9 @@ class TaskProgress:
                     f"{self._folder}: expected it as it was when this command began, got episodes that another process "
                     "has stored since; run the command again"
                 )
+            measured = {} if stored is None else stored.scores.get("random", {})
+            needed = task.name not in TASKS and measured.get("episodes") != random_episodes
+            self._random = Measurement(task, self._cache.folder, random_episodes if needed else 0)
             for chunk in self._cache.chunks():
                 self._add(chunk)
         except BaseException:
@@ -120,7 +131,7 @@ class TaskProgress:
     @property
     def ready(self) -> bool:
         """True once `finish` can be called: enough episodes are kept and no worker plays this task any more."""
-        return self.complete and not self._playing
+        return self.complete and not self._playing and self._random.ready
 
     def next_job(self, num_workers: int) -> Job | None:
         """Return the job for an idle worker; None if the attempts being played should be enough.
@@ -128,6 +139,9 @@ class TaskProgress:
         Args:
             num_workers: workers that share the remaining attempts.
         """
+        return self._next_job(num_workers) or self._random.next_job(num_workers)
+
+    def _next_job(self, num_workers: int) -> Job | None:
         if self.complete:
             return None
 
@@ -157,6 +171,7 @@ class TaskProgress:
             seed=self._settings["seed"],
             noise=self._settings["noise"],
             keep_failures=self._settings["keep_failures"],
+            expert=self._choice,
         )
 
     def add(self, chunk: Chunk) -> None:
@@ -167,6 +182,10 @@ class TaskProgress:
         """
         self._playing.difference_update(attempt.index for attempt in chunk.attempts)
         self._add(chunk)
+
+    def add_measured(self, chunk: Chunk) -> None:
+        """Add the chunk of a finished job of the random policy."""
+        self._random.add(chunk)
 
     def _add(self, chunk: Chunk) -> None:
         self._chunks[chunk.attempts[0].index, chunk.attempts[-1].index] = chunk
@@ -238,7 +257,9 @@ class TaskProgress:
 
     def _collection(self, splits: list[str], files: Mapping[str, list[Path]]) -> Collection:
         kept = [self._attempts[i] for i in sorted(self._attempts) if i < self._next and self._attempts[i].kept]
-        seed, stored = self._settings["seed"], self._stored
+        first, stored = self._settings["seed"], self._stored
+        seeds = [*(stored.seeds if stored else []), *(first + attempt.index for attempt in kept)]
+        returns = [*(stored.returns if stored else []), *(attempt.return_ for attempt in kept)]
         return Collection(
             task=self.task.name,
             settings=self._settings,
@@ -246,15 +267,26 @@ class TaskProgress:
             test_fraction=self._test_fraction,
             attempts=self._next,
             successes=self._successes if self._known_success() else None,
-            seeds=[*(stored.seeds if stored else []), *(seed + attempt.index for attempt in kept)],
-            returns=[*(stored.returns if stored else []), *(attempt.return_ for attempt in kept)],
+            seeds=seeds,
+            returns=returns,
             lengths=[*(stored.lengths if stored else []), *(attempt.length for attempt in kept)],
             splits=splits,
             files={split: [path.name for path in paths] for split, paths in files.items()},
             sha256=digest(path for paths in files.values() for path in paths),
             file_sha256={path.name: digest([path]) for paths in files.values() for path in paths},
             task_rule=None if self.task.name in TASKS else self.task.rule,
+            scores={} if self.task.name in TASKS else self._scores(seeds, returns),
         )
+
+    def _scores(self, seeds: list[int], returns: list[float]) -> dict[str, dict[str, float]]:
+        """Return the measured scores of the random policy and of the expert, the latter without noise if it can be."""
+        scores = {} if self._stored is None else dict(self._stored.scores)
+        if (measured := self._random.score()) is not None:
+            scores["random"] = measured
+        if self._choice is None or not self._choice.is_random:
+            calm = [value for seed, value in zip(seeds, returns, strict=True) if not is_disturbed(seed, self._noise)]
+            scores["expert"] = score(calm or returns)
+        return scores
 
     def remove(self) -> None:
         """Remove the chunks, after `finish` has written their episodes to the dataset."""
@@ -262,9 +294,7 @@ class TaskProgress:
 
     def _known_success(self) -> bool:
         """Return True if the task defines success."""
-        if self._stored is not None and self._stored.successes is not None:
-            return True
-        return any(attempt.success is not None for attempt in self._attempts.values())
+        return self.task.success is not None
 
     def close(self) -> None:
         """Unlock the task. Its chunks stay, for the next call to take up."""

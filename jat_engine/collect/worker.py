@@ -21,12 +21,16 @@ from ..atomic_io import naming
 from ..datasets.parquet import episode_row, schema
 from ..datasets.schema import check_episode, task_columns
 from ..envs import Task
-from ..errors import DataError
+from ..errors import DataError, MissingSimulatorError, TaskError
 from ..evaluation.environment import evaluation_env
+from ..evaluation.random_policy import play_randomly
 from .chunks import RESUME, Attempt, Chunk, write_chunk
-from .experts import demonstrate, make_expert
+from .experts import ExpertChoice, ExpertError, demonstrate, open_expert
 
 _REPORT_SECONDS = 0.5
+
+_EXPLAINED = (DataError, ExpertError, TaskError, MissingSimulatorError, OSError)
+"""Errors whose message needs no traceback."""
 
 _HANG_SECONDS = 600
 """Longest time without a step or an episode's end, before the process prints its traceback and ends."""
@@ -39,6 +43,8 @@ class Job:
     Attributes:
         seed: seed of attempt 0; attempt i has seed + i.
         noise, keep_failures: as in `collect`.
+        expert: a given expert; None for that of this package.
+        is_measurement: the random policy plays, and only returns and lengths are stored.
     """
 
     task: Task
@@ -48,6 +54,8 @@ class Job:
     seed: int
     noise: float
     keep_failures: bool
+    expert: ExpertChoice | None = None
+    is_measurement: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Failed:
     """Message that a job failed.
 
     Attributes:
-        error: a `DataError` or `OSError` to raise as it is; None for any other exception.
+        error: an error whose message says everything, to raise as it is; None for any other exception.
         trace: the traceback.
     """
 
@@ -109,7 +117,7 @@ def _end_with_parent() -> None:
 
 
 class Worker:
-    """Play jobs one at a time, keeping the environment and the expert of the last task.
+    """Play jobs one at a time, keeping the environment of the last task, and its expert.
 
     Args:
         connection: receives the messages.
@@ -120,6 +128,7 @@ class Worker:
         self._task: Task | None = None
         self._env: Any = None
         self._expert: Any = None
+        self._choice: ExpertChoice | None = None
         self._reported, self._steps = time.monotonic(), 0
 
     def run(self, job: Job) -> None:
@@ -127,10 +136,10 @@ class Worker:
         message: Played | Failed
         try:
             self._open(job.task)
-            message = Played(job, self._play(job))
+            message = Played(job, self._measure(job) if job.is_measurement else self._play(job))
         except Exception as error:  # a simulator may raise anything; the parent reports it
-            known = isinstance(error, DataError | OSError)
-            message = Failed(job, type(error)(str(error)) if known else None, traceback.format_exc())
+            known = type(error)(str(error)) if isinstance(error, _EXPLAINED) else None
+            message = Failed(job, known, traceback.format_exc())
 
         faulthandler.cancel_dump_traceback_later()
         self._connection.send(message)
@@ -139,12 +148,27 @@ class Worker:
         if self._task != task:
             self.close()
             self._env = evaluation_env(task)
-            self._expert = make_expert(task, self._env)
             self._task = task
+
+    def _open_expert(self, job: Job) -> None:
+        if self._expert is None or self._choice != job.expert:
+            self._expert = open_expert(job.task, self._env, job.expert)
+            self._choice = job.expert
+
+    def _measure(self, job: Job) -> Chunk:
+        """Play all attempts of a job with the random policy, and write a chunk without rows."""
+        attempts: list[Attempt] = []
+        for index in range(job.first, job.stop):
+            faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
+            total, steps = play_randomly(job.task, self._env, job.seed + index, lambda: self._count(job.task.name))
+            attempts.append(Attempt(index, total, steps, None, kept=False))
+        with naming(job.folder, RESUME):
+            return write_chunk(job.folder, schema(task_columns(job.task)), attempts, [], "")
 
     def _play(self, job: Job) -> Chunk:
         """Play all attempts of a job and write its chunk."""
         task = job.task
+        self._open_expert(job)
         attempts: list[Attempt] = []
         rows: list[pa.Table] = []
         for index in range(job.first, job.stop):
@@ -184,6 +208,8 @@ class Worker:
 
 
 def expert_name(expert: Any) -> str:
-    """Return the first line of the docstring of an expert's class, or the class's name if it has none."""
+    """Return an expert's description, or the first line of the docstring of its class, or the class's name."""
+    if described := getattr(expert, "description", ""):
+        return str(described)
     documented = (type(expert).__doc__ or "").strip()
     return documented.splitlines()[0] if documented else type(expert).__name__

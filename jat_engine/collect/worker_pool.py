@@ -58,8 +58,7 @@ class WorkerPool:
         """Wait for messages and return them; an empty list if no worker has a job.
 
         Raises:
-            DataError: raised in a worker.
-            OSError: raised in a worker.
+            DataError, ExpertError, TaskError, OSError: raised in a worker.
             ChildProcessError: a worker process ended.
             RuntimeError: a job failed in any other way; the message has its traceback.
         """

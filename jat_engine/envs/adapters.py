@@ -22,8 +22,8 @@ import numpy as np
 
 from ..errors import InputError, SpaceError
 from .gray_stack import FrameStack, stack_space
+from .kinds import Action, Observation
 from .mission import Mission
-from .task import Action, Observation
 
 KINDS: tuple[Observation, ...] = get_args(Observation)
 """Kinds of observation, of which one may be given in place of the chosen one."""
@@ -206,7 +206,13 @@ class AdaptedEnv(gym.Wrapper[Any, Any, Any, Any]):
     Args:
         env: the environment; its spaces are those of the adapter.
         adapter: the rule.
+
+    Attributes:
+        raw_observation: the last observation as the environment returned it, for experts that were written for it;
+            None before the first reset. From outer wrappers it is `env.get_wrapper_attr("raw_observation")`.
     """
+
+    raw_observation: Any = None
 
     def __init__(self, env: gym.Env[Any, Any], adapter: Adapter) -> None:
         super().__init__(env)
@@ -216,10 +222,12 @@ class AdaptedEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
+        self.raw_observation = observation
         return self._converter.first(observation), info
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(self._adapter.executed(action))
+        self.raw_observation = observation
         return self._converter.next(observation), float(reward), bool(terminated), bool(truncated), info
 
     def render(self) -> Any:

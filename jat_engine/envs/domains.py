@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from .task import Success
+from .kinds import Success
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingSimulatorError, TaskError, UnknownTaskError
 from ..keywords import did_you_mean
 from .domains import DOMAINS
-from .task import Observation, Score, Success, Task
+from .kinds import Observation, Success
+from .task import Score, Task
 from .tasks import TASKS
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def register_task(
 
     Args:
         name: letters, digits, ".", "_" and "-".
-        maker: function that makes the environment, or its address, "package.module:function". It is called without
+        maker: function that makes the environment, or its address, "package.module:function"; processes that collect
+            need one that pickles, so no lambda and no function within another. It is called without
             arguments, and with those of `render_mode`, `max_episode_steps` and its own keywords that `make` is given.
         observation: kind to convert observations to, in place of the chosen one: "continuous", "discrete",
             "discrete+text" or "image".
@@ -191,7 +193,7 @@ def get_task(name: str, observation: Observation | None = None) -> Task:
 def _complete(name: str, observation: Observation | None) -> Task:
     """Make the environment of a row once, and return its task with the kinds that follow from the spaces."""
     from .adapters import choose_adapter, own_action, own_kind
-    from .make import build
+    from .build import build
 
     row = _rows.get(name) or _gym_row(name)
     try:
@@ -346,29 +348,3 @@ def unknown_task(name: object) -> UnknownTaskError:
         f"task: no task is named {name!r}; {hint} (`jat-engine tasks` lists all; an environment of Gymnasium is "
         "gym:<id>, and --task_module imports a module that registers tasks)"
     )
-
-
-def resolve(address: str, field: str) -> Any:
-    """Return the object at an address "package.module:name".
-
-    Args:
-        address: the address.
-        field: what has it, for messages.
-
-    Raises:
-        TaskError: the module cannot be imported, or has no such name.
-        MissingSimulatorError: the module needs a package that is not installed.
-    """
-    module, _, names = address.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and module.startswith(error.name):
-            raise TaskError(f"{field}: expected a module that can be imported, got {address}: {error}") from None
-        raise MissingSimulatorError(f"{field}: {address} needs a package that is not installed ({error})") from error
-    try:
-        for name in names.split("."):
-            found = getattr(found, name)
-    except AttributeError as error:
-        raise TaskError(f"{field}: expected a name of the module, got {address}: {error}") from None
-    return found

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from .kinds import Action, Observation, Success
 
 if TYPE_CHECKING:
     from .adapters import Adapter
-
-Observation = Literal["image", "discrete", "discrete+text", "continuous"]
-Action = Literal["continuous", "discrete"]
-Success = Literal["info", "positive_return"]
 
 
 @dataclass(frozen=True)

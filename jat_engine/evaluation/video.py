@@ -8,7 +8,6 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -272,8 +271,8 @@ class EpisodeVideo:
 
 def frame_rate(env: gymnasium.Env[Any, Any]) -> float:
     """Return the frames per second that an environment's metadata gives as `render_fps`; 30 if it gives none."""
-    fps = env.metadata.get("render_fps")
-    is_rate = isinstance(fps, Real) and math.isfinite(fps) and fps > 0
+    fps: Any = env.metadata.get("render_fps")
+    is_rate = isinstance(fps, int | float | np.number) and math.isfinite(fps) and fps > 0
     return float(fps) if is_rate else DEFAULT_FPS
 
 

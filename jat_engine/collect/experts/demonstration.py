@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ...evaluation.checked_env import CheckedEnv
+
 if TYPE_CHECKING:
     import gymnasium
 
@@ -28,10 +30,15 @@ class ExpertLostError(RuntimeError):
     """The expert has no action for the current state; the episode ends and counts as a failure."""
 
 
+class ExpertError(ValueError):
+    """Expert that cannot be made or loaded, or that has no proper action; the message has the address and the step."""
+
+
 class Expert(Protocol):
     """Interface of experts. Unlike an agent, an expert may read the simulator's state.
 
-    The first line of an implementation's docstring describes the expert in the data card.
+    The first line of an implementation's docstring describes the expert in the data card. An expert that draws random
+    numbers has a method `seed(seed)`, which is called with the episode's seed before `reset`.
     """
 
     def reset(self) -> None:
@@ -99,7 +106,7 @@ def demonstrate(
 
     Args:
         env: environment of the task; for Atari made with `clip_reward=False`.
-        expert: made by `make_expert` for this environment.
+        expert: made by `make_expert` or `open_expert` for this environment.
         task: the task.
         seed: the episode depends on it and on `noise`, and on nothing that ran before.
         noise: for continuous actions, the standard deviation of Gaussian noise added to the executed action; for
@@ -112,6 +119,7 @@ def demonstrate(
 
     Raises:
         ValueError: see `check_noise`.
+        DataError: the environment returns a NaN or infinity, or its episode does not end.
 
     Example:
         >>> from jat_engine.collect.experts import demonstrate, make_expert
@@ -124,8 +132,11 @@ def demonstrate(
     """
     check_noise(task, noise)
     rng = np.random.default_rng(seed)
-    disturbed = noise > 0 and seed % 2 == 1
-    observation, _ = env.reset(seed=seed)
+    disturbed = is_disturbed(seed, noise)
+    episode = CheckedEnv(task, env)
+    observation = episode.reset(seed)
+    if hasattr(expert, "seed"):
+        expert.seed(seed)
     expert.reset()
 
     steps: dict[str, list[Any]] = {_COLUMN_OF[key]: [] for key in observation}
@@ -140,16 +151,16 @@ def demonstrate(
             break
 
         for key, value in observation.items():
-            steps[_COLUMN_OF[key]].append(value)
+            # A copy, since an environment may return one array again and again.
+            steps[_COLUMN_OF[key]].append(value.copy() if isinstance(value, np.ndarray) else value)
         executed = _disturb(action, env.action_space, noise, rng) if disturbed else action
         expert.executed(executed)
-        observation, reward, terminated, truncated, info = env.step(executed)
+        observation, reward, done, info = episode.step(executed)
 
         actions.append(action)
-        rewards.append(float(reward))
-        total += float(reward)
+        rewards.append(reward)
+        total += reward
         solved = solved or bool(info.get("success", False))
-        done = terminated or truncated
         if on_step is not None:
             on_step(len(rewards), total)
 
@@ -161,6 +172,11 @@ def demonstrate(
     columns["rewards"] = np.asarray(rewards, np.float32)
     success = False if lost else _success(task, total, solved)
     return Demonstration(columns, total, len(rewards), success, seed, noise if disturbed else 0.0)
+
+
+def is_disturbed(seed: int, noise: float) -> bool:
+    """Return True if the episode of this seed is disturbed when episodes have this noise."""
+    return noise > 0 and seed % 2 == 1
 
 
 def check_noise(task: Task, noise: float) -> None:

@@ -1,0 +1,98 @@
+"""Check that a model is large enough for the observations and actions of its tasks, before data is prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..config import MISSION_LENGTH, JatConfig
+from ..datasets.shards import find_shards
+from ..envs import TASKS, Task
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a task.
+
+    Attributes:
+        numbers: of a continuous observation; 0 for others.
+        integers: of a discrete observation, without a mission; 0 for others.
+        values: of a continuous action; 0 for others.
+        largest: largest integer of an observation or action; 0 if it is not known.
+    """
+
+    numbers: int = 0
+    integers: int = 0
+    values: int = 0
+    largest: int = 0
+
+
+def check_fit(tasks: Mapping[str, Task | None], dataset: Path, config: JatConfig) -> None:
+    """Check that a model takes the observations and actions of all tasks.
+
+    Args:
+        tasks: tasks by name; None for text datasets, which fit.
+        dataset: folder of the data, of which the first episode of a task tells its sizes if its environment does not.
+        config: of the model.
+
+    Raises:
+        ValueError: a task is too large; the message has the sizes and the field of the configuration.
+    """
+    for name, task in tasks.items():
+        sizes = None if task is None or name in TASKS else _sizes(task, dataset)
+        if task is None or sizes is None:
+            continue
+        mission = MISSION_LENGTH if task.observation == "discrete+text" else 0
+        room, integers = config.max_discrete_value - mission, "integers of an observation"
+        # What is counted, its size, the limit, the field that limits it, and what the field has to hold besides.
+        for what, size, limit, field, more in (
+            ("numbers of an observation", sizes.numbers, config.max_continuous_size - 1, "max_continuous_size", 1),
+            ("values of an action", sizes.values, config.max_continuous_size, "max_continuous_size", 0),
+            (integers, sizes.integers, room, "max_discrete_value", mission),
+            ("as the largest integer", sizes.largest, config.vocab_size - 1, "vocab_size", 1),
+        ):
+            if size > limit:
+                has = f"{field} of the model: {getattr(config, field)}"
+                raise ValueError(
+                    f"--tasks {name}: expected at most {limit} {what} ({has}), got {size}; --from_scratch "
+                    f"--config_overrides {field}={size + more} trains a new model with room, and "
+                    "gymnasium.wrappers.FilterObservation or TransformObservation make an observation smaller"
+                )
+
+
+def _sizes(task: Task, dataset: Path) -> Sizes | None:
+    """Return the sizes of a task by its adapter, or else by its first stored episode; None without one."""
+    adapter = task.adapter
+    if adapter is None:
+        return _stored_sizes(dataset / task.folder_name)
+    integers, largest = 0, 0
+    if adapter.observation in ("discrete", "discrete+text"):
+        integers = adapter.size
+        largest = int(np.max(adapter.observation_space()["discrete_observation"].nvec)) - 1  # type: ignore[attr-defined]
+    return Sizes(
+        numbers=adapter.size if adapter.observation == "continuous" else 0,
+        integers=integers,
+        values=adapter.num_actions if adapter.action == "continuous" else 0,
+        largest=max(largest, adapter.num_actions - 1 if adapter.action == "discrete" else 0),
+    )
+
+
+def _stored_sizes(folder: Path) -> Sizes | None:
+    import pyarrow.parquet as pq
+
+    files = find_shards(folder, "train") if folder.is_dir() else []
+    if not files:
+        return None
+    with pq.ParquetFile(files[0]) as parquet:
+        rows = next(parquet.iter_batches(batch_size=1), None)
+    if rows is None or not rows.num_rows:
+        return None
+
+    def width(column: str) -> int:
+        episode = rows.column(column)[0].as_py() if column in rows.schema.names else None
+        return len(episode[0]) if episode and isinstance(episode[0], list) else 0
+
+    return Sizes(width("continuous_observations"), width("discrete_observations"), width("continuous_actions"))
