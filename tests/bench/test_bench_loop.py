@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from helpers.documents import write_docs
 
@@ -193,19 +194,39 @@ def test_the_loop_of_a_task(tiny_folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert other.key != results.rows[0].key, "times of another rule are not compared"
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "actions"), [("gym:FrozenLake-v1", 1, [0]), ("gym:Pendulum-v1", 3, [[1e6], [-1e6]])]
-)
-def test_any_environment_between_calls(name: str, size: int, actions: list[Any]) -> None:
-    environment = pacing.TaskEnvironment(get_task(name))
-    first = environment.wander(0)
-    assert first["reward"] == 0
-    (key,) = [key for key in first if key.endswith("_observation")]
-    assert first[key].shape == (size,)
-    for number in range(250):  # over the end of an episode
-        environment.step(actions[number % len(actions)])  # a Pendulum refuses no action, but its torque is limited
-    observed = [environment.wander(step)[key] for step in range(1, 20)]
-    assert any((observation != first[key]).any() for observation in observed)
+class Echo(gym.Env[Any, Any]):
+    """Observes the last action; episodes of three steps."""
+
+    observation_space, action_space = gym.spaces.Box(-9, 9, (2,)), gym.spaces.Box(-2, 2, (2,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.num_steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.num_steps += 1
+        assert self.num_steps <= 3, "it has not been reset"
+        return action, 0.5, self.num_steps == 3, False, {}
+
+
+def test_any_environment_between_calls() -> None:
+    register_task("test-echo", Echo)
+    environment = pacing.TaskEnvironment(get_task("test-echo"))
+    found = []
+    for action in ([1, 0.5], [1e6, -1e6], [1, 1], [1, 1]):
+        found.append(environment.observe())
+        environment.step(action)
+    observed = [arguments["continuous_observation"].tolist() for arguments in found]
+    assert observed == [[0, 0], [1, 0.5], [2, -2], [0, 0]], "clipped, and on over the end of the episode"
+    assert [arguments["reward"] for arguments in found] == [0, 0.5, 0.5, 0]
+    assert (environment.wander(1)["continuous_observation"] != environment.wander(2)["continuous_observation"]).all()
+    environment.close()
+
+    environment = pacing.TaskEnvironment(get_task("gym:FrozenLake-v1"))
+    for step in range(50):
+        assert environment.wander(step)["discrete_observation"].shape == (1,)
+    environment.step(0)
     environment.close()
 
 
