@@ -32,7 +32,7 @@ from ..evaluation import (
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_simulators
 from ..evaluation.progress import play_episodes
-from ..evaluation.results import EVALUATIONS, RESULTS, default_folder, read_earlier, results_lock
+from ..evaluation.results import EVALUATIONS, RESULTS, check_adapters, default_folder, read_earlier, results_lock
 from ..evaluation.seeds import choose_seed, overlap_warning
 from ..evaluation.video import EpisodeVideo, check_video, frame_rate
 from .agent import (
@@ -185,7 +185,7 @@ def check_before(model_arguments: ModelArguments, arguments: EvalArguments, task
     """
     check_writable("--output_dir", folder)
     if tasks and not arguments.overwrite:
-        read_earlier(folder, arguments.settings)
+        check_adapters(read_earlier(folder, arguments.settings), tasks, folder)
     if arguments.save_video:
         check_video("--save_video", folder / "videos" / "replay.mp4")
     if arguments.push_to_hub:
