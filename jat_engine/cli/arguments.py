@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from transformers import HfArgumentParser
 
 from ..checkpoint_files import local_path
+from ..envs.kinds import OBSERVATIONS
 from ..keywords import did_you_mean
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class TaskArguments:
         default=None,
         metadata={
             "help": "kind of observation for the tasks that are not published, instead of the one that is chosen",
-            "choices": ["continuous", "discrete", "discrete+text", "image"],
+            "choices": list(OBSERVATIONS),
         },
     )
 

@@ -92,11 +92,11 @@ def run(argv: Sequence[str]) -> int:
             check_video("--video", arguments.video)
     config = JatConfig.from_preset(arguments.preset) if arguments.preset is not None else load_config(arguments)
     missing = missing_simulators(wanted)
-    tasks = [task for task in wanted if task.domain not in missing]
+    tasks = [task for task in wanted if task.name not in missing]
     if not tasks:
-        raise MissingSimulatorError("; ".join(missing.values()))
-    for domain, reason in missing.items():
-        note(f"{domain} is left out: {reason}")
+        raise MissingSimulatorError("; ".join(dict.fromkeys(missing.values())))
+    for reason in dict.fromkeys(missing.values()):
+        note(f"{', '.join(name for name in missing if missing[name] == reason)} left out: {reason}")
     check_sizes(tasks, config)
 
     if arguments.preset is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from ..datasets.importers.formats import FORMATS
 from ..evaluation.random_policy import RANDOM_EPISODES
 from .arguments import TaskArguments, note, parse
 from .report import mean_std, print_table
@@ -26,7 +27,7 @@ class ImportArguments:
         default=None,
         metadata={
             "help": "format of the source, if its files do not tell",
-            "choices": ["minari", "lerobot", "npz", "parquet"],
+            "choices": list(FORMATS),
         },
     )
     task: str | None = field(

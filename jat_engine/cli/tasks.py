@@ -10,9 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..envs import MissingSimulatorError, Score, Task, domain_names, expand_tasks, get_task, make, registered_names
+from ..envs import MissingSimulatorError, Score, Task, domain_names, expand_tasks, find_tasks, make, registered_names
 from ..envs.kinds import Observation
-from ..envs.tasks import TASKS
 from ..evaluation.progress import simulator_output
 from .arguments import TaskArguments, parse
 from .report import print_table, score
@@ -71,7 +70,7 @@ def find(
     for name in names:
         try:
             with simulator_output():
-                found[name] = get_task(name, None if name in TASKS else adapter)
+                (found[name],) = find_tasks([name], adapter)
         except Exception as error:  # of an environment: any class
             found[name], broken[name] = None, _problem(error)
     return found, broken

@@ -321,7 +321,8 @@ def trained_tasks(
         folder = Path(data.dataset) / task.folder_name
         described = Collection.read(folder) if folder.is_dir() else None
         seeds = described.seeds if described is not None else []
-        found.append(trained_task(task, [(min(seeds), max(seeds))] if seeds else []))
+        rule = described.task_rule if described is not None else None
+        found.append(trained_task(task, [(min(seeds), max(seeds))] if seeds else [], rule))
     return join_earlier(found, read_trained_tasks(source, {"cache_dir": cache_dir}) if source else [])
 
 

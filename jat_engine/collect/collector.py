@@ -20,7 +20,7 @@ from ..atomic_io import naming
 from ..datasets.card import check_card, write_card
 from ..datasets.collection import Collection
 from ..datasets.shards import open_split
-from ..envs import TASKS, Task, expand_tasks, find_tasks, get_domain, get_task
+from ..envs import TASKS, Task, find_tasks, get_domain
 from ..errors import DataError, TaskError
 from ..evaluation.environment import require_simulators
 from ..evaluation.random_policy import RANDOM_EPISODES
@@ -368,16 +368,16 @@ def _tasks_with_expert(tasks: Iterable[str | Task]) -> list[Task]:
     given = list(tasks)
     chosen: dict[str, Task] = {}
     for one in given:
-        for name in [one.name] if isinstance(one, Task) else expand_tasks([one]):
-            task = one if isinstance(one, Task) else get_task(name)
+        for task in [one] if isinstance(one, Task) else find_tasks([one]):
+            name = task.name
             if name in EXPERT_TASKS:
                 chosen[name] = task
-            elif name not in TASKS:
+            elif not task.is_published:
                 raise ValueError(
                     f"tasks: {name} has no expert of this package; give one with --expert module:function, "
                     "sb3:model.zip or random"
                 )
-            elif name == one or isinstance(one, Task):
+            elif one in (name, task):
                 others = ", ".join(sorted(other for other in EXPERT_TASKS if TASKS[other].domain == task.domain))
                 raise ValueError(
                     f"tasks: {name} has no expert; those of its domain that have one: {others or 'none'}; or give one "
@@ -435,7 +435,7 @@ def episode_settings(
     """
     versions = {"jat_engine": __version__}
     packages = ["numpy", *get_domain(task.domain).packages]
-    if task.name not in TASKS:
+    if not task.is_published:
         packages += _distributions(task.module, _module_of(task))
     if expert is not None:
         packages += _distributions(expert.module)
@@ -446,7 +446,7 @@ def episode_settings(
     settings: dict[str, Any] = {"seed": seed, "noise": float(noise), "keep_failures": keep_failures}
     if expert is not None:
         settings |= expert.settings
-    if task.name not in TASKS:
+    if not task.is_published:
         settings |= {name: task.rule[name] for name in ("observation", "action", "adapter")}
         settings["success"] = task.success
     return {**settings, "versions": versions}

@@ -240,14 +240,13 @@ def stored_task(name: str, rule: Mapping[str, Any], scores: Mapping[str, Any]) -
         rule: `Task.rule`; the adapter in it is not restored.
         scores: "random" and "expert" -> "mean" and "std".
     """
-    found = {key: Score(float(value["mean"]), value.get("std")) for key, value in scores.items() if value}
     return Task(
         name=name,
         maker=None,
         observation=rule.get("observation", "continuous"),
         action=rule.get("action", "continuous"),
         context_window=int(rule.get("context_window", 256)),
-        random=found.get("random"),
-        expert=found.get("expert"),
+        random=Score.from_json(scores.get("random")),
+        expert=Score.from_json(scores.get("expert")),
         module=rule.get("module"),
     )

@@ -15,18 +15,15 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from ..errors import InputError, SpaceError
 from .gray_stack import FrameStack, stack_space
-from .kinds import Action, Observation
+from .kinds import OBSERVATIONS, Action, Observation
 from .mission import Mission
-
-KINDS: tuple[Observation, ...] = get_args(Observation)
-"""Kinds of observation, of which one may be given in place of the chosen one."""
 
 _KEYS: dict[Observation, tuple[str, ...]] = {
     "continuous": ("continuous_observation",),
@@ -35,7 +32,7 @@ _KEYS: dict[Observation, tuple[str, ...]] = {
     "image": ("image_observation",),
 }
 
-_MIN_PIXELS = 16
+MIN_PIXELS = 16
 """A smaller array of bytes is a grid of integers rather than a picture."""
 
 _MAX_VALUES = 2**16
@@ -239,7 +236,7 @@ def own_kind(space: gym.Space[Any]) -> Observation | None:
     """Return the kind of observations that already are keyword arguments of `get_next_action`; None for others."""
     if not isinstance(space, gym.spaces.Dict):
         return None
-    return next((kind for kind in KINDS if set(space.spaces) == set(_KEYS[kind])), None)
+    return next((kind for kind in OBSERVATIONS if set(space.spaces) == set(_KEYS[kind])), None)
 
 
 def choose_adapter(
@@ -310,7 +307,7 @@ def _kind(space: gym.Space[Any]) -> Observation:
 
 def _is_picture(space: gym.spaces.Box) -> bool:
     shape = space.shape
-    has_pixels = len(shape) in (2, 3) and min(shape[:2]) >= _MIN_PIXELS and (len(shape) == 2 or shape[2] in (1, 3))
+    has_pixels = len(shape) in (2, 3) and min(shape[:2]) >= MIN_PIXELS and (len(shape) == 2 or shape[2] in (1, 3))
     return space.dtype == np.uint8 and has_pixels
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingSimulatorError, TaskError
 from .domains import get_domain
 from .task import Task
-from .tasks import TASKS
 
 if TYPE_CHECKING:
     import gymnasium
@@ -32,9 +31,9 @@ def build(task: Task, **options: Any) -> gymnasium.Env[Any, Any]:
     accepted = [name for name in parameters if name != "task"]
     check_step_limit(options.get("max_episode_steps"))
     limit = None
-    if task.name not in TASKS and "max_episode_steps" not in parameters:
+    if "max_episode_steps" not in parameters:
         limit = options.pop("max_episode_steps", None)
-    if task.name not in TASKS and options.get("render_mode", "") is None and "render_mode" not in parameters:
+    if "render_mode" not in parameters and options.get("render_mode", "") is None:
         del options["render_mode"]
     for name in options:
         if name not in accepted and not takes_all:
@@ -46,11 +45,7 @@ def build(task: Task, **options: Any) -> gymnasium.Env[Any, Any]:
     except (MissingSimulatorError, ValueError):
         raise
     except ImportError as error:
-        extra = get_domain(task.domain).extra
-        remedy = f"pip install 'jat-engine[{extra}]'" if extra else "install it"
-        raise MissingSimulatorError(
-            f"{task.name}: the {task.domain} simulator is not installed ({error}); {remedy}"
-        ) from error
+        raise _missing(task, error) from error
     if not hasattr(env, "observation_space") or not hasattr(env, "reset"):
         raise TaskError(f"{task.name}: maker: expected it to return a gymnasium.Env, got {type(env).__name__}")
     if limit is not None and limit > 0:
@@ -71,15 +66,20 @@ def _maker(task: Task) -> Any:
         importlib.import_module(task.module)  # in a worker process it has not been
     if not isinstance(task.maker, str):
         return task.maker
-    if task.name in TASKS:
-        try:
-            return resolve(task.maker, task.name)
-        except ImportError as error:
-            raise MissingSimulatorError(
-                f"{task.name}: the {task.domain} simulator is not installed ({error.__cause__ or error}); "
-                f"pip install 'jat-engine[{task.domain}]'"
-            ) from error
-    return resolve(task.maker, task.name)
+    try:
+        return resolve(task.maker, task.name)
+    except MissingSimulatorError as error:
+        raise _missing(task, error.__cause__ or error) from error
+
+
+def _missing(task: Task, reason: BaseException) -> MissingSimulatorError:
+    """Return the error for a task whose environment needs a package that is not installed."""
+    extra = get_domain(task.domain).extra
+    if extra is None:
+        return MissingSimulatorError(f"{task.name}: its environment needs a package ({reason}); install it")
+    return MissingSimulatorError(
+        f"{task.name}: the {task.domain} simulator is not installed ({reason}); pip install 'jat-engine[{extra}]'"
+    )
 
 
 def check_step_limit(value: Any) -> None:

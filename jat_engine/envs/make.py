@@ -9,7 +9,6 @@ from .build import build
 from .registry import get_task
 from .rendering import RENDER_MODES, check_rendering
 from .task import Task
-from .tasks import TASKS
 
 if TYPE_CHECKING:
     import gymnasium
@@ -47,7 +46,7 @@ def make(task_name: str | Task, *, seed: int | None = None, **kwargs: Any) -> gy
         >>> sorted(observation)
         ['discrete_observation', 'text_observation']
     """
-    row = task_name if isinstance(task_name, Task) else get_task(task_name)
+    row = get_task(task_name)
     check_rendering(row, kwargs.get("render_mode"))
     env = build(row, **kwargs)
 
@@ -58,9 +57,8 @@ def make(task_name: str | Task, *, seed: int | None = None, **kwargs: Any) -> gy
         from .adapters import AdaptedEnv
 
         env = AdaptedEnv(env, row.adapter)
-    if row.name in TASKS:
+    if row.is_published:
         # Gymnasium recommends to check the unwrapped environment, and takes its id and render modes.
         env.unwrapped.spec = spec_of(row, kwargs if seed is None else {**kwargs, "seed": seed})
         env.unwrapped.metadata = {**env.unwrapped.metadata, "render_modes": list(RENDER_MODES)}
-    again = row.name if row.name in TASKS else row
-    return TaskEnv(env, row.name, seed, functools.partial(make, again, seed=seed, **kwargs))
+    return TaskEnv(env, row.name, seed, functools.partial(make, row, seed=seed, **kwargs))

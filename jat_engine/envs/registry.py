@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingSimulatorError, TaskError, UnknownTaskError
 from ..keywords import did_you_mean
 from .domains import DOMAINS
-from .kinds import Observation, Success
+from .kinds import OBSERVATIONS, Observation, Success, usual_window
 from .task import Score, Task
 from .tasks import TASKS
 
@@ -30,7 +31,6 @@ ENTRY_POINTS = "jat_engine.tasks"
 """Group of entry points of installed packages. Each names a module that registers tasks when it is imported."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_IMAGE_WINDOW, _WINDOW = 32, 256
 
 _loading: ContextVar[str | None] = ContextVar("loading", default=None)
 """Name of the module that `load_task_module` or an entry point is importing."""
@@ -105,10 +105,8 @@ def register_task(
         raise TaskError(f"{name}: maker: expected a function or its address 'package.module:function', got {maker!r}")
     if name in ("all", *DOMAINS) or not _NAME.fullmatch(domain) or domain in ("all", *DOMAINS):
         raise TaskError(f"{name}: expected a name and a domain other than all, {', '.join(DOMAINS)}, got {domain!r}")
-    if observation not in (None, "continuous", "discrete", "discrete+text", "image"):
-        raise TaskError(
-            f"{name}: observation: expected continuous, discrete, discrete+text or image, got {observation!r}"
-        )
+    if observation not in (None, *OBSERVATIONS):
+        raise TaskError(f"{name}: observation: expected one of {', '.join(OBSERVATIONS)}, got {observation!r}")
     if context_window is not None and not (isinstance(context_window, int) and context_window >= 1):
         raise TaskError(f"{name}: context_window: expected an integer of at least 1, got {context_window!r}")
     if not loss_weight > 0:
@@ -119,9 +117,7 @@ def register_task(
     task = Task(
         name=name,
         maker=maker,
-        observation="continuous",
-        action="continuous",
-        context_window=_WINDOW,
+        **_UNKNOWN,
         domain=domain,
         loss_weight=float(loss_weight),
         random=random,
@@ -142,7 +138,7 @@ def register_task(
 
 
 def _are_equal(one: _Row, other: _Row) -> bool:
-    """Return whether two rows are of the same registration. A module that is imported again has new functions."""
+    """Return True if two rows are of the same registration. A module that is imported again has new functions."""
     makers = _address(one.task.maker) == _address(other.task.maker)
     return makers and replace(one, task=replace(one.task, maker=None, module=None)) == replace(
         other, task=replace(other.task, maker=None, module=None)
@@ -155,11 +151,12 @@ def _address(maker: Any) -> str:
     return f"{getattr(maker, '__module__', '?')}:{getattr(maker, '__qualname__', type(maker).__name__)}"
 
 
-def get_task(name: str, observation: Observation | None = None) -> Task:
+def get_task(name: str | Task, observation: Observation | None = None) -> Task:
     """Return a task by its name: a published one, a registered one, or "gym:<id>" for an environment of Gymnasium.
 
     Args:
-        name: its name. "gym:package.module:Id-v0" imports a module that registers the id first, as in Gymnasium.
+        name: its name, or the task itself, which is returned as it is. "gym:package.module:Id-v0" imports a module
+            that registers the id first, as in Gymnasium.
         observation: kind to convert observations to, in place of the one that follows from the environment's spaces;
             not for published tasks.
 
@@ -176,6 +173,8 @@ def get_task(name: str, observation: Observation | None = None) -> Task:
         >>> task.observation, task.action
         ('continuous', 'discrete')
     """
+    if isinstance(name, Task):
+        return name
     if not isinstance(name, str):
         raise unknown_task(name)
     if name in TASKS:
@@ -215,7 +214,7 @@ def _complete(name: str, observation: Observation | None) -> Task:
             action = own_action(spaces[1])
     except TaskError as error:
         raise type(error)(f"{name}: {error}") from None
-    window = row.context_window or (_IMAGE_WINDOW if kind == "image" else _WINDOW)
+    window = row.context_window or usual_window(kind)
     return replace(row.task, observation=kind, action=action, context_window=window, adapter=adapter)
 
 
@@ -223,27 +222,40 @@ def _gym_row(name: str) -> _Row:
     task = Task(
         name=name,
         maker="jat_engine.envs.gym_env:make",
-        observation="continuous",
-        action="continuous",
-        context_window=_WINDOW,
+        **_UNKNOWN,
         domain="gym",
         env_id=name.removeprefix(GYM),
-        module=_loading.get() or _loaded,
+        module=_loading.get() or _module_of_id(name.removeprefix(GYM)),
     )
     return _Row(task, None, None)
 
 
-_loaded: str | None = None
-"""The module of the last `load_task_module`, which environments of "gym:" names may need."""
+_UNKNOWN: dict[str, Any] = {"observation": "continuous", "action": "continuous", "context_window": 0}
+"""Fields of a row's task until its environment has been made."""
+
+_modules_of_ids: dict[str, str] = {}
+"""Ids of Gymnasium -> module of `load_task_module` that registers them, which worker processes have to import."""
+
+
+def _module_of_id(env_id: str) -> str | None:
+    """Return the module that registers an id of Gymnasium, which may lack its version; None if none was loaded."""
+    found = (module for known, module in _modules_of_ids.items() if env_id in (known, known.rpartition("-v")[0]))
+    return next(found, None)
 
 
 def load_task_module(module: str) -> None:
     """Import a module that registers tasks, or environments of Gymnasium.
 
+    Args:
+        module: its name, "package.module".
+
     Raises:
         TaskError: it cannot be imported, or raises an error while it is; the message has the reason.
     """
-    global _loaded
+    import gymnasium
+
+    # What an import before this one registered cannot be told apart.
+    there = set() if module in sys.modules else set(gymnasium.registry)
     with _importing(module):
         try:
             importlib.import_module(module)
@@ -255,7 +267,9 @@ def load_task_module(module: str) -> None:
                 f"--task_module {module}: expected a module that can be imported, got {reason}; a module of the "
                 "current folder needs PYTHONPATH=."
             ) from error
-    _loaded = module
+    for env_id in gymnasium.registry.keys() - there:
+        _modules_of_ids.setdefault(env_id, module)
+    _complete.cache_clear()
 
 
 @contextlib.contextmanager
@@ -287,6 +301,11 @@ def registered_names() -> list[str]:
     """Return the names of all tasks that have a row: the published ones, then the others as they were registered."""
     _load_entry_points()
     return [*TASKS, *_rows]
+
+
+def is_free(name: str) -> bool:
+    """Return True if a task of one's own can have this name: it is well formed, and no task or domain has it."""
+    return bool(_NAME.fullmatch(name)) and name not in ("all", *registered_names(), *domain_names())
 
 
 def domain_names() -> list[str]:

@@ -63,7 +63,7 @@ def check_rendering(task: str | Task, render_mode: str | None) -> None:
     Example:
         >>> check_rendering("atari-pong", "rgb_array")  # needs no display
     """
-    row = task if isinstance(task, Task) else get_task(task)
+    row = get_task(task)
     if render_mode not in (None, *RENDER_MODES):
         raise ValueError(f"render_mode: expected None, 'human' or 'rgb_array', got {render_mode!r}")
     if render_mode is None:
@@ -79,7 +79,7 @@ def check_rendering(task: str | Task, render_mode: str | None) -> None:
 
 def needs_opengl(task: Task) -> bool:
     """Return True if a task's frames need OpenGL: those of MuJoCo, also of Gymnasium's own environments of it."""
-    if task.published_env_id or not task.env_id:
+    if task.is_published or not task.env_id:
         return get_domain(task.domain).needs_opengl
     import gymnasium
 

@@ -34,7 +34,7 @@ def evaluation_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[
     except (MissingSimulatorError, RenderingError):
         raise
     except Exception as error:  # of the environment: one without a render mode may raise any class
-        if render_mode is None or task.published_env_id:
+        if render_mode is None or task.is_published:
             raise
         raise RenderingError(
             f"{task.name}: expected an environment that can be made with render_mode={render_mode!r}, got "
@@ -69,27 +69,31 @@ def check_frame(task: Task) -> None:
 
 
 def missing_simulators(tasks: Iterable[Task], render: bool = False) -> dict[str, str]:
-    """Build one task of each published domain and all others, and return the domains whose simulator is missing.
+    """Build one task of each published domain and all others, and return the tasks whose simulator is missing.
 
     Args:
         tasks: the tasks.
         render: also check that frames can be rendered.
 
     Returns:
-        Domain -> message with the command that installs the simulator.
+        Name of the task -> message with the command that installs the simulator.
 
     Raises:
         RenderingError: frames cannot be rendered here.
     """
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(task.domain if task.is_published else task.name, []).append(task)
+
     missing: dict[str, str] = {}
-    for task in {task.domain if task.published_env_id else task.name: task for task in tasks}.values():
+    for first, *others in groups.values():
         try:
-            if render and not task.published_env_id:
-                check_frame(task)
+            if render and not first.is_published:
+                check_frame(first)
             else:
-                evaluation_env(task, "rgb_array" if render else None).close()
+                evaluation_env(first, "rgb_array" if render else None).close()
         except MissingSimulatorError as error:
-            missing[task.domain] = str(error)
+            missing.update((task.name, str(error)) for task in (first, *others))
     return missing
 
 
@@ -106,7 +110,7 @@ def require_simulators(tasks: Iterable[Task], render: bool = False) -> None:
     """
     missing = missing_simulators(tasks, render)
     if missing:
-        raise MissingSimulatorError("; ".join(missing.values()))
+        raise MissingSimulatorError("; ".join(dict.fromkeys(missing.values())))
 
 
 def require_display(task: Task) -> None:

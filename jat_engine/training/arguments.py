@@ -51,7 +51,7 @@ class JatTrainingArguments(TrainingArguments):
         default=0,
         metadata={
             "help": "play this number of episodes of each trained task at each evaluation, by default ten times in a "
-            "training, and keep the model with the best mean expert-normalised return; seeds from 1,000,000"
+            "training, and keep the model with the best mean expert-normalised return; seeds from 500,000"
         },
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import MISSION_LENGTH, JatConfig
 from ..datasets.shards import find_shards
-from ..envs import TASKS, Task
+from ..envs import Task
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def check_fit(tasks: Mapping[str, Task | None], dataset: Path, config: JatConfig
         ValueError: a task is too large; the message has the sizes and the field of the configuration.
     """
     for name, task in tasks.items():
-        sizes = None if task is None or name in TASKS else _sizes(task, dataset)
+        sizes = None if task is None or task.is_published else _sizes(task, dataset)
         if task is None or sizes is None:
             continue
         mission = MISSION_LENGTH if task.observation == "discrete+text" else 0
@@ -87,12 +87,17 @@ def _stored_sizes(folder: Path) -> Sizes | None:
     if not files:
         return None
     with pq.ParquetFile(files[0]) as parquet:
-        rows = next(parquet.iter_batches(batch_size=1), None)
+        there = [name for name in _SIZED if name in parquet.schema_arrow.names]
+        rows = next(parquet.iter_batches(batch_size=1, columns=there), None)
     if rows is None or not rows.num_rows:
         return None
 
     def width(column: str) -> int:
-        episode = rows.column(column)[0].as_py() if column in rows.schema.names else None
+        episode = rows.column(column)[0].as_py() if column in there else None
         return len(episode[0]) if episode and isinstance(episode[0], list) else 0
 
-    return Sizes(width("continuous_observations"), width("discrete_observations"), width("continuous_actions"))
+    return Sizes(*map(width, _SIZED))
+
+
+_SIZED = ("continuous_observations", "discrete_observations", "continuous_actions")
+"""Columns with several values a step, in the order of the fields of `Sizes`."""

@@ -202,7 +202,7 @@ def test_refused_registrations() -> None:
         ("test-x", pixels, {"domain": "atari"}, "other than all, atari"),
         ("test-x", 3, {}, "maker: expected a function"),
         ("test-x", "no_colon", {}, "maker: expected a function"),
-        ("test-x", pixels, {"observation": "pixels"}, "observation: expected continuous"),
+        ("test-x", pixels, {"observation": "pixels"}, "observation: expected one of continuous"),
         ("test-x", pixels, {"context_window": 0}, "context_window: expected"),
         ("test-x", pixels, {"loss_weight": 0}, "loss_weight: expected"),
         ("test-x", pixels, {"success": "yes"}, "success: expected"),

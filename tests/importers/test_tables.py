@@ -113,7 +113,7 @@ def test_episodes_are_those_of_the_table(suffix: str, tmp_path: Path, capsys: py
     assert collection is not None
     returns = [float(REWARDS[number == EPISODES].sum()) for number in range(4)]
     assert (collection.returns, collection.lengths, collection.seeds) == (returns, LENGTHS, [])
-    assert collection.scores["expert"] == {"mean": np.mean(returns), "std": np.std(returns)}
+    assert collection.scores["expert"] == {"mean": np.mean(returns), "std": np.std(returns), "episodes": len(returns)}
     assert 9 < collection.scores["random"]["mean"] < 40
     assert sorted(collection.splits) == ["test", "train", "train", "train"]
     assert collection.task_rule is not None

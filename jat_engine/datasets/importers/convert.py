@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ...envs.adapters import Adapter
+from ...envs.adapters import MIN_PIXELS, Adapter
 from ...envs.gray_stack import FrameStack
+from ...envs.kinds import Action, Observation
 from ...errors import DataError, InputError
 from ..schema import FRAMES_SHAPE
 from .source import RawEpisode
-
-_MIN_PIXELS = 16
-"""Smaller arrays of bytes are grids of integers rather than pictures, as in `jat_engine.envs.adapters`."""
 
 
 class Conversion:
@@ -33,7 +31,7 @@ class Conversion:
             choices; empty without an environment. Those of an adapter are checked without.
     """
 
-    def __init__(self, observation: str, action: str, adapter: Adapter | None, *, spaces: bool) -> None:
+    def __init__(self, observation: Observation, action: Action, adapter: Adapter | None, *, spaces: bool) -> None:
         self.observation, self.action, self.adapter = observation, action, adapter
         self._spaces = spaces
         self.sizes: Mapping[str, int] = {} if adapter is None else {f"{action}_actions": adapter.num_actions}
@@ -180,7 +178,7 @@ def entry(values: Any, step: int) -> Any:
     return values[step]
 
 
-def infer_kinds(episode: RawEpisode, observation: str | None = None) -> tuple[str, str]:
+def infer_kinds(episode: RawEpisode, observation: Observation | None = None) -> tuple[Observation, Action]:
     """Return the kinds of observation and action that the types of a table's columns suggest.
 
     Args:
@@ -191,11 +189,12 @@ def infer_kinds(episode: RawEpisode, observation: str | None = None) -> tuple[st
         DataError: there is no kind for them.
     """
     values, actions = np.asarray(episode.observations), np.asarray(episode.actions)
+    kind: Observation
     if observation is not None:
         kind = observation
     elif episode.texts is not None:
         kind = "discrete+text"
-    elif values.dtype == np.uint8 and values.ndim >= 3 and min(values.shape[1:3]) >= _MIN_PIXELS:
+    elif values.dtype == np.uint8 and values.ndim >= 3 and min(values.shape[1:3]) >= MIN_PIXELS:
         kind = "image"
     elif values.dtype.kind == "f":
         kind = "continuous"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,12 +14,12 @@ import numpy as np
 
 from ... import __version__
 from ...atomic_io import check_writable, naming
-from ...envs import TASKS, Task, get_task, make
+from ...envs import Task, get_task, make
 from ...envs.adapters import choose_adapter, own_action, own_kind
-from ...envs.kinds import Observation
-from ...envs.registry import domain_names, registered_names
+from ...envs.kinds import Action, Observation, usual_window
+from ...envs.registry import GYM, is_free, registered_names
 from ...errors import DataError, MissingSimulatorError, SpaceError, UnknownTaskError
-from ...evaluation.random_policy import RANDOM_EPISODES, measure_random
+from ...evaluation.random_policy import RANDOM_EPISODES, measure_random, score
 from ...keywords import did_you_mean
 from ..card import check_card, write_card
 from ..collection import Collection, choose_splits, digest, stored_task
@@ -29,9 +28,6 @@ from ..schema import check_episode, task_columns
 from .convert import Conversion, infer_kinds
 from .source import RawEpisode, Source
 
-_GYM = "gym:"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_IMAGE_WINDOW, _WINDOW = 32, 256
 _INCOMPLETE = ".incomplete"
 
 
@@ -158,14 +154,13 @@ def find_task(
                 f"--task: expected a name, since {source.name} does not name its environment: a published or "
                 "registered task, gym:<id>, or a name of your own"
             )
-        name = _GYM + source.env_id
+        name = GYM + source.env_id
     try:
         known, reason = get_task(name, observation), ""
     except (UnknownTaskError, MissingSimulatorError) as error:
-        if source.spaces is None and name.startswith(_GYM):
+        if source.spaces is None and name.startswith(GYM):
             raise
-        taken = name in ("all", *domain_names()) or not _NAME.fullmatch(name)
-        if not name.startswith(_GYM) and (taken or isinstance(error, MissingSimulatorError)):
+        if not name.startswith(GYM) and not is_free(name):
             raise
         known, reason = None, " ".join(str(error).split())
 
@@ -178,7 +173,7 @@ def find_task(
         task, conversion = _unplayable(name, kind, action), Conversion(kind, action, None, spaces=False)
 
     notes = []
-    if known is None and name.startswith(_GYM):
+    if known is None and name.startswith(GYM):
         notes.append(f"{name} can be trained on and not played: {reason}")
     elif known is None:
         near = did_you_mean(name, registered_names(), cutoff=0.8)
@@ -247,10 +242,10 @@ def _by_spaces(
     return task, Conversion(adapter.observation, adapter.action, adapter, spaces=True)
 
 
-def _unplayable(name: str, observation: str, action: str) -> Task:
+def _unplayable(name: str, observation: Observation, action: Action) -> Task:
     """Return a task without an environment."""
-    window = _IMAGE_WINDOW if observation == "image" else _WINDOW
-    return stored_task(name, {"observation": observation, "action": action, "context_window": window}, {})
+    rule = {"observation": observation, "action": action, "context_window": usual_window(observation)}
+    return stored_task(name, rule, {})
 
 
 @dataclass
@@ -309,11 +304,9 @@ def _take(
 
 def _scores(task: Task, taken: _Taken, random_episodes: int) -> dict[str, dict[str, Any]]:
     """Return the returns that normalise a task's scores: of the imported episodes, and of a random policy."""
-    if task.name in TASKS or not taken.has_rewards:
+    if task.is_published or not taken.has_rewards:
         return {}
-    scores: dict[str, dict[str, Any]] = {
-        "expert": {"mean": float(np.mean(taken.returns)), "std": float(np.std(taken.returns))}
-    }
+    scores: dict[str, dict[str, Any]] = {"expert": score(taken.returns)}
     if random_episodes and task.maker is not None:
         scores["random"] = measure_random(task, random_episodes)
     return scores
@@ -360,7 +353,7 @@ def _write(
         sha256=digest(path for paths in files.values() for path in paths),
         file_sha256={path.name: digest([path]) for paths in files.values() for path in paths},
         scores=scores,
-        task_rule=None if task.name in TASKS else task.rule,
+        task_rule=None if task.is_published else task.rule,
     )
     collection.write(folder)
     return collection
