@@ -32,7 +32,7 @@ from ..evaluation import (
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_simulators
 from ..evaluation.progress import play_episodes
-from ..evaluation.results import EVALUATIONS, RESULTS, default_folder, read_earlier, results_lock
+from ..evaluation.results import EVALUATIONS, RESULTS, check_adapters, default_folder, read_earlier, results_lock
 from ..evaluation.seeds import choose_seed, overlap_warning
 from ..evaluation.video import EpisodeVideo, check_video, frame_rate
 from .agent import (
@@ -55,11 +55,11 @@ class EvalArguments(EpisodeArguments):
     """Arguments of `jat-engine eval`."""
 
     num_episodes: int = field(default=2, metadata={"help": "episodes per task"})
-    seed: int = field(
-        default=-1,
+    seed: int | None = field(  # type: ignore[assignment]  # `run` chooses one for None
+        default=None,
         metadata={
             "help": "seed of environment and sampling; episode i of a task uses seed + i. By default 1,000,000, or the "
-            "next million at which no demonstration of the training began (-1)"
+            "next million at which no demonstration of the training began"
         },
     )
     tasks: list[str] = field(
@@ -115,7 +115,7 @@ def run(argv: Sequence[str]) -> int:
     source = model_arguments.model_name_or_path
     check_source("--model_name_or_path", source)
     trained = read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir})
-    if arguments.seed == -1:
+    if arguments.seed is None:
         arguments.seed = choose_seed(trained, arguments.num_episodes)
     arguments.check()
     tasks = find_tasks(choice, arguments, trained)
@@ -170,7 +170,7 @@ def find_tasks(choice: TaskArguments, arguments: EvalArguments, trained: list[Tr
     known = {task.name: task for task in trained}
     tasks = [known[task.name].apply(task) if task.name in known else task for task in choice.find(names)]
     played = [known[task.name] for task in tasks if task.name in known]
-    if warning := overlap_warning(played, arguments.seed, arguments.num_episodes):
+    if warning := overlap_warning(played, arguments.options["seed"], arguments.num_episodes):
         note(warning)
     return tasks
 
@@ -185,7 +185,7 @@ def check_before(model_arguments: ModelArguments, arguments: EvalArguments, task
     """
     check_writable("--output_dir", folder)
     if tasks and not arguments.overwrite:
-        read_earlier(folder, arguments.settings)
+        check_adapters(read_earlier(folder, arguments.settings), tasks, folder)
     if arguments.save_video:
         check_video("--save_video", folder / "videos" / "replay.mp4")
     if arguments.push_to_hub:
@@ -298,7 +298,7 @@ def evaluate_task(
         problem = failure(task, index, arguments, error)
         results.failed[task.name] = {
             "episode": index + 1,
-            "seed": arguments.seed + index,
+            "seed": arguments.options["seed"] + index,
             "error": problem,
             "traceback": traceback.format_exc(),
         }
