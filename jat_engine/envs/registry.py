@@ -268,9 +268,10 @@ def load_task_module(module: str) -> None:
             raise
         except Exception as error:  # of the module's own code
             reason = " ".join(f"{type(error).__name__}: {error}".split())
+            is_absent = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or " ")
             raise TaskError(
-                f"--task_module {module}: expected a module that can be imported, got {reason}; a module of the "
-                "current folder needs PYTHONPATH=."
+                f"--task_module {module}: expected a module that can be imported, got {reason}"
+                + ("; name the folder that has it in PYTHONPATH" if is_absent else "")
             ) from error
     for env_id in gymnasium.registry.keys() - there:
         _modules_of_ids.setdefault(env_id, module)
