@@ -51,6 +51,15 @@ class Limits(NamedTuple):
         """Return the sizes of a configuration."""
         return cls(config.max_continuous_size, config.max_discrete_value, config.vocab_size)
 
+    @property
+    def num_numbers(self) -> int:
+        """Most numbers of a continuous observation; the reward takes one place."""
+        return self.max_continuous_size - 1
+
+    def num_integers(self, with_text: bool) -> int:
+        """Return the most integers of a discrete observation; a mission takes places of its own."""
+        return self.max_discrete_value - (MISSION_LENGTH if with_text else 0)
+
 
 @dataclass(slots=True)
 class Observations:
@@ -165,7 +174,7 @@ def _modality(continuous: Any, discrete: Any, text: Any, image: Any, plural: str
 
 
 def _continuous_rows(limits: Limits, num_agents: int, value: Any) -> np.ndarray:
-    largest = limits.max_continuous_size - 1  # the reward takes one place
+    largest = limits.num_numbers
     expected = f"[{num_agents}, 1 to {largest}] finite numbers"
     array = to_array("continuous_observations", value, expected)
     if array.ndim != 2 or len(array) != num_agents or not 1 <= array.shape[1] <= largest:
@@ -182,7 +191,7 @@ def _continuous_rows(limits: Limits, num_agents: int, value: Any) -> np.ndarray:
 
 def _discrete_rows(limits: Limits, num_agents: int, value: Any, with_text: bool) -> tuple[np.ndarray, int]:
     """Return integers as int64 [N, X], and how many zeros were added to each row."""
-    size = limits.max_discrete_value - (MISSION_LENGTH if with_text else 0)
+    size = limits.num_integers(with_text)
     expected = f"[{num_agents}, 1 to {size}] integers" + (" next to text_observations" if with_text else "")
     array = to_array("discrete_observations", value, expected)
     is_fitting = array.ndim == 2 and len(array) == num_agents and 1 <= array.shape[1] <= size
@@ -405,7 +414,7 @@ def _float32(array: np.ndarray) -> np.ndarray:
 
 
 def _continuous(limits: Limits, value: Any) -> np.ndarray:
-    largest = limits.max_continuous_size - 1  # the reward takes one place
+    largest = limits.num_numbers
     if type(value) is np.ndarray and (value.dtype == _FLOAT32 or value.dtype.kind in "biuf"):
         array = value
     else:
@@ -421,7 +430,7 @@ def _continuous(limits: Limits, value: Any) -> np.ndarray:
 
 def _discrete(limits: Limits, value: Any, with_text: bool) -> tuple[np.ndarray, int]:
     """Return integers as int64 [X], and how many zeros were added to them."""
-    size = limits.max_discrete_value - (MISSION_LENGTH if with_text else 0)
+    size = limits.num_integers(with_text)
     expected = f"1 to {size} integers" + (" next to a text_observation" if with_text else "")
     array = value if type(value) is np.ndarray else to_array("discrete_observation", value, expected)
     if array.dtype == np.int64 and array.shape == (size,) and array.view(np.uint64).max() < limits.vocab_size:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import MISSION_LENGTH, JatConfig
+from ..config import JatConfig
 from ..datasets.shards import find_shards
 from ..envs import Task
+from ..observation import Limits
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,20 @@ def check_fit(tasks: Mapping[str, Task | None], dataset: Path, config: JatConfig
         sizes = None if task is None or task.is_published else _sizes(task, dataset)
         if task is None or sizes is None:
             continue
-        mission = MISSION_LENGTH if task.observation == "discrete+text" else 0
-        room, integers = config.max_discrete_value - mission, "integers of an observation"
-        # What is counted, its size, the limit, the field that limits it, and what the field has to hold besides.
-        for what, size, limit, field, more in (
-            ("numbers of an observation", sizes.numbers, config.max_continuous_size - 1, "max_continuous_size", 1),
-            ("values of an action", sizes.values, config.max_continuous_size, "max_continuous_size", 0),
-            (integers, sizes.integers, room, "max_discrete_value", mission),
-            ("as the largest integer", sizes.largest, config.vocab_size - 1, "vocab_size", 1),
+        limits = Limits.of(config)
+        integers = limits.num_integers(with_text=task.observation == "discrete+text")
+        # What is counted, its size, the limit, and the field that limits it and may have to hold more.
+        for what, size, limit, field in (
+            ("numbers of an observation", sizes.numbers, limits.num_numbers, "max_continuous_size"),
+            ("values of an action", sizes.values, limits.max_continuous_size, "max_continuous_size"),
+            ("integers of an observation", sizes.integers, integers, "max_discrete_value"),
+            ("as the largest integer", sizes.largest, limits.vocab_size - 1, "vocab_size"),
         ):
             if size > limit:
-                has = f"{field} of the model: {getattr(config, field)}"
+                now = getattr(config, field)
                 raise ValueError(
-                    f"--tasks {name}: expected at most {limit} {what} ({has}), got {size}; --from_scratch "
-                    f"--config_overrides {field}={size + more} trains a new model with room, and "
+                    f"--tasks {name}: expected at most {limit} {what} ({field} of the model: {now}), got {size}; "
+                    f"--from_scratch --config_overrides {field}={now + size - limit} trains a new model with room, and "
                     "gymnasium.wrappers.FilterObservation or TransformObservation make an observation smaller"
                 )
 

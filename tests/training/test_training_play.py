@@ -181,7 +181,7 @@ def test_a_resumed_training_goes_on_with_curve_and_best_model(
     ("change", "message"),
     [
         ("--eval_episodes -1", "--eval_episodes: expected a finite number of at least 0, got -1"),
-        ("--tasks text:captions", "--eval_episodes: expected a task that can be played, got text datasets only"),
+        ("--tasks text:captions", "--eval_episodes: expected a task that can be played, got none with an environment"),
         ("--tasks mujoco-humanoid", "--tasks: the sizes of this checkpoint do not fit"),
         ("--metric_for_best_model mse", "expected one of return, mujoco-hopper_return, "),
         ("--greater_is_better false", "--greater_is_better: expected true or no such flag, got false"),
