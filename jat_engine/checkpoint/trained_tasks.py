@@ -56,6 +56,11 @@ class TrainedTask:
         return any(low <= last and first <= high for low, high in self.seeds)
 
 
+def find_trained_tasks(source: str | os.PathLike[str], hub: Mapping[str, Any] | None = None) -> Path | None:
+    """Return the path of a checkpoint's `tasks.json`; None if it has none. Arguments: see `read_trained_tasks`."""
+    return find_file(resolve(source), FILE_NAME, dict(hub or {}), required=False)
+
+
 def read_trained_tasks(source: str | os.PathLike[str], hub: Mapping[str, Any] | None = None) -> list[TrainedTask]:
     """Read the tasks of a checkpoint; an empty list if it does not say.
 
@@ -66,7 +71,7 @@ def read_trained_tasks(source: str | os.PathLike[str], hub: Mapping[str, Any] | 
     Raises:
         CheckpointError: `tasks.json` is malformed.
     """
-    path = find_file(resolve(source), FILE_NAME, dict(hub or {}), required=False)
+    path = find_trained_tasks(source, hub)
     if path is None:
         return []
     try:

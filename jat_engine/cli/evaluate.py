@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..atomic_io import check_writable
-from ..checkpoint.trained_tasks import TrainedTask, read_trained_tasks
+from ..checkpoint.trained_tasks import TrainedTask, find_trained_tasks, read_trained_tasks
 from ..envs import Task
 from ..evaluation import (
     Agent,
@@ -32,7 +32,15 @@ from ..evaluation import (
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_simulators
 from ..evaluation.progress import play_episodes
-from ..evaluation.results import EVALUATIONS, RESULTS, check_adapters, default_folder, read_earlier, results_lock
+from ..evaluation.results import (
+    EVALUATIONS,
+    RESULTS,
+    check_adapters,
+    default_folder,
+    read_earlier,
+    results_lock,
+    task_of_entry,
+)
 from ..evaluation.seeds import choose_seed, overlap_warning
 from ..evaluation.video import EpisodeVideo, check_video, frame_rate
 from .agent import (
@@ -351,8 +359,16 @@ def upload(model_arguments: ModelArguments, repo_id: str, folder: Path) -> int:
     try:
         with quiet_loading():
             model, processor = load_model(model_arguments)
-        files = [path for path in (folder / RESULTS, folder / "replay.mp4") if path.exists()]
-        url = push_to_hub(model, processor, repo_id, evaluations=folder / EVALUATIONS, files=files)
+        source, hub = model_arguments.model_name_or_path, {"cache_dir": model_arguments.cache_dir}
+        files = [folder / RESULTS, folder / "replay.mp4", find_trained_tasks(source, hub)]
+        url = push_to_hub(
+            model,
+            processor,
+            repo_id,
+            evaluations=folder / EVALUATIONS,
+            files=[path for path in files if path is not None and path.exists()],
+            tasks={name: task_of_entry(name, entry) for name, entry in earlier.items()},
+        )
     except Exception as error:  # of the network: classes of the HTTP client, which differ between releases of the hub's
         command = ["jat-engine", "eval", "--model_name_or_path", model_arguments.model_name_or_path]
         command += ["--output_dir", str(folder), "--push_to_hub", "--repo_id", repo_id]

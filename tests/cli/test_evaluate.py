@@ -20,6 +20,7 @@ from jat_engine import JatEngine
 from jat_engine.atomic_io import locked
 from jat_engine.checkpoint_files import JAT_MINI_FOLDER
 from jat_engine.cli import evaluate, main
+from jat_engine.envs import get_task
 from jat_engine.evaluation import hub
 from jat_engine.evaluation.results import default_folder
 from jat_engine.evaluation.video import read_video
@@ -409,7 +410,9 @@ def test_an_upload_that_fails_says_how_to_repeat_it(
     command = shlex.split(message.partition("upload them with: ")[2])
     assert command.pop(0) == "jat-engine"
     assert main(command) == 0
-    assert uploaded == {"evaluations": FOLDER / "evaluations.json", "files": [FOLDER / "results.json"]}
+    assert uploaded["evaluations"] == FOLDER / "evaluations.json"
+    assert [path.name for path in uploaded["files"]] == ["results.json", "tasks.json"]
+    assert uploaded["tasks"] == {"mujoco-reacher": get_task("mujoco-reacher")}
     assert "pushed to address" in capsys.readouterr().err
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from jat_engine import InputError, JatEngine
 from jat_engine.atomic_io import write_json
-from jat_engine.envs import TASKS, UnknownTaskError, make
+from jat_engine.envs import TASKS, Score, UnknownTaskError, get_task, make
 from jat_engine.evaluation import (
     EpisodeResult,
     MissingVideoError,
@@ -544,3 +545,11 @@ def test_push_uploads_model_results_and_card(tmp_path: Path, tiny_model: Any, ti
     assert ("atari", "iqm_human_normalized_total_reward") in metrics
     assert ("mujoco", "iqm_human_normalized_total_reward") not in metrics
     assert "| atari-bowling | 1 | 30.00 +/- 0.00 | undefined |" in card.text
+
+
+def test_the_card_of_tasks_of_ones_own() -> None:
+    task = replace(get_task("gym:CartPole-v1"), random=Score(20.0, None), expert=Score(500.0, None))
+    card = hub.model_card("me/agent", {task.name: [260.0]}, {task.name: task})
+    metrics = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert metrics["gym:CartPole-v1", "expert_normalized_total_reward"] == "0.50 +/- 0.00"
+    assert card.data.datasets is None  # it was not trained on the published one
