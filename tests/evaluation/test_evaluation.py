@@ -30,6 +30,7 @@ from jat_engine.evaluation import (
     undefined_reason,
     write_grid,
 )
+from jat_engine.evaluation.environment import missing_simulators
 from jat_engine.evaluation.video import check_video, read_video
 
 
@@ -553,3 +554,17 @@ def test_the_card_of_tasks_of_ones_own() -> None:
     metrics = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert metrics["gym:CartPole-v1", "expert_normalized_total_reward"] == "0.50 +/- 0.00"
     assert card.data.datasets is None  # it was not trained on the published one
+
+
+def no_simulator() -> gymnasium.Env[Any, Any]:
+    raise ImportError("No module named 'simulator'")
+
+
+def test_a_missing_simulator_is_that_of_its_own_task() -> None:
+    """Tasks of one's own share a domain, and not a simulator."""
+    cart = get_task("gym:CartPole-v1")
+    broken = replace(cart, name="my-broken", maker=no_simulator)
+    missing = missing_simulators([cart, broken])
+    assert missing == {
+        "my-broken": "my-broken: its environment needs a package (No module named 'simulator'); install it"
+    }
