@@ -33,7 +33,7 @@ _INCOMPLETE = ".incomplete"
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import has written.
+    """Result of an import, as it was written.
 
     Attributes:
         task: whose episodes they are; one without a maker cannot be played here.
