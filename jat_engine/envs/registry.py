@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingSimulatorError, TaskError, UnknownTaskError
+from ..errors import TaskError, UnknownTaskError
 from ..keywords import did_you_mean
 from .domains import DOMAINS
 from .kinds import Observation, Success
@@ -195,13 +195,7 @@ def _complete(name: str, observation: Observation | None) -> Task:
     from .build import build
 
     row = _rows.get(name) or _gym_row(name)
-    try:
-        env = build(row.task)
-    except (TaskError, UnknownTaskError, MissingSimulatorError):
-        raise
-    except Exception as error:  # of the environment's own code
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise TaskError(f"{name}: expected an environment that can be made, got {reason}") from error
+    env = build(row.task)
     with contextlib.closing(env):
         spaces = env.observation_space, env.action_space
     wanted = observation or row.observation
@@ -248,7 +242,7 @@ def load_task_module(module: str) -> None:
             importlib.import_module(module)
         except TaskError:
             raise
-        except Exception as error:  # of the module's own code
+        except (Exception, SystemExit) as error:  # of the module's own code
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise TaskError(
                 f"--task_module {module}: expected a module that can be imported, got {reason}; a module of the "
@@ -273,7 +267,7 @@ def _load_entry_points() -> None:
         with _importing(entry.module):
             try:
                 entry.load()
-            except Exception as error:  # of the package's own code
+            except (Exception, SystemExit) as error:  # of the package's own code
                 warnings.warn(
                     f"tasks of the package {entry.dist.name if entry.dist else entry.module} are left out: importing "
                     f"{entry.value} raised {type(error).__name__}: {error}",
