@@ -53,7 +53,7 @@ def make(task_name: str | Task, *, seed: int | None = None, **kwargs: Any) -> gy
     from .registration import spec_of
     from .task_env import TaskEnv
 
-    if row.name not in TASKS:
+    if not row.is_published:
         from .guarded import GuardedEnv
 
         env = GuardedEnv(env, row.name)
