@@ -7,7 +7,7 @@ import inspect
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingSimulatorError, TaskError
+from ..errors import MissingSimulatorError, RenderingError, TaskError, UnknownTaskError
 from .domains import get_domain
 from .task import Task
 
@@ -42,17 +42,41 @@ def build(task: Task, **options: Any) -> gymnasium.Env[Any, Any]:
 
     try:
         env: gymnasium.Env[Any, Any] = maker(**({"task": task} if "task" in parameters else {}), **options)
-    except (MissingSimulatorError, ValueError):
+    except (MissingSimulatorError, TaskError, UnknownTaskError, RenderingError):
         raise
     except ImportError as error:
         raise _missing(task, error) from error
-    if not hasattr(env, "observation_space") or not hasattr(env, "reset"):
-        raise TaskError(f"{task.name}: maker: expected it to return a gymnasium.Env, got {type(env).__name__}")
+    except (Exception, SystemExit) as error:  # of the environment's own code
+        if task.is_published:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise TaskError(f"{task.name}: expected an environment that can be made, got {reason:.300}") from error
+    if not task.is_published:
+        _check_env(task, env)
     if limit is not None and limit > 0:
         from gymnasium.wrappers import TimeLimit
 
         env = TimeLimit(env, int(limit))
     return env
+
+
+def _check_env(task: Task, env: Any) -> None:
+    """Check that a maker returned an environment of Gymnasium.
+
+    Raises:
+        TaskError: it is none, or its spaces are none, as those of OpenAI's package gym.
+    """
+    import gymnasium
+
+    if not isinstance(env, gymnasium.Env):
+        raise TaskError(
+            f"{task.name}: maker: expected it to return a gymnasium.Env, got {type(env).__qualname__}; the "
+            "package shimmy converts environments of other libraries"
+        )
+    for name in ("observation_space", "action_space"):
+        space = getattr(env, name, None)
+        if not isinstance(space, gymnasium.Space):
+            raise TaskError(f"{task.name}: {name}: expected a space of Gymnasium, got {space!r:.80}")
 
 
 def _maker(task: Task) -> Any:

@@ -53,6 +53,10 @@ def make(task_name: str | Task, *, seed: int | None = None, **kwargs: Any) -> gy
     from .registration import spec_of
     from .task_env import TaskEnv
 
+    if not row.is_published:
+        from .guarded import GuardedEnv
+
+        env = GuardedEnv(env, row.name)
     if row.adapter is not None:
         from .adapters import AdaptedEnv
 

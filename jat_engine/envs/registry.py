@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingSimulatorError, TaskError, UnknownTaskError
+from ..errors import TaskError, UnknownTaskError
 from ..keywords import did_you_mean
 from .domains import DOMAINS
 from .kinds import OBSERVATIONS, Observation, Success, usual_window
@@ -200,13 +200,7 @@ def _complete(name: str, observation: Observation | None) -> Task:
     from .build import build
 
     row = _rows.get(name) or _gym_row(name)
-    try:
-        env = build(row.task)
-    except (TaskError, UnknownTaskError, MissingSimulatorError):
-        raise
-    except Exception as error:  # of the environment's own code
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise TaskError(f"{name}: expected an environment that can be made, got {reason}") from error
+    env = build(row.task)
     with contextlib.closing(env):
         spaces = env.observation_space, env.action_space
     wanted = observation or row.observation
@@ -266,7 +260,7 @@ def load_task_module(module: str) -> None:
             importlib.import_module(module)
         except TaskError:
             raise
-        except Exception as error:  # of the module's own code
+        except (Exception, SystemExit) as error:  # of the module's own code
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             is_absent = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or " ")
             raise TaskError(
@@ -294,7 +288,7 @@ def _load_entry_points() -> None:
         with _importing(entry.module):
             try:
                 entry.load()
-            except Exception as error:  # of the package's own code
+            except (Exception, SystemExit) as error:  # of the package's own code
                 warnings.warn(
                     f"tasks of the package {entry.dist.name if entry.dist else entry.module} are left out: importing "
                     f"{entry.value} raised {type(error).__name__}: {error}",
