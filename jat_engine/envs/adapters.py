@@ -223,7 +223,7 @@ def own_kind(space: gym.Space[Any]) -> Observation | None:
 
 
 def _is_own(key: str, space: gym.Space[Any]) -> bool:
-    """Return whether the values of a space are those that `get_next_action` takes as this keyword argument."""
+    """Return True if the values of a space are those that `get_next_action` takes as this keyword argument."""
     if key == "text_observation":
         return True
     if key == "image_observation":
