@@ -13,8 +13,6 @@ from huggingface_hub import constants
 from tqdm import tqdm
 
 from ..checkpoint.trained_tasks import TrainedTask, join_earlier, read_trained_tasks, seed_runs, trained_task
-from ..datasets.collection import Collection
-from ..datasets.stored_tasks import check_rule, task_of_folder
 from ..envs import MissingSimulatorError, Task, UnknownTaskError
 from ..training import recipe
 from ..training.arguments import JatTrainingArguments
@@ -157,6 +155,8 @@ def collected_tasks(data: DataArguments, choice: TaskArguments) -> dict[str, Tas
     Raises:
         ValueError: the dataset contains none of the tasks, or has episodes of a task that were stored by another rule.
     """
+    from ..datasets.stored_tasks import check_rule, task_of_folder
+
     folder = Path(data.dataset)
 
     def find(name: str) -> list[Task]:
@@ -314,6 +314,8 @@ def trained_tasks(
         source: checkpoint that the training begins with, whose tasks are kept as earlier ones; None for new weights.
         cache_dir: folder for downloads.
     """
+    from ..datasets.collection import Collection
+
     found = []
     for task in tasks.values():
         if task is None:

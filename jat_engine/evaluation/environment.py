@@ -38,11 +38,11 @@ def evaluation_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[
             raise
         raise RenderingError(
             f"{task.name}: expected an environment that can be made with render_mode={render_mode!r}, got "
-            f"{_said(error)}{_REMEDY}"
+            f"{_said(error if error.__cause__ is None else error.__cause__)}{_REMEDY}"
         ) from error
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
 
 

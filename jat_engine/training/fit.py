@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from ..config import JatConfig
-from ..datasets.shards import find_shards
 from ..envs import Task
 from ..observation import Limits
 
@@ -83,6 +82,8 @@ def _sizes(task: Task, dataset: Path) -> Sizes | None:
 
 def _stored_sizes(folder: Path) -> Sizes | None:
     import pyarrow.parquet as pq
+
+    from ..datasets.shards import find_shards
 
     files = find_shards(folder, "train") if folder.is_dir() else []
     if not files:

@@ -16,7 +16,7 @@ from jat_engine import cli
 from jat_engine.backends import choose_backend
 from jat_engine.cli import main
 from jat_engine.cli.demo import DEMO_TASKS
-from jat_engine.envs import MissingSimulatorError, Task
+from jat_engine.envs import DOMAINS, MissingSimulatorError, Task
 from jat_engine.evaluation.video import read_video
 
 
@@ -350,7 +350,7 @@ def test_play_refuses(flags: list[str], message: str, checkpoint: Path, capsys: 
 def test_tasks_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == 157
+    assert sum(row.get("domain") in DOMAINS for row in rows) == 157  # other tests of this process register more
     pong = next(row for row in rows if row["name"] == "atari-pong")
     assert (pong["domain"], pong["context_window"], pong["observation"]) == ("atari", 32, "image")
     assert pong["random"]["mean"] == -20.7
