@@ -44,14 +44,27 @@ class TrainedTask:
         """
         differing = [key for key in ("observation", "action", "adapter") if task.rule[key] != self.rule.get(key)]
         if differing:
-            key = differing[0]
-            kind = self.rule.get("observation")
+            key, kind = differing[0], self.rule.get("observation")
+            remedy = (
+                f"--adapter {kind} converts to {kind}"
+                if key == "observation"
+                else "an environment of other spaces is another task; register it under another name"
+            )
             raise TaskError(
                 f"{task.name}: expected {key} {self.rule.get(key)}, as the checkpoint was trained with, got "
-                f"{task.rule[key]}; --adapter {kind} converts to {kind}, and an environment of other spaces is another "
-                "task"
+                f"{task.rule[key]}; {remedy}"
             )
         return task.with_scores(self.random, self.expert)
+
+    @property
+    def remedy(self) -> str:
+        """Advice for where no task of this name is known."""
+        if module := self.rule.get("module"):
+            return f"the checkpoint was trained with --task_module {module}"
+        return (
+            "the checkpoint was trained on it, but has no environment of it; register one with register_task, in a "
+            "module that --task_module names"
+        )
 
     def overlaps(self, first: int, last: int) -> bool:
         """Return whether an episode with one of the seeds `first` to `last` began as a demonstration."""
@@ -94,7 +107,10 @@ def _task(entry: Mapping[str, Any]) -> TrainedTask:
 
 
 def _score(entry: Mapping[str, Any] | None) -> Score | None:
-    return None if entry is None else Score(float(entry["mean"]), entry.get("std"))
+    if entry is None:
+        return None
+    std = entry.get("std")
+    return Score(float(entry["mean"]), None if std is None else float(std))
 
 
 def to_json(tasks: Iterable[TrainedTask]) -> list[dict[str, Any]]:

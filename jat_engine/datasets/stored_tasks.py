@@ -58,9 +58,10 @@ def check_rule(task: Task, dataset: Path) -> Task:
     for key in ("observation", "action", "adapter"):
         stored, now = described.task_rule.get(key), task.rule[key]
         if stored is not None and stored != now:
+            remedy = f"give --adapter {stored}, or collect" if key == "observation" else "collect"
             raise DataError(
                 f"{dataset / task.folder_name}: expected episodes of {task.name} with {key} {now}, got some with "
-                f"{stored}; give --adapter {described.task_rule.get('observation')}, or collect the task again"
+                f"{stored}; {remedy} the task again"
             )
     found = described.as_task()
     return task.with_scores(found.random, found.expert)

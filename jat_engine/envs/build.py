@@ -47,9 +47,12 @@ def build(task: Task, **options: Any) -> gymnasium.Env[Any, Any]:
         raise
     except ImportError as error:
         extra = get_domain(task.domain).extra
-        remedy = f"pip install 'jat-engine[{extra}]'" if extra else "install it"
+        if not extra:
+            raise MissingSimulatorError(
+                f"{task.name}: the environment needs a package that is not installed ({error}); install it"
+            ) from error
         raise MissingSimulatorError(
-            f"{task.name}: the {task.domain} simulator is not installed ({error}); {remedy}"
+            f"{task.name}: the {task.domain} simulator is not installed ({error}); pip install 'jat-engine[{extra}]'"
         ) from error
     except (Exception, SystemExit) as error:  # of the environment's own code
         if task.name in TASKS:

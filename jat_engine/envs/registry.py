@@ -75,7 +75,7 @@ def register_task(
     Registering the same task again, as when a module is imported twice, does nothing.
 
     Args:
-        name: letters, digits, ".", "_" and "-".
+        name: letters, digits, ".", "_" and "-"; not beginning with "gym--".
         maker: function that makes the environment, or its address, "package.module:function". It is called without
             arguments, and with those of `render_mode`, `max_episode_steps` and its own keywords that `make` is given.
         observation: kind to convert observations to, in place of the chosen one: "continuous", "discrete",
@@ -100,6 +100,8 @@ def register_task(
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise TaskError(f"name: expected letters, digits, '.', '_' and '-', got {name!r:.80}")
+    if name.startswith("gym--"):
+        raise TaskError(f"name: expected none that begins with gym--, the folders of {GYM} tasks, got {name!r:.80}")
     if not callable(maker) and not (isinstance(maker, str) and re.fullmatch(r"[\w.]+:[\w.]+", maker)):
         raise TaskError(f"{name}: maker: expected a function or its address 'package.module:function', got {maker!r}")
     if name in ("all", *DOMAINS) or not _NAME.fullmatch(domain) or domain in ("all", *DOMAINS):
@@ -131,9 +133,10 @@ def register_task(
     row = _Row(task, observation, context_window)
     there = TASKS.get(name) or (_rows[name].task if name in _rows else None)
     if there is not None and (name in TASKS or not _are_equal(_rows[name], row)):
-        where = "a published task" if name in TASKS else f"one of {there.module or _address(there.maker)}"
+        where = "a published task" if name in TASKS else f"the task that {_address(there.maker)} makes"
         raise TaskError(
-            f"{name}: expected a name that no other task has, got that of {where}; give one of them another name"
+            f"{name}: expected a name that no other task has, got that of {where}, for {_address(maker)}; give one of "
+            "them another name"
         )
     if there is None:
         _rows[name] = row
@@ -237,6 +240,8 @@ def load_task_module(module: str) -> None:
         TaskError: it cannot be imported, or raises an error while it is; the message has the reason.
     """
     global _loaded
+    if not re.fullmatch(r"\w+(\.\w+)*", module) or module.endswith(".py"):
+        raise TaskError(f"--task_module: expected the name of a module, such as package.module, got {module!r:.80}")
     with _importing(module):
         try:
             importlib.import_module(module)
@@ -244,11 +249,16 @@ def load_task_module(module: str) -> None:
             raise
         except (Exception, SystemExit) as error:  # of the module's own code
             reason = " ".join(f"{type(error).__name__}: {error}".split())
+            is_absent = isinstance(error, ModuleNotFoundError) and error.name is not None and _is_in(module, error.name)
+            remedy = "; set PYTHONPATH to its folder" if is_absent else ""
             raise TaskError(
-                f"--task_module {module}: expected a module that can be imported, got {reason}; a module of the "
-                "current folder needs PYTHONPATH=."
+                f"--task_module {module}: expected a module that can be imported, got {reason}{remedy}"
             ) from error
     _loaded = module
+
+
+def _is_in(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
 
 
 @contextlib.contextmanager
