@@ -44,12 +44,26 @@ class TrainedTask:
         """
         part, kind = task.differs_from(self.rule), self.rule.get("observation")
         if part is not None:
+            remedy = (
+                f"--adapter {kind} converts to {kind}"
+                if part == "observation"
+                else "an environment of other spaces is another task; register it under another name"
+            )
             raise TaskError(
                 f"{task.name}: expected {part} {self.rule[part]}, as the checkpoint was trained with, got "
-                f"{task.rule[part]}; --adapter {kind} converts to {kind}, and an environment of other spaces is "
-                "another task"
+                f"{task.rule[part]}; {remedy}"
             )
         return task.with_scores(self.random, self.expert)
+
+    @property
+    def remedy(self) -> str:
+        """Advice for where no task of this name is known."""
+        if module := self.rule.get("module"):
+            return f"the checkpoint was trained with --task_module {module}"
+        return (
+            "the checkpoint was trained on it, but has no environment of it; register one with register_task, in a "
+            "module that --task_module names"
+        )
 
     def overlaps(self, first: int, last: int) -> bool:
         """Return True if an episode with one of the seeds `first` to `last` began as a demonstration."""

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,6 +18,7 @@ from ..envs.kinds import OBSERVATIONS
 from ..keywords import did_you_mean
 
 if TYPE_CHECKING:
+    from ..checkpoint.trained_tasks import TrainedTask
     from ..envs import Task
     from ..envs.kinds import Observation
 
@@ -71,10 +72,12 @@ class TaskArguments:
             TaskError: it cannot be imported.
         """
         from ..envs import load_task_module
+        from ..evaluation.progress import simulator_output
 
         if self.task_module is not None:
             find_current_folder()
-            load_task_module(self.task_module)
+            with simulator_output():
+                load_task_module(self.task_module)
 
     def find(self, names: Sequence[str]) -> list[Task]:
         """Return the tasks of some names, and say how the observations of those that are not published are converted.
@@ -84,25 +87,72 @@ class TaskArguments:
 
         Raises:
             UnknownTaskError: there is no such task.
-            TaskError: an environment cannot be made, or an agent has no such observations or actions.
+            TaskError: an environment cannot be made, or an agent has no such observations or actions; or `--adapter`
+                is given and all tasks are published.
         """
+        return self.find_trained(names, ())
+
+    def find_some(self, name: str) -> list[Task]:
+        """Return the tasks of one of several names, among which may be published ones only. See `find`."""
         from ..envs import find_tasks
+        from ..evaluation.progress import simulator_output
 
         self.load()
         kind: Observation | None = self.adapter  # type: ignore[assignment]  # one of the choices
-        tasks = find_tasks(names, kind)
+        with simulator_output():
+            tasks = find_tasks([name], kind)
         for task in tasks:
             if task.adapter is not None:
                 note(f"{task.name}: {task.adapter}")
         return tasks
 
-    def find_one(self, name: str) -> Task:
-        """Return the task of this name. See `find`.
+    def check_adapter(self, tasks: Iterable[Task | None]) -> None:
+        """Check that `--adapter` has an effect on one of the tasks; None is a text dataset.
+
+        Raises:
+            TaskError: all tasks are published.
+        """
+        from ..envs import TaskError
+
+        if self.adapter is None or any(task is not None and not task.published_env_id for task in tasks):
+            return
+        raise TaskError(f"--adapter {self.adapter}: expected a task that is not published, got none; leave it out")
+
+    def find_trained(self, names: Sequence[str], trained: Sequence[TrainedTask]) -> list[Task]:
+        """Return the tasks of some names, with the scores that a checkpoint has of them. See `find`.
+
+        Args:
+            names: of tasks and domains, and "all".
+            trained: tasks of the checkpoint.
+
+        Raises:
+            UnknownTaskError: there is no such task; for one of the checkpoint the message names its module.
+            TaskError: see `find`; or a task is not played as it was trained.
+        """
+        from ..envs import UnknownTaskError
+
+        self.load()
+        known = {task.name: task for task in trained}
+        tasks = []
+        for name in names:
+            try:
+                tasks += self.find_some(name)
+            except UnknownTaskError as error:
+                if name not in known:
+                    raise
+                reason = str(error) if name.startswith("gym:") else f"task: no task is named {name!r}"
+                raise UnknownTaskError(f"{reason}; {known[name].remedy}") from None
+        self.check_adapter(tasks)
+        found = {task.name: task for task in tasks}.values()
+        return [known[task.name].apply(task) if task.name in known else task for task in found]
+
+    def find_one(self, name: str, trained: Sequence[TrainedTask] = ()) -> Task:
+        """Return the task of this name. See `find_trained`.
 
         Raises:
             ValueError: the name is that of several tasks.
         """
-        tasks = self.find([name])
+        tasks = self.find_trained([name], trained)
         if len(tasks) != 1 or tasks[0].name != name:
             raise ValueError(f"--task: expected the name of one task, got {name!r}")
         return tasks[0]

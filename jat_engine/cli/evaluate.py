@@ -176,7 +176,7 @@ def find_tasks(choice: TaskArguments, arguments: EvalArguments, trained: list[Tr
                 "trained on; `jat-engine tasks` lists them"
             )
     known = {task.name: task for task in trained}
-    tasks = [known[task.name].apply(task) if task.name in known else task for task in choice.find(names)]
+    tasks = choice.find_trained(names, trained)
     played = [known[task.name] for task in tasks if task.name in known]
     if warning := overlap_warning(played, arguments.options["seed"], arguments.num_episodes):
         note(warning)

@@ -53,10 +53,7 @@ def run(argv: Sequence[str]) -> int:
     arguments.check()
     source = model_arguments.model_name_or_path
     check_source("--model_name_or_path", source)
-    task = choice.find_one(arguments.task)
-    trained = {known.name: known for known in read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir})}
-    if task.name in trained:
-        task = trained[task.name].apply(task)
+    task = choice.find_one(arguments.task, read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir}))
     if arguments.save_video:
         check_video("--save_video", arguments.save_video)
     if arguments.render:

@@ -161,7 +161,7 @@ def collected_tasks(data: DataArguments, choice: TaskArguments) -> dict[str, Tas
 
     def find(name: str) -> list[Task]:
         try:
-            return [check_rule(task, folder) for task in choice.find([name])]
+            return [check_rule(task, folder) for task in choice.find_some(name)]
         except (UnknownTaskError, MissingSimulatorError):
             stored = task_of_folder(folder, name)
             if stored is None:
@@ -169,6 +169,7 @@ def collected_tasks(data: DataArguments, choice: TaskArguments) -> dict[str, Tas
             return [stored]
 
     tasks = recipe.choose(data.tasks, find)
+    choice.check_adapter(tasks.values())
     if not folder.is_dir():
         return tasks
     absent = [

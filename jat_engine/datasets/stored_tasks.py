@@ -58,10 +58,11 @@ def check_rule(task: Task, dataset: Path) -> Task:
     if described is None or described.task_rule is None:
         return task
     if (part := task.differs_from(described.task_rule)) is not None:
+        stored = described.task_rule[part]
+        remedy = f"give --adapter {stored}, or collect" if part == "observation" else "collect"
         raise DataError(
             f"{dataset / task.folder_name}: expected episodes of {task.name} with {part} {task.rule[part]}, got some "
-            f"with {described.task_rule[part]}; give --adapter {described.task_rule.get('observation')}, or collect "
-            "the task again"
+            f"with {stored}; {remedy} the task again"
         )
     found = described.as_task()
     return task.with_scores(found.random, found.expert)

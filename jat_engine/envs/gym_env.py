@@ -43,7 +43,7 @@ def make(
         raise MissingSimulatorError(f"{task.name}: {error}") from error
     except gym.error.Error as error:
         raise UnknownTaskError(
-            f"task: {task.name}: {error}; --task_module imports a module that registers an id"
+            f"task: {task.name}: {str(error).rstrip('.')}; --task_module imports a module that registers an id"
         ) from None
     except ModuleNotFoundError as error:
         raise UnknownTaskError(f"task: {task.name}: {error}") from None

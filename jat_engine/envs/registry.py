@@ -75,7 +75,7 @@ def register_task(
     Registering the same task again, as when a module is imported twice, does nothing.
 
     Args:
-        name: letters, digits, ".", "_" and "-".
+        name: letters, digits, ".", "_" and "-"; not beginning with "gym--".
         maker: function that makes the environment, or its address, "package.module:function"; processes that collect
             need one that pickles, so no lambda and no function within another. It is called without
             arguments, and with those of `render_mode`, `max_episode_steps` and its own keywords that `make` is given.
@@ -101,6 +101,8 @@ def register_task(
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise TaskError(f"name: expected letters, digits, '.', '_' and '-', got {name!r:.80}")
+    if name.startswith("gym--"):
+        raise TaskError(f"name: expected none that begins with gym--, the folders of {GYM} tasks, got {name!r:.80}")
     if not callable(maker) and not (isinstance(maker, str) and re.fullmatch(r"[\w.]+:[\w.]+", maker)):
         raise TaskError(f"{name}: maker: expected a function or its address 'package.module:function', got {maker!r}")
     if name in ("all", *DOMAINS):
@@ -133,9 +135,10 @@ def register_task(
     row = _Row(task, observation, context_window)
     there = TASKS.get(name) or (_rows[name].task if name in _rows else None)
     if there is not None and (name in TASKS or not _are_equal(_rows[name], row)):
-        where = "a published task" if name in TASKS else f"one of {there.module or _address(there.maker)}"
+        where = "a published task" if name in TASKS else f"the task that {_address(there.maker)} makes"
         raise TaskError(
-            f"{name}: expected a name that no other task has, got that of {where}; give one of them another name"
+            f"{name}: expected a name that no other task has, got that of {where}, for {_address(maker)}; give one of "
+            "them another name"
         )
     if there is None:
         _rows[name] = row
@@ -253,6 +256,8 @@ def load_task_module(module: str) -> None:
     """
     import gymnasium
 
+    if not re.fullmatch(r"\w+(\.\w+)*", module) or module.endswith(".py"):
+        raise TaskError(f"--task_module: expected the name of a module, such as package.module, got {module!r:.80}")
     # What an import before this one registered cannot be told apart.
     there = set() if module in sys.modules else set(gymnasium.registry)
     with _importing(module):
@@ -262,7 +267,7 @@ def load_task_module(module: str) -> None:
             raise
         except (Exception, SystemExit) as error:  # of the module's own code
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            is_absent = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or " ")
+            is_absent = isinstance(error, ModuleNotFoundError) and error.name is not None and _is_in(module, error.name)
             raise TaskError(
                 f"--task_module {module}: expected a module that can be imported, got {reason}"
                 + ("; name the folder that has it in PYTHONPATH" if is_absent else "")
@@ -270,6 +275,10 @@ def load_task_module(module: str) -> None:
     for env_id in gymnasium.registry.keys() - there:
         _modules_of_ids.setdefault(env_id, module)
     _complete.cache_clear()
+
+
+def _is_in(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
 
 
 @contextlib.contextmanager
