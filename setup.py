@@ -28,11 +28,13 @@ SIMULATORS = {
     "metaworld": ["metaworld>=3.1.1,<3.2"],
     "mujoco": ["mujoco>=3.3,<3.5", "imageio>=2.34"],  # from 3.5 on ant and standup no longer move as published
 }
+SB3 = ["stable-baselines3>=2.9"]  # the release that is tested
+MINARI = ["minari[arrow,hdf5]>=0.5.4"]  # the release that is tested; older datasets are read by it
 VIDEO = ["imageio-ffmpeg>=0.6"]
 # accelerate: 1.2 lacks an argument that transformers' Trainer passes.
 # tensorboard: 2.19 imports pkg_resources, which setuptools no longer has.
 BENCH = ["matplotlib>=3.9"]  # the first for numpy 2
-TRAIN = ["accelerate>=1.3", "datasets>=4.0", "pyarrow>=21", "tensorboard>=2.20"]
+TRAIN = ["accelerate>=1.3", "datasets>=4.0", *BENCH, "pyarrow>=21", "tensorboard>=2.20"]
 
 
 class CMakeBuild(build_ext):
@@ -140,12 +142,17 @@ setup(
         **SIMULATORS,
         "video": VIDEO,
         "train": TRAIN,
+        "minari": MINARI,
+        "sb3": SB3,
         "cuda": ["triton>=3.6"],
         "bench": BENCH,
         "peers": ["nncf>=3", "onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.5", "openvino>=2025.3"],
-        "all": sorted({package for packages in SIMULATORS.values() for package in packages} | {*VIDEO, *TRAIN, *BENCH}),
+        "all": sorted(
+            {package for packages in SIMULATORS.values() for package in packages} | {*VIDEO, *TRAIN, *MINARI, *BENCH}
+        ),
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
+            *SB3,
             "clang-format>=18",
             "cmake>=3.24",
             "hypothesis>=6",

@@ -8,6 +8,7 @@ JAT_BENCHMARK_CHECKPOINT names another checkpoint than the published size with r
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -52,7 +53,8 @@ def peer(folder: Path) -> Callable[[str], Any]:
 def test_step(benchmark: Any, peer: Callable[[str], Any], name: str, kind: str) -> None:
     """One agent, its window full; its predictions are the reference's."""
     agent = peer(name).open(WINDOW)
-    errors = fill({REFERENCE: peer(REFERENCE).open(WINDOW), name + " ": agent}, kind, WINDOW)
+    agents = {REFERENCE: peer(REFERENCE).open(WINDOW), name + " ": agent}
+    errors = fill(agents, functools.partial(step_arguments, kind), WINDOW)
     assert errors[name + " "] <= TOLERANCES[name.split()[1]]
     steps = itertools.count()
     benchmark.pedantic(

@@ -20,9 +20,7 @@ if sys.platform != "win32":
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, as UTF-8: write a temporary file in the same folder, then rename it.
-
-    A link stays one, and the file it points to is replaced. An existing file keeps its permissions.
+    """Write a text file atomically, as UTF-8; see `write_bytes`.
 
     Args:
         path: the file to write; its folder exists.
@@ -31,12 +29,27 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: the file cannot be written; names it. An existing file is left as it was.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, contents: bytes) -> None:
+    """Write a file atomically: write a temporary file in the same folder, then rename it.
+
+    A link stays one, and the file it points to is replaced. An existing file keeps its permissions.
+
+    Args:
+        path: the file to write; its folder exists.
+        contents: its bytes.
+
+    Raises:
+        OSError: the file cannot be written; names it. An existing file is left as it was.
+    """
     target = path.resolve() if path.is_symlink() else path
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")  # other writers have their own
     with naming(path):
         try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("xb") as file:
+                file.write(contents)
                 file.flush()
                 os.fsync(file.fileno())  # else a crash of the machine could leave an empty file under the new name
             if target.exists():

@@ -51,6 +51,15 @@ class Limits(NamedTuple):
         """Return the sizes of a configuration."""
         return cls(config.max_continuous_size, config.max_discrete_value, config.vocab_size)
 
+    @property
+    def num_numbers(self) -> int:
+        """Most numbers of a continuous observation; the reward takes one place."""
+        return self.max_continuous_size - 1
+
+    def num_integers(self, with_text: bool) -> int:
+        """Return the most integers of a discrete observation; a mission takes places of its own."""
+        return self.max_discrete_value - (MISSION_LENGTH if with_text else 0)
+
 
 @dataclass(slots=True)
 class Observations:
@@ -63,6 +72,7 @@ class Observations:
         texts: N missions of "discrete+text", else None.
         rewards: [N], 0.0 where none was given.
         fields: the keyword arguments they came by, for error messages.
+        num_padding: zeros that were added to each agent's integers, to have as many as the model takes.
     """
 
     modality: Modality
@@ -70,6 +80,7 @@ class Observations:
     texts: list[str] | None
     rewards: Sequence[float] | np.ndarray
     fields: str
+    num_padding: int = 0
 
 
 class ActionSpace(NamedTuple):
@@ -98,7 +109,7 @@ def parse_observation(limits: Limits, observation: Mapping[str, Any], reward: An
     text, image = get("text_observation"), get("image_observation")
     modality = _modality(continuous, discrete, text, image, "")
 
-    texts = None
+    texts, num_padding = None, 0
     if modality == "continuous":
         values = _continuous(limits, continuous)
     elif modality == "image":
@@ -106,8 +117,8 @@ def parse_observation(limits: Limits, observation: Mapping[str, Any], reward: An
     else:
         if modality == "discrete+text":
             texts = [_text(text)]
-        values = _discrete(limits, discrete, with_text=texts is not None)
-    return Observations(modality, [values], texts, [_reward(reward)], _FIELDS[modality])
+        values, num_padding = _discrete(limits, discrete, with_text=texts is not None)
+    return Observations(modality, [values], texts, [_reward(reward)], _FIELDS[modality], num_padding)
 
 
 def parse_observations(
@@ -127,7 +138,7 @@ def parse_observations(
     continuous, discrete, text, image = map(observations.get, OBSERVATIONS_KEYS)
     modality = _modality(continuous, discrete, text, image, "s")
 
-    texts = None
+    texts, num_padding = None, 0
     if modality == "continuous":
         values = _continuous_rows(limits, num_agents, continuous)
     elif modality == "image":
@@ -135,17 +146,17 @@ def parse_observations(
         expected = f"uint8 of shape {shape}, channel last"
         values = to_array("image_observations", image, expected)
         if values.dtype != np.uint8 or values.shape != shape:
-            raise InputError(f"image_observations: expected {expected}, got {_describe(values)}")
+            raise InputError(f"image_observations: expected {expected}, got {describe(values)}")
         values = np.ascontiguousarray(values)
     else:
         if modality == "discrete+text":
             items = text.tolist() if isinstance(text, np.ndarray) else text
             if not isinstance(items, Sequence) or isinstance(items, str | bytes) or len(items) != num_agents:
-                raise InputError(f"text_observations: expected {num_agents} strings, got {_describe(text)}")
+                raise InputError(f"text_observations: expected {num_agents} strings, got {describe(text)}")
             texts = [_text(str(one) if isinstance(one, np.str_) else one) for one in items]
-        values = _discrete_rows(limits, num_agents, discrete, with_text=texts is not None)
+        values, num_padding = _discrete_rows(limits, num_agents, discrete, with_text=texts is not None)
     fields = " + ".join(f"{name}s" for name in _FIELDS[modality].split(" + "))
-    return Observations(modality, values, texts, _rewards(num_agents, rewards), fields)
+    return Observations(modality, values, texts, _rewards(num_agents, rewards), fields, num_padding)
 
 
 def _modality(continuous: Any, discrete: Any, text: Any, image: Any, plural: str) -> Modality:
@@ -163,7 +174,7 @@ def _modality(continuous: Any, discrete: Any, text: Any, image: Any, plural: str
 
 
 def _continuous_rows(limits: Limits, num_agents: int, value: Any) -> np.ndarray:
-    largest = limits.max_continuous_size - 1  # the reward takes one place
+    largest = limits.num_numbers
     expected = f"[{num_agents}, 1 to {largest}] finite numbers"
     array = to_array("continuous_observations", value, expected)
     if array.ndim != 2 or len(array) != num_agents or not 1 <= array.shape[1] <= largest:
@@ -178,16 +189,26 @@ def _continuous_rows(limits: Limits, num_agents: int, value: Any) -> np.ndarray:
     return array
 
 
-def _discrete_rows(limits: Limits, num_agents: int, value: Any, with_text: bool) -> np.ndarray:
-    shape = num_agents, limits.max_discrete_value - (MISSION_LENGTH if with_text else 0)
-    expected = f"integers of shape {shape}" + (" next to text_observations" if with_text else "")
+def _discrete_rows(limits: Limits, num_agents: int, value: Any, with_text: bool) -> tuple[np.ndarray, int]:
+    """Return integers as int64 [N, X], and how many zeros were added to each row."""
+    size = limits.num_integers(with_text)
+    expected = f"[{num_agents}, 1 to {size}] integers" + (" next to text_observations" if with_text else "")
     array = to_array("discrete_observations", value, expected)
-    if array.shape != shape or array.dtype.kind == "f":
-        raise InputError(f"discrete_observations: expected {expected}, got {_describe(array)}")
+    is_fitting = array.ndim == 2 and len(array) == num_agents and 1 <= array.shape[1] <= size
+    if not is_fitting or array.dtype.kind == "f":
+        raise InputError(f"discrete_observations: expected {expected}, got {describe(array)}")
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= limits.vocab_size:
         raise InputError(f"discrete_observations: expected values in [0, {limits.vocab_size}), got {low} to {high}")
-    return array.astype(np.int64, order="C")
+    return _padded(array, size)
+
+
+def _padded(array: np.ndarray, size: int) -> tuple[np.ndarray, int]:
+    """Return integers [..., X] as a new int64 [..., size], zeros at the end, and how many zeros were added."""
+    given = array.shape[-1]
+    padded = np.zeros((*array.shape[:-1], size), np.int64)
+    padded[..., :given] = array
+    return padded, size - given
 
 
 def _rewards(num_agents: int, value: Any) -> np.ndarray:
@@ -197,7 +218,7 @@ def _rewards(num_agents: int, value: Any) -> np.ndarray:
     array = to_array("rewards", value, expected)
     array = _float32(array)
     if array.shape != (num_agents,) or not all_finite(array):
-        raise InputError(f"rewards: expected {expected}, got {_describe(value)}")
+        raise InputError(f"rewards: expected {expected}, got {describe(value)}")
     return array
 
 
@@ -226,7 +247,7 @@ def parse_action_space(limits: Limits, space: Any) -> ActionSpace:
         "Discrete": f"Discrete(n) with 1 <= n <= {limits.vocab_size} that starts at 0",
         None: "a gymnasium.spaces.Box or Discrete",
     }
-    got = _describe(space) if kind is None else repr(space)
+    got = describe(space) if kind is None else repr(space)
     hint = "; pass action_space=env.action_space" if kind is None else ""
     raise InputError(f"action_space: expected {expected[kind]}, got {got}{hint}")
 
@@ -270,7 +291,7 @@ def check_processor(processor: Any, is_needed: bool) -> None:
     if callable(processor) or (processor is None and not is_needed):
         return
     expected = "a JatProcessor" if is_needed else "a JatProcessor or nothing"
-    got = "None" if processor is None else _describe(processor)
+    got = "None" if processor is None else describe(processor)
     hint = "" if processor is None else f"; pass an observation as {_meant(processor)}"
     raise InputError(f"processor: expected {expected}, got {got}{hint}")
 
@@ -310,10 +331,11 @@ def check_same_episode(
             f"observation: expected {previous.fields} as before in this episode, got {observations.fields}; "
             "reset to start a new episode"
         )
-    values, before = observations.values[0], previous.values[0]
-    if values.size != before.size:
+    size = observations.values[0].size - observations.num_padding
+    before = previous.values[0].size - previous.num_padding
+    if size != before:
         raise SessionError(
-            f"{observations.fields}: expected {before.size} values as before in this episode, got {values.size}; "
+            f"{observations.fields}: expected {before} values as before in this episode, got {size}; "
             "reset to start a new episode"
         )
     if space == previous_space:
@@ -341,7 +363,8 @@ def not_finite(observations: Observations, finite: Sequence[bool] | np.ndarray) 
     )
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Return what a value is, for an error: shape and dtype of an array, or type and beginning of anything else."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and dtype is not None:
         return f"{type(value).__name__} of shape {tuple(shape)} and dtype {dtype}"
@@ -367,9 +390,9 @@ def to_array(field: str, value: Any, expected: str) -> np.ndarray:
                 value = value.float()  # numpy has no bfloat16
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged nested lists, tensors without data
-        raise InputError(f"{field}: expected {expected}, got {_describe(value)} ({error})") from None
+        raise InputError(f"{field}: expected {expected}, got {describe(value)} ({error})") from None
     if array.dtype.kind not in "biuf":
-        raise InputError(f"{field}: expected {expected}, got {_describe(value)}")
+        raise InputError(f"{field}: expected {expected}, got {describe(value)}")
     return array
 
 
@@ -391,7 +414,7 @@ def _float32(array: np.ndarray) -> np.ndarray:
 
 
 def _continuous(limits: Limits, value: Any) -> np.ndarray:
-    largest = limits.max_continuous_size - 1  # the reward takes one place
+    largest = limits.num_numbers
     if type(value) is np.ndarray and (value.dtype == _FLOAT32 or value.dtype.kind in "biuf"):
         array = value
     else:
@@ -405,21 +428,22 @@ def _continuous(limits: Limits, value: Any) -> np.ndarray:
     return array
 
 
-def _discrete(limits: Limits, value: Any, with_text: bool) -> np.ndarray:
-    size = limits.max_discrete_value - (MISSION_LENGTH if with_text else 0)
-    expected = f"{size} integers" + (" next to a text_observation" if with_text else "")
+def _discrete(limits: Limits, value: Any, with_text: bool) -> tuple[np.ndarray, int]:
+    """Return integers as int64 [X], and how many zeros were added to them."""
+    size = limits.num_integers(with_text)
+    expected = f"1 to {size} integers" + (" next to a text_observation" if with_text else "")
     array = value if type(value) is np.ndarray else to_array("discrete_observation", value, expected)
     if array.dtype == np.int64 and array.shape == (size,) and array.view(np.uint64).max() < limits.vocab_size:
-        return np.ascontiguousarray(array)  # the usual case; negative numbers are the largest unsigned ones
+        return np.ascontiguousarray(array), 0  # the usual case; negative numbers are the largest unsigned ones
     array = to_array("discrete_observation", value, expected)
     if array.dtype.kind == "f":
         raise InputError(f"discrete_observation: expected {expected}, got dtype {array.dtype}")
-    if array.shape != (size,):
+    if array.ndim != 1 or not 1 <= array.size <= size:
         raise InputError(f"discrete_observation: expected {expected}, got shape {array.shape}")
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= limits.vocab_size:
         raise InputError(f"discrete_observation: expected values in [0, {limits.vocab_size}), got {low} to {high}")
-    return array.astype(np.int64)
+    return _padded(array, size)
 
 
 _IMAGE = f"uint8 of shape {FRAME_SHAPE}, channel last"
@@ -437,7 +461,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise InputError(f"text_observation: expected a string, got {_describe(value)}")
+        raise InputError(f"text_observation: expected a string, got {describe(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # lone surrogates
@@ -452,5 +476,5 @@ def _reward(value: Any) -> float:
         return float(value)
     array = to_array("reward", value, "a finite number or None")
     if array.size != 1 or not -_LARGEST <= array.item() <= _LARGEST:
-        raise InputError(f"reward: expected a finite number or None, got {_describe(value)}")
+        raise InputError(f"reward: expected a finite number or None, got {describe(value)}")
     return float(array.item())

@@ -47,7 +47,8 @@ def test_tools() -> list[Requirement]:
 def at_floor(requirement: Requirement) -> Requirement:
     """Return the requirement of the oldest release that `requirement` allows."""
     (floor,) = (s.version for s in requirement.specifier if s.operator == ">=")
-    return Requirement(f"{requirement.name}=={floor}")
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    return Requirement(f"{requirement.name}{extras}=={floor}")
 
 
 def torch(build: str) -> Requirement:

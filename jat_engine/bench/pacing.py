@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from ..rate import Loop
 from . import runner
 from .bandwidth import last_level_cache_bytes
 from .workload import step_arguments
+
+if TYPE_CHECKING:
+    from ..envs import Task
 
 LEAD_IN = 2
 """Untimed calls at the beginning of a block: they follow on another agent's."""
@@ -54,6 +57,9 @@ class Environment(Protocol):
     def step(self, action: Any) -> None:
         """Let time pass after an action; counts as the environment's time."""
 
+    def close(self) -> None:
+        """Give back what the environment holds."""
+
 
 class Idle:
     """An environment that costs nothing: between calls the loop sleeps."""
@@ -65,6 +71,9 @@ class Idle:
         return step_arguments(_KIND, next(self._numbers))
 
     def step(self, action: Any) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
@@ -92,32 +101,49 @@ class Evicting(Idle):
         self._memory.sum()
 
 
-class Ant:
-    """MuJoCo's Ant, stepped by the agent's own actions, clipped.
+class TaskEnvironment:
+    """The environment of a task, stepped by the agent's own actions; continuous ones are clipped to the action space.
 
     An agent goes on over the end of an episode: its window stays full.
+
+    Args:
+        task: the task.
+
+    Raises:
+        MissingSimulatorError: its simulator is not installed.
     """
 
-    def __init__(self) -> None:
-        from ..envs import make
+    def __init__(self, task: Task) -> None:
+        from ..evaluation.environment import evaluation_env
 
-        self._env = make(ANT, seed=0)
+        self._env = evaluation_env(task)
         self._space: Any = self._env.action_space
-        self._reset()
+        self._space.seed(0)
+        self._reset(seed=0)
 
-    def _reset(self) -> None:
-        self._observation, _ = self._env.reset()
+    def _reset(self, seed: int | None = None) -> None:
+        self._observation, _ = self._env.reset(seed=seed)
         self._reward = 0.0
 
     def observe(self) -> dict[str, Any]:
         return {**self._observation, "reward": self._reward, "action_space": self._space, "deterministic": True}
 
     def step(self, action: Any) -> None:
-        action = np.clip(np.asarray(action, np.float32), self._space.low, self._space.high)
+        if not hasattr(self._space, "n"):
+            action = np.clip(np.asarray(action, np.float32), self._space.low, self._space.high)
         self._observation, reward, terminated, truncated, _ = self._env.step(action)
         self._reward = float(reward)
         if terminated or truncated:
             self._reset()
+
+    def wander(self, step: int) -> dict[str, Any]:
+        """Take a random action, except before step 0, and return the next call's keyword arguments."""
+        if step:
+            self.step(self._space.sample())
+        return self.observe()
+
+    def close(self) -> None:
+        self._env.close()
 
 
 # ---- paces -----------------------------------------------------------------------------------------------------------
@@ -128,7 +154,7 @@ class Mode:
     """Pace of calls.
 
     Attributes:
-        pace: one of `PACES` or `BACK_TO_BACK`.
+        pace: one of `PACES`, `BACK_TO_BACK`, or the name of the task that is measured.
         hz: calls a second; 0 for as many as there can be.
     """
 
@@ -138,7 +164,9 @@ class Mode:
     def make_environment(self) -> Environment:
         """Return what happens between calls. Raises `MissingSimulatorError`."""
         if self.pace == ANT:
-            return Ant()
+            from ..envs import get_task
+
+            return TaskEnvironment(get_task(ANT))
         if self.pace == EVICTED:
             return Evicting()
         return Busy(BUSY_SHARE / self.hz) if self.pace == BUSY else Idle()

@@ -113,6 +113,7 @@ class Row:
         tolerance: what `error` may be.
         faster: how many times faster than the case's reference, in the same rounds; None for the reference, and where
             outputs do not agree.
+        task: the task that was played: its name and its rule, with adapter and module; None where none was named.
     """
 
     suite: str
@@ -126,11 +127,13 @@ class Row:
     error: float | None = None
     tolerance: float | None = None
     faster: Interval | None = None
+    task: dict[str, Any] | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Identity of the measurement, which the same one of another run has too."""
-        return self.suite, *sorted(self.case.items()), self.agent, self.dtype
+        rule = json.dumps(self.task, sort_keys=True)
+        return self.suite, *sorted(self.case.items()), self.agent, self.dtype, rule
 
     @property
     def name(self) -> str:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .bandwidth import Bandwidth
 from .results import Results
+
+if TYPE_CHECKING:
+    from ..envs import Task
 
 PAUSE_S = 0.03
 """Before each turn: threads of OpenMP and other pools go on spinning for milliseconds after a call, on the cores of
@@ -46,10 +49,11 @@ class Options:
         upstream: a Python with the published package.
         device: "cpu" or "cuda".
         hz: calls a second, of the loop suite.
-        paces: of `pacing.PACES`.
+        paces: of `pacing.PACES`, or the name of `task` alone.
         neighbours: "none", "busy", or both.
         minutes: what the loop suite's calls may take together.
         agent_steps: of the soak suite.
+        task: whose environment the loop suite steps between calls; None for those of its paces.
     """
 
     num_iters: int
@@ -67,6 +71,7 @@ class Options:
     neighbours: tuple[str, ...] = ("none", "busy")
     minutes: float = 30.0
     agent_steps: int = 20_000
+    task: Task | None = None
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..atomic_io import write_json
 from ..checkpoint_files import find_file, read_json, resolve
-from ..envs import TASKS, Score, Task
+from ..envs import Score, Task
 from ..errors import CheckpointError, TaskError
 
 FILE_NAME = "tasks.json"
@@ -42,20 +42,37 @@ class TrainedTask:
         Raises:
             TaskError: its observations or actions are converted by another rule than in training.
         """
-        differing = [key for key in ("observation", "action", "adapter") if task.rule[key] != self.rule.get(key)]
-        if differing:
-            key = differing[0]
-            kind = self.rule.get("observation")
+        part, kind = task.differs_from(self.rule), self.rule.get("observation")
+        if part is not None:
+            remedy = (
+                f"--adapter {kind} converts to {kind}"
+                if part == "observation"
+                else "an environment of other spaces is another task; register it under another name"
+            )
             raise TaskError(
-                f"{task.name}: expected {key} {self.rule.get(key)}, as the checkpoint was trained with, got "
-                f"{task.rule[key]}; --adapter {kind} converts to {kind}, and an environment of other spaces is another "
-                "task"
+                f"{task.name}: expected {part} {self.rule[part]}, as the checkpoint was trained with, got "
+                f"{task.rule[part]}; {remedy}"
             )
         return task.with_scores(self.random, self.expert)
 
+    @property
+    def remedy(self) -> str:
+        """Advice for where no task of this name is known."""
+        if module := self.rule.get("module"):
+            return f"the checkpoint was trained with --task_module {module}"
+        return (
+            "the checkpoint was trained on it, but has no environment of it; register one with register_task, in a "
+            "module that --task_module names"
+        )
+
     def overlaps(self, first: int, last: int) -> bool:
-        """Return whether an episode with one of the seeds `first` to `last` began as a demonstration."""
+        """Return True if an episode with one of the seeds `first` to `last` began as a demonstration."""
         return any(low <= last and first <= high for low, high in self.seeds)
+
+
+def find_trained_tasks(source: str | os.PathLike[str], hub: Mapping[str, Any] | None = None) -> Path | None:
+    """Return the path of a checkpoint's `tasks.json`; None if it has none. Arguments: see `read_trained_tasks`."""
+    return find_file(resolve(source), FILE_NAME, dict(hub or {}), required=False)
 
 
 def read_trained_tasks(source: str | os.PathLike[str], hub: Mapping[str, Any] | None = None) -> list[TrainedTask]:
@@ -68,7 +85,7 @@ def read_trained_tasks(source: str | os.PathLike[str], hub: Mapping[str, Any] | 
     Raises:
         CheckpointError: `tasks.json` is malformed.
     """
-    path = find_file(resolve(source), FILE_NAME, dict(hub or {}), required=False)
+    path = find_trained_tasks(source, hub)
     if path is None:
         return []
     try:
@@ -86,15 +103,11 @@ def _task(entry: Mapping[str, Any]) -> TrainedTask:
     return TrainedTask(
         str(entry["name"]),
         dict(entry["rule"]),
-        _score(entry.get("random")),
-        _score(entry.get("expert")),
+        Score.from_json(entry.get("random")),
+        Score.from_json(entry.get("expert")),
         seeds,
         bool(entry.get("is_earlier", False)),
     )
-
-
-def _score(entry: Mapping[str, Any] | None) -> Score | None:
-    return None if entry is None else Score(float(entry["mean"]), entry.get("std"))
 
 
 def to_json(tasks: Iterable[TrainedTask]) -> list[dict[str, Any]]:
@@ -104,7 +117,7 @@ def to_json(tasks: Iterable[TrainedTask]) -> list[dict[str, Any]]:
             "name": task.name,
             "rule": dict(task.rule),
             **{
-                key: {"mean": score.mean, "std": score.std}
+                key: asdict(score)
                 for key, score in (("random", task.random), ("expert", task.expert))
                 if score is not None
             },
@@ -140,8 +153,36 @@ def join_earlier(tasks: Iterable[TrainedTask], earlier: Iterable[TrainedTask]) -
     return list(joined.values())
 
 
-def trained_task(task: Task, seeds: Iterable[tuple[int, int]] = ()) -> TrainedTask:
-    """Return the entry of a task for the checkpoint of its training."""
-    published = task.name in TASKS
-    scores = (None, None) if published else (task.random, task.expert)
-    return TrainedTask(task.name, task.rule, *scores, tuple(seeds))
+def seed_runs(seeds: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the first and the last seed of each run of demonstrations.
+
+    A gap is within a run up to `_LONGEST_GAP`: attempts that failed leave many, and are not stored.
+
+    Args:
+        seeds: of the demonstrations, in any order.
+    """
+    runs: list[tuple[int, int]] = []
+    for seed in sorted(seeds):
+        if runs and seed - runs[-1][1] <= _LONGEST_GAP:
+            runs[-1] = runs[-1][0], seed
+        else:
+            runs.append((seed, seed))
+    return runs
+
+
+_LONGEST_GAP = 1000
+
+
+def trained_task(
+    task: Task, seeds: Iterable[tuple[int, int]] = (), stored_rule: Mapping[str, Any] | None = None
+) -> TrainedTask:
+    """Return the entry of a task for the checkpoint of its training.
+
+    Args:
+        task: the task.
+        seeds: first and last seed of each run of its demonstrations.
+        stored_rule: by which the demonstrations were stored. A task that is known by them alone has no adapter.
+    """
+    rule = task.rule | {key: value for key, value in (stored_rule or {}).items() if value is not None}
+    scores = (None, None) if task.is_published else (task.random, task.expert)
+    return TrainedTask(task.name, rule, *scores, tuple(seeds))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..backends.select import choose_backend, native_module
 from ..bench import compare as comparisons
@@ -19,9 +19,12 @@ from ..bench.runner import Context, Options
 from ..bench.suites import evaluate, generate, growth, host, latency, load, loop, parity, soak, throughput, train
 from ..bench.workload import SPACES, check_model
 from .agent import default_device, quiet_loading
-from .arguments import note, parse
+from .arguments import TaskArguments, note, parse
 from .report import print_table
 from .streams import say
+
+if TYPE_CHECKING:
+    from ..envs import Task
 
 SUITES: dict[str, tuple[Callable[[Context], None], ...]] = {
     "latency": (latency.run, host.run),
@@ -40,7 +43,8 @@ _USAGE = f"""usage: jat-engine bench {{{",".join(SUITES)},all}} [options]
        jat-engine bench compare A.json B.json [--threshold SHARE]
 
   latency      one agent's step, and that of JatModel, the published package, torch.compile, ONNX Runtime and OpenVINO
-  loop         one agent at a fixed rate, as a robot calls it: p50 to p99.9, missed deadlines, with a busy neighbour too
+  loop         one agent at a fixed rate, as a robot calls it: p50 to p99.9, missed deadlines, with a busy neighbour;
+               --task: in the loop of your own environment
   throughput   1 to 1024 agents in a step
   load         from the start of a process to its first action
   generate     text, by JatModel
@@ -86,16 +90,26 @@ class BenchArguments:
         default_factory=lambda: list(SPACES), metadata={"help": "what agents see", "choices": list(SPACES)}
     )
     windows: list[int] = field(
-        default_factory=lambda: [16, 256, 508], metadata={"help": "latency: tokens an agent looks back on"}
+        default_factory=lambda: [16, 256, 508],
+        metadata={
+            "help": "latency, loop: tokens an agent looks back on; the loop suite takes one of them, or the task's own"
+        },
     )
     hz: list[int] = field(
         default_factory=lambda: [20, 50, 100, 200], metadata={"help": "loop: calls a second that agents are held to"}
     )
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "loop: between calls the environment of this task steps, by the agent's actions: a published task, "
+            "a registered one, or gym:<id>"
+        },
+    )
     paces: list[str] = field(
-        default_factory=lambda: list(PACES),
+        default_factory=list,
         metadata={
             "help": "loop: between calls sleep, or an environment computes, or the real one steps; evicted: back to "
-            "back with caches that other data went through",
+            "back with caches that other data went through. By default all of them; not with --task",
             "choices": list(PACES),
         },
     )
@@ -133,6 +147,8 @@ class BenchArguments:
         for window in self.windows:
             if window % 2:
                 raise ValueError(f"--windows: expected even numbers, a step being two tokens, got {window}")
+        if self.task is not None and self.paces:
+            raise ValueError("--paces and --task: expected one of them; with --task its environment is the pace")
         if not 0 < self.minutes < float("inf"):
             raise ValueError(f"--minutes: expected a positive number, got {self.minutes}")
         for model in self.models:
@@ -165,15 +181,24 @@ def run(argv: Sequence[str]) -> int:
         return run_compare(rest)
     if name != "all" and name not in SUITES:
         raise ValueError(f"bench: expected one of {', '.join(SUITES)}, all, compare, got {name!r}")
-    (arguments,) = parse(
-        f"bench {name}", "Measure, in turns with what a user would run instead.", [BenchArguments], rest
-    )
+    description = "Measure, in turns with what a user would run instead."
+    arguments, choice = parse(f"bench {name}", description, [BenchArguments, TaskArguments], rest)
+    names = list(SUITES) if name == "all" else [name]
+    if arguments.task is not None and "loop" not in names:
+        raise ValueError(f"--task: expected the suite loop, which steps its environment, got {name}")
     arguments.check()
-    return run_suites(list(SUITES) if name == "all" else [name], arguments)
+    choice.load()
+    return run_suites(names, arguments, None if arguments.task is None else choice.find_one(arguments.task))
 
 
-def run_suites(names: Sequence[str], arguments: BenchArguments) -> int:
-    """Run suites into one file, print its tables; returns 1 if outputs were not right."""
+def run_suites(names: Sequence[str], arguments: BenchArguments, task: Task | None = None) -> int:
+    """Run suites into one file, print its tables; returns 1 if outputs were not right.
+
+    Args:
+        names: of the suites.
+        arguments: of all of them.
+        task: whose environment the loop suite steps; None for those of its paces.
+    """
     options = Options(
         num_iters=arguments.num_iters,
         num_iters_warmup=arguments.num_iters_warmup,
@@ -186,16 +211,18 @@ def run_suites(names: Sequence[str], arguments: BenchArguments) -> int:
         upstream=arguments.upstream,
         device=str(default_device(arguments.use_cpu)),
         hz=tuple(arguments.hz),
-        paces=tuple(arguments.paces),
+        paces=tuple(arguments.paces or PACES) if task is None else (task.name,),
         neighbours=tuple(arguments.neighbour),
         minutes=arguments.minutes,
         agent_steps=arguments.agent_steps,
+        task=task,
     )
     plain_torch = native_module()[1] if choose_backend(options.device).lacks_native else ""
     if plain_torch:
         note(f"WARNING: JatEngine is measured in PLAIN TORCH, not with its native kernels: {plain_torch}")
     settings = {
-        **asdict(options),
+        **asdict(replace(options, task=None)),
+        "task": loop.described(task),
         "suites": list(names),
         "upstream": options.upstream is not None,
         "plain_torch": plain_torch,  # why the engine's native kernels are not what is measured; "" where they are

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checkpoint.trained_tasks import read_trained_tasks
 from ..checkpoint_files import JAT_MINI
 from ..config import PRESETS, JatConfig
 from ..engine.engine import JatEngine
@@ -86,17 +87,22 @@ def run(argv: Sequence[str]) -> int:
         "demo", "Play one task of every domain.", [DemoArguments, TaskArguments, DemoEpisodes], argv
     )
     episodes.check()
-    wanted = choice.find(arguments.tasks)
+    trained = (
+        []
+        if arguments.preset is not None
+        else read_trained_tasks(arguments.model_name_or_path, {"cache_dir": arguments.cache_dir})
+    )
+    wanted = choice.find_trained(arguments.tasks, trained)
     if arguments.video:
         with contextlib.suppress(MissingVideoError):  # said at each task
             check_video("--video", arguments.video)
     config = JatConfig.from_preset(arguments.preset) if arguments.preset is not None else load_config(arguments)
     missing = missing_simulators(wanted)
-    tasks = [task for task in wanted if task.domain not in missing]
+    tasks = [task for task in wanted if task.name not in missing]
     if not tasks:
-        raise MissingSimulatorError("; ".join(missing.values()))
-    for domain, reason in missing.items():
-        note(f"{domain} is left out: {reason}")
+        raise MissingSimulatorError("; ".join(dict.fromkeys(missing.values())))
+    for reason in dict.fromkeys(missing.values()):
+        note(f"{', '.join(name for name in missing if missing[name] == reason)} left out: {reason}")
     check_sizes(tasks, config)
 
     if arguments.preset is not None:

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..atomic_io import check_writable
-from ..checkpoint.trained_tasks import TrainedTask, read_trained_tasks
+from ..checkpoint.trained_tasks import TrainedTask, find_trained_tasks, read_trained_tasks
 from ..envs import Task
 from ..evaluation import (
     Agent,
@@ -32,9 +32,17 @@ from ..evaluation import (
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_simulators
 from ..evaluation.progress import play_episodes
-from ..evaluation.results import EVALUATIONS, RESULTS, default_folder, read_earlier, results_lock
+from ..evaluation.results import (
+    EVALUATIONS,
+    RESULTS,
+    check_adapters,
+    default_folder,
+    read_earlier,
+    results_lock,
+    task_of_entry,
+)
 from ..evaluation.seeds import choose_seed, overlap_warning
-from ..evaluation.video import EpisodeVideo, check_video
+from ..evaluation.video import EpisodeVideo, check_video, frame_rate
 from .agent import (
     check_source,
     describe,
@@ -55,11 +63,11 @@ class EvalArguments(EpisodeArguments):
     """Arguments of `jat-engine eval`."""
 
     num_episodes: int = field(default=2, metadata={"help": "episodes per task"})
-    seed: int = field(
-        default=-1,
+    seed: int | None = field(  # type: ignore[assignment]  # `run` chooses one for None
+        default=None,
         metadata={
             "help": "seed of environment and sampling; episode i of a task uses seed + i. By default 1,000,000, or the "
-            "next million at which no demonstration of the training began (-1)"
+            "next million at which no demonstration of the training began"
         },
     )
     tasks: list[str] = field(
@@ -97,7 +105,10 @@ class EvalArguments(EpisodeArguments):
     @property
     def settings(self) -> dict[str, Any]:
         """Settings that all results of a folder have in common, apart from the checkpoint."""
-        return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps}
+        unpublished = {"temperature": None, "top_k": None, "action_clip": None, "use_action_mask": None}
+        return {"seed": self.seed, "deterministic": self.deterministic, "max_steps": self.max_steps} | (
+            unpublished | self.choices
+        )
 
 
 def run(argv: Sequence[str]) -> int:
@@ -112,7 +123,7 @@ def run(argv: Sequence[str]) -> int:
     source = model_arguments.model_name_or_path
     check_source("--model_name_or_path", source)
     trained = read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir})
-    if arguments.seed == -1:
+    if arguments.seed is None:
         arguments.seed = choose_seed(trained, arguments.num_episodes)
     arguments.check()
     tasks = find_tasks(choice, arguments, trained)
@@ -165,9 +176,9 @@ def find_tasks(choice: TaskArguments, arguments: EvalArguments, trained: list[Tr
                 "trained on; `jat-engine tasks` lists them"
             )
     known = {task.name: task for task in trained}
-    tasks = [known[task.name].apply(task) if task.name in known else task for task in choice.find(names)]
+    tasks = choice.find_trained(names, trained)
     played = [known[task.name] for task in tasks if task.name in known]
-    if warning := overlap_warning(played, arguments.seed, arguments.num_episodes):
+    if warning := overlap_warning(played, arguments.options["seed"], arguments.num_episodes):
         note(warning)
     return tasks
 
@@ -182,7 +193,7 @@ def check_before(model_arguments: ModelArguments, arguments: EvalArguments, task
     """
     check_writable("--output_dir", folder)
     if tasks and not arguments.overwrite:
-        read_earlier(folder, arguments.settings)
+        check_adapters(read_earlier(folder, arguments.settings), tasks, folder)
     if arguments.save_video:
         check_video("--save_video", folder / "videos" / "replay.mp4")
     if arguments.push_to_hub:
@@ -280,7 +291,7 @@ def evaluate_task(
                 arguments.num_episodes,
                 task=task,
                 position=1,
-                on_frame=None if recorder is None else recorder.start(env.metadata.get("render_fps", 30)),
+                on_frame=None if recorder is None else recorder.start(frame_rate(env)),
                 **arguments.options,
             ):
                 results.add(task, episode)
@@ -295,7 +306,7 @@ def evaluate_task(
         problem = failure(task, index, arguments, error)
         results.failed[task.name] = {
             "episode": index + 1,
-            "seed": arguments.seed + index,
+            "seed": arguments.options["seed"] + index,
             "error": problem,
             "traceback": traceback.format_exc(),
         }
@@ -322,7 +333,7 @@ _PAUSE, _WRITE_SHARE = 5.0, 20
 
 def write_replay(results: Results) -> list[str]:
     """Write the grid with the videos of all tasks. Returns a message if that fails."""
-    videos = [results.folder / "videos" / f"{name}.mp4" for name in results.task_names()]
+    videos = [results.folder / "videos" / f"{task.folder_name}.mp4" for task in results.tasks().values()]
     videos = [path for path in videos if path.exists()]
     if not videos:
         return []
@@ -348,8 +359,16 @@ def upload(model_arguments: ModelArguments, repo_id: str, folder: Path) -> int:
     try:
         with quiet_loading():
             model, processor = load_model(model_arguments)
-        files = [path for path in (folder / RESULTS, folder / "replay.mp4") if path.exists()]
-        url = push_to_hub(model, processor, repo_id, evaluations=folder / EVALUATIONS, files=files)
+        source, hub = model_arguments.model_name_or_path, {"cache_dir": model_arguments.cache_dir}
+        files = [folder / RESULTS, folder / "replay.mp4", find_trained_tasks(source, hub)]
+        url = push_to_hub(
+            model,
+            processor,
+            repo_id,
+            evaluations=folder / EVALUATIONS,
+            files=[path for path in files if path is not None and path.exists()],
+            tasks={name: task_of_entry(name, entry) for name, entry in earlier.items()},
+        )
     except Exception as error:  # of the network: classes of the HTTP client, which differ between releases of the hub's
         command = ["jat-engine", "eval", "--model_name_or_path", model_arguments.model_name_or_path]
         command += ["--output_dir", str(folder), "--push_to_hub", "--repo_id", repo_id]

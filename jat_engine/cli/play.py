@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..checkpoint.trained_tasks import read_trained_tasks
 from ..evaluation import EpisodeResult, normalize, undefined_reason
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_display, require_simulators
 from ..evaluation.progress import play_episodes
-from ..evaluation.video import EpisodeVideo, check_video
+from ..evaluation.video import EpisodeVideo, check_video, frame_rate
 from .agent import check_source, load_agent, load_config
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
 from .report import milliseconds, number
@@ -50,8 +51,9 @@ def run(argv: Sequence[str]) -> int:
         "play", "Watch or record an agent on one task.", [ModelArguments, TaskArguments, PlayArguments], argv
     )
     arguments.check()
-    task = choice.find_one(arguments.task)
-    check_source("--model_name_or_path", model_arguments.model_name_or_path)
+    source = model_arguments.model_name_or_path
+    check_source("--model_name_or_path", source)
+    task = choice.find_one(arguments.task, read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir}))
     if arguments.save_video:
         check_video("--save_video", arguments.save_video)
     if arguments.render:
@@ -77,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
                 env,
                 arguments.num_episodes,
                 task=task,
-                on_frame=video.start(env.metadata.get("render_fps", 30)) if video else None,
+                on_frame=video.start(frame_rate(env)) if video else None,
                 **arguments.options,
             )
             for episode in episodes:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from transformers import TrainingArguments
 
 from ..checkpoint.trained_tasks import to_json
 from ..config import PRESETS, JatConfig
 from ..hub_account import check_account
+from ..keywords import did_you_mean
+from ..training import recipe
 from ..training.arguments import JatTrainingArguments, check_optimizer
-from ..training.flags import PublishedArguments, check_published
+from ..training.curves import CurvesCallback
+from ..training.fit import check_fit
+from ..training.flags import HELP, NO_EFFECT, PublishedArguments, check_published
+from ..training.play import Player, playable
 from ..training.resume import (
     check_config,
     check_record,
@@ -29,10 +36,11 @@ from ..training.resume import (
     steps_taken,
 )
 from .agent import quiet_loading
-from .arguments import TaskArguments, note, parse
+from .arguments import HelpLayout, TaskArguments, note, parse
 from .train_data import (
     DataArguments,
     Recipe,
+    check_evaluation,
     collected_tasks,
     describe,
     digests_of,
@@ -47,7 +55,7 @@ class TrainModelArguments:
     """Arguments for the model to train: a checkpoint, or a new model."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "checkpoint to start from: folder, or name on the hub"}
+        default=None, metadata={"help": "checkpoint to start from: folder, name on the hub, or jat-mini"}
     )
     preset: str | None = field(
         default=None, metadata={"help": "train a new model of this published size", "choices": list(PRESETS)}
@@ -62,7 +70,14 @@ class TrainModelArguments:
     from_scratch: bool = field(
         default=False, metadata={"help": "take only configuration and processor of --model_name_or_path; new weights"}
     )
-    freeze: list[str] = field(default_factory=list, metadata={"help": "do not train parameters whose names begin so"})
+    config_overrides: list[str] = field(
+        default_factory=list,
+        metadata={"help": "fields of the configuration of a new model, such as max_continuous_size=120"},
+    )
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={"help": "beginnings of names of parameters that are not trained, such as transformer"},
+    )
     cache_dir: str | None = field(default=None, metadata={"help": "folder for downloads and prepared data"})
     trust_remote_code: bool = field(default=False, metadata={"help": "ignored: code in a checkpoint is never run"})
 
@@ -78,10 +93,30 @@ class TrainModelArguments:
             raise ValueError(f"expected one of --model_name_or_path, --preset and --config_name, got {got}")
         if self.from_scratch and self.model_name_or_path is None:
             raise ValueError("--from_scratch: expected --model_name_or_path with it; --preset has new weights anyway")
+        if self.config_overrides and self.model_name_or_path is not None and not self.from_scratch:
+            raise ValueError(
+                "--config_overrides: expected --from_scratch with it, got --model_name_or_path alone, whose weights "
+                "have their sizes"
+            )
         if self.processor_name and self.model_name_or_path:
             raise ValueError("--processor_name: expected none with --model_name_or_path, whose processor is used")
         if self.trust_remote_code:
             note("--trust_remote_code is ignored: code in a checkpoint is never run")
+
+
+_LISTED = [name for flags in HELP.values() for name in flags]
+
+LAYOUT = HelpLayout(
+    usage="jat-engine train --dataset DATA --tasks TASK ... --model_name_or_path MODEL --output_dir FOLDER [flag ...]",
+    sections=HELP,
+    rest={
+        item.name: f"refused: {NO_EFFECT[item.name]}" if item.name in NO_EFFECT else None
+        for item in fields(TrainingArguments)
+        if item.name not in _LISTED
+    },
+    rest_title="all other flags of transformers' Trainer",
+)
+"""Layout of `jat-engine train --help`: this project's flags, those of transformers' Trainer in use, and the rest."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -91,6 +126,7 @@ def run(argv: Sequence[str]) -> int:
         "Train an agent, as the published one was.",
         [TrainModelArguments, TaskArguments, DataArguments, PublishedArguments, JatTrainingArguments],
         argv,
+        layout=LAYOUT,
     )
     model_arguments.check()
     data.check(arguments)
@@ -122,7 +158,9 @@ def train(
     set_seed(arguments.seed)  # before the weights of a new model are drawn
     model, processor = make_model(model_arguments)
     freeze(model, model_arguments.freeze)
+    check_fit(tasks, Path(data.dataset), model.config)
     check_optimizer(arguments, model)
+    player = make_player(tasks, model, processor, arguments) if arguments.eval_episodes else None
     done = 0
     if resume is not None:
         check_config(resume, model.config)
@@ -138,6 +176,8 @@ def train(
     dataset: Any
     test: dict[str, Any] = {}
     if data.streaming:
+        if player is not None:
+            check_evaluation([], tasks, data, arguments)
         dataset = open_stream(data, tasks, model, processor, options, model_arguments.cache_dir, arguments)
     else:
         with arguments.main_process_first(local=True, desc="preparing the data"):
@@ -148,6 +188,7 @@ def train(
     if resume is not None:
         check_record(resume, "data", digests)
 
+    curves = CurvesCallback(note)
     try:
         trainer = JatTrainer(
             model,
@@ -158,6 +199,8 @@ def train(
             sampling_weights=options.sampling_weights,
             batch_sizes=options.batch_sizes,
             action_shuffle=data.action_shuffle,
+            player=player,
+            callbacks=[curves],
             record={
                 "settings": settings,
                 "data": digests,
@@ -178,17 +221,52 @@ def train(
             )
     if trainer.is_world_process_zero():
         note(describe(dataset, trainer.sampler))
+        if player is not None:
+            note(describe_player(player, arguments))
 
     try:
         trainer.run(None if resume is None else str(resume))
     except TrainingError as error:
         note(f"jat-engine: error: {error}")
         return 1
+    finally:  # also after Ctrl-C: the curve says why
+        curves.draw(arguments, trainer.state)
     if trainer.is_world_process_zero():
         step, left = trainer.state.global_step, trainer.num_steps - trainer.state.global_step
         stopped = f", stopped at step {step} with {left} to go; go on with --resume_from_checkpoint latest"
-        note(f"wrote {arguments.output_dir}{stopped if left > 0 else ''}")
+        note(f"wrote {arguments.output_dir}{stopped if left > 0 else describe_best(arguments, trainer.state)}")
     return 0
+
+
+def make_player(tasks: recipe.Chosen, model: Any, processor: Any, arguments: JatTrainingArguments) -> Player:
+    """Return the player of `--eval_episodes`, after a check that it can play all tasks that are no texts.
+
+    Raises:
+        ValueError: there is no task to play, or a task does not fit the model.
+        MissingSimulatorError: simulators are missing.
+    """
+    player = Player(playable(tasks), arguments.eval_episodes)
+    if arguments.process_index == 0:
+        player.check(model, processor, arguments.device)
+    return player
+
+
+def describe_player(player: Player, arguments: JatTrainingArguments) -> str:
+    """Return a description of the episodes that are played while training, for people."""
+    when = "epoch" if arguments.eval_strategy == "epoch" else f"{arguments.eval_steps} steps"
+    text = f"plays {player.num_episodes} episode(s) of {len(player.tasks)} task(s) every {when}"
+    if arguments.load_best_model_at_end:
+        text += f", and keeps the model with the best {arguments.metric_for_best_model}"
+    if player.unscored:
+        text += f"; the mean leaves out {', '.join(player.unscored)}, without expert-normalised scores"
+    return text
+
+
+def describe_best(arguments: JatTrainingArguments, state: Any) -> str:
+    """Return the step whose model was kept as the best, for people; empty if the last one was kept."""
+    if not arguments.load_best_model_at_end or state.best_global_step is None:
+        return ""
+    return f", the model of step {state.best_global_step}: {arguments.metric_for_best_model} {state.best_metric:.4g}"
 
 
 def checkpoint_to_resume(arguments: JatTrainingArguments) -> Path | None:
@@ -274,7 +352,7 @@ def tell_finished(resume: Path, arguments: JatTrainingArguments) -> int:
     folder = Path(str(arguments.output_dir))
     if arguments.process_index == 0:
         if resume != folder:
-            complete_output(resume, folder, best=arguments.load_best_model_at_end)
+            complete_output(resume, folder, best=bool(arguments.load_best_model_at_end))
         note(f"finished: {folder} has the model of step {steps_taken(folder)}, and no step is left to train")
     return 0
 
@@ -294,7 +372,7 @@ def make_model(arguments: TrainModelArguments) -> tuple[Any, Any]:
             if arguments.model_name_or_path is not None:
                 source = arguments.model_name_or_path
                 if arguments.from_scratch:
-                    model = JatModel(JatConfig.from_pretrained(source, **options))
+                    model = JatModel(JatConfig.from_pretrained(source, **options, **overrides(arguments)))
                 else:
                     model = JatModel.from_pretrained(source, **options)
                 return model.float(), JatProcessor.from_pretrained(source, **options)
@@ -302,10 +380,10 @@ def make_model(arguments: TrainModelArguments) -> tuple[Any, Any]:
             raise ValueError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error
 
         if arguments.preset is not None:
-            config = JatConfig.from_preset(arguments.preset)
+            config = JatConfig.from_preset(arguments.preset, **overrides(arguments))
         else:
             try:
-                config = JatConfig.from_pretrained(str(arguments.config_name), **options)
+                config = JatConfig.from_pretrained(str(arguments.config_name), **options, **overrides(arguments))
             except (OSError, ValueError) as error:
                 raise ValueError(f"--config_name {arguments.config_name}: {error}") from error
 
@@ -323,6 +401,26 @@ def make_model(arguments: TrainModelArguments) -> tuple[Any, Any]:
             f"got {config.vocab_size}"
         )
     return JatModel(config), processor
+
+
+def overrides(arguments: TrainModelArguments) -> dict[str, Any]:
+    """Return the fields of `--config_overrides` by name.
+
+    Raises:
+        ValueError: one is not of the form name=value, or no field of a configuration.
+    """
+    known = [name for name in JatConfig.__annotations__ if name not in ("model_type", "attribute_map")]
+    found: dict[str, Any] = {}
+    for text in arguments.config_overrides:
+        name, equals, value = text.partition("=")
+        if not equals or name not in known:
+            hint = did_you_mean(name, known, f"fields are {', '.join(known)}")
+            raise ValueError(f"--config_overrides: expected field=value, got {text!r}; {hint}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def freeze(model: Any, beginnings: Sequence[str]) -> None:

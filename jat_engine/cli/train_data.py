@@ -12,12 +12,11 @@ from typing import Any
 from huggingface_hub import constants
 from tqdm import tqdm
 
-from ..checkpoint.trained_tasks import TrainedTask, join_earlier, read_trained_tasks, trained_task
-from ..datasets.collection import Collection
-from ..datasets.stored_tasks import check_rule, task_of_folder
+from ..checkpoint.trained_tasks import TrainedTask, join_earlier, read_trained_tasks, seed_runs, trained_task
 from ..envs import MissingSimulatorError, Task, UnknownTaskError
 from ..training import recipe
 from ..training.arguments import JatTrainingArguments
+from ..training.play import metric_names
 from .arguments import TaskArguments, note
 
 
@@ -35,13 +34,27 @@ class DataArguments:
         metadata={"help": "a folder that `jat-engine collect` wrote, or a dataset on the hub"},
     )
     loss_weights: list[str] = field(
-        default_factory=list, metadata={"help": "task=x or domain=x instead of the published weights"}
+        default_factory=list,
+        metadata={
+            "metavar": "NAME=X",
+            "help": "factor of the loss of a task or domain, instead of the published one (mostly 1; Meta-World 50, "
+            "MuJoCo 10 to 50): a larger one lets a task count more against others with larger losses",
+        },
     )
     sampling_weights: list[str] = field(
-        default_factory=list, metadata={"help": "task=x or domain=x instead of the published weights"}
+        default_factory=list,
+        metadata={
+            "metavar": "NAME=X",
+            "help": "how often batches of a task or domain are drawn relative to others, instead of the published "
+            "weight (1; texts 10): 3 draws three times as many, and begins again with data that run out",
+        },
     )
     batch_sizes: list[str] = field(
-        default_factory=list, metadata={"help": "task=n or domain=n instead of --per_device_train_batch_size"}
+        default_factory=list,
+        metadata={
+            "metavar": "NAME=N",
+            "help": "segments per batch of a task or domain, instead of --per_device_train_batch_size",
+        },
     )
     action_shuffle: float = field(
         default=0.0,
@@ -73,8 +86,11 @@ class DataArguments:
             raise ValueError("--eval_num_samples: expected --eval_strategy steps or epoch with it, got no")
         if self.streaming and arguments.max_steps <= 0:
             raise ValueError("--streaming: expected --max_steps, since a stream has no end, got none")
-        if self.streaming and arguments.eval_strategy != "no":
-            raise ValueError("--streaming: expected --eval_strategy no, got another; evaluate without --streaming")
+        if self.streaming and arguments.eval_strategy != "no" and not arguments.eval_episodes:
+            raise ValueError(
+                "--streaming: expected --eval_strategy no, got another; evaluate without --streaming, or by playing, "
+                "with --eval_episodes"
+            )
         if self.streaming and arguments.train_sampling_strategy != "random":
             raise ValueError("--streaming: expected --train_sampling_strategy random, got another; lengths are unknown")
 
@@ -139,11 +155,13 @@ def collected_tasks(data: DataArguments, choice: TaskArguments) -> dict[str, Tas
     Raises:
         ValueError: the dataset contains none of the tasks, or has episodes of a task that were stored by another rule.
     """
+    from ..datasets.stored_tasks import check_rule, task_of_folder
+
     folder = Path(data.dataset)
 
     def find(name: str) -> list[Task]:
         try:
-            return [check_rule(task, folder) for task in choice.find([name])]
+            return [check_rule(task, folder) for task in choice.find_some(name)]
         except (UnknownTaskError, MissingSimulatorError):
             stored = task_of_folder(folder, name)
             if stored is None:
@@ -151,6 +169,7 @@ def collected_tasks(data: DataArguments, choice: TaskArguments) -> dict[str, Tas
             return [stored]
 
     tasks = recipe.choose(data.tasks, find)
+    choice.check_adapter(tasks.values())
     if not folder.is_dir():
         return tasks
     absent = [
@@ -210,7 +229,7 @@ def load_segments(
             else:
                 note(f"{name}: no test split; it is not evaluated")
     if arguments.eval_strategy != "no":
-        check_evaluation([name for name, split in sources if split == "test"], data, arguments)
+        check_evaluation([name for name, split in sources if split == "test"], tasks, data, arguments)
 
     segments: dict[str, dict[str, Segments]] = {split: {} for split in splits}
     with tqdm(desc="preparing", unit="episode", disable=None, leave=False) as bar:
@@ -296,6 +315,8 @@ def trained_tasks(
         source: checkpoint that the training begins with, whose tasks are kept as earlier ones; None for new weights.
         cache_dir: folder for downloads.
     """
+    from ..datasets.collection import Collection
+
     found = []
     for task in tasks.values():
         if task is None:
@@ -303,7 +324,8 @@ def trained_tasks(
         folder = Path(data.dataset) / task.folder_name
         described = Collection.read(folder) if folder.is_dir() else None
         seeds = described.seeds if described is not None else []
-        found.append(trained_task(task, [(min(seeds), max(seeds))] if seeds else []))
+        rule = described.task_rule if described is not None else None
+        found.append(trained_task(task, seed_runs(seeds), rule))
     return join_earlier(found, read_trained_tasks(source, {"cache_dir": cache_dir}) if source else [])
 
 
@@ -338,24 +360,29 @@ def digests_of(dataset: Any, data: DataArguments) -> dict[str, str]:
 _FOOTER_BYTES = 2**16
 
 
-def check_evaluation(tasks: Sequence[str], data: DataArguments, arguments: JatTrainingArguments) -> None:
+def check_evaluation(
+    tested: Sequence[str], tasks: recipe.Chosen, data: DataArguments, arguments: JatTrainingArguments
+) -> None:
     """Check that what is evaluated exists.
 
     Args:
-        tasks: names of the tasks with a split test.
+        tested: names of the tasks with a split test.
+        tasks: all tasks that are trained.
         data: arguments for the training data.
         arguments: arguments of the training.
 
     Raises:
-        ValueError: there is no such task, or `--metric_for_best_model` is not the name of a loss.
+        ValueError: there is no such task, or `--metric_for_best_model` is not the name of a metric.
     """
-    if not tasks:
+    if not tested and not arguments.eval_episodes:
         raise ValueError(
             f"--eval_strategy: expected a task with a split test in {data.dataset}, got none; leave --eval_strategy "
-            "out, or collect test episodes"
+            "out, collect test episodes, or play with --eval_episodes"
         )
-    losses = ["loss", *(f"{task}_loss" for task in tasks)]
+    names = ["loss", *(f"{task}_loss" for task in tested)] if tested else []
+    if arguments.eval_episodes:
+        names = metric_names(tasks) + names
     metric = arguments.metric_for_best_model
-    if metric is not None and metric.removeprefix("eval_") not in losses:
-        shown = ", ".join(losses[:4]) + (f" and {len(losses) - 4} more" if len(losses) > 4 else "")
+    if metric is not None and metric.removeprefix("eval_") not in names:
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         raise ValueError(f"--metric_for_best_model: expected one of {shown}, got {metric}")

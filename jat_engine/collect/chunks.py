@@ -108,14 +108,13 @@ class ChunkFolder:
             raise
 
     def _check(self, settings: Mapping[str, Any]) -> None:
-        """Compare `settings` with the stored ones, or store them if there are none."""
-        path = self.folder / "settings.json"
-        if path.exists():
-            check_settings(read_settings(path), settings, self.folder)
+        """Compare `settings` with the stored ones, or store them if there are none, or no episodes that had them."""
+        if (begun := begun_settings(self.folder)) is not None:
+            check_settings(begun, settings, self.folder)
         else:
-            for chunk in self.folder.glob("episodes-*.parquet"):  # left by an interrupted removal
+            for chunk in self.folder.rglob("episodes-*.parquet"):  # left by an interrupted removal
                 chunk.unlink()
-            write_json(path, dict(settings), indent=2)
+            write_json(self.folder / "settings.json", dict(settings), indent=2)
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the stored chunks in order. Removes files that cannot be read; their episodes are played again."""
@@ -140,6 +139,23 @@ class ChunkFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def begun_settings(folder: Path) -> dict[str, Any] | None:
+    """Read the settings of an unfinished task.
+
+    Args:
+        folder: of its chunks.
+
+    Returns:
+        None if there are none, or no chunk that was played with them.
+
+    Raises:
+        DataError: see `read_settings`.
+    """
+    path = folder / "settings.json"
+    stored = read_settings(path) if path.exists() else None
+    return stored if any(folder.rglob("episodes-*.parquet")) else None
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import os
+import pickle
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -19,12 +20,12 @@ from ..atomic_io import naming
 from ..datasets.card import check_card, write_card
 from ..datasets.collection import Collection
 from ..datasets.shards import open_split
-from ..envs import TASKS, Task, expand_tasks, find_tasks, get_domain, get_task
-from ..errors import DataError
+from ..envs import TASKS, Task, find_tasks, get_domain
+from ..errors import DataError, TaskError
 from ..evaluation.environment import require_simulators
 from ..evaluation.random_policy import RANDOM_EPISODES
 from ..machine import available_cores
-from .chunks import ChunkFolder, check_settings, read_settings
+from .chunks import ChunkFolder, begun_settings, check_settings
 from .experts import EXPERT_TASKS, ExpertChoice, check_noise
 from .task import INCOMPLETE, Progress, TaskProgress, TooFewSuccessesError, restore_folder
 from .worker import Steps
@@ -96,6 +97,7 @@ def collect(
             changed since, or a README.md of something else; or another process is collecting the same task. Also, after
             all other tasks are finished, if fewer than 1 in 20 of at least 100 attempts of a task succeeded. Also for
             NaN in observations and rewards, and for an episode that does not end within 100,000 steps.
+        TaskError: an environment cannot be made, here or in a worker process.
         MissingSimulatorError: names the package to install.
         ChildProcessError: a worker process was killed.
         RuntimeError: a simulator or an expert failed or hung.
@@ -120,6 +122,7 @@ def collect(
         choice.check()
     for task in chosen:
         check_noise(task, noise)
+        _check_maker(task)
     folder, tell = _output_folder(output_dir), on_progress or (lambda _: None)
     plans = [
         _plan(folder, task, num_episodes, test_fraction, episode_settings(task, seed, noise, keep_failures, choice))
@@ -227,6 +230,11 @@ def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, set
     stored = Collection.read(path)
     if stored is None and path.exists():
         raise DataError(f"{path}: exists, but was not written by `jat-engine collect`; move it away")
+    if stored is not None and stored.imported is not None:
+        raise DataError(
+            f"{path}: expected episodes that were played here, got imported ones (from {stored.imported['source']}); "
+            "name another --output_dir, or delete the folder"
+        )
 
     if stored is not None and stored.num_episodes >= num_episodes:
         # Nothing will be played, so that the versions of simulators may differ.
@@ -239,9 +247,9 @@ def _plan(folder: Path, task: Task, num_episodes: int, test_fraction: float, set
     if stored is not None:
         _check_stored(path, stored, contents=not plan.finished)
 
-    begun = folder / INCOMPLETE / task.folder_name / "settings.json"
-    if begun.exists():
-        check_settings(read_settings(begun), settings, begun.parent)
+    unfinished = folder / INCOMPLETE / task.folder_name
+    if (begun := begun_settings(unfinished)) is not None:
+        check_settings(begun, settings, unfinished)
     return plan
 
 
@@ -360,16 +368,16 @@ def _tasks_with_expert(tasks: Iterable[str | Task]) -> list[Task]:
     given = list(tasks)
     chosen: dict[str, Task] = {}
     for one in given:
-        for name in [one.name] if isinstance(one, Task) else expand_tasks([one]):
-            task = one if isinstance(one, Task) else get_task(name)
+        for task in [one] if isinstance(one, Task) else find_tasks([one]):
+            name = task.name
             if name in EXPERT_TASKS:
                 chosen[name] = task
-            elif name not in TASKS:
+            elif not task.is_published:
                 raise ValueError(
                     f"tasks: {name} has no expert of this package; give one with --expert module:function, "
                     "sb3:model.zip or random"
                 )
-            elif name == one or isinstance(one, Task):
+            elif one in (name, task):
                 others = ", ".join(sorted(other for other in EXPERT_TASKS if TASKS[other].domain == task.domain))
                 raise ValueError(
                     f"tasks: {name} has no expert; those of its domain that have one: {others or 'none'}; or give one "
@@ -379,6 +387,21 @@ def _tasks_with_expert(tasks: Iterable[str | Task]) -> list[Task]:
         shown = ", ".join(one.name if isinstance(one, Task) else one for one in given)
         raise ValueError(f"tasks: expected at least one task with an expert, got {shown or 'none'}")
     return list(chosen.values())
+
+
+def _check_maker(task: Task) -> None:
+    """Check that a worker process can be sent a task.
+
+    Raises:
+        TaskError: the maker is a lambda, or a function within another.
+    """
+    try:
+        pickle.dumps(task)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TaskError(
+            f"{task.name}: maker: expected a function that worker processes can import, got {task.maker} ({error}); "
+            "define it with def in a module, outside other functions"
+        ) from None
 
 
 def _check(
@@ -412,7 +435,7 @@ def episode_settings(
     """
     versions = {"jat_engine": __version__}
     packages = ["numpy", *get_domain(task.domain).packages]
-    if task.name not in TASKS:
+    if not task.is_published:
         packages += _distributions(task.module, _module_of(task))
     if expert is not None:
         packages += _distributions(expert.module)
@@ -423,7 +446,7 @@ def episode_settings(
     settings: dict[str, Any] = {"seed": seed, "noise": float(noise), "keep_failures": keep_failures}
     if expert is not None:
         settings |= expert.settings
-    if task.name not in TASKS:
+    if not task.is_published:
         settings |= {name: task.rule[name] for name in ("observation", "action", "adapter")}
         settings["success"] = task.success
     return {**settings, "versions": versions}

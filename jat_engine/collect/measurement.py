@@ -27,9 +27,9 @@ class Measurement:
         self._playing: set[int] = set()
         self._folder = folder / _FOLDER
         if num_episodes:
-            self._cache = ChunkFolder(self._folder, {"seed": RANDOM_SEED, "versions": {}})
-            self._cache.close()  # the task's folder is locked
-            for chunk in self._cache.chunks():
+            played = ChunkFolder(self._folder, {"seed": RANDOM_SEED, "versions": {}})
+            played.close()  # the task's folder is locked
+            for chunk in played.chunks():
                 self.add(chunk)
 
     @property

@@ -15,7 +15,7 @@ from ..atomic_io import locked, naming
 from ..datasets.collection import Collection, choose_splits, digest
 from ..datasets.parquet import ShardWriter, read_rows, schema
 from ..datasets.schema import task_columns
-from ..envs import TASKS, Task, get_domain
+from ..envs import Task, get_domain
 from ..errors import DataError
 from ..evaluation.random_policy import score
 from .chunks import RESUME, Attempt, Chunk, ChunkFolder
@@ -110,7 +110,7 @@ class TaskProgress:
                     "has stored since; run the command again"
                 )
             measured = {} if stored is None else stored.scores.get("random", {})
-            needed = task.name not in TASKS and measured.get("episodes") != random_episodes
+            needed = not task.is_published and measured.get("episodes") != random_episodes
             self._random = Measurement(task, self._cache.folder, random_episodes if needed else 0)
             for chunk in self._cache.chunks():
                 self._add(chunk)
@@ -274,8 +274,8 @@ class TaskProgress:
             files={split: [path.name for path in paths] for split, paths in files.items()},
             sha256=digest(path for paths in files.values() for path in paths),
             file_sha256={path.name: digest([path]) for paths in files.values() for path in paths},
-            task_rule=None if self.task.name in TASKS else self.task.rule,
-            scores={} if self.task.name in TASKS else self._scores(seeds, returns),
+            task_rule=None if self.task.is_published else self.task.rule,
+            scores={} if self.task.is_published else self._scores(seeds, returns),
         )
 
     def _scores(self, seeds: list[int], returns: list[float]) -> dict[str, dict[str, float]]:

@@ -18,10 +18,9 @@ _TITLE = "Expert episodes for JAT"
 _BODY = """
 # Expert episodes for JAT
 
-{episodes} episodes, {steps} steps, of {tasks} for the JAT agent
-([paper](https://arxiv.org/abs/2402.09844)), in the layout of
-[jat-project/jat-dataset](https://huggingface.co/datasets/jat-project/jat-dataset). They were played by the experts that
-are listed below, not by the published agents.
+{episodes} episodes, {steps} steps, of {tasks}, in the layout of
+[jat-project/jat-dataset](https://huggingface.co/datasets/jat-project/jat-dataset), for agents of the kind of JAT
+([paper](https://arxiv.org/abs/2402.09844)). {origin}
 
 ```python
 from datasets import load_dataset
@@ -32,17 +31,14 @@ dataset = load_dataset("{name}", "{example}", split="train")
 A row is an episode, a column has one entry a step. `rewards[t]` is what the action of step t gave, unclipped; the
 observation after the last action is not stored. `image_observations` are 84 x 84 RGBA images, whose channels are the
 last four grey frames, oldest first.
-
-Collect them again: `jat-engine collect --tasks {example_task} --num_episodes {example_episodes} --seed
-{example_seed}{flags} --output_dir DIR`.
-
+{again}
 ## Tasks
 
 Returns are mean ± standard deviation of the stored episodes, both splits together. *Success* is the share of all
-attempts that succeeded{failures}. Returns of the expert and of random actions are those of the paper{measured};
-*normalised* is (return - random) / (expert - random), where that is defined. *Noise* disturbed the episodes with odd
-seeds: it is the standard deviation of what was added to the executed action, or the probability that a random one was
-executed instead. What is stored is always the expert's action.
+attempts that succeeded{failures}. *Expert* and *random* are returns of the paper for published tasks, measured ones for
+others; *normalised* is (return - random) / (expert - random), where that is defined. *Noise* disturbed the episodes
+with odd seeds: it is the standard deviation of what was added to the executed action, or the probability that a random
+one was executed instead. What is stored is always the expert's action. A "-" is not known.
 
 | task | train | test | steps | return | success | expert | random | normalised | noise | seeds |
 |---|---|---|---|---|---|---|---|---|---|---|
@@ -53,7 +49,7 @@ executed instead. What is stored is always the expert's action.
 | expert | tasks |
 |---|---|
 {experts}
-
+{sources}
 ## Versions
 
 {versions}
@@ -69,6 +65,21 @@ registers the task. *Random* and *expert* are measured returns, the latter of st
 """
 
 _KINDS = ("observation", "action")
+
+_AGAIN = """
+Collect them again: `jat-engine collect --tasks {task} --num_episodes {episodes} --seed {seed}{flags}
+--output_dir DIR`.
+"""
+
+_SOURCES = """
+## Imported episodes
+
+The licence of these episodes is that of their source.
+
+| task | source | format | columns | left out |
+|---|---|---|---|---|
+{rows}
+"""
 
 
 def write_card(folder: Path) -> Path:
@@ -101,7 +112,10 @@ def check_card(folder: Path) -> None:
 
 
 def collections(folder: Path) -> list[Collection]:
-    """Read the descriptions of all finished tasks in a dataset's folder: published tasks in their order, then others.
+    """Read the descriptions of all finished tasks in a dataset's folder.
+
+    Returns:
+        The published tasks in their order, then the others by name.
 
     Raises:
         DataError: see `Collection.read`.
@@ -121,34 +135,33 @@ def card(name: str, stored: list[Collection]) -> str:
     from huggingface_hub import DatasetCardData
 
     domains = {collection.as_task().domain for collection in stored}
+    played = [collection for collection in stored if collection.imported is None]
+    imported = [collection for collection in stored if collection.imported is not None]
     data = DatasetCardData(
-        license="apache-2.0",
+        license=None if imported else "apache-2.0",
         pretty_name=_TITLE,
         task_categories=["reinforcement-learning"],
         tags=["reinforcement-learning", "imitation-learning", "jat", *(d for d in DOMAINS if d in domains)],
         configs=[_config(collection) for collection in stored],
     )
 
-    example = stored[0]
     own = [collection for collection in stored if collection.task_rule is not None]
     tried = any(collection.successes is not None for collection in stored)
-    kept = any(collection.settings["keep_failures"] for collection in stored)
+    kept = any(collection.settings["keep_failures"] for collection in played)
     failures = "; failures are stored as well" if tried and kept else "; only those are stored" if tried else ""
     body = _BODY.format(
         episodes=f"{sum(c.num_episodes for c in stored):,}",
         steps=f"{sum(c.steps for c in stored):,}",
-        tasks=f"{len(stored)} tasks" if own else f"{len(stored)} of the 157 tasks",
+        tasks=_tasks(stored),
+        origin=_origin(played, imported),
         name=name,
-        example=example.as_task().folder_name,
-        example_task=example.task,
-        example_episodes=example.num_episodes,
-        example_seed=example.settings["seed"],
-        flags=_flags(example),
+        example=stored[0].as_task().folder_name,
+        again=_again(played[0]) if played else "",
         failures=failures,
-        measured="; of tasks that are not published they were measured" if own else "",
         rows="\n".join(map(_row, stored)),
         own=_OWN.format(rows="\n".join(map(_own_row, own))) if own else "",
         experts="\n".join(_experts(stored)),
+        sources=_SOURCES.format(rows="\n".join(map(_source, imported))) if imported else "",
         versions="\n".join(_versions(stored)),
     )
     return f"---\n{data.to_yaml()}\n---\n{body}"
@@ -188,18 +201,48 @@ def _own_row(collection: Collection) -> str:
 def _measured(score: Mapping[str, float] | None) -> str:
     if score is None:
         return "-"
-    return f"{score['mean']:.2f} ± {score['std']:.2f} ({score['episodes']:.0f} episodes)"
+    episodes = f" ({score['episodes']:.0f} episodes)" if "episodes" in score else ""
+    return f"{score['mean']:.2f} ± {score['std']:.2f}{episodes}"
+
+
+def _tasks(stored: list[Collection]) -> str:
+    published = sum(collection.task in TASKS for collection in stored)
+    words = f"{published} of the {len(TASKS)} tasks of the JAT agent"
+    others = len(stored) - published
+    if not others:
+        return words
+    more = f"{others} {'other ' if published else ''}task{'s' if others > 1 else ''}"
+    return f"{words}, and of {more}" if published else more
+
+
+def _origin(played: list[Collection], imported: list[Collection]) -> str:
+    words = "were played by experts with jat_engine, not by the published agents."
+    taken = "were imported from other datasets."
+    if not imported:
+        return f"They {words}"
+    if not played:
+        return f"They {taken}"
+    return f"Those of {', '.join(c.task for c in imported)} {taken} The others {words}"
+
+
+def _again(collection: Collection) -> str:
+    return _AGAIN.format(
+        task=collection.task,
+        episodes=collection.num_episodes,
+        seed=collection.settings["seed"],
+        flags=_flags(collection),
+    )
 
 
 def _config(collection: Collection) -> dict[str, Any]:
     splits = [split for split, files in collection.files.items() if files]
-    folder = collection.as_task().folder_name
+    name = collection.as_task().folder_name
     return {
-        "config_name": folder,
+        "config_name": name,
         # `datasets` caches a folder under a hash of these lines, not of the files: without the digest it would still
         # return the old episodes after a task was extended.
         "description": f"{collection.num_episodes} episodes, SHA-256 {collection.sha256}",
-        "data_files": [{"split": split, "path": f"{folder}/{split}-*.parquet"} for split in splits],
+        "data_files": [{"split": split, "path": f"{name}/{split}-*.parquet"} for split in splits],
     }
 
 
@@ -209,19 +252,35 @@ def _row(collection: Collection) -> str:
 
     task = collection.as_task()
     scores = normalize(collection.returns, task)
-    rate = collection.success_rate
+    rate, imported = collection.success_rate, collection.imported
+    has_returns = imported is None or imported["has_rewards"]
     cells = [
         collection.task,
         str(collection.splits.count("train")),
         str(collection.splits.count("test")),
         f"{collection.steps:,}",
-        f"{np.mean(collection.returns):.2f} ± {np.std(collection.returns):.2f}",
+        f"{np.mean(collection.returns):.2f} ± {np.std(collection.returns):.2f}" if has_returns else "-",
         "-" if rate is None else f"{rate:.1%}",
         "-" if task.expert is None else _plus_minus(task.expert.mean, task.expert.std),
         "-" if task.random is None else f"{task.random.mean:g}",
-        "undefined" if scores is None else f"{scores.mean():.3f}",
-        f"{collection.settings['noise']:g}",
-        f"{collection.seeds[0]} to {collection.seeds[-1]}",
+        "-" if not has_returns else "undefined" if scores is None else f"{scores.mean():.3f}",
+        "-" if imported is not None else f"{collection.settings['noise']:g}",
+        f"{min(collection.seeds)} to {max(collection.seeds)}" if collection.seeds else "-",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _source(collection: Collection) -> str:
+    """Return the row of an imported task in the table of sources."""
+    imported = collection.imported
+    assert imported is not None, "only imported tasks have a source"
+    columns = "; ".join(f"{use}: {', '.join(names)}" for use, names in imported["columns"].items())
+    cells = [
+        collection.task,
+        imported["source"],
+        imported["format"],
+        columns or "-",
+        ", ".join(imported["dropped"]) or "-",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -27,16 +27,17 @@ _CHANGED = (
 
 @dataclass(frozen=True)
 class Collection:
-    """A finished task. Lists have one entry per stored episode, in the order of seeds.
+    """A finished task. Lists have one entry per stored episode, in the order of seeds, or of the imported source.
 
     Attributes:
         task: its name.
-        settings: everything that the episodes depend on: seed, noise, keep_failures, and versions of packages.
-        expert: description of the expert.
+        settings: everything that the episodes depend on: seed, noise, keep_failures, and versions of packages. Of
+            imported episodes: "import" (see `imported`), the seed of the splits, and versions.
+        expert: description of the expert, or of the imported source.
         test_fraction: as in `collect`.
-        attempts: episodes played, up to the last that is stored.
+        attempts: episodes played, up to the last that is stored; of imported episodes, those that were read.
         successes: successful attempts; None if the task does not define success.
-        seeds: seed of each episode.
+        seeds: seed of each episode; empty if they are not known.
         returns: sum of unclipped rewards of each episode.
         lengths: steps of each episode.
         splits: "train" or "test" for each episode.
@@ -66,7 +67,12 @@ class Collection:
     @property
     def num_episodes(self) -> int:
         """Stored episodes, both splits together."""
-        return len(self.seeds)
+        return len(self.lengths)
+
+    @property
+    def imported(self) -> dict[str, Any] | None:
+        """Source of imported episodes: "format", "source", "columns", "dropped", "has_rewards"; None if played here."""
+        return self.settings.get("import")
 
     @property
     def steps(self) -> int:
@@ -96,7 +102,8 @@ class Collection:
                 **json.loads(path.read_text(encoding="utf-8")),
             }
             read = cls(**{field.name: values[field.name] for field in fields(cls)})
-            lengths = {len(column) for column in (read.seeds, read.returns, read.lengths, read.splits)}
+            seeds = read.seeds or read.lengths if read.imported else read.seeds
+            lengths = {len(column) for column in (seeds, read.returns, read.lengths, read.splits)}
             if len(lengths) != 1 or not isinstance(read.settings["versions"], dict):
                 raise ValueError("lists of different lengths, or settings without versions")
             for names in read.files.values():
@@ -233,14 +240,13 @@ def stored_task(name: str, rule: Mapping[str, Any], scores: Mapping[str, Any]) -
         rule: `Task.rule`; the adapter in it is not restored.
         scores: "random" and "expert" -> "mean" and "std".
     """
-    found = {key: Score(float(value["mean"]), value.get("std")) for key, value in scores.items() if value}
     return Task(
         name=name,
         maker=None,
         observation=rule.get("observation", "continuous"),
         action=rule.get("action", "continuous"),
         context_window=int(rule.get("context_window", 256)),
-        random=found.get("random"),
-        expert=found.get("expert"),
+        random=Score.from_json(scores.get("random")),
+        expert=Score.from_json(scores.get("expert")),
         module=rule.get("module"),
     )

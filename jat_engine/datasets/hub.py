@@ -47,10 +47,11 @@ def push_to_hub(folder: Path, repo_id: str, *, api: HfApi | None = None) -> str:
 
 def _upload(folder: Path, repo_id: str, stored: list[Collection], api: HfApi) -> str:
     repo = api.create_repo(repo_id=repo_id, repo_type="dataset", exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        upload = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        upload = Path(temporary)
         for collection in stored:
-            source, target = (folder / collection.task).resolve(), upload / collection.task
+            name = collection.as_task().folder_name
+            source, target = (folder / name).resolve(), upload / name
             target.mkdir()
             for file in (FILE_NAME, *(file for files in collection.files.values() for file in files)):
                 (target / file).symlink_to(source / file)
@@ -61,6 +62,6 @@ def _upload(folder: Path, repo_id: str, stored: list[Collection], api: HfApi) ->
             repo_type="dataset",
             folder_path=upload,
             commit_message=f"Upload {len(stored)} tasks",
-            delete_patterns=[f"{collection.task}/*" for collection in stored],
+            delete_patterns=[f"{collection.as_task().folder_name}/*" for collection in stored],
         )
     return str(repo)

@@ -66,7 +66,7 @@ def read_rows(path: Path) -> Iterator[pa.Table]:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             for row in range(len(table)):
-                yield table.slice(row, 1)
+                yield table.take([row])  # a copy: a slice that someone keeps would keep the whole group
 
 
 class RowWriter:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..envs import Task
-from ..envs.task import Action, Observation
+from ..envs.kinds import Action, Observation
 from ..errors import DataError
 
 if TYPE_CHECKING:

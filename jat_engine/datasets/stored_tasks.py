@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..envs import TASKS, Task
+from ..envs.kinds import usual_window
+from ..envs.task import folder_name
 from ..errors import DataError
 from .collection import Collection, stored_task
 from .schema import RL_COLUMNS, check_columns, kinds_of
@@ -24,7 +26,7 @@ def task_of_folder(dataset: Path, name: str) -> Task | None:
     Raises:
         DataError: the files are damaged, or have no columns of an RL task.
     """
-    folder = dataset / name.replace(":", "--").replace("/", "--")
+    folder = dataset / folder_name(name)
     if not folder.is_dir():
         return None
     described = Collection.read(folder)
@@ -38,8 +40,8 @@ def task_of_folder(dataset: Path, name: str) -> Task | None:
     names = open_shards(files)[0].types.names
     columns = check_columns([column for column in names if column in RL_COLUMNS], source=str(files[0]))
     observation, action = kinds_of(columns)
-    window = 32 if observation == "image" else 256
-    return stored_task(name, {"observation": observation, "action": action, "context_window": window}, {})
+    rule = {"observation": observation, "action": action, "context_window": usual_window(observation)}
+    return stored_task(name, rule, {})
 
 
 def check_rule(task: Task, dataset: Path) -> Task:
@@ -55,12 +57,12 @@ def check_rule(task: Task, dataset: Path) -> Task:
     described = Collection.read(dataset / task.folder_name)
     if described is None or described.task_rule is None:
         return task
-    for key in ("observation", "action", "adapter"):
-        stored, now = described.task_rule.get(key), task.rule[key]
-        if stored is not None and stored != now:
-            raise DataError(
-                f"{dataset / task.folder_name}: expected episodes of {task.name} with {key} {now}, got some with "
-                f"{stored}; give --adapter {described.task_rule.get('observation')}, or collect the task again"
-            )
+    if (part := task.differs_from(described.task_rule)) is not None:
+        stored = described.task_rule[part]
+        remedy = f"give --adapter {stored}, or collect" if part == "observation" else "collect"
+        raise DataError(
+            f"{dataset / task.folder_name}: expected episodes of {task.name} with {part} {task.rule[part]}, got some "
+            f"with {stored}; {remedy} the task again"
+        )
     found = described.as_task()
     return task.with_scores(found.random, found.expert)

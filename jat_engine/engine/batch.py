@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ..action_options import ActionOptions, parse_options
 from ..errors import InputError
 from ..observation import parse_action
 from .arguments import check_flags, find_mask
@@ -65,22 +66,33 @@ class AgentBatch:
         rewards: Any = None,
         deterministic: bool = False,
         return_predictions: bool = False,
+        action_masks: Any = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        action_clip: str | None = None,
     ) -> Any:
         """Take one step of all agents.
 
         Args:
             continuous_observations: [N, X] numbers, computed in float32.
-            discrete_observations: [N, max_discrete_value] integers; 64 fewer per agent with `text_observations`.
+            discrete_observations: [N, X] integers, up to max_discrete_value per agent, 64 fewer with
+                `text_observations`; padded with 0 at the end.
             text_observations: N missions, each truncated to 64 tokens.
             image_observations: uint8 [N, 84, 84, 4].
             action_space: of one agent: `gymnasium.spaces.Box` of shape (A,), or `Discrete(n)`.
             rewards: [N], of the previous actions; None stands for zeros.
             deterministic: take the most likely discrete actions instead of sampling.
             return_predictions: also return the predictions that the actions were chosen from.
+            action_masks: bool [N, n], the allowed discrete actions; None allows all. An environment's masks of zeros
+                and ones, such as `infos["action_mask"]`, are taken as well.
+            temperature: as for `JatEngine.get_next_action`, for all agents. The next two as well.
+            top_k: as above.
+            action_clip: as above.
 
         Returns:
-            float32 [N, A], not clipped, or int64 [N]. With `return_predictions` a tuple `(actions, predictions)`;
-            predictions are the action vectors, float32 [N, A], or the logits, float32 [N, n].
+            float32 [N, A], not clipped unless `action_clip` is given, or int64 [N]. With `return_predictions` a tuple
+            `(actions, predictions)`; predictions are the action vectors, float32 [N, A], not clipped, or the logits of
+            all actions, float32 [N, n].
 
         Raises:
             InputError: a field has a type, shape or value that the model does not accept; no agent has taken a step.
@@ -93,7 +105,8 @@ class AgentBatch:
             "text_observations": text_observations,
             "image_observations": image_observations,
         }
-        return self.step(observations, rewards, action_space, deterministic, return_predictions)
+        options = parse_options(action_masks, temperature, top_k, action_clip)
+        return self.step(observations, rewards, action_space, deterministic, return_predictions, options)
 
     def step(
         self,
@@ -102,6 +115,7 @@ class AgentBatch:
         action_space: Any,
         deterministic: bool,
         return_predictions: bool,
+        options: ActionOptions | None = None,
         is_counted: bool = True,
     ) -> Any:
         """Take a step: `get_next_actions` with the observations' fields as one mapping.
@@ -112,6 +126,7 @@ class AgentBatch:
             action_space: as in `get_next_actions`.
             deterministic: as in `get_next_actions`.
             return_predictions: as in `get_next_actions`.
+            options: from `parse_options`.
             is_counted: count the call in `JatEngine.stats`.
 
         Returns:
@@ -122,9 +137,9 @@ class AgentBatch:
         """
         begin_ns = perf_counter_ns()
         check_flags(deterministic=deterministic, return_predictions=return_predictions)
-        arguments = begin_ns, observations, rewards, action_space, deterministic, return_predictions, is_counted
+        arguments = observations, rewards, action_space, deterministic, return_predictions, options, is_counted
         runner = self.runner
-        with runner.lock, runner.one_step(): return self._step(*arguments)  # noqa: E701  # fmt: skip
+        with runner.lock, runner.one_step(): return self._step(begin_ns, *arguments)  # noqa: E701  # fmt: skip
 
     def _step(
         self,
@@ -134,11 +149,12 @@ class AgentBatch:
         action_space: Any,
         deterministic: bool,
         return_predictions: bool,
+        options: ActionOptions | None,
         is_counted: bool,
     ) -> Any:
         """Take a step, and return what `step` does. The caller holds the lock, until the last tensor is freed."""
         runner = self.runner
-        request = runner.parse(self.episodes, observations, rewards, action_space, deterministic)
+        request = runner.parse(self.episodes, observations, rewards, action_space, deterministic, options=options)
         (outcome,) = runner.run([request])
         if isinstance(outcome, InputError):
             raise InputError(*outcome.args)  # `outcome` itself, kept by this frame, would keep the frame

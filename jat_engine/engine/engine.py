@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from ..action_options import ActionOptions, parse_options
 from ..backends import Backend, Choice, choose_backend
 from ..backends.build import set_up
 from ..backends.options import EngineOptions, take_transformers_options
@@ -374,6 +375,11 @@ class JatEngine:
         deterministic: bool = False,
         context_window: int | None = None,
         return_prediction: bool = False,
+        *,
+        action_mask: Any = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        action_clip: str | None = None,
     ) -> Any:
         """Take one step of the drop-in agent, with the published model's signature.
 
@@ -382,7 +388,8 @@ class JatEngine:
         Args:
             processor: ignored, may be None; the engine has its own.
             continuous_observation: [X] numbers, computed in float32.
-            discrete_observation: max_discrete_value integers; 64 fewer with a `text_observation`.
+            discrete_observation: up to max_discrete_value integers, 64 fewer with a `text_observation`; padded with 0
+                at the end.
             text_observation: the mission; truncated to 64 tokens.
             image_observation: uint8 [84, 84, 4], the last four frames.
             action_space: `gymnasium.spaces.Box` of shape (A,), or `Discrete(n)`.
@@ -392,10 +399,18 @@ class JatEngine:
             context_window: how many of the newest cached tokens, two per step, the next step attends to; by default
                 and at most `max_position_embeddings - 4`.
             return_prediction: also return the prediction that the action was chosen from.
+            action_mask: bool [n], the allowed discrete actions; None allows all. An environment's mask of zeros and
+                ones, such as `info["action_mask"]`, is taken as well.
+            temperature: of sampling, from softmax(logits / temperature); None stands for 1, and 0 for `deterministic`.
+                The random numbers are those of a call without mask, temperature and `top_k`.
+            top_k: sample from this many most likely allowed actions; None for all.
+            action_clip: "box" to clip continuous actions to the action space's `low` and `high`, which are then also
+                those of the agent's history; None for actions as predicted.
 
         Returns:
-            The action: a list of A floats, not clipped, or an int. With `return_prediction` a tuple
-            `(action, prediction)`; the prediction is the action vector, float32 [A], or the logits, float32 [n].
+            The action: a list of A floats, not clipped unless `action_clip` is given, or an int. With
+            `return_prediction` a tuple `(action, prediction)`; the prediction is the action vector, float32 [A], not
+            clipped, or the logits of all actions, float32 [n].
 
         Raises:
             InputError: a field has a type, shape or value that the model does not accept, or is so large that the
@@ -426,8 +441,11 @@ class JatEngine:
             "text_observation": text_observation,
             "image_observation": image_observation,
         }
+        options = None
+        if action_mask is not None or temperature is not None or top_k is not None or action_clip is not None:
+            options = parse_options(action_mask, temperature, top_k, action_clip)
         session = self._drop_in or self._drop_in_session()
-        return session.step(observation, reward, action_space, deterministic, return_prediction, window)
+        return session.step(observation, reward, action_space, deterministic, return_prediction, window, options)
 
     def _drop_in_session(self) -> AgentSession:
         with self._runner.lock:
@@ -445,6 +463,11 @@ class JatEngine:
         action_spaces: Any = None,
         deterministic: bool = False,
         return_predictions: bool = False,
+        *,
+        action_masks: Sequence[Any] | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        action_clip: str | None = None,
     ) -> list[Any]:
         """Take one step of several sessions at once, in one pass over the weights.
 
@@ -458,6 +481,10 @@ class JatEngine:
             action_spaces: a list or tuple of S spaces, or one space for all sessions.
             deterministic: as for `get_next_action`, for all sessions.
             return_predictions: also return predictions, for all sessions.
+            action_masks: S masks or None, as for `get_next_action`; None for no masks at all.
+            temperature: as for `get_next_action`, for all sessions with discrete actions.
+            top_k: likewise.
+            action_clip: as for `get_next_action`, for all sessions with continuous actions.
 
         Returns:
             A list of S results, each as `AgentSession.get_next_action` returns it.
@@ -488,7 +515,14 @@ class JatEngine:
         if len({id(session) for session in sessions}) != count:
             raise InputError("sessions: expected each at most once, got one twice")
 
-        arguments = sessions, observations, rewards, action_spaces, deterministic, return_predictions
+        shared = parse_options(None, temperature, top_k, action_clip, is_shared=True)
+        options: list[ActionOptions | None] = [shared] * count
+        if action_masks is not None:
+            masks = list_items("action_masks", action_masks, count)
+            own = shared or ActionOptions()
+            options = [shared if mask is None else own._replace(action_mask=mask) for mask in masks]
+
+        arguments = sessions, observations, rewards, action_spaces, deterministic, return_predictions, options
         runner = self._runner
         with runner.lock, runner.one_step(): return self._step_all(begin_ns, *arguments)  # noqa: E701  # fmt: skip
 
@@ -501,6 +535,7 @@ class JatEngine:
         action_spaces: list[Any],
         deterministic: bool,
         return_predictions: bool,
+        options: list[ActionOptions | None],
     ) -> list[Any]:
         """Take the steps of `get_next_actions`. The caller holds the lock."""
         runner = self._runner
@@ -510,9 +545,8 @@ class JatEngine:
             try:
                 self._check_own(session)
                 observation = check_observation(observations[index])
-                requests[index] = runner.parse(
-                    session.episodes, observation, rewards[index], action_spaces[index], deterministic
-                )
+                inputs = observation, rewards[index], action_spaces[index], deterministic, None, options[index]
+                requests[index] = runner.parse(session.episodes, *inputs)
             except (InputError, SessionError, CheckpointError) as error:
                 errors[index] = error.with_traceback(None)  # which would keep this frame, and so the sessions, alive
 

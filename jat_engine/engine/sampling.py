@@ -1,11 +1,14 @@
-"""Random numbers for sampling discrete actions, as `torch.multinomial` draws them."""
+"""Random numbers for sampling discrete actions, as `torch.multinomial` draws them, and choices by a call's options."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+
+from ..action_options import ActionRule
 
 
 class Sampler:
@@ -48,3 +51,35 @@ class Sampler:
             torch.from_numpy(q).exponential_(generator=self._generator)
         noise: np.ndarray = np.log(q)
         return noise
+
+
+def choose(logits: Sequence[np.ndarray] | np.ndarray, noise: np.ndarray | None, rule: ActionRule) -> np.ndarray:
+    """Return argmax(logits - temperature * noise) among the choices that a rule allows.
+
+    With noise from `Sampler` that is a sample of softmax(logits / temperature) over these choices, for the same random
+    numbers as without a rule: argmax(logits / T - log q) = argmax(logits - T log q).
+
+    This is done here, for all backends alike, since the logits come back to the host in any case. A backend's own
+    choice, made in the same step, does not know the rule.
+
+    Args:
+        logits: float32 [N, n], finite.
+        noise: float32 [N, n]; None for the most likely choices.
+        rule: mask, temperature and top-k.
+
+    Returns:
+        int64 [N].
+    """
+    allowed_logits = np.asarray(logits)
+    if rule.allowed is not None:
+        allowed_logits = np.where(rule.allowed, allowed_logits, np.float32(-np.inf))
+
+    scores = allowed_logits  # its maximum is among the top k
+    if noise is not None:
+        with np.errstate(all="ignore"):  # a product may be too small for float32
+            scores = allowed_logits - np.float32(rule.temperature) * noise
+        if rule.top_k is not None:  # exactly so many: of equals the first, as without noise
+            left_out = np.argsort(-allowed_logits, axis=1, kind="stable")[:, rule.top_k :]
+            np.put_along_axis(scores, left_out, -np.inf, axis=1)
+    best: np.ndarray = scores.argmax(axis=1)
+    return best

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
+from ..action_options import ActionOptions, parse_options
 from ..errors import InputError
 from ..observation import ActionSpace, parse_action
 from .arguments import check_flags
@@ -54,8 +55,25 @@ class AgentSession:
         reward: float | None = None,
         deterministic: bool = False,
         return_prediction: bool = False,
+        action_mask: Any = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        action_clip: str | None = None,
     ) -> Any:
-        """Take one step. See `JatEngine.get_next_action` for the arguments, the result and an example.
+        """Take one step. See `JatEngine.get_next_action` for the arguments and the result.
+
+        Example:
+            >>> import gymnasium
+            >>> taxi = gymnasium.make("Taxi")  # its masks leave out moves into walls
+            >>> state, info = taxi.reset(seed=0)
+            >>> with engine.open_session(seed=0) as session:
+            ...     action = session.get_next_action(
+            ...         discrete_observation=list(taxi.unwrapped.decode(state)),
+            ...         action_space=taxi.action_space,
+            ...         action_mask=info["action_mask"],
+            ...     )
+            >>> int(info["action_mask"][action])
+            1
 
         Raises:
             InputError: see `JatEngine.get_next_action`.
@@ -68,7 +86,10 @@ class AgentSession:
             "text_observation": text_observation,
             "image_observation": image_observation,
         }
-        return self.step(observation, reward, action_space, deterministic, return_prediction)
+        options = None
+        if action_mask is not None or temperature is not None or top_k is not None or action_clip is not None:
+            options = parse_options(action_mask, temperature, top_k, action_clip)
+        return self.step(observation, reward, action_space, deterministic, return_prediction, None, options)
 
     def step(
         self,
@@ -78,6 +99,7 @@ class AgentSession:
         deterministic: Any,
         return_prediction: Any,
         window: int | None = None,
+        options: ActionOptions | None = None,
     ) -> Any:
         """Take a step: `get_next_action` with the observation's fields as one mapping.
 
@@ -88,6 +110,7 @@ class AgentSession:
             deterministic: take the most likely discrete action.
             return_prediction: also return the prediction.
             window: how many of the newest cached tokens the next step attends to; None for the session's own.
+            options: from `parse_options`.
 
         Returns:
             See `JatEngine.get_next_action`.
@@ -98,7 +121,7 @@ class AgentSession:
         begin_ns = perf_counter_ns()
         if type(deterministic) is not bool or type(return_prediction) is not bool:
             check_flags(deterministic=deterministic, return_prediction=return_prediction)
-        arguments = begin_ns, observation, reward, action_space, deterministic, return_prediction, window
+        arguments = begin_ns, observation, reward, action_space, deterministic, return_prediction, window, options
         runner = self.runner
         with runner.lock, runner.one_step(): return self._step(*arguments)  # noqa: E701  # fmt: skip
 
@@ -111,10 +134,11 @@ class AgentSession:
         deterministic: Any,
         return_prediction: Any,
         window: int | None,
+        options: ActionOptions | None,
     ) -> Any:
         """Take a step, and return what `step` does. The caller holds the lock, until the last tensor is freed."""
         runner = self.runner
-        request = runner.parse(self.episodes, observation, reward, action_space, deterministic, window)
+        request = runner.parse(self.episodes, observation, reward, action_space, deterministic, window, options)
         (outcome,) = runner.run([request])
         if isinstance(outcome, InputError):
             raise InputError(*outcome.args)  # `outcome` itself, kept by this frame, would keep the frame

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..action_options import ActionOptions, ActionRule
 from ..backends import Backend, Group, LastStep, Result
 from ..backends.base import PAGE_SIZE, STEP_TOKENS
 from ..config import JatConfig
@@ -35,7 +36,7 @@ from ..observation import (
 from .fork_lock import make_lock
 from .kv_cache import CachedTokens, CacheStats, PagePool, Pages, keep_newest
 from .missions import Missions
-from .sampling import Sampler
+from .sampling import Sampler, choose
 from .stats import CallTimes
 
 _SINGLE = tuple((number,) for number in range(PAGE_SIZE))
@@ -71,6 +72,7 @@ class Request:
         space: to choose actions from.
         deterministic: take the most likely choice.
         window: how many of the newest cached tokens the next step attends to.
+        rule: by which actions are chosen or clipped; None for the published rule.
     """
 
     episodes: Episodes
@@ -79,6 +81,7 @@ class Request:
     space: ActionSpace
     deterministic: bool
     window: int
+    rule: ActionRule | None
 
 
 class Episodes:
@@ -169,6 +172,9 @@ class Episodes:
             cached, cached.num_tokens + 2 * (num_again > 0), request.window, self.pages.page_size
         )
         actions = result.values if result.choices is None else result.choices
+        if request.rule is not None:
+            is_discrete, rule = result.choices is not None, request.rule
+            actions = choose(result.values, group.noise, rule) if is_discrete else rule.clip(result.values)
         last = LastStep(request.observations, result.embeddings, request.space, actions)
         self.state = EpisodesState(cached, 1 + dropped, last, num_draws + (group.noise is not None), False)
         return actions
@@ -342,6 +348,7 @@ class StepRunner:
         action_space: Any,
         deterministic: bool,
         window: int | None = None,
+        options: ActionOptions | None = None,
     ) -> Request:
         """Check the input of a step. The caller holds the lock.
 
@@ -352,6 +359,7 @@ class StepRunner:
             action_space: of one agent.
             deterministic: take the most likely choice.
             window: how many of the newest cached tokens the next step attends to; None for the episodes' own.
+            options: that restrict the choice of actions.
 
         Raises:
             InputError, SessionError: see `JatEngine.get_next_action`.
@@ -378,7 +386,11 @@ class StepRunner:
             missions = [self._missions.encode(text) for text in observations.texts]
         if window is None:
             window = episodes.window
-        return Request(episodes, observations, missions, space, deterministic, window)
+        rule = None
+        if options is not None:
+            rule = options.bind(space, action_space, episodes.num_agents)
+            deterministic = deterministic or rule.is_greedy
+        return Request(episodes, observations, missions, space, deterministic, window, rule)
 
     def run(self, requests: Sequence[Request]) -> list[tuple[Any, Any] | InputError]:
         """Take one step for every request, all in one pass over the weights. The caller holds the lock.

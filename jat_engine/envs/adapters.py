@@ -15,18 +15,15 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from ..errors import InputError, SpaceError
 from .gray_stack import FrameStack, stack_space
+from .kinds import OBSERVATIONS, Action, Observation
 from .mission import Mission
-from .task import Action, Observation
-
-KINDS: tuple[Observation, ...] = get_args(Observation)
-"""Kinds of observation, of which one may be given in place of the chosen one."""
 
 _KEYS: dict[Observation, tuple[str, ...]] = {
     "continuous": ("continuous_observation",),
@@ -35,7 +32,7 @@ _KEYS: dict[Observation, tuple[str, ...]] = {
     "image": ("image_observation",),
 }
 
-_MIN_PIXELS = 16
+MIN_PIXELS = 16
 """A smaller array of bytes is a grid of integers rather than a picture."""
 
 _MAX_VALUES = 2**16
@@ -140,7 +137,7 @@ class Converter:
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
         self._frames = FrameStack()
-        self._leaves = [] if adapter.observation in ("image", "continuous") else list(_leaves(adapter.space))
+        self._leaves = [] if adapter.observation == "image" else list(_leaves(adapter.space))
 
     def first(self, observation: Any) -> dict[str, Any]:
         """Convert the first observation of an episode.
@@ -168,36 +165,18 @@ class Converter:
                 )
             return push(frame)
 
+        values = [leaf.read(observation) for leaf in self._leaves]
         if adapter.observation == "continuous":
-            try:
-                values = np.asarray(gym.spaces.flatten(adapter.space, observation), np.float32).reshape(-1)
-            except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-                raise InputError(f"observation: expected one of {adapter.space}, got {observation!r:.80}") from error
-            self._check_size(values)
-            return {"continuous_observation": values}
+            numbers = np.asarray(gym.spaces.flatten(adapter.space, observation), np.float32).reshape(-1)
+            return {"continuous_observation": numbers}
 
-        texts: list[str] = []
-        integers: list[np.ndarray] = []
-        for leaf in self._leaves:
-            try:
-                value = leaf.read(observation)
-                if leaf.is_text:
-                    texts.append(str(value))
-                else:
-                    integers.append(np.asarray(value).reshape(-1).astype(np.int64) - leaf.starts)
-            except (TypeError, ValueError, KeyError, IndexError) as error:
-                where = f"observation[{leaf.name!r}]" if leaf.name else "observation"
-                raise InputError(f"{where}: expected one of {leaf.space}, got {observation!r:.80}") from error
-        values = np.concatenate(integers)
-        self._check_size(values)
-        return {"discrete_observation": values, **({"text_observation": texts[0]} if texts else {})}
-
-    def _check_size(self, values: np.ndarray) -> None:
-        if values.size != self._adapter.size:
-            raise InputError(
-                f"observation: expected {self._adapter.size} values, as its space has, got {values.size}; an "
-                "environment keeps the size of its observations"
-            )
+        texts = [str(value) for leaf, value in zip(self._leaves, values, strict=True) if leaf.is_text]
+        integers = [
+            value.reshape(-1).astype(np.int64) - leaf.starts
+            for leaf, value in zip(self._leaves, values, strict=True)
+            if not leaf.is_text
+        ]
+        return {"discrete_observation": np.concatenate(integers), **({"text_observation": texts[0]} if texts else {})}
 
 
 class AdaptedEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -239,7 +218,19 @@ def own_kind(space: gym.Space[Any]) -> Observation | None:
     """Return the kind of observations that already are keyword arguments of `get_next_action`; None for others."""
     if not isinstance(space, gym.spaces.Dict):
         return None
-    return next((kind for kind in KINDS if set(space.spaces) == set(_KEYS[kind])), None)
+    kind = next((kind for kind in OBSERVATIONS if set(space.spaces) == set(_KEYS[kind])), None)
+    return kind if all(_is_own(key, part) for key, part in space.spaces.items()) else None
+
+
+def _is_own(key: str, space: gym.Space[Any]) -> bool:
+    """Return True if the values of a space are those that `get_next_action` takes as this keyword argument."""
+    if key == "text_observation":
+        return True
+    if key == "image_observation":
+        return space == stack_space()[key]
+    if key == "continuous_observation":
+        return isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype.kind == "f"
+    return isinstance(space, gym.spaces.MultiDiscrete) and len(space.shape) == 1 and not space.start.any()
 
 
 def choose_adapter(
@@ -285,7 +276,7 @@ def _action(space: gym.Space[Any]) -> tuple[Action, int, int]:
     """Return kind, number of values or choices, and start of an action space."""
     if isinstance(space, gym.spaces.Discrete):
         return "discrete", int(space.n), int(space.start)
-    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.dtype.kind == "f":
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.shape[0] and space.dtype.kind == "f":
         return "continuous", int(space.shape[0]), 0
     advice = {
         "MultiDiscrete": "gymnasium.wrappers.TransformAction from Discrete(n), n the product of its numbers, with "
@@ -310,7 +301,7 @@ def _kind(space: gym.Space[Any]) -> Observation:
 
 def _is_picture(space: gym.spaces.Box) -> bool:
     shape = space.shape
-    has_pixels = len(shape) in (2, 3) and min(shape[:2]) >= _MIN_PIXELS and (len(shape) == 2 or shape[2] in (1, 3))
+    has_pixels = len(shape) in (2, 3) and min(shape[:2]) >= MIN_PIXELS and (len(shape) == 2 or shape[2] in (1, 3))
     return space.dtype == np.uint8 and has_pixels
 
 
@@ -339,7 +330,13 @@ def _observation(
                 f"{texts[0].name if texts else pictures[0]!r} as well; leave it out with "
                 "gymnasium.wrappers.FilterObservation"
             )
-        return int(gym.spaces.flatdim(space)), entries, (), "", ()
+        size = int(gym.spaces.flatdim(space))
+        if not size:
+            raise SpaceError(
+                f"observation_space: expected at least one number, got {space}; add one, such as a constant, with "
+                "gymnasium.wrappers.TransformObservation"
+            )
+        return size, entries, (), "", ()
 
     if (len(texts) == 1) != (kind == "discrete+text") or not others:
         raise SpaceError(
@@ -390,9 +387,52 @@ class _Leaf:
         return isinstance(self.space, gym.spaces.Box)
 
     def read(self, observation: Any) -> Any:
-        for key in self.path:
-            observation = observation[key]
-        return observation
+        """Return this part of an observation, as an array or a text.
+
+        Raises:
+            InputError: it is missing, or another kind or size of value than the space has, or an integer outside it.
+        """
+        where = f"observation[{self.name!r}]" if self.name else "observation"
+        value = observation
+        try:
+            for key in self.path:
+                value = value[key]
+            array = np.asarray(value)
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            raise InputError(f"{where}: expected one of {self.space}, got {observation!r:.80}") from error
+        if self.is_text:
+            if not isinstance(value, str):
+                raise InputError(f"{where}: expected a text, got {value!r:.80}")
+            return value
+
+        size = int(np.prod(self.space.shape or ()))
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"{where}: expected one of {self.space}, got {value!r:.80}")
+        if array.size != size:
+            raise InputError(
+                f"{where}: expected {size} values, as its space has, got {array.size}; an environment keeps the size "
+                "of its observations"
+            )
+        low, high = self._range()
+        if low is not None and not ((array == np.floor(array)) & (array >= low) & (array <= high)).all():
+            raise InputError(
+                f"{where}: expected integers of {self.space}, got {' '.join(map(str, array.reshape(-1)[:8]))}; mend "
+                "the environment, or its space"
+            )
+        return array
+
+    def _range(self) -> tuple[Any, Any]:
+        """Return the smallest and the largest value that can be stored; None and None for floats."""
+        dtype = self.space.dtype
+        if self.is_box and dtype is not None and dtype.kind == "f":
+            return None, None
+        if not self.is_box:
+            shape = self.space.shape or ()
+            return self.starts.reshape(shape), (self.starts + self.counts - 1).reshape(shape)
+        if dtype == np.bool_:
+            return 0, 1
+        limits = np.iinfo(dtype)
+        return limits.min, limits.max
 
 
 def _leaves(space: gym.Space[Any], path: tuple[Any, ...] = ()) -> Iterator[_Leaf]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from .task import Success
+from .kinds import Success
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,6 @@ class Domain:
     Attributes:
         name: in the names of tasks, and on command lines.
         title: in the cards of models.
-        context_window: of its tasks, in tokens.
         packages: distributions whose version can change an episode.
         job_episodes: most episodes of a worker's job: a few seconds of play, which is what an interruption costs.
         shown_steps_per_second: steps of a second of video, at which an eye can follow.
@@ -30,7 +29,6 @@ class Domain:
 
     name: str
     title: str
-    context_window: int = 256
     packages: tuple[str, ...] = ("gymnasium",)
     job_episodes: int = 8
     shown_steps_per_second: int = 20
@@ -46,7 +44,6 @@ PUBLISHED: Mapping[str, Domain] = MappingProxyType(
         "atari": Domain(
             "atari",
             "Atari 57",
-            context_window=32,
             packages=("gymnasium", "ale-py", "opencv-python", "opencv-python-headless"),
             job_episodes=1,
             shown_steps_per_second=15,  # the game's own speed

@@ -7,6 +7,8 @@ from typing import Any
 import gymnasium as gym
 
 from ..errors import MissingSimulatorError, UnknownTaskError
+from .own_context import OwnContext
+from .rendering import import_mujoco, needs_opengl
 from .task import Task
 
 
@@ -25,10 +27,14 @@ def make(
         UnknownTaskError: Gymnasium has no such id.
         MissingSimulatorError: the environment needs a package that is not installed.
     """
+    if render_mode is not None:  # an environment need not have this argument
+        options["render_mode"] = render_mode
+    is_mujoco = needs_opengl(task)
+    if is_mujoco:
+        import_mujoco()
     try:
-        return gym.make(
+        env = gym.make(
             task.env_id,
-            render_mode=render_mode,
             max_episode_steps=max_episode_steps,
             disable_env_checker=True,
             **options,
@@ -37,7 +43,8 @@ def make(
         raise MissingSimulatorError(f"{task.name}: {error}") from error
     except gym.error.Error as error:
         raise UnknownTaskError(
-            f"task: {task.name}: {error}; --task_module imports a module that registers an id"
+            f"task: {task.name}: {str(error).rstrip('.')}; --task_module imports a module that registers an id"
         ) from None
     except ModuleNotFoundError as error:
         raise UnknownTaskError(f"task: {task.name}: {error}") from None
+    return OwnContext(env) if is_mujoco else env

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -13,10 +14,11 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingSimulatorError, TaskError, UnknownTaskError
+from ..errors import TaskError, UnknownTaskError
 from ..keywords import did_you_mean
 from .domains import DOMAINS
-from .task import Observation, Score, Success, Task
+from .kinds import OBSERVATIONS, Observation, Success, usual_window
+from .task import Score, Task
 from .tasks import TASKS
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ ENTRY_POINTS = "jat_engine.tasks"
 """Group of entry points of installed packages. Each names a module that registers tasks when it is imported."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_IMAGE_WINDOW, _WINDOW = 32, 256
 
 _loading: ContextVar[str | None] = ContextVar("loading", default=None)
 """Name of the module that `load_task_module` or an entry point is importing."""
@@ -74,8 +75,9 @@ def register_task(
     Registering the same task again, as when a module is imported twice, does nothing.
 
     Args:
-        name: letters, digits, ".", "_" and "-".
-        maker: function that makes the environment, or its address, "package.module:function". It is called without
+        name: letters, digits, ".", "_" and "-"; not beginning with "gym--".
+        maker: function that makes the environment, or its address, "package.module:function"; processes that collect
+            need one that pickles, so no lambda and no function within another. It is called without
             arguments, and with those of `render_mode`, `max_episode_steps` and its own keywords that `make` is given.
         observation: kind to convert observations to, in place of the chosen one: "continuous", "discrete",
             "discrete+text" or "image".
@@ -99,14 +101,19 @@ def register_task(
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise TaskError(f"name: expected letters, digits, '.', '_' and '-', got {name!r:.80}")
+    if name.startswith("gym--"):
+        raise TaskError(f"name: expected none that begins with gym--, the folders of {GYM} tasks, got {name!r:.80}")
     if not callable(maker) and not (isinstance(maker, str) and re.fullmatch(r"[\w.]+:[\w.]+", maker)):
         raise TaskError(f"{name}: maker: expected a function or its address 'package.module:function', got {maker!r}")
-    if name in ("all", *DOMAINS) or not _NAME.fullmatch(domain) or domain in ("all", *DOMAINS):
-        raise TaskError(f"{name}: expected a name and a domain other than all, {', '.join(DOMAINS)}, got {domain!r}")
-    if observation not in (None, "continuous", "discrete", "discrete+text", "image"):
+    if name in ("all", *DOMAINS):
+        raise TaskError(f"name: expected another than all, {', '.join(DOMAINS)}, which stand for tasks, got {name!r}")
+    if not isinstance(domain, str) or not _NAME.fullmatch(domain) or domain in ("all", *DOMAINS):
         raise TaskError(
-            f"{name}: observation: expected continuous, discrete, discrete+text or image, got {observation!r}"
+            f"{name}: domain: expected letters, digits, '.', '_' and '-', and none of all, {', '.join(DOMAINS)}, got "
+            f"{domain!r:.80}"
         )
+    if observation not in (None, *OBSERVATIONS):
+        raise TaskError(f"{name}: observation: expected one of {', '.join(OBSERVATIONS)}, got {observation!r}")
     if context_window is not None and not (isinstance(context_window, int) and context_window >= 1):
         raise TaskError(f"{name}: context_window: expected an integer of at least 1, got {context_window!r}")
     if not loss_weight > 0:
@@ -117,9 +124,7 @@ def register_task(
     task = Task(
         name=name,
         maker=maker,
-        observation="continuous",
-        action="continuous",
-        context_window=_WINDOW,
+        **_UNKNOWN,
         domain=domain,
         loss_weight=float(loss_weight),
         random=random,
@@ -130,9 +135,10 @@ def register_task(
     row = _Row(task, observation, context_window)
     there = TASKS.get(name) or (_rows[name].task if name in _rows else None)
     if there is not None and (name in TASKS or not _are_equal(_rows[name], row)):
-        where = "a published task" if name in TASKS else f"one of {there.module or _address(there.maker)}"
+        where = "a published task" if name in TASKS else f"the task that {_address(there.maker)} makes"
         raise TaskError(
-            f"{name}: expected a name that no other task has, got that of {where}; give one of them another name"
+            f"{name}: expected a name that no other task has, got that of {where}, for {_address(maker)}; give one of "
+            "them another name"
         )
     if there is None:
         _rows[name] = row
@@ -140,7 +146,7 @@ def register_task(
 
 
 def _are_equal(one: _Row, other: _Row) -> bool:
-    """Return whether two rows are of the same registration. A module that is imported again has new functions."""
+    """Return True if two rows are of the same registration. A module that is imported again has new functions."""
     makers = _address(one.task.maker) == _address(other.task.maker)
     return makers and replace(one, task=replace(one.task, maker=None, module=None)) == replace(
         other, task=replace(other.task, maker=None, module=None)
@@ -153,11 +159,12 @@ def _address(maker: Any) -> str:
     return f"{getattr(maker, '__module__', '?')}:{getattr(maker, '__qualname__', type(maker).__name__)}"
 
 
-def get_task(name: str, observation: Observation | None = None) -> Task:
+def get_task(name: str | Task, observation: Observation | None = None) -> Task:
     """Return a task by its name: a published one, a registered one, or "gym:<id>" for an environment of Gymnasium.
 
     Args:
-        name: its name. "gym:package.module:Id-v0" imports a module that registers the id first, as in Gymnasium.
+        name: its name, or the task itself, which is returned as it is. "gym:package.module:Id-v0" imports a module
+            that registers the id first, as in Gymnasium.
         observation: kind to convert observations to, in place of the one that follows from the environment's spaces;
             not for published tasks.
 
@@ -174,6 +181,8 @@ def get_task(name: str, observation: Observation | None = None) -> Task:
         >>> task.observation, task.action
         ('continuous', 'discrete')
     """
+    if isinstance(name, Task):
+        return name
     if not isinstance(name, str):
         raise unknown_task(name)
     if name in TASKS:
@@ -191,10 +200,11 @@ def get_task(name: str, observation: Observation | None = None) -> Task:
 def _complete(name: str, observation: Observation | None) -> Task:
     """Make the environment of a row once, and return its task with the kinds that follow from the spaces."""
     from .adapters import choose_adapter, own_action, own_kind
-    from .make import build
+    from .build import build
 
     row = _rows.get(name) or _gym_row(name)
-    with contextlib.closing(build(row.task)) as env:
+    env = build(row.task)
+    with contextlib.closing(env):
         spaces = env.observation_space, env.action_space
     wanted = observation or row.observation
     adapter, kind = None, own_kind(spaces[0])
@@ -206,7 +216,7 @@ def _complete(name: str, observation: Observation | None) -> Task:
             action = own_action(spaces[1])
     except TaskError as error:
         raise type(error)(f"{name}: {error}") from None
-    window = row.context_window or (_IMAGE_WINDOW if kind == "image" else _WINDOW)
+    window = row.context_window or usual_window(kind)
     return replace(row.task, observation=kind, action=action, context_window=window, adapter=adapter)
 
 
@@ -214,39 +224,61 @@ def _gym_row(name: str) -> _Row:
     task = Task(
         name=name,
         maker="jat_engine.envs.gym_env:make",
-        observation="continuous",
-        action="continuous",
-        context_window=_WINDOW,
+        **_UNKNOWN,
         domain="gym",
         env_id=name.removeprefix(GYM),
-        module=_loading.get() or _loaded,
+        module=_loading.get() or _module_of_id(name.removeprefix(GYM)),
     )
     return _Row(task, None, None)
 
 
-_loaded: str | None = None
-"""The module of the last `load_task_module`, which environments of "gym:" names may need."""
+_UNKNOWN: dict[str, Any] = {"observation": "continuous", "action": "continuous", "context_window": 0}
+"""Fields of a row's task until its environment has been made."""
+
+_modules_of_ids: dict[str, str] = {}
+"""Ids of Gymnasium -> module of `load_task_module` that registers them, which worker processes have to import."""
+
+
+def _module_of_id(env_id: str) -> str | None:
+    """Return the module that registers an id of Gymnasium, which may lack its version; None if none was loaded."""
+    found = (module for known, module in _modules_of_ids.items() if env_id in (known, known.rpartition("-v")[0]))
+    return next(found, None)
 
 
 def load_task_module(module: str) -> None:
     """Import a module that registers tasks, or environments of Gymnasium.
 
+    Args:
+        module: its name, "package.module".
+
     Raises:
         TaskError: it cannot be imported, or raises an error while it is; the message has the reason.
     """
-    global _loaded
+    import gymnasium
+
+    if not re.fullmatch(r"\w+(\.\w+)*", module) or module.endswith(".py"):
+        raise TaskError(f"--task_module: expected the name of a module, such as package.module, got {module!r:.80}")
+    # What an import before this one registered cannot be told apart.
+    there = set() if module in sys.modules else set(gymnasium.registry)
     with _importing(module):
         try:
             importlib.import_module(module)
         except TaskError:
             raise
-        except Exception as error:  # of the module's own code
+        except (Exception, SystemExit) as error:  # of the module's own code
             reason = " ".join(f"{type(error).__name__}: {error}".split())
+            is_absent = isinstance(error, ModuleNotFoundError) and error.name is not None and _is_in(module, error.name)
             raise TaskError(
-                f"--task_module {module}: expected a module that can be imported, got {reason}; a module of the "
-                "current folder needs PYTHONPATH=."
+                f"--task_module {module}: expected a module that can be imported, got {reason}"
+                + ("; name the folder that has it in PYTHONPATH" if is_absent else "")
             ) from error
-    _loaded = module
+    for env_id in gymnasium.registry.keys() - there:
+        _modules_of_ids.setdefault(env_id, module)
+    _complete.cache_clear()
+
+
+def _is_in(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
 
 
 @contextlib.contextmanager
@@ -265,7 +297,7 @@ def _load_entry_points() -> None:
         with _importing(entry.module):
             try:
                 entry.load()
-            except Exception as error:  # of the package's own code
+            except (Exception, SystemExit) as error:  # of the package's own code
                 warnings.warn(
                     f"tasks of the package {entry.dist.name if entry.dist else entry.module} are left out: importing "
                     f"{entry.value} raised {type(error).__name__}: {error}",
@@ -278,6 +310,11 @@ def registered_names() -> list[str]:
     """Return the names of all tasks that have a row: the published ones, then the others as they were registered."""
     _load_entry_points()
     return [*TASKS, *_rows]
+
+
+def is_free(name: str) -> bool:
+    """Return True if a task of one's own can have this name: it is well formed, and no task or domain has it."""
+    return bool(_NAME.fullmatch(name)) and name not in ("all", *registered_names(), *domain_names())
 
 
 def domain_names() -> list[str]:
@@ -339,29 +376,3 @@ def unknown_task(name: object) -> UnknownTaskError:
         f"task: no task is named {name!r}; {hint} (`jat-engine tasks` lists all; an environment of Gymnasium is "
         "gym:<id>, and --task_module imports a module that registers tasks)"
     )
-
-
-def resolve(address: str, field: str) -> Any:
-    """Return the object at an address "package.module:name".
-
-    Args:
-        address: the address.
-        field: what has it, for messages.
-
-    Raises:
-        TaskError: the module cannot be imported, or has no such name.
-        MissingSimulatorError: the module needs a package that is not installed.
-    """
-    module, _, names = address.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and module.startswith(error.name):
-            raise TaskError(f"{field}: expected a module that can be imported, got {address}: {error}") from None
-        raise MissingSimulatorError(f"{field}: {address} needs a package that is not installed ({error})") from error
-    try:
-        for name in names.split("."):
-            found = getattr(found, name)
-    except AttributeError as error:
-        raise TaskError(f"{field}: expected a name of the module, got {address}: {error}") from None
-    return found

@@ -63,18 +63,31 @@ def check_rendering(task: str | Task, render_mode: str | None) -> None:
     Example:
         >>> check_rendering("atari-pong", "rgb_array")  # needs no display
     """
-    row = task if isinstance(task, Task) else get_task(task)
+    row = get_task(task)
     if render_mode not in (None, *RENDER_MODES):
         raise ValueError(f"render_mode: expected None, 'human' or 'rgb_array', got {render_mode!r}")
     if render_mode is None:
         return
 
-    is_mujoco = get_domain(row.domain).needs_opengl
+    is_mujoco = needs_opengl(row)
     if render_mode == "human":
         _check_window(row, is_mujoco)
     elif is_mujoco:
         _check_installed(row)
         _select_opengl(row.name)
+
+
+def needs_opengl(task: Task) -> bool:
+    """Return True if a task's frames need OpenGL: those of MuJoCo, also of Gymnasium's own environments of it."""
+    if task.is_published or not task.env_id:
+        return get_domain(task.domain).needs_opengl
+    import gymnasium
+
+    try:
+        entry_point = gymnasium.spec(task.env_id.rpartition(":")[2]).entry_point  # "module:id" imports a module first
+    except gymnasium.error.Error:
+        return False
+    return isinstance(entry_point, str) and entry_point.startswith("gymnasium.envs.mujoco")
 
 
 def has_display() -> bool:
@@ -159,9 +172,10 @@ def _check_window(task: Task, is_mujoco: bool) -> None:
 
 def _check_installed(task: Task) -> None:
     if importlib.util.find_spec("mujoco") is None:
+        extra = get_domain(task.domain).extra or "mujoco"
         raise MissingSimulatorError(
-            f"{task.name}: the {task.domain} simulator is not installed (No module named 'mujoco'); "
-            f"pip install 'jat-engine[{task.domain}]'"
+            f"{task.name}: the {extra} simulator is not installed (No module named 'mujoco'); "
+            f"pip install 'jat-engine[{extra}]'"
         )
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from .kinds import Action, Observation, Success
 
 if TYPE_CHECKING:
     from .adapters import Adapter
-
-Observation = Literal["image", "discrete", "discrete+text", "continuous"]
-Action = Literal["continuous", "discrete"]
-Success = Literal["info", "positive_return"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +18,21 @@ class Score:
 
     mean: float
     std: float | None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any] | None) -> Score | None:
+        """Return the score of JSON values, "mean" and if it is known "std", as datasets and checkpoints keep it.
+
+        Args:
+            values: None for a score that is not known.
+
+        Raises:
+            KeyError, TypeError, ValueError: the values are malformed.
+        """
+        if values is None:
+            return None
+        std = values.get("std")
+        return cls(float(values["mean"]), None if std is None else float(std))
 
 
 @dataclass(frozen=True)
@@ -61,9 +74,14 @@ class Task:
     module: str | None = None
 
     @property
+    def is_published(self) -> bool:
+        """True for the 157 tasks that JAT was published with, whose simulators and scores this package knows."""
+        return bool(self.published_env_id)
+
+    @property
     def folder_name(self) -> str:
-        """Name of the task's folder in a dataset: "gym:ALE/Pong-v5" is stored in "gym--ALE--Pong-v5"."""
-        return self.name.replace(":", "--").replace("/", "--")
+        """Name of the task's folder in a dataset; see `folder_name`."""
+        return folder_name(self.name)
 
     @property
     def rule(self) -> dict[str, Any]:
@@ -76,6 +94,24 @@ class Task:
             "module": self.module,
         }
 
+    def differs_from(self, rule: Mapping[str, Any]) -> str | None:
+        """Return the part of a stored rule by which episodes are not those of this task; None if they are.
+
+        Args:
+            rule: a `rule` of earlier. What it leaves open is not compared, such as the adapter of a dataset that was
+                imported without an environment.
+
+        Returns:
+            "observation", "action" or "adapter".
+        """
+        parts = ("observation", "action", "adapter")
+        return next((part for part in parts if rule.get(part) not in (None, self.rule[part])), None)
+
     def with_scores(self, random: Score | None, expert: Score | None) -> Task:
         """Return the task with these scores in place of those that it lacks."""
         return replace(self, random=self.random or random, expert=self.expert or expert)
+
+
+def folder_name(name: str) -> str:
+    """Return the name of a task's folder in a dataset: "gym:ALE/Pong-v5" is stored in "gym--ALE--Pong-v5"."""
+    return name.replace(":", "--").replace("/", "--")

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from .domains import PUBLISHED
+from .kinds import Observation, usual_window
 from .task import Score, Task
 
 _OTHER_IDS = {"Pusher-v4": "Pusher-v5"}  # v4 does not run on MuJoCo 3; jat_engine.envs.pusher makes v5 equal to it
@@ -29,12 +30,13 @@ def _read() -> dict[str, Task]:
 
 def _task(row: Mapping[str, str]) -> Task:
     name, domain = row["task"], PUBLISHED[row["domain"]]
+    observation: Observation = row["observation"]  # type: ignore[assignment]  # the table has these kinds
     return Task(
         name=name,
         maker=f"jat_engine.envs.{domain.name}:make",
-        observation=row["observation"],  # type: ignore[arg-type]
-        action="continuous" if row["observation"] == "continuous" else "discrete",
-        context_window=domain.context_window,
+        observation=observation,
+        action="continuous" if observation == "continuous" else "discrete",
+        context_window=usual_window(observation),
         domain=domain.name,
         env_id=_env_id(domain.name, row["upstream_env_id"]),
         published_env_id=row["upstream_env_id"],

@@ -2,9 +2,9 @@
 
 Example:
     >>> from jat_engine import JatEngine
-    >>> from jat_engine.envs import TASKS, make
+    >>> from jat_engine.envs import get_task, make
     >>> from jat_engine.evaluation import normalize, run_episodes
-    >>> task = TASKS["babyai-go-to-obj"]
+    >>> task = get_task("babyai-go-to-obj")
     >>> engine, env = JatEngine.from_pretrained("jat-mini"), make(task.name)
     >>> returns = [episode.return_ for episode in run_episodes(engine, None, env, 10, task=task, seed=0)]
     >>> scores = normalize(returns, task)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError, InputError
+from ..errors import DataError, InputError, TaskError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -34,12 +34,13 @@ class CheckedEnv:
         """Begin the episode of a seed, and return its first observation.
 
         Raises:
-            DataError: the observation has a NaN or infinity, or is not one of its space.
+            DataError: the observation has a NaN or infinity, or is not one of its space; or the environment raised an
+                error.
         """
         self._seed, self._step = seed, 0
         try:
             observation: dict[str, Any] = self._env.reset(seed=seed)[0]
-        except InputError as error:
+        except (InputError, TaskError) as error:
             raise self._error(str(error)) from error
         self._check(observation)
         return observation
@@ -51,13 +52,13 @@ class CheckedEnv:
             The observation, the reward, True if the episode has ended, and `info`.
 
         Raises:
-            DataError: observation or reward have a NaN or infinity, the observation is not one of its space, or the
-                episode does not end within `MAX_STEPS`.
+            DataError: observation or reward have a NaN or infinity, the observation is not one of its space, the
+                episode does not end within `MAX_STEPS`, or the environment raised an error.
         """
         self._step += 1
         try:
             observation, reward, terminated, truncated, info = self._env.step(action)
-        except InputError as error:
+        except (InputError, TaskError) as error:
             raise self._error(str(error)) from error
 
         if not math.isfinite(reward):
@@ -82,4 +83,5 @@ class CheckedEnv:
                 )
 
     def _error(self, reason: str) -> DataError:
+        reason = reason.removeprefix(f"{self._task.name}: ")
         return DataError(f"{self._task.name}: episode with seed {self._seed}, step {self._step}: {reason}")

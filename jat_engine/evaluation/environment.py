@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..envs import MissingSimulatorError, Task, check_rendering, get_domain, make
+from ..errors import RenderingError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -20,32 +24,76 @@ def evaluation_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[
 
     Raises:
         MissingSimulatorError: the simulator is not installed.
+        RenderingError: the environment of a task that is not published cannot be built with that render mode.
     """
     options = dict(get_domain(task.domain).evaluation_options)
     if render_mode is not None:
         options["render_mode"] = render_mode
-    return make(task, **options)
+    try:
+        return make(task, **options)
+    except (MissingSimulatorError, RenderingError):
+        raise
+    except Exception as error:  # of the environment: one without a render mode may raise any class
+        if render_mode is None or task.is_published:
+            raise
+        raise RenderingError(
+            f"{task.name}: expected an environment that can be made with render_mode={render_mode!r}, got "
+            f"{_said(error if error.__cause__ is None else error.__cause__)}{_REMEDY}"
+        ) from error
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+
+
+_REMEDY = "; let it render, or leave out --save_video, --video or --render"
+
+
+def check_frame(task: Task) -> None:
+    """Render the first frame of a task.
+
+    Raises:
+        RenderingError: the environment renders none.
+    """
+    with contextlib.closing(evaluation_env(task, "rgb_array")) as env:
+        try:
+            env.reset(seed=0)
+            frame: Any = env.render()
+            got = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else f"{frame!r:.80}"
+        except Exception as error:  # of the environment: any class
+            raise RenderingError(f"{task.name}: expected a frame from render(), got {_said(error)}{_REMEDY}") from error
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise RenderingError(
+            f"{task.name}: expected a frame from render(), uint8 [height, width, 3], got {got}{_REMEDY}"
+        )
 
 
 def missing_simulators(tasks: Iterable[Task], render: bool = False) -> dict[str, str]:
-    """Build one task of each published domain and all others, and return the domains whose simulator is missing.
+    """Build one task of each published domain and all others, and return the tasks whose simulator is missing.
 
     Args:
         tasks: the tasks.
         render: also check that frames can be rendered.
 
     Returns:
-        Domain -> message with the command that installs the simulator.
+        Name of the task -> message with the command that installs the simulator.
 
     Raises:
         RenderingError: frames cannot be rendered here.
     """
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(task.domain if task.is_published else task.name, []).append(task)
+
     missing: dict[str, str] = {}
-    for task in {task.domain if task.published_env_id else task.name: task for task in tasks}.values():
+    for first, *others in groups.values():
         try:
-            evaluation_env(task, "rgb_array" if render else None).close()
+            if render and not first.is_published:
+                check_frame(first)
+            else:
+                evaluation_env(first, "rgb_array" if render else None).close()
         except MissingSimulatorError as error:
-            missing[task.domain] = str(error)
+            missing.update((task.name, str(error)) for task in (first, *others))
     return missing
 
 
@@ -62,7 +110,7 @@ def require_simulators(tasks: Iterable[Task], render: bool = False) -> None:
     """
     missing = missing_simulators(tasks, render)
     if missing:
-        raise MissingSimulatorError("; ".join(missing.values()))
+        raise MissingSimulatorError("; ".join(dict.fromkeys(missing.values())))
 
 
 def require_display(task: Task) -> None:

@@ -92,7 +92,7 @@ def model_card(repo_id: str, evaluations: Evaluations, tasks: Mapping[str, Task]
         library_name="jat_engine",
         pipeline_tag="reinforcement-learning",
         tags=["reinforcement-learning", *evaluations],
-        datasets="jat-project/jat-dataset",
+        datasets="jat-project/jat-dataset" if any(tasks[name].is_published for name in evaluations) else None,
         model_name=repo_id,
         eval_results=eval_results(evaluations, tasks) or None,
     )
@@ -136,7 +136,7 @@ def eval_results(evaluations: Evaluations, tasks: Mapping[str, Task]) -> list[Ev
                 results.append(_result(domain, title, metric, value))
 
     for name, returns in evaluations.items():
-        title = name.partition("-")[2].replace("-", " ").title()
+        title = name.partition("-")[2].replace("-", " ").title() if tasks[name].is_published else name
         results.append(_result(name, title, "total_reward", _plus_minus(returns)))
         for reference in _REFERENCES:
             task_scores = normalize(returns, tasks[name], reference)

@@ -282,6 +282,26 @@ def read_earlier(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
     return entries
 
 
+def check_adapters(earlier: Mapping[str, Mapping[str, Any]], tasks: Iterable[Task], folder: Path) -> None:
+    """Check that earlier results of tasks were played with the same adapters.
+
+    Args:
+        earlier: the return value of `read_earlier`.
+        tasks: that are to be played.
+        folder: of the results, for the message.
+
+    Raises:
+        ValueError: another adapter converted the observations or actions of a task.
+    """
+    for task in tasks:
+        before, now = earlier.get(task.name, {}).get("adapter"), task.rule["adapter"]
+        if task.name in earlier and before != now:
+            raise ValueError(
+                f"{folder}: has results of {task.name} with another adapter ({before}, now {now}); name another "
+                "--output_dir, or add --overwrite to replace them"
+            )
+
+
 def task_of_entry(name: str, entry: Mapping[str, Any]) -> Task:
     """Return a task as a part of `results.json` describes it: its domain and scores.
 

@@ -61,6 +61,10 @@ def run_episode(
     seed: int | None = None,
     deterministic: bool = False,
     context_window: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    action_clip: str | None = None,
+    use_action_mask: bool = False,
     max_steps: int | None = None,
     on_frame: Callable[[np.ndarray], None] | None = None,
     on_step: Callable[[int, float], None] | None = None,
@@ -68,7 +72,7 @@ def run_episode(
     """Play one episode by the published protocol.
 
     The agent is reset (`reset_rl`) and gets no reward before its first action. Actions are passed to the environment
-    unclipped, discrete ones as int, continuous ones as float32 arrays of the action space's shape.
+    as the agent returns them, discrete ones as int, continuous ones as float32 arrays of the action space's shape.
 
     Args:
         agent: a `JatEngine`, a `JatModel`, or another object with the methods of `Agent`.
@@ -81,6 +85,12 @@ def run_episode(
             episode then depends on nothing that ran before. With None neither is seeded.
         deterministic: choose the most likely discrete action instead of sampling one.
         context_window: number of past tokens that the agent sees; None for the task's own number.
+        temperature: of sampling discrete actions, see `JatEngine.get_next_action`; not used for continuous ones.
+            This and the next three are passed to the agent only if they are set, since agents of the published package
+            do not know them.
+        top_k: sample from this many most likely discrete actions; not used for continuous ones.
+        action_clip: "box" to clip continuous actions to the action space; not used for discrete ones.
+        use_action_mask: pass on the masks that the environment gives as `info["action_mask"]`, Gymnasium's convention.
         max_steps: stop after this number of steps.
         on_frame: function that is called with `env.render()` after each step. The environment needs
             `render_mode="rgb_array"`.
@@ -91,7 +101,7 @@ def run_episode(
         ValueError: `max_steps` is less than 1, or the environment renders no frames for `on_frame`.
 
     Example:
-        >>> task = TASKS["babyai-go-to-obj"]
+        >>> task = get_task("babyai-go-to-obj")
         >>> engine, env = JatEngine.from_pretrained("jat-mini"), make(task.name)
         >>> episode = run_episode(engine, None, env, task=task, seed=0, deterministic=True)
         >>> episode.length == len(episode.latencies_us)
@@ -109,12 +119,15 @@ def run_episode(
     if seed is not None:
         torch.manual_seed(seed)
     agent.reset_rl()
-    observation, _ = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed)
     reward: float | None = None
     latencies_us: list[float] = []
     total, done = 0.0, False
+    given = {"temperature": temperature, "top_k": top_k} if _is_discrete(env) else {"action_clip": action_clip}
+    options = {name: value for name, value in given.items() if value is not None}
 
     while not done and len(latencies_us) != max_steps:
+        mask = {"action_mask": info["action_mask"]} if use_action_mask and "action_mask" in info else {}
         start = time.perf_counter_ns()
         action = agent.get_next_action(
             processor,
@@ -123,10 +136,12 @@ def run_episode(
             action_space=env.action_space,
             deterministic=deterministic,
             context_window=window,
+            **options,
+            **mask,
         )
         latencies_us.append((time.perf_counter_ns() - start) / 1e3)
 
-        observation, step_reward, terminated, truncated, _ = env.step(_executed(action, env.action_space))
+        observation, step_reward, terminated, truncated, info = env.step(_executed(action, env.action_space))
         reward = float(step_reward)
         total += reward
         done = bool(terminated or truncated)
@@ -173,7 +188,7 @@ def run_episodes(
         ValueError: `num_episodes` is less than 1.
 
     Example:
-        >>> task = TASKS["babyai-go-to-obj"]
+        >>> task = get_task("babyai-go-to-obj")
         >>> engine, env = JatEngine.from_pretrained("jat-mini"), make(task.name)
         >>> [episode.seed for episode in run_episodes(engine, None, env, 3, task=task, seed=5)]
         [5, 6, 7]
@@ -183,6 +198,10 @@ def run_episodes(
     for i in range(num_episodes):
         episode_seed = None if seed is None else seed + i
         yield run_episode(agent, processor, env, task=task, seed=episode_seed, **options)
+
+
+def _is_discrete(env: gymnasium.Env[Any, Any]) -> bool:
+    return hasattr(env.action_space, "n")
 
 
 def _executed(action: Any, space: Any) -> Any:

@@ -32,7 +32,7 @@ def undefined_reason(task: Task | str, reference: Reference = "expert") -> str |
         UnknownTaskError: there is no such task.
         ValueError: there is no such reference.
     """
-    task = _task(task)
+    task = get_task(task)
     if reference not in ("expert", "human", "max"):
         raise ValueError(f"reference: expected 'expert', 'human' or 'max', got {reference!r}")
     if task.random is None:
@@ -73,7 +73,7 @@ def normalize(
         >>> normalize([-20.7, 0.0], "atari-pong", "max")
         array([0., 1.])
     """
-    task = _task(task)
+    task = get_task(task)
     if undefined_reason(task, reference) is not None:
         return None
     values = np.asarray(returns, np.float64)
@@ -84,11 +84,6 @@ def normalize(
     score = task.expert if reference == "expert" else task.human
     assert score is not None, "undefined_reason checks it"
     return (values - task.random.mean) / (score.mean - task.random.mean)
-
-
-def _task(task: Task | str) -> Task:
-    """Return a task by its name; a `Task` as it is."""
-    return task if isinstance(task, Task) else get_task(task)
 
 
 @dataclass(frozen=True)

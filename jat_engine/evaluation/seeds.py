@@ -17,9 +17,11 @@ def choose_seed(trained: Iterable[TrainedTask], num_episodes: int) -> int:
         trained: tasks of the checkpoint.
         num_episodes: episodes of a task, with consecutive seeds.
     """
-    trained, seed = list(trained), EVALUATION_SEED
-    while any(task.overlaps(seed, seed + num_episodes - 1) for task in trained):
-        seed += EVALUATION_SEED
+    runs = sorted(run for task in trained for run in task.seeds)
+    seed = EVALUATION_SEED
+    for first, last in runs:
+        if first < seed + num_episodes and seed <= last:
+            seed = (last // EVALUATION_SEED + 1) * EVALUATION_SEED
     return seed
 
 

@@ -10,17 +10,23 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..atomic_io import check_name, check_writable
+
+if TYPE_CHECKING:
+    import gymnasium
 
 GRID_WIDTH = 1920
 """Largest width of a grid in pixels, as published."""
 
 MAX_CELL = 480
 """Largest width and height of a video in a grid, in pixels, so that a small frame is not scaled up to 1920."""
+
+DEFAULT_FPS = 30.0
+"""Frames per second of an environment that names no rate."""
 
 SUFFIXES = (".mp4", ".mkv", ".mov")
 """Endings of video files: the containers that H.264 is written in."""
@@ -261,6 +267,13 @@ class EpisodeVideo:
         except VideoError as error:
             self.error = str(error)
         self._writer = None
+
+
+def frame_rate(env: gymnasium.Env[Any, Any]) -> float:
+    """Return the frames per second that an environment's metadata gives as `render_fps`; 30 if it gives none."""
+    fps: Any = env.metadata.get("render_fps")
+    is_rate = isinstance(fps, int | float | np.number) and math.isfinite(fps) and fps > 0
+    return float(fps) if is_rate else DEFAULT_FPS
 
 
 def read_video(path: str | Path) -> Iterator[np.ndarray]:

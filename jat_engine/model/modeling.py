@@ -556,6 +556,11 @@ class JatModel(PreTrainedModel, JatGenerationMixin):
         deterministic: bool = False,
         context_window: int | None = None,
         return_prediction: bool = False,
+        *,
+        action_mask: Any = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        action_clip: str | None = None,
         **unknown: Any,
     ) -> Any:
         """Choose the action for one observation, with the call of the published package.
@@ -582,4 +587,8 @@ class JatModel(PreTrainedModel, JatGenerationMixin):
             deterministic=deterministic,
             context_window=context_window,
             return_prediction=return_prediction,
+            action_mask=action_mask,
+            temperature=temperature,
+            top_k=top_k,
+            action_clip=action_clip,
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..action_options import ActionRule, parse_options
 from ..config import JatConfig
 from ..errors import InputError, SessionError
 from ..observation import (
@@ -114,13 +115,18 @@ class ModelSession:
         deterministic: bool = False,
         context_window: int | None = None,
         return_prediction: bool = False,
+        action_mask: Any = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        action_clip: str | None = None,
     ) -> Any:
         """Choose the action for one observation.
 
         Args:
             processor: a `JatProcessor`.
             continuous_observation: X numbers.
-            discrete_observation: max_discrete_value integers; 64 fewer with a `text_observation`.
+            discrete_observation: up to max_discrete_value integers, 64 fewer with a `text_observation`; padded with 0
+                at the end.
             text_observation: the mission; truncated to 64 tokens.
             image_observation: uint8 [84, 84, 4], the last four frames.
             action_space: `gymnasium.spaces.Box` of shape (A,), or `Discrete(n)`.
@@ -131,16 +137,24 @@ class ModelSession:
             context_window: number of newest tokens, two per step, that the next step can see; at most and by default
                 `max_position_embeddings - 4`.
             return_prediction: also return the model's prediction for the action.
+            action_mask: bool [n], the allowed discrete actions; None allows all. An environment's mask of zeros and
+                ones, such as `info["action_mask"]`, is taken as well.
+            temperature: of sampling, from softmax(logits / temperature); None stands for 1, and 0 for `deterministic`.
+            top_k: sample from this many most likely allowed actions; None for all.
+            action_clip: "box" to clip continuous actions to the action space's `low` and `high`, which are then also
+                those of the history; None for actions as predicted.
 
         Returns:
-            The action: a list of A floats, not clipped, or an int. With `return_prediction`, `(action, prediction)`,
-            where the prediction is float32 [A], the action vector, or float32 [n], the logits.
+            The action: a list of A floats, not clipped unless `action_clip` is given, or an int. With
+            `return_prediction`, `(action, prediction)`, where the prediction is float32 [A], the action vector, not
+            clipped, or float32 [n], the logits of all actions.
 
         Raises:
             InputError: a field is invalid, or so large that the prediction is not finite.
             SessionError: the call does not fit the current episode; `reset()` starts a new one.
         """
         check_processor(processor, is_needed=True)
+        options = parse_options(action_mask, temperature, top_k, action_clip)
         episode, state = self._episode, self._episode.state
         kept, last = state
         limits = Limits.of(self._config)
@@ -156,6 +170,7 @@ class ModelSession:
         if not last and not self._uses_first_reward:
             observation = replace(observation, rewards=[0.0])
         space = parse_action_space(limits, action_space)
+        rule = ActionRule() if options is None else options.bind(space, action_space)
         window = check_context_window(context_window)
         if last is not None:
             check_same_episode(last.observation, last.space, observation, space)
@@ -172,11 +187,9 @@ class ModelSession:
 
         action: Action
         if space.kind == "continuous":
-            action = prediction.tolist()
-        elif deterministic:
-            action = int(prediction.argmax())
+            action = prediction.tolist() if rule.bounds is None else rule.clip([_to_numpy(prediction)])[0].tolist()
         else:
-            action = int(torch.multinomial(prediction.softmax(dim=-1), num_samples=1))
+            action = _choose(prediction, rule, deterministic or rule.is_greedy)
         if self._episode is not episode or episode.state is not state:
             raise SessionError(
                 "session: expected one call at a time, got another within this step, such as a signal handler's; this "
@@ -225,3 +238,16 @@ class ModelSession:
 
 def _to_numpy(prediction: Tensor) -> np.ndarray:
     return prediction.cpu().numpy()
+
+
+def _choose(logits: Tensor, rule: ActionRule, deterministic: bool) -> int:
+    """Return one of n choices, the most likely or a sample, among those that a rule allows. logits: float32 [n]."""
+    if rule.allowed is not None:
+        logits = logits.masked_fill(~torch.from_numpy(rule.allowed[0]).to(logits.device), -torch.inf)
+    if deterministic:
+        return int(logits.argmax())
+    if rule.top_k is not None:
+        logits = logits.index_fill(0, logits.argsort(descending=True, stable=True)[rule.top_k :], -torch.inf)
+    if rule.temperature != 1:
+        logits = (logits - logits.max()) / rule.temperature  # finite at the most likely choice
+    return int(torch.multinomial(logits.softmax(dim=-1), num_samples=1))

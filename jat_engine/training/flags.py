@@ -84,6 +84,52 @@ NO_EFFECT = {
 }
 """Flag of transformers' Trainer that does nothing here, or breaks the training -> the reason."""
 
+HELP: dict[str, dict[str, tuple[str, str]]] = {
+    "length and learning rate, by transformers' Trainer": {
+        "output_dir": ("FOLDER", "folder for the model, checkpoints, curves.png and logs"),
+        "max_steps": ("N", "steps to train; -1 for --num_train_epochs"),
+        "num_train_epochs": ("X", "passes over the data"),
+        "per_device_train_batch_size": ("N", "segments per batch and process; see also --batch_sizes"),
+        "gradient_accumulation_steps": ("N", "batches per step"),
+        "learning_rate": ("X", "highest learning rate"),
+        "lr_scheduler_type": ("NAME", "linear, cosine, constant, constant_with_warmup, ..."),
+        "warmup_steps": ("N", "steps until the highest learning rate; below 1 a share of all steps"),
+        "weight_decay": ("X", "weight decay of AdamW"),
+        "max_grad_norm": ("X", "gradients are scaled down to this norm"),
+        "train_sampling_strategy": ("NAME", "random, or group_by_length: batches of segments of similar length"),
+        "seed": ("N", "seed of new weights and of the order of the data"),
+    },
+    "device": {
+        "use_cpu": ("BOOL", "train on the CPU even if there is a GPU; without a GPU it is not needed"),
+        "bf16": ("BOOL", "compute in bfloat16 where that is safe; weights stay float32"),
+        "dataloader_num_workers": ("N", "processes that make batches; 0 makes them in the training process"),
+    },
+    "evaluation": {
+        "eval_strategy": ("NAME", "no, steps or epoch: when to compute losses on the test split, and to play"),
+        "eval_steps": ("N", "steps between evaluations; below 1 a share of all steps; by default a tenth of them"),
+        "eval_on_start": ("BOOL", "also evaluate before the first step"),
+        "per_device_eval_batch_size": ("N", "segments per batch"),
+        "load_best_model_at_end": (
+            "BOOL",
+            "keep the model with the best --metric_for_best_model, not the last; by default with --eval_episodes",
+        ),
+        "metric_for_best_model": (
+            "NAME",
+            "loss, return, TASK_loss or TASK_return; by default return with --eval_episodes, else loss",
+        ),
+    },
+    "checkpoints and logs": {
+        "logging_steps": ("N", "steps between lines of the log; below 1 a share of all steps"),
+        "report_to": ("NAME", "tensorboard, wandb, ..., or none; by default tensorboard if it is installed"),
+        "save_strategy": ("NAME", "no, steps, epoch or best"),
+        "save_steps": ("N", "steps between checkpoints; if the best model is kept, by default as --eval_steps"),
+        "save_total_limit": ("N", "keep this number of checkpoints; by default all"),
+        "resume_from_checkpoint": ("NAME", "latest, or the folder of a checkpoint"),
+        "disable_tqdm": ("BOOL", "no progress bars"),
+    },
+}
+"""Section of `jat-engine train --help` -> flag of transformers' Trainer -> metavar and help."""
+
 Range = tuple[str, Callable[[Any], bool]]
 
 _POSITIVE: Range = ("a number above 0", lambda value: value > 0)
@@ -100,7 +146,7 @@ _RANGES: dict[str, Range] = {
     "adam_beta1": _BELOW_1,
     "adam_beta2": _BELOW_1,
     **dict.fromkeys(("num_train_epochs", "logging_steps", "eval_steps", "save_steps", "adam_epsilon"), _POSITIVE),
-    **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "eval_delay"), _AT_LEAST_0),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "eval_delay", "eval_episodes"), _AT_LEAST_0),
     **dict.fromkeys(("dataloader_num_workers", "dataloader_prefetch_factor"), _AT_LEAST_0),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), _AT_LEAST_1),
     **dict.fromkeys(("gradient_accumulation_steps", "save_total_limit", "torch_empty_cache_steps"), _AT_LEAST_1),
@@ -217,8 +263,13 @@ def check_training_flags(given: Any) -> None:
     for name, (other, holds) in _NEEDS.items():
         if _is_set(given, name) and not holds(given):
             raise ValueError(f"--{name}: expected {other} with it, got none; it has no effect alone")
-    if given.greater_is_better:
-        raise ValueError("--greater_is_better: expected false or no such flag, got true: metrics are losses")
+    metric = given.metric_for_best_model or "loss"
+    if given.greater_is_better is not None and given.greater_is_better == metric.endswith("loss"):
+        expected, kind = ("false", "a loss") if given.greater_is_better else ("true", "not a loss")
+        raise ValueError(
+            f"--greater_is_better: expected {expected} or no such flag, got {str(given.greater_is_better).lower()}: "
+            f"{metric} is {kind}"
+        )
     if given.save_strategy == "best" and given.eval_strategy == "no":
         raise ValueError("--save_strategy best: expected --eval_strategy steps or epoch with it, got no")
     if given.save_strategy == "best" and not (given.metric_for_best_model or given.load_best_model_at_end):

@@ -199,6 +199,11 @@ def settings_of(arguments: TrainingArguments, more: Mapping[str, Any]) -> dict[s
     """
     values = arguments.to_dict()
     settings = {f"--{name}": values[name] for name in _SETTINGS if name in values}
+    if arguments.load_best_model_at_end:  # a best value so far is compared with later ones of the same kind
+        metric = str(arguments.metric_for_best_model).removeprefix("eval_")
+        settings["--metric_for_best_model"] = metric
+        if not metric.endswith("loss"):
+            settings["--eval_episodes"] = values["eval_episodes"]
     settings |= {f"--{name}": value for name, value in more.items()}
     settings[PROCESSES] = arguments.world_size
     kept: dict[str, Any] = json.loads(json.dumps(settings))

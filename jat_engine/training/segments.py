@@ -15,6 +15,7 @@ from ..datasets.arrow import NotUtf8Error, strings
 from ..datasets.schema import TEXT_COLUMNS, check_belong
 from ..envs import Task
 from ..errors import DataError
+from ..observation import Limits
 from .episodes import Episodes, decode_frames, read_episodes
 from .sources import Rows
 
@@ -98,6 +99,7 @@ class Cutter:
         self.processor = processor
         self.task = task
         self.num_episodes = 0
+        self._limits = Limits(settings.continuous_size, settings.discrete_size, settings.vocab_size)
         self._missions: dict[str, int] = {}
         self._mission_tokens: list[list[int]] = []
 
@@ -142,8 +144,7 @@ class Cutter:
                 columns[name] = values if "attention_mask" in given else _shift(values, episodes.lengths)
 
             elif name == "discrete_observations":
-                room = self.settings.discrete_size
-                room -= MISSION_LENGTH if "text_observations" in given else 0
+                room = self._limits.num_integers("text_observations" in given)
                 missing = room - values.shape[1]
                 if missing < 0:
                     raise DataError(
@@ -165,7 +166,8 @@ class Cutter:
                 columns.update(_planes(episodes))
 
             elif name in ("continuous_observations", "continuous_actions"):
-                room = self.settings.continuous_size - (name == "continuous_observations")  # the reward is one more
+                is_observed = name == "continuous_observations"
+                room = self._limits.num_numbers if is_observed else self._limits.max_continuous_size
                 if not 1 <= values.shape[1] <= room:
                     raise DataError(
                         f"{episodes.at(0)}: {name}: expected 1 to {room} values (max_continuous_size), "

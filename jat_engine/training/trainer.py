@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .dataset import TASK, TaskDataset, as_batch, scale_frames
+from .play import Player
 from .resume import newest_whole, write_record
 from .sampler import InOrderBatchSampler, TaskBatchSampler
 from .stream import TaskStream
@@ -23,14 +27,15 @@ _SUMS = ("count", "loss", "rl_count", "action_loss", "observation_loss")
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on: the loss is not a number, or a checkpoint cannot be written."""
+    """Training that cannot go on: a loss is not a number, no checkpoint can be written, or an episode fails."""
 
 
 class JatTrainer(Trainer):
     """Train a `JatModel` with the loss that the model itself computes.
 
     Logs, in addition to the Trainer's own: `action_loss`, `observation_loss`, and `loss/<task>` for each task since the
-    last log. Evaluation reports `eval_<task>_loss` for each task and their mean, `eval_loss`.
+    last log. Evaluation reports `eval_<task>_loss` for each task and their mean, `eval_loss`, and with a player
+    `eval_<task>_return` for each task that it plays, and `eval_return`.
 
     Args:
         model: a `JatModel`.
@@ -43,6 +48,7 @@ class JatTrainer(Trainer):
         action_shuffle: share of actions, in [0, 1], that are replaced by another step's action in the model's input.
             The actions to predict stay. An agent that sees its own last action can learn to repeat it, which scores
             well on demonstrations and badly in play (arXiv 1905.11979).
+        player: plays episodes at each evaluation, also without `eval_dataset`; None plays none.
         record: what the training is made with, written into each checkpoint; see `write_record`. None writes none.
         options: further arguments of transformers' Trainer.
 
@@ -64,6 +70,7 @@ class JatTrainer(Trainer):
         sampling_weights: Mapping[str, float] | None = None,
         batch_sizes: Mapping[str, int] | None = None,
         action_shuffle: float = 0.0,
+        player: Player | None = None,
         record: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -71,12 +78,13 @@ class JatTrainer(Trainer):
             model,
             args,
             train_dataset=train_dataset,
-            eval_dataset=dict(eval_dataset) if eval_dataset else None,
+            eval_dataset=dict(eval_dataset or {}) if eval_dataset or player else None,
             processing_class=processor,
             data_collator=as_batch,
             **options,
         )
         self._action_shuffle = action_shuffle
+        self._player = player
         self._record = record
         self.writing: Path | None = None
         self.add_callback(_WrittenCallback(self))
@@ -99,6 +107,10 @@ class JatTrainer(Trainer):
             # accelerate reaches the sampler only if nothing is wrapped around it, as when several processes resume.
             self.add_callback(_EpochCallback(self.sampler))
 
+        for name in ("logging_steps", "eval_steps", "save_steps"):  # as checkpoints have them
+            value = getattr(args, name)
+            if value is not None and value < 1:
+                setattr(args, name, math.ceil(self.num_steps * value - 1e-6))
         self._sums: Tensor | None = None  # [tasks, len(_SUMS)], since the last log
 
     @property
@@ -308,32 +320,77 @@ class JatTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluate as the Trainer does, and add the mean over tasks.
+        """Evaluate as the Trainer does, add the mean over tasks, and play episodes if there is a player.
+
+        Random numbers of the training stay as without the evaluation.
 
         Args:
-            eval_dataset, ignore_keys, metric_key_prefix: as in the Trainer.
+            eval_dataset, ignore_keys, metric_key_prefix: as in the Trainer. Episodes are played if `eval_dataset` is
+                None.
 
         Returns:
-            The Trainer's metrics, and `<prefix>_loss`, the mean of `<prefix>_<task>_loss`.
+            The Trainer's metrics; `<prefix>_loss`, the mean of `<prefix>_<task>_loss`; and the player's metrics, each
+            with the prefix.
 
         Raises:
-            TrainingError: a loss is NaN or infinite, and the best model is chosen by it.
+            TrainingError: a loss is NaN or infinite, and the best model is chosen by losses; or an episode fails.
         """
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        with _random_state_kept():
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         for name, value in metrics.items():
-            if self.args.metric_for_best_model and name.endswith("_loss") and not math.isfinite(value):
+            best_loss = (self.args.metric_for_best_model or "").endswith("loss")
+            if best_loss and name.endswith("_loss") and not math.isfinite(value):
                 raise TrainingError(
                     f"step {self.state.global_step}: {name} is {value}, by which no best model can be chosen. Scale or "
                     "leave out test data that are far larger than others, or go on without --load_best_model_at_end "
                     f"and --metric_for_best_model; {self._last()}"
                 )
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(datasets, dict):
+        more: dict[str, float] = {}
+        if isinstance(datasets, dict) and datasets:
             losses = [metrics[f"{metric_key_prefix}_{task}_loss"] for task in datasets]
-            mean = {f"{metric_key_prefix}_loss": sum(losses) / len(losses)}
-            self.log(dict(mean))
-            metrics.update(mean)
+            more["loss"] = sum(losses) / len(losses)
+        if self._player is not None and eval_dataset is None:
+            with _random_state_kept():
+                more |= self._play(self._player)
+        if more:
+            more = {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
+            self.log(dict(more))
+            metrics.update(more)
+        if datasets == {}:  # else the Trainer has said so for each: without it, it evaluates again after the last step
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _play(self, player: Player) -> dict[str, float]:
+        """Return the metrics of played episodes. The first process plays, and the others wait for its result."""
+        self._check_weights()
+        outcome: list[Any] = [None]
+        if self.is_world_process_zero():
+            try:
+                outcome[0] = player.play(self.model, self.processing_class, self.args.device)
+            except Exception as error:  # of a simulator, or of the agent for a simulator's output: any class
+                outcome[0] = " ".join(f"{type(error).__name__}: {error}".split())
+        broadcast_object_list(outcome)
+        if isinstance(outcome[0], str):
+            raise TrainingError(
+                f"step {self.state.global_step}: --eval_episodes: an episode failed: {outcome[0]}. Go on without "
+                f"--eval_episodes; {self._last()}"
+            )
+        metrics: dict[str, float] = outcome[0]
+        return metrics
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Give the global generators the state after the `with` block that they had before it."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def _is_float(value: Any) -> bool:

@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from helpers.documents import write_docs
 
 from jat_engine.bench import compare, pacing, report
-from jat_engine.bench.bandwidth import last_level_cache_bytes
+from jat_engine.bench.bandwidth import Bandwidth, last_level_cache_bytes
 from jat_engine.bench.pacing import (
     Idle,
     Mode,
@@ -27,9 +29,11 @@ from jat_engine.bench.pacing import (
 )
 from jat_engine.bench.peers import REFERENCE
 from jat_engine.bench.results import Results, Row
+from jat_engine.bench.runner import Context, Options
 from jat_engine.bench.suites import loop
 from jat_engine.bench.suites.loop import NEVER_SLEEPING, ONE_THREAD
 from jat_engine.cli import main
+from jat_engine.envs import get_task, register_task
 
 ENGINE = "JatEngine float32"
 needs_cores = pytest.mark.skipif(bool(why_no_neighbour()), reason=why_no_neighbour())
@@ -161,6 +165,89 @@ def test_ant_is_stepped_by_clipped_actions() -> None:
     assert not (ant.observe()["continuous_observation"] == first["continuous_observation"]).all()
 
 
+# ---- tasks of one's own ------------------------------------------------------------------------------------------
+
+
+def test_the_loop_of_a_task(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "results.json"
+    options = ["--models", str(tiny_folder), "--no_peers", "--num-iters", "2", "--dtypes", "float32", "--use_cpu"]
+    options += ["--task", "gym:CartPole-v1", "--hz", "100", "--neighbour", "none", "--minutes", "0.02"]
+    assert main(["bench", "loop", *options, "--output-json", str(path)]) == 0
+    assert "gym:CartPole-v1: Box -> continuous_observation of 4 numbers" in capsys.readouterr().err
+
+    results = Results.read(path)
+    assert {(row.case["pace"], row.case["hz"]) for row in results.rows} == {
+        ("back to back", "none"),
+        ("gym:CartPole-v1", 100),
+    }
+    for row in results.rows:
+        assert row.agrees
+        assert row.case["task"] == "gym:CartPole-v1"
+        assert row.task is not None
+        assert row.task["name"] == "gym:CartPole-v1"
+        assert row.task["adapter"] == {"observation": "continuous", "size": 4, "action": "discrete", "num_actions": 2}
+        assert row.task["module"] is None
+    assert results.settings["task"] == results.rows[0].task
+    assert {"missed", "over back to back"} <= results.rows[-1].facts.keys()
+
+    other = dataclasses.replace(results.rows[0], task={**(results.rows[0].task or {}), "adapter": {"size": 5}})
+    assert other.key != results.rows[0].key, "times of another rule are not compared"
+
+
+class Echo(gym.Env[Any, Any]):
+    """Observes the last action; episodes of three steps."""
+
+    observation_space, action_space = gym.spaces.Box(-9, 9, (2,)), gym.spaces.Box(-2, 2, (2,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.num_steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.num_steps += 1
+        assert self.num_steps <= 3, "it has not been reset"
+        return action, 0.5, self.num_steps == 3, False, {}
+
+
+def test_any_environment_between_calls() -> None:
+    register_task("test-echo", Echo)
+    environment = pacing.TaskEnvironment(get_task("test-echo"))
+    found = []
+    for action in ([1, 0.5], [1e6, -1e6], [1, 1], [1, 1]):
+        found.append(environment.observe())
+        environment.step(action)
+    observed = [arguments["continuous_observation"].tolist() for arguments in found]
+    assert observed == [[0, 0], [1, 0.5], [2, -2], [0, 0]], "clipped, and on over the end of the episode"
+    assert [arguments["reward"] for arguments in found] == [0, 0.5, 0.5, 0]
+    assert (environment.wander(1)["continuous_observation"] != environment.wander(2)["continuous_observation"]).all()
+    environment.close()
+
+    environment = pacing.TaskEnvironment(get_task("gym:FrozenLake-v1"))
+    for step in range(50):
+        assert environment.wander(step)["discrete_observation"].shape == (1,)
+    environment.step(0)
+    environment.close()
+
+
+def test_models_that_a_task_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    register_task("test-many-numbers", ManyNumbers)
+    flags = ["--task", "test-many-numbers", "--use_cpu", "--output-json", str(tmp_path / "results.json")]
+    assert main(["bench", "loop", "--models", "jat-mini", *flags]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "--task: the sizes of this checkpoint do not fit test-many-numbers" in error
+    assert "expected 1 to 39 finite numbers, got shape (100,)" in error
+
+    options = Options(1, 1, (), ("jat-mini", "small"), (), (), (), (), None, "cpu")
+    context = Context(options, Results({}, {}), Bandwidth("cpu"), print, lambda: None)
+    assert loop.fitting_models(context, get_task("test-many-numbers")) == ["small"]
+    assert list(context.results.skipped) == ["loop, jat-mini"]
+
+
+class ManyNumbers(gym.Env[Any, Any]):
+    observation_space, action_space = gym.spaces.Box(-1, 1, (100,)), gym.spaces.Discrete(2)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a thread")
 def test_a_pinned_thread_is_free_afterwards() -> None:
     before = os.sched_getaffinity(0)
@@ -229,12 +316,20 @@ def test_the_neighbour_goes_with_a_process_that_is_killed() -> None:
         (["--hz", "0"], "--hz: expected at least 1"),
         (["--minutes", "0"], "--minutes: expected a positive number"),
         (["--minutes", "nan"], "--minutes: expected a positive number"),
+        (["--task", "gym:Nope-v1"], "gym:Nope-v1: Environment `Nope` doesn't exist"),
+        (["--task", "atari"], "--task: expected the name of one task, got 'atari'"),
+        (["--task", "gym:CartPole-v1", "--paces", "busy"], "--paces and --task: expected one of them"),
         (["--models", "huge"], "--models: expected a folder or one of small, medium, large, jat-mini, got huge"),
     ],
 )
 def test_bad_arguments_are_told(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "loop", *arguments]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_task_is_of_the_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "growth", "--task", "gym:CartPole-v1"]) == 2
+    assert "--task: expected the suite loop, which steps its environment, got growth" in capsys.readouterr().err
 
 
 def test_no_floor_where_threads_are_not_the_engines() -> None:

@@ -20,6 +20,7 @@ from jat_engine import JatEngine
 from jat_engine.atomic_io import locked
 from jat_engine.checkpoint_files import JAT_MINI_FOLDER
 from jat_engine.cli import evaluate, main
+from jat_engine.envs import get_task
 from jat_engine.evaluation import hub
 from jat_engine.evaluation.results import default_folder
 from jat_engine.evaluation.video import read_video
@@ -253,7 +254,6 @@ def test_mistyped_flags_are_one_line_with_a_guess(capsys: pytest.CaptureFixture[
         (["--taks", "all"], "did you mean --tasks?"),
         (["--num-episode=2"], "did you mean --num_episodes?"),
         (["--tasks"], "expected at least one argument"),
-        ([], "--tasks: expected tasks, domains or all, got none"),
     ):
         try:
             assert main([*EVAL, *flags]) == 2
@@ -310,13 +310,13 @@ def test_a_task_that_fails_is_named_and_the_others_are_played(
     assert main([*EVAL, "--num_episodes", "3", "--tasks", *tasks]) == 1
     captured = capsys.readouterr()
     last = captured.err.splitlines()[-1]
-    assert last.startswith("jat-engine: error: mujoco-pendulum: failed in episode 2 (seed 1): ")
+    assert last.startswith("jat-engine: error: mujoco-pendulum: failed in episode 2 (seed 3000001): ")
     assert reason in last
     assert "1 of 3" in captured.out
     assert {name: len(returns) for name, returns in _returns().items()} == dict(zip(tasks, (3, 1, 3), strict=True))
     found = json.loads((FOLDER / "results.json").read_text())
     assert found["complete"] is False
-    assert found["failed"]["mujoco-pendulum"]["seed"] == 1
+    assert found["failed"]["mujoco-pendulum"]["seed"] == 3_000_001
     assert "Traceback" in found["failed"]["mujoco-pendulum"]["traceback"]
 
 
@@ -410,7 +410,9 @@ def test_an_upload_that_fails_says_how_to_repeat_it(
     command = shlex.split(message.partition("upload them with: ")[2])
     assert command.pop(0) == "jat-engine"
     assert main(command) == 0
-    assert uploaded == {"evaluations": FOLDER / "evaluations.json", "files": [FOLDER / "results.json"]}
+    assert uploaded["evaluations"] == FOLDER / "evaluations.json"
+    assert [path.name for path in uploaded["files"]] == ["results.json", "tasks.json"]
+    assert uploaded["tasks"] == {"mujoco-reacher": get_task("mujoco-reacher")}
     assert "pushed to address" in capsys.readouterr().err
 
 

@@ -39,12 +39,6 @@ def test_evaluation_example() -> None:
     assert min(returns) > -15, "the random policy's return is -43"
 
 
-def test_an_environment_of_ones_own() -> None:
-    pytest.importorskip("mujoco", reason="needs the mujoco extra")
-    (example,) = (block for block in PYTHON.findall((ROOT / "docs/extending.md").read_text()) if "Task(" in block)
-    assert re.fullmatch(r"[\d.]+ \[[-\d. ]+\]\n", run(example))
-
-
 def test_published_example(tiny_folder: Path) -> None:
     pytest.importorskip("ale_py", reason="needs the atari extra")
     pytest.importorskip("cv2", reason="needs the atari extra")
@@ -65,11 +59,12 @@ def test_published_example(tiny_folder: Path) -> None:
 
 
 def test_engine_examples(tiny_folder: Path) -> None:
-    """Run the three snippets of the engine in real environments of three domains."""
+    """Run the snippets of the engine in real environments."""
     pytest.importorskip("minigrid", reason="needs the babyai extra")
     pytest.importorskip("metaworld", reason="needs the metaworld extra")
     pytest.importorskip("mujoco", reason="needs the mujoco extra")
-    _, drop_in, sessions, arrays, _ = PYTHON.findall(AGENTS)
+    _, drop_in, choice, sessions, arrays, _ = PYTHON.findall(AGENTS)
+    run(choice)
     assert drop_in.count('"jat-project/jat"') == 1
     code = f"""
 from jat_engine.envs import make

@@ -470,9 +470,11 @@ def test_one_process_at_a_time_and_only_with_the_same_settings(tmp_path: Path) -
     with pytest.raises(DataError, match="x: another process is collecting this task"):
         ChunkFolder(tmp_path / "x", {"seed": 0})
     folder.close()
-    with pytest.raises(DataError, match="x: expected what was collected with seed 1, got 0"):
+    ChunkFolder(tmp_path / "x", {"seed": 2}).close()  # no episode has been played
+    chunk(tmp_path / "x", 0, [True])
+    with pytest.raises(DataError, match="x: expected what was collected with seed 1, got 2"):
         ChunkFolder(tmp_path / "x", {"seed": 1})
-    ChunkFolder(tmp_path / "x", {"seed": 0}).remove()
+    ChunkFolder(tmp_path / "x", {"seed": 2}).remove()
 
 
 def test_a_replacement_that_is_interrupted_loses_nothing(tmp_path: Path) -> None:

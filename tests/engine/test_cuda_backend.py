@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import spaces
 from helpers.batches import check_like_sessions, observations
 from helpers.engines import EPISODE, TOLERANCE, play
 
@@ -364,3 +365,27 @@ def test_sampling_in_a_batch(graphs: Load, load: Load) -> None:
             chosen.append([batch.get_next_actions(**step, action_space=episode.space).tolist() for step in steps])
     assert chosen[0] == chosen[1]
     assert len(set(np.ravel(chosen[0]))) > 1
+
+
+def test_options_of_a_call(graphs: Load, load: Load) -> None:
+    """Masks, temperature and top-k choose from this backend's predictions what they choose from another's."""
+    names = ("continuous_discrete_action", "continuous_cw9")
+    episodes = [EPISODE[name] for name in names]
+    mask = np.arange(episodes[0].space.n) % 3 == 1
+    options: dict[str, Any] = {"action_masks": [mask, None], "temperature": 2.0, "top_k": 3, "action_clip": "box"}
+    found = []
+    for engine in (graphs("float32"), load(backend="torch", dtype="float32")):
+        sessions = [engine.open_session(2, seed=seed) for seed in (0, 1)]
+        action_spaces = [episodes[0].space, spaces.Box(-0.01, 0.01, episodes[1].space.shape)]
+        actions = []
+        for t in range(4):
+            observations = [episode.observation(t) for episode in episodes]
+            actions.append(engine.get_next_actions(sessions, observations, action_spaces=action_spaces, **options))
+        found.append(actions)
+        for session in sessions:
+            session.close()
+    for (choice, clipped), (expected_choice, expected_clipped) in zip(*found, strict=True):
+        assert choice == expected_choice
+        assert mask[choice]
+        assert np.allclose(clipped, expected_clipped, rtol=1e-4)
+        assert np.abs(clipped).max() <= 0.01

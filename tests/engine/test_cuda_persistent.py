@@ -125,6 +125,27 @@ def test_more_numbers_than_a_launch_takes(persistent: Load) -> None:
     assert engine.persistent_reason == ""
 
 
+def test_options_of_a_call(persistent: Load, load: Load) -> None:
+    """Masks, temperature and top-k choose from the kernel's predictions what they choose from torch's."""
+    episode = EPISODE["continuous_discrete_action"]
+    mask = np.arange(episode.space.n) % 3 == 1
+    box = spaces.Box(-0.01, 0.01, (3,))
+    found = []
+    for engine in (persistent(dtype="float32"), load(backend="torch", dtype="float32")):
+        with engine.open_session(2, seed=0) as session, engine.open_session(2) as other:
+            for t in range(4):
+                observation = episode.observation(t)
+                options: dict[str, Any] = {"action_mask": mask, "temperature": 2.0, "top_k": 2}
+                choice = session.get_next_action(**observation, action_space=episode.space, **options)
+                clipped = other.get_next_action(**observation, action_space=box, action_clip="box")
+                assert mask[choice]
+                assert np.abs(clipped).max() <= 0.01
+                found.append((choice, clipped))
+    for (choice, clipped), (expected_choice, expected_clipped) in zip(found[:4], found[4:], strict=True):
+        assert choice == expected_choice
+        assert np.allclose(clipped, expected_clipped, rtol=1e-4)
+
+
 def test_a_step_is_bitwise_repeatable(persistent: Load) -> None:
     engine = persistent(dtype="float32")
     episode = EPISODE["continuous_cw9"]

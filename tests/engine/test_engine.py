@@ -191,7 +191,7 @@ def test_a_bad_observation_costs_only_its_own_session(load: Load) -> None:
         rewards = [episode.reward(t) for episode in episodes]
         action_spaces = [episode.space for episode in episodes]
         if t == 3:
-            broken = [observations[0], {**observations[1], "discrete_observation": [1, 2]}, observations[2]]
+            broken = [observations[0], {**observations[1], "discrete_observation": [-1] * 148}, observations[2]]
             with pytest.raises(BatchError, match=r"sessions\[1\] of 3: discrete_observation") as caught:
                 engine.get_next_actions(sessions, broken, rewards, action_spaces, True, True)
             assert list(caught.value.errors) == [1]

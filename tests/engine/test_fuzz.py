@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jat_engine import CheckpointError, InputError, JatConfig
+from jat_engine.action_options import parse_options
 from jat_engine.checkpoint.weights import CheckpointWeights, checkpoint_shapes
 from jat_engine.observation import Limits, check_context_window, parse_action_space, parse_observation
 from jat_engine.testing import golden
@@ -93,6 +94,28 @@ def test_action_spaces(space: Any) -> None:
         assert "action_space: expected" in str(error)
         return
     assert 1 <= parsed.size <= 377
+
+
+@given(
+    values | st.lists(st.booleans(), min_size=3, max_size=3) | hnp.arrays(np.int8, 3, elements=st.integers(0, 1)),
+    values | st.floats(0, 10),
+    values | st.integers(1, 5),
+    values,
+    st.sampled_from([spaces.Discrete(3), spaces.Box(-1, 1, (3,))]),
+)
+def test_action_options(mask: Any, temperature: Any, top_k: Any, clip: Any, space: Any) -> None:
+    try:
+        options = parse_options(mask, temperature, top_k, clip)
+        rule = None if options is None else options.bind(parse_action_space(LIMITS, space), space)
+    except InputError as error:
+        assert "expected" in str(error)
+        return
+    if rule is not None and rule.allowed is not None:
+        assert rule.allowed.shape == (1, 3)
+        assert rule.allowed.any()
+    if rule is not None:
+        assert rule.temperature == 0 or 1e-30 <= rule.temperature <= 1e30
+        assert rule.top_k is None or rule.top_k in (1, 2)
 
 
 @given(values)

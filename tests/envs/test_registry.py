@@ -27,6 +27,7 @@ from jat_engine.envs import (
     register_task,
 )
 from jat_engine.envs.adapters import choose_adapter
+from jat_engine.envs.registry import is_free
 from jat_engine.errors import InputError
 
 Box, Dict, Discrete = gym.spaces.Box, gym.spaces.Dict, gym.spaces.Discrete
@@ -198,11 +199,11 @@ def test_refused_registrations() -> None:
         ("atari-pong", pixels, {}, "that of a published task"),
         ("my task", pixels, {}, "name: expected letters"),
         ("gym:x", pixels, {}, "name: expected letters"),
-        ("all", pixels, {}, "other than all"),
-        ("test-x", pixels, {"domain": "atari"}, "other than all, atari"),
+        ("all", pixels, {}, "name: expected another than all"),
+        ("test-x", pixels, {"domain": "atari"}, "domain: expected .* none of all, atari"),
         ("test-x", 3, {}, "maker: expected a function"),
         ("test-x", "no_colon", {}, "maker: expected a function"),
-        ("test-x", pixels, {"observation": "pixels"}, "observation: expected continuous"),
+        ("test-x", pixels, {"observation": "pixels"}, "observation: expected one of continuous"),
         ("test-x", pixels, {"context_window": 0}, "context_window: expected"),
         ("test-x", pixels, {"loss_weight": 0}, "loss_weight: expected"),
         ("test-x", pixels, {"success": "yes"}, "success: expected"),
@@ -264,6 +265,44 @@ def test_task_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(TaskError, match=message):
             load_task_module(module)
+
+
+def test_worker_processes_import_the_module_that_registers_an_id(tmp_path: Path) -> None:
+    """Also if another module was loaded after it, and not for the ids of Gymnasium itself."""
+    for name in ("First", "Second"):
+        (tmp_path / f"{name.lower()}_ids.py").write_text(
+            "import gymnasium\n"
+            f"gymnasium.register('{name}-v0', entry_point='gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
+        )
+    program = (
+        "from jat_engine.envs import get_task, load_task_module\n"
+        "load_task_module('first_ids')\n"
+        "load_task_module('second_ids')\n"
+        "print([get_task(f'gym:{name}').module for name in ('First-v0', 'First', 'Second-v0', 'CartPole-v1')])\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert found == "['first_ids', 'first_ids', 'second_ids', None]\n"
+
+
+def test_a_name_for_a_task_of_ones_own_is_free() -> None:
+    register_task("test-used", frozen_lake, domain="tests3")
+    for name, expected in (
+        ("my-robot", True),
+        ("test-used", False),
+        ("atari-pong", False),
+        ("atari", False),
+        ("tests3", False),
+        ("all", False),
+        ("my robot", False),
+        ("gym:CartPole-v1", False),
+    ):
+        assert is_free(name) == expected, name
 
 
 def test_entry_points_of_installed_packages(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from jat_engine import InputError
+from jat_engine import InputError, JatEngine
 from jat_engine.atomic_io import write_json
-from jat_engine.envs import TASKS, UnknownTaskError, make
+from jat_engine.envs import TASKS, Score, UnknownTaskError, get_task, make
 from jat_engine.evaluation import (
     EpisodeResult,
     MissingVideoError,
@@ -28,6 +30,7 @@ from jat_engine.evaluation import (
     undefined_reason,
     write_grid,
 )
+from jat_engine.evaluation.environment import missing_simulators
 from jat_engine.evaluation.video import check_video, read_video
 
 
@@ -91,6 +94,49 @@ def test_episode_follows_the_published_protocol() -> None:
     assert episode.length == len(env.rewards) == len(episode.latencies_us)
     assert env.ends[-1]
     assert not episode.capped
+
+
+@pytest.mark.parametrize("name", ["mujoco-hopper", "babyai-go-to-local"])
+def test_options_are_passed_on_if_they_are_set(name: str) -> None:
+    """Those of the environment's kind of action; agents of the published package know none of them."""
+    given: dict[str, Any] = {"temperature": 0.5, "top_k": 3, "action_clip": "box", "use_action_mask": True}
+    passed = {"mujoco-hopper": {"action_clip": "box"}, "babyai-go-to-local": {"temperature": 0.5, "top_k": 3}}
+    for options, expected in [({}, {}), (given, passed[name])]:
+        agent = Scripted()
+        run_episode(agent, None, make(name), task=TASKS[name], seed=0, max_steps=2, **options)
+        published = {"reward", "action_space", "deterministic", "context_window"}
+        for inputs in agent.inputs:
+            keys = inputs.keys() - published
+            assert {key: inputs[key] for key in keys if not key.endswith("observation")} == expected
+
+
+class Taxi(gymnasium.ObservationWrapper):
+    """Gymnasium's Taxi, whose `info` has masks, with the keywords of `get_next_action`."""
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which version it is does not matter
+            super().__init__(gymnasium.make("Taxi"))
+
+    def observation(self, observation: int) -> dict[str, Any]:
+        decoded: Any = self.unwrapped
+        return {"discrete_observation": list(decoded.decode(observation))}
+
+
+def test_masks_of_the_environment(tiny_folder: Path) -> None:
+    engine = JatEngine.from_pretrained(tiny_folder, device="cpu", dtype="float32")
+    allowed = []
+    for use_action_mask in (False, True):
+        env = Recorder(Taxi())
+        _, info = env.reset(seed=0)
+        run_episode(
+            engine, None, env, task=TASKS["babyai-go-to-obj"], seed=0, max_steps=100, use_action_mask=use_action_mask
+        )
+        masks = [info["action_mask"], *(info["action_mask"] for info in env.infos)]
+        allowed.append([bool(mask[action]) for mask, action in zip(masks, env.actions, strict=False)])
+    assert len(allowed[1]) == 100
+    assert all(allowed[1])
+    assert not all(allowed[0])
 
 
 def test_life_loss_does_not_end_an_atari_episode() -> None:
@@ -500,3 +546,25 @@ def test_push_uploads_model_results_and_card(tmp_path: Path, tiny_model: Any, ti
     assert ("atari", "iqm_human_normalized_total_reward") in metrics
     assert ("mujoco", "iqm_human_normalized_total_reward") not in metrics
     assert "| atari-bowling | 1 | 30.00 +/- 0.00 | undefined |" in card.text
+
+
+def test_the_card_of_tasks_of_ones_own() -> None:
+    task = replace(get_task("gym:CartPole-v1"), random=Score(20.0, None), expert=Score(500.0, None))
+    card = hub.model_card("me/agent", {task.name: [260.0]}, {task.name: task})
+    metrics = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert metrics["gym:CartPole-v1", "expert_normalized_total_reward"] == "0.50 +/- 0.00"
+    assert card.data.datasets is None  # it was not trained on the published one
+
+
+def no_simulator() -> gymnasium.Env[Any, Any]:
+    raise ImportError("No module named 'simulator'")
+
+
+def test_a_missing_simulator_is_that_of_its_own_task() -> None:
+    """Tasks of one's own share a domain, and not a simulator."""
+    cart = get_task("gym:CartPole-v1")
+    broken = replace(cart, name="my-broken", maker=no_simulator)
+    missing = missing_simulators([cart, broken])
+    assert missing == {
+        "my-broken": "my-broken: its environment needs a package (No module named 'simulator'); install it"
+    }

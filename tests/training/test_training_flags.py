@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 
 from jat_engine.cli import main
 from jat_engine.training.arguments import JatTrainingArguments
-from jat_engine.training.flags import NO_EFFECT, PUBLISHED, PublishedArguments, check_published
+from jat_engine.training.flags import HELP, NO_EFFECT, PUBLISHED, PublishedArguments, check_published
 
 HOPPER = ["mujoco-hopper"]
 
@@ -84,6 +84,34 @@ def test_former_flags_are_not_in_the_help(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     assert "--from_scratch" in shown
     assert not [name for name in PUBLISHED if f"--{name} " in shown]
+
+
+@pytest.mark.versions
+def test_the_help_shows_our_flags_first_and_few_of_transformers(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for flag in ("--help", "--help-all", "--help_all"):
+        with pytest.raises(SystemExit) as done:
+            main(["train", flag])
+        assert done.value.code == 0
+        shown[flag] = capsys.readouterr().out
+    short, whole = shown["--help"], shown["--help-all"]
+    assert whole == shown["--help_all"]
+    assert short.count("--help-all") == 1
+    assert len(short.splitlines()) < 150
+    for name in ("eval_episodes", *(name for names in HELP.values() for name in names)):
+        assert f"--{name} " in short
+    assert short.index("--eval_episodes ") < short.index("--learning_rate ")
+    known = {field.name for field in fields(TrainingArguments)}
+    assert not {name for names in HELP.values() for name in names} - known
+    assert not [name for name in known if f"--{name}" not in whole]
+    assert "--hub_token" not in short
+    assert f"refused: {NO_EFFECT['label_smoothing_factor'][:20]}" in whole
+
+
+def test_flags_with_dashes(folder: Path, tmp_path: Path) -> None:
+    given = ["--max-steps=1", "--freeze", "continuous", "--learning-rate", "0.5", "--logging-first-step"]
+    assert main(flags(folder, tmp_path, *given, tasks=HOPPER)) == 0
+    assert torch.load(tmp_path / "training_args.bin", weights_only=False).learning_rate == 0.5
 
 
 def test_from_scratch_takes_the_configuration_alone(folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from gymnasium.error import DependencyNotInstalled
 
 from ... import JatEngine, JatModel, JatProcessor
 from ...checkpoint_files import JAT_MINI
-from ...envs import TASKS, make
+from ...envs import get_task, make
 from ...errors import InputError
 from ...evaluation import run_episode
 from ..peers import REFERENCE
@@ -74,7 +74,7 @@ def measure_task(
 
     def play(name: str) -> Any:
         agent, processor = agents[name]
-        return run_episode(agent, processor, env, task=TASKS[task], seed=0, deterministic=True, max_steps=steps)
+        return run_episode(agent, processor, env, task=get_task(task), seed=0, deterministic=True, max_steps=steps)
 
     lengths: dict[str, int] = {}
     actions = {}

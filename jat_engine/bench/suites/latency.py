@@ -6,8 +6,9 @@ against the reference's.
 
 from __future__ import annotations
 
+import functools
 import gc
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 from ...config import JatConfig
@@ -70,7 +71,7 @@ def measure_case(context: Context, peers: Peers, case: dict[str, Any], left_out:
     kind, window = case["observation"], case["window"]
     context.note(f"latency: {describe(case)} ...")
     agents = open_agents(peers, window, left_out)
-    errors = fill(agents, kind, window, peers)
+    errors = fill(agents, functools.partial(step_arguments, kind), window, peers)
 
     contenders = {
         name: Contender(lambda number: step_arguments(kind, number), with_keywords(agent.get_next_action))
@@ -113,12 +114,14 @@ def open_agents(peers: Peers, window: int, left_out: Container[str]) -> dict[str
     return agents
 
 
-def fill(agents: dict[str, Any], kind: str, window: int, peers: Peers | None = None) -> dict[str, float]:
+def fill(
+    agents: dict[str, Any], arguments_of: Callable[[int], dict[str, Any]], window: int, peers: Peers | None = None
+) -> dict[str, float]:
     """Step all agents until their windows are full and have moved on.
 
     Args:
         agents: by name; those that fail are taken out, and out of `peers`.
-        kind: of the observations.
+        arguments_of: number of a step -> keyword arguments of `get_next_action`; called once for each, in order.
         window: of the agents.
         peers: if None, an error is raised.
 
@@ -127,7 +130,7 @@ def fill(agents: dict[str, Any], kind: str, window: int, peers: Peers | None = N
     """
     predictions: dict[str, list[Any]] = {name: [] for name in agents}
     for step in range(window // 2 + 4):
-        arguments = step_arguments(kind, step)
+        arguments = arguments_of(step)
         chosen = None
         for name in sorted(agents, key=lambda name: name != REFERENCE):  # the reference chooses
             try:

@@ -6,17 +6,20 @@ paces are of the same minutes, too.
 
 Two engines more show what can be had: the floors. One computes in a single thread that is pinned to a core: nothing
 has to be woken. The other has threads that never sleep between calls, which costs every core.
+
+With a task, the only environment is that task's own: stepped by the agents' actions at every pace, back to back too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +32,7 @@ from ..pacing import (
     Block,
     Environment,
     Mode,
+    TaskEnvironment,
     busy_neighbour,
     list_modes,
     pinned,
@@ -38,13 +42,16 @@ from ..pacing import (
 from ..peers import ENGINE, REFERENCE, Peers, load, open_peer
 from ..results import Row, make_row, paired_ratio
 from ..runner import PAUSE_S, Context, clock, with_keywords
-from ..workload import fitting_windows, main_window, open_checkpoint
+from ..workload import check_model, fitting_windows, main_window, open_checkpoint, step_arguments
 from .latency import fill, note_versions, open_agents
+
+if TYPE_CHECKING:
+    from ...envs import Task
 
 SUITE = "loop"
 
 KIND = "continuous"
-"""Observation of the agents: 27 numbers, as of MuJoCo's Ant."""
+"""Observation of the agents without a task: 27 numbers, as of MuJoCo's Ant."""
 
 ONE_THREAD, NEVER_SLEEPING = f"{ENGINE} one pinned thread", f"{ENGINE} never sleeping"
 FLOORS = (ONE_THREAD, NEVER_SLEEPING)
@@ -72,11 +79,18 @@ class Contender:
 
 
 def run(context: Context) -> None:
+    """Measure all models of the options that fit the task.
+
+    Raises:
+        ValueError: none does.
+    """
     options = context.options
-    for model in options.models:
-        is_first = model == options.models[0]
+    models = options.models if options.task is None else fitting_models(context, options.task)
+    for model in models:
+        is_first = model == models[0]
         with open_checkpoint(model) as folder:
-            (window,) = fitting_windows([main_window(options.windows)], JatConfig.from_pretrained(folder))
+            wanted = main_window(options.windows) if options.task is None else even_window(options.task)
+            (window,) = fitting_windows([wanted], JatConfig.from_pretrained(folder))
             names = options.peers if is_first else ()
             peers = load(folder, options.dtypes, names, options.device, options.upstream, context.note)
             add_floors(context, peers, folder)
@@ -85,6 +99,34 @@ def run(context: Context) -> None:
             context.results.skipped.update(peers.skipped)
             peers.close()
             gc.collect()
+
+
+def fitting_models(context: Context, task: Task) -> list[str]:
+    """Return the models that take a task's observations and actions; the others are noted as skipped.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from ...evaluation.checks import check_sizes  # needs gymnasium
+
+    fitting, problems = [], {}
+    for model in context.options.models:
+        folder = check_model(model)
+        config = JatConfig.from_preset(model) if folder is None else JatConfig.from_pretrained(folder)
+        try:
+            check_sizes([task], config, "--task")
+            fitting.append(model)
+        except ValueError as error:
+            problems[f"loop, {model}"] = str(error)
+    if not fitting:
+        raise ValueError("; ".join(dict.fromkeys(problems.values())))
+    context.results.skipped.update(problems)
+    return fitting
+
+
+def even_window(task: Task) -> int:
+    """Return the tokens that a task's agent looks back on, as whole steps of two."""
+    return max(2, task.context_window - task.context_window % 2)
 
 
 def add_floors(context: Context, peers: Peers, folder: Any) -> None:
@@ -121,7 +163,14 @@ def measure_model(context: Context, peers: Peers, case: dict[str, Any]) -> None:
     """Measure all agents at all paces. case: model and window."""
     options = context.options
     agents = open_agents(peers, case["window"], left_out=())
-    errors = fill(agents, KIND, case["window"], peers)
+    environments = open_environments(context)
+    arguments_of: Callable[[int], dict[str, Any]] = functools.partial(step_arguments, KIND)
+    if options.task is not None:
+        case["task"] = options.task.name
+        environment = environments[Mode(BACK_TO_BACK)]
+        assert isinstance(environment, TaskEnvironment), "it is the task's at every pace"
+        arguments_of = environment.wander
+    errors = fill(agents, arguments_of, case["window"], peers)
     contenders = {
         name: Contender(
             with_keywords(agent.get_next_action),
@@ -130,7 +179,6 @@ def measure_model(context: Context, peers: Peers, case: dict[str, Any]) -> None:
         )
         for name, agent in agents.items()
     }
-    environments = open_environments(context)
 
     for neighbour in options.neighbours:
         reason = why_no_neighbour() if neighbour == "busy" else ""
@@ -145,14 +193,29 @@ def measure_model(context: Context, peers: Peers, case: dict[str, Any]) -> None:
             found = {name: blocks[mode, name] for name in agents}
             back_to_back = {name: blocks[Mode(BACK_TO_BACK), name] for name in agents}
             place = {**case, "pace": mode.pace, "hz": mode.hz or "none", "neighbour": neighbour}
-            context.results.rows += make_rows(place, found, back_to_back, errors)
+            context.results.rows += [
+                replace(row, task=described(options.task)) for row in make_rows(place, found, back_to_back, errors)
+            ]
         context.save()
+    for environment in set(environments.values()):
+        environment.close()
+
+
+def described(task: Task | None) -> dict[str, Any] | None:
+    """Return a task's name and rule, with adapter and module, as results keep them; None without one."""
+    return None if task is None else {"name": task.name, **task.rule}
 
 
 def open_environments(context: Context) -> dict[Mode, Environment]:
-    """Return what happens between calls, by pace; MuJoCo's only where it is installed."""
+    """Return what happens between calls, by pace: one environment of the task, or that of each pace.
+
+    MuJoCo's Ant is left out where it is not installed.
+    """
+    modes = list_modes(context.options.paces, context.options.hz)
+    if context.options.task is not None:
+        return dict.fromkeys(modes, TaskEnvironment(context.options.task))
     found: dict[Mode, Environment] = {}
-    for mode in list_modes(context.options.paces, context.options.hz):
+    for mode in modes:
         try:
             found[mode] = mode.make_environment()
         except (ImportError, MissingSimulatorError) as error:

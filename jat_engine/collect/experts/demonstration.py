@@ -123,8 +123,8 @@ def demonstrate(
 
     Example:
         >>> from jat_engine.collect.experts import demonstrate, make_expert
-        >>> from jat_engine.envs import TASKS, make
-        >>> task = TASKS["babyai-go-to-local"]
+        >>> from jat_engine.envs import get_task, make
+        >>> task = get_task("babyai-go-to-local")
         >>> env = make(task.name)
         >>> demonstration = demonstrate(env, make_expert(task, env), task=task, seed=0)
         >>> demonstration.columns["discrete_observations"].shape == (demonstration.length, 148)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...envs import MissingSimulatorError, Task, TaskError
 from ...envs.actions import continuous_action, discrete_action
-from ...envs.registry import resolve
+from ...envs.build import resolve
 from ...errors import InputError
 from ...evaluation.random_policy import RandomPolicy, action_seed
 from .demonstration import Expert, ExpertError, ExpertLostError
@@ -270,4 +270,5 @@ def _words(error: Exception) -> str:
     """Return an error of another package's code in one line, with its place."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{reason:.300} ({Path(last.filename).name}, line {last.lineno})"
+    is_file = not last.filename.startswith("<")  # an error of syntax is raised by importlib, and has its place
+    return f"{reason:.300}" + (f" ({Path(last.filename).name}, line {last.lineno})" if is_file else "")
