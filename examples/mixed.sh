@@ -14,13 +14,14 @@ jat-engine collect --tasks $BABYAI --num_episodes $((OLD * 20)) --noise 0.1 --ou
 jat-engine collect --tasks $METAWORLD --num_episodes "$OLD" --noise 0.3 --output_dir "$CARTPOLE/data"
 jat-engine collect --tasks mujoco-pendulum --num_episodes "$OLD" --noise 0.3 --output_dir "$CARTPOLE/data"
 jat-engine collect --tasks mujoco-reacher --num_episodes $((OLD * 4)) --noise 0.2 --output_dir "$CARTPOLE/data"
-jat-engine collect --tasks atari-pong --num_episodes 3 --noise 0.1 --output_dir "$CARTPOLE/data"
+jat-engine collect --tasks atari-pong --num_episodes "$OLD" --noise 0.1 --output_dir "$CARTPOLE/data"
 
-# Half of the batches are of CartPole.
+# Half of the batches are of CartPole. Losses of continuous actions are divided by the actions' variance, roughly, as in
+# jat-mini's own training.
 jat-engine train --model_name_or_path jat-mini --dataset "$CARTPOLE/data" --output_dir "$OUT/agent" \
-    --tasks gym:CartPole-v1 atari-pong $BABYAI $METAWORLD $MUJOCO --sampling_weights gym:CartPole-v1=11 \
-    --batch_sizes babyai=64 metaworld=8 mujoco=8 --loss_weights metaworld=5 mujoco=5 \
-    --per_device_train_batch_size 8 --max_steps "${STEPS:-600}" --learning_rate 7e-4 \
+    --tasks gym:CartPole-v1 atari-pong $BABYAI $METAWORLD $MUJOCO --sampling_weights gym:CartPole-v1=13 atari-pong=3 \
+    --batch_sizes babyai=64 metaworld=8 mujoco=8 --loss_weights metaworld=3 mujoco-pendulum=40 mujoco-reacher=100 \
+    --per_device_train_batch_size 8 --max_steps "${STEPS:-800}" --learning_rate 7e-4 \
     --lr_scheduler_type cosine --warmup_steps 20 --action_shuffle 1 --freeze transformer.wpe --bf16 \
     --train_sampling_strategy group_by_length --logging_steps 20 --save_strategy no
 for agent in jat-mini "$CARTPOLE/agent" "$OUT/agent"; do
