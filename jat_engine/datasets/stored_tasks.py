@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..envs import TASKS, Task
+from ..envs.task import folder_name
 from ..errors import DataError
 from .collection import Collection, stored_task
 from .schema import RL_COLUMNS, check_columns, kinds_of
@@ -24,7 +25,7 @@ def task_of_folder(dataset: Path, name: str) -> Task | None:
     Raises:
         DataError: the files are damaged, or have no columns of an RL task.
     """
-    folder = dataset / name.replace(":", "--").replace("/", "--")
+    folder = dataset / folder_name(name)
     if not folder.is_dir():
         return None
     described = Collection.read(folder)

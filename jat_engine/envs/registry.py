@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -31,6 +32,9 @@ ENTRY_POINTS = "jat_engine.tasks"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _IMAGE_WINDOW, _WINDOW = 32, 256
+
+_OBSERVATIONS = (None, "continuous", "discrete", "discrete+text", "image")
+_LISTED = "continuous, discrete, discrete+text or image"
 
 _loading: ContextVar[str | None] = ContextVar("loading", default=None)
 """Name of the module that `load_task_module` or an entry point is importing."""
@@ -106,10 +110,8 @@ def register_task(
         raise TaskError(f"{name}: maker: expected a function or its address 'package.module:function', got {maker!r}")
     if name in ("all", *DOMAINS) or not _NAME.fullmatch(domain) or domain in ("all", *DOMAINS):
         raise TaskError(f"{name}: expected a name and a domain other than all, {', '.join(DOMAINS)}, got {domain!r}")
-    if observation not in (None, "continuous", "discrete", "discrete+text", "image"):
-        raise TaskError(
-            f"{name}: observation: expected continuous, discrete, discrete+text or image, got {observation!r}"
-        )
+    if observation not in _OBSERVATIONS:
+        raise TaskError(f"{name}: observation: expected {_LISTED}, got {observation!r:.80}")
     if context_window is not None and not (isinstance(context_window, int) and context_window >= 1):
         raise TaskError(f"{name}: context_window: expected an integer of at least 1, got {context_window!r}")
     if not loss_weight > 0:
@@ -180,6 +182,8 @@ def get_task(name: str, observation: Observation | None = None) -> Task:
     """
     if not isinstance(name, str):
         raise unknown_task(name)
+    if observation not in _OBSERVATIONS:
+        raise TaskError(f"{name}: observation: expected {_LISTED}, got {observation!r:.80}")
     if name in TASKS:
         if observation not in (None, TASKS[name].observation):
             raise TaskError(f"{name}: expected no adapter for a published task, got {observation}")
@@ -265,7 +269,8 @@ def _is_in(module: str, package: str) -> bool:
 def _importing(module: str) -> Iterator[None]:
     token = _loading.set(module)
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # results of commands are on standard output
+            yield
     finally:
         _loading.reset(token)
 

@@ -61,7 +61,7 @@ class Task:
     @property
     def folder_name(self) -> str:
         """Name of the task's folder in a dataset: "gym:ALE/Pong-v5" is stored in "gym--ALE--Pong-v5"."""
-        return self.name.replace(":", "--").replace("/", "--")
+        return folder_name(self.name)
 
     @property
     def rule(self) -> dict[str, Any]:
@@ -77,3 +77,8 @@ class Task:
     def with_scores(self, random: Score | None, expert: Score | None) -> Task:
         """Return the task with these scores in place of those that it lacks."""
         return replace(self, random=self.random or random, expert=self.expert or expert)
+
+
+def folder_name(name: str) -> str:
+    """Return the name of the folder of a task of this name; see `Task.folder_name`."""
+    return name.replace(":", "--").replace("/", "--")

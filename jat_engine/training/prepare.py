@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..envs import Task
+from ..envs.task import folder_name
 from ..errors import DataError
 from .arrays import ArrayFolder
 from .segments import INFO_FILE, START, Cutter, SegmentSettings
@@ -58,7 +59,7 @@ def prepare(
     """
     key = json.dumps([_VERSION, source.fingerprint, asdict(settings)], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    name = settings.task.replace(":", "--").replace("/", "--")  # a text dataset may lie deeper
+    name = folder_name(settings.task)  # a text dataset may lie deeper
     folder = root / f"{name}-{settings.split}-{digest}"
     if _is_whole(folder):
         return folder
