@@ -32,6 +32,9 @@ ENTRY_POINTS = "jat_engine.tasks"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
+_OBSERVATIONS = (None, "continuous", "discrete", "discrete+text", "image")
+_LISTED = "continuous, discrete, discrete+text or image"
+
 _loading: ContextVar[str | None] = ContextVar("loading", default=None)
 """Name of the module that `load_task_module` or an entry point is importing."""
 
@@ -105,6 +108,7 @@ def register_task(
         raise TaskError(f"name: expected none that begins with gym--, the folders of {GYM} tasks, got {name!r:.80}")
     if not callable(maker) and not (isinstance(maker, str) and re.fullmatch(r"[\w.]+:[\w.]+", maker)):
         raise TaskError(f"{name}: maker: expected a function or its address 'package.module:function', got {maker!r}")
+<<<<<<< HEAD
     if name in ("all", *DOMAINS):
         raise TaskError(f"name: expected another than all, {', '.join(DOMAINS)}, which stand for tasks, got {name!r}")
     if not isinstance(domain, str) or not _NAME.fullmatch(domain) or domain in ("all", *DOMAINS):
@@ -114,6 +118,12 @@ def register_task(
         )
     if observation not in (None, *OBSERVATIONS):
         raise TaskError(f"{name}: observation: expected one of {', '.join(OBSERVATIONS)}, got {observation!r}")
+=======
+    if name in ("all", *DOMAINS) or not _NAME.fullmatch(domain) or domain in ("all", *DOMAINS):
+        raise TaskError(f"{name}: expected a name and a domain other than all, {', '.join(DOMAINS)}, got {domain!r}")
+    if observation not in _OBSERVATIONS:
+        raise TaskError(f"{name}: observation: expected {_LISTED}, got {observation!r:.80}")
+>>>>>>> hostile
     if context_window is not None and not (isinstance(context_window, int) and context_window >= 1):
         raise TaskError(f"{name}: context_window: expected an integer of at least 1, got {context_window!r}")
     if not loss_weight > 0:
@@ -185,6 +195,8 @@ def get_task(name: str | Task, observation: Observation | None = None) -> Task:
         return name
     if not isinstance(name, str):
         raise unknown_task(name)
+    if observation not in _OBSERVATIONS:
+        raise TaskError(f"{name}: observation: expected {_LISTED}, got {observation!r:.80}")
     if name in TASKS:
         if observation not in (None, TASKS[name].observation):
             raise TaskError(f"{name}: expected no adapter for a published task, got {observation}")
@@ -285,7 +297,8 @@ def _is_in(module: str, package: str) -> bool:
 def _importing(module: str) -> Iterator[None]:
     token = _loading.set(module)
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # results of commands are on standard output
+            yield
     finally:
         _loading.reset(token)
 
