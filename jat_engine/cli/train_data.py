@@ -12,16 +12,9 @@ from typing import Any
 from huggingface_hub import constants
 from tqdm import tqdm
 
-<<<<<<< HEAD
 from ..checkpoint.trained_tasks import TrainedTask, join_earlier, read_trained_tasks, seed_runs, trained_task
-from ..envs import MissingSimulatorError, Task, UnknownTaskError
-=======
-from ..checkpoint.trained_tasks import TrainedTask, join_earlier, read_trained_tasks, trained_task
-from ..datasets.collection import Collection
-from ..datasets.stored_tasks import check_rule, task_of_folder
 from ..envs import MissingSimulatorError, Task, UnknownTaskError, expand_tasks
 from ..envs.task import folder_name
->>>>>>> hostile
 from ..training import recipe
 from ..training.arguments import JatTrainingArguments
 from ..training.play import metric_names

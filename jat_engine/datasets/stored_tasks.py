@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..envs import TASKS, Task
-<<<<<<< HEAD
 from ..envs.kinds import usual_window
-=======
->>>>>>> hostile
 from ..envs.task import folder_name
 from ..errors import DataError
 from .collection import Collection, stored_task

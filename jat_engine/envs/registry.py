@@ -108,7 +108,6 @@ def register_task(
         raise TaskError(f"name: expected none that begins with gym--, the folders of {GYM} tasks, got {name!r:.80}")
     if not callable(maker) and not (isinstance(maker, str) and re.fullmatch(r"[\w.]+:[\w.]+", maker)):
         raise TaskError(f"{name}: maker: expected a function or its address 'package.module:function', got {maker!r}")
-<<<<<<< HEAD
     if name in ("all", *DOMAINS):
         raise TaskError(f"name: expected another than all, {', '.join(DOMAINS)}, which stand for tasks, got {name!r}")
     if not isinstance(domain, str) or not _NAME.fullmatch(domain) or domain in ("all", *DOMAINS):
@@ -118,12 +117,6 @@ def register_task(
         )
     if observation not in (None, *OBSERVATIONS):
         raise TaskError(f"{name}: observation: expected one of {', '.join(OBSERVATIONS)}, got {observation!r}")
-=======
-    if name in ("all", *DOMAINS) or not _NAME.fullmatch(domain) or domain in ("all", *DOMAINS):
-        raise TaskError(f"{name}: expected a name and a domain other than all, {', '.join(DOMAINS)}, got {domain!r}")
-    if observation not in _OBSERVATIONS:
-        raise TaskError(f"{name}: observation: expected {_LISTED}, got {observation!r:.80}")
->>>>>>> hostile
     if context_window is not None and not (isinstance(context_window, int) and context_window >= 1):
         raise TaskError(f"{name}: context_window: expected an integer of at least 1, got {context_window!r}")
     if not loss_weight > 0:

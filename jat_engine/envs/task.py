@@ -80,11 +80,7 @@ class Task:
 
     @property
     def folder_name(self) -> str:
-<<<<<<< HEAD
         """Name of the task's folder in a dataset; see `folder_name`."""
-=======
-        """Name of the task's folder in a dataset: "gym:ALE/Pong-v5" is stored in "gym--ALE--Pong-v5"."""
->>>>>>> hostile
         return folder_name(self.name)
 
     @property
@@ -117,9 +113,5 @@ class Task:
 
 
 def folder_name(name: str) -> str:
-<<<<<<< HEAD
     """Return the name of a task's folder in a dataset: "gym:ALE/Pong-v5" is stored in "gym--ALE--Pong-v5"."""
-=======
-    """Return the name of the folder of a task of this name; see `Task.folder_name`."""
->>>>>>> hostile
     return name.replace(":", "--").replace("/", "--")
