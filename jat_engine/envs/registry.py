@@ -32,8 +32,6 @@ ENTRY_POINTS = "jat_engine.tasks"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-_OBSERVATIONS = (None, "continuous", "discrete", "discrete+text", "image")
-_LISTED = "continuous, discrete, discrete+text or image"
 
 _loading: ContextVar[str | None] = ContextVar("loading", default=None)
 """Name of the module that `load_task_module` or an entry point is importing."""
@@ -188,8 +186,8 @@ def get_task(name: str | Task, observation: Observation | None = None) -> Task:
         return name
     if not isinstance(name, str):
         raise unknown_task(name)
-    if observation not in _OBSERVATIONS:
-        raise TaskError(f"{name}: observation: expected {_LISTED}, got {observation!r:.80}")
+    if observation not in (None, *OBSERVATIONS):
+        raise TaskError(f"{name}: observation: expected one of {', '.join(OBSERVATIONS)}, got {observation!r:.80}")
     if name in TASKS:
         if observation not in (None, TASKS[name].observation):
             raise TaskError(f"{name}: expected no adapter for a published task, got {observation}")
