@@ -210,7 +210,7 @@ def test_refused_registrations() -> None:
     ):
         with pytest.raises(TaskError, match=message):
             register_task(name, maker, **options)  # type: ignore[arg-type]
-    with pytest.raises(TaskError, match="test-taken: observation: expected continuous"):
+    with pytest.raises(TaskError, match="test-taken: observation: expected one of continuous"):
         get_task("test-taken", "pixels")  # type: ignore[arg-type]
 
 
