@@ -72,12 +72,10 @@ class TaskArguments:
             TaskError: it cannot be imported.
         """
         from ..envs import load_task_module
-        from ..evaluation.progress import simulator_output
 
         if self.task_module is not None:
             find_current_folder()
-            with simulator_output():
-                load_task_module(self.task_module)
+            load_task_module(self.task_module)
 
     def find(self, names: Sequence[str]) -> list[Task]:
         """Return the tasks of some names, and say how the observations of those that are not published are converted.

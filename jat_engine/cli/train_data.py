@@ -13,7 +13,8 @@ from huggingface_hub import constants
 from tqdm import tqdm
 
 from ..checkpoint.trained_tasks import TrainedTask, join_earlier, read_trained_tasks, seed_runs, trained_task
-from ..envs import MissingSimulatorError, Task, UnknownTaskError
+from ..envs import MissingSimulatorError, Task, UnknownTaskError, expand_tasks
+from ..envs.task import folder_name
 from ..training import recipe
 from ..training.arguments import JatTrainingArguments
 from ..training.play import metric_names
@@ -158,8 +159,9 @@ def collected_tasks(data: DataArguments, choice: TaskArguments) -> dict[str, Tas
     from ..datasets.stored_tasks import check_rule, task_of_folder
 
     folder = Path(data.dataset)
+    absent: dict[str, None] = {}
 
-    def find(name: str) -> list[Task]:
+    def find_member(name: str) -> list[Task]:
         try:
             return [check_rule(task, folder) for task in choice.find_some(name)]
         except (UnknownTaskError, MissingSimulatorError):
@@ -168,21 +170,27 @@ def collected_tasks(data: DataArguments, choice: TaskArguments) -> dict[str, Tas
                 raise
             return [stored]
 
+    def find(name: str) -> list[Task]:
+        choice.load()
+        try:
+            members = expand_tasks([name])
+        except UnknownTaskError:
+            return find_member(name)
+        if name not in members and folder.is_dir():  # of a domain no environment is made that is not needed
+            lacking = [member for member in members if not (folder / folder_name(member)).is_dir()]
+            absent.update(dict.fromkeys(member for member in lacking if member not in data.tasks))
+            members = [member for member in members if member not in lacking]
+        return [task for member in members for task in find_member(member)]
+
     tasks = recipe.choose(data.tasks, find)
-    choice.check_adapter(tasks.values())
-    if not folder.is_dir():
-        return tasks
-    absent = [
-        name
-        for name, task in tasks.items()
-        if name not in data.tasks and task is not None and not (folder / task.folder_name).is_dir()
-    ]
-    if len(absent) == len(tasks):
+    if not tasks:
         raise ValueError(f"--tasks {' '.join(data.tasks)}: expected tasks that {folder} has, got none of them")
+    choice.check_adapter(tasks.values())
     if absent:
-        shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+        names = list(absent)
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         note(f"{folder} does not have {shown}")
-    return {name: task for name, task in tasks.items() if name not in absent}
+    return tasks
 
 
 def load_segments(

@@ -416,8 +416,8 @@ class _Leaf:
         low, high = self._range()
         if low is not None and not ((array == np.floor(array)) & (array >= low) & (array <= high)).all():
             raise InputError(
-                f"{where}: expected integers of {self.space}, got {' '.join(map(str, array.reshape(-1)[:8]))}; mend "
-                "the environment, or its space"
+                f"{where}: expected integers of {self.space}, got {' '.join(map(str, array.reshape(-1)[:8]))}; correct "
+                "them, or the space"
             )
         return array
 

@@ -32,6 +32,7 @@ ENTRY_POINTS = "jat_engine.tasks"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
+
 _loading: ContextVar[str | None] = ContextVar("loading", default=None)
 """Name of the module that `load_task_module` or an entry point is importing."""
 
@@ -185,6 +186,8 @@ def get_task(name: str | Task, observation: Observation | None = None) -> Task:
         return name
     if not isinstance(name, str):
         raise unknown_task(name)
+    if observation not in (None, *OBSERVATIONS):
+        raise TaskError(f"{name}: observation: expected one of {', '.join(OBSERVATIONS)}, got {observation!r:.80}")
     if name in TASKS:
         if observation not in (None, TASKS[name].observation):
             raise TaskError(f"{name}: expected no adapter for a published task, got {observation}")
@@ -285,7 +288,8 @@ def _is_in(module: str, package: str) -> bool:
 def _importing(module: str) -> Iterator[None]:
     token = _loading.set(module)
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # results of commands are on standard output
+            yield
     finally:
         _loading.reset(token)
 

@@ -6,13 +6,23 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import pytest
 
 from jat_engine.checkpoint.trained_tasks import TrainedTask, to_json, write_trained_tasks
 from jat_engine.checkpoint_files import JAT_MINI, resolve
 from jat_engine.cli import main
+from jat_engine.cli.arguments import TaskArguments
+from jat_engine.cli.train_data import DataArguments, collected_tasks
+from jat_engine.collect import collect
 from jat_engine.envs import TaskError, get_task, load_task_module, register_task
+
+
+def make_cart() -> gymnasium.Env[Any, Any]:
+    return gymnasium.make("CartPole-v1")
+
 
 MODULE = """
 import gymnasium
@@ -77,3 +87,18 @@ def test_modules_that_end_the_process(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_names_are_apart_from_the_folders_of_gymnasium() -> None:
     with pytest.raises(TaskError, match="begins with gym--"):
         register_task(get_task("gym:CartPole-v1").folder_name, "a:b")
+
+
+def test_training_on_a_domain_needs_the_tasks_of_the_dataset_alone(tmp_path: Path) -> None:
+    def fail() -> gymnasium.Env[Any, Any]:
+        raise RuntimeError("no such device")
+
+    register_task("fits-cart", make_cart, domain="test-fits")
+    register_task("fits-not", fail, domain="test-fits")
+    collect(["fits-cart"], tmp_path, expert="random", num_episodes=2, random_episodes=1, num_workers=1)
+    data = DataArguments(dataset=str(tmp_path), tasks=["test-fits"])
+    assert list(collected_tasks(data, TaskArguments())) == ["fits-cart"]
+    with pytest.raises(ValueError, match=r"expected tasks that .* has, got none of them"):
+        collected_tasks(DataArguments(dataset=str(tmp_path), tasks=["babyai"]), TaskArguments())
+    with pytest.raises(TaskError, match=r"fits-not: .*no such device"):
+        collected_tasks(DataArguments(dataset=str(tmp_path), tasks=["fits-not"]), TaskArguments())

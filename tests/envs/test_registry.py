@@ -210,6 +210,8 @@ def test_refused_registrations() -> None:
     ):
         with pytest.raises(TaskError, match=message):
             register_task(name, maker, **options)  # type: ignore[arg-type]
+    with pytest.raises(TaskError, match="test-taken: observation: expected one of continuous"):
+        get_task("test-taken", "pixels")  # type: ignore[arg-type]
 
 
 def test_broken_makers() -> None:
