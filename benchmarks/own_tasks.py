@@ -31,6 +31,7 @@ HEAD = """# Tasks of one's own, learned by jat-mini
 Written by `python -m benchmarks.own_tasks` from what the scripts in [examples](../../examples/README.md) measured.
 Returns are means over episodes with seeds that no demonstration has, with 95 % bootstrap intervals; discrete actions
 are the most likely ones. *Normalised*: 0 is the random policy, 1 the expert.
+The first table is of the engine in float32, the last one in bfloat16.
 """
 
 

@@ -13,4 +13,4 @@ jat-engine train --model_name_or_path jat-mini --task_module catch --dataset "$O
     --lr_scheduler_type cosine --warmup_steps 20 --action_shuffle 1 --freeze transformer.wpe --bf16 \
     --logging_steps 20 --save_strategy no
 jat-engine eval --model_name_or_path "$OUT/agent" --task_module catch --tasks catch --num_episodes "${EPISODES:-50}" \
-    --deterministic --output_dir "$OUT/float32"
+    --deterministic --dtype float32 --output_dir "$OUT/float32"
