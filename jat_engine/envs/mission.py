@@ -35,7 +35,7 @@ class MissionsView(Sequence[str]):
         characters: of the space.
     """
 
-    def __init__(self, codes: np.ndarray, characters: Sequence[str]) -> None:
+    def __init__(self, codes: np.ndarray, characters: Sequence[str] = CHARACTERS) -> None:
         self._codes, self._characters = codes, characters
 
     def __len__(self) -> int:

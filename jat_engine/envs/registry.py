@@ -261,8 +261,7 @@ def load_task_module(module: str) -> None:
 
     if not re.fullmatch(r"\w+(\.\w+)*", module) or module.endswith(".py"):
         raise TaskError(f"--task_module: expected the name of a module, such as package.module, got {module!r:.80}")
-    # What an import before this one registered cannot be told apart.
-    there = set() if module in sys.modules else set(gymnasium.registry)
+    is_new, there = module not in sys.modules, set(gymnasium.registry)
     with _importing(module):
         try:
             importlib.import_module(module)
@@ -275,9 +274,20 @@ def load_task_module(module: str) -> None:
                 f"--task_module {module}: expected a module that can be imported, got {reason}"
                 + ("; name the folder that has it in PYTHONPATH" if is_absent else "")
             ) from error
-    for env_id in gymnasium.registry.keys() - there:
+    # Of a module that was imported before, the ids are those of its own package.
+    ids = [env_id for env_id in gymnasium.registry if env_id not in there or (not is_new and _is_of(env_id, module))]
+    for env_id in ids:
         _modules_of_ids.setdefault(env_id, module)
     _complete.cache_clear()
+
+
+def _is_of(env_id: str, module: str) -> bool:
+    """Return True if an id of Gymnasium makes an environment of the package that a module is in."""
+    import gymnasium
+
+    entry = gymnasium.registry[env_id].entry_point
+    made_in = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "")
+    return made_in.partition(".")[0] == module.partition(".")[0]
 
 
 def _is_in(module: str, package: str) -> bool:

@@ -47,7 +47,7 @@ def test_page(tmp_path: Path) -> None:
 
     (tmp_path / "cartpole.py").write_text(expert)
     assert re.search(r"gym:CartPole-v1: 20 episodes, [\d,]+ steps, return ", shell(collect, tmp_path))
-    shell(f"{train.rstrip()} --cache_dir cache", tmp_path)
+    shell(f"{train.strip()} --cache_dir cache", tmp_path)
     scores = shell(evaluate.replace("--num_episodes 100", "--num_episodes 2"), tmp_path)
     assert re.search(r"gym:CartPole-v1 +gym +2 ", scores), scores
     assert 8 <= float(shell(f"python -c '{loop}'", tmp_path)) <= 500
