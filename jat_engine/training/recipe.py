@@ -20,7 +20,7 @@ _TEXT_SAMPLING_WEIGHT = 10.0
 
 
 Chosen = Mapping[str, Task | None]
-"""What is trained: name -> RL task, or None for a text dataset."""
+"""Tasks of a training by name; None for a text dataset."""
 
 
 def loss_weight(task: Task | None) -> float:

@@ -23,7 +23,7 @@ SMALLER = {
     "--num_episodes 100 --noise": "--num_episodes 20 --random_episodes 5 --noise",
     "--max_steps 400": "--max_steps 20",
 }
-"""What the page says -> what runs here."""
+"""Sizes on the page -> smaller ones that this test runs."""
 
 
 def shell(command: str, folder: Path) -> str:

@@ -237,7 +237,7 @@ class Marks:
 def test_files_of_stable_baselines_act_as_they_do_there_and_need_trust(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sb3 = pytest.importorskip("stable_baselines3")
+    sb3 = pytest.importorskip("stable_baselines3", reason="needs the sb3 extra")
     task, file = get_task("gym:Pendulum-v1"), tmp_path / "td3.zip"
     model = sb3.TD3("MlpPolicy", "Pendulum-v1", device="cpu", learning_starts=4, seed=0).learn(8)
     model.save(file)
@@ -300,7 +300,7 @@ def test_nothing_is_unpickled_without_trust(tmp_path: Path) -> None:
         with pytest.raises(ExpertError, match="--trust_expert"):
             ExpertChoice(f"sb3:{file}").open(task, env)
         assert not marker.exists()
-        pytest.importorskip("stable_baselines3")
+        pytest.importorskip("stable_baselines3", reason="needs the sb3 extra")
         ExpertChoice(f"sb3:{file}", trusted=True).check()
         assert not marker.exists()
         with pytest.raises(ExpertError, match=r"PPO.load raised .*; for others give a function that loads it"):

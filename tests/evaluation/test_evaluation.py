@@ -98,7 +98,7 @@ def test_episode_follows_the_published_protocol() -> None:
 
 @pytest.mark.parametrize("name", ["mujoco-hopper", "babyai-go-to-local"])
 def test_options_are_passed_on_if_they_are_set(name: str) -> None:
-    """Those of the environment's kind of action; agents of the published package know none of them."""
+    """Pass options that fit the kind of action, and only if given: agents of the published package know none."""
     given: dict[str, Any] = {"temperature": 0.5, "top_k": 3, "action_clip": "box", "use_action_mask": True}
     passed = {"mujoco-hopper": {"action_clip": "box"}, "babyai-go-to-local": {"temperature": 0.5, "top_k": 3}}
     for options, expected in [({}, {}), (given, passed[name])]:
