@@ -110,6 +110,19 @@ def _task(entry: Mapping[str, Any]) -> TrainedTask:
     )
 
 
+def as_trained(task: Task, trained: Iterable[TrainedTask]) -> Task:
+    """Return a task as a checkpoint was trained on it, see `TrainedTask.apply`; another task unchanged.
+
+    Args:
+        task: the task.
+        trained: tasks of the checkpoint.
+
+    Raises:
+        TaskError: the checkpoint was trained on another environment of this name.
+    """
+    return next((known.apply(task) for known in trained if known.name == task.name), task)
+
+
 def to_json(tasks: Iterable[TrainedTask]) -> list[dict[str, Any]]:
     """Return tasks as JSON values."""
     return [

@@ -127,6 +127,7 @@ class TaskArguments:
             UnknownTaskError: there is no such task; for one of the checkpoint the message names its module.
             TaskError: see `find`; or a task is not played as it was trained.
         """
+        from ..checkpoint.trained_tasks import as_trained
         from ..envs import UnknownTaskError
 
         self.load()
@@ -142,7 +143,7 @@ class TaskArguments:
                 raise UnknownTaskError(f"{reason}; {known[name].remedy}") from None
         self.check_adapter(tasks)
         found = {task.name: task for task in tasks}.values()
-        return [known[task.name].apply(task) if task.name in known else task for task in found]
+        return [as_trained(task, trained) for task in found]
 
     def find_one(self, name: str, trained: Sequence[TrainedTask] = ()) -> Task:
         """Return the task of this name. See `find_trained`.

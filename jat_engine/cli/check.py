@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from ..checkpoint.trained_tasks import as_trained, read_trained_tasks
 from ..envs import MissingSimulatorError, Task
 from ..evaluation import run_episode
 from ..evaluation.environment import evaluation_env
@@ -111,19 +112,29 @@ def check(source: str, arguments: CheckArguments, tasks: Sequence[Task]) -> Iter
     with quiet_loading():
         yield from outcomes
     for task in tasks:
-        yield run_check(f"episode {task.name}", functools.partial(play_episode, checks, task))
+        yield run_check(
+            f"episode {task.name}", functools.partial(play_episode, checks, task, source, arguments.cache_dir)
+        )
 
 
-def play_episode(checks: CheckpointChecks, task: Task) -> str:
+def play_episode(checks: CheckpointChecks, task: Task, source: str, cache_dir: str | None) -> str:
     """Play one greedy episode with the engine, and return a line about it.
 
     The return is reported without a limit, because a single episode says little about an agent.
 
+    Args:
+        checks: checks of the checkpoint, which hold its engine.
+        task: the task.
+        source: the checkpoint, as `check` takes it.
+        cache_dir: folder for downloads.
+
     Raises:
         SkipCheckError: the simulator is not installed, or the task does not fit the checkpoint.
         CheckFailedError: the return is not finite.
+        TaskError: the checkpoint was trained on another environment of this name.
     """
     engine = checks.require_engine()
+    task = as_trained(task, read_trained_tasks(source, {"cache_dir": cache_dir}))
     with simulator_output(), contextlib.ExitStack() as stack:
         try:
             env = stack.enter_context(contextlib.closing(evaluation_env(task)))
@@ -135,6 +146,8 @@ def play_episode(checks: CheckpointChecks, task: Task) -> str:
 
     if not math.isfinite(episode.return_):
         raise CheckFailedError(f"expected a finite return, got {episode.return_} after {episode.length} steps")
-    published = f"published random {score(task.random)}, expert {score(task.expert)}"
+    known = (
+        f"{'published' if task.is_published else 'measured'} random {score(task.random)}, expert {score(task.expert)}"
+    )
     latency = milliseconds(float(np.median(episode.latencies_us)))
-    return f"return {number(episode.return_)} ({published}), {episode.length} steps, {latency} each"
+    return f"return {number(episode.return_)} ({known}), {episode.length} steps, {latency} each"

@@ -18,8 +18,10 @@ from helpers import published_checkpoint
 from helpers.engines import TOLERANCE, Load, variants
 
 from jat_engine import JatEngine, JatModel, JatProcessor
+from jat_engine.checkpoint.trained_tasks import TrainedTask, to_json, write_trained_tasks
+from jat_engine.checkpoint_files import JAT_MINI_FOLDER
 from jat_engine.cli import main
-from jat_engine.envs import TASKS, MissingSimulatorError
+from jat_engine.envs import TASKS, MissingSimulatorError, get_task
 from jat_engine.testing import golden, record_observations
 from jat_engine.testing.agreement import errors
 from jat_engine.testing.checkpoint_checks import CheckpointChecks
@@ -279,3 +281,18 @@ def test_engines_round_little_on_real_observations(
     engine = load(**options)
     for name, recording in RECORDINGS.items():
         assert errors(predict(engine, None, recording), exact[name]).max() <= TOLERANCE, name
+
+
+def test_a_task_that_is_not_the_trained_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The environment of a name can change after the training; `check` and `bench loop` then say so."""
+    folder = shutil.copytree(JAT_MINI_FOLDER, tmp_path / "agent")
+    task = get_task("gym:CartPole-v1")
+    rule = task.rule | {"adapter": {**task.rule["adapter"], "size": 6}}
+    write_trained_tasks(folder, to_json([TrainedTask(task.name, rule)]))
+
+    assert main(["check", str(folder), "--tasks", task.name, "--json", "--use_cpu"]) == 1
+    played = json.loads(capsys.readouterr().out)["checks"][-1]
+    assert (played["name"], played["status"]) == (f"episode {task.name}", "FAIL")
+    assert "'size': 6" in played["detail"]
+    assert main(["bench", "loop", "--models", str(folder), "--task", task.name, "--minutes", "0.01"]) == 2
+    assert "expected adapter {'observation': 'continuous', 'size': 6" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...checkpoint.trained_tasks import as_trained, read_trained_tasks
 from ...config import JatConfig
 from ...envs import MissingSimulatorError
 from ...testing.agreement import TOLERANCES
@@ -115,6 +116,8 @@ def fitting_models(context: Context, task: Task) -> list[str]:
         config = JatConfig.from_preset(model) if folder is None else JatConfig.from_pretrained(folder)
         try:
             check_sizes([task], config, "--task")
+            if folder is not None:
+                as_trained(task, read_trained_tasks(folder))  # refuses another environment of this name
             fitting.append(model)
         except ValueError as error:
             problems[f"loop, {model}"] = str(error)
