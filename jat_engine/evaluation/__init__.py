@@ -12,7 +12,8 @@ Example:
 
 from .results import Results
 from .rollout import Agent, EpisodeResult, run_episode, run_episodes
-from .scores import Interval, interquartile_mean, normalize, undefined_reason
+from .scores import normalize, undefined_reason
+from .statistics import Interval, interquartile_mean
 from .video import MissingVideoError, VideoError, VideoWriter, write_grid
 
 __all__ = [

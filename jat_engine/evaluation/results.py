@@ -18,7 +18,8 @@ from ..checkpoint_files import local_path
 from ..envs import TASKS, Score, Task
 from ..installation import versions
 from .rollout import EpisodeResult
-from .scores import Interval, Reference, interquartile_mean, normalize, undefined_reason
+from .scores import Reference, normalize, undefined_reason
+from .statistics import Interval, interquartile_mean
 
 Statistic = dict[str, float]
 
