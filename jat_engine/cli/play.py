@@ -16,7 +16,7 @@ from ..evaluation.progress import play_episodes
 from ..evaluation.video import EpisodeVideo, check_video, frame_rate
 from .agent import check_source, load_agent, load_config
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
-from .report import milliseconds, number
+from .tables import milliseconds, number
 from .streams import say, terminable
 
 

@@ -89,8 +89,8 @@ class RunDatabase:
         if version != FORMAT:
             self.close()
             raise RunError(
-                f"{self.path}: expected a run of version {FORMAT}, got version {version}; use the release of jat_engine "
-                "that wrote it, or name another folder"
+                f"{self.path}: expected a run of version {FORMAT}, got version {version}; use the release of "
+                "jat_engine that wrote it, or name another folder"
             )
 
     def _connect(self) -> sqlite3.Connection:
@@ -234,7 +234,7 @@ class RunDatabase:
             self.settings,
             {
                 name: TaskEpisodes(
-                    read_task(name, known[name]), known[name]["planned"], tuple(episodes.get(name, ()))
+                    read_task(name, known[name]), known[name]["planned"], tuple(episodes.get(name, ())), known[name]
                 )
                 for name in sort_tasks(known)
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, wait
@@ -114,10 +115,8 @@ class WorkerHost:
 
     def send(self, orders: Sequence[Order]) -> None:
         """Send orders to the worker."""
-        try:
+        with contextlib.suppress(OSError):  # it has ended, which `receive` reports
             self.connection.send(orders)
-        except OSError:  # it has ended, which `receive` reports
-            pass
 
     def receive(self) -> list[Report]:
         """Receive the reports of the orders.

@@ -339,19 +339,19 @@ class _GlobalNumbers:
     """
 
     def __init__(self, seed: int) -> None:
-        self._own = random.Random(seed).getstate(), np.random.RandomState(seed % 2**32).get_state()
+        self._own = random.Random(seed).getstate(), np.random.RandomState(seed % 2**32).get_state()  # noqa: NPY002
         self._before: tuple[Any, Any] | None = None
 
     def __enter__(self) -> None:
-        self._before = random.getstate(), np.random.get_state()
+        self._before = random.getstate(), np.random.get_state()  # noqa: NPY002
         random.setstate(self._own[0])
-        np.random.set_state(self._own[1])
+        np.random.set_state(self._own[1])  # noqa: NPY002
 
     def __exit__(self, *exception: object) -> None:
         assert self._before is not None, "entered before"
-        self._own = random.getstate(), np.random.get_state()
+        self._own = random.getstate(), np.random.get_state()  # noqa: NPY002
         random.setstate(self._before[0])
-        np.random.set_state(self._before[1])
+        np.random.set_state(self._before[1])  # noqa: NPY002
 
 
 def hash_observation(chain: Any, observation: Mapping[str, Any]) -> None:
