@@ -10,10 +10,11 @@ Example:
     >>> scores = normalize(returns, task)
 """
 
+from .grid import write_grid
 from .results import Results
 from .rollout import Agent, EpisodeResult, run_episode, run_episodes
 from .scores import Interval, interquartile_mean, normalize, undefined_reason
-from .video import MissingVideoError, VideoError, VideoWriter, write_grid
+from .video import MissingVideoError, VideoError, VideoWriter
 
 __all__ = [
     "Agent",
