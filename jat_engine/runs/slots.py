@@ -13,7 +13,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from .plan import Item
 from .records import Episode
 
 if TYPE_CHECKING:
+    from .recorders import Recorders
     from .recording import EpisodeRecorder
 
 HANG_SECONDS = 600
@@ -34,18 +35,6 @@ CHAIN_BYTES = 4
 
 _MAX_IDLE = 16
 """Environments that are kept for later episodes, since making one takes up to a second."""
-
-
-class Recording(Protocol):
-    """What is recorded of episodes, besides their results. Pickled for worker processes."""
-
-    def needs_frames(self, item: Item) -> bool:
-        """Return True if the episode's environment must render."""
-        ...
-
-    def open(self, task: Task, item: Item) -> list[EpisodeRecorder]:
-        """Return the recorders of an episode, which has not begun."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class PlayOptions:
 
     max_steps: int | None = None
     use_action_mask: bool = False
-    recording: Recording | None = None
+    recording: Recorders | None = None
 
 
 @dataclass(frozen=True)
@@ -339,7 +328,7 @@ class _GlobalNumbers:
     """
 
     def __init__(self, seed: int) -> None:
-        self._own = random.Random(seed).getstate(), np.random.RandomState(seed % 2**32).get_state()  # noqa: NPY002
+        self._own = random.Random(seed).getstate(), np.random.RandomState(seed % 2**32).get_state()
         self._before: tuple[Any, Any] | None = None
 
     def __enter__(self) -> None:
