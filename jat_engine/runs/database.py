@@ -138,12 +138,14 @@ class RunDatabase:
         with self._transaction():
             self._connection.execute("insert or replace into run values (?, ?)", (key, json.dumps(value)))
 
-    def add_tasks(self, tasks: Iterable[Task], planned: int, versions: Mapping[str, Mapping[str, str]]) -> None:
+    def add_tasks(
+        self, tasks: Iterable[Task], planned: Mapping[str, int], versions: Mapping[str, Mapping[str, str]]
+    ) -> None:
         """Store tasks and how many episodes of them are wanted; of tasks that are there, the larger number counts.
 
         Args:
             tasks: to be played.
-            planned: episodes of each.
+            planned: name of the task -> episodes.
             versions: name of the task -> package -> version, of what can change an episode.
         """
         known = self.task_descriptions()
@@ -153,7 +155,7 @@ class RunDatabase:
                 description = describe_task(task) | {"versions": dict(versions[task.name])}
                 self._connection.execute(
                     "insert or replace into tasks values (?, ?, ?)",
-                    (task.name, max(planned, planned_before), json.dumps(description)),
+                    (task.name, max(planned[task.name], planned_before), json.dumps(description)),
                 )
 
     def task_descriptions(self) -> dict[str, dict[str, Any]]:
@@ -366,7 +368,9 @@ def read_task(name: str, description: Mapping[str, Any]) -> Task:
         domain=description["domain"],
         success=description["success"],
         module=rule["module"],
-        **scores,
+        random=scores["random"],
+        expert=scores["expert"],
+        human=scores["human"],
     )
 
 
