@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,8 @@ def load_agent(
 
 def _window_tokens(arguments: ModelArguments) -> int:
     """Return the tokens of the KV cache that a session can need at most, in whole pages."""
-    return -(-(load_config(arguments).max_context_tokens + STEP_TOKENS) // PAGE_SIZE + 1) * PAGE_SIZE
+    tokens = load_config(arguments).max_context_tokens + STEP_TOKENS
+    return (math.ceil(tokens / PAGE_SIZE) + 1) * PAGE_SIZE
 
 
 def load_config(arguments: ModelArguments) -> JatConfig:
