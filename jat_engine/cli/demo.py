@@ -27,7 +27,7 @@ from ..model.modeling import JatModel
 from ..model.processing import JatProcessor
 from .agent import default_device, describe, load_agent, load_config
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
-from .report import mean_std, milliseconds, number, print_table, score
+from .tables import mean_std, milliseconds, number, print_table, score
 from .streams import say, terminable
 
 DEMO_TASKS = ("atari-pong", "babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")

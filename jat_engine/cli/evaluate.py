@@ -54,7 +54,7 @@ from .agent import (
     weights_of,
 )
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
-from .report import interval, mean_std, milliseconds, print_table, score
+from .tables import interval, mean_std, milliseconds, print_table, score
 from .streams import say, terminable, uninterrupted
 
 

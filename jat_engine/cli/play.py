@@ -17,7 +17,7 @@ from ..evaluation.tile import RecordTiles
 from ..evaluation.video import EpisodeVideo, check_video, video_rate
 from .agent import check_source, load_agent, load_config
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
-from .report import milliseconds, number
+from .tables import milliseconds, number
 from .streams import say, terminable
 
 

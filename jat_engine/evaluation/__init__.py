@@ -11,9 +11,9 @@ Example:
 """
 
 from .grid import write_grid
-from .results import Results
 from .rollout import Agent, EpisodeResult, run_episode, run_episodes
-from .scores import Interval, interquartile_mean, normalize, undefined_reason
+from .scores import normalize, undefined_reason
+from .statistics import Interval, interquartile_mean
 from .video import MissingVideoError, VideoError, VideoWriter
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "EpisodeResult",
     "Interval",
     "MissingVideoError",
-    "Results",
     "VideoError",
     "VideoWriter",
     "interquartile_mean",

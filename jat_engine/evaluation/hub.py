@@ -13,7 +13,8 @@ import numpy as np
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from ..envs import Task, get_domain, get_task
-from .scores import Reference, interquartile_mean, normalize
+from .scores import Reference, normalize
+from .statistics import interquartile_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

@@ -1,4 +1,4 @@
-"""Scores of an evaluation: returns normalised by published returns, and their interquartile means (IQM).
+"""Scores of an evaluation: returns normalised by those of a random policy and of a reference.
 
 A normalised score is `(return - random) / (reference - random)`: 0 is the mean return of the random policy, 1 that of
 the reference.
@@ -6,19 +6,14 @@ the reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.stats import trim_mean
 
 from ..envs import Task, get_task
 
 Reference = Literal["expert", "human", "max"]
-
-_CHUNK = 4_000_000
-"""Largest number of scores in memory at once while resampling (32 MB)."""
 
 
 def undefined_reason(task: Task | str, reference: Reference = "expert") -> str | None:
@@ -84,41 +79,3 @@ def normalize(
     score = task.expert if reference == "expert" else task.human
     assert score is not None, "undefined_reason checks it"
     return (values - task.random.mean) / (score.mean - task.random.mean)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Interquartile mean with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def interquartile_mean(scores: Iterable[np.ndarray], *, resamples: int = 2000, seed: int = 0) -> Interval | None:
-    """Return the mean of the middle half of all scores, with a stratified bootstrap interval.
-
-    Args:
-        scores: normalised scores, one array per task. Each task is resampled separately, with replacement; tasks may
-            have different numbers of episodes.
-        resamples: number of bootstrap repetitions.
-        seed: seed of the resampling.
-
-    Returns:
-        The mean, and percentiles 2.5 and 97.5 of the resampled means; None if there are no scores. With one episode
-        per task the interval has no width, since there is nothing to resample.
-    """
-    tasks = [np.asarray(task, np.float64) for task in scores]
-    tasks = [task for task in tasks if task.size]
-    if not tasks:
-        return None
-
-    rng = np.random.default_rng(seed)
-    total = sum(task.size for task in tasks)
-    estimates: list[float] = []
-    while len(estimates) < resamples:
-        rows = min(resamples - len(estimates), max(1, _CHUNK // total))
-        drawn = [task[rng.integers(task.size, size=(rows, task.size))] for task in tasks]
-        estimates.extend(trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1))
-    low, high = np.percentile(estimates, [2.5, 97.5])
-    return Interval(float(trim_mean(np.concatenate(tasks), 0.25)), float(low), float(high))

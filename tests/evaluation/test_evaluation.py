@@ -20,7 +20,6 @@ from jat_engine.evaluation import (
     EpisodeResult,
     Results,
     hub,
-    interquartile_mean,
     normalize,
     run_episode,
     run_episodes,
@@ -312,47 +311,6 @@ def test_only_atari_has_human_scores() -> None:
 def test_every_other_task_has_an_expert_score() -> None:
     undefined = {name for name, task in TASKS.items() if undefined_reason(task)}
     assert undefined == {"atari-bowling", "atari-venture"}
-
-
-def test_interquartile_mean_ignores_the_outer_quarters() -> None:
-    found = interquartile_mean([np.array([0, 1, 2, 3]), np.array([4, 5, 6, 1000])])
-    assert found is not None
-    assert found.value == pytest.approx((2 + 3 + 4 + 5) / 4)
-    assert found.low < found.value < found.high
-    lucky = interquartile_mean([np.append(np.linspace(0, 1, 39), 1e6)])
-    assert lucky is not None
-    assert lucky.high < 1
-
-
-def test_bootstrap_resamples_each_task_by_itself() -> None:
-    # Tasks differ, episodes of a task do not: a bootstrap over the pooled scores would have a wide interval.
-    found = interquartile_mean([np.full(5, float(task)) for task in range(8)])
-    assert found is not None
-    assert found.low == found.value == found.high == pytest.approx(3.5)
-
-
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(200):
-        found = interquartile_mean([rng.normal(size=30) for _ in range(3)], resamples=300)
-        assert found is not None
-        covered += found.low <= 0 <= found.high
-    assert 180 <= covered <= 199
-
-
-def test_interquartile_mean_of_unequal_tasks_or_none() -> None:
-    assert interquartile_mean([]) is None
-    assert interquartile_mean([np.array([])]) is None
-    found = interquartile_mean([np.array([1.0]), np.array([2.0, 2.0, 2.0])])
-    assert found is not None
-    assert found.value == pytest.approx(2.0)
-
-
-def test_interval_is_reproducible() -> None:
-    scores = [np.random.default_rng(0).normal(size=9)]
-    assert interquartile_mean(scores) == interquartile_mean(scores)
-    assert interquartile_mean(scores) != interquartile_mean(scores, seed=1)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
