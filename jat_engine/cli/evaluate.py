@@ -25,6 +25,7 @@ from ..evaluation import (
     Results,
     VideoError,
     interquartile_mean,
+    main_reference,
     normalize,
     undefined_reason,
     write_grid,
@@ -41,6 +42,7 @@ from ..evaluation.results import (
     results_lock,
     task_of_entry,
 )
+from ..evaluation.scores import reference_score
 from ..evaluation.seeds import choose_seed, overlap_warning
 from ..evaluation.video import EpisodeVideo, check_video, frame_rate
 from .agent import (
@@ -405,7 +407,7 @@ def print_results(results: Results, tasks: list[Task]) -> None:
                 + ("*" if any(episode.capped for episode in episodes) else ""),
                 "return": mean_std(returns),
                 "random": score(task.random),
-                "expert": score(task.expert),
+                "expert": score(reference_score(task, main_reference(task))),
                 "normalised": normalized(returns, task),
                 "p50 latency": milliseconds(latency_us),
             }

@@ -18,7 +18,7 @@ from ..checkpoint_files import local_path
 from ..envs import TASKS, Score, Task
 from ..installation import versions
 from .rollout import EpisodeResult
-from .scores import Reference, normalize, undefined_reason
+from .scores import REFERENCES, Reference, normalize, reference_score, undefined_reason
 from .statistics import Interval, interquartile_mean
 
 Statistic = dict[str, float]
@@ -142,11 +142,13 @@ class Results:
             "capped": [e.capped for e in episodes],
             **_mean_std(returns),
             "random_mean": task.random.mean if task.random else None,
-            "expert_mean": task.expert.mean if task.expert else None,
-            "human_mean": task.human.mean if task.human else None,
+            **{
+                f"{reference}_mean": score.mean if (score := reference_score(task, reference)) else None
+                for reference in REFERENCES
+            },
         }
 
-        for reference in _REFERENCES:
+        for reference in REFERENCES:
             scores, key = normalize(returns, task, reference), f"{reference}_normalized"
             summary[key] = None if scores is None else _mean_std(scores)
             if scores is None:
@@ -166,7 +168,7 @@ class Results:
             "tasks": len(names),
             "episodes": sum(len(evaluations[name]) for name in names),
         }
-        for reference in _REFERENCES:
+        for reference in REFERENCES:
             summary[f"iqm_{reference}_normalized"] = None
             interval = self.iqm(names, reference)
             if interval is not None:
@@ -184,7 +186,7 @@ class Results:
 
         Args:
             names: names of tasks. Those without episodes are left out.
-            reference: "expert" or "human".
+            reference: "expert", "demonstrator" or "human".
         """
         evaluations, tasks = self.evaluations(), self.tasks()
         scores = [normalize(evaluations[name], tasks[name], reference) for name in names if name in evaluations]
@@ -216,9 +218,6 @@ class Results:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.results_path, self.to_dict(), indent=2)
         write_json(self.evaluations_path, self.evaluations())
-
-
-_REFERENCES: tuple[Reference, ...] = ("expert", "human")
 
 
 def default_folder(source: str) -> Path:
@@ -310,10 +309,10 @@ def task_of_entry(name: str, entry: Mapping[str, Any]) -> Task:
         name: of the task.
         entry: its part of `results.json`.
     """
+    means = [entry.get(f"{key}_mean") for key in ("random", *REFERENCES)]
+    random, expert, demonstrator, human = (None if mean is None else Score(float(mean), None) for mean in means)
     if name in TASKS:
-        return TASKS[name]
-    means = {key: entry.get(f"{key}_mean") for key in ("random", "expert", "human")}
-    random, expert, human = (None if mean is None else Score(float(mean), None) for mean in means.values())
+        return TASKS[name].with_scores(None, demonstrator)
     adapter = entry.get("adapter") or {}
     return Task(
         name=name,
@@ -326,6 +325,7 @@ def task_of_entry(name: str, entry: Mapping[str, Any]) -> Task:
         random=random,
         expert=expert,
         human=human,
+        demonstrator=demonstrator,
     )
 
 
