@@ -58,7 +58,7 @@ def record(engine: JatEngine, domain: str) -> list[np.ndarray]:
         tiles: list[np.ndarray] = []
         task = TASKS[name]
         with contextlib.closing(evaluation_env(task, "rgb_array")) as env:
-            recorded = RecordTiles(env, task, tiles.append, TILE)
+            recorded = RecordTiles(env, task, lambda tile, _, tiles=tiles: tiles.append(tile), (TILE, TILE))
             run_episode(engine, None, recorded, task=task, seed=seed, deterministic=True, max_steps=800)
         if domain == "atari":
             tiles = tiles[PONG_FROM:]

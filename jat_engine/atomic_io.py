@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -45,7 +46,7 @@ def write_bytes(path: Path, contents: bytes) -> None:
         OSError: the file cannot be written; names it. An existing file is left as it was.
     """
     target = path.resolve() if path.is_symlink() else path
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")  # other writers have their own
+    temporary = temporary_path(target)
     with naming(path):
         try:
             with temporary.open("xb") as file:
@@ -57,6 +58,23 @@ def write_bytes(path: Path, contents: bytes) -> None:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a hidden name in a file's folder, to write the file under until it is complete.
+
+    Other writers of the file get other names. `remove_temporaries` removes what a killed process has left.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove the incomplete files that writers of a file have left; see `temporary_path`.
+
+    A writer that is still at work fails when it renames its file.
+    """
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

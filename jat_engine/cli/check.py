@@ -22,7 +22,7 @@ from ..testing.checkpoint_checks import CheckpointChecks
 from ..testing.outcome import CheckFailedError, Outcome, SkipCheckError, run_check
 from .agent import check_source, quiet_loading
 from .arguments import TaskArguments, parse
-from .report import milliseconds, number, score
+from .tables import milliseconds, number, score
 
 TASKS_PLAYED = ("babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
 """Default tasks: one of each domain whose episodes take seconds. A game of Atari takes a minute."""

@@ -16,7 +16,7 @@ from ..envs import TASKS, Task, expand_tasks
 from ..evaluation import main_reference, normalize, reference_words
 from ..evaluation.random_policy import RANDOM_EPISODES
 from .arguments import TaskArguments, find_current_folder, note, parse
-from .report import mean_std, number, print_table
+from .tables import mean_std, number, print_table
 
 if TYPE_CHECKING:
     from ..collect.task import Progress

@@ -16,29 +16,26 @@ from ..checkpoint.trained_tasks import read_trained_tasks
 from ..checkpoint_files import JAT_MINI
 from ..config import PRESETS, JatConfig
 from ..engine.engine import JatEngine
-from ..envs import MissingSimulatorError, Task, get_domain
+from ..envs import MissingSimulatorError, Task
 from ..evaluation import EpisodeResult, MissingVideoError, VideoError, main_reference, normalize, write_grid
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, missing_simulators
 from ..evaluation.progress import play_episodes
 from ..evaluation.scores import reference_score
 from ..evaluation.tile import RecordTiles
-from ..evaluation.video import EpisodeVideo, check_video, ffmpeg
+from ..evaluation.video import H264_FORMATS, EpisodeVideo, check_video, ffmpeg, video_rate
 from ..model.modeling import JatModel
 from ..model.processing import JatProcessor
 from .agent import default_device, describe, load_agent, load_config
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
-from .report import mean_std, milliseconds, number, print_table, score
 from .streams import say, terminable
+from .tables import mean_std, milliseconds, number, print_table, score
 
 DEMO_TASKS = ("atari-pong", "babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
 """One of each domain, all known to jat-mini."""
 
 MAX_SECONDS = 20
 """Length of each task's part of the video."""
-
-TILE_SIZE = 480
-"""Pixels of a task's part of the video, both ways."""
 
 
 @dataclass
@@ -96,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
     wanted = choice.find_trained(arguments.tasks, trained)
     if arguments.video:
         with contextlib.suppress(MissingVideoError):  # said at each task
-            check_video("--video", arguments.video)
+            check_video("--video", arguments.video, list(H264_FORMATS))
     config = JatConfig.from_preset(arguments.preset) if arguments.preset is not None else load_config(arguments)
     missing = missing_simulators(wanted)
     tasks = [task for task in wanted if task.name not in missing]
@@ -153,18 +150,18 @@ def play(
     except (ValueError, MissingVideoError) as error:
         note(f"no video of {task.name}: {error}")
 
-    with contextlib.closing(evaluation_env(task, "rgb_array" if recorder else None)) as plain:
-        env = plain
-        if recorder is not None:
-            fps = get_domain(task.domain).shown_steps_per_second
-            env = RecordTiles(env, task, recorder.start(fps), TILE_SIZE, hold=fps, max_tiles=MAX_SECONDS * fps)
-        try:
+    env = evaluation_env(task, "rgb_array" if recorder else None)
+    if recorder is not None:
+        fps = video_rate(task, env)
+        env = RecordTiles(env, task, recorder.start(fps), fps=fps, max_tiles=round(MAX_SECONDS * fps))
+    try:
+        with contextlib.closing(env):
             yield from play_episodes(agent, processor, env, arguments.num_episodes, task=task, **arguments.options)
-        finally:
-            if recorder is not None:
-                recorder.finish()
-                if recorder.error:
-                    note(f"no video of {task.name}: {recorder.error}")
+    finally:
+        if recorder is not None:
+            recorder.finish()
+            if recorder.error:
+                note(f"no video of {task.name}: {recorder.error}")
 
 
 def _row(task: Task, episodes: list[EpisodeResult]) -> dict[str, str]:

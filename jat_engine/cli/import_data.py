@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..datasets.importers.formats import FORMATS
 from ..evaluation.random_policy import RANDOM_EPISODES
 from .arguments import TaskArguments, note, parse
-from .report import mean_std, print_table
+from .tables import mean_std, print_table
 
 if TYPE_CHECKING:
     from ..datasets.importers.importer import Imported

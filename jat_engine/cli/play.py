@@ -13,11 +13,12 @@ from ..evaluation import EpisodeResult, main_reference, normalize, reference_wor
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_display, require_simulators
 from ..evaluation.progress import play_episodes
-from ..evaluation.video import EpisodeVideo, check_video, frame_rate
+from ..evaluation.tile import RecordTiles
+from ..evaluation.video import EpisodeVideo, check_video, video_rate
 from .agent import check_source, load_agent, load_config
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
-from .report import milliseconds, number
 from .streams import say, terminable
+from .tables import milliseconds, number
 
 
 @dataclass(kw_only=True)
@@ -27,7 +28,7 @@ class PlayArguments(EpisodeArguments):
     task: str = field(metadata={"help": "name of one task, see `jat-engine tasks`"})
     render: bool = field(default=False, metadata={"help": "show a window"})
     save_video: str | None = field(
-        default=None, metadata={"help": "mp4 file to write, with all episodes one after another"}
+        default=None, metadata={"help": "mp4 or gif file to write, with all episodes one after another"}
     )
 
     def check(self) -> None:
@@ -66,6 +67,9 @@ def run(argv: Sequence[str]) -> int:
     video = EpisodeVideo(arguments.save_video) if arguments.save_video else None
     render_mode = "human" if arguments.render else "rgb_array" if arguments.save_video else None
     env = evaluation_env(task, render_mode)
+    if video is not None:
+        fps = video_rate(task, env)
+        env = RecordTiles(env, task, video.start(fps), fps=fps)
     words, reason = reference_words(main_reference(task), [task]), undefined_reason(task)
     if reason is not None:
         note(f"{task.name}: return normalised {words} {reason}")
@@ -79,7 +83,6 @@ def run(argv: Sequence[str]) -> int:
                 env,
                 arguments.num_episodes,
                 task=task,
-                on_frame=video.start(frame_rate(env)) if video else None,
                 **arguments.options,
             )
             for episode in episodes:

@@ -14,7 +14,7 @@ from ..envs import MissingSimulatorError, Score, Task, domain_names, expand_task
 from ..envs.kinds import Observation
 from ..evaluation.progress import simulator_output
 from .arguments import TaskArguments, parse
-from .report import print_table, score
+from .tables import print_table, score
 
 _CHECK_STEPS = 10
 

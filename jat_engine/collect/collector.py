@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import os
-import pickle
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,10 @@ from ..atomic_io import naming
 from ..datasets.card import check_card, write_card
 from ..datasets.collection import Collection
 from ..datasets.shards import open_split
-from ..envs import TASKS, Task, find_tasks, get_domain
-from ..errors import DataError, TaskError
+from ..envs import TASKS, Task, find_tasks
+from ..envs.build import check_maker
+from ..envs.versions import task_versions
+from ..errors import DataError
 from ..evaluation.environment import require_simulators
 from ..evaluation.random_policy import RANDOM_EPISODES
 from ..machine import available_cores
@@ -122,7 +121,7 @@ def collect(
         choice.check()
     for task in chosen:
         check_noise(task, noise)
-        _check_maker(task)
+        check_maker(task)
     folder, tell = _output_folder(output_dir), on_progress or (lambda _: None)
     plans = [
         _plan(folder, task, num_episodes, test_fraction, episode_settings(task, seed, noise, keep_failures, choice))
@@ -389,21 +388,6 @@ def _tasks_with_expert(tasks: Iterable[str | Task]) -> list[Task]:
     return list(chosen.values())
 
 
-def _check_maker(task: Task) -> None:
-    """Check that a worker process can be sent a task.
-
-    Raises:
-        TaskError: the maker is a lambda, or a function within another.
-    """
-    try:
-        pickle.dumps(task)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise TaskError(
-            f"{task.name}: maker: expected a function that worker processes can import, got {task.maker} ({error}); "
-            "define it with def in a module, outside other functions"
-        ) from None
-
-
 def _check(
     *, num_episodes: int, seed: int, num_workers: int | None, test_fraction: float, random_episodes: int
 ) -> None:
@@ -433,15 +417,8 @@ def episode_settings(
         address, "expert", and the SHA-256 of its file, "expert_sha256". For a task that is not published the rule of
         its observations and actions, and what counts as success.
     """
-    versions = {"jat_engine": __version__}
-    packages = ["numpy", *get_domain(task.domain).packages]
-    if not task.is_published:
-        packages += _distributions(task.module, _module_of(task))
-    if expert is not None:
-        packages += _distributions(expert.module)
-    for distribution in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[distribution] = metadata.version(distribution)
+    experts = () if expert is None else (expert.module,)
+    versions = {"jat_engine": __version__, **task_versions(task, *experts)}
 
     settings: dict[str, Any] = {"seed": seed, "noise": float(noise), "keep_failures": keep_failures}
     if expert is not None:
@@ -450,29 +427,3 @@ def episode_settings(
         settings |= {name: task.rule[name] for name in ("observation", "action", "adapter")}
         settings["success"] = task.success
     return {**settings, "versions": versions}
-
-
-def _module_of(task: Task) -> str | None:
-    """Return the module with the environment of a task that is not published, as far as its row tells."""
-    if task.env_id:
-        import gymnasium
-
-        with contextlib.suppress(gymnasium.error.Error):
-            entry_point = gymnasium.spec(task.env_id).entry_point
-            return entry_point.partition(":")[0] if isinstance(entry_point, str) else _module(entry_point)
-    return task.maker.partition(":")[0] if isinstance(task.maker, str) else _module(task.maker)
-
-
-def _module(function: Any) -> str | None:
-    return getattr(function, "__module__", None)
-
-
-def _distributions(*modules: str | None) -> list[str]:
-    """Return the distributions that modules belong to; none for modules of a folder."""
-    packages = {module.partition(".")[0] for module in modules if module}
-    return sorted({name for package in packages for name in _packages_distributions().get(package, [])})
-
-
-@functools.cache
-def _packages_distributions() -> Mapping[str, list[str]]:
-    return metadata.packages_distributions()

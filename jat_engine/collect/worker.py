@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import os
-import signal
-import threading
 import time
 import traceback
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import parent_process
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from ..envs import Task
 from ..errors import DataError, MissingSimulatorError, TaskError
 from ..evaluation.environment import evaluation_env
 from ..evaluation.random_policy import play_randomly
+from ..worker_process import prepare_worker
 from .chunks import RESUME, Attempt, Chunk, write_chunk
 from .experts import ExpertChoice, ExpertError, demonstrate, open_expert
 
@@ -99,21 +96,11 @@ def run_worker(connection: Connection) -> None:
     Args:
         connection: receives `Job`; sends `Steps`, and one `Played` or `Failed` per job.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
-    os.dup2(2, 1)  # simulators print remarks, and standard output is for results
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    prepare_worker()
     worker = Worker(connection)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), contextlib.closing(worker):
         while True:
             worker.run(connection.recv())
-
-
-def _end_with_parent() -> None:
-    """End this process as soon as its parent ends, whatever a simulator is doing."""
-    parent = parent_process()
-    assert parent is not None, "a worker runs in a process of its own"
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 class Worker:

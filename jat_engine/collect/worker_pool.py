@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from multiprocessing.process import BaseProcess
 
+from ..worker_process import describe_end, end_workers, start_worker
 from .worker import Job, Played, Steps, run_worker
-
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_END_SECONDS = 5.0
 
 
 class WorkerPool:
@@ -26,8 +19,7 @@ class WorkerPool:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._context = multiprocessing.get_context("spawn")  # simulators and BLAS do not survive a fork
-        self._processes: dict[Connection, Any] = {}
+        self._processes: dict[Connection, BaseProcess] = {}
         self._jobs: dict[Connection, Job] = {}
 
     def idle(self) -> int:
@@ -46,13 +38,9 @@ class WorkerPool:
             connection.send(job)
 
     def _start(self) -> Connection:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=run_worker, args=(theirs,), name="jat-engine worker", daemon=True)
-        with _worker_environment():
-            process.start()
-        theirs.close()  # so that the end of the process is the end of the connection
-        self._processes[ours] = process
-        return ours
+        connection, process = start_worker(run_worker)
+        self._processes[connection] = process
+        return connection
 
     def receive(self) -> list[Played | Steps]:
         """Wait for messages and return them; an empty list if no worker has a job.
@@ -86,24 +74,13 @@ class WorkerPool:
 
     def _ended(self, connection: Connection) -> str:
         """Describe the end of a worker process, for an error message."""
-        process = self._processes[connection]
-        process.join(_END_SECONDS)
-        code = process.exitcode
-        how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-        hint = " (out of memory?)" if code == -signal.SIGKILL else "" if not code else "; its last words are above"
         job = self._jobs.get(connection)
-        return f"{_words(job) if job else 'a worker without a job'}: the process that played {how}{hint}"
+        who = _words(job) if job else "a worker without a job"
+        return f"{who}: the process that played {describe_end(self._processes[connection])}"
 
     def close(self) -> None:
         """End all processes at once, even in the middle of a job: chunks are written atomically."""
-        for connection, process in self._processes.items():
-            connection.close()
-            process.terminate()
-        for process in self._processes.values():
-            process.join(_END_SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        end_workers(self._processes)
         self._processes, self._jobs = {}, {}
 
 
@@ -112,26 +89,3 @@ def _words(job: Job) -> str:
     if job.stop - job.first > 1:
         seeds += f" to {job.seed + job.stop - 1}"
     return f"{job.task.name}, {seeds}"
-
-
-@contextlib.contextmanager
-def _worker_environment() -> Iterator[None]:
-    """Limit new processes to one thread each and let them ignore Ctrl-C.
-
-    Both must be set before their interpreter starts.
-    """
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        if main:
-            signal.signal(signal.SIGINT, handler if handler is not None else signal.SIG_DFL)

@@ -11,18 +11,16 @@ from PIL import Image
 _COMPRESSION = {"compress_level": 3, "compress_type": zlib.Z_RLE}  # the smallest and fastest choice for these frames
 
 
-def encode_frames(frames: np.ndarray) -> list[bytes]:
-    """Encode the frames of each step as a PNG file; red is the oldest frame, alpha the newest.
+class EncodedFrames(list[bytes]):
+    """Frames of an episode as `encode_frame` returns them, one for each step."""
+
+
+def encode_frame(frame: np.ndarray) -> bytes:
+    """Encode the frames of a step as a PNG file; red is the oldest frame, alpha the newest.
 
     Args:
-        frames: uint8 [steps, 84, 84, 4].
-
-    Returns:
-        One file per step.
+        frame: uint8 [84, 84, 4].
     """
-    files = []
-    for frame in frames:
-        file = io.BytesIO()
-        Image.fromarray(frame).save(file, "PNG", **_COMPRESSION)
-        files.append(file.getvalue())
-    return files
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG", **_COMPRESSION)
+    return file.getvalue()

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .frames import encode_frames
+from .frames import EncodedFrames, encode_frame
 from .schema import features_dict
 
 SHARD_BYTES = 500_000_000
@@ -49,7 +49,8 @@ def episode_row(episode: Mapping[str, Any]) -> pa.Table:
     rows = []
     for name, values in episode.items():
         if name == "image_observations":
-            files = pa.array(encode_frames(values), pa.binary())
+            encoded = values if isinstance(values, EncodedFrames) else [encode_frame(frame) for frame in values]
+            files = pa.array(encoded, pa.binary())
             steps = pa.StructArray.from_arrays([files, pa.nulls(len(files), pa.string())], fields=list(_IMAGE))
         elif isinstance(values, np.ndarray) and values.ndim == 2:
             offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)

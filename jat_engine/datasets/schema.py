@@ -14,6 +14,7 @@ import numpy as np
 from ..envs import Task
 from ..envs.kinds import Action, Observation
 from ..errors import DataError
+from .frames import EncodedFrames
 
 if TYPE_CHECKING:
     import datasets
@@ -195,14 +196,15 @@ def check_episode(
     """Check one row of an RL dataset and return it in the dtypes of `features_dict`.
 
     Args:
-        columns: name -> array or nested list, time first; images as uint8 [steps, 84, 84, 4]; texts as strings.
+        columns: name -> array or nested list, time first; images as uint8 [steps, 84, 84, 4] or `EncodedFrames`; texts
+            as strings.
         source: the file or dataset, for error messages.
         row: number of the row in the source, for error messages.
         task: as in `check_columns`.
 
     Returns:
         Columns in stored order: float32 [L, X], int64 [L, X] or [L], uint8 [L, 84, 84, 4]; texts as L strings. Arrays
-        of the right dtype are returned without a copy.
+        of the right dtype, and `EncodedFrames`, are returned without a copy.
 
     Raises:
         DataError: wrong columns; no steps; columns of different lengths; steps of different sizes; NaN or infinity;
@@ -256,12 +258,14 @@ def _texts(values: Any, name: str, where: str) -> list[str]:
     return texts
 
 
-def _numbers(values: Any, name: str, where: str) -> np.ndarray:
+def _numbers(values: Any, name: str, where: str) -> np.ndarray | EncodedFrames:
     dimensions, dtype, words = _TYPES[name]
     if not hasattr(values, "__len__"):
         raise DataError(f"{where}: expected {words}, got {type(values).__name__}")
     if len(values) == 0:
         raise DataError(f"{where}: expected at least one step, got none; leave the episode out")
+    if name == "image_observations" and isinstance(values, EncodedFrames):
+        return values  # checked before they were encoded
 
     try:
         array = np.asarray(values)

@@ -60,6 +60,8 @@ def open_split(folder: Path, split: str, described: Collection | None) -> list[S
 def find_shards(folder: Path, split: str) -> list[Path]:
     """Return the files of a split by their names, in order; an empty list if there is none.
 
+    Episodes that an evaluation saved, `episode-0000.parquet` and so on, are of the split train, as for `datasets`.
+
     Args:
         folder: of the task.
         split: "train" or "test".
@@ -67,7 +69,8 @@ def find_shards(folder: Path, split: str) -> list[Path]:
     Raises:
         DataError: see `check_numbers`.
     """
-    pattern = re.compile(rf"{re.escape(split)}([-._ ].*)?\.parquet")
+    episodes = r"|episode-\d+" if split == "train" else ""
+    pattern = re.compile(rf"({re.escape(split)}([-._ ].*)?{episodes})\.parquet")
     files = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
     check_numbers(files)
     return files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pickle
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,21 @@ def _missing(task: Task, reason: BaseException) -> MissingSimulatorError:
     return MissingSimulatorError(
         f"{task.name}: the {task.domain} simulator is not installed ({reason}); pip install 'jat-engine[{extra}]'"
     )
+
+
+def check_maker(task: Task) -> None:
+    """Check that a worker process can be sent a task.
+
+    Raises:
+        TaskError: the maker is a lambda, or a function within another.
+    """
+    try:
+        pickle.dumps(task)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TaskError(
+            f"{task.name}: maker: expected a function that worker processes can import, got {task.maker} ({error}); "
+            "define it with def in a module, outside other functions"
+        ) from None
 
 
 def check_step_limit(value: Any) -> None:

@@ -10,18 +10,17 @@ Example:
     >>> scores = normalize(returns, task)
 """
 
-from .results import Results
+from .grid import write_grid
 from .rollout import Agent, EpisodeResult, run_episode, run_episodes
 from .scores import main_reference, normalize, reference_words, undefined_reason
 from .statistics import Interval, interquartile_mean
-from .video import MissingVideoError, VideoError, VideoWriter, write_grid
+from .video import MissingVideoError, VideoError, VideoWriter
 
 __all__ = [
     "Agent",
     "EpisodeResult",
     "Interval",
     "MissingVideoError",
-    "Results",
     "VideoError",
     "VideoWriter",
     "interquartile_mean",

@@ -49,6 +49,25 @@ def _said(error: BaseException) -> str:
 _REMEDY = "; let it render, or leave out --save_video, --video or --render"
 
 
+def render_frame(env: gymnasium.Env[Any, Any]) -> np.ndarray:
+    """Return an environment's frame, uint8 [height, width, 3].
+
+    Raises:
+        RenderingError: `render()` returns something else.
+    """
+    frame: Any = env.render()
+    if not isinstance(frame, np.ndarray):
+        got = f"{frame!r:.80}"
+    elif frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+        got = f"{frame.dtype} {list(frame.shape)}"
+    else:
+        return frame
+    raise RenderingError(
+        f"expected a frame from render(), uint8 [height, width, 3], got {got}; environments render frames if they are "
+        'made with render_mode="rgb_array"'
+    )
+
+
 def check_frame(task: Task) -> None:
     """Render the first frame of a task.
 
@@ -58,14 +77,11 @@ def check_frame(task: Task) -> None:
     with contextlib.closing(evaluation_env(task, "rgb_array")) as env:
         try:
             env.reset(seed=0)
-            frame: Any = env.render()
-            got = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else f"{frame!r:.80}"
+            render_frame(env)
+        except RenderingError as error:
+            raise RenderingError(f"{task.name}: {error}{_REMEDY}") from error
         except Exception as error:  # of the environment: any class
             raise RenderingError(f"{task.name}: expected a frame from render(), got {_said(error)}{_REMEDY}") from error
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        raise RenderingError(
-            f"{task.name}: expected a frame from render(), uint8 [height, width, 3], got {got}{_REMEDY}"
-        )
 
 
 def missing_simulators(tasks: Iterable[Task], render: bool = False) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 
 from ..envs.actions import checked_seed, continuous_action, discrete_action
 from ..errors import InputError
+from .environment import render_frame
 
 if TYPE_CHECKING:
     import gymnasium
@@ -92,13 +93,13 @@ def run_episode(
         action_clip: "box" to clip continuous actions to the action space; not used for discrete ones.
         use_action_mask: pass on the masks that the environment gives as `info["action_mask"]`, Gymnasium's convention.
         max_steps: stop after this number of steps.
-        on_frame: function that is called with `env.render()` after each step. The environment needs
+        on_frame: function that is called with `env.render()` of every state, the first one too. The environment needs
             `render_mode="rgb_array"`.
         on_step: function that is called with the number of steps and the return so far, after each step.
 
     Raises:
         InputError: the seed is not None or an integer in [0, 2^64), or the agent's action does not fit the environment.
-        ValueError: `max_steps` is less than 1, or the environment renders no frames for `on_frame`.
+        ValueError: `max_steps` is less than 1, or the environment renders no frames for `on_frame` (`RenderingError`).
 
     Example:
         >>> task = get_task("babyai-go-to-obj")
@@ -120,6 +121,8 @@ def run_episode(
         torch.manual_seed(seed)
     agent.reset_rl()
     observation, info = env.reset(seed=seed)
+    if on_frame is not None:
+        on_frame(render_frame(env))
     reward: float | None = None
     latencies_us: list[float] = []
     total, done = 0.0, False
@@ -146,7 +149,7 @@ def run_episode(
         total += reward
         done = bool(terminated or truncated)
         if on_frame is not None:
-            on_frame(_frame(env))
+            on_frame(render_frame(env))
         if on_step is not None:
             on_step(len(latencies_us), total)
 
@@ -208,10 +211,3 @@ def _executed(action: Any, space: Any) -> Any:
     if hasattr(space, "n"):
         return discrete_action(action, int(space.n))
     return continuous_action(action, space.shape).astype(np.float32)
-
-
-def _frame(env: gymnasium.Env[Any, Any]) -> np.ndarray:
-    frame = env.render()
-    if not isinstance(frame, np.ndarray):
-        raise ValueError(f'env.render(): expected a frame, got {frame!r}; pass render_mode="rgb_array" to make')
-    return frame

@@ -1,35 +1,45 @@
-"""Videos of episodes, H.264 in mp4: one per task, and a grid of all tasks. Frames are encoded one by one."""
+"""Videos of episodes, H.264 in mp4. Frames are encoded one by one, in a process of the encoder."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..atomic_io import check_name, check_writable
+from ..atomic_io import check_name, check_writable, temporary_path
+from ..envs import Task, get_domain
+from .gif import GIF_SUFFIX, GifWriter
 
 if TYPE_CHECKING:
     import gymnasium
 
-GRID_WIDTH = 1920
-"""Largest width of a grid in pixels, as published."""
-
-MAX_CELL = 480
-"""Largest width and height of a video in a grid, in pixels, so that a small frame is not scaled up to 1920."""
-
 DEFAULT_FPS = 30.0
 """Frames per second of an environment that names no rate."""
 
-SUFFIXES = (".mp4", ".mkv", ".mov")
-"""Endings of video files: the containers that H.264 is written in."""
+MAX_FPS = 30.0
+"""Most frames per second of an episode's video. Each state has a frame, so faster environments are shown slower."""
+
+H264_FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
+"""Endings of video files -> the encoder's name of the container."""
+
+SUFFIXES = (*H264_FORMATS, GIF_SUFFIX)
+"""Endings of files that `open_writer` writes."""
+
+H264_OPTIONS = [
+    *("-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-pix_fmt", "yuv420p"),
+    *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
+]
+"""Options of the encoder. Without names of the colours players assume some by the size of the frames."""
+
+TO_BT709 = "scale=out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int+full_chroma_inp"
+"""Filter of the encoder that converts RGB to these colours."""
 
 
 class MissingVideoError(ImportError):
@@ -55,19 +65,28 @@ class VideoError(OSError):
     """Video that cannot be written: the encoder failed, or the file could not be created."""
 
 
-def _executable(module: Any) -> str:
+def executable(module: Any) -> str:
+    """Return the path of the encoder.
+
+    Args:
+        module: the return value of `ffmpeg`.
+
+    Raises:
+        VideoError: it has none for this platform.
+    """
     try:
         return str(module.get_ffmpeg_exe())
     except RuntimeError as error:
         raise VideoError(f"ffmpeg: {error}") from None
 
 
-def check_video(field: str, path: str | Path) -> None:
+def check_video(field: str, path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Check that a video can be written to a file: its name, its folder and the encoder, which encodes one frame.
 
     Args:
         field: the flag or argument with the path, for the messages.
         path: the file.
+        suffixes: endings that its name can have, of `SUFFIXES`.
 
     Raises:
         MissingVideoError: imageio-ffmpeg is not installed.
@@ -75,8 +94,8 @@ def check_video(field: str, path: str | Path) -> None:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        endings = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+    if suffix not in suffixes:
+        endings = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
         raise ValueError(f"{field}: expected a file name that ends in {endings}, got {str(path)!r}")
     try:
         check_name(path)
@@ -90,8 +109,9 @@ def check_video(field: str, path: str | Path) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with VideoWriter(Path(folder) / f"frame{suffix}", fps=1) as video:
-                video.append(np.zeros((16, 16, 3), np.uint8))
+            writer = open_writer(Path(folder) / f"frame{suffix}", fps=1)
+            writer.append(np.zeros((16, 16, 3), np.uint8))
+            writer.close()
         except VideoError as error:
             raise ValueError(f"{field}: videos cannot be encoded here: {error}") from None
 
@@ -100,37 +120,43 @@ class VideoWriter:
     """Writer of frames to a video. The file appears, complete, at `close` or at the end of a `with` block.
 
     Args:
-        path: file to write, one of `SUFFIXES`. Its folder is created if needed.
+        path: file to write, with an ending of `H264_FORMATS`. Its folder is created if needed.
         fps: frames per second.
+        title: that players show.
 
     Attributes:
         num_frames: number of frames so far.
 
     Raises:
         MissingVideoError: imageio-ffmpeg is not installed.
-        ValueError: `fps` is not positive.
+        ValueError: `fps` is not positive, or the file has another ending.
 
     Example:
         >>> with VideoWriter("pong.mp4", fps=30) as video:
         ...     run_episode(agent, processor, env, task=task, on_frame=video.append)
     """
 
-    def __init__(self, path: str | Path, fps: float) -> None:
+    def __init__(self, path: str | Path, fps: float, title: str = "") -> None:
         self._ffmpeg = ffmpeg()
         if not fps > 0:
             raise ValueError(f"fps: expected a positive number, got {fps}")
         self.path = Path(path)
+        if self.path.suffix.lower() not in H264_FORMATS:
+            raise ValueError(f"path: expected a file name that ends in {', '.join(H264_FORMATS)}, got {str(path)!r}")
         self.fps = float(fps)
+        self.title = title
         self.num_frames = 0
+        self._partial = temporary_path(self.path.absolute())
         self._shape: tuple[int, ...] | None = None
         self._encoder: subprocess.Popen[bytes] | None = None
         self._messages: IO[bytes] | None = None
 
-    def append(self, frame: np.ndarray) -> None:
+    def append(self, frame: np.ndarray, times: int = 1) -> None:
         """Add a frame. The first one starts the encoder.
 
         Args:
             frame: uint8 [height, width, 3], the same shape for all frames.
+            times: how many frames it is.
 
         Raises:
             ValueError: wrong shape or dtype.
@@ -147,11 +173,12 @@ class VideoWriter:
         assert self._encoder is not None, "_open starts it"
         assert self._encoder.stdin is not None, "it is a pipe"
         try:
-            self._encoder.stdin.write(np.ascontiguousarray(frame).data)
+            for _ in range(times):
+                self._encoder.stdin.write(np.ascontiguousarray(frame).data)
         except OSError:  # the encoder has ended; `close` says why
             self.close()
             raise VideoError(f"{self.path}: the encoder has ended") from None
-        self.num_frames += 1
+        self.num_frames += times
 
     def close(self, keep: bool = True) -> None:
         """Finish the file. Calling it again has no effect.
@@ -186,11 +213,6 @@ class VideoWriter:
                 self._partial.unlink()
             raise error if isinstance(error, VideoError) else VideoError(f"{self.path}: {error}") from None
 
-    @property
-    def _partial(self) -> Path:
-        """The file until it is complete. A path that begins with / is no option and no protocol of ffmpeg's."""
-        return self.path.absolute().with_name(f".{os.getpid()}-{id(self):x}.partial{self.path.suffix.lower()}")
-
     def _open(self, frame: np.ndarray) -> None:
         if frame.ndim != 3 or frame.shape[2] != 3:
             raise ValueError(f"frame: expected shape [height, width, 3], got {frame.shape}")
@@ -199,9 +221,12 @@ class VideoWriter:
         size = f"{width + width % 2}x{height + height % 2}"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            command = [_executable(self._ffmpeg), "-y", "-loglevel", "error"]
+            command = [executable(self._ffmpeg), "-y", "-loglevel", "error"]
             command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", f"{self.fps:.3f}", "-i", "-", "-an"]
-            command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "25", str(self._partial)]
+            command += ["-vf", f"{TO_BT709},format=yuv420p", *H264_OPTIONS, "-threads", "1"]
+            command += ["-metadata", f"title={self.title}", "-f", H264_FORMATS[self.path.suffix.lower()]]
+            # A path that begins with / is no option and no protocol of ffmpeg's.
+            command.append(str(self._partial))
             self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # until `close`
             self._encoder = subprocess.Popen(
                 command,
@@ -223,11 +248,40 @@ class VideoWriter:
             self.close()
 
 
+class Writer(Protocol):
+    """Interface of `VideoWriter` and `GifWriter`."""
+
+    def append(self, frame: np.ndarray, times: int = 1) -> None:
+        """Add a frame, uint8 [height, width, 3], which is shown `times` times as long as one of them."""
+        ...
+
+    def close(self, keep: bool = True) -> None:
+        """Finish the file, or with `keep=False` drop the frames; then a file that is there stays."""
+        ...
+
+
+def open_writer(path: str | Path, fps: float, title: str = "") -> Writer:
+    """Return the writer of a video, which its file's ending decides.
+
+    Args:
+        path: file to write, with one of `SUFFIXES`.
+        fps: frames per second.
+        title: stored in the file.
+
+    Raises:
+        MissingVideoError: imageio-ffmpeg is not installed; GIF does not need it.
+        ValueError: `fps` is not positive, or the file has another ending.
+    """
+    if Path(path).suffix.lower() == GIF_SUFFIX:
+        return GifWriter(path, fps, title)
+    return VideoWriter(path, fps, title)
+
+
 class EpisodeVideo:
     """Video of episodes, whose failure does not end them.
 
     Args:
-        path: file to write, as for `VideoWriter`.
+        path: file to write, as for `open_writer`.
 
     Attributes:
         error: description of the failure; "" if there was none.
@@ -238,20 +292,20 @@ class EpisodeVideo:
         self.path = Path(path)
         self.error = ""
         self.num_frames = 0
-        self._writer: VideoWriter | None = None
+        self._writer: Writer | None = None
 
-    def start(self, fps: float) -> Callable[[np.ndarray], None]:
-        """Start the video, and return the function that takes its frames."""
-        self._writer = VideoWriter(self.path, fps)
+    def start(self, fps: float) -> Callable[..., None]:
+        """Start the video, and return `append`."""
+        self._writer = open_writer(self.path, fps)
         return self.append
 
-    def append(self, frame: np.ndarray) -> None:
-        """Add a frame, as `VideoWriter.append` does; after a failure nothing."""
+    def append(self, frame: np.ndarray, times: int = 1) -> None:
+        """Add a frame, as `Writer.append` does; after a failure nothing."""
         if self._writer is None:
             return
         try:
-            self._writer.append(frame)
-            self.num_frames += 1
+            self._writer.append(frame, times)
+            self.num_frames += times
         except (VideoError, ValueError) as error:
             self.error, self._writer = str(error), None
 
@@ -264,9 +318,20 @@ class EpisodeVideo:
         try:
             if self._writer is not None:
                 self._writer.close(keep=keep or not self.path.exists())
-        except VideoError as error:
+        except OSError as error:
             self.error = str(error)
         self._writer = None
+
+
+def video_rate(task: Task, env: gymnasium.Env[Any, Any]) -> float:
+    """Return the frames per second of a task's videos, which have one frame for each state; at most `MAX_FPS`.
+
+    Args:
+        task: a published one has the rate of its domain, at which an eye can follow; others that of `frame_rate`.
+        env: its environment.
+    """
+    rate = get_domain(task.domain).shown_steps_per_second if task.is_published else frame_rate(env)
+    return min(float(rate), MAX_FPS)
 
 
 def frame_rate(env: gymnasium.Env[Any, Any]) -> float:
@@ -285,69 +350,3 @@ def read_video(path: str | Path) -> Iterator[np.ndarray]:
             yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
     finally:
         reader.close()
-
-
-def write_grid(videos: Sequence[str | Path], output: str | Path, *, fps: int = 30, max_seconds: float = 180.0) -> Path:
-    """Combine videos to a grid that is as long as the longest of them. Shorter ones are repeated.
-
-    Args:
-        videos: mp4 files, row by row. The grid has `ceil(sqrt(n))` columns.
-        output: mp4 file to write, at most `GRID_WIDTH` pixels wide. Videos keep their proportions and their speed.
-        fps: frames per second of the output.
-        max_seconds: longest duration of the output, in seconds.
-
-    Returns:
-        The path of the output.
-
-    Raises:
-        MissingVideoError: imageio-ffmpeg is not installed.
-        ValueError: there are no videos, or one has no frames.
-        RuntimeError: a file is no video.
-        VideoError: the encoder failed, or the file cannot be written. An earlier file is kept.
-    """
-    if not videos:
-        raise ValueError("videos: expected at least one, got none")
-    module = ffmpeg()
-    columns = math.ceil(math.sqrt(len(videos)))
-    cell = min(MAX_CELL, GRID_WIDTH // columns) // 2 * 2
-    seconds = min(max_seconds, max(_seconds(path) for path in videos))
-
-    command = [_executable(module), "-y", "-loglevel", "error"]
-    for path in videos:
-        command += ["-stream_loop", "-1", "-threads", "1", "-i", str(Path(path).absolute())]
-    fit = (
-        f"scale={cell}:{cell}:force_original_aspect_ratio=decrease:flags=area,"
-        f"pad={cell}:{cell}:-1:-1,setsar=1,fps={fps}"
-    )
-    filters = [f"[{i}:v]{fit}[v{i}]" for i in range(len(videos))]
-    final = "v0"
-    if len(videos) > 1:
-        places = [f"{i % columns * cell}_{i // columns * cell}" for i in range(len(videos))]
-        inputs = "".join(f"[v{i}]" for i in range(len(videos)))
-        filters.append(f"{inputs}xstack=inputs={len(videos)}:layout={'|'.join(places)}:fill=black[grid]")
-        final = "grid"
-
-    command += ["-filter_complex", ";".join(filters), "-map", f"[{final}]"]
-    command += ["-frames:v", str(math.ceil(seconds * fps)), "-c:v", "libx264", "-preset", "veryfast"]
-    partial = Path(output).absolute().with_name(f".{os.getpid()}.partial{Path(output).suffix.lower()}")
-    command += ["-pix_fmt", "yuv420p", "-movflags", "+faststart", str(partial)]
-
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
-        if done.returncode:
-            said = " ".join(done.stderr.decode(errors="replace").split())
-            raise VideoError(f"{output}: ffmpeg failed with exit code {done.returncode}: {said[:300]}")
-        partial.replace(output)
-    except OSError as error:
-        raise error if isinstance(error, VideoError) else VideoError(f"{output}: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-    return Path(output)
-
-
-def _seconds(path: str | Path) -> float:
-    frames, seconds = ffmpeg().count_frames_and_secs(str(Path(path).absolute()))
-    if not frames:
-        raise ValueError(f"{path}: expected a video, found no frames")
-    return float(seconds)

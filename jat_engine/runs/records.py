@@ -54,11 +54,13 @@ class TaskEpisodes:
         task: the task, with the scores that it is compared with.
         planned: episodes that were asked for, 0 to `planned - 1`.
         episodes: those that ended, in the order of their indices, with those that failed.
+        description: of the task as it was played: "rule" and "versions".
     """
 
     task: Task
     planned: int
     episodes: tuple[Episode, ...] = ()
+    description: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> list[Episode]:

@@ -1,4 +1,4 @@
-"""Episodes, scores, files and videos, on real environments."""
+"""Episodes, scores and files, on real environments."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ from jat_engine.atomic_io import write_json
 from jat_engine.envs import TASKS, Score, UnknownTaskError, get_task, make
 from jat_engine.evaluation import (
     EpisodeResult,
-    MissingVideoError,
     Results,
-    VideoError,
-    VideoWriter,
     hub,
     main_reference,
     normalize,
@@ -29,10 +26,8 @@ from jat_engine.evaluation import (
     run_episode,
     run_episodes,
     undefined_reason,
-    write_grid,
 )
 from jat_engine.evaluation.environment import missing_simulators
-from jat_engine.evaluation.video import check_video, read_video
 
 
 class Scripted:
@@ -410,82 +405,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_json(path, {"new": [2.0]})
     assert _load(path) == {"old": [1.0]}
     assert list(tmp_path.iterdir()) == [path]
-
-
-# ---- videos --------------------------------------------------------------------------------------------------------
-
-
-def _write_video(path: Path, frames: int, fps: int, shape: tuple[int, int] = (32, 48), colour: int = 200) -> Path:
-    with VideoWriter(path, fps) as video:
-        for _ in range(frames):
-            video.append(np.full((*shape, 3), colour, np.uint8))
-    return path
-
-
-@pytest.mark.versions
-def test_video_can_be_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "v.mp4"
-    with VideoWriter(path, fps=20) as video:
-        for i in range(12):
-            video.append(np.full((33, 47, 3), 20 * i, np.uint8))
-    frames = list(read_video(path))
-    assert len(frames) == video.num_frames == 12
-    assert frames[0].shape == (34, 48, 3)  # even sizes, as H.264 needs
-    means = [float(frame.mean()) for frame in frames]
-    assert means == pytest.approx([20 * i for i in range(12)], abs=6)
-    assert path.read_bytes()[4:8] == b"ftyp"
-    with VideoWriter(path, fps=20) as video:
-        video.append(np.zeros((32, 32, 3), np.uint8))
-        with pytest.raises(ValueError, match="frame: expected uint8 of shape"):
-            video.append(np.zeros((64, 32, 3), np.uint8))
-
-
-def test_grid_plays_each_video_at_its_own_speed_and_repeats_short_ones(tmp_path: Path) -> None:
-    slow = tmp_path / "slow.mp4"
-    with VideoWriter(slow, fps=10) as video:  # 2 s: a second of black, a second of white
-        for i in range(20):
-            video.append(np.full((32, 32, 3), 255 * (i >= 10), np.uint8))
-    fast = tmp_path / "fast.mp4"
-    with VideoWriter(fast, fps=60) as video:  # 1 s: half black, half white
-        for i in range(60):
-            video.append(np.full((32, 32, 3), 255 * (i >= 30), np.uint8))
-    grid = write_grid([slow, fast, _write_video(tmp_path / "c.mp4", 3, 30)], tmp_path / "replay.mp4")
-    frames = list(read_video(grid))
-    assert len(frames) == 60  # 2 s at 30 fps
-    height, width = frames[0].shape[:2]
-    assert (height, width) == (960, 960)
-    left = [frame[height // 4, width // 4].mean() > 128 for frame in frames]
-    right = [frame[height // 4, 3 * width // 4].mean() > 128 for frame in frames]
-    assert left == [False] * 30 + [True] * 30
-    assert right == ([False] * 15 + [True] * 15) * 2
-    assert frames[0][3 * height // 4, 3 * width // 4].mean() < 20  # no fourth video
-    assert len(list(read_video(write_grid([slow], tmp_path / "one.mp4", max_seconds=1)))) == 30
-
-
-def test_videos_need_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
-    with pytest.raises(MissingVideoError, match=r"pip install 'jat-engine\[video\]'"):
-        VideoWriter(tmp_path / "v.mp4", fps=30)
-
-
-def test_a_video_that_fails_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import imageio_ffmpeg
-
-    path = _write_video(tmp_path / "v.mp4", 3, 10)
-    grid = write_grid([path], tmp_path / "replay.mp4")
-    before = path.read_bytes(), grid.read_bytes()
-    encoder = tmp_path / "ffmpeg"
-    encoder.write_text('#!/bin/sh\nfor last; do :; done; echo half > "$last"; echo no codec >&2; exit 3\n')
-    encoder.chmod(0o755)
-    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(encoder))
-    with pytest.raises(VideoError, match=r"v\.mp4: ffmpeg failed with exit code 3: no codec"):
-        _write_video(path, 200, 10, (512, 512))
-    with pytest.raises(ValueError, match=r"^--video: videos cannot be encoded here: .*no codec"):
-        check_video("--video", path)
-    with pytest.raises(VideoError, match="no codec"):
-        write_grid([path], grid)
-    assert (path.read_bytes(), grid.read_bytes()) == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ffmpeg", "replay.mp4", "v.mp4"]
 
 
 # ---- hub -----------------------------------------------------------------------------------------------------------

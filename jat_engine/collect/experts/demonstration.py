@@ -9,21 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ...datasets.episode_columns import Columns, EpisodeColumns
 from ...evaluation.checked_env import CheckedEnv
 
 if TYPE_CHECKING:
     import gymnasium
 
     from ...envs import Task
-
-Columns = dict[str, "np.ndarray | list[str]"]
-
-_COLUMN_OF = {
-    "continuous_observation": "continuous_observations",
-    "discrete_observation": "discrete_observations",
-    "text_observation": "text_observations",
-    "image_observation": "image_observations",
-}
 
 
 class ExpertLostError(RuntimeError):
@@ -139,10 +131,8 @@ def demonstrate(
         expert.seed(seed)
     expert.reset()
 
-    steps: dict[str, list[Any]] = {_COLUMN_OF[key]: [] for key in observation}
-    actions: list[Any] = []
-    rewards: list[float] = []
-    total, done, solved, lost = 0.0, False, False, False
+    steps = EpisodeColumns(task)
+    total, length, done, solved, lost = 0.0, 0, False, False, False
     while not done:
         try:
             action = expert.act(observation)
@@ -150,28 +140,20 @@ def demonstrate(
             lost = True
             break
 
-        for key, value in observation.items():
-            # A copy, since an environment may return one array again and again.
-            steps[_COLUMN_OF[key]].append(value.copy() if isinstance(value, np.ndarray) else value)
+        steps.observe(observation)
         executed = _disturb(action, env.action_space, noise, rng) if disturbed else action
         expert.executed(executed)
         observation, reward, done, info = episode.step(executed)
 
-        actions.append(action)
-        rewards.append(reward)
+        steps.act(action, reward)
         total += reward
+        length += 1
         solved = solved or bool(info.get("success", False))
         if on_step is not None:
-            on_step(len(rewards), total)
+            on_step(length, total)
 
-    columns: Columns = {key: _column(key, values) for key, values in steps.items()}
-    if _is_discrete(task):
-        columns["discrete_actions"] = np.asarray(actions, np.int64)
-    else:
-        columns["continuous_actions"] = np.asarray(actions, np.float32)
-    columns["rewards"] = np.asarray(rewards, np.float32)
     success = False if lost else _success(task, total, solved)
-    return Demonstration(columns, total, len(rewards), success, seed, noise if disturbed else 0.0)
+    return Demonstration(steps.columns(), total, length, success, seed, noise if disturbed else 0.0)
 
 
 def is_disturbed(seed: int, noise: float) -> bool:
@@ -200,13 +182,6 @@ def _disturb(action: Any, space: Any, noise: float, rng: np.random.Generator) ->
         return int(rng.integers(space.n)) if rng.random() < noise else action
     moved = action + rng.normal(0.0, noise, np.shape(action))
     return np.clip(moved, space.low, space.high).astype(np.float32)
-
-
-def _column(name: str, values: list[Any]) -> np.ndarray | list[str]:
-    if name == "text_observations":
-        return list(values)
-    dtype = {"continuous_observations": np.float32, "discrete_observations": np.int64, "image_observations": np.uint8}
-    return np.asarray(values, dtype[name])
 
 
 def _success(task: Task, total: float, solved: bool) -> bool | None:

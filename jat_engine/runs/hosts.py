@@ -1,0 +1,214 @@
+"""Hosts of environments: this process, or worker processes that are sent orders and answer with reports."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
+
+from ..envs import Task
+from ..evaluation.progress import simulator_output
+from ..worker_process import describe_end, end_workers, prepare_worker, start_worker
+from .shared_block import Layout, SharedBlock
+from .slots import Ended, Observed, Order, PlayOptions, Report, Slots, watched
+
+
+class HostEndedError(ChildProcessError):
+    """Process of a host that ended, whatever it played; the message says how."""
+
+
+class Host(Protocol):
+    """Environments in slots, which are sent orders and answer each with a report.
+
+    Attributes:
+        name: of the host, such as "worker 2".
+        seconds: that the environments have taken.
+        steps: that they have taken.
+    """
+
+    name: str
+    seconds: float
+    steps: int
+
+    def send(self, orders: Sequence[Order]) -> None:
+        """Send orders. The reports of those before were received."""
+        ...
+
+    def receive(self) -> list[Report]:
+        """Wait for the reports of the orders.
+
+        Raises:
+            HostEndedError: the process has ended; `restart` starts another.
+        """
+        ...
+
+    def restart(self) -> None:
+        """Start again, with empty slots."""
+        ...
+
+    def close(self) -> None:
+        """End. What is being played is lost."""
+        ...
+
+
+class LocalHost:
+    """Environments of this process.
+
+    Args:
+        tasks: name -> task, of all items.
+        options: of all episodes.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], options: PlayOptions) -> None:
+        self.name, self.seconds, self.steps = "this process", 0.0, 0
+        self._slots = Slots(tasks, options)
+        self._orders: list[Order] = []
+
+    def send(self, orders: Sequence[Order]) -> None:
+        """Keep orders for `receive`."""
+        self._orders = list(orders)
+
+    def receive(self) -> list[Report]:
+        """Carry out the orders."""
+        began = time.perf_counter()
+        with simulator_output():
+            reports = [self._slots.obey(order) for order in self._orders]
+        self._orders = []
+        self.seconds += time.perf_counter() - began
+        self.steps += len(reports)
+        return reports
+
+    def restart(self) -> None:
+        """Do nothing: this process has not ended."""
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._slots.close()
+
+
+class WorkerHost:
+    """Environments of a worker process. Their observations come through shared memory.
+
+    Args:
+        number: of the worker, for its name.
+        tasks: name -> task, of all items. Their makers are functions that another process can import.
+        options: of all episodes.
+        num_slots: most episodes at a time.
+    """
+
+    def __init__(self, number: int, tasks: Mapping[str, Task], options: PlayOptions, num_slots: int) -> None:
+        self.name, self.seconds, self.steps = f"worker {number}", 0.0, 0
+        self._arguments = dict(tasks), options
+        self._num_slots = num_slots
+        self._starts_in_vain = 0
+        self.connection: Connection
+        self._process: BaseProcess
+        self._start()
+
+    def _start(self) -> None:
+        self._block = SharedBlock(num_slots=self._num_slots)
+        self._layouts: dict[int, Layout] = {}
+        self.connection, self._process = start_worker(_run_worker, self._block.path, *self._arguments)
+
+    def send(self, orders: Sequence[Order]) -> None:
+        """Send orders to the worker."""
+        with contextlib.suppress(OSError):  # it has ended, which `receive` reports
+            self.connection.send(orders)
+
+    def receive(self) -> list[Report]:
+        """Receive the reports of the orders.
+
+        Raises:
+            HostEndedError: the process has ended.
+        """
+        try:
+            seconds, messages = self.connection.recv()
+        except (EOFError, OSError):
+            raise HostEndedError(f"the process that played it {describe_end(self._process)}") from None
+        self._starts_in_vain = 0
+        self.seconds += seconds
+        self.steps += len(messages)
+        return [self._report(message) for message in messages]
+
+    def _report(self, message: Any) -> Report:
+        if isinstance(message, Ended):
+            return message
+        observed, layout = message
+        if layout is not None:
+            self._layouts[observed.slot] = layout
+        observed.observation |= self._block.read(self._layouts[observed.slot])
+        return observed  # type: ignore[no-any-return]
+
+    def restart(self) -> None:
+        """Start another process.
+
+        Raises:
+            ChildProcessError: several have ended before they played anything.
+        """
+        self._end()
+        self._starts_in_vain += 1
+        if self._starts_in_vain > _MAX_STARTS:
+            raise ChildProcessError(
+                f"{self.name}: {_MAX_STARTS} processes ended before they could play; their last words are above"
+            )
+        self._start()
+
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+
+    def _end(self) -> None:
+        end_workers({self.connection: self._process})
+        self._block.remove_name()
+
+
+_MAX_STARTS = 3
+
+
+def wait_for(hosts: Sequence[Host]) -> list[Host]:
+    """Wait until a host has reports, and return all that have, in their order. Not of worker processes: at once."""
+    workers = {host.connection: host for host in hosts if isinstance(host, WorkerHost)}
+    others = [host for host in hosts if not isinstance(host, WorkerHost)]
+    if others or not workers:
+        return others
+    ready = set(wait(list(workers)))
+    return [host for connection, host in workers.items() if connection in ready]
+
+
+def _run_worker(connection: Connection, path: str, tasks: Mapping[str, Task], options: PlayOptions) -> None:
+    """Carry out orders until the connection or the parent process ends.
+
+    Args:
+        connection: receives lists of orders; sends the seconds and the reports of each. The report of an observation
+            is a tuple with its layout in the shared block, or None where it has not changed.
+        path: of the shared block.
+        tasks, options: see `Slots`.
+    """
+    prepare_worker()
+    block, slots = SharedBlock(path), Slots(tasks, options)
+    block.remove_name()
+    layouts: dict[int, Layout] = {}
+    while True:
+        try:
+            orders = connection.recv()
+        except (EOFError, OSError):
+            return
+        began = time.perf_counter()
+        messages: list[Any] = []
+        for order in orders:
+            with watched():
+                report = slots.obey(order)
+            if isinstance(report, Observed):
+                layout, report.observation = block.write(report.slot, report.observation)
+                known = layouts.get(report.slot) == layout
+                layouts[report.slot] = layout
+                messages.append((report, None if known else layout))
+            else:
+                messages.append(report)
+        try:
+            connection.send((time.perf_counter() - began, messages))
+        except OSError:
+            return
