@@ -17,10 +17,11 @@ from ..checkpoint_files import JAT_MINI
 from ..config import PRESETS, JatConfig
 from ..engine.engine import JatEngine
 from ..envs import MissingSimulatorError, Task
-from ..evaluation import EpisodeResult, MissingVideoError, VideoError, normalize, write_grid
+from ..evaluation import EpisodeResult, MissingVideoError, VideoError, main_reference, normalize, write_grid
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, missing_simulators
 from ..evaluation.progress import play_episodes
+from ..evaluation.scores import reference_score
 from ..evaluation.tile import RecordTiles
 from ..evaluation.video import H264_FORMATS, EpisodeVideo, check_video, ffmpeg, video_rate
 from ..model.modeling import JatModel
@@ -128,7 +129,7 @@ def run(argv: Sequence[str]) -> int:
             say(f"random, expert: published mean returns, 0 and 1 of the score; {describe(agent)}")
         try:
             if parts:
-                note(f"wrote {write_grid(parts, arguments.video)}")
+                note(f"wrote {write_grid(parts, arguments.video, repeat=True)}")
         except (VideoError, RuntimeError, ValueError) as error:
             problems.append(f"--video: {' '.join(str(error).split())}")
     for problem in problems:
@@ -173,7 +174,7 @@ def _row(task: Task, episodes: list[EpisodeResult]) -> dict[str, str]:
         "task": task.name,
         "return": mean_std(returns) if len(returns) > 1 else number(returns[0]),
         "random": score(task.random),
-        "expert": score(task.expert),
+        "expert": score(reference_score(task, main_reference(task))),
         "score": "undefined" if scores is None else number(float(scores.mean())),
         "steps": f"{steps} (capped)" if capped else str(steps),
         "latency p50": milliseconds(float(p50)),

@@ -13,7 +13,7 @@ import numpy as np
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from ..envs import Task, get_domain, get_task
-from .scores import Reference, normalize
+from .scores import REFERENCES, normalize
 from .statistics import interquartile_mean
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def eval_results(evaluations: Evaluations, tasks: Mapping[str, Task]) -> list[Ev
     for domain in sorted({tasks[name].domain for name in evaluations}):
         title = get_domain(domain).title
         names = [name for name in evaluations if tasks[name].domain == domain]
-        for reference in _REFERENCES:
+        for reference in REFERENCES:
             scores = [normalize(evaluations[name], tasks[name], reference) for name in names]
             interval = interquartile_mean(s for s in scores if s is not None)
             if interval is not None:
@@ -139,15 +139,12 @@ def eval_results(evaluations: Evaluations, tasks: Mapping[str, Task]) -> list[Ev
     for name, returns in evaluations.items():
         title = name.partition("-")[2].replace("-", " ").title() if tasks[name].is_published else name
         results.append(_result(name, title, "total_reward", _plus_minus(returns)))
-        for reference in _REFERENCES:
+        for reference in REFERENCES:
             task_scores = normalize(returns, tasks[name], reference)
             if task_scores is not None:
                 metric = f"{reference}_normalized_total_reward"
                 results.append(_result(name, title, metric, _plus_minus(task_scores)))
     return results
-
-
-_REFERENCES: tuple[Reference, ...] = ("expert", "human")
 
 
 def _result(dataset: str, title: str, metric: str, value: str) -> EvalResult:

@@ -203,7 +203,7 @@ def _font(longest: str, size: float, width: int) -> Any:
 
 def _strip(width: int) -> int:
     """Return the height of a tile's line of text."""
-    return _even(max(12, width // 15))
+    return _even(10 + width // 20)
 
 
 def _whole(factor: float) -> int:

@@ -339,7 +339,7 @@ def _row(finished: Finished) -> tuple[Any, ...]:
     )
 
 
-_SCORES = ("random", "expert", "human")
+_SCORES = ("random", "expert", "human", "demonstrator")
 
 
 def describe_task(task: Task) -> dict[str, Any]:
@@ -357,7 +357,7 @@ def read_task(name: str, description: Mapping[str, Any]) -> Task:
     """Return a task as a run describes it."""
     scores = {key: Score.from_json(description.get(key)) for key in _SCORES}
     if name in TASKS:
-        return TASKS[name]
+        return TASKS[name].with_scores(None, scores["demonstrator"])
     rule = description["rule"]
     return Task(
         name=name,
@@ -368,9 +368,7 @@ def read_task(name: str, description: Mapping[str, Any]) -> Task:
         domain=description["domain"],
         success=description["success"],
         module=rule["module"],
-        random=scores["random"],
-        expert=scores["expert"],
-        human=scores["human"],
+        **scores,
     )
 
 

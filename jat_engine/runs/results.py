@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 
 from ..atomic_io import write_json
-from ..evaluation.scores import Reference, undefined_reason
+from ..evaluation.scores import REFERENCES, reference_score, undefined_reason
 from ..evaluation.statistics import Aggregates, Interval, aggregate, mean_interval, success_rate
 from .records import Evaluation, TaskEpisodes
 
 EVALUATIONS, RESULTS, TIMING = "evaluations.json", "results.json", "timing.json"
 """Names of the files."""
-
-REFERENCES: tuple[Reference, ...] = ("expert", "human")
-"""References of the normalised scores in `results.json`."""
 
 _DIGITS = 9
 
@@ -79,10 +76,10 @@ def _task(task: TaskEpisodes) -> dict[str, Any]:
         "mean_interval": _interval(mean_interval(returns)),
         "success_rate": None if task.successes is None else _interval(success_rate(task.successes)),
         "random_mean": row.random.mean if row.random else None,
-        "expert_mean": row.expert.mean if row.expert else None,
-        "human_mean": row.human.mean if row.human else None,
     }
     for reference in REFERENCES:
+        score = reference_score(row, reference)
+        summary[f"{reference}_mean"] = score.mean if score else None
         scores, key = task.scores(reference), f"{reference}_normalized"
         summary[key] = None
         if scores is None:

@@ -20,7 +20,9 @@ from jat_engine.evaluation import (
     EpisodeResult,
     Results,
     hub,
+    main_reference,
     normalize,
+    reference_words,
     run_episode,
     run_episodes,
     undefined_reason,
@@ -295,6 +297,27 @@ def test_scores_by_the_published_call() -> None:
         normalize([1.0], "atari-pongg", "expert")
 
 
+def test_scores_by_the_demonstrator_and_their_words() -> None:
+    pendulum = TASKS["mujoco-pendulum"].with_scores(None, Score(1000.0, None))
+    own = get_task("gym:CartPole-v1").with_scores(Score(20.0, None), Score(500.0, None))
+    registered = replace(own, expert=Score(260.0, None))
+    for task, reference, words in (
+        (pendulum, "expert", "by the published expert"),
+        (own, "demonstrator", "by its demonstrator"),
+        (registered, "expert", "by its expert"),
+    ):
+        assert main_reference(task) == reference
+        assert reference_words(reference, [task]) == words
+    assert reference_words("expert", [pendulum, registered]) == "by the expert"
+
+    assert normalize([1000.0], pendulum, "demonstrator") == pytest.approx([1.0])
+    assert normalize([1000.0], pendulum) == pytest.approx([2.118], abs=1e-3)
+    assert normalize([260.0], own) == pytest.approx([0.5])
+    assert normalize([260.0], registered) == pytest.approx([1.0])
+    assert undefined_reason(own, "expert") == "undefined: no expert score"
+    assert undefined_reason(TASKS["mujoco-pendulum"], "demonstrator") == "undefined: no demonstrator score"
+
+
 @pytest.mark.parametrize("name", ["atari-bowling", "atari-venture"])
 def test_normalized_scores_are_undefined_where_the_expert_is_no_better_than_random(name: str) -> None:
     assert normalize([100.0], TASKS[name]) is None
@@ -304,7 +327,7 @@ def test_normalized_scores_are_undefined_where_the_expert_is_no_better_than_rand
 def test_only_atari_has_human_scores() -> None:
     assert normalize([1.0], TASKS["mujoco-hopper"], "human") is None
     assert undefined_reason(TASKS["mujoco-hopper"], "human") == "undefined: no human score"
-    with pytest.raises(ValueError, match="reference: expected 'expert', 'human' or 'max', got 'best'"):
+    with pytest.raises(ValueError, match="reference: expected 'expert', 'demonstrator', 'human' or 'max', got 'best'"):
         normalize([1.0], TASKS["mujoco-hopper"], "best")  # type: ignore[arg-type]
 
 
@@ -426,10 +449,10 @@ def test_push_uploads_model_results_and_card(tmp_path: Path, tiny_model: Any, ti
 
 
 def test_the_card_of_tasks_of_ones_own() -> None:
-    task = replace(get_task("gym:CartPole-v1"), random=Score(20.0, None), expert=Score(500.0, None))
+    task = replace(get_task("gym:CartPole-v1"), random=Score(20.0, None), demonstrator=Score(500.0, None))
     card = hub.model_card("me/agent", {task.name: [260.0]}, {task.name: task})
     metrics = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
-    assert metrics["gym:CartPole-v1", "expert_normalized_total_reward"] == "0.50 +/- 0.00"
+    assert metrics["gym:CartPole-v1", "demonstrator_normalized_total_reward"] == "0.50 +/- 0.00"
     assert card.data.datasets is None  # it was not trained on the published one
 
 
