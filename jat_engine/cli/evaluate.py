@@ -44,7 +44,7 @@ from .agent import (
 )
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, note, parse
 from .run_progress import RunProgress
-from .run_tables import print_evaluation
+from .run_tables import power_line, print_evaluation
 from .streams import terminable, uninterrupted
 
 AUTO = "auto"
@@ -175,6 +175,7 @@ def run(argv: Sequence[str]) -> int:
     with run_lock(folder), terminable(), _opened(folder, arguments) as database:
         prepare_run(database, settings, tasks, counts, arguments.mixed_machines)
         database.set_arguments(described)
+        note(power_line(counts))
         problems = play(database, agent, processor, tasks, options, counts)
         evaluation = database.read()
         print_evaluation(evaluation, [task.name for task in tasks])
