@@ -94,7 +94,7 @@ class WorkQueue:
         """Put episodes back that were not played, such as those of a machine that is gone."""
         for item in items:
             self.note_end(item)
-            self._waiting[item.task].appendleft(item)
+            (self._suspects if self.is_suspect(item) else self._waiting[item.task]).appendleft(item)
 
     def note_death(self, items: Iterable[Item]) -> list[Item]:
         """Put the episodes back that a process played when it ended.
