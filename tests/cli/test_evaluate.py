@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from PIL import Image
 
 from jat_engine import JatEngine
 from jat_engine.atomic_io import locked
@@ -206,7 +207,7 @@ def test_tasks_that_do_not_fit_are_named_before_anything_runs(
 
 @pytest.mark.parametrize(
     "path",
-    ["pong.gif", "pong", ".", "..", "/proc/pong.mp4", "file/pong.mp4", "folder.mp4", "x" * 300 + ".mp4", "a\0b.mp4"],
+    ["pong.avi", "pong", ".", "..", "/proc/pong.mp4", "file/pong.mp4", "folder.mp4", "x" * 300 + ".mp4", "a\0b.mp4"],
 )
 @pytest.mark.parametrize("command", ["play", "demo"])
 def test_video_paths_are_checked_before_anything_runs(
@@ -223,7 +224,14 @@ def test_video_paths_are_checked_before_anything_runs(
 @pytest.mark.parametrize("path", ["-v.mp4", "a:b.mp4", "with space/%d.mkv"])
 def test_odd_names_of_videos_work(path: str) -> None:
     assert main(["play", *EVAL[1:], "--task", "babyai-open", f"--save_video={path}"]) == 0
-    assert len(list(read_video(path))) == 3
+    assert len(list(read_video(path))) == 9
+
+
+def test_play_writes_a_gif() -> None:
+    assert main(["play", *EVAL[1:], "--task", "babyai-open", "--save_video", "open.gif"]) == 0
+    with Image.open("open.gif") as image:
+        assert image.size == (704, 748)
+        assert image.n_frames == 4
 
 
 def test_an_encoder_that_does_not_work_is_known_before_anything_runs(
