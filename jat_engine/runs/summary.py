@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class TaskSummary:
         success: success rate with Wilson's interval; None if the task does not define success.
         scores: mean normalised return by each reference for which it is defined.
         score_stds: standard deviation of the episodes' normalised returns, by the same references.
+        run: how its episodes were played, in words; see `describe_run`.
     """
 
     task: Task
@@ -42,6 +44,7 @@ class TaskSummary:
     success: Interval | None
     scores: Mapping[Reference, Interval]
     score_stds: Mapping[Reference, float]
+    run: str
 
 
 @dataclass(frozen=True)
@@ -107,19 +110,19 @@ def summarize(evaluation: Evaluation) -> Summary:
     played = [task for task in evaluation.tasks.values() if task.finished]
     if not played:
         raise ValueError("evaluation: expected finished episodes, got none; play some first")
-    tasks = [summarize_task(task) for task in played]
+    tasks = [summarize_task(task, evaluation.settings) for task in played]
     domains = dict.fromkeys(task.task.domain for task in played)
     return Summary(
         tasks,
         [_summarize_group(name, [task for task in played if task.task.domain == name]) for name in domains],
         _summarize_group(OVERALL, played),
         [reference for reference in REFERENCES if any(reference in row.scores for row in tasks)],
-        describe_run(evaluation),
+        describe_run(played, evaluation.settings),
     )
 
 
-def summarize_task(task: TaskEpisodes) -> TaskSummary:
-    """Return the summary of a task, which has finished episodes."""
+def summarize_task(task: TaskEpisodes, settings: Mapping[str, Any]) -> TaskSummary:
+    """Return the summary of a task, which has finished episodes; arguments as of `describe_run`."""
     mean = mean_interval(task.returns)
     assert mean is not None, "there are finished episodes"
     scores, deviations = {}, {}
@@ -131,7 +134,8 @@ def summarize_task(task: TaskEpisodes) -> TaskSummary:
             scores[reference], deviations[reference] = Interval(*map(float, bounds)), float(values.std())
     success = None if task.successes is None else success_rate(task.successes)
     std = float(task.returns.std())
-    return TaskSummary(task.task, len(task.returns), task.planned, mean, std, success, scores, deviations)
+    run = describe_run([task], settings)
+    return TaskSummary(task.task, len(task.returns), task.planned, mean, std, success, scores, deviations, run)
 
 
 def _summarize_group(name: str, tasks: Sequence[TaskEpisodes]) -> GroupSummary:
@@ -149,27 +153,30 @@ def _summarize_group(name: str, tasks: Sequence[TaskEpisodes]) -> GroupSummary:
 # ---- words -----------------------------------------------------------------------------------------------------------
 
 
-def describe_run(evaluation: Evaluation) -> str:
-    """Return how the episodes were played: their numbers, how actions were chosen, seeds, and limits.
+def describe_run(tasks: Sequence[TaskEpisodes], settings: Mapping[str, Any]) -> str:
+    """Return how episodes were played: their numbers, how actions were chosen, seeds, and limits.
 
     Such as "30 episodes per task, sampled actions, seeds 1000000 to 1000029".
+
+    Args:
+        tasks: with finished episodes.
+        settings: of the evaluation.
     """
-    played = [task.finished for task in evaluation.tasks.values() if task.finished]
+    played = [task.finished for task in tasks]
     numbers, seeds = [len(task) for task in played], [episode.seed for task in played for episode in task]
     low, high = min(numbers), max(numbers)
     plural = "" if high == 1 else "s"
-    parts = [f"{low} episode{plural} per task" if low == high else f"{low} to {high} episodes per task"]
+    each = " per task" if len(tasks) > 1 else ""
+    parts = [f"{low} episode{plural}{each}" if low == high else f"{low} to {high} episodes{each}"]
 
-    deterministic = evaluation.settings.get("deterministic")
+    deterministic = settings.get("deterministic")
     if deterministic is not None:
         parts.append("greedy (most likely) actions" if deterministic else "sampled actions")
     parts.append(f"seed {seeds[0]}" if len(set(seeds)) == 1 else f"seeds {min(seeds)} to {max(seeds)}")
 
     capped = sum(episode.capped for task in played for episode in task)
     if capped:
-        parts.append(
-            f"{capped} episode{'' if capped == 1 else 's'} stopped at {evaluation.settings.get('max_steps')} steps"
-        )
+        parts.append(f"{capped} episode{'' if capped == 1 else 's'} stopped at {settings.get('max_steps')} steps")
     return ", ".join(parts)
 
 
@@ -183,7 +190,9 @@ AGGREGATE_WORDS = (
 def interval_words(summary: Summary) -> str:
     """Return a sentence that says what the intervals of a summary are."""
     words = f"95 % percentile bootstrap intervals ({RESAMPLES:,} resamples of the episodes within each task)"
-    return f"Brackets are {words}" + ("; of success rates they are Wilson's." if summary.overall.success else ".")
+    wilson = "; of success rates they are Wilson's" if summary.overall.success else ""
+    single = any(task.episodes == 1 for task in summary.tasks)
+    return f"Brackets are {words}{wilson}." + (" Those of a single episode have no width." if single else "")
 
 
 def reference_definitions(summary: Summary) -> list[str]:
@@ -194,10 +203,11 @@ def reference_definitions(summary: Summary) -> list[str]:
         "was trained on",
         "human": "0 is the mean return of a random policy, 1 that of humans",
     }
-    return [_sentence(f"{summary.words(reference)}: {meanings[reference]}.") for reference in summary.references]
+    return [sentence(f"{summary.words(reference)}: {meanings[reference]}.") for reference in summary.references]
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """Return text that begins with a capital letter."""
     return text[:1].upper() + text[1:]
 
 

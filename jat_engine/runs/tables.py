@@ -22,6 +22,7 @@ from .summary import (
     number,
     percent,
     reference_definitions,
+    sentence,
 )
 
 AGGREGATES = {"iqm": "IQM", "median": "Median", "mean": "Mean", "optimality_gap": "Optimality gap"}
@@ -189,7 +190,7 @@ def groups_latex(summary: Summary, agent: str = "the agent") -> str:
     width = 2 + 2 * len(AGGREGATES)
     body: list[str] = []
     for reference in summary.references:
-        words = escape(_sentence(summary.words(reference)))
+        words = escape(sentence(summary.words(reference)))
         body.append(rf"\multicolumn{{{width}}}{{l}}{{\textit{{{words}}}}} \\")
         body += [_group_row(group, group.scores[reference]) for group in summary.groups if reference in group.scores]
         body.append(r"\midrule")
@@ -243,12 +244,8 @@ def _incomplete(summary: Summary) -> list[str]:
 
 
 def _two_lines(words: str) -> str:
-    first, _, rest = escape(_sentence(words)).partition(" ")
+    first, _, rest = escape(sentence(words)).partition(" ")
     return rf"\shortstack{{{first}\\{rest}}}"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _latex(columns: str, head: list[str], body: list[str], caption: str, label: str) -> str:
