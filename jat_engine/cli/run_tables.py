@@ -78,9 +78,7 @@ def _aggregates(summary: Summary) -> list[str]:
     """Return a line for each domain, and one for all."""
     if not summary.references:
         return []
-    lines = [
-        "IQM is the interquartile mean, the mean of the middle half of all episodes' scores; tasks count the same."
-    ]
+    lines = ["IQM is the interquartile mean, the mean of the middle half of all episodes' scores; tasks count equally."]
     for reference in summary.references:
         for group in summary.groups:
             found = group.scores.get(reference)
