@@ -380,7 +380,10 @@ def read_task(name: str, description: Mapping[str, Any]) -> Task:
         domain=description["domain"],
         success=description["success"],
         module=rule["module"],
-        **scores,
+        random=scores["random"],
+        expert=scores["expert"],
+        human=scores["human"],
+        demonstrator=scores["demonstrator"],
     )
 
 

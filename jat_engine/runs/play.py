@@ -191,12 +191,12 @@ class Player:
         observed: list[Observed] = []
         for host in ready:
             busy = self._hosts[host]
-            busy.waiting = False
             try:
                 reports = host.receive()
             except HostEndedError as error:
                 finished += self._recover(host, str(error))
                 continue
+            busy.waiting = not reports
             for report in reports:
                 if isinstance(report, Ended):
                     self._queue.note_end(busy.items.pop(report.slot))

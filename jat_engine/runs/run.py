@@ -142,11 +142,11 @@ def choose_workers(items: Sequence[Item], tasks: Sequence[Task], options: RunOpt
     return min(available_cores() if number is None else number, len(items))
 
 
-def start_hosts(num_workers: int, tasks: Mapping[str, Task], options: RunOptions) -> list[Host]:
-    """Start the processes with the environments."""
+def start_hosts(num_workers: int, num_items: int, tasks: Mapping[str, Task], options: RunOptions) -> list[Host]:
+    """Start the processes with the environments, for this number of episodes."""
     if num_workers == 0:
         return [LocalHost(tasks, options.play)]
-    num_slots = options.num_envs or MAX_AUTO_ENVS
+    num_slots = min(options.num_envs or MAX_AUTO_ENVS, num_items)
     return [WorkerHost(number, tasks, options.play, num_slots) for number in range(num_workers)]
 
 
@@ -177,7 +177,7 @@ def open_player(
     database.clear_claims()
     played, by_name = database.mean_lengths(), {task.name: task for task in tasks}
     queue = WorkQueue(items, lambda task: expected_length(task, played, options.play.max_steps))
-    hosts = start_hosts(choose_workers(items, tasks, options), by_name, options)
+    hosts = start_hosts(choose_workers(items, tasks, options), len(items), by_name, options)
     player = Player(agents, hosts, queue, by_name, options.num_envs, database.claim)
     try:
         yield player
