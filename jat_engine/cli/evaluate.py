@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..machine import available_cores
 from ..runs.agents import ActOptions
 from ..runs.database import FILE_NAME, RunDatabase, RunError
 from ..runs.folder import check_results, default_folder, run_lock, set_aside
-from ..runs.plan import plan_items
+from ..runs.plan import Item, plan_items
 from ..runs.play import PlayTiming
 from ..runs.recorders import Recorders
 from ..runs.recording import parse_episode_choice
@@ -323,7 +323,9 @@ def play(
         A message for each episode that failed, each recording that failed, and for files that cannot be written.
     """
     problems: list[str] = []
-    items = database.missing(plan_items(counts, options.seed))
+    planned = plan_items(counts, options.seed)
+    items = database.missing(planned)
+    note_unrecorded(set(planned) - set(items), tasks, options)
     agents = make_agents(agent, processor, options.act)
     timing = None
     try:
@@ -344,6 +346,19 @@ def play(
                 note(f"jat-engine: error: {problem}")
         raise
     return problems + write_files(database, timing, describe(agent))
+
+
+def note_unrecorded(played: Collection[Item], tasks: list[Task], options: RunOptions) -> None:
+    """Say which episodes will not be recorded because they were played before."""
+    recorders, by_name = options.play.recording, {task.name: task for task in tasks}
+    if recorders is None:
+        return
+    lost = [item for item in played if not recorders.is_recorded(by_name[item.task], item)]
+    if lost:
+        note(
+            f"{len(lost)} episode(s) were played before, and are not recorded now; to play them again, name another "
+            "--output_dir, or add --overwrite to set the run aside"
+        )
 
 
 def failure_line(episode: Episode) -> str:
