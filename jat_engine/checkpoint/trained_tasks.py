@@ -23,8 +23,9 @@ class TrainedTask:
     Attributes:
         name: of the task.
         rule: `Task.rule`; of published tasks too.
-        random, expert: returns that were measured with the demonstrations; None for published tasks, which have their
-            own, and where nothing was measured.
+        random: return of the random policy that was measured with the demonstrations; None for published tasks, which
+            have their own, and where it was not measured.
+        demonstrator: return of the policy that the demonstrations show; None where it is not known.
         seeds: first and last seed of each run of demonstrations.
         is_earlier: True if it was trained before the last training, which may have made it worse.
     """
@@ -32,7 +33,7 @@ class TrainedTask:
     name: str
     rule: Mapping[str, Any]
     random: Score | None = None
-    expert: Score | None = None
+    demonstrator: Score | None = None
     seeds: tuple[tuple[int, int], ...] = ()
     is_earlier: bool = False
 
@@ -53,7 +54,7 @@ class TrainedTask:
                 f"{task.name}: expected {part} {self.rule[part]}, as the checkpoint was trained with, got "
                 f"{task.rule[part]}; {remedy}"
             )
-        return task.with_scores(self.random, self.expert)
+        return task.with_scores(self.random, self.demonstrator)
 
     @property
     def remedy(self) -> str:
@@ -104,7 +105,7 @@ def _task(entry: Mapping[str, Any]) -> TrainedTask:
         str(entry["name"]),
         dict(entry["rule"]),
         Score.from_json(entry.get("random")),
-        Score.from_json(entry.get("expert")),
+        Score.from_json(entry.get("demonstrator", entry.get("expert"))),  # "expert" in files of earlier versions
         seeds,
         bool(entry.get("is_earlier", False)),
     )
@@ -131,7 +132,7 @@ def to_json(tasks: Iterable[TrainedTask]) -> list[dict[str, Any]]:
             "rule": dict(task.rule),
             **{
                 key: asdict(score)
-                for key, score in (("random", task.random), ("expert", task.expert))
+                for key, score in (("random", task.random), ("demonstrator", task.demonstrator))
                 if score is not None
             },
             "seeds": [list(pair) for pair in task.seeds],
@@ -154,13 +155,14 @@ def write_trained_tasks(folder: Path, tasks: Sequence[Mapping[str, Any]]) -> Non
 def join_earlier(tasks: Iterable[TrainedTask], earlier: Iterable[TrainedTask]) -> list[TrainedTask]:
     """Return the tasks of a training, and those that its first weights were trained on, marked as earlier.
 
-    A task of both has the seeds of both.
+    A task of both has the seeds of both, and the earlier demonstrator if the new one is not known.
     """
     joined = {task.name: task for task in tasks}
     for task in earlier:
         if task.name in joined:
             now = joined[task.name]
-            joined[task.name] = replace(now, seeds=tuple(dict.fromkeys((*task.seeds, *now.seeds))))
+            seeds = tuple(dict.fromkeys((*task.seeds, *now.seeds)))
+            joined[task.name] = replace(now, seeds=seeds, demonstrator=now.demonstrator or task.demonstrator)
         else:
             joined[task.name] = replace(task, is_earlier=True)
     return list(joined.values())
@@ -197,5 +199,5 @@ def trained_task(
         stored_rule: by which the demonstrations were stored. A task that is known by them alone has no adapter.
     """
     rule = task.rule | {key: value for key, value in (stored_rule or {}).items() if value is not None}
-    scores = (None, None) if task.is_published else (task.random, task.expert)
-    return TrainedTask(task.name, rule, *scores, tuple(seeds))
+    random = None if task.is_published else task.random
+    return TrainedTask(task.name, rule, random, task.demonstrator, tuple(seeds))

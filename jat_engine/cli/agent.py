@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from .. import checkpoint_files
+from ..backends.base import PAGE_SIZE, STEP_TOKENS
 from ..checkpoint.reader import find_weight_files
 from ..config import JatConfig
 from ..engine.engine import JatEngine
-from ..evaluation.results import weights_sha256
+from ..runs.settings import weights_sha256
 from .arguments import ModelArguments, note
 
 if TYPE_CHECKING:  # their import takes seconds, and an engine does without
@@ -22,8 +24,14 @@ if TYPE_CHECKING:  # their import takes seconds, and an engine does without
     from ..model.processing import JatProcessor
 
 
-def load_agent(arguments: ModelArguments) -> tuple[JatEngine | JatModel, JatProcessor | None]:
+def load_agent(
+    arguments: ModelArguments, num_agents: int | None = None
+) -> tuple[JatEngine | JatModel, JatProcessor | None]:
     """Load the agent: an engine, or with `--backend reference` a `JatModel` and its processor.
+
+    Args:
+        arguments: of the command.
+        num_agents: sessions that the engine must have room for; None for its default.
 
     Returns:
         `(agent, processor)`; the processor is None for an engine.
@@ -46,10 +54,17 @@ def load_agent(arguments: ModelArguments) -> tuple[JatEngine | JatModel, JatProc
                 dtype=arguments.dtype,
                 backend=arguments.backend,
                 cache_dir=arguments.cache_dir,
+                max_cached_tokens=None if num_agents is None else num_agents * _window_tokens(arguments),
             )
         except (OSError, ValueError) as error:
             raise ValueError(f"--model_name_or_path {source}: {error}") from error
     return engine, None
+
+
+def _window_tokens(arguments: ModelArguments) -> int:
+    """Return the tokens of the KV cache that a session can need at most, in whole pages."""
+    tokens = load_config(arguments).max_context_tokens + STEP_TOKENS
+    return (math.ceil(tokens / PAGE_SIZE) + 1) * PAGE_SIZE
 
 
 def load_config(arguments: ModelArguments) -> JatConfig:
@@ -77,10 +92,11 @@ def weights_of(arguments: ModelArguments) -> str:
 
 
 def settings_of(agent: JatEngine | JatModel) -> dict[str, str]:
-    """Return the backend and the dtype that compute the agent's actions."""
+    """Return the backend, the dtype and the kind of device that compute the agent's actions."""
     if isinstance(agent, JatEngine):
-        return {"backend": str(agent.choice.backend), "dtype": str(agent.choice.dtype)}
-    return {"backend": "reference", "dtype": str(agent.dtype).removeprefix("torch.")}
+        choice = agent.choice
+        return {"backend": str(choice.backend), "dtype": str(choice.dtype), "device": choice.device.type}
+    return {"backend": "reference", "dtype": str(agent.dtype).removeprefix("torch."), "device": agent.device.type}
 
 
 def check_source(field: str, source: str) -> None:

@@ -20,8 +20,8 @@ from ..bench.suites import evaluate, generate, growth, host, latency, load, loop
 from ..bench.workload import SPACES, check_model
 from .agent import default_device, quiet_loading
 from .arguments import TaskArguments, note, parse
-from .tables import print_table
 from .streams import say
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..envs import Task

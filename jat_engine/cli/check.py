@@ -14,9 +14,10 @@ import numpy as np
 
 from ..checkpoint.trained_tasks import as_trained, read_trained_tasks
 from ..envs import MissingSimulatorError, Task
-from ..evaluation import run_episode
+from ..evaluation import main_reference, run_episode
 from ..evaluation.environment import evaluation_env
 from ..evaluation.progress import simulator_output
+from ..evaluation.scores import reference_score
 from ..testing.checkpoint_checks import CheckpointChecks
 from ..testing.outcome import CheckFailedError, Outcome, SkipCheckError, run_check
 from .agent import check_source, quiet_loading
@@ -146,8 +147,8 @@ def play_episode(checks: CheckpointChecks, task: Task, source: str, cache_dir: s
 
     if not math.isfinite(episode.return_):
         raise CheckFailedError(f"expected a finite return, got {episode.return_} after {episode.length} steps")
-    known = (
-        f"{'published' if task.is_published else 'measured'} random {score(task.random)}, expert {score(task.expert)}"
-    )
+    reference = main_reference(task)
+    origin = "published" if task.is_published else "measured"
+    known = f"{origin} random {score(task.random)}, {reference} {score(reference_score(task, reference))}"
     latency = milliseconds(float(np.median(episode.latencies_us)))
     return f"return {number(episode.return_)} ({known}), {episode.length} steps, {latency} each"

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..collect.experts import EXPERT_TASKS
 from ..envs import TASKS, Task, expand_tasks
-from ..evaluation import normalize
+from ..evaluation import main_reference, normalize, reference_words
 from ..evaluation.random_policy import RANDOM_EPISODES
 from .arguments import TaskArguments, find_current_folder, note, parse
 from .tables import mean_std, number, print_table
@@ -189,7 +189,7 @@ def _sentence(collection: Collection) -> str:
     return (
         f"{collection.task}: {collection.num_episodes} episodes, {collection.steps:,} steps, "
         f"return {mean_std(collection.returns)}, success {_success(collection)}, "
-        f"expert-normalised {_normalized(collection)}"
+        f"normalised {_words(collection)} {_normalized(collection)}"
     )
 
 
@@ -203,6 +203,11 @@ def _normalized(collection: Collection) -> str:
     return "undefined" if scores is None else f"{float(np.mean(scores)):.3f}"
 
 
+def _words(collection: Collection) -> str:
+    task = collection.as_task()
+    return reference_words(main_reference(task), [task])
+
+
 def _print(collected: list[Collection]) -> None:
     columns = {
         "task": [c.task for c in collected],
@@ -211,8 +216,9 @@ def _print(collected: list[Collection]) -> None:
         "steps": [f"{c.steps:,}" for c in collected],
         "return": [mean_std(c.returns) for c in collected],
         "success": [_success(c) for c in collected],
-        "expert-normalised": [_normalized(c) for c in collected],
     }
+    for words in dict.fromkeys(map(_words, collected)):
+        columns[f"normalised {words}"] = [_normalized(c) if _words(c) == words else "-" for c in collected]
     print_table(
         f"{len(collected)} task{'s' if len(collected) > 1 else ''}",
         columns,

@@ -17,18 +17,19 @@ from ..checkpoint_files import JAT_MINI
 from ..config import PRESETS, JatConfig
 from ..engine.engine import JatEngine
 from ..envs import MissingSimulatorError, Task
-from ..evaluation import EpisodeResult, MissingVideoError, VideoError, normalize, write_grid
+from ..evaluation import EpisodeResult, MissingVideoError, VideoError, main_reference, normalize, write_grid
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, missing_simulators
 from ..evaluation.progress import play_episodes
+from ..evaluation.scores import reference_score
 from ..evaluation.tile import RecordTiles
 from ..evaluation.video import H264_FORMATS, EpisodeVideo, check_video, ffmpeg, video_rate
 from ..model.modeling import JatModel
 from ..model.processing import JatProcessor
 from .agent import default_device, describe, load_agent, load_config
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
-from .tables import mean_std, milliseconds, number, print_table, score
 from .streams import say, terminable
+from .tables import mean_std, milliseconds, number, print_table, score
 
 DEMO_TASKS = ("atari-pong", "babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
 """One of each domain, all known to jat-mini."""
@@ -173,7 +174,7 @@ def _row(task: Task, episodes: list[EpisodeResult]) -> dict[str, str]:
         "task": task.name,
         "return": mean_std(returns) if len(returns) > 1 else number(returns[0]),
         "random": score(task.random),
-        "expert": score(task.expert),
+        "expert": score(reference_score(task, main_reference(task))),
         "score": "undefined" if scores is None else number(float(scores.mean())),
         "steps": f"{steps} (capped)" if capped else str(steps),
         "latency p50": milliseconds(float(p50)),

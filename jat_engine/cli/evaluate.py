@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
-import sys
-import tempfile
-import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
 from ..atomic_io import check_writable
 from ..checkpoint.trained_tasks import TrainedTask, find_trained_tasks, read_trained_tasks
 from ..envs import Task
-from ..evaluation import (
-    Agent,
-    Results,
-    VideoError,
-    interquartile_mean,
-    normalize,
-    undefined_reason,
-    write_grid,
-)
+from ..evaluation import VideoError, write_grid
 from ..evaluation.checks import check_sizes
-from ..evaluation.environment import evaluation_env, require_simulators
-from ..evaluation.progress import play_episodes
-from ..evaluation.results import (
-    EVALUATIONS,
-    RESULTS,
-    check_adapters,
-    default_folder,
-    read_earlier,
-    results_lock,
-    task_of_entry,
-)
+from ..evaluation.environment import require_simulators
 from ..evaluation.seeds import choose_seed, overlap_warning
-from ..evaluation.video import EpisodeVideo, check_video, frame_rate
+from ..evaluation.video import check_video
+from ..machine import available_cores
+from ..runs.agents import ActOptions
+from ..runs.database import FILE_NAME, RunDatabase, RunError
+from ..runs.folder import check_results, default_folder, run_lock, set_aside
+from ..runs.plan import plan_items
+from ..runs.play import PlayTiming
+from ..runs.recorders import Recorders
+from ..runs.recording import parse_episode_choice
+from ..runs.records import Episode, Evaluation
+from ..runs.results import EVALUATIONS, RESULTS, write_results
+from ..runs.run import RunOptions, check_run, make_agents, open_player, prepare_run, record
+from ..runs.settings import machine_settings
+from ..runs.slots import PlayOptions
+from ..runs.timing import write_timing
+from ..runs.trajectories import check_trajectories
 from .agent import (
     check_source,
     describe,
@@ -53,16 +42,23 @@ from .agent import (
     settings_of,
     weights_of,
 )
-from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
-from .tables import interval, mean_std, milliseconds, print_table, score
-from .streams import say, terminable, uninterrupted
+from .arguments import EpisodeArguments, ModelArguments, TaskArguments, note, parse
+from .run_progress import RunProgress
+from .run_tables import power_line, print_evaluation
+from .streams import terminable, uninterrupted
+
+AUTO = "auto"
+
+_NUM_EPISODES = 2
 
 
 @dataclass(kw_only=True)
 class EvalArguments(EpisodeArguments):
     """Arguments of `jat-engine eval`."""
 
-    num_episodes: int = field(default=2, metadata={"help": "episodes per task"})
+    num_episodes: int | None = field(  # type: ignore[assignment]  # `run` chooses one for None
+        default=None, metadata={"help": f"episodes per task: {_NUM_EPISODES}, or with --resume those of the run"}
+    )
     seed: int | None = field(  # type: ignore[assignment]  # `run` chooses one for None
         default=None,
         metadata={
@@ -80,11 +76,35 @@ class EvalArguments(EpisodeArguments):
     output_dir: str | None = field(
         default=None, metadata={"help": "folder for the results; by default one in results/ with the model's name"}
     )
+    resume: bool = field(
+        default=False,
+        metadata={"help": "go on with the run in that folder: play what is missing of its tasks and episodes"},
+    )
     overwrite: bool = field(
-        default=False, metadata={"help": "replace results of another checkpoint or of other settings in that folder"}
+        default=False,
+        metadata={"help": "set a run of another checkpoint or of other settings in that folder aside"},
+    )
+    mixed_machines: bool = field(
+        default=False,
+        metadata={"help": "go on with a run of another processor or of other versions; results then depend on both"},
+    )
+    num_workers: str = field(
+        default=AUTO,
+        metadata={"help": "processes for environments; 0 for none. auto: one for each core, none for a short run"},
+    )
+    num_envs: str = field(
+        default=AUTO,
+        metadata={"help": "environments of each process. auto: the number with which the run is fastest"},
     )
     save_video: bool = field(
-        default=False, metadata={"help": "write a video of each task, and replay.mp4 with all of them"}
+        default=False, metadata={"help": "write videos of episodes, and replay.mp4 with the first of each task"}
+    )
+    video_episodes: list[str] = field(
+        default_factory=lambda: ["0"], metadata={"help": "episodes of each task: indices, first:N, or all"}
+    )
+    format: str = field(default="mp4", metadata={"help": "of videos", "choices": ["mp4", "gif"]})
+    save_trajectories: bool = field(
+        default=False, metadata={"help": "write every episode in the columns of the published dataset"}
     )
     push_to_hub: bool = field(
         default=False,
@@ -99,8 +119,19 @@ class EvalArguments(EpisodeArguments):
             ValueError: a value is out of range, or a flag is missing.
         """
         super().check()
+        for name, least in (("num_workers", 0), ("num_envs", 1)):
+            text = getattr(self, name)
+            if text != AUTO and not (text.isascii() and text.isdigit() and int(text) >= least):
+                raise ValueError(f"--{name}: expected auto or an integer of at least {least}, got {text!r}")
         if self.push_to_hub and not self.repo_id:
             raise ValueError("--push_to_hub needs --repo_id owner/name")
+        if self.resume and self.overwrite:
+            raise ValueError("--resume, --overwrite: expected one of them, got both")
+
+    def number(self, name: str) -> int | None:
+        """Return the value of `--num_workers` or `--num_envs`; None for auto."""
+        text = getattr(self, name)
+        return None if text == AUTO else int(text)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -115,7 +146,7 @@ def run(argv: Sequence[str]) -> int:
     """Run `jat-engine eval`.
 
     Returns:
-        The exit code: 1 if a task, a video or the upload failed. The results of everything else are written.
+        The exit code: 1 if an episode, a video or the upload failed. The results of everything else are written.
     """
     model_arguments, choice, arguments = parse(
         "eval", "Score an agent on tasks, as published.", [ModelArguments, TaskArguments, EvalArguments], argv
@@ -123,36 +154,61 @@ def run(argv: Sequence[str]) -> int:
     source = model_arguments.model_name_or_path
     check_source("--model_name_or_path", source)
     trained = read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir})
+    folder = Path(arguments.output_dir) if arguments.output_dir else default_folder(source)
+    planned = take_up(arguments, folder)
+    if arguments.num_episodes is None:
+        arguments.num_episodes = _NUM_EPISODES
     if arguments.seed is None:
         arguments.seed = choose_seed(trained, arguments.num_episodes)
     arguments.check()
     tasks = find_tasks(choice, arguments, trained)
-    folder = Path(arguments.output_dir) if arguments.output_dir else default_folder(source)
-    check_before(model_arguments, arguments, tasks, folder)
+    known = {"weights_sha256": weights_of(model_arguments), **arguments.settings, **machine_settings()}
+    check_before(model_arguments, arguments, tasks, folder, known)
     if not tasks:
         return upload(model_arguments, arguments.repo_id, folder)
 
-    agent, processor = load_agent(model_arguments)
-    results = Results(
-        folder,
-        num_episodes=arguments.num_episodes,
-        arguments=asdict(model_arguments) | asdict(choice) | asdict(arguments),
-        device=describe(agent),
-        settings={"weights_sha256": weights_of(model_arguments)} | settings_of(agent) | arguments.settings,
-    )
-    with results_lock(folder), terminable():
-        if not arguments.overwrite:
-            results.keep_earlier()
-        problems = play_tasks(agent, processor, tasks, results, arguments)
-        print_results(results, tasks)
-        if arguments.save_video:
-            problems += write_replay(results)
-
-    if arguments.push_to_hub and results.folder == folder:
+    options = run_options(arguments, folder)
+    counts = {task.name: planned.get(task.name, arguments.num_episodes) for task in tasks}
+    agent, processor = load_agent(model_arguments, num_agents=most_agents(options, sum(counts.values())))
+    settings = known | settings_of(agent)
+    described = asdict(model_arguments) | asdict(choice) | asdict(arguments)
+    with run_lock(folder), terminable(), _opened(folder, arguments) as database:
+        prepare_run(database, settings, tasks, counts, arguments.mixed_machines)
+        database.set_arguments(described)
+        note(power_line(counts))
+        problems = play(database, agent, processor, tasks, options, counts)
+        evaluation = database.read()
+        print_evaluation(evaluation, [task.name for task in tasks])
+        if arguments.save_video and arguments.format == "mp4":
+            problems += write_replay(folder, options, tasks)
+    if arguments.push_to_hub:
         problems += [""] * upload(model_arguments, arguments.repo_id, folder)
     for problem in filter(None, problems):
         note(f"jat-engine: error: {problem}")
     return int(bool(problems))
+
+
+def take_up(arguments: EvalArguments, folder: Path) -> dict[str, int]:
+    """Take tasks and seed from the run that is to be gone on with, as far as they are not given.
+
+    Returns:
+        Name of the task -> its planned episodes; nothing without `--resume`.
+
+    Raises:
+        RunError: the folder has no run.
+    """
+    if not arguments.resume:
+        return {}
+    with contextlib.closing(RunDatabase(folder)) as database:
+        described, settings = database.task_descriptions(), database.settings
+    arguments.tasks = arguments.tasks or list(described)
+    if arguments.seed is None:
+        arguments.seed = settings.get("seed")
+    if arguments.num_episodes is not None:
+        return {}
+    planned = {name: int(one["planned"]) for name, one in described.items()}
+    arguments.num_episodes = max(planned.values(), default=None)
+    return planned
 
 
 def find_tasks(choice: TaskArguments, arguments: EvalArguments, trained: list[TrainedTask]) -> list[Task]:
@@ -178,12 +234,18 @@ def find_tasks(choice: TaskArguments, arguments: EvalArguments, trained: list[Tr
     known = {task.name: task for task in trained}
     tasks = choice.find_trained(names, trained)
     played = [known[task.name] for task in tasks if task.name in known]
-    if warning := overlap_warning(played, arguments.options["seed"], arguments.num_episodes):
+    if warning := overlap_warning(played, arguments.options["seed"], arguments.num_episodes or 1):
         note(warning)
     return tasks
 
 
-def check_before(model_arguments: ModelArguments, arguments: EvalArguments, tasks: list[Task], folder: Path) -> None:
+def check_before(
+    model_arguments: ModelArguments,
+    arguments: EvalArguments,
+    tasks: list[Task],
+    folder: Path,
+    settings: dict[str, Any],
+) -> None:
     """Check everything that can be known before the model is loaded and the first episode is played.
 
     Raises:
@@ -193,9 +255,14 @@ def check_before(model_arguments: ModelArguments, arguments: EvalArguments, task
     """
     check_writable("--output_dir", folder)
     if tasks and not arguments.overwrite:
-        check_adapters(read_earlier(folder, arguments.settings), tasks, folder)
+        check_results(folder)
+        if (folder / FILE_NAME).exists():
+            with contextlib.closing(RunDatabase(folder)) as database:
+                check_run(database, settings, tasks, arguments.mixed_machines)
     if arguments.save_video:
-        check_video("--save_video", folder / "videos" / "replay.mp4")
+        check_video("--save_video", folder / "videos" / f"episode.{arguments.format}", (f".{arguments.format}",))
+    if arguments.save_trajectories:
+        check_trajectories()
     if arguments.push_to_hub:
         from ..hub_account import check_upload
 
@@ -205,140 +272,113 @@ def check_before(model_arguments: ModelArguments, arguments: EvalArguments, task
     check_sizes(tasks, config)
 
 
-def play_tasks(
-    agent: Agent, processor: Any, tasks: list[Task], results: Results, arguments: EvalArguments
+def run_options(arguments: EvalArguments, folder: Path) -> RunOptions:
+    """Return the options of the run."""
+    assert arguments.seed is not None, "`run` chooses one"
+    assert arguments.num_episodes is not None, "`run` chooses one"
+    recorders = None
+    if arguments.save_video or arguments.save_trajectories:
+        chosen: frozenset[int] = frozenset()
+        if arguments.save_video:
+            chosen = parse_episode_choice(arguments.video_episodes, arguments.num_episodes)
+        recorders = Recorders(folder.absolute(), chosen, f".{arguments.format}", arguments.save_trajectories)
+    return RunOptions(
+        seed=arguments.seed,
+        act=ActOptions(arguments.deterministic, arguments.temperature, arguments.top_k, arguments.action_clip),
+        play=PlayOptions(arguments.max_steps, arguments.use_action_mask, recorders),
+        num_workers=arguments.number("num_workers"),
+        num_envs=arguments.number("num_envs"),
+    )
+
+
+def most_agents(options: RunOptions, num_episodes: int) -> int | None:
+    """Return the most sessions that the run opens at a time; None for as many as an engine has room for anyway."""
+    if options.num_envs is None:
+        return None
+    workers = available_cores() if options.num_workers is None else options.num_workers
+    return min(options.num_envs * max(1, workers), num_episodes)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, arguments: EvalArguments) -> Iterator[RunDatabase]:
+    """Open the run of a folder, or begin one; with `--overwrite` another one is set aside."""
+    if arguments.overwrite:
+        for path in set_aside(folder):
+            note(f"the folder's earlier results are in {path}")
+    with contextlib.closing(RunDatabase(folder, create=True)) as database:
+        yield database
+
+
+def play(
+    database: RunDatabase,
+    agent: Any,
+    processor: Any,
+    tasks: list[Task],
+    options: RunOptions,
+    counts: dict[str, int],
 ) -> list[str]:
-    """Play all tasks and write the results, also after Ctrl-C. A task that fails does not end the others.
+    """Play what is missing of the run, and write the result files, also after Ctrl-C.
 
     Returns:
-        A message for each task that failed, each video that failed, and for results that cannot be written.
+        A message for each episode that failed, each recording that failed, and for files that cannot be written.
     """
     problems: list[str] = []
+    items = database.missing(plan_items(counts, options.seed))
+    agents = make_agents(agent, processor, options.act)
+    timing = None
     try:
-        for task in tqdm(tasks, desc="evaluation", unit="task", disable=None):
-            video = results.folder / "videos" / f"{task.folder_name}.mp4" if arguments.save_video else None
-            problems += evaluate_task(agent, processor, task, results, arguments, video)
-        results.complete = not results.failed
-    except BaseException:  # Ctrl-C, SIGTERM
+        with (
+            RunProgress(tasks, counts, items) as progress,
+            open_player(database, agents, tasks, items, options) as player,
+        ):
+            for finished in record(database, player):
+                for one in finished:
+                    if one.ended.episode.failed:
+                        problems.append(failure_line(one.ended.episode))
+                    problems += one.ended.problems
+                progress.show(player, finished)
+            timing = player.timing
+    except BaseException:  # Ctrl-C, SIGTERM, a full disk
         with uninterrupted():
-            for problem in write_results(results):
+            for problem in write_files(database, None, describe(agent)):
                 note(f"jat-engine: error: {problem}")
         raise
-    return problems + write_results(results)
+    return problems + write_files(database, timing, describe(agent))
 
 
-def write_results(results: Results) -> list[str]:
-    """Write the result files; where the folder cannot take them, into a temporary one, or print the returns.
+def failure_line(episode: Episode) -> str:
+    """Return a line about an episode that failed."""
+    when = f"episode {episode.index + 1} (seed {episode.seed}), step {episode.length + 1}"
+    return f"{episode.task}: failed in {when}: {episode.error}"
 
-    Returns:
-        A message if they could not be written where they should be, else nothing.
-    """
-    if not any(map(results.episodes, results.task_names())) and not results.failed:
-        return []
+
+def write_files(database: RunDatabase, timing: PlayTiming | None, device: str) -> list[str]:
+    """Write the result files. Returns a message if they cannot be written, else nothing."""
+    folder, evaluation = database.folder, database.read()
+    played = sum(len(task.finished) for task in evaluation.tasks.values())
     try:
-        results.write()
+        write_results(folder, evaluation)
+        write_timing(database, timing, device)
     except OSError as error:
-        problem = f"{results.folder}: the results cannot be written ({error})"
-        try:
-            results.folder = Path(tempfile.mkdtemp(prefix="jat-engine-results-"))
-            results.write()
-        except OSError:
-            say(json.dumps(results.evaluations()))
-            return [f"{problem}; the returns are printed instead"]
-        return [f"{problem}; they are in {results.folder}"]
-
-    played = [name for name in results.task_names() if results.episodes(name)]
-    num_episodes = sum(len(results.episodes(name)) for name in played)
-    note(f"wrote {results.evaluations_path}, {results.results_path}: {num_episodes} episode(s) of this run")
-    longer = [name for name in played if results.keeps_earlier(name)]
-    if longer:
-        note(f"{results.folder} keeps the results that it had of {', '.join(longer)}, which have more episodes")
-    if len(played) < len(results.task_names()):
-        note(f"{results.folder} also has {len(results.task_names()) - len(played)} other task(s) of earlier runs")
+        return [
+            f"{folder}: the results cannot be written ({error}); the episodes are in {database.path}, and "
+            f"`jat-engine report {shlex.quote(str(folder))}` writes them"
+        ]
+    note(f"wrote {folder / EVALUATIONS}, {folder / RESULTS}: {played} episode(s) of {len(evaluation.tasks)} task(s)")
     return []
 
 
-def evaluate_task(
-    agent: Agent,
-    processor: Any,
-    task: Task,
-    results: Results,
-    arguments: EvalArguments,
-    video: Path | None = None,
-) -> list[str]:
-    """Play the episodes of a task, add them to `results`, and write the result files from time to time.
-
-    Args:
-        agent: the agent.
-        processor: passed to the agent; None for an engine.
-        task: the task to play.
-        results: the results so far.
-        arguments: arguments of the command.
-        video: mp4 file to write; None for no video.
-
-    Returns:
-        Messages, if the task or its video failed.
-    """
-    problems: list[str] = []
-    recorder = None if video is None else EpisodeVideo(video)
-    written, pause = time.perf_counter(), _PAUSE
-    try:
-        with contextlib.closing(evaluation_env(task, "rgb_array" if recorder else None)) as env:
-            for episode in play_episodes(
-                agent,
-                processor,
-                env,
-                arguments.num_episodes,
-                task=task,
-                position=1,
-                on_frame=None if recorder is None else recorder.start(frame_rate(env)),
-                **arguments.options,
-            ):
-                results.add(task, episode)
-                began = time.perf_counter()
-                if began - written > pause:  # a kill loses the episodes of some seconds
-                    with contextlib.suppress(OSError):  # such as a full disk; `write_results` reports it
-                        results.write()
-                    written = time.perf_counter()
-                    pause = max(_PAUSE, _WRITE_SHARE * (written - began))
-    except Exception as error:  # of a simulator, or of the agent for a simulator's output: any class
-        index = len(results.episodes(task.name))
-        problem = failure(task, index, arguments, error)
-        results.failed[task.name] = {
-            "episode": index + 1,
-            "seed": arguments.options["seed"] + index,
-            "error": problem,
-            "traceback": traceback.format_exc(),
-        }
-        problems.append(problem)
-        tqdm.write(problems[-1], file=sys.stderr)
-    finally:
-        if recorder is not None:
-            recorder.finish(keep=not results.keeps_earlier(task.name))
-    if recorder is not None and recorder.error:
-        problems.append(f"no video of {task.name}: {recorder.error}")
-
-    if results.episodes(task.name):
-        with contextlib.suppress(OSError):  # `write_results` reports it
-            results.write()
-        returns = [episode.return_ for episode in results.episodes(task.name)]
-        with tqdm.external_write_mode():
-            say(f"{task.name}: return {mean_std(returns)}, expert-normalised {normalized(returns, task)}")
-    return problems
-
-
-_PAUSE, _WRITE_SHARE = 5.0, 20
-"""Seconds from one write of the results to the next, at least; and that many times a write's own duration."""
-
-
-def write_replay(results: Results) -> list[str]:
-    """Write the grid with the videos of all tasks. Returns a message if that fails."""
-    videos = [results.folder / "videos" / f"{task.folder_name}.mp4" for task in results.tasks().values()]
+def write_replay(folder: Path, options: RunOptions, tasks: list[Task]) -> list[str]:
+    """Write the grid with the first video of each task. Returns a message if that fails."""
+    recorders = options.play.recording
+    assert recorders is not None, "--save_video"
+    first = min(recorders.video_episodes)
+    videos = [recorders.video_path(task, first) for task in tasks]
     videos = [path for path in videos if path.exists()]
     if not videos:
         return []
     try:
-        path = write_grid(videos, results.folder / "replay.mp4")
+        path = write_grid(videos, folder / "replay.mp4")
     except (VideoError, RuntimeError, ValueError) as error:
         return [" ".join(str(error).split())]
     note(f"wrote {path}")
@@ -349,25 +389,18 @@ def upload(model_arguments: ModelArguments, repo_id: str, folder: Path) -> int:
     """Upload the model and the results of a folder. Returns 1 if that fails, else 0.
 
     Raises:
-        ValueError: the folder has no results, or those of another checkpoint.
+        RunError: the folder has no run, or that of another checkpoint.
     """
-    from ..evaluation.hub import push_to_hub
+    from ..runs.hub import push_to_hub
 
-    earlier = read_earlier(folder, {"weights_sha256": weights_of(model_arguments)})
-    if not earlier:
-        raise ValueError(f"--push_to_hub: {folder} has no results; name --tasks to play, or another --output_dir")
+    evaluation = read_uploaded(model_arguments, folder)
     try:
         with quiet_loading():
             model, processor = load_model(model_arguments)
         source, hub = model_arguments.model_name_or_path, {"cache_dir": model_arguments.cache_dir}
-        files = [folder / RESULTS, folder / "replay.mp4", find_trained_tasks(source, hub)]
+        files = [folder / RESULTS, folder / EVALUATIONS, folder / "replay.mp4", find_trained_tasks(source, hub)]
         url = push_to_hub(
-            model,
-            processor,
-            repo_id,
-            evaluations=folder / EVALUATIONS,
-            files=[path for path in files if path is not None and path.exists()],
-            tasks={name: task_of_entry(name, entry) for name, entry in earlier.items()},
+            model, processor, repo_id, evaluation, files=[path for path in files if path is not None and path.exists()]
         )
     except Exception as error:  # of the network: classes of the HTTP client, which differ between releases of the hub's
         command = ["jat-engine", "eval", "--model_name_or_path", model_arguments.model_name_or_path]
@@ -381,51 +414,20 @@ def upload(model_arguments: ModelArguments, repo_id: str, folder: Path) -> int:
     return 0
 
 
-def normalized(returns: Sequence[float], task: Task) -> str:
-    """Return mean and standard deviation of the expert-normalised scores as text, or "undefined"."""
-    scores = normalize(returns, task)
-    return "undefined" if scores is None else mean_std(scores)
+def read_uploaded(model_arguments: ModelArguments, folder: Path) -> Evaluation:
+    """Return the episodes that are to be uploaded.
 
-
-def print_results(results: Results, tasks: list[Task]) -> None:
-    """Print a table with one row per task that was played, then one line per domain, and why values are undefined."""
-    rows = []
-    for task in tasks:
-        episodes = results.episodes(task.name)
-        if not episodes:
-            continue
-        returns = [episode.return_ for episode in episodes]
-        latency_us = float(np.median(np.concatenate([episode.latencies_us for episode in episodes])))
-        rows.append(
-            {
-                "task": task.name,
-                "domain": task.domain,
-                "episodes": str(len(episodes))
-                + (f" of {results.num_episodes}" if len(episodes) < results.num_episodes else "")
-                + ("*" if any(episode.capped for episode in episodes) else ""),
-                "return": mean_std(returns),
-                "random": score(task.random),
-                "expert": score(task.expert),
-                "normalised": normalized(returns, task),
-                "p50 latency": milliseconds(latency_us),
-            }
-        )
-    if not rows:
-        return
-
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    print_table("Evaluation", columns, left=["task", "domain"], optional=["domain", "random", "expert"])
-    if any("*" in cell for cell in columns["episodes"]):
-        say("* stopped by --max_steps")
-    played = [task for task in tasks if task.name in columns["task"]]
-    for task in played:
-        reason = undefined_reason(task)
-        if reason is not None:
-            say(f"{task.name}: expert-normalised score {reason}")
-
-    for domain in dict.fromkeys(task.domain for task in played):
-        members = [task for task in played if task.domain == domain]
-        scores = [normalize([e.return_ for e in results.episodes(task.name)], task) for task in members]
-        defined = [values for values in scores if values is not None]
-        value = interval(interquartile_mean(defined))
-        say(f"{domain}: expert-normalised IQM {value}, from {len(defined)} of {len(members)} task(s)")
+    Raises:
+        RunError: the folder has no run, or that of another checkpoint.
+    """
+    remedy = "name --tasks to play, or another --output_dir"
+    if not (folder / FILE_NAME).exists():
+        raise RunError(f"--push_to_hub: {folder} has no results; {remedy}")
+    with contextlib.closing(RunDatabase(folder)) as database:
+        evaluation = database.read()
+    weights = weights_of(model_arguments)
+    if evaluation.settings.get("weights_sha256") != weights:
+        raise RunError(f"--push_to_hub: {folder} has results of other weights (weights_sha256); {remedy}")
+    if not any(task.finished for task in evaluation.tasks.values()):
+        raise RunError(f"--push_to_hub: {folder} has no finished episodes; {remedy}")
+    return evaluation

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..checkpoint.trained_tasks import read_trained_tasks
-from ..evaluation import EpisodeResult, normalize, undefined_reason
+from ..evaluation import EpisodeResult, main_reference, normalize, reference_words, undefined_reason
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_display, require_simulators
 from ..evaluation.progress import play_episodes
@@ -17,8 +17,8 @@ from ..evaluation.tile import RecordTiles
 from ..evaluation.video import EpisodeVideo, check_video, video_rate
 from .agent import check_source, load_agent, load_config
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
-from .tables import milliseconds, number
 from .streams import say, terminable
+from .tables import milliseconds, number
 
 
 @dataclass(kw_only=True)
@@ -70,9 +70,9 @@ def run(argv: Sequence[str]) -> int:
     if video is not None:
         fps = video_rate(task, env)
         env = RecordTiles(env, task, video.start(fps), fps=fps)
-    reason = undefined_reason(task)
+    words, reason = reference_words(main_reference(task), [task]), undefined_reason(task)
     if reason is not None:
-        note(f"{task.name}: expert-normalised score {reason}")
+        note(f"{task.name}: return normalised {words} {reason}")
 
     finished, problem = 0, ""
     try:
@@ -87,7 +87,7 @@ def run(argv: Sequence[str]) -> int:
             )
             for episode in episodes:
                 scores = normalize([episode.return_], task)
-                say(describe(finished, episode, None if scores is None else float(scores[0])))
+                say(describe(finished, episode, None if scores is None else float(scores[0]), words))
                 finished += 1
     except Exception as error:  # of a simulator, such as of a window that was closed: any class
         problem = failure(task, finished, arguments, error)
@@ -105,18 +105,19 @@ def run(argv: Sequence[str]) -> int:
     return int(any(problems))
 
 
-def describe(index: int, episode: EpisodeResult, normalized: float | None) -> str:
+def describe(index: int, episode: EpisodeResult, normalized: float | None, words: str) -> str:
     """Return a line about an episode.
 
     Args:
         index: number of the episode, from 0.
         episode: its result.
-        normalized: its expert-normalised score; None if undefined.
+        normalized: its normalised return; None if undefined.
+        words: by which reference it is normalised, as `reference_words` says it.
     """
     p50, p99 = np.percentile(episode.latencies_us, [50, 99])
     parts = [
         f"episode {index + 1}: return {number(episode.return_)}",
-        f"expert-normalised {'undefined' if normalized is None else number(normalized)}",
+        f"normalised {words} {'undefined' if normalized is None else number(normalized)}",
         f"{episode.length} steps" + (" (stopped by --max_steps)" if episode.capped else ""),
         f"latency p50 {milliseconds(p50)}, p99 {milliseconds(p99)}",
         f"seed {episode.seed}",

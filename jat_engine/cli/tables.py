@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,8 +106,13 @@ def milliseconds(latency_us: float) -> str:
     return f"{latency_us / 1e3:.1f} ms" if latency_us >= 1e3 else f"{latency_us:.0f} us"
 
 
-def interval(value: Interval | None) -> str:
-    """Return "value [low, high]", or "-" for None."""
+def interval(value: Interval | None, shown: Callable[[float], str] = "{:.3f}".format) -> str:
+    """Return "value [low, high]", or "-" for None.
+
+    Args:
+        value: the estimate.
+        shown: returns a number as text.
+    """
     if value is None or not math.isfinite(value.value):
         return "-"
-    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+    return f"{shown(value.value)} [{shown(value.low)}, {shown(value.high)}]"

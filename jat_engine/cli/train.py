@@ -258,7 +258,7 @@ def describe_player(player: Player, arguments: JatTrainingArguments) -> str:
     if arguments.load_best_model_at_end:
         text += f", and keeps the model with the best {arguments.metric_for_best_model}"
     if player.unscored:
-        text += f"; the mean leaves out {', '.join(player.unscored)}, without expert-normalised scores"
+        text += f"; the mean leaves out {', '.join(player.unscored)}, whose returns are not normalised"
     return text
 
 

@@ -275,7 +275,7 @@ class TaskProgress:
             sha256=digest(path for paths in files.values() for path in paths),
             file_sha256={path.name: digest([path]) for paths in files.values() for path in paths},
             task_rule=None if self.task.is_published else self.task.rule,
-            scores={} if self.task.is_published else self._scores(seeds, returns),
+            scores=self._scores(seeds, returns),
         )
 
     def _scores(self, seeds: list[int], returns: list[float]) -> dict[str, dict[str, float]]:

@@ -248,10 +248,11 @@ def _config(collection: Collection) -> dict[str, Any]:
 
 def _row(collection: Collection) -> str:
     """Return a task's row of the table."""
-    from ..evaluation.scores import normalize
+    from ..evaluation.scores import main_reference, normalize, reference_score
 
     task = collection.as_task()
-    scores = normalize(collection.returns, task)
+    reference = main_reference(task)
+    scores, expert = normalize(collection.returns, task, reference), reference_score(task, reference)
     rate, imported = collection.success_rate, collection.imported
     has_returns = imported is None or imported["has_rewards"]
     cells = [
@@ -261,7 +262,7 @@ def _row(collection: Collection) -> str:
         f"{collection.steps:,}",
         f"{np.mean(collection.returns):.2f} ± {np.std(collection.returns):.2f}" if has_returns else "-",
         "-" if rate is None else f"{rate:.1%}",
-        "-" if task.expert is None else _plus_minus(task.expert.mean, task.expert.std),
+        "-" if expert is None else _plus_minus(expert.mean, expert.std),
         "-" if task.random is None else f"{task.random.mean:g}",
         "-" if not has_returns else "undefined" if scores is None else f"{scores.mean():.3f}",
         "-" if imported is not None else f"{collection.settings['noise']:g}",

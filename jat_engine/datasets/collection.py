@@ -45,7 +45,8 @@ class Collection:
         sha256: of all files concatenated, train before test.
         file_sha256: name of each file -> its own; empty in descriptions of earlier versions.
         task_rule: `Task.rule` of a task that is not published; None for published ones.
-        scores: "random" and "expert" -> "mean" and "std" of measured returns; empty for published tasks.
+        scores: "random" and "expert" -> "mean" and "std" of measured returns, the latter of the policy that was
+            collected. Published tasks have no "random", nor "expert" in descriptions of earlier versions.
     """
 
     task: str
@@ -117,8 +118,13 @@ class Collection:
             ) from None
 
     def as_task(self) -> Task:
-        """Return the task of the episodes: the published one, or one of the stored rule and scores, without a maker."""
-        return TASKS.get(self.task) or stored_task(self.task, self.task_rule or {}, self.scores)
+        """Return the task of the episodes, with their demonstrator: the published one, or one of the stored rule.
+
+        One that is not published has no maker.
+        """
+        if self.task in TASKS:
+            return TASKS[self.task].with_scores(None, Score.from_json(self.scores.get("expert")))
+        return stored_task(self.task, self.task_rule or {}, self.scores)
 
     def write(self, folder: Path) -> None:
         """Write `collection.json` to a task's folder, atomically."""
@@ -238,7 +244,7 @@ def stored_task(name: str, rule: Mapping[str, Any], scores: Mapping[str, Any]) -
     Args:
         name: its name.
         rule: `Task.rule`; the adapter in it is not restored.
-        scores: "random" and "expert" -> "mean" and "std".
+        scores: "random" and "expert" -> "mean" and "std", the latter of the demonstrator.
     """
     return Task(
         name=name,
@@ -247,6 +253,6 @@ def stored_task(name: str, rule: Mapping[str, Any], scores: Mapping[str, Any]) -
         action=rule.get("action", "continuous"),
         context_window=int(rule.get("context_window", 256)),
         random=Score.from_json(scores.get("random")),
-        expert=Score.from_json(scores.get("expert")),
+        demonstrator=Score.from_json(scores.get("expert")),
         module=rule.get("module"),
     )

@@ -55,14 +55,15 @@ def check_rule(task: Task, dataset: Path) -> Task:
         DataError: the episodes were stored with other observations or actions.
     """
     described = Collection.read(dataset / task.folder_name)
-    if described is None or described.task_rule is None:
+    if described is None:
         return task
-    if (part := task.differs_from(described.task_rule)) is not None:
-        stored = described.task_rule[part]
+    rule = described.task_rule or {}
+    if (part := task.differs_from(rule)) is not None:
+        stored = rule[part]
         remedy = f"give --adapter {stored}, or collect" if part == "observation" else "collect"
         raise DataError(
             f"{dataset / task.folder_name}: expected episodes of {task.name} with {part} {task.rule[part]}, got some "
             f"with {stored}; {remedy} the task again"
         )
     found = described.as_task()
-    return task.with_scores(found.random, found.expert)
+    return task.with_scores(found.random, found.demonstrator)

@@ -85,8 +85,8 @@ def register_task(
         context_window: number of past tokens that the agent sees, two per step; None for 256, and for pictures 32.
         loss_weight: factor of the task's loss in training.
         domain: group of tasks.
-        random, expert: returns of the random policy and of an expert, for normalised scores. Without them those are
-            taken that were measured with the demonstrations.
+        random, expert: returns of the random policy and of an expert, for normalised scores. Without them the random
+            policy and the demonstrator are taken that were measured with the demonstrations.
         success: what counts as success of an episode: "info" for `info["success"]`, "positive_return", or None.
 
     Raises:

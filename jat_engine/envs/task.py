@@ -51,7 +51,9 @@ class Task:
         env_id: Gymnasium's id of the environment, if it has one.
         published_env_id: id of the environment in the published code; "" for other tasks.
         loss_weight: factor of the task's loss in training.
-        random, expert, human: returns of the random policy, the expert and humans; None if they are not known.
+        random, expert, human: returns of the random policy, the expert and humans; None if they are not known. Those of
+            published tasks are the published ones; others have what `register_task` was given.
+        demonstrator: return of the policy whose episodes a checkpoint was trained on; None if it is not known.
         success: what counts as success: "info" (`info["success"]`), "positive_return", or None if it is not defined.
         adapter: rule by which observations and actions are converted; None if the environment has the agent's own.
         module: module whose import registered the task; worker processes import it. None for published tasks.
@@ -69,6 +71,7 @@ class Task:
     random: Score | None = None
     expert: Score | None = None
     human: Score | None = None
+    demonstrator: Score | None = None
     success: Success | None = None
     adapter: Adapter | None = None
     module: str | None = None
@@ -107,9 +110,9 @@ class Task:
         parts = ("observation", "action", "adapter")
         return next((part for part in parts if rule.get(part) not in (None, self.rule[part])), None)
 
-    def with_scores(self, random: Score | None, expert: Score | None) -> Task:
+    def with_scores(self, random: Score | None, demonstrator: Score | None) -> Task:
         """Return the task with these scores in place of those that it lacks."""
-        return replace(self, random=self.random or random, expert=self.expert or expert)
+        return replace(self, random=self.random or random, demonstrator=self.demonstrator or demonstrator)
 
 
 def folder_name(name: str) -> str:

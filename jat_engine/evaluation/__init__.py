@@ -12,7 +12,7 @@ Example:
 
 from .grid import write_grid
 from .rollout import Agent, EpisodeResult, run_episode, run_episodes
-from .scores import normalize, undefined_reason
+from .scores import main_reference, normalize, reference_words, undefined_reason
 from .statistics import Interval, interquartile_mean
 from .video import MissingVideoError, VideoError, VideoWriter
 
@@ -24,7 +24,9 @@ __all__ = [
     "VideoError",
     "VideoWriter",
     "interquartile_mean",
+    "main_reference",
     "normalize",
+    "reference_words",
     "run_episode",
     "run_episodes",
     "undefined_reason",

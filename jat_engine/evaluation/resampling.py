@@ -101,8 +101,11 @@ class Pool:
         """
         number = self.num_episodes
         cut = number // 4
-        kept = np.diff(np.clip(self._cumulative(counts), cut, number - cut), axis=1, prepend=cut)
-        return np.asarray((kept * self.values[self._order]).sum(axis=1) / (number - 2 * cut), np.float64)
+        total = np.clip(self._cumulative(counts), cut, number - cut)
+        kept = np.subtract(total[:, 1:], total[:, :-1])
+        kept *= self.values[self._order][1:]
+        first = (total[:, 0] - cut) * self.values[self._order[0]]
+        return np.asarray((first + kept.sum(axis=1)) / (number - 2 * cut), np.float64)
 
     def shares_above(self, counts: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
         """Return the share of the weight above each of K thresholds in each repetition, float64 [R, K]."""

@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from ..envs import Task
-
 MAX_DEATHS = 4
 """Times that a process may end while it plays an episode, before the episode counts as failed: once among others,
 then alone."""
@@ -96,7 +94,7 @@ class WorkQueue:
         """Put episodes back that were not played, such as those of a machine that is gone."""
         for item in items:
             self.note_end(item)
-            self._waiting[item.task].appendleft(item)
+            (self._suspects if self.is_suspect(item) else self._waiting[item.task]).appendleft(item)
 
     def note_death(self, items: Iterable[Item]) -> list[Item]:
         """Put the episodes back that a process played when it ended.
@@ -115,9 +113,14 @@ class WorkQueue:
         return failed
 
 
-def plan_items(tasks: Iterable[Task], num_episodes: int, seed: int) -> list[Item]:
-    """Return the first episodes of tasks; episode i has the seed `seed + i`."""
-    return [Item(task.name, index, seed + index) for task in tasks for index in range(num_episodes)]
+def plan_items(counts: Mapping[str, int], seed: int) -> list[Item]:
+    """Return the first episodes of tasks; episode i has the seed `seed + i`.
+
+    Args:
+        counts: name of the task -> episodes.
+        seed: of episode 0.
+    """
+    return [Item(task, index, seed + index) for task, count in counts.items() for index in range(count)]
 
 
 def expected_length(task: str, played: Mapping[str, float], max_steps: int | None) -> float:
@@ -136,5 +139,5 @@ def expected_length(task: str, played: Mapping[str, float], max_steps: int | Non
 def shipped_lengths() -> Mapping[str, float]:
     """Return the mean steps of the published tasks' episodes, played by the random policy."""
     file = importlib.resources.files(__package__).joinpath("expected_lengths.csv")
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(encoding="utf-8") as lines:
         return {row["task"]: float(row["steps"]) for row in csv.DictReader(lines)}

@@ -14,8 +14,10 @@ from .plan import MAX_DEATHS, Item, WorkQueue
 from .records import Episode
 from .slots import Act, Begin, Ended, Fail, Observed, Order, said
 
-AUTO_ENVS, MAX_AUTO_ENVS = 8, 32
-"""Environments of a process with which `--num_envs auto` begins, and the most that it tries."""
+MAX_AUTO_ENVS = 64
+"""Most environments of all processes together where the number is not given: an engine has room for as many."""
+
+_FIRST_ENVS = 8
 
 _WINDOW_SECONDS, _LEAST_GAIN = 2.0, 1.05
 
@@ -31,6 +33,44 @@ class Finished:
 
     ended: Ended
     host: str
+
+
+@dataclass(frozen=True)
+class PlayTiming:
+    """Wall time of playing.
+
+    Attributes:
+        episodes, steps, batches: that were played.
+        seconds: of all.
+        agent_seconds: in which actions were chosen.
+        env_seconds: that the environments took, in all hosts together.
+        hosts: number of hosts.
+        num_envs: most environments of each host, at last.
+    """
+
+    episodes: int
+    steps: int
+    batches: int
+    seconds: float
+    agent_seconds: float
+    env_seconds: float
+    hosts: int
+    num_envs: int
+
+    @property
+    def rate(self) -> float:
+        """Steps per second."""
+        return self.steps / max(self.seconds, 1e-9)
+
+    @property
+    def demand(self) -> float:
+        """λ: steps per second that the environments could take if they never waited for actions."""
+        return self.hosts * self.steps / max(self.env_seconds, 1e-9)
+
+    @property
+    def supply(self) -> float:
+        """μ: steps per second that actions could be chosen for, in batches as they were."""
+        return self.steps / max(self.agent_seconds, 1e-9)
 
 
 @dataclass
@@ -73,14 +113,23 @@ class Player:
     ) -> None:
         self._agents, self._queue, self._tasks, self._on_begin = agents, queue, tasks, on_begin
         self._hosts = {host: _Busy() for host in hosts}
-        self._limit = _Growing() if num_envs is None else _Fixed(num_envs)
+        self._limit = _Growing(max(1, MAX_AUTO_ENVS // len(hosts))) if num_envs is None else _Fixed(num_envs)
         self.steps: dict[str, int] = dict.fromkeys(tasks, 0)
-        self.batches = 0
+        self._episodes, self._batches, self._began = 0, 0, time.perf_counter()
 
     @property
-    def num_envs(self) -> int:
-        """Most episodes at a time in each host, at present."""
-        return self._limit.value
+    def timing(self) -> PlayTiming:
+        """Wall time so far."""
+        return PlayTiming(
+            episodes=self._episodes,
+            steps=self._agents.steps,
+            batches=self._batches,
+            seconds=time.perf_counter() - self._began,
+            agent_seconds=self._agents.seconds,
+            env_seconds=sum(host.seconds for host in self._hosts),
+            hosts=len(self._hosts),
+            num_envs=self._limit.value,
+        )
 
     @property
     def running(self) -> list[Item]:
@@ -142,12 +191,12 @@ class Player:
         observed: list[Observed] = []
         for host in ready:
             busy = self._hosts[host]
-            busy.waiting = False
             try:
                 reports = host.receive()
             except HostEndedError as error:
                 finished += self._recover(host, str(error))
                 continue
+            busy.waiting = not reports
             for report in reports:
                 if isinstance(report, Ended):
                     self._queue.note_end(busy.items.pop(report.slot))
@@ -162,7 +211,8 @@ class Player:
             busy = self._hosts[host]
             self.steps[busy.items[slot].task] += 1
             busy.orders.append(_fail(slot, action) if isinstance(action, Exception) else Act(slot, action))
-        self.batches += bool(keys)
+        self._batches += bool(keys)
+        self._episodes += len(finished)
         self._limit.note(len(keys), is_full=bool(self._queue))
         return finished
 
@@ -215,9 +265,10 @@ class _Growing:
     are chosen. The number has no influence on any episode.
     """
 
-    def __init__(self) -> None:
-        self.value = AUTO_ENVS
-        self._best: tuple[float, int] = 0.0, AUTO_ENVS
+    def __init__(self, most: int) -> None:
+        self.value = min(_FIRST_ENVS, most)
+        self._most = most
+        self._best: tuple[float, int] = 0.0, self.value
         self._began, self._steps, self._settled = time.perf_counter(), 0, False
 
     def note(self, steps: int, is_full: bool) -> None:
@@ -239,6 +290,5 @@ class _Growing:
             self.value, self._settled = (number if rate < best else self.value), True
             return
         self._best = rate, self.value
-        self._settled = self.value == MAX_AUTO_ENVS
-        if not self._settled:
-            self.value *= 2
+        self._settled = self.value == self._most
+        self.value = min(2 * self.value, self._most)

@@ -1,9 +1,9 @@
-"""`play_run`: play the missing episodes of a run into its database."""
+"""Play the missing episodes of a run into its database."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..machine import available_cores
 from .agents import ActOptions, Agents, EngineAgents, ModelAgents
 from .database import RunDatabase, RunError
 from .hosts import Host, LocalHost, WorkerHost
-from .plan import Item, WorkQueue, expected_length, plan_items
+from .plan import Item, WorkQueue, expected_length
 from .play import MAX_AUTO_ENVS, Finished, Player
 from .settings import MACHINE_FIELDS, differences
 from .slots import PlayOptions
@@ -30,7 +30,6 @@ class RunOptions:
     """Options of a run.
 
     Attributes:
-        num_episodes: of each task.
         seed: of episode 0; episode i has `seed + i`.
         act: choice of actions.
         play: options of the environments.
@@ -38,7 +37,6 @@ class RunOptions:
         num_envs: environments of each process; None to choose.
     """
 
-    num_episodes: int
     seed: int
     act: ActOptions = field(default_factory=ActOptions)
     play: PlayOptions = field(default_factory=PlayOptions)
@@ -50,7 +48,7 @@ def prepare_run(
     database: RunDatabase,
     settings: Mapping[str, Any],
     tasks: Sequence[Task],
-    num_episodes: int,
+    planned: Mapping[str, int],
     mixed_machines: bool = False,
 ) -> None:
     """Store settings and tasks in a new run, or check that they are those of the run that is there.
@@ -59,7 +57,7 @@ def prepare_run(
         database: of the run.
         settings: of what is to be played.
         tasks: to be played.
-        num_episodes: of each task.
+        planned: name of the task -> episodes.
         mixed_machines: let machines of other instruction sets and versions play on; the run notes that.
 
     Raises:
@@ -72,7 +70,7 @@ def prepare_run(
         now["mixed_machines"] = True
     if now != before:
         database.set_settings(now)
-    database.add_tasks(tasks, num_episodes, {task.name: task_versions(task) for task in tasks})
+    database.add_tasks(tasks, planned, {task.name: task_versions(task) for task in tasks})
 
 
 def check_run(
@@ -121,11 +119,6 @@ def make_agents(agent: Any, processor: Any, options: ActOptions) -> Agents:
     return ModelAgents(agent, processor, options)
 
 
-def missing_items(database: RunDatabase, tasks: Sequence[Task], options: RunOptions) -> list[Item]:
-    """Return the episodes that are to be played."""
-    return database.missing(plan_items(tasks, options.num_episodes, options.seed))
-
-
 def choose_workers(items: Sequence[Item], tasks: Sequence[Task], options: RunOptions) -> int:
     """Return the number of worker processes; 0 to play in this process.
 
@@ -149,11 +142,11 @@ def choose_workers(items: Sequence[Item], tasks: Sequence[Task], options: RunOpt
     return min(available_cores() if number is None else number, len(items))
 
 
-def start_hosts(num_workers: int, tasks: Mapping[str, Task], options: RunOptions) -> list[Host]:
-    """Start the processes with the environments."""
+def start_hosts(num_workers: int, num_items: int, tasks: Mapping[str, Task], options: RunOptions) -> list[Host]:
+    """Start the processes with the environments, for this number of episodes."""
     if num_workers == 0:
         return [LocalHost(tasks, options.play)]
-    num_slots = options.num_envs or MAX_AUTO_ENVS
+    num_slots = min(options.num_envs or MAX_AUTO_ENVS, num_items)
     return [WorkerHost(number, tasks, options.play, num_slots) for number in range(num_workers)]
 
 
@@ -162,32 +155,30 @@ def open_player(
     database: RunDatabase,
     agents: Agents,
     tasks: Sequence[Task],
+    items: Sequence[Item],
     options: RunOptions,
-    on_begin: Callable[[Sequence[Item], str], None] = lambda items, host: None,
-) -> Iterator[Player | None]:
-    """Start what plays the missing episodes of a run, and end it with the `with` block.
+) -> Iterator[Player]:
+    """Start what plays episodes of a run, and end it with the `with` block.
+
+    Args:
+        database: of the run.
+        agents: choose the actions.
+        tasks: of the items.
+        items: episodes to play, see `RunDatabase.missing`.
+        options: of the run.
 
     Yields:
-        The player, see `record`; None if nothing is missing.
+        The player, see `record`.
 
     Raises:
         TaskError: see `choose_workers`.
         OSError: a process cannot be started.
     """
-    items = missing_items(database, tasks, options)
     database.clear_claims()
-    if not items:
-        yield None
-        return
     played, by_name = database.mean_lengths(), {task.name: task for task in tasks}
     queue = WorkQueue(items, lambda task: expected_length(task, played, options.play.max_steps))
-
-    def begin(items: Sequence[Item], host: str) -> None:
-        database.claim(items, host)
-        on_begin(items, host)
-
-    hosts = start_hosts(choose_workers(items, tasks, options), by_name, options)
-    player = Player(agents, hosts, queue, by_name, options.num_envs, begin)
+    hosts = start_hosts(choose_workers(items, tasks, options), len(items), by_name, options)
+    player = Player(agents, hosts, queue, by_name, options.num_envs, database.claim)
     try:
         yield player
     finally:

@@ -51,7 +51,8 @@ class JatTrainingArguments(TrainingArguments):
         default=0,
         metadata={
             "help": "play this number of episodes of each trained task at each evaluation, by default ten times in a "
-            "training, and keep the model with the best mean expert-normalised return; seeds from 500,000"
+            "training, and keep the model with the best mean of the returns, normalised by the published expert or, of "
+            "a task that has none, by its demonstrator; seeds from 500,000"
         },
     )
 

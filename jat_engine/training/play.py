@@ -48,7 +48,7 @@ class Player:
 
     @property
     def unscored(self) -> list[str]:
-        """Names of the tasks without expert-normalised scores, if others have them: not in the mean of `play`."""
+        """Names of the tasks without normalised scores, if others have them: not in the mean of `play`."""
         names = [task.name for task in self.tasks if undefined_reason(task) is not None]
         return names if len(names) < len(self.tasks) else []
 
@@ -82,8 +82,9 @@ class Player:
             device: where it is trained.
 
         Returns:
-            `<task>_return`, the mean return of each task; `<task>_score`, its mean expert-normalised return, where that
-            is defined; and `return`, the mean over tasks of the scores, or of the returns if no task has a score.
+            `<task>_return`, the mean return of each task; `<task>_score`, its mean return normalised by the published
+            expert or, of other tasks, by the demonstrator, where that is defined; and `return`, the mean over tasks of
+            the scores, or of the returns if no task has a score.
         """
         metrics: dict[str, float] = {}
         scores = []

@@ -369,12 +369,12 @@ def test_narrow_terminals_lose_columns_but_no_text(
 ) -> None:
     from rich.console import Console
 
-    from jat_engine.cli import report
+    from jat_engine.cli import tables
 
     columns = {"task": ["metaworld-button-press-topdown-wall"], "domain": ["metaworld"], "return": ["1 ± [bold]"]}
     for width, shown in ((80, ["task", "domain", "return"]), (50, ["task", "return"]), (20, ["task", "return"])):
-        monkeypatch.setattr(report, "console", lambda width=width: Console(width=width))
-        report.print_table("t", columns, left=["task"], optional=["domain"])
+        monkeypatch.setattr(tables, "console", lambda width=width: Console(width=width))
+        tables.print_table("t", columns, left=["task"], optional=["domain"])
         out = capsys.readouterr().out
         assert out.splitlines()[2].split() == shown
         assert "metaworld-button-press-topdown-wall" in out

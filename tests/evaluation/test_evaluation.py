@@ -19,8 +19,9 @@ from jat_engine.envs import TASKS, Score, UnknownTaskError, get_task, make
 from jat_engine.evaluation import (
     EpisodeResult,
     Results,
-    hub,
+    main_reference,
     normalize,
+    reference_words,
     run_episode,
     run_episodes,
     undefined_reason,
@@ -295,6 +296,27 @@ def test_scores_by_the_published_call() -> None:
         normalize([1.0], "atari-pongg", "expert")
 
 
+def test_scores_by_the_demonstrator_and_their_words() -> None:
+    pendulum = TASKS["mujoco-pendulum"].with_scores(None, Score(1000.0, None))
+    own = get_task("gym:CartPole-v1").with_scores(Score(20.0, None), Score(500.0, None))
+    registered = replace(own, expert=Score(260.0, None))
+    for task, reference, words in (
+        (pendulum, "expert", "by the published expert"),
+        (own, "demonstrator", "by its demonstrator"),
+        (registered, "expert", "by its expert"),
+    ):
+        assert main_reference(task) == reference
+        assert reference_words(reference, [task]) == words
+    assert reference_words("expert", [pendulum, registered]) == "by the expert"
+
+    assert normalize([1000.0], pendulum, "demonstrator") == pytest.approx([1.0])
+    assert normalize([1000.0], pendulum) == pytest.approx([2.118], abs=1e-3)
+    assert normalize([260.0], own) == pytest.approx([0.5])
+    assert normalize([260.0], registered) == pytest.approx([1.0])
+    assert undefined_reason(own, "expert") == "undefined: no expert score"
+    assert undefined_reason(TASKS["mujoco-pendulum"], "demonstrator") == "undefined: no demonstrator score"
+
+
 @pytest.mark.parametrize("name", ["atari-bowling", "atari-venture"])
 def test_normalized_scores_are_undefined_where_the_expert_is_no_better_than_random(name: str) -> None:
     assert normalize([100.0], TASKS[name]) is None
@@ -304,7 +326,7 @@ def test_normalized_scores_are_undefined_where_the_expert_is_no_better_than_rand
 def test_only_atari_has_human_scores() -> None:
     assert normalize([1.0], TASKS["mujoco-hopper"], "human") is None
     assert undefined_reason(TASKS["mujoco-hopper"], "human") == "undefined: no human score"
-    with pytest.raises(ValueError, match="reference: expected 'expert', 'human' or 'max', got 'best'"):
+    with pytest.raises(ValueError, match="reference: expected 'expert', 'demonstrator', 'human' or 'max', got 'best'"):
         normalize([1.0], TASKS["mujoco-hopper"], "best")  # type: ignore[arg-type]
 
 
@@ -384,53 +406,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == [path]
 
 
-# ---- hub -----------------------------------------------------------------------------------------------------------
-
-
-class FakeApi:
-    """Stand-in for the hub that records uploads."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-
-    def create_repo(self, **options: Any) -> str:
-        return f"https://huggingface.co/{options['repo_id']}"
-
-    def upload_folder(self, *, folder_path: Path, **_: Any) -> None:
-        self.files = {path.name: path.read_bytes() for path in folder_path.iterdir()}
-
-
-def test_push_uploads_model_results_and_card(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
-    evaluations = {"atari-pong": [-21.0, 21.0], "atari-bowling": [30.0], "mujoco-hopper": [100.0, 200.0]}
-    path, replay = tmp_path / "evaluations.json", tmp_path / "replay.mp4"
-    path.write_text(json.dumps(evaluations))
-    replay.write_bytes(b"video")
-    api = FakeApi()
-    url = hub.push_to_hub(tiny_model, tiny_processor, "me/agent", evaluations=path, files=[replay], api=api)  # type: ignore[arg-type]
-    assert url == "https://huggingface.co/me/agent"
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "replay.mp4"} <= set(api.files)
-    assert json.loads(api.files["evaluations.json"]) == evaluations
-
-    from huggingface_hub import ModelCard
-
-    card = ModelCard(api.files["README.md"].decode())
-    assert {"reinforcement-learning", *evaluations} <= set(card.data.tags)
-    metrics = {(r.dataset_type, r.metric_type): r.metric_value for r in card.data.eval_results}
-    assert metrics["atari-pong", "total_reward"] == "0.00 +/- 21.00"
-    assert metrics["mujoco-hopper", "total_reward"] == "150.00 +/- 50.00"
-    assert ("atari-bowling", "total_reward") in metrics
-    assert ("atari-bowling", "expert_normalized_total_reward") not in metrics
-    assert ("atari", "iqm_human_normalized_total_reward") in metrics
-    assert ("mujoco", "iqm_human_normalized_total_reward") not in metrics
-    assert "| atari-bowling | 1 | 30.00 +/- 0.00 | undefined |" in card.text
-
-
-def test_the_card_of_tasks_of_ones_own() -> None:
-    task = replace(get_task("gym:CartPole-v1"), random=Score(20.0, None), expert=Score(500.0, None))
-    card = hub.model_card("me/agent", {task.name: [260.0]}, {task.name: task})
-    metrics = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
-    assert metrics["gym:CartPole-v1", "expert_normalized_total_reward"] == "0.50 +/- 0.00"
-    assert card.data.datasets is None  # it was not trained on the published one
+# ---- simulators ----------------------------------------------------------------------------------------------------
 
 
 def no_simulator() -> gymnasium.Env[Any, Any]:

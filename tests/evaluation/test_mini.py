@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 from jat_engine import JatEngine, JatModel, JatProcessor, checkpoint_files
+from jat_engine.checkpoint.trained_tasks import FILE_NAME, as_trained, read_trained_tasks
 from jat_engine.envs import DOMAINS, TASKS
 from jat_engine.errors import CheckpointError
-from jat_engine.evaluation import run_episode
+from jat_engine.evaluation import normalize, run_episode
 from jat_engine.recipes.jat_mini import card, recipe
 
 for simulator in ("minigrid", "metaworld", "mujoco"):
@@ -51,6 +53,23 @@ def test_it_is_small_and_plays_ten_tasks_of_all_domains() -> None:
 def test_the_card_is_made_of_the_scores() -> None:
     folder = checkpoint_files.JAT_MINI_FOLDER
     assert card.render(folder) == (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_its_tasks_have_the_demonstrators_of_the_scores(tmp_path: Path) -> None:
+    folder = checkpoint_files.JAT_MINI_FOLDER
+    shutil.copy(folder / FILE_NAME, tmp_path)
+    recipe.store_demonstrators(tmp_path, SCORES)
+    assert (tmp_path / FILE_NAME).read_bytes() == (folder / FILE_NAME).read_bytes()
+
+
+def test_the_pendulum_is_as_good_as_its_demonstrator_and_twice_as_good_as_the_published_expert() -> None:
+    pendulum = as_trained(TASKS["mujoco-pendulum"], read_trained_tasks("jat-mini"))
+    returns = SCORES[pendulum.name]["engine_float32"]
+    by_demonstrator, by_expert = (normalize(returns, pendulum, reference) for reference in ("demonstrator", "expert"))
+    assert by_demonstrator is not None
+    assert by_expert is not None
+    assert by_demonstrator.mean() == pytest.approx(1.0, abs=0.005)
+    assert by_expert.mean() == pytest.approx(2.12, abs=0.005)
 
 
 @pytest.mark.versions
@@ -121,6 +140,7 @@ def test_the_recipe_trains_from_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     trained = recipe.train(data, initial, run, few_steps)
     assert trained == run / "1"
     recipe.export(trained, made)
+    assert all(task.demonstrator is not None for task in read_trained_tasks(made))
 
     before, after = JatModel.from_pretrained(initial), JatModel.from_pretrained(made)
     assert after.dtype == torch.bfloat16

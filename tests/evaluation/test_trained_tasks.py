@@ -28,12 +28,26 @@ CART = get_task("gym:CartPole-v1").with_scores(Score(20.0, 5.0), Score(500.0, No
 def test_tasks_are_read_as_they_were_written(tmp_path: Path) -> None:
     tasks = [
         trained_task(CART, [(0, 99), (2000, 2000)]),
-        replace(trained_task(get_task("atari-pong"), [(7, 9)]), is_earlier=True),
+        replace(
+            trained_task(get_task("atari-pong").with_scores(None, Score(19.0, 1.0)), [(7, 9)]),
+            is_earlier=True,
+        ),
     ]
     write_trained_tasks(tmp_path, to_json(tasks))
     assert read_trained_tasks(tmp_path) == tasks
-    assert (tasks[0].random, tasks[0].expert) == (Score(20.0, 5.0), Score(500.0, None))
+    assert (tasks[0].random, tasks[0].demonstrator) == (Score(20.0, 5.0), Score(500.0, None))
     assert tasks[1].random is None  # the published score is the package's
+    assert tasks[1].demonstrator == Score(19.0, 1.0)
+
+
+def test_experts_of_earlier_files_are_demonstrators(tmp_path: Path) -> None:
+    for name in ("gym:CartPole-v1", "mujoco-pendulum"):
+        entry = {"name": name, "rule": get_task(name).rule, "expert": {"mean": 7.0}}
+        (tmp_path / FILE_NAME).write_text(json.dumps({"tasks": [entry]}))
+        (known,) = read_trained_tasks(tmp_path)
+        played = known.apply(get_task(name))
+        assert played.demonstrator == Score(7.0, None)
+        assert played.expert == get_task(name).expert
 
 
 def test_checkpoints_without_tasks_and_damaged_ones(tmp_path: Path) -> None:
@@ -51,11 +65,15 @@ def test_tasks_of_earlier_trainings_are_kept() -> None:
     (again,) = [task for task in join_earlier([pong], joined) if task.name == "pong"]
     assert not again.is_earlier
 
+    shown = replace(pong, demonstrator=Score(21.0, None))
+    assert join_earlier([pong], [shown]) == [replace(shown, seeds=pong.seeds)]
+    assert join_earlier([shown], [replace(shown, demonstrator=Score(3.0, None))])[0].demonstrator == Score(21.0, None)
+
 
 def test_a_task_must_be_the_trained_one() -> None:
-    known = trained_task(replace(CART, random=None, expert=None))
+    known = trained_task(replace(CART, random=None, demonstrator=None))
     known = replace(known, random=Score(22.0, 1.0))
-    assert known.apply(replace(CART, expert=None)).random == Score(20.0, 5.0)  # its own come first
+    assert known.apply(CART).random == Score(20.0, 5.0)  # its own come first
     assert known.apply(get_task("gym:CartPole-v1")).random == Score(22.0, 1.0)
 
     other = replace(get_task("gym:Acrobot-v1"), name=CART.name)
@@ -123,5 +141,7 @@ def test_the_file_of_jat_mini_is_complete() -> None:
     tasks = read_trained_tasks("jat-mini")
     assert len([task for task in tasks if not task.is_earlier]) == 11
     for task in tasks:
-        assert task.apply(get_task(task.name)) == get_task(task.name)
+        played = task.apply(get_task(task.name))
+        assert replace(played, demonstrator=None) == get_task(task.name)
+        assert (played.demonstrator is None) == task.is_earlier
         assert json.loads(json.dumps(to_json([task])))[0]["seeds"]

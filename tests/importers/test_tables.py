@@ -17,6 +17,7 @@ from jat_engine.cli import main
 from jat_engine.datasets.collection import Collection
 from jat_engine.datasets.hub import push_to_hub
 from jat_engine.datasets.importers import npz, parquet_table
+from jat_engine.envs import get_task
 
 LENGTHS = [3, 1, 5, 4]
 STARTS = np.cumsum([0, *LENGTHS])
@@ -262,7 +263,10 @@ def test_a_published_task_has_its_own_columns(tmp_path: Path, capsys: pytest.Cap
     assert run(save(tmp_path / "b.npz", arrays), "--task", "mujoco-pendulum", "--output_dir", tmp_path / "d") == 0
     collection = Collection.read(tmp_path / "d" / "mujoco-pendulum")
     assert collection is not None
-    assert (collection.task_rule, collection.scores) == (None, {})
+    assert collection.task_rule is None
+    assert list(collection.scores) == ["expert"]  # the random policy's return is published
+    assert collection.as_task().demonstrator.mean == np.mean(collection.returns)  # type: ignore[union-attr]
+    assert collection.as_task().expert == get_task("mujoco-pendulum").expert
     card = (tmp_path / "d" / "README.md").read_text()
     assert "of 1 of the 157 tasks of the JAT agent, and of 1 other task" in card
     assert card.index("| mujoco-pendulum |") < card.index("| cart |")

@@ -49,7 +49,7 @@ def test_a_description_defines_a_task(name: str, tmp_path: Path) -> None:
     task = task_of_folder(tmp_path, name)
     assert task is not None
     assert (task.name, task.maker, task.observation, task.action) == (CART.name, None, "continuous", "discrete")
-    assert (task.random, task.expert) == (Score(20.0, 5.0), Score(500.0, 0.0))
+    assert (task.random, task.demonstrator) == (Score(20.0, 5.0), Score(500.0, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,17 @@ def test_folders_that_define_no_task(tmp_path: Path) -> None:
         task_of_folder(tmp_path, "texts")
 
 
+def test_a_published_task_keeps_its_scores_and_gets_its_demonstrator(tmp_path: Path) -> None:
+    pong = get_task("atari-pong")
+    describe(tmp_path, pong)
+    expected = replace(pong, demonstrator=Score(500.0, 0.0))
+    assert check_rule(pong, tmp_path) == task_of_folder(tmp_path, pong.name) == expected
+
+
 def test_episodes_of_another_rule_are_refused(tmp_path: Path) -> None:
     assert check_rule(CART, tmp_path) == CART
     describe(tmp_path, CART)
-    assert check_rule(CART, tmp_path) == replace(CART, random=Score(20.0, 5.0), expert=Score(500.0, 0.0))
+    assert check_rule(CART, tmp_path) == replace(CART, random=Score(20.0, 5.0), demonstrator=Score(500.0, 0.0))
     own = replace(CART, random=Score(22.0, None))
     assert check_rule(own, tmp_path).random == Score(22.0, None)
 

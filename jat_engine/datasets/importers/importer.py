@@ -304,10 +304,10 @@ def _take(
 
 def _scores(task: Task, taken: _Taken, random_episodes: int) -> dict[str, dict[str, Any]]:
     """Return the returns that normalise a task's scores: of the imported episodes, and of a random policy."""
-    if task.is_published or not taken.has_rewards:
+    if not taken.has_rewards:
         return {}
     scores: dict[str, dict[str, Any]] = {"expert": score(taken.returns)}
-    if random_episodes and task.maker is not None:
+    if random_episodes and task.maker is not None and not task.is_published:
         scores["random"] = measure_random(task, random_episodes)
     return scores
 

@@ -48,7 +48,9 @@ def run(argv: Sequence[str]) -> int:
         from . import card, scores
 
         workers = arguments.num_workers or available_cores()
-        card.write(checkpoint, scores.evaluate(checkpoint, recipe.TASKS, arguments.num_episodes, workers, note))
+        measured = scores.evaluate(checkpoint, recipe.TASKS, arguments.num_episodes, workers, note)
+        card.write(checkpoint, measured)
+        recipe.store_demonstrators(checkpoint, measured)
     return 0
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...atomic_io import write_json, write_text
 from ...envs import TASKS
+from ...evaluation.statistics import mean_interval
 from ...installation import cpu_name, versions
 from . import recipe
 
@@ -53,7 +54,7 @@ def render(folder: Path) -> str:
         episodes=episodes,
         last_seed=episodes - 1,
         scores=_table(
-            ["task", "random", "jat-mini", "demonstrator", "published expert", "normalised"],
+            ["task", "random", "jat-mini", "demonstrator", "published expert", "normalised by its demonstrator"],
             [_score_row(name, row) for name, row in scores.items()],
         ),
         agents=_table(
@@ -93,14 +94,6 @@ def normalized(row: dict[str, Any], agent: str = "engine_float32") -> np.ndarray
     return scores
 
 
-def bootstrap(values: Any, resamples: int = 2000) -> tuple[float, float]:
-    """Return the bootstrap 95 % interval of the mean of `values`."""
-    array = np.asarray(values, np.float64)
-    drawn = np.random.default_rng(0).integers(len(array), size=(resamples, len(array)))
-    low, high = np.percentile(array[drawn].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
-
-
 def short_of_goal(name: str, row: dict[str, Any]) -> str | None:
     """Return a line about a task whose score is below its goal; None if it reaches the goal.
 
@@ -112,7 +105,7 @@ def short_of_goal(name: str, row: dict[str, Any]) -> str | None:
         mean = float(np.mean(row["engine_float32"]))
         return None if mean >= PONG_GOAL else f"a mean return of {mean:.1f}, asked for: {PONG_GOAL:g}"
     mean, goal = float(normalized(row).mean()), GOALS[TASKS[name].domain]
-    return None if mean >= goal else f"{mean:.2f} normalised, asked for: {goal}"
+    return None if mean >= goal else f"{mean:.2f} normalised by its demonstrator, asked for: {goal}"
 
 
 def _shortfalls(scores: dict[str, Any]) -> str:
@@ -124,21 +117,20 @@ def _shortfalls(scores: dict[str, Any]) -> str:
 
 def _score_row(name: str, row: dict[str, Any]) -> list[str]:
     expert = TASKS[name].expert
-    scores = normalized(row)
-    low, high = bootstrap(scores)
     return [
         name,
         _number(np.mean(row["random"])),
         _interval(row["engine_float32"]),
         _number(np.mean(row["demonstrator"])),
         _number(expert.mean) if expert else "",
-        f"{scores.mean():.2f} [{low:.2f}, {high:.2f}]",
+        _interval(normalized(row)),
     ]
 
 
 def _interval(values: Any) -> str:
-    low, high = bootstrap(values)
-    return f"{_number(np.mean(values))} [{_number(low)}, {_number(high)}]"
+    found = mean_interval(values)
+    assert found is not None, "there is an episode"
+    return f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
 
 
 def _number(value: Any) -> str:

@@ -15,7 +15,8 @@ The seeds determine everything. Differences from the published recipe, and the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ...checkpoint.trained_tasks import (
     write_trained_tasks,
 )
 from ...config import JatConfig
-from ...envs import get_task
+from ...envs import Score, get_task
 
 SEED = 0
 
@@ -275,6 +276,21 @@ def export(trained: Path, folder: Path) -> None:
     JatProcessor.from_pretrained(trained).save_pretrained(folder)
     tasks = read_trained_tasks(trained)
     write_trained_tasks(folder, to_json(tasks or trained_tasks()))
+
+
+def store_demonstrators(folder: Path, scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the demonstrators' returns into a checkpoint's `tasks.json`, with which `jat-engine eval` compares.
+
+    Args:
+        folder: of the checkpoint.
+        scores: task -> agent -> returns, as `scores.evaluate` measures them. Other tasks keep what they have.
+    """
+    tasks = []
+    for task in read_trained_tasks(folder):
+        returns = scores.get(task.name, {}).get("demonstrator")
+        score = task.demonstrator if returns is None else Score(float(np.mean(returns)), float(np.std(returns)))
+        tasks.append(replace(task, demonstrator=score))
+    write_trained_tasks(folder, to_json(tasks))
 
 
 def trained_tasks() -> list[TrainedTask]:
