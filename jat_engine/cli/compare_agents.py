@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ..checkpoint_files import check_source
 from ..evaluation.scores import REFERENCES
-from ..runs.compare import Comparison, compare
-from ..runs.database import FILE_NAME, read_run
-from ..runs.folder import default_folder
-from ..runs.records import Evaluation
 from . import evaluate
-from .arguments import note, parse
-from .comparison_tables import print_comparison
 
 _OPTIONS = ("dtype", "backend")
 _EVAL = ("tasks", "task_module", "num_episodes", "seed", "max_steps", "num_workers", "num_envs")
