@@ -387,7 +387,12 @@ class _Breaks(gymnasium.Wrapper[Any, Any, Any, Any]):
     ],
 )
 def test_an_episode_that_fails_is_named_and_the_others_are_played(
-    kind: str, step: int, reason: str, num_envs: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    step: int,
+    reason: str,
+    num_envs: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tasks = ["babyai-go-to-obj", "mujoco-pendulum", "mujoco-reacher"]
     flags = [*EVAL, *ALONE, "--num_envs", num_envs, "--num_episodes", "3", "--tasks", *tasks]

@@ -82,7 +82,7 @@ def plain(report: Report) -> Any:
 
 @pytest.mark.parametrize("items", [[Item(name, 0, 3) for name in ALL_KINDS], [Item("dice", 1, STEP_FAILS)] * 2])
 def test_a_worker_reports_what_this_process_would(items: list[Item], worker: Any) -> None:
-    tasks = [TASKS[item.task] if item.task in TASKS else DICE for item in items]
+    tasks = [TASKS.get(item.task, DICE) for item in items]
     if missing := missing_simulators(tasks):
         pytest.skip(" ".join(missing.values()))
     local = LocalHost({task.name: task for task in tasks}, PlayOptions(max_steps=6))
@@ -91,7 +91,9 @@ def test_a_worker_reports_what_this_process_would(items: list[Item], worker: Any
     host = worker(*tasks)
     for _ in range(2):  # the second time in environments that were used
         found = play(host, items)
-        assert [[plain(one) for one in batch] for batch in found] == [[plain(one) for one in batch] for batch in expected]
+        assert [[plain(one) for one in batch] for batch in found] == [
+            [plain(one) for one in batch] for batch in expected
+        ]
     assert host.steps == 2 * sum(map(len, expected))
     assert host.seconds > 0
 
@@ -105,7 +107,9 @@ def test_observations_that_are_too_large_for_shared_memory_are_sent(worker: Any)
     assert [[plain(one) for one in batch] for batch in found] == [[plain(one) for one in batch] for batch in expected]
 
 
-def test_a_process_that_is_killed_is_started_again(worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_killed_is_started_again(
+    worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(DEATHS, str(tmp_path))
     (tmp_path / "3").write_bytes(b".")
     items = [Item("dice", 0, 3), Item("dice", 1, 4)]
@@ -170,4 +174,3 @@ def test_arrays_of_all_shapes_come_through_shared_memory(shape: tuple[int, ...])
                     assert found[key].dtype == value.dtype
                 np.testing.assert_array_equal(found[key], value)
             assert ("b" in others) == (given["b"].nbytes > SLOT_BYTES)
-
