@@ -23,7 +23,7 @@ from ..runs.database import FILE_NAME, RunDatabase, RunError
 from ..runs.folder import check_results, default_folder, run_lock, set_aside
 from ..runs.plan import Item, plan_items
 from ..runs.play import PlayTiming
-from ..runs.recorders import Recorders
+from ..runs.recorders import REPLAY, Recorders
 from ..runs.recording import parse_episode_choice
 from ..runs.records import Episode, Evaluation
 from ..runs.results import EVALUATIONS, RESULTS, write_results
@@ -303,8 +303,9 @@ def most_agents(options: RunOptions, num_episodes: int) -> int | None:
 def _opened(folder: Path, arguments: EvalArguments) -> Iterator[RunDatabase]:
     """Open the run of a folder, or begin one; with `--overwrite` another one is set aside."""
     if arguments.overwrite:
-        for path in set_aside(folder):
-            note(f"the folder's earlier results are in {path}")
+        aside = set_aside(folder)
+        if aside is not None:
+            note(f"the folder's earlier results are in {aside}")
     with contextlib.closing(RunDatabase(folder, create=True)) as database:
         yield database
 
@@ -393,7 +394,7 @@ def write_replay(folder: Path, options: RunOptions, tasks: list[Task]) -> list[s
     if not videos:
         return []
     try:
-        path = write_grid(videos, folder / "replay.mp4")
+        path = write_grid(videos, folder / REPLAY)
     except (VideoError, RuntimeError, ValueError) as error:
         return [" ".join(str(error).split())]
     note(f"wrote {path}")
@@ -413,7 +414,7 @@ def upload(model_arguments: ModelArguments, repo_id: str, folder: Path) -> int:
         with quiet_loading():
             model, processor = load_model(model_arguments)
         source, hub = model_arguments.model_name_or_path, {"cache_dir": model_arguments.cache_dir}
-        files = [folder / RESULTS, folder / EVALUATIONS, folder / "replay.mp4", find_trained_tasks(source, hub)]
+        files = [folder / RESULTS, folder / EVALUATIONS, folder / REPLAY, find_trained_tasks(source, hub)]
         url = push_to_hub(
             model, processor, repo_id, evaluation, files=[path for path in files if path is not None and path.exists()]
         )

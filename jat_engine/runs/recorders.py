@@ -10,8 +10,8 @@ from .plan import Item
 from .recording import EpisodeRecorder, VideoRecorder, episode_path
 from .trajectories import TrajectoryRecorder
 
-VIDEOS, TRAJECTORIES = "videos", "trajectories"
-"""Names of the folders."""
+VIDEOS, TRAJECTORIES, REPLAY = "videos", "trajectories", "replay.mp4"
+"""Names of the folders, and of the grid of videos."""
 
 
 @dataclass(frozen=True)

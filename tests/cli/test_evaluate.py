@@ -173,11 +173,9 @@ def test_other_settings_are_refused_before_the_model_is_loaded(
 
     assert main([*flags, "--seed", "1", "--overwrite"]) == 0
     assert json.loads((FOLDER / "results.json").read_text())["tasks"]["mujoco-reacher"]["seeds"] == [1]
-    assert (FOLDER / "results.json.1").read_bytes() == before, "nothing is deleted"
     assert main([*flags, "--seed", "2", "--overwrite"]) == 0
-    assert (FOLDER / "results.json.1").read_bytes() == before
-    (FOLDER / f"{FILE_NAME}.1").replace(FOLDER / FILE_NAME)
-    assert read_run(FOLDER).settings["seed"] == 3_000_000
+    assert (FOLDER / "earlier-1" / "results.json").read_bytes() == before, "nothing is deleted"
+    assert [read_run(FOLDER / f"earlier-{number}").settings["seed"] for number in (1, 2)] == [3_000_000, 1]
 
 
 def test_resuming_takes_tasks_episodes_and_seed_from_the_run(
@@ -243,8 +241,8 @@ def test_results_of_unknown_settings_stay(
     assert reason in _error(capsys)
     assert (FOLDER / name).read_text() == "{bad"
     assert main([*EVAL, "--tasks", "mujoco-reacher", "--overwrite"]) == 0
-    assert (FOLDER / f"{name}.1").read_text() == "{bad"
-    assert f"earlier results are in results/jat-mini/{name}.1" in capsys.readouterr().err
+    assert (FOLDER / "earlier-1" / name).read_text() == "{bad"
+    assert "earlier results are in results/jat-mini/earlier-1" in capsys.readouterr().err
 
 
 def test_a_run_whose_process_was_killed_at_its_start_goes_on() -> None:
