@@ -136,6 +136,12 @@ class Player:
         )
 
     @property
+    def expected_seconds(self) -> float | None:
+        """Seconds that the run will last at the present rate; None at its beginning."""
+        timing = self.timing
+        return self._queue.expected_steps / timing.rate if timing.steps > 100 else None
+
+    @property
     def running(self) -> list[Item]:
         """Episodes that are being played."""
         return [item for busy in self._hosts.values() for item in busy.items.values()]
