@@ -10,7 +10,7 @@ from typing import Any
 
 from ..atomic_io import write_json
 from ..checkpoint_files import check_source, local_path
-from ..evaluation.scores import REFERENCES, reference_words
+from ..evaluation.scores import REFERENCES, Reference, reference_words
 from ..runs.compare import BETTER, NO_DIFFERENCE, WORSE, Comparison, compare
 from ..runs.database import FILE_NAME, read_run
 from ..runs.records import Evaluation
@@ -247,7 +247,7 @@ def overall_lines(found: Comparison) -> list[str]:
             f"  probability that an episode of B has the higher score: {interval(overall.improvement)}",
         ]
         if overall.detectable:
-            lines.append(f"  a difference of the mean of {overall.detectable:.3f} is found with a probability of 80 %")
+            lines.append(f"  a difference of the mean of {overall.detectable:.2g} is found with a probability of 80 %")
     if overall.success is not None:
         lines.append(f"Success rate, {overall.success_tasks} tasks, B - A: {interval(overall.success, _percent)}")
     lines.append(
