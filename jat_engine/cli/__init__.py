@@ -14,6 +14,7 @@ from . import streams
 COMMANDS = {
     "play": "watch or record an agent on one task",
     "eval": "score an agent on tasks, as published",
+    "verify": "play episodes of a run again, and say which differ",
     "collect": "collect expert episodes as a dataset",
     "import": "import demonstrations from Minari, LeRobot, npz or Parquet as a dataset",
     "train": "train an agent on a dataset, as published",
@@ -27,6 +28,7 @@ COMMANDS = {
 _MODULES = {
     "play": "jat_engine.cli.play",
     "eval": "jat_engine.cli.evaluate",
+    "verify": "jat_engine.cli.verify",
     "collect": "jat_engine.cli.collect",
     "import": "jat_engine.cli.import_data",
     "train": "jat_engine.cli.train",

@@ -44,7 +44,7 @@ from .agent import (
 )
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, note, parse
 from .run_progress import RunProgress
-from .run_tables import print_evaluation
+from .run_tables import power_line, print_evaluation
 from .streams import terminable, uninterrupted
 
 AUTO = "auto"
@@ -169,12 +169,13 @@ def run(argv: Sequence[str]) -> int:
 
     options = run_options(arguments, folder)
     counts = {task.name: planned.get(task.name, arguments.num_episodes) for task in tasks}
-    agent, processor = load_agent(model_arguments, num_agents=most_agents(options))
+    agent, processor = load_agent(model_arguments, num_agents=most_agents(options, sum(counts.values())))
     settings = known | settings_of(agent)
     described = asdict(model_arguments) | asdict(choice) | asdict(arguments)
     with run_lock(folder), terminable(), _opened(folder, arguments) as database:
         prepare_run(database, settings, tasks, counts, arguments.mixed_machines)
         database.set_arguments(described)
+        note(power_line(counts))
         problems = play(database, agent, processor, tasks, options, counts)
         evaluation = database.read()
         print_evaluation(evaluation, [task.name for task in tasks])
@@ -256,7 +257,7 @@ def check_before(
     if tasks and not arguments.overwrite:
         check_results(folder)
         if (folder / FILE_NAME).exists():
-            with contextlib.closing(RunDatabase(folder)) as database:
+            with contextlib.closing(RunDatabase(folder, create=True)) as database:  # it may be empty, after a kill
                 check_run(database, settings, tasks, arguments.mixed_machines)
     if arguments.save_video:
         check_video("--save_video", folder / "videos" / f"episode.{arguments.format}", (f".{arguments.format}",))
@@ -290,12 +291,12 @@ def run_options(arguments: EvalArguments, folder: Path) -> RunOptions:
     )
 
 
-def most_agents(options: RunOptions) -> int | None:
+def most_agents(options: RunOptions, num_episodes: int) -> int | None:
     """Return the most sessions that the run opens at a time; None for as many as an engine has room for anyway."""
     if options.num_envs is None:
         return None
     workers = available_cores() if options.num_workers is None else options.num_workers
-    return options.num_envs * max(1, workers)
+    return min(options.num_envs * max(1, workers), num_episodes)
 
 
 @contextlib.contextmanager
@@ -373,7 +374,7 @@ def write_replay(folder: Path, options: RunOptions, tasks: list[Task]) -> list[s
     assert recorders is not None, "--save_video"
     first = min(recorders.video_episodes)
     videos = [recorders.video_path(task, first) for task in tasks]
-    videos = [path for path in videos if path.exists()]
+    videos = [path for path in videos if path.is_file()]
     if not videos:
         return []
     try:

@@ -78,14 +78,18 @@ class RunDatabase:
     def __init__(self, folder: str | Path, create: bool = False) -> None:
         self.folder = Path(folder)
         self.path = self.folder / FILE_NAME
-        is_new = not self.path.exists()
-        if is_new and not create:
-            raise RunError(f"{self.folder}: expected the folder of a run, got no {FILE_NAME} in it")
+        if not create and not self.path.exists():
+            raise self._missing()
         with self._errors("opened"):
             self._connection = self._connect()
-            if is_new:
+            (version,) = self._connection.execute("pragma user_version").fetchone()
+            is_empty = self._connection.execute("select count(*) from sqlite_master").fetchone() == (0,)
+            if is_empty and create:  # new, or of a process that was killed before the tables were there
                 self._make_tables()
-            version = self._connection.execute("pragma user_version").fetchone()[0]
+                version = FORMAT
+        if is_empty and not create:
+            self.close()
+            raise self._missing()
         if version != FORMAT:
             self.close()
             raise RunError(
@@ -93,13 +97,19 @@ class RunDatabase:
                 "jat_engine that wrote it, or name another folder"
             )
 
+    def _missing(self) -> RunError:
+        return RunError(f"{self.folder}: expected the folder of a run, got no {FILE_NAME} with a run in it")
+
     def _connect(self) -> sqlite3.Connection:
         if os.access(self.path if self.path.exists() else self.folder, os.W_OK) and os.access(self.folder, os.W_OK):
             connection = sqlite3.connect(self.path, isolation_level=None, timeout=30)
             connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = normal")
             return connection
-        return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+        # "immutable" ignores the log of a process that writes or was killed; else SQLite needs one, and cannot make it.
+        log = Path(f"{self.path}-wal")
+        mode = "mode=ro" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"
+        return sqlite3.connect(f"{self.path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
 
     def _make_tables(self) -> None:
         with self._transaction():
@@ -313,6 +323,8 @@ def _remedy(message: str) -> str:
         return "; free space on its disk, then play on with --resume"
     if "not a database" in message or "malformed" in message or "no such" in message:
         return "; it is not a run of jat_engine, or is damaged: name another folder"
+    if "unable to open" in message:
+        return "; copy the folder to where it can be written"
     if "locked" in message:
         return "; another process is writing to it"
     return ""

@@ -38,7 +38,7 @@ class Host(Protocol):
         ...
 
     def receive(self) -> list[Report]:
-        """Wait for the reports of the orders.
+        """Wait for the reports of the orders. None means that there are none yet.
 
         Raises:
             HostEndedError: the process has ended; `restart` starts another.
@@ -109,9 +109,11 @@ class WorkerHost:
         self._start()
 
     def _start(self) -> None:
-        self._block = SharedBlock(num_slots=self._num_slots)
         self._layouts: dict[int, Layout] = {}
-        self.connection, self._process = start_worker(_run_worker, self._block.path, *self._arguments)
+        with SharedBlock.create(self._num_slots) as (self._block, descriptor):
+            self.connection, self._process = start_worker(_run_worker, *self._arguments)
+            with contextlib.suppress(OSError):  # it has ended, which `receive` reports
+                SharedBlock.send(descriptor, self.connection)
 
     def send(self, orders: Sequence[Order]) -> None:
         """Send orders to the worker."""
@@ -119,7 +121,7 @@ class WorkerHost:
             self.connection.send(orders)
 
     def receive(self) -> list[Report]:
-        """Receive the reports of the orders.
+        """Receive the reports of the orders; none when the process has started.
 
         Raises:
             HostEndedError: the process has ended.
@@ -128,7 +130,7 @@ class WorkerHost:
             seconds, messages = self.connection.recv()
         except (EOFError, OSError):
             raise HostEndedError(f"the process that played it {describe_end(self._process)}") from None
-        self._starts_in_vain = 0
+        self._starts_in_vain = 0  # if it ends now, that is because of what it plays
         self.seconds += seconds
         self.steps += len(messages)
         return [self._report(message) for message in messages]
@@ -162,7 +164,6 @@ class WorkerHost:
 
     def _end(self) -> None:
         end_workers({self.connection: self._process})
-        self._block.remove_name()
 
 
 _MAX_STARTS = 3
@@ -178,19 +179,22 @@ def wait_for(hosts: Sequence[Host]) -> list[Host]:
     return [host for connection, host in workers.items() if connection in ready]
 
 
-def _run_worker(connection: Connection, path: str, tasks: Mapping[str, Task], options: PlayOptions) -> None:
+def _run_worker(connection: Connection, tasks: Mapping[str, Task], options: PlayOptions) -> None:
     """Carry out orders until the connection or the parent process ends.
 
     Args:
-        connection: receives lists of orders; sends the seconds and the reports of each. The report of an observation
-            is a tuple with its layout in the shared block, or None where it has not changed.
-        path: of the shared block.
+        connection: receives the shared block, then lists of orders; sends the seconds and the reports of each, and at
+            first no reports. The report of an observation is a tuple with its layout in the shared block, or None where
+            it has not changed.
         tasks, options: see `Slots`.
     """
     prepare_worker()
-    block, slots = SharedBlock(path), Slots(tasks, options)
-    block.remove_name()
-    layouts: dict[int, Layout] = {}
+    slots, layouts = Slots(tasks, options), dict[int, Layout]()
+    try:
+        block = SharedBlock.receive(connection)
+        connection.send((0.0, []))
+    except (EOFError, OSError):
+        return
     while True:
         try:
             orders = connection.recv()
@@ -199,7 +203,7 @@ def _run_worker(connection: Connection, path: str, tasks: Mapping[str, Task], op
         began = time.perf_counter()
         messages: list[Any] = []
         for order in orders:
-            with watched():
+            with watched(options.hang_seconds):
                 report = slots.obey(order)
             if isinstance(report, Observed):
                 layout, report.observation = block.write(report.slot, report.observation)

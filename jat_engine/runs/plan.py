@@ -82,6 +82,13 @@ class WorkQueue:
         """Return the expected steps that are left of a task, for each slot that would play it."""
         return len(self._waiting[task]) * self._lengths[task] / (1 + self._running[task])
 
+    @property
+    def expected_steps(self) -> float:
+        """Expected steps that are left; of an episode that is being played, half of it."""
+        return sum(
+            (len(self._waiting[task]) + self._running[task] / 2) * length for task, length in self._lengths.items()
+        ) + sum(self._lengths[item.task] for item in self._suspects)
+
     def note_end(self, item: Item) -> None:
         """Note that an episode is no longer played."""
         self._running[item.task] -= 1
@@ -94,7 +101,7 @@ class WorkQueue:
         """Put episodes back that were not played, such as those of a machine that is gone."""
         for item in items:
             self.note_end(item)
-            self._waiting[item.task].appendleft(item)
+            (self._suspects if self.is_suspect(item) else self._waiting[item.task]).appendleft(item)
 
     def note_death(self, items: Iterable[Item]) -> list[Item]:
         """Put the episodes back that a process played when it ended.
