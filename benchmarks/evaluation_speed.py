@@ -68,6 +68,9 @@ class RandomAgents:
         self.seconds, self.steps = 0.0, 0
         self._spaces: dict[Any, Any] = {}
 
+    def room(self, tasks: Any) -> int | None:
+        return None
+
     def open(self, key: Any, task: Task, seed: int) -> None:
         pass
 

@@ -257,7 +257,7 @@ def check_before(
     if tasks and not arguments.overwrite:
         check_results(folder)
         if (folder / FILE_NAME).exists():
-            with contextlib.closing(RunDatabase(folder)) as database:
+            with contextlib.closing(RunDatabase(folder, create=True)) as database:  # it may be empty, after a kill
                 check_run(database, settings, tasks, arguments.mixed_machines)
     if arguments.save_video:
         check_video("--save_video", folder / "videos" / f"episode.{arguments.format}", (f".{arguments.format}",))
@@ -374,7 +374,7 @@ def write_replay(folder: Path, options: RunOptions, tasks: list[Task]) -> list[s
     assert recorders is not None, "--save_video"
     first = min(recorders.video_episodes)
     videos = [recorders.video_path(task, first) for task in tasks]
-    videos = [path for path in videos if path.exists()]
+    videos = [path for path in videos if path.is_file()]
     if not videos:
         return []
     try:

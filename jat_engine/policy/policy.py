@@ -15,7 +15,7 @@ from ..envs.kinds import usual_window
 from ..envs.vector import count_envs, find_mode, is_of_stable_baselines, read_flags
 from ..errors import BatchError, InputError, SessionError
 from ..observation import Limits, check_context_window, parse_action_space, parse_observations
-from .turns import Turn, Turns
+from .turns import Turn, first_turn, next_turn
 
 if TYPE_CHECKING:
     from .sb3 import LastStep, RecordRewards
@@ -120,8 +120,8 @@ class JatPolicy:
         self.context_window = min(window, engine.config.max_context_tokens)
 
         seeds = _seeds(seed, self.num_envs)
-        self._engine, self._turns = engine, Turns(self.mode, self.num_envs)
-        self._is_running = False
+        self._engine = engine
+        self._turn: Turn | None = None  # the last one, if the agents can go on from it
         self._num_seen: tuple[int, int] | None = None
         with contextlib.ExitStack() as stack:
             self._sessions = [stack.enter_context(engine.open_session(self.context_window, each)) for each in seeds]
@@ -146,8 +146,7 @@ class JatPolicy:
             SessionError: the policy is closed.
         """
         self._check_loop("reset")
-        rows, masks = self._read(observations, None), self._read_masks(action_masks)
-        return self._play(rows, self._turns.reset(), masks, self._deterministic)
+        return self._play(first_turn(self.num_envs), observations, action_masks, self._deterministic)
 
     def step(
         self,
@@ -190,12 +189,9 @@ class JatPolicy:
                 of a step, some agents of which have taken it.
         """
         self._check_loop("step")
-        self._check_running("step: expected reset(*vector_env.reset())")
-        if rewards is None:
-            raise InputError(f"rewards: expected those of the step, {self.num_envs} numbers, got None")
-        rows, masks = self._read(observations, rewards), self._read_masks(action_masks)
-        turn = self._turns.after_step(np.asarray(rewards, np.float64), terminated, truncated, infos, reset_mask)
-        return self._play(rows, turn, masks, self._deterministic)
+        last = self._last_turn("step: expected reset(*vector_env.reset())")
+        turn = next_turn(self.mode, last, rewards, terminated, truncated, infos, reset_mask)
+        return self._play(turn, observations, action_masks, self._deterministic)
 
     # ---- Stable-Baselines3 -----------------------------------------------------------------------------------------
 
@@ -240,13 +236,11 @@ class JatPolicy:
                 "episodes begin; pass the dones of the last step, after a reset all True, or None"
             )
 
-        rows = self._read(observation, last.rewards)
+        turn = first_turn(self.num_envs)
         if last.num_steps:
-            none = np.zeros(self.num_envs, bool)
-            turn = self._turns.after_step(last.rewards, last.dones, none, last.infos, None)
-        else:
-            turn = self._turns.reset()
-        actions = self._play(rows, turn, None, deterministic)
+            before = self._last_turn("predict: expected a call after vec_env.reset()")
+            turn = next_turn(self.mode, before, last.rewards, last.dones, np.zeros(self.num_envs, bool), last.infos)
+        actions = self._play(turn, observation, None, deterministic)
         self._num_seen = last.num_resets, last.num_steps
         return actions, None
 
@@ -266,7 +260,7 @@ class JatPolicy:
             )
         if not last.num_steps:
             return last
-        self._check_running("predict: expected a call after vec_env.reset()")
+        self._last_turn("predict: expected a call after vec_env.reset()")
         if seen != (last.num_resets, last.num_steps - 1):
             raise InputError(
                 f"observation: expected that of step {1 + (seen[1] if seen else 0)} since vec_env.reset(), got that of "
@@ -276,17 +270,13 @@ class JatPolicy:
 
     # ---- a step ----------------------------------------------------------------------------------------------------
 
-    def _play(self, rows: list[dict[str, Any]], turn: Turn, masks: Any, deterministic: bool) -> np.ndarray:
-        """Take a step of the agents whose turn it is.
+    def _play(self, turn: Turn, observations: Any, action_masks: Any, deterministic: bool) -> np.ndarray:
+        """Take a step of the agents whose turn it is. See `step`."""
+        rows = self._read(observations, turn)
+        masks = None if action_masks is None else self._read_masks(action_masks)
 
-        Args:
-            rows: observation of each agent.
-            turn: whose turn it is.
-            masks: bool [N, n], the allowed discrete actions; None allows all.
-            deterministic: take the most likely discrete actions.
-        """
         # Interrupted or refused from here on, some agents may have taken the step.
-        self._is_running = False
+        self._turn = None
         for agent in np.flatnonzero(turn.begins):
             self._sessions[agent].reset()
         acting = np.flatnonzero(turn.acts)
@@ -310,11 +300,11 @@ class JatPolicy:
                 raise InputError(
                     f"agents {sorted(reasons)}: {reasons[min(reasons)]}; reset environments and policy"
                 ) from error
-        self._is_running = True
+        self._turn = turn
         return actions
 
-    def _read(self, observations: Any, rewards: Any) -> list[dict[str, Any]]:
-        """Return the checked observation of each agent.
+    def _read(self, observations: Any, turn: Turn) -> list[dict[str, Any]]:
+        """Return the checked observation of each agent; of those that do not act, anything.
 
         Raises:
             InputError: observations or rewards are not of N agents, or not those that the model accepts.
@@ -322,15 +312,17 @@ class JatPolicy:
         if not isinstance(observations, Mapping) or set(observations) != set(self._sizes):
             got = sorted(map(str, observations)) if isinstance(observations, Mapping) else type(observations).__name__
             raise InputError(f"observations: expected a dict of {sorted(self._sizes)}, as the space has, got {got}")
-        given = {f"{key}s": value for key, value in observations.items()}
-        text = given.get(f"{_TEXT}s")
-        if text is not None and getattr(getattr(text, "dtype", None), "kind", "") in tuple("biuf"):
+        (key,) = set(self._sizes) - {_TEXT}
+        values, texts = observations[key], observations.get(_TEXT)
+        if getattr(getattr(texts, "dtype", None), "kind", "") in tuple("biuf"):
             from .missions import decode_missions
 
-            given[f"{_TEXT}s"] = decode_missions(text)
-        checked = parse_observations(self._limits, self.num_envs, given, rewards)
+            texts = decode_missions(texts)
+        if not turn.acts.all() and np.shape(values)[:1] == (self.num_envs,):
+            values = np.array(values)
+            values[~turn.acts] = 0  # a simulation may have ended because it diverged
+        checked = parse_observations(self._limits, self.num_envs, {f"{key}s": values, f"{_TEXT}s": texts}, turn.rewards)
 
-        (key,) = set(self._sizes) - {_TEXT}
         size = checked.values[0].size - checked.num_padding
         if size != self._sizes[key]:
             raise InputError(f"{key}: expected {self._sizes[key]} values of each agent, as the space has, got {size}")
@@ -382,9 +374,10 @@ class JatPolicy:
                 "predict(observation)"
             )
 
-    def _check_running(self, expected: str) -> None:
-        if not self._is_running:
+    def _last_turn(self, expected: str) -> Turn:
+        if self._turn is None:
             raise SessionError(f"{expected} first, got none, or a call since then that failed in the middle of a step")
+        return self._turn
 
 
 def _spaces(vector_env: Any) -> tuple[Any, Any]:

@@ -9,81 +9,86 @@ import numpy as np
 
 from ..envs.vector import DISABLED, NEXT_STEP, read_flags
 from ..errors import InputError
+from ..observation import to_array
 
 _LOST = "life_lost"
 
 
 class Turn(NamedTuple):
-    """What the observations of a step are to the agents.
+    """What the observations of a step, or of a reset, are to the agents.
 
     Attributes:
         acts: bool [N]; False for the last observation of an episode, after which the environment ignores an action.
         begins: bool [N], the observation is the first of an episode.
-        rewards: [N], of the agents' previous actions.
+        rewards: float64 [N], of the agents' previous actions; 0 where there is none, or it has no effect.
+        lost: bool [N], of those that do not act: a life is lost, and the game goes on.
+        held: float64 [N], of those that do not act: the reward, for the next turn.
     """
 
     acts: np.ndarray
     begins: np.ndarray
     rewards: np.ndarray
+    lost: np.ndarray
+    held: np.ndarray
 
 
-class Turns:
-    """Tell the turns of N agents from the steps of their vector environment, in every `AutoresetMode` of Gymnasium.
+def first_turn(num_envs: int) -> Turn:
+    """Return the turn after a reset of all environments.
+
+    Args:
+        num_envs: N.
+    """
+    no, zeros = np.zeros(num_envs, bool), np.zeros(num_envs)
+    return Turn(~no, ~no, zeros, no, zeros)
+
+
+def next_turn(
+    mode: str, last: Turn, rewards: Any, terminated: Any, truncated: Any, infos: Any, reset_mask: Any = None
+) -> Turn:
+    """Return the turn after a step of the environments, in every `AutoresetMode` of Gymnasium.
 
     In Atari with `terminal_on_life_loss` a lost life ends what the environment calls an episode, and its reset goes on
     with the game. So does the agent: it has been rewarded, and remembers.
 
     Args:
         mode: "NextStep", "SameStep" or "Disabled".
-        num_envs: N.
+        last: the turn before the step.
+        rewards: [N], of the step, like the next three.
+        terminated: bool [N].
+        truncated: bool [N].
+        infos: Gymnasium's mapping of arrays, or a mapping for each environment.
+        reset_mask: bool [N], environments that the caller has reset after the step; None for those that need it.
+
+    Raises:
+        InputError: the arguments are not of N environments, or the caller has left one out that needs a reset.
     """
+    num_envs = len(last.acts)
+    values = to_array("rewards", rewards, f"{num_envs} numbers").astype(np.float64)
+    if values.shape != (num_envs,):
+        raise InputError(f"rewards: expected those of the step, {num_envs} numbers, got {rewards!r:.80}")
+    terminated = read_flags("terminated", terminated, num_envs)
+    truncated = read_flags("truncated", truncated, num_envs)
+    lost = _lives_lost(infos, num_envs) & terminated & ~truncated
+    ended = terminated | truncated
 
-    def __init__(self, mode: str, num_envs: int) -> None:
-        self._mode, self._num_envs = mode, num_envs
-        self.reset()
+    by_caller = np.zeros(num_envs, bool) if reset_mask is None else read_flags("reset_mask", reset_mask, num_envs)
+    forgotten = ended & ~by_caller
+    if mode == DISABLED and reset_mask is not None and forgotten.any():
+        raise InputError(
+            f"reset_mask: expected True for environments {np.flatnonzero(forgotten).tolist()}, whose episodes have "
+            "ended; reset them as well"
+        )
 
-    def reset(self) -> Turn:
-        """Return the turn after a reset of all environments."""
-        none = np.zeros(self._num_envs, bool)
-        # Of the last step: environments that the next step resets, those of them whose game goes on, and the rewards.
-        self._ended, self._lost, self._rewards = none, none, np.zeros(self._num_envs)
-        return Turn(~none, ~none, self._rewards)
+    # Gymnasium's default resets an environment by the step after the last one of its episode.
+    by_step = ~last.acts
+    waits = forgotten if mode == NEXT_STEP else np.zeros(num_envs, bool)
+    at_once = ended & ~waits
+    goes_on = (by_step & last.lost) | (at_once & lost)
+    begins = (by_step | at_once | by_caller) & ~goes_on
 
-    def after_step(self, rewards: np.ndarray, terminated: Any, truncated: Any, infos: Any, reset_mask: Any) -> Turn:
-        """Return the turn after a step of the environments. Invalid input changes nothing.
-
-        Args:
-            rewards: [N], of the step, like the next three.
-            terminated: bool [N].
-            truncated: bool [N].
-            infos: Gymnasium's mapping of arrays, or a mapping for each environment.
-            reset_mask: bool [N], environments that the caller has reset after the step; None for those that need it.
-
-        Raises:
-            InputError: the arguments are not of N environments, or the caller has left one out that needs a reset.
-        """
-        terminated = read_flags("terminated", terminated, self._num_envs)
-        truncated = read_flags("truncated", truncated, self._num_envs)
-        lost = _lives_lost(infos, self._num_envs) & terminated & ~truncated
-        ended = terminated | truncated
-
-        by_caller = np.zeros_like(ended) if reset_mask is None else read_flags("reset_mask", reset_mask, self._num_envs)
-        if self._mode == NEXT_STEP:
-            at_once = ended & by_caller
-        elif self._mode == DISABLED and reset_mask is not None and (ended & ~by_caller).any():
-            raise InputError(
-                f"reset_mask: expected True for environments {np.flatnonzero(ended & ~by_caller).tolist()}, whose "
-                "episodes have ended; reset them as well"
-            )
-        else:
-            at_once = ended
-
-        goes_on = (self._ended & self._lost) | (at_once & lost)
-        begins = (self._ended | at_once | by_caller) & ~goes_on
-        # The step that resets an environment has no reward of its own.
-        turn = Turn(~(ended & ~at_once), begins, np.where(self._ended & self._lost, self._rewards, rewards))
-        self._ended, self._lost, self._rewards = ended & ~at_once, lost, rewards
-        return turn
+    # The step that resets an environment has no reward of its own.
+    used = np.where(by_step & last.lost, last.held, values)
+    return Turn(~waits, begins, np.where(begins | waits, 0, used), lost & waits, np.where(waits, values, 0))
 
 
 def _lives_lost(infos: Any, num_envs: int) -> np.ndarray:

@@ -82,6 +82,13 @@ class WorkQueue:
         """Return the expected steps that are left of a task, for each slot that would play it."""
         return len(self._waiting[task]) * self._lengths[task] / (1 + self._running[task])
 
+    @property
+    def expected_steps(self) -> float:
+        """Expected steps that are left; of an episode that is being played, half of it."""
+        return sum(
+            (len(self._waiting[task]) + self._running[task] / 2) * length for task, length in self._lengths.items()
+        ) + sum(self._lengths[item.task] for item in self._suspects)
+
     def note_end(self, item: Item) -> None:
         """Note that an episode is no longer played."""
         self._running[item.task] -= 1

@@ -101,6 +101,7 @@ class Player:
         queue: episodes to play.
         tasks: name -> task, of all items.
         num_envs: most episodes at a time in each host; None to find the number that is fastest.
+        most_envs: the most that is tried then.
         on_begin: called with the items that a host begins with, and its name.
     """
 
@@ -111,11 +112,12 @@ class Player:
         queue: WorkQueue,
         tasks: Mapping[str, Task],
         num_envs: int | None,
+        most_envs: int = MAX_AUTO_ENVS,
         on_begin: Callable[[Sequence[Item], str], None] = lambda items, host: None,
     ) -> None:
         self._agents, self._queue, self._tasks, self._on_begin = agents, queue, tasks, on_begin
         self._hosts = {host: _Busy() for host in hosts}
-        self._limit = _Growing(max(1, MAX_AUTO_ENVS // len(hosts))) if num_envs is None else _Fixed(num_envs)
+        self._limit = _Growing(most_envs) if num_envs is None else _Fixed(num_envs)
         self.steps: dict[str, int] = dict.fromkeys(tasks, 0)
         self._episodes, self._batches, self._began = 0, 0, time.perf_counter()
 
@@ -132,6 +134,12 @@ class Player:
             hosts=len(self._hosts),
             num_envs=self._limit.value,
         )
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """Seconds that the run will last at the present rate; None at its beginning."""
+        timing = self.timing
+        return self._queue.expected_steps / timing.rate if timing.steps > 100 else None
 
     @property
     def running(self) -> list[Item]:

@@ -149,6 +149,29 @@ def choose_workers(items: Sequence[Item], tasks: Sequence[Task], options: RunOpt
     return min(available_cores() if number is None else number, len(items))
 
 
+def share_room(room: int | None, num_workers: int, num_envs: int | None) -> tuple[int, int]:
+    """Return the number of hosts, and the most environments of each, for which the agent has room.
+
+    Args:
+        room: episodes that can be open at a time; None if there is no limit.
+        num_workers: processes for environments; 0 for this one.
+        num_envs: environments of each; None to choose.
+
+    Raises:
+        RunError: there is no room for as many as are asked for.
+    """
+    num_hosts = max(1, num_workers)
+    if room is None:
+        return num_hosts, num_envs or max(1, MAX_AUTO_ENVS // num_hosts)
+    if num_envs is not None and num_hosts * num_envs > room:
+        raise RunError(
+            f"--num_envs: expected at most {room // num_hosts} environments in each of {num_hosts} processes, for which "
+            f"the KV cache has room, got {num_envs}"
+        )
+    num_hosts = max(1, min(num_hosts, room))
+    return num_hosts, num_envs or max(1, min(room, MAX_AUTO_ENVS) // num_hosts)
+
+
 def start_hosts(num_workers: int, num_items: int, tasks: Mapping[str, Task], options: RunOptions) -> list[Host]:
     """Start the processes with the environments, for this number of episodes."""
     if num_workers == 0:
@@ -185,8 +208,9 @@ def open_player(
     played, by_name = database.mean_lengths(), {task.name: task for task in tasks}
     queue = WorkQueue(items, lambda task: expected_length(task, played, options.play.max_steps))
     num_workers = choose_workers(items, tasks, options, has_crashed)
-    hosts = start_hosts(num_workers, len(items), by_name, options)
-    player = Player(agents, hosts, queue, by_name, options.num_envs, database.claim)
+    num_hosts, num_envs = share_room(agents.room(tasks), num_workers, options.num_envs)
+    hosts = start_hosts(min(num_hosts, num_workers), len(items), by_name, options)
+    player = Player(agents, hosts, queue, by_name, options.num_envs, num_envs, database.claim)
     try:
         yield player
     finally:

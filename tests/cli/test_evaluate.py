@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from jat_engine.evaluation.results import default_folder
 from PIL import Image
 
 from jat_engine import JatEngine
@@ -23,7 +24,6 @@ from jat_engine.checkpoint_files import JAT_MINI_FOLDER
 from jat_engine.cli import evaluate, main
 from jat_engine.envs import Score, get_task
 from jat_engine.evaluation import hub
-from jat_engine.evaluation.results import default_folder
 from jat_engine.evaluation.video import read_video
 
 EVAL = ["eval", "--model_name_or_path", "jat-mini", "--use_cpu", "--max_steps", "3", "--num_episodes", "1"]

@@ -19,7 +19,7 @@ from helpers.vector_envs import PLAYED, Episode, Recorder, options, play_alone
 
 from jat_engine import InputError, JatEngine, JatPolicy, SessionError
 from jat_engine.envs import TASKS, make, register_task
-from jat_engine.policy.turns import Turns
+from jat_engine.policy.turns import first_turn, next_turn
 
 NUM_AGENTS = 2
 MODES = list(AutoresetMode)
@@ -123,16 +123,16 @@ LOST = [True, True, False]
 )
 def test_the_reward_of_a_lost_life(mode: AutoresetMode, infos: Any) -> None:
     """It comes with the first observation after the reset. The second environment is at a limit of steps as well."""
-    turns = Turns(mode.value, 3)
+    after = functools.partial(next_turn, mode.value)
     terminated, truncated, none = np.array([True, True, True]), np.array([False, True, False]), np.zeros(3, bool)
-    turn = turns.after_step(np.array([5.0, 6.0, 7.0]), terminated, truncated, infos, None)
+    turn = after(first_turn(3), [5.0, 6.0, 7.0], terminated, truncated, infos)
     if mode is AutoresetMode.NEXT_STEP:
         assert not turn.acts.any()
-        turn = turns.after_step(np.zeros(3), none, none, {}, None)
+        turn = after(turn, np.zeros(3), none, none, {})
     assert turn.acts.all()
     assert turn.begins.tolist() == [False, True, True]
-    assert turn.rewards[0] == 5
-    turn = turns.after_step(np.array([1.0, 2.0, 3.0]), none, none, {}, None)
+    assert turn.rewards.tolist() == [5, 0, 0]
+    turn = after(turn, [1.0, 2.0, 3.0], none, none, {})
     assert turn.acts.all()
     assert not turn.begins.any()
     assert turn.rewards.tolist() == [1, 2, 3]
@@ -338,7 +338,7 @@ def bad_inputs(good: tuple[Any, ...]) -> list[tuple[str, tuple[Any, ...]]]:
         ("text_observation", seen(text_observation=np.full((2, 4), 0xD800))),
         ("text_observation", seen(text_observation=np.zeros((2, 4)))),
     ]
-    for value in (None, 1.0, [0.0], [0.0] * 3, [[0.0, 0.0]], ["a", "b"], [np.nan, 0.0], [0.0, np.inf], {}, infos):
+    for value in (None, 1.0, [0.0], [0.0] * 3, [[0.0, 0.0]], ["a", "b"], {}, infos):
         cases.append(("rewards", (observations, value, *good[2:])))
     for value in (None, True, [True], [False] * 3, [0, 1], [[True, False]], ["a", "b"], rewards, infos):
         cases.append(("terminated", (observations, rewards, value, *good[3:])))
@@ -372,12 +372,43 @@ def test_a_refused_step_changes_nothing(engine: JatEngine) -> None:
             assert np.array_equal(actions, expected.step(*good)), number
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
+def test_rewards_that_are_no_numbers(bad: float, engine: JatEngine) -> None:
+    vector_env = make_vector("babyai-go-to-obj", "sync", MODES[0])
+    with JatPolicy(engine, vector_env, deterministic=True) as policy:
+        observations, _, *ends = vector_env.step(policy.reset(*vector_env.reset(seed=0)))
+        with pytest.raises(InputError, match="rewards: expected 2 finite numbers"):
+            policy.step(observations, [0.0, bad], *ends)
+        policy.step(observations, [0.0, 0.0], *ends)
+
+
 def test_an_environment_that_was_not_reset(engine: JatEngine) -> None:
     vector_env = make_vector("babyai-go-to-obj", "sync", AutoresetMode.DISABLED, max_episode_steps=1)
     with JatPolicy(engine, vector_env) as policy:
         results = vector_env.step(policy.reset(*vector_env.reset(seed=0)))
         with pytest.raises(InputError, match=r"reset_mask: expected True for environments \[1\]"):
             policy.step(*results, reset_mask=np.array([True, False]))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_an_episode_that_ends_with_nan(mode: AutoresetMode, engine: JatEngine) -> None:
+    """As a simulation that diverges: what no agent reads is not refused."""
+    pytest.importorskip("mujoco", reason="needs the mujoco extra")
+    vector_env = make_vector("mujoco-reacher", "sync", mode)
+    with JatPolicy(engine, vector_env) as policy, JatPolicy(engine, vector_env) as expected:
+        start = vector_env.reset(seed=0)
+        actions = policy.reset(*start)
+        expected.reset(*start)
+        observations, rewards, terminated, truncated, infos = vector_env.step(actions)
+        terminated[1], rewards[1] = True, np.nan
+        last = observations["continuous_observation"].copy()
+        if mode is AutoresetMode.NEXT_STEP:
+            last[1] = np.nan
+        actions = policy.step({"continuous_observation": last}, rewards, terminated, truncated, infos)
+        usual = expected.step(observations, np.nan_to_num(rewards), terminated, truncated, infos)
+        assert np.array_equal(actions, usual)
+        results = vector_env.step(actions)
+        assert np.array_equal(policy.step(*results), expected.step(*results))
 
 
 def test_a_step_that_fails_half_way(engine: JatEngine) -> None:

@@ -25,6 +25,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMoni
 from jat_engine.policy.missions import EncodeMission, decode_missions
 from jat_engine.policy.sb3 import RecordRewards, make_vec_env
 
+pytestmark = pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`:UserWarning")
+
 evaluate = functools.partial(evaluation.evaluate_policy, return_episode_rewards=True)
 
 

@@ -107,5 +107,3 @@ def test_lengths_that_were_played_are_preferred_and_limited() -> None:
 def test_lengths_of_all_tasks_are_shipped() -> None:
     assert set(shipped_lengths()) == set(TASKS)
     assert min(shipped_lengths().values()) >= 1
-
-
