@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from ..machine import available_cores
 from ..runs.agents import ActOptions
 from ..runs.database import FILE_NAME, RunDatabase, RunError
 from ..runs.folder import check_results, default_folder, run_lock, set_aside
-from ..runs.plan import plan_items
+from ..runs.plan import Item, plan_items
 from ..runs.play import PlayTiming
-from ..runs.recorders import Recorders
+from ..runs.recorders import REPLAY, Recorders
 from ..runs.recording import parse_episode_choice
 from ..runs.records import Episode, Evaluation
 from ..runs.results import EVALUATIONS, RESULTS, write_results
@@ -305,8 +305,9 @@ def most_agents(options: RunOptions, num_episodes: int) -> int | None:
 def _opened(folder: Path, arguments: EvalArguments) -> Iterator[RunDatabase]:
     """Open the run of a folder, or begin one; with `--overwrite` another one is set aside."""
     if arguments.overwrite:
-        for path in set_aside(folder):
-            note(f"the folder's earlier results are in {path}")
+        aside = set_aside(folder)
+        if aside is not None:
+            note(f"the folder's earlier results are in {aside}")
     with contextlib.closing(RunDatabase(folder, create=True)) as database:
         yield database
 
@@ -325,7 +326,9 @@ def play(
         A message for each episode that failed, each recording that failed, and for files that cannot be written.
     """
     problems: list[str] = []
-    items = database.missing(plan_items(counts, options.seed))
+    planned = plan_items(counts, options.seed)
+    items = database.missing(planned)
+    note_unrecorded(set(planned) - set(items), tasks, options)
     agents = make_agents(agent, processor, options.act)
     timing = None
     try:
@@ -346,6 +349,19 @@ def play(
                 note(f"jat-engine: error: {problem}")
         raise
     return problems + write_files(database, timing, describe(agent))
+
+
+def note_unrecorded(played: Collection[Item], tasks: list[Task], options: RunOptions) -> None:
+    """Say which episodes will not be recorded because they were played before."""
+    recorders, by_name = options.play.recording, {task.name: task for task in tasks}
+    if recorders is None:
+        return
+    lost = [item for item in played if not recorders.is_recorded(by_name[item.task], item)]
+    if lost:
+        note(
+            f"{len(lost)} episode(s) were played before, and are not recorded now; to play them again, name another "
+            "--output_dir, or add --overwrite to set the run aside"
+        )
 
 
 def failure_line(episode: Episode) -> str:
@@ -380,7 +396,7 @@ def write_replay(folder: Path, options: RunOptions, tasks: list[Task]) -> list[s
     if not videos:
         return []
     try:
-        path = write_grid(videos, folder / "replay.mp4")
+        path = write_grid(videos, folder / REPLAY)
     except (VideoError, RuntimeError, ValueError) as error:
         return [" ".join(str(error).split())]
     note(f"wrote {path}")
@@ -400,7 +416,7 @@ def upload(model_arguments: ModelArguments, repo_id: str, folder: Path) -> int:
         with quiet_loading():
             model, processor = load_model(model_arguments)
         source, hub = model_arguments.model_name_or_path, {"cache_dir": model_arguments.cache_dir}
-        files = [folder / RESULTS, folder / EVALUATIONS, folder / "replay.mp4", find_trained_tasks(source, hub)]
+        files = [folder / RESULTS, folder / EVALUATIONS, folder / REPLAY, find_trained_tasks(source, hub)]
         url = push_to_hub(
             model, processor, repo_id, evaluation, files=[path for path in files if path is not None and path.exists()]
         )

@@ -16,8 +16,8 @@ from ..evaluation.statistics import Aggregates, Interval
 from .records import Evaluation, TaskEpisodes
 from .summary import GroupSummary, TaskSummary, summarize
 
-EVALUATIONS, RESULTS, TIMING = "evaluations.json", "results.json", "timing.json"
-"""Names of the files."""
+EVALUATIONS, RESULTS, TIMING, REPORT = "evaluations.json", "results.json", "timing.json", "report"
+"""Names of the files, and of the folder of tables and figures."""
 
 _DIGITS = 9
 

@@ -82,7 +82,7 @@ def plain(report: Report) -> Any:
 
 @pytest.mark.parametrize("items", [[Item(name, 0, 3) for name in ALL_KINDS], [Item("dice", 1, STEP_FAILS)] * 2])
 def test_a_worker_reports_what_this_process_would(items: list[Item], worker: Any) -> None:
-    tasks = [TASKS[item.task] if item.task in TASKS else DICE for item in items]
+    tasks = [TASKS.get(item.task, DICE) for item in items]
     if missing := missing_simulators(tasks):
         pytest.skip(" ".join(missing.values()))
     local = LocalHost({task.name: task for task in tasks}, PlayOptions(max_steps=6))

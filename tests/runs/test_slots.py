@@ -126,9 +126,9 @@ def test_an_episode_is_the_same_among_others_and_in_an_environment_that_was_used
     }
     slots = make_slots(*tasks, max_steps=20)
     for _ in range(2):
-        among = [Playing(slots, index, task, seed) for index, (task, seed) in enumerate(zip(tasks, (3, 4, 3)))]
-        among += [Playing(slots, 3 + index, task, seed) for index, (task, seed) in enumerate(zip(tasks, (4, 3, 4)))]
-        while any([playing.step() for playing in among]):
+        chosen = [(task, seed) for seed in (3, 4) for task in tasks]
+        among = [Playing(slots, slot, task, seed) for slot, (task, seed) in enumerate(chosen)]
+        while sum(playing.step() for playing in among):
             pass
         for playing in among:
             ended = playing.to_end()
@@ -199,7 +199,7 @@ def test_environments_that_draw_global_numbers_are_repeated_and_change_none() ->
     np.random.seed(1)  # noqa: NPY002
     playing = [Playing(slots, number, DICE, seed) for number, seed in enumerate((5, 6))]
     drawn = [random.random(), np.random.rand()]  # noqa: NPY002
-    while any([one.step() for one in playing]):
+    while sum(one.step() for one in playing):
         pass
     drawn += [random.random(), np.random.rand()]  # noqa: NPY002
     assert result(playing[0].to_end()) == alone
