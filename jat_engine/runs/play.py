@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..envs import Task
 from .agents import Agents
-from .hosts import Host, HostEndedError, wait_for
+from .hosts import Host, HostEndedError
 from .plan import MAX_DEATHS, Item, WorkQueue
 from .records import Episode
 from .slots import Act, Begin, Ended, Fail, Observed, Order, said
@@ -159,7 +159,7 @@ class Player:
             waiting = [host for host, busy in self._hosts.items() if busy.waiting]
             if not waiting:
                 return
-            yield self._step(wait_for(waiting))
+            yield self._step(type(waiting[0]).wait(waiting))
 
     def close(self) -> None:
         """End the hosts and close the sessions. Episodes that are being played are lost."""
