@@ -201,6 +201,8 @@ def take_up(arguments: EvalArguments, folder: Path) -> dict[str, int]:
         return {}
     with contextlib.closing(RunDatabase(folder)) as database:
         described, settings = database.task_descriptions(), database.settings
+    if not described:
+        raise RunError(f"{folder}: expected a run that was begun, got one without tasks; leave out --resume")
     arguments.tasks = arguments.tasks or list(described)
     if arguments.seed is None:
         arguments.seed = settings.get("seed")

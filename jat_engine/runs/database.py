@@ -17,6 +17,7 @@ from ..envs import TASKS, Score, Task
 from .plan import Item
 from .play import Finished
 from .records import Episode, Evaluation, TaskEpisodes, sort_tasks
+from .slots import said
 
 FILE_NAME = "run.sqlite"
 """Name of the file in a run's folder."""
@@ -90,6 +91,9 @@ class RunDatabase:
         if is_empty and not create:
             self.close()
             raise self._missing()
+        if version == 0 and not is_empty:
+            self.close()
+            raise RunError(f"{self.path}: expected a run of jat_engine, got another database; name another folder")
         if version != FORMAT:
             self.close()
             raise RunError(
@@ -142,7 +146,7 @@ class RunDatabase:
     def _run_value(self, key: str) -> Any:
         with self._errors("read"):
             row = self._connection.execute("select value from run where key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+            return None if row is None else json.loads(row[0])
 
     def _set_run_value(self, key: str, value: Any) -> None:
         with self._transaction():
@@ -172,7 +176,7 @@ class RunDatabase:
         """Return name -> description of the tasks, see `describe_task`, with "planned" and "versions"."""
         with self._errors("read"):
             rows = self._connection.execute("select name, planned, description from tasks").fetchall()
-        return {name: json.loads(text) | {"planned": planned} for name, planned, text in rows}
+            return {name: json.loads(text) | {"planned": planned} for name, planned, text in rows}
 
     # ---- episodes --------------------------------------------------------------------------------------------------
 
@@ -231,10 +235,13 @@ class RunDatabase:
     def read(self) -> Evaluation:
         """Return all episodes."""
         with self._errors("read"):
-            rows = self._connection.execute(
-                "select task, number, seed, return, length, success, lives, capped, digest, error from episodes "
-                "order by task, number"
-            ).fetchall()
+            return self._read()
+
+    def _read(self) -> Evaluation:
+        rows = self._connection.execute(
+            "select task, number, seed, return, length, success, lives, capped, digest, error from episodes "
+            "order by task, number"
+        ).fetchall()
         episodes: dict[str, list[Episode]] = {}
         for task, number, seed, return_, length, success, lives, capped, digest, error in rows:
             solved = None if success is None else bool(success)
@@ -314,8 +321,15 @@ class RunDatabase:
     def _errors(self, what: str) -> Iterator[None]:
         try:
             yield
+        except RunError:
+            raise
         except sqlite3.Error as error:
             raise RunError(f"{self.path}: cannot be {what}: {error}{_remedy(str(error))}") from error
+        except (LookupError, TypeError, ValueError) as error:
+            if what == "written":
+                raise
+            # The file has values that this package has not written.
+            raise RunError(f"{self.path}: cannot be {what}: {said(error)}{_remedy('malformed')}") from error
 
 
 def _remedy(message: str) -> str:

@@ -45,6 +45,11 @@ class Host(Protocol):
         """
         ...
 
+    @staticmethod
+    def wait(hosts: Sequence[Any]) -> list[Any]:
+        """Wait until some of several hosts of this class can receive, and return those, in their order."""
+        ...
+
     def restart(self) -> None:
         """Start again, with empty slots."""
         ...
@@ -81,6 +86,11 @@ class LocalHost:
         self.steps += len(reports)
         return reports
 
+    @staticmethod
+    def wait(hosts: Sequence[LocalHost]) -> list[LocalHost]:
+        """Return all hosts: their orders are carried out by `receive`."""
+        return list(hosts)
+
     def restart(self) -> None:
         """Do nothing: this process has not ended."""
 
@@ -104,21 +114,21 @@ class WorkerHost:
         self._arguments = dict(tasks), options
         self._num_slots = num_slots
         self._starts_in_vain = 0
-        self.connection: Connection
+        self._connection: Connection
         self._process: BaseProcess
         self._start()
 
     def _start(self) -> None:
         self._layouts: dict[int, Layout] = {}
         with SharedBlock.create(self._num_slots) as (self._block, descriptor):
-            self.connection, self._process = start_worker(_run_worker, *self._arguments)
+            self._connection, self._process = start_worker(_run_worker, *self._arguments)
             with contextlib.suppress(OSError):  # it has ended, which `receive` reports
-                SharedBlock.send(descriptor, self.connection)
+                SharedBlock.send(descriptor, self._connection)
 
     def send(self, orders: Sequence[Order]) -> None:
         """Send orders to the worker."""
         with contextlib.suppress(OSError):  # it has ended, which `receive` reports
-            self.connection.send(orders)
+            self._connection.send(orders)
 
     def receive(self) -> list[Report]:
         """Receive the reports of the orders; none when the process has started.
@@ -127,7 +137,7 @@ class WorkerHost:
             HostEndedError: the process has ended.
         """
         try:
-            seconds, messages = self.connection.recv()
+            seconds, messages = self._connection.recv()
         except (EOFError, OSError):
             raise HostEndedError(f"the process that played it {describe_end(self._process)}") from None
         self._starts_in_vain = 0  # if it ends now, that is because of what it plays
@@ -143,6 +153,12 @@ class WorkerHost:
             self._layouts[observed.slot] = layout
         observed.observation |= self._block.read(self._layouts[observed.slot])
         return observed  # type: ignore[no-any-return]
+
+    @staticmethod
+    def wait(hosts: Sequence[WorkerHost]) -> list[WorkerHost]:
+        """Wait until some of several workers have sent reports or have ended, and return those, in their order."""
+        ready = set(wait([host._connection for host in hosts]))
+        return [host for host in hosts if host._connection in ready]
 
     def restart(self) -> None:
         """Start another process.
@@ -163,20 +179,10 @@ class WorkerHost:
         self._end()
 
     def _end(self) -> None:
-        end_workers({self.connection: self._process})
+        end_workers({self._connection: self._process})
 
 
 _MAX_STARTS = 3
-
-
-def wait_for(hosts: Sequence[Host]) -> list[Host]:
-    """Wait until a host has reports, and return all that have, in their order. Not of worker processes: at once."""
-    workers = {host.connection: host for host in hosts if isinstance(host, WorkerHost)}
-    others = [host for host in hosts if not isinstance(host, WorkerHost)]
-    if others or not workers:
-        return others
-    ready = set(wait(list(workers)))
-    return [host for connection, host in workers.items() if connection in ready]
 
 
 def _run_worker(connection: Connection, tasks: Mapping[str, Task], options: PlayOptions) -> None:

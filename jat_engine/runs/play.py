@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..envs import Task
 from .agents import Agents
-from .hosts import Host, HostEndedError, wait_for
+from .hosts import Host, HostEndedError
 from .plan import MAX_DEATHS, Item, WorkQueue
 from .records import Episode
 from .slots import Act, Begin, Ended, Fail, Observed, Order, said
@@ -136,6 +136,12 @@ class Player:
         )
 
     @property
+    def expected_seconds(self) -> float | None:
+        """Seconds that the run will last at the present rate; None at its beginning."""
+        timing = self.timing
+        return self._queue.expected_steps / timing.rate if timing.steps > 100 else None
+
+    @property
     def running(self) -> list[Item]:
         """Episodes that are being played."""
         return [item for busy in self._hosts.values() for item in busy.items.values()]
@@ -153,7 +159,7 @@ class Player:
             waiting = [host for host, busy in self._hosts.items() if busy.waiting]
             if not waiting:
                 return
-            yield self._step(wait_for(waiting))
+            yield self._step(type(waiting[0]).wait(waiting))
 
     def close(self) -> None:
         """End the hosts and close the sessions. Episodes that are being played are lost."""

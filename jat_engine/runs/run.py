@@ -165,8 +165,8 @@ def share_room(room: int | None, num_workers: int, num_envs: int | None) -> tupl
         return num_hosts, num_envs or max(1, MAX_AUTO_ENVS // num_hosts)
     if num_envs is not None and num_hosts * num_envs > room:
         raise RunError(
-            f"--num_envs: expected at most {room // num_hosts} environments in each of {num_hosts} processes, for which "
-            f"the KV cache has room, got {num_envs}"
+            f"--num_envs: expected at most {room // num_hosts} environments in each of {num_hosts} processes, for "
+            f"which the KV cache has room, got {num_envs}"
         )
     num_hosts = max(1, min(num_hosts, room))
     return num_hosts, num_envs or max(1, min(room, MAX_AUTO_ENVS) // num_hosts)
