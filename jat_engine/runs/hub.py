@@ -163,11 +163,10 @@ def _aggregates(summary: Summary) -> str:
     """Return the table of domains and all tasks; nothing if no score is defined."""
     rows = []
     for reference in summary.references:
-        for group in summary.groups:
-            found = group.scores.get(reference)
-            if found is not None:
-                values = [_estimate(one, 2) for one in (found.iqm, found.median, found.mean, found.optimality_gap)]
-                rows.append([f"{group.title} ({found.tasks})", summary.words(reference), *values])
+        for group in summary.scored(reference):
+            found = group.scores[reference]
+            values = [_estimate(one, 2) for one in (found.iqm, found.median, found.mean, found.optimality_gap)]
+            rows.append([f"{group.title} ({found.tasks})", summary.words(reference), *values])
     if not rows:
         return ""
     return f"{AGGREGATE_WORDS}\n\n" + _markdown(["tasks", "", "IQM", "median", "mean", "optimality gap"], rows)

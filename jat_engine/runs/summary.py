@@ -96,6 +96,15 @@ class Summary:
         """The domains, and after them all tasks if there is more than one domain."""
         return [*self.domains, *([self.overall] if len(self.domains) > 1 else [])]
 
+    def domain(self, name: str) -> GroupSummary:
+        """Return a domain's results."""
+        return next(group for group in self.domains if group.name == name)
+
+    def scored(self, reference: Reference) -> list[GroupSummary]:
+        """Return the domains with scores by a reference, and after them all tasks if there is more than one."""
+        domains = [group for group in self.domains if reference in group.scores]
+        return [*domains, *([self.overall] if len(domains) > 1 else [])]
+
     def words(self, reference: Reference) -> str:
         """Return the words for scores by a reference, such as "normalised by its demonstrator"."""
         return f"normalised {reference_words(reference, [row.task for row in self.tasks if reference in row.scores])}"

@@ -143,8 +143,8 @@ def tasks_latex(summary: Summary, agent: str = "the agent") -> str:
 
     body = []
     for domain, members in groupby(summary.tasks, key=lambda task: task.task.domain):
-        title = next(group.title for group in summary.domains if group.name == domain)
-        body.append(rf"\multicolumn{{{2 + 2 * len(groups)}}}{{l}}{{\textit{{{escape(title)}}}}} \\")
+        title = escape(summary.domain(domain).title)
+        body.append(rf"\multicolumn{{{2 + 2 * len(groups)}}}{{l}}{{\textit{{{title}}}}} \\")
         body += [_task_row(task, summary, with_success) for task in members]
         body.append(r"\midrule")
 
@@ -192,7 +192,7 @@ def groups_latex(summary: Summary, agent: str = "the agent") -> str:
     for reference in summary.references:
         words = escape(sentence(summary.words(reference)))
         body.append(rf"\multicolumn{{{width}}}{{l}}{{\textit{{{words}}}}} \\")
-        body += [_group_row(group, group.scores[reference]) for group in summary.groups if reference in group.scores]
+        body += [_group_row(group, group.scores[reference]) for group in summary.scored(reference)]
         body.append(r"\midrule")
     successes = [group for group in summary.groups if group.success is not None]
     if successes:
