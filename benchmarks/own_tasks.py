@@ -44,7 +44,11 @@ def read(path: Path) -> dict[str, Any]:
 def played(folder: Path, task: str) -> dict[str, Any]:
     """Return what an evaluation measured of a task."""
     row = read(folder / "results.json")["tasks"][task]
-    return {"returns": row["returns"], "first_seed": row["seeds"][0], "p50_us": row["latency_us"]["p50"]}
+    return {
+        "returns": row["returns"],
+        "first_seed": row["seeds"][0],
+        "seconds": read(folder / "timing.json")["tasks"][task]["seconds"],
+    }
 
 
 def example(name: str) -> dict[str, Any]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .model.output import JatOutput
     from .model.processing import JatProcessor
     from .model.session import ModelSession
+    from .policy.policy import JatPolicy
 
 _MODULES = {
     "AgentBatch": "engine.batch",
@@ -57,6 +58,7 @@ _MODULES = {
     "JatEngine": "engine.engine",
     "JatModel": "auto",
     "JatOutput": "model.output",
+    "JatPolicy": "policy.policy",
     "JatProcessor": "auto",
     "ModelSession": "model.session",
     "NativeModuleWarning": "errors",
@@ -81,6 +83,7 @@ __all__ = [
     "JatEngine",
     "JatModel",
     "JatOutput",
+    "JatPolicy",
     "JatProcessor",
     "ModelSession",
     "NativeModuleWarning",

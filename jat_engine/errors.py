@@ -65,5 +65,9 @@ class RenderingError(ValueError):
     """Frames or windows that cannot be rendered here; the message names `MUJOCO_GL` or `DISPLAY` and the remedy."""
 
 
+class Terminated(SystemExit):
+    """Signal such as SIGTERM, which ends the process; unlike the exit that an environment's code asks for."""
+
+
 class NativeModuleWarning(RuntimeWarning):
     """Warning that an engine on a CPU computes in plain torch, since the native module is missing; once per process."""

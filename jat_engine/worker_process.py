@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -39,7 +40,11 @@ def start_worker(target: Callable[..., None], *args: Any) -> tuple[Connection, B
 
 
 def prepare_worker() -> None:
-    """Prepare a worker's process: it ignores Ctrl-C, prints to standard error, and ends with its parent."""
+    """Prepare a worker's process: it ignores Ctrl-C, prints to standard error, and ends with its parent.
+
+    A crash of a simulator prints where it was called.
+    """
+    faulthandler.enable(all_threads=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     os.dup2(2, 1)  # simulators print remarks, and standard output is for results
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -226,6 +226,11 @@ class Results:
             raise ValueError(f"{path}: expected the results of a benchmark, got {error}") from None
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             got = found.get("format") if isinstance(found, dict) else type(found).__name__
+            if isinstance(found, dict) and {"tasks", "overall"} <= found.keys():
+                raise ValueError(
+                    f"{path}: expected the results of a benchmark, got those of an evaluation; compare agents with "
+                    "`jat-engine compare-agents A B`, A and B being the folders of the runs"
+                )
             raise ValueError(f"{path}: expected results with format {FORMAT}, got {got!r}")
         try:
             rows = [_row(values) for values in found["rows"]]

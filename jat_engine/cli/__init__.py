@@ -14,6 +14,8 @@ from . import streams
 COMMANDS = {
     "play": "watch or record an agent on one task",
     "eval": "score an agent on tasks, as published",
+    "verify": "play episodes of a run again, and say which differ",
+    "compare-agents": "compare two agents, or two runs, on the same seeds",
     "collect": "collect expert episodes as a dataset",
     "import": "import demonstrations from Minari, LeRobot, npz or Parquet as a dataset",
     "train": "train an agent on a dataset, as published",
@@ -27,6 +29,8 @@ COMMANDS = {
 _MODULES = {
     "play": "jat_engine.cli.play",
     "eval": "jat_engine.cli.evaluate",
+    "verify": "jat_engine.cli.verify",
+    "compare-agents": "jat_engine.cli.compare_agents",
     "collect": "jat_engine.cli.collect",
     "import": "jat_engine.cli.import_data",
     "train": "jat_engine.cli.train",

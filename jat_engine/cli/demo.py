@@ -129,7 +129,7 @@ def run(argv: Sequence[str]) -> int:
             say(f"random, expert: published mean returns, 0 and 1 of the score; {describe(agent)}")
         try:
             if parts:
-                note(f"wrote {write_grid(parts, arguments.video)}")
+                note(f"wrote {write_grid(parts, arguments.video, repeat=True)}")
         except (VideoError, RuntimeError, ValueError) as error:
             problems.append(f"--video: {' '.join(str(error).split())}")
     for problem in problems:

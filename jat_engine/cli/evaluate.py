@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from ..machine import available_cores
 from ..runs.agents import ActOptions
 from ..runs.database import FILE_NAME, RunDatabase, RunError
 from ..runs.folder import check_results, default_folder, run_lock, set_aside
-from ..runs.plan import plan_items
+from ..runs.plan import Item, plan_items
 from ..runs.play import PlayTiming
-from ..runs.recorders import Recorders
+from ..runs.recorders import REPLAY, Recorders
 from ..runs.recording import parse_episode_choice
 from ..runs.records import Episode, Evaluation
 from ..runs.results import EVALUATIONS, RESULTS, write_results
@@ -44,7 +44,7 @@ from .agent import (
 )
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, note, parse
 from .run_progress import RunProgress
-from .run_tables import print_evaluation
+from .run_tables import power_line, print_evaluation
 from .streams import terminable, uninterrupted
 
 AUTO = "auto"
@@ -169,12 +169,13 @@ def run(argv: Sequence[str]) -> int:
 
     options = run_options(arguments, folder)
     counts = {task.name: planned.get(task.name, arguments.num_episodes) for task in tasks}
-    agent, processor = load_agent(model_arguments, num_agents=most_agents(options))
+    agent, processor = load_agent(model_arguments, num_agents=most_agents(options, sum(counts.values())))
     settings = known | settings_of(agent)
     described = asdict(model_arguments) | asdict(choice) | asdict(arguments)
     with run_lock(folder), terminable(), _opened(folder, arguments) as database:
         prepare_run(database, settings, tasks, counts, arguments.mixed_machines)
         database.set_arguments(described)
+        note(power_line(counts))
         problems = play(database, agent, processor, tasks, options, counts)
         evaluation = database.read()
         print_evaluation(evaluation, [task.name for task in tasks])
@@ -200,6 +201,8 @@ def take_up(arguments: EvalArguments, folder: Path) -> dict[str, int]:
         return {}
     with contextlib.closing(RunDatabase(folder)) as database:
         described, settings = database.task_descriptions(), database.settings
+    if not described:
+        raise RunError(f"{folder}: expected a run that was begun, got one without tasks; leave out --resume")
     arguments.tasks = arguments.tasks or list(described)
     if arguments.seed is None:
         arguments.seed = settings.get("seed")
@@ -256,7 +259,7 @@ def check_before(
     if tasks and not arguments.overwrite:
         check_results(folder)
         if (folder / FILE_NAME).exists():
-            with contextlib.closing(RunDatabase(folder)) as database:
+            with contextlib.closing(RunDatabase(folder, create=True)) as database:  # it may be empty, after a kill
                 check_run(database, settings, tasks, arguments.mixed_machines)
     if arguments.save_video:
         check_video("--save_video", folder / "videos" / f"episode.{arguments.format}", (f".{arguments.format}",))
@@ -290,20 +293,21 @@ def run_options(arguments: EvalArguments, folder: Path) -> RunOptions:
     )
 
 
-def most_agents(options: RunOptions) -> int | None:
+def most_agents(options: RunOptions, num_episodes: int) -> int | None:
     """Return the most sessions that the run opens at a time; None for as many as an engine has room for anyway."""
     if options.num_envs is None:
         return None
     workers = available_cores() if options.num_workers is None else options.num_workers
-    return options.num_envs * max(1, workers)
+    return min(options.num_envs * max(1, workers), num_episodes)
 
 
 @contextlib.contextmanager
 def _opened(folder: Path, arguments: EvalArguments) -> Iterator[RunDatabase]:
     """Open the run of a folder, or begin one; with `--overwrite` another one is set aside."""
     if arguments.overwrite:
-        for path in set_aside(folder):
-            note(f"the folder's earlier results are in {path}")
+        aside = set_aside(folder)
+        if aside is not None:
+            note(f"the folder's earlier results are in {aside}")
     with contextlib.closing(RunDatabase(folder, create=True)) as database:
         yield database
 
@@ -322,7 +326,9 @@ def play(
         A message for each episode that failed, each recording that failed, and for files that cannot be written.
     """
     problems: list[str] = []
-    items = database.missing(plan_items(counts, options.seed))
+    planned = plan_items(counts, options.seed)
+    items = database.missing(planned)
+    note_unrecorded(set(planned) - set(items), tasks, options)
     agents = make_agents(agent, processor, options.act)
     timing = None
     try:
@@ -343,6 +349,19 @@ def play(
                 note(f"jat-engine: error: {problem}")
         raise
     return problems + write_files(database, timing, describe(agent))
+
+
+def note_unrecorded(played: Collection[Item], tasks: list[Task], options: RunOptions) -> None:
+    """Say which episodes will not be recorded because they were played before."""
+    recorders, by_name = options.play.recording, {task.name: task for task in tasks}
+    if recorders is None:
+        return
+    lost = [item for item in played if not recorders.is_recorded(by_name[item.task], item)]
+    if lost:
+        note(
+            f"{len(lost)} episode(s) were played before, and are not recorded now; to play them again, name another "
+            "--output_dir, or add --overwrite to set the run aside"
+        )
 
 
 def failure_line(episode: Episode) -> str:
@@ -373,11 +392,11 @@ def write_replay(folder: Path, options: RunOptions, tasks: list[Task]) -> list[s
     assert recorders is not None, "--save_video"
     first = min(recorders.video_episodes)
     videos = [recorders.video_path(task, first) for task in tasks]
-    videos = [path for path in videos if path.exists()]
+    videos = [path for path in videos if path.is_file()]
     if not videos:
         return []
     try:
-        path = write_grid(videos, folder / "replay.mp4")
+        path = write_grid(videos, folder / REPLAY)
     except (VideoError, RuntimeError, ValueError) as error:
         return [" ".join(str(error).split())]
     note(f"wrote {path}")
@@ -397,7 +416,7 @@ def upload(model_arguments: ModelArguments, repo_id: str, folder: Path) -> int:
         with quiet_loading():
             model, processor = load_model(model_arguments)
         source, hub = model_arguments.model_name_or_path, {"cache_dir": model_arguments.cache_dir}
-        files = [folder / RESULTS, folder / EVALUATIONS, folder / "replay.mp4", find_trained_tasks(source, hub)]
+        files = [folder / RESULTS, folder / EVALUATIONS, folder / REPLAY, find_trained_tasks(source, hub)]
         url = push_to_hub(
             model, processor, repo_id, evaluation, files=[path for path in files if path is not None and path.exists()]
         )

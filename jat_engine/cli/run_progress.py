@@ -37,7 +37,7 @@ class RunProgress:
         self._finished = {task.name: counts[task.name] - missing[task.name] for task in tasks}
         self._returns: dict[str, list[float]] = {task.name: [] for task in tasks}
         self._num_items, self._num_done = len(items), 0
-        self._began = self._shown = time.monotonic()
+        self._shown = time.monotonic()
         self._bars: Progress | None = None
         self._ids: dict[str, int] = {}
         if sys.stderr.isatty():
@@ -79,15 +79,16 @@ class RunProgress:
         if self._bars is not None:
             self._show_bars(player)
         elif not is_last:
-            note(f"{self._overall(player.timing)}; playing {_names(player)}")
+            note(f"{self._overall(player)}; playing {_names(player)}")
         if is_last and self._num_items:
             note(summary(player.timing))
 
-    def _overall(self, timing: PlayTiming) -> str:
+    def _overall(self, player: Player) -> str:
+        timing = player.timing
         total = sum(self._counts.values())
         text = f"{sum(self._finished.values())} of {total} episodes, {timing.rate:,.0f} steps/s ({_sides(timing)})"
-        if self._num_done:
-            left = (time.monotonic() - self._began) / self._num_done * (self._num_items - self._num_done)
+        left = player.expected_seconds
+        if left is not None:
             text += f", about {_duration(left)} left"
         return text
 
@@ -96,7 +97,7 @@ class RunProgress:
         self._bars.update(
             self._all,
             completed=sum(self._finished.values()),
-            detail=self._overall(player.timing),
+            detail=self._overall(player),
         )
         running = list(dict.fromkeys(item.task for item in player.running))[:_MAX_BARS]
         for name in [name for name in self._ids if name not in running]:

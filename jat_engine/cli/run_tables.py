@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
-import numpy as np
-
-from ..evaluation.scores import Reference, undefined_reason
-from ..evaluation.statistics import aggregate, mean_interval, success_rate
-from ..runs.records import Evaluation, TaskEpisodes
+from ..evaluation.scores import REFERENCES, reference_words, undefined_reason
+from ..evaluation.statistics import Interval, detectable_difference
+from ..runs.records import Evaluation
+from ..runs.summary import Summary, TaskSummary, interval_words, reference_definitions, summarize
 from .streams import encodable, say
-from .tables import interval, number, print_table
+from .tables import interval, number, print_table, score
 
-REFERENCES: dict[Reference, str] = {"expert": "by published expert"}
+_SHOWN = tuple(reference for reference in REFERENCES if reference != "human")
+"""References of the table's scores; those of humans are in `results.json`."""
 
 
 def print_evaluation(evaluation: Evaluation, names: Collection[str]) -> None:
@@ -22,85 +23,90 @@ def print_evaluation(evaluation: Evaluation, names: Collection[str]) -> None:
         evaluation: the run's episodes.
         names: of the tasks to print.
     """
-    tasks = [task for name, task in evaluation.tasks.items() if name in names and task.episodes]
-    if not tasks:
+    tasks = {name: task for name, task in evaluation.tasks.items() if name in names}
+    if not any(task.finished for task in tasks.values()):
         return
-    references = [one for one in REFERENCES if any(task.scores(one) is not None for task in tasks)]
-    rows = [_row(task, references) for task in tasks]
+    summary = summarize(Evaluation(evaluation.settings, tasks))
+    summary = replace(summary, references=[one for one in summary.references if one in _SHOWN])
+    is_capped = {name: any(one.capped for one in task.finished) for name, task in tasks.items()}
+    rows = [_row(summary, one, is_capped[one.task.name]) for one in summary.tasks]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     if not any(columns["success"]):
         del columns["success"]
-    print_table(title(evaluation), columns, left=["task", "domain"], optional=["domain", "random", "expert"])
-    for line in explain(tasks, references):
-        say(line)
-    for line in aggregates(tasks, references):
+    print_table(f"Evaluation: {summary.run}", columns, left=["task", "domain"], optional=["domain", "random", "expert"])
+    for line in [*_explain(summary), *_aggregates(summary)]:
         say(line)
 
 
-def title(evaluation: Evaluation) -> str:
-    """Return the line above a table: how actions were chosen, and the first seed."""
-    settings = evaluation.settings
-    how = "greedy (most likely) actions" if settings.get("deterministic") else "sampled actions"
-    return f"Evaluation, {how}, seeds from {settings.get('seed')}"
-
-
-def _row(task: TaskEpisodes, references: Sequence[Reference]) -> dict[str, str]:
-    returns, successes = task.returns, task.successes
-    played = len(returns)
+def _row(summary: Summary, one: TaskSummary, is_capped: bool) -> dict[str, str]:
+    of_planned = f" of {one.planned}" if one.episodes < one.planned else ""
     row = {
-        "task": task.task.name,
-        "domain": task.task.domain,
-        "episodes": str(played)
-        + (f" of {task.planned}" if played < task.planned else "")
-        + ("*" if any(episode.capped for episode in task.finished) else ""),
-        "return": interval(mean_interval(returns), number),
-        encodable("±", "+/-"): number(float(returns.std())) if played else "-",
-        "success": "" if successes is None else interval(success_rate(successes), percent),
-        "random": "-" if task.task.random is None else number(task.task.random.mean),
-        "expert": "-" if task.task.expert is None else number(task.task.expert.mean),
+        "task": one.task.name,
+        "domain": one.task.domain,
+        "episodes": f"{one.episodes}{of_planned}{'*' if is_capped else ''}",
+        "return": interval(one.mean, number),
+        encodable("±", "+/-"): number(one.std),
+        "success": "" if one.success is None else interval(one.success, _percent),
+        "random": score(one.task.random),
+        "expert": score(one.task.expert),
     }
-    for reference in references:
-        scores = task.scores(reference)
-        row[REFERENCES[reference]] = "-" if scores is None or not played else interval(mean_interval(scores))
+    for reference in summary.references:
+        words = reference_words(reference, [each.task for each in summary.tasks if reference in each.scores])
+        row[words] = interval(one.scores.get(reference))
     return row
 
 
-def percent(value: float | None) -> str:
-    """Return a share as a whole number of percent."""
-    return "-" if value is None or not np.isfinite(value) else f"{100 * value:.0f} %"
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
-def explain(tasks: Sequence[TaskEpisodes], references: Sequence[Reference]) -> list[str]:
+def _explain(summary: Summary) -> list[str]:
     """Return lines that say what the columns are, and why values are undefined."""
     lines = [
-        f"Brackets: 95 % intervals. {encodable('±', '+/-')}: standard deviation of the episodes' returns. "
-        "success: share of episodes, Wilson's interval."
+        interval_words(summary),
+        f"{encodable('±', '+/-')} is the standard deviation of the episodes' returns.",
+        *reference_definitions(summary),
     ]
-    if references:
-        lines.append("by published expert: (return - random) / (expert - random), with the published returns.")
-    if any(episode.capped for task in tasks for episode in task.finished):
-        lines.append("* stopped by --max_steps")
-    for task in tasks:
-        reason = undefined_reason(task.task)
-        if reason is not None and references:
-            lines.append(f"{task.task.name}: score by the published expert {reason}")
+    for one in summary.tasks:
+        reason = undefined_reason(one.task, "expert")
+        if reason is not None and "expert" in summary.references:
+            lines.append(f"{one.task.name}: score by the expert {reason}")
     return lines
 
 
-def aggregates(tasks: Sequence[TaskEpisodes], references: Sequence[Reference]) -> list[str]:
+def _aggregates(summary: Summary) -> list[str]:
     """Return a line for each domain, and one for all."""
-    if not references:
+    if not summary.references:
         return []
-    groups: dict[str, list[TaskEpisodes]] = {}
-    for task in tasks:
-        groups.setdefault(task.task.domain, []).append(task)
-    if len(groups) > 1:
-        groups["overall"] = list(tasks)
-    lines = ["IQM: mean of the middle half of all episodes' scores, each task counting the same."]
-    for reference in references:
-        for name, members in groups.items():
-            scores = [one for task in members if (one := task.scores(reference)) is not None and one.size]
-            found = aggregate(scores)
-            value = "-" if found is None else interval(found.iqm)
-            lines.append(f"{name}: IQM {REFERENCES[reference]} {value}, from {len(scores)} of {len(members)} task(s)")
+    lines = ["IQM is the interquartile mean, the mean of the middle half of all episodes' scores; tasks count equally."]
+    for reference in summary.references:
+        for group in summary.groups:
+            found = group.scores.get(reference)
+            value: Interval | None = None if found is None else found.iqm
+            number_of_tasks = 0 if found is None else found.tasks
+            lines.append(
+                f"{group.name}: IQM {summary.words(reference)} {interval(value)}, from {number_of_tasks} of "
+                f"{group.tasks} task{'' if group.tasks == 1 else 's'}"
+            )
     return lines
+
+
+def power_line(counts: Mapping[str, int]) -> str:
+    """Return a line about the differences that a comparison of two agents with so many episodes can find.
+
+    Args:
+        counts: name of the task -> episodes.
+    """
+    fewest = min(counts.values())
+    one = detectable_difference([1.0], fewest, paired=True)
+    if one is None:
+        return "With one episode of a task, no difference between two agents can be shown in it."
+    text = (
+        f"With {fewest} episodes of a task, a comparison of two agents on the same seeds finds a difference of at "
+        f"least {one:.2f} standard deviations (of the paired differences) in it"
+    )
+    numbers: Sequence[int] = list(counts.values())
+    every = detectable_difference([1.0] * len(numbers), numbers, paired=True)
+    if len(numbers) > 1 and every is not None:
+        text += f", and of {every:.2f} in the mean over {len(numbers)} tasks"
+    return f"{text}, with a probability of 80 %."

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TextIO
 
+from ..errors import Terminated
+
 ENDING = ("SIGTERM", "SIGHUP")
 """Signals that `terminable` turns into an exit: of `kill`, a scheduler, a container, a closed terminal."""
 
@@ -89,7 +91,7 @@ def encodable(text: str, otherwise: str) -> str:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the `with` block by `SystemExit`, so that what is finished is kept, as after Ctrl-C.
+    """Let SIGTERM and SIGHUP end the `with` block by `Terminated`, so that what is finished is kept, as after Ctrl-C.
 
     The exit code is the shell's, 128 and the signal's number. A signal that is ignored, as by nohup, stays so.
     """
@@ -99,7 +101,7 @@ def terminable() -> Iterator[None]:
 
     def end(number: int, _: FrameType | None) -> None:
         print(f"jat-engine: ended by {signal.Signals(number).name}", file=sys.stderr)
-        raise SystemExit(128 + number)
+        raise Terminated(128 + number)
 
     numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}

@@ -106,7 +106,12 @@ def milliseconds(latency_us: float) -> str:
     return f"{latency_us / 1e3:.1f} ms" if latency_us >= 1e3 else f"{latency_us:.0f} us"
 
 
-def interval(value: Interval | None, shown: Callable[[float], str] = "{:.3f}".format) -> str:
+def three_digits(value: float) -> str:
+    """Return a number with three digits after the point, without -0.000."""
+    return f"{round(value, 3) + 0.0:.3f}"
+
+
+def interval(value: Interval | None, shown: Callable[[float], str] = three_digits) -> str:
     """Return "value [low, high]", or "-" for None.
 
     Args:

@@ -19,12 +19,12 @@ def make_generator(seed: Any) -> torch.Generator | None:
     """Return a CPU generator with this seed, or None, torch's global generator, if the seed is None.
 
     Raises:
-        InputError: the seed is neither None nor an integer in [0, 2^63).
+        InputError: the seed is neither None nor an integer in [0, 2^64).
     """
     if seed is None:
         return None
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise InputError(f"seed: expected None or an integer in [0, 2^63), got {seed!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+        raise InputError(f"seed: expected None or an integer in [0, 2^64), got {seed!r}")
     return torch.Generator().manual_seed(int(seed))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from ..errors import InputError, TaskError
+from ..errors import InputError, TaskError, Terminated
 from .adapters import own_kind
 
 
@@ -33,7 +33,9 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
         """
         try:
             result: Any = self.env.reset(seed=seed, options=options)
-        except Exception as error:  # of the environment's own code
+        except Terminated:
+            raise
+        except (Exception, SystemExit) as error:  # of the environment's own code
             raise self._error("reset", error) from error
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
             raise TaskError(
@@ -54,9 +56,9 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
         """
         try:
             result: Any = self.env.step(action)
-        except gym.error.ResetNeeded:
+        except (gym.error.ResetNeeded, Terminated):
             raise
-        except Exception as error:  # of the environment's own code
+        except (Exception, SystemExit) as error:  # of the environment's own code
             raise self._error("step", error) from error
         if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], dict)):
             raise TaskError(
@@ -102,6 +104,6 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
                 got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else f"{value!r:.80}"
                 raise InputError(f"{key}: expected one of {space}, got {got}; mend the environment")
 
-    def _error(self, method: str, error: Exception) -> TaskError:
+    def _error(self, method: str, error: BaseException) -> TaskError:
         reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
         return TaskError(f"{self._task_name}: {method}() of the environment raised {reason:.300}")

@@ -65,4 +65,4 @@ def make(task_name: str | Task, *, seed: int | None = None, **kwargs: Any) -> gy
         # Gymnasium recommends to check the unwrapped environment, and takes its id and render modes.
         env.unwrapped.spec = spec_of(row, kwargs if seed is None else {**kwargs, "seed": seed})
         env.unwrapped.metadata = {**env.unwrapped.metadata, "render_modes": list(RENDER_MODES)}
-    return TaskEnv(env, row.name, seed, functools.partial(make, row, seed=seed, **kwargs))
+    return TaskEnv(env, row, seed, functools.partial(make, row, seed=seed, **kwargs))

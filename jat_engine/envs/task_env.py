@@ -9,6 +9,7 @@ import gymnasium as gym
 
 from .actions import checked_seed, continuous_action, discrete_action
 from .rendering import RENDER_MODES
+from .task import Task
 
 
 class TaskEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -16,7 +17,7 @@ class TaskEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     Args:
         env: the task's environment.
-        task_name: the task.
+        task: the task. Its window is the entry "context_window" of the metadata, which vector environments pass on.
         seed: of the action space, and of the first `reset()` without a seed; None for neither.
         again: call that builds this environment, for pickling.
 
@@ -25,13 +26,17 @@ class TaskEnv(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def __init__(
-        self, env: gym.Env[Any, Any], task_name: str, seed: int | None, again: Callable[[], gym.Env[Any, Any]]
+        self, env: gym.Env[Any, Any], task: Task, seed: int | None, again: Callable[[], gym.Env[Any, Any]]
     ) -> None:
         super().__init__(env)
-        self._task_name = task_name
+        self._task_name = task.name
         self._again = again
         self._seed = checked_seed(seed)
-        self.metadata = {**env.metadata, "render_modes": list(RENDER_MODES)}
+        self.metadata = {
+            **env.metadata,
+            "render_modes": list(RENDER_MODES),
+            "context_window": task.context_window,
+        }
         if self._seed is not None:
             self.action_space.seed(self._seed)
 

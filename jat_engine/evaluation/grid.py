@@ -70,11 +70,12 @@ def write_grid(
         flags = "neighbor" if _size(videos[i])[0] < width else "area"
         fit = f"scale={width}:{height}:flags={flags}:out_color_matrix=bt709"
         fit += f",pad={cell_width}:{cell_height}:{left}:{top}:{colour},setsar=1"
-        filters.append(f"[{i}:v]{fit},fps={fps}{'' if repeat else ',tpad=stop_mode=clone:stop=-1'}[v{i}]")
+        filters.append(f"[{i}:v]{fit},fps={fps}[v{i}]")
         places.append(f"{x}_{y}")
     final = "v0"
     if len(videos) > 1:
         inputs = "".join(f"[v{i}]" for i in range(len(videos)))
+        # The last frame of a video that has ended is held.
         filters.append(f"{inputs}xstack=inputs={len(videos)}:layout={'|'.join(places)}:fill={colour}[grid]")
         final = "grid"
 

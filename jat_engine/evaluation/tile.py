@@ -175,23 +175,34 @@ def draw_tile(frame: np.ndarray, caption: tuple[str, str], size: tuple[int, int]
     """
     width, height = size
     strip = _strip(width)
-    picture = Image.fromarray(frame)
-    factor = min(width / picture.width, (height - strip) / picture.height)
+    factor = min(width / frame.shape[1], (height - strip) / frame.shape[0])
     if factor >= 1:
-        whole = _whole(factor)
-        shown = picture.resize((picture.width * whole, picture.height * whole), Image.Resampling.NEAREST)
+        shown = frame.repeat(_whole(factor), axis=1).repeat(_whole(factor), axis=0)
     else:
-        reduced = max(1, int(picture.width * factor)), max(1, int(picture.height * factor))
-        shown = picture.resize(reduced, Image.Resampling.LANCZOS)
-    tile = Image.new("RGB", size, BACKGROUND)
-    tile.paste(shown, (_even((width - shown.width) // 2), _even((height - strip - shown.height) // 2)))
+        reduced = max(1, int(frame.shape[1] * factor)), max(1, int(frame.shape[0] * factor))
+        shown = np.asarray(Image.fromarray(frame).resize(reduced, Image.Resampling.LANCZOS))
 
+    tile = _empty_tile(width, height).copy()
+    top, left = _even((height - strip - shown.shape[0]) // 2), _even((width - shown.shape[1]) // 2)
+    tile[top : top + shown.shape[0], left : left + shown.shape[1]] = shown
+    tile[height - strip :] = _draw_line(caption, width, strip)
+    return tile
+
+
+@functools.lru_cache(maxsize=4)
+def _empty_tile(width: int, height: int) -> np.ndarray:
+    return np.full((height, width, 3), BACKGROUND, np.uint8)
+
+
+def _draw_line(caption: tuple[str, str], width: int, height: int) -> np.ndarray:
+    """Return the line of text, uint8 [height, width, 3]."""
     left, right = caption
-    drawing, margin, middle = ImageDraw.Draw(tile), strip // 3, height - strip // 2
-    font = _font(left + _LONGEST_CAPTION, strip * 0.65, width - 2 * margin)
+    line = Image.new("RGB", (width, height), BACKGROUND)
+    drawing, margin, middle = ImageDraw.Draw(line), height // 3, height // 2
+    font = _font(left + _LONGEST_CAPTION, height * 0.65, width - 2 * margin)
     drawing.text((margin, middle), left, _TEXT, font, anchor="lm")
     drawing.text((width - margin, middle), right, _TEXT, font, anchor="rm")
-    return np.asarray(tile)
+    return np.asarray(line)
 
 
 @functools.lru_cache(maxsize=64)
@@ -203,7 +214,7 @@ def _font(longest: str, size: float, width: int) -> Any:
 
 def _strip(width: int) -> int:
     """Return the height of a tile's line of text."""
-    return _even(max(12, width // 15))
+    return _even(10 + width // 20)
 
 
 def _whole(factor: float) -> int:

@@ -309,15 +309,11 @@ class EpisodeVideo:
         except (VideoError, ValueError) as error:
             self.error, self._writer = str(error), None
 
-    def finish(self, keep: bool = True) -> None:
-        """Finish the file.
-
-        Args:
-            keep: replace a file that is there; with False the new one is dropped instead.
-        """
+    def finish(self) -> None:
+        """Finish the file."""
         try:
             if self._writer is not None:
-                self._writer.close(keep=keep or not self.path.exists())
+                self._writer.close()
         except OSError as error:
             self.error = str(error)
         self._writer = None

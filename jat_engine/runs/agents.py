@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from ..backends.base import STEP_TOKENS
 from ..engine.engine import JatEngine
 from ..envs import Task
 from ..errors import BatchError
@@ -46,6 +48,10 @@ class Agents(Protocol):
     seconds: float
     steps: int
 
+    def room(self, tasks: Iterable[Task]) -> int | None:
+        """Return how many episodes of any of these tasks can be open at a time; None if there is no limit."""
+        ...
+
     def open(self, key: Hashable, task: Task, seed: int) -> None:
         """Begin an episode, with random numbers of its own from `seed` (sampling)."""
         ...
@@ -72,6 +78,13 @@ class EngineAgents:
         self._engine, self._options = engine, options
         self._sessions: dict[Hashable, Any] = {}
         self._spaces: dict[Hashable, Any] = {}
+
+    def room(self, tasks: Iterable[Task]) -> int | None:
+        """Return how many sessions the KV cache has room for."""
+        cache = self._engine.cache_stats
+        window = min(self._engine.config.max_context_tokens, max(task.context_window for task in tasks))
+        pages = math.ceil((window + STEP_TOKENS + cache.page_size - 1) / cache.page_size)
+        return (cache.total - cache.reserved) // pages
 
     def open(self, key: Hashable, task: Task, seed: int) -> None:
         """Open a session with the task's window. Raises `CacheFullError` if the KV cache has no room for it."""
@@ -127,6 +140,10 @@ class ModelAgents:
         self._spaces: dict[Hashable, Any] = {}
         self._windows: dict[Hashable, int] = {}
         self._numbers: dict[Hashable, torch.Tensor] = {}
+
+    def room(self, tasks: Iterable[Task]) -> int | None:
+        """Return None: each episode has a cache of its own."""
+        return None
 
     def open(self, key: Hashable, task: Task, seed: int) -> None:
         """Begin an episode with the task's window."""

@@ -17,6 +17,7 @@ from ..envs import TASKS, Score, Task
 from .plan import Item
 from .play import Finished
 from .records import Episode, Evaluation, TaskEpisodes, sort_tasks
+from .slots import said
 
 FILE_NAME = "run.sqlite"
 """Name of the file in a run's folder."""
@@ -78,14 +79,21 @@ class RunDatabase:
     def __init__(self, folder: str | Path, create: bool = False) -> None:
         self.folder = Path(folder)
         self.path = self.folder / FILE_NAME
-        is_new = not self.path.exists()
-        if is_new and not create:
-            raise RunError(f"{self.folder}: expected the folder of a run, got no {FILE_NAME} in it")
+        if not create and not self.path.exists():
+            raise self._missing()
         with self._errors("opened"):
             self._connection = self._connect()
-            if is_new:
+            (version,) = self._connection.execute("pragma user_version").fetchone()
+            is_empty = self._connection.execute("select count(*) from sqlite_master").fetchone() == (0,)
+            if is_empty and create:  # new, or of a process that was killed before the tables were there
                 self._make_tables()
-            version = self._connection.execute("pragma user_version").fetchone()[0]
+                version = FORMAT
+        if is_empty and not create:
+            self.close()
+            raise self._missing()
+        if version == 0 and not is_empty:
+            self.close()
+            raise RunError(f"{self.path}: expected a run of jat_engine, got another database; name another folder")
         if version != FORMAT:
             self.close()
             raise RunError(
@@ -93,13 +101,19 @@ class RunDatabase:
                 "jat_engine that wrote it, or name another folder"
             )
 
+    def _missing(self) -> RunError:
+        return RunError(f"{self.folder}: expected the folder of a run, got no {FILE_NAME} with a run in it")
+
     def _connect(self) -> sqlite3.Connection:
         if os.access(self.path if self.path.exists() else self.folder, os.W_OK) and os.access(self.folder, os.W_OK):
             connection = sqlite3.connect(self.path, isolation_level=None, timeout=30)
             connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = normal")
             return connection
-        return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+        # "immutable" ignores the log of a process that writes or was killed; else SQLite needs one, and cannot make it.
+        log = Path(f"{self.path}-wal")
+        mode = "mode=ro" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"
+        return sqlite3.connect(f"{self.path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
 
     def _make_tables(self) -> None:
         with self._transaction():
@@ -132,7 +146,7 @@ class RunDatabase:
     def _run_value(self, key: str) -> Any:
         with self._errors("read"):
             row = self._connection.execute("select value from run where key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+            return None if row is None else json.loads(row[0])
 
     def _set_run_value(self, key: str, value: Any) -> None:
         with self._transaction():
@@ -162,7 +176,7 @@ class RunDatabase:
         """Return name -> description of the tasks, see `describe_task`, with "planned" and "versions"."""
         with self._errors("read"):
             rows = self._connection.execute("select name, planned, description from tasks").fetchall()
-        return {name: json.loads(text) | {"planned": planned} for name, planned, text in rows}
+            return {name: json.loads(text) | {"planned": planned} for name, planned, text in rows}
 
     # ---- episodes --------------------------------------------------------------------------------------------------
 
@@ -221,10 +235,13 @@ class RunDatabase:
     def read(self) -> Evaluation:
         """Return all episodes."""
         with self._errors("read"):
-            rows = self._connection.execute(
-                "select task, number, seed, return, length, success, lives, capped, digest, error from episodes "
-                "order by task, number"
-            ).fetchall()
+            return self._read()
+
+    def _read(self) -> Evaluation:
+        rows = self._connection.execute(
+            "select task, number, seed, return, length, success, lives, capped, digest, error from episodes "
+            "order by task, number"
+        ).fetchall()
         episodes: dict[str, list[Episode]] = {}
         for task, number, seed, return_, length, success, lives, capped, digest, error in rows:
             solved = None if success is None else bool(success)
@@ -304,8 +321,15 @@ class RunDatabase:
     def _errors(self, what: str) -> Iterator[None]:
         try:
             yield
+        except RunError:
+            raise
         except sqlite3.Error as error:
             raise RunError(f"{self.path}: cannot be {what}: {error}{_remedy(str(error))}") from error
+        except (LookupError, TypeError, ValueError) as error:
+            if what == "written":
+                raise
+            # The file has values that this package has not written.
+            raise RunError(f"{self.path}: cannot be {what}: {said(error)}{_remedy('malformed')}") from error
 
 
 def _remedy(message: str) -> str:
@@ -313,6 +337,8 @@ def _remedy(message: str) -> str:
         return "; free space on its disk, then play on with --resume"
     if "not a database" in message or "malformed" in message or "no such" in message:
         return "; it is not a run of jat_engine, or is damaged: name another folder"
+    if "unable to open" in message:
+        return "; copy the folder to where it can be written"
     if "locked" in message:
         return "; another process is writing to it"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from ..atomic_io import hold
 from ..checkpoint_files import local_path
 from .database import FILE_NAME, RunError
-from .results import EVALUATIONS, RESULTS
+from .recorders import REPLAY, TRAJECTORIES, VIDEOS
+from .results import EVALUATIONS, REPORT, RESULTS, TIMING
 
 
 def default_folder(source: str) -> Path:
@@ -72,18 +74,29 @@ def check_results(folder: Path) -> None:
             )
 
 
-def set_aside(folder: Path) -> list[Path]:
-    """Rename a folder's run and results, so that another one can be played into it; nothing is deleted.
+def set_aside(folder: Path) -> Path | None:
+    """Move a folder's run and everything made of it into a folder of its own, so that another one can be played.
 
     Returns:
-        The new paths, such as `run.sqlite.1` and `results.json.1`.
+        The new folder, such as `earlier-1` in the old one, which is a run like any other; None if there was nothing.
     """
-    names = [name for name in (FILE_NAME, f"{FILE_NAME}-wal", RESULTS, EVALUATIONS) if (folder / name).exists()]
-    number = 1
-    while any((folder / f"{name}.{number}").exists() for name in (FILE_NAME, RESULTS, EVALUATIONS)):
-        number += 1
-    moved = []
-    for name in names:
-        stem, wal, _ = name.partition("-wal")  # SQLite finds it by the name of its file
-        moved.append((folder / name).rename(folder / f"{stem}.{number}{wal}"))
-    return moved
+    files = [path for name in _NAMES if (path := folder / name).exists()]
+    if not files:
+        return None
+    aside = next(path for number in itertools.count(1) if not (path := folder / f"earlier-{number}").exists())
+    aside.mkdir()
+    for path in files:
+        path.rename(aside / path.name)
+    return aside
+
+
+_NAMES = (
+    *(FILE_NAME + suffix for suffix in ("", "-wal", "-shm")),  # the last two are those of a run that was killed
+    RESULTS,
+    EVALUATIONS,
+    TIMING,
+    REPORT,
+    REPLAY,
+    VIDEOS,
+    TRAJECTORIES,
+)

@@ -38,11 +38,16 @@ class Host(Protocol):
         ...
 
     def receive(self) -> list[Report]:
-        """Wait for the reports of the orders.
+        """Wait for the reports of the orders. None means that there are none yet.
 
         Raises:
             HostEndedError: the process has ended; `restart` starts another.
         """
+        ...
+
+    @staticmethod
+    def wait(hosts: Sequence[Any]) -> list[Any]:
+        """Wait until some of several hosts of this class can receive, and return those, in their order."""
         ...
 
     def restart(self) -> None:
@@ -81,6 +86,11 @@ class LocalHost:
         self.steps += len(reports)
         return reports
 
+    @staticmethod
+    def wait(hosts: Sequence[LocalHost]) -> list[LocalHost]:
+        """Return all hosts: their orders are carried out by `receive`."""
+        return list(hosts)
+
     def restart(self) -> None:
         """Do nothing: this process has not ended."""
 
@@ -104,31 +114,33 @@ class WorkerHost:
         self._arguments = dict(tasks), options
         self._num_slots = num_slots
         self._starts_in_vain = 0
-        self.connection: Connection
+        self._connection: Connection
         self._process: BaseProcess
         self._start()
 
     def _start(self) -> None:
-        self._block = SharedBlock(num_slots=self._num_slots)
         self._layouts: dict[int, Layout] = {}
-        self.connection, self._process = start_worker(_run_worker, self._block.path, *self._arguments)
+        with SharedBlock.create(self._num_slots) as (self._block, descriptor):
+            self._connection, self._process = start_worker(_run_worker, *self._arguments)
+            with contextlib.suppress(OSError):  # it has ended, which `receive` reports
+                SharedBlock.send(descriptor, self._connection)
 
     def send(self, orders: Sequence[Order]) -> None:
         """Send orders to the worker."""
         with contextlib.suppress(OSError):  # it has ended, which `receive` reports
-            self.connection.send(orders)
+            self._connection.send(orders)
 
     def receive(self) -> list[Report]:
-        """Receive the reports of the orders.
+        """Receive the reports of the orders; none when the process has started.
 
         Raises:
             HostEndedError: the process has ended.
         """
         try:
-            seconds, messages = self.connection.recv()
+            seconds, messages = self._connection.recv()
         except (EOFError, OSError):
             raise HostEndedError(f"the process that played it {describe_end(self._process)}") from None
-        self._starts_in_vain = 0
+        self._starts_in_vain = 0  # if it ends now, that is because of what it plays
         self.seconds += seconds
         self.steps += len(messages)
         return [self._report(message) for message in messages]
@@ -141,6 +153,12 @@ class WorkerHost:
             self._layouts[observed.slot] = layout
         observed.observation |= self._block.read(self._layouts[observed.slot])
         return observed  # type: ignore[no-any-return]
+
+    @staticmethod
+    def wait(hosts: Sequence[WorkerHost]) -> list[WorkerHost]:
+        """Wait until some of several workers have sent reports or have ended, and return those, in their order."""
+        ready = set(wait([host._connection for host in hosts]))
+        return [host for host in hosts if host._connection in ready]
 
     def restart(self) -> None:
         """Start another process.
@@ -161,36 +179,28 @@ class WorkerHost:
         self._end()
 
     def _end(self) -> None:
-        end_workers({self.connection: self._process})
-        self._block.remove_name()
+        end_workers({self._connection: self._process})
 
 
 _MAX_STARTS = 3
 
 
-def wait_for(hosts: Sequence[Host]) -> list[Host]:
-    """Wait until a host has reports, and return all that have, in their order. Not of worker processes: at once."""
-    workers = {host.connection: host for host in hosts if isinstance(host, WorkerHost)}
-    others = [host for host in hosts if not isinstance(host, WorkerHost)]
-    if others or not workers:
-        return others
-    ready = set(wait(list(workers)))
-    return [host for connection, host in workers.items() if connection in ready]
-
-
-def _run_worker(connection: Connection, path: str, tasks: Mapping[str, Task], options: PlayOptions) -> None:
+def _run_worker(connection: Connection, tasks: Mapping[str, Task], options: PlayOptions) -> None:
     """Carry out orders until the connection or the parent process ends.
 
     Args:
-        connection: receives lists of orders; sends the seconds and the reports of each. The report of an observation
-            is a tuple with its layout in the shared block, or None where it has not changed.
-        path: of the shared block.
+        connection: receives the shared block, then lists of orders; sends the seconds and the reports of each, and at
+            first no reports. The report of an observation is a tuple with its layout in the shared block, or None where
+            it has not changed.
         tasks, options: see `Slots`.
     """
     prepare_worker()
-    block, slots = SharedBlock(path), Slots(tasks, options)
-    block.remove_name()
-    layouts: dict[int, Layout] = {}
+    slots, layouts = Slots(tasks, options), dict[int, Layout]()
+    try:
+        block = SharedBlock.receive(connection)
+        connection.send((0.0, []))
+    except (EOFError, OSError):
+        return
     while True:
         try:
             orders = connection.recv()
@@ -199,7 +209,7 @@ def _run_worker(connection: Connection, path: str, tasks: Mapping[str, Task], op
         began = time.perf_counter()
         messages: list[Any] = []
         for order in orders:
-            with watched():
+            with watched(options.hang_seconds):
                 report = slots.obey(order)
             if isinstance(report, Observed):
                 layout, report.observation = block.write(report.slot, report.observation)

@@ -48,16 +48,25 @@ class WorkQueue:
     """
 
     def __init__(self, items: Iterable[Item], length: Callable[[str], float]) -> None:
+        self._length = length
         self._waiting: dict[str, deque[Item]] = {}
-        for item in items:
-            self._waiting.setdefault(item.task, deque()).append(item)
-        self._lengths = {task: length(task) for task in self._waiting}
-        self._running = dict.fromkeys(self._waiting, 0)
+        self._lengths: dict[str, float] = {}
+        self._running: dict[str, int] = {}
         self._suspects: deque[Item] = deque()
         self._deaths: dict[Item, int] = {}
+        self.add(items)
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values())) + len(self._suspects)
+
+    def add(self, items: Iterable[Item]) -> None:
+        """Add episodes to play."""
+        for item in items:
+            if item.task not in self._waiting:
+                self._waiting[item.task] = deque()
+                self._lengths[item.task] = self._length(item.task)
+                self._running[item.task] = 0
+            self._waiting[item.task].append(item)
 
     def take(self, last_task: str | None = None, is_free: bool = True) -> Item | None:
         """Return the next episode for a slot; None if there is none for it.
@@ -82,6 +91,13 @@ class WorkQueue:
         """Return the expected steps that are left of a task, for each slot that would play it."""
         return len(self._waiting[task]) * self._lengths[task] / (1 + self._running[task])
 
+    @property
+    def expected_steps(self) -> float:
+        """Expected steps that are left; of an episode that is being played, half of it."""
+        return sum(
+            (len(self._waiting[task]) + self._running[task] / 2) * length for task, length in self._lengths.items()
+        ) + sum(self._lengths[item.task] for item in self._suspects)
+
     def note_end(self, item: Item) -> None:
         """Note that an episode is no longer played."""
         self._running[item.task] -= 1
@@ -94,7 +110,7 @@ class WorkQueue:
         """Put episodes back that were not played, such as those of a machine that is gone."""
         for item in items:
             self.note_end(item)
-            self._waiting[item.task].appendleft(item)
+            (self._suspects if self.is_suspect(item) else self._waiting[item.task]).appendleft(item)
 
     def note_death(self, items: Iterable[Item]) -> list[Item]:
         """Put the episodes back that a process played when it ended.

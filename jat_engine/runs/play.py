@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..envs import Task
 from .agents import Agents
-from .hosts import Host, HostEndedError, wait_for
+from .hosts import Host, HostEndedError
 from .plan import MAX_DEATHS, Item, WorkQueue
 from .records import Episode
 from .slots import Act, Begin, Ended, Fail, Observed, Order, said
@@ -79,12 +79,14 @@ class _Busy:
 
     Attributes:
         items: what is being played, by slot.
+        steps: that were taken of it, by slot.
         last_tasks: the task that each slot plays, or has played.
         orders: to be sent next.
         waiting: True if reports are to be received.
     """
 
     items: dict[int, Item] = field(default_factory=dict)
+    steps: dict[int, int] = field(default_factory=dict)
     last_tasks: dict[int, str] = field(default_factory=dict)
     orders: list[Order] = field(default_factory=list)
     waiting: bool = False
@@ -99,6 +101,7 @@ class Player:
         queue: episodes to play.
         tasks: name -> task, of all items.
         num_envs: most episodes at a time in each host; None to find the number that is fastest.
+        most_envs: the most that is tried then.
         on_begin: called with the items that a host begins with, and its name.
     """
 
@@ -109,11 +112,12 @@ class Player:
         queue: WorkQueue,
         tasks: Mapping[str, Task],
         num_envs: int | None,
+        most_envs: int = MAX_AUTO_ENVS,
         on_begin: Callable[[Sequence[Item], str], None] = lambda items, host: None,
     ) -> None:
         self._agents, self._queue, self._tasks, self._on_begin = agents, queue, tasks, on_begin
         self._hosts = {host: _Busy() for host in hosts}
-        self._limit = _Growing(max(1, MAX_AUTO_ENVS // len(hosts))) if num_envs is None else _Fixed(num_envs)
+        self._limit = _Growing(most_envs) if num_envs is None else _Fixed(num_envs)
         self.steps: dict[str, int] = dict.fromkeys(tasks, 0)
         self._episodes, self._batches, self._began = 0, 0, time.perf_counter()
 
@@ -130,6 +134,12 @@ class Player:
             hosts=len(self._hosts),
             num_envs=self._limit.value,
         )
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """Seconds that the run will last at the present rate; None at its beginning."""
+        timing = self.timing
+        return self._queue.expected_steps / timing.rate if timing.steps > 100 else None
 
     @property
     def running(self) -> list[Item]:
@@ -149,7 +159,7 @@ class Player:
             waiting = [host for host, busy in self._hosts.items() if busy.waiting]
             if not waiting:
                 return
-            yield self._step(wait_for(waiting))
+            yield self._step(type(waiting[0]).wait(waiting))
 
     def close(self) -> None:
         """End the hosts and close the sessions. Episodes that are being played are lost."""
@@ -173,7 +183,7 @@ class Player:
                 free.remove(host)
                 continue
             busy.last_tasks[slot] = item.task
-            busy.items[slot] = item
+            busy.items[slot], busy.steps[slot] = item, -1
             busy.orders.append(Begin(slot, item))
             begun.setdefault(host, []).append(item)
         for host, items in begun.items():
@@ -191,18 +201,20 @@ class Player:
         observed: list[Observed] = []
         for host in ready:
             busy = self._hosts[host]
-            busy.waiting = False
             try:
                 reports = host.receive()
             except HostEndedError as error:
                 finished += self._recover(host, str(error))
                 continue
+            busy.waiting = not reports
             for report in reports:
                 if isinstance(report, Ended):
                     self._queue.note_end(busy.items.pop(report.slot))
                     self._agents.close((host.name, report.slot))
                     finished.append(Finished(report, host.name))
-                elif self._open(host, report):
+                    continue
+                busy.steps[report.slot] += 1
+                if self._open(host, report):
                     keys.append((host, report.slot))
                     observed.append(report)
 
@@ -235,11 +247,12 @@ class Player:
         for slot in busy.items:
             self._agents.close((host.name, slot))
         failed = self._queue.note_death(busy.items.values())
+        steps = {item: max(0, busy.steps[slot]) for slot, item in busy.items.items()}
         self._hosts[host] = _Busy()
         host.restart()
         error = f"{reason}, {MAX_DEATHS} times"
         return [
-            Finished(Ended(0, Episode(item.task, item.index, item.seed, None, 0, error=error)), host.name)
+            Finished(Ended(0, Episode(item.task, item.index, item.seed, None, steps[item], error=error)), host.name)
             for item in failed
         ]
 

@@ -10,8 +10,8 @@ from .plan import Item
 from .recording import EpisodeRecorder, VideoRecorder, episode_path
 from .trajectories import TrajectoryRecorder
 
-VIDEOS, TRAJECTORIES = "videos", "trajectories"
-"""Names of the folders."""
+VIDEOS, TRAJECTORIES, REPLAY = "videos", "trajectories", "replay.mp4"
+"""Names of the folders, and of the grid of videos."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,20 @@ class Recorders:
         if self.needs_frames(item):
             recorders.append(VideoRecorder(task, item.index, item.seed, self.video_path(task, item.index)))
         if self.trajectories:
-            path = episode_path(self.folder / TRAJECTORIES, task, item.index, ".parquet")
+            path = self.trajectory_path(task, item.index)
             recorders.append(TrajectoryRecorder(task, item.index, item.seed, path))
         return recorders
+
+    def is_recorded(self, task: Task, item: Item) -> bool:
+        """Return True if all files of an episode that has been played are there."""
+        return (not self.needs_frames(item) or self.video_path(task, item.index).is_file()) and (
+            not self.trajectories or self.trajectory_path(task, item.index).is_file()
+        )
 
     def video_path(self, task: Task, index: int) -> Path:
         """Return the file of an episode's video."""
         return episode_path(self.folder / VIDEOS, task, index, self.video_suffix)
+
+    def trajectory_path(self, task: Task, index: int) -> Path:
+        """Return the file of an episode's trajectory."""
+        return episode_path(self.folder / TRAJECTORIES, task, index, ".parquet")

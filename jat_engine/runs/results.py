@@ -6,19 +6,18 @@ rounded to `_DIGITS` digits, since a processor may add numbers in another order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..atomic_io import write_json
-from ..evaluation.scores import REFERENCES, reference_score, undefined_reason
-from ..evaluation.statistics import Aggregates, Interval, aggregate, mean_interval, success_rate
+from ..evaluation.scores import REFERENCES, undefined_reason
+from ..evaluation.statistics import Aggregates, Interval
 from .records import Evaluation, TaskEpisodes
+from .summary import GroupSummary, TaskSummary, summarize
 
-EVALUATIONS, RESULTS, TIMING = "evaluations.json", "results.json", "timing.json"
-"""Names of the files."""
+EVALUATIONS, RESULTS, TIMING, REPORT = "evaluations.json", "results.json", "timing.json", "report"
+"""Names of the files, and of the folder of tables and figures."""
 
 _DIGITS = 9
 
@@ -31,18 +30,19 @@ def evaluations(evaluation: Evaluation) -> dict[str, list[float]]:
 def results(evaluation: Evaluation) -> dict[str, Any]:
     """Return the content of `results.json`."""
     tasks = evaluation.tasks
-    return {
-        "complete": evaluation.complete,
-        "tasks": {name: _task(task) for name, task in tasks.items() if task.finished},
-        "failed": {
-            name: [{"episode": e.index, "seed": e.seed, "step": e.length, "error": e.error} for e in failed]
-            for name, task in tasks.items()
-            if (failed := [episode for episode in task.episodes if episode.failed])
-        },
-        "domains": {domain: _group(members) for domain, members in evaluation.domains().items()},
-        "overall": _group(tasks.values()),
-        "settings": dict(evaluation.settings),
-    }
+    found: dict[str, Any] = {"complete": evaluation.complete, "tasks": {}, "failed": {}, "domains": {}, "overall": {}}
+    if any(task.finished for task in tasks.values()):
+        summary = summarize(evaluation)
+        found["tasks"] = {one.task.name: _task(tasks[one.task.name], one) for one in summary.tasks}
+        found["domains"] = {group.name: _group(group) for group in summary.domains}
+        found["overall"] = _group(summary.overall)
+    for name, task in tasks.items():
+        failed = [episode for episode in task.episodes if episode.failed]
+        if failed:
+            found["failed"][name] = [
+                {"episode": one.index, "seed": one.seed, "step": one.length, "error": one.error} for one in failed
+            ]
+    return found | {"settings": dict(evaluation.settings)}
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> None:
@@ -55,10 +55,10 @@ def write_results(folder: Path, evaluation: Evaluation) -> None:
     write_json(folder / EVALUATIONS, evaluations(evaluation))
 
 
-def _task(task: TaskEpisodes) -> dict[str, Any]:
+def _task(task: TaskEpisodes, summary: TaskSummary) -> dict[str, Any]:
     """Return the part of `results.json` about one task."""
-    row, episodes, returns = task.task, task.finished, task.returns
-    summary: dict[str, Any] = {
+    row, episodes = task.task, task.finished
+    content: dict[str, Any] = {
         "domain": row.domain,
         "adapter": task.description.get("rule", {}).get("adapter"),
         "module": row.module,
@@ -66,38 +66,42 @@ def _task(task: TaskEpisodes) -> dict[str, Any]:
         "complete": task.complete,
         "episodes": [episode.index for episode in episodes],
         "seeds": [episode.seed for episode in episodes],
-        "returns": returns.tolist(),
+        "returns": task.returns.tolist(),
         "lengths": [episode.length for episode in episodes],
         "capped": [episode.capped for episode in episodes],
         "success": None if task.successes is None else task.successes.tolist(),
         "lives": [episode.lives for episode in episodes],
         "digests": [episode.digest for episode in episodes],
-        **_mean_std(returns),
-        "mean_interval": _interval(mean_interval(returns)),
-        "success_rate": None if task.successes is None else _interval(success_rate(task.successes)),
-        "random_mean": row.random.mean if row.random else None,
+        "mean": _rounded(summary.mean.value),
+        "std": _rounded(summary.std),
+        "interval": _interval(summary.mean),
+        "success_rate": _interval(summary.success),
+    }
+    for name in ("random", "expert", "demonstrator", "human"):
+        score = getattr(row, name)
+        content[f"{name}_mean"] = None if score is None else score.mean
+    for reference in REFERENCES:
+        key = f"{reference}_normalized"
+        content[key] = None
+        if reference in summary.scores:
+            value, std = summary.scores[reference], summary.score_stds[reference]
+            content[key] = {"mean": _rounded(value.value), "std": _rounded(std), "interval": _interval(value)}
+        else:
+            content[f"{key}_reason"] = undefined_reason(row, reference)
+    return content
+
+
+def _group(group: GroupSummary) -> dict[str, Any]:
+    """Return the aggregates over tasks; those whose normalised scores are undefined are left out of them."""
+    content: dict[str, Any] = {
+        "tasks": group.tasks,
+        "episodes": group.episodes,
+        "success_rate": _interval(group.success),
     }
     for reference in REFERENCES:
-        score = reference_score(row, reference)
-        summary[f"{reference}_mean"] = score.mean if score else None
-        scores, key = task.scores(reference), f"{reference}_normalized"
-        summary[key] = None
-        if scores is None:
-            summary[f"{key}_reason"] = undefined_reason(row, reference)
-        else:
-            summary[key] = _mean_std(scores) | {"interval": _interval(mean_interval(scores))}
-    return summary
-
-
-def _group(members: Iterable[TaskEpisodes]) -> dict[str, Any]:
-    """Return the aggregates over tasks; those whose normalised scores are undefined are left out of them."""
-    members = [task for task in members if task.finished]
-    summary: dict[str, Any] = {"tasks": len(members), "episodes": sum(len(task.finished) for task in members)}
-    for reference in REFERENCES:
-        scores = [task.scores(reference) for task in members]
-        found = aggregate(one for one in scores if one is not None)
-        summary[f"{reference}_normalized"] = None if found is None else _aggregates(found)
-    return summary
+        found = group.scores.get(reference)
+        content[f"{reference}_normalized"] = None if found is None else _aggregates(found)
+    return content
 
 
 def _aggregates(found: Aggregates) -> dict[str, Any]:
@@ -114,10 +118,6 @@ def _interval(value: Interval | None) -> dict[str, float] | None:
     if value is None:
         return None
     return {"value": _rounded(value.value), "low": _rounded(value.low), "high": _rounded(value.high)}
-
-
-def _mean_std(values: np.ndarray) -> dict[str, float]:
-    return {"mean": _rounded(values.mean()), "std": _rounded(values.std())}
 
 
 def _rounded(value: float) -> float:

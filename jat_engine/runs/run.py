@@ -119,8 +119,15 @@ def make_agents(agent: Any, processor: Any, options: ActOptions) -> Agents:
     return ModelAgents(agent, processor, options)
 
 
-def choose_workers(items: Sequence[Item], tasks: Sequence[Task], options: RunOptions) -> int:
+def choose_workers(items: Sequence[Item], tasks: Sequence[Task], options: RunOptions, has_crashed: bool = False) -> int:
     """Return the number of worker processes; 0 to play in this process.
+
+    Args:
+        items: episodes to play.
+        tasks: of the items.
+        options: of the run.
+        has_crashed: a process has ended while it played an episode of the run, which may do so again. In a worker
+            process that episode fails, and the others are played.
 
     Raises:
         TaskError: workers are asked for, and a task's maker cannot be sent to them.
@@ -128,7 +135,7 @@ def choose_workers(items: Sequence[Item], tasks: Sequence[Task], options: RunOpt
     max_steps = options.play.max_steps
     steps = sum(expected_length(item.task, {}, max_steps) for item in items)
     number = options.num_workers
-    if number is None and (steps <= SMALL_RUN or len(items) < 2):
+    if number is None and not has_crashed and (steps <= SMALL_RUN or len(items) < 2):
         number = 0
     if number == 0:
         return 0
@@ -142,11 +149,34 @@ def choose_workers(items: Sequence[Item], tasks: Sequence[Task], options: RunOpt
     return min(available_cores() if number is None else number, len(items))
 
 
-def start_hosts(num_workers: int, tasks: Mapping[str, Task], options: RunOptions) -> list[Host]:
-    """Start the processes with the environments."""
+def share_room(room: int | None, num_workers: int, num_envs: int | None) -> tuple[int, int]:
+    """Return the number of hosts, and the most environments of each, for which the agent has room.
+
+    Args:
+        room: episodes that can be open at a time; None if there is no limit.
+        num_workers: processes for environments; 0 for this one.
+        num_envs: environments of each; None to choose.
+
+    Raises:
+        RunError: there is no room for as many as are asked for.
+    """
+    num_hosts = max(1, num_workers)
+    if room is None:
+        return num_hosts, num_envs or max(1, MAX_AUTO_ENVS // num_hosts)
+    if num_envs is not None and num_hosts * num_envs > room:
+        raise RunError(
+            f"--num_envs: expected at most {room // num_hosts} environments in each of {num_hosts} processes, for "
+            f"which the KV cache has room, got {num_envs}"
+        )
+    num_hosts = max(1, min(num_hosts, room))
+    return num_hosts, num_envs or max(1, min(room, MAX_AUTO_ENVS) // num_hosts)
+
+
+def start_hosts(num_workers: int, num_items: int, tasks: Mapping[str, Task], options: RunOptions) -> list[Host]:
+    """Start the processes with the environments, for this number of episodes."""
     if num_workers == 0:
         return [LocalHost(tasks, options.play)]
-    num_slots = options.num_envs or MAX_AUTO_ENVS
+    num_slots = min(options.num_envs or MAX_AUTO_ENVS, num_items)
     return [WorkerHost(number, tasks, options.play, num_slots) for number in range(num_workers)]
 
 
@@ -174,15 +204,19 @@ def open_player(
         TaskError: see `choose_workers`.
         OSError: a process cannot be started.
     """
-    database.clear_claims()
+    has_crashed = database.clear_claims() > 0 or not all(database.traces().values())
     played, by_name = database.mean_lengths(), {task.name: task for task in tasks}
     queue = WorkQueue(items, lambda task: expected_length(task, played, options.play.max_steps))
-    hosts = start_hosts(choose_workers(items, tasks, options), by_name, options)
-    player = Player(agents, hosts, queue, by_name, options.num_envs, database.claim)
+    num_workers = choose_workers(items, tasks, options, has_crashed)
+    num_hosts, num_envs = share_room(agents.room(tasks), num_workers, options.num_envs)
+    hosts = start_hosts(min(num_hosts, num_workers), len(items), by_name, options)
+    player = Player(agents, hosts, queue, by_name, options.num_envs, num_envs, database.claim)
     try:
         yield player
     finally:
         player.close()
+        with contextlib.suppress(RunError):  # such as of a full disk, which ends the run with another message
+            database.clear_claims()
 
 
 def record(database: RunDatabase, player: Player) -> Iterator[list[Finished]]:
@@ -199,6 +233,14 @@ def record(database: RunDatabase, player: Player) -> Iterator[list[Finished]]:
             try:
                 database.add(finished)
             except RunError as error:
-                folder = database.rescue(finished)
-                raise RunError(f"{error}. All finished episodes are in {folder}") from error
+                raise RunError(f"{error}. {_rescue(database, finished)}") from error
         yield finished
+
+
+def _rescue(database: RunDatabase, finished: Sequence[Finished]) -> str:
+    """Keep episodes that cannot be added in a temporary folder, and return a sentence about where they are."""
+    try:
+        return f"All finished episodes are in {database.rescue(finished)}"
+    except (RunError, OSError) as error:
+        lost = ", ".join(f"{one.ended.episode.task} {one.ended.episode.index}" for one in finished)
+        return f"Those that ended before are kept; {lost} will be played again ({' '.join(str(error).split())})"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import socket
 import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -22,34 +23,51 @@ Layout = tuple[tuple[str, str, tuple[int, ...], int], ...]
 class SharedBlock:
     """Regions of `SLOT_BYTES` that a worker writes observations to and the run's process reads them from.
 
-    The block is a file, preferably in memory. The worker removes its name once it has it open: nothing is left of it
-    when the processes end, however they do.
+    The block is a file without a name, preferably in memory: nothing is left of it when the processes end, however
+    they do.
 
     Args:
-        path: of a block that another process has created; None to create one.
-        num_slots: of a new block.
-
-    Raises:
-        OSError: there is no room for it.
+        descriptor: of the file, which may be closed afterwards; see `create` and `receive`.
     """
 
-    def __init__(self, path: str | None = None, num_slots: int = 0) -> None:
-        if path is None:
-            folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-            descriptor, path = tempfile.mkstemp(prefix="jat-engine-", dir=folder)
-            try:
-                os.posix_fallocate(descriptor, 0, num_slots * SLOT_BYTES)  # else a full disk is a fatal signal, later
-            except OSError:
-                os.close(descriptor)
-                Path(path).unlink()
-                raise
-        else:
-            descriptor = os.open(path, os.O_RDWR)
-        self.path = path
+    def __init__(self, descriptor: int) -> None:
+        self._memory = mmap.mmap(descriptor, 0)
+
+    @classmethod
+    @contextlib.contextmanager
+    def create(cls, num_slots: int) -> Iterator[tuple[SharedBlock, int]]:
+        """Create a block, and yield it with its file's descriptor, to `send` within the `with` block.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(num_slots * SLOT_BYTES))  # not truncate: a full disk would be a fatal signal, later
+            file.flush()
+            yield cls(file.fileno()), file.fileno()
+
+    @staticmethod
+    def send(descriptor: int, connection: Connection) -> None:
+        """Send a block's descriptor, before anything else is sent. Raises `OSError` if the other process has ended."""
+        with socket.socket(fileno=os.dup(connection.fileno())) as pipe:
+            socket.send_fds(pipe, [b" "], [descriptor])
+
+    @classmethod
+    def receive(cls, connection: Connection) -> SharedBlock:
+        """Receive the block that another process sends.
+
+        Raises:
+            EOFError: that process has ended.
+        """
+        with socket.socket(fileno=os.dup(connection.fileno())) as pipe:
+            _, descriptors, _, _ = socket.recv_fds(pipe, 1, 1)
+        if not descriptors:
+            raise EOFError("the other process has ended")
         try:
-            self._memory = mmap.mmap(descriptor, 0)
+            return cls(descriptors[0])
         finally:
-            os.close(descriptor)
+            os.close(descriptors[0])
 
     def write(self, slot: int, observation: Mapping[str, Any]) -> tuple[Layout, dict[str, Any]]:
         """Write the arrays of an observation.
@@ -75,8 +93,3 @@ class SharedBlock:
             name: np.frombuffer(self._memory, dtype, int(np.prod(shape)), offset).reshape(shape).copy()
             for name, dtype, shape, offset in layout
         }
-
-    def remove_name(self) -> None:
-        """Remove the file's name. The memory stays, as long as a process has it open."""
-        with contextlib.suppress(OSError):
-            Path(self.path).unlink()

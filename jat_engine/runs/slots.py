@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .recorders import Recorders
     from .recording import EpisodeRecorder
 
-HANG_SECONDS = 600
+HANG_SECONDS = 600.0
 """Longest time of a step or a reset, before a worker's process prints its traceback and ends."""
 
 CHAIN_BYTES = 4
@@ -45,11 +45,13 @@ class PlayOptions:
         max_steps: stop an episode after so many steps; None for no limit.
         use_action_mask: pass on `info["action_mask"]`.
         recording: what is recorded; None for nothing.
+        hang_seconds: longest time of a step or a reset in a worker's process, which then ends.
     """
 
     max_steps: int | None = None
     use_action_mask: bool = False
     recording: Recorders | None = None
+    hang_seconds: float = HANG_SECONDS
 
 
 @dataclass(frozen=True)
@@ -177,11 +179,11 @@ class Slots:
         try:
             with playing.numbers or contextlib.nullcontext():
                 ended = self._step(playing, order.action)
+            playing.seconds += time.perf_counter() - began
+            if ended is None:
+                return self._observed(order.slot, playing)
         except Exception as error:  # of the environment: any class
             return self._fail(order.slot, playing, said(error), traceback.format_exc())
-        playing.seconds += time.perf_counter() - began
-        if ended is None:
-            return self._observed(order.slot, playing)
         return self._ended(order.slot, playing, capped=not ended)
 
     def close(self) -> None:
@@ -212,10 +214,10 @@ class Slots:
                 playing.recorders = recording.open(task, item)
                 for recorder in playing.recorders:
                     recorder.begin(playing.env)
+            self._note(playing)
+            return self._observed(order.slot, playing)
         except Exception as error:  # of the environment: any class
             return self._fail(order.slot, playing, said(error), traceback.format_exc())
-        self._note(playing)
-        return self._observed(order.slot, playing)
 
     def _step(self, playing: _Playing, action: Any) -> bool | None:
         """Take a step.
@@ -363,9 +365,9 @@ def said(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
-    """End this process with a traceback if the `with` block takes longer than `HANG_SECONDS`."""
-    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+def watched(seconds: float) -> Iterator[None]:
+    """End this process with a traceback if the `with` block takes longer."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
     try:
         yield
     finally:

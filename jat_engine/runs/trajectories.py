@@ -108,6 +108,32 @@ class TrajectoryRecorder:
             self.abandon()
 
 
+def first_difference(saved: Path, now: Path) -> str:
+    """Compare two trajectories of an episode.
+
+    Args:
+        saved: the file of a run.
+        now: the file of the same episode, which was played again.
+
+    Returns:
+        The first step that differs and its columns, such as "in step 17 (rewards)"; "" if both are equal.
+    """
+    from ..datasets.parquet import read_rows
+
+    try:
+        rows = [next(read_rows(path)).to_pydict() for path in (saved, now)]
+    except (OSError, ValueError, StopIteration) as error:  # ArrowInvalid
+        return f"because it cannot be read ({one_line(error)})"
+    before, after = ({name: values[0] for name, values in row.items()} for row in rows)
+    if before.keys() != after.keys():
+        return f"in its columns ({', '.join(sorted(before.keys() ^ after.keys()))})"
+    for step in range(max(len(values) for row in (before, after) for values in row.values())):
+        columns = [name for name in before if before[name][step : step + 1] != after[name][step : step + 1]]
+        if columns:
+            return f"in step {step + 1} ({', '.join(columns)})"
+    return ""
+
+
 def check_trajectories(field: str = "--save_trajectories") -> None:
     """Check that trajectories can be written here.
 

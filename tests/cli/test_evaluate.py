@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import re
@@ -15,19 +17,26 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from helpers.runs import evaluation, make_run
 from PIL import Image
 
 from jat_engine import JatEngine
 from jat_engine.atomic_io import locked
 from jat_engine.checkpoint_files import JAT_MINI_FOLDER
 from jat_engine.cli import evaluate, main
-from jat_engine.envs import Score, get_task
-from jat_engine.evaluation import hub
-from jat_engine.evaluation.results import default_folder
+from jat_engine.envs import Task
+from jat_engine.evaluation.environment import evaluation_env
 from jat_engine.evaluation.video import read_video
+from jat_engine.runs import hub, slots
+from jat_engine.runs.database import FILE_NAME, RunDatabase, read_run
+from jat_engine.runs.folder import default_folder
 
 EVAL = ["eval", "--model_name_or_path", "jat-mini", "--use_cpu", "--max_steps", "3", "--num_episodes", "1"]
+ALONE = ["--num_workers", "0", "--num_envs", "1"]
+"""Flags with which episodes are played one after the other in this process, so that a test can change something."""
+
 FOLDER = Path("results/jat-mini")
+WEIGHTS = JAT_MINI_FOLDER / "model.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -53,20 +62,30 @@ def _error(capsys: pytest.CaptureFixture[str]) -> str:
 
 def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     for module in modules or ("evaluate", "play", "demo"):
-        monkeypatch.setattr(f"jat_engine.cli.{module}.load_agent", lambda _: pytest.fail("the model was loaded"))
+        monkeypatch.setattr(f"jat_engine.cli.{module}.load_agent", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
-def _before_episode(monkeypatch: pytest.MonkeyPatch, index: int, act: Callable[[], None]) -> None:
-    """Call `act` before the episode with this index, over all tasks."""
-    reset, episodes = JatEngine.reset_rl, []
+def _before_episode(monkeypatch: pytest.MonkeyPatch, index: int, act: Callable[[], object]) -> None:
+    """Call `act` before the episode with this index, over all tasks; for runs with the flags `ALONE`."""
+    open_session, episodes = JatEngine.open_session, []
 
-    def counting(agent: JatEngine) -> None:
+    def counting(engine: JatEngine, *arguments: Any) -> Any:
         if len(episodes) == index:
             act()
-        episodes.append(agent)
-        reset(agent)
+        episodes.append(engine)
+        return open_session(engine, *arguments)
 
-    monkeypatch.setattr(JatEngine, "reset_rl", counting)
+    monkeypatch.setattr(JatEngine, "open_session", counting)
+
+
+def _changed(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Any], Any]) -> None:
+    """Wrap the environment of a task in runs with the flags `ALONE`."""
+
+    def make(task: Task, mode: str | None = None) -> Any:
+        env = evaluation_env(task, mode)
+        return change(env) if task.name == name else env
+
+    monkeypatch.setattr(slots, "evaluation_env", make)
 
 
 # ---- the folder of the results -------------------------------------------------------------------------------------
@@ -101,24 +120,39 @@ def test_default_folders_are_no_checkpoint_and_differ(tmp_path: Path) -> None:
     assert default_folder("..").parent == Path("results")
 
 
-def test_tasks_of_one_checkpoint_gather_in_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_of_one_checkpoint_gather_in_a_folder() -> None:
     for task in ("mujoco-reacher", "babyai-go-to-obj"):
         assert main([*EVAL, "--tasks", task]) == 0
-    assert list(_returns()) == ["mujoco-reacher", "babyai-go-to-obj"]
+    assert list(_returns()) == ["babyai-go-to-obj", "mujoco-reacher"]
     details = json.loads((FOLDER / "results.json").read_text())
     assert details["complete"] is True
     assert details["overall"]["tasks"] == 2
-    assert details["tasks"]["mujoco-reacher"]["run"]["arguments"]["tasks"] == ["mujoco-reacher"]
+
+
+def test_no_episode_is_played_twice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*EVAL, *ALONE, "--tasks", "mujoco-reacher"]
+    assert main([*flags, "--num_episodes", "2"]) == 0
+    (first,) = _returns().values()
+    seeds: list[int] = []
+
+    class Noting(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def reset(self, **options: Any) -> Any:
+            seeds.append(options["seed"])
+            return self.env.reset(**options)
+
+    _changed(monkeypatch, "mujoco-reacher", Noting)
+    assert main([*flags, "--num_episodes", "3"]) == 0
+    assert seeds == [3_000_002]
+    kept = _returns()
+    assert kept["mujoco-reacher"][:2] == first
+    assert len(kept["mujoco-reacher"]) == 3
 
     capsys.readouterr()
-    assert main([*EVAL, "--tasks", "mujoco-reacher", "--num_episodes", "3"]) == 0
-    kept = _returns()
-    assert len(kept["mujoco-reacher"]) == 3
-    assert main([*EVAL, "--tasks", "mujoco-reacher"]) == 0  # fewer: the first of the three
-    assert _returns() == kept
-    notes = capsys.readouterr().err
-    assert "keeps the results that it had of mujoco-reacher, which have more episodes" in notes
-    assert "also has 1 other task(s)" in notes
+    before = (FOLDER / "results.json").read_bytes()
+    assert main(flags) == 0, "fewer episodes: the first of the three"
+    assert seeds == [3_000_002]
+    assert (FOLDER / "results.json").read_bytes() == before
+    assert "mujoco-reacher" in capsys.readouterr().out
 
 
 def test_other_settings_are_refused_before_the_model_is_loaded(
@@ -139,6 +173,41 @@ def test_other_settings_are_refused_before_the_model_is_loaded(
 
     assert main([*flags, "--seed", "1", "--overwrite"]) == 0
     assert json.loads((FOLDER / "results.json").read_text())["tasks"]["mujoco-reacher"]["seeds"] == [1]
+    assert main([*flags, "--seed", "2", "--overwrite"]) == 0
+    assert (FOLDER / "earlier-1" / "results.json").read_bytes() == before, "nothing is deleted"
+    assert [read_run(FOLDER / f"earlier-{number}").settings["seed"] for number in (1, 2)] == [3_000_000, 1]
+
+
+def test_resuming_takes_tasks_episodes_and_seed_from_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*EVAL[:-2], "--resume"]) == 2
+    assert "results/jat-mini: expected the folder of a run" in _error(capsys)
+    tasks = ["mujoco-reacher", "mujoco-pendulum"]
+    with monkeypatch.context() as patch:
+        _before_episode(patch, 3, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        flags = ["--num_episodes", "2", "--seed", "5"]
+        assert main([*EVAL[:-2], *ALONE, *flags, "--tasks", *tasks]) == 130
+    assert {name: len(returns) for name, returns in _returns().items()} == {"mujoco-reacher": 2, "mujoco-pendulum": 1}
+    assert main([*EVAL[:-2], "--resume"]) == 0
+    resumed = (FOLDER / "results.json").read_bytes()
+    assert main([*EVAL[:-2], *flags, "--tasks", *tasks, "--output_dir", "at once"]) == 0
+    assert Path("at once/results.json").read_bytes() == resumed
+
+
+def test_other_versions_and_processors_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*EVAL, "--tasks", "mujoco-reacher"]
+    assert main(flags) == 0
+    other = {"instruction_set": "sse", "versions": {"jat_engine": "0", "numpy": "1", "torch": "2"}}
+    monkeypatch.setattr(evaluate, "machine_settings", lambda: other)
+    capsys.readouterr()
+    assert main([*flags, "--num_episodes", "2"]) == 2
+    assert re.search(r"\(instruction_set \S+, now sse\); .*; or --mixed_machines$", _error(capsys))
+    assert main([*flags, "--num_episodes", "2", "--mixed_machines"]) == 0
+    assert len(_returns()["mujoco-reacher"]) == 2
+    assert read_run(FOLDER).settings["mixed_machines"] is True
 
 
 def test_other_weights_are_refused(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,23 +223,32 @@ def test_other_weights_are_refused(tiny_folder: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "reason"),
     [
-        ("evaluations.json", '{"mujoco-reacher": [1.0]}'),
-        ("results.json", "{bad"),
-        ("results.json", "[]"),
-        ("results.json", '{"tasks": {"mujoco-reacher": {"returns": [null], "complete": true}}}'),
+        ("evaluations.json", "has evaluations.json without run.sqlite, of unknown settings"),
+        ("results.json", "has results.json without run.sqlite, of unknown settings"),
+        (FILE_NAME, "is not a run of jat_engine, or is damaged"),
     ],
 )
 def test_results_of_unknown_settings_stay(
-    name: str, content: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _nothing_is_loaded(monkeypatch)
     FOLDER.mkdir(parents=True)
-    (FOLDER / name).write_text(content)
-    assert main([*EVAL, "--tasks", "mujoco-reacher"]) == 2
-    assert "add --overwrite to replace them" in _error(capsys)
-    assert (FOLDER / name).read_text() == content
+    (FOLDER / name).write_text("{bad")
+    with monkeypatch.context() as patch:
+        _nothing_is_loaded(patch)
+        assert main([*EVAL, "--tasks", "mujoco-reacher"]) == 2
+    assert reason in _error(capsys)
+    assert (FOLDER / name).read_text() == "{bad"
+    assert main([*EVAL, "--tasks", "mujoco-reacher", "--overwrite"]) == 0
+    assert (FOLDER / "earlier-1" / name).read_text() == "{bad"
+    assert "earlier results are in results/jat-mini/earlier-1" in capsys.readouterr().err
+
+
+def test_a_run_whose_process_was_killed_at_its_start_goes_on() -> None:
+    FOLDER.mkdir(parents=True)
+    (FOLDER / FILE_NAME).touch()
+    assert main([*EVAL, "--tasks", "mujoco-reacher"]) == 0
 
 
 def test_two_evaluations_at_once_do_not_share_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,20 +352,20 @@ def test_mistyped_flags_are_one_line_with_a_guess(capsys: pytest.CaptureFixture[
 
 
 class _Breaks(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Break in the second episode: by an error, an observation, or a last reward that is not a number."""
+    """Break in the episode of one seed: by an error, an observation, or a last reward that is not a number."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], kind: str) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], kind: str, seed: int) -> None:
         super().__init__(env)
-        self._kind, self._episode, self._step = kind, 0, 0
+        self._kind, self._broken, self._seed, self._step = kind, seed, 0, 0
 
     def reset(self, **options: Any) -> Any:
-        self._episode, self._step = self._episode + 1, 0
+        self._seed, self._step = options["seed"], 0
         return self.env.reset(**options)
 
     def step(self, action: Any) -> Any:
         observation, reward, *rest = self.env.step(action)
         self._step += 1
-        if self._episode == 2:
+        if self._seed == self._broken:
             if self._kind == "raises":
                 raise RuntimeError("physics\ndiverged")
             if self._kind == "nan":
@@ -297,35 +375,46 @@ class _Breaks(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, reward, *rest
 
 
+@pytest.mark.parametrize("num_envs", ["1", "4"])
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("kind", "step", "reason"),
     [
-        ("raises", "RuntimeError: physics diverged"),
-        ("nan", "InputError: continuous_observation"),
-        ("reward", "got inf"),
+        ("raises", 1, "RuntimeError: physics diverged"),
+        ("nan", 2, "InputError: continuous_observation"),
+        ("reward", 3, "got inf"),
     ],
 )
-def test_a_task_that_fails_is_named_and_the_others_are_played(
-    kind: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_episode_that_fails_is_named_and_the_others_are_played(
+    kind: str,
+    step: int,
+    reason: str,
+    num_envs: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    make = evaluate.evaluation_env
-    monkeypatch.setattr(
-        evaluate,
-        "evaluation_env",
-        lambda task, mode: _Breaks(make(task, mode), kind) if task.name == "mujoco-pendulum" else make(task, mode),
-    )
-    tasks = ["mujoco-reacher", "mujoco-pendulum", "babyai-go-to-obj"]
-    assert main([*EVAL, "--num_episodes", "3", "--tasks", *tasks]) == 1
+    tasks = ["babyai-go-to-obj", "mujoco-pendulum", "mujoco-reacher"]
+    flags = [*EVAL, *ALONE, "--num_envs", num_envs, "--num_episodes", "3", "--tasks", *tasks]
+    with monkeypatch.context() as patch:
+        _changed(patch, "mujoco-pendulum", lambda env: _Breaks(env, kind, 3_000_001))
+        assert main(flags) == 1
     captured = capsys.readouterr()
     last = captured.err.splitlines()[-1]
-    assert last.startswith("jat-engine: error: mujoco-pendulum: failed in episode 2 (seed 3000001): ")
+    assert last.startswith(f"jat-engine: error: mujoco-pendulum: failed in episode 2 (seed 3000001), step {step}: ")
     assert reason in last
-    assert "1 of 3" in captured.out
-    assert {name: len(returns) for name, returns in _returns().items()} == dict(zip(tasks, (3, 1, 3), strict=True))
+    assert "2 of 3" in captured.out
+    assert {name: len(returns) for name, returns in _returns().items()} == dict(zip(tasks, (3, 2, 3), strict=True))
     found = json.loads((FOLDER / "results.json").read_text())
     assert found["complete"] is False
-    assert found["failed"]["mujoco-pendulum"]["seed"] == 3_000_001
-    assert "Traceback" in found["failed"]["mujoco-pendulum"]["traceback"]
+    (failed,) = found["failed"]["mujoco-pendulum"]
+    assert (failed["episode"], failed["seed"]) == (1, 3_000_001)
+    assert reason in failed["error"]
+    with contextlib.closing(RunDatabase(FOLDER)) as database:
+        assert reason.split()[-1] in database.traces()["mujoco-pendulum", 1]
+
+    assert main(flags) == 0, "what failed is played again"
+    assert len(_returns()["mujoco-pendulum"]) == 3
+    found = json.loads((FOLDER / "results.json").read_text())
+    assert (found["complete"], found["failed"]) == (True, {})
 
 
 @pytest.mark.parametrize("command", ["play", "demo"])
@@ -333,8 +422,7 @@ def test_a_simulator_that_fails_is_one_line(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = f"jat_engine.cli.{command}.evaluation_env"
-    make = evaluate.evaluation_env
-    monkeypatch.setattr(module, lambda task, mode: _Breaks(make(task, mode), "raises"))
+    monkeypatch.setattr(module, lambda task, mode: _Breaks(evaluation_env(task, mode), "raises", 6))
     flags = ["--max_steps", "3", "--num_episodes", "3", "--seed", "5"]
     flags += ["--task", "mujoco-reacher"] if command == "play" else ["--tasks", "mujoco-reacher", "--video", ""]
     assert main([command, "--model_name_or_path", "jat-mini", *flags]) == 1
@@ -358,43 +446,60 @@ def test_sigterm_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch, capsys:
     before = signal.getsignal(signal.SIGTERM)
     _before_episode(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
-        main([*EVAL, "--num_episodes", "2", "--tasks", "mujoco-reacher", "mujoco-pendulum"])
+        main([*EVAL, *ALONE, "--num_episodes", "2", "--tasks", "mujoco-reacher", "mujoco-pendulum"])
     assert stop.value.code == 128 + signal.SIGTERM
     assert {name: len(returns) for name, returns in _returns().items()} == {"mujoco-reacher": 2, "mujoco-pendulum": 1}
     assert "ended by SIGTERM" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_kill_finds_earlier_episodes_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    monkeypatch.setattr(evaluate, "_PAUSE", 0.0)
-    monkeypatch.setattr(evaluate, "_WRITE_SHARE", 0.0)
-    _before_episode(monkeypatch, 2, lambda: found.append(len(_returns()["mujoco-reacher"])))
-    assert main([*EVAL, "--num_episodes", "3", "--tasks", "mujoco-reacher"]) == 0
+def test_every_episode_is_on_disk_when_the_next_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    _before_episode(monkeypatch, 2, lambda: found.append(len(read_run(FOLDER).tasks["mujoco-reacher"].episodes)))
+    assert main([*EVAL, *ALONE, "--num_episodes", "3", "--tasks", "mujoco-reacher"]) == 0
     assert found == [2]
 
 
-def test_results_that_cannot_be_written_are_kept_elsewhere(
+def test_results_that_cannot_be_written_can_be_made_later(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _before_episode(monkeypatch, 0, (FOLDER / "results.json").mkdir)
-    assert main([*EVAL, "--tasks", "mujoco-reacher"]) == 1
+    assert main([*EVAL, *ALONE, "--tasks", "mujoco-reacher"]) == 1
     captured = capsys.readouterr()
-    assert "mujoco: expert-normalised IQM" in captured.out
+    assert "mujoco: IQM" in captured.out
     last = captured.err.splitlines()[-1]
     assert last.startswith("jat-engine: error: results/jat-mini: the results cannot be written")
-    assert len(_returns(Path(last.rpartition("they are in ")[2]))["mujoco-reacher"]) == 1
+    assert "the episodes are in results/jat-mini/run.sqlite" in last
+    (FOLDER / "results.json").rmdir()
+    command = re.search(r"`jat-engine (report .*)`", last)
+    assert command is not None
+    assert main(shlex.split(command[1])) == 0
+    assert len(_returns()["mujoco-reacher"]) == 1
 
 
 def test_a_video_that_fails_costs_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    (FOLDER / "videos" / "babyai-open.mp4").mkdir(parents=True)
+    (FOLDER / "videos" / "babyai-open" / "episode-0000.mp4").mkdir(parents=True)
     (FOLDER / "replay.mp4").mkdir()
     assert main([*EVAL, "--tasks", "babyai-open", "babyai-go-to-obj", "--save_video"]) == 1
     captured = capsys.readouterr()
-    assert "babyai: expert-normalised IQM" in captured.out
-    assert "no video of babyai-open" in captured.err
+    assert "babyai: IQM" in captured.out
+    assert "no video of babyai-open, episode 0" in captured.err
+    assert "replay.mp4" in captured.err
     assert set(_returns()) == {"babyai-open", "babyai-go-to-obj"}
-    assert len(list(read_video(FOLDER / "videos" / "babyai-go-to-obj.mp4"))) == 3
+    frames = list(read_video(FOLDER / "videos" / "babyai-go-to-obj" / "episode-0000.mp4"))
+    assert len(frames) == 9, "four states, and the last one up to three seconds"
+
+
+def test_videos_of_chosen_episodes(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*EVAL, "--tasks", "babyai-open", "--num_episodes", "3", "--save_video"]
+    assert main([*flags, "--video_episodes", "3"]) == 2
+    assert "--video_episodes: expected indices from 0 to 2" in _error(capsys)
+    assert main([*flags, "--video_episodes", "1", "2", "--format", "gif"]) == 0
+    names = sorted(path.name for path in (FOLDER / "videos" / "babyai-open").iterdir())
+    assert names == ["episode-0001.gif", "episode-0002.gif"]
+    assert "not recorded" not in capsys.readouterr().err
+    assert main([*flags, "--format", "gif", "--video_episodes", "first:2"]) == 0
+    assert "1 episode(s) were played before, and are not recorded now" in capsys.readouterr().err
 
 
 # ---- the hub -------------------------------------------------------------------------------------------------------
@@ -413,15 +518,23 @@ def test_an_upload_that_fails_says_how_to_repeat_it(
     assert "the upload to me/agent failed (no network). The results are in results/jat-mini" in message
     assert len(_returns()["mujoco-reacher"]) == 1
 
-    uploaded: dict[str, Any] = {}
-    monkeypatch.setattr(hub, "push_to_hub", lambda *_, **options: uploaded.update(options) or "address")
+    uploaded: list[Any] = []
+
+    def push(*given: Any, files: list[Path]) -> str:
+        uploaded.extend([*given[2:], [path.name for path in files]])
+        return "address"
+
+    monkeypatch.setattr(hub, "push_to_hub", push)
     command = shlex.split(message.partition("upload them with: ")[2])
     assert command.pop(0) == "jat-engine"
     assert main(command) == 0
-    assert uploaded["evaluations"] == FOLDER / "evaluations.json"
-    assert [path.name for path in uploaded["files"]] == ["results.json", "tasks.json"]
-    reacher = get_task("mujoco-reacher").with_scores(None, Score(pytest.approx(-4.109, abs=1e-3), None))
-    assert uploaded["tasks"] == {"mujoco-reacher": reacher}
+    repository, evaluation, names = uploaded
+    assert repository == "me/agent"
+    assert names == ["results.json", "evaluations.json", "tasks.json"]
+    (reacher,) = evaluation.tasks.values()
+    assert reacher.task.name == "mujoco-reacher"
+    assert reacher.task.demonstrator.mean == pytest.approx(-4.109, abs=1e-3)
+    assert evaluation.complete
     assert "pushed to address" in capsys.readouterr().err
 
 
@@ -429,14 +542,16 @@ def test_an_upload_without_results_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("jat_engine.hub_account.check_upload", lambda _: None)
-    assert main([*EVAL, "--push_to_hub", "--repo_id", "me/agent"]) == 2
+    upload = [*EVAL, "--push_to_hub", "--repo_id", "me/agent"]
+    assert main(upload) == 2
     assert "results/jat-mini has no results" in _error(capsys)
-    FOLDER.mkdir(parents=True)
-    (FOLDER / "results.json").write_text(
-        json.dumps({"settings": {"weights_sha256": "0"}, "tasks": {"x": {"returns": [1.0], "complete": True}}})
-    )
-    assert main([*EVAL, "--push_to_hub", "--repo_id", "me/agent"]) == 2
-    assert "weights_sha256 0" in _error(capsys)
+    make_run(FOLDER, evaluation({"mujoco-reacher": [None]}, weights_sha256="0"))
+    assert main(upload) == 2
+    assert "results of other weights (weights_sha256)" in _error(capsys)
+    with contextlib.closing(RunDatabase(FOLDER)) as database:
+        database.set_settings({"weights_sha256": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()})
+    assert main(upload) == 2
+    assert "has no finished episodes" in _error(capsys)
 
 
 @pytest.mark.parametrize("name", ["me", "me/agent/x", "me/a b", "me/a--b", "me/a..b", "/x", "me/", "https://x/y"])
@@ -449,9 +564,6 @@ def test_names_of_repositories_are_checked_before_anything_runs(
 
 
 def test_weights_of_the_package_are_what_the_results_name() -> None:
-    import hashlib
-
     assert main([*EVAL, "--tasks", "mujoco-reacher"]) == 0
     settings = json.loads((FOLDER / "results.json").read_text())["settings"]
-    expected = hashlib.sha256((JAT_MINI_FOLDER / "model.safetensors").read_bytes()).hexdigest()
-    assert settings["weights_sha256"] == expected
+    assert settings["weights_sha256"] == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()

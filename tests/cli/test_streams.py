@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jat_engine.cli import main
-from jat_engine.cli.report import interval, mean_std, number
+from jat_engine.cli.tables import interval, mean_std, number
 from jat_engine.evaluation import Interval
 
 DEMO = ["demo", "--video", "", "--max_steps", "2", "--num_episodes", "2", "--tasks", "mujoco-reacher"]
@@ -98,7 +98,7 @@ def test_what_is_not_a_number_is_a_dash() -> None:
 
 
 def test_brackets_and_colons_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    from jat_engine.cli.report import print_table
+    from jat_engine.cli.tables import print_table
 
     print_table("[red]jat :smile:", {"[bold]": ["[nan, nan]"]})
     out = capsys.readouterr().out

@@ -256,12 +256,13 @@ def test_seeded_sessions_draw_their_own_numbers(load: Load) -> None:
     before = torch.get_rng_state()
     assert actions(3) == actions(3)
     assert actions(3) != actions(4)
+    assert actions(2**64 - 1) == actions(2**64 - 1)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(5)
     first = actions(None)
     torch.manual_seed(5)
     assert actions(None) == first
-    for seed in (-1, 1.5, True, 2**63):
+    for seed in (-1, 1.5, True, 2**64):
         with pytest.raises(InputError, match="seed: expected"):
             engine.open_session(seed=seed)  # type: ignore[arg-type]
 

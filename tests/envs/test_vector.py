@@ -1,13 +1,12 @@
-"""Vector environments: the loop of docs/agents.md in every mode, missions in shared memory, `EpisodeStarts`."""
+"""Vector environments: a batch with `EpisodeStarts` in every mode, missions in shared memory."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import importlib.util
+import itertools
 import pickle
-import re
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -15,52 +14,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from helpers import ROOT
+from helpers.vector_envs import PLAYED, Recorder, options, play_alone
 
-from jat_engine import InputError, JatEngine
+from jat_engine import AgentBatch, InputError, JatEngine
 from jat_engine.envs import TASKS, EpisodeStarts, make
-
-NUM_AGENTS = 2
-# Steps that an episode may take, and steps to play: so that each agent begins at least its second episode, and Breakout
-# loses a life (after 22 steps).
-PLAYED = {
-    "atari-breakout": ("ale_py", 26, 56),
-    "babyai-go-to-obj": ("minigrid", 64, 60),
-    "metaworld-drawer-open": ("metaworld", 25, 60),
-    "mujoco-reacher": ("mujoco", 20, 70),
-}
-
-Episodes = list[tuple[list[Any], float]]
-"""Actions and return of one agent's episodes."""
-
-
-class Recorder(gymnasium.vector.VectorWrapper):
-    """Vector environment that records each agent's finished episodes."""
-
-    def __init__(self, env: Any) -> None:
-        super().__init__(env)
-        self.episodes: list[Episodes] = [[] for _ in range(env.num_envs)]
-        self._running: list[tuple[list[Any], float]] = [([], 0.0) for _ in range(env.num_envs)]
-        self._waits = np.zeros(env.num_envs, bool)
-
-    def step(self, actions: Any) -> Any:
-        result = super().step(actions)
-        _, rewards, terminated, truncated, _ = result
-        for agent in range(self.num_envs):
-            if self._waits[agent]:  # the step that resets it
-                continue
-            played, total = self._running[agent]
-            self._running[agent] = ([*played, np.asarray(actions[agent]).tolist()], total + float(rewards[agent]))
-            if terminated[agent] or truncated[agent]:
-                self.episodes[agent].append(self._running[agent])
-                self._running[agent] = ([], 0.0)
-        if self.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
-            self._waits = terminated | truncated
-        return result
-
-
-def options(task: str) -> dict[str, Any]:
-    return {"max_episode_steps": PLAYED[task][1], **({"clip_reward": False} if task.startswith("atari") else {})}
 
 
 @pytest.fixture(scope="module")
@@ -68,69 +25,36 @@ def engine() -> JatEngine:
     return JatEngine.from_pretrained("jat-mini", device="cpu", dtype="float32", num_threads=1)
 
 
-@pytest.fixture(scope="module")
-def alone(engine: JatEngine) -> Callable[[str, int], Episodes]:
-    """Return the first episodes of an agent on its own, played once."""
-
-    @functools.cache
-    def play(task: str, agent: int) -> Episodes:
-        env = gymnasium.make(f"jat/{task}-v0", **options(task))
-        episodes: Episodes = []
-        steps = 0
-        while steps < PLAYED[task][2]:
-            observation, _ = env.reset(seed=None if episodes else agent)
-            engine.reset_rl()
-            reward, done, actions, total = None, False, [], 0.0
-            while not done:
-                action = engine.get_next_action(
-                    **observation,
-                    reward=reward,
-                    action_space=env.action_space,
-                    context_window=TASKS[task].context_window,
-                    deterministic=True,
-                )
-                observation, reward, terminated, truncated, _ = env.step(action)
-                actions.append(action)
-                total += float(reward)
-                done = terminated or truncated
-            episodes.append((actions, total))
-            steps += len(actions)
-        return episodes
-
-    return play
+def play(vector_env: Any, batch: AgentBatch, num_steps: int) -> None:
+    observations, _ = vector_env.reset(seed=0)
+    starts, rewards = EpisodeStarts(vector_env), None
+    for _ in range(num_steps):
+        actions = batch.get_next_actions(
+            **{f"{name}s": values for name, values in observations.items()},
+            rewards=rewards,
+            action_space=vector_env.single_action_space,
+            deterministic=True,
+        )
+        observations, rewards, terminated, truncated, _ = vector_env.step(actions)
+        if starts.mode == "Disabled" and (terminated | truncated).any():
+            observations, _ = vector_env.reset(options={"reset_mask": terminated | truncated})
+        batch.reset(starts(terminated, truncated))
 
 
-@functools.cache
-def documented_loop() -> Callable[..., None]:
-    """Return `play` of docs/agents.md."""
-    text = (ROOT / "docs/agents.md").read_text()
-    (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def play(vector_env" in b)
-    names: dict[str, Any] = {}
-    exec(block.partition("\n\n\nvector_env = ")[0], names)
-    return names["play"]  # type: ignore[no-any-return]
-
-
-CASES = [(task, "sync", mode) for task in PLAYED for mode in AutoresetMode]
-CASES += [("babyai-go-to-obj", "async", mode) for mode in AutoresetMode]
-
-
-@pytest.mark.parametrize(("task", "kind", "mode"), CASES, ids=str)
-def test_agents_play_as_on_their_own(
-    task: str, kind: str, mode: AutoresetMode, engine: JatEngine, alone: Callable[[str, int], Episodes]
-) -> None:
+@pytest.mark.parametrize("mode", AutoresetMode, ids=str)
+@pytest.mark.parametrize("task", ["babyai-go-to-obj", "mujoco-reacher"])
+def test_a_batch_plays_as_agents_on_their_own(task: str, mode: AutoresetMode, engine: JatEngine) -> None:
     simulator, _, num_steps = PLAYED[task]
     pytest.importorskip(simulator, reason=f"needs the {TASKS[task].domain} extra")
-    inner = gymnasium.make_vec(
-        f"jat/{task}-v0", NUM_AGENTS, kind, vector_kwargs={"autoreset_mode": mode}, **options(task)
-    )
-    vector_env = Recorder(inner)
-    with engine.open_batch(NUM_AGENTS, TASKS[task].context_window) as batch:
-        documented_loop()(vector_env, batch, num_steps, deterministic=True)
-    vector_env.close()
+    vector_env = Recorder(SyncVectorEnv([functools.partial(make, task, **options(task))] * 2, autoreset_mode=mode))
+    with engine.open_batch(2, TASKS[task].context_window) as batch:
+        play(vector_env, batch, num_steps)
 
     for agent, episodes in enumerate(vector_env.episodes):
         assert len(episodes) >= 2
-        for (actions, total), (expected, expected_total) in zip(episodes, alone(task, agent), strict=False):
+        for (actions, total), (expected, expected_total) in zip(
+            episodes, itertools.islice(play_alone(engine, task, agent), 2), strict=False
+        ):
             assert len(actions) == len(expected)
             assert np.allclose(actions, expected, rtol=0, atol=1e-3)
             assert total == pytest.approx(expected_total, rel=1e-4, abs=1e-4)

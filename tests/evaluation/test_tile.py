@@ -94,14 +94,14 @@ def test_a_frame_keeps_its_proportions_and_small_ones_stay_sharp(shape: tuple[in
 @pytest.mark.parametrize(
     ("frame", "tile"),
     [
-        ((160, 210), (320, 440)),  # Atari: twice as large
+        ((160, 210), (320, 446)),  # Atari: twice as large
         ((256, 256), (512, 546)),  # a room of BabyAI
-        ((704, 704), (704, 750)),  # nine rooms: as it is
+        ((704, 704), (704, 748)),  # nine rooms: as it is
         ((640, 480), (640, 522)),
-        ((1920, 1080), (960, 604)),  # reduced
-        ((33, 47), (396, 590)),  # enlarged by 12
-        ((1, 900), (160, 912)),  # there is room for the text
-        ((901, 3), (902, 64)),
+        ((1920, 1080), (960, 598)),  # reduced
+        ((33, 47), (396, 592)),  # enlarged by 12
+        ((1, 900), (160, 918)),  # there is room for the text
+        ((901, 3), (902, 58)),
     ],
 )
 def test_a_tile_fits_its_frame(frame: tuple[int, int], tile: tuple[int, int]) -> None:
@@ -115,7 +115,7 @@ def test_a_tile_fits_its_frame(frame: tuple[int, int], tile: tuple[int, int]) ->
 def test_captions_have_task_step_and_return() -> None:
     """The text stays in its place while the numbers change, and is never wider than the tile."""
     frame = np.full((60, 60, 3), 255, np.uint8)
-    tiles = EpisodeTiles(TASKS["metaworld-peg-unplug-side"], (300, 320))
+    tiles = EpisodeTiles(TASKS["metaworld-peg-unplug-side"], (300, 324))
     strips = [tiles.first(frame)[300:]] + [tiles.next(frame, reward)[300:] for reward in (0.5, 99_999.0)]
     text = [(strip != BACKGROUND).any(2) for strip in strips]
     width = next(x for x in range(20, 300) if not text[0][:, x : x + 12].any())  # of the task's name

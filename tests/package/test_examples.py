@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import doctest
-import importlib
+import importlib.util
 from typing import Any
 
 import pytest
@@ -34,6 +34,8 @@ MODULES = (
     "jat_engine.evaluation.scores",
     "jat_engine.model.modeling",
     "jat_engine.model.processing",
+    "jat_engine.policy.policy",
+    *(["jat_engine.policy.sb3"] if importlib.util.find_spec("stable_baselines3") else []),
     "jat_engine.rate",
 )
 

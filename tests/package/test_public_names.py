@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ PUBLIC_MODULES = (
     "jat_engine.collect.experts",
     "jat_engine.envs",
     "jat_engine.evaluation",
+    *(["jat_engine.policy.sb3"] if importlib.util.find_spec("stable_baselines3") else []),
     "jat_engine.rate",
     "jat_engine.testing",
     "jat_engine.training",
