@@ -142,6 +142,15 @@ class Player:
         return self._queue.expected_steps / timing.rate if timing.steps > 100 else None
 
     @property
+    def _gathers(self) -> bool:
+        """True if the agent is the limit: actions are then chosen for all environments at once, in larger batches.
+
+        Otherwise they are chosen for those that are ready, while the others work.
+        """
+        timing = self.timing
+        return timing.supply < timing.demand
+
+    @property
     def running(self) -> list[Item]:
         """Episodes that are being played."""
         return [item for busy in self._hosts.values() for item in busy.items.values()]
@@ -159,7 +168,7 @@ class Player:
             waiting = [host for host, busy in self._hosts.items() if busy.waiting]
             if not waiting:
                 return
-            yield self._step(type(waiting[0]).wait(waiting))
+            yield self._step(waiting if self._gathers else type(waiting[0]).wait(waiting))
 
     def close(self) -> None:
         """End the hosts and close the sessions. Episodes that are being played are lost."""
