@@ -25,7 +25,7 @@ from ..runs.plan import Item, plan_items
 from ..runs.play import PlayTiming
 from ..runs.recorders import REPLAY, Recorders
 from ..runs.recording import parse_episode_choice
-from ..runs.records import Episode, Evaluation
+from ..runs.records import Evaluation
 from ..runs.results import EVALUATIONS, RESULTS, write_results
 from ..runs.run import RunOptions, check_run, make_agents, open_player, prepare_run, record
 from ..runs.settings import machine_settings
@@ -44,7 +44,7 @@ from .agent import (
 )
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, note, parse
 from .run_progress import RunProgress
-from .run_tables import power_line, print_evaluation
+from .run_tables import failure_line, power_line, print_evaluation
 from .streams import terminable, uninterrupted
 
 AUTO = "auto"
@@ -362,12 +362,6 @@ def note_unrecorded(played: Collection[Item], tasks: list[Task], options: RunOpt
             f"{len(lost)} episode(s) were played before, and are not recorded now; to play them again, name another "
             "--output_dir, or add --overwrite to set the run aside"
         )
-
-
-def failure_line(episode: Episode) -> str:
-    """Return a line about an episode that failed."""
-    when = f"episode {episode.index + 1} (seed {episode.seed}), step {episode.length + 1}"
-    return f"{episode.task}: failed in {when}: {episode.error}"
 
 
 def write_files(database: RunDatabase, timing: PlayTiming | None, device: str) -> list[str]:
