@@ -323,7 +323,8 @@ def play(
     """Play what is missing of the run, and write the result files, also after Ctrl-C.
 
     Returns:
-        A message for each episode that failed, each recording that failed, and for files that cannot be written.
+        A message for each episode that failed, each recording that failed, for what ended the run, and for files that
+        cannot be written.
     """
     problems: list[str] = []
     planned = plan_items(counts, options.seed)
@@ -343,7 +344,9 @@ def play(
                     problems += one.ended.problems
                 progress.show(player, finished)
             timing = player.timing
-    except BaseException:  # Ctrl-C, SIGTERM, a full disk
+    except (RunError, ChildProcessError) as error:  # a full disk; processes that cannot start
+        problems.append(str(error))
+    except BaseException:  # Ctrl-C, SIGTERM
         with uninterrupted():
             for problem in write_files(database, None, describe(agent)):
                 note(f"jat-engine: error: {problem}")
