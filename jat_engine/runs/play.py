@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..envs import Task
 from .agents import Agents
@@ -46,6 +47,7 @@ class PlayTiming:
         env_seconds: that the environments took, in all hosts together.
         hosts: number of hosts.
         num_envs: most environments of each host, at last.
+        agents: number of processes that chose actions.
     """
 
     episodes: int
@@ -56,6 +58,7 @@ class PlayTiming:
     env_seconds: float
     hosts: int
     num_envs: int
+    agents: int = 1
 
     @property
     def rate(self) -> float:
@@ -70,7 +73,29 @@ class PlayTiming:
     @property
     def supply(self) -> float:
         """μ: steps per second that actions could be chosen for, in batches as they were."""
-        return self.steps / max(self.agent_seconds, 1e-9)
+        return self.agents * self.steps / max(self.agent_seconds, 1e-9)
+
+
+class Playing(Protocol):
+    """Interface of what plays the episodes of a run: a `Player`, or the players of a cluster."""
+
+    @property
+    def timing(self) -> PlayTiming:
+        """Wall time so far."""
+        ...
+
+    @property
+    def running(self) -> list[Item]:
+        """Episodes that are being played."""
+        ...
+
+    def play(self) -> Iterator[list[Finished]]:
+        """Play until there are no more episodes.
+
+        Yields:
+            Now and then the episodes that ended, which may be none.
+        """
+        ...
 
 
 @dataclass
@@ -137,6 +162,11 @@ class Player:
     def running(self) -> list[Item]:
         """Episodes that are being played."""
         return [item for busy in self._hosts.values() for item in busy.items.values()]
+
+    @property
+    def capacity(self) -> int:
+        """Episodes that can be played at a time."""
+        return len(self._hosts) * self._limit.value
 
     def play(self) -> Iterator[list[Finished]]:
         """Play until the queue is empty.
