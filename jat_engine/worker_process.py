@@ -59,6 +59,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+@contextlib.contextmanager
+def watched(seconds: float) -> Iterator[None]:
+    """End this process with a traceback if the `with` block takes longer."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 class Watchdog:
     """End this process with a traceback if it stops making progress, even within code that holds Python's lock.
 

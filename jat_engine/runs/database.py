@@ -17,7 +17,7 @@ from ..envs import TASKS, Score, Task
 from .plan import Item
 from .play import Finished
 from .records import Episode, Evaluation, TaskEpisodes, sort_tasks
-from .slots import said
+from .slots import HANG_SECONDS, said
 
 FILE_NAME = "run.sqlite"
 """Name of the file in a run's folder."""
@@ -25,7 +25,7 @@ FILE_NAME = "run.sqlite"
 FORMAT = 1
 """Version of the tables."""
 
-LEASE_SECONDS = 3600.0
+LEASE_SECONDS = 2 * HANG_SECONDS
 """Time after which an episode that a machine claimed, and was not heard of, may be claimed by another."""
 
 _TABLES = """

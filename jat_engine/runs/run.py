@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..engine.engine import JatEngine
 from ..envs import Task
@@ -13,11 +14,11 @@ from ..envs.build import check_maker
 from ..envs.versions import task_versions
 from ..errors import TaskError
 from ..machine import available_cores
-from .agents import ActOptions, Agents, EngineAgents, ModelAgents
+from .agents import ActOptions, Agents, EngineAgents, LoadedAgents, ModelAgents
 from .database import RunDatabase, RunError
 from .hosts import Host, LocalHost, WorkerHost
 from .plan import Item, WorkQueue, expected_length
-from .play import MAX_AUTO_ENVS, Finished, Player
+from .play import MAX_AUTO_ENVS, Finished, Player, Playing
 from .settings import MACHINE_FIELDS, differences
 from .slots import PlayOptions
 
@@ -222,7 +223,44 @@ def open_player(
             database.clear_claims()
 
 
-def record(database: RunDatabase, player: Player) -> Iterator[list[Finished]]:
+class Machines(Protocol):
+    """Interface of what a run can be played on: `ThisMachine`, or a `Cluster`."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of the run, as far as they are the machines' and the agent's."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Description of the machines, for people."""
+        ...
+
+    def open_player(
+        self, database: RunDatabase, tasks: Sequence[Task], items: Sequence[Item], options: RunOptions
+    ) -> AbstractContextManager[Playing]:
+        """Start what plays episodes of a run, and end it with the `with` block; see the function `open_player`."""
+        ...
+
+
+class ThisMachine:
+    """This machine, with an agent.
+
+    Args:
+        loaded: the agent.
+    """
+
+    def __init__(self, loaded: LoadedAgents) -> None:
+        self.settings, self.device, self._agents = loaded.settings, loaded.device, loaded.agents
+
+    def open_player(
+        self, database: RunDatabase, tasks: Sequence[Task], items: Sequence[Item], options: RunOptions
+    ) -> AbstractContextManager[Player]:
+        """Call the function `open_player`."""
+        return open_player(database, self._agents, tasks, items, options)
+
+
+def record(database: RunDatabase, player: Playing) -> Iterator[list[Finished]]:
     """Play all episodes, and add each to the database as soon as it ends.
 
     Yields:
