@@ -145,10 +145,9 @@ def measure(source: Path, model: str, dtype: str, arguments: argparse.Namespace)
                 if number:
                     timings[case.name].append(timing)
                 print(f"{model} {dtype} round {number}: {case.name}: {timing.rate:.0f} steps/s", flush=True)
-            rate = published()
             if number:
-                model_rates.append(rate)
-            print(f"{model} {dtype} round {number}: {MODEL}: {rate:.1f} steps/s", flush=True)
+                model_rates.append(published())
+                print(f"{model} {dtype} round {number}: {MODEL}: {model_rates[-1]:.1f} steps/s", flush=True)
 
         shares = profile(EngineAgents(engines[None], ActOptions()), tasks, arguments)
     steps_per_episode = timings[ONE][0].steps / timings[ONE][0].episodes
@@ -256,7 +255,7 @@ def write_markdown(content: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["small:bfloat16", "jat-mini:bfloat16"])
-    parser.add_argument("--episodes", type=int, default=16)
+    parser.add_argument("--episodes", type=int, default=12)
     parser.add_argument("--max_steps", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "evaluation_speed.json")
