@@ -1,7 +1,6 @@
 """Time an evaluation of mixed domains: one environment at a time, many at once, and the simulators alone.
 
-`python -m benchmarks.evaluation_speed --models jat-mini:bfloat16 --out benchmarks/results/evaluation_speed_jat_mini.json`
-writes that file, and a table of the same name. Processes and environments are started before anything is timed;
+`python -m benchmarks.evaluation_speed --models jat-mini:bfloat16 --out FILE.json` writes that file, and `FILE.md`. Processes and environments are started before anything is timed;
 all agents of the engine play the same episodes, whose hashes are compared.
 """
 
