@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..envs import Task
 from ..runs.plan import Item
-from ..runs.play import Finished, Player, PlayTiming
+from ..runs.play import Finished, Playing, PlayTiming
 from .arguments import note
 
 _LINE_SECONDS, _BAR_SECONDS = 10.0, 0.25
@@ -63,7 +63,7 @@ class RunProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def show(self, player: Player, finished: Sequence[Finished]) -> None:
+    def show(self, player: Playing, finished: Sequence[Finished]) -> None:
         """Show episodes that ended, and now and then the rate."""
         for one in finished:
             episode = one.ended.episode
@@ -83,7 +83,7 @@ class RunProgress:
         if is_last and self._num_items:
             note(summary(player.timing))
 
-    def _overall(self, player: Player) -> str:
+    def _overall(self, player: Playing) -> str:
         timing = player.timing
         total = sum(self._counts.values())
         text = f"{sum(self._finished.values())} of {total} episodes, {timing.rate:,.0f} steps/s ({_sides(timing)})"
@@ -92,7 +92,7 @@ class RunProgress:
             text += f", about {_duration(left)} left"
         return text
 
-    def _show_bars(self, player: Player) -> None:
+    def _show_bars(self, player: Playing) -> None:
         assert self._bars is not None, "on a terminal"
         self._bars.update(
             self._all,
@@ -110,7 +110,7 @@ class RunProgress:
             self._bars.update(self._ids[name], completed=self._finished[name], detail=detail)  # type: ignore[arg-type]
 
 
-def _names(player: Player) -> str:
+def _names(player: Playing) -> str:
     running = Counter(item.task for item in player.running)
     shown = [f"{name} ({count})" if count > 1 else name for name, count in running.most_common(4)]
     return ", ".join(shown) + (f" and {len(running) - 4} more" if len(running) > 4 else "")

@@ -65,6 +65,21 @@ class Agents(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LoadedAgents:
+    """The agent's side of a run on one machine.
+
+    Attributes:
+        agents: choose the actions.
+        settings: of a run, as far as they are the machine's and the agent's: instruction set, versions, backend, ...
+        device: description of its device, for people.
+    """
+
+    agents: Agents
+    settings: Mapping[str, Any]
+    device: str
+
+
 class EngineAgents:
     """Sessions of an engine. All actions are chosen in one pass over the weights, each as if its session were alone.
 

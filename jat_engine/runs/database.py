@@ -17,7 +17,7 @@ from ..envs import TASKS, Score, Task
 from .plan import Item
 from .play import Finished
 from .records import Episode, Evaluation, TaskEpisodes, sort_tasks
-from .slots import said
+from .slots import HANG_SECONDS, said
 
 FILE_NAME = "run.sqlite"
 """Name of the file in a run's folder."""
@@ -25,7 +25,7 @@ FILE_NAME = "run.sqlite"
 FORMAT = 1
 """Version of the tables."""
 
-LEASE_SECONDS = 3600.0
+LEASE_SECONDS = 2 * HANG_SECONDS
 """Time after which an episode that a machine claimed, and was not heard of, may be claimed by another."""
 
 _TABLES = """
@@ -81,39 +81,51 @@ class RunDatabase:
         self.path = self.folder / FILE_NAME
         if not create and not self.path.exists():
             raise self._missing()
+        is_writable = os.access(self.path if self.path.exists() else self.folder, os.W_OK)
+        is_writable = is_writable and os.access(self.folder, os.W_OK)
         with self._errors("opened"):
-            self._connection = self._connect()
-            (version,) = self._connection.execute("pragma user_version").fetchone()
-            is_empty = self._connection.execute("select count(*) from sqlite_master").fetchone() == (0,)
-            if is_empty and create:  # new, or of a process that was killed before the tables were there
-                self._make_tables()
-                version = FORMAT
-        if is_empty and not create:
+            self._connection = self._connect(is_writable)
+        try:
+            with self._errors("opened"):
+                self._prepare(create, is_writable)
+        except BaseException:
             self.close()
+            raise
+
+    def _missing(self) -> RunError:
+        return RunError(f"{self.folder}: expected the folder of a run, got no {FILE_NAME} with a run in it")
+
+    def _connect(self, is_writable: bool) -> sqlite3.Connection:
+        if is_writable:
+            return sqlite3.connect(self.path, isolation_level=None, timeout=30)
+        # "immutable" ignores the log of a process that writes or was killed; else SQLite needs one, and cannot make it.
+        log = Path(f"{self.path}-wal")
+        mode = "mode=ro" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"
+        return sqlite3.connect(f"{self.path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
+
+    def _prepare(self, create: bool, is_writable: bool) -> None:
+        """Check that the file has a run, or make its tables; another file is left as it is.
+
+        Raises:
+            RunError: it has something else.
+        """
+        (version,) = self._connection.execute("pragma user_version").fetchone()
+        is_empty = self._connection.execute("select count(*) from sqlite_master").fetchone() == (0,)
+        if is_empty and not create:
             raise self._missing()
         if version == 0 and not is_empty:
-            self.close()
             raise RunError(f"{self.path}: expected a run of jat_engine, got another database; name another folder")
-        if version != FORMAT:
-            self.close()
+        if version != FORMAT and not is_empty:
             raise RunError(
                 f"{self.path}: expected a run of version {FORMAT}, got version {version}; use the release of "
                 "jat_engine that wrote it, or name another folder"
             )
 
-    def _missing(self) -> RunError:
-        return RunError(f"{self.folder}: expected the folder of a run, got no {FILE_NAME} with a run in it")
-
-    def _connect(self) -> sqlite3.Connection:
-        if os.access(self.path if self.path.exists() else self.folder, os.W_OK) and os.access(self.folder, os.W_OK):
-            connection = sqlite3.connect(self.path, isolation_level=None, timeout=30)
-            connection.execute("pragma journal_mode = wal")
-            connection.execute("pragma synchronous = normal")
-            return connection
-        # "immutable" ignores the log of a process that writes or was killed; else SQLite needs one, and cannot make it.
-        log = Path(f"{self.path}-wal")
-        mode = "mode=ro" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"
-        return sqlite3.connect(f"{self.path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
+        if is_writable:
+            self._connection.execute("pragma journal_mode = wal")
+            self._connection.execute("pragma synchronous = normal")
+        if is_empty:  # new, or of a process that was killed before the tables were there
+            self._make_tables()
 
     def _make_tables(self) -> None:
         with self._transaction():

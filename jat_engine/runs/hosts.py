@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from ..envs import Task
 from ..evaluation.progress import simulator_output
-from ..worker_process import describe_end, end_workers, prepare_worker, start_worker
+from ..worker_process import Watchdog, describe_end, end_workers, prepare_worker, start_worker
 from .shared_block import Layout, SharedBlock
-from .slots import Ended, Observed, Order, PlayOptions, Report, Slots, watched
+from .slots import Ended, Observed, Order, PlayOptions, Report, Slots
 
 
 class HostEndedError(ChildProcessError):
@@ -196,6 +196,7 @@ def _run_worker(connection: Connection, tasks: Mapping[str, Task], options: Play
     """
     prepare_worker()
     slots, layouts = Slots(tasks, options), dict[int, Layout]()
+    watchdog = Watchdog(options.hang_seconds)
     try:
         block = SharedBlock.receive(connection)
         connection.send((0.0, []))
@@ -203,14 +204,14 @@ def _run_worker(connection: Connection, tasks: Mapping[str, Task], options: Play
         return
     while True:
         try:
-            orders = connection.recv()
+            orders = watchdog.receive(connection)
         except (EOFError, OSError):
             return
         began = time.perf_counter()
         messages: list[Any] = []
         for order in orders:
-            with watched(options.hang_seconds):
-                report = slots.obey(order)
+            watchdog.progress()
+            report = slots.obey(order)
             if isinstance(report, Observed):
                 layout, report.observation = block.write(report.slot, report.observation)
                 known = layouts.get(report.slot) == layout

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..envs import Task
 from .agents import Agents
@@ -18,6 +19,7 @@ MAX_AUTO_ENVS = 64
 """Most environments of all processes together where the number is not given: an engine has room for as many."""
 
 _FIRST_ENVS = 8
+_FEW_STEPS = 100
 
 _WINDOW_SECONDS, _LEAST_GAIN = 2.0, 1.05
 
@@ -46,6 +48,7 @@ class PlayTiming:
         env_seconds: that the environments took, in all hosts together.
         hosts: number of hosts.
         num_envs: most environments of each host, at last.
+        agents: number of processes that chose actions.
     """
 
     episodes: int
@@ -56,11 +59,16 @@ class PlayTiming:
     env_seconds: float
     hosts: int
     num_envs: int
+    agents: int = 1
 
     @property
     def rate(self) -> float:
         """Steps per second."""
         return self.steps / max(self.seconds, 1e-9)
+
+    def expected_seconds(self, steps: float) -> float | None:
+        """Return the seconds that so many more steps take; None at the beginning of a run."""
+        return steps / self.rate if self.steps > _FEW_STEPS else None
 
     @property
     def demand(self) -> float:
@@ -70,7 +78,34 @@ class PlayTiming:
     @property
     def supply(self) -> float:
         """μ: steps per second that actions could be chosen for, in batches as they were."""
-        return self.steps / max(self.agent_seconds, 1e-9)
+        return self.agents * self.steps / max(self.agent_seconds, 1e-9)
+
+
+class Playing(Protocol):
+    """Interface of what plays the episodes of a run: a `Player`, or the players of a cluster."""
+
+    @property
+    def timing(self) -> PlayTiming:
+        """Wall time so far."""
+        ...
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """Seconds that the run will last at the present rate; None at its beginning."""
+        ...
+
+    @property
+    def running(self) -> list[Item]:
+        """Episodes that are being played."""
+        ...
+
+    def play(self) -> Iterator[list[Finished]]:
+        """Play until there are no more episodes.
+
+        Yields:
+            Now and then the episodes that ended, which may be none.
+        """
+        ...
 
 
 @dataclass
@@ -138,13 +173,26 @@ class Player:
     @property
     def expected_seconds(self) -> float | None:
         """Seconds that the run will last at the present rate; None at its beginning."""
+        return self.timing.expected_seconds(self._queue.expected_steps)
+
+    @property
+    def _gathers(self) -> bool:
+        """True if the agent is the limit: actions are then chosen for all environments at once, in larger batches.
+
+        Otherwise they are chosen for those that are ready, while the others work.
+        """
         timing = self.timing
-        return self._queue.expected_steps / timing.rate if timing.steps > 100 else None
+        return timing.supply < timing.demand
 
     @property
     def running(self) -> list[Item]:
         """Episodes that are being played."""
         return [item for busy in self._hosts.values() for item in busy.items.values()]
+
+    @property
+    def capacity(self) -> int:
+        """Episodes that can be played at a time."""
+        return len(self._hosts) * self._limit.value
 
     def play(self) -> Iterator[list[Finished]]:
         """Play until the queue is empty.
@@ -159,7 +207,7 @@ class Player:
             waiting = [host for host, busy in self._hosts.items() if busy.waiting]
             if not waiting:
                 return
-            yield self._step(type(waiting[0]).wait(waiting))
+            yield self._step(waiting if self._gathers else type(waiting[0]).wait(waiting))
 
     def close(self) -> None:
         """End the hosts and close the sessions. Episodes that are being played are lost."""

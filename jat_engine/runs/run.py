@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from ..engine.engine import JatEngine
 from ..envs import Task
@@ -13,11 +14,11 @@ from ..envs.build import check_maker
 from ..envs.versions import task_versions
 from ..errors import TaskError
 from ..machine import available_cores
-from .agents import ActOptions, Agents, EngineAgents, ModelAgents
+from .agents import ActOptions, Agents, EngineAgents, LoadedAgents, ModelAgents
 from .database import RunDatabase, RunError
 from .hosts import Host, LocalHost, WorkerHost
 from .plan import Item, WorkQueue, expected_length
-from .play import MAX_AUTO_ENVS, Finished, Player
+from .play import MAX_AUTO_ENVS, Finished, Player, Playing
 from .settings import MACHINE_FIELDS, differences
 from .slots import PlayOptions
 
@@ -149,13 +150,14 @@ def choose_workers(items: Sequence[Item], tasks: Sequence[Task], options: RunOpt
     return min(available_cores() if number is None else number, len(items))
 
 
-def share_room(room: int | None, num_workers: int, num_envs: int | None) -> tuple[int, int]:
+def share_room(room: int | None, num_workers: int, num_envs: int | None, num_items: int) -> tuple[int, int]:
     """Return the number of hosts, and the most environments of each, for which the agent has room.
 
     Args:
         room: episodes that can be open at a time; None if there is no limit.
         num_workers: processes for environments; 0 for this one.
         num_envs: environments of each; None to choose.
+        num_items: episodes to play.
 
     Raises:
         RunError: there is no room for as many as are asked for.
@@ -163,7 +165,7 @@ def share_room(room: int | None, num_workers: int, num_envs: int | None) -> tupl
     num_hosts = max(1, num_workers)
     if room is None:
         return num_hosts, num_envs or max(1, MAX_AUTO_ENVS // num_hosts)
-    if num_envs is not None and num_hosts * num_envs > room:
+    if num_envs is not None and min(num_hosts * num_envs, num_items) > room:
         raise RunError(
             f"--num_envs: expected at most {room // num_hosts} environments in each of {num_hosts} processes, for "
             f"which the KV cache has room, got {num_envs}"
@@ -172,11 +174,11 @@ def share_room(room: int | None, num_workers: int, num_envs: int | None) -> tupl
     return num_hosts, num_envs or max(1, min(room, MAX_AUTO_ENVS) // num_hosts)
 
 
-def start_hosts(num_workers: int, num_items: int, tasks: Mapping[str, Task], options: RunOptions) -> list[Host]:
-    """Start the processes with the environments, for this number of episodes."""
+def start_hosts(num_workers: int, tasks: Mapping[str, Task], options: RunOptions) -> list[Host]:
+    """Start the processes with the environments."""
     if num_workers == 0:
         return [LocalHost(tasks, options.play)]
-    num_slots = min(options.num_envs or MAX_AUTO_ENVS, num_items)
+    num_slots = options.num_envs or MAX_AUTO_ENVS
     return [WorkerHost(number, tasks, options.play, num_slots) for number in range(num_workers)]
 
 
@@ -207,9 +209,11 @@ def open_player(
     has_crashed = database.clear_claims() > 0 or not all(database.traces().values())
     played, by_name = database.mean_lengths(), {task.name: task for task in tasks}
     queue = WorkQueue(items, lambda task: expected_length(task, played, options.play.max_steps))
+    if options.num_envs is not None:
+        options = replace(options, num_envs=min(options.num_envs, max(1, len(items))))
     num_workers = choose_workers(items, tasks, options, has_crashed)
-    num_hosts, num_envs = share_room(agents.room(tasks), num_workers, options.num_envs)
-    hosts = start_hosts(min(num_hosts, num_workers), len(items), by_name, options)
+    num_hosts, num_envs = share_room(agents.room(tasks), num_workers, options.num_envs, len(items))
+    hosts = start_hosts(min(num_hosts, num_workers), by_name, options)
     player = Player(agents, hosts, queue, by_name, options.num_envs, num_envs, database.claim)
     try:
         yield player
@@ -219,7 +223,44 @@ def open_player(
             database.clear_claims()
 
 
-def record(database: RunDatabase, player: Player) -> Iterator[list[Finished]]:
+class Machines(Protocol):
+    """Interface of what a run can be played on: `ThisMachine`, or a `Cluster`."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of the run, as far as they are the machines' and the agent's."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Description of the machines, for people."""
+        ...
+
+    def open_player(
+        self, database: RunDatabase, tasks: Sequence[Task], items: Sequence[Item], options: RunOptions
+    ) -> AbstractContextManager[Playing]:
+        """Start what plays episodes of a run, and end it with the `with` block; see the function `open_player`."""
+        ...
+
+
+class ThisMachine:
+    """This machine, with an agent.
+
+    Args:
+        loaded: the agent.
+    """
+
+    def __init__(self, loaded: LoadedAgents) -> None:
+        self.settings, self.device, self._agents = loaded.settings, loaded.device, loaded.agents
+
+    def open_player(
+        self, database: RunDatabase, tasks: Sequence[Task], items: Sequence[Item], options: RunOptions
+    ) -> AbstractContextManager[Player]:
+        """Call the function `open_player`."""
+        return open_player(database, self._agents, tasks, items, options)
+
+
+def record(database: RunDatabase, player: Playing) -> Iterator[list[Finished]]:
     """Play all episodes, and add each to the database as soon as it ends.
 
     Yields:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import hashlib
 import math
 import random
@@ -11,7 +10,7 @@ import struct
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -362,13 +361,3 @@ def hash_observation(chain: Any, observation: Mapping[str, Any]) -> None:
 def said(error: BaseException) -> str:
     """Return an error in one line, with its class."""
     return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-
-
-@contextlib.contextmanager
-def watched(seconds: float) -> Iterator[None]:
-    """End this process with a traceback if the `with` block takes longer."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()

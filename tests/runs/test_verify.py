@@ -125,7 +125,9 @@ def test_trajectories_that_were_changed_are_told(run: Path, verify: Callable[...
     rewards = table["rewards"].to_pylist()
     rewards[0][3] += 1
     index = table.column_names.index("rewards")
-    pq.write_table(table.set_column(index, table.schema.field(index), pa.array(rewards, pa.list_(pa.float32()))), changed)
+    pq.write_table(
+        table.set_column(index, table.schema.field(index), pa.array(rewards, pa.list_(pa.float32()))), changed
+    )
     damaged.write_bytes(damaged.read_bytes()[:-20])
     code, said = verify()
     assert code == 1
