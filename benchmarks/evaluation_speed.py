@@ -1,7 +1,8 @@
 """Time an evaluation of mixed domains: one environment at a time, many at once, and the simulators alone.
 
-`python -m benchmarks.evaluation_speed --models jat-mini:bfloat16 --out FILE.json` writes that file, and `FILE.md`. Processes and environments are started before anything is timed;
-all agents of the engine play the same episodes, whose hashes are compared.
+`python -m benchmarks.evaluation_speed --models jat-mini:bfloat16 --out FILE.json` writes that file, and `FILE.md`.
+Processes and environments are started before anything is timed; all agents of the engine play the same episodes, whose
+hashes are compared.
 """
 
 from __future__ import annotations
