@@ -100,7 +100,9 @@ def test_failures_are_one_line() -> None:
 
 def test_the_differences_that_can_be_found_are_said_before_a_run() -> None:
     def smallest(text: str) -> list[float]:
-        return [float(value) for value in re.findall(r"(\d+\.\d+) standard deviations|of (\d+\.\d+) in", text)[0] if value]
+        return [
+            float(value) for value in re.findall(r"(\d+\.\d+) standard deviations|of (\d+\.\d+) in", text)[0] if value
+        ]
 
     assert "no difference between two agents can be shown" in power_line({"a": 1, "b": 30})
     assert "in the mean over" not in power_line({"a": 30})

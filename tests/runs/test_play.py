@@ -123,9 +123,7 @@ def test_an_episode_that_ends_its_process_takes_no_others_with_it(
     found = play_all(Counting(), [host], range(8), 4)
     (failed,) = [one.ended.episode for one in found.values() if one.ended.episode.failed]
     assert failed.seed == 5
-    assert failed.error == (
-        f"the process that played it was ended by signal 9 (out of memory?), {MAX_DEATHS} times"
-    )
+    assert failed.error == (f"the process that played it was ended by signal 9 (out of memory?), {MAX_DEATHS} times")
     assert len((tmp_path / "5").read_bytes()) == MAX_DEATHS
     monkeypatch.delenv(DEATHS)  # the rest is played in this process
     expected = play_all(Counting(), [local()], range(8), 1)

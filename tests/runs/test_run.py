@@ -111,7 +111,18 @@ def test_the_reference_plays_the_same_episodes_together_as_alone(deterministic: 
     model = JatModel.from_pretrained("jat-mini", dtype=torch.float32).eval()
     processor = JatProcessor.from_pretrained("jat-mini")
     names = ["babyai-go-to-obj", "mujoco-reacher"]
-    flags = ["--backend", "reference", "--dtype", "float32", "--num_episodes", "2", "--num_workers", "0", "--num_envs", "4"]
+    flags = [
+        "--backend",
+        "reference",
+        "--dtype",
+        "float32",
+        "--num_episodes",
+        "2",
+        "--num_workers",
+        "0",
+        "--num_envs",
+        "4",
+    ]
     flags += ["--deterministic"] if deterministic else []
     assert main([*EVAL, *flags, "--tasks", *names, "--output_dir", str(tmp_path)]) == 0
     played = json.loads((tmp_path / "evaluations.json").read_text())
