@@ -33,8 +33,8 @@ def play(folder: Path, backend: str, dtype: str, episodes: int) -> None:
 def write_markdown(found: dict[tuple[str, str], Comparison], episodes: int) -> str:
     lines = [
         f"jat-mini, {episodes} greedy episodes of each task it was trained on; each row compares with the native CPU "
-        "backend in float32 on the same seeds. Differences of mean returns have 95 % paired bootstrap intervals. Equal: "
-        "episodes with the same observations, actions and rewards. p: sign test, by Holm's method for all tasks.",
+        "backend in float32 on the same seeds. Differences of mean returns have 95 % paired bootstrap intervals. "
+        "Equal: episodes with the same observations, actions and rewards. p: sign test, by Holm's method for all.",
         "",
         "| backend | dtype | task | float32 | this | difference | equal | p | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

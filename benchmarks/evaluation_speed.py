@@ -1,8 +1,8 @@
 """Time an evaluation of mixed domains: one environment at a time, many at once, and the simulators alone.
 
-`python -m benchmarks.evaluation_speed --models small:bfloat16 jat-mini:bfloat16` writes
-`benchmarks/results/evaluation_speed.json` and `.md`. Processes and environments are started before anything is timed;
-all agents of the engine play the same episodes, whose hashes are compared.
+`python -m benchmarks.evaluation_speed --models jat-mini:bfloat16 --out FILE.json` writes that file, and `FILE.md`.
+Processes and environments are started before anything is timed; all agents of the engine play the same episodes, whose
+hashes are compared.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from jat_engine.runs.slots import Observed, PlayOptions
 
 TASKS = ("atari-pong", "babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
 SEED = 1_000_000
-RESULTS = Path(__file__).parent / "results"
 ONE, MODEL, ALONE = "engine, num_envs 1", "JatModel, one at a time", "simulators alone"
 
 
@@ -259,7 +258,7 @@ def main() -> int:
     parser.add_argument("--max_steps", type=int, default=150)
     parser.add_argument("--without", nargs="*", default=[], help="beginnings of the names of cases to leave out")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS / "evaluation_speed.json")
+    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
 
     rows = []
