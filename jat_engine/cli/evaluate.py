@@ -30,7 +30,7 @@ from ..runs.play import PlayTiming
 from ..runs.ray_package import LOCAL, check_ray
 from ..runs.recorders import REPLAY, Recorders
 from ..runs.recording import parse_episode_choice
-from ..runs.records import Evaluation
+from ..runs.records import Episode, Evaluation
 from ..runs.results import EVALUATIONS, RESULTS, write_results
 from ..runs.run import Machines, RunOptions, ThisMachine, check_run, prepare_run, record
 from ..runs.settings import machine_settings
@@ -49,7 +49,7 @@ from .agent import (
 )
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, note, parse
 from .run_progress import RunProgress
-from .run_tables import failure_line, power_line, print_evaluation
+from .run_tables import failures_line, power_line, print_evaluation
 from .streams import terminable, uninterrupted
 
 AUTO = "auto"
@@ -418,7 +418,7 @@ def play(
             for finished in record(database, player):
                 for one in finished:
                     if one.ended.episode.failed:
-                        problems.append(failure_line(one.ended.episode))
+                        failed.setdefault(one.ended.episode.task, []).append(one.ended.episode)
                     problems += one.ended.problems
                 progress.show(player, finished)
             timing = player.timing

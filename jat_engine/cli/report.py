@@ -15,7 +15,7 @@ from ..runs.results import EVALUATIONS, REPORT, RESULTS, write_results
 from ..runs.summary import summarize
 from ..runs.tables import write_tables
 from .arguments import note, parse
-from .run_tables import failure_line, print_evaluation
+from .run_tables import failures_line, print_evaluation
 from .streams import say
 
 
@@ -74,8 +74,9 @@ def print_report(evaluation: Evaluation) -> None:
     """Print the tables of `jat-engine eval`, which episodes failed, and how many are missing."""
     tasks = evaluation.tasks.values()
     print_evaluation(evaluation, list(evaluation.tasks))
-    for episode in (one for task in tasks for one in task.episodes if one.failed):
-        say(failure_line(episode))
+    for task in tasks:
+        if failed := [episode for episode in task.episodes if episode.failed]:
+            say(failures_line(failed))
     finished, planned = sum(len(task.finished) for task in tasks), sum(task.planned for task in tasks)
     if not evaluation.complete:
         say(f"{finished} of {planned} planned episodes are finished; jat-engine eval --resume plays the others")

@@ -15,6 +15,7 @@ from ..envs import Task
 from ..runs.plan import Item
 from ..runs.play import Finished, Playing, PlayTiming
 from .arguments import note
+from .run_tables import failure_line
 
 _LINE_SECONDS, _BAR_SECONDS = 10.0, 0.25
 _MAX_BARS = 12
@@ -23,7 +24,7 @@ _MAX_BARS = 12
 class RunProgress:
     """Show how far a run is, on standard error: a bar for each task that is played, and one of all episodes.
 
-    Where standard error is no terminal, a line is printed every ten seconds.
+    The first failure of a task is said at once. Where standard error is no terminal, a line is printed every ten seconds.
 
     Args:
         tasks: of the run.
@@ -36,6 +37,7 @@ class RunProgress:
         self._counts = counts
         self._finished = {task.name: counts[task.name] - missing[task.name] for task in tasks}
         self._returns: dict[str, list[float]] = {task.name: [] for task in tasks}
+        self._failing: set[str] = set()
         self._num_items, self._num_done = len(items), 0
         self._shown = time.monotonic()
         self._bars: Progress | None = None
@@ -71,6 +73,9 @@ class RunProgress:
             self._finished[episode.task] += 1
             if episode.return_ is not None:
                 self._returns[episode.task].append(episode.return_)
+            elif episode.task not in self._failing:
+                self._failing.add(episode.task)
+                self._note(failure_line(episode))
         now = time.monotonic()
         is_last = self._num_done == self._num_items
         if now - self._shown < (_LINE_SECONDS if self._bars is None else _BAR_SECONDS) and not is_last:
@@ -82,6 +87,13 @@ class RunProgress:
             note(f"{self._overall(player)}; playing {_names(player)}")
         if is_last and self._num_items:
             note(summary(player.timing))
+
+    def _note(self, text: str) -> None:
+        """Print a message above the bars."""
+        if self._bars is None:
+            note(text)
+        else:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _overall(self, player: Playing) -> str:
         timing = player.timing

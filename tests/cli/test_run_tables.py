@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from helpers.runs import episode, evaluation
 
-from jat_engine.cli.run_tables import failure_line, power_line, print_evaluation
+from jat_engine.cli.run_tables import failures_line, power_line, print_evaluation
 from jat_engine.envs import TASKS, Score, get_task
 from jat_engine.runs.records import Evaluation, TaskEpisodes
 
@@ -92,8 +92,10 @@ def test_narrow_encodings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failures_are_one_line() -> None:
-    line = failure_line(episode("mujoco-reacher", 1, None, length=4))
-    assert line == "mujoco-reacher: failed in episode 2 (seed 101), step 5: RuntimeError: diverged"
+    failed = [episode("mujoco-reacher", index, None, length=4) for index in (7, 1, 2)]
+    line = "mujoco-reacher: failed in episode 2 (seed 101), step 5: RuntimeError: diverged"
+    assert failures_line([failed[1]]) == line
+    assert failures_line(failed) == f"{line} (2 more of its episodes failed; see results.json)"
 
 
 def test_the_differences_that_can_be_found_are_said_before_a_run() -> None:
