@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from ..errors import one_line
 from ..keywords import did_you_mean
 from . import streams
 
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, OSError) and not _is_ours(error):
             raise
         streams.settle()
-        return _fail(" ".join(str(error).split()))
+        return _fail(one_line(error))
 
 
 def _run(arguments: list[str]) -> int:

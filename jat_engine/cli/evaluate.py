@@ -15,6 +15,7 @@ from ..checkpoint.trained_tasks import TrainedTask, find_trained_tasks, read_tra
 from ..envs import Task
 from ..envs.build import check_maker
 from ..envs.versions import task_versions
+from ..errors import one_line
 from ..evaluation import VideoError, write_grid
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import require_simulators
@@ -472,7 +473,7 @@ def write_replay(folder: Path, options: RunOptions, tasks: list[Task]) -> list[s
     try:
         path = write_grid(videos, folder / REPLAY)
     except (VideoError, RuntimeError, ValueError) as error:
-        return [" ".join(str(error).split())]
+        return [one_line(error)]
     note(f"wrote {path}")
     return []
 
@@ -498,7 +499,7 @@ def upload(model_arguments: ModelArguments, repo_id: str, folder: Path) -> int:
         command = ["jat-engine", "eval", "--model_name_or_path", model_arguments.model_name_or_path]
         command += ["--output_dir", str(folder), "--push_to_hub", "--repo_id", repo_id]
         note(
-            f"jat-engine: error: the upload to {repo_id} failed ({' '.join(str(error).split())}). The results are in "
+            f"jat-engine: error: the upload to {repo_id} failed ({one_line(error)}). The results are in "
             f"{folder}; upload them with: {shlex.join(command)}"
         )
         return 1

@@ -8,7 +8,7 @@ import pickle
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingSimulatorError, RenderingError, TaskError, UnknownTaskError
+from ..errors import MissingSimulatorError, RenderingError, TaskError, UnknownTaskError, describe_error
 from .domains import get_domain
 from .task import Task
 
@@ -50,7 +50,7 @@ def build(task: Task, **options: Any) -> gymnasium.Env[Any, Any]:
     except (Exception, SystemExit) as error:  # of the environment's own code
         if task.is_published:
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = describe_error(error)
         raise TaskError(f"{task.name}: expected an environment that can be made, got {reason:.300}") from error
     if not task.is_published:
         _check_env(task, env)

@@ -26,6 +26,7 @@ import ray
 from ray.exceptions import RayError
 
 from ..envs import Task
+from ..errors import one_line
 from ..evaluation.progress import simulator_output
 from ..machine import available_cores
 from .database import LEASE_SECONDS, RunDatabase, RunError
@@ -504,7 +505,7 @@ def _connected(address: str, options: ClusterOptions) -> Iterator[None]:
         else:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"--ray {address}: {' '.join(str(error).split())}") from error
+        raise ClusterError(f"--ray {address}: {one_line(error)}") from error
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, handler)  # Ray has set its own

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..envs import Task
+from ..errors import describe_error
 from .agents import Agents
 from .hosts import Host, HostEndedError
 from .plan import MAX_DEATHS, Item, WorkQueue
 from .records import Episode
-from .slots import Act, Begin, Ended, Fail, Observed, Order, said
+from .slots import Act, Begin, Ended, Fail, Observed, Order
 
 MAX_AUTO_ENVS = 64
 """Most environments of all processes together where the number is not given: an engine has room for as many."""
@@ -306,7 +307,7 @@ class Player:
 
 
 def _fail(slot: int, error: Exception) -> Fail:
-    return Fail(slot, said(error), "".join(traceback.format_exception(error)))
+    return Fail(slot, describe_error(error), "".join(traceback.format_exception(error)))
 
 
 class _Fixed:

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ..envs import Task
 from ..envs.build import import_module_of
 from ..envs.versions import task_versions
+from ..errors import describe_error
 from ..machine import available_cores
 from ..worker_process import watched
 from .agents import LoadedAgents
@@ -24,7 +25,7 @@ from .hosts import HostEndedError
 from .plan import Item, WorkQueue, expected_length
 from .play import MAX_AUTO_ENVS, Finished, Player, PlayTiming
 from .settings import machine_settings
-from .slots import Order, PlayOptions, Report, Slots, said
+from .slots import Order, PlayOptions, Report, Slots
 
 _PERIOD_SECONDS = 0.5
 """Time for which an engine plays before it reports, and is given more episodes."""
@@ -299,4 +300,4 @@ def cause_of(error: BaseException) -> str:
         error = error.cause
     if isinstance(error, RayError):
         return f"its process has ended: {str(error).strip().splitlines()[-1]:.160}"
-    return said(error)
+    return describe_error(error)

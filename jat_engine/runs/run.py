@@ -12,7 +12,7 @@ from ..engine.engine import JatEngine
 from ..envs import Task
 from ..envs.build import check_maker
 from ..envs.versions import task_versions
-from ..errors import TaskError
+from ..errors import TaskError, one_line
 from ..machine import available_cores
 from .agents import ActOptions, Agents, EngineAgents, LoadedAgents, ModelAgents
 from .database import RunDatabase, RunError
@@ -284,4 +284,4 @@ def _rescue(database: RunDatabase, finished: Sequence[Finished]) -> str:
         return f"All finished episodes are in {database.rescue(finished)}"
     except (RunError, OSError) as error:
         lost = ", ".join(f"{one.ended.episode.task} {one.ended.episode.index}" for one in finished)
-        return f"Those that ended before are kept; {lost} will be played again ({' '.join(str(error).split())})"
+        return f"Those that ended before are kept; {lost} will be played again ({one_line(error)})"

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..envs import Task
 from ..envs.actions import continuous_action, discrete_action
+from ..errors import describe_error
 from ..evaluation.environment import evaluation_env
 from .plan import Item
 from .records import Episode
@@ -182,7 +183,7 @@ class Slots:
             if ended is None:
                 return self._observed(order.slot, playing)
         except Exception as error:  # of the environment: any class
-            return self._fail(order.slot, playing, said(error), traceback.format_exc())
+            return self._fail(order.slot, playing, describe_error(error), traceback.format_exc())
         return self._ended(order.slot, playing, capped=not ended)
 
     def close(self) -> None:
@@ -218,7 +219,7 @@ class Slots:
             self._note(playing)
             return self._observed(order.slot, playing)
         except Exception as error:  # of the environment: any class
-            return self._fail(order.slot, playing, said(error), traceback.format_exc())
+            return self._fail(order.slot, playing, describe_error(error), traceback.format_exc())
 
     def _step(self, playing: _Playing, action: Any) -> bool | None:
         """Take a step.
@@ -358,8 +359,3 @@ def hash_observation(chain: Any, observation: Mapping[str, Any]) -> None:
             array = np.ascontiguousarray(value)
             chain.update(f"{name}:{array.dtype.str}{array.shape}:".encode())
             chain.update(array.data)
-
-
-def said(error: BaseException) -> str:
-    """Return an error in one line, with its class."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")

@@ -120,13 +120,17 @@ def test_a_worker_that_hangs_ends_with_its_traceback(capfd: pytest.CaptureFixtur
     load_task_module(strange_tasks.MODULE)
     task = get_task("strange-hangs")
     host = WorkerHost(0, {task.name: task}, PlayOptions(hang_seconds=3.0), 1)
+
+    def play() -> None:
+        host.send([Begin(0, Item(task.name, 0, 101))])
+        while True:
+            WorkerHost.wait([host])
+            if host.receive():
+                host.send([Act(0, 0)])
+
     try:
         with pytest.raises(HostEndedError, match="ended with exit code 1; its last words are above"):
-            host.send([Begin(0, Item(task.name, 0, 101))])
-            while True:
-                WorkerHost.wait([host])
-                if host.receive():
-                    host.send([Act(0, 0)])
+            play()
     finally:
         host.close()
     assert "_go_wrong" in capfd.readouterr().err
