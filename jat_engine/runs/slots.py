@@ -206,8 +206,10 @@ class Slots:
 
         began = time.perf_counter()
         try:
-            with playing.random_state or contextlib.nullcontext():
+            # With numbers of its own, so that the episode's do not depend on whether its environment is a new one.
+            with contextlib.nullcontext() if task.is_published else _GlobalRandomState(0):
                 playing.env = self._take_env(task, frames)
+            with playing.random_state or contextlib.nullcontext():
                 playing.observation, playing.info = playing.env.reset(seed=item.seed)
             playing.seconds = time.perf_counter() - began
             if recording is not None:
