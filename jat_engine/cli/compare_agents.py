@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_io import write_json
+from ..checkpoint.trained_tasks import read_trained_tasks
 from ..checkpoint_files import check_source, local_path
 from ..evaluation.scores import REFERENCES, Reference, reference_words
+from ..evaluation.seeds import choose_seed
 from ..runs.compare import BETTER, NO_DIFFERENCE, WORSE, Comparison, compare
 from ..runs.database import FILE_NAME, read_run
 from ..runs.records import Evaluation
@@ -142,6 +144,9 @@ def run(argv: Sequence[str]) -> int:
         raise ValueError(f"compare-agents: expected two agents, A and B, got {len(texts)}")
     first, second = (Agent.parse(name, text) for name, text in zip("AB", texts, strict=True))
 
+    if arguments.seed is None:
+        arguments.seed = shared_seed((first, second), arguments)
+
     code, runs = 0, []
     for name, agent in (("a", first), ("b", second)):
         folder = agent.run or Path(arguments.output_dir) / name
@@ -158,6 +163,21 @@ def run(argv: Sequence[str]) -> int:
     if arguments.max_regression is not None:
         code = max(code, judge(found, arguments.max_regression))
     return code
+
+
+def shared_seed(agents: Sequence[Agent], arguments: CompareAgentsArguments) -> int:
+    """Return the seed of the first episode for both agents: that of a run, or one that suits both checkpoints.
+
+    Args:
+        agents: to be compared.
+        arguments: of the command.
+    """
+    trained = []
+    for agent in agents:
+        if agent.run is not None:
+            return int(read_run(agent.run).settings["seed"])
+        trained += read_trained_tasks(agent.source, {"cache_dir": arguments.cache_dir})
+    return choose_seed(trained, arguments.num_episodes)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -35,7 +35,7 @@ from .play import Finished, PlayTiming
 from .ray_actors import EngineActor, Job, Progress, Ready, cause_of, start_actor
 from .ray_package import LOCAL, ClusterError
 from .run import RunOptions
-from .settings import MACHINE_FIELDS, differences
+from .settings import MACHINE_FIELDS, differences, is_of_machine
 
 _WAIT_SECONDS, _LOOK_SECONDS = 1.0, 5.0
 """Longest wait for a report, and the time between looks for machines that have joined."""
@@ -77,8 +77,11 @@ class Requirements:
                     found += differences({"versions": self.versions[task]}, {"versions": versions})
         if not found:
             return ""
-        is_of_machine = found[0].split(".")[0].split(" ")[0] in MACHINE_FIELDS
-        remedy = "--mixed_machines uses it" if is_of_machine else "--backend, --dtype and --use_cpu make them equal"
+        remedy = (
+            "--mixed_machines uses it"
+            if is_of_machine(found[0])
+            else "--backend, --dtype and --use_cpu make them equal"
+        )
         return f"it differs from the run: {found[0]}; {remedy}"
 
     def _different(self, found: Mapping[str, Any]) -> list[str]:

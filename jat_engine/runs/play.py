@@ -20,9 +20,13 @@ MAX_AUTO_ENVS = 64
 """Most environments of all processes together where the number is not given: an engine has room for as many."""
 
 _FIRST_ENVS = 8
+"""Environments of each host that a run begins with where the number is not given."""
+
 _FEW_STEPS = 100
+"""Steps up to which the rate is too uncertain to say how long a run lasts."""
 
 _WINDOW_SECONDS, _LEAST_GAIN = 2.0, 1.05
+"""Time for which each number of environments is tried, and the least gain in rate for which it is doubled again."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,8 @@ class Playing(Protocol):
 
 
 @dataclass
-class _Busy:
-    """A host's slots.
+class _HostState:
+    """A host's slots, as the player knows them.
 
     Attributes:
         items: what is being played, by slot.
@@ -152,9 +156,8 @@ class Player:
         on_begin: Callable[[Sequence[Item], str], None] = lambda items, host: None,
     ) -> None:
         self._agents, self._queue, self._tasks, self._on_begin = agents, queue, tasks, on_begin
-        self._hosts = {host: _Busy() for host in hosts}
+        self._hosts = {host: _HostState() for host in hosts}
         self._limit = _Growing(most_envs) if num_envs is None else _Fixed(num_envs)
-        self.steps: dict[str, int] = dict.fromkeys(tasks, 0)
         self._episodes, self._batches, self._began = 0, 0, time.perf_counter()
 
     @property
@@ -238,7 +241,7 @@ class Player:
         for host, items in begun.items():
             self._on_begin(items, host.name)
 
-    def _send(self, host: Host, busy: _Busy) -> None:
+    def _send(self, host: Host, busy: _HostState) -> None:
         if busy.orders and not busy.waiting:
             host.send(busy.orders)
             busy.orders, busy.waiting = [], True
@@ -269,9 +272,7 @@ class Player:
 
         actions = self._agents.act([(host.name, slot) for host, slot in keys], observed) if keys else []
         for (host, slot), action in zip(keys, actions, strict=True):
-            busy = self._hosts[host]
-            self.steps[busy.items[slot].task] += 1
-            busy.orders.append(_fail(slot, action) if isinstance(action, Exception) else Act(slot, action))
+            self._hosts[host].orders.append(_fail(slot, action) if isinstance(action, Exception) else Act(slot, action))
         self._batches += bool(keys)
         self._episodes += len(finished)
         self._limit.note(len(keys), is_full=bool(self._queue))
@@ -297,7 +298,7 @@ class Player:
             self._agents.close((host.name, slot))
         failed = self._queue.note_death(busy.items.values())
         steps = {item: max(0, busy.steps[slot]) for slot, item in busy.items.items()}
-        self._hosts[host] = _Busy()
+        self._hosts[host] = _HostState()
         host.restart()
         error = f"{reason}, {MAX_DEATHS} times"
         return [

@@ -157,7 +157,7 @@ class RayHost:
     """
 
     def __init__(self, name: str, node: str, job: bytes) -> None:
-        self.name, self.seconds, self.steps = name, 0.0, 0
+        self.name, self.seconds = name, 0.0
         self._node, self._job = node, job
         self._starts_in_vain = 0
         self._start()
@@ -185,7 +185,6 @@ class RayHost:
             raise HostEndedError(f"the process that played it ended ({type(error).__name__})") from error
         self._starts_in_vain, self._reply = 0, None
         self.seconds += seconds
-        self.steps += len(reports)
         return list(reports)
 
     @staticmethod

@@ -19,7 +19,7 @@ from .database import RunDatabase, RunError
 from .hosts import Host, LocalHost, WorkerHost
 from .plan import Item, WorkQueue, expected_length
 from .play import MAX_AUTO_ENVS, Finished, Player, Playing
-from .settings import MACHINE_FIELDS, differences
+from .settings import MACHINE_FIELDS, differences, is_of_machine
 from .slots import PlayOptions
 
 SMALL_RUN = 4000
@@ -87,7 +87,7 @@ def check_run(
     if before:
         compared = {key: value for key, value in settings.items() if not (mixed_machines and key in MACHINE_FIELDS)}
         if found := differences(before, compared):
-            hint = "; or --mixed_machines" if found[0].split(".")[0].split(" ")[0] in MACHINE_FIELDS else ""
+            hint = "; or --mixed_machines" if is_of_machine(found[0]) else ""
             raise RunError(f"{database.folder}: has results of other settings ({found[0]}); {remedy}{hint}")
 
     known = database.task_descriptions()
