@@ -402,10 +402,11 @@ def play(
     """Play what is missing of the run, and write the result files, also after Ctrl-C.
 
     Returns:
-        A message for each episode that failed, each recording that failed, for what ended the run, and for files that
-        cannot be written.
+        A message for each task with episodes that failed, each recording that failed, for what ended the run, and for
+        files that cannot be written.
     """
     problems: list[str] = []
+    failed: dict[str, list[Episode]] = {}
     planned = plan_items(counts, options.seed)
     items = database.missing(planned)
     note_unrecorded(set(planned) - set(items), tasks, options)
@@ -429,6 +430,7 @@ def play(
             for problem in write_files(database, None, machines.device):
                 note(f"jat-engine: error: {problem}")
         raise
+    problems += map(failures_line, failed.values())
     return problems + write_files(database, timing, machines.device)
 
 
