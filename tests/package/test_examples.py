@@ -36,7 +36,6 @@ MODULES = (
     "jat_engine.policy.policy",
     *(["jat_engine.policy.sb3"] if importlib.util.find_spec("stable_baselines3") else []),
     "jat_engine.rate",
-    "jat_engine.runs.database",
     "jat_engine.runs.folder",
     "jat_engine.runs.recording",
 )
