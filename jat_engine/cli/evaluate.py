@@ -406,6 +406,7 @@ def play(
         cannot be written.
     """
     problems: list[str] = []
+    failed: dict[str, list[Episode]] = {}
     planned = plan_items(counts, options.seed)
     items = database.missing(planned)
     note_unrecorded(set(planned) - set(items), tasks, options)
@@ -429,6 +430,7 @@ def play(
             for problem in write_files(database, None, machines.device):
                 note(f"jat-engine: error: {problem}")
         raise
+    problems = [*map(failures_line, failed.values()), *problems]
     return problems + write_files(database, timing, machines.device)
 
 
