@@ -194,7 +194,7 @@ def test_eval_refuses_bad_arguments_before_anything_runs(
 ) -> None:
     from jat_engine.cli import evaluate
 
-    monkeypatch.setattr(evaluate, "load_agent", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(evaluate, "load_agents", lambda *_, **__: pytest.fail("the model was loaded"))
     assert main(["eval", "--model_name_or_path", str(checkpoint), *flags]) == 2
     assert message in _error(capsys)
 
@@ -213,7 +213,7 @@ def test_eval_reports_all_missing_simulators_before_anything_runs(
         return make(task, **options)
 
     monkeypatch.setattr(environment, "make", lacking)
-    monkeypatch.setattr(evaluate, "load_agent", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(evaluate, "load_agents", lambda *_, **__: pytest.fail("the model was loaded"))
     tasks = ["mujoco-pendulum", "atari-pong", "metaworld-reach"]
     assert main(["eval", "--model_name_or_path", str(checkpoint), "--tasks", *tasks]) == 2
     message = _error(capsys)
@@ -227,7 +227,7 @@ def test_missing_encoder_is_reported_before_anything_runs(
     from jat_engine.cli import evaluate
 
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    monkeypatch.setattr(evaluate, "load_agent", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(evaluate, "load_agents", lambda *_, **__: pytest.fail("the model was loaded"))
     flags = ["--model_name_or_path", str(checkpoint), "--tasks", "mujoco-pendulum", "--save_video"]
     assert main(["eval", *flags]) == 2
     assert "pip install 'jat-engine[video]'" in _error(capsys)
