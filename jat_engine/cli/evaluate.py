@@ -199,7 +199,7 @@ def run(argv: Sequence[str]) -> int:
             evaluation = database.read()
         print_evaluation(evaluation, [task.name for task in tasks])
         if arguments.save_video and arguments.format == "mp4":
-            problems += write_replay(folder, options, tasks)
+            problems += write_replay(folder, options, [task.task for task in evaluation.tasks.values()])
     if arguments.push_to_hub:
         problems += [""] * upload(model_arguments, arguments.repo_id, folder)
     for problem in filter(None, problems):
