@@ -199,7 +199,7 @@ def run(argv: Sequence[str]) -> int:
             evaluation = database.read()
         print_evaluation(evaluation, [task.name for task in tasks])
         if arguments.save_video and arguments.format == "mp4":
-            problems += write_replay(folder, options, tasks)
+            problems += write_replay(folder, options, [task.task for task in evaluation.tasks.values()])
     if arguments.push_to_hub:
         problems += [""] * upload(model_arguments, arguments.repo_id, folder)
     for problem in filter(None, problems):
@@ -402,8 +402,8 @@ def play(
     """Play what is missing of the run, and write the result files, also after Ctrl-C.
 
     Returns:
-        A message for each task with episodes that failed, each recording that failed, for what ended the run, and for
-        files that cannot be written.
+        A message for each episode that failed, each recording that failed, for what ended the run, and for files that
+        cannot be written.
     """
     problems: list[str] = []
     failed: dict[str, list[Episode]] = {}
@@ -430,7 +430,7 @@ def play(
             for problem in write_files(database, None, machines.device):
                 note(f"jat-engine: error: {problem}")
         raise
-    problems += map(failures_line, failed.values())
+    problems = [*map(failures_line, failed.values()), *problems]
     return problems + write_files(database, timing, machines.device)
 
 

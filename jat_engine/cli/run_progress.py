@@ -24,8 +24,7 @@ _MAX_BARS = 12
 class RunProgress:
     """Show how far a run is, on standard error: a bar for each task that is played, and one of all episodes.
 
-    The first failure of a task is said at once. Where standard error is no terminal, a line is printed every ten
-    seconds.
+    The first failure of a task is said at once. Where standard error is no terminal, a line is printed every 10 s.
 
     Args:
         tasks: of the run.

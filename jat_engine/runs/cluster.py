@@ -441,7 +441,7 @@ class ClusterPlayer:
             self._timings[engine] = progress.timing
             finished += progress.finished
             for one in progress.finished:
-                self._queue.note_end(item_of(one))
+                self._queue.note_end(item_of(one), one.ended.episode.length)
         return finished
 
 

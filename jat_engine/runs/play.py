@@ -261,7 +261,7 @@ class Player:
             busy.waiting = not reports
             for report in reports:
                 if isinstance(report, Ended):
-                    self._queue.note_end(busy.items.pop(report.slot))
+                    self._queue.note_end(busy.items.pop(report.slot), report.episode.length)
                     self._agents.close((host.name, report.slot))
                     finished.append(Finished(report, host.name))
                     continue

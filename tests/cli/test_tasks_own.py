@@ -135,15 +135,16 @@ def test_evaluation_of_own_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "replay.mp4").exists()
     (tmp_path / "replay.mp4").unlink()
     assert play("eval", *flags, "--tasks", "robot-shown") == 0
-    assert "also has 1 other task(s)" in capsys.readouterr().err
+    assert "4 episode(s) of 2 task(s)" in capsys.readouterr().err
 
     names = ["gym--robot--Shown-v0", "robot-shown"]
-    assert sorted(path.stem for path in (tmp_path / "videos").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == names
+    widths = []
     for name in names:
-        frames = list(read_video(tmp_path / "videos" / f"{name}.mp4"))
-        assert len(frames) == 10
-        assert frames[0].shape == (32, 46, 3)
-    assert next(read_video(tmp_path / "replay.mp4")).shape[1] == 2 * 480, "both tasks"
+        frames = list(read_video(tmp_path / "videos" / name / "episode-0000.mp4"))
+        assert len(frames) >= 6, "every state, and the last one held"
+        widths.append(frames[0].shape[1])
+    assert next(read_video(tmp_path / "replay.mp4")).shape[1] >= sum(widths), "both tasks"
 
     found = json.loads((tmp_path / "results.json").read_text())["tasks"]
     assert list(found) == ["gym:robot/Shown-v0", "robot-shown"]
