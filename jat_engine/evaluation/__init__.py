@@ -1,5 +1,7 @@
 """Evaluation of agents on the published tasks: episodes, scores, result files and videos.
 
+Each public name is imported at its first use: processes that play environments alone need neither torch nor scipy.
+
 Example:
     >>> from jat_engine import JatEngine
     >>> from jat_engine.envs import get_task, make
@@ -10,11 +12,34 @@ Example:
     >>> scores = normalize(returns, task)
 """
 
-from .grid import write_grid
-from .rollout import Agent, EpisodeResult, run_episode, run_episodes
-from .scores import main_reference, normalize, reference_words, undefined_reason
-from .statistics import Interval, interquartile_mean
-from .video import MissingVideoError, VideoError, VideoWriter
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .grid import write_grid
+    from .rollout import Agent, EpisodeResult, run_episode, run_episodes
+    from .scores import main_reference, normalize, reference_words, undefined_reason
+    from .statistics import Interval, interquartile_mean
+    from .video import MissingVideoError, VideoError, VideoWriter
+
+_MODULES = {
+    "Agent": "rollout",
+    "EpisodeResult": "rollout",
+    "Interval": "statistics",
+    "MissingVideoError": "video",
+    "VideoError": "video",
+    "VideoWriter": "video",
+    "interquartile_mean": "statistics",
+    "main_reference": "scores",
+    "normalize": "scores",
+    "reference_words": "scores",
+    "run_episode": "rollout",
+    "run_episodes": "rollout",
+    "undefined_reason": "scores",
+    "write_grid": "grid",
+}
 
 __all__ = [
     "Agent",
@@ -32,3 +57,15 @@ __all__ = [
     "undefined_reason",
     "write_grid",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value  # the next use finds it here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

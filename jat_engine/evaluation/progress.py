@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from . import Agent, EpisodeResult, run_episodes
-
 if TYPE_CHECKING:
     import gymnasium
 
     from ..envs import Task
+    from .rollout import Agent, EpisodeResult
 
 
 def play_episodes(
@@ -41,6 +40,8 @@ def play_episodes(
     Yields:
         The result of each episode when it ends.
     """
+    from .rollout import run_episodes  # needs torch, which processes with environments alone do not
+
     with tqdm(desc=task.name, unit="step", disable=None, leave=False, position=position) as bar:
         finished = 0
 
