@@ -30,6 +30,7 @@ SIMULATORS = {
 }
 SB3 = ["stable-baselines3>=2.9"]  # the release that is tested
 MINARI = ["minari[arrow,hdf5]>=0.5.4"]  # the release that is tested; older datasets are read by it
+RAY = ["ray>=2.60"]  # the release that is tested
 VIDEO = ["imageio-ffmpeg>=0.6"]
 # accelerate: 1.2 lacks an argument that transformers' Trainer passes.
 # tensorboard: 2.19 imports pkg_resources, which setuptools no longer has.
@@ -145,6 +146,7 @@ setup(
         "train": TRAIN,
         "minari": MINARI,
         "sb3": SB3,
+        "ray": RAY,
         "cuda": ["triton>=3.6"],
         "bench": BENCH,
         "peers": ["nncf>=3", "onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.5", "openvino>=2025.3"],
@@ -154,6 +156,7 @@ setup(
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
             *SB3,
+            *RAY,
             "clang-format>=18",
             "cmake>=3.24",
             "hypothesis>=6",

@@ -1,8 +1,8 @@
 """Time an evaluation of mixed domains: one environment at a time, many at once, and the simulators alone.
 
-`python -m benchmarks.evaluation_speed --models small:bfloat16 jat-mini:bfloat16` writes
-`benchmarks/results/evaluation_speed.json` and `.md`. Processes and environments are started before anything is timed;
-all agents of the engine play the same episodes, whose hashes are compared.
+`python -m benchmarks.evaluation_speed --models jat-mini:bfloat16 --out FILE.json` writes that file, and `FILE.md`.
+Processes and environments are started before anything is timed; all agents of the engine play the same episodes, whose
+hashes are compared.
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ from jat_engine.runs.slots import Observed, PlayOptions
 
 TASKS = ("atari-pong", "babyai-go-to-obj", "metaworld-drawer-open", "mujoco-reacher")
 SEED = 1_000_000
-_WARM_UP = 4
-RESULTS = Path(__file__).parent / "results"
 ONE, MODEL, ALONE = "engine, num_envs 1", "JatModel, one at a time", "simulators alone"
 
 
@@ -56,8 +54,8 @@ class Case:
 CASES = (
     Case(ONE, 0, 1),
     Case("engine, 16 environments in this process", 0, 16),
-    *(Case(f"engine, 2 workers x {n}", 2, n) for n in (1, 4, 8, 16)),
-    Case("engine with 1 thread, 2 workers x 16", 2, 16, num_threads=1),
+    *(Case(f"engine, 2 workers x {n}", 2, n) for n in (2, 4, 8, 16)),
+    Case("engine with 1 thread, 2 workers x 8", 2, 8, num_threads=1),
     Case(ALONE, 2, 16, is_alone=True),
 )
 
@@ -117,10 +115,11 @@ def play(agents: Any, hosts: Sequence[Host], tasks: dict[str, Task], episodes: i
 def measure(source: Path, model: str, dtype: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     tasks = {name: get_task(name) for name in TASKS}
     options = PlayOptions(max_steps=arguments.max_steps)
-    timings: dict[str, list[PlayTiming]] = {case.name: [] for case in CASES}
+    cases = [case for case in CASES if not case.name.startswith(tuple(arguments.without))]
+    timings: dict[str, list[PlayTiming]] = {case.name: [] for case in cases}
     model_rates: list[float] = []
     with contextlib.ExitStack() as stack:
-        hosts = {case: stack.enter_context(started(case, tasks, options)) for case in CASES}
+        hosts = {case: stack.enter_context(started(case, tasks, options)) for case in cases}
         engines = {
             threads: stack.enter_context(
                 JatEngine.from_pretrained(source, device="cpu", dtype=dtype, num_threads=threads)
@@ -132,11 +131,11 @@ def measure(source: Path, model: str, dtype: str, arguments: argparse.Namespace)
         published: Callable[[], float] = lambda: play_model(reference, tasks, envs, arguments.max_steps)  # noqa: E731
 
         digests: Any = None
-        for number in range(arguments.rounds + 1):  # the first makes environments: it is short, and not counted
-            episodes = arguments.episodes if number else _WARM_UP
-            order = list(CASES)
+        for number in range(arguments.rounds + 1):  # the first makes environments, and is not counted
+            order = list(cases)
             random.Random(number).shuffle(order)
             for case in order:
+                episodes = arguments.episodes if number or case.num_envs > 1 else 1
                 agents = RandomAgents() if case.is_alone else EngineAgents(engines[case.num_threads], ActOptions())
                 timing, found = play(agents, hosts[case], tasks, episodes, case.num_envs)
                 if number and not case.is_alone:
@@ -145,14 +144,13 @@ def measure(source: Path, model: str, dtype: str, arguments: argparse.Namespace)
                 if number:
                     timings[case.name].append(timing)
                 print(f"{model} {dtype} round {number}: {case.name}: {timing.rate:.0f} steps/s", flush=True)
-            rate = published()
             if number:
-                model_rates.append(rate)
-            print(f"{model} {dtype} round {number}: {MODEL}: {rate:.1f} steps/s", flush=True)
+                model_rates.append(published())
+                print(f"{model} {dtype} round {number}: {MODEL}: {model_rates[-1]:.1f} steps/s", flush=True)
 
         shares = profile(EngineAgents(engines[None], ActOptions()), tasks, arguments)
     steps_per_episode = timings[ONE][0].steps / timings[ONE][0].episodes
-    rows = [row(model, dtype, case.name, timings[case.name], timings[ONE], model_rates, shares) for case in CASES]
+    rows = [row(model, dtype, case.name, timings[case.name], timings[ONE], model_rates, shares) for case in cases]
     return [*rows, {**rows[0], "case": MODEL, **spread(model_rates, steps_per_episode)}]
 
 
@@ -256,10 +254,11 @@ def write_markdown(content: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["small:bfloat16", "jat-mini:bfloat16"])
-    parser.add_argument("--episodes", type=int, default=16)
+    parser.add_argument("--episodes", type=int, default=12)
     parser.add_argument("--max_steps", type=int, default=150)
+    parser.add_argument("--without", nargs="*", default=[], help="beginnings of the names of cases to leave out")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS / "evaluation_speed.json")
+    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
 
     rows = []

@@ -71,3 +71,18 @@ class Terminated(SystemExit):
 
 class NativeModuleWarning(RuntimeWarning):
     """Warning that an engine on a CPU computes in plain torch, since the native module is missing; once per process."""
+
+
+def one_line(message: object) -> str:
+    """Return a message, such as an error, in one line: each stretch of white space is one space."""
+    return " ".join(str(message).split())
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error in one line, with its class.
+
+    Example:
+        >>> describe_error(ValueError("expected   1")), describe_error(KeyboardInterrupt())
+        ('ValueError: expected 1', 'KeyboardInterrupt')
+    """
+    return one_line(f"{type(error).__name__}: {error}").rstrip(": ")

@@ -9,6 +9,8 @@ from typing import Any
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
+from .errors import one_line
+
 _REACH_SECONDS = 5.0
 """Longest wait for the hub's first answer. `whoami` itself would wait for ever."""
 
@@ -33,11 +35,11 @@ def check_account(api: HfApi | None = None) -> dict[str, Any]:
         return dict(api.whoami())
     except HfHubHTTPError as error:
         refused = error.response is not None and error.response.status_code in (401, 403)
-        reason = f"the hub does not accept the token; {_LOG_IN}" if refused else f"the hub answers {one_line(error)}"
+        reason = f"the hub does not accept the token; {_LOG_IN}" if refused else f"the hub answers {hub_reason(error)}"
         raise ValueError(f"--push_to_hub: {reason}") from None
     except Exception as error:  # no network: classes of the HTTP client, which differ between releases of the hub's
         raise ValueError(
-            f"--push_to_hub: the hub cannot be reached ({type(error).__name__}: {one_line(error)}); leave "
+            f"--push_to_hub: the hub cannot be reached ({type(error).__name__}: {hub_reason(error)}); leave "
             "--push_to_hub out, and upload later"
         ) from None
 
@@ -74,6 +76,6 @@ def check_upload(repo_id: str, *, repo_type: str = "model", api: HfApi | None = 
             ) from None
 
 
-def one_line(error: Exception) -> str:
+def hub_reason(error: Exception) -> str:
     """Return the message of an error of the hub in one line, without the advice of its HTTP client."""
-    return " ".join(str(error).split()).partition(" For more information")[0]
+    return one_line(error).partition(" For more information")[0]

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess, parent_process
@@ -56,6 +57,46 @@ def _end_with_parent() -> None:
     assert parent is not None, "a worker runs in a process of its own"
     wait([parent.sentinel])
     os._exit(1)
+
+
+@contextlib.contextmanager
+def watched(seconds: float) -> Iterator[None]:
+    """End this process with a traceback if the `with` block takes longer."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class Watchdog:
+    """End this process with a traceback if it stops making progress, even within code that holds Python's lock.
+
+    Args:
+        seconds: without progress.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._pause = seconds, seconds / 60
+        self._armed: float | None = None
+
+    def progress(self) -> None:
+        """Note progress. Setting the timer starts a thread, so that is done a few times a minute only."""
+        now = time.monotonic()
+        if self._armed is None or now - self._armed > self._pause:
+            faulthandler.dump_traceback_later(self._seconds + self._pause, exit=True)
+            self._armed = now
+
+    def receive(self, connection: Connection) -> Any:
+        """Receive a message, however long that takes.
+
+        Raises:
+            EOFError, OSError: the other end is closed.
+        """
+        if self._armed is not None and not connection.poll(self._pause):
+            faulthandler.cancel_dump_traceback_later()
+            self._armed = None
+        return connection.recv()
 
 
 def describe_end(process: BaseProcess) -> str:

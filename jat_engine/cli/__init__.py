@@ -8,12 +8,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from ..errors import one_line
 from ..keywords import did_you_mean
 from . import streams
 
 COMMANDS = {
     "play": "watch or record an agent on one task",
     "eval": "score an agent on tasks, as published",
+    "report": "write the result files, tables and figures of a run",
     "verify": "play episodes of a run again, and say which differ",
     "compare-agents": "compare two agents, or two runs, on the same seeds",
     "collect": "collect expert episodes as a dataset",
@@ -29,6 +31,7 @@ COMMANDS = {
 _MODULES = {
     "play": "jat_engine.cli.play",
     "eval": "jat_engine.cli.evaluate",
+    "report": "jat_engine.cli.report",
     "verify": "jat_engine.cli.verify",
     "compare-agents": "jat_engine.cli.compare_agents",
     "collect": "jat_engine.cli.collect",
@@ -72,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, OSError) and not _is_ours(error):
             raise
         streams.settle()
-        return _fail(" ".join(str(error).split()))
+        return _fail(one_line(error))
 
 
 def _run(arguments: list[str]) -> int:

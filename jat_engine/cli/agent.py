@@ -6,6 +6,8 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +18,9 @@ from ..backends.base import PAGE_SIZE, STEP_TOKENS
 from ..checkpoint.reader import find_weight_files
 from ..config import JatConfig
 from ..engine.engine import JatEngine
-from ..runs.settings import weights_sha256
+from ..runs.agents import ActOptions, LoadedAgents
+from ..runs.run import make_agents
+from ..runs.settings import machine_settings, weights_sha256
 from .arguments import ModelArguments, note
 
 if TYPE_CHECKING:  # their import takes seconds, and an engine does without
@@ -61,6 +65,25 @@ def load_agent(
     return engine, None
 
 
+def load_agents(arguments: ModelArguments, options: ActOptions, num_agents: int | None = None) -> LoadedAgents:
+    """Load the agent's side of a run; see `load_agent`.
+
+    Args:
+        arguments: of the command.
+        options: of the choice of actions.
+        num_agents: see `load_agent`.
+    """
+    agent, processor = load_agent(arguments, num_agents)
+    settings = machine_settings() | settings_of(agent)
+    return LoadedAgents(make_agents(agent, processor, options), settings, describe(agent))
+
+
+def load_hashed_agents(arguments: ModelArguments, options: ActOptions, num_agents: int | None = None) -> LoadedAgents:
+    """Load the agent's side of a run on another machine, with the SHA-256 of the weights that it finds there."""
+    loaded = load_agents(arguments, options, num_agents)
+    return replace(loaded, settings={**loaded.settings, "weights_sha256": weights_of(arguments)})
+
+
 def _window_tokens(arguments: ModelArguments) -> int:
     """Return the tokens of the KV cache that a session can need at most, in whole pages."""
     tokens = load_config(arguments).max_context_tokens + STEP_TOKENS
@@ -97,6 +120,17 @@ def settings_of(agent: JatEngine | JatModel) -> dict[str, str]:
         choice = agent.choice
         return {"backend": str(choice.backend), "dtype": str(choice.dtype), "device": choice.device.type}
     return {"backend": "reference", "dtype": str(agent.dtype).removeprefix("torch."), "device": agent.device.type}
+
+
+def with_absolute_paths(arguments: ModelArguments) -> ModelArguments:
+    """Return arguments that name the same folders in a process with another current folder."""
+    found, cache = checkpoint_files.resolve(arguments.model_name_or_path), arguments.cache_dir
+    is_folder = isinstance(found, Path) and found != checkpoint_files.JAT_MINI_FOLDER  # which each machine has
+    return replace(
+        arguments,
+        model_name_or_path=str(Path(found).absolute()) if is_folder else arguments.model_name_or_path,
+        cache_dir=None if cache is None else str(Path(cache).absolute()),
+    )
 
 
 def check_source(field: str, source: str) -> None:

@@ -15,6 +15,7 @@ from transformers import HfArgumentParser
 
 from ..checkpoint_files import local_path
 from ..envs.kinds import OBSERVATIONS
+from ..errors import describe_error
 from ..keywords import did_you_mean
 
 if TYPE_CHECKING:
@@ -396,7 +397,7 @@ def failure(task: Task, num_finished: int, arguments: EpisodeArguments, error: E
         when = f"in episode {num_finished + 1} (seed {arguments.seed + num_finished})"
     else:
         when = "after its last episode"
-    return f"{task.name}: failed {when}: " + " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{task.name}: failed {when}: " + describe_error(error)
 
 
 def note(text: str) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..atomic_io import write_json
+from ..checkpoint.trained_tasks import read_trained_tasks
 from ..checkpoint_files import check_source, local_path
 from ..evaluation.scores import REFERENCES, Reference, reference_words
+from ..evaluation.seeds import choose_seed
 from ..runs.compare import BETTER, NO_DIFFERENCE, WORSE, Comparison, compare
 from ..runs.database import FILE_NAME, read_run
 from ..runs.records import Evaluation
@@ -49,6 +51,9 @@ class CompareAgentsArguments:
             "help": "by which returns are normalised. auto: that by which most tasks have a score",
             "choices": [evaluate.AUTO, *REFERENCES],
         },
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "set runs of other agents or settings in that folder aside"}
     )
     control: bool = field(
         default=False, metadata={"help": "play A a second time, and fail unless all its episodes are equal"}
@@ -124,7 +129,7 @@ class Agent:
         for name in _PASSED_ON:
             value = getattr(arguments, name)
             argv += [] if value is None else [f"--{name}", str(value)]
-        argv += [f"--{name}" for name in ("deterministic", "use_cpu") if getattr(arguments, name)]
+        argv += [f"--{name}" for name in ("deterministic", "use_cpu", "overwrite") if getattr(arguments, name)]
         note(f"jat-engine eval {shlex.join(argv)}")
         return evaluate.run(argv)
 
@@ -141,6 +146,9 @@ def run(argv: Sequence[str]) -> int:
     if len(texts) != 2:
         raise ValueError(f"compare-agents: expected two agents, A and B, got {len(texts)}")
     first, second = (Agent.parse(name, text) for name, text in zip("AB", texts, strict=True))
+
+    if arguments.seed is None:
+        arguments.seed = shared_seed((first, second), arguments)
 
     code, runs = 0, []
     for name, agent in (("a", first), ("b", second)):
@@ -160,6 +168,21 @@ def run(argv: Sequence[str]) -> int:
     return code
 
 
+def shared_seed(agents: Sequence[Agent], arguments: CompareAgentsArguments) -> int:
+    """Return the seed of the first episode for both agents: that of a run, or one that suits both checkpoints.
+
+    Args:
+        agents: to be compared.
+        arguments: of the command.
+    """
+    trained = []
+    for agent in agents:
+        if agent.run is not None:
+            return int(read_run(agent.run).settings["seed"])
+        trained += read_trained_tasks(agent.source, {"cache_dir": arguments.cache_dir})
+    return choose_seed(trained, arguments.num_episodes)
+
+
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the arguments before the first flag, and the others."""
     flags = next((number for number, text in enumerate(argv) if text.startswith("-")), len(argv))
@@ -175,7 +198,7 @@ def play_control(agent: Agent, evaluation: Evaluation, arguments: CompareAgentsA
     if agent.run is not None:
         raise ValueError("--control: expected a checkpoint for A, got a run; `jat-engine verify` plays it again")
     folder = Path(arguments.output_dir) / "control"
-    code = agent.evaluate(folder, arguments)
+    code = agent.evaluate(folder, replace(arguments, overwrite=True))  # an earlier control would not be played again
     found = compare(evaluation, read_run(folder))
     say(f"Control, {agent.text} against itself: {words(found.verdict, 'the first', 'the second time')}")
     return max(code, int(found.verdict not in ("equal", NO_DIFFERENCE)))
@@ -241,7 +264,7 @@ def overall_lines(found: Comparison) -> list[str]:
     if overall.scores is not None and overall.reference is not None:
         by = reference_words(overall.reference, [task.pairs.task for task in found.tasks])
         lines += [
-            f"Scores normalised {by}; {overall.tasks} of {len(found.tasks)} tasks, {overall.episodes} pairs:",
+            f"Scores normalised {by}; {overall.tasks} of {len(found.tasks)} task(s), {overall.episodes} pair(s):",
             f"  mean, B - A: {interval(overall.scores.mean)}",
             f"  IQM (mean of the middle half of the episodes' scores), B - A: {interval(overall.scores.iqm)}",
             f"  probability that an episode of B has the higher score: {interval(overall.improvement)}",
@@ -249,7 +272,7 @@ def overall_lines(found: Comparison) -> list[str]:
         if overall.detectable:
             lines.append(f"  a difference of the mean of {overall.detectable:.2g} is found with a probability of 80 %")
     if overall.success is not None:
-        lines.append(f"Success rate, {overall.success_tasks} tasks, B - A: {interval(overall.success, _percent)}")
+        lines.append(f"Success rate, {overall.success_tasks} task(s), B - A: {interval(overall.success, _percent)}")
     lines.append(
         f"Sign test of all episodes: B better in {overall.sign.positive}, worse in {overall.sign.negative}, equal "
         f"return in {overall.sign.ties}; p {overall.sign.p_value:.3f}"

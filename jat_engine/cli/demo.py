@@ -17,6 +17,7 @@ from ..checkpoint_files import JAT_MINI
 from ..config import PRESETS, JatConfig
 from ..engine.engine import JatEngine
 from ..envs import MissingSimulatorError, Task
+from ..errors import one_line
 from ..evaluation import EpisodeResult, MissingVideoError, VideoError, main_reference, normalize, write_grid
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, missing_simulators
@@ -131,7 +132,7 @@ def run(argv: Sequence[str]) -> int:
             if parts:
                 note(f"wrote {write_grid(parts, arguments.video, repeat=True)}")
         except (VideoError, RuntimeError, ValueError) as error:
-            problems.append(f"--video: {' '.join(str(error).split())}")
+            problems.append(f"--video: {one_line(error)}")
     for problem in problems:
         note(f"jat-engine: error: {problem}")
     return int(bool(problems))

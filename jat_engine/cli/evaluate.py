@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,9 @@ from typing import Any
 from ..atomic_io import check_writable
 from ..checkpoint.trained_tasks import TrainedTask, find_trained_tasks, read_trained_tasks
 from ..envs import Task
+from ..envs.build import check_maker
+from ..envs.versions import task_versions
+from ..errors import one_line
 from ..evaluation import VideoError, write_grid
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import require_simulators
@@ -23,28 +27,29 @@ from ..runs.database import FILE_NAME, RunDatabase, RunError
 from ..runs.folder import check_results, default_folder, run_lock, set_aside
 from ..runs.plan import Item, plan_items
 from ..runs.play import PlayTiming
+from ..runs.ray_package import LOCAL, check_ray
 from ..runs.recorders import REPLAY, Recorders
 from ..runs.recording import parse_episode_choice
 from ..runs.records import Episode, Evaluation
 from ..runs.results import EVALUATIONS, RESULTS, write_results
-from ..runs.run import RunOptions, check_run, make_agents, open_player, prepare_run, record
+from ..runs.run import Machines, RunOptions, ThisMachine, check_run, prepare_run, record
 from ..runs.settings import machine_settings
 from ..runs.slots import PlayOptions
 from ..runs.timing import write_timing
 from ..runs.trajectories import check_trajectories
 from .agent import (
     check_source,
-    describe,
-    load_agent,
+    load_agents,
     load_config,
+    load_hashed_agents,
     load_model,
     quiet_loading,
-    settings_of,
     weights_of,
+    with_absolute_paths,
 )
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, note, parse
 from .run_progress import RunProgress
-from .run_tables import power_line, print_evaluation
+from .run_tables import failures_line, power_line, print_evaluation
 from .streams import terminable, uninterrupted
 
 AUTO = "auto"
@@ -96,6 +101,16 @@ class EvalArguments(EpisodeArguments):
         default=AUTO,
         metadata={"help": "environments of each process. auto: the number with which the run is fastest"},
     )
+    ray: str | None = field(
+        default=None,
+        metadata={
+            "help": "play with Ray: on a cluster, HOST:PORT of its head or auto; without an address in processes of "
+            "this machine. --num_workers is then of each machine",
+            "nargs": "?",
+            "const": LOCAL,
+            "metavar": "ADDRESS",
+        },
+    )
     save_video: bool = field(
         default=False, metadata={"help": "write videos of episodes, and replay.mp4 with the first of each task"}
     )
@@ -123,6 +138,8 @@ class EvalArguments(EpisodeArguments):
             text = getattr(self, name)
             if text != AUTO and not (text.isascii() and text.isdigit() and int(text) >= least):
                 raise ValueError(f"--{name}: expected auto or an integer of at least {least}, got {text!r}")
+        if self.ray is not None and self.number("num_workers") == 0:
+            raise ValueError("--num_workers: expected auto or at least 1 with --ray, got 0")
         if self.push_to_hub and not self.repo_id:
             raise ValueError("--push_to_hub needs --repo_id owner/name")
         if self.resume and self.overwrite:
@@ -162,22 +179,24 @@ def run(argv: Sequence[str]) -> int:
         arguments.seed = choose_seed(trained, arguments.num_episodes)
     arguments.check()
     tasks = find_tasks(choice, arguments, trained)
-    known = {"weights_sha256": weights_of(model_arguments), **arguments.settings, **machine_settings()}
+    known = {"weights_sha256": weights_of(model_arguments), **arguments.settings}
     check_before(model_arguments, arguments, tasks, folder, known)
     if not tasks:
         return upload(model_arguments, arguments.repo_id, folder)
 
     options = run_options(arguments, folder)
     counts = {task.name: planned.get(task.name, arguments.num_episodes) for task in tasks}
-    agent, processor = load_agent(model_arguments, num_agents=most_agents(options, sum(counts.values())))
-    settings = known | settings_of(agent)
     described = asdict(model_arguments) | asdict(choice) | asdict(arguments)
-    with run_lock(folder), terminable(), _opened(folder, arguments) as database:
-        prepare_run(database, settings, tasks, counts, arguments.mixed_machines)
-        database.set_arguments(described)
-        note(power_line(counts))
-        problems = play(database, agent, processor, tasks, options, counts)
-        evaluation = database.read()
+    with run_lock(folder), terminable():
+        with (
+            opened_machines(model_arguments, arguments, known, tasks, options, folder, counts) as machines,
+            opened_run(folder, arguments) as database,
+        ):
+            prepare_run(database, {**known, **machines.settings}, tasks, counts, arguments.mixed_machines)
+            database.set_arguments(described)
+            note(power_line(counts))
+            problems = play(database, machines, tasks, options, counts)
+            evaluation = database.read()
         print_evaluation(evaluation, [task.name for task in tasks])
         if arguments.save_video and arguments.format == "mp4":
             problems += write_replay(folder, options, tasks)
@@ -251,11 +270,18 @@ def check_before(
     """Check everything that can be known before the model is loaded and the first episode is played.
 
     Raises:
-        ValueError: the folder, a video, an upload, the sizes of a task or a simulator is a problem.
+        ValueError: the folder, a video, an upload, the sizes of a task, a simulator or a cluster is a problem.
+        MissingRayError: Ray is missing.
         MissingSimulatorError: simulators are missing.
         MissingVideoError: the video encoder is missing.
     """
     check_writable("--output_dir", folder)
+    if arguments.ray is not None:
+        check_ray(arguments.ray)
+        for task in tasks:
+            check_maker(task)
+    else:
+        settings = {**settings, **machine_settings()}
     if tasks and not arguments.overwrite:
         check_results(folder)
         if (folder / FILE_NAME).exists():
@@ -302,7 +328,61 @@ def most_agents(options: RunOptions, num_episodes: int) -> int | None:
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, arguments: EvalArguments) -> Iterator[RunDatabase]:
+def opened_machines(
+    model_arguments: ModelArguments,
+    arguments: EvalArguments,
+    known: dict[str, Any],
+    tasks: list[Task],
+    options: RunOptions,
+    folder: Path,
+    counts: dict[str, int],
+) -> Iterator[Machines]:
+    """Load the agent: on this machine, or with `--ray` on those of a cluster, which end with the `with` block.
+
+    Args:
+        model_arguments: of the command.
+        arguments: of the command.
+        known: settings of the run that do not depend on the machines.
+        tasks: to be played.
+        options: of the run.
+        folder: of the run.
+        counts: name of the task -> episodes.
+
+    Raises:
+        ValueError: the agent cannot be loaded, or no machine of the cluster can play the run.
+    """
+    num_episodes = sum(counts.values())
+    if arguments.ray is None:
+        yield ThisMachine(load_agents(model_arguments, options.act, most_agents(options, num_episodes)))
+        return
+
+    from ..runs.cluster import ClusterOptions, Requirements, open_cluster  # imports Ray
+    from ..runs.ray_actors import Job
+
+    stored: dict[str, Any] = {}
+    if (folder / FILE_NAME).exists() and not arguments.overwrite:
+        with contextlib.closing(RunDatabase(folder)) as database:
+            stored = database.settings
+    everywhere = with_absolute_paths(model_arguments)
+    job = Job(
+        functools.partial(load_hashed_agents, everywhere, options.act),
+        {task.name: task for task in tasks},
+        options.play,
+        options.num_envs,
+    )
+    requirements = Requirements(
+        {**known, **stored}, {task.name: task_versions(task) for task in tasks}, arguments.mixed_machines
+    )
+    uses_gpus = not model_arguments.use_cpu and model_arguments.backend != "cpu"
+    with open_cluster(
+        arguments.ray, job, requirements, ClusterOptions(num_episodes, options.num_workers, uses_gpus), note
+    ) as cluster:
+        note(cluster.device)
+        yield cluster
+
+
+@contextlib.contextmanager
+def opened_run(folder: Path, arguments: EvalArguments) -> Iterator[RunDatabase]:
     """Open the run of a folder, or begin one; with `--overwrite` another one is set aside."""
     if arguments.overwrite:
         aside = set_aside(folder)
@@ -314,8 +394,7 @@ def _opened(folder: Path, arguments: EvalArguments) -> Iterator[RunDatabase]:
 
 def play(
     database: RunDatabase,
-    agent: Any,
-    processor: Any,
+    machines: Machines,
     tasks: list[Task],
     options: RunOptions,
     counts: dict[str, int],
@@ -327,20 +406,20 @@ def play(
         cannot be written.
     """
     problems: list[str] = []
+    failed: dict[str, list[Episode]] = {}
     planned = plan_items(counts, options.seed)
     items = database.missing(planned)
     note_unrecorded(set(planned) - set(items), tasks, options)
-    agents = make_agents(agent, processor, options.act)
     timing = None
     try:
         with (
             RunProgress(tasks, counts, items) as progress,
-            open_player(database, agents, tasks, items, options) as player,
+            machines.open_player(database, tasks, items, options) as player,
         ):
             for finished in record(database, player):
                 for one in finished:
                     if one.ended.episode.failed:
-                        problems.append(failure_line(one.ended.episode))
+                        failed.setdefault(one.ended.episode.task, []).append(one.ended.episode)
                     problems += one.ended.problems
                 progress.show(player, finished)
             timing = player.timing
@@ -348,10 +427,11 @@ def play(
         problems.append(str(error))
     except BaseException:  # Ctrl-C, SIGTERM
         with uninterrupted():
-            for problem in write_files(database, None, describe(agent)):
+            for problem in write_files(database, None, machines.device):
                 note(f"jat-engine: error: {problem}")
         raise
-    return problems + write_files(database, timing, describe(agent))
+    problems = [*map(failures_line, failed.values()), *problems]
+    return problems + write_files(database, timing, machines.device)
 
 
 def note_unrecorded(played: Collection[Item], tasks: list[Task], options: RunOptions) -> None:
@@ -365,12 +445,6 @@ def note_unrecorded(played: Collection[Item], tasks: list[Task], options: RunOpt
             f"{len(lost)} episode(s) were played before, and are not recorded now; to play them again, name another "
             "--output_dir, or add --overwrite to set the run aside"
         )
-
-
-def failure_line(episode: Episode) -> str:
-    """Return a line about an episode that failed."""
-    when = f"episode {episode.index + 1} (seed {episode.seed}), step {episode.length + 1}"
-    return f"{episode.task}: failed in {when}: {episode.error}"
 
 
 def write_files(database: RunDatabase, timing: PlayTiming | None, device: str) -> list[str]:
@@ -401,7 +475,7 @@ def write_replay(folder: Path, options: RunOptions, tasks: list[Task]) -> list[s
     try:
         path = write_grid(videos, folder / REPLAY)
     except (VideoError, RuntimeError, ValueError) as error:
-        return [" ".join(str(error).split())]
+        return [one_line(error)]
     note(f"wrote {path}")
     return []
 
@@ -427,7 +501,7 @@ def upload(model_arguments: ModelArguments, repo_id: str, folder: Path) -> int:
         command = ["jat-engine", "eval", "--model_name_or_path", model_arguments.model_name_or_path]
         command += ["--output_dir", str(folder), "--push_to_hub", "--repo_id", repo_id]
         note(
-            f"jat-engine: error: the upload to {repo_id} failed ({' '.join(str(error).split())}). The results are in "
+            f"jat-engine: error: the upload to {repo_id} failed ({one_line(error)}). The results are in "
             f"{folder}; upload them with: {shlex.join(command)}"
         )
         return 1

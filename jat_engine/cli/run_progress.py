@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..envs import Task
 from ..runs.plan import Item
-from ..runs.play import Finished, Player, PlayTiming
+from ..runs.play import Finished, Playing, PlayTiming
 from .arguments import note
+from .run_tables import failure_line
 
 _LINE_SECONDS, _BAR_SECONDS = 10.0, 0.25
 _MAX_BARS = 12
@@ -23,7 +24,7 @@ _MAX_BARS = 12
 class RunProgress:
     """Show how far a run is, on standard error: a bar for each task that is played, and one of all episodes.
 
-    Where standard error is no terminal, a line is printed every ten seconds.
+    The first failure of a task is said at once. Where standard error is no terminal, a line is printed every 10 s.
 
     Args:
         tasks: of the run.
@@ -36,6 +37,7 @@ class RunProgress:
         self._counts = counts
         self._finished = {task.name: counts[task.name] - missing[task.name] for task in tasks}
         self._returns: dict[str, list[float]] = {task.name: [] for task in tasks}
+        self._failing: set[str] = set()
         self._num_items, self._num_done = len(items), 0
         self._shown = time.monotonic()
         self._bars: Progress | None = None
@@ -63,7 +65,7 @@ class RunProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def show(self, player: Player, finished: Sequence[Finished]) -> None:
+    def show(self, player: Playing, finished: Sequence[Finished]) -> None:
         """Show episodes that ended, and now and then the rate."""
         for one in finished:
             episode = one.ended.episode
@@ -71,6 +73,9 @@ class RunProgress:
             self._finished[episode.task] += 1
             if episode.return_ is not None:
                 self._returns[episode.task].append(episode.return_)
+            elif episode.task not in self._failing:
+                self._failing.add(episode.task)
+                self._note(failure_line(episode))
         now = time.monotonic()
         is_last = self._num_done == self._num_items
         if now - self._shown < (_LINE_SECONDS if self._bars is None else _BAR_SECONDS) and not is_last:
@@ -83,7 +88,14 @@ class RunProgress:
         if is_last and self._num_items:
             note(summary(player.timing))
 
-    def _overall(self, player: Player) -> str:
+    def _note(self, text: str) -> None:
+        """Print a message above the bars."""
+        if self._bars is None:
+            note(text)
+        else:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _overall(self, player: Playing) -> str:
         timing = player.timing
         total = sum(self._counts.values())
         text = f"{sum(self._finished.values())} of {total} episodes, {timing.rate:,.0f} steps/s ({_sides(timing)})"
@@ -92,7 +104,7 @@ class RunProgress:
             text += f", about {_duration(left)} left"
         return text
 
-    def _show_bars(self, player: Player) -> None:
+    def _show_bars(self, player: Playing) -> None:
         assert self._bars is not None, "on a terminal"
         self._bars.update(
             self._all,
@@ -110,7 +122,7 @@ class RunProgress:
             self._bars.update(self._ids[name], completed=self._finished[name], detail=detail)  # type: ignore[arg-type]
 
 
-def _names(player: Player) -> str:
+def _names(player: Playing) -> str:
     running = Counter(item.task for item in player.running)
     shown = [f"{name} ({count})" if count > 1 else name for name, count in running.most_common(4)]
     return ", ".join(shown) + (f" and {len(running) - 4} more" if len(running) > 4 else "")

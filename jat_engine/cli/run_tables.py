@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from ..evaluation.scores import REFERENCES, reference_words, undefined_reason
 from ..evaluation.statistics import Interval, detectable_difference
-from ..runs.records import Evaluation
+from ..runs.records import Episode, Evaluation
+from ..runs.results import RESULTS
 from ..runs.summary import Summary, TaskSummary, interval_words, reference_definitions, summarize
 from .streams import encodable, say
 from .tables import interval, number, print_table, score
@@ -89,6 +90,19 @@ def _aggregates(summary: Summary) -> list[str]:
                 f"{group.tasks} task{'' if group.tasks == 1 else 's'}"
             )
     return lines
+
+
+def failure_line(episode: Episode) -> str:
+    """Return a line about an episode that failed."""
+    when = f"episode {episode.index + 1} (seed {episode.seed}), step {episode.length + 1}"
+    return f"{episode.task}: failed in {when}: {episode.error}"
+
+
+def failures_line(episodes: Sequence[Episode]) -> str:
+    """Return a line about a task's episodes that failed, of which there is one or more."""
+    first = min(episodes, key=lambda episode: episode.index)
+    more = f" ({len(episodes) - 1} more of its episodes failed; see {RESULTS})" if len(episodes) > 1 else ""
+    return failure_line(first) + more
 
 
 def power_line(counts: Mapping[str, int]) -> str:

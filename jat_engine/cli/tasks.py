@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..envs import MissingSimulatorError, Score, Task, domain_names, expand_tasks, find_tasks, make, registered_names
 from ..envs.kinds import Observation
+from ..errors import describe_error
 from ..evaluation.progress import simulator_output
 from .arguments import TaskArguments, parse
 from .tables import print_table, score
@@ -110,7 +111,7 @@ def _problem(error: Exception) -> dict[str, str]:
     """Return the status and the reason of a task that cannot be made or played."""
     if isinstance(error, MissingSimulatorError):
         return {"status": "not installed", "reason": str(error)}
-    return {"status": "failed", "reason": " ".join(f"{type(error).__name__}: {error}".split())}
+    return {"status": "failed", "reason": describe_error(error)}
 
 
 def _print(

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from ..errors import DataError
-from ..hub_account import one_line
+from ..hub_account import hub_reason
 from .card import card, collections
 from .collection import FILE_NAME, Collection
 
@@ -40,7 +40,7 @@ def push_to_hub(folder: Path, repo_id: str, *, api: HfApi | None = None) -> str:
         return _upload(folder, repo_id, stored, api)
     except Exception as error:  # of the HTTP client, whose name changes between releases of huggingface_hub
         raise OSError(
-            f"--push_to_hub {repo_id}: {one_line(error)}; the episodes are in {folder}, and the same command uploads "
+            f"--push_to_hub {repo_id}: {hub_reason(error)}; the episodes are in {folder}, and the same command uploads "
             "them"
         ) from error
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from ..hub_account import one_line
+from ..errors import DataError, one_line
+from ..hub_account import hub_reason
 
 _REACH_SECONDS = 5.0
 """Longest wait for the hub's first answer; `datasets` itself would ask six times."""
@@ -54,7 +54,7 @@ def load_split(name: str, config: str, split: str, *, cache_dir: str | None = No
         # Asked for this way, since a list of the splits cannot be had without the hub.
         if re.match(r"(Unknown|Bad) split", str(error)):
             return None
-        words = " ".join(str(error.__cause__ or error).split())
+        words = one_line(error.__cause__ or error)
         if found := re.search(r"BuilderConfig '.*' not found\. Available: \[(.*)\]", words):
             raise DataError(_no_config(name, config, re.findall(r"'([^']*)'", found[1]))) from None
         if unreachable is not None:
@@ -92,7 +92,7 @@ def local_files(folder: Path, config: str, split: str) -> list[Path]:
         with _offline(True):
             files = datasets.load_dataset_builder(str(folder), config).config.data_files or {}
     except Exception as error:  # of `datasets`, which raises many kinds
-        words = " ".join(str(error.__cause__ or error).split())
+        words = one_line(error.__cause__ or error)
         if found := re.search(r"BuilderConfig '.*' not found\. Available: \[(.*)\]", words):
             raise DataError(_no_config(str(folder), config, re.findall(r"'([^']*)'", found[1]))) from None
         words = words.partition(" with any supported extension")[0]
@@ -139,7 +139,7 @@ def _reach(name: str) -> str | None:
             "private, run `hf auth login`"
         ) from None
     except HfHubHTTPError as error:
-        return f"{constants.ENDPOINT}: {one_line(error)}"
+        return f"{constants.ENDPOINT}: {hub_reason(error)}"
     except Exception as error:  # of the HTTP client, whose name changes between releases of huggingface_hub
         return f"{constants.ENDPOINT}: {error}"
     return None

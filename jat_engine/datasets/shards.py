@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint_files import LFS_POINTER
-from ..errors import DataError
+from ..errors import DataError, one_line
 from .collection import Collection
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _open(path: Path) -> Shard:
 
 def damaged(path: Path, error: Exception) -> DataError:
     """Return the error for a Parquet file that cannot be read."""
-    words = " ".join(str(error).split())
+    words = one_line(error)
     return DataError(
         f"{path}: expected a parquet file, got one that cannot be read: {words}; copy or download it again"
     )

@@ -8,7 +8,7 @@ import pickle
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingSimulatorError, RenderingError, TaskError, UnknownTaskError
+from ..errors import MissingSimulatorError, RenderingError, TaskError, UnknownTaskError, describe_error
 from .domains import get_domain
 from .task import Task
 
@@ -50,7 +50,7 @@ def build(task: Task, **options: Any) -> gymnasium.Env[Any, Any]:
     except (Exception, SystemExit) as error:  # of the environment's own code
         if task.is_published:
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = describe_error(error)
         raise TaskError(f"{task.name}: expected an environment that can be made, got {reason:.300}") from error
     if not task.is_published:
         _check_env(task, env)
@@ -87,14 +87,19 @@ def _maker(task: Task) -> Any:
             f"{task.name}: expected a task with an environment, got one that is known by its demonstrations alone; "
             "register it with register_task, in a module that --task_module names"
         )
-    if task.module is not None:
-        importlib.import_module(task.module)  # in a worker process it has not been
+    import_module_of(task)
     if not isinstance(task.maker, str):
         return task.maker
     try:
         return resolve(task.maker, task.name)
     except MissingSimulatorError as error:
         raise _missing(task, error.__cause__ or error) from error
+
+
+def import_module_of(task: Task) -> None:
+    """Import the module that registered a task, which has not been in a worker process."""
+    if task.module is not None:
+        importlib.import_module(task.module)
 
 
 def _missing(task: Task, reason: BaseException) -> MissingSimulatorError:

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from ..errors import InputError, TaskError, Terminated
+from ..errors import InputError, TaskError, Terminated, describe_error
 from .adapters import own_kind
 
 
@@ -105,5 +105,5 @@ class GuardedEnv(gym.Wrapper[Any, Any, Any, Any]):
                 raise InputError(f"{key}: expected one of {space}, got {got}; mend the environment")
 
     def _error(self, method: str, error: BaseException) -> TaskError:
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+        reason = describe_error(error)
         return TaskError(f"{self._task_name}: {method}() of the environment raised {reason:.300}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TaskError, UnknownTaskError
+from ..errors import TaskError, UnknownTaskError, describe_error
 from ..keywords import did_you_mean
 from .domains import DOMAINS
 from .kinds import OBSERVATIONS, Observation, Success, usual_window
@@ -268,7 +268,7 @@ def load_task_module(module: str) -> None:
         except TaskError:
             raise
         except (Exception, SystemExit) as error:  # of the module's own code
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = describe_error(error)
             is_absent = isinstance(error, ModuleNotFoundError) and error.name is not None and _is_in(module, error.name)
             raise TaskError(
                 f"--task_module {module}: expected a module that can be imported, got {reason}"

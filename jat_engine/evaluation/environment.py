@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..envs import MissingSimulatorError, Task, check_rendering, get_domain, make
-from ..errors import RenderingError
+from ..errors import RenderingError, describe_error
 
 if TYPE_CHECKING:
     import gymnasium
@@ -38,12 +38,8 @@ def evaluation_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[
             raise
         raise RenderingError(
             f"{task.name}: expected an environment that can be made with render_mode={render_mode!r}, got "
-            f"{_said(error if error.__cause__ is None else error.__cause__)}{_REMEDY}"
+            f"{describe_error(error if error.__cause__ is None else error.__cause__)}{_REMEDY}"
         ) from error
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
 
 
 _REMEDY = "; let it render, or leave out --save_video, --video or --render"
@@ -81,7 +77,9 @@ def check_frame(task: Task) -> None:
         except RenderingError as error:
             raise RenderingError(f"{task.name}: {error}{_REMEDY}") from error
         except Exception as error:  # of the environment: any class
-            raise RenderingError(f"{task.name}: expected a frame from render(), got {_said(error)}{_REMEDY}") from error
+            raise RenderingError(
+                f"{task.name}: expected a frame from render(), got {describe_error(error)}{_REMEDY}"
+            ) from error
 
 
 def missing_simulators(tasks: Iterable[Task], render: bool = False) -> dict[str, str]:

@@ -60,22 +60,25 @@ class Pool:
         """Counts of the scores themselves, int64 [1, N]."""
         return np.ones((1, self.num_episodes), np.int64)
 
-    def counts(self, resamples: int, rng: np.random.Generator, rows: int | None = None) -> Iterator[np.ndarray]:
+    def counts(
+        self, resamples: int, rng: np.random.Generator, rows: int | None = None, fewer: int = 0
+    ) -> Iterator[np.ndarray]:
         """Draw the repetitions of a bootstrap, and yield their counts in parts.
 
         Args:
             resamples: number of repetitions, R.
             rng: generator of the draws. They do not depend on `rows`.
             rows: repetitions in each part; None for a number that suits the memory.
+            fewer: by how much the draws of a task are fewer than its episodes.
 
         Yields:
-            int64 [rows, N], in all [R, N]. Counts of a task's episodes sum to their number.
+            int64 [rows, N], in all [R, N]. Counts of a task's episodes sum to the number of its draws.
         """
         number, rows = self.num_episodes, self.rows if rows is None else rows
-        highs, offsets = np.repeat(self.sizes, self.sizes), np.repeat(self.starts, self.sizes)
+        highs, offsets = (np.repeat(column, self.sizes - fewer) for column in (self.sizes, self.starts))
         for first in range(0, resamples, rows):
             part = min(rows, resamples - first)
-            drawn = rng.integers(highs, size=(part, number))
+            drawn = rng.integers(highs, size=(part, len(highs)))
             drawn += offsets + np.arange(part)[:, None] * number
             yield np.bincount(drawn.ravel(), minlength=part * number).reshape(part, number)
 
@@ -92,7 +95,7 @@ class Pool:
             values: what to average, float64 [N]; None for the scores.
         """
         sums = np.add.reduceat(counts * (self.values if values is None else values), self.starts, axis=1)
-        return np.asarray(sums / self.sizes, np.float64)
+        return np.asarray(sums / self._draws(counts), np.float64)
 
     def interquartile_means(self, counts: np.ndarray) -> np.ndarray:
         """Return the interquartile mean of each repetition, float64 [R].
@@ -119,8 +122,12 @@ class Pool:
 
         With equal numbers of episodes each has weight 1, and all sums are exact.
         """
-        weights = np.repeat(self.num_episodes / self.num_tasks / self.sizes, self.sizes)
+        weights = np.repeat(self.num_episodes / self.num_tasks / self._draws(counts), self.sizes)
         return np.cumsum(counts[:, self._order] * weights[self._order], axis=1)
+
+    def _draws(self, counts: np.ndarray) -> np.ndarray:
+        """Return the number of draws of each task, int64 [T], which all repetitions have in common."""
+        return np.asarray(np.add.reduceat(counts[0], self.starts), np.int64)
 
     def improvements(self, counts: np.ndarray, other: Pool, other_counts: np.ndarray) -> np.ndarray:
         """Return the probability that an episode of `other` has the higher score, averaged over tasks, float64 [R].
@@ -148,7 +155,7 @@ class Pool:
 
 
 def bootstrap(
-    pool: Pool, estimate: Callable[[np.ndarray], np.ndarray], resamples: int, seed: int
+    pool: Pool, estimate: Callable[[np.ndarray], np.ndarray], resamples: int, seed: int, fewer: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return estimates of the scores themselves, and those of all repetitions.
 
@@ -157,9 +164,11 @@ def bootstrap(
         estimate: function from counts [R, N] to K estimates of each repetition, [R, K].
         resamples: number of repetitions.
         seed: seed of the draws.
+        fewer: by how much the draws of a task are fewer than its episodes.
 
     Returns:
         float64 [K] and float64 [resamples, K].
     """
     rng = np.random.default_rng(seed)
-    return estimate(pool.once)[0], np.concatenate([estimate(counts) for counts in pool.counts(resamples, rng)])
+    repeated = [estimate(counts) for counts in pool.counts(resamples, rng, fewer=fewer)]
+    return estimate(pool.once)[0], np.concatenate(repeated)

@@ -238,12 +238,33 @@ def success_rate(successes: Sequence[bool] | np.ndarray) -> Interval | None:
 # ---- comparisons -----------------------------------------------------------------------------------------------------
 
 
+def paired_difference(
+    differences: Sequence[float] | np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval | None:
+    """Return the mean of the differences of paired episodes of a task, with the interval of `aggregate_differences`.
+
+    Args:
+        differences: second - first, of episodes with the same seed, [N].
+        resamples: number of bootstrap repetitions.
+        seed: seed of the resampling.
+
+    Returns:
+        The mean; None for fewer than two pairs, whose spread is unknown.
+    """
+    values = np.asarray(differences, np.float64)
+    found = aggregate_differences([np.zeros_like(values)], [values], resamples=resamples, seed=seed)
+    return None if found is None else found.mean
+
+
 def aggregate_differences(
     first: Iterable[np.ndarray], second: Iterable[np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Differences | None:
     """Return the differences of two agents' aggregates with paired bootstrap intervals, stratified by task.
 
-    Pairs of episodes with the same seed are resampled, those of each task among themselves.
+    Pairs of episodes with the same seed are resampled, those of each task among themselves. A percentile interval of
+    few pairs is too narrow, and shows differences that are chance. So n - 1 of n pairs are drawn, which makes the
+    variance right, and the bounds' distances to the estimate are multiplied by t / z: 97.5 % quantiles of Student's
+    distribution, with as many degrees of freedom as pairs minus tasks, and of the normal distribution.
 
     Args:
         first, second: scores of the agents, one array [episodes] per task; episode i of a task has one seed in both.
@@ -251,7 +272,7 @@ def aggregate_differences(
         seed: seed of the resampling.
 
     Returns:
-        second - first; None if there are no episodes.
+        second - first over the tasks with at least two pairs, since one has no spread; None if there are none.
 
     Raises:
         ValueError: the numbers of tasks, or of a task's episodes, differ.
@@ -260,6 +281,7 @@ def aggregate_differences(
     for number, (a, b) in enumerate(pairs):
         if a.shape != b.shape:
             raise ValueError(f"second[{number}]: expected {a.size} episodes, as first has, got {b.size}; pair them")
+    pairs = [pair for pair in pairs if pair[0].size >= 2]
     one, other = (Pool.of(pair[side] for pair in pairs) for side in (0, 1))
     if one is None or other is None:
         return None
@@ -269,7 +291,15 @@ def aggregate_differences(
         mean = one.task_means(counts, other.values - one.values).mean(axis=1)
         return np.stack([iqm, mean], axis=1)
 
-    return Differences(*_intervals(*bootstrap(one, estimate, resamples, seed)))
+    upper = 1 - _LEVEL / 2
+    wider = float(stats.t.ppf(upper, one.num_episodes - one.num_tasks) / stats.norm.ppf(upper))
+    found = _intervals(*bootstrap(one, estimate, resamples, seed, fewer=1))
+    return Differences(*(_widen(interval, wider) for interval in found))
+
+
+def _widen(interval: Interval, factor: float) -> Interval:
+    value = interval.value
+    return Interval(value, value + factor * (interval.low - value), value + factor * (interval.high - value))
 
 
 def sign_test(differences: Sequence[float] | np.ndarray) -> SignTest:

@@ -65,6 +65,21 @@ class Agents(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LoadedAgents:
+    """The agent's side of a run on one machine.
+
+    Attributes:
+        agents: choose the actions.
+        settings: of a run, as far as they are the machine's and the agent's: instruction set, versions, backend, ...
+        device: description of its device, for people.
+    """
+
+    agents: Agents
+    settings: Mapping[str, Any]
+    device: str
+
+
 class EngineAgents:
     """Sessions of an engine. All actions are chosen in one pass over the weights, each as if its session were alone.
 
@@ -139,7 +154,7 @@ class ModelAgents:
         self._sessions: dict[Hashable, Any] = {}
         self._spaces: dict[Hashable, Any] = {}
         self._windows: dict[Hashable, int] = {}
-        self._numbers: dict[Hashable, torch.Tensor] = {}
+        self._random_states: dict[Hashable, torch.Tensor] = {}
 
     def room(self, tasks: Iterable[Task]) -> int | None:
         """Return None: each episode has a cache of its own."""
@@ -150,7 +165,7 @@ class ModelAgents:
         from ..model.session import ModelSession
 
         self._sessions[key], self._windows[key] = ModelSession(self._model), task.context_window
-        self._numbers[key] = torch.Generator().manual_seed(seed).get_state()
+        self._random_states[key] = torch.Generator().manual_seed(seed).get_state()
 
     def close(self, key: Hashable) -> None:
         """Forget an episode."""
@@ -180,7 +195,7 @@ class ModelAgents:
             else {"action_clip": options.action_clip}
         )
         before = torch.get_rng_state()
-        torch.set_rng_state(self._numbers[key])
+        torch.set_rng_state(self._random_states[key])
         try:
             return self._sessions[key].get_next_action(
                 self._processor,
@@ -192,5 +207,5 @@ class ModelAgents:
                 **given,
             )
         finally:
-            self._numbers[key] = torch.get_rng_state()
+            self._random_states[key] = torch.get_rng_state()
             torch.set_rng_state(before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,11 @@ from ..evaluation.statistics import (
     adjust_p_values,
     aggregate_differences,
     detectable_difference,
-    mean_interval,
+    paired_difference,
     probability_of_improvement,
     sign_test,
 )
-from .records import Episode, Evaluation
+from .records import Episode, Evaluation, TaskEpisodes
 
 LEVEL = 0.05
 """Level of the tests: a difference is said to be there if p is below it."""
@@ -70,8 +70,9 @@ class TaskComparison:
         pairs: the episodes.
         equal: episodes that are equal step by step.
         means: mean returns of the agents.
-        difference: of the mean returns, with its paired bootstrap interval.
-        success: difference of the success rates, with its paired bootstrap interval; None if it is not defined.
+        difference: of the mean returns, with its paired bootstrap interval; None for a single pair.
+        success: difference of the success rates, with its paired bootstrap interval; None if it is not defined, and for
+            a single pair.
         sign: sign test of the episodes' differences.
         p_value: of the sign test, by Holm's method for all tasks of the comparison.
         detectable: difference of the mean returns that so many episodes with such differences find with a probability
@@ -81,7 +82,7 @@ class TaskComparison:
     pairs: Pairs
     equal: int
     means: tuple[float, float]
-    difference: Interval
+    difference: Interval | None
     success: Interval | None
     sign: SignTest
     p_value: float
@@ -103,6 +104,8 @@ NO_DIFFERENCE, BETTER, WORSE = "no difference found", "second is better", "secon
 @dataclass(frozen=True)
 class OverallComparison:
     """Comparison of two agents over all tasks. Differences are second - first.
+
+    Scores and success rates are compared in tasks with at least two pairs of episodes.
 
     Attributes:
         reference: of the scores; None if no task has a score by any.
@@ -173,7 +176,15 @@ class Comparison:
 
         Args:
             most: points that may be lost.
+
+        Raises:
+            ValueError: there are neither scores nor success rates of a task with at least two pairs of episodes.
         """
+        if not self.losses:
+            raise ValueError(
+                "max_regression: expected scores or success rates of a task with at least two pairs of episodes, got "
+                "none; play more episodes, or compare returns by the sign test alone"
+            )
         return {name: loss for name, loss in self.losses.items() if loss.value > most and loss.low > 0}
 
 
@@ -189,7 +200,7 @@ def compare(first: Evaluation, second: Evaluation, reference: Reference | None =
         reference: of the scores; by default the first of `REFERENCES` by which most tasks have a score.
 
     Raises:
-        ValueError: there are no episodes of the same task and seed.
+        ValueError: there are no episodes of the same task and seed, or a task is another environment in each.
     """
     pairs, left_out = pair(first, second)
     if reference is None:
@@ -201,6 +212,7 @@ def compare(first: Evaluation, second: Evaluation, reference: Reference | None =
     tasks = [_compare_task(each, sign, p) for each, sign, p in zip(pairs, signs, adjusted, strict=True)]
     keys = dict.fromkeys((*first.settings, *second.settings))
     settings = {key: (first.settings.get(key), second.settings.get(key)) for key in keys}
+    settings |= _simulators(first, second)
     differing = {key: values for key, values in settings.items() if values[0] != values[1]}
     return Comparison(differing, tasks, _compare_all(pairs, reference), left_out)
 
@@ -212,7 +224,7 @@ def pair(first: Evaluation, second: Evaluation) -> tuple[list[Pairs], list[str]]
         The pairs of each task that has any, and descriptions of what is left out.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or a task is another environment in each.
     """
     pairs: list[Pairs] = []
     left_out: list[str] = []
@@ -227,7 +239,7 @@ def pair(first: Evaluation, second: Evaluation) -> tuple[list[Pairs], list[str]]
             )
         if shared:
             one, other = (tuple(side[seed] for seed in shared) for side in by_seed)
-            pairs.append(Pairs(first.tasks[name].task, one, other, alone))
+            pairs.append(Pairs(_common_task(first.tasks[name], second.tasks[name]), one, other, alone))
     if not pairs:
         raise ValueError(
             "compare: expected two runs with episodes of the same tasks and seeds, got none that both have; evaluate "
@@ -236,17 +248,40 @@ def pair(first: Evaluation, second: Evaluation) -> tuple[list[Pairs], list[str]]
     return pairs, left_out
 
 
+def _common_task(first: TaskEpisodes, second: TaskEpisodes) -> Task:
+    """Return the task that both agents have played, without a demonstrator unless both were trained on the same."""
+    rules = [side.description.get("rule") or {} for side in (first, second)]
+    for part in ("observation", "action", "adapter"):
+        one, other = (rule.get(part) for rule in rules)
+        if None not in (one, other) and one != other:
+            raise ValueError(
+                f"compare: {first.task.name}: expected both agents to play the same environment, got {part} {one} and "
+                f"{other}; leave the task out"
+            )
+    same = first.task.demonstrator == second.task.demonstrator
+    return first.task if same else replace(first.task, demonstrator=None)
+
+
+def _simulators(first: Evaluation, second: Evaluation) -> dict[str, tuple[Any, Any]]:
+    """Return the versions of the packages that the tasks' environments need, in both runs."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in first.tasks.keys() & second.tasks.keys():
+        one, other = (side.tasks[name].description.get("versions") or {} for side in (first, second))
+        found |= {f"version of {package}": (one.get(package), other.get(package)) for package in (*one, *other)}
+    return dict(sorted(found.items()))
+
+
 def _compare_task(pairs: Pairs, sign: SignTest, p_value: float) -> TaskComparison:
     first, second = pairs.returns
     differences = second - first
-    interval = mean_interval(differences)
-    assert interval is not None, "there are pairs"
-    success = None if pairs.successes is None else mean_interval(np.subtract(*pairs.successes[::-1]))
+    success = None if pairs.successes is None else paired_difference(np.subtract(*pairs.successes[::-1]))
     return TaskComparison(
         pairs,
-        equal=sum(a.digest == b.digest for a, b in zip(pairs.first, pairs.second, strict=True)),
+        equal=sum(
+            a.digest == b.digest and a.return_ == b.return_ for a, b in zip(pairs.first, pairs.second, strict=True)
+        ),
         means=(float(first.mean()), float(second.mean())),
-        difference=interval,
+        difference=paired_difference(differences),
         success=success,
         sign=sign,
         p_value=p_value,
@@ -255,9 +290,10 @@ def _compare_task(pairs: Pairs, sign: SignTest, p_value: float) -> TaskCompariso
 
 
 def _compare_all(pairs: Sequence[Pairs], reference: Reference | None) -> OverallComparison:
-    scores = [] if reference is None else [one for each in pairs if (one := each.scores(reference)) is not None]
+    several = [each for each in pairs if len(each.first) >= 2]  # a single pair has no spread
+    scores = [] if reference is None else [one for each in several if (one := each.scores(reference)) is not None]
     first, second = ([one[side] for one in scores] for side in (0, 1))
-    successes = [each.successes for each in pairs if each.successes is not None]
+    successes = [each.successes for each in several if each.successes is not None]
     solved = aggregate_differences([one[0] for one in successes], [one[1] for one in successes])
     returns = np.concatenate([np.subtract(*each.returns[::-1]) for each in pairs])
     return OverallComparison(

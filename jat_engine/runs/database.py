@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..envs import TASKS, Score, Task
+from ..errors import describe_error
 from .plan import Item
 from .play import Finished
 from .records import Episode, Evaluation, TaskEpisodes, sort_tasks
-from .slots import said
+from .slots import HANG_SECONDS
 
 FILE_NAME = "run.sqlite"
 """Name of the file in a run's folder."""
@@ -25,7 +26,7 @@ FILE_NAME = "run.sqlite"
 FORMAT = 1
 """Version of the tables."""
 
-LEASE_SECONDS = 3600.0
+LEASE_SECONDS = 2 * HANG_SECONDS
 """Time after which an episode that a machine claimed, and was not heard of, may be claimed by another."""
 
 _TABLES = """
@@ -341,7 +342,7 @@ class RunDatabase:
             if what == "written":
                 raise
             # The file has values that this package has not written.
-            raise RunError(f"{self.path}: cannot be {what}: {said(error)}{_remedy('malformed')}") from error
+            raise RunError(f"{self.path}: cannot be {what}: {describe_error(error)}{_remedy('malformed')}") from error
 
 
 def _remedy(message: str) -> str:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from ..envs import Task
 from ..evaluation.progress import simulator_output
-from ..worker_process import describe_end, end_workers, prepare_worker, start_worker
+from ..worker_process import Watchdog, describe_end, end_workers, prepare_worker, start_worker
 from .shared_block import Layout, SharedBlock
-from .slots import Ended, Observed, Order, PlayOptions, Report, Slots, watched
+from .slots import Ended, Observed, Order, PlayOptions, Report, Slots
 
 
 class HostEndedError(ChildProcessError):
@@ -26,19 +26,17 @@ class Host(Protocol):
     Attributes:
         name: of the host, such as "worker 2".
         seconds: that the environments have taken.
-        steps: that they have taken.
     """
 
     name: str
     seconds: float
-    steps: int
 
     def send(self, orders: Sequence[Order]) -> None:
         """Send orders. The reports of those before were received."""
         ...
 
     def receive(self) -> list[Report]:
-        """Wait for the reports of the orders. None means that there are none yet.
+        """Wait for the reports of the orders. The list is empty if a process has started, and reports come later.
 
         Raises:
             HostEndedError: the process has ended; `restart` starts another.
@@ -68,7 +66,7 @@ class LocalHost:
     """
 
     def __init__(self, tasks: Mapping[str, Task], options: PlayOptions) -> None:
-        self.name, self.seconds, self.steps = "this process", 0.0, 0
+        self.name, self.seconds = "this process", 0.0
         self._slots = Slots(tasks, options)
         self._orders: list[Order] = []
 
@@ -83,7 +81,6 @@ class LocalHost:
             reports = [self._slots.obey(order) for order in self._orders]
         self._orders = []
         self.seconds += time.perf_counter() - began
-        self.steps += len(reports)
         return reports
 
     @staticmethod
@@ -110,7 +107,7 @@ class WorkerHost:
     """
 
     def __init__(self, number: int, tasks: Mapping[str, Task], options: PlayOptions, num_slots: int) -> None:
-        self.name, self.seconds, self.steps = f"worker {number}", 0.0, 0
+        self.name, self.seconds = f"worker {number}", 0.0
         self._arguments = dict(tasks), options
         self._num_slots = num_slots
         self._starts_in_vain = 0
@@ -142,7 +139,6 @@ class WorkerHost:
             raise HostEndedError(f"the process that played it {describe_end(self._process)}") from None
         self._starts_in_vain = 0  # if it ends now, that is because of what it plays
         self.seconds += seconds
-        self.steps += len(messages)
         return [self._report(message) for message in messages]
 
     def _report(self, message: Any) -> Report:
@@ -196,6 +192,7 @@ def _run_worker(connection: Connection, tasks: Mapping[str, Task], options: Play
     """
     prepare_worker()
     slots, layouts = Slots(tasks, options), dict[int, Layout]()
+    watchdog = Watchdog(options.hang_seconds)
     try:
         block = SharedBlock.receive(connection)
         connection.send((0.0, []))
@@ -203,14 +200,14 @@ def _run_worker(connection: Connection, tasks: Mapping[str, Task], options: Play
         return
     while True:
         try:
-            orders = connection.recv()
+            orders = watchdog.receive(connection)
         except (EOFError, OSError):
             return
         began = time.perf_counter()
         messages: list[Any] = []
         for order in orders:
-            with watched(options.hang_seconds):
-                report = slots.obey(order)
+            watchdog.progress()
+            report = slots.obey(order)
             if isinstance(report, Observed):
                 layout, report.observation = block.write(report.slot, report.observation)
                 known = layouts.get(report.slot) == layout

@@ -52,6 +52,7 @@ class WorkQueue:
         self._waiting: dict[str, deque[Item]] = {}
         self._lengths: dict[str, float] = {}
         self._running: dict[str, int] = {}
+        self._ended: dict[str, tuple[int, int]] = {}
         self._suspects: deque[Item] = deque()
         self._deaths: dict[Item, int] = {}
         self.add(items)
@@ -98,9 +99,18 @@ class WorkQueue:
             (len(self._waiting[task]) + self._running[task] / 2) * length for task, length in self._lengths.items()
         ) + sum(self._lengths[item.task] for item in self._suspects)
 
-    def note_end(self, item: Item) -> None:
-        """Note that an episode is no longer played."""
+    def note_end(self, item: Item, steps: int | None = None) -> None:
+        """Note that an episode is no longer played.
+
+        Args:
+            item: the episode.
+            steps: its length, if it has ended: the next ones of the task are expected to be as long as those before.
+        """
         self._running[item.task] -= 1
+        if steps is not None:
+            ended, total = self._ended.get(item.task, (0, 0))
+            self._ended[item.task] = ended + 1, total + steps
+            self._lengths[item.task] = (total + steps) / (ended + 1)
 
     def is_suspect(self, item: Item) -> bool:
         """Return True if an episode is to be played alone in its process."""

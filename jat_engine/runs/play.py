@@ -6,20 +6,27 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..envs import Task
+from ..errors import describe_error
 from .agents import Agents
 from .hosts import Host, HostEndedError
 from .plan import MAX_DEATHS, Item, WorkQueue
 from .records import Episode
-from .slots import Act, Begin, Ended, Fail, Observed, Order, said
+from .slots import Act, Begin, Ended, Fail, Observed, Order
 
 MAX_AUTO_ENVS = 64
 """Most environments of all processes together where the number is not given: an engine has room for as many."""
 
 _FIRST_ENVS = 8
+"""Environments of each host that a run begins with where the number is not given."""
+
+_FEW_STEPS = 100
+"""Steps up to which the rate is too uncertain to say how long a run lasts."""
 
 _WINDOW_SECONDS, _LEAST_GAIN = 2.0, 1.05
+"""Time for which each number of environments is tried, and the least gain in rate for which it is doubled again."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class PlayTiming:
         env_seconds: that the environments took, in all hosts together.
         hosts: number of hosts.
         num_envs: most environments of each host, at last.
+        agents: number of processes that chose actions.
     """
 
     episodes: int
@@ -56,11 +64,16 @@ class PlayTiming:
     env_seconds: float
     hosts: int
     num_envs: int
+    agents: int = 1
 
     @property
     def rate(self) -> float:
         """Steps per second."""
         return self.steps / max(self.seconds, 1e-9)
+
+    def expected_seconds(self, steps: float) -> float | None:
+        """Return the seconds that so many more steps take; None at the beginning of a run."""
+        return steps / self.rate if self.steps > _FEW_STEPS else None
 
     @property
     def demand(self) -> float:
@@ -70,12 +83,39 @@ class PlayTiming:
     @property
     def supply(self) -> float:
         """μ: steps per second that actions could be chosen for, in batches as they were."""
-        return self.steps / max(self.agent_seconds, 1e-9)
+        return self.agents * self.steps / max(self.agent_seconds, 1e-9)
+
+
+class Playing(Protocol):
+    """Interface of what plays the episodes of a run: a `Player`, or the players of a cluster."""
+
+    @property
+    def timing(self) -> PlayTiming:
+        """Wall time so far."""
+        ...
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """Seconds that the run will last at the present rate; None at its beginning."""
+        ...
+
+    @property
+    def running(self) -> list[Item]:
+        """Episodes that are being played."""
+        ...
+
+    def play(self) -> Iterator[list[Finished]]:
+        """Play until there are no more episodes.
+
+        Yields:
+            Now and then the episodes that ended, which may be none.
+        """
+        ...
 
 
 @dataclass
-class _Busy:
-    """A host's slots.
+class _HostState:
+    """A host's slots, as the player knows them.
 
     Attributes:
         items: what is being played, by slot.
@@ -116,9 +156,8 @@ class Player:
         on_begin: Callable[[Sequence[Item], str], None] = lambda items, host: None,
     ) -> None:
         self._agents, self._queue, self._tasks, self._on_begin = agents, queue, tasks, on_begin
-        self._hosts = {host: _Busy() for host in hosts}
+        self._hosts = {host: _HostState() for host in hosts}
         self._limit = _Growing(most_envs) if num_envs is None else _Fixed(num_envs)
-        self.steps: dict[str, int] = dict.fromkeys(tasks, 0)
         self._episodes, self._batches, self._began = 0, 0, time.perf_counter()
 
     @property
@@ -138,13 +177,26 @@ class Player:
     @property
     def expected_seconds(self) -> float | None:
         """Seconds that the run will last at the present rate; None at its beginning."""
+        return self.timing.expected_seconds(self._queue.expected_steps)
+
+    @property
+    def _gathers(self) -> bool:
+        """True if the agent is the limit: actions are then chosen for all environments at once, in larger batches.
+
+        Otherwise they are chosen for those that are ready, while the others work.
+        """
         timing = self.timing
-        return self._queue.expected_steps / timing.rate if timing.steps > 100 else None
+        return timing.supply < timing.demand
 
     @property
     def running(self) -> list[Item]:
         """Episodes that are being played."""
         return [item for busy in self._hosts.values() for item in busy.items.values()]
+
+    @property
+    def capacity(self) -> int:
+        """Episodes that can be played at a time."""
+        return len(self._hosts) * self._limit.value
 
     def play(self) -> Iterator[list[Finished]]:
         """Play until the queue is empty.
@@ -159,7 +211,7 @@ class Player:
             waiting = [host for host, busy in self._hosts.items() if busy.waiting]
             if not waiting:
                 return
-            yield self._step(type(waiting[0]).wait(waiting))
+            yield self._step(waiting if self._gathers else type(waiting[0]).wait(waiting))
 
     def close(self) -> None:
         """End the hosts and close the sessions. Episodes that are being played are lost."""
@@ -189,7 +241,7 @@ class Player:
         for host, items in begun.items():
             self._on_begin(items, host.name)
 
-    def _send(self, host: Host, busy: _Busy) -> None:
+    def _send(self, host: Host, busy: _HostState) -> None:
         if busy.orders and not busy.waiting:
             host.send(busy.orders)
             busy.orders, busy.waiting = [], True
@@ -209,7 +261,7 @@ class Player:
             busy.waiting = not reports
             for report in reports:
                 if isinstance(report, Ended):
-                    self._queue.note_end(busy.items.pop(report.slot))
+                    self._queue.note_end(busy.items.pop(report.slot), report.episode.length)
                     self._agents.close((host.name, report.slot))
                     finished.append(Finished(report, host.name))
                     continue
@@ -220,9 +272,7 @@ class Player:
 
         actions = self._agents.act([(host.name, slot) for host, slot in keys], observed) if keys else []
         for (host, slot), action in zip(keys, actions, strict=True):
-            busy = self._hosts[host]
-            self.steps[busy.items[slot].task] += 1
-            busy.orders.append(_fail(slot, action) if isinstance(action, Exception) else Act(slot, action))
+            self._hosts[host].orders.append(_fail(slot, action) if isinstance(action, Exception) else Act(slot, action))
         self._batches += bool(keys)
         self._episodes += len(finished)
         self._limit.note(len(keys), is_full=bool(self._queue))
@@ -248,7 +298,7 @@ class Player:
             self._agents.close((host.name, slot))
         failed = self._queue.note_death(busy.items.values())
         steps = {item: max(0, busy.steps[slot]) for slot, item in busy.items.items()}
-        self._hosts[host] = _Busy()
+        self._hosts[host] = _HostState()
         host.restart()
         error = f"{reason}, {MAX_DEATHS} times"
         return [
@@ -258,7 +308,7 @@ class Player:
 
 
 def _fail(slot: int, error: Exception) -> Fail:
-    return Fail(slot, said(error), "".join(traceback.format_exception(error)))
+    return Fail(slot, describe_error(error), "".join(traceback.format_exception(error)))
 
 
 class _Fixed:

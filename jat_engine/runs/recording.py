@@ -11,6 +11,7 @@ import numpy as np
 
 from ..atomic_io import remove_temporaries
 from ..envs import Task
+from ..errors import describe_error, one_line
 from ..evaluation.environment import render_frame
 from ..evaluation.tile import EpisodeTiles, held_frames
 from ..evaluation.video import Writer, open_writer, video_rate
@@ -115,7 +116,7 @@ class VideoRecorder:
         try:
             yield
         except Exception as error:  # of rendering, the encoder or the disk: any class
-            self.error = self.error or f"no video of {self._task.name}, episode {self._index}: {one_line(error)}"
+            self.error = self.error or f"no video of {self._task.name}, episode {self._index}: {reason_of(error)}"
             self.abandon()
 
 
@@ -171,7 +172,7 @@ def parse_episode_choice(texts: Sequence[str], num_episodes: int, field: str = "
     return frozenset(chosen)
 
 
-def one_line(error: BaseException) -> str:
-    """Return an error as one line, with its class if its message does not say what it is."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, OSError | ValueError | ImportError) and text else f"{type(error).__name__}: {text}"
+def reason_of(error: BaseException) -> str:
+    """Return an error in one line, with its class if its message does not say what it is."""
+    text = one_line(error)
+    return text if isinstance(error, OSError | ValueError | ImportError) and text else describe_error(error)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..engine.engine import JatEngine
 from ..envs import Task
 from ..envs.build import check_maker
 from ..envs.versions import task_versions
-from ..errors import TaskError
+from ..errors import TaskError, one_line
 from ..machine import available_cores
-from .agents import ActOptions, Agents, EngineAgents, ModelAgents
+from .agents import ActOptions, Agents, EngineAgents, LoadedAgents, ModelAgents
 from .database import RunDatabase, RunError
 from .hosts import Host, LocalHost, WorkerHost
 from .plan import Item, WorkQueue, expected_length
-from .play import MAX_AUTO_ENVS, Finished, Player
-from .settings import MACHINE_FIELDS, differences
+from .play import MAX_AUTO_ENVS, Finished, Player, Playing
+from .settings import MACHINE_FIELDS, differences, is_of_machine
 from .slots import PlayOptions
 
 SMALL_RUN = 4000
@@ -86,7 +87,7 @@ def check_run(
     if before:
         compared = {key: value for key, value in settings.items() if not (mixed_machines and key in MACHINE_FIELDS)}
         if found := differences(before, compared):
-            hint = "; or --mixed_machines" if found[0].split(".")[0].split(" ")[0] in MACHINE_FIELDS else ""
+            hint = "; or --mixed_machines" if is_of_machine(found[0]) else ""
             raise RunError(f"{database.folder}: has results of other settings ({found[0]}); {remedy}{hint}")
 
     known = database.task_descriptions()
@@ -222,7 +223,44 @@ def open_player(
             database.clear_claims()
 
 
-def record(database: RunDatabase, player: Player) -> Iterator[list[Finished]]:
+class Machines(Protocol):
+    """Interface of what a run can be played on: `ThisMachine`, or a `Cluster`."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of the run, as far as they are the machines' and the agent's."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Description of the machines, for people."""
+        ...
+
+    def open_player(
+        self, database: RunDatabase, tasks: Sequence[Task], items: Sequence[Item], options: RunOptions
+    ) -> AbstractContextManager[Playing]:
+        """Start what plays episodes of a run, and end it with the `with` block; see the function `open_player`."""
+        ...
+
+
+class ThisMachine:
+    """This machine, with an agent.
+
+    Args:
+        loaded: the agent.
+    """
+
+    def __init__(self, loaded: LoadedAgents) -> None:
+        self.settings, self.device, self._agents = loaded.settings, loaded.device, loaded.agents
+
+    def open_player(
+        self, database: RunDatabase, tasks: Sequence[Task], items: Sequence[Item], options: RunOptions
+    ) -> AbstractContextManager[Player]:
+        """Call the function `open_player`."""
+        return open_player(database, self._agents, tasks, items, options)
+
+
+def record(database: RunDatabase, player: Playing) -> Iterator[list[Finished]]:
     """Play all episodes, and add each to the database as soon as it ends.
 
     Yields:
@@ -246,4 +284,4 @@ def _rescue(database: RunDatabase, finished: Sequence[Finished]) -> str:
         return f"All finished episodes are in {database.rescue(finished)}"
     except (RunError, OSError) as error:
         lost = ", ".join(f"{one.ended.episode.task} {one.ended.episode.index}" for one in finished)
-        return f"Those that ended before are kept; {lost} will be played again ({' '.join(str(error).split())})"
+        return f"Those that ended before are kept; {lost} will be played again ({one_line(error)})"

@@ -46,6 +46,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def is_of_machine(difference: str) -> bool:
+    """Return True if a description of `differences` is of a setting by which machines differ."""
+    return difference.split(".")[0].split(" ")[0] in MACHINE_FIELDS
+
+
 def weights_sha256(files: Iterable[Path]) -> str:
     """Return the SHA-256 of a checkpoint's weights: of its file, or of the hashes of its shards."""
     hashes = []

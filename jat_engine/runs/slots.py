@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import hashlib
 import math
 import random
@@ -11,7 +10,7 @@ import struct
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from ..envs import Task
 from ..envs.actions import continuous_action, discrete_action
+from ..errors import describe_error
 from ..evaluation.environment import evaluation_env
 from .plan import Item
 from .records import Episode
@@ -131,7 +131,7 @@ Report = Observed | Ended
 
 
 @dataclass
-class _Playing:
+class _RunningEpisode:
     """Episode that is being played, in its environment."""
 
     item: Item
@@ -149,7 +149,7 @@ class _Playing:
     lives: int | None = None
     seconds: float = 0.0
     recorders: list[EpisodeRecorder] = field(default_factory=list)
-    numbers: _GlobalNumbers | None = None
+    random_state: _GlobalRandomState | None = None
 
 
 class Slots:
@@ -165,7 +165,7 @@ class Slots:
 
     def __init__(self, tasks: Mapping[str, Task], options: PlayOptions) -> None:
         self._tasks, self._options = tasks, options
-        self._playing: dict[int, _Playing] = {}
+        self._playing: dict[int, _RunningEpisode] = {}
         self._idle: OrderedDict[tuple[str, bool, int], Any] = OrderedDict()
 
     def obey(self, order: Order) -> Report:
@@ -177,13 +177,13 @@ class Slots:
             return self._fail(order.slot, playing, order.error, order.trace)
         began = time.perf_counter()
         try:
-            with playing.numbers or contextlib.nullcontext():
+            with playing.random_state or contextlib.nullcontext():
                 ended = self._step(playing, order.action)
             playing.seconds += time.perf_counter() - began
             if ended is None:
                 return self._observed(order.slot, playing)
         except Exception as error:  # of the environment: any class
-            return self._fail(order.slot, playing, said(error), traceback.format_exc())
+            return self._fail(order.slot, playing, describe_error(error), traceback.format_exc())
         return self._ended(order.slot, playing, capped=not ended)
 
     def close(self) -> None:
@@ -200,14 +200,16 @@ class Slots:
         item = order.item
         recording, task = self._options.recording, self._tasks[item.task]
         frames = recording is not None and recording.needs_frames(item)
-        playing = self._playing[order.slot] = _Playing(item, task, frames)
+        playing = self._playing[order.slot] = _RunningEpisode(item, task, frames)
         if not task.is_published:
-            playing.numbers = _GlobalNumbers(item.seed)
+            playing.random_state = _GlobalRandomState(item.seed)
 
         began = time.perf_counter()
         try:
-            with playing.numbers or contextlib.nullcontext():
+            # With numbers of its own, so that the episode's do not depend on whether its environment is a new one.
+            with contextlib.nullcontext() if task.is_published else _GlobalRandomState(0):
                 playing.env = self._take_env(task, frames)
+            with playing.random_state or contextlib.nullcontext():
                 playing.observation, playing.info = playing.env.reset(seed=item.seed)
             playing.seconds = time.perf_counter() - began
             if recording is not None:
@@ -217,9 +219,9 @@ class Slots:
             self._note(playing)
             return self._observed(order.slot, playing)
         except Exception as error:  # of the environment: any class
-            return self._fail(order.slot, playing, said(error), traceback.format_exc())
+            return self._fail(order.slot, playing, describe_error(error), traceback.format_exc())
 
-    def _step(self, playing: _Playing, action: Any) -> bool | None:
+    def _step(self, playing: _RunningEpisode, action: Any) -> bool | None:
         """Take a step.
 
         Returns:
@@ -256,18 +258,18 @@ class Slots:
             return True
         return False if playing.length == self._options.max_steps else None
 
-    def _note(self, playing: _Playing) -> None:
+    def _note(self, playing: _RunningEpisode) -> None:
         """Note what the environment's info says about success and lives."""
         playing.solved = playing.solved or bool(playing.info.get("success", False))
         if playing.task.domain == "atari" and "lives" in playing.info:
             playing.lives = int(playing.info["lives"])
 
-    def _observed(self, slot: int, playing: _Playing) -> Observed:
+    def _observed(self, slot: int, playing: _RunningEpisode) -> Observed:
         mask = playing.info.get("action_mask") if self._options.use_action_mask else None
         space = playing.env.action_space if playing.length == 0 else None
         return Observed(slot, playing.observation, playing.reward, mask, space)
 
-    def _ended(self, slot: int, playing: _Playing, capped: bool) -> Ended:
+    def _ended(self, slot: int, playing: _RunningEpisode, capped: bool) -> Ended:
         task, item = playing.task, playing.item
         success = playing.solved if task.success == "info" else None
         if task.success == "positive_return":
@@ -292,7 +294,7 @@ class Slots:
         del self._playing[slot]
         return Ended(slot, episode, bytes(playing.chain), playing.seconds, problems=problems)
 
-    def _fail(self, slot: int, playing: _Playing, error: str, trace: str) -> Ended:
+    def _fail(self, slot: int, playing: _RunningEpisode, error: str, trace: str) -> Ended:
         item = playing.item
         for recorder in playing.recorders:
             recorder.abandon()
@@ -308,7 +310,7 @@ class Slots:
                 return self._idle.pop(key)
         return evaluation_env(task, "rgb_array" if frames else None)
 
-    def _put_env(self, playing: _Playing) -> None:
+    def _put_env(self, playing: _RunningEpisode) -> None:
         self._idle[playing.task.name, playing.frames, id(playing.env)] = playing.env
         if len(self._idle) > _MAX_IDLE:
             self._discard(self._idle.popitem(last=False)[1])
@@ -319,7 +321,7 @@ class Slots:
                 env.close()
 
 
-class _GlobalNumbers:
+class _GlobalRandomState:
     """Give an environment global random numbers of its own while it runs.
 
     Environments should draw from `self.np_random`; some of other packages use `random` or `np.random`. Their episodes
@@ -357,18 +359,3 @@ def hash_observation(chain: Any, observation: Mapping[str, Any]) -> None:
             array = np.ascontiguousarray(value)
             chain.update(f"{name}:{array.dtype.str}{array.shape}:".encode())
             chain.update(array.data)
-
-
-def said(error: BaseException) -> str:
-    """Return an error in one line, with its class."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-
-
-@contextlib.contextmanager
-def watched(seconds: float) -> Iterator[None]:
-    """End this process with a traceback if the `with` block takes longer."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()

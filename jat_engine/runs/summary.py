@@ -200,8 +200,13 @@ def interval_words(summary: Summary) -> str:
     """Return a sentence that says what the intervals of a summary are."""
     words = f"95 % percentile bootstrap intervals ({RESAMPLES:,} resamples of the episodes within each task)"
     wilson = "; of success rates they are Wilson's" if summary.overall.success else ""
-    single = any(task.episodes == 1 for task in summary.tasks)
-    return f"Brackets are {words}{wilson}." + (" Those of a single episode have no width." if single else "")
+    few = min(task.episodes for task in summary.tasks)
+    narrow = " Those of a single episode have no width." if few == 1 else " Those of few episodes are too narrow."
+    return f"Brackets are {words}{wilson}." + (narrow if few < _FEW else "")
+
+
+_FEW = 10
+"""Number of episodes below which a percentile interval of a mean is clearly too narrow."""
 
 
 def reference_definitions(summary: Summary) -> list[str]:

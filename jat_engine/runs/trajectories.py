@@ -12,7 +12,7 @@ from ..atomic_io import naming, remove_temporaries, temporary_path
 from ..datasets.episode_columns import EpisodeColumns
 from ..datasets.schema import check_episode
 from ..envs import Task
-from .recording import one_line
+from .recording import reason_of
 
 if TYPE_CHECKING:
     import gymnasium
@@ -104,7 +104,7 @@ class TrajectoryRecorder:
         try:
             yield
         except Exception as error:  # of the disk, or of an environment whose numbers cannot be stored: any class
-            self.error = self.error or f"no trajectory of {self._task.name}, episode {self._index}: {one_line(error)}"
+            self.error = self.error or f"no trajectory of {self._task.name}, episode {self._index}: {reason_of(error)}"
             self.abandon()
 
 
@@ -123,7 +123,7 @@ def first_difference(saved: Path, now: Path) -> str:
     try:
         rows = [next(read_rows(path)).to_pydict() for path in (saved, now)]
     except (OSError, ValueError, StopIteration) as error:  # ArrowInvalid
-        return f"because it cannot be read ({one_line(error)})"
+        return f"because it cannot be read ({reason_of(error)})"
     before, after = ({name: values[0] for name, values in row.items()} for row in rows)
     if before.keys() != after.keys():
         return f"in its columns ({', '.join(sorted(before.keys() ^ after.keys()))})"

@@ -19,7 +19,7 @@ from .recorders import TRAJECTORIES, Recorders
 from .recording import episode_path
 from .records import Episode, Evaluation
 from .run import RunOptions, open_player, record
-from .settings import MACHINE_FIELDS, differences
+from .settings import MACHINE_FIELDS, differences, is_of_machine
 from .slots import CHAIN_BYTES
 from .trajectories import first_difference
 
@@ -66,11 +66,11 @@ def choose_episodes(evaluation: Evaluation, number: int | None, seed: int) -> li
         number: of episodes; None for all. All of them are returned if there are less.
         seed: of the choice.
     """
-    numbers = random.Random(seed)
+    rng = random.Random(seed)
     decks = [task.finished for task in evaluation.tasks.values() if task.finished]
-    numbers.shuffle(decks)
+    rng.shuffle(decks)
     for deck in decks:
-        numbers.shuffle(deck)
+        rng.shuffle(deck)
     turns = max(map(len, decks), default=0)
     dealt = [deck[turn] for turn in range(turns) for deck in decks if turn < len(deck)]
     chosen = set(dealt[:number])
@@ -101,7 +101,7 @@ def check_settings(
         remedy = "verify it with what it was played with"
         if name == "weights_sha256":
             remedy = "name its checkpoint with --model_name_or_path"
-        elif name.split(".")[0] in MACHINE_FIELDS:
+        elif is_of_machine(found[0]):
             remedy += ", or add --mixed_machines: differences are then to be expected"
         raise RunError(f"{database.folder}: was played with other settings ({found[0]}); {remedy}")
 

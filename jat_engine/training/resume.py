@@ -20,6 +20,7 @@ from ..checkpoint.reader import find_weight_files
 from ..checkpoint.trained_tasks import write_trained_tasks
 from ..checkpoint_files import read_json
 from ..config import JatConfig
+from ..errors import one_line
 
 RECORD_FILE = "jat_training.json"
 """File in a checkpoint with what it was trained with: `settings` and `data`."""
@@ -138,7 +139,7 @@ def damage_of(checkpoint: Path) -> str | None:
             with safe_open(file, "pt"):
                 pass  # it compares the length with the header's
     except (OSError, ValueError, SafetensorError) as error:
-        return " ".join(str(error).split())
+        return one_line(error)
 
     record = _record(checkpoint)
     if record is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint_files import local_path
 from ..datasets.schema import check_belong
 from ..envs import Task
-from ..errors import DataError
+from ..errors import DataError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -207,7 +207,7 @@ def _saved(folder: Path, split: str) -> Source | None:
     try:
         loaded: Any = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
-        words = " ".join(str(error).split())
+        words = one_line(error)
         raise DataError(f"{folder}: expected a whole folder of `save_to_disk`: {words}; copy it again") from error
     if isinstance(loaded, dict):
         if split not in loaded:
@@ -237,7 +237,7 @@ def _dataset(dataset: Any, where: str) -> Source:
         except (DataError, ImportError):
             raise
         except Exception as error:  # of `datasets` or of its file systems
-            words = " ".join(str(error.__cause__ or error).split())
+            words = one_line(error.__cause__ or error)
             raise DataError(f"{where}: rows from {first}: expected rows that can be read: {words}") from error
 
     return Source(where, getattr(dataset, "_fingerprint", None), read)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ..errors import describe_error, one_line
 from .dataset import TASK, TaskDataset, as_batch, scale_frames
 from .play import Player
 from .resume import newest_whole, write_record
@@ -143,7 +144,7 @@ class JatTrainer(Trainer):
         except Exception as error:
             if self.writing is None or isinstance(error, TrainingError):
                 raise
-            output, reason = Path(str(self.args.output_dir)), " ".join(str(error).split())
+            output, reason = Path(str(self.args.output_dir)), one_line(error)
             free_mb = shutil.disk_usage(output).free >> 20
             if self.writing != output:
                 shutil.rmtree(self.writing, ignore_errors=True)
@@ -369,7 +370,7 @@ class JatTrainer(Trainer):
             try:
                 outcome[0] = player.play(self.model, self.processing_class, self.args.device)
             except Exception as error:  # of a simulator, or of the agent for a simulator's output: any class
-                outcome[0] = " ".join(f"{type(error).__name__}: {error}".split())
+                outcome[0] = describe_error(error)
         broadcast_object_list(outcome)
         if isinstance(outcome[0], str):
             raise TrainingError(

@@ -60,9 +60,9 @@ def _error(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
-    for module in modules or ("evaluate", "play", "demo"):
-        monkeypatch.setattr(f"jat_engine.cli.{module}.load_agent", lambda *_, **__: pytest.fail("the model was loaded"))
+def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for loader in ("evaluate.load_agents", "play.load_agent", "demo.load_agent"):
+        monkeypatch.setattr(f"jat_engine.cli.{loader}", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
 def _before_episode(monkeypatch: pytest.MonkeyPatch, index: int, act: Callable[[], object]) -> None:
@@ -251,7 +251,10 @@ def test_a_run_whose_process_was_killed_at_its_start_goes_on() -> None:
     assert main([*EVAL, "--tasks", "mujoco-reacher"]) == 0
 
 
-def test_two_evaluations_at_once_do_not_share_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_evaluations_at_once_do_not_share_a_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _nothing_is_loaded(monkeypatch)
     FOLDER.mkdir(parents=True)
     with locked(FOLDER):
         assert main([*EVAL, "--tasks", "mujoco-reacher"]) == 2

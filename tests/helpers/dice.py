@@ -42,6 +42,7 @@ class Dice(gymnasium.Env[Any, Any]):
         self.action_space = spaces.Discrete(3)
         self._seed, self._step = 0, 0
         self._numbers = np.zeros(size)
+        random.random(), np.random.rand()  # noqa: NPY002  # as some environments draw a layout
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)

@@ -17,7 +17,7 @@ MODULES = (
     "jat_engine",
     "jat_engine.auto",
     "jat_engine.config",
-    "jat_engine.cli.report",
+    "jat_engine.cli.tables",
     "jat_engine.engine.batch",
     "jat_engine.engine.engine",
     "jat_engine.engine.session",
@@ -29,7 +29,6 @@ MODULES = (
     "jat_engine.evaluation",
     "jat_engine.datasets.schema",
     "jat_engine.evaluation.random_policy",
-    "jat_engine.evaluation.results",
     "jat_engine.evaluation.rollout",
     "jat_engine.evaluation.scores",
     "jat_engine.model.modeling",
@@ -37,6 +36,9 @@ MODULES = (
     "jat_engine.policy.policy",
     *(["jat_engine.policy.sb3"] if importlib.util.find_spec("stable_baselines3") else []),
     "jat_engine.rate",
+    "jat_engine.runs.database",
+    "jat_engine.runs.folder",
+    "jat_engine.runs.recording",
 )
 
 

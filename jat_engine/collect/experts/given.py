@@ -17,7 +17,7 @@ import numpy as np
 from ...envs import MissingSimulatorError, Task, TaskError
 from ...envs.actions import continuous_action, discrete_action
 from ...envs.build import resolve
-from ...errors import InputError
+from ...errors import InputError, describe_error
 from ...evaluation.random_policy import RandomPolicy, action_seed
 from .demonstration import Expert, ExpertError, ExpertLostError
 from .make import make_expert
@@ -269,6 +269,6 @@ def _description(made: Any, function: Any) -> str:
 def _words(error: Exception) -> str:
     """Return an error of another package's code in one line, with its place."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    reason = describe_error(error)
     is_file = not last.filename.startswith("<")  # an error of syntax is raised by importlib, and has its place
     return f"{reason:.300}" + (f" ({Path(last.filename).name}, line {last.lineno})" if is_file else "")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...envs import MissingSimulatorError, Task
+from ...errors import describe_error
 from .demonstration import ExpertError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class SavedPolicy:
         try:
             self._model: Any = getattr(stable_baselines3, name).load(path, device="cpu")
         except Exception as error:  # of the file's own code
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = describe_error(error)
             raise ExpertError(f"--expert sb3:{path}: {name}.load raised {reason:.300}; {_OTHERWISE}") from error
         self.description = f"Policy of Stable-Baselines3, {path.name}, its most likely actions"
         self._env, self._adapted = env, task.adapter is not None

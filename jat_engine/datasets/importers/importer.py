@@ -18,7 +18,7 @@ from ...envs import Task, get_task, make
 from ...envs.adapters import choose_adapter, own_action, own_kind
 from ...envs.kinds import Action, Observation, usual_window
 from ...envs.registry import GYM, is_free, registered_names
-from ...errors import DataError, MissingSimulatorError, SpaceError, UnknownTaskError
+from ...errors import DataError, MissingSimulatorError, SpaceError, UnknownTaskError, one_line
 from ...evaluation.random_policy import RANDOM_EPISODES, measure_random, score
 from ...keywords import did_you_mean
 from ..card import check_card, write_card
@@ -162,7 +162,7 @@ def find_task(
             raise
         if not name.startswith(GYM) and not is_free(name):
             raise
-        known, reason = None, " ".join(str(error).split())
+        known, reason = None, one_line(error)
 
     if source.spaces is not None:
         task, conversion = _by_spaces(source, name, observation, known)

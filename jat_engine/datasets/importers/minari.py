@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError
+from ...errors import DataError, one_line
 from .source import RawEpisode, Source
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _load(name: str) -> MinariDataset:
                 return minari.MinariDataset(folder / "data" if (folder / "data").is_dir() else folder)
             return minari.load_dataset(name, download=True)
     except Exception as error:  # of Minari, of its storages, or of its hub's HTTP client
-        words = " ".join(str(error).split())
+        words = one_line(error)
         raise DataError(f"{name}: expected a dataset that Minari loads, got {type(error).__name__}: {words}") from error
 
 
@@ -113,7 +113,7 @@ def _read(dataset: MinariDataset, name: str) -> Generator[Any, None, None]:
     try:
         yield from dataset.iterate_episodes()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        words = " ".join(str(error).split())
+        words = one_line(error)
         raise DataError(
             f"{name}: expected episodes that Minari reads, got {type(error).__name__}: {words}; download it again"
         ) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import DataError
+from ...errors import DataError, one_line
 from .columns import choose_columns
 from .source import RawEpisode, Source
 from .steps import Rows, episodes
@@ -127,7 +127,7 @@ class _Array:
         return np.frombuffer(data, self.dtype)
 
     def _damaged(self, error: Exception) -> DataError:
-        words = " ".join(str(error).split())
+        words = one_line(error)
         return DataError(
             f"{self._where}: expected an array, got a damaged one: {words}; copy or download the file again"
         )
