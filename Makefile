@@ -22,12 +22,13 @@ INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 DOCS := $(VENV)/.docs
 
-.PHONY: help setup demo test test-versions test-gpu-code lint format docs lock bench train-mini clean
+.PHONY: help setup demo test test-long test-versions test-gpu-code lint format docs lock bench train-mini clean
 
 help:
 	@echo "make setup   create $(VENV) with the package, all simulators and the development tools"
 	@echo "make demo    play an agent in real environments of all four domains"
 	@echo "make test    run the tests"
+	@echo "make test-long  kill evaluations a hundred times (a quarter of an hour)"
 	@echo "make test-versions  run a part of the tests with the oldest and the newest releases of the dependencies"
 	@echo "make test-gpu-code  execute the code for GPUs on this CPU, with the oldest and the newest Triton"
 	@echo "make lint    ruff, import-linter, mypy, clang-format"
@@ -58,6 +59,9 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+test-long: setup
+	$(BIN)/python -m pytest tests/long -m long -s
 
 test-versions: setup
 	OMP_NUM_THREADS=1 $(BIN)/python requirements/versions.py $(SETS)

@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..atomic_io import hold
+from ..atomic_io import hold, remove_temporaries
 from ..checkpoint_files import local_path
-from .database import FILE_NAME, RunError
+from .database import FILE_NAME, RunDatabase, RunError
 from .recorders import REPLAY, TRAJECTORIES, VIDEOS
 from .results import EVALUATIONS, REPORT, RESULTS, TIMING
 
@@ -39,6 +39,8 @@ def default_folder(source: str) -> Path:
 def run_lock(folder: Path) -> Iterator[None]:
     """Lock a folder against other runs while the `with` block runs; created if needed, removed if left empty.
 
+    Files that a process was writing when it was killed are removed.
+
     Raises:
         RunError: another process plays into it.
         OSError: the folder cannot be created.
@@ -52,6 +54,8 @@ def run_lock(folder: Path) -> Iterator[None]:
     except OSError:  # a file system without locks
         pass
     try:
+        for name in (RESULTS, EVALUATIONS, TIMING, REPLAY):
+            remove_temporaries(folder / name)
         yield
     finally:
         if descriptor is not None:
@@ -83,6 +87,9 @@ def set_aside(folder: Path) -> Path | None:
     files = [path for name in _NAMES if (path := folder / name).exists()]
     if not files:
         return None
+    with contextlib.suppress(RunError):  # such as of another version
+        RunDatabase(folder).close()  # which takes in the log of a process that was killed
+        files = [path for path in files if path.exists()]
     aside = next(path for number in itertools.count(1) if not (path := folder / f"earlier-{number}").exists())
     aside.mkdir()
     for path in files:

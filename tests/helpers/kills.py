@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ FLAGS = ("--model_name_or_path", "jat-mini", "--use_cpu", "--max_steps", "60", "
 LAST_EPISODE = "The environments could take"
 """Part of the message that is printed when the last episode has ended, before the files are written."""
 
-_END_SECONDS = 60.0
+_MOST_SECONDS, _END_SECONDS, _PAUSE = 300.0, 20.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,19 @@ class Command:
 
     def wait(self) -> int:
         """Wait until the process has ended, and all others of its session, and return its exit code."""
-        code = self.process.wait(timeout=600)
-        self._reader.join(_END_SECONDS)
-        end = time.monotonic() + _END_SECONDS
-        while left := processes_of(self.process.pid):
-            assert time.monotonic() < end, f"processes are left: {[command_of(pid) for pid in left]}"
-            time.sleep(0.02)
-        return code
+        self._await(lambda: self.process.poll() is not None, _MOST_SECONDS)
+        self._await(lambda: not processes_of(self.process.pid), _END_SECONDS)
+        self._reader.join()
+        return self.process.wait()
+
+    def _await(self, is_true: Callable[[], bool], seconds: float) -> None:
+        """Wait until something is true; at most so long, of time in which this process is not stopped."""
+        for _ in range(int(seconds / _PAUSE)):
+            if is_true():
+                return
+            time.sleep(_PAUSE)
+        left = [command_of(pid) for pid in processes_of(self.process.pid)]
+        raise AssertionError(f"these processes are left: {left}; {self.said}")
 
 
 def processes_of(session: int) -> list[int]:
