@@ -28,7 +28,7 @@ FLAGS = ("--model_name_or_path", "jat-mini", "--use_cpu", "--max_steps", "60", "
 LAST_EPISODE = "The environments could take"
 """Part of the message that is printed when the last episode has ended, before the files are written."""
 
-_MOST_SECONDS, _END_SECONDS, _PAUSE = 300.0, 20.0, 0.02
+_MOST_SECONDS, _END_SECONDS, _PAUSE = 1800.0, 30.0, 0.02
 
 
 @dataclass(frozen=True)

@@ -162,10 +162,11 @@ def test_number_of_workers() -> None:
 
 
 def test_number_of_environments_for_which_an_engine_has_room() -> None:
-    assert share_room(None, 0, None) == (1, 64)
-    assert share_room(None, 2, None) == (2, 32)
-    assert share_room(None, 2, 100) == (2, 100)
-    assert share_room(10, 2, None) == (2, 5)
-    assert share_room(1, 2, None) == (1, 1)
+    assert share_room(None, 0, None, 1000) == (1, 64)
+    assert share_room(None, 2, None, 1000) == (2, 32)
+    assert share_room(None, 2, 100, 1000) == (2, 100)
+    assert share_room(10, 2, None, 1000) == (2, 5)
+    assert share_room(1, 2, None, 1000) == (1, 1)
+    assert share_room(10, 2, 6, 10) == (2, 6), "no more are open at a time than there are episodes"
     with pytest.raises(RunError, match="--num_envs: expected at most 5 environments in each of 2 processes"):
-        share_room(10, 2, 6)
+        share_room(10, 2, 6, 11)
