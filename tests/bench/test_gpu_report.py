@@ -344,13 +344,29 @@ def test_verdicts_are_read_from_the_sanitizer() -> None:
 
 
 def test_rows_are_read_from_ncu() -> None:
-    output = """==PROF== Connected
-"ID","Kernel Name","Grid Size","gpu__time_duration.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed"
-"","","","us","%"
-"0","step","(128, 1, 1)","61.5","71.2"
-"""
+    stall = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
+    names = [
+        "ID",
+        "Kernel Name",
+        "Grid Size",
+        "gpu__time_duration.sum",
+        "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    ]
+    names += [stall.format(reason) for reason in ("barrier", "no_instruction", "drain")]
+    rows = [
+        names,
+        ["", "", "", "us", "%", "inst", "inst", "inst"],
+        ["0", "step", "(128, 1, 1)", "61.5", "71.2", "1.5", "2.25", "0.01"],
+    ]
+    output = "==PROF== Connected\n" + "".join(",".join(f'"{cell}"' for cell in row) + "\n" for row in rows)
     assert counters.parse(output) == [
-        {"kernel": "step", "grid": "(128, 1, 1)", "duration us": "61.5", "DRAM %": "71.2"}
+        {
+            "kernel": "step",
+            "grid": "(128, 1, 1)",
+            "duration us": "61.5",
+            "DRAM %": "71.2",
+            "warps stalled": "no_instruction 2.25, barrier 1.50",
+        }
     ]
     assert counters.parse("==ERROR== no") == []
 
