@@ -16,6 +16,7 @@ constexpr int kPagesAhead = 3;  // that are fetched before they are scored: 12 K
 
 // Two pages keep twice as many sums going, where the registers hold them.
 constexpr int kPagesAtOnce = kLanes == 16 ? 2 : 1;
+constexpr int kLinesPerSlot = 4;
 
 // The page of a slot. Slots count from the start of the session's first page.
 inline uint8_t* page_of(const AttentionItem& item, int slot) {
@@ -62,15 +63,28 @@ inline float* scales_behind(uint8_t* elements, int padded_head_dim) {
   return reinterpret_cast<float*>(elements + static_cast<size_t>(padded_head_dim) * kPageSize);
 }
 
-// Fetch a page's keys and values of the head `heads_on` heads on into the second-level cache. Pages are too short
-// for the processor to recognise a stream, and fetching them into the first level is limited by its few miss
-// buffers to half the rate (9 and 17 GB/s for a core).
-template <typename Cache>
-inline void fetch_page(const AttentionItem& item, int page, int heads_on) {
-  const size_t bytes = head_bytes(Cache::kDType, item.padded_head_dim);
-  const uint8_t* begin = page_of(item, page * kPageSize) + heads_on * bytes;
-  for (size_t i = 0; i < bytes; i += kGroupBytes) __builtin_prefetch(begin + i, 0, 2);
-}
+// Fetches one head's keys and values in a page into the second-level cache, some lines at a time. Pages are too
+// short for the processor to recognise a stream, and fetching them into the first level is limited by its few
+// miss buffers to half the rate (9 and 17 GB/s for a core).
+class PageFetcher {
+ public:
+  // Of no page.
+  PageFetcher() = default;
+  // heads_on: which head, counted from the item's own.
+  PageFetcher(const AttentionItem& item, int page, int heads_on)
+      : next_(page_of(item, page * kPageSize) + heads_on * head_bytes(item.kv_dtype, item.padded_head_dim)),
+        end_(next_ + head_bytes(item.kv_dtype, item.padded_head_dim)) {}
+
+  void fetch(int num_lines) {
+    for (int i = 0; i < num_lines && next_ < end_; ++i, next_ += kGroupBytes) __builtin_prefetch(next_, 0, 2);
+  }
+  void fetch_rest() {
+    for (; next_ < end_; next_ += kGroupBytes) __builtin_prefetch(next_, 0, 2);
+  }
+
+ private:
+  const uint8_t *next_ = nullptr, *end_ = nullptr;
+};
 
 // Write the new tokens' keys and values into their pages.
 template <typename Cache>
@@ -148,7 +162,8 @@ struct Queries {
 // scores[q, 16 p + i] = queries[q] . key i of page `page` + p, for p < Pages. Not scaled by 1 / sqrt(head_dim):
 // GPT-Neo omits that.
 template <typename Cache, int NumQueries, int Pages>
-inline void score_pages(const AttentionItem& item, const Queries& queries, int page, float* scores) {
+inline void score_pages(const AttentionItem& item, const Queries& queries, int page, PageFetcher fetcher,
+                        float* scores) {
   using Dot = typename Cache::Dot;
   constexpr int kOperands = NumQueries * kPlanes<Cache>;
   uint8_t* keys[Pages];
@@ -158,6 +173,7 @@ inline void score_pages(const AttentionItem& item, const Queries& queries, int p
     for (int q = 0; q < kOperands; ++q) acc[p][q] = Dot::zero();
 
   for (int g = 0; g < queries.groups; ++g) {
+    fetcher.fetch(2);
     typename Dot::Weights w[Pages];
     for (int p = 0; p < Pages; ++p) w[p] = Dot::weights(keys[p] + static_cast<size_t>(g) * kGroupBytes);
     for (int q = 0; q < kOperands; ++q) {
@@ -165,6 +181,8 @@ inline void score_pages(const AttentionItem& item, const Queries& queries, int p
       for (int p = 0; p < Pages; ++p) acc[p][q] = Dot::dot(acc[p][q], w[p], a);
     }
   }
+
+  fetcher.fetch_rest();
 
   for (int p = 0; p < Pages; ++p)
     for (int q = 0; q < NumQueries; ++q) {
@@ -221,10 +239,14 @@ inline void weigh_values(const AttentionItem& item, int first_page, int low, int
   for (int begin = low; begin < high;) {
     const int slot_end = (begin / kPageSize + 1) * kPageSize;
     const int end = slot_end < high ? slot_end : high;
-    if (item.is_next && d == 0) fetch_page<Cache>(item, begin / kPageSize, 1);
+    const int page = begin / kPageSize;
+    PageFetcher fetcher;
+    if (item.is_next && d == 0 && (page - first_page) % kPagesAtOnce == kPagesAtOnce - 1)
+      fetcher = PageFetcher(item, page, 1);
     const Element* values = reinterpret_cast<const Element*>(page_of(item, begin) + item.values_offset) + d;
     for (int slot = begin; slot < end; ++slot) {
       const Element* row = values + static_cast<size_t>(slot % kPageSize) * item.padded_head_dim;
+      fetcher.fetch(kLinesPerSlot);
       V v[Vectors];
       for (int i = 0; i < Vectors; ++i) v[i] = Cache::load_values(row + i * kLanes);
       for (int q = 0; q < NumQueries; ++q) {
@@ -233,6 +255,7 @@ inline void weigh_values(const AttentionItem& item, int first_page, int low, int
         for (int i = 0; i < Vectors; ++i) acc[q][i] = fma(p, v[i], acc[q][i]);
       }
     }
+    fetcher.fetch_rest();
     begin = end;
   }
 
@@ -276,18 +299,23 @@ void attend_queries(const AttentionItem& item, int first) {
   const Queries prepared = {queries, query_scales, groups};
   const int first_page = low[0] / kPageSize, end_page = (high[NumQueries - 1] + kPageSize - 1) / kPageSize;
   const int slots = (end_page - first_page) * kPageSize, base = first_page * kPageSize;
+  // Meanwhile memory is read: this head's pages, unless they have been fetched, and the next head's, a part of
+  // them during the scores and the others during the sum of values.
   if (!item.is_fetched)
     for (int page = first_page; page < end_page && page < first_page + kPagesAhead; ++page)
-      fetch_page<Cache>(item, page, 0);
+      PageFetcher(item, page, 0).fetch_rest();
   for (int page = first_page; page < end_page; page += kPagesAtOnce) {
-    if (!item.is_fetched)
+    PageFetcher fetcher;
+    if (!item.is_fetched) {
       for (int p = page + kPagesAhead; p < end_page && p < page + kPagesAhead + kPagesAtOnce; ++p)
-        fetch_page<Cache>(item, p, 0);
+        PageFetcher(item, p, 0).fetch_rest();
+    } 
+    if (item.is_next && kPagesAtOnce > 1) fetcher = PageFetcher(item, page, 1);
     float* scores = item.scratch + (page - first_page) * kPageSize;
     if (page + kPagesAtOnce <= end_page)
-      score_pages<Cache, NumQueries, kPagesAtOnce>(item, prepared, page, scores);
+      score_pages<Cache, NumQueries, kPagesAtOnce>(item, prepared, page, fetcher, scores);
     else
-      score_pages<Cache, NumQueries, 1>(item, prepared, page, scores);
+      score_pages<Cache, NumQueries, 1>(item, prepared, page, fetcher, scores);
   }
 
   float inverse[NumQueries];
