@@ -306,10 +306,9 @@ void attend_queries(const AttentionItem& item, int first) {
       PageFetcher(item, page, 0).fetch_rest();
   for (int page = first_page; page < end_page; page += kPagesAtOnce) {
     PageFetcher fetcher;
-    if (!item.is_fetched) {
+    if (!item.is_fetched)
       for (int p = page + kPagesAhead; p < end_page && p < page + kPagesAhead + kPagesAtOnce; ++p)
         PageFetcher(item, p, 0).fetch_rest();
-    } 
     if (item.is_next && kPagesAtOnce > 1) fetcher = PageFetcher(item, page, 1);
     float* scores = item.scratch + (page - first_page) * kPageSize;
     if (page + kPagesAtOnce <= end_page)
@@ -365,6 +364,8 @@ void attend(const AttentionItem& item) {
       return attend_as<CacheBF16>(item);
     case DType::kInt8:
       return attend_as<CacheI8>(item);
+    case DType::kInt4:
+      return;  // weights only
   }
 }
 

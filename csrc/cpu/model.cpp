@@ -88,7 +88,7 @@ void Model::reserve(int num_tokens) {
 
 Operand Model::prepare(DType dtype, const float* x, int x_stride, int columns, const int* rows,
                        int num_tokens, const float* norm_weight, const float* norm_bias) {
-  const int stride = num_groups(dtype, columns);
+  const int stride = jat::operand_words(dtype, columns);
   pool_.run(num_tokens, kTokensPerPiece, [&](int begin, int end, int thread) {
     float* normal = scratch_[thread].normal.data();
     for (int t = begin; t < end; ++t) {
@@ -105,10 +105,9 @@ Operand Model::prepare(DType dtype, const float* x, int x_stride, int columns, c
 }
 
 int Model::product_piece(const Linear& linear, int num_tokens) const {
-  const size_t block_bytes = static_cast<size_t>(linear.operand_stride()) * kGroupBytes;
+  const size_t part_bytes = linear.block_bytes() * std::max(1, num_tokens / kTokensPerRead);
   // A multiple of two blocks, so that no panel is split.
-  return round_up(
-      piece_size(linear.num_blocks(), block_bytes * std::max(1, num_tokens / kTokensPerRead), pool_.size()), 2);
+  return round_up(piece_size(linear.num_blocks(), part_bytes, pool_.size()), 2);
 }
 
 void Model::multiply(const Linear& linear, const Operand& operand, int num_tokens, Epilogue epilogue,
@@ -123,10 +122,9 @@ void Model::multiply(const Linear& linear, const Operand& operand, int num_token
 const Ahead* Model::ahead_of(const Linear& linear, int num_tokens) {
   const int size = product_piece(linear, num_tokens);
   if (num_tokens > kMaxTokensAhead || size >= linear.num_blocks()) return nullptr;
-  const size_t block_bytes = static_cast<size_t>(linear.operand_stride()) * kGroupBytes;
   for (int thread = 0; thread < pool_.size(); ++thread) {
-    const uint8_t* begin =
-        linear.view().panels + pool_.first_part(linear.num_blocks(), size, thread) * block_bytes;
+    const int block = pool_.first_part(linear.num_blocks(), size, thread);
+    const uint8_t* begin = linear.view().panels + block * linear.block_bytes();
     for (int i = 0; i < Ahead::kChunks; ++i) ahead_[thread].chunks[i] = begin + i * Ahead::kChunkBytes;
   }
   return ahead_.data();
