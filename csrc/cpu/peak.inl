@@ -9,7 +9,7 @@ namespace {
 // none waits for its last product. out: [kBlockRows], so that they are not optimised away.
 template <typename Dot>
 void repeat_dots_as(int count, float* out) {
-  constexpr int kSums = kMaxTokens * kMaxBlocks;
+  constexpr int kSums = Dot::kMaxTokens * kMaxBlocks;
   uint8_t group[kGroupBytes];
   uint32_t words[kSums];  // any numbers that are ordinary ones in each format
   std::memset(group, 0x3c, sizeof(group));
@@ -48,6 +48,7 @@ void repeat_dots(DType dtype, int count, float* out) {
     case DType::kBFloat16:
       return repeat_dots_as<DotBF16>(count, out);
     case DType::kInt8:
+    case DType::kInt4:  // the same instructions
       return repeat_dots_as<DotI8>(count, out);
   }
 }
