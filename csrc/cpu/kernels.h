@@ -149,6 +149,9 @@ struct Kernels {
   // 16 channels of [num_pixels, channels], in place: zero mean, unit variance, leaky ReLU. means: [16], of
   // the result.
   void (*normalize_channels)(float* x, int num_pixels, int channels, float* means);
+
+  // About `count` dot products of a group of weights, from registers. out: [16], of no meaning.
+  void (*repeat_dots)(DType dtype, int count, float* out);
 };
 
 // isa/*.cpp; the first two on x86-64 only.

@@ -11,8 +11,7 @@ namespace {
 constexpr int kLanes = 16;
 
 // A tile of a linear layer: 16 accumulators of 32 registers.
-constexpr int kMaxTokens = 8, kMaxBlocks = 2;
-constexpr int kMaxInt4Tokens = 4;  // an int4 tile has two accumulators each
+constexpr int kMaxBlocks = 2;
 
 using V = __m512;
 
@@ -60,6 +59,7 @@ inline V load_u8(const uint8_t* p) {
 // Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
 struct DotF32 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 8;
   using Accumulator = V;
   using Weights = __m512;
   using Activation = __m512;
@@ -74,6 +74,7 @@ struct DotF32 {
 
 struct DotBF16 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 8;
   using Accumulator = V;
   using Weights = __m512bh;
   using Activation = __m512bh;
@@ -88,6 +89,7 @@ struct DotBF16 {
 
 struct DotI8 {
   static constexpr bool kIsInteger = true;
+  static constexpr int kMaxTokens = 8;
   using Accumulator = __m512i;
   using Weights = __m512i;
   using Activation = __m512i;
@@ -103,6 +105,7 @@ struct DotI8 {
 
 // Dot products of 64 bytes of codes, 16 rows of 8 columns, with 8 bytes of activations.
 struct DotI4 {
+  static constexpr int kMaxTokens = 6;
   using Accumulator = __m512i;
   struct Weights {
     __m512i low, high;  // columns 0-3, columns 4-7

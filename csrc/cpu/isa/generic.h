@@ -14,8 +14,7 @@ namespace {
 constexpr int kLanes = 4;
 
 // A tile of a linear layer.
-constexpr int kMaxTokens = 4, kMaxBlocks = 1;
-constexpr int kMaxInt4Tokens = 3;
+constexpr int kMaxBlocks = 1;
 
 typedef float V __attribute__((vector_size(16)));
 typedef int32_t Vi __attribute__((vector_size(16)));
@@ -92,6 +91,7 @@ inline V load_u8(const uint8_t* p) {
 // Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
 struct DotF32 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 4;
   struct Accumulator {
     V part[4];
   };
@@ -118,6 +118,7 @@ struct DotF32 {
 
 struct DotBF16 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 4;
   using Accumulator = DotF32::Accumulator;
   struct Weights {
     DotF32::Weights even, odd;  // the two columns
@@ -148,6 +149,7 @@ struct DotBF16 {
 
 struct DotI8 {
   static constexpr bool kIsInteger = true;
+  static constexpr int kMaxTokens = 4;
   struct Accumulator {
     int32_t row[16];
   };
@@ -175,6 +177,7 @@ struct DotI8 {
 
 // Dot products of 64 bytes of codes, 16 rows of 8 columns, with 8 bytes of activations.
 struct DotI4 {
+  static constexpr int kMaxTokens = 3;
   struct Accumulator {
     int32_t row[16];
   };
