@@ -24,6 +24,19 @@ def instruction_sets() -> list[str]:
 def read_bandwidth(num_bytes: int, num_threads: int, repeats: int = 5) -> float:
     """Return the bytes per second that the threads read together, the median of `repeats` passes over `num_bytes`."""
 
+def dot_peak(dtype: str, num_threads: int, repeats: int = 9, instruction_set: str = "auto") -> float:
+    """Return the most multiply-adds per second that the threads compute together, the median of `repeats`.
+
+    They are dot products of registers, by the instructions that linear layers of `dtype` use: nothing is loaded but one
+    word for each 4 to 16 of them. A multiplication and an addition count as one operation.
+
+    Args:
+        dtype: "float32", "bfloat16" or "int8".
+        num_threads: the caller included.
+        repeats: measurements of about a millisecond.
+        instruction_set: one of `instruction_sets()`, or "auto".
+    """
+
 INT4_COLUMNS: int
 """Columns that share a scale and a minimum in int4."""
 INT4_MINIMUM_UNIT: int

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "../bandwidth.h"
+#include "../dot_peak.h"
 
 namespace py = pybind11;
 
@@ -85,6 +86,15 @@ double measure_bandwidth(size_t num_bytes, int num_threads, int repeats) {
   expect(repeats >= 1, "repeats: expected at least 1, got ", repeats);
   const py::gil_scoped_release release;
   return read_bandwidth(num_bytes, num_threads, repeats);
+}
+
+double measure_dot_peak(const std::string& dtype, int num_threads, int repeats,
+                        const std::string& instruction_set) {
+  expect(num_threads >= 1, "num_threads: expected at least 1, got ", num_threads);
+  expect(repeats >= 1, "repeats: expected at least 1, got ", repeats);
+  const DType type = to_dtype("dtype", dtype);
+  const py::gil_scoped_release release;
+  return dot_peak(type, num_threads, repeats, instruction_set);
 }
 
 // ---- linear layers

@@ -36,6 +36,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("instruction_sets", &jat::available_kernels);
   module.def("read_bandwidth", &calls::measure_bandwidth, py::arg("num_bytes"), py::arg("num_threads"),
              py::arg("repeats") = 5);
+  module.def("dot_peak", &calls::measure_dot_peak, py::arg("dtype"), py::arg("num_threads"),
+             py::arg("repeats") = 9, py::arg("instruction_set") = "auto");
 
   module.attr("INT4_COLUMNS") = jat::kInt4Columns;
   module.attr("INT4_MINIMUM_UNIT") = jat::kInt4MinimumUnit;
