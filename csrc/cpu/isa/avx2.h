@@ -47,6 +47,9 @@ inline V load_bf16(const uint16_t* p) {
   const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
 }
+inline V load_i8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 // Rounds to nearest, ties to even.
 inline void store_bf16(uint16_t* p, V v) {
   const __m256i bits = _mm256_castps_si256(v);

@@ -39,6 +39,9 @@ inline V load_bf16(const uint16_t* p) {
   const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
 }
+inline V load_i8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 inline void store_bf16(uint16_t* p, V v) {
   const __m256bh half = _mm512_cvtneps_pbh(v);
   __builtin_memcpy(p, &half, sizeof(half));

@@ -63,6 +63,10 @@ inline float from_bf16(uint16_t bits) {
 inline V load_bf16(const uint16_t* p) {
   return V{from_bf16(p[0]), from_bf16(p[1]), from_bf16(p[2]), from_bf16(p[3])};
 }
+inline V load_i8(const int8_t* p) {
+  return V{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+           static_cast<float>(p[3])};
+}
 // Rounds to nearest, ties to even.
 inline void store_bf16(uint16_t* p, V v) {
   for (int i = 0; i < kLanes; ++i) {
