@@ -100,7 +100,7 @@ class Model:
     ) -> None:
         """
         Args:
-            kv_dtype: type of keys and values, "float32" or "bfloat16".
+            kv_dtype: type of keys and values, "float32", "bfloat16", or "int8" with one scale per token and head.
             position_table: [positions, H].
             num_threads: the caller included.
             spin_us: microseconds that an idle worker spins before it sleeps.

@@ -6,5 +6,8 @@ DTYPES = ("float32", "bfloat16", "float16", "int8", "int4")
 CPU_DTYPES = ("float32", "bfloat16", "int8", "int4")
 """Those of the native CPU backend."""
 
+KV_DTYPES = {"cpu": ("auto", "bfloat16", "int8"), "cuda": ("auto", "float8_e4m3"), "torch": ("auto",)}
+"""Names of the types that each backend's cached keys and values can have; "auto" follows the weights."""
+
 QUANTIZED_DTYPES = ("int8", "int4")
 """Those whose weights are whole numbers with scales."""

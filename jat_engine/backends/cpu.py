@@ -52,6 +52,7 @@ class CpuBackend:
         num_threads: int | None = None,
         spin_us: int = 200,
         instruction_set: str = "auto",
+        kv_dtype: str = "auto",
     ) -> None:
         """Pack the weights and start the threads.
 
@@ -63,6 +64,8 @@ class CpuBackend:
                 the process may use cause a warning.
             spin_us: microseconds that idle threads spin for the next call before they sleep; at least 50.
             instruction_set: "avx512", "avx2", "generic", or "auto" for the best available.
+            kv_dtype: of cached keys and values: "bfloat16", "int8" with one scale per token and head, or "auto" for
+                float32 with float32 weights and bfloat16 with others.
 
         Raises:
             CheckpointError: a weight is missing or invalid.
@@ -82,7 +85,8 @@ class CpuBackend:
                 f"instruction_set: expected one of {', '.join(available)} on this processor, got {instruction_set!r}"
             )
         position_table = _numpy(weights.get("transformer.wpe.weight"))
-        kv_dtype = "float32" if dtype == "float32" else "bfloat16"
+        if kv_dtype == "auto":
+            kv_dtype = "float32" if dtype == "float32" else "bfloat16"
         try:
             self._model = _cpu.Model(
                 config.hidden_size, config.num_heads, kv_dtype, position_table, threads, spin_us, instruction_set

@@ -173,8 +173,8 @@ std::unique_ptr<Model> make_model(int hidden_size, int num_heads, const std::str
          " dimensions and ", position_table.size(), " numbers");
   expect(num_threads >= 1, "num_threads: expected at least 1, got ", num_threads);
   expect(spin_us >= 0, "spin_us: expected at least 0, got ", spin_us);
-  expect(kv_dtype == "float32" || kv_dtype == "bfloat16", "kv_dtype: expected float32 or bfloat16, got ",
-         kv_dtype);
+  expect(kv_dtype == "float32" || kv_dtype == "bfloat16" || kv_dtype == "int8",
+         "kv_dtype: expected float32, bfloat16 or int8, got ", kv_dtype);
   return std::make_unique<Model>(hidden_size, num_heads, to_dtype("kv_dtype", kv_dtype),
                                  to_vector(position_table), num_threads, spin_us, instruction_set);
 }
