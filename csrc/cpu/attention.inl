@@ -368,6 +368,8 @@ void attend(const AttentionItem& item) {
       return attend_as<CacheBF16>(item);
     case DType::kInt8:
       return attend_as<CacheI8>(item);
+    case DType::kInt4:
+      return;  // pages are not stored so
   }
 }
 

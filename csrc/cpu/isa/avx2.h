@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kLanes = 8;
 
-// A tile of a linear layer: 8 accumulators of 16 registers.
+// A tile of a linear layer is a dot product's kMaxTokens tokens and these blocks: 8 of 16 registers are sums.
 constexpr int kMaxBlocks = 1;
 
 using V = __m256;
@@ -73,7 +73,7 @@ inline V load_u8(const uint8_t* p) {
 // Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
 struct DotF32 {
   static constexpr bool kIsInteger = false;
-  static constexpr int kMaxTokens = 6;
+  static constexpr int kMaxTokens = 4;
   struct Accumulator {
     V low, high;  // rows 0-7, rows 8-15
   };

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kLanes = 4;
 
-// A tile of a linear layer.
+// A tile of a linear layer is a dot product's kMaxTokens tokens and these blocks.
 constexpr int kMaxBlocks = 1;
 
 typedef float V __attribute__((vector_size(16)));
