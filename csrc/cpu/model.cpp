@@ -66,7 +66,9 @@ void Model::set_final_norm(std::vector<float> weight, std::vector<float> bias) {
   reserve(kMaxStepTokens);
 }
 
-size_t Model::page_bytes() const { return layers_.size() * num_heads_ * head_bytes(); }
+size_t Model::page_bytes() const {
+  return layers_.size() * num_heads_ * head_bytes();
+}
 
 int Model::operand_words() const { return std::max(max_inner_, padded_hidden_); }
 
@@ -103,10 +105,9 @@ Operand Model::prepare(DType dtype, const float* x, int x_stride, int columns, c
 }
 
 int Model::product_piece(const Linear& linear, int num_tokens) const {
+  const size_t part_bytes = linear.block_bytes() * std::max(1, num_tokens / kTokensPerRead);
   // A multiple of two blocks, so that no panel is split.
-  return round_up(piece_size(linear.num_blocks(),
-                             linear.block_bytes() * std::max(1, num_tokens / kTokensPerRead), pool_.size()),
-                  2);
+  return round_up(piece_size(linear.num_blocks(), part_bytes, pool_.size()), 2);
 }
 
 void Model::multiply(const Linear& linear, const Operand& operand, int num_tokens, Epilogue epilogue,
@@ -122,8 +123,8 @@ const Ahead* Model::ahead_of(const Linear& linear, int num_tokens) {
   const int size = product_piece(linear, num_tokens);
   if (num_tokens > kMaxTokensAhead || size >= linear.num_blocks()) return nullptr;
   for (int thread = 0; thread < pool_.size(); ++thread) {
-    const uint8_t* begin =
-        linear.view().panels + pool_.first_part(linear.num_blocks(), size, thread) * linear.block_bytes();
+    const int block = pool_.first_part(linear.num_blocks(), size, thread);
+    const uint8_t* begin = linear.view().panels + block * linear.block_bytes();
     for (int i = 0; i < Ahead::kChunks; ++i) ahead_[thread].chunks[i] = begin + i * Ahead::kChunkBytes;
   }
   return ahead_.data();

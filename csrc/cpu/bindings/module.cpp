@@ -8,6 +8,7 @@
 
 #include "../dispatch.h"
 #include "calls.h"
+#include "quick_step.h"
 
 namespace py = pybind11;
 namespace calls = jat::bindings;
@@ -87,4 +88,12 @@ PYBIND11_MODULE(_cpu, module) {
            py::arg("gate_in").noconvert(), py::arg("gate_out").noconvert())
       .def("set_linear", &jat::ImageEncoder::set_linear)
       .def("encode", &calls::encode_frames, py::arg("model"), py::arg("frames"));
+
+  py::class_<calls::QuickStep>(module, "QuickStep")
+      .def(py::init<py::object, py::object, py::object, std::shared_ptr<jat::Linear>, calls::Array<uint8_t>,
+                    int, bool>(),
+           py::arg("model"), py::arg("encoder"), py::arg("action_encoder"), py::arg("head"),
+           py::arg("pool").noconvert(), py::arg("num_values"), py::arg("has_mission"))
+      .def("read", &calls::QuickStep::read)
+      .def("run", &calls::QuickStep::run);
 }
