@@ -16,20 +16,6 @@ using jat::Operand;
 
 constexpr int kPrefetchBytes = 6144;  // ahead of the weights that are being multiplied
 
-// Bytes q + 128 of 32 columns -> the group of an int4 layer: 32 bytes q, since the codes are the unsigned
-// operand there, and -16 times their sum in float32.
-inline void store_int4_group(const uint8_t* bytes, uint32_t* group) {
-  int8_t* signed_bytes = reinterpret_cast<int8_t*>(group);
-  int32_t sum = 0;
-  for (int i = 0; i < jat::kInt4Columns; ++i) {
-    const int8_t q = static_cast<int8_t>(bytes[i] ^ 0x80);
-    signed_bytes[i] = q;
-    sum += q;
-  }
-  const float offset = static_cast<float>(-jat::kInt4MinimumUnit * sum);
-  std::memcpy(group + jat::kInt4Columns / 4, &offset, sizeof(offset));
-}
-
 // x [columns] -> groups of 4 bytes: 1 float32, 2 bfloat16 or 4 int8; int4: groups of 32 columns. Padding is
 // zero.
 //
@@ -68,14 +54,21 @@ void prepare(DType dtype, const float* x, int columns, uint32_t* groups, float* 
   if (!usable) *scale = __builtin_nanf("");
   const V factor = broadcast(usable ? inverse : 0.0F);
   if (dtype == DType::kInt4) {
+    // A group is 32 bytes q, since the codes are the unsigned operand here, and -16 times their sum in float32.
+    constexpr int kBytesWords = jat::kInt4Columns / 4;
     for (int i = 0; i < columns; i += jat::kInt4Columns, groups += jat::kInt4GroupWords) {
       uint8_t bytes[jat::kInt4Columns];
+      V sum = zero;  // of whole numbers, so in any order
       for (int j = 0; j < jat::kInt4Columns; j += kLanes) {
         const float* source = i + j < full ? x + i + j : tail;
         const V q = i + j < columns && usable ? round(mul(load(source), factor)) : zero;
         store_offset_u8(bytes + j, q);
+        sum = add(sum, q);
       }
-      store_int4_group(bytes, groups);
+      std::memcpy(groups, bytes, sizeof(bytes));
+      for (int j = 0; j < kBytesWords; ++j) groups[j] ^= 0x80808080;
+      const float offset = static_cast<float>(-jat::kInt4MinimumUnit * static_cast<int>(reduce_add(sum)));
+      std::memcpy(groups + kBytesWords, &offset, sizeof(offset));
     }
     return;
   }

@@ -46,14 +46,18 @@ inline void tile(DotI4 dot, const Product& product, int token, int block) {
 
     JAT_UNROLL
     for (int w = 0; w < kInt4Columns / 8; ++w) {
+      DotI4::Weights codes[Blocks];
       JAT_UNROLL
       for (int b = 0; b < Blocks; ++b) {
         const uint8_t* p = group + (2 * w + side + b) * kGroupBytes;
         __builtin_prefetch(p + kPrefetchBytes, 0, 3);
-        const DotI4::Weights codes = DotI4::weights(p);
+        codes[b] = DotI4::weights(p);
+      }
+      JAT_UNROLL
+      for (int t = 0; t < Tokens; ++t) {
+        const DotI4::Activation a = DotI4::activation(words + t * stride + 2 * w);
         JAT_UNROLL
-        for (int t = 0; t < Tokens; ++t)
-          dots[t * Blocks + b] = DotI4::dot(dots[t * Blocks + b], codes, words + t * stride + 2 * w);
+        for (int b = 0; b < Blocks; ++b) dots[t * Blocks + b] = DotI4::dot(dots[t * Blocks + b], codes[b], a);
       }
     }
 

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kLanes = 8;
 
-// A tile of a linear layer: 8 accumulators of 16 registers.
+// A tile of a linear layer is a dot product's kMaxTokens tokens and these blocks: 8 of 16 registers are sums.
 constexpr int kMaxBlocks = 1;
 
 using V = __m256;
@@ -73,7 +73,7 @@ inline V load_u8(const uint8_t* p) {
 // Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
 struct DotF32 {
   static constexpr bool kIsInteger = false;
-  static constexpr int kMaxTokens = 6;
+  static constexpr int kMaxTokens = 4;
   struct Accumulator {
     V low, high;  // rows 0-7, rows 8-15
   };
@@ -174,6 +174,9 @@ struct DotI4 {
   struct Weights {
     __m256i low[2], high[2];  // columns 0-3, columns 4-7
   };
+  struct Activation {
+    __m256i low, high;
+  };
   static Accumulator zero() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
   static Weights weights(const void* p) {
     const __m256i mask = _mm256_set1_epi8(15);
@@ -185,12 +188,13 @@ struct DotI4 {
     }
     return w;
   }
-  static Accumulator dot(Accumulator acc, const Weights& w, const uint32_t* a) {
-    const __m256i low = _mm256_set1_epi32(static_cast<int>(a[0]));
-    const __m256i high = _mm256_set1_epi32(static_cast<int>(a[1]));
+  static Activation activation(const uint32_t* p) {
+    return {_mm256_set1_epi32(static_cast<int>(p[0])), _mm256_set1_epi32(static_cast<int>(p[1]))};
+  }
+  static Accumulator dot(Accumulator acc, const Weights& w, const Activation& a) {
     for (int i = 0; i < 2; ++i) {
-      acc.part[i] = _mm256_add_epi16(acc.part[i], _mm256_maddubs_epi16(w.low[i], low));
-      acc.part[i] = _mm256_add_epi16(acc.part[i], _mm256_maddubs_epi16(w.high[i], high));
+      acc.part[i] = _mm256_add_epi16(acc.part[i], _mm256_maddubs_epi16(w.low[i], a.low));
+      acc.part[i] = _mm256_add_epi16(acc.part[i], _mm256_maddubs_epi16(w.high[i], a.high));
     }
     return acc;
   }

@@ -10,7 +10,8 @@ namespace {
 
 constexpr int kLanes = 16;
 
-// A tile of a linear layer: 16 accumulators of 32 registers.
+// A tile of a linear layer is a dot product's kMaxTokens tokens and these blocks: 16 of 32 registers are sums,
+// in int4 24.
 constexpr int kMaxBlocks = 2;
 
 using V = __m512;
@@ -110,14 +111,17 @@ struct DotI4 {
   struct Weights {
     __m512i low, high;  // columns 0-3, columns 4-7
   };
+  using Activation = Weights;
   static Accumulator zero() { return _mm512_setzero_si512(); }
   static Weights weights(const void* p) {
     const __m512i codes = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
     return {_mm512_and_si512(codes, mask), _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask)};
   }
-  static Accumulator dot(Accumulator acc, const Weights& w, const uint32_t* a) {
-    acc = _mm512_dpbusd_epi32(acc, w.low, _mm512_set1_epi32(static_cast<int>(a[0])));
-    return _mm512_dpbusd_epi32(acc, w.high, _mm512_set1_epi32(static_cast<int>(a[1])));
+  static Activation activation(const uint32_t* p) {
+    return {_mm512_set1_epi32(static_cast<int>(p[0])), _mm512_set1_epi32(static_cast<int>(p[1]))};
+  }
+  static Accumulator dot(Accumulator acc, const Weights& w, const Activation& a) {
+    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc, w.low, a.low), w.high, a.high);
   }
   static void to_float(Accumulator acc, V* out) { out[0] = _mm512_cvtepi32_ps(acc); }
 };

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kLanes = 4;
 
-// A tile of a linear layer.
+// A tile of a linear layer is a dot product's kMaxTokens tokens and these blocks.
 constexpr int kMaxBlocks = 1;
 
 typedef float V __attribute__((vector_size(16)));
@@ -182,14 +182,20 @@ struct DotI4 {
     int32_t row[16];
   };
   using Weights = const uint8_t*;
+  struct Activation {
+    int8_t column[8];
+  };
   static Accumulator zero() { return {}; }
   static Weights weights(const void* p) { return static_cast<const uint8_t*>(p); }
-  static Accumulator dot(Accumulator acc, Weights w, const uint32_t* a) {
-    int8_t columns[8];
-    std::memcpy(columns, a, sizeof(columns));
+  static Activation activation(const uint32_t* p) {
+    Activation a;
+    std::memcpy(a.column, p, sizeof(a));
+    return a;
+  }
+  static Accumulator dot(Accumulator acc, Weights w, const Activation& a) {
     for (int r = 0; r < 16; ++r)
       for (int c = 0; c < 4; ++c)
-        acc.row[r] += (w[4 * r + c] & 15) * columns[c] + (w[4 * r + c] >> 4) * columns[c + 4];
+        acc.row[r] += (w[4 * r + c] & 15) * a.column[c] + (w[4 * r + c] >> 4) * a.column[c + 4];
     return acc;
   }
   static void to_float(const Accumulator& acc, V* out) {
