@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import weakref
 from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -11,6 +16,7 @@ import torch
 from helpers import spaces
 from helpers.engines import EPISODE, Load, native, play
 
+import jat_engine
 from jat_engine import AgentSession, BatchError, InputError, JatEngine, SessionError
 from jat_engine.engine.sampling import DRAWS_AHEAD, Sampler
 from jat_engine.testing.spaces import Box, Discrete
@@ -242,9 +248,6 @@ def test_results_belong_to_the_caller(load: Load) -> None:
 
 def test_a_closed_engine_is_freed(load: Load, tiny_folder: Any) -> None:
     """A session that is kept does not hold what a quick step needs."""
-    import gc
-    import weakref
-
     engine = JatEngine.from_pretrained(tiny_folder, device="cpu", backend="cpu", dtype="float32")
     session = engine.open_session(WINDOW)
     for t in range(3):
@@ -260,7 +263,7 @@ def test_a_closed_engine_is_freed(load: Load, tiny_folder: Any) -> None:
 
 
 def test_draws_are_those_of_multinomial() -> None:
-    """In blocks, across changes of size, and after an interrupt between any two calls of C."""
+    """In blocks, and across changes of size."""
     sizes = [3] * (DRAWS_AHEAD + 5) + [7, 7, 3, 5] + [7] * (2 * DRAWS_AHEAD + 1)
     generator = torch.Generator().manual_seed(5)
     expected = [np.log(torch.empty(1, size).exponential_(generator=generator).numpy()) for size in sizes]
@@ -269,6 +272,45 @@ def test_draws_are_those_of_multinomial() -> None:
     for number, size in enumerate(sizes):
         for _ in range(2):  # refused once
             assert np.array_equal(sampler.draw(number, size), expected[number]), number
+
+
+@pytest.mark.parametrize("is_global", [False, True])
+def test_no_draw_is_lost_by_an_interrupt(is_global: bool) -> None:
+    """Whenever Ctrl-C comes: before a line of the sampler, or after a function in C that it calls."""
+    sizes = [3] * (DRAWS_AHEAD + 2) + [5] * 2
+    file = str(Path(jat_engine.__file__).parent / "engine" / "sampling.py")
+
+    def draw(at: int) -> tuple[list[bytes], int]:
+        """Return all draws, the `at`-th moment interrupted, and the number of moments."""
+        generator = None if is_global else torch.Generator().manual_seed(5)
+        torch.manual_seed(5)
+        sampler, seen, draws = Sampler(generator, 1), 0, []
+
+        def count(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal seen
+            if frame.f_code.co_filename == file and event in ("line", "c_return"):
+                seen += 1
+                if seen == at:
+                    raise KeyboardInterrupt
+            return count
+
+        for number, size in enumerate(sizes):
+            while len(draws) == number:
+                sys.settrace(count)
+                sys.setprofile(count)
+                try:
+                    draws.append(sampler.draw(number, size).tobytes())
+                except KeyboardInterrupt:
+                    pass
+                finally:
+                    sys.setprofile(None)
+                    sys.settrace(None)
+        return draws, seen
+
+    expected, num_moments = draw(0)
+    assert num_moments > 100
+    for at in range(1, num_moments + 1):
+        assert draw(at)[0] == expected, f"moment {at}"
 
 
 def test_nothing_is_drawn_ahead_from_the_global_generator() -> None:
