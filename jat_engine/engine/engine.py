@@ -357,6 +357,9 @@ class JatEngine:
         for outcome in runner.run([runner.parse(session.episodes, *inputs) for session in sessions]):
             if isinstance(outcome, InputError):
                 raise InputError(*outcome.args)  # not `outcome`, which this frame would keep alive, and it this frame
+        last = sessions[0].episodes.state.last
+        assert last is not None, "a step has been taken"
+        runner.find_quick_step(last)
 
     # ---- acting ----------------------------------------------------------------------------------------------------
 
