@@ -211,8 +211,8 @@ class Quantization:
         version = found.get("version")
         if version != VERSION or isinstance(version, bool):
             raise CheckpointError(
-                f"version: expected {VERSION}, got {version!r:.40}; load it with the release that wrote it, or quantise "
-                "the checkpoint again"
+                f"version: expected {VERSION}, got {version!r:.40}; load it with the release that wrote it, or "
+                "quantise the checkpoint again"
             )
         dtype, kinds, calibration = found.get("dtype"), found.get("matrices"), found.get("calibration")
         if dtype not in QUANTIZED_DTYPES:

@@ -152,11 +152,8 @@ def digest(folder: Path) -> str:
 
 
 def quantize(dataset: Path, output: Path, *more: str) -> int:
-    tasks = ["babyai-go-to", "mujoco-reacher"]
-    return main(
-        ["quantize", "--model", "jat-mini", "--dataset", str(dataset), "--output", str(output), "--tasks", *tasks]
-        + ["--num_segments", "2", *more]
-    )
+    argv = ["quantize", "--model", "jat-mini", "--dataset", str(dataset), "--output", str(output)]
+    return main([*argv, "--tasks", "babyai-go-to", "mujoco-reacher", "--num_segments", "2", *more])
 
 
 def test_a_seed_gives_the_same_checkpoint(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

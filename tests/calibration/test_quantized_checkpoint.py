@@ -163,7 +163,7 @@ def test_a_byte_of_minus_128_is_refused(copy: Path) -> None:
 def test_codes_and_configurations_of_two_checkpoints(copy: Path, tiny_folder: Path, tmp_path: Path) -> None:
     quantized = (copy / "config.json").read_text()
     shutil.copy(tiny_folder / "config.json", copy)
-    with pytest.raises(CheckpointError, match="these are codes, and config.json lacks jat_quantization"):
+    with pytest.raises(CheckpointError, match=r"these are codes, and config\.json lacks jat_quantization"):
         JatEngine.from_pretrained(copy)
     floats = Path(shutil.copytree(tiny_folder, tmp_path / "floats"))
     (floats / "config.json").write_text(quantized)
