@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import _cpu
 from ..checkpoint.quantized import GROUP_SIZE, MINIMUM_UNIT, Codes
+from ..reference import quantize_int8
 
 DAMPING = 0.01
 """Share of the mean diagonal that is added to the diagonal of second moments."""
@@ -19,8 +20,6 @@ DAMPING = 0.01
 MAX_BLOCK = 4096
 """Most columns whose second moments are kept together; errors are not carried from one block to the next. The image
 encoder's last layer has 15,488 columns, whose second moments would take a gigabyte."""
-
-_LARGEST_CODE = {"int4": 15, "int8": 127}
 
 
 class SecondMoments:
@@ -53,8 +52,7 @@ def round_plainly(weight: Tensor, dtype: str) -> Codes:
     if dtype == "int4":
         codes, scales, minima, row_scales = map(torch.from_numpy, _cpu.round_int4(_numpy(weight)))
         return Codes(codes, row_scales, scales, minima)
-    row_scales = weight.abs().amax(dim=1) / _LARGEST_CODE["int8"]
-    return Codes((weight / row_scales.clamp(min=1e-30)[:, None]).round().to(torch.int8), row_scales)
+    return Codes(*quantize_int8(weight))
 
 
 def round_with_feedback(weight: Tensor, moments: SecondMoments, dtype: str) -> Codes:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..checkpoint_files import find_file, read_json
 from ..config import QUANTIZATION_FIELD, JatConfig
+from ..dtypes import QUANTIZED_DTYPES
 from ..errors import CheckpointError
 
 VERSION = 1
@@ -37,8 +38,6 @@ GROUP_SIZE = 32
 
 MINIMUM_UNIT = 16
 """Row scales that a unit of an int4 group's minimum stands for."""
-
-QUANTIZED_DTYPES = ("int4", "int8")
 
 KINDS = ("qkv", "out_proj", "mlp_in", "mlp_out", "image_encoder", "discrete_encoder")
 """Kinds of matrices that int4 and int8 quantise: four of each block, and the last layers of two encoders."""

@@ -359,8 +359,9 @@ def fold_cyclic(weight: Tensor, size: int) -> Tensor:
 
 def discrete_features(weights: Weights) -> Tensor:
     """Return relu(W wte[v] + b) for every token v, [vocab_size, H // 50]: the discrete encoder's features of v."""
-    reduce, bias = weights.get("multi_discrete_encoder.1.weight"), weights.get("multi_discrete_encoder.1.bias")
-    return torch.cat([torch.relu(piece @ reduce.T + bias) for piece in weights.pieces(EMBEDDING)])
+    # Copies are aligned. In a file a tensor lies anywhere, and the order of a library's sums depends on that.
+    reduce, bias = weights.get("multi_discrete_encoder.1.weight").clone(), weights.get("multi_discrete_encoder.1.bias")
+    return torch.cat([torch.relu(piece.clone() @ reduce.T + bias) for piece in weights.pieces(EMBEDDING)])
 
 
 def check_heads(weights: Weights) -> None:

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from .. import checkpoint_files
 from ..atomic_io import check_writable
 from ..backends.select import native_module
-from ..checkpoint.quantized import QUANTIZED_DTYPES, Quantization, dtypes_of, read_quantization
+from ..checkpoint.quantized import Quantization, dtypes_of, read_quantization
+from ..dtypes import QUANTIZED_DTYPES
 from ..envs import Task
 from ..training.sources import Source, local_tasks, open_source
 from .agent import check_source, quiet_loading
