@@ -19,7 +19,7 @@ from jat_engine.checkpoint_files import JAT_MINI
 from jat_engine.cli import main as jat_engine
 from jat_engine.cli.compare_agents import to_json, words
 from jat_engine.cli.tables import interval, number
-from jat_engine.recipes.jat_mini.recipe import PHASES, TASKS
+from jat_engine.recipes.jat_mini.recipe import TASKS
 from jat_engine.runs.compare import Comparison, compare
 from jat_engine.runs.database import read_run
 
@@ -29,9 +29,15 @@ DTYPES = {"bfloat16": "bfloat16", "int8": "int8", "int4": "int4, plain", "int4-c
 """Name of a run -> its name in the table. Calibrated ones play a checkpoint of `jat-engine quantize`."""
 
 PONG = "atari-pong"
-PONG_EPISODES = 12
-DEMONSTRATIONS = {PONG: 4, "babyai": 40, "metaworld": 10, "mujoco-pendulum": 4, "mujoco-reacher": 20}
-"""Task or domain -> episodes that are collected for the calibration."""
+PONG_EPISODES = 6
+DEMONSTRATIONS = {
+    PONG: (4, 0.1),
+    "babyai": (40, 0.1),
+    "metaworld": (10, 0.3),
+    "mujoco-pendulum": (4, 0.3),
+    "mujoco-reacher": (20, 0.2),
+}
+"""Task or domain -> episodes that are collected for the calibration, and the noise in half of them."""
 
 FIRST_DEMONSTRATION = 5_000_000
 """Seed; training and evaluation use lower ones."""
@@ -43,13 +49,12 @@ def run(*arguments: Any) -> None:
 
 
 def collect(folder: Path) -> None:
-    """Collect the episodes of the calibration with the noise of the recipe, which is in half of them."""
+    """Collect the episodes of the calibration."""
     for name in TASKS:
-        count = DEMONSTRATIONS.get(name) or DEMONSTRATIONS[name.partition("-")[0]]
-        noise = PHASES[0].tasks[name].noise
+        count, noise = DEMONSTRATIONS.get(name) or DEMONSTRATIONS[name.partition("-")[0]]
         run(
             *("collect", "--tasks", name, "--output_dir", folder, "--num_episodes", count, "--noise", noise),
-            *("--seed", FIRST_DEMONSTRATION, "--test_fraction", 0, "--num_workers", 1),
+            *("--seed", FIRST_DEMONSTRATION, "--test_fraction", 0.2, "--num_workers", 1),
         )
 
 

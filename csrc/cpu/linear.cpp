@@ -1,19 +1,13 @@
 #include "linear.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <vector>
 
 namespace jat {
 
 namespace {
-
-constexpr size_t kHugePage = 2 << 20;
 
 // 1.5 * 2^23: adding and subtracting it rounds |x| < 2^22 to a whole number, ties to even.
 constexpr float kRoundShift = 12582912.0F;
@@ -26,22 +20,6 @@ uint16_t to_bf16(float x) {
 }
 
 }  // namespace
-
-Buffer::Buffer(size_t bytes) : bytes_(bytes) {
-  if (bytes == 0) return;
-  const bool large = bytes >= kHugePage;
-  const size_t alignment = large ? kHugePage : kGroupBytes;
-  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  data_ = static_cast<uint8_t*>(std::aligned_alloc(alignment, rounded));
-  if (data_ == nullptr) throw std::bad_alloc();
-
-#if defined(MADV_HUGEPAGE)
-  if (large) madvise(data_, rounded, MADV_HUGEPAGE);
-#endif
-  std::memset(data_, 0, bytes);
-}
-
-Buffer::~Buffer() { std::free(data_); }
 
 Linear::Linear(DType dtype, int rows, int columns, bool has_bias)
     : dtype_(dtype),

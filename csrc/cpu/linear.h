@@ -1,34 +1,10 @@
 // The weights of a linear layer in the layout of kernels.h: packed once, read every step.
 #pragma once
 
-#include <memory>
-
+#include "buffer.h"
 #include "kernels.h"
 
 namespace jat {
-
-// Zeroed memory for weights, aligned to a cache line; in huge pages where the system has them.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes = 0);
-  ~Buffer();
-  Buffer(Buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
-    other.data_ = nullptr, other.bytes_ = 0;
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  Buffer& operator=(Buffer&&) = delete;
-
-  template <typename T>
-  T* as() const {
-    return reinterpret_cast<T*>(data_);
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  uint8_t* data_ = nullptr;
-  size_t bytes_ = 0;
-};
 
 class Linear {
  public:

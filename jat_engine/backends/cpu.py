@@ -32,8 +32,8 @@ from ..checkpoint.weights import (
 from ..config import FRAME_SHAPE, JatConfig
 from ..errors import InputError
 from ..machine import allowed_cores, available_cores, cpu_quota
-from ..observation import ActionSpace
-from .base import MAX_SIZES, Group, Result, machine_memory_bytes
+from ..observation import ActionSpace, Modality
+from .base import MAX_SIZES, Group, QuickStep, Result, machine_memory_bytes
 from .rows import encode, lay_out, make_results
 
 
@@ -145,6 +145,9 @@ class CpuBackend:
         memory = np.empty(size + _ALIGNMENT, np.uint8)
         begin = -memory.ctypes.data % _ALIGNMENT
         self._pool = memory[begin : begin + size]
+        encoders = self._continuous_encoder, self._discrete_encoder, self._image_encoder
+        make = partial(_make_quick_step, self._model, self._pool, encoders, self._choices, self._head)
+        self._quick_step: Callable[..., QuickStep] = lru_cache(maxsize=MAX_SIZES)(make)
 
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
@@ -191,6 +194,16 @@ class CpuBackend:
         )
         predictions, finite = zip(*decoded, strict=True)
         return make_results(groups, encoded, predictions, finite)
+
+    def quick_step(self, modality: Modality, num_values: int, space: ActionSpace) -> QuickStep:
+        """Return a quick step for agents with this kind of observation and this action space.
+
+        Args:
+            modality: of the observations.
+            num_values: of an observation, without padding.
+            space: to choose actions from.
+        """
+        return self._quick_step(modality, num_values, space)
 
     # ---- packing ---------------------------------------------------------------------------------------------------
 
@@ -318,6 +331,27 @@ def _pack_head(weights: Weights, space: ActionSpace) -> _cpu.Linear:
         weight = weights.rows("continuous_decoder.weight", space.size)
         return _pack(weight, weights.rows("continuous_decoder.bias", space.size).numpy())
     return _pack(weights.rows(HEAD, space.size), None)
+
+
+def _make_quick_step(
+    model: _cpu.Model,
+    pool: np.ndarray,
+    encoders: tuple[Callable[[int], _cpu.Linear], _cpu.DiscreteEncoder, _cpu.ImageEncoder],
+    choices: Callable[[int], np.ndarray],
+    head: Callable[[ActionSpace], _cpu.Linear],
+    modality: Modality,
+    num_values: int,
+    space: ActionSpace,
+) -> QuickStep:
+    continuous, discrete, image = encoders
+    encoder: _cpu.Linear | _cpu.DiscreteEncoder | _cpu.ImageEncoder = discrete
+    if modality == "continuous":
+        encoder = continuous(num_values + 1)
+    elif modality == "image":
+        encoder = image
+    action_encoder = choices(space.size) if space.kind == "discrete" else continuous(space.size)
+    has_mission = modality == "discrete+text"
+    return _cpu.QuickStep(model, encoder, action_encoder, head(space), pool, num_values, has_mission)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

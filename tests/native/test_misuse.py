@@ -68,6 +68,8 @@ def test_right_arguments() -> None:
     assert [len(row) for row in encode_integers()] == [H]
     assert [len(row) for row in encode_frames()] == [H]
     assert model().embed(linear(H, 5), ones(5)).shape == (H,)
+    for dtype in ("float32", "bfloat16", "int8"):
+        assert all(NATIVE.dot_peak(dtype, 1, 1, name) > 0 for name in NATIVE.instruction_sets())
 
 
 CASES: list[tuple[str, Callable[[], Any]]] = [
@@ -101,6 +103,10 @@ CASES: list[tuple[str, Callable[[], Any]]] = [
     ("rows, columns: expected", lambda: linear(0, 4)),
     ("weight: expected rows within", lambda: linear(4, 4).pack_rows(1, ones(4, 4))),
     ("weight: expected", lambda: linear(4, 4).pack_rows(0, ones(4, 5))),
+    ("dtype: expected", lambda: NATIVE.dot_peak("float64", 1)),
+    ("num_threads: expected at least 1", lambda: NATIVE.dot_peak("int8", 0)),
+    ("repeats: expected at least 1", lambda: NATIVE.dot_peak("int8", 1, 0)),
+    ("instruction_set: expected auto", lambda: NATIVE.dot_peak("int8", 1, 1, "sse")),
     ("bias: expected a layer made with", lambda: linear(4, 4).set_bias(ones(4))),
 ]
 

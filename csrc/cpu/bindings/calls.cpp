@@ -3,27 +3,17 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <sstream>
-#include <stdexcept>
 
 #include "../bandwidth.h"
+#include "../dot_peak.h"
+#include "checks.h"
 
 namespace py = pybind11;
 
 namespace jat::bindings {
 
 namespace {
-
-// Throws std::invalid_argument, in Python ValueError, with the parts of the message put together.
-template <typename... Parts>
-void expect(bool condition, const Parts&... parts) {
-  if (condition) return;
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::invalid_argument(message.str());
-}
 
 template <typename T>
 std::vector<T> to_vector(const Array<T>& array) {
@@ -53,19 +43,6 @@ DType to_dtype(const char* name, const std::string& dtype) {
   return DType::kInt4;
 }
 
-// Adds its lifetime to the model's `seconds`.
-class Stopwatch {
- public:
-  explicit Stopwatch(Model& model) : model_(model), begin_(std::chrono::steady_clock::now()) {}
-  ~Stopwatch() {
-    model_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
-  }
-
- private:
-  Model& model_;
-  std::chrono::steady_clock::time_point begin_;
-};
-
 // [N, padded_rows] -> N arrays [padded_rows], which keep the memory alive.
 py::list rows_of(const Array<float>& array) {
   py::list rows(array.shape(0));
@@ -85,6 +62,15 @@ double measure_bandwidth(size_t num_bytes, int num_threads, int repeats) {
   expect(repeats >= 1, "repeats: expected at least 1, got ", repeats);
   const py::gil_scoped_release release;
   return read_bandwidth(num_bytes, num_threads, repeats);
+}
+
+double measure_dot_peak(const std::string& dtype, int num_threads, int repeats,
+                        const std::string& instruction_set) {
+  expect(num_threads >= 1, "num_threads: expected at least 1, got ", num_threads);
+  expect(repeats >= 1, "repeats: expected at least 1, got ", repeats);
+  const DType type = to_dtype("dtype", dtype);
+  const py::gil_scoped_release release;
+  return dot_peak(type, num_threads, repeats, instruction_set);
 }
 
 // ---- linear layers

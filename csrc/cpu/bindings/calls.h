@@ -21,6 +21,8 @@ template <typename T>
 using Array = pybind11::array_t<T, pybind11::array::c_style>;
 
 double measure_bandwidth(size_t num_bytes, int num_threads, int repeats);
+double measure_dot_peak(const std::string& dtype, int num_threads, int repeats,
+                        const std::string& instruction_set);
 
 // ---- linear layers
 

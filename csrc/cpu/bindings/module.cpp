@@ -8,6 +8,7 @@
 
 #include "../dispatch.h"
 #include "calls.h"
+#include "quick_step.h"
 
 namespace py = pybind11;
 namespace calls = jat::bindings;
@@ -36,6 +37,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("instruction_sets", &jat::available_kernels);
   module.def("read_bandwidth", &calls::measure_bandwidth, py::arg("num_bytes"), py::arg("num_threads"),
              py::arg("repeats") = 5);
+  module.def("dot_peak", &calls::measure_dot_peak, py::arg("dtype"), py::arg("num_threads"),
+             py::arg("repeats") = 9, py::arg("instruction_set") = "auto");
 
   module.attr("INT4_COLUMNS") = jat::kInt4Columns;
   module.attr("INT4_MINIMUM_UNIT") = jat::kInt4MinimumUnit;
@@ -87,4 +90,12 @@ PYBIND11_MODULE(_cpu, module) {
            py::arg("gate_in").noconvert(), py::arg("gate_out").noconvert())
       .def("set_linear", &jat::ImageEncoder::set_linear)
       .def("encode", &calls::encode_frames, py::arg("model"), py::arg("frames"));
+
+  py::class_<calls::QuickStep>(module, "QuickStep")
+      .def(py::init<py::object, py::object, py::object, std::shared_ptr<jat::Linear>, calls::Array<uint8_t>,
+                    int, bool>(),
+           py::arg("model"), py::arg("encoder"), py::arg("action_encoder"), py::arg("head"),
+           py::arg("pool").noconvert(), py::arg("num_values"), py::arg("has_mission"))
+      .def("read", &calls::QuickStep::read)
+      .def("run", &calls::QuickStep::run);
 }

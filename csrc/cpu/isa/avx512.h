@@ -11,8 +11,7 @@ namespace {
 constexpr int kLanes = 16;
 
 // A tile of a linear layer: 16 accumulators of 32 registers.
-constexpr int kMaxTokens = 8, kMaxBlocks = 2;
-constexpr int kMaxInt4Tokens = 4;  // an int4 tile has two accumulators each
+constexpr int kMaxBlocks = 2;
 
 using V = __m512;
 
@@ -40,6 +39,9 @@ inline V load_bf16(const uint16_t* p) {
   const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
 }
+inline V load_i8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 inline void store_bf16(uint16_t* p, V v) {
   const __m256bh half = _mm512_cvtneps_pbh(v);
   __builtin_memcpy(p, &half, sizeof(half));
@@ -57,6 +59,7 @@ inline V load_u8(const uint8_t* p) {
 // Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
 struct DotF32 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 8;
   using Accumulator = V;
   using Weights = __m512;
   using Activation = __m512;
@@ -71,6 +74,7 @@ struct DotF32 {
 
 struct DotBF16 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 8;
   using Accumulator = V;
   using Weights = __m512bh;
   using Activation = __m512bh;
@@ -85,6 +89,7 @@ struct DotBF16 {
 
 struct DotI8 {
   static constexpr bool kIsInteger = true;
+  static constexpr int kMaxTokens = 8;
   using Accumulator = __m512i;
   using Weights = __m512i;
   using Activation = __m512i;
@@ -100,6 +105,7 @@ struct DotI8 {
 
 // Dot products of 64 bytes of codes, 16 rows of 8 columns, with 8 bytes of activations.
 struct DotI4 {
+  static constexpr int kMaxTokens = 6;
   using Accumulator = __m512i;
   struct Weights {
     __m512i low, high;  // columns 0-3, columns 4-7

@@ -14,8 +14,7 @@ namespace {
 constexpr int kLanes = 4;
 
 // A tile of a linear layer.
-constexpr int kMaxTokens = 4, kMaxBlocks = 1;
-constexpr int kMaxInt4Tokens = 3;
+constexpr int kMaxBlocks = 1;
 
 typedef float V __attribute__((vector_size(16)));
 typedef int32_t Vi __attribute__((vector_size(16)));
@@ -64,6 +63,10 @@ inline float from_bf16(uint16_t bits) {
 inline V load_bf16(const uint16_t* p) {
   return V{from_bf16(p[0]), from_bf16(p[1]), from_bf16(p[2]), from_bf16(p[3])};
 }
+inline V load_i8(const int8_t* p) {
+  return V{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+           static_cast<float>(p[3])};
+}
 // Rounds to nearest, ties to even.
 inline void store_bf16(uint16_t* p, V v) {
   for (int i = 0; i < kLanes; ++i) {
@@ -88,6 +91,7 @@ inline V load_u8(const uint8_t* p) {
 // Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
 struct DotF32 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 4;
   struct Accumulator {
     V part[4];
   };
@@ -114,6 +118,7 @@ struct DotF32 {
 
 struct DotBF16 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 4;
   using Accumulator = DotF32::Accumulator;
   struct Weights {
     DotF32::Weights even, odd;  // the two columns
@@ -144,6 +149,7 @@ struct DotBF16 {
 
 struct DotI8 {
   static constexpr bool kIsInteger = true;
+  static constexpr int kMaxTokens = 4;
   struct Accumulator {
     int32_t row[16];
   };
@@ -171,6 +177,7 @@ struct DotI8 {
 
 // Dot products of 64 bytes of codes, 16 rows of 8 columns, with 8 bytes of activations.
 struct DotI4 {
+  static constexpr int kMaxTokens = 3;
   struct Accumulator {
     int32_t row[16];
   };
