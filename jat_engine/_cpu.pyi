@@ -73,6 +73,15 @@ class Linear:
     ) -> None:
         """Pack weights of an int4 layer that are rounded already, see `round_int4`, into the rows from `first` on."""
 
+    def pack_bytes(self, first: int, codes: NDArray[np.int8], row_scales: NDArray[np.float32]) -> None:
+        """Pack weights of an int8 layer that are rounded already, row_scale * code, into the rows from `first` on.
+
+        Args:
+            first: number of a row.
+            codes: [count, columns], at least -127.
+            row_scales: [count].
+        """
+
     def set_bias(self, bias: NDArray[np.float32]) -> None:
         """Set the bias [rows] of a layer that was made with `has_bias`."""
 

@@ -26,7 +26,7 @@ _WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
     "output_loading_info": ((None, False), "a parameter that is missing or unknown is an error"),
     "quantization_config": ((None,), 'pass dtype="int8"'),
     "load_in_8bit": ((None, False), 'pass dtype="int8"'),
-    "load_in_4bit": ((None, False), 'pass dtype="int8"'),
+    "load_in_4bit": ((None, False), 'pass dtype="int4"'),
     "max_memory": ((None,), "an engine runs on one device; pass max_cache_bytes to limit its cache"),
     "offload_folder": ((None,), "an engine runs on one device"),
 }
