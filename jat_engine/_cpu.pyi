@@ -24,12 +24,41 @@ def instruction_sets() -> list[str]:
 def read_bandwidth(num_bytes: int, num_threads: int, repeats: int = 5) -> float:
     """Return the bytes per second that the threads read together, the median of `repeats` passes over `num_bytes`."""
 
+INT4_COLUMNS: int
+"""Columns that share a scale and a minimum in int4."""
+INT4_MINIMUM_UNIT: int
+"""Row scales in a unit of a minimum."""
+
+def round_int4(
+    weight: NDArray[np.float32],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
+    """Round `weight` [rows, columns] to 4 bits: row_scale * (scale * code - INT4_MINIMUM_UNIT * minimum).
+
+    Returns:
+        codes uint8 [rows, columns] below 16, scales and minima uint8 [rows, groups of INT4_COLUMNS], row_scales [rows].
+    """
+
+def fit_int4(
+    weight: NDArray[np.float32], row_scales: NDArray[np.float32]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the scales and minima [rows] that fit one group of columns, `weight` [rows, at most INT4_COLUMNS]."""
+
 class Linear:
-    """Packed weights of a linear layer: "float32", "bfloat16" or "int8", which has one scale per row."""
+    """Packed weights of a linear layer: "float32", "bfloat16", "int8", with one scale per row, or "int4"."""
 
     def __init__(self, dtype: str, rows: int, columns: int, has_bias: bool) -> None: ...
     def pack_rows(self, first: int, weight: NDArray[np.float32]) -> None:
         """Pack `weight` [count, columns] into the rows from `first` on."""
+
+    def pack_codes(
+        self,
+        first: int,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.uint8],
+        minima: NDArray[np.uint8],
+        row_scales: NDArray[np.float32],
+    ) -> None:
+        """Pack weights of an int4 layer that are rounded already, see `round_int4`, into the rows from `first` on."""
 
     def set_bias(self, bias: NDArray[np.float32]) -> None:
         """Set the bias [rows] of a layer that was made with `has_bias`."""

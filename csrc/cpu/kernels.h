@@ -8,6 +8,12 @@
 //   panel  | block 0, group 0 | block 1, group 0 | block 0, group 1 | block 1, group 1 | ...
 //   group  | row 0: 4 bytes | row 1: 4 bytes | ... | row 15: 4 bytes |
 //
+// int4, see int4.h: 32 columns make a group. A panel's group is 8 of those 64-byte groups, each 8 columns of one
+// block (a byte has column c in its low and column c + 4 in its high half), the blocks alternating, and then the
+// scales of both blocks' rows and their minima:
+//
+//   panel  | block 0, columns 0-7 | block 1, columns 0-7 | ... | block 1, columns 24-31 | 32 scales, 32 minima | ...
+//
 // Activations of a token are the same columns, 4 bytes a group. One load of 64 bytes of weights serves all
 // tokens of a tile, and lanes are rows, so nothing is summed across lanes.
 //
@@ -18,9 +24,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "int4.h"
+
 namespace jat {
 
-enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
+enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kInt4 = 3 };
 
 constexpr int kBlockRows = 16;
 constexpr int kPanelRows = 2 * kBlockRows;
@@ -29,28 +37,43 @@ constexpr int kPageSize = 16;      // tokens in a page of the KV cache; a page's
 constexpr int kMaxStepTokens = 3;  // new tokens of one session in a step
 constexpr int kMaxHeadDim = 256;
 
+constexpr int kInt4GroupWords = kInt4Columns / 4 + 1;  // of activations: bytes, and -16 times their sum
+constexpr int kInt4PanelBytes = (2 * kInt4Columns / 8 + 1) * kGroupBytes;  // of weights: a group of a panel
+
 constexpr int columns_per_group(DType dtype) {
-  return dtype == DType::kFloat32 ? 1 : dtype == DType::kBFloat16 ? 2 : 4;
+  return dtype == DType::kFloat32    ? 1
+         : dtype == DType::kBFloat16 ? 2
+         : dtype == DType::kInt8     ? 4
+                                     : kInt4Columns;
 }
 constexpr int num_groups(DType dtype, int columns) {
   return (columns + columns_per_group(dtype) - 1) / columns_per_group(dtype);
+}
+// Bytes of the weights of one block, the half of a panel.
+constexpr size_t block_bytes(DType dtype, int columns) {
+  const size_t group = dtype == DType::kInt4 ? kInt4PanelBytes / 2 : kGroupBytes;
+  return num_groups(dtype, columns) * group;
+}
+// 4-byte words of a token's activations.
+constexpr int operand_words(DType dtype, int columns) {
+  return num_groups(dtype, columns) * (dtype == DType::kInt4 ? kInt4GroupWords : 1);
 }
 constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // Activations of T tokens in the format of a linear layer's weights.
 struct Operand {
   const uint32_t* groups;  // [T, stride]
-  const float* scales;     // [T], int8 only
+  const float* scales;     // [T], int8 and int4 only
   int stride;
 };
 
-// Weights of a linear layer. int8: weight = scale of its row * q, q in [-127, 127].
+// Weights of a linear layer. int8: weight = scale of its row * q, q in [-127, 127]. int4: see int4.h.
 struct LinearView {
   DType dtype;
   int num_groups;
-  const uint8_t* panels;      // [num_blocks / 2, num_groups, 2, 64 bytes]
+  const uint8_t* panels;      // [num_blocks / 2, num_groups, 2, 64 bytes]; int4: 576 bytes a group
   const float* bias;          // [num_blocks * 16], or null
-  const float* scales;        // [num_blocks * 16], int8 only
+  const float* scales;        // [num_blocks * 16], int8 and int4 only
   const int32_t* correction;  // [num_blocks * 16], int8 only: 128 * (sum of the row's q)
 };
 
@@ -91,7 +114,7 @@ struct ConvView {
 struct Kernels {
   const char* name;
 
-  // x [columns] -> groups; int8: also the scale.
+  // x [columns] -> groups; int8 and int4: also the scale.
   void (*prepare)(DType dtype, const float* x, int columns, uint32_t* groups, float* scale);
 
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int columns, float* out);

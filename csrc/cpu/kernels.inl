@@ -10,6 +10,7 @@
 #include "conv.inl"
 #include "kernels.h"
 #include "linear.inl"
+#include "linear_int4.inl"
 #include "norm.inl"
 
 namespace {

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -45,12 +46,28 @@ Linear::Linear(DType dtype, int rows, int columns, bool has_bias)
     : dtype_(dtype),
       rows_(rows),
       columns_(columns),
-      panels_(static_cast<size_t>(num_blocks()) * num_groups(dtype, columns) * kGroupBytes),
+      panels_(num_blocks() * jat::block_bytes(dtype, columns)),
       bias_(has_bias ? sizeof(float) * padded_rows() : 0),
-      scales_(dtype == DType::kInt8 ? sizeof(float) * padded_rows() : 0),
+      scales_(dtype == DType::kInt8 || dtype == DType::kInt4 ? sizeof(float) * padded_rows() : 0),
       correction_(dtype == DType::kInt8 ? sizeof(int32_t) * padded_rows() : 0) {}
 
 void Linear::pack_rows(int first, int count, const float* weight) {
+  if (dtype_ == DType::kInt4) {
+    for (int i = 0; i < count; ++i) {
+      const float* row = weight + static_cast<size_t>(i) * columns_;
+      const float row_scale = int4_row_scale(row, columns_);
+      scales_.as<float>()[first + i] = row_scale;
+      for (int c = 0; c < columns_; c += kInt4Columns) {
+        const int size = std::min(kInt4Columns, columns_ - c);
+        uint8_t codes[kInt4Columns];
+        const Int4Group group = fit_int4(row + c, size, row_scale);
+        round_int4(row + c, size, row_scale, group, codes);
+        pack_int4_group(first + i, c / kInt4Columns, codes, size, group);
+      }
+    }
+    return;
+  }
+
   const size_t step = 2 * kGroupBytes;  // between groups of one block: the two blocks of a panel alternate
   const size_t panel_bytes = num_groups(dtype_, columns_) * step;
   for (int i = 0; i < count; ++i) {
@@ -80,6 +97,36 @@ void Linear::pack_rows(int first, int count, const float* weight) {
       correction_.as<int32_t>()[row] = 128 * sum;
     }
   }
+}
+
+void Linear::pack_codes(int first, int count, const uint8_t* codes, const uint8_t* scales,
+                        const uint8_t* minima, const float* row_scales) {
+  const int groups = num_groups(dtype_, columns_);
+  for (int i = 0; i < count; ++i) {
+    scales_.as<float>()[first + i] = row_scales[i];
+    for (int g = 0; g < groups; ++g) {
+      const size_t at = static_cast<size_t>(i) * groups + g;
+      const int begin = g * kInt4Columns;
+      pack_int4_group(first + i, g, codes + static_cast<size_t>(i) * columns_ + begin,
+                      std::min(kInt4Columns, columns_ - begin), {scales[at], minima[at]});
+    }
+  }
+}
+
+// codes: of `count` columns; padding has code 0, and activations of 0.
+void Linear::pack_int4_group(int row, int group, const uint8_t* codes, int count, Int4Group fitted) {
+  const int block = row / kBlockRows % 2, lane = row % kBlockRows;
+  uint8_t* panel =
+      panels_.as<uint8_t>() +
+      (static_cast<size_t>(row / kPanelRows) * num_groups(dtype_, columns_) + group) * kInt4PanelBytes;
+  for (int c = 0; c < count; ++c) {
+    uint8_t& byte = panel[(c / 8 * 2 + block) * kGroupBytes + 4 * lane + c % 4];
+    const bool is_high = c % 8 >= 4;
+    byte = static_cast<uint8_t>(is_high ? (byte & 15) | codes[c] << 4 : (byte & 0xf0) | codes[c]);
+  }
+  uint8_t* scales = panel + 2 * kInt4Columns / 8 * kGroupBytes + row % kPanelRows;
+  scales[0] = fitted.scale;
+  scales[kPanelRows] = fitted.minimum;
 }
 
 void Linear::set_bias(const float* bias) { std::memcpy(bias_.as<float>(), bias, sizeof(float) * rows_); }

@@ -36,8 +36,12 @@ class Linear {
   Linear(DType dtype, int rows, int columns, bool has_bias);
 
   // Pack `weight` [count, columns], float32 and contiguous, into the rows from `first` on. int8: with one
-  // scale per row, max |weight| / 127; values are rounded to nearest, ties to even.
+  // scale per row, max |weight| / 127; values are rounded to nearest, ties to even. int4: see int4.h.
   void pack_rows(int first, int count, const float* weight);
+  // Pack rounded weights of an int4 layer: codes [count, columns], scales and minima [count, groups], row_scales
+  // [count].
+  void pack_codes(int first, int count, const uint8_t* codes, const uint8_t* scales, const uint8_t* minima,
+                  const float* row_scales);
   void set_bias(const float* bias);  // [rows]
 
   LinearView view() const;
@@ -47,10 +51,13 @@ class Linear {
   int columns() const { return columns_; }
   int num_blocks() const { return padded_rows() / kBlockRows; }
   int padded_rows() const { return round_up(rows_, kPanelRows); }
-  int operand_stride() const { return num_groups(dtype_, columns_); }  // words of 4 bytes per token
+  int operand_stride() const { return operand_words(dtype_, columns_); }
+  size_t block_bytes() const { return jat::block_bytes(dtype_, columns_); }
   size_t bytes() const { return panels_.bytes() + bias_.bytes() + scales_.bytes() + correction_.bytes(); }
 
  private:
+  void pack_int4_group(int row, int group, const uint8_t* codes, int count, Int4Group fitted);
+
   DType dtype_;
   int rows_, columns_;
   Buffer panels_, bias_, scales_, correction_;

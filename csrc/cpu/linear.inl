@@ -16,10 +16,25 @@ using jat::Operand;
 
 constexpr int kPrefetchBytes = 6144;  // ahead of the weights that are being multiplied
 
-// x [columns] -> groups of 4 bytes: 1 float32, 2 bfloat16 or 4 int8. Padding is zero.
+// Bytes q + 128 of 32 columns -> the group of an int4 layer: 32 bytes q, since the codes are the unsigned
+// operand there, and -16 times their sum in float32.
+inline void store_int4_group(const uint8_t* bytes, uint32_t* group) {
+  int8_t* signed_bytes = reinterpret_cast<int8_t*>(group);
+  int32_t sum = 0;
+  for (int i = 0; i < jat::kInt4Columns; ++i) {
+    const int8_t q = static_cast<int8_t>(bytes[i] ^ 0x80);
+    signed_bytes[i] = q;
+    sum += q;
+  }
+  const float offset = static_cast<float>(-jat::kInt4MinimumUnit * sum);
+  std::memcpy(group + jat::kInt4Columns / 4, &offset, sizeof(offset));
+}
+
+// x [columns] -> groups of 4 bytes: 1 float32, 2 bfloat16 or 4 int8; int4: groups of 32 columns. Padding is
+// zero.
 //
-// int8: x is about *scale * q, with scale = max |x| / 127 and q = round(x / scale), stored as q + 128: the
-// instructions multiply unsigned activations by signed weights.
+// int8 and int4: x is about *scale * q, with scale = max |x| / 127 and q = round(x / scale). int8 stores
+// q + 128: the instructions multiply unsigned activations by signed weights.
 void prepare(DType dtype, const float* x, int columns, uint32_t* groups, float* scale) {
   if (dtype == DType::kFloat32) {
     std::memcpy(groups, x, sizeof(float) * static_cast<size_t>(columns));
@@ -52,6 +67,19 @@ void prepare(DType dtype, const float* x, int columns, uint32_t* groups, float* 
   const bool usable = inverse <= 3.4e38F && limit <= 3.4e38F;
   if (!usable) *scale = __builtin_nanf("");
   const V factor = broadcast(usable ? inverse : 0.0F);
+  if (dtype == DType::kInt4) {
+    for (int i = 0; i < columns; i += jat::kInt4Columns, groups += jat::kInt4GroupWords) {
+      uint8_t bytes[jat::kInt4Columns];
+      for (int j = 0; j < jat::kInt4Columns; j += kLanes) {
+        const float* source = i + j < full ? x + i + j : tail;
+        const V q = i + j < columns && usable ? round(mul(load(source), factor)) : zero;
+        store_offset_u8(bytes + j, q);
+      }
+      store_int4_group(bytes, groups);
+    }
+    return;
+  }
+
   uint8_t* out = reinterpret_cast<uint8_t*>(groups);
   if (!usable) {
     std::memset(out, 128, static_cast<size_t>(jat::round_up(columns, 4)));
@@ -77,6 +105,17 @@ inline void finish(const LinearView& linear, const typename Dot::Accumulator& ac
   } else {
     (void)linear, (void)row, (void)scale;
     Dot::to_float(acc, out);
+  }
+}
+
+// p[0, 16) = epilogue(result + bias), of the block whose first row is `row`.
+inline void write_result(const LinearView& linear, const V* result, int row, Epilogue epilogue, float* p) {
+  for (int i = 0; i < kVectors; ++i) {
+    V v = result[i];
+    if (linear.bias) v = add(v, load(linear.bias + row + i * kLanes));
+    if (epilogue == Epilogue::kGelu) v = gelu(v);
+    if (epilogue == Epilogue::kAdd) v = add(load(p + i * kLanes), v);
+    store(p + i * kLanes, v);
   }
 }
 
@@ -113,14 +152,7 @@ inline void tile(const LinearView& linear, const Operand& operand, int token, in
       V result[kVectors];
       finish<Dot>(linear, acc[b][t], row, Dot::kIsInteger ? operand.scales[token + t] : 0.0F, result);
       const int target = rows ? rows[token + t] : token + t;
-      float* p = out + static_cast<size_t>(target) * out_stride + row;
-      for (int i = 0; i < kVectors; ++i) {
-        V v = result[i];
-        if (linear.bias) v = add(v, load(linear.bias + row + i * kLanes));
-        if (epilogue == Epilogue::kGelu) v = gelu(v);
-        if (epilogue == Epilogue::kAdd) v = add(load(p + i * kLanes), v);
-        store(p + i * kLanes, v);
-      }
+      write_result(linear, result, row, epilogue, out + static_cast<size_t>(target) * out_stride + row);
     }
   }
 }
@@ -153,18 +185,6 @@ void linear_blocks(const LinearView& linear, const Operand& operand, int num_tok
     all_tokens<Dot, kMaxBlocks>(linear, operand, num_tokens, block, epilogue, out, out_stride, rows);
   for (; block < end; ++block)
     all_tokens<Dot, 1>(linear, operand, num_tokens, block, epilogue, out, out_stride, rows);
-}
-
-void linear(const LinearView& linear, const Operand& operand, int num_tokens, int begin, int end,
-            Epilogue epilogue, float* out, int out_stride, const int* rows) {
-  switch (linear.dtype) {
-    case DType::kFloat32:
-      return linear_blocks<DotF32>(linear, operand, num_tokens, begin, end, epilogue, out, out_stride, rows);
-    case DType::kBFloat16:
-      return linear_blocks<DotBF16>(linear, operand, num_tokens, begin, end, epilogue, out, out_stride, rows);
-    case DType::kInt8:
-      return linear_blocks<DotI8>(linear, operand, num_tokens, begin, end, epilogue, out, out_stride, rows);
-  }
 }
 
 }  // namespace

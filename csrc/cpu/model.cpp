@@ -85,7 +85,7 @@ void Model::reserve(int num_tokens) {
 
 Operand Model::prepare(DType dtype, const float* x, int x_stride, int columns, const int* rows,
                        int num_tokens, const float* norm_weight, const float* norm_bias) {
-  const int stride = num_groups(dtype, columns);
+  const int stride = jat::operand_words(dtype, columns);
   pool_.run(num_tokens, kTokensPerPiece, [&](int begin, int end, int thread) {
     float* normal = scratch_[thread].normal.data();
     for (int t = begin; t < end; ++t) {
@@ -105,10 +105,10 @@ void Model::multiply(const Linear& linear, const Operand& operand, int num_token
                      float* out, int out_stride, const int* rows) {
   const LinearView view = linear.view();
   const int num_blocks = linear.num_blocks();
-  const size_t block_bytes = static_cast<size_t>(view.num_groups) * kGroupBytes;
   // A multiple of two blocks, so that no panel is split.
   const int size = round_up(
-      piece_size(num_blocks, block_bytes * std::max(1, num_tokens / kTokensPerRead), pool_.size()), 2);
+      piece_size(num_blocks, linear.block_bytes() * std::max(1, num_tokens / kTokensPerRead), pool_.size()),
+      2);
   pool_.run(num_blocks, size, [&](int begin, int end, int) {
     kernels_.linear(view, operand, num_tokens, begin, end, epilogue, out, out_stride, rows);
   });

@@ -1,8 +1,9 @@
 """The native CPU backend: `csrc/cpu`, compiled as `jat_engine._cpu`. One native call computes all layers of a step.
 
-The blocks and the last layers of the image and the discrete encoder are stored in the chosen dtype; the small rest
+The blocks and the last layers of the image and the discrete encoder are stored in the chosen dtype, with int4 some of
+them in int8 (`INT8_IN_INT4`); the small rest
 (convolutions, continuous encoder and decoder, head rows, norms, position table) in float32. The residual stream, norms,
-softmax and sums are float32. Keys and values are float32 or, with bfloat16 and int8 weights, bfloat16.
+softmax and sums are float32. Keys and values are float32 or, with other weights, bfloat16.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class CpuBackend:
         Args:
             config: of the model.
             weights: to pack.
-            dtype: "float32", "bfloat16" or "int8".
+            dtype: one of `CPU_DTYPES`.
             num_threads: threads that share a step; by default the cores this process may use, at most 16. More than
                 the process may use cause a warning.
             spin_us: microseconds that idle threads spin for the next call before they sleep; at least 50.
@@ -192,10 +193,14 @@ class CpuBackend:
     def _array(self, name: str) -> np.ndarray:
         return _numpy(self._weights.get(name))
 
-    def _linear(self, names: Sequence[str], bias: str | None) -> _cpu.Linear:
+    def _dtype_of(self, kind: str) -> str:
+        """Return the dtype of a kind of matrix."""
+        return "int8" if self._dtype == "int4" and kind in INT8_IN_INT4 else self._dtype
+
+    def _linear(self, kind: str, names: Sequence[str], bias: str | None) -> _cpu.Linear:
         """Pack the matrices `names`, stacked along their rows, one at a time to save memory."""
         rows, columns = self._shapes[names[0]]
-        linear = _cpu.Linear(self._dtype, rows * len(names), columns, bias is not None)
+        linear = _cpu.Linear(self._dtype_of(kind), rows * len(names), columns, bias is not None)
         for index, name in enumerate(names):
             linear.pack_rows(index * rows, self._array(name))
         if bias is not None:
@@ -210,12 +215,12 @@ class CpuBackend:
         return {
             "norm1_weight": self._array(norm1_weight),
             "norm1_bias": self._array(norm1_bias),
-            "qkv": self._linear(names.qkv, None),
-            "out_proj": self._linear(names.out_proj, names.out_proj_bias),
+            "qkv": self._linear("qkv", names.qkv, None),
+            "out_proj": self._linear("out_proj", names.out_proj, names.out_proj_bias),
             "norm2_weight": self._array(norm2_weight),
             "norm2_bias": self._array(norm2_bias),
-            "mlp_in": self._linear(names.mlp_in, names.mlp_in_bias),
-            "mlp_out": self._linear(names.mlp_out, names.mlp_out_bias),
+            "mlp_in": self._linear("mlp_in", names.mlp_in, names.mlp_in_bias),
+            "mlp_out": self._linear("mlp_out", names.mlp_out, names.mlp_out_bias),
             "window": names.window,
         }
 
@@ -223,7 +228,7 @@ class CpuBackend:
         """Pack the discrete encoder's last layer with an extra row of zeros, where the reward will be."""
         name = "multi_discrete_encoder.4"
         rows, columns = self._shapes[f"{name}.weight"]
-        linear = _cpu.Linear(self._dtype, rows + 1, columns, has_bias=True)
+        linear = _cpu.Linear(self._dtype_of("discrete_encoder"), rows + 1, columns, has_bias=True)
         linear.pack_rows(0, self._array(f"{name}.weight"))
         linear.set_bias(np.append(self._array(f"{name}.bias"), np.float32(0)))
         self._linears.append(linear)
@@ -241,7 +246,7 @@ class CpuBackend:
             channels, size = weight.shape[0], (size + 1) // 2
 
         rows, columns = self._shapes[f"{prefix}fc.weight"]
-        linear = _cpu.Linear(self._dtype, rows, columns, has_bias=True)
+        linear = _cpu.Linear(self._dtype_of("image_encoder"), rows, columns, has_bias=True)
         first = 0
         for piece in self._weights.pieces(f"{prefix}fc.weight", rows=64):
             # Columns are published as (channel, pixel); activations here are (pixel, channel).
@@ -253,6 +258,9 @@ class CpuBackend:
         encoder.set_linear(linear)
         return encoder
 
+
+INT8_IN_INT4: frozenset[str] = frozenset()
+"""Kinds of matrices that stay int8 with dtype "int4", of those that `CpuBackend` packs."""
 
 _MAX_DEFAULT_THREADS = 16
 """More threads gain nothing: fewer than this saturate the memory."""

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
+from ..dtypes import CPU_DTYPES, DTYPES
 from ..errors import InputError, NativeModuleWarning
 
 BACKENDS = ("auto", "torch", "cpu", "cuda")
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 GET_NATIVE = "install a C++17 compiler (Debian: g++) and reinstall jat-engine, or install a wheel that has the module"
 
-_CPU_DTYPES = ("float32", "bfloat16", "int8")
 _CUDA_HEAD_DIMS = range(16, 129)
 _OLDEST_GPU = 8
 
@@ -31,7 +30,7 @@ class Choice:
     Attributes:
         device: with its index if it is a GPU.
         backend: "torch", "cpu" or "cuda".
-        dtype: "float32", "bfloat16", "float16" or "int8".
+        dtype: one of `DTYPES`.
         reason: why this backend was selected, as a phrase.
         is_asked: the caller named the device or the backend; there is no fallback to another.
         lacks_native: the torch backend replaces the native one, whose module is missing.
@@ -113,7 +112,7 @@ def choose_backend(
 
     Args:
         device: "auto", or a device that torch has here.
-        dtype: one of `DTYPES`, or a torch dtype.
+        dtype: "auto", one of `DTYPES`, or a torch dtype.
         backend: one of `BACKENDS`.
         head_dim: of the model; kernels support some only.
 
@@ -121,8 +120,8 @@ def choose_backend(
         InputError: a name is unknown, or the combination is not supported on this machine.
     """
     dtype = str(dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise InputError(f"dtype: expected one of auto, {', '.join(DTYPES)}, got {dtype!r}")
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
 
@@ -140,8 +139,11 @@ def choose_backend(
             dtype = "bfloat16"
         else:
             dtype = "float32"
-    if backend == "cpu" and dtype not in _CPU_DTYPES:
-        raise InputError(f"dtype: expected one of {', '.join(_CPU_DTYPES)} on the cpu backend, got {dtype!r}")
+    if backend == "cpu" and dtype not in CPU_DTYPES:
+        raise InputError(f"dtype: expected one of {', '.join(CPU_DTYPES)} on the cpu backend, got {dtype!r}")
+    if backend != "cpu" and dtype == "int4":
+        others = ", ".join(name for name in DTYPES if name != "int4")
+        raise InputError(f"dtype: expected one of {others} on the {backend} backend, got 'int4'; pass device='cpu'")
     return Choice(chosen, backend, dtype, reason, is_asked, lacks_native)
 
 

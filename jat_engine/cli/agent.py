@@ -17,6 +17,7 @@ from .. import checkpoint_files
 from ..backends.base import PAGE_SIZE, STEP_TOKENS
 from ..checkpoint.reader import find_weight_files
 from ..config import JatConfig
+from ..dtypes import QUANTIZED_DTYPES
 from ..engine.engine import JatEngine
 from ..runs.agents import ActOptions, LoadedAgents
 from ..runs.run import make_agents
@@ -149,14 +150,14 @@ def load_model(arguments: ModelArguments) -> tuple[JatModel, JatProcessor]:
     """Load the reference model on the selected device, and its processor.
 
     Raises:
-        ValueError: `--dtype` is int8, which the reference does not support.
+        ValueError: `--dtype` is int8 or int4, which the reference does not support.
     """
     from .. import JatModel, JatProcessor
 
     source = arguments.model_name_or_path
     dtype = "float32" if arguments.dtype == "auto" else arguments.dtype
-    if dtype == "int8":
-        raise ValueError("--dtype: expected float32 or bfloat16 with --backend reference, got int8")
+    if dtype in QUANTIZED_DTYPES:
+        raise ValueError(f"--dtype: expected float32 or bfloat16 with --backend reference, got {dtype}")
     model = JatModel.from_pretrained(source, cache_dir=arguments.cache_dir, dtype=getattr(torch, dtype))
     model.to(default_device(arguments.use_cpu))
     return model, JatProcessor.from_pretrained(source, cache_dir=arguments.cache_dir)

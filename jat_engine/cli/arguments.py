@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from transformers import HfArgumentParser
 
 from ..checkpoint_files import local_path
+from ..dtypes import DTYPES
 from ..envs.kinds import OBSERVATIONS
 from ..errors import describe_error
 from ..keywords import did_you_mean
@@ -46,7 +47,7 @@ class ModelArguments:
         default="auto",
         metadata={
             "help": "type of weights and cache; `jat-engine info` shows what auto selects",
-            "choices": ["auto", "float32", "bfloat16", "float16", "int8"],
+            "choices": ["auto", *DTYPES],
         },
     )
 

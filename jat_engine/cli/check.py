@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from ..checkpoint.trained_tasks import as_trained, read_trained_tasks
+from ..dtypes import DTYPES
 from ..envs import MissingSimulatorError, Task
 from ..evaluation import main_reference, run_episode
 from ..evaluation.environment import evaluation_env
@@ -39,7 +40,7 @@ class CheckArguments:
         default="float32",
         metadata={
             "help": "dtype of the engine, which is compared with JatModel in float32",
-            "choices": ["float32", "bfloat16", "float16", "int8"],
+            "choices": list(DTYPES),
         },
     )
     backend: str = field(

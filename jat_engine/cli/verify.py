@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..dtypes import DTYPES
 from ..envs import TASKS, Task, get_task, load_task_module
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import require_simulators
@@ -49,7 +50,7 @@ class VerifyArguments:
         default=None,
         metadata={
             "help": "another type of weights and cache than that of the run; differences are then to be expected",
-            "choices": ["float32", "bfloat16", "float16", "int8"],
+            "choices": list(DTYPES),
         },
     )
     mixed_machines: bool = field(

@@ -84,7 +84,8 @@ class JatEngine:
                 checkpoint that comes with the package.
             device: "auto", "cpu", "cuda" or another device that torch has.
             dtype: of weights and KV cache: "float32", "bfloat16", "float16" (not on the native CPU backend), "int8" (on
-                a CPU weights and activations, on a GPU weights; the cache is bfloat16), or "auto".
+                a CPU weights and activations, on a GPU weights; the cache is bfloat16), "int4" (native CPU
+                backend only: weights of 4 bits, activations of 8), or "auto".
             backend: "cuda" for kernels for NVIDIA GPUs, "cpu" for native kernels, "torch" for plain torch operations on
                 any device, or "auto". `jat-engine info` prints what "auto" selects on this machine and why.
             engine_options: fields of `EngineOptions`, and the options with which transformers finds a checkpoint

@@ -34,7 +34,10 @@ CONTINUOUS, BABYAI, ATARI = EPISODE["continuous_cw16"], EPISODE["babyai_greedy_f
 def test_choices(tiny_folder: Path) -> None:
     for options, message in [
         ({"dtype": "float8"}, "dtype: expected one of auto, float32"),
-        ({"dtype": "float16", "backend": "cpu"}, "dtype: expected one of float32, bfloat16, int8 on the cpu backend"),
+        (
+            {"dtype": "float16", "backend": "cpu"},
+            "dtype: expected one of float32, bfloat16, int8, int4 on the cpu backend",
+        ),
         ({"backend": "onnx"}, "backend: expected one of auto, torch"),
         ({"device": "nowhere"}, "device: expected auto or a device"),
         ({"device": 2**70}, "device: expected auto or a device"),

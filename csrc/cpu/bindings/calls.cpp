@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <sstream>
@@ -29,7 +30,8 @@ std::vector<T> to_vector(const Array<T>& array) {
   return std::vector<T>(array.data(), array.data() + array.size());
 }
 
-void expect_size(const char* name, const Array<float>& array, int64_t size) {
+template <typename T>
+void expect_size(const char* name, const Array<T>& array, int64_t size) {
   expect(array.size() == size, name, ": expected ", size, " numbers, got ", array.size());
 }
 
@@ -46,8 +48,9 @@ void expect_complete(const Model& model) {
 DType to_dtype(const char* name, const std::string& dtype) {
   if (dtype == "float32") return DType::kFloat32;
   if (dtype == "bfloat16") return DType::kBFloat16;
-  expect(dtype == "int8", name, ": expected float32, bfloat16 or int8, got ", dtype);
-  return DType::kInt8;
+  if (dtype == "int8") return DType::kInt8;
+  expect(dtype == "int4", name, ": expected float32, bfloat16, int8 or int4, got ", dtype);
+  return DType::kInt4;
 }
 
 // Adds its lifetime to the model's `seconds`.
@@ -100,6 +103,70 @@ void pack_rows(Linear& linear, int first, const Array<float>& weight) {
   linear.pack_rows(first, static_cast<int>(weight.shape(0)), weight.data());
 }
 
+void pack_codes(Linear& linear, int first, const Array<uint8_t>& codes, const Array<uint8_t>& scales,
+                const Array<uint8_t>& minima, const Array<float>& row_scales) {
+  expect(linear.dtype() == DType::kInt4, "codes: expected a layer of int4");
+  expect(codes.ndim() == 2 && codes.shape(1) == linear.columns(), "codes: expected [count, ",
+         linear.columns(), "], got ", codes.ndim(), " dimensions and ", codes.size(), " numbers");
+  const int64_t count = codes.shape(0), groups = num_int4_groups(linear.columns());
+  expect(first >= 0 && first + count <= linear.rows(), "codes: expected rows within the layer's ",
+         linear.rows(), ", got ", count, " from ", first, " on");
+  expect_size("scales", scales, count * groups);
+  expect_size("minima", minima, count * groups);
+  expect_size("row_scales", row_scales, count);
+  const uint8_t largest = codes.size() > 0 ? *std::max_element(codes.data(), codes.data() + codes.size()) : 0;
+  expect(largest <= kInt4MaxCode, "codes: expected at most ", kInt4MaxCode, ", got ",
+         static_cast<int>(largest));
+  const py::gil_scoped_release release;
+  linear.pack_codes(first, static_cast<int>(count), codes.data(), scales.data(), minima.data(),
+                    row_scales.data());
+}
+
+py::tuple round_weights_int4(const Array<float>& weight) {
+  expect(weight.ndim() == 2, "weight: expected [rows, columns], got ", weight.ndim(), " dimensions");
+  const py::ssize_t rows = weight.shape(0), columns = weight.shape(1);
+  const py::ssize_t groups = num_int4_groups(static_cast<int>(columns));
+  Array<uint8_t> codes({rows, columns}), scales({rows, groups}), minima({rows, groups});
+  Array<float> row_scales(rows);
+  uint8_t *codes_out = codes.mutable_data(), *scales_out = scales.mutable_data(),
+          *minima_out = minima.mutable_data();
+  float* row_scales_out = row_scales.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    for (py::ssize_t r = 0; r < rows; ++r) {
+      const float* row = weight.data() + r * columns;
+      const float row_scale = row_scales_out[r] = int4_row_scale(row, static_cast<int>(columns));
+      for (py::ssize_t g = 0; g < groups; ++g) {
+        const py::ssize_t begin = g * kInt4Columns;
+        const int count = static_cast<int>(std::min<py::ssize_t>(kInt4Columns, columns - begin));
+        const Int4Group group = fit_int4(row + begin, count, row_scale);
+        round_int4(row + begin, count, row_scale, group, codes_out + r * columns + begin);
+        scales_out[r * groups + g] = group.scale, minima_out[r * groups + g] = group.minimum;
+      }
+    }
+  }
+  return py::make_tuple(codes, scales, minima, row_scales);
+}
+
+py::tuple fit_groups_int4(const Array<float>& weight, const Array<float>& row_scales) {
+  expect(weight.ndim() == 2 && weight.shape(1) >= 1 && weight.shape(1) <= kInt4Columns,
+         "weight: expected [rows, 1 to ", kInt4Columns, "], got ", weight.ndim(), " dimensions and ",
+         weight.size(), " numbers");
+  const py::ssize_t rows = weight.shape(0), columns = weight.shape(1);
+  expect_size("row_scales", row_scales, rows);
+  Array<uint8_t> scales(rows), minima(rows);
+  uint8_t *scales_out = scales.mutable_data(), *minima_out = minima.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    for (py::ssize_t r = 0; r < rows; ++r) {
+      const Int4Group group =
+          fit_int4(weight.data() + r * columns, static_cast<int>(columns), row_scales.data()[r]);
+      scales_out[r] = group.scale, minima_out[r] = group.minimum;
+    }
+  }
+  return py::make_tuple(scales, minima);
+}
+
 void set_bias(Linear& linear, const Array<float>& bias) {
   expect(linear.has_bias(), "bias: expected a layer made with has_bias=True");
   expect_size("bias", bias, linear.rows());
@@ -120,7 +187,8 @@ std::unique_ptr<Model> make_model(int hidden_size, int num_heads, const std::str
          " dimensions and ", position_table.size(), " numbers");
   expect(num_threads >= 1, "num_threads: expected at least 1, got ", num_threads);
   expect(spin_us >= 0, "spin_us: expected at least 0, got ", spin_us);
-  expect(kv_dtype != "int8", "kv_dtype: expected float32 or bfloat16, got ", kv_dtype);
+  expect(kv_dtype == "float32" || kv_dtype == "bfloat16", "kv_dtype: expected float32 or bfloat16, got ",
+         kv_dtype);
   return std::make_unique<Model>(hidden_size, num_heads, to_dtype("kv_dtype", kv_dtype),
                                  to_vector(position_table), num_threads, spin_us, instruction_set);
 }

@@ -26,6 +26,12 @@ double measure_bandwidth(size_t num_bytes, int num_threads, int repeats);
 
 std::shared_ptr<Linear> make_linear(const std::string& dtype, int rows, int columns, bool has_bias);
 void pack_rows(Linear& linear, int first, const Array<float>& weight);
+void pack_codes(Linear& linear, int first, const Array<uint8_t>& codes, const Array<uint8_t>& scales,
+                const Array<uint8_t>& minima, const Array<float>& row_scales);
+// weight [rows, columns] -> codes [rows, columns], scales and minima [rows, groups], row_scales [rows].
+pybind11::tuple round_weights_int4(const Array<float>& weight);
+// weight [rows, up to 32], row_scales [rows] -> scales and minima [rows].
+pybind11::tuple fit_groups_int4(const Array<float>& weight, const Array<float>& row_scales);
 void set_bias(Linear& linear, const Array<float>& bias);
 
 // ---- the transformer

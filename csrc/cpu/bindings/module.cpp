@@ -37,11 +37,19 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("read_bandwidth", &calls::measure_bandwidth, py::arg("num_bytes"), py::arg("num_threads"),
              py::arg("repeats") = 5);
 
+  module.attr("INT4_COLUMNS") = jat::kInt4Columns;
+  module.attr("INT4_MINIMUM_UNIT") = jat::kInt4MinimumUnit;
+  module.def("round_int4", &calls::round_weights_int4, py::arg("weight").noconvert());
+  module.def("fit_int4", &calls::fit_groups_int4, py::arg("weight").noconvert(),
+             py::arg("row_scales").noconvert());
+
   // noconvert: an array of another type is an error, rather than a silent copy.
   py::class_<jat::Linear, std::shared_ptr<jat::Linear>>(module, "Linear")
       .def(py::init(&calls::make_linear), py::arg("dtype"), py::arg("rows"), py::arg("columns"),
            py::arg("has_bias"))
       .def("pack_rows", &calls::pack_rows, py::arg("first"), py::arg("weight").noconvert())
+      .def("pack_codes", &calls::pack_codes, py::arg("first"), py::arg("codes").noconvert(),
+           py::arg("scales").noconvert(), py::arg("minima").noconvert(), py::arg("row_scales").noconvert())
       .def("set_bias", &calls::set_bias, py::arg("bias").noconvert())
       .def_property_readonly("rows", &jat::Linear::rows)
       .def_property_readonly("padded_rows", &jat::Linear::padded_rows)

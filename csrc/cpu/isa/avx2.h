@@ -11,6 +11,7 @@ constexpr int kLanes = 8;
 
 // A tile of a linear layer: 8 accumulators of 16 registers.
 constexpr int kMaxTokens = 4, kMaxBlocks = 1;
+constexpr int kMaxInt4Tokens = 3;
 
 using V = __m256;
 
@@ -61,6 +62,10 @@ inline void store_offset_u8(uint8_t* p, V v) {
   const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(128));
   const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+}
+
+inline V load_u8(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 
 // Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
@@ -150,6 +155,42 @@ struct DotI8 {
       const __m256i offset = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(correction + 8 * half));
       out[half] = _mm256_cvtepi32_ps(_mm256_sub_epi32(rows, offset));
     }
+  }
+};
+
+// Dot products of 64 bytes of codes, 16 rows of 8 columns, with 8 bytes of activations.
+struct DotI4 {
+  // Rows 0-7 and rows 8-15, with 2 partial sums of 16 bits a row: the 16 products that each takes in a group of 32
+  // columns are below 15 * 127.
+  struct Accumulator {
+    __m256i part[2];
+  };
+  struct Weights {
+    __m256i low[2], high[2];  // columns 0-3, columns 4-7
+  };
+  static Accumulator zero() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
+  static Weights weights(const void* p) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    Weights w;
+    for (int i = 0; i < 2; ++i) {
+      const __m256i codes = _mm256_loadu_si256(static_cast<const __m256i*>(p) + i);
+      w.low[i] = _mm256_and_si256(codes, mask);
+      w.high[i] = _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask);
+    }
+    return w;
+  }
+  static Accumulator dot(Accumulator acc, const Weights& w, const uint32_t* a) {
+    const __m256i low = _mm256_set1_epi32(static_cast<int>(a[0]));
+    const __m256i high = _mm256_set1_epi32(static_cast<int>(a[1]));
+    for (int i = 0; i < 2; ++i) {
+      acc.part[i] = _mm256_add_epi16(acc.part[i], _mm256_maddubs_epi16(w.low[i], low));
+      acc.part[i] = _mm256_add_epi16(acc.part[i], _mm256_maddubs_epi16(w.high[i], high));
+    }
+    return acc;
+  }
+  static void to_float(const Accumulator& acc, V* out) {
+    for (int i = 0; i < 2; ++i)
+      out[i] = _mm256_cvtepi32_ps(_mm256_madd_epi16(acc.part[i], _mm256_set1_epi16(1)));
   }
 };
 

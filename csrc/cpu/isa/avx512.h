@@ -12,6 +12,7 @@ constexpr int kLanes = 16;
 
 // A tile of a linear layer: 16 accumulators of 32 registers.
 constexpr int kMaxTokens = 8, kMaxBlocks = 2;
+constexpr int kMaxInt4Tokens = 4;  // an int4 tile has two accumulators each
 
 using V = __m512;
 
@@ -47,6 +48,10 @@ inline void store_bf16(uint16_t* p, V v) {
 inline void store_offset_u8(uint8_t* p, V v) {
   const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(128));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(whole));
+}
+
+inline V load_u8(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
 // Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
@@ -91,6 +96,24 @@ struct DotI8 {
   static void to_float(Accumulator acc, const int32_t* correction, V* out) {
     out[0] = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_loadu_si512(correction)));
   }
+};
+
+// Dot products of 64 bytes of codes, 16 rows of 8 columns, with 8 bytes of activations.
+struct DotI4 {
+  using Accumulator = __m512i;
+  struct Weights {
+    __m512i low, high;  // columns 0-3, columns 4-7
+  };
+  static Accumulator zero() { return _mm512_setzero_si512(); }
+  static Weights weights(const void* p) {
+    const __m512i codes = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
+    return {_mm512_and_si512(codes, mask), _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask)};
+  }
+  static Accumulator dot(Accumulator acc, const Weights& w, const uint32_t* a) {
+    acc = _mm512_dpbusd_epi32(acc, w.low, _mm512_set1_epi32(static_cast<int>(a[0])));
+    return _mm512_dpbusd_epi32(acc, w.high, _mm512_set1_epi32(static_cast<int>(a[1])));
+  }
+  static void to_float(Accumulator acc, V* out) { out[0] = _mm512_cvtepi32_ps(acc); }
 };
 
 }  // namespace

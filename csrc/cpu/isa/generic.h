@@ -15,6 +15,7 @@ constexpr int kLanes = 4;
 
 // A tile of a linear layer.
 constexpr int kMaxTokens = 4, kMaxBlocks = 1;
+constexpr int kMaxInt4Tokens = 3;
 
 typedef float V __attribute__((vector_size(16)));
 typedef int32_t Vi __attribute__((vector_size(16)));
@@ -77,6 +78,11 @@ inline void store_bf16(uint16_t* p, V v) {
 inline void store_offset_u8(uint8_t* p, V v) {
   const Vi whole = __builtin_convertvector(v, Vi);
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(whole[i] + 128);
+}
+
+inline V load_u8(const uint8_t* p) {
+  return V{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+           static_cast<float>(p[3])};
 }
 
 // Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
@@ -160,6 +166,27 @@ struct DotI8 {
   // correction: 128 times the sum of each row, since activations are stored with an offset of 128.
   static void to_float(const Accumulator& acc, const int32_t* correction, V* out) {
     for (int r = 0; r < 16; ++r) out[r / 4][r % 4] = static_cast<float>(acc.row[r] - correction[r]);
+  }
+};
+
+// Dot products of 64 bytes of codes, 16 rows of 8 columns, with 8 bytes of activations.
+struct DotI4 {
+  struct Accumulator {
+    int32_t row[16];
+  };
+  using Weights = const uint8_t*;
+  static Accumulator zero() { return {}; }
+  static Weights weights(const void* p) { return static_cast<const uint8_t*>(p); }
+  static Accumulator dot(Accumulator acc, Weights w, const uint32_t* a) {
+    int8_t columns[8];
+    std::memcpy(columns, a, sizeof(columns));
+    for (int r = 0; r < 16; ++r)
+      for (int c = 0; c < 4; ++c)
+        acc.row[r] += (w[4 * r + c] & 15) * columns[c] + (w[4 * r + c] >> 4) * columns[c + 4];
+    return acc;
+  }
+  static void to_float(const Accumulator& acc, V* out) {
+    for (int r = 0; r < 16; ++r) out[r / 4][r % 4] = static_cast<float>(acc.row[r]);
   }
 };
 
