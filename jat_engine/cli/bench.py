@@ -32,6 +32,7 @@ from ..bench.suites import (
     train,
 )
 from ..bench.workload import SPACES, check_model
+from ..errors import InputError
 from .agent import default_device, quiet_loading
 from .arguments import TaskArguments, note, parse
 from .streams import say
@@ -231,17 +232,19 @@ def run_suites(names: Sequence[str], arguments: BenchArguments, task: Task | Non
         arguments: of all of them.
         task: whose environment the loop suite steps; None for those of its paces.
     """
+    device = str(default_device(arguments.use_cpu))
+    dtypes, skipped = supported_dtypes(device, arguments.dtypes)
     options = Options(
         num_iters=arguments.num_iters,
         num_iters_warmup=arguments.num_iters_warmup,
         batch_sizes=tuple(arguments.batch_size),
         models=tuple(arguments.models),
-        dtypes=tuple(arguments.dtypes),
+        dtypes=dtypes,
         observations=tuple(arguments.observations),
         windows=tuple(arguments.windows),
         peers=() if arguments.no_peers else tuple(arguments.peers),
         upstream=arguments.upstream,
-        device=str(default_device(arguments.use_cpu)),
+        device=device,
         hz=tuple(arguments.hz),
         paces=tuple(arguments.paces or PACES) if task is None else (task.name,),
         neighbours=tuple(arguments.neighbour),
@@ -261,7 +264,7 @@ def run_suites(names: Sequence[str], arguments: BenchArguments, task: Task | Non
         "upstream": options.upstream is not None,
         "plain_torch": plain_torch,  # why the engine's native kernels are not what is measured; "" where they are
     }
-    results = Results(machine(), settings)
+    results = Results(machine(), settings, skipped=skipped)
     bandwidth, path = Bandwidth(options.device), Path(arguments.output_json)
 
     def save() -> None:
@@ -284,6 +287,24 @@ def run_suites(names: Sequence[str], arguments: BenchArguments, task: Task | Non
         note(f"no plots: {error}")
     note(f"wrote {path}")
     return 1 if disagreeing(results.rows) else 0
+
+
+def supported_dtypes(device: str, dtypes: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the dtypes that the engine has on a device, and why others are skipped.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found, skipped = [], {}
+    for dtype in dtypes:
+        try:
+            choose_backend(device, dtype)
+            found.append(dtype)
+        except InputError as error:
+            skipped[dtype] = str(error)
+    if not found:
+        raise ValueError(f"--dtypes: {'; '.join(skipped.values())}")
+    return tuple(found), skipped
 
 
 def print_results(results: Results) -> None:
