@@ -99,7 +99,8 @@ void append(const AttentionItem& item) {
     const int slot = item.start_offset + item.context_len + i, token = slot % kPageSize;
     uint8_t* page = page_of(item, slot);
     uint32_t* keys = reinterpret_cast<uint32_t*>(page) + token;
-    uint32_t* values = reinterpret_cast<uint32_t*>(page + item.values_offset) + static_cast<size_t>(token) * words;
+    uint32_t* values =
+        reinterpret_cast<uint32_t*>(page + item.values_offset) + static_cast<size_t>(token) * words;
     float scale;
 
     for (int g = 0; g < words; ++g) row[g] = offset;
@@ -117,7 +118,8 @@ void append(const AttentionItem& item) {
     for (int g = 0; g < words; ++g) row[g] = offset;
     prepare(Cache::kDType, item.v + static_cast<size_t>(i) * item.qkv_stride, item.head_dim, row, &scale);
     for (int g = 0; g < words; ++g) values[g] = row[g] ^ offset;
-    if constexpr (kIsScaled<Cache>) scales_behind(page + item.values_offset, item.padded_head_dim)[token] = scale;
+    if constexpr (kIsScaled<Cache>)
+      scales_behind(page + item.values_offset, item.padded_head_dim)[token] = scale;
   }
 }
 
@@ -334,10 +336,11 @@ void attend_queries(const AttentionItem& item, int first) {
   float* out = item.out + static_cast<size_t>(first) * item.out_stride;
   int d = 0;
   for (; d + kVectorsAtOnce * kLanes <= item.padded_head_dim; d += kVectorsAtOnce * kLanes)
-    weigh_values<Cache, NumQueries, kVectorsAtOnce>(item, first_page, low[0], high[NumQueries - 1], item.scratch,
-                                                 inverse, d, out);
+    weigh_values<Cache, NumQueries, kVectorsAtOnce>(item, first_page, low[0], high[NumQueries - 1],
+                                                    item.scratch, inverse, d, out);
   for (; d < item.padded_head_dim; d += kLanes)
-    weigh_values<Cache, NumQueries, 1>(item, first_page, low[0], high[NumQueries - 1], item.scratch, inverse, d, out);
+    weigh_values<Cache, NumQueries, 1>(item, first_page, low[0], high[NumQueries - 1], item.scratch, inverse,
+                                       d, out);
 }
 
 template <typename Cache>

@@ -115,7 +115,7 @@ struct AttentionItem {
   const int32_t* page_table;
   bool is_fetched;  // the session's previous head was attended just before, with `is_next`
   bool is_next;     // its next head, the memory behind this one, is attended next
-  float* out;  // of the first new token
+  float* out;       // of the first new token
   int out_stride;
   float* scratch;  // [kMaxStepTokens, scratch_stride], for scores
   int scratch_stride;

@@ -66,9 +66,7 @@ void Model::set_final_norm(std::vector<float> weight, std::vector<float> bias) {
   reserve(kMaxStepTokens);
 }
 
-size_t Model::page_bytes() const {
-  return layers_.size() * num_heads_ * head_bytes();
-}
+size_t Model::page_bytes() const { return layers_.size() * num_heads_ * head_bytes(); }
 
 int Model::operand_words() const { return std::max(max_inner_, padded_hidden_); }
 

@@ -70,9 +70,7 @@ class Model {
 
   void reserve(int num_tokens);
   // Of one head in a page: keys and values of kPageSize tokens.
-  size_t head_bytes() const {
-    return jat::head_bytes(kv_dtype_, padded_head_dim_);
-  }
+  size_t head_bytes() const { return jat::head_bytes(kv_dtype_, padded_head_dim_); }
   int operand_words() const;
 
   // The phases of a step; the threads share each of them. One piece computes an output element, in one order,

@@ -44,7 +44,10 @@ def test_choices(tiny_folder: Path) -> None:
         ({"device": np.array(["auto", "cpu"])}, "device: expected auto or a device"),
         ({"backend": np.array(["auto", "cpu"])}, "backend: expected one of auto, torch"),
         ({"kv_dtype": np.array(["auto", "int8"])}, "kv_dtype: expected one of auto, bfloat16, int8, float8_e4m3"),
-        ({"kv_dtype": "int8", "backend": "torch"}, "kv_dtype: expected 'auto' on the torch backend, got 'int8', which the cpu"),
+        (
+            {"kv_dtype": "int8", "backend": "torch"},
+            "kv_dtype: expected 'auto' on the torch backend, got 'int8', which the cpu",
+        ),
         ({"device": "meta", "backend": "cpu"}, "backend: expected torch or cuda on device meta"),
         ({"num_threads": 0}, "num_threads: expected an integer >= 1"),
         ({"num_threads": 5000}, "num_threads: expected at most 1024, got 5000"),

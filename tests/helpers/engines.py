@@ -32,6 +32,18 @@ def variants(*dtypes: str) -> list[Any]:
     return [pytest.param(case, id="-".join(case.values())) for case in cases]
 
 
+def kv_variants(*kv_dtypes: str) -> list[Any]:
+    """Return options for float32 weights with these keys and values, for every instruction set of the native backend."""
+    return [
+        pytest.param(
+            {"backend": "cpu", "instruction_set": name, "dtype": "float32", "kv_dtype": kv_dtype},
+            id=f"{name}-kv-{kv_dtype}",
+        )
+        for name in INSTRUCTION_SETS
+        for kv_dtype in kv_dtypes
+    ]
+
+
 def play(session: AgentSession, episode: golden.Episode, t: int, action: Any = None) -> tuple[Any, np.ndarray]:
     """Take a step of a golden episode, and force `action` into the history if it is given."""
     chosen, prediction = session.get_next_action(

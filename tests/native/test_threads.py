@@ -34,13 +34,15 @@ pytestmark = [native, pytest.mark.filterwarnings("ignore:num_threads")]
 # ---- results -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_results_do_not_depend_on_threads(dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype"), [("float32", "auto"), ("bfloat16", "auto"), ("int8", "auto"), ("int8", "int8")]
+)
+def test_results_do_not_depend_on_threads(dtype: str, kv_dtype: str) -> None:
     """Results are bitwise equal, for each kind alone and for a batch of all."""
     batches: list[tuple[str, ...]] = [*((kind,) for kind in KINDS), KINDS * 4]
-    expected = [digest(play(make_engine(dtype, num_threads=1), kinds)) for kinds in batches]
+    expected = [digest(play(make_engine(dtype, num_threads=1, kv_dtype=kv_dtype), kinds)) for kinds in batches]
     for num_threads in (2, 3, 4):
-        engine = make_engine(dtype, num_threads=num_threads)
+        engine = make_engine(dtype, num_threads=num_threads, kv_dtype=kv_dtype)
         assert [digest(play(engine, kinds)) for kinds in batches] == expected, num_threads
 
 
@@ -73,12 +75,14 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.skip(missing)
     if not cuda_emulator.sanitizer_library():
         pytest.skip("needs gcc with libtsan")
-    names = ["cpu_tsan", "cpu_tsan_relaxed_finish"]
+    names = ["cpu_tsan", "cpu_tsan_relaxed_finish", "cpu_tsan_relaxed_range"]
     return dict(zip(names, cuda_emulator.build(tmp_path_factory.mktemp("tsan"), *names), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [("cpu_tsan", 0), ("cpu_tsan_relaxed_finish", 66)], ids=["as it is", "a planted error"]
+    ("name", "code"),
+    [("cpu_tsan", 0), ("cpu_tsan_relaxed_finish", 66), ("cpu_tsan_relaxed_range", 66)],
+    ids=["as it is", "an early end", "an early begin"],
 )
 def test_thread_sanitizer(name: str, code: int, sanitized: dict[str, Path]) -> None:
     """There is no race between the threads, and a planted one is found."""

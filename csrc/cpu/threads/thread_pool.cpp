@@ -33,10 +33,15 @@ constexpr std::chrono::microseconds kSpinTimeout{500};
 constexpr int kReliable = 3, kFirstBackoff = 8;
 constexpr std::chrono::seconds kMaxBackoff{1};
 
-#if defined(JAT_PLANT_RELAXED_FINISH)  // an error that the tests must find
+#if defined(JAT_PLANT_RELAXED_FINISH)  // errors that the tests must find
 constexpr auto kFinish = std::memory_order_relaxed;
 #else
 constexpr auto kFinish = std::memory_order_release;
+#endif
+#if defined(JAT_PLANT_RELAXED_RANGE)
+constexpr auto kPublish = std::memory_order_relaxed;
+#else
+constexpr auto kPublish = std::memory_order_release;
 #endif
 
 std::atomic<unsigned> num_forks{0};  // between the first process and this one
@@ -210,9 +215,9 @@ struct ThreadPool::Workers {
   // Only the caller uses these.
   int caller_core = -1;
   int num_backing_off = 0;
-  Clock::duration worked{0};   // by the caller, in runs that were shared or would have been but for backoffs
+  Clock::duration worked{0};  // by the caller, in runs that were shared or would have been but for backoffs
 
-  Fetcher fetcher;             // the caller's
+  Fetcher fetcher;  // the caller's
 
   // The run. The caller writes it while there are no pieces; a thread reads it after it has taken one.
   std::vector<Range> ranges;  // of each thread
@@ -301,7 +306,7 @@ void ThreadPool::run_pieces(int num_pieces, Function function, const void* conte
   for (int thread = num_threads_ - 1; thread >= 0; --thread) {
     Range& range = workers.ranges[thread];
     range.end = first_piece(num_pieces, thread + 1);
-    range.left.store(range.end - first_piece(num_pieces, thread), std::memory_order_release);
+    range.left.store(range.end - first_piece(num_pieces, thread), kPublish);
   }
   workers.wake();
   if (ahead != nullptr) {
