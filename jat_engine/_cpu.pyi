@@ -73,6 +73,15 @@ class Linear:
     ) -> None:
         """Pack weights of an int4 layer that are rounded already, see `round_int4`, into the rows from `first` on."""
 
+    def pack_bytes(self, first: int, codes: NDArray[np.int8], row_scales: NDArray[np.float32]) -> None:
+        """Pack weights of an int8 layer that are rounded already, row_scale * code, into the rows from `first` on.
+
+        Args:
+            first: number of a row.
+            codes: [count, columns], at least -127.
+            row_scales: [count].
+        """
+
     def set_bias(self, bias: NDArray[np.float32]) -> None:
         """Set the bias [rows] of a layer that was made with `has_bias`."""
 
@@ -100,7 +109,7 @@ class Model:
     ) -> None:
         """
         Args:
-            kv_dtype: type of keys and values, "float32" or "bfloat16".
+            kv_dtype: type of keys and values, "float32", "bfloat16", or "int8" with one scale per token and head.
             position_table: [positions, H].
             num_threads: the caller included.
             spin_us: microseconds that an idle worker spins before it sleeps.

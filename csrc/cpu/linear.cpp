@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 namespace jat {
 
@@ -64,17 +65,34 @@ void Linear::pack_rows(int first, int count, const float* weight) {
       float largest = 0;
       for (int c = 0; c < columns_; ++c) largest = std::fmax(largest, std::fabs(source[c]));
       const float inverse = largest > 1e-30F ? 127.0F / largest : 0.0F;
-      int8_t* target = reinterpret_cast<int8_t*>(block) + 4 * lane;
-      int32_t sum = 0;
+      std::vector<int8_t> codes(columns_);
       for (int c = 0; c < columns_; ++c) {
-        const int quantized = static_cast<int>((source[c] * inverse + kRoundShift) - kRoundShift);
-        target[c / 4 * step + c % 4] = static_cast<int8_t>(quantized);
-        sum += quantized;
+        codes[c] = static_cast<int8_t>(static_cast<int>((source[c] * inverse + kRoundShift) - kRoundShift));
       }
-      scales_.as<float>()[row] = largest / 127.0F;
-      correction_.as<int32_t>()[row] = 128 * sum;
+      pack_int8_row(row, codes.data(), largest / 127.0F);
     }
   }
+}
+
+void Linear::pack_bytes(int first, int count, const int8_t* codes, const float* row_scales) {
+  for (int i = 0; i < count; ++i) {
+    pack_int8_row(first + i, codes + static_cast<size_t>(i) * columns_, row_scales[i]);
+  }
+}
+
+void Linear::pack_int8_row(int row, const int8_t* codes, float row_scale) {
+  const size_t step = 2 * kGroupBytes;
+  const size_t panel_bytes = num_groups(dtype_, columns_) * step;
+  uint8_t* block =
+      panels_.as<uint8_t>() + row / kPanelRows * panel_bytes + row / kBlockRows % 2 * kGroupBytes;
+  int8_t* target = reinterpret_cast<int8_t*>(block) + 4 * (row % kBlockRows);
+  int32_t sum = 0;
+  for (int c = 0; c < columns_; ++c) {
+    target[c / 4 * step + c % 4] = codes[c];
+    sum += codes[c];
+  }
+  scales_.as<float>()[row] = row_scale;
+  correction_.as<int32_t>()[row] = 128 * sum;
 }
 
 void Linear::pack_codes(int first, int count, const uint8_t* codes, const uint8_t* scales,

@@ -18,6 +18,8 @@ class Linear {
   // [count].
   void pack_codes(int first, int count, const uint8_t* codes, const uint8_t* scales, const uint8_t* minima,
                   const float* row_scales);
+  // The same for an int8 layer: codes [count, columns], at least -127, and row scales [count].
+  void pack_bytes(int first, int count, const int8_t* codes, const float* row_scales);
   void set_bias(const float* bias);  // [rows]
 
   LinearView view() const;
@@ -32,6 +34,7 @@ class Linear {
   size_t bytes() const { return panels_.bytes() + bias_.bytes() + scales_.bytes() + correction_.bytes(); }
 
  private:
+  void pack_int8_row(int row, const int8_t* codes, float row_scale);
   void pack_int4_group(int row, int group, const uint8_t* codes, int count, Int4Group fitted);
 
   DType dtype_;

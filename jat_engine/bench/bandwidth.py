@@ -29,9 +29,10 @@ class Bandwidth:
         self._measure()  # its pages are new
         self._samples = [self._measure()]
 
-    def sample(self, number: int = 0) -> None:
-        """Measure once more. `number`, of a round, is not used."""
+    def sample(self, number: int = 0) -> float:
+        """Measure once more, and return the bytes a second. `number`, of a round, is not used."""
         self._samples.append(self._measure())
+        return self._samples[-1]
 
     def _measure(self) -> float:
         if self._device.type == "cuda":

@@ -12,10 +12,10 @@ from ..backends.base import STEP_TOKENS
 from ..checkpoint.weights import parameter_shapes
 from ..config import JatConfig
 
-WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-"""dtype -> bytes of a weight."""
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 4.5 / 8}
+"""dtype -> bytes of a weight; in int4 with one byte each for scale and minimum of 32."""
 
-CACHE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 2}
+CACHE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 2, "int4": 2}
 """dtype of the weights -> bytes of a number in the KV cache."""
 
 _ENCODERS = {"babyai": "multi_discrete_encoder.4.weight", "atari": "image_encoder.module.fc.weight"}
@@ -31,16 +31,21 @@ def matrix_elements(config: JatConfig) -> int:
 
 def matrix_bytes(config: JatConfig, dtype: str) -> int:
     """Return the bytes of the blocks' matrices, without what is small."""
-    return matrix_elements(config) * WEIGHT_BYTES[dtype]
+    return int(matrix_elements(config) * WEIGHT_BYTES[dtype])
 
 
 def block_bytes(config: JatConfig, dtype: str) -> int:
-    """Return the bytes of the blocks' weights; norms, biases and, for int8, a scale per row are float32."""
+    """Return the bytes of the blocks' weights; norms, biases and, for int8 and int4, a scale per row are float32."""
     hidden = config.hidden_size
     inner = config.intermediate_size or 4 * hidden
     vectors = 4 * (6 * hidden + inner)
-    scales = 4 * (5 * hidden + inner) if dtype == "int8" else 0
+    scales = 4 * (5 * hidden + inner) if dtype in ("int8", "int4") else 0
     return int(matrix_bytes(config, dtype) + config.num_layers * (vectors + scales))
+
+
+def bits_a_weight(config: JatConfig, dtype: str) -> float:
+    """Return the bits of a weight in the blocks' matrices, with what else the blocks read: scales, norms, biases."""
+    return 8 * block_bytes(config, dtype) / matrix_elements(config)
 
 
 def encoder_bytes(config: JatConfig, kind: str, dtype: str) -> int:

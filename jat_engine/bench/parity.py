@@ -11,7 +11,7 @@ import numpy as np
 
 from ..testing.golden import Episode, relative_error
 
-LIMITS = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.04, "int8": 0.12}
+LIMITS = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.04, "int8": 0.12, "int4": 0.4}
 """dtype -> the relative error of an engine's predictions, over all steps, that rounding explains."""
 
 EAGER_LIMIT = 0.06

@@ -16,6 +16,8 @@ UNITS = {
     "latency": "ms",
     "loop": "ms",
     "host": "us",
+    "call": "ms",
+    "batches": "ms",
     "throughput": "ms",
     "load": "s",
     "generate": "ms",
@@ -52,6 +54,8 @@ def columns(rows: Sequence[Row]) -> dict[str, list[str]]:
         found["times faster"] = [times_faster(row) for row in rows]
     for name in dict.fromkeys(name for row in rows for name in row.facts):
         found[name] = [number(row.facts[name]) if name in row.facts and row.agrees else "" for row in rows]
+    for name in dict.fromkeys(name for row in rows for name in row.intervals):
+        found[name] = [interval(row.intervals[name]) if name in row.intervals and row.agrees else "" for row in rows]
     if any(row.error is not None for row in rows):
         found["error"] = ["" if row.error is None else f"{row.error:.1g}" for row in rows]
     return found
@@ -120,6 +124,8 @@ def standing(rows: Iterable[Row]) -> dict[str, list[str]]:
             line |= {"dtype": engine.dtype, "JatEngine ms": number(engine.p50 * 1e3)}
             line |= {"fastest other": best.agent, "its ms": number(best.p50 * 1e3)}
             line["times faster"] = interval(ratio)
+            if engine.error is not None and best.error is not None:
+                line |= {"error": f"{engine.error:.1g}", "its error": f"{best.error:.1g}"}
             line["ahead"] = "yes" if ratio.low > 1 else "no" if ratio.high < 1 else "within noise"
             if len(engine.round_medians) < _FEWEST_ROUNDS:
                 line["ahead"] = "too few rounds"

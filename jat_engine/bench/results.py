@@ -33,7 +33,7 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A ratio of times, and where it lies: with 95 % confidence, or for fewer rounds than `FEWEST` its range."""
+    """A figure, such as a ratio of times, and where it lies: with 95 % confidence, or of few rounds their range."""
 
     value: float
     low: float
@@ -50,6 +50,17 @@ def percentiles(seconds: Sequence[Sequence[float]]) -> dict[str, float]:
 def round_medians(seconds: Sequence[Sequence[float]]) -> list[float]:
     """Return the median of each round."""
     return [float(np.median(values)) for values in seconds]
+
+
+def percentile(seconds: Sequence[Sequence[float]], percent: float, seed: int = 0) -> Interval:
+    """Return a percentile of all calls of all rounds, and by bootstrap of the rounds where it lies."""
+    arrays = [np.asarray(values, np.float64) for values in seconds]
+    value = float(np.percentile(np.concatenate(arrays), percent))
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, len(arrays), (_RESAMPLES // 4, len(arrays)))
+    found = [np.percentile(np.concatenate([arrays[index] for index in pick]), percent) for pick in picks]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Interval(value, float(low), float(high))
 
 
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Interval:
@@ -111,6 +122,7 @@ class Row:
         facts: further figures, by the header of their column, unit included.
         error: largest relative error of a prediction; None where nothing can be compared.
         tolerance: what `error` may be.
+        intervals: further figures that have one, by the header of their column.
         faster: how many times faster than the case's reference, in the same rounds; None for the reference, and where
             outputs do not agree.
         task: the task that was played: its name and its rule, with adapter and module; None where none was named.
@@ -126,6 +138,7 @@ class Row:
     facts: dict[str, float] = field(default_factory=dict)
     error: float | None = None
     tolerance: float | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
     faster: Interval | None = None
     task: dict[str, Any] | None = None
 
@@ -254,7 +267,9 @@ def _row(values: dict[str, Any]) -> Row:
         raise ValueError(f"row: unknown field {sorted(unknown)[0]}")
     faster = values.get("faster")
     error = math.inf if values.get("error") == _INFINITE else values.get("error")
-    row = Row(**{**values, "error": error, "faster": None if faster is None else Interval(**faster)})
+    intervals = {name: Interval(**found) for name, found in values.get("intervals", {}).items()}
+    faster = None if faster is None else Interval(**faster)
+    row = Row(**{**values, "error": error, "intervals": intervals, "faster": faster})
     if not row.round_medians or "50" not in row.seconds:
         raise ValueError(f"row {row.name}: expected round_medians and percentiles")
     return row
@@ -283,9 +298,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """Return the commit of the checkout that the package is imported from; "" if it is installed, or without git."""
-    checkout = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Folder that the package is imported from."""
+
+
+def commit(checkout: Path = CHECKOUT) -> str:
+    """Return the commit of a checkout, by default of the one that runs; "" where it is none, or without git."""
     if not (checkout / ".git").exists():
         return ""
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]

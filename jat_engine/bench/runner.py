@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +55,8 @@ class Options:
         minutes: what the loop suite's calls may take together.
         agent_steps: of the soak suite.
         task: whose environment the loop suite steps between calls; None for those of its paces.
+        before: a checkout of another version, with its native module, whose engine the suites call, batches and host
+            measure, too.
     """
 
     num_iters: int
@@ -72,6 +75,7 @@ class Options:
     minutes: float = 30.0
     agent_steps: int = 20_000
     task: Task | None = None
+    before: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,23 @@ from ..bench.pacing import PACES
 from ..bench.peers import DTYPES, NAMES
 from ..bench.results import Results, disagreeing, machine
 from ..bench.runner import Context, Options
-from ..bench.suites import evaluate, generate, growth, host, latency, load, loop, parity, soak, throughput, train
+from ..bench.suites import (
+    batches,
+    call,
+    evaluate,
+    generate,
+    growth,
+    host,
+    latency,
+    load,
+    loop,
+    parity,
+    soak,
+    throughput,
+    train,
+)
 from ..bench.workload import SPACES, check_model
+from ..errors import InputError
 from .agent import default_device, quiet_loading
 from .arguments import TaskArguments, note, parse
 from .streams import say
@@ -27,7 +42,11 @@ if TYPE_CHECKING:
     from ..envs import Task
 
 SUITES: dict[str, tuple[Callable[[Context], None], ...]] = {
-    "latency": (latency.run, host.run),
+    "latency": (latency.run,),
+    "limits": (call.run, batches.run, host.run),
+    "call": (call.run,),
+    "batches": (batches.run,),
+    "host": (host.run,),
     "loop": (loop.run,),
     "throughput": (throughput.run,),
     "load": (load.run,),
@@ -39,10 +58,15 @@ SUITES: dict[str, tuple[Callable[[Context], None], ...]] = {
     "soak": (soak.run,),
 }
 
+PARTS = ("call", "batches", "host")
+"""Suites that are parts of others."""
+
 _USAGE = f"""usage: jat-engine bench {{{",".join(SUITES)},all}} [options]
        jat-engine bench compare A.json B.json [--threshold SHARE]
 
   latency      one agent's step, and that of JatModel, the published package, torch.compile, ONNX Runtime and OpenVINO
+  limits       how near the engine is to what the machine can do, and to --before, another checkout of it:
+               call (one agent, bytes it reads), batches (many agents, arithmetic) and host (what Python costs)
   loop         one agent at a fixed rate, as a robot calls it: p50 to p99.9, missed deadlines, with a busy neighbour;
                --task: in the loop of your own environment
   throughput   1 to 1024 agents in a step
@@ -74,7 +98,7 @@ class BenchArguments:
     num_iters_warmup: int = field(default=3, metadata={"help": "untimed calls of each agent before the first round"})
     output_json: str = field(default="results.json", metadata={"help": "where results go; plots go next to it"})
     batch_size: list[int] = field(
-        default_factory=lambda: [1, 16, 256, 1024], metadata={"help": "throughput: agents in a step"}
+        default_factory=lambda: [1, 16, 256, 1024], metadata={"help": "throughput, batches: agents in a step"}
     )
     models: list[str] = field(
         default_factory=lambda: ["small"],
@@ -92,7 +116,8 @@ class BenchArguments:
     windows: list[int] = field(
         default_factory=lambda: [16, 256, 508],
         metadata={
-            "help": "latency, loop: tokens an agent looks back on; the loop suite takes one of them, or the task's own"
+            "help": "latency, loop, limits: tokens an agent looks back on; loop and limits take one of them, loop with "
+            "--task the task's own"
         },
     )
     hz: list[int] = field(
@@ -118,7 +143,7 @@ class BenchArguments:
         metadata={"help": "loop: alone, or with another process busy on one core", "choices": ["none", "busy"]},
     )
     minutes: float = field(
-        default=30.0, metadata={"help": "loop: what all calls may take together; less means fewer calls"}
+        default=30.0, metadata={"help": "loop, call: what all calls may take together; less means fewer calls"}
     )
     agent_steps: int = field(default=20_000, metadata={"help": "soak: steps of all sessions together"})
     peers: list[str] = field(
@@ -127,6 +152,12 @@ class BenchArguments:
     no_peers: bool = field(default=False, metadata={"help": "the engine and the reference alone"})
     upstream: str | None = field(
         default=None, metadata={"help": "a Python in which the published package, `import jat`, works"}
+    )
+    before: str | None = field(
+        default=None,
+        metadata={
+            "help": "limits: a checkout of another version, with its native module built, whose engine takes part"
+        },
     )
     use_cpu: bool = field(default=False, metadata={"help": "run on the CPU, also where there is a GPU"})
 
@@ -153,6 +184,8 @@ class BenchArguments:
             raise ValueError(f"--minutes: expected a positive number, got {self.minutes}")
         for model in self.models:
             check_model(model)
+        if self.before is not None and not (Path(self.before) / "jat_engine").is_dir():
+            raise ValueError(f"--before: expected a folder with the package jat_engine, got {self.before}")
 
         parent = Path(self.output_json).absolute().parent
         if not parent.is_dir():
@@ -183,7 +216,7 @@ def run(argv: Sequence[str]) -> int:
         raise ValueError(f"bench: expected one of {', '.join(SUITES)}, all, compare, got {name!r}")
     description = "Measure, in turns with what a user would run instead."
     arguments, choice = parse(f"bench {name}", description, [BenchArguments, TaskArguments], rest)
-    names = list(SUITES) if name == "all" else [name]
+    names = [suite for suite in SUITES if suite not in PARTS] if name == "all" else [name]
     if arguments.task is not None and "loop" not in names:
         raise ValueError(f"--task: expected the suite loop, which steps its environment, got {name}")
     arguments.check()
@@ -199,35 +232,39 @@ def run_suites(names: Sequence[str], arguments: BenchArguments, task: Task | Non
         arguments: of all of them.
         task: whose environment the loop suite steps; None for those of its paces.
     """
+    device = str(default_device(arguments.use_cpu))
+    dtypes, skipped = supported_dtypes(device, arguments.dtypes)
     options = Options(
         num_iters=arguments.num_iters,
         num_iters_warmup=arguments.num_iters_warmup,
         batch_sizes=tuple(arguments.batch_size),
         models=tuple(arguments.models),
-        dtypes=tuple(arguments.dtypes),
+        dtypes=dtypes,
         observations=tuple(arguments.observations),
         windows=tuple(arguments.windows),
         peers=() if arguments.no_peers else tuple(arguments.peers),
         upstream=arguments.upstream,
-        device=str(default_device(arguments.use_cpu)),
+        device=device,
         hz=tuple(arguments.hz),
         paces=tuple(arguments.paces or PACES) if task is None else (task.name,),
         neighbours=tuple(arguments.neighbour),
         minutes=arguments.minutes,
         agent_steps=arguments.agent_steps,
         task=task,
+        before=None if arguments.before is None else Path(arguments.before),
     )
     plain_torch = native_module()[1] if choose_backend(options.device).lacks_native else ""
     if plain_torch:
         note(f"WARNING: JatEngine is measured in PLAIN TORCH, not with its native kernels: {plain_torch}")
     settings = {
-        **asdict(replace(options, task=None)),
+        **asdict(replace(options, task=None, before=None)),
+        "before": options.before is not None,
         "task": loop.described(task),
         "suites": list(names),
         "upstream": options.upstream is not None,
         "plain_torch": plain_torch,  # why the engine's native kernels are not what is measured; "" where they are
     }
-    results = Results(machine(), settings)
+    results = Results(machine(), settings, skipped=skipped)
     bandwidth, path = Bandwidth(options.device), Path(arguments.output_json)
 
     def save() -> None:
@@ -252,6 +289,24 @@ def run_suites(names: Sequence[str], arguments: BenchArguments, task: Task | Non
     return 1 if disagreeing(results.rows) else 0
 
 
+def supported_dtypes(device: str, dtypes: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the dtypes that the engine has on a device, and why others are skipped.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found, skipped = [], {}
+    for dtype in dtypes:
+        try:
+            choose_backend(device, dtype)
+            found.append(dtype)
+        except InputError as error:
+            skipped[dtype] = str(error)
+    if not found:
+        raise ValueError(f"--dtypes: {'; '.join(skipped.values())}")
+    return tuple(found), skipped
+
+
 def print_results(results: Results) -> None:
     """Print a table for each suite, and what was skipped."""
     for suite in results.suites:
@@ -261,7 +316,7 @@ def print_results(results: Results) -> None:
             report.columns(rows),
             left=_WORDS,
         )
-        if suite in ("latency", "loop") and (standing := report.standing(rows)):
+        if suite in ("latency", "loop", "call") and (standing := report.standing(rows)):
             print_table("compared with the fastest other agent of its dtype", standing, left=_WORDS)
     speed = results.machine.get("bandwidth GB/s", {})
     if speed:

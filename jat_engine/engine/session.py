@@ -139,12 +139,10 @@ class AgentSession:
         """Take a step, and return what `step` does. The caller holds the lock, until the last tensor is freed."""
         runner = self.runner
         if options is None:
-            arguments = observation, reward, action_space, deterministic, window
-            quick_outcome = runner.run_quick(self.episodes, *arguments)
-            if quick_outcome is not None:
+            quick = runner.run_quick(self.episodes, observation, reward, action_space, deterministic, window)
+            if quick is not None:
                 runner.calls.add(begin_ns)
-                action, values = quick_outcome
-                return (action, values.copy()) if return_prediction else action
+                return (quick[0], quick[1].copy()) if return_prediction else quick[0]
 
         request = runner.parse(self.episodes, observation, reward, action_space, deterministic, window, options)
         (outcome,) = runner.run([request])

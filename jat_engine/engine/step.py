@@ -443,7 +443,7 @@ class StepRunner:
         last = state.last
         if last is None or episodes.closed:
             return None
-        quick = last.quick_step or self._find_quick_step(last)
+        quick = last.quick_step or self.find_quick_step(last)
         if quick is None:
             return None
         get, texts = observation.get, last.observations.texts
@@ -475,8 +475,11 @@ class StepRunner:
         episodes.state = next_state
         return action, values
 
-    def _find_quick_step(self, last: LastStep) -> QuickStep | None:
-        """Return what takes steps of the same kind as the last one; None if the backend has no such thing."""
+    def find_quick_step(self, last: LastStep) -> QuickStep | None:
+        """Return what takes steps of the same kind as the last one, None if the backend has no such thing.
+
+        It is kept in `last`. The caller holds the lock.
+        """
         find = getattr(getattr(self, "backend", None), "quick_step", None)
         if find is not None:
             last.quick_step = find(last.observations.modality, last.observations.num_values, last.space)

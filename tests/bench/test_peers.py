@@ -18,6 +18,7 @@ from jat_engine.bench.workload import SPACES, observation, step_arguments
 from jat_engine.testing.golden import relative_error
 
 WINDOW, STEPS = 16, 26  # the ring is full after 9 steps and turns; local layers see 12 tokens
+IN_FLOAT32 = [name for name, peer in EXPORTED.items() if "float32" in peer.dtypes]
 KEYS = {
     "continuous_observation": "continuous_observations",
     "discrete_observation": "discrete_observations",
@@ -48,7 +49,7 @@ def opened(tiny_folder: Path) -> Iterator[Callable[[str], Any]]:
 
 
 @pytest.mark.parametrize("kind", SPACES)
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", IN_FLOAT32)
 def test_like_the_model(name: str, kind: str, tiny_folder: Path, opened: Callable[[str], Any]) -> None:
     """Past a full ring, with actions that are not the ones it chose; and again after `reset`."""
     agent = opened(name).open(WINDOW)
@@ -73,8 +74,31 @@ def test_like_the_model(name: str, kind: str, tiny_folder: Path, opened: Callabl
         assert relative_error(predictions, expected) < 1e-4
 
 
+@pytest.mark.parametrize("name", [name for name, peer in EXPORTED.items() if "int4" in peer.dtypes])
+def test_four_bits_are_near_the_model_and_not_it(name: str, tiny_folder: Path) -> None:
+    """Of every kind of observation, whose encoders have 4 bits, too."""
+    model, processor = JatModel.from_pretrained(tiny_folder).eval(), JatProcessor.from_pretrained(tiny_folder)
+    try:
+        peer = open_peer(name, tiny_folder, "int4")
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    for kind in SPACES:
+        agent, session = peer.open(WINDOW), model.open_session()
+        predictions, expected = [], []
+        for step in range(8):
+            arguments = step_arguments(kind, step)
+            predictions.append(agent.get_next_action(**arguments, return_prediction=True)[1].copy())
+            action, prediction = session.get_next_action(
+                processor, **arguments, context_window=WINDOW, return_prediction=True
+            )
+            expected.append(prediction)
+            agent.force_action(action)
+        assert 0.02 < relative_error(np.concatenate(predictions), np.concatenate(expected)) < 0.6
+    peer.close()
+
+
 @pytest.mark.parametrize("kind", SPACES)
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", IN_FLOAT32)
 def test_batch_like_single_agents(name: str, kind: str, opened: Callable[[str], Any]) -> None:
     peer = opened(name)
     seeds = (0, 1, 2)
@@ -100,6 +124,8 @@ def test_batch_like_single_agents(name: str, kind: str, opened: Callable[[str], 
         ("onnxruntime", "float32", "onnxruntime"),
         ("openvino", "bfloat16", "openvino"),
         ("openvino", "int8", "nncf"),
+        ("openvino", "int4", "nncf"),
+        ("onnxruntime-g128", "int4", "onnxruntime"),
     ],
 )
 def test_a_missing_package_is_told(
@@ -110,7 +136,7 @@ def test_a_missing_package_is_told(
         open_peer(name, tiny_folder, dtype)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("torch.compile", "int8"), ("onnxruntime", "bfloat16")])
+@pytest.mark.parametrize(("name", "dtype"), [("torch.compile", "int4"), ("onnxruntime", "bfloat16")])
 def test_dtypes_a_peer_has_not(name: str, dtype: str, tiny_folder: Path) -> None:
     with pytest.raises(Unavailable, match=dtype):
         open_peer(name, tiny_folder, dtype)

@@ -108,6 +108,20 @@ void pack_codes(Linear& linear, int first, const Array<uint8_t>& codes, const Ar
                     row_scales.data());
 }
 
+void pack_bytes(Linear& linear, int first, const Array<int8_t>& codes, const Array<float>& row_scales) {
+  expect(linear.dtype() == DType::kInt8, "codes: expected a layer of int8");
+  expect(codes.ndim() == 2 && codes.shape(1) == linear.columns(), "codes: expected [count, ",
+         linear.columns(), "], got ", codes.ndim(), " dimensions and ", codes.size(), " numbers");
+  const int64_t count = codes.shape(0);
+  expect(first >= 0 && first + count <= linear.rows(), "codes: expected rows within the layer's ",
+         linear.rows(), ", got ", count, " from ", first, " on");
+  expect_size("row_scales", row_scales, count);
+  const int8_t least = codes.size() > 0 ? *std::min_element(codes.data(), codes.data() + codes.size()) : 0;
+  expect(least >= -127, "codes: expected at least -127, got ", static_cast<int>(least));
+  const py::gil_scoped_release release;
+  linear.pack_bytes(first, static_cast<int>(count), codes.data(), row_scales.data());
+}
+
 py::tuple round_weights_int4(const Array<float>& weight) {
   expect(weight.ndim() == 2, "weight: expected [rows, columns], got ", weight.ndim(), " dimensions");
   const py::ssize_t rows = weight.shape(0), columns = weight.shape(1);
@@ -173,8 +187,8 @@ std::unique_ptr<Model> make_model(int hidden_size, int num_heads, const std::str
          " dimensions and ", position_table.size(), " numbers");
   expect(num_threads >= 1, "num_threads: expected at least 1, got ", num_threads);
   expect(spin_us >= 0, "spin_us: expected at least 0, got ", spin_us);
-  expect(kv_dtype == "float32" || kv_dtype == "bfloat16", "kv_dtype: expected float32 or bfloat16, got ",
-         kv_dtype);
+  expect(kv_dtype == "float32" || kv_dtype == "bfloat16" || kv_dtype == "int8",
+         "kv_dtype: expected float32, bfloat16 or int8, got ", kv_dtype);
   return std::make_unique<Model>(hidden_size, num_heads, to_dtype("kv_dtype", kv_dtype),
                                  to_vector(position_table), num_threads, spin_us, instruction_set);
 }

@@ -28,6 +28,7 @@ double measure_dot_peak(const std::string& dtype, int num_threads, int repeats,
 
 std::shared_ptr<Linear> make_linear(const std::string& dtype, int rows, int columns, bool has_bias);
 void pack_rows(Linear& linear, int first, const Array<float>& weight);
+void pack_bytes(Linear& linear, int first, const Array<int8_t>& codes, const Array<float>& row_scales);
 void pack_codes(Linear& linear, int first, const Array<uint8_t>& codes, const Array<uint8_t>& scales,
                 const Array<uint8_t>& minima, const Array<float>& row_scales);
 // weight [rows, columns] -> codes [rows, columns], scales and minima [rows, groups], row_scales [rows].

@@ -51,6 +51,8 @@ PYBIND11_MODULE(_cpu, module) {
       .def(py::init(&calls::make_linear), py::arg("dtype"), py::arg("rows"), py::arg("columns"),
            py::arg("has_bias"))
       .def("pack_rows", &calls::pack_rows, py::arg("first"), py::arg("weight").noconvert())
+      .def("pack_bytes", &calls::pack_bytes, py::arg("first"), py::arg("codes").noconvert(),
+           py::arg("row_scales").noconvert())
       .def("pack_codes", &calls::pack_codes, py::arg("first"), py::arg("codes").noconvert(),
            py::arg("scales").noconvert(), py::arg("minima").noconvert(), py::arg("row_scales").noconvert())
       .def("set_bias", &calls::set_bias, py::arg("bias").noconvert())

@@ -38,6 +38,7 @@ QuickStep::QuickStep(py::object model, py::object encoder, py::object action_enc
       head_(std::move(head)),
       pool_(std::move(pool)),
       ndarray_(py::module_::import("numpy").attr("ndarray")),
+      float64_type_(py::module_::import("numpy").attr("float64")),
       float32_(py::dtype::of<float>()),
       float64_(py::dtype::of<double>()),
       int32_(py::dtype::of<int32_t>()),
@@ -111,7 +112,7 @@ bool QuickStep::read(py::handle continuous, py::handle discrete, py::handle text
 
 bool QuickStep::read_reward(py::handle reward) {
   double value = 0;
-  if (PyFloat_Check(reward.ptr())) {
+  if (PyFloat_CheckExact(reward.ptr()) || py::type::handle_of(reward).ptr() == float64_type_.ptr()) {
     value = PyFloat_AS_DOUBLE(reward.ptr());
   } else if (PyLong_CheckExact(reward.ptr())) {
     int overflow = 0;
@@ -221,10 +222,10 @@ py::object QuickStep::run(py::handle mission, int num_again, int context_len, in
            ", got ", table[page]);
 
   if (has_mission_) {
-    const size_t places = integers_.size() - num_values_;
-    const size_t count = std::min<size_t>(places, py::len(mission));
     const auto* tokens = static_cast<const int64_t*>(data_of("mission", mission, int64_, 1));
-    for (size_t i = 0; i < count; ++i)
+    const int64_t count = py::len(mission), places = static_cast<int64_t>(integers_.size()) - num_values_;
+    expect(count <= places, "mission: expected at most ", places, " integers, got ", count);
+    for (int64_t i = 0; i < count; ++i)
       expect(tokens[i] >= 0 && tokens[i] < discrete_encoder_->vocab_size(),
              "mission: expected integers of 0 to ", discrete_encoder_->vocab_size() - 1, ", got ", tokens[i]);
     std::copy(tokens, tokens + count, integers_.end() - count);

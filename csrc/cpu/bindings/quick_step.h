@@ -45,7 +45,8 @@ class QuickStep {
   const pybind11::object model_object_, encoder_object_, action_encoder_object_;
   const std::shared_ptr<Linear> head_;
   Array<uint8_t> pool_;
-  const pybind11::object ndarray_, float32_, float64_, int32_, int64_, uint8_;  // types of numpy
+  const pybind11::object ndarray_, float64_type_;                     // types of numpy
+  const pybind11::object float32_, float64_, int32_, int64_, uint8_;  // dtypes
 
   Model& model_;
   const Linear* linear_ = nullptr;  // one of these three encodes observations

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .base import Unavailable
+from .process import AskedProcess
 
 
 class PublishedPeer:
@@ -29,21 +26,8 @@ class PublishedPeer:
     def __init__(self, interpreter: str, folder: Path) -> None:
         # Its text and not its path: then this folder is not searched, where jat.py and openvino.py are other modules.
         worker = Path(__file__).with_name("published_worker.py").read_text()
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the peer
-        try:
-            self._process = subprocess.Popen(
-                [interpreter, "-c", worker, str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,  # an unread pipe would stop it when it is full
-                text=True,
-            )
-        except OSError as error:
-            raise Unavailable(f"--upstream {interpreter}: {error}") from None
-        hello = self._process.stdout.readline() if self._process.stdout else ""
-        if not hello:
-            raise Unavailable(f"--upstream {interpreter}: {self._last_words()}")
-        self.versions: dict[str, str] = json.loads(hello)
+        self._process = AskedProcess([interpreter, "-c", worker, str(folder)], f"--upstream {interpreter}")
+        self.versions: dict[str, str] = self._process.hello
 
     def open(self, window: int) -> PublishedAgent:
         """Start a new episode of the only agent there is."""
@@ -56,33 +40,11 @@ class PublishedPeer:
         return tokens
 
     def ask(self, message: dict[str, Any]) -> Any:
-        """Send a message to the process and return its answer.
-
-        Raises:
-            RuntimeError: the process has ended; with the last line of what it said.
-        """
-        process = self._process
-        assert process.stdin is not None, "the process has pipes"
-        assert process.stdout is not None, "the process has pipes"
-        try:
-            process.stdin.write(json.dumps(message) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            raise RuntimeError(f"the published package's process has ended: {self._last_words()}")
-        return json.loads(answer)
+        """Send a message to the process and return its answer. Raises `RuntimeError` if the process has ended."""
+        return self._process.ask(message)
 
     def close(self) -> None:
-        self._process.communicate()  # it ends with its input
-        self._errors.close()
-
-    def _last_words(self) -> str:
-        self._process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines()
-        return lines[-1] if lines else "it ended without a word"
+        self._process.close()
 
 
 class PublishedAgent:

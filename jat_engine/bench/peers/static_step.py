@@ -23,6 +23,8 @@ from ...engine.missions import Missions
 from ...observation import Limits, parse_action_space, parse_observation, parse_observations
 
 ROWS = STEP_TOKENS
+GROUP_SIZE = 32
+"""Columns of a row that share a scale in int4, as in the engine."""
 HIDDEN = -1e9
 """Added by masks to scores that do not count. Finite, so that no row is empty of numbers in any arithmetic."""
 

@@ -27,7 +27,7 @@ def open_peer(folder: Path, dtype: str, backend: str = "inductor") -> StaticPeer
         Unavailable: the dtype is not float32 or bfloat16.
     """
     if dtype not in DTYPES:
-        raise Unavailable(f"torch.compile has no {dtype} of its own; pip install openvino nncf for int8")
+        raise Unavailable(f"torch.compile has no {dtype} of its own; pip install openvino nncf for int8 and int4")
     model = load_model(folder)
     host = Host(model, JatProcessor.from_pretrained(folder))
     return StaticPeer("torch.compile", dtype, host, Compiled(model.to(DTYPES[dtype]), backend))

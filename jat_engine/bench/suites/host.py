@@ -1,19 +1,29 @@
-"""Time what a call of the engine costs outside its native parts: checks, sessions, Python."""
+"""Time what a call of the engine costs outside its native parts: checks, sessions, Python.
+
+Greedy and sampled, of this version's engine and of another checkout's, in turns. A call after a large model's step
+finds cold caches, so both small and large models count.
+"""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from ... import JatEngine
-from ..peers import CPU_ONLY
-from ..peers.jat import EnginePeer
-from ..results import make_row
-from ..runner import Context
-from ..workload import SPACES, open_checkpoint, step_arguments
+import numpy as np
+
+from ...config import JatConfig
+from ..peers import CPU_ONLY, ENGINE, Peers
+from ..peers.engine_process import BEFORE, open_engines
+from ..results import make_row, paired_ratio
+from ..runner import PAUSE_S, Context
+from ..workload import SPACES, fitting_windows, open_checkpoint
 
 SUITE = "host"
 
-_WINDOW, _CALLS = 64, 20
+WINDOW, CALLS = 64, 40
+
+MODELS = ("jat-mini",)
+"""Measured in addition to the first model of the run."""
 
 
 def run(context: Context) -> None:
@@ -21,34 +31,42 @@ def run(context: Context) -> None:
     if options.device != "cpu":
         context.results.skipped["host overhead"] = CPU_ONLY
         return
-    context.note("host overhead ...")
-    with open_checkpoint(options.models[0]) as folder:
-        engine = EnginePeer.load(folder, options.dtypes[-1], "cpu").engine
-        measure(context, engine)
+    for model in dict.fromkeys((options.models[0], *MODELS)):
+        context.note(f"host overhead, {model} ...")
+        with open_checkpoint(model) as folder:
+            (window,) = fitting_windows([WINDOW], JatConfig.from_pretrained(folder))
+            peers = Peers()
+            open_engines(context, peers, folder, options.dtypes[-1:])
+            measure(context, peers, model, window)
+            context.results.skipped.update({f"{SUITE}, {name}": reason for name, reason in peers.skipped.items()})
+            peers.close()
 
 
-def measure(context: Context, engine: JatEngine) -> None:
-    """Add a row for each kind of observation, from calls of one session."""
-    options = context.options
-    if engine.native_seconds is None:
-        context.results.skipped["host overhead"] = f"backend {engine.choice.backend} does not tell its own time"
-        return
+def measure(context: Context, peers: Peers, model: str, window: int) -> None:
+    """Add a row for each engine, kind of observation, and way to choose an action."""
+    rng = np.random.default_rng(0)
+    for kind, space in SPACES.items():
+        for is_greedy in (True, False) if hasattr(space, "n") else (True,):  # nothing is sampled of numbers
+            case: dict[str, Any] = {
+                "model": model,
+                "observation": kind,
+                "actions": "greedy" if is_greedy else "sampled",
+            }
+            found: dict[str, list[list[list[float]]]] = {name: [] for name in peers.found}
+            for _ in range(context.options.num_iters):
+                for name in rng.permutation(list(found)):
+                    time.sleep(PAUSE_S)
+                    arguments = {"kind": kind, "deterministic": is_greedy, "window": window, "calls": CALLS}
+                    found[name].append(peers.found[name].ask("own_cost", **arguments))
 
-    def native_seconds() -> float:
-        seconds = engine.native_seconds
-        assert seconds is not None, "asked for above"
-        return seconds
-
-    for kind in SPACES:
-        with engine.open_session(_WINDOW, seed=0) as session:
-            rounds: list[list[float]] = []
-            for number in range(options.num_iters + 1):
-                rounds.append([])
-                for call in range(_CALLS):
-                    arguments = {**step_arguments(kind, number * _CALLS + call), "deterministic": False}
-                    before, begin = native_seconds(), time.perf_counter()
-                    session.get_next_action(**arguments)
-                    end = time.perf_counter()
-                    rounds[-1].append(end - begin - (native_seconds() - before))
-        case: dict[str, str | int] = {"model": options.models[0], "observation": kind}
-        context.results.rows.append(make_row(SUITE, case, f"JatEngine {engine.choice.dtype}", rounds[1:]))
+            rows = {}
+            for name, rounds in found.items():
+                own = [[total - native for total, native in calls] for calls in rounds]
+                whole = [total for calls in rounds for total, _ in calls]
+                rows[name] = make_row(SUITE, case, name, own, facts={"whole call us": 1e6 * float(np.median(whole))})
+            for row in rows.values():
+                other = rows.get(f"{BEFORE} {row.dtype}")
+                if row.agent == ENGINE and other is not None:
+                    row.intervals["over before"] = paired_ratio(row.round_medians, other.round_medians)
+            context.results.rows += rows.values()
+    context.save()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Callable, Container
+from dataclasses import dataclass
 from typing import Any
 
 from ...config import JatConfig
@@ -114,9 +115,22 @@ def open_agents(peers: Peers, window: int, left_out: Container[str]) -> dict[str
     return agents
 
 
-def fill(
+@dataclass(frozen=True)
+class Played:
+    """Steps that all agents took together.
+
+    Attributes:
+        predictions: name -> a prediction a step.
+        actions: of the reference, which all followed.
+    """
+
+    predictions: dict[str, list[Any]]
+    actions: list[Any]
+
+
+def play(
     agents: dict[str, Any], arguments_of: Callable[[int], dict[str, Any]], window: int, peers: Peers | None = None
-) -> dict[str, float]:
+) -> Played:
     """Step all agents until their windows are full and have moved on.
 
     Args:
@@ -124,19 +138,17 @@ def fill(
         arguments_of: number of a step -> keyword arguments of `get_next_action`; called once for each, in order.
         window: of the agents.
         peers: if None, an error is raised.
-
-    Returns:
-        Name -> error against the reference.
     """
     predictions: dict[str, list[Any]] = {name: [] for name in agents}
+    actions = []
     for step in range(window // 2 + 4):
         arguments = arguments_of(step)
-        chosen = None
         for name in sorted(agents, key=lambda name: name != REFERENCE):  # the reference chooses
             try:
                 action, prediction = agents[name].get_next_action(**arguments, return_prediction=True)
-                chosen = action if name == REFERENCE else chosen
-                agents[name].force_action(chosen)
+                if name == REFERENCE:
+                    actions.append(action)
+                agents[name].force_action(actions[-1])
             except Exception as failure:
                 if name == REFERENCE or peers is None:
                     raise
@@ -144,4 +156,12 @@ def fill(
                 del agents[name]
                 continue
             predictions[name].append(prediction)
-    return {name: error(predictions[name], predictions[REFERENCE]) for name in agents}
+    return Played({name: predictions[name] for name in agents}, actions)
+
+
+def fill(
+    agents: dict[str, Any], arguments_of: Callable[[int], dict[str, Any]], window: int, peers: Peers | None = None
+) -> dict[str, float]:
+    """Step all agents until their windows are full, see `play`; return each one's error against the reference."""
+    predictions = play(agents, arguments_of, window, peers).predictions
+    return {name: error(found, predictions[REFERENCE]) for name, found in predictions.items()}
