@@ -4,6 +4,8 @@ Arrays are C-contiguous and of exactly the type that is named; another type rais
 raise ValueError, which names the argument.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -264,32 +266,17 @@ class QuickStep:
         """
 
     def run(
-        self,
-        mission: NDArray[np.int64] | None,
-        num_again: int,
-        context_len: int,
-        start_offset: int,
-        page_table: NDArray[np.int32],
-        last_embedding: NDArray[np.float32],
-        last_action: NDArray[np.float32] | int,
-        noise: NDArray[np.float32] | None,
-        embedding: NDArray[np.float32],
-        values: NDArray[np.float32],
-    ) -> list[float] | int | None:
+        self, state: Any, mission: NDArray[np.int64] | None, noise: NDArray[np.float32] | None, window: int
+    ) -> tuple[list[float] | int, NDArray[np.float32], Any] | None:
         """Take the step that was read.
 
         Args:
-            mission: tokens of the text.
-            num_again: tokens that are fed before s_t, 1 or 2.
-            context_len: tokens in the cache before the first one fed.
-            start_offset: slots of the first page before the oldest token.
-            page_table: pages, oldest first.
-            last_embedding: of s_{t-1}, [H] or more.
-            last_action: [A], or the choice.
+            state: `EpisodesState` of an agent that has taken a step in its episode; not changed.
+            mission: tokens of the text, or None.
             noise: [1, A], subtracted from the logits before the argmax; None for 0.
-            embedding: [H], which the embedding of s_t is written to.
-            values: [A], which the prediction is written to.
+            window: how many of the newest cached tokens the next step attends to.
 
         Returns:
-            The action: A floats or a choice. None if the prediction is not finite.
+            The action (A floats, or a choice), the prediction [A], and the state after the step, as
+            `EpisodesState.after` returns it. None if the prediction is not finite.
         """

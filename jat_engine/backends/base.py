@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -51,24 +51,13 @@ class QuickStep(Protocol):
         ...
 
     def run(
-        self,
-        mission: np.ndarray | None,
-        num_again: int,
-        context_len: int,
-        start_offset: int,
-        page_table: np.ndarray,
-        last_embedding: np.ndarray,
-        last_action: Any,
-        noise: np.ndarray | None,
-        embedding: np.ndarray,
-        values: np.ndarray,
-    ) -> list[float] | int | None:
-        """Take the step that was read. Return the action, or None if the prediction is not finite."""
+        self, state: Any, mission: np.ndarray | None, noise: np.ndarray | None, window: int
+    ) -> tuple[list[float] | int, np.ndarray, Any] | None:
+        """Take the step that was read. Return action, prediction and next state; None if that is not finite."""
         ...
 
 
-@dataclass(slots=True)
-class LastStep:
+class LastStep(NamedTuple):
     """The previous step of N agents, whose tokens the next step feeds again.
 
     Attributes:

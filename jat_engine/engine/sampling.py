@@ -11,8 +11,8 @@ import torch
 from ..action_options import ActionRule
 
 DRAWS_AHEAD = 16
-"""Draws that an agent with a generator of its own makes at a time. After a step, a draw by itself takes 60 us, since
-torch's code is no longer in the caches; 16 in a row take 80 us."""
+"""Draws that an agent with a generator of its own makes at a time. After a step, a draw by itself takes some 60 us,
+since torch's code is no longer in the caches; 16 in a row take 80 us."""
 
 
 class Sampler:

@@ -236,7 +236,7 @@ class Episodes:
             SessionError: see `last_step`.
         """
         last = self.last_step()
-        self.state = self.state._replace(last=replace(last, actions=actions))
+        self.state = self.state._replace(last=last._replace(actions=actions))
 
     def close(self) -> None:
         """Forget the episodes and give the pages back. Closing twice does nothing."""
@@ -271,7 +271,6 @@ class StepRunner:
         self.closed = False
         self._step_lock = threading.Lock()
         self._missions = missions
-        self._hidden_size = config.hidden_size
         self._pool = PagePool(num_pages, backend.page_size, backend.page_bytes)
         self._open: weakref.WeakSet[Episodes] = weakref.WeakSet()
 
@@ -443,9 +442,13 @@ class StepRunner:
         last = state.last
         if last is None or episodes.closed:
             return None
-        quick = last.quick_step or self.find_quick_step(last)
+        quick = last.quick_step
         if quick is None:
-            return None
+            quick = self.find_quick_step(last)
+            if quick is None:
+                return None
+            last = last._replace(quick_step=quick)
+            state = state._replace(last=last)
         get, texts = observation.get, last.observations.texts
         fields = get("continuous_observation"), get("discrete_observation"), get("text_observation")
         text = None if texts is None else texts[0]
@@ -457,33 +460,21 @@ class StepRunner:
         mission = None if text is None else self._missions.encode(text)
         noise = episodes.draw(state, space, deterministic)
 
-        # The next state is prepared before the step, whose weights go through all caches: after it, Python is slow.
-        embedding, values = np.empty(self._hidden_size, np.float32), np.empty(space.size, np.float32)
-        actions = [values]
-        next_last = LastStep(last.observations, [embedding], space, actions, quick)
-        next_window = episodes.window if window is None else window
-        next_state = state.after(next_window, episodes.pages.page_size, next_last, noise is not None)
-        (table, start_offset, _), num_again, *_ = state
-        where = num_again, state.context_len, start_offset, table
-        action = quick.run(mission, *where, last.embeddings[0], last.actions[0], noise, embedding, values)
-        if action is None:
+        outcome = quick.run(state, mission, noise, episodes.window if window is None else window)
+        if outcome is None:
             return None
-        if space.kind == "discrete":
-            actions[0] = action
         if episodes.closed:
             episodes.check_open()
-        episodes.state = next_state
-        return action, values
+        episodes.state = outcome[2]
+        return outcome[:2]
 
     def find_quick_step(self, last: LastStep) -> QuickStep | None:
-        """Return what takes steps of the same kind as the last one, None if the backend has no such thing.
-
-        It is kept in `last`. The caller holds the lock.
-        """
+        """Return what takes steps of the same kind as the last one, None if the backend has no such thing."""
         find = getattr(getattr(self, "backend", None), "quick_step", None)
-        if find is not None:
-            last.quick_step = find(last.observations.modality, last.observations.num_values, last.space)
-        return last.quick_step
+        if find is None:
+            return None
+        quick: QuickStep = find(last.observations.modality, last.observations.num_values, last.space)
+        return quick
 
     def run(self, requests: Sequence[Request]) -> list[tuple[Any, Any] | InputError]:
         """Take one step for every request, all in one pass over the weights. The caller holds the lock.

@@ -172,7 +172,8 @@ def run(engine: JatEngine, seed: int | None, steps: list[dict[str, Any]], step: 
                     after.last.observations is before.last.observations  # type: ignore[union-attr]
                 )
             )
-            seen.append((outcome, session.num_cached_tokens, after.num_draws))
+            (table, *tokens), num_again, _, num_draws, begins = after
+            seen.append((outcome, type(after), table.tolist(), *tokens, num_again, num_draws, begins))
     return [*seen, torch.get_rng_state().numpy().tobytes()], num_quick
 
 

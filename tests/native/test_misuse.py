@@ -68,23 +68,17 @@ def step_quickly(is_read: bool = True, columns: int = 3, **changes: Any) -> Any:
     step = NATIVE.QuickStep(made, linear(H, columns), action, linear(2, H), pool, 2, False)
     if is_read:
         assert step.read(ones(2), None, None, None, None, None)
-    good = {
-        "mission": None,
-        "num_again": 1,
-        "context_len": 1,
-        "start_offset": 0,
-        "page_table": np.arange(1, dtype=np.int32),
-        "last_embedding": ones(H),
-        "last_action": ones(2),
-        "noise": None,
-        "embedding": ones(H),
-        "values": ones(2),
-    }
+    cached = changes.pop("table", np.arange(1, dtype=np.int32)), changes.pop("offset", 0), changes.pop("tokens", 1)
+    last = None, changes.pop("embeddings", [ones(H)]), None, changes.pop("actions", [ones(2)]), step
+    state = cached, changes.pop("num_again", 1), last, 0, False
+    good = {"state": state, "mission": None, "noise": None, "window": 4}
     return step.run(*{**good, **changes}.values())
 
 
 def test_right_arguments() -> None:
-    assert len(step_quickly()) == 2
+    action, values, state = step_quickly()
+    assert action == values.tolist()
+    assert len(state) == 5
     ((prediction, is_finite),) = decode()
     assert prediction.shape == (3,)
     assert is_finite
@@ -122,16 +116,17 @@ CASES: list[tuple[str, Callable[[], Any]]] = [
     ("encoder: expected stages", lambda: encode_frames(columns=255)),
     ("run: expected after read", lambda: step_quickly(False)),
     ("encoder: expected 3 columns", lambda: step_quickly(columns=4)),
+    ("state: expected a tuple of 5", lambda: step_quickly(state=None)),
+    ("state: expected numbers", lambda: step_quickly(offset=-1)),
     ("num_again: expected 1 or 2", lambda: step_quickly(num_again=3)),
-    ("context_len: expected 0 to 6", lambda: step_quickly(context_len=7)),
-    ("start_offset: expected 0 to", lambda: step_quickly(start_offset=16)),
-    ("page_table: expected pages below 4", lambda: step_quickly(page_table=np.array([PAGES], np.int32))),
-    ("page_table: expected a contiguous", lambda: step_quickly(page_table=np.arange(1))),
-    ("last_embedding: expected a contiguous", lambda: step_quickly(last_embedding=ones(H - 1))),
-    ("last_action: expected a contiguous", lambda: step_quickly(last_action=0)),
+    ("num_tokens: expected 0 to", lambda: step_quickly(tokens=7)),
+    ("start_offset: expected 0 to", lambda: step_quickly(offset=16)),
+    ("table: expected pages below 4", lambda: step_quickly(table=np.array([PAGES], np.int32))),
+    ("table: expected a contiguous", lambda: step_quickly(table=np.arange(1))),
+    ("embeddings: expected a contiguous", lambda: step_quickly(embeddings=[ones(H - 1)])),
+    ("last_action: expected a contiguous", lambda: step_quickly(actions=[0])),
     ("noise: expected a contiguous", lambda: step_quickly(noise=ones(1))),
-    ("embedding: expected a contiguous", lambda: step_quickly(embedding=ones(2 * H)[::2])),
-    ("values: expected a contiguous", lambda: step_quickly(values=[0.0, 0.0])),
+    ("window: expected at least 1", lambda: step_quickly(window=0)),
     ("linear: expected a multiple of 4", lambda: NATIVE.DiscreteEncoder(ones(5, 4), linear(H, 13))),
     ("position_table: expected", lambda: NATIVE.Model(H, 2, "float32", ones(8, H - 1), 1, 50, "auto")),
     ("hidden_size: expected a multiple", lambda: NATIVE.Model(H, 3, "float32", ones(8, H), 1, 50, "auto")),

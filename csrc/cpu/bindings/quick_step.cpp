@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <climits>
 #include <cmath>
 #include <cstring>
 
@@ -26,6 +27,36 @@ void copy_strided(const py::array& array, T* out) {
     std::memcpy(&value, data + i * stride, sizeof(Given));
     out[i] = static_cast<T>(value);
   }
+}
+
+// ---- named tuples of Python
+
+void expect_fields(const char* name, py::handle tuple, py::ssize_t count) {
+  expect(PyTuple_Check(tuple.ptr()) && PyTuple_GET_SIZE(tuple.ptr()) == count, name, ": expected a tuple of ",
+         count);
+}
+
+py::handle field(py::handle tuple, py::ssize_t index) { return PyTuple_GET_ITEM(tuple.ptr(), index); }
+
+// Returns a tuple of the same class, without running its Python constructor.
+py::object make_like(py::handle tuple, const py::tuple& fields) {
+  const py::tuple arguments = py::make_tuple(fields);
+  PyObject* made = PyTuple_Type.tp_new(Py_TYPE(tuple.ptr()), arguments.ptr(), nullptr);
+  if (made == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(made);
+}
+
+py::object first(py::handle sequence) {
+  PyObject* item = PySequence_GetItem(sequence.ptr(), 0);
+  if (item == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(item);
+}
+
+int to_int(py::handle number) {
+  const long value = PyLong_AsLong(number.ptr());
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  expect(value >= 0 && value <= INT_MAX, "state: expected numbers of 0 to ", INT_MAX, ", got ", value);
+  return static_cast<int>(value);
 }
 
 }  // namespace
@@ -200,58 +231,76 @@ void QuickStep::encode(const uint8_t* frame) {
   }
 }
 
-py::object QuickStep::run(py::handle mission, int num_again, int context_len, int start_offset,
-                          py::handle page_table, py::handle last_embedding, py::handle last_action,
-                          py::handle noise, py::handle embedding, py::handle values) {
+void QuickStep::read_mission(py::handle mission) {
+  const auto* tokens = static_cast<const int64_t*>(data_of("mission", mission, int64_, 1));
+  const int64_t count = py::len(mission), places = static_cast<int64_t>(integers_.size()) - num_values_;
+  expect(count <= places, "mission: expected at most ", places, " integers, got ", count);
+  for (int64_t i = 0; i < count; ++i)
+    expect(tokens[i] >= 0 && tokens[i] < discrete_encoder_->vocab_size(),
+           "mission: expected integers of 0 to ", discrete_encoder_->vocab_size() - 1, ", got ", tokens[i]);
+  std::copy(tokens, tokens + count, integers_.end() - count);
+}
+
+py::object QuickStep::run(py::handle state, py::handle mission, py::handle noise, int window) {
   // All of Python's part that can be done before the step is: after it, nothing is in the caches.
   expect(is_read_, "run: expected after read() has returned True");
   is_read_ = false;
+  expect(window >= 1, "window: expected at least 1, got ", window);
+  expect_fields("state", state, 5);
+  const py::handle cached = field(state, 0), last = field(state, 2);
+  expect_fields("state.cached", cached, 3);
+  expect_fields("state.last", last, 5);
+
+  // Which tokens are fed, see EpisodesState.context_len.
   const int hidden = model_.hidden_size(), rows = head_->rows();
+  const int num_again = to_int(field(state, 1)), num_tokens = to_int(field(cached, 2));
   expect(num_again == 1 || num_again == 2, "num_again: expected 1 or 2, got ", num_again);
-  const int32_t num_new = num_again + 1;
-  expect(context_len >= 0 && context_len <= model_.max_positions() - num_new, "context_len: expected 0 to ",
-         model_.max_positions() - num_new, ", got ", context_len);
+  const int32_t num_new = num_again + 1, start_offset = to_int(field(cached, 1));
+  const int32_t context_len = num_tokens + (num_again == 1 ? 1 : 0);
+  expect(num_tokens >= 0 && context_len <= model_.max_positions() - num_new, "num_tokens: expected 0 to ",
+         model_.max_positions() - num_new, ", got ", num_tokens);
   expect(start_offset >= 0 && start_offset < kPageSize, "start_offset: expected 0 to ", kPageSize - 1,
          ", got ", start_offset);
 
   const int num_pages = (start_offset + context_len + num_new + kPageSize - 1) / kPageSize;
-  const auto* table = static_cast<const int32_t*>(data_of("page_table", page_table, int32_, num_pages));
+  const auto* table = static_cast<const int32_t*>(data_of("table", field(cached, 0), int32_, num_pages));
   const int64_t pool_pages = pool_.size() / static_cast<py::ssize_t>(model_.page_bytes());
   for (int page = 0; page < num_pages; ++page)
-    expect(table[page] >= 0 && table[page] < pool_pages, "page_table: expected pages below ", pool_pages,
-           ", got ", table[page]);
+    expect(table[page] >= 0 && table[page] < pool_pages, "table: expected pages below ", pool_pages, ", got ",
+           table[page]);
 
-  if (has_mission_) {
-    const auto* tokens = static_cast<const int64_t*>(data_of("mission", mission, int64_, 1));
-    const int64_t count = py::len(mission), places = static_cast<int64_t>(integers_.size()) - num_values_;
-    expect(count <= places, "mission: expected at most ", places, " integers, got ", count);
-    for (int64_t i = 0; i < count; ++i)
-      expect(tokens[i] >= 0 && tokens[i] < discrete_encoder_->vocab_size(),
-             "mission: expected integers of 0 to ", discrete_encoder_->vocab_size() - 1, ", got ", tokens[i]);
-    std::copy(tokens, tokens + count, integers_.end() - count);
-  }
-
-  const float* before =
-      static_cast<const float*>(data_of("last_embedding", last_embedding, float32_, hidden));
-  const float* action = find_action(last_action);
+  if (has_mission_) read_mission(mission);
+  const auto* before =
+      static_cast<const float*>(data_of("embeddings", first(field(last, 1)), float32_, hidden));
+  const float* action = find_action(first(field(last, 3)));
   const float* subtracted =
       noise.is_none() ? nullptr : static_cast<const float*>(data_of("noise", noise, float32_, rows));
-  auto* embedding_out = static_cast<float*>(data_of("embedding", embedding, float32_, hidden));
-  auto* values_out = static_cast<float*>(data_of("values", values, float32_, rows));
   const uint8_t* frame = nullptr;
   if (image_encoder_ != nullptr)
     frame = static_cast<const uint8_t*>(py::reinterpret_borrow<py::array>(frame_).data());
+
+  // The next state, complete but for the numbers in its arrays and a discrete action.
+  Array<float> embedding(hidden), values(rows);
+  py::list actions(1);
+  actions[0] = values;
+  const auto [next_cached, dropped] = keep_newest(cached, num_tokens + 2, start_offset, window);
+  const py::object next_last = make_like(last, py::make_tuple(field(last, 0), py::make_tuple(embedding),
+                                                              field(last, 2), actions, field(last, 4)));
+  const int64_t num_draws = to_int(field(state, 3));
+  const py::object next_state =
+      make_like(state, py::make_tuple(next_cached, dropped ? 2 : 1, next_last,
+                                      num_draws + (subtracted != nullptr ? 1 : 0), false));
 
   const float* tokens[kMaxStepTokens];
   int count = 0;
   if (num_again == 2) tokens[count++] = before;
   tokens[count++] = action_linear_ != nullptr ? action_.data() : action;
   tokens[count++] = encoded_.data();
-  const int32_t context = context_len, offset = start_offset;
   const Linear* head = head_.get();
   float* out = prediction_.data();
-  const StepPlan plan = {1, count, tokens, &num_new, &context, &offset, &table, &head, &out};
+  const StepPlan plan = {1, count, tokens, &num_new, &context_len, &start_offset, &table, &head, &out};
   uint8_t* pages = pool_.mutable_data();
+  float *embedding_out = embedding.mutable_data(), *values_out = values.mutable_data();
 
   bool is_finite = true;
   int choice = 0;
@@ -272,10 +321,29 @@ py::object QuickStep::run(py::handle mission, int num_again, int context_len, in
 
   if (image_encoder_ != nullptr) frame_ = py::none();
   if (!is_finite) return py::none();
-  if (action_linear_ == nullptr) return py::int_(choice);
+  if (action_linear_ == nullptr) {
+    const py::int_ chosen(choice);
+    actions[0] = chosen;
+    return py::make_tuple(chosen, values, next_state);
+  }
   py::list numbers(rows);
   for (int i = 0; i < rows; ++i) numbers[i] = py::float_(values_out[i]);
-  return numbers;
+  return py::make_tuple(numbers, values, next_state);
+}
+
+std::pair<py::object, bool> QuickStep::keep_newest(py::handle cached, int num_tokens, int start_offset,
+                                                   int window) {
+  const py::handle table = field(cached, 0);
+  const int dropped = num_tokens - window;
+  if (dropped <= 0) return {make_like(cached, py::make_tuple(table, start_offset, num_tokens)), false};
+
+  const int whole_pages = (start_offset + dropped) / kPageSize, offset = (start_offset + dropped) % kPageSize;
+  if (whole_pages == 0) return {make_like(cached, py::make_tuple(table, offset, window)), true};
+  const auto old = py::reinterpret_borrow<Array<int32_t>>(table);
+  expect(whole_pages <= old.size(), "table: expected the pages of all tokens, got ", old.size());
+  Array<int32_t> turned(old.size());
+  std::rotate_copy(old.data(), old.data() + whole_pages, old.data() + old.size(), turned.mutable_data());
+  return {make_like(cached, py::make_tuple(turned, offset, window)), true};
 }
 
 }  // namespace jat::bindings

@@ -19,14 +19,12 @@ class QuickStep {
   bool read(pybind11::handle continuous, pybind11::handle discrete, pybind11::handle text,
             pybind11::handle image, pybind11::handle reward, pybind11::handle last_text);
 
-  // Take the step that was read: num_again and what follows as in Group, of an agent that has taken a step.
-  // mission: int64 tokens, or None. noise: float32 [1, rows of the head] or None.
-  // embedding [hidden_size] and values [rows of the head] are written.
-  // Returns the action, a list or an int; None if the prediction is not finite.
-  pybind11::object run(pybind11::handle mission, int num_again, int context_len, int start_offset,
-                       pybind11::handle page_table, pybind11::handle last_embedding,
-                       pybind11::handle last_action, pybind11::handle noise, pybind11::handle embedding,
-                       pybind11::handle values);
+  // Take the step that was read.
+  // state: an EpisodesState of engine/step.py, of an agent that has taken a step in its episode; not changed.
+  // mission: int64 tokens, or None. noise: float32 [1, rows of the head] or None. window: tokens to keep.
+  // Returns the action, a list or an int, the prediction, float32 [rows of the head], and the next state; None
+  // if the prediction is not finite.
+  pybind11::object run(pybind11::handle state, pybind11::handle mission, pybind11::handle noise, int window);
 
  private:
   bool read_reward(pybind11::handle reward);
@@ -40,6 +38,12 @@ class QuickStep {
   // The embedding of the previous action or, if that is continuous, its numbers.
   const float* find_action(pybind11::handle last_action);
   void encode(const uint8_t* frame);
+  void read_mission(pybind11::handle mission);
+
+  // CachedTokens that keep the newest `window` of `num_tokens`, and whether any were dropped: what keep_newest of
+  // engine/kv_cache.py returns, with which tests compare it.
+  static std::pair<pybind11::object, bool> keep_newest(pybind11::handle cached, int num_tokens,
+                                                       int start_offset, int window);
 
   // Kept alive; the pointers are to what these hold.
   const pybind11::object model_object_, encoder_object_, action_encoder_object_;
