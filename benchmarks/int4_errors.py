@@ -53,7 +53,8 @@ def recorded_steps(source: str | Path) -> list[list[dict[str, Any]]]:
         first = recording.observations[0].get("continuous_observation")
         if first is None or first.size <= limits.num_numbers:
             pairs = zip(recording.observations, recording.rewards, strict=True)
-            episodes.append([{**o, "action_space": recording.action_space, "reward": r} for o, r in pairs])
+            more = {"action_space": recording.action_space, "deterministic": True}
+            episodes.append([{**observation, **more, "reward": reward} for observation, reward in pairs])
     return episodes
 
 
