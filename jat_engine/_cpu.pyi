@@ -24,6 +24,19 @@ def instruction_sets() -> list[str]:
 def read_bandwidth(num_bytes: int, num_threads: int, repeats: int = 5) -> float:
     """Return the bytes per second that the threads read together, the median of `repeats` passes over `num_bytes`."""
 
+def dot_peak(dtype: str, num_threads: int, repeats: int = 9, instruction_set: str = "auto") -> float:
+    """Return the most multiply-adds per second that the threads compute together, the median of `repeats`.
+
+    They are dot products of registers, by the instructions that linear layers of `dtype` use: nothing is loaded but one
+    word for each 4 to 16 of them. A multiplication and an addition count as one operation.
+
+    Args:
+        dtype: "float32", "bfloat16" or "int8".
+        num_threads: the caller included.
+        repeats: measurements of about a millisecond.
+        instruction_set: one of `instruction_sets()`, or "auto".
+    """
+
 INT4_COLUMNS: int
 """Columns that share a scale and a minimum in int4."""
 INT4_MINIMUM_UNIT: int
@@ -60,6 +73,15 @@ class Linear:
     ) -> None:
         """Pack weights of an int4 layer that are rounded already, see `round_int4`, into the rows from `first` on."""
 
+    def pack_bytes(self, first: int, codes: NDArray[np.int8], row_scales: NDArray[np.float32]) -> None:
+        """Pack weights of an int8 layer that are rounded already, row_scale * code, into the rows from `first` on.
+
+        Args:
+            first: number of a row.
+            codes: [count, columns], at least -127.
+            row_scales: [count].
+        """
+
     def set_bias(self, bias: NDArray[np.float32]) -> None:
         """Set the bias [rows] of a layer that was made with `has_bias`."""
 
@@ -87,7 +109,7 @@ class Model:
     ) -> None:
         """
         Args:
-            kv_dtype: type of keys and values, "float32" or "bfloat16".
+            kv_dtype: type of keys and values, "float32", "bfloat16", or "int8" with one scale per token and head.
             position_table: [positions, H].
             num_threads: the caller included.
             spin_us: microseconds that an idle worker spins before it sleeps.
@@ -195,3 +217,79 @@ class ImageEncoder:
 
     def encode(self, model: Model, frames: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         """Return the embeddings [padded_rows] of B frames [size, size, channels]."""
+
+class QuickStep:
+    """A step of one agent with one kind of observation and one action space, for the usual input.
+
+    Agents share it: it keeps nothing of a step. A is the number of values of an action, or of choices.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        encoder: Linear | DiscreteEncoder | ImageEncoder,
+        action_encoder: Linear | NDArray[np.float32],
+        head: Linear,
+        pool: NDArray[np.uint8],
+        num_values: int,
+        has_mission: bool,
+    ) -> None:
+        """
+        Args:
+            encoder: of the observation, a `Linear` [H, num_values + 1] for a continuous one.
+            action_encoder: `Linear` [H, A], or the embeddings of the choices [A, H].
+            head: [A, H].
+            pool: the KV cache, as in `Model.decode`.
+            num_values: of an observation, without reward and padding.
+            has_mission: a discrete observation comes with a text.
+        """
+
+    def read(
+        self, continuous: object, discrete: object, text: object, image: object, reward: object, last_text: str | None
+    ) -> bool:
+        """Check an observation and keep a copy for `run`.
+
+        Args:
+            continuous: the observation as a caller passed it, None where it is absent; the next three as well.
+            discrete: as above.
+            text: as above.
+            image: as above; kept itself, not a copy.
+            reward: as a caller passed it.
+            last_text: of the step before.
+
+        Returns:
+            True for an exact `np.ndarray` of the usual dtype (float32 or float64, int64, contiguous uint8), the size of
+            before, and valid values, with `last_text` again and a reward that is None, a float or an int. False for
+            anything else, which may be valid.
+        """
+
+    def run(
+        self,
+        mission: NDArray[np.int64] | None,
+        num_again: int,
+        context_len: int,
+        start_offset: int,
+        page_table: NDArray[np.int32],
+        last_embedding: NDArray[np.float32],
+        last_action: NDArray[np.float32] | int,
+        noise: NDArray[np.float32] | None,
+        embedding: NDArray[np.float32],
+        values: NDArray[np.float32],
+    ) -> list[float] | int | None:
+        """Take the step that was read.
+
+        Args:
+            mission: tokens of the text.
+            num_again: tokens that are fed before s_t, 1 or 2.
+            context_len: tokens in the cache before the first one fed.
+            start_offset: slots of the first page before the oldest token.
+            page_table: pages, oldest first.
+            last_embedding: of s_{t-1}, [H] or more.
+            last_action: [A], or the choice.
+            noise: [1, A], subtracted from the logits before the argmax; None for 0.
+            embedding: [H], which the embedding of s_t is written to.
+            values: [A], which the prediction is written to.
+
+        Returns:
+            The action: A floats or a choice. None if the prediction is not finite.
+        """

@@ -53,7 +53,11 @@ _SIZES = (
     "num_channels",
 )
 
+QUANTIZATION_FIELD = "jat_quantization"
+"""Field of a `config.json` that says how the checkpoint's weights are stored (`jat_engine.checkpoint.quantized`)."""
+
 _IGNORED = (
+    QUANTIZATION_FIELD,
     "auto_map",
     "attn_implementation",
     "_attn_implementation",
@@ -64,7 +68,7 @@ _IGNORED = (
     "attribute_map",
 )
 """Fields for transformers that name code (of the checkpoint, or kernels on the hub), another weight file, or other
-names of fields. They have no effect and are not carried on."""
+names of fields, and the one about a checkpoint's own weights. A model has none of them."""
 
 _NESTED = ("text_config", "text_encoder", "decoder", "generator")
 """Fields in which transformers looks for the configuration of a part; a JAT model has none."""

@@ -82,6 +82,11 @@ class Observations:
     fields: str
     num_padding: int = 0
 
+    @property
+    def num_values(self) -> int:
+        """Values of one observation, without padding."""
+        return int(self.values[0].size) - self.num_padding
+
 
 class ActionSpace(NamedTuple):
     """A checked action space: `size` values ("continuous") or `size` choices ("discrete")."""
@@ -331,8 +336,7 @@ def check_same_episode(
             f"observation: expected {previous.fields} as before in this episode, got {observations.fields}; "
             "reset to start a new episode"
         )
-    size = observations.values[0].size - observations.num_padding
-    before = previous.values[0].size - previous.num_padding
+    size, before = observations.num_values, previous.num_values
     if size != before:
         raise SessionError(
             f"{observations.fields}: expected {before} values as before in this episode, got {size}; "

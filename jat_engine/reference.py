@@ -162,3 +162,13 @@ def dequantize(weight_OI: Tensor, scale_O: Tensor | None, dtype: torch.dtype) ->
     """Return weights in `dtype`: int8 ones times the scale of their output, others as they are."""
     weight_OI = weight_OI.to(dtype)
     return weight_OI if scale_O is None else weight_OI * scale_O.to(dtype)[:, None]
+
+
+def quantize_int8(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole numbers from -127 to 127, int8 [O, I], and a scale for each output, float32 [O], of float32 weights.
+
+    The same numbers, bit for bit, as the native module packs.
+    """
+    largest_O = weight_OI.abs().amax(dim=1)
+    inverse_O = torch.where(largest_O > 1e-30, 127 / largest_O, 0)
+    return (weight_OI * inverse_O[:, None]).round().to(torch.int8), largest_O / 127

@@ -62,7 +62,14 @@ def norm_qkv_reference(
     kv_layer: Tensor,
     slot_mapping: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return q, and the pages with the new keys and values."""
+    """Return q, and the pages with the new keys and values.
+
+    Raises:
+        ValueError: two rows have the same slot, so that the kernel's result would be either's.
+    """
+    slots = [slot for slot in slot_mapping.tolist() if slot >= 0]
+    if len(set(slots)) < len(slots):
+        raise ValueError("slot_mapping: expected a slot of its own for each row, got one that several rows have")
     q, k, v = norm_linear_reference(x, norm_weight, norm_bias, weight, scale, None, False).chunk(3, dim=1)
     _, _, heads, page_size, head_dim = kv_layer.shape
     kv_layer = kv_layer.clone()
@@ -296,7 +303,8 @@ def norm_qkv(
         scale: [3 H], float32, for int8 weights only.
         q_out: [R, H], float32; written.
         kv_layer: [pages, 2, heads, 16, head_dim], float32, bfloat16 or float16; written at the rows' slots.
-        slot_mapping: [R], int32: page * 16 + offset, or -1 to write no key and value.
+        slot_mapping: [R], int32: page * 16 + offset, or -1 to write no key and value. Of rows with the same slot, which
+            must not occur unless they are equal, any may be the one that is kept.
         normed: as in `norm_linear`.
         partial: as in `norm_linear`.
         pdl: programmatic dependent launch, see `launch` (sm_90 or later).

@@ -22,23 +22,24 @@ GRAPH_LAUNCH_US = 1.40
 """Relaunch of a graph until its first kernel begins (others' reading on an H100)."""
 COPY_US = 2.1
 """A copy node between pinned memory and the device, of some kilobytes (read on an H200: 2.6 us in, 1.6 us out)."""
-PACKET_US = 0.7
-"""A packet from one block through L2 to all that poll for it (assumed: a barrier of all blocks, which is an addition in
-L2 on the way there and the same way back, takes 0.95 us on an H200)."""
-CLUSTER_BARRIER_US = 0.35
-"""Stores to the shared memory of cluster peers until they have seen them (others' readings: 180 to 220 ns one way,
-and what the slowest of eight adds)."""
+PACKET_US = 1.45
+"""From the packets of a block until it has those of all others through L2, with what it does meanwhile (traced on an
+H100, less what a mark costs: 0.64 us for vectors and weights, then 0.85; a barrier of all blocks takes 1.0)."""
+CLUSTER_BARRIER_US = 0.4
+"""Stores to the shared memory of cluster peers until they have seen them (traced on an H100, less a mark: parts and
+sums 0.4 us, q, k and v 0.6, partial softmaxes 0.3; by themselves 0.39)."""
 PERSISTENT_LAUNCH_US = 2.5
 """From a launch to a block's first instruction, and from the last store to the host's read of it (assumed)."""
 
-PHASE_FACTOR = 1.75
-"""Of what a phase of the persistent kernel takes and what its cycles say. A trace on an H200 (e9c719a, 256 tokens, 139
-us where the untraced kernel took 119) gave 1.5 to 2.3, but 0.9 for the scores; 113 us of the kernel since would need
-2.1. Instructions that are fetched once a layer are the likely reason; it is not proven."""
+PHASE_FACTOR = 1.63
+"""Of what a phase of the persistent kernel takes and what its cycles say (traced on an H100, 256 tokens, less 54 ns a
+mark: all phases together; each of them 1.4 to 1.8). Instructions that are fetched once a layer are the likely reason: a
+layer has 60 KB of them. It is not proven."""
 
 BAND = 0.20
-"""Of a prediction, up and down: what the readings to which the constants were fitted differed by, 17 % below to 21 %
-above what is computed. No reading since has tested it."""
+"""Of a prediction, up and down: what the readings on an H200 to which the constants were fitted differed by, 17 % below
+to 21 % above what is computed. An H100, read since, took 10 % less to 22 % more, but for one image (46 % more). Then
+PACKET_US, CLUSTER_BARRIER_US and PHASE_FACTOR were fitted to its trace."""
 
 
 @dataclass(frozen=True)

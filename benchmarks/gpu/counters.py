@@ -1,8 +1,13 @@
-"""Read duration and DRAM throughput of a step's kernels by ncu, clocks left as they are."""
+"""Read duration and DRAM throughput of a step's kernels by ncu, and what its warps wait for; clocks left as they are.
+
+A warp that is stalled for "no_instruction" waits for code: whether that is what makes the persistent kernel's phases
+longer than their cycles is the question.
+"""
 
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from typing import Any
 
@@ -19,6 +24,10 @@ METRICS = {
     "lts__t_sector_hit_rate.pct": "L2 hit %",
     "sm__warps_active.avg.pct_of_peak_sustained_active": "warps active %",
 }
+_STALLS = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio")
+"""Of ncu's section WarpStateStats: warps that wait for a reason whenever one issues."""
+_LEAST_STALL = 0.05
+
 PATHS = {"persistent bfloat16": 4, "graphs bfloat16": 40}
 """Path -> how many launches are profiled."""
 
@@ -39,6 +48,7 @@ def run(section: SectionRun) -> None:
 def _profile(section: SectionRun, name: str, launches: int) -> Any:
     command = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--launch-count", str(launches)]
     command += ["--cache-control", "none", "--csv", "--page", "raw", "--metrics", ",".join(METRICS)]
+    command += ["--section", "WarpStateStats"]
     command += python_module("few_steps", str(checkpoint(section)), name, "3", "34")
     log = section.folder / f"ncu-{file_name(name)}.log"
     done = run_process(command, log, min(30, section.time_left() - 2))
@@ -62,5 +72,16 @@ def parse(output: str) -> list[dict[str, Any]]:
             if metric in header:
                 unit = units[header.index(metric)]
                 row[f"{title} {unit}".replace("% %", "%")] = record.get(metric)
+        stalls = {reason[1]: _number(record[name]) for name in header if (reason := _STALLS.fullmatch(name))}
+        longest = sorted(stalls.items(), key=lambda stall: -stall[1])
+        if longest:
+            row["warps stalled"] = ", ".join(f"{name} {value:.2f}" for name, value in longest if value >= _LEAST_STALL)
         rows.append(row)
     return rows
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:  # "n/a"
+        return 0.0

@@ -1,7 +1,9 @@
 """Measure all that is to be known of the engine on a GPU: `python benchmarks/gpu_report.py --out DIR`.
 
 Each section runs in a process of its own with its own time, so that a crash or a hang is one section's. What it has
-found by then is kept. Sections come in the order of worth, and their times add up to less than the whole, ten minutes.
+found by then is kept. Sections come in the order of worth, and their times add up to less than the whole, a quarter of
+an hour. Where a command may take ten minutes at most, two do it, `--call 1` and `--call 2`; with the same `--work`
+folder the second one finds what the first has built.
 Written after every section: report.json (everything), report.md (tables), latency.png, tiles.json. Ends with a short
 table and exit status 0, whatever failed: the report says what did.
 
@@ -38,6 +40,7 @@ class Section:
         name, title: for the command line and for documents.
         seconds, reduced_seconds: its own time on a GPU and in the reduced form; it may use what earlier ones leave.
         needs_gpu: whether there is nothing to reduce.
+        calls: in which of two calls it runs, where one would take too long.
     """
 
     name: str
@@ -45,27 +48,30 @@ class Section:
     seconds: float
     reduced_seconds: float
     needs_gpu: bool = False
+    calls: tuple[int, ...] = (2,)
 
 
 SECTIONS = (
-    Section("machine", "machine", 15, 20),
-    Section("build", "build", 110, 90),
-    Section("parity", "parity: every path against float64", 95, 200),
-    Section("latency", "latency: one agent", 80, 70),
-    Section("throughput", "throughput: many agents", 50, 50),
-    Section("primitives", "primitives: what the hardware's own operations cost", 20, 15),
-    Section("trace", "trace: phases of the persistent kernel by the GPU's clock", 40, 5, needs_gpu=True),
-    Section("kernels", "kernels: Triton kernels one by one", 30, 5, needs_gpu=True),
-    Section("geometries", "geometries: numbers and sizes of clusters", 20, 5, needs_gpu=True),
-    Section("tiles", "tiles: sweep of the products' tile sizes", 20, 5, needs_gpu=True),
-    Section("tests", "tests: pytest -m gpu", 30, 30),
+    Section("machine", "machine", 10, 20, calls=(1, 2)),
+    Section("build", "build", 75, 90, calls=(1, 2)),
+    Section("parity", "parity: every path against float64", 95, 200, calls=(1,)),
+    Section("latency", "latency: one agent", 140, 70, calls=(1,)),
+    Section("throughput", "throughput: many agents", 60, 50, calls=(1,)),
+    Section("trace", "trace: phases of the persistent kernel by the GPU's clock", 50, 5, needs_gpu=True, calls=(1,)),
+    Section("tests", "tests: pytest -m gpu", 90, 30),
+    Section("kernels", "kernels: Triton kernels one by one", 55, 5, needs_gpu=True),
+    Section("primitives", "primitives: what the hardware's own operations cost", 10, 15),
+    Section("geometries", "geometries: numbers and sizes of clusters", 22, 5, needs_gpu=True),
+    Section("counters", "ncu: DRAM throughput by kernel", 55, 5, needs_gpu=True),
+    Section("sanitizer", "sanitizer: compute-sanitizer on a few steps", 50, 5, needs_gpu=True),
     Section("resources", "resources: registers and spills by the Triton of this machine", 15, 5, needs_gpu=True),
-    Section("sanitizer", "sanitizer: compute-sanitizer on a few steps", 15, 5, needs_gpu=True),
-    Section("counters", "ncu: DRAM throughput by kernel", 10, 5, needs_gpu=True),
+    Section("tiles", "tiles: sweep of the products' tile sizes", 40, 5, needs_gpu=True),
 )
 """In the order of worth. Together they take less than the whole, so that one that hangs takes no other's time."""
 
-TOTAL_SECONDS, TOTAL_REDUCED_SECONDS = 570.0, 540.0
+TOTAL_SECONDS, TOTAL_REDUCED_SECONDS = 840.0, 570.0
+CALL_SECONDS = 450.0
+"""Of one of two calls."""
 LAST_SECONDS = 10.0
 """Kept back to end a section that hangs and to write the report."""
 _MODULES = {"tests": "suite"}
@@ -95,6 +101,11 @@ def seconds_of(sections: Sequence[Section], quick: bool, gpu: bool) -> float:
     )
 
 
+def is_in(section: Section, call: int | None) -> bool:
+    """Return whether a section runs in one of the two calls; None for all sections in one."""
+    return call is None or call in section.calls
+
+
 def budget(sections: Sequence[Section], left: float, quick: bool, gpu: bool) -> float:
     """Return the seconds that the first of the sections may take.
 
@@ -119,7 +130,8 @@ class Report:
         self.data: dict[str, Any] = {
             "schema": 1,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit() or os.environ.get("GPU_REPORT_COMMIT") or "unknown",
+            # Whoever sets it knows what a copied tree cannot tell.
+            "commit": os.environ.get("GPU_REPORT_COMMIT") or commit() or "unknown",
             "command": " ".join(sys.argv),
             "measured on a GPU": gpu,
             "reduced": quick,
@@ -211,6 +223,7 @@ def main() -> int:
     parser.add_argument(
         "--paths", nargs="+", default=(), metavar="PATH", help="of those that are compared; all if absent"
     )
+    parser.add_argument("--call", type=int, choices=(1, 2), help="the first or the second half of the sections")
     parser.add_argument("--quick", action="store_true", help="the reduced form, also on a GPU")
     parser.add_argument("--seconds", type=float, help="of the whole report")
     parser.add_argument("--work", type=Path, help="folder for builds and checkpoints; by default a temporary one")
@@ -222,10 +235,11 @@ def main() -> int:
         work.mkdir(parents=True, exist_ok=True)
         gpu, why_not = look_for_gpu(work)
         quick = arguments.quick or not gpu
-        deadline = began + (arguments.seconds or (TOTAL_REDUCED_SECONDS if quick else TOTAL_SECONDS)) - LAST_SECONDS
+        whole = TOTAL_REDUCED_SECONDS if quick else CALL_SECONDS if arguments.call else TOTAL_SECONDS
+        deadline = began + (arguments.seconds or whole) - LAST_SECONDS
         report = Report(arguments.out, work.resolve(), gpu, quick, arguments.paths)
         report.data["no GPU"] = why_not
-        chosen = [section for section in SECTIONS if section.name in arguments.only]
+        chosen = [section for section in SECTIONS if section.name in arguments.only and is_in(section, arguments.call)]
         run_all(chosen, report, deadline)
 
     print(markdown.summary(report.data), flush=True)

@@ -28,9 +28,9 @@ class ImageEncoder {
   bool is_complete() const;
 
   int padded_rows() const { return linear_->padded_rows(); }
+  const ConvView& input() const { return stages_.front().view; }  // [in_size, in_size, in_channels]
   size_t frame_bytes() const {
-    const ConvView& view = stages_.front().view;
-    return static_cast<size_t>(view.in_size) * view.in_size * view.in_channels;
+    return static_cast<size_t>(input().in_size) * input().in_size * input().in_channels;
   }
 
  private:

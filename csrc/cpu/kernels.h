@@ -60,6 +60,20 @@ constexpr int operand_words(DType dtype, int columns) {
 }
 constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+// Bytes of a page's keys and of its values for one head, with their scales; attention.inl has the layout.
+constexpr size_t key_bytes(DType dtype, int padded_head_dim) {
+  const size_t scales = dtype == DType::kInt8 ? 2 * sizeof(float) * kPageSize : 0;
+  return static_cast<size_t>(num_groups(dtype, padded_head_dim)) * kGroupBytes + scales;
+}
+constexpr size_t value_bytes(DType dtype, int padded_head_dim) {
+  const size_t scales = dtype == DType::kInt8 ? sizeof(float) * kPageSize : 0;
+  return static_cast<size_t>(num_groups(dtype, padded_head_dim)) * kGroupBytes + scales;
+}
+
+constexpr size_t head_bytes(DType dtype, int padded_head_dim) {
+  return key_bytes(dtype, padded_head_dim) + value_bytes(dtype, padded_head_dim);
+}
+
 // Activations of T tokens in the format of a linear layer's weights.
 struct Operand {
   const uint32_t* groups;  // [T, stride]
@@ -86,7 +100,7 @@ enum class Epilogue : int {
 
 // One session and head: append the new tokens' keys and values, then attend.
 struct AttentionItem {
-  DType kv_dtype;  // float32 or bfloat16
+  DType kv_dtype;
   int head_dim, padded_head_dim;
   int num_new;             // tokens to append
   int first_query;         // new tokens before this one are appended, but not attended for
@@ -99,6 +113,8 @@ struct AttentionItem {
   size_t page_bytes;     // from there to the next page
   size_t values_offset;  // from a page's keys to its values
   const int32_t* page_table;
+  bool is_fetched;  // the session's previous head was attended just before, with `is_next`
+  bool is_next;     // its next head, the memory behind this one, is attended next
   float* out;  // of the first new token
   int out_stride;
   float* scratch;  // [kMaxStepTokens, scratch_stride], for scores
@@ -133,6 +149,9 @@ struct Kernels {
   // 16 channels of [num_pixels, channels], in place: zero mean, unit variance, leaky ReLU. means: [16], of
   // the result.
   void (*normalize_channels)(float* x, int num_pixels, int channels, float* means);
+
+  // About `count` dot products of a group of weights, from registers. out: [16], of no meaning.
+  void (*repeat_dots)(DType dtype, int count, float* out);
 };
 
 // isa/*.cpp; the first two on x86-64 only.

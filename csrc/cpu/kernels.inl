@@ -12,11 +12,12 @@
 #include "linear.inl"
 #include "linear_int4.inl"
 #include "norm.inl"
+#include "peak.inl"
 
 namespace {
 
 constexpr jat::Kernels kernels_named(const char* name) {
-  return {name, &prepare, &layer_norm, &linear, &attend, &convolve_row, &normalize_channels};
+  return {name, &prepare, &layer_norm, &linear, &attend, &convolve_row, &normalize_channels, &repeat_dots};
 }
 
 }  // namespace

@@ -1,18 +1,13 @@
 #include "linear.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <new>
+#include <vector>
 
 namespace jat {
 
 namespace {
-
-constexpr size_t kHugePage = 2 << 20;
 
 // 1.5 * 2^23: adding and subtracting it rounds |x| < 2^22 to a whole number, ties to even.
 constexpr float kRoundShift = 12582912.0F;
@@ -25,22 +20,6 @@ uint16_t to_bf16(float x) {
 }
 
 }  // namespace
-
-Buffer::Buffer(size_t bytes) : bytes_(bytes) {
-  if (bytes == 0) return;
-  const bool large = bytes >= kHugePage;
-  const size_t alignment = large ? kHugePage : kGroupBytes;
-  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  data_ = static_cast<uint8_t*>(std::aligned_alloc(alignment, rounded));
-  if (data_ == nullptr) throw std::bad_alloc();
-
-#if defined(MADV_HUGEPAGE)
-  if (large) madvise(data_, rounded, MADV_HUGEPAGE);
-#endif
-  std::memset(data_, 0, bytes);
-}
-
-Buffer::~Buffer() { std::free(data_); }
 
 Linear::Linear(DType dtype, int rows, int columns, bool has_bias)
     : dtype_(dtype),
@@ -86,17 +65,34 @@ void Linear::pack_rows(int first, int count, const float* weight) {
       float largest = 0;
       for (int c = 0; c < columns_; ++c) largest = std::fmax(largest, std::fabs(source[c]));
       const float inverse = largest > 1e-30F ? 127.0F / largest : 0.0F;
-      int8_t* target = reinterpret_cast<int8_t*>(block) + 4 * lane;
-      int32_t sum = 0;
+      std::vector<int8_t> codes(columns_);
       for (int c = 0; c < columns_; ++c) {
-        const int quantized = static_cast<int>((source[c] * inverse + kRoundShift) - kRoundShift);
-        target[c / 4 * step + c % 4] = static_cast<int8_t>(quantized);
-        sum += quantized;
+        codes[c] = static_cast<int8_t>(static_cast<int>((source[c] * inverse + kRoundShift) - kRoundShift));
       }
-      scales_.as<float>()[row] = largest / 127.0F;
-      correction_.as<int32_t>()[row] = 128 * sum;
+      pack_int8_row(row, codes.data(), largest / 127.0F);
     }
   }
+}
+
+void Linear::pack_bytes(int first, int count, const int8_t* codes, const float* row_scales) {
+  for (int i = 0; i < count; ++i) {
+    pack_int8_row(first + i, codes + static_cast<size_t>(i) * columns_, row_scales[i]);
+  }
+}
+
+void Linear::pack_int8_row(int row, const int8_t* codes, float row_scale) {
+  const size_t step = 2 * kGroupBytes;
+  const size_t panel_bytes = num_groups(dtype_, columns_) * step;
+  uint8_t* block =
+      panels_.as<uint8_t>() + row / kPanelRows * panel_bytes + row / kBlockRows % 2 * kGroupBytes;
+  int8_t* target = reinterpret_cast<int8_t*>(block) + 4 * (row % kBlockRows);
+  int32_t sum = 0;
+  for (int c = 0; c < columns_; ++c) {
+    target[c / 4 * step + c % 4] = codes[c];
+    sum += codes[c];
+  }
+  scales_.as<float>()[row] = row_scale;
+  correction_.as<int32_t>()[row] = 128 * sum;
 }
 
 void Linear::pack_codes(int first, int count, const uint8_t* codes, const uint8_t* scales,

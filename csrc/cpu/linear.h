@@ -1,34 +1,10 @@
 // The weights of a linear layer in the layout of kernels.h: packed once, read every step.
 #pragma once
 
-#include <memory>
-
+#include "buffer.h"
 #include "kernels.h"
 
 namespace jat {
-
-// Zeroed memory for weights, aligned to a cache line; in huge pages where the system has them.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes = 0);
-  ~Buffer();
-  Buffer(Buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
-    other.data_ = nullptr, other.bytes_ = 0;
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  Buffer& operator=(Buffer&&) = delete;
-
-  template <typename T>
-  T* as() const {
-    return reinterpret_cast<T*>(data_);
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  uint8_t* data_ = nullptr;
-  size_t bytes_ = 0;
-};
 
 class Linear {
  public:
@@ -42,6 +18,8 @@ class Linear {
   // [count].
   void pack_codes(int first, int count, const uint8_t* codes, const uint8_t* scales, const uint8_t* minima,
                   const float* row_scales);
+  // The same for an int8 layer: codes [count, columns], at least -127, and row scales [count].
+  void pack_bytes(int first, int count, const int8_t* codes, const float* row_scales);
   void set_bias(const float* bias);  // [rows]
 
   LinearView view() const;
@@ -56,6 +34,7 @@ class Linear {
   size_t bytes() const { return panels_.bytes() + bias_.bytes() + scales_.bytes() + correction_.bytes(); }
 
  private:
+  void pack_int8_row(int row, const int8_t* codes, float row_scale);
   void pack_int4_group(int row, int group, const uint8_t* codes, int count, Int4Group fitted);
 
   DType dtype_;

@@ -16,20 +16,6 @@ using jat::Operand;
 
 constexpr int kPrefetchBytes = 6144;  // ahead of the weights that are being multiplied
 
-// Bytes q + 128 of 32 columns -> the group of an int4 layer: 32 bytes q, since the codes are the unsigned
-// operand there, and -16 times their sum in float32.
-inline void store_int4_group(const uint8_t* bytes, uint32_t* group) {
-  int8_t* signed_bytes = reinterpret_cast<int8_t*>(group);
-  int32_t sum = 0;
-  for (int i = 0; i < jat::kInt4Columns; ++i) {
-    const int8_t q = static_cast<int8_t>(bytes[i] ^ 0x80);
-    signed_bytes[i] = q;
-    sum += q;
-  }
-  const float offset = static_cast<float>(-jat::kInt4MinimumUnit * sum);
-  std::memcpy(group + jat::kInt4Columns / 4, &offset, sizeof(offset));
-}
-
 // x [columns] -> groups of 4 bytes: 1 float32, 2 bfloat16 or 4 int8; int4: groups of 32 columns. Padding is
 // zero.
 //
@@ -68,14 +54,21 @@ void prepare(DType dtype, const float* x, int columns, uint32_t* groups, float* 
   if (!usable) *scale = __builtin_nanf("");
   const V factor = broadcast(usable ? inverse : 0.0F);
   if (dtype == DType::kInt4) {
+    // A group is 32 bytes q, since the codes are the unsigned operand here, and -16 times their sum in float32.
+    constexpr int kBytesWords = jat::kInt4Columns / 4;
     for (int i = 0; i < columns; i += jat::kInt4Columns, groups += jat::kInt4GroupWords) {
       uint8_t bytes[jat::kInt4Columns];
+      V sum = zero;  // of whole numbers, so in any order
       for (int j = 0; j < jat::kInt4Columns; j += kLanes) {
         const float* source = i + j < full ? x + i + j : tail;
         const V q = i + j < columns && usable ? round(mul(load(source), factor)) : zero;
         store_offset_u8(bytes + j, q);
+        sum = add(sum, q);
       }
-      store_int4_group(bytes, groups);
+      std::memcpy(groups, bytes, sizeof(bytes));
+      for (int j = 0; j < kBytesWords; ++j) groups[j] ^= 0x80808080;
+      const float offset = static_cast<float>(-jat::kInt4MinimumUnit * static_cast<int>(reduce_add(sum)));
+      std::memcpy(groups + kBytesWords, &offset, sizeof(offset));
     }
     return;
   }
@@ -94,97 +87,122 @@ void prepare(DType dtype, const float* x, int columns, uint32_t* groups, float* 
   }
 }
 
-// Accumulators of 16 rows -> floats; int8: scaled back.
+// A product, and where its results go: see Kernels::linear.
+struct Product {
+  const LinearView& linear;
+  const Operand& operand;
+  int num_tokens;
+  Epilogue epilogue;
+  float* out;
+  int out_stride;
+  const int* rows;
+
+  float* result(int token, int row) const {
+    return out + static_cast<size_t>(rows ? rows[token] : token) * out_stride + row;
+  }
+};
+
+// Sums of 16 rows from `row` on -> floats; int8: scaled back.
 template <typename Dot>
-inline void finish(const LinearView& linear, const typename Dot::Accumulator& acc, int row, float scale,
+inline void finish(Dot, const Product& product, const typename Dot::Accumulator& acc, int token, int row,
                    V* out) {
   if constexpr (Dot::kIsInteger) {
+    const LinearView& linear = product.linear;
+    const V scale = broadcast(product.operand.scales[token]);
     Dot::to_float(acc, linear.correction + row, out);
     for (int i = 0; i < kVectors; ++i)
-      out[i] = mul(out[i], mul(load(linear.scales + row + i * kLanes), broadcast(scale)));
+      out[i] = mul(out[i], mul(load(linear.scales + row + i * kLanes), scale));
   } else {
-    (void)linear, (void)row, (void)scale;
+    (void)product, (void)token, (void)row;
     Dot::to_float(acc, out);
   }
 }
 
-// p[0, 16) = epilogue(result + bias), of the block whose first row is `row`.
-inline void write_result(const LinearView& linear, const V* result, int row, Epilogue epilogue, float* p) {
-  for (int i = 0; i < kVectors; ++i) {
-    V v = result[i];
-    if (linear.bias) v = add(v, load(linear.bias + row + i * kLanes));
-    if (epilogue == Epilogue::kGelu) v = gelu(v);
-    if (epilogue == Epilogue::kAdd) v = add(load(p + i * kLanes), v);
-    store(p + i * kLanes, v);
+// Write a tile: sums [num_tokens, num_blocks], of `token` and the block's first `row` on. Not a part of `tile`,
+// which is compiled for each size.
+template <typename Dot, typename Sum>
+__attribute__((noinline)) void write_tile(Dot dot, const Product& product, const Sum* sums, int token,
+                                          int num_tokens, int row, int num_blocks) {
+  const float* bias = product.linear.bias;
+  for (int t = token; t < token + num_tokens; ++t) {
+    float* p = product.result(t, row);
+    for (int b = 0; b < num_blocks; ++b) {
+      V result[kVectors];
+      finish(dot, product, *sums++, t, row + b * kBlockRows, result);
+      for (int i = b * kVectors; i < (b + 1) * kVectors; ++i) {
+        V v = result[i - b * kVectors];
+        if (bias) v = add(v, load(bias + row + i * kLanes));
+        if (product.epilogue == Epilogue::kGelu) v = gelu(v);
+        if (product.epilogue == Epilogue::kAdd) v = add(load(p + i * kLanes), v);
+        store(p + i * kLanes, v);
+      }
+    }
   }
 }
 
-// One tile of the product: `Blocks` blocks of 16 rows from `block` on, for `Tokens` tokens from `token` on.
-// Its accumulators stay in registers while the weights stream past once.
-template <typename Dot, int Tokens, int Blocks>
-inline void tile(const LinearView& linear, const Operand& operand, int token, int block, Epilogue epilogue,
-                 float* out, int out_stride, const int* rows) {
+// One tile of a product: `Blocks` blocks of 16 rows from `block` on, for `Tokens` tokens from `token` on. Its
+// sums stay in registers while the weights stream past once.
+template <int Tokens, int Blocks, typename Dot>
+inline void tile(Dot dot, const Product& product, int token, int block) {
   constexpr size_t kStep = 2 * kGroupBytes;
+  const LinearView& linear = product.linear;
   const uint8_t* weights =
       linear.panels + static_cast<size_t>(block / 2) * linear.num_groups * kStep + block % 2 * kGroupBytes;
-  const uint32_t* activations = operand.groups + static_cast<size_t>(token) * operand.stride;
-  typename Dot::Accumulator acc[Blocks][Tokens];
-  for (int b = 0; b < Blocks; ++b)
-    for (int t = 0; t < Tokens; ++t) acc[b][t] = Dot::zero();
+  const size_t stride = static_cast<size_t>(product.operand.stride);
+  const uint32_t* activations = product.operand.groups + token * stride;
+  typename Dot::Accumulator acc[Tokens * Blocks];
+  JAT_UNROLL
+  for (int i = 0; i < Tokens * Blocks; ++i) acc[i] = Dot::zero();
 
   for (int g = 0; g < linear.num_groups; ++g) {
     typename Dot::Weights w[Blocks];
+    JAT_UNROLL
     for (int b = 0; b < Blocks; ++b) {
       const uint8_t* p = weights + static_cast<size_t>(g) * kStep + b * kGroupBytes;
       __builtin_prefetch(p + kPrefetchBytes, 0, 3);
       w[b] = Dot::weights(p);
     }
+    JAT_UNROLL
     for (int t = 0; t < Tokens; ++t) {
-      const typename Dot::Activation a =
-          Dot::activation(activations + static_cast<size_t>(t) * operand.stride + g);
-      for (int b = 0; b < Blocks; ++b) acc[b][t] = Dot::dot(acc[b][t], w[b], a);
+      const typename Dot::Activation a = Dot::activation(activations + t * stride + g);
+      JAT_UNROLL
+      for (int b = 0; b < Blocks; ++b) acc[t * Blocks + b] = Dot::dot(acc[t * Blocks + b], w[b], a);
     }
   }
 
-  for (int b = 0; b < Blocks; ++b) {
-    const int row = (block + b) * kBlockRows;
-    for (int t = 0; t < Tokens; ++t) {
-      V result[kVectors];
-      finish<Dot>(linear, acc[b][t], row, Dot::kIsInteger ? operand.scales[token + t] : 0.0F, result);
-      const int target = rows ? rows[token + t] : token + t;
-      write_result(linear, result, row, epilogue, out + static_cast<size_t>(target) * out_stride + row);
-    }
-  }
+  typename Dot::Accumulator sums[Tokens * Blocks];
+  JAT_UNROLL
+  for (int i = 0; i < Tokens * Blocks; ++i) sums[i] = acc[i];
+  write_tile(dot, product, sums, token, Tokens, block * kBlockRows, Blocks);
 }
 
 // The tile for a number of tokens that is known at run time only, 1 to `Tokens`.
-template <typename Dot, int Blocks, int Tokens>
-inline void tokens(const LinearView& linear, const Operand& operand, int token, int count, int block,
-                   Epilogue epilogue, float* out, int out_stride, const int* rows) {
+template <int Tokens, int Blocks, typename Dot>
+inline void tile_of(int count, Dot dot, const Product& product, int token, int block) {
   if (count == Tokens) {
-    tile<Dot, Tokens, Blocks>(linear, operand, token, block, epilogue, out, out_stride, rows);
+    tile<Tokens, Blocks>(dot, product, token, block);
   } else if constexpr (Tokens > 1) {
-    tokens<Dot, Blocks, Tokens - 1>(linear, operand, token, count, block, epilogue, out, out_stride, rows);
+    tile_of<Tokens - 1, Blocks>(count, dot, product, token, block);
   }
 }
 
-template <typename Dot, int Blocks>
-inline void all_tokens(const LinearView& linear, const Operand& operand, int num_tokens, int block,
-                       Epilogue epilogue, float* out, int out_stride, const int* rows) {
-  for (int token = 0; token < num_tokens; token += kMaxTokens) {
-    const int count = num_tokens - token < kMaxTokens ? num_tokens - token : kMaxTokens;
-    tokens<Dot, Blocks, kMaxTokens>(linear, operand, token, count, block, epilogue, out, out_stride, rows);
+// All tokens, in tiles of like sizes, while the weights are in the first-level cache.
+template <int Blocks, typename Dot>
+inline void all_tokens(Dot dot, const Product& product, int block) {
+  for (int token = 0; token < product.num_tokens;) {
+    const int rest = product.num_tokens - token;
+    const int num_tiles = (rest + Dot::kMaxTokens - 1) / Dot::kMaxTokens;
+    const int count = (rest + num_tiles - 1) / num_tiles;
+    tile_of<Dot::kMaxTokens, Blocks>(count, dot, product, token, block);
+    token += count;
   }
 }
 
 template <typename Dot>
-void linear_blocks(const LinearView& linear, const Operand& operand, int num_tokens, int begin, int end,
-                   Epilogue epilogue, float* out, int out_stride, const int* rows) {
+void linear_blocks(Dot dot, const Product& product, int begin, int end) {
   int block = begin;
-  for (; block + kMaxBlocks <= end; block += kMaxBlocks)
-    all_tokens<Dot, kMaxBlocks>(linear, operand, num_tokens, block, epilogue, out, out_stride, rows);
-  for (; block < end; ++block)
-    all_tokens<Dot, 1>(linear, operand, num_tokens, block, epilogue, out, out_stride, rows);
+  for (; block + kMaxBlocks <= end; block += kMaxBlocks) all_tokens<kMaxBlocks>(dot, product, block);
+  for (; block < end; ++block) all_tokens<1>(dot, product, block);
 }
 
 }  // namespace

@@ -3,6 +3,13 @@
 
 #include "kernels.h"
 
+// Before a loop over accumulators: an array stays in registers only if its indices are constants.
+#if defined(__clang__)
+#define JAT_UNROLL _Pragma("unroll")
+#else
+#define JAT_UNROLL _Pragma("GCC unroll 64")
+#endif
+
 namespace {
 
 constexpr int kVectors = jat::kBlockRows / kLanes;  // of a block's 16 rows

@@ -22,6 +22,9 @@ constexpr size_t kMinSharedBytes = 384 << 10;
 // A product reads its weights once for about this many tokens, a tile of them.
 constexpr int kTokensPerRead = 4;
 
+// Steps of more tokens compute longer than they read, and gain nothing from fetching ahead.
+constexpr int kMaxTokensAhead = 8;
+
 // In phases that do little for each token; also some microseconds.
 constexpr int kTokensPerPiece = 8;
 
@@ -45,7 +48,8 @@ Model::Model(int hidden_size, int num_heads, DType kv_dtype, std::vector<float> 
       position_table_(std::move(position_table)),
       kernels_(select_kernels(instruction_set)),
       pool_(num_threads, spin_us),
-      scratch_(static_cast<size_t>(num_threads)) {}
+      scratch_(static_cast<size_t>(num_threads)),
+      ahead_(static_cast<size_t>(num_threads)) {}
 
 void Model::set_final_norm(std::vector<float> weight, std::vector<float> bias) {
   final_weight_ = std::move(weight);
@@ -63,8 +67,7 @@ void Model::set_final_norm(std::vector<float> weight, std::vector<float> bias) {
 }
 
 size_t Model::page_bytes() const {
-  const size_t element = kv_dtype_ == DType::kFloat32 ? 4 : 2;
-  return layers_.size() * 2 * num_heads_ * kPageSize * padded_head_dim_ * element;
+  return layers_.size() * num_heads_ * head_bytes();
 }
 
 int Model::operand_words() const { return std::max(max_inner_, padded_hidden_); }
@@ -101,28 +104,65 @@ Operand Model::prepare(DType dtype, const float* x, int x_stride, int columns, c
   return {groups_.data(), scales_.data(), stride};
 }
 
-void Model::multiply(const Linear& linear, const Operand& operand, int num_tokens, Epilogue epilogue,
-                     float* out, int out_stride, const int* rows) {
-  const LinearView view = linear.view();
-  const int num_blocks = linear.num_blocks();
+int Model::product_piece(const Linear& linear, int num_tokens) const {
+  const size_t part_bytes = linear.block_bytes() * std::max(1, num_tokens / kTokensPerRead);
   // A multiple of two blocks, so that no panel is split.
-  const int size = round_up(
-      piece_size(num_blocks, linear.block_bytes() * std::max(1, num_tokens / kTokensPerRead), pool_.size()),
-      2);
-  pool_.run(num_blocks, size, [&](int begin, int end, int) {
-    kernels_.linear(view, operand, num_tokens, begin, end, epilogue, out, out_stride, rows);
-  });
+  return round_up(piece_size(linear.num_blocks(), part_bytes, pool_.size()), 2);
 }
 
-void Model::attend(const StepPlan& plan, size_t layer, uint8_t* pool) {
+void Model::multiply(const Linear& linear, const Operand& operand, int num_tokens, Epilogue epilogue,
+                     float* out, int out_stride, const int* rows, const Ahead* ahead) {
+  const LinearView view = linear.view();
+  const auto task = [&](int begin, int end, int) {
+    kernels_.linear(view, operand, num_tokens, begin, end, epilogue, out, out_stride, rows);
+  };
+  pool_.run(linear.num_blocks(), product_piece(linear, num_tokens), task, ahead);
+}
+
+const Ahead* Model::ahead_of(const Linear& linear, int num_tokens) {
+  const int size = product_piece(linear, num_tokens);
+  if (num_tokens > kMaxTokensAhead || size >= linear.num_blocks()) return nullptr;
+  for (int thread = 0; thread < pool_.size(); ++thread) {
+    const int block = pool_.first_part(linear.num_blocks(), size, thread);
+    const uint8_t* begin = linear.view().panels + block * linear.block_bytes();
+    for (int i = 0; i < Ahead::kChunks; ++i) ahead_[thread].chunks[i] = begin + i * Ahead::kChunkBytes;
+  }
+  return ahead_.data();
+}
+
+int Model::attention_piece(const StepPlan& plan, size_t layer) const {
+  // A part is one head of one session; what it reads is the mean over the sessions.
+  size_t num_keys = 0;
+  for (int session = 0; session < plan.num_sessions; ++session)
+    num_keys += std::min(plan.context_lens[session] + plan.num_new[session], layers_[layer].window);
+  return piece_size(plan.num_sessions * num_heads_, num_keys / plan.num_sessions * head_bytes() / kPageSize,
+                    pool_.size());
+}
+
+const Ahead* Model::ahead_of(const StepPlan& plan, size_t layer, const uint8_t* pool) {
+  const int num_parts = plan.num_sessions * num_heads_, size = attention_piece(plan, layer);
+  if (plan.num_tokens > kMaxTokensAhead || size >= num_parts) return nullptr;
+  for (int thread = 0; thread < pool_.size(); ++thread) {
+    const int part = std::min(pool_.first_part(num_parts, size, thread), num_parts - 1);
+    const int session = part / num_heads_, length = plan.context_lens[session] + plan.num_new[session];
+    const int oldest = std::max(0, plan.context_lens[session] + 1 - layers_[layer].window);
+    const int first = (plan.start_offsets[session] + oldest) / kPageSize;
+    const int end = (plan.start_offsets[session] + length + kPageSize - 1) / kPageSize;
+    const uint8_t* head = pool + (layer * num_heads_ + part % num_heads_) * head_bytes();
+    for (int i = 0; i < Ahead::kChunks; ++i)
+      ahead_[thread].chunks[i] =
+          first + i < end ? head + plan.page_tables[session][first + i] * page_bytes() : nullptr;
+  }
+  return ahead_.data();
+}
+
+void Model::attend(const StepPlan& plan, size_t layer, uint8_t* pool, const Ahead* ahead) {
   const bool is_last = layer + 1 == layers_.size();
   const int window = layers_[layer].window;
   const int qkv_stride = round_up(3 * hidden_size_, kPanelRows);
-  const size_t element = kv_dtype_ == DType::kFloat32 ? 4 : 2;
-  const size_t head_bytes = static_cast<size_t>(kPageSize) * padded_head_dim_ * element;  // keys, or values
-  const size_t layer_bytes = 2 * num_heads_ * head_bytes;
+  const size_t layer_bytes = num_heads_ * head_bytes();
 
-  const auto attend_head = [&](int session, int head, Scratch& own) {
+  const auto attend_head = [&](int session, int head, bool is_fetched, bool is_next, Scratch& own) {
     const int first = first_tokens_[session], count = plan.num_new[session];
     const float* q = qkv_.data() + static_cast<size_t>(first) * qkv_stride + head * head_dim_;
     AttentionItem item;
@@ -138,10 +178,12 @@ void Model::attend(const StepPlan& plan, size_t layer, uint8_t* pool) {
     item.k = q + hidden_size_;
     item.v = q + 2 * hidden_size_;
     item.qkv_stride = qkv_stride;
-    item.pool = pool + layer * layer_bytes + head * 2 * head_bytes;
+    item.pool = pool + layer * layer_bytes + head * head_bytes();
     item.page_bytes = page_bytes();
-    item.values_offset = head_bytes;
+    item.values_offset = key_bytes(kv_dtype_, padded_head_dim_);
     item.page_table = plan.page_tables[session];
+    item.is_fetched = is_fetched;
+    item.is_next = is_next;
     item.out = attended_.data() + static_cast<size_t>(first) * padded_hidden_ + head * head_dim_;
     item.out_stride = padded_hidden_;
     item.scratch = own.scores.data();
@@ -149,15 +191,14 @@ void Model::attend(const StepPlan& plan, size_t layer, uint8_t* pool) {
     kernels_.attend(item);
   };
 
-  // A part is one head of one session; what it reads is the mean over the sessions.
-  size_t num_keys = 0;
-  for (int session = 0; session < plan.num_sessions; ++session)
-    num_keys += std::min(plan.context_lens[session] + plan.num_new[session], window);
-  const size_t part_bytes = num_keys / plan.num_sessions * 2 * padded_head_dim_ * element;
-  const int num_parts = plan.num_sessions * num_heads_;
-  pool_.run(num_parts, piece_size(num_parts, part_bytes, pool_.size()), [&](int begin, int end, int thread) {
-    for (int i = begin; i < end; ++i) attend_head(i / num_heads_, i % num_heads_, scratch_[thread]);
-  });
+  const auto task = [&](int begin, int end, int thread) {
+    for (int i = begin; i < end; ++i) {
+      const int head = i % num_heads_;
+      attend_head(i / num_heads_, head, i > begin && head > 0, i + 1 < end && head + 1 < num_heads_,
+                  scratch_[thread]);
+    }
+  };
+  pool_.run(plan.num_sessions * num_heads_, attention_piece(plan, layer), task, ahead);
 }
 
 void Model::apply_heads(const StepPlan& plan) {
@@ -204,19 +245,23 @@ void Model::decode(const StepPlan& plan, uint8_t* pool) {
     // x += out_proj(attention(qkv(norm1(x))))
     Operand operand = prepare(layer.qkv->dtype(), x_.data(), padded_hidden_, hidden_size_, nullptr,
                               num_tokens, layer.norm1_weight.data(), layer.norm1_bias.data());
-    multiply(*layer.qkv, operand, num_tokens, Epilogue::kStore, qkv_.data(), qkv_stride, nullptr);
-    attend(plan, l, pool);
+    multiply(*layer.qkv, operand, num_tokens, Epilogue::kStore, qkv_.data(), qkv_stride, nullptr,
+             ahead_of(plan, l, pool));
+    attend(plan, l, pool, ahead_of(*layer.out_proj, active));
     operand = prepare(layer.out_proj->dtype(), attended_.data(), padded_hidden_, hidden_size_, rows, active,
                       nullptr, nullptr);
-    multiply(*layer.out_proj, operand, active, Epilogue::kAdd, x_.data(), padded_hidden_, rows);
+    multiply(*layer.out_proj, operand, active, Epilogue::kAdd, x_.data(), padded_hidden_, rows,
+             ahead_of(*layer.mlp_in, active));
 
     // x += mlp_out(gelu(mlp_in(norm2(x))))
     operand = prepare(layer.mlp_in->dtype(), x_.data(), padded_hidden_, hidden_size_, rows, active,
                       layer.norm2_weight.data(), layer.norm2_bias.data());
-    multiply(*layer.mlp_in, operand, active, Epilogue::kGelu, inner_.data(), max_inner_, nullptr);
+    multiply(*layer.mlp_in, operand, active, Epilogue::kGelu, inner_.data(), max_inner_, nullptr,
+             ahead_of(*layer.mlp_out, active));
     operand = prepare(layer.mlp_out->dtype(), inner_.data(), max_inner_, layer.mlp_out->columns(), nullptr,
                       active, nullptr, nullptr);
-    multiply(*layer.mlp_out, operand, active, Epilogue::kAdd, x_.data(), padded_hidden_, rows);
+    multiply(*layer.mlp_out, operand, active, Epilogue::kAdd, x_.data(), padded_hidden_, rows,
+             is_last ? nullptr : ahead_of(*layers_[l + 1].qkv, num_tokens));
   }
   apply_heads(plan);
 }
@@ -227,7 +272,7 @@ void Model::apply(const Linear& linear, const float* x, int num_tokens, float* o
   if (scales_.size() < static_cast<size_t>(num_tokens)) scales_.resize(num_tokens);
   const Operand operand =
       prepare(linear.dtype(), x, linear.columns(), linear.columns(), nullptr, num_tokens, nullptr, nullptr);
-  multiply(linear, operand, num_tokens, Epilogue::kStore, out, linear.padded_rows(), nullptr);
+  multiply(linear, operand, num_tokens, Epilogue::kStore, out, linear.padded_rows(), nullptr, nullptr);
 }
 
 }  // namespace jat

@@ -69,6 +69,10 @@ class Model {
   };
 
   void reserve(int num_tokens);
+  // Of one head in a page: keys and values of kPageSize tokens.
+  size_t head_bytes() const {
+    return jat::head_bytes(kv_dtype_, padded_head_dim_);
+  }
   int operand_words() const;
 
   // The phases of a step; the threads share each of them. One piece computes an output element, in one order,
@@ -78,11 +82,18 @@ class Model {
   // result is valid until the next call.
   Operand prepare(DType dtype, const float* x, int x_stride, int columns, const int* rows, int num_tokens,
                   const float* norm_weight, const float* norm_bias);
-  // out[rows[t]] = epilogue(weights . token t), for all tokens; `rows` may be null.
+  // out[rows[t]] = epilogue(weights . token t), for all tokens; `rows` may be null. ahead: of the next phase.
   void multiply(const Linear& linear, const Operand& operand, int num_tokens, Epilogue epilogue, float* out,
-                int out_stride, const int* rows);
+                int out_stride, const int* rows, const Ahead* ahead);
   // attended_ = attention of all sessions and heads over their pages, from qkv_.
-  void attend(const StepPlan& plan, size_t layer, uint8_t* pool);
+  void attend(const StepPlan& plan, size_t layer, uint8_t* pool, const Ahead* ahead);
+  // What each thread reads first of a layer's weights, and of its keys and values; null if that is not worth
+  // fetching. Valid until the next call.
+  const Ahead* ahead_of(const Linear& linear, int num_tokens);
+  const Ahead* ahead_of(const StepPlan& plan, size_t layer, const uint8_t* pool);
+  // Parts of a piece of these phases.
+  int product_piece(const Linear& linear, int num_tokens) const;
+  int attention_piece(const StepPlan& plan, size_t layer) const;
   // plan.out = head(LayerNorm(x_)) of each session's last token.
   void apply_heads(const StepPlan& plan);
 
@@ -102,6 +113,7 @@ class Model {
   std::vector<float> scales_;
   std::vector<int> first_tokens_, last_tokens_;  // of each session
   std::vector<Scratch> scratch_;                 // of each thread
+  std::vector<Ahead> ahead_;                     // of each thread
 };
 
 }  // namespace jat

@@ -38,21 +38,52 @@ def machine_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+class QuickStep(Protocol):
+    """A step of one agent with one kind of observation and one action space, for the usual input.
+
+    `_cpu.QuickStep` is the one there is; `_cpu.pyi` documents it.
+    """
+
+    def read(
+        self, continuous: object, discrete: object, text: object, image: object, reward: object, last_text: str | None
+    ) -> bool:
+        """Check an observation and keep it for `run`; False for what is not usual, valid or not."""
+        ...
+
+    def run(
+        self,
+        mission: np.ndarray | None,
+        num_again: int,
+        context_len: int,
+        start_offset: int,
+        page_table: np.ndarray,
+        last_embedding: np.ndarray,
+        last_action: Any,
+        noise: np.ndarray | None,
+        embedding: np.ndarray,
+        values: np.ndarray,
+    ) -> list[float] | int | None:
+        """Take the step that was read. Return the action, or None if the prediction is not finite."""
+        ...
+
+
 @dataclass(slots=True)
 class LastStep:
     """The previous step of N agents, whose tokens the next step feeds again.
 
     Attributes:
-        observations: s_{t-1}.
+        observations: s_{t-1}; after a quick step those of an earlier step, of the same kind, size and texts.
         embeddings: of s_{t-1}, [N], as the backend returned them.
         space: the action space that the actions were chosen from.
         actions: a_{t-1}: float32 [N, A], or [N] integers.
+        quick_step: for a next step of the same kind; None if it has not been looked for, or there is none.
     """
 
     observations: Observations
     embeddings: Any
     space: ActionSpace
     actions: Any
+    quick_step: QuickStep | None = None
 
 
 @dataclass(slots=True)

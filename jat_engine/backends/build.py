@@ -66,14 +66,19 @@ def _make_backend(config: JatConfig, weights: Weights, choice: Choice, options: 
         raise InputError(
             f"persistent: expected None or False on the {choice.backend} backend, got True; {choice.reason}"
         )
-    if options.kv_dtype != "auto" and choice.backend != "cuda":
-        raise InputError(
-            f"kv_dtype: expected 'auto' on the {choice.backend} backend, got {options.kv_dtype!r}; {choice.reason}"
-        )
+    options.check_kv_dtype(choice.backend, choice.reason)
     if choice.backend == "cpu":
         from .cpu import CpuBackend
 
-        return CpuBackend(config, weights, choice.dtype, options.num_threads, options.spin_us, options.instruction_set)
+        return CpuBackend(
+            config,
+            weights,
+            choice.dtype,
+            options.num_threads,
+            options.spin_us,
+            options.instruction_set,
+            options.kv_dtype,
+        )
     if choice.backend == "cuda":
         from .cuda.backend import CudaBackend
 

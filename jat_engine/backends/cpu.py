@@ -1,9 +1,9 @@
 """The native CPU backend: `csrc/cpu`, compiled as `jat_engine._cpu`. One native call computes all layers of a step.
 
 The blocks and the last layers of the image and the discrete encoder are stored in the chosen dtype, with int4 some of
-them in int8 (`INT8_IN_INT4`); the small rest
-(convolutions, continuous encoder and decoder, head rows, norms, position table) in float32. The residual stream, norms,
-softmax and sums are float32. Keys and values are float32 or, with other weights, bfloat16.
+them in int8 (`INT8_IN_INT4`); the small rest (convolutions, continuous encoder and decoder, head rows, norms, position
+table) in float32. The residual stream, norms, softmax and sums are float32. Keys and values are float32 or, with other
+weights, bfloat16.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import _cpu
+from ..checkpoint.quantized import IMAGE_FC, dtypes_of, to_stored_order
 from ..checkpoint.weights import (
     EMBEDDING,
     HEAD,
@@ -31,8 +32,8 @@ from ..checkpoint.weights import (
 from ..config import FRAME_SHAPE, JatConfig
 from ..errors import InputError
 from ..machine import allowed_cores, available_cores, cpu_quota
-from ..observation import ActionSpace
-from .base import MAX_SIZES, Group, Result, machine_memory_bytes
+from ..observation import ActionSpace, Modality
+from .base import MAX_SIZES, Group, QuickStep, Result, machine_memory_bytes
 from .rows import encode, lay_out, make_results
 
 
@@ -52,6 +53,7 @@ class CpuBackend:
         num_threads: int | None = None,
         spin_us: int = 200,
         instruction_set: str = "auto",
+        kv_dtype: str = "auto",
     ) -> None:
         """Pack the weights and start the threads.
 
@@ -63,6 +65,8 @@ class CpuBackend:
                 the process may use cause a warning.
             spin_us: microseconds that idle threads spin for the next call before they sleep; at least 50.
             instruction_set: "avx512", "avx2", "generic", or "auto" for the best available.
+            kv_dtype: of cached keys and values: "bfloat16", "int8" with one scale per token and head, or "auto" for
+                float32 with float32 weights and bfloat16 with others.
 
         Raises:
             CheckpointError: a weight is missing or invalid.
@@ -72,6 +76,9 @@ class CpuBackend:
         self._dtype = dtype
         self._weights = weights
         self._shapes = parameter_shapes(config)
+        stored = weights.quantization
+        self._takes_codes = stored is not None and stored.dtype == dtype
+        self._dtypes = stored.kinds if stored is not None and self._takes_codes else dtypes_of(dtype)
         self._linears: list[_cpu.Linear] = []
         if num_threads is not None:
             _check_threads(num_threads)
@@ -82,7 +89,8 @@ class CpuBackend:
                 f"instruction_set: expected one of {', '.join(available)} on this processor, got {instruction_set!r}"
             )
         position_table = _numpy(weights.get("transformer.wpe.weight"))
-        kv_dtype = "float32" if dtype == "float32" else "bfloat16"
+        if kv_dtype == "auto":
+            kv_dtype = "float32" if dtype == "float32" else "bfloat16"
         try:
             self._model = _cpu.Model(
                 config.hidden_size, config.num_heads, kv_dtype, position_table, threads, spin_us, instruction_set
@@ -141,6 +149,9 @@ class CpuBackend:
         memory = np.empty(size + _ALIGNMENT, np.uint8)
         begin = -memory.ctypes.data % _ALIGNMENT
         self._pool = memory[begin : begin + size]
+        encoders = self._continuous_encoder, self._discrete_encoder, self._image_encoder
+        make = partial(_make_quick_step, self._model, self._pool, encoders, self._choices, self._head)
+        self._quick_step: Callable[..., QuickStep] = lru_cache(maxsize=MAX_SIZES)(make)
 
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
@@ -188,21 +199,40 @@ class CpuBackend:
         predictions, finite = zip(*decoded, strict=True)
         return make_results(groups, encoded, predictions, finite)
 
+    def quick_step(self, modality: Modality, num_values: int, space: ActionSpace) -> QuickStep:
+        """Return a quick step for agents with this kind of observation and this action space.
+
+        Args:
+            modality: of the observations.
+            num_values: of an observation, without padding.
+            space: to choose actions from.
+        """
+        return self._quick_step(modality, num_values, space)
+
     # ---- packing ---------------------------------------------------------------------------------------------------
 
     def _array(self, name: str) -> np.ndarray:
         return _numpy(self._weights.get(name))
 
-    def _dtype_of(self, kind: str) -> str:
-        """Return the dtype of a kind of matrix."""
-        return "int8" if self._dtype == "int4" and kind in INT8_IN_INT4 else self._dtype
+    def _pack_rows(self, linear: _cpu.Linear, first: int, name: str) -> None:
+        """Pack a matrix into the rows of a layer from `first` on: its codes, if they are stored in the chosen dtype."""
+        if not self._takes_codes:
+            for piece in self._weights.pieces(name, rows=_ROWS_AT_ONCE):
+                linear.pack_rows(first, _numpy(to_stored_order(name, piece)))
+                first += len(piece)
+            return
+        codes = self._weights.codes(name)
+        if codes.scales is None or codes.minima is None:
+            linear.pack_bytes(first, _numpy(codes.codes), _numpy(codes.row_scales))
+        else:
+            linear.pack_codes(first, *map(_numpy, (codes.codes, codes.scales, codes.minima, codes.row_scales)))
 
     def _linear(self, kind: str, names: Sequence[str], bias: str | None) -> _cpu.Linear:
         """Pack the matrices `names`, stacked along their rows, one at a time to save memory."""
         rows, columns = self._shapes[names[0]]
-        linear = _cpu.Linear(self._dtype_of(kind), rows * len(names), columns, bias is not None)
+        linear = _cpu.Linear(self._dtypes[kind], rows * len(names), columns, bias is not None)
         for index, name in enumerate(names):
-            linear.pack_rows(index * rows, self._array(name))
+            self._pack_rows(linear, index * rows, name)
         if bias is not None:
             linear.set_bias(self._array(bias))
         self._linears.append(linear)
@@ -228,8 +258,8 @@ class CpuBackend:
         """Pack the discrete encoder's last layer with an extra row of zeros, where the reward will be."""
         name = "multi_discrete_encoder.4"
         rows, columns = self._shapes[f"{name}.weight"]
-        linear = _cpu.Linear(self._dtype_of("discrete_encoder"), rows + 1, columns, has_bias=True)
-        linear.pack_rows(0, self._array(f"{name}.weight"))
+        linear = _cpu.Linear(self._dtypes["discrete_encoder"], rows + 1, columns, has_bias=True)
+        self._pack_rows(linear, 0, f"{name}.weight")
         linear.set_bias(np.append(self._array(f"{name}.bias"), np.float32(0)))
         self._linears.append(linear)
         return linear
@@ -238,29 +268,23 @@ class CpuBackend:
         """Pack convolutions in float32, and the last layer in the chosen dtype."""
         encoder, size = _cpu.ImageEncoder(), FRAME_SHAPE[0]
         prefix = "image_encoder.module."
-        channels = 0
         for stage in (1, 2, 3):
             weight = self._array(f"{prefix}conv{stage}.weight")
             gates = [self._array(f"{prefix}att{stage}.fc.{i}.weight") for i in (0, 2)]
             encoder.add_stage(size, weight, *gates)
-            channels, size = weight.shape[0], (size + 1) // 2
+            size = (size + 1) // 2
 
-        rows, columns = self._shapes[f"{prefix}fc.weight"]
-        linear = _cpu.Linear(self._dtype_of("image_encoder"), rows, columns, has_bias=True)
-        first = 0
-        for piece in self._weights.pieces(f"{prefix}fc.weight", rows=64):
-            # Columns are published as (channel, pixel); activations here are (pixel, channel).
-            by_pixel = piece.unflatten(1, (channels, size * size)).transpose(1, 2).flatten(1)
-            linear.pack_rows(first, _numpy(by_pixel))
-            first += len(piece)
+        rows, columns = self._shapes[IMAGE_FC]
+        linear = _cpu.Linear(self._dtypes["image_encoder"], rows, columns, has_bias=True)
+        self._pack_rows(linear, 0, IMAGE_FC)
         linear.set_bias(self._array(f"{prefix}fc.bias"))
         self._linears.append(linear)
         encoder.set_linear(linear)
         return encoder
 
 
-INT8_IN_INT4: frozenset[str] = frozenset()
-"""Kinds of matrices that stay int8 with dtype "int4", of those that `CpuBackend` packs."""
+_ROWS_AT_ONCE = 256
+"""Rows of a matrix that are read and packed at a time: 16 MB of the largest, that of the image encoder."""
 
 _MAX_DEFAULT_THREADS = 16
 """More threads gain nothing: fewer than this saturate the memory."""
@@ -311,6 +335,27 @@ def _pack_head(weights: Weights, space: ActionSpace) -> _cpu.Linear:
         weight = weights.rows("continuous_decoder.weight", space.size)
         return _pack(weight, weights.rows("continuous_decoder.bias", space.size).numpy())
     return _pack(weights.rows(HEAD, space.size), None)
+
+
+def _make_quick_step(
+    model: _cpu.Model,
+    pool: np.ndarray,
+    encoders: tuple[Callable[[int], _cpu.Linear], _cpu.DiscreteEncoder, _cpu.ImageEncoder],
+    choices: Callable[[int], np.ndarray],
+    head: Callable[[ActionSpace], _cpu.Linear],
+    modality: Modality,
+    num_values: int,
+    space: ActionSpace,
+) -> QuickStep:
+    continuous, discrete, image = encoders
+    encoder: _cpu.Linear | _cpu.DiscreteEncoder | _cpu.ImageEncoder = discrete
+    if modality == "continuous":
+        encoder = continuous(num_values + 1)
+    elif modality == "image":
+        encoder = image
+    action_encoder = choices(space.size) if space.kind == "discrete" else continuous(space.size)
+    has_mission = modality == "discrete+text"
+    return _cpu.QuickStep(model, encoder, action_encoder, head(space), pool, num_values, has_mission)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

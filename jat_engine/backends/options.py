@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from ..checkpoint_files import HUB_OPTIONS
+from ..dtypes import KV_DTYPES
 from ..errors import InputError
 from ..keywords import refuse_unknown
 from .base import STEP_TOKENS, Backend
 
-KV_DTYPES = ("auto", "float8_e4m3")
 _MAX_THREADS = 1024
 _MAX_SPIN_US = 1_000_000
 
@@ -26,7 +26,7 @@ _WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
     "output_loading_info": ((None, False), "a parameter that is missing or unknown is an error"),
     "quantization_config": ((None,), 'pass dtype="int8"'),
     "load_in_8bit": ((None, False), 'pass dtype="int8"'),
-    "load_in_4bit": ((None, False), 'pass dtype="int8"'),
+    "load_in_4bit": ((None, False), 'pass dtype="int4"'),
     "max_memory": ((None,), "an engine runs on one device; pass max_cache_bytes to limit its cache"),
     "offload_folder": ((None,), "an engine runs on one device"),
 }
@@ -96,9 +96,10 @@ class EngineOptions:
         persistent: on a GPU, run a single agent's step as one launch of a persistent kernel: True, False for CUDA
             graphs, or None for the faster of the two. That is timed when the engine is made, so that two engines may
             choose differently, and their results then differ by rounding; with False they are bitwise equal.
-        kv_dtype: of the KV cache on a GPU: "float8_e4m3" for half the bytes and a faster step of many agents, with a
-            scale per token and head (compute capability 8.9 and newer; CUDA graphs only), or "auto" for that of the
-            activations.
+        kv_dtype: of the KV cache: "auto" for that of the activations. On the native CPU backend also "bfloat16", which
+            differs from "auto" with float32 weights, and "int8" for half the bytes of bfloat16. On a GPU also
+            "float8_e4m3", for half the bytes and a faster step of many agents (compute capability 8.9 and newer; CUDA
+            graphs only). int8 and float8_e4m3 have one scale per token and head, for keys and for values.
 
     Raises:
         InputError: a value has an invalid type or range, or two options exclude each other.
@@ -125,8 +126,9 @@ class EngineOptions:
                 raise InputError(f"{name}: expected at most {most}, got {value}")
         if self.persistent is not None and not isinstance(self.persistent, bool):
             raise InputError(f"persistent: expected True, False or None, got {self.persistent!r}")
-        if not isinstance(self.kv_dtype, str) or self.kv_dtype not in KV_DTYPES:
-            raise InputError(f"kv_dtype: expected one of {', '.join(KV_DTYPES)}, got {self.kv_dtype!r}")
+        names = list(dict.fromkeys(name for backend in KV_DTYPES.values() for name in backend))
+        if not isinstance(self.kv_dtype, str) or self.kv_dtype not in names:
+            raise InputError(f"kv_dtype: expected one of {', '.join(names)}, got {self.kv_dtype!r}")
         if self.max_cached_tokens is not None and self.max_cache_bytes is not None:
             raise InputError("max_cached_tokens, max_cache_bytes: expected one of them, got both")
 
@@ -139,6 +141,23 @@ class EngineOptions:
         """
         refuse_unknown(given, (*(field.name for field in fields(cls)), *HUB_OPTIONS, "variant"), "an engine option")
         return cls(**given)
+
+    def check_kv_dtype(self, backend: str, reason: str) -> None:
+        """Check that a backend has this type of keys and values.
+
+        Args:
+            backend: name of the backend.
+            reason: why it was selected, for the message.
+
+        Raises:
+            InputError: it has not.
+        """
+        if self.kv_dtype not in KV_DTYPES[backend]:
+            owner = next(name for name, kv_dtypes in KV_DTYPES.items() if self.kv_dtype in kv_dtypes)
+            raise InputError(
+                f"kv_dtype: expected {' or '.join(map(repr, KV_DTYPES[backend]))} on the {backend} backend, got "
+                f"{self.kv_dtype!r}, which the {owner} backend has; {reason}"
+            )
 
     def num_pages(self, backend: Backend, limit: int) -> int:
         """Return how many pages the KV cache has.

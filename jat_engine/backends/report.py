@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import installation
+from ..dtypes import NOTES
 from .select import choose_backend, why_not_cuda
 
 
@@ -19,6 +20,7 @@ def collect() -> dict[str, Any]:
         "device": installation.device(),
         "cpu": installation.cpu(),
         "backend": describe_backend(),
+        "dtypes": NOTES,
         "gpu": describe_gpu(),
         "extensions": {name: installation.extension(name) for name in installation.EXTENSIONS},
         "simulators": {domain: installation.simulator(domain) for domain in installation.SIMULATORS},

@@ -102,7 +102,11 @@ def why_not_cuda(device: torch.device, head_dim: int = 64) -> str:
 
 
 def choose_backend(
-    device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", backend: str = "auto", head_dim: int = 64
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    backend: str = "auto",
+    head_dim: int = 64,
+    stored: str | None = None,
 ) -> Choice:
     """Select a value for each argument that is "auto", and check the others.
 
@@ -115,6 +119,7 @@ def choose_backend(
         dtype: "auto", one of `DTYPES`, or a torch dtype.
         backend: one of `BACKENDS`.
         head_dim: of the model; kernels support some only.
+        stored: of a quantised checkpoint, the dtype of its codes, which the native backend runs by itself.
 
     Raises:
         InputError: a name is unknown, or the combination is not supported on this machine.
@@ -134,7 +139,9 @@ def choose_backend(
         backend, reason = _best(chosen, head_dim)
         lacks_native = backend == "torch" and chosen.type == "cpu" and native_module()[0] is None
 
-    if dtype == "auto":
+    if dtype == "auto" and stored is not None and backend == "cpu":
+        dtype = stored
+    elif dtype == "auto":
         if backend == "cpu" or (chosen.type == "cuda" and torch.cuda.is_bf16_supported()):
             dtype = "bfloat16"
         else:
@@ -144,6 +151,9 @@ def choose_backend(
     if backend != "cpu" and dtype == "int4":
         others = ", ".join(name for name in DTYPES if name != "int4")
         raise InputError(f"dtype: expected one of {others} on the {backend} backend, got 'int4'; pass device='cpu'")
+    if stored is not None:
+        is_as_stored = dtype == stored and backend == "cpu"
+        reason += f"; the checkpoint's {stored} codes" + ("" if is_as_stored else f" are converted to {dtype}")
     return Choice(chosen, backend, dtype, reason, is_asked, lacks_native)
 
 

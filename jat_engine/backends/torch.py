@@ -30,7 +30,7 @@ from ..checkpoint.weights import (
 from ..config import JatConfig
 from ..model.modules import ImageEncoder
 from ..observation import ActionSpace
-from ..reference import attention, block, key_ages, layer_norm
+from ..reference import attention, block, key_ages, layer_norm, quantize_int8
 from .base import MAX_SIZES, PAGE_SIZE, Group, Result, machine_memory_bytes, without_autocast
 from .rows import Rows, encode, lay_out, make_results
 
@@ -41,9 +41,8 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: str, device: torch.device) -> None:
         self._scale = None
         if dtype == "int8":
-            scale = weight.abs().amax(dim=1) / 127
+            weight, scale = quantize_int8(weight)
             self._scale = scale.to(device)
-            weight = (weight / scale.clamp(min=1e-30)[:, None]).round().to(torch.int8)
         else:
             weight = weight.to(getattr(torch, dtype))
         self._weight = weight.to(device)

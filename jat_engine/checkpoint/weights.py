@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..config import JatConfig
+from ..config import QUANTIZATION_FIELD, JatConfig
 from ..errors import CheckpointError, InputError
 from ..reference import BlockWeights
+from .quantized import Codes, Quantization, from_stored_order, matrix_kinds, stored_parts
 from .reader import check_finite, check_header
 
 EMBEDDING = "transformer.wte.weight"
@@ -36,6 +37,15 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 
 class Weights(Protocol):
     """Interface for reading parameters by name: float32, contiguous, on the CPU."""
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """Return how the matrices are stored; None if all are floating-point numbers."""
+        ...
+
+    def codes(self, name: str) -> Codes:
+        """Return a matrix that `quantization` says is quantised, its columns in the order of the stored codes."""
+        ...
 
     def get(self, name: str) -> Tensor:
         """Return a whole parameter."""
@@ -142,13 +152,25 @@ class CheckpointWeights:
     Args:
         files: safetensors files that together hold all parameters.
         config: configuration of the checkpoint.
+        quantization: of its matrices, as `read_quantization` returns it.
 
     Raises:
         CheckpointError: a file is wrong; the message names the file and the parameter.
     """
 
-    def __init__(self, files: list[Path], config: JatConfig) -> None:
+    def __init__(self, files: list[Path], config: JatConfig, quantization: Quantization | None = None) -> None:
+        self.quantization = quantization
         self._shapes, self._needed = checkpoint_shapes(config), parameter_shapes(config)
+        self._quantized: dict[str, str] = {}  # parameter -> "int4" or "int8"
+        if quantization is not None:
+            self._quantized = {name: quantization.kinds[kind] for name, kind in matrix_kinds(config).items()}
+        self._stored: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {}  # tensor -> shape, types
+        for name, shape in self._shapes.items():
+            if name not in self._quantized:
+                self._stored[name] = shape, _DTYPES
+                continue
+            parts = stored_parts(name, shape, self._quantized[name])
+            self._stored |= {part: (shape, (dtype,)) for part, (shape, dtype) in parts.items()}
         self._num_layers = config.num_layers
         self._files: dict[str, Path] = {}  # parameter -> file
         self._names: dict[str, str] = {}  # parameter -> its name there
@@ -162,7 +184,7 @@ class CheckpointWeights:
             for name in self._open[file].keys():  # noqa: SIM118 (not a dict)
                 self._add(file, name)
 
-        missing = sorted(set(self._shapes) - set(self._files))
+        missing = sorted(set(self._stored) - set(self._files))
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise CheckpointError(f"{', '.join(map(str, files))}: missing parameter {', '.join(missing[:3])}{more}")
@@ -172,17 +194,15 @@ class CheckpointWeights:
         if buffer is not None and int(buffer[1]) < self._num_layers:
             return
         target = EMBEDDING if name in EMBEDDING_ALIASES else name
-        if target not in self._shapes:
-            raise CheckpointError(f"{file}: unexpected parameter {name}; {_hint(name)}")
+        if target not in self._stored:
+            raise CheckpointError(f"{file}: unexpected parameter {name}; {self._hint(name)}")
+        shape, dtypes = self._stored[target]
         stored = self._open[file].get_slice(name)
-        if tuple(stored.get_shape()) != self._shapes[target]:
-            raise CheckpointError(
-                f"{file}: {name}: expected shape {list(self._shapes[target])}, got {stored.get_shape()}"
-            )
-        if stored.get_dtype() not in _DTYPES:
-            raise CheckpointError(
-                f"{file}: {name}: expected a floating-point type of 16 bits or more, got {stored.get_dtype()}"
-            )
+        if tuple(stored.get_shape()) != shape:
+            raise CheckpointError(f"{file}: {name}: expected shape {list(shape)}, got {stored.get_shape()}")
+        if stored.get_dtype() not in dtypes:
+            expected = "a floating-point type of 16 bits or more" if dtypes == _DTYPES else dtypes[0]
+            raise CheckpointError(f"{file}: {name}: expected {expected}, got {stored.get_dtype()}")
 
         if target not in self._files:
             self._files[target], self._names[target] = file, name
@@ -194,6 +214,14 @@ class CheckpointWeights:
                 "embedding matrix"
             )
 
+    def _hint(self, name: str) -> str:
+        if name in self._quantized:
+            dtype = self._quantized[name]
+            return (
+                f"config.json says that its codes are stored instead, in {dtype}: copy the config.json of the weights"
+            )
+        return _hint(name)
+
     def _read(self, name: str) -> Tensor:
         return self._read_as(self._files[name], self._names[name])
 
@@ -203,8 +231,19 @@ class CheckpointWeights:
             tensor: Tensor = tensors.get_tensor(name)
         return tensor
 
+    def codes(self, name: str) -> Codes:
+        """Return a quantised matrix, see `Weights`."""
+        parts = stored_parts(name, self._shapes[name], self._quantized[name])
+        tensors = {part.rpartition(".")[2]: self._read(part) for part in parts}
+        check_finite(f"{self._files[f'{name}.row_scales']}: {name}.row_scales", tensors["row_scales"])
+        if self._quantized[name] == "int8" and int(tensors["codes"].min()) < -127:
+            raise CheckpointError(f"{self._files[f'{name}.codes']}: {name}.codes: expected -127 to 127, got -128")
+        return Codes.from_tensors(tensors, self._shapes[name][1])
+
     def stored(self, name: str) -> Tensor:
-        """Return a parameter in the file's own type, memory-mapped and checked to be finite."""
+        """Return a parameter in the file's own type, memory-mapped and checked to be finite; float32 for codes."""
+        if name in self._quantized:
+            return from_stored_order(name, self.codes(name).weight()).contiguous()
         tensor = self._read(name)
         check_finite(f"{self._files[name]}: {self._names[name]}", tensor)
         return tensor
@@ -224,6 +263,9 @@ class CheckpointWeights:
 
     def pieces(self, name: str, rows: int = 2048) -> Iterator[Tensor]:
         """Yield a matrix in blocks of up to `rows` rows, float32."""
+        if name in self._quantized:
+            yield from self.get(name).split(rows)
+            return
         file, stored, shape = self._files[name], self._names[name], self._shapes[name]
         for first in range(0, shape[0], rows):
             # safetensors puts a slice on torch's default device, whatever `device` it is given.
@@ -248,6 +290,8 @@ class ModelWeights:
         InputError: `model` is not a `JatModel` of this configuration; the message names the parameter.
     """
 
+    quantization = None
+
     def __init__(self, model: nn.Module, config: JatConfig) -> None:
         self._parameters = dict(model.named_parameters(remove_duplicate=False))  # tied ones under each name
         shapes = checkpoint_shapes(config)
@@ -263,6 +307,10 @@ class ModelWeights:
 
         # These are read later, in parts. Copies, so that further training of the model does not change the engine.
         self._kept = {name: self._parameters[name].detach().clone() for name in _READ_LATER}
+
+    def codes(self, name: str) -> Codes:
+        """Raise an error: a model's weights are floating-point numbers."""
+        raise ValueError(f"{name}: expected a quantised matrix, got one of a model in memory")
 
     def get(self, name: str) -> Tensor:
         """Return a copy of a whole parameter, float32 on the CPU."""
@@ -284,6 +332,8 @@ def _hint(name: str) -> str:
         return "merge the adapter into the model before saving it (PEFT: merge_and_unload)"
     if wrapper := re.search(r"(?:^|\.)(_orig_mod|module|model|base_model)\.(?!fc|conv|deconv|att)", name):
         return f"{wrapper[1]} is a wrapper of the model or a part of it; take or save the model inside it"
+    if name.endswith((".codes", ".row_scales")):
+        return f"these are codes, and config.json lacks {QUANTIZATION_FIELD}: copy the config.json of these weights"
     if re.match(r"transformer\.h\.\d+\.", name):
         return "config.json has fewer layers than the file, or it is another model's"
     return "a JAT checkpoint has no such parameter"
@@ -309,8 +359,9 @@ def fold_cyclic(weight: Tensor, size: int) -> Tensor:
 
 def discrete_features(weights: Weights) -> Tensor:
     """Return relu(W wte[v] + b) for every token v, [vocab_size, H // 50]: the discrete encoder's features of v."""
-    reduce, bias = weights.get("multi_discrete_encoder.1.weight"), weights.get("multi_discrete_encoder.1.bias")
-    return torch.cat([torch.relu(piece @ reduce.T + bias) for piece in weights.pieces(EMBEDDING)])
+    # Copies are aligned. In a file a tensor lies anywhere, and the order of a library's sums depends on that.
+    reduce, bias = weights.get("multi_discrete_encoder.1.weight").clone(), weights.get("multi_discrete_encoder.1.bias")
+    return torch.cat([torch.relu(piece.clone() @ reduce.T + bias) for piece in weights.pieces(EMBEDDING)])
 
 
 def check_heads(weights: Weights) -> None:

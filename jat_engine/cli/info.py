@@ -37,6 +37,8 @@ def run(argv: Sequence[str]) -> int:
     lines = {name: version or "not installed" for name, version in found["versions"].items()}
     lines |= {"platform": found["platform"], "device": _words(found["device"]), "cpu": _words(found["cpu"])}
     lines["backend"] = "{name}: {reason}".format(**found["backend"])
+    for name, text in found["dtypes"].items():
+        lines[f"dtype {name}"] = text
     for way, state in found["gpu"].items():
         lines[f"gpu, {way}"] = state
     for name, text in found.get("engine", {}).items():

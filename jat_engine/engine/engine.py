@@ -14,6 +14,7 @@ from ..action_options import ActionOptions, parse_options
 from ..backends import Backend, Choice, choose_backend
 from ..backends.build import set_up
 from ..backends.options import EngineOptions, take_transformers_options
+from ..checkpoint.quantized import read_quantization
 from ..checkpoint.reader import find_weight_files
 from ..checkpoint.weights import CheckpointWeights, ModelWeights, Weights
 from ..checkpoint_files import resolve, take_hub_options
@@ -84,8 +85,10 @@ class JatEngine:
                 checkpoint that comes with the package.
             device: "auto", "cpu", "cuda" or another device that torch has.
             dtype: of weights and KV cache: "float32", "bfloat16", "float16" (not on the native CPU backend), "int8" (on
-                a CPU weights and activations, on a GPU weights; the cache is bfloat16), "int4" (native CPU
-                backend only: weights of 4 bits, activations of 8), or "auto".
+                a CPU weights and activations, on a GPU weights; the cache is bfloat16), "int4" (native CPU backend
+                only: weights of 4 bits, activations of 8), or "auto". A quantised checkpoint's own dtype takes its
+                codes as they are, and is what "auto" selects on the native CPU backend; any other dtype begins with the
+                weights that the codes stand for.
             backend: "cuda" for kernels for NVIDIA GPUs, "cpu" for native kernels, "torch" for plain torch operations on
                 any device, or "auto". `jat-engine info` prints what "auto" selects on this machine and why.
             engine_options: fields of `EngineOptions`, and the options with which transformers finds a checkpoint
@@ -106,11 +109,12 @@ class JatEngine:
         variant = engine_options.pop("variant", None)
         device, dtype = take_transformers_options(engine_options, device, dtype)
         options = EngineOptions.parse(engine_options)
-        config = read_config(source, hub, {})
-        choice = choose_backend(device, dtype, backend, config.hidden_size // config.num_heads)
+        config, quantization = read_config(source, hub, {}), read_quantization(source, hub)
+        stored = None if quantization is None else quantization.dtype
+        choice = choose_backend(device, dtype, backend, config.hidden_size // config.num_heads, stored)
         check_config(config)
         with make_lock():  # see __init__
-            weights = CheckpointWeights(find_weight_files(source, variant, hub), config)
+            weights = CheckpointWeights(find_weight_files(source, variant, hub), config, quantization)
             weights.check_unread()
             missions = Missions.of_checkpoint(source, hub, config.vocab_size)
             return cls(config, weights, choice, options, missions)
@@ -357,6 +361,9 @@ class JatEngine:
         for outcome in runner.run([runner.parse(session.episodes, *inputs) for session in sessions]):
             if isinstance(outcome, InputError):
                 raise InputError(*outcome.args)  # not `outcome`, which this frame would keep alive, and it this frame
+        last = sessions[0].episodes.state.last
+        assert last is not None, "a step has been taken"
+        runner.find_quick_step(last)
 
     # ---- acting ----------------------------------------------------------------------------------------------------
 

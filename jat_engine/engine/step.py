@@ -20,7 +20,7 @@ import torch
 
 from ..action_options import ActionOptions, ActionRule
 from ..backends import Backend, Group, LastStep, Result
-from ..backends.base import PAGE_SIZE, STEP_TOKENS
+from ..backends.base import PAGE_SIZE, STEP_TOKENS, QuickStep
 from ..config import JatConfig
 from ..errors import InputError, SessionError
 from ..observation import (
@@ -59,6 +59,25 @@ class EpisodesState(NamedTuple):
     last: LastStep | None
     num_draws: int
     begins: bool
+
+    @property
+    def context_len(self) -> Any:
+        """Tokens in the cache before the first one that the next step feeds."""
+        # If one token is fed again, that is a_{t-1}; s_{t-1} is in the cache already, behind the kept tokens.
+        return self.cached.num_tokens + (self.num_again == 1)
+
+    def after(self, window: int, page_size: int, last: LastStep, has_drawn: bool) -> EpisodesState:
+        """Return the state after a step. All of its tokens are kept, except s_t, which the next step feeds again.
+
+        Args:
+            window: how many of the newest cached tokens the next step attends to.
+            page_size: tokens per page.
+            last: the step.
+            has_drawn: a draw of random numbers was used.
+        """
+        num_tokens = self.cached.num_tokens + 2 * (self.num_again > 0)
+        cached, dropped = keep_newest(self.cached, num_tokens, window, page_size)
+        return EpisodesState(cached, 1 + dropped, last, self.num_draws + has_drawn, False)
 
 
 @dataclass(slots=True)
@@ -143,21 +162,23 @@ class Episodes:
 
     def plan(self, request: Request) -> Group:
         """Return the backend's input for a step. Changes no state."""
-        cached, num_again, last, num_draws, _ = self.state
-        space, noise = request.space, None
-        if space.kind == "discrete" and not request.deterministic:
-            noise = self._sampler.draw(num_draws, space.size)
-
-        # If one token is fed again, that is a_{t-1}; s_{t-1} is in the cache already, behind the kept tokens.
-        table, start_offset, num_tokens = cached
-        context_len = num_tokens + (num_again == 1)
+        state = self.state
+        (table, start_offset, _), num_again, last, _, _ = state
+        noise = self.draw(state, request.space, request.deterministic)
+        context_len = state.context_len
         fed: tuple[Any, Any, Any, Any] = num_again, context_len, start_offset, table
         if self.num_agents is None:
             fed = _SINGLE[num_again], [context_len], _SINGLE[start_offset], [table]
-        return Group(self.num_agents or 1, request.observations, request.missions, space, noise, *fed, last)
+        return Group(self.num_agents or 1, request.observations, request.missions, request.space, noise, *fed, last)
+
+    def draw(self, state: EpisodesState, space: ActionSpace, deterministic: bool) -> np.ndarray | None:
+        """Return the noise of a step, float32 [N, n]; None if its actions are not sampled."""
+        if space.kind == "continuous" or deterministic:
+            return None
+        return self._sampler.draw(state.num_draws, space.size)
 
     def commit(self, request: Request, group: Group, result: Result) -> Any:
-        """Complete a step: keep its tokens, except s_t, which the next step feeds again with its action.
+        """Complete a step.
 
         Returns:
             The actions: float32 [N, A], or [N] integers.
@@ -167,16 +188,12 @@ class Episodes:
         """
         if self.closed:
             self.check_open()
-        cached, num_again, _, num_draws, _ = self.state
-        cached, dropped = keep_newest(
-            cached, cached.num_tokens + 2 * (num_again > 0), request.window, self.pages.page_size
-        )
         actions = result.values if result.choices is None else result.choices
         if request.rule is not None:
             is_discrete, rule = result.choices is not None, request.rule
             actions = choose(result.values, group.noise, rule) if is_discrete else rule.clip(result.values)
         last = LastStep(request.observations, result.embeddings, request.space, actions)
-        self.state = EpisodesState(cached, 1 + dropped, last, num_draws + (group.noise is not None), False)
+        self.state = self.state.after(request.window, self.pages.page_size, last, group.noise is not None)
         return actions
 
     def clear(self, which: np.ndarray | None = None) -> None:
@@ -254,6 +271,7 @@ class StepRunner:
         self.closed = False
         self._step_lock = threading.Lock()
         self._missions = missions
+        self._hidden_size = config.hidden_size
         self._pool = PagePool(num_pages, backend.page_size, backend.page_bytes)
         self._open: weakref.WeakSet[Episodes] = weakref.WeakSet()
 
@@ -391,6 +409,81 @@ class StepRunner:
             rule = options.bind(space, action_space, episodes.num_agents)
             deterministic = deterministic or rule.is_greedy
         return Request(episodes, observations, missions, space, deterministic, window, rule)
+
+    def run_quick(
+        self,
+        episodes: Episodes,
+        observation: Mapping[str, Any],
+        reward: Any,
+        action_space: Any,
+        deterministic: bool,
+        window: int | None,
+    ) -> tuple[Any, np.ndarray] | None:
+        """Take the usual step of one agent: a native call reads the observation, another computes and chooses.
+
+        Its results are those of `parse` and `run`, bit for bit. What is not usual, errors of the observation included,
+        is left to those: then nothing has changed, and the random numbers of the step are still to be used.
+
+        Args:
+            episodes: of a single agent.
+            observation: see `parse`, as the next four.
+            reward: as above.
+            action_space: as above.
+            deterministic: as above.
+            window: as above.
+
+        Returns:
+            The action, a list of floats or an int, and the prediction; None if the step has not been taken.
+
+        Raises:
+            InputError: the action space is not one; the observation is right.
+            SessionError: a signal handler has closed the session within the step.
+        """
+        state = episodes.state
+        last = state.last
+        if last is None or episodes.closed:
+            return None
+        quick = last.quick_step or self.find_quick_step(last)
+        if quick is None:
+            return None
+        get, texts = observation.get, last.observations.texts
+        fields = get("continuous_observation"), get("discrete_observation"), get("text_observation")
+        text = None if texts is None else texts[0]
+        if not quick.read(*fields, get("image_observation"), reward, text):
+            return None
+        space = parse_action_space(self.limits, action_space)
+        if space != last.space:
+            return None
+        mission = None if text is None else self._missions.encode(text)
+        noise = episodes.draw(state, space, deterministic)
+
+        # The next state is prepared before the step, whose weights go through all caches: after it, Python is slow.
+        embedding, values = np.empty(self._hidden_size, np.float32), np.empty(space.size, np.float32)
+        actions = [values]
+        next_last = LastStep(last.observations, [embedding], space, actions, quick)
+        next_window = episodes.window if window is None else window
+        next_state = state.after(next_window, episodes.pages.page_size, next_last, noise is not None)
+        (table, start_offset, _), num_again, *_ = state
+        where = num_again, state.context_len, start_offset, table
+        action = quick.run(mission, *where, last.embeddings[0], last.actions[0], noise, embedding, values)
+        if action is None:
+            return None
+        if space.kind == "discrete":
+            actions[0] = action
+        if episodes.closed:
+            episodes.check_open()
+        episodes.state = next_state
+        return action, values
+
+    def find_quick_step(self, last: LastStep) -> QuickStep | None:
+        """Return what takes steps of the same kind as the last one, None if the backend has no such thing.
+
+        It is kept in `last`. The caller holds the lock.
+        """
+        find = getattr(getattr(self, "backend", None), "quick_step", None)
+        if find is not None:
+            last.quick_step = find(last.observations.modality, last.observations.num_values, last.space)
+        return last.quick_step
 
     def run(self, requests: Sequence[Request]) -> list[tuple[Any, Any] | InputError]:
         """Take one step for every request, all in one pass over the weights. The caller holds the lock.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 
+from ..checkpoint.quantized import read_quantization
 from ..checkpoint.reader import find_weight_files
 from ..checkpoint.weights import CheckpointWeights
 from ..checkpoint_files import find_file, resolve, take_hub_options
@@ -80,7 +81,8 @@ class JatModel(PreTrainedModel, JatGenerationMixin):
     ) -> Any:
         """Load the model of a checkpoint.
 
-        Only safetensors files are read. Every parameter must be present, have the configured shape and be finite.
+        Only safetensors files are read. Every parameter must be present, have the configured shape and be finite. Of a
+        quantised checkpoint (`jat-engine quantize`) the model has the weights that the codes stand for, in float32.
 
         Args:
             pretrained_model_name_or_path: a folder, a repository id on the hub, or "jat-mini".
@@ -122,7 +124,8 @@ class JatModel(PreTrainedModel, JatGenerationMixin):
         if not isinstance(config, JatConfig):
             config = read_config(source if config is None else config, hub, kwargs)
         check_options(kwargs)
-        weights = CheckpointWeights(find_weight_files(source, variant, hub), config).all_stored()
+        files = find_weight_files(source, variant, hub)
+        weights = CheckpointWeights(files, config, read_quantization(source, hub)).all_stored()
 
         try:
             loaded = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)

@@ -17,7 +17,7 @@ _INSTEAD = {
     "from_flax": "only safetensors files are read",
     "from_tf": "only safetensors files are read",
     "gguf_file": "only safetensors files are read",
-    "load_in_4bit": 'pass dtype="int8" to JatEngine.from_pretrained',
+    "load_in_4bit": 'pass dtype="int4" to JatEngine.from_pretrained',
     "load_in_8bit": 'pass dtype="int8" to JatEngine.from_pretrained',
     "state_dict": "call `load_state_dict` afterwards",
     "use_auth_token": "pass token",

@@ -175,7 +175,19 @@ sys.exit(section.main())
 def test_sections_have_less_time_than_the_report(quick: bool, gpu: bool) -> None:
     total = (report.TOTAL_REDUCED_SECONDS if quick else report.TOTAL_SECONDS) - report.LAST_SECONDS
     assert report.seconds_of(report.SECTIONS, quick, gpu) < total
-    assert total < 600 - report.LAST_SECONDS
+
+
+def test_two_calls_have_all_sections() -> None:
+    calls = [[section for section in report.SECTIONS if report.is_in(section, call)] for call in (1, 2)]
+    assert {section.name for call in calls for section in call} == {section.name for section in report.SECTIONS}
+    for sections in calls:
+        assert report.seconds_of(sections, quick=False, gpu=True) < report.CALL_SECONDS - report.LAST_SECONDS
+    assert 2 * report.CALL_SECONDS <= 15 * 60
+
+
+def test_the_commit_is_the_caller_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPU_REPORT_COMMIT", "83cffa2")
+    assert report.Report(tmp_path, tmp_path, gpu=False, quick=True).data["commit"] == "83cffa2"
 
 
 def test_a_section_gets_its_time_and_what_is_left_over() -> None:
@@ -332,19 +344,54 @@ def test_verdicts_are_read_from_the_sanitizer() -> None:
 
 
 def test_rows_are_read_from_ncu() -> None:
-    output = """==PROF== Connected
-"ID","Kernel Name","Grid Size","gpu__time_duration.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed"
-"","","","us","%"
-"0","step","(128, 1, 1)","61.5","71.2"
-"""
+    stall = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
+    names = [
+        "ID",
+        "Kernel Name",
+        "Grid Size",
+        "gpu__time_duration.sum",
+        "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    ]
+    names += [stall.format(reason) for reason in ("barrier", "no_instruction", "drain")]
+    rows = [
+        names,
+        ["", "", "", "us", "%", "inst", "inst", "inst"],
+        ["0", "step", "(128, 1, 1)", "61.5", "71.2", "1.5", "2.25", "0.01"],
+    ]
+    output = "==PROF== Connected\n" + "".join(",".join(f'"{cell}"' for cell in row) + "\n" for row in rows)
     assert counters.parse(output) == [
-        {"kernel": "step", "grid": "(128, 1, 1)", "duration us": "61.5", "DRAM %": "71.2"}
+        {
+            "kernel": "step",
+            "grid": "(128, 1, 1)",
+            "duration us": "61.5",
+            "DRAM %": "71.2",
+            "warps stalled": "no_instruction 2.25, barrier 1.50",
+        }
     ]
     assert counters.parse("==ERROR== no") == []
 
 
-def test_suite_leaves_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite.util, "find_spec", lambda name: None)
+def test_suite_leaves_out_what_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, left_out = suite.files()
-    assert left_out["test_evaluation.py"] == "needs gymnasium"
-    assert all("test_evaluation" not in path.name for path in chosen)
+    names = {path.name for path in chosen}
+    assert {"test_kernels.py", "test_cuda_persistent.py"} <= names
+    assert not {"test_cli.py", "test_gpu_report.py", "test_ptx.py"} & names, "none of their tests is marked gpu"
+    assert left_out == {}
+
+    marked = "import pytest\npytestmark = pytest.mark." + "gpu\n"
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_one.py").write_text(f"import gymnasium\n{marked}")
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    assert suite.files() == ([], {"test_one.py": "needs gymnasium"})
+
+
+def test_suite_counts_what_cannot_be_collected_apart(tmp_path: Path) -> None:
+    (tmp_path / "test_one.py").write_text("import no_simulator_has_this_name\n")
+    (tmp_path / "test_two.py").write_text("def test_right(): pass\ndef test_wrong(): assert not 3\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    subprocess.run([*command, f"--junitxml={tmp_path}/x.xml", str(tmp_path)], capture_output=True, check=False)
+    found = suite.counts(tmp_path / "x.xml")
+    assert (found["tests"], found["failures"], found["errors"]) == (2, 1, 0)
+    assert ["test_wrong" in failure["test"] for failure in found["failed"]] == [True]
+    assert ["no_simulator_has_this_name" in why for why in found["not collected"]] == [True]

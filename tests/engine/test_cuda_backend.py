@@ -233,11 +233,13 @@ def test_neighbours_change_nothing_with_float8(tiny_folder: Any, monkeypatch: py
 
 
 def test_float8_elsewhere_is_refused(tiny_folder: Any) -> None:
-    for backend in ("torch", "cpu"):
-        with pytest.raises(InputError, match=f"kv_dtype: expected 'auto' on the {backend} backend, got 'float8_e4m3'"):
+    for backend, names in (("torch", "'auto'"), ("cpu", "'auto' or 'bfloat16' or 'int8'")):
+        with pytest.raises(
+            InputError, match=f"kv_dtype: expected {names} on the {backend} backend, got 'float8_e4m3', which the cuda"
+        ):
             JatEngine.from_pretrained(tiny_folder, device="cpu", backend=backend, kv_dtype="float8_e4m3")
-    with pytest.raises(InputError, match="kv_dtype: expected one of auto, float8_e4m3, got 'int8'"):
-        JatEngine.from_pretrained(tiny_folder, kv_dtype="int8")
+    with pytest.raises(InputError, match="kv_dtype: expected one of auto, bfloat16, int8, float8_e4m3, got 'float8'"):
+        JatEngine.from_pretrained(tiny_folder, kv_dtype="float8")
     with pytest.raises(InputError, match=r"persistent: .* got True; it reads keys and values of the weights' dtype"):
         JatEngine.from_pretrained(
             tiny_folder, device=DEVICE, backend="cuda", dtype="float32", kv_dtype="float8_e4m3", persistent=True

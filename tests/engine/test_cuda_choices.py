@@ -19,8 +19,8 @@ from jat_engine.testing.golden import relative_error
 pytest.importorskip("triton", reason="the CUDA backend's kernels are Triton's")
 
 from jat_engine.backends.cuda import graph
-from jat_engine.backends.cuda.backend import CudaBackend, cache_room
-from jat_engine.backends.cuda.buckets import bucket, bucket_below
+from jat_engine.backends.cuda.backend import CudaBackend, FaultyKernelsError, cache_room
+from jat_engine.backends.cuda.buckets import bucket, bucket_below, shape_of
 from jat_engine.backends.cuda.graph import GraphStep
 from jat_engine.backends.cuda.path_choice import PathTimes, time_paths
 
@@ -220,6 +220,36 @@ def test_wrong_kernels_of_large_buckets_are_not_used(
             got = play_batch(engine, 3, 2)
         assert relative_error(got, play_batch(load(backend="torch", dtype="float32"), 3, 2)) <= TOLERANCE
         assert relative_error(play(session, episode, 1)[1], episode.predictions[1]) <= TOLERANCE
+
+
+def test_a_fault_of_the_last_rows_shows(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 47 of 48 is that of the 16th agent, in a bucket of 16."""
+    backend: Any = verifying(make_engine(tiny_folder, persistent=False))._backend
+    right = graph.linear_residual
+
+    def wrong(a: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        late = torch.arange(len(a), device=a.device)[:, None] == 47
+        right(torch.where(late, a.roll(16, dims=0), a), *arguments, **options)
+
+    monkeypatch.setattr(graph, "linear_residual", wrong)
+    with pytest.raises(FaultyKernelsError, match="its kernels do not compute"):
+        backend._graph(shape_of([backend._check.group(16)]))
+
+
+def test_a_fault_of_the_last_images_shows(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, right = verifying(make_engine(tiny_folder, persistent=False)), graph.encode_images
+    episode = EPISODE["image_box"]
+
+    def wrong(frames: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        late = torch.arange(len(frames), device=frames.device)[:, None, None, None] == 3
+        right(torch.where(late, frames.roll(2, dims=0), frames), *arguments, **options)
+
+    monkeypatch.setattr(graph, "encode_images", wrong)
+    sessions = [engine.open_session(episode.context_window) for _ in range(3)]
+    with pytest.warns(RuntimeWarning, match="images are encoded in plain torch: its kernels do not compute"):
+        engine.get_next_actions(
+            sessions, [episode.observation(0)] * 3, [episode.reward(0)] * 3, [episode.space] * 3, deterministic=True
+        )
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,8 @@ def test_norm_qkv(dtype: torch.dtype, cache: torch.dtype, rows: int, heads: int,
     hidden = heads * head_dim
     x, norm_weight, norm_bias = random.normal(rows, hidden), random.normal(hidden), random.normal(hidden)
     weight, scale = random.weight(dtype, 3 * hidden, hidden)
-    slots = random.permutation(_PAGES * PAGE_SIZE)[:rows]
-    slots[0] = _PAGES * PAGE_SIZE - 1
+    last = _PAGES * PAGE_SIZE - 1
+    slots = torch.cat([int32(last), random.permutation(last)])[:rows]
     if rows > 1:
         slots[1] = -1
     q, kv_layer = poisoned(rows, hidden), poisoned(_PAGES, 2, heads, PAGE_SIZE, head_dim, dtype=cache)

@@ -61,13 +61,38 @@ def encode_frames(
     return encoder.encode(made or model(), [np.zeros(num_bytes, np.uint8)])
 
 
+def step_quickly(is_read: bool = True, columns: int = 3, **changes: Any) -> Any:
+    """Take a step of one agent with continuous observations and actions, but for the changes."""
+    made = model()
+    pool, action = np.zeros(PAGES * made.page_bytes, np.uint8), linear(H, 2)
+    step = NATIVE.QuickStep(made, linear(H, columns), action, linear(2, H), pool, 2, False)
+    if is_read:
+        assert step.read(ones(2), None, None, None, None, None)
+    good = {
+        "mission": None,
+        "num_again": 1,
+        "context_len": 1,
+        "start_offset": 0,
+        "page_table": np.arange(1, dtype=np.int32),
+        "last_embedding": ones(H),
+        "last_action": ones(2),
+        "noise": None,
+        "embedding": ones(H),
+        "values": ones(2),
+    }
+    return step.run(*{**good, **changes}.values())
+
+
 def test_right_arguments() -> None:
+    assert len(step_quickly()) == 2
     ((prediction, is_finite),) = decode()
     assert prediction.shape == (3,)
     assert is_finite
     assert [len(row) for row in encode_integers()] == [H]
     assert [len(row) for row in encode_frames()] == [H]
     assert model().embed(linear(H, 5), ones(5)).shape == (H,)
+    for dtype in ("float32", "bfloat16", "int8"):
+        assert all(NATIVE.dot_peak(dtype, 1, 1, name) > 0 for name in NATIVE.instruction_sets())
 
 
 CASES: list[tuple[str, Callable[[], Any]]] = [
@@ -95,12 +120,28 @@ CASES: list[tuple[str, Callable[[], Any]]] = [
     ("frames: expected 256 bytes", lambda: encode_frames(num_bytes=255)),
     ("encoder: expected stages", lambda: encode_frames(has_stage=False)),
     ("encoder: expected stages", lambda: encode_frames(columns=255)),
+    ("run: expected after read", lambda: step_quickly(False)),
+    ("encoder: expected 3 columns", lambda: step_quickly(columns=4)),
+    ("num_again: expected 1 or 2", lambda: step_quickly(num_again=3)),
+    ("context_len: expected 0 to 6", lambda: step_quickly(context_len=7)),
+    ("start_offset: expected 0 to", lambda: step_quickly(start_offset=16)),
+    ("page_table: expected pages below 4", lambda: step_quickly(page_table=np.array([PAGES], np.int32))),
+    ("page_table: expected a contiguous", lambda: step_quickly(page_table=np.arange(1))),
+    ("last_embedding: expected a contiguous", lambda: step_quickly(last_embedding=ones(H - 1))),
+    ("last_action: expected a contiguous", lambda: step_quickly(last_action=0)),
+    ("noise: expected a contiguous", lambda: step_quickly(noise=ones(1))),
+    ("embedding: expected a contiguous", lambda: step_quickly(embedding=ones(2 * H)[::2])),
+    ("values: expected a contiguous", lambda: step_quickly(values=[0.0, 0.0])),
     ("linear: expected a multiple of 4", lambda: NATIVE.DiscreteEncoder(ones(5, 4), linear(H, 13))),
     ("position_table: expected", lambda: NATIVE.Model(H, 2, "float32", ones(8, H - 1), 1, 50, "auto")),
     ("hidden_size: expected a multiple", lambda: NATIVE.Model(H, 3, "float32", ones(8, H), 1, 50, "auto")),
     ("rows, columns: expected", lambda: linear(0, 4)),
     ("weight: expected rows within", lambda: linear(4, 4).pack_rows(1, ones(4, 4))),
     ("weight: expected", lambda: linear(4, 4).pack_rows(0, ones(4, 5))),
+    ("dtype: expected", lambda: NATIVE.dot_peak("float64", 1)),
+    ("num_threads: expected at least 1", lambda: NATIVE.dot_peak("int8", 0)),
+    ("repeats: expected at least 1", lambda: NATIVE.dot_peak("int8", 1, 0)),
+    ("instruction_set: expected auto", lambda: NATIVE.dot_peak("int8", 1, 1, "sse")),
     ("bias: expected a layer made with", lambda: linear(4, 4).set_bias(ones(4))),
 ]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.kernel_cases import Random, agrees, int32, poisoned
 from helpers.ptx.launcher import PtxLauncher
+from helpers.ptx.memory import AccessError
 
 from jat_engine.kernels import attention, linear
 from jat_engine.kernels.launch import PAGE_SIZE
@@ -133,3 +134,33 @@ def test_fault(name: str, ptx_launcher: PtxLauncher) -> None:
     found_in = any if name == "swizzles otherwise" else all
     assert hit
     assert found_in(hit.values()), hit
+
+
+@pytest.mark.ptx_all
+@pytest.mark.planted_fault
+@pytest.mark.usefixtures("ptx_launcher")
+@pytest.mark.parametrize(("rows", "other"), [(3, 2), (130, 98)])
+def test_two_rows_of_one_slot_are_found(rows: int, other: int) -> None:
+    """Whichever is written last is kept, of other blocks (3 rows: of the same) another one on each GPU."""
+    random, dtype = Random(), torch.bfloat16
+    hidden, heads = 128, 2
+    x, weight = random.normal(rows, hidden), random.normal(3 * hidden, hidden, dtype=dtype)
+    slots = random.permutation(9 * PAGE_SIZE)[:rows]
+    slots[other] = slots[0]
+    pages = poisoned(9, 2, heads, PAGE_SIZE, hidden // heads, dtype=dtype)
+    q, normed = poisoned(rows, hidden), poisoned(rows, hidden, dtype=dtype)
+    ones = torch.ones(hidden)
+    with pytest.raises(AccessError, match="two threads write different numbers to one address"):
+        linear.norm_qkv(x, ones, ones, weight, None, q, pages, slots, normed=normed)
+
+
+@pytest.mark.ptx_all
+@pytest.mark.planted_fault
+@pytest.mark.usefixtures("ptx_launcher")
+@pytest.mark.parametrize("rows", [3, 130])
+def test_reading_what_other_blocks_write_is_found(rows: int) -> None:
+    """A product in place: its inputs are the rows that it updates."""
+    random = Random()
+    x, weight = random.normal(rows, 256), random.normal(256, 256)
+    with pytest.raises(AccessError, match="reads what another block writes"):
+        linear.linear_residual(x, weight, None, random.normal(256), x)

@@ -3,27 +3,17 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <sstream>
-#include <stdexcept>
 
 #include "../bandwidth.h"
+#include "../dot_peak.h"
+#include "checks.h"
 
 namespace py = pybind11;
 
 namespace jat::bindings {
 
 namespace {
-
-// Throws std::invalid_argument, in Python ValueError, with the parts of the message put together.
-template <typename... Parts>
-void expect(bool condition, const Parts&... parts) {
-  if (condition) return;
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::invalid_argument(message.str());
-}
 
 template <typename T>
 std::vector<T> to_vector(const Array<T>& array) {
@@ -53,19 +43,6 @@ DType to_dtype(const char* name, const std::string& dtype) {
   return DType::kInt4;
 }
 
-// Adds its lifetime to the model's `seconds`.
-class Stopwatch {
- public:
-  explicit Stopwatch(Model& model) : model_(model), begin_(std::chrono::steady_clock::now()) {}
-  ~Stopwatch() {
-    model_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
-  }
-
- private:
-  Model& model_;
-  std::chrono::steady_clock::time_point begin_;
-};
-
 // [N, padded_rows] -> N arrays [padded_rows], which keep the memory alive.
 py::list rows_of(const Array<float>& array) {
   py::list rows(array.shape(0));
@@ -85,6 +62,15 @@ double measure_bandwidth(size_t num_bytes, int num_threads, int repeats) {
   expect(repeats >= 1, "repeats: expected at least 1, got ", repeats);
   const py::gil_scoped_release release;
   return read_bandwidth(num_bytes, num_threads, repeats);
+}
+
+double measure_dot_peak(const std::string& dtype, int num_threads, int repeats,
+                        const std::string& instruction_set) {
+  expect(num_threads >= 1, "num_threads: expected at least 1, got ", num_threads);
+  expect(repeats >= 1, "repeats: expected at least 1, got ", repeats);
+  const DType type = to_dtype("dtype", dtype);
+  const py::gil_scoped_release release;
+  return dot_peak(type, num_threads, repeats, instruction_set);
 }
 
 // ---- linear layers
@@ -120,6 +106,20 @@ void pack_codes(Linear& linear, int first, const Array<uint8_t>& codes, const Ar
   const py::gil_scoped_release release;
   linear.pack_codes(first, static_cast<int>(count), codes.data(), scales.data(), minima.data(),
                     row_scales.data());
+}
+
+void pack_bytes(Linear& linear, int first, const Array<int8_t>& codes, const Array<float>& row_scales) {
+  expect(linear.dtype() == DType::kInt8, "codes: expected a layer of int8");
+  expect(codes.ndim() == 2 && codes.shape(1) == linear.columns(), "codes: expected [count, ",
+         linear.columns(), "], got ", codes.ndim(), " dimensions and ", codes.size(), " numbers");
+  const int64_t count = codes.shape(0);
+  expect(first >= 0 && first + count <= linear.rows(), "codes: expected rows within the layer's ",
+         linear.rows(), ", got ", count, " from ", first, " on");
+  expect_size("row_scales", row_scales, count);
+  const int8_t least = codes.size() > 0 ? *std::min_element(codes.data(), codes.data() + codes.size()) : 0;
+  expect(least >= -127, "codes: expected at least -127, got ", static_cast<int>(least));
+  const py::gil_scoped_release release;
+  linear.pack_bytes(first, static_cast<int>(count), codes.data(), row_scales.data());
 }
 
 py::tuple round_weights_int4(const Array<float>& weight) {
@@ -187,8 +187,8 @@ std::unique_ptr<Model> make_model(int hidden_size, int num_heads, const std::str
          " dimensions and ", position_table.size(), " numbers");
   expect(num_threads >= 1, "num_threads: expected at least 1, got ", num_threads);
   expect(spin_us >= 0, "spin_us: expected at least 0, got ", spin_us);
-  expect(kv_dtype == "float32" || kv_dtype == "bfloat16", "kv_dtype: expected float32 or bfloat16, got ",
-         kv_dtype);
+  expect(kv_dtype == "float32" || kv_dtype == "bfloat16" || kv_dtype == "int8",
+         "kv_dtype: expected float32, bfloat16 or int8, got ", kv_dtype);
   return std::make_unique<Model>(hidden_size, num_heads, to_dtype("kv_dtype", kv_dtype),
                                  to_vector(position_table), num_threads, spin_us, instruction_set);
 }

@@ -21,11 +21,14 @@ template <typename T>
 using Array = pybind11::array_t<T, pybind11::array::c_style>;
 
 double measure_bandwidth(size_t num_bytes, int num_threads, int repeats);
+double measure_dot_peak(const std::string& dtype, int num_threads, int repeats,
+                        const std::string& instruction_set);
 
 // ---- linear layers
 
 std::shared_ptr<Linear> make_linear(const std::string& dtype, int rows, int columns, bool has_bias);
 void pack_rows(Linear& linear, int first, const Array<float>& weight);
+void pack_bytes(Linear& linear, int first, const Array<int8_t>& codes, const Array<float>& row_scales);
 void pack_codes(Linear& linear, int first, const Array<uint8_t>& codes, const Array<uint8_t>& scales,
                 const Array<uint8_t>& minima, const Array<float>& row_scales);
 // weight [rows, columns] -> codes [rows, columns], scales and minima [rows, groups], row_scales [rows].

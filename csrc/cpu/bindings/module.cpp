@@ -8,6 +8,7 @@
 
 #include "../dispatch.h"
 #include "calls.h"
+#include "quick_step.h"
 
 namespace py = pybind11;
 namespace calls = jat::bindings;
@@ -36,6 +37,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("instruction_sets", &jat::available_kernels);
   module.def("read_bandwidth", &calls::measure_bandwidth, py::arg("num_bytes"), py::arg("num_threads"),
              py::arg("repeats") = 5);
+  module.def("dot_peak", &calls::measure_dot_peak, py::arg("dtype"), py::arg("num_threads"),
+             py::arg("repeats") = 9, py::arg("instruction_set") = "auto");
 
   module.attr("INT4_COLUMNS") = jat::kInt4Columns;
   module.attr("INT4_MINIMUM_UNIT") = jat::kInt4MinimumUnit;
@@ -48,6 +51,8 @@ PYBIND11_MODULE(_cpu, module) {
       .def(py::init(&calls::make_linear), py::arg("dtype"), py::arg("rows"), py::arg("columns"),
            py::arg("has_bias"))
       .def("pack_rows", &calls::pack_rows, py::arg("first"), py::arg("weight").noconvert())
+      .def("pack_bytes", &calls::pack_bytes, py::arg("first"), py::arg("codes").noconvert(),
+           py::arg("row_scales").noconvert())
       .def("pack_codes", &calls::pack_codes, py::arg("first"), py::arg("codes").noconvert(),
            py::arg("scales").noconvert(), py::arg("minima").noconvert(), py::arg("row_scales").noconvert())
       .def("set_bias", &calls::set_bias, py::arg("bias").noconvert())
@@ -85,4 +90,12 @@ PYBIND11_MODULE(_cpu, module) {
            py::arg("gate_in").noconvert(), py::arg("gate_out").noconvert())
       .def("set_linear", &jat::ImageEncoder::set_linear)
       .def("encode", &calls::encode_frames, py::arg("model"), py::arg("frames"));
+
+  py::class_<calls::QuickStep>(module, "QuickStep")
+      .def(py::init<py::object, py::object, py::object, std::shared_ptr<jat::Linear>, calls::Array<uint8_t>,
+                    int, bool>(),
+           py::arg("model"), py::arg("encoder"), py::arg("action_encoder"), py::arg("head"),
+           py::arg("pool").noconvert(), py::arg("num_values"), py::arg("has_mission"))
+      .def("read", &calls::QuickStep::read)
+      .def("run", &calls::QuickStep::run);
 }

@@ -9,9 +9,8 @@ namespace {
 
 constexpr int kLanes = 8;
 
-// A tile of a linear layer: 8 accumulators of 16 registers.
-constexpr int kMaxTokens = 4, kMaxBlocks = 1;
-constexpr int kMaxInt4Tokens = 3;
+// A tile of a linear layer is a dot product's kMaxTokens tokens and these blocks: 8 of 16 registers are sums.
+constexpr int kMaxBlocks = 1;
 
 using V = __m256;
 
@@ -48,6 +47,9 @@ inline V load_bf16(const uint16_t* p) {
   const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
 }
+inline V load_i8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 // Rounds to nearest, ties to even.
 inline void store_bf16(uint16_t* p, V v) {
   const __m256i bits = _mm256_castps_si256(v);
@@ -71,6 +73,7 @@ inline V load_u8(const uint8_t* p) {
 // Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
 struct DotF32 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 4;
   struct Accumulator {
     V low, high;  // rows 0-7, rows 8-15
   };
@@ -95,6 +98,7 @@ struct DotF32 {
 
 struct DotBF16 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 4;
   using Accumulator = DotF32::Accumulator;
   struct Weights {
     DotF32::Weights even, odd;  // the two columns
@@ -124,6 +128,7 @@ struct DotBF16 {
 
 struct DotI8 {
   static constexpr bool kIsInteger = true;
+  static constexpr int kMaxTokens = 2;
   struct Accumulator {
     __m256i part[4];  // 4 rows each, with 2 partial sums per row
   };
@@ -160,6 +165,7 @@ struct DotI8 {
 
 // Dot products of 64 bytes of codes, 16 rows of 8 columns, with 8 bytes of activations.
 struct DotI4 {
+  static constexpr int kMaxTokens = 3;
   // Rows 0-7 and rows 8-15, with 2 partial sums of 16 bits a row: the 16 products that each takes in a group of 32
   // columns are below 15 * 127.
   struct Accumulator {
@@ -167,6 +173,9 @@ struct DotI4 {
   };
   struct Weights {
     __m256i low[2], high[2];  // columns 0-3, columns 4-7
+  };
+  struct Activation {
+    __m256i low, high;
   };
   static Accumulator zero() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
   static Weights weights(const void* p) {
@@ -179,12 +188,13 @@ struct DotI4 {
     }
     return w;
   }
-  static Accumulator dot(Accumulator acc, const Weights& w, const uint32_t* a) {
-    const __m256i low = _mm256_set1_epi32(static_cast<int>(a[0]));
-    const __m256i high = _mm256_set1_epi32(static_cast<int>(a[1]));
+  static Activation activation(const uint32_t* p) {
+    return {_mm256_set1_epi32(static_cast<int>(p[0])), _mm256_set1_epi32(static_cast<int>(p[1]))};
+  }
+  static Accumulator dot(Accumulator acc, const Weights& w, const Activation& a) {
     for (int i = 0; i < 2; ++i) {
-      acc.part[i] = _mm256_add_epi16(acc.part[i], _mm256_maddubs_epi16(w.low[i], low));
-      acc.part[i] = _mm256_add_epi16(acc.part[i], _mm256_maddubs_epi16(w.high[i], high));
+      acc.part[i] = _mm256_add_epi16(acc.part[i], _mm256_maddubs_epi16(w.low[i], a.low));
+      acc.part[i] = _mm256_add_epi16(acc.part[i], _mm256_maddubs_epi16(w.high[i], a.high));
     }
     return acc;
   }

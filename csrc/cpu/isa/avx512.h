@@ -10,9 +10,9 @@ namespace {
 
 constexpr int kLanes = 16;
 
-// A tile of a linear layer: 16 accumulators of 32 registers.
-constexpr int kMaxTokens = 8, kMaxBlocks = 2;
-constexpr int kMaxInt4Tokens = 4;  // an int4 tile has two accumulators each
+// A tile of a linear layer is a dot product's kMaxTokens tokens and these blocks: 16 of 32 registers are sums,
+// in int4 24.
+constexpr int kMaxBlocks = 2;
 
 using V = __m512;
 
@@ -40,6 +40,9 @@ inline V load_bf16(const uint16_t* p) {
   const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
 }
+inline V load_i8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 inline void store_bf16(uint16_t* p, V v) {
   const __m256bh half = _mm512_cvtneps_pbh(v);
   __builtin_memcpy(p, &half, sizeof(half));
@@ -57,6 +60,7 @@ inline V load_u8(const uint8_t* p) {
 // Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
 struct DotF32 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 8;
   using Accumulator = V;
   using Weights = __m512;
   using Activation = __m512;
@@ -71,6 +75,7 @@ struct DotF32 {
 
 struct DotBF16 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 8;
   using Accumulator = V;
   using Weights = __m512bh;
   using Activation = __m512bh;
@@ -85,6 +90,7 @@ struct DotBF16 {
 
 struct DotI8 {
   static constexpr bool kIsInteger = true;
+  static constexpr int kMaxTokens = 8;
   using Accumulator = __m512i;
   using Weights = __m512i;
   using Activation = __m512i;
@@ -100,18 +106,22 @@ struct DotI8 {
 
 // Dot products of 64 bytes of codes, 16 rows of 8 columns, with 8 bytes of activations.
 struct DotI4 {
+  static constexpr int kMaxTokens = 6;
   using Accumulator = __m512i;
   struct Weights {
     __m512i low, high;  // columns 0-3, columns 4-7
   };
+  using Activation = Weights;
   static Accumulator zero() { return _mm512_setzero_si512(); }
   static Weights weights(const void* p) {
     const __m512i codes = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
     return {_mm512_and_si512(codes, mask), _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask)};
   }
-  static Accumulator dot(Accumulator acc, const Weights& w, const uint32_t* a) {
-    acc = _mm512_dpbusd_epi32(acc, w.low, _mm512_set1_epi32(static_cast<int>(a[0])));
-    return _mm512_dpbusd_epi32(acc, w.high, _mm512_set1_epi32(static_cast<int>(a[1])));
+  static Activation activation(const uint32_t* p) {
+    return {_mm512_set1_epi32(static_cast<int>(p[0])), _mm512_set1_epi32(static_cast<int>(p[1]))};
+  }
+  static Accumulator dot(Accumulator acc, const Weights& w, const Activation& a) {
+    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc, w.low, a.low), w.high, a.high);
   }
   static void to_float(Accumulator acc, V* out) { out[0] = _mm512_cvtepi32_ps(acc); }
 };

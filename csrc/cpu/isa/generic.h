@@ -13,9 +13,8 @@ namespace {
 
 constexpr int kLanes = 4;
 
-// A tile of a linear layer.
-constexpr int kMaxTokens = 4, kMaxBlocks = 1;
-constexpr int kMaxInt4Tokens = 3;
+// A tile of a linear layer is a dot product's kMaxTokens tokens and these blocks.
+constexpr int kMaxBlocks = 1;
 
 typedef float V __attribute__((vector_size(16)));
 typedef int32_t Vi __attribute__((vector_size(16)));
@@ -64,6 +63,10 @@ inline float from_bf16(uint16_t bits) {
 inline V load_bf16(const uint16_t* p) {
   return V{from_bf16(p[0]), from_bf16(p[1]), from_bf16(p[2]), from_bf16(p[3])};
 }
+inline V load_i8(const int8_t* p) {
+  return V{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+           static_cast<float>(p[3])};
+}
 // Rounds to nearest, ties to even.
 inline void store_bf16(uint16_t* p, V v) {
   for (int i = 0; i < kLanes; ++i) {
@@ -88,6 +91,7 @@ inline V load_u8(const uint8_t* p) {
 // Dot products of a 64-byte group of weights, 16 rows of 1, 2 or 4 columns, with 4 bytes of activations.
 struct DotF32 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 4;
   struct Accumulator {
     V part[4];
   };
@@ -114,6 +118,7 @@ struct DotF32 {
 
 struct DotBF16 {
   static constexpr bool kIsInteger = false;
+  static constexpr int kMaxTokens = 4;
   using Accumulator = DotF32::Accumulator;
   struct Weights {
     DotF32::Weights even, odd;  // the two columns
@@ -144,6 +149,7 @@ struct DotBF16 {
 
 struct DotI8 {
   static constexpr bool kIsInteger = true;
+  static constexpr int kMaxTokens = 4;
   struct Accumulator {
     int32_t row[16];
   };
@@ -171,18 +177,25 @@ struct DotI8 {
 
 // Dot products of 64 bytes of codes, 16 rows of 8 columns, with 8 bytes of activations.
 struct DotI4 {
+  static constexpr int kMaxTokens = 3;
   struct Accumulator {
     int32_t row[16];
   };
   using Weights = const uint8_t*;
+  struct Activation {
+    int8_t column[8];
+  };
   static Accumulator zero() { return {}; }
   static Weights weights(const void* p) { return static_cast<const uint8_t*>(p); }
-  static Accumulator dot(Accumulator acc, Weights w, const uint32_t* a) {
-    int8_t columns[8];
-    std::memcpy(columns, a, sizeof(columns));
+  static Activation activation(const uint32_t* p) {
+    Activation a;
+    std::memcpy(a.column, p, sizeof(a));
+    return a;
+  }
+  static Accumulator dot(Accumulator acc, Weights w, const Activation& a) {
     for (int r = 0; r < 16; ++r)
       for (int c = 0; c < 4; ++c)
-        acc.row[r] += (w[4 * r + c] & 15) * columns[c] + (w[4 * r + c] >> 4) * columns[c + 4];
+        acc.row[r] += (w[4 * r + c] & 15) * a.column[c] + (w[4 * r + c] >> 4) * a.column[c + 4];
     return acc;
   }
   static void to_float(const Accumulator& acc, V* out) {

@@ -54,10 +54,62 @@ inline void pause() {
 #endif
 }
 
+// Fetches what the caller announces, some lines at a time. Announcing takes no lock: a thread that reads while
+// another `Ahead` is written fetches a mixture, which is harmless.
+class alignas(64) Fetcher {
+ public:
+  void announce(const Ahead& ahead) {
+    for (int i = 0; i < Ahead::kChunks; ++i) chunks_[i].store(ahead.chunks[i], std::memory_order_relaxed);
+    count_.store(count_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
+
+  // Fetch the next lines, if any are left.
+  void fetch_some() {
+    const uint32_t count = count_.load(std::memory_order_relaxed);
+    if (count != seen_) seen_ = count, fetched_ = 0;
+    constexpr size_t kBytes = kFetchLines * kLineBytes;
+    if (fetched_ == Ahead::kChunks * Ahead::kChunkBytes) return;
+    const uint8_t* chunk = chunks_[fetched_ / Ahead::kChunkBytes].load(std::memory_order_relaxed);
+    if (chunk == nullptr) return;
+    // Into the second-level cache.
+    for (size_t i = 0; i < kBytes; i += kLineBytes)
+      __builtin_prefetch(chunk + fetched_ % Ahead::kChunkBytes + i, 0, 2);
+    fetched_ += kBytes;
+  }
+
+ private:
+  static constexpr size_t kLineBytes = 64, kFetchLines = 4;
+
+  std::atomic<const uint8_t*> chunks_[Ahead::kChunks] = {};
+  std::atomic<uint32_t> count_{0};
+
+  // Only the thread that fetches uses these.
+  uint32_t seen_ = 0;
+  size_t fetched_ = 0;
+};
+
+// A thread's pieces of a run: those below `end` that are left.
+struct alignas(64) Range {
+  std::atomic<int> left{0};
+  int end = 0;
+
+  // Take the next piece; -1 if there is none. The caller stays in its run until `finished` counts the piece,
+  // so a thread that was held up in here, however long, gets a piece of the current run or none.
+  int take() {
+    int count = left.load(std::memory_order_relaxed);
+    while (count > 0) {
+      if (left.compare_exchange_weak(count, count - 1, std::memory_order_acquire, std::memory_order_relaxed))
+        return end - count;
+    }
+    return -1;
+  }
+};
+
 }  // namespace
 
 struct alignas(64) ThreadPool::Worker {
   std::thread thread;
+  Fetcher fetcher;
   EventCount wake;
   std::atomic<bool> is_asleep{false};
   std::atomic<bool> has_piece{false};
@@ -69,7 +121,8 @@ struct alignas(64) ThreadPool::Worker {
 };
 
 struct ThreadPool::Workers {
-  Workers(int num_workers, const CoreSet& cores) : cores(cores), all(static_cast<size_t>(num_workers)) {}
+  Workers(int num_threads, int num_workers, const CoreSet& cores)
+      : cores(cores), all(static_cast<size_t>(num_workers)), ranges(static_cast<size_t>(num_threads)) {}
   ~Workers() {
     stop.store(true);
     for (Worker& worker : all) worker.wake.notify();
@@ -77,14 +130,12 @@ struct ThreadPool::Workers {
       if (worker.thread.joinable()) worker.thread.join();
   }
 
-  // Take the next piece; -1 if there is none. The caller stays in its run until `finished` counts the piece,
-  // so a thread that was held up in here, however long, gets a piece of the current run or none.
-  int take() {
-    int left = pieces_left.load(std::memory_order_relaxed);
-    while (left > 0) {
-      if (pieces_left.compare_exchange_weak(left, left - 1, std::memory_order_acquire,
-                                            std::memory_order_relaxed))
-        return num_pieces - left;
+  // Take the next piece of the thread's own range, or of another's; -1 if there is none.
+  int take(int thread) {
+    const int num_ranges = static_cast<int>(ranges.size());
+    for (int i = 0; i < num_ranges; ++i) {
+      const int piece = ranges[(thread + i) % num_ranges].take();
+      if (piece >= 0) return piece;
     }
     return -1;
   }
@@ -139,6 +190,7 @@ struct ThreadPool::Workers {
     const auto begin = Clock::now();
     Worker* overdue = nullptr;
     for (unsigned spins = 1; finished.load(std::memory_order_acquire) < pieces; ++spins) {
+      fetcher.fetch_some();
       pause();
       if (spins % kSpinsPerLook != 0 || Clock::now() - begin < own_time + kSpinTimeout) continue;
       for (Worker& worker : all)
@@ -158,12 +210,13 @@ struct ThreadPool::Workers {
   // Only the caller uses these.
   int caller_core = -1;
   int num_backing_off = 0;
-  Clock::duration worked{0};  // by the caller, in runs that were shared or would have been but for backoffs
+  Clock::duration worked{0};   // by the caller, in runs that were shared or would have been but for backoffs
+
+  Fetcher fetcher;             // the caller's
 
   // The run. The caller writes it while there are no pieces; a thread reads it after it has taken one.
-  alignas(64) std::atomic<int> pieces_left{0};
-  int num_pieces = 0;
-  Function function = nullptr;
+  std::vector<Range> ranges;  // of each thread
+  alignas(64) Function function = nullptr;
   const void* context = nullptr;
 
   alignas(64) std::atomic<int> finished{0};  // pieces that workers have finished
@@ -184,7 +237,7 @@ void ThreadPool::start() {
   const CoreSet cores = CoreSet::allowed();
   // With a single core, workers would only take time from the caller.
   const int num_workers = cores.size() == 1 ? 0 : num_threads_ - 1;
-  auto workers = std::make_unique<Workers>(num_workers, cores);
+  auto workers = std::make_unique<Workers>(num_threads_, num_workers, cores);
   // If the system has no more threads, this throws, and `workers` ends those that were started.
   for (int thread = 1; thread <= num_workers; ++thread) {
     std::thread& worker = workers->all[thread - 1].thread;
@@ -202,7 +255,7 @@ void ThreadPool::work(Workers& workers, int thread) {
   for (unsigned spins = 1; !workers.stop.load(std::memory_order_relaxed); ++spins) {
     bool has_worked = false;
     while (!self.backs_off.load(std::memory_order_relaxed)) {
-      const int piece = workers.take();
+      const int piece = workers.take(thread);
       if (piece < 0) break;
       self.has_piece.store(true, std::memory_order_relaxed);
       workers.function(workers.context, piece, thread);
@@ -211,6 +264,7 @@ void ThreadPool::work(Workers& workers, int thread) {
       has_worked = true;
     }
     if (has_worked) sleep_at = Clock::now() + spin;
+    self.fetcher.fetch_some();
     pause();
     const bool backs_off = self.backs_off.load(std::memory_order_relaxed);
     if (!backs_off && (spins % kSpinsPerLook != 0 || Clock::now() < sleep_at)) continue;
@@ -224,7 +278,7 @@ void ThreadPool::work(Workers& workers, int thread) {
   }
 }
 
-void ThreadPool::run_pieces(int num_pieces, Function function, const void* context) {
+void ThreadPool::run_pieces(int num_pieces, Function function, const void* context, const Ahead* ahead) {
   const bool is_forked = workers_->forks != num_forks.load(std::memory_order_relaxed);
   if (is_forked) start();
   Workers& workers = *workers_;
@@ -241,16 +295,23 @@ void ThreadPool::run_pieces(int num_pieces, Function function, const void* conte
   }
 
   workers.keep_off_core_of_caller();
-  workers.num_pieces = num_pieces;
   workers.function = function;
   workers.context = context;
   workers.finished.store(0, std::memory_order_relaxed);
-  workers.pieces_left.store(num_pieces - 1, std::memory_order_release);  // the caller has the first one
+  for (int thread = num_threads_ - 1; thread >= 0; --thread) {
+    Range& range = workers.ranges[thread];
+    range.end = first_piece(num_pieces, thread + 1);
+    range.left.store(range.end - first_piece(num_pieces, thread), std::memory_order_release);
+  }
   workers.wake();
+  if (ahead != nullptr) {
+    workers.fetcher.announce(ahead[0]);
+    for (size_t i = 0; i < workers.all.size(); ++i) workers.all[i].fetcher.announce(ahead[i + 1]);
+  }
 
   const auto begin = Clock::now();
   int num_own = 0;
-  for (int piece = 0; piece >= 0; piece = workers.take(), ++num_own) function(context, piece, 0);
+  for (int piece; (piece = workers.take(0)) >= 0; ++num_own) function(context, piece, 0);
   const auto own_time = Clock::now() - begin;
   workers.worked += own_time;
   if (num_own < num_pieces) workers.wait(num_pieces - num_own, own_time);

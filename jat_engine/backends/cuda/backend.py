@@ -28,7 +28,7 @@ from .kv_pages import KVPages, fill, page_bytes
 from .path_choice import Clock, PathTimes, time_paths
 from .persistent import PersistentStep, load_module
 from .staging import stage, stage_encoder
-from .startup_check import NUM_PAGES, StartupCheck, make_group, num_checked
+from .startup_check import NUM_PAGES, StartupCheck, make_group
 from .weights import CudaWeights
 
 _RESERVED_BYTES = 3 << 29
@@ -348,11 +348,11 @@ class CudaBackend:
         check, shape = self._check, graph.shape
         assert check is not None, "the cache is allocated"
         if shape.frames:
-            self._verify_encoder(graph, check.images(num_checked("image", shape.sessions)))
+            self._verify_encoder(graph, check.images(shape.sessions))
         if shape.integers:
-            self._verify_encoder(graph, check.integers(num_checked("discrete", shape.sessions)))
+            self._verify_encoder(graph, check.integers(shape.sessions))
         if shape.capacity:
-            group = check.group(num_checked("continuous", shape.sessions))
+            group = check.group(shape.sessions)
             _in_use = stage(graph.inputs, self._weights, [group])  # keeps what the step reads alive
             graph.launch()
             graph.wait()

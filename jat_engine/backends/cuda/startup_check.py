@@ -1,7 +1,8 @@
 """Startup check: compare steps on each CUDA path with plain PyTorch, to catch a faulty GPU, driver or compiler.
 
-Each graph computes such a step when it is captured: other sizes are other kernels. The check has pages of the KV cache
-of its own, so that it may run while agents use theirs.
+Each graph computes such a step when it is captured, with all agents that it takes: other sizes are other kernels, and a
+fault may be one of late rows only. A few agents are different, all others are copies of them, so that the check needs
+few pages of the KV cache and a small reference. Its pages are its own: it may run while agents use theirs.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from ...config import FRAME_SHAPE
 from ...observation import ActionSpace, Observations
 from ...reference import attention, block, encode_continuous, key_ages, layer_norm, linear
 from ..base import PAGE_SIZE, STEP_TOKENS, Group, LastStep
-from . import encoders
+from . import encoders, parts
 from .kv_pages import KVPages, fill
 from .packing import Matrix
 from .weights import CudaWeights
 
-NUM_AGENTS = 8
-"""Agents of a check at most: 24 rows, which is more than the kernels for few rows take."""
+NUM_DIFFERENT = 7
+"""Agents that differ. Agent i is a copy of agent i % 7, and writes the same keys and values to the same slots. Tiles
+are powers of two, so a kernel that takes the rows of another tile takes those of another agent."""
 
-NUM_PAGES = 1 + NUM_AGENTS
-"""Pages of the check: one that its agents share, and one for each."""
+NUM_PAGES = 1 + NUM_DIFFERENT
+"""Pages of the check: one that its agents share, and one for each that differs."""
 
-_NUM_ENCODED = 2
+_NUM_ENCODED = 3
+"""Images, or rows of integers, that differ."""
+
 _CONTEXT = PAGE_SIZE + 4  # more than a page
 _MOST_PREDICTIONS = 32
 _BOUNDS = {"float32": 1e-3}
@@ -52,43 +56,46 @@ class StartupCheck:
 
     def group(self, num_agents: int) -> Group:
         """Return a step in which each agent feeds three continuous tokens behind cached ones."""
-        page_table = np.stack([self._pages[[0, 1 + agent]] for agent in range(num_agents)])
+        own = _repeated(self._pages[1:], num_agents)
+        page_table = np.stack((np.full_like(own, self._pages[0]), own), axis=1)
         context = min(_CONTEXT, self._weights.config.max_position_embeddings - STEP_TOKENS)
         return make_group(self._weights, page_table, context)
 
     def images(self, num_agents: int) -> Group:
         """Return a first step with images."""
-        frames = np.random.default_rng(1).integers(0, 256, (num_agents, *FRAME_SHAPE), dtype=np.uint8)
+        frames = np.random.default_rng(1).integers(0, 256, (_NUM_ENCODED, *FRAME_SHAPE), dtype=np.uint8)
+        frames = _repeated(frames, num_agents)
         return self._first_step(Observations("image", frames, None, [0.0] * num_agents, "image_observation"))
 
     def integers(self, num_agents: int) -> Group:
         """Return a first step with integers."""
         random, config = np.random.default_rng(2), self._weights.config
-        values = random.integers(0, config.vocab_size, (num_agents, config.max_discrete_value))
-        rewards = random.standard_normal(num_agents).astype(np.float32)
+        values = random.integers(0, config.vocab_size, (_NUM_ENCODED, config.max_discrete_value))
+        rewards = random.standard_normal(_NUM_ENCODED).astype(np.float32)
+        values, rewards = _repeated(values, num_agents), _repeated(rewards, num_agents)
         return self._first_step(Observations("discrete", values, None, rewards, "discrete_observation"))
 
     def _first_step(self, observations: Observations) -> Group:
         count = len(observations.values)
         zeros = [0] * count
-        pages = list(self._pages[1 : 1 + count, None])
+        pages = list(_repeated(self._pages[1 : 1 + _NUM_ENCODED], count)[:, None])
         space = ActionSpace("continuous", 1)
         return Group(count, observations, None, space, None, zeros, zeros, [PAGE_SIZE - 1] * count, pages, None)
 
     def disagreement(self, predictions: np.ndarray) -> str:
         """Return "" if the predictions of `group` [N, A] are torch's but for rounding, else what is wrong with them."""
-        expected, scale = self._expected
-        count = len(predictions)
-        return self._judge(predictions, expected[:count], scale[:count])
+        expected, scale = (_repeated(rows, len(predictions)) for rows in self._expected)
+        return self._judge(predictions, expected, scale)
 
     def encoder_disagreement(self, group: Group, embeddings: Tensor) -> str:
         """Return the same for embeddings [N, H] of `images` or `integers`."""
-        expected = encoders.encode(self._weights, group).cpu().numpy()
+        different = parts.split([group], _NUM_ENCODED)[0][0]
+        expected = _repeated(encoders.encode(self._weights, different).cpu().numpy(), group.num_agents)
         return self._judge(embeddings.cpu().numpy(), expected, np.sqrt((expected**2).mean(axis=1, keepdims=True)))
 
     @cached_property
     def _expected(self) -> tuple[np.ndarray, np.ndarray]:
-        return reference(self._weights, self._cache, self.group(NUM_AGENTS))
+        return reference(self._weights, self._cache, self.group(NUM_DIFFERENT))
 
     def _judge(self, values: np.ndarray, expected: np.ndarray, scale: np.ndarray) -> str:
         error = float((np.abs(values - expected) / np.maximum(scale, 1e-30)).max())
@@ -99,13 +106,13 @@ class StartupCheck:
         return f"its kernels do not compute what plain torch does: off by {error:.2g} of what a result typically is"
 
 
-def num_checked(modality: str, num_sessions: int) -> int:
-    """Return how many agents of a modality the check of a bucket has; encoders work on each by itself."""
-    return min(NUM_AGENTS if modality == "continuous" else _NUM_ENCODED, num_sessions)
+def _repeated(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` rows: those given, again and again."""
+    return rows[np.arange(count) % len(rows)]
 
 
 def make_group(weights: CudaWeights, page_table: np.ndarray, context: int) -> Group:
-    """Return a step in which each agent feeds three continuous tokens, with observations and actions of its own.
+    """Return a step in which each agent feeds three continuous tokens; agents i and i + NUM_DIFFERENT the same.
 
     Args:
         weights: of the engine.
@@ -113,7 +120,8 @@ def make_group(weights: CudaWeights, page_table: np.ndarray, context: int) -> Gr
         context: cached tokens of each agent.
     """
     count = len(page_table)
-    numbers = np.stack([np.random.default_rng(agent).standard_normal(12, np.float32) for agent in range(count)])
+    different = [np.random.default_rng(agent).standard_normal(12, np.float32) for agent in range(NUM_DIFFERENT)]
+    numbers = _repeated(np.stack(different), count)
     before, now = (
         Observations("continuous", values[:, :4], None, values[:, 4], "continuous_observation")
         for values in (numbers[:, :5], numbers[:, 5:10])

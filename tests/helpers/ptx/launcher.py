@@ -95,6 +95,7 @@ class PtxLauncher:
         memory = GlobalMemory(
             [(t.data_ptr(), t.nbytes) for t in tensors] + self._targets(tensors),
             self._written or () if kernel.waits_for_grids else (),
+            is_ordered=bool(kernel.count("atom") or kernel.count("red")),
         )
         grid = (*launch.grid, 1, 1)[:3]
         blocks = np.stack(np.unravel_index(np.arange(int(np.prod(grid))), grid[::-1]), 1)[:, ::-1]
@@ -103,6 +104,10 @@ class PtxLauncher:
         for first in range(0, len(blocks), at_once):
             machine = Machine(kernel, grid, blocks[first : first + at_once], named, shared_bytes, memory)
             executed += run(machine)
+        try:
+            memory.check_order()
+        except AccessError as error:
+            raise AccessError(f"{kernel.name}: {error}") from None
 
         if self._written is not None:
             self._written.append(memory.stored_words())

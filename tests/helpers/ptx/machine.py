@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .memory import AccessError, GlobalMemory, SharedMemory
+from .memory import THREADS_OF_BLOCK, AccessError, GlobalMemory, SharedMemory
 from .parser import Instruction, Kernel
 from .values import BITS, UNSIGNED, Array
 
@@ -73,6 +73,7 @@ class Machine:
     ) -> None:
         self.kernel, self.arguments, self.memory = kernel, arguments, memory
         self.num_blocks, self.num_threads = len(blocks), kernel.num_threads
+        self.block_ids = np.ravel_multi_index(tuple(blocks[:, ::-1].T), grid[::-1])
         self.shape = self.num_blocks, self.num_threads
         self.shared = SharedMemory(self.num_blocks, shared_bytes)
         self.position = 0
@@ -94,6 +95,7 @@ class Machine:
         part.__dict__.update(self.__dict__)
         part.num_blocks = int(blocks.sum())
         part.shape = part.num_blocks, part.num_threads
+        part.block_ids = self.block_ids[blocks]
         part.shared = self.shared.select(blocks)
 
         def chosen(array: Array) -> Array:
@@ -120,6 +122,11 @@ class Machine:
     def threads(self, array: Array) -> Array:
         """Return a register for every thread, [B, T]."""
         return np.broadcast_to(array, self.shape)
+
+    @property
+    def thread_ids(self) -> Array:
+        """Return a number for every thread, [B, T], that no other thread of the grid has."""
+        return self.block_ids[:, None] * THREADS_OF_BLOCK + np.arange(self.num_threads)
 
     def wait_for(self, groups: list[list[Job]], keep: int) -> None:
         """Do the work of all closed groups but the last `keep`."""

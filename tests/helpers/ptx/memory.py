@@ -17,22 +17,37 @@ _WHOLE = {bits: _BYTES.view(dtype) for bits, dtype in UNSIGNED.items()}
 """All of this process's memory, in elements of so many bits. Only addresses that were checked may be used."""
 
 
+THREADS_OF_BLOCK = 1024
+"""Most threads of a block: numbers of threads count so many a block."""
+
+
+SEVERAL_BLOCKS = -2
+"""Stands for more than one block where a block is noted, -1 for none."""
+
+
 class AccessError(AssertionError):
     """A kernel read or wrote memory it must not."""
 
 
 class GlobalMemory:
-    """The tensors a launch may use.
+    """The tensors a launch may use, with who accessed what: blocks run in any order, and at the same time.
 
     Args:
         allocations: address and bytes of each. Those that overlap count as one.
         written: what each earlier kernel of the same step wrote, see `stored_words`. A kernel must not read that before
             `griddepcontrol.wait`.
+        is_ordered: its blocks order some of their accesses by atomic operations, so that a block may read what another
+            has written.
     """
 
-    def __init__(self, allocations: Iterable[tuple[int, int]], written: Sequence[Array] = ()) -> None:
+    def __init__(
+        self, allocations: Iterable[tuple[int, int]], written: Sequence[Array] = (), is_ordered: bool = False
+    ) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
+        self._is_ordered = is_ordered
+        self._readers: dict[int, Array] = {}
+        self._stores: dict[int, list[tuple[Array, Array, Array]]] = {}
         for start, size in sorted(allocations):
             if self._ends and start < self._ends[-1]:
                 self._ends[-1] = max(self._ends[-1], start + size)
@@ -42,21 +57,81 @@ class GlobalMemory:
         self._written = written
         self._stored: list[Array] = []
 
-    def load(self, address: Array, bits: int, count: int, early: bool) -> Array:
-        """Return [N, count] elements of `bits` bits at N addresses. early: before griddepcontrol.wait."""
+    def load(self, address: Array, bits: int, count: int, early: bool, block: Array | None) -> Array:
+        """Return [N, count] elements at N addresses.
+
+        Args:
+            address: [N], bytes.
+            bits: of an element.
+            count: of elements.
+            early: before griddepcontrol.wait.
+            block: [N] numbers of the blocks that read. None for an atomic operation.
+        """
         self._check(address, bits // 8 * count, "read")
         if early and address.size and any(_overlap(words, address, bits // 8 * count) for words in self._written):
             raise AccessError("it reads before griddepcontrol.wait what an earlier kernel of the step wrote")
+        if block is not None and not self._is_ordered:
+            self._note_read(address, bits // 8 * count, block)
         return _WHOLE[bits][self._index(address, bits, count)]
 
-    def store(self, address: Array, values: Array, early: bool) -> None:
-        """Write [N, count] elements at N addresses."""
+    def store(self, address: Array, values: Array, early: bool, thread: Array | None) -> None:
+        """Write [N, count] elements at N addresses.
+
+        Args:
+            address: [N], bytes.
+            values: [N, count], unsigned integers.
+            early: before griddepcontrol.wait.
+            thread: [N], of the whole grid, see `Machine.thread_ids`. None for an atomic operation.
+        """
         bits, count = values.dtype.itemsize * 8, values.shape[1]
         if early:
             raise AccessError("it writes before griddepcontrol.wait")
         self._check(address, bits // 8 * count, "written")
-        _WHOLE[bits][self._index(address, bits, count)] = values
+        place = self._index(address, bits, count)
+        _WHOLE[bits][place] = values
         self._stored.append(_words(address, bits // 8 * count).ravel())
+        if thread is not None:
+            self._stores.setdefault(bits, []).append((place.ravel(), np.repeat(thread, count), values.ravel()))
+
+    def check_order(self) -> None:
+        """Check, at the end of a launch, that its result does not depend on the order of blocks and warps.
+
+        Raises:
+            AccessError: two threads stored different numbers in one place, or a block read what another stored.
+        """
+        for bits, stores in self._stores.items():
+            place, thread, value = (np.concatenate(parts) for parts in zip(*stores, strict=True))
+            order = np.argsort(place, kind="stable")
+            place, thread, value = place[order], thread[order], value[order]
+            same = place[1:] == place[:-1]
+            if (same & (thread[1:] != thread[:-1]) & (value[1:] != value[:-1])).any():
+                raise AccessError("two threads write different numbers to one address, in no order")
+            if self._readers:
+                self._check_readers(place * (bits // 8) + _BASE, thread // THREADS_OF_BLOCK)
+
+    def _note_read(self, address: Array, size: int, block: Array) -> None:
+        """Keep the block that has read each word of an allocation: or none, or several."""
+        allocation = np.searchsorted(np.array(self._starts, np.int64), address, "right") - 1
+        for index in np.unique(allocation):
+            start = self._starts[index]
+            if index not in self._readers:
+                self._readers[index] = np.full((self._ends[index] - start) // 4 + 2, -1, np.int32)
+            readers, chosen = self._readers[index], allocation == index
+            words = _words(address[chosen], size) - start // 4
+            by = np.broadcast_to(block[chosen][:, None], words.shape)
+            known = readers[words]
+            readers[words] = np.where((known == -1) | (known == by), by, SEVERAL_BLOCKS)
+            others = readers[words] != by  # of several blocks that read a word at once, the last was noted
+            readers[words[others]] = SEVERAL_BLOCKS
+
+    def _check_readers(self, address: Array, block: Array) -> None:
+        """Check that no other block has read what blocks have stored: N addresses, of one element each."""
+        allocation = np.searchsorted(np.array(self._starts, np.int64), address, "right") - 1
+        for index, readers in self._readers.items():
+            chosen = allocation == index
+            reader = readers[address[chosen] // 4 - self._starts[index] // 4]
+            if ((reader != -1) & (reader != block[chosen])).any():
+                raise AccessError("a block reads what another block writes, in no order")
 
     def stored_words(self) -> Array:
         """Return which words of 4 bytes were written, as sorted numbers."""

@@ -18,6 +18,7 @@ from .machine import (
     predicate,
     source,
 )
+from .memory import SEVERAL_BLOCKS
 from .parser import Instruction, register_names
 from .values import BITS, UNSIGNED, Array
 
@@ -77,7 +78,10 @@ def _load(each: Instruction) -> Step:
         shape, mask = _threads(machine, addresses, active)
         flat = _flat(addresses, shape, mask)
         if space == "global":
-            values = machine.memory.load(flat, bits, count, early=not machine.has_waited)
+            # What is the same for all blocks is read once.
+            blocks = machine.block_ids[:, None] if shape[0] == machine.num_blocks else np.full((1, 1), SEVERAL_BLOCKS)
+            by = _flat(blocks, shape, mask)
+            values = machine.memory.load(flat, bits, count, early=not machine.has_waited, block=by)
         else:
             block, warp = _blocks_and_warps(machine, mask)
             values = machine.shared.load(block, flat, bits, count, warp)
@@ -119,7 +123,8 @@ def _store(each: Instruction) -> Step:
         flat = _flat(at(machine), machine.shape, mask)
         values = np.stack([_flat(read(machine), machine.shape, mask) for read in sources], 1)
         if space == "global":
-            machine.memory.store(flat, values, early=not machine.has_waited)
+            thread = _flat(machine.thread_ids, machine.shape, mask)
+            machine.memory.store(flat, values, early=not machine.has_waited, thread=thread)
         else:
             block, warp = _blocks_and_warps(machine, mask)
             machine.shared.store(block, flat, values, warp)
@@ -146,10 +151,10 @@ def _atomic(each: Instruction) -> Step:
         olds = np.empty(flat.size, UNSIGNED[bits])
         for thread in range(flat.size):
             place = flat[thread : thread + 1]
-            old = machine.memory.load(place, bits, 1, early=not machine.has_waited)
+            old = machine.memory.load(place, bits, 1, early=not machine.has_waited, block=None)
             olds[thread] = old[0, 0]
             new = _changed(operation, old[0].view(given[0].dtype), [x[thread : thread + 1] for x in given])
-            machine.memory.store(place, new.view(UNSIGNED[bits])[:, None], early=not machine.has_waited)
+            machine.memory.store(place, new.view(UNSIGNED[bits])[:, None], early=not machine.has_waited, thread=None)
         if returns and operands[0] != "_":
             result = np.zeros(machine.shape, UNSIGNED[bits])
             result[np.ones(machine.shape, bool) if mask is None else mask] = olds
@@ -208,7 +213,8 @@ def _copy(each: Instruction) -> Step:
         active, reads = arrays["active"], arrays["active"] & (arrays["given"] > 0)
         values = np.zeros((*machine.shape, size // 4), np.uint32)
         early = bool(arrays["early"].any())
-        values[reads] = machine.memory.load(arrays["origin"][reads], 32, size // 4, early=early)
+        by = np.broadcast_to(machine.block_ids[:, None], machine.shape)[reads]
+        values[reads] = machine.memory.load(arrays["origin"][reads], 32, size // 4, early=early, block=by)
         block, warp = _blocks_and_warps(machine, active)
         machine.shared.store(block, arrays["target"][active], values[active], warp)
 
