@@ -5,7 +5,9 @@ latency --models medium`, `cpu_loop.json` of `jat-engine bench loop --dtypes int
 mujoco-ant --peers JatModel openvino onnxruntime --minutes 7`, `cpu_loop_peers.json` of `jat-engine bench loop --dtypes
 int8 float32 --models small jat-mini --hz 20 50 200 --paces sleep evicted --num-iters 6 --minutes 13 --upstream PYTHON`,
 `cpu_loop_paces.json` of the same with `--models small --hz 50 100 --paces sleep busy mujoco-ant --num-iters 4 --minutes
-12`.
+12`, `cpu_limits.json` of `jat-engine bench limits --before FOLDER --hz 50 --batch-size 1 8 64 256 --num-iters 12
+--minutes 4 --peers JatModel onnxruntime onnxruntime-g128 openvino openvino-g128`, where FOLDER is a checkout of the
+version before, whose native module `python setup.py build_ext --inplace` has built there.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from typing import Any
 
 from jat_engine.bench.pacing import BACK_TO_BACK, SLEEP
 from jat_engine.bench.peers import ENGINE
-from jat_engine.bench.report import DRAWN, by_column, columns, markdown, number, standing, title
+from jat_engine.bench.report import DRAWN, by_column, columns, interval, markdown, number, standing, title
 from jat_engine.bench.results import Results, Row
 from jat_engine.bench.suites.loop import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = ("cpu_loop_peers", "cpu_loop_paces", "cpu_loop", "cpu", "cpu_medium")
+RUNS = ("cpu_limits", "cpu_loop_peers", "cpu_loop_paces", "cpu_loop", "cpu", "cpu_medium")
 HEADLINE_RUN, LOOP_RUN = "cpu", "cpu_loop_peers"
 README, PAGE = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 
@@ -43,6 +45,17 @@ SUITES = {
     "`over floor`: the engine's percentile over that of the better floor. `over back to back`: the median over that "
     "of calls without pauses, in the same rounds. It is more than 1 since in a pause other data goes through the "
     "caches (`evicted` has that part alone) and threads fall asleep, which must be woken (the floors do without).",
+    "call": "One agent: a whole `get_next_action` with a full window, back to back and at a fixed rate, asleep between "
+    "calls. `bits a weight`: of the blocks' matrices, with scales, norms and biases. `MB read`: weights and cache that "
+    "a call reads; `share of bandwidth`: the time to read them at the speed that memory gave just before and after the "
+    "calls, over the calls' time. `over int8`, `over before`: times over those of int8, and of the version before, in "
+    "the same rounds. Engines run in processes of their own, both versions' alike, and the others in this one. A peer "
+    "named g128 has one scale for 128 columns instead of 32.",
+    "batches": "Agents that step together, with full windows. `share of peak`: the multiply-adds of a step over what "
+    "both cores can do in registers in this dtype, measured before each turn; with short windows it is that of the "
+    "matrices alone. `attention's share of bandwidth`: the time to read the keys and values that full windows have "
+    "more than short ones, over the time that they take longer. Errors are against the engine in float32, whose own "
+    "error is in the suite above.",
     "host": "The cost of a call of the engine outside its native parts: checks, sessions, Python.",
     "throughput": "Agents that step together, windows of 32 tokens. `JatModel` serves them one after the other: its "
     "times are those of one agent, as often as there are agents. Agents follow their own actions here, so rounding "
@@ -61,7 +74,8 @@ SUITES = {
 
 def read() -> dict[str, Results]:
     """Return the committed runs, by the name of their files."""
-    return {name: Results.read(ROOT / f"benchmarks/results/{name}.json") for name in RUNS}
+    paths = {name: ROOT / f"benchmarks/results/{name}.json" for name in RUNS}
+    return {name: Results.read(path) for name, path in paths.items() if path.exists()}
 
 
 def page(runs: dict[str, Results]) -> str:
@@ -91,6 +105,10 @@ def conclusions(runs: dict[str, Results]) -> list[str]:
     for results in runs.values():
         if latency := [row for row in results.of_suite("latency") if row.agrees]:
             lines += latency_conclusions(latency, " and ".join(results.settings["models"]))
+        if calls := [row for row in results.of_suite("call") if row.agrees and row.agent == ENGINE]:
+            lines += call_conclusions(calls)
+        if groups := [row for row in results.of_suite("batches") if row.agrees and row.agent == ENGINE]:
+            lines += batch_conclusions(groups)
         if paced := [row for row in results.of_suite("loop") if row.agrees]:
             lines += loop_conclusions(paced)
         if many := [row for row in results.of_suite("throughput") if row.agrees and row.agent == ENGINE]:
@@ -147,6 +165,37 @@ def loop_conclusions(rows: list[Row]) -> list[str]:
     return lines
 
 
+def call_conclusions(rows: list[Row]) -> list[str]:
+    """Return a call's time, its share of the bytes' limit, and its ratios to int8 and to the version before."""
+    lines = []
+    for row in rows:
+        parts = [f"{number(row.p50 * 1e3)} ms"]
+        for header, words in (
+            ("share of bandwidth", "share of the memory's bandwidth"),
+            ("over int8", "over int8"),
+            ("over before", "over the version before"),
+        ):
+            if header in row.intervals:
+                parts.append(f"{words} {interval(row.intervals[header])}")
+        pace = "back to back" if row.case["hz"] == "none" else f"at {row.case['hz']} Hz"
+        lines.append(f"**A call in {row.dtype}, {pace}**: {', '.join(parts)}.")
+    return lines
+
+
+def batch_conclusions(rows: list[Row]) -> list[str]:
+    """Return the agent-steps a second of each dtype, and how many times those of the version before they are."""
+    lines = []
+    for dtype in dict.fromkeys(row.dtype for row in rows):
+        parts = []
+        for row in (row for row in rows if row.dtype == dtype):
+            faster = row.intervals.get("times faster than before")
+            more = "" if faster is None else f" ({interval(faster)} times the version before)"
+            parts.append(f"{row.case['agents']}: {number(row.facts['agent-steps/s'])}{more}")
+        window = rows[0].case["window"]
+        lines.append(f"**Agent-steps a second in {dtype}**, windows of {window} full, by agents: {', '.join(parts)}.")
+    return lines
+
+
 def throughput_conclusions(rows: list[Row]) -> list[str]:
     """Return the steps a second of the fewest and of the most agents, each in the fastest dtype."""
     best = {
@@ -185,7 +234,7 @@ def section(name: str, results: Results) -> str:
         parts += [f"### {title(suite, results.settings)}, {models}", explanation]
         if suite in DRAWN:
             parts += [f"![{suite}](../benchmarks/results/{name}_{suite}.png)"]
-        if suite in ("latency", "loop"):
+        if suite in ("latency", "loop", "call"):
             parts += ["Compared with the fastest other agent of its dtype:", markdown(standing(rows))]
         parts += [markdown(columns(rows))]
 
@@ -205,7 +254,8 @@ def how_to_read() -> str:
         "a round, with a 95 % interval (of fewer than 6 rounds, their range). `error` is the largest distance of a "
         "prediction from `JatModel`'s in float32, over their root mean square, while the window filled with the same "
         "observations; in training it is of the loss, in simulators of an action, in generation the share of other "
-        "tokens. An agent whose error exceeds its tolerance (float32 0.001, bfloat16 0.05, int8 0.2) is not compared, "
+        "tokens. An agent whose error exceeds its tolerance (float32 0.001, bfloat16 0.05, int8 0.2, int4 1) is not "
+        "compared, "
         "nor is one in another precision where its outputs cannot be held against the reference's."
     )
 

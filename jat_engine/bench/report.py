@@ -326,5 +326,34 @@ def draw_growth(rows: Sequence[Row]) -> Any:
     return figure
 
 
-DRAWN = {"latency": draw_latency, "loop": draw_loop, "throughput": draw_throughput, "growth": draw_growth}
+def draw_call(rows: Sequence[Row]) -> Any:
+    """Return bars: every agent's median back to back, with its 95 % interval."""
+    import matplotlib.pyplot as plt
+
+    shown = sorted((row for row in rows if row.case["hz"] == "none"), key=lambda row: -row.p50)
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.25 * len(shown)))
+    medians = [row.intervals["p50 ms [95 %]"] for row in shown]
+    bars = axis.barh(
+        [row.name for row in shown],
+        [found.value for found in medians],
+        xerr=[[found.value - found.low for found in medians], [found.high - found.value for found in medians]],
+        color=[
+            _COLORS.get(row.agent, "tab:cyan" if row.agent.startswith("JatEngine") else "tab:orange") for row in shown
+        ],
+    )
+    axis.bar_label(bars, [f"{found.value:.3g}" for found in medians], padding=4, fontsize=8)
+    axis.set(xlabel="ms a call, back to back", xscale="log", xlim=(medians[-1].value / 2, 2 * medians[0].high))
+    axis.tick_params(labelsize=8)
+    figure.tight_layout()
+    return figure
+
+
+DRAWN = {
+    "latency": draw_latency,
+    "call": draw_call,
+    "batches": draw_throughput,
+    "loop": draw_loop,
+    "throughput": draw_throughput,
+    "growth": draw_growth,
+}
 """Suite -> its plot."""

@@ -83,7 +83,16 @@ class OpenVino:
                 return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
             # Symmetric: as fast as with zero points, and nearer to the weights. Every layer: by default the last has 8.
             mode = nncf.CompressWeightsMode.INT4_SYM
-            graph = nncf.compress_weights(graph, mode=mode, group_size=self._group_size, all_layers=True)
+            graph = nncf.compress_weights(
+                graph,
+                mode=mode,
+                group_size=self._group_size,
+                all_layers=True,
+                advanced_parameters=nncf.AdvancedCompressionParameters(
+                    # Of encoders, whose columns do not divide into groups: smaller ones, else 8 bits.
+                    group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
+                ),
+            )
         return graph
 
     def _request(self, name: str, shapes: list[tuple[int, ...]]) -> Any:
