@@ -33,7 +33,7 @@ def variants(*dtypes: str) -> list[Any]:
 
 
 def kv_variants(*kv_dtypes: str) -> list[Any]:
-    """Return options for float32 weights with these keys and values, for every instruction set of the native backend."""
+    """Return options for float32 weights and these keys and values, for every native instruction set."""
     return [
         pytest.param(
             {"backend": "cpu", "instruction_set": name, "dtype": "float32", "kv_dtype": kv_dtype},
