@@ -38,7 +38,7 @@ def matrix_bytes(config: JatConfig, dtype: str) -> int:
 
 
 def block_bytes(config: JatConfig, dtype: str) -> int:
-    """Return the bytes of the blocks' weights, those of each row in `ROW_BYTES` included; norms and biases are float32."""
+    """Return the bytes of the blocks' weights, with `ROW_BYTES`; norms and biases are float32."""
     hidden = config.hidden_size
     inner = config.intermediate_size or 4 * hidden
     vectors = 4 * (6 * hidden + inner)
