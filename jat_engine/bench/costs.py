@@ -15,6 +15,9 @@ from ..config import JatConfig
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 4.5 / 8}
 """dtype -> bytes of a weight; in int4 with one byte each for scale and minimum of 32."""
 
+ROW_BYTES = {"int8": 8, "int4": 4}
+"""dtype -> bytes of a row besides its weights: a scale and, in int8, the sum that corrects for unsigned activations."""
+
 CACHE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 2, "int4": 2}
 """dtype of the weights -> bytes of a number in the KV cache."""
 
@@ -35,11 +38,11 @@ def matrix_bytes(config: JatConfig, dtype: str) -> int:
 
 
 def block_bytes(config: JatConfig, dtype: str) -> int:
-    """Return the bytes of the blocks' weights; norms, biases and, for int8 and int4, a scale per row are float32."""
+    """Return the bytes of the blocks' weights, with `ROW_BYTES`; norms and biases are float32."""
     hidden = config.hidden_size
     inner = config.intermediate_size or 4 * hidden
     vectors = 4 * (6 * hidden + inner)
-    scales = 4 * (5 * hidden + inner) if dtype in ("int8", "int4") else 0
+    scales = ROW_BYTES.get(dtype, 0) * (5 * hidden + inner)
     return int(matrix_bytes(config, dtype) + config.num_layers * (vectors + scales))
 
 

@@ -84,7 +84,7 @@ def test_bytes_of_the_blocks_are_those_of_their_parameters() -> None:
     halved = costs.block_bytes(config, "float32") - costs.block_bytes(config, "bfloat16")
     assert halved == 2 * costs.matrix_elements(config)
     scales = costs.block_bytes(config, "int8") - costs.block_bytes(config, "bfloat16") + costs.matrix_elements(config)
-    assert scales == 4 * config.num_layers * 9 * config.hidden_size, "a scale for each of 9 H rows"
+    assert scales == 8 * config.num_layers * 9 * config.hidden_size, "a scale and a sum for each of 9 H rows"
 
 
 @pytest.mark.parametrize("cached", [0, 10, 11, 12, 44])
