@@ -72,9 +72,10 @@ def write_markdown(found: Mapping[str, Comparison], episodes: int, dataset: Mapp
     lines = [
         "# jat-mini in the dtypes of the native CPU backend",
         "",
-        f"{episodes} greedy episodes of each task, {PONG_EPISODES} of Pong; each row compares with float32 on the same "
-        "seeds. Differences of mean returns have 95 % paired bootstrap intervals. Equal: episodes with the same "
-        "observations, actions and rewards. p: sign test, by Holm's method for all tasks. The calibrated checkpoint is "
+        f"Up to {episodes} greedy episodes of each task, {PONG_EPISODES} of Pong; each row compares with float32 on "
+        "the same seeds. Differences of mean returns have 95 % paired bootstrap intervals. Equal: how many of the "
+        "episodes have the same observations, actions and rewards. p: sign test, by Holm's method for all tasks. The "
+        "calibrated checkpoint is "
         f"that of `jat-engine quantize --model jat-mini` with {dataset['num_segments']} segments of episodes that "
         "`jat-engine collect` recorded with other seeds.",
         "",
