@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from jat_engine.dtypes import CPU_DTYPES
+
 HIDDEN, LAYERS, HEADS, POSITIONS, WINDOW = 768, 12, 12, 512, 256
 
 
@@ -71,7 +73,7 @@ def measure(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("builds", nargs="+", help="compiled modules")
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "int8"])
+    parser.add_argument("--dtype", default="bfloat16", choices=CPU_DTYPES)
     parser.add_argument("--sessions", type=int, default=1)
     parser.add_argument("--new_tokens", type=int, default=3, help="of each session, 1 to 4")
     parser.add_argument("--cached", type=int, default=253, help="tokens of each session in the cache")
