@@ -440,7 +440,7 @@ class StepRunner:
         """
         state = episodes.state
         last = state.last
-        if last is None or episodes.closed:
+        if last is None:  # of a closed session, too
             return None
         quick = last.quick_step
         if quick is None:
