@@ -215,7 +215,7 @@ class ImageEncoder:
         """Append a stage: weight [out, in, 3, 3], gate_in [out / 8, out], gate_out [out, out / 8]."""
 
     def set_linear(self, linear: Linear) -> None:
-        """Set the last layer, whose columns are ordered by pixel, then by channel."""
+        """Set the last layer, whose columns are ordered by pixel, then by channel. Call it once, after the stages."""
 
     def encode(self, model: Model, frames: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         """Return the embeddings [padded_rows] of B frames [size, size, channels]."""

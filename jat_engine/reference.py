@@ -170,5 +170,6 @@ def quantize_int8(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     The same numbers, bit for bit, as the native module packs.
     """
     largest_O = weight_OI.abs().amax(dim=1)
-    inverse_O = torch.where(largest_O > 1e-30, 127 / largest_O, 0)
+    quotient_O = torch.full_like(largest_O, 127).div(largest_O)  # 127 / x is x.reciprocal() * 127, rounded twice
+    inverse_O = torch.where(largest_O > 1e-30, quotient_O, 0)
     return (weight_OI * inverse_O[:, None]).round().to(torch.int8), largest_O / 127

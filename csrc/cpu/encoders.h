@@ -24,6 +24,8 @@ class ImageEncoder {
   // frames: [num_frames] of [size, size, channels]; out: [num_frames, padded_rows].
   void encode(Model& model, const uint8_t* const* frames, int num_frames, float* out);
 
+  bool has_linear() const { return linear_ != nullptr; }
+
   // Each stage takes what the one before gives, and the linear layer what the last one gives.
   bool is_complete() const;
 

@@ -150,7 +150,9 @@ def choose_backend(
         raise InputError(f"dtype: expected one of {', '.join(CPU_DTYPES)} on the cpu backend, got {dtype!r}")
     if backend != "cpu" and dtype == "int4":
         others = ", ".join(name for name in DTYPES if name != "int4")
-        raise InputError(f"dtype: expected one of {others} on the {backend} backend, got 'int4'; pass device='cpu'")
+        raise InputError(
+            f"dtype: expected one of {others} on the {backend} backend, got 'int4'; pass device='cpu', backend='cpu'"
+        )
     if stored is not None:
         is_as_stored = dtype == stored and backend == "cpu"
         reason += f"; the checkpoint's {stored} codes" + ("" if is_as_stored else f" are converted to {dtype}")

@@ -39,6 +39,12 @@ GROUP_SIZE = 32
 MINIMUM_UNIT = 16
 """Row scales that a unit of an int4 group's minimum stands for."""
 
+LARGEST_SAFE_SCALE = torch.finfo(torch.float32).max / (255 * MINIMUM_UNIT)
+"""Up to this magnitude of a row scale, weights are finite whatever the codes, scales and minima are."""
+
+STORED_PARTS = (".codes", ".scales", ".minima", ".row_scales")
+"""Ends of the names of tensors that hold a quantised matrix."""
+
 KINDS = ("qkv", "out_proj", "mlp_in", "mlp_out", "image_encoder", "discrete_encoder")
 """Kinds of matrices that int4 and int8 quantise: four of each block, and the last layers of two encoders."""
 

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from ..config import QUANTIZATION_FIELD, JatConfig
 from ..errors import CheckpointError, InputError
 from ..reference import BlockWeights
-from .quantized import Codes, Quantization, from_stored_order, matrix_kinds, stored_parts
+from .quantized import (
+    LARGEST_SAFE_SCALE,
+    STORED_PARTS,
+    Codes,
+    Quantization,
+    from_stored_order,
+    matrix_kinds,
+    stored_parts,
+)
 from .reader import check_finite, check_header
 
 EMBEDDING = "transformer.wte.weight"
@@ -215,11 +223,10 @@ class CheckpointWeights:
             )
 
     def _hint(self, name: str) -> str:
-        if name in self._quantized:
-            dtype = self._quantized[name]
-            return (
-                f"config.json says that its codes are stored instead, in {dtype}: copy the config.json of the weights"
-            )
+        matrix = name.rpartition(".")[0] if name.endswith(STORED_PARTS) else name
+        if matrix in self._quantized:
+            dtype = self._quantized[matrix]
+            return f"config.json says that {dtype} codes are stored for it: copy the config.json of the weights"
         return _hint(name)
 
     def _read(self, name: str) -> Tensor:
@@ -235,10 +242,14 @@ class CheckpointWeights:
         """Return a quantised matrix, see `Weights`."""
         parts = stored_parts(name, self._shapes[name], self._quantized[name])
         tensors = {part.rpartition(".")[2]: self._read(part) for part in parts}
-        check_finite(f"{self._files[f'{name}.row_scales']}: {name}.row_scales", tensors["row_scales"])
+        file = self._files[f"{name}.row_scales"]
+        check_finite(f"{file}: {name}.row_scales", tensors["row_scales"])
         if self._quantized[name] == "int8" and int(tensors["codes"].min()) < -127:
             raise CheckpointError(f"{self._files[f'{name}.codes']}: {name}.codes: expected -127 to 127, got -128")
-        return Codes.from_tensors(tensors, self._shapes[name][1])
+        codes = Codes.from_tensors(tensors, self._shapes[name][1])
+        if codes.row_scales.abs().max() > LARGEST_SAFE_SCALE:
+            check_finite(f"{file}: {name}: weights of its codes", codes.weight())
+        return codes
 
     def stored(self, name: str) -> Tensor:
         """Return a parameter in the file's own type, memory-mapped and checked to be finite; float32 for codes."""
@@ -332,7 +343,7 @@ def _hint(name: str) -> str:
         return "merge the adapter into the model before saving it (PEFT: merge_and_unload)"
     if wrapper := re.search(r"(?:^|\.)(_orig_mod|module|model|base_model)\.(?!fc|conv|deconv|att)", name):
         return f"{wrapper[1]} is a wrapper of the model or a part of it; take or save the model inside it"
-    if name.endswith((".codes", ".row_scales")):
+    if name.endswith(STORED_PARTS):
         return f"these are codes, and config.json lacks {QUANTIZATION_FIELD}: copy the config.json of these weights"
     if re.match(r"transformer\.h\.\d+\.", name):
         return "config.json has fewer layers than the file, or it is another model's"

@@ -138,6 +138,7 @@ def test_refused_fields(copy: Path, fields: dict[str, Any], message: str) -> Non
         ("row_scales", lambda x: None, r"missing parameter .*row_scales"),
         ("row_scales", lambda x: x * torch.nan, "row_scales: expected finite values"),
         ("row_scales", lambda x: x[1:].clone(), r"row_scales: expected shape \[256\], got \[255\]"),
+        ("row_scales", lambda x: torch.full_like(x, 3e38), "weights of its codes: expected finite values"),
         ("codes", lambda x: x.short(), "codes: expected [UI]8, got I16"),
     ],
 )
@@ -149,6 +150,19 @@ def test_refused_tensors(
     for load in (JatEngine.from_pretrained, JatModel.from_pretrained):
         with pytest.raises(CheckpointError, match=message):
             load(copy)
+
+
+def test_scales_of_large_weights_load(copy: Path) -> None:
+    """Row scales that some codes would make infinite are right with others."""
+    path = copy / "model.safetensors"
+    tensors = load_file(path)
+    tensors[f"{MLP_IN}.codes"].zero_()
+    if f"{MLP_IN}.minima" in tensors:
+        tensors[f"{MLP_IN}.minima"].zero_()
+    tensors[f"{MLP_IN}.row_scales"].fill_(3e38)
+    save_file(tensors, path, metadata={"format": "pt"})
+    weight = JatModel.from_pretrained(copy).state_dict()[MLP_IN]
+    assert not weight.any()
 
 
 def test_a_byte_of_minus_128_is_refused(copy: Path) -> None:
@@ -165,7 +179,22 @@ def test_codes_and_configurations_of_two_checkpoints(copy: Path, tiny_folder: Pa
     shutil.copy(tiny_folder / "config.json", copy)
     with pytest.raises(CheckpointError, match=r"these are codes, and config\.json lacks jat_quantization"):
         JatEngine.from_pretrained(copy)
+    tensors = load_file(copy / "model.safetensors")
+    ends = (".scales", ".minima", ".row_scales")  # in a shard without codes
+    some = {name: tensor for name, tensor in tensors.items() if name.endswith(ends)}
+    save_file(some, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"these are codes, and config\.json lacks jat_quantization"):
+        JatEngine.from_pretrained(copy)
     floats = Path(shutil.copytree(tiny_folder, tmp_path / "floats"))
     (floats / "config.json").write_text(quantized)
-    with pytest.raises(CheckpointError, match="codes are stored instead"):
+    with pytest.raises(CheckpointError, match=r"int[48] codes are stored for it"):
         JatEngine.from_pretrained(floats)
+
+
+def test_a_part_of_another_layout(copy: Path) -> None:
+    """Parts that the configured kind of a matrix does not have: the remedy is the configuration of these weights."""
+    name = "multi_discrete_encoder.4.weight.minima"  # int8 in both
+    replace(copy, name, torch.zeros(63, 7, dtype=torch.uint8))
+    message = f"unexpected parameter {name}; .*int8 codes are stored for it: copy the config.json of the weights"
+    with pytest.raises(CheckpointError, match=message):
+        JatEngine.from_pretrained(copy)

@@ -38,6 +38,11 @@ def test_choices(tiny_folder: Path) -> None:
             {"dtype": "float16", "backend": "cpu"},
             "dtype: expected one of float32, bfloat16, int8, int4 on the cpu backend",
         ),
+        (
+            {"dtype": "int4", "backend": "torch"},
+            "dtype: expected one of float32, bfloat16, float16, int8 on the torch backend, got 'int4'; "
+            "pass device='cpu', backend='cpu'",
+        ),
         ({"backend": "onnx"}, "backend: expected one of auto, torch"),
         ({"device": "nowhere"}, "device: expected auto or a device"),
         ({"device": 2**70}, "device: expected auto or a device"),

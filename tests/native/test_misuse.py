@@ -61,6 +61,33 @@ def encode_frames(
     return encoder.encode(made or model(), [np.zeros(num_bytes, np.uint8)])
 
 
+def quick_step(made: Any, encoder: Any, action_encoder: Any = None) -> Any:
+    pool = np.zeros(PAGES * made.page_bytes, np.uint8)
+    action_encoder = linear(H, 2) if action_encoder is None else action_encoder
+    return NATIVE.QuickStep(made, encoder, action_encoder, linear(2, H), pool, 2, False)
+
+
+def state_of(step: Any, action: Any, num_draws: int = 0) -> Any:
+    cached = np.arange(1, dtype=np.int32), 0, 1
+    return cached, 1, (None, [ones(H)], None, [action], step), num_draws, False
+
+
+def image_encoder(size: int) -> Any:
+    encoder = NATIVE.ImageEncoder()
+    encoder.add_stage(size, ones(16, 4, 3, 3), ones(2, 16), ones(16, 2))
+    encoder.set_linear(linear(H, (size // 2) ** 2 * 16))
+    return encoder
+
+
+def shrink_a_frame() -> Any:
+    """Between `read` and `run` a caller's array becomes another: its memory may be gone."""
+    step = quick_step(model(), image_encoder(512))
+    frame = np.zeros((512, 512, 4), np.uint8)
+    assert step.read(None, None, None, frame, None, None)
+    frame.resize((1, 1, 1), refcheck=False)
+    return step.run(state_of(step, ones(2)), None, None, 4)
+
+
 def step_quickly(is_read: bool = True, columns: int = 3, **changes: Any) -> Any:
     """Take a step of one agent with continuous observations and actions, but for the changes."""
     made = model()
@@ -114,6 +141,13 @@ CASES: list[tuple[str, Callable[[], Any]]] = [
     ("frames: expected 256 bytes", lambda: encode_frames(num_bytes=255)),
     ("encoder: expected stages", lambda: encode_frames(has_stage=False)),
     ("encoder: expected stages", lambda: encode_frames(columns=255)),
+    ("linear: expected a Linear, got None", lambda: NATIVE.ImageEncoder().set_linear(None)),
+    ("set_linear: expected one call", lambda: image_encoder(8).set_linear(linear(H, 8))),
+    ("add_stage: expected before", lambda: image_encoder(8).add_stage(4, ones(16, 16, 3, 3), ones(2, 16), ones(16, 2))),
+    ("encoder: expected a Linear, a Disc", lambda: quick_step(model(), None)),
+    ("encoder: expected a Linear, a Disc", lambda: quick_step(model(), "image")),
+    ("action_encoder: expected a Linear", lambda: quick_step(model(), linear(H, 3), "table")),
+    ("image: expected the array as it was read", shrink_a_frame),
     ("run: expected after read", lambda: step_quickly(False)),
     ("encoder: expected 3 columns", lambda: step_quickly(columns=4)),
     ("state: expected a tuple of 5", lambda: step_quickly(state=None)),
@@ -145,3 +179,12 @@ CASES: list[tuple[str, Callable[[], Any]]] = [
 def test_wrong_arguments(message: str, call: Callable[[], Any]) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_more_draws_than_an_int_holds() -> None:
+    """An agent that samples for days counts them."""
+    step = quick_step(model(), linear(H, 3), ones(2, H))
+    for num_draws in (2**31 - 1, 2**31, 2**40):
+        assert step.read(ones(2), None, None, None, None, None)
+        _, _, state = step.run(state_of(step, 1, num_draws), None, ones(1, 2), 4)
+        assert state[3] == num_draws + 1

@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers.engines import INSTRUCTION_SETS, NATIVE, native
+
+from jat_engine.reference import quantize_int8
 
 pytestmark = native
 
@@ -54,3 +57,14 @@ def test_any_number_of_tokens(dtype: str, instruction_set: str) -> None:
     for count in range(2, MOST + 1):
         sessions = list(range(MOST - count, MOST))[::-1]
         np.testing.assert_array_equal(predict(sessions), alone[sessions])
+
+
+def test_int8_is_packed_as_the_reference_rounds() -> None:
+    """For every row the same scale and the same codes, also of weights half-way between two codes."""
+    largest, x = np.abs(numbers(200, 1)), numbers(H)
+    weight = np.concatenate([largest, largest * (np.arange(1, H, dtype=np.float32) + 0.5) / 127], axis=1)
+    packed, from_codes = (NATIVE.Linear("int8", len(weight), H, False) for _ in range(2))
+    packed.pack_rows(0, weight)
+    from_codes.pack_bytes(0, *(part.numpy() for part in quantize_int8(torch.from_numpy(weight))))
+    made = model("int8", "auto")
+    assert np.array_equal(made.embed(packed, x), made.embed(from_codes, x))

@@ -368,8 +368,15 @@ void add_stage(ImageEncoder& encoder, int in_size, const Array<float>& weight, c
          "weight: expected a multiple of 16 channels, at most 128, got ", channels);
   expect_size("gate_in", gate_in, channels / 8 * channels);
   expect_size("gate_out", gate_out, channels / 8 * channels);
+  expect(!encoder.has_linear(), "add_stage: expected before set_linear");
   encoder.add_stage(static_cast<int>(weight.shape(1)), channels, in_size, weight.data(), gate_in.data(),
                     gate_out.data());
+}
+
+void set_linear(ImageEncoder& encoder, std::shared_ptr<Linear> linear) {
+  expect(linear != nullptr, "linear: expected a Linear, got None");
+  expect(!encoder.has_linear(), "set_linear: expected one call, after the stages");
+  encoder.set_linear(std::move(linear));
 }
 
 py::list encode_frames(ImageEncoder& encoder, Model& model, const std::vector<Array<uint8_t>>& frames) {

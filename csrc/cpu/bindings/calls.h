@@ -68,6 +68,7 @@ pybind11::list encode_integers(DiscreteEncoder& encoder, Model& model,
                                const std::vector<float>& rewards);
 void add_stage(ImageEncoder& encoder, int in_size, const Array<float>& weight, const Array<float>& gate_in,
                const Array<float>& gate_out);
+void set_linear(ImageEncoder& encoder, std::shared_ptr<Linear> linear);
 pybind11::list encode_frames(ImageEncoder& encoder, Model& model, const std::vector<Array<uint8_t>>& frames);
 
 }  // namespace jat::bindings

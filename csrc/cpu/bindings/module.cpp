@@ -88,7 +88,7 @@ PYBIND11_MODULE(_cpu, module) {
       .def(py::init<>())
       .def("add_stage", &calls::add_stage, py::arg("in_size"), py::arg("weight").noconvert(),
            py::arg("gate_in").noconvert(), py::arg("gate_out").noconvert())
-      .def("set_linear", &jat::ImageEncoder::set_linear)
+      .def("set_linear", &calls::set_linear, py::arg("linear"))
       .def("encode", &calls::encode_frames, py::arg("model"), py::arg("frames"));
 
   py::class_<calls::QuickStep>(module, "QuickStep")

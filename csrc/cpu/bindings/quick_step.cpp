@@ -97,6 +97,8 @@ QuickStep::QuickStep(py::object model, py::object encoder, py::object action_enc
            discrete_encoder_->num_integers(), ", got ", num_values);
     integers_.resize(discrete_encoder_->num_integers());
   } else {
+    expect(py::isinstance<ImageEncoder>(encoder_object_),
+           "encoder: expected a Linear, a DiscreteEncoder or an ImageEncoder");
     image_encoder_ = encoder_object_.cast<ImageEncoder*>();
     expect(image_encoder_->is_complete(),
            "encoder: expected stages that follow each other, and a linear layer");
@@ -185,15 +187,18 @@ bool QuickStep::read_integers(py::handle observation) {
 }
 
 bool QuickStep::read_frame(py::handle observation) {
+  if (!is_frame(observation)) return false;
+  frame_ = py::reinterpret_borrow<py::object>(observation);
+  return true;
+}
+
+bool QuickStep::is_frame(py::handle observation) const {
   if (py::type::handle_of(observation).ptr() != ndarray_.ptr()) return false;
   const auto array = py::reinterpret_borrow<py::array>(observation);
   const ConvView& input = image_encoder_->input();
-  if (!array.dtype().is(uint8_) || array.ndim() != 3 || array.shape(0) != input.in_size ||
-      array.shape(1) != input.in_size || array.shape(2) != input.in_channels ||
-      !(array.flags() & py::array::c_style))
-    return false;
-  frame_ = array;
-  return true;
+  return array.dtype().is(uint8_) && array.ndim() == 3 && array.shape(0) == input.in_size &&
+         array.shape(1) == input.in_size && array.shape(2) == input.in_channels &&
+         (array.flags() & py::array::c_style) != 0;
 }
 
 // ---- the step
@@ -270,14 +275,17 @@ py::object QuickStep::run(py::handle state, py::handle mission, py::handle noise
            table[page]);
 
   if (has_mission_) read_mission(mission);
-  const auto* before =
-      static_cast<const float*>(data_of("embeddings", first(field(last, 1)), float32_, hidden));
-  const float* action = find_action(first(field(last, 3)));
+  const py::object last_embedding = first(field(last, 1)), last_action = first(field(last, 3));
+  const auto* before = static_cast<const float*>(data_of("embeddings", last_embedding, float32_, hidden));
+  const float* action = find_action(last_action);
   const float* subtracted =
       noise.is_none() ? nullptr : static_cast<const float*>(data_of("noise", noise, float32_, rows));
   const uint8_t* frame = nullptr;
-  if (image_encoder_ != nullptr)
+  if (image_encoder_ != nullptr) {
+    // The array is the caller's own, which an action space's own code may have resized.
+    expect(is_frame(frame_), "image: expected the array as it was read");
     frame = static_cast<const uint8_t*>(py::reinterpret_borrow<py::array>(frame_).data());
+  }
 
   // The next state, complete but for the numbers in its arrays and a discrete action.
   Array<float> embedding(hidden), values(rows);
@@ -286,10 +294,10 @@ py::object QuickStep::run(py::handle state, py::handle mission, py::handle noise
   const auto [next_cached, dropped] = keep_newest(cached, num_tokens + 2, start_offset, window);
   const py::object next_last = make_like(last, py::make_tuple(field(last, 0), py::make_tuple(embedding),
                                                               field(last, 2), actions, field(last, 4)));
-  const int64_t num_draws = to_int(field(state, 3));
+  py::object num_draws = py::reinterpret_borrow<py::object>(field(state, 3));  // may exceed an int
+  if (subtracted != nullptr) num_draws += py::int_(1);
   const py::object next_state =
-      make_like(state, py::make_tuple(next_cached, dropped ? 2 : 1, next_last,
-                                      num_draws + (subtracted != nullptr ? 1 : 0), false));
+      make_like(state, py::make_tuple(next_cached, dropped ? 2 : 1, next_last, num_draws, false));
 
   const float* tokens[kMaxStepTokens];
   int count = 0;

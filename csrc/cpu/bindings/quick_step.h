@@ -31,6 +31,7 @@ class QuickStep {
   bool read_numbers(pybind11::handle observation);
   bool read_integers(pybind11::handle observation);
   bool read_frame(pybind11::handle observation);
+  bool is_frame(pybind11::handle observation) const;
 
   // The data of an exact ndarray. Throws std::invalid_argument for anything else.
   void* data_of(const char* name, pybind11::handle handle, const pybind11::object& dtype,
