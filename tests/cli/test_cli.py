@@ -289,6 +289,7 @@ _REQUIRED = {
     "collect": ["--tasks", "all", "--output_dir", "x"],
     "train": ["--tasks", "all", "--output_dir", "x"],
     "import": ["x.npz", "--output_dir", "x"],
+    "quantize": ["--model", "x", "--output", "x"],
 }
 
 
