@@ -1,16 +1,16 @@
 """Names of the types that an engine's weights can have."""
 
 DTYPES = ("float32", "bfloat16", "float16", "int8", "int4")
-"""All of them. "int8" and "int4" are the blocks' matrices and the encoders' large layers; the rest stays in float."""
+"""dtypes of an engine. "int8" and "int4" apply to blocks and to large layers of encoders; the rest is float."""
 
 CPU_DTYPES = ("float32", "bfloat16", "int8", "int4")
-"""Those of the native CPU backend."""
+"""dtypes of the native CPU backend."""
 
 KV_DTYPES = {"cpu": ("auto", "bfloat16", "int8"), "cuda": ("auto", "float8_e4m3"), "torch": ("auto",)}
-"""Names of the types that each backend's cached keys and values can have; "auto" follows the weights."""
+"""backend -> names of the types that its cached keys and values can have; "auto" follows the weights."""
 
 QUANTIZED_DTYPES = ("int8", "int4")
-"""Those whose weights are whole numbers with scales."""
+"""dtypes whose weights are whole numbers with scales."""
 
 NOTES = {
     "float32": "32 bits a weight of the blocks; within rounding of the published answers",

@@ -126,8 +126,7 @@ class _Grid:
         """Fit the scales and minima of the next 32 columns, [O, up to 32], as they are now."""
         if not self._is_int4:
             return
-        padded = torch.nn.functional.pad(weights, (0, GROUP_SIZE - weights.shape[1]))
-        scales, minima = map(torch.from_numpy, _cpu.fit_int4(_numpy(padded), _numpy(self._row_scales)))
+        scales, minima = map(torch.from_numpy, _cpu.fit_int4(_numpy(weights), _numpy(self._row_scales)))
         self._groups.append((scales, minima))
         self._step = self._row_scales * scales
         self._offset = self._row_scales * (MINIMUM_UNIT * minima.float())

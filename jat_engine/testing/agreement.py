@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.2, "int4": 1.0}
-"""dtype -> the largest error of any step. Rounding of this engine is 5e-6, 0.02 and 0.08 (docs/benchmarks.md)."""
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.2, "int4": 0.75}
+"""dtype -> the largest error of any step. Rounding of this engine is 5e-6, 0.02, 0.08 and 0.3 (docs/benchmarks.md)."""
 
 
 def error(predictions: Sequence[Any], expected: Sequence[Any]) -> float:
