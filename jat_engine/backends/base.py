@@ -125,6 +125,31 @@ class Result:
     embeddings: Any
 
 
+@dataclass(slots=True)
+class TextRows:
+    """One text's part of a step: rows that follow its cached ones, first image patches and then tokens.
+
+    Attributes:
+        patches: embeddings of image patches, [P, H], a slice of what `Backend.embed_picture` returned; None for none.
+        tokens: int64 [S], of the vocabulary.
+        context_len: rows in the cache before these; also the position of the first one.
+        page_table: int32 [pages], oldest first; entries behind the last page needed are not read.
+        num_predicted: the last so many rows are predicted from: 0 in the middle of a prompt, 1 where a token is to be
+            chosen, more to score a text.
+    """
+
+    patches: Any
+    tokens: np.ndarray
+    context_len: int
+    page_table: np.ndarray
+    num_predicted: int
+
+    @property
+    def num_rows(self) -> int:
+        """Return the number of rows, patches and tokens."""
+        return len(self.tokens) + (0 if self.patches is None else len(self.patches))
+
+
 class Backend(Protocol):
     """Packed weights, the memory of the KV cache, and a step's arithmetic. Callers have checked all inputs.
 
@@ -133,12 +158,14 @@ class Backend(Protocol):
         page_size: tokens per page of the KV cache.
         num_threads: threads that compute a step on a CPU.
         persistent_reason: reason why a single agent's step does not run in the persistent kernel; "" if it does.
+        max_text_rows: the most rows of a call of `run_text`.
     """
 
     name: str
     page_size: int
     num_threads: int
     persistent_reason: str
+    max_text_rows: int
 
     @property
     def timing(self) -> str:
@@ -184,5 +211,27 @@ class Backend(Protocol):
 
         Returns:
             One result per group.
+        """
+        ...
+
+    def embed_picture(self, pixel_values: np.ndarray) -> Any:
+        """Return the embeddings of an image's patches, [P, H], in a form that only the backend knows.
+
+        Args:
+            pixel_values: float32 [num_channels, image_size, image_size], normalised.
+        """
+        ...
+
+    def run_text(self, texts: Sequence[TextRows]) -> list[np.ndarray]:
+        """Compute the rows of texts, write their keys and values, and predict the next tokens.
+
+        A text's result does not depend on the others, nor on how its rows are divided over calls: on the native CPU
+        backend bit for bit, elsewhere within rounding. The weights that texts alone need are packed by the first call.
+
+        Args:
+            texts: at least one, with at least one row each and `max_text_rows` together; each text is there once.
+
+        Returns:
+            For each text the logits, float32 [num_predicted, vocab_size].
         """
         ...
