@@ -125,7 +125,7 @@ def test_stop_strings(engine: JatEngine, tiny_model: JatModel, tiny_processor: J
         whole = tiny_model.generate(prompt, max_new_tokens=30, eos_token_id=None)[0].tolist()
         text = tokenizer.decode(whole[8:])
         for stop in (text[3:5], text[6], "<|endoftext|>", tokenizer.decode(whole[7:9])):
-            if "\ufffd" in stop:
+            if "\ufffd" in stop or "\ufffd" in tokenizer.decode(whole[7]):
                 continue
             options = {"max_new_tokens": 30, "eos_token_id": None, "stop_strings": [stop, "never there"]}
             expected = tiny_model.generate(prompt, tokenizer=tokenizer, **options)
