@@ -28,13 +28,11 @@ def tokens_of(tokenizer: TextTokenizer, text: str) -> list[int]:
 def stream(tokenizer: TextTokenizer, tokens: list[int], stops: tuple[str, ...] = ()) -> tuple[list[str], int]:
     """Return the pieces of a text, and how many tokens were taken."""
     decoder, pieces = TextDecoder(tokenizer, stops), []
-    for number, token in enumerate(tokens, 1):
+    for token in tokens:
         pieces.append(decoder.put(token))
         if decoder.stopped:
             break
-    else:
-        number = len(tokens)
-    return [*pieces, decoder.flush()], number
+    return [*pieces, decoder.flush()], len(pieces)
 
 
 def test_characters_come_when_they_are_complete(tokenizer: TextTokenizer) -> None:
