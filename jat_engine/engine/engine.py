@@ -37,6 +37,7 @@ from .missions import Missions
 from .session import AgentSession, answer
 from .stats import EngineStats, make_stats
 from .step import Request, StepRunner
+from .text_batch import TextBatch
 from .warm_up import STEPS, WINDOW, find_example, play_batch
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class JatEngine:
         with make_lock():  # a fork and the exit wait for native code and torch
             self.choice, backend, num_pages = set_up(config, weights, choice, options, config.max_context_tokens)
         self._runner = StepRunner(config, backend, num_pages, missions)
+        self._texts = TextBatch(self._runner, options.prefill_chunk)
         self._drop_in: AgentSession | None = None
 
     # ---- loading ---------------------------------------------------------------------------------------------------
