@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from helpers.engines import EPISODE, INSTRUCTION_SETS, Load, native, play, variants
 from helpers.texts import GreedyText, finish
+
 from jat_engine import CacheFullError, JatEngine, JatModel, SessionError
 from jat_engine.testing import golden
 
