@@ -532,6 +532,7 @@ class JatEngine:
 
         arguments = sessions, observations, rewards, action_spaces, deterministic, return_predictions, options
         runner = self._runner
+        runner.waiting.append(None)
         with runner.lock, runner.one_step(): return self._step_all(begin_ns, *arguments)  # noqa: E701  # fmt: skip
 
     def _step_all(
@@ -547,6 +548,7 @@ class JatEngine:
     ) -> list[Any]:
         """Take the steps of `get_next_actions`. The caller holds the lock."""
         runner = self._runner
+        runner.enter()
         requests: dict[int, Request] = {}
         errors: dict[int, Exception] = {}
         for index, session in enumerate(sessions):
