@@ -51,7 +51,7 @@ class ScoredText:
     """Sequence of a `TextBatch` that reads a text and writes nothing.
 
     Attributes:
-        prompt: int64 [S], context and text.
+        prompt: int64 [S - 1], context and text without the last token, after which nothing is predicted.
         pixel_values: float32 [num_channels, image_size, image_size], the image before them; None for none.
         max_new_tokens: 0.
         wants_prompt_logits: True.
@@ -59,24 +59,25 @@ class ScoredText:
         error: that ended the sequence; None if there was none.
     """
 
-    def __init__(self, prompt: np.ndarray, pixel_values: np.ndarray | None, first: int) -> None:
+    def __init__(self, tokens: np.ndarray, pixel_values: np.ndarray | None, first: int) -> None:
         """Begin without scores.
 
         Args:
-            prompt: int64 [S], context and text.
+            tokens: int64 [S], context and text.
             pixel_values: float32 [num_channels, image_size, image_size], the image before them; None for none.
             first: index of the first token to score, 1 to S - 1.
         """
-        assert 1 <= first < len(prompt), "a token is scored, and there is one before it"
-        self.prompt = prompt
+        assert 1 <= first < len(tokens), "a token is scored, and there is one before it"
+        self.prompt = tokens[:-1]
         self.pixel_values = pixel_values
         self.max_new_tokens = 0
         self.wants_prompt_logits = True
         self.finished = False
         self.error: BaseException | None = None
+        self._tokens = tokens
         self._first = first
-        self._logprobs = np.zeros(len(prompt) - first, np.float32)
-        self._is_greedy = np.zeros(len(prompt) - first, np.bool_)
+        self._logprobs = np.zeros(len(tokens) - first, np.float32)
+        self._is_greedy = np.zeros(len(tokens) - first, np.bool_)
 
     def accept_prompt(self, first: int, logits: np.ndarray) -> None:
         """Score the tokens that some logits predict.
@@ -86,17 +87,17 @@ class ScoredText:
             logits: float32 [n, vocab_size].
         """
         begin = max(first + 1, self._first)  # a row predicts the token after its own
-        end = min(first + 1 + len(logits), len(self.prompt))
+        end = first + 1 + len(logits)
         for start in range(begin, end, _ROWS_AT_ONCE):
             stop = min(start + _ROWS_AT_ONCE, end)
-            rows, targets = logits[start - first - 1 : stop - first - 1], self.prompt[start:stop]
+            rows, targets = logits[start - first - 1 : stop - first - 1], self._tokens[start:stop]
             top = rows.max(axis=1)
             chosen = rows[np.arange(len(rows)), targets]
             partition = np.exp(rows - top[:, None]).sum(axis=1)
             scored = slice(start - self._first, stop - self._first)
             self._logprobs[scored] = chosen - top - np.log(partition)
             self._is_greedy[scored] = rows.argmax(axis=1) == targets
-        self.finished |= end == len(self.prompt)
+        self.finished |= end == len(self._tokens)
 
     def accept(self, logits: np.ndarray) -> int | None:
         """Return None: nothing is written after the text."""
@@ -111,4 +112,4 @@ class ScoredText:
         if self.error is not None:
             raise self.error
         assert self.finished, "the text has been read"
-        return TextScore(self.prompt, self._logprobs, self._is_greedy)
+        return TextScore(self._tokens, self._logprobs, self._is_greedy)

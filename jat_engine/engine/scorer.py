@@ -1,0 +1,127 @@
+"""`JatEngine.score`: how likely texts are to the model."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from ..config import JatConfig
+from ..errors import InputError
+from ..text.score import ScoredText
+from ..text.score_inputs import is_single, parse_ids, parse_texts
+from ..text.tokenizer import TextTokenizer
+from .step import StepRunner
+from .text_batch import TextBatch
+
+_TEXTS_AT_ONCE = 256
+"""Texts that are given to the batch together, which divides them into steps itself."""
+
+_TRUNCATIONS = (False, "left", "right")
+
+
+class TextScorer:
+    """Part of `JatEngine` that scores texts."""
+
+    config: JatConfig
+    _runner: StepRunner
+
+    @property
+    def text_tokenizer(self) -> TextTokenizer:
+        """Return the tokenizer, with `encode` and `decode`."""
+        return self._runner.missions.tokenizer
+
+    def score(
+        self,
+        texts: Any = None,
+        images: Any = None,
+        *,
+        contexts: Any = None,
+        input_ids: Any = None,
+        pixel_values: Any = None,
+        truncation: bool | str = False,
+    ) -> Any:
+        """Return how likely texts are to the model, token by token.
+
+        Without a context, a text's first token is not scored, with an image before it or not: the published loss
+        leaves it out, and e to the power of that loss is the perplexity. A score does not depend on the other texts: on
+        the native CPU backend bit for bit.
+
+        Args:
+            texts: a string, or a list of strings of any lengths.
+            images: a picture before each text, as `JatProcessor` takes them; None for none at all.
+            contexts: a string before each text, which is read and not scored; None for none at all.
+            input_ids: tokens in place of `texts`: a list of integers, a list of such lists, or an array or tensor [S]
+                or [B, S]. `contexts` are then tokens, too.
+            pixel_values: [B, num_channels, image_size, image_size], processed images in place of `images`.
+            truncation: what to do with more tokens than `max_position_embeddings`, an image's patches included: False
+                refuses them, "right" drops the last tokens, and "left" the first ones. The last token is predicted and
+                not read, so it needs no position.
+
+        Returns:
+            A `TextScore`, or a list of them for a list of texts.
+
+        Raises:
+            InputError: an argument has an invalid type or value, a text is too long, or too short to have a token that
+                is scored. No text has been computed.
+            CacheFullError: the KV cache has too few free pages for one of the texts.
+            SessionError: the engine is closed.
+
+        Example:
+            >>> engine.score("go to the red ball").num_tokens
+            17
+            >>> scores = engine.score([" red", " blue"], contexts=["go to the", "go to the"])
+            >>> [score.num_tokens for score in scores]
+            [4, 5]
+        """
+        self._runner.check_open()
+        if (texts is None) == (input_ids is None):
+            raise InputError("texts, input_ids: expected one of them, got " + ("both" if texts is not None else "none"))
+        if not any(truncation is each or truncation == each for each in _TRUNCATIONS):
+            raise InputError(f'truncation: expected False, "left" or "right", got {truncation!r:.40}')
+
+        vocab_size = self.config.vocab_size
+        if texts is not None:
+            parsed = parse_texts(texts, contexts, self.text_tokenizer.encode, vocab_size)
+        else:
+            parsed = parse_ids(input_ids, contexts, vocab_size)
+        pictures = self._pictures(images, pixel_values, len(parsed))
+        most = self.config.max_position_embeddings + 1
+        if pictures is not None:
+            most -= self.config.num_image_tokens
+        fitting = [one.fit(most, truncation) for one in parsed]
+        sequences = [
+            ScoredText(one.tokens, None if pictures is None else pictures[index], one.first)
+            for index, one in enumerate(fitting)
+        ]
+
+        for begin in range(0, len(sequences), _TEXTS_AT_ONCE):
+            self._read(sequences[begin : begin + _TEXTS_AT_ONCE])
+        scores = [sequence.score() for sequence in sequences]
+        return scores[0] if is_single(texts if texts is not None else input_ids) else scores
+
+    @functools.cached_property
+    def _text_batch(self) -> TextBatch:
+        return TextBatch(self._runner)
+
+    def _pictures(self, images: Any, pixel_values: Any, count: int) -> np.ndarray | None:
+        """Return processed images, one for each of `count` texts; None if there are none."""
+        if images is not None:
+            raise InputError("images: not yet")
+        if pixel_values is None:
+            return None
+        if hasattr(pixel_values, "detach"):
+            pixel_values = pixel_values.detach().cpu().float().numpy()
+        return np.asarray(pixel_values, np.float32)
+
+    def _read(self, sequences: list[ScoredText]) -> None:
+        """Run steps of texts until all of these have been read."""
+        batch = self._text_batch
+        try:
+            for sequence in sequences:
+                batch.add(sequence)
+            while not all(sequence.finished for sequence in sequences):
+                batch.advance(sequences)
+        finally:
+            batch.remove(sequences)
