@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 try:
-    import lm_eval.models  # registers lm-eval's own models, before anything else of it may
+    import lm_eval
     from lm_eval.api.model import TemplateLM
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
 except ModuleNotFoundError as error:
     message = f"jat_engine.evaluation.lm_eval_adapter: {error}; pip install 'jat-engine[lm-eval]'"
     raise ModuleNotFoundError(message, name=error.name) from None
@@ -18,7 +23,8 @@ except ModuleNotFoundError as error:
 from tqdm import tqdm
 
 from ..engine.engine import JatEngine
-from ..errors import InputError
+from ..errors import InputError, describe_error
+from ..keywords import did_you_mean
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -41,17 +47,19 @@ class JatLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         >>> results = lm_eval.simple_evaluate(model=JatLM(engine), tasks=["lambada_openai"])  # doctest: +SKIP
     """
 
-    def __init__(self, engine: JatEngine) -> None:
+    def __init__(self, engine: JatEngine, seed: int = 0) -> None:
         """Take an engine, which stays open and can act meanwhile.
 
         Args:
             engine: of a checkpoint with a tokenizer.
+            seed: of sampling, for tasks that ask for it.
 
         Raises:
             InputError: the engine has no tokenizer, or its configuration no token for the end of a text.
         """
         super().__init__()
         self.engine = engine
+        self._seed = seed
         engine.text_tokenizer.check("tokenizer")
         eos = engine.config.eos_token_id
         if isinstance(eos, list):
@@ -131,33 +139,126 @@ class JatLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continue texts until one of the strings of `until`, which is cut off, or the end of the text."""
-        written = []
-        for request in tqdm(requests, desc="Running generate_until requests", disable=disable_tqdm):
-            context, given = request.args
-            text = self._continue(context, given)
-            written.append(text)
-            self.cache_hook.add_partial("generate_until", request.args, text)
+        written = [""] * len(requests)
+        alike: dict[str, list[int]] = {}  # requests with the same options are written together
+        for index, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)
+
+        with tqdm(total=len(requests), desc="Running generate_until requests", disable=disable_tqdm) as bar:
+            for indices in alike.values():
+                for begin in range(0, len(indices), _TEXTS_AT_ONCE):
+                    batch = indices[begin : begin + _TEXTS_AT_ONCE]
+                    contexts = [requests[index].args[0] for index in batch]
+                    for index, text in zip(batch, self._continue(contexts, requests[batch[0]].args[1]), strict=True):
+                        written[index] = text
+                        self.cache_hook.add_partial("generate_until", requests[index].args, text)
+                    bar.update(len(batch))
         return written
 
-    def _continue(self, context: str, given: Mapping[str, Any]) -> str:
+    def _continue(self, contexts: list[str], given: Mapping[str, Any]) -> list[str]:
+        """Continue texts with lm-eval's options; those that it does not share with `generate` are converted."""
         options = dict(given)
         until = options.pop("until", None) or []
         stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
         lengths = [value for name in _LENGTHS if (value := options.pop(name, None)) is not None]
-        max_new_tokens = int(lengths[0]) if lengths else _MAX_NEW_TOKENS
-        if not options.get("do_sample"):
-            options = {name: value for name, value in options.items() if name not in ("do_sample", "temperature")}
+        max_new_tokens = int(lengths[0]) if lengths else min(_MAX_NEW_TOKENS, self.max_length // 2)
+        if not options.get("do_sample"):  # tasks give a temperature of 0 beside it
+            options = {name: value for name, value in options.items() if name != "temperature"} | {"do_sample": False}
 
         room = self.max_length - max_new_tokens
         if room < 1:
             raise InputError(
                 f"max_gen_toks: expected less than {self.max_length} (max_position_embeddings), got {max_new_tokens}"
             )
-        prompt = (self.tok_encode(context) or [self.prefix_token_id])[-room:]
-        output = self.engine.generate(
-            input_ids=[prompt], max_new_tokens=max_new_tokens, stop_strings=stops or None, **options
+        prompts = [(self.tok_encode(context) or [self.prefix_token_id])[-room:] for context in contexts]
+        outputs = self.engine.generate(
+            input_ids=prompts, max_new_tokens=max_new_tokens, stop_strings=stops or None, seed=self._seed, **options
         )
-        text = self.engine.text_tokenizer.decode(output[0][len(prompt) :])
-        for stop in stops:
-            text = text.partition(stop)[0]
-        return text
+        texts = []
+        for prompt, output in zip(prompts, outputs, strict=True):
+            text = self.engine.text_tokenizer.decode(output[len(prompt) :])
+            for stop in stops:
+                text = text.partition(stop)[0]
+            texts.append(text)
+        return texts
+
+
+@dataclass(frozen=True)
+class LmEvalResults:
+    """Results of lm-eval.
+
+    Attributes:
+        table: lines with a row for each metric.
+        content: what is written to a JSON file.
+    """
+
+    table: str
+    content: dict[str, Any]
+
+
+def find_tasks(names: Sequence[str], include_path: str | None) -> TaskManager:
+    """Return lm-eval's tasks, after those of some names have been found among them.
+
+    Args:
+        names: of tasks, groups and tags, or patterns of them, or YAML files.
+        include_path: folder with further YAML files; None for none.
+
+    Raises:
+        ValueError: there is no task of a name.
+    """
+    manager = TaskManager(include_path=include_path)
+    known = manager.all_tasks
+    for name in names:
+        if name not in known and not fnmatch.filter(known, name) and not Path(name).is_file():
+            hint = did_you_mean(name, known, "`lm-eval ls tasks` lists them")
+            raise ValueError(f"--tasks: expected a task, group or YAML file of lm-eval, got {name!r}; {hint}")
+    return manager
+
+
+def evaluate(
+    model: JatLM,
+    names: Sequence[str],
+    manager: TaskManager,
+    *,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    log_samples: bool = False,
+) -> LmEvalResults:
+    """Evaluate a model on tasks.
+
+    Args:
+        model: with its engine.
+        names: of the tasks, as for `find_tasks`.
+        manager: of `find_tasks`.
+        num_fewshot: examples before each question; None for each task's own number.
+        limit: only this many examples of each task; None for all.
+        seed: of lm-eval's random numbers.
+        log_samples: keep every answer.
+
+    Raises:
+        InputError: a request is refused by the engine.
+        ValueError: lm-eval cannot load or run a task, such as one whose dataset cannot be downloaded.
+    """
+    try:
+        results = lm_eval.simple_evaluate(
+            model=model,
+            tasks=list(names),
+            task_manager=manager,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            log_samples=log_samples,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    except InputError:
+        raise
+    except Exception as error:  # of tasks' own code, of `datasets` and of its file systems
+        raise ValueError(f"--tasks: {', '.join(names)}: {describe_error(error)}") from error
+    table = make_table(results)
+    if results.get("groups"):
+        table += "\n" + make_table(results, "groups")
+    content = json.loads(json.dumps(results, default=handle_non_serializable))
+    return LmEvalResults(table, content)
