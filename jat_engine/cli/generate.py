@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.engine import JatEngine
+from ..errors import describe_error
+from ..text.request import StreamedToken
 from .agent import check_source
 from .arguments import LARGEST_SEED, ModelArguments, note, parse
 from .evaluate_texts import load_writer
@@ -103,6 +105,7 @@ class Continuation:
         first: when the first token came; None before.
         last: when the newest token came.
         finish_reason: why it ended; None before.
+        error: that ended it, in words; None if there was none.
     """
 
     prompt: str
@@ -113,15 +116,18 @@ class Continuation:
     first: float | None = None
     last: float = 0.0
     finish_reason: str | None = None
+    error: str | None = None
 
-    def add(self, token: int | None, text: str, finish_reason: str | None) -> None:
+    def add(self, event: StreamedToken) -> None:
         """Take the next token."""
         self.last = time.perf_counter()
-        if token is not None:
-            self.tokens.append(token)
+        if event.token is not None:
+            self.tokens.append(event.token)
             self.first = self.last if self.first is None else self.first
-        self.text += text
-        self.finish_reason = finish_reason
+        self.text += event.text
+        self.finish_reason = event.finish_reason
+        if event.error is not None:
+            self.error = describe_error(event.error)
 
     @property
     def first_token_ms(self) -> float | None:
@@ -142,6 +148,7 @@ class Continuation:
             "text": self.text,
             "tokens": self.tokens,
             "finish_reason": self.finish_reason,
+            "error": self.error,
             "time_to_first_token_ms": self.first_token_ms,
             "tokens_per_second": self.tokens_per_second,
         }
@@ -178,7 +185,9 @@ def run(argv: Sequence[str]) -> int:
                     print(flush=True)
                     note(summary(continuation))
             is_first = continuation.finish_reason is not None
-            problems += continuation.finish_reason == "error"
+            if continuation.error is not None:
+                problems += 1
+                note(f"jat-engine: error: {continuation.error}")
     return int(bool(problems))
 
 
@@ -197,9 +206,7 @@ def write(
     turn, taken = 0, 0
     given: dict[str, Any] = {"images": images} if arguments.image else {}
     for event in engine.generate_stream(list(prompts), **given, **arguments.options):
-        found[event.index].add(event.token, event.text, event.finish_reason)
-        if event.error is not None:
-            note(f"jat-engine: error: {event.error}")
+        found[event.index].add(event)
         while turn < len(found) and (len(found[turn].text) > taken or found[turn].finish_reason is not None):
             current = found[turn]
             yield current, current.text[taken:]

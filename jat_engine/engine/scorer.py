@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 
 from ..config import JatConfig
 from ..errors import InputError
+from ..text.assets import TextAssets
 from ..text.score import ScoredText
 from ..text.score_inputs import is_single, parse_ids, parse_texts
 from ..text.tokenizer import TextTokenizer
-from .step import StepRunner
 from .text_batch import TextBatch
 
 _TEXTS_AT_ONCE = 256
@@ -22,15 +21,16 @@ _TRUNCATIONS = (False, "left", "right")
 
 
 class TextScorer:
-    """Part of `JatEngine` that scores texts."""
+    """Mixin with `score`."""
 
     config: JatConfig
-    _runner: StepRunner
+    _assets: TextAssets
+    _texts: TextBatch
 
     @property
     def text_tokenizer(self) -> TextTokenizer:
-        """Return the tokenizer, with `encode` and `decode`."""
-        return self._runner.missions.tokenizer
+        """The tokenizer, with `encode` and `decode`."""
+        return self._assets.tokenizer
 
     def score(
         self,
@@ -75,7 +75,6 @@ class TextScorer:
             >>> [score.num_tokens for score in scores]
             [4, 5]
         """
-        self._runner.check_open()
         if (texts is None) == (input_ids is None):
             raise InputError("texts, input_ids: expected one of them, got " + ("both" if texts is not None else "none"))
         if not any(truncation is each or truncation == each for each in _TRUNCATIONS):
@@ -83,45 +82,47 @@ class TextScorer:
 
         vocab_size = self.config.vocab_size
         if texts is not None:
+            self.text_tokenizer.check("texts")
             parsed = parse_texts(texts, contexts, self.text_tokenizer.encode, vocab_size)
         else:
             parsed = parse_ids(input_ids, contexts, vocab_size)
-        pictures = self._pictures(images, pixel_values, len(parsed))
-        most = self.config.max_position_embeddings + 1
-        if pictures is not None:
-            most -= self.config.num_image_tokens
-        fitting = [one.fit(most, truncation) for one in parsed]
-        sequences = [
-            ScoredText(one.tokens, None if pictures is None else pictures[index], one.first)
-            for index, one in enumerate(fitting)
-        ]
+        pictures = self._read_pictures(images, pixel_values, len(parsed))
+        positions, num_patches = self.config.max_position_embeddings, self.config.num_image_tokens
+        sequences = []
+        for one, picture in zip(parsed, pictures, strict=True):
+            # The last token is not read, so it needs no position.
+            fitting = one.fit(positions + 1 - (0 if picture is None else num_patches), truncation)
+            sequences.append(ScoredText(fitting.tokens, picture, fitting.first))
 
         for begin in range(0, len(sequences), _TEXTS_AT_ONCE):
-            self._read(sequences[begin : begin + _TEXTS_AT_ONCE])
+            self._read_texts(sequences[begin : begin + _TEXTS_AT_ONCE])
         scores = [sequence.score() for sequence in sequences]
         return scores[0] if is_single(texts if texts is not None else input_ids) else scores
 
-    @functools.cached_property
-    def _text_batch(self) -> TextBatch:
-        return TextBatch(self._runner)
-
-    def _pictures(self, images: Any, pixel_values: Any, count: int) -> np.ndarray | None:
-        """Return processed images, one for each of `count` texts; None if there are none."""
+    def _read_pictures(self, images: Any, pixel_values: Any, count: int) -> list[np.ndarray | None]:
+        """Return processed images, one or None for each of `count` texts."""
+        if images is not None and pixel_values is not None:
+            raise InputError("images, pixel_values: expected one of them, got both")
         if images is not None:
-            raise InputError("images: not yet")
-        if pixel_values is None:
-            return None
-        if hasattr(pixel_values, "detach"):
-            pixel_values = pixel_values.detach().cpu().float().numpy()
-        return np.asarray(pixel_values, np.float32)
+            given = images if isinstance(images, list | tuple) else [images]
+            if len(given) != count:
+                raise InputError(f"images: expected one for each of {count} text(s), got {len(given)}")
+            found = iter(self._assets.pictures.convert([image for image in given if image is not None]))
+            return [None if image is None else next(found) for image in given]
+        if pixel_values is not None:
+            if not hasattr(pixel_values, "__len__") or len(pixel_values) != count:
+                got = len(pixel_values) if hasattr(pixel_values, "__len__") else f"{pixel_values!r:.40}"
+                raise InputError(f"pixel_values: expected one image for each of {count} text(s), got {got}")
+            check = self._assets.pictures.check_values
+            return [check(f"pixel_values[{index}]", values) for index, values in enumerate(pixel_values)]
+        return [None] * count
 
-    def _read(self, sequences: list[ScoredText]) -> None:
+    def _read_texts(self, sequences: list[ScoredText]) -> None:
         """Run steps of texts until all of these have been read."""
-        batch = self._text_batch
         try:
             for sequence in sequences:
-                batch.add(sequence)
+                self._texts.add(sequence)
             while not all(sequence.finished for sequence in sequences):
-                batch.advance(sequences)
+                self._texts.advance(sequences)
         finally:
-            batch.remove(sequences)
+            self._texts.remove(sequences)

@@ -106,9 +106,9 @@ def _answer(engine: JatEngine, batch: list[Example], result: TextResult, max_new
 
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "stop_strings": ["\n", " Q: "]}
     images = [example.image for example in batch]
-    written = engine.generate(input_ids=prompts, images=images, **options)
-    for example, (_, reference), prompt, score, output in zip(batch, parts, prompts, scores, written, strict=True):
-        answer = first_answer(engine.text_tokenizer.decode(output[len(prompt) :]))
+    written = engine.generate([prompt for prompt, _ in parts], images, **options)
+    for example, (_, reference), prompt, score, text in zip(batch, parts, prompts, scores, written, strict=True):
+        answer = first_answer(text)
         num_tokens = len(score.tokens) - len(prompt)
         counts.questions += 1
         counts.exact += exact_match(answer, reference)
