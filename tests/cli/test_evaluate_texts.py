@@ -23,6 +23,7 @@ from jat_engine.evaluation.answers import exact_match, first_answer, split_quest
 EVAL = ["eval", "--model_name_or_path", "model", "--use_cpu", "--backend", "torch", "--dtype", "float32"]
 FILE = Path("results/model/text_results.json")
 NUM_POSITIONS, NUM_PATCHES = 48, 16
+NOISE, NO_IMAGE = [texts.picture(0)], {"bytes": b"no image", "path": None}
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +106,7 @@ def test_answers(tiny_processor: JatProcessor) -> None:
     with JatEngine.from_pretrained("model", device="cpu", backend="torch", dtype="float32") as engine:
         prompts = [split_question(text)[0] for text in texts.QUESTIONS]
         written = [first_answer(text) for text in engine.generate(prompts, images, **options)]
-        known = [f"{prompt} {written[0]}" if index == 0 else text for index, (prompt, text) in enumerate(zip(prompts, texts.QUESTIONS, strict=True))]
+        known = [f"{prompts[0]} {written[0] or '-'}", *texts.QUESTIONS[1:]]
     answers = [[written[0] or "-"] * 3 + ["other"] * 7, *texts.ANSWERS[1:]]
     texts.write_texts(Path("data"), "ok-vqa", known, images=images, answers=answers)
     texts.write_texts(
@@ -144,7 +145,7 @@ def test_own_texts_and_a_part_of_them() -> None:
         (["--tasks", "text:books", "--dataset", "data"], "--dataset data: expected the task's folder data/books"),
         (["--tasks", "oscar", "--dataset", "data", "--split", "train"], "data/oscar: expected files named train-*"),
         (["--tasks", "oscar", "--dataset", "data", "--backend", "reference"], "--backend: expected an engine's"),
-        (["--tasks", "text:numbers", "--dataset", "data"], "numbers/test-00000-of-00001-29b654dcc3597a04.parquet: row 1"),
+        (["--tasks", "text:numbers", "--dataset", "data"], "29b654dcc3597a04.parquet: row 1: text: expected a string"),
     ],
 )
 def test_what_is_refused(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,21 +156,22 @@ def test_what_is_refused(flags: list[str], message: str, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("task", "columns", "message"),
+    ("task", "given", "columns", "message"),
     [
-        ("ok-vqa", {"texts": texts.QUESTIONS}, "images: expected this column, got text"),
-        ("ok-vqa", {"texts": ["What? A: x"], "images": [texts.picture(0)]}, "row 0: text: expected `Q: <question> A:"),
-        ("ok-vqa", {"texts": ["Q: " + "x" * 40 + " A: y"], "images": [texts.picture(0)]}, "row 0: text: expected a question of at most"),
-        ("ok-vqa", {"texts": ["Q: a A: b"], "images": [texts.picture(0)], "answers": [["b"]]}, "row 0: answers: expected a list with the answers of at least 2 people, got ['b']"),
-        ("conceptual-captions", {"texts": ["a b", "c d"], "images": [texts.picture(0), None]}, "row 1: images: expected an image, got None"),
-        ("conceptual-captions", {"texts": ["a b"], "images": [{"bytes": b"no image", "path": None}]}, "row 0: images: expected the file of an image, got 8 bytes"),
-        ("text:empty", {"texts": ["", "x"]}, "expected texts of at least 2 tokens, got none"),
+        ("ok-vqa", texts.QUESTIONS, {}, "images: expected this column, got text"),
+        ("ok-vqa", ["What? A: x"], {"images": NOISE}, "row 0: text: expected `Q: <question> A: <answer>`"),
+        ("ok-vqa", [f"Q: {'x' * 40} A: y"], {"images": NOISE}, "row 0: text: expected a question of at most 28 tokens"),
+        ("ok-vqa", ["Q: a A: b"], {"images": NOISE, "answers": [["b"]]}, "of at least 2 people, got ['b']"),
+        ("ok-vqa", ["Q: a A: b"], {"images": NOISE, "answers": [[1, 2]]}, "of at least 2 people, got [1, 2]"),
+        ("conceptual-captions", ["a", "b"], {"images": [*NOISE, None]}, "row 1: images: expected an image, got None"),
+        ("conceptual-captions", ["a"], {"images": [NO_IMAGE]}, "row 0: images: expected the file of an image, got 8"),
+        ("text:empty", ["", "x"], {}, "expected texts of at least 2 tokens, got none"),
     ],
-)  # fmt: skip
+)
 def test_wrong_data_is_refused(
-    task: str, columns: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+    task: str, given: list[str], columns: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    texts.write_texts(Path("data"), task.removeprefix("text:"), columns.pop("texts"), **columns)
+    texts.write_texts(Path("data"), task.removeprefix("text:"), given, **columns)
     assert message in _error(capsys, "--tasks", task, "--dataset", "data", "--max_new_tokens", "4")
     assert not FILE.exists()
 

@@ -24,7 +24,7 @@ def picture(seed: int) -> Image.Image:
 
 
 def reference(model: JatModel, tokens: Any, pixel_values: Any = None) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return the model's log-probabilities of all tokens but the first, which of them are the likeliest, and its loss."""
+    """Return the model's log-probabilities of all tokens but the first, which are the likeliest, and its loss."""
     ids = torch.as_tensor(np.asarray(tokens))[None]
     values = None if pixel_values is None else torch.as_tensor(np.asarray(pixel_values))[None]
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_wrong_input_is_refused(given: dict[str, Any], message: str | None, load
 
 
 def test_a_text_that_the_cache_has_no_room_for(tiny_folder: Any) -> None:
-    with JatEngine.from_pretrained(tiny_folder, device="cpu", backend="torch", max_cached_tokens=16) as engine:
+    with JatEngine.from_pretrained(tiny_folder, device="cpu", backend="torch", max_cached_tokens=32) as engine:
         assert engine.score(input_ids=make_ids(10)).num_tokens == 9
         with pytest.raises(RuntimeError, match="KV cache"):
             engine.score(input_ids=make_ids(40))
