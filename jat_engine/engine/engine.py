@@ -35,6 +35,7 @@ from .batch import AgentBatch
 from .fork_lock import make_lock
 from .kv_cache import CacheStats
 from .missions import Missions
+from .scorer import TextScorer
 from .session import AgentSession, answer
 from .stats import EngineStats, make_stats
 from .step import Request, StepRunner
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from ..envs import Task
 
 
-class JatEngine(TextWriter):
+class JatEngine(TextWriter, TextScorer):
     """Inference engine that runs JAT agents from a checkpoint's weights.
 
     `reset_rl` and `get_next_action` have the published model's interface and run one agent. `open_session` opens any
