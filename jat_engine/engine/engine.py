@@ -35,6 +35,7 @@ from .batch import AgentBatch
 from .fork_lock import make_lock
 from .kv_cache import CacheStats
 from .missions import Missions
+from .scorer import TextScorer
 from .session import AgentSession, answer
 from .stats import EngineStats, make_stats
 from .step import Request, StepRunner
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from ..envs import Task
 
 
-class JatEngine(TextWriter):
+class JatEngine(TextWriter, TextScorer):
     """Inference engine that runs JAT agents from a checkpoint's weights.
 
     `reset_rl` and `get_next_action` have the published model's interface and run one agent. `open_session` opens any
@@ -64,7 +65,7 @@ class JatEngine(TextWriter):
         with make_lock():  # a fork and the exit wait for native code and torch
             self.choice, backend, num_pages = set_up(config, weights, choice, options, config.max_context_tokens)
         self._runner = StepRunner(config, backend, num_pages, Missions(assets.tokenizer, config.vocab_size))
-        self._assets, self._texts = assets, TextBatch(self._runner)
+        self._assets, self._texts = assets, TextBatch(self._runner, options.prefill_chunk)
         self._drop_in: AgentSession | None = None
 
     # ---- loading ---------------------------------------------------------------------------------------------------
