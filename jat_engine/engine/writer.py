@@ -81,10 +81,11 @@ class TextWriter:
             SessionError: the engine is closed.
 
         Example:
-            >>> engine.generate("The agent", max_new_tokens=5, do_sample=True, seed=0)  # doctest: +SKIP
-            ' is in the room'
-            >>> engine.generate(input_ids=[[1, 2, 3], [4]], max_new_tokens=2)[1].shape
-            torch.Size([3])
+            >>> texts = engine.generate(["Once upon", "A red"], max_new_tokens=5, do_sample=True, seed=0)
+            >>> len(texts), type(texts[0])
+            (2, <class 'str'>)
+            >>> [tuple(row.shape) for row in engine.generate(input_ids=[[1, 2, 3], [4]], max_new_tokens=2)]
+            [(5,), (3,)]
         """
         inputs = Inputs(text, images, input_ids, pixel_values, attention_mask)
         prompts = self._reader.read(inputs)
@@ -152,7 +153,7 @@ class TextWriter:
             SessionError: the engine is closed.
 
         Example:
-            >>> for token in engine.generate_stream(input_ids=[[1, 2, 3]], max_new_tokens=2):
+            >>> for token in engine.generate_stream(input_ids=[[1, 2, 3]], max_new_tokens=2, eos_token_id=None):
             ...     print(token.index, token.finish_reason)
             0 None
             0 length
