@@ -130,13 +130,12 @@ def test_stop_strings(engine: JatEngine, tiny_model: JatModel, tiny_processor: J
     """The token that completes a stop string is the last one; texts end before the string."""
     tokenizer = tiny_processor.tokenizer
     stopped = 0
-    for seed in range(8):
+    for seed in range(6):
         prompt = random_ids(seed, 8)
         whole = tiny_model.generate(prompt, max_new_tokens=30, eos_token_id=None)[0].tolist()
         text = tokenizer.decode(whole[8:])
-        for stop in (text[3:5], text[6], "<|endoftext|>", tokenizer.decode(whole[7:9])):
-            if "\ufffd" in stop or "\ufffd" in tokenizer.decode(whole[7]):
-                continue
+        pieces = [piece for piece in text.split("\ufffd") if piece]
+        for stop in (pieces[1], pieces[-1][:1], "<|endoftext|>"):
             options = {"max_new_tokens": 30, "eos_token_id": None, "stop_strings": [stop, "never there"]}
             expected = tiny_model.generate(prompt, tokenizer=tokenizer, **options)
             assert torch.equal(engine.generate(input_ids=prompt, **options), expected)
@@ -146,7 +145,7 @@ def test_stop_strings(engine: JatEngine, tiny_model: JatModel, tiny_processor: J
                 written = "".join(event.text for event in events)
                 assert stop not in written
                 assert text.startswith(written)
-    assert stopped > 5
+    assert stopped == 12
 
 
 def random_prompts(count: int, seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, int]]:
