@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("pyarrow", reason="needs the train extra")
 
-from helpers import text_data
+from helpers import texts
 
 from jat_engine import JatEngine, JatModel, JatProcessor
 from jat_engine.cli import main
@@ -23,7 +23,7 @@ from jat_engine.evaluation.answers import exact_match, first_answer, split_quest
 EVAL = ["eval", "--model_name_or_path", "model", "--use_cpu", "--backend", "torch", "--dtype", "float32"]
 FILE = Path("results/model/text_results.json")
 NUM_POSITIONS, NUM_PATCHES = 48, 16
-NOISE, NO_IMAGE = [text_data.picture(0)], {"bytes": b"no image", "path": None}
+NOISE, NO_IMAGE = [texts.picture(0)], {"bytes": b"no image", "path": None}
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def _loss(model: JatModel, tokens: list[int], image: Any, processor: JatProcesso
 
 
 def test_perplexity_is_that_of_the_model(tiny_model: JatModel, tiny_processor: JatProcessor, capsys: Any) -> None:
-    text_data.write_published(Path("data"))
+    texts.write_published(Path("data"))
     names = ["wikipedia", "oscar", "conceptual-captions", "ok-vqa"]
     found = _evaluate("--tasks", *names, "--max_new_tokens", "4")
     assert found["complete"] is True
@@ -68,16 +68,16 @@ def test_perplexity_is_that_of_the_model(tiny_model: JatModel, tiny_processor: J
         return tiny_processor.tokenizer(text)["input_ids"] if text else []
 
     pieces = {name: [] for name in names}
-    for text in text_data.ARTICLES:
+    for text in texts.ARTICLES:
         tokens = encode(text)
         cut = [tokens[begin : begin + NUM_POSITIONS] for begin in range(0, len(tokens), NUM_POSITIONS)]
         pieces["wikipedia"] += [(piece, None) for piece in cut if len(piece) > 1]
-    pieces["oscar"] = [(encode(text_data.ARTICLES[0]), None)]
+    pieces["oscar"] = [(encode(texts.ARTICLES[0]), None)]
     room = NUM_POSITIONS - NUM_PATCHES
     pieces["conceptual-captions"] = [
-        (encode(text)[:room], text_data.picture(seed)) for seed, text in enumerate(text_data.CAPTIONS) if len(text) > 1
+        (encode(text)[:room], texts.picture(seed)) for seed, text in enumerate(texts.CAPTIONS) if len(text) > 1
     ]
-    pieces["ok-vqa"] = [(encode(text), text_data.picture(seed)) for seed, text in enumerate(text_data.QUESTIONS)]
+    pieces["ok-vqa"] = [(encode(text), texts.picture(seed)) for seed, text in enumerate(texts.QUESTIONS)]
     for name in names:
         losses = [_loss(tiny_model, tokens, image, tiny_processor) for tokens, image in pieces[name]]
         count = sum(number for _, number in losses)
@@ -101,15 +101,15 @@ def test_perplexity_is_that_of_the_model(tiny_model: JatModel, tiny_processor: J
 
 def test_answers(tiny_processor: JatProcessor) -> None:
     """Answers are those of `generate`; a text whose answer is what the model says anyway is an exact match."""
-    images = [text_data.picture(seed) for seed in range(4)]
+    images = [texts.picture(seed) for seed in range(4)]
     options = {"max_new_tokens": 6, "do_sample": False}
     with JatEngine.from_pretrained("model", device="cpu", backend="torch", dtype="float32") as engine:
-        prompts = [split_question(text)[0] for text in text_data.QUESTIONS]
+        prompts = [split_question(text)[0] for text in texts.QUESTIONS]
         written = [first_answer(text) for text in engine.generate(prompts, images, **options)]
-        known = [f"{prompts[0]} {written[0] or '-'}", *text_data.QUESTIONS[1:]]
-    answers = [[written[0] or "-"] * 3 + ["other"] * 7, *text_data.ANSWERS[1:]]
-    text_data.write_texts(Path("data"), "ok-vqa", known, images=images, answers=answers)
-    text_data.write_texts(
+        known = [f"{prompts[0]} {written[0] or '-'}", *texts.QUESTIONS[1:]]
+    answers = [[written[0] or "-"] * 3 + ["other"] * 7, *texts.ANSWERS[1:]]
+    texts.write_texts(Path("data"), "ok-vqa", known, images=images, answers=answers)
+    texts.write_texts(
         Path("other"), "ok-vqa", known, images=images, answers=[[{"answer": one} for one in each] for each in answers]
     )
     found = _evaluate("--tasks", "ok-vqa", "--max_new_tokens", "6")["tasks"]["ok-vqa"]
@@ -125,10 +125,10 @@ def test_answers(tiny_processor: JatProcessor) -> None:
 
 
 def test_own_texts_and_a_part_of_them() -> None:
-    text_data.write_texts(Path("data"), "my-books", text_data.ARTICLES, split="train")
+    texts.write_texts(Path("data"), "my-books", texts.ARTICLES, split="train")
     found = _evaluate("--tasks", "text:my-books", "--split", "train", "--num_texts", "1")
     assert found["tasks"]["my-books"]["texts"] == 1
-    assert found["tasks"]["my-books"]["tokens"] == len(text_data.ARTICLES[0]) - 1
+    assert found["tasks"]["my-books"]["tokens"] == len(texts.ARTICLES[0]) - 1
     assert found["settings"]["num_texts"] == 1
 
 
@@ -149,8 +149,8 @@ def test_own_texts_and_a_part_of_them() -> None:
     ],
 )
 def test_what_is_refused(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text_data.write_texts(Path("data"), "oscar", text_data.ARTICLES)
-    text_data.write_texts(Path("data"), "numbers", ["a text", None])
+    texts.write_texts(Path("data"), "oscar", texts.ARTICLES)
+    texts.write_texts(Path("data"), "numbers", ["a text", None])
     assert message in _error(capsys, *flags)
     assert not FILE.exists()
 
@@ -158,7 +158,7 @@ def test_what_is_refused(flags: list[str], message: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("task", "given", "columns", "message"),
     [
-        ("ok-vqa", text_data.QUESTIONS, {}, "images: expected this column, got text"),
+        ("ok-vqa", texts.QUESTIONS, {}, "images: expected this column, got text"),
         ("ok-vqa", ["What? A: x"], {"images": NOISE}, "row 0: text: expected `Q: <question> A: <answer>`"),
         ("ok-vqa", [f"Q: {'x' * 40} A: y"], {"images": NOISE}, "row 0: text: expected a question of at most 28 tokens"),
         ("ok-vqa", ["Q: a A: b"], {"images": NOISE, "answers": [["b"]]}, "of at least 2 people, got ['b']"),
@@ -171,13 +171,13 @@ def test_what_is_refused(flags: list[str], message: str, capsys: pytest.CaptureF
 def test_wrong_data_is_refused(
     task: str, given: list[str], columns: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text_data.write_texts(Path("data"), task.removeprefix("text:"), given, **columns)
+    texts.write_texts(Path("data"), task.removeprefix("text:"), given, **columns)
     assert message in _error(capsys, "--tasks", task, "--dataset", "data", "--max_new_tokens", "4")
     assert not FILE.exists()
 
 
 def test_earlier_results_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    text_data.write_texts(Path("data"), "oscar", text_data.ARTICLES)
+    texts.write_texts(Path("data"), "oscar", texts.ARTICLES)
     _evaluate("--tasks", "oscar")
     before = FILE.read_bytes()
     assert "has text_results.json already" in _error(capsys, "--tasks", "oscar", "--dataset", "data")

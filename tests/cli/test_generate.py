@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import text_data
+from helpers import texts
 
 from jat_engine import JatEngine
 from jat_engine.cli import main
@@ -24,7 +24,7 @@ def working_directory(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_folder, tmp_path / "model")
     for seed in range(2):
-        text_data.picture(seed).save(f"{seed}.png")
+        texts.picture(seed).save(f"{seed}.png")
 
 
 def _expected(images: Any = None, **options: Any) -> tuple[list[str], list[list[int]]]:

@@ -1,49 +1,65 @@
-"""Texts for tests of `TextBatch`: a sequence that keeps all logits and writes greedily."""
+"""Write datasets of texts in the published columns, with images and people's answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 
-from jat_engine import JatEngine
-
-
-class GreedyText:
-    """A `Sequence` that chooses the most likely token, and keeps the logits after every token."""
-
-    wants_prompt_logits = True
-
-    def __init__(self, prompt: np.ndarray, num_new: int, pixel_values: np.ndarray | None = None) -> None:
-        self.prompt = np.asarray(prompt, np.int64)
-        self.pixel_values = pixel_values
-        self.max_new_tokens = num_new
-        self.finished = False
-        self.error: BaseException | None = None
-        self.tokens: list[int] = []
-        self.first: int | None = None
-        self._logits: list[np.ndarray] = []
-
-    @property
-    def logits(self) -> np.ndarray:
-        """Logits after each token of the prompt, and each new one but the last, float32 [n, vocab_size]."""
-        return np.concatenate(self._logits)
-
-    def accept_prompt(self, first: int, logits: np.ndarray) -> None:
-        self.first = first if self.first is None else self.first
-        self._logits.append(logits.copy())
-
-    def accept(self, logits: np.ndarray) -> int | None:
-        if self.tokens:
-            self._logits.append(logits[None].copy())
-        self.tokens.append(int(logits.argmax()))
-        return self.tokens[-1] if len(self.tokens) < self.max_new_tokens else None
+QUESTIONS = [
+    "Q: Where? A: here",
+    "Q: Who? A: a cat",
+    "Q: How many? A: two",
+    "Q: What? A: ball",
+]
+CAPTIONS = ["a red ball", "two blue keys", "x", "a very long caption of a door, which is cut off"]
+ARTICLES = ["The door is open.", "Go to the red ball, and then to the green box next to the purple ball. " * 3, "x", ""]
+ANSWERS = [["here"] * 4 + ["there"] * 6, ["cat"] * 10, ["2"] * 10, ["ball", "a ball", "box", "box"]]
 
 
-def finish(engine: JatEngine, texts: Iterable[GreedyText]) -> None:
-    """Run texts, which have been added or are added here, until all are finished."""
-    texts = list(texts)
-    for text in texts:
-        engine._texts.add(text)
-    while not all(text.finished for text in texts):
-        engine._texts.advance(texts)
+def picture(seed: int) -> Image.Image:
+    """Return an image of noise."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+
+
+def png(image: Image.Image) -> dict[str, Any]:
+    """Return an image as `datasets.Image` stores it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def write_texts(
+    folder: Path,
+    name: str,
+    texts: Sequence[Any],
+    *,
+    images: Sequence[Any] | None = None,
+    answers: Sequence[Any] | None = None,
+    split: str = "test",
+) -> Path:
+    """Write a split of a dataset as the published one is stored, and return its folder."""
+    columns: dict[str, Any] = {"text": list(texts)}
+    if images is not None:
+        columns["images"] = [png(image) if isinstance(image, Image.Image) else image for image in images]
+    if answers is not None:
+        columns["answers"] = list(answers)
+    path = folder / name / f"{split}-00000-of-00001-29b654dcc3597a04.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return folder
+
+
+def write_published(folder: Path, *, with_answers: bool = False) -> Path:
+    """Write all four datasets, and return their folder."""
+    write_texts(folder, "wikipedia", ARTICLES)
+    write_texts(folder, "oscar", ARTICLES[:1])
+    write_texts(folder, "conceptual-captions", CAPTIONS, images=[picture(seed) for seed in range(4)])
+    answers = ANSWERS if with_answers else None
+    return write_texts(folder, "ok-vqa", QUESTIONS, images=[picture(seed) for seed in range(4)], answers=answers)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.engines import EPISODE, INSTRUCTION_SETS, Load, native, play, variants
-from helpers.texts import GreedyText, finish
+from helpers.text_steps import GreedyText, finish
 
 from jat_engine import CacheFullError, JatEngine, JatModel, SessionError
 from jat_engine.testing import golden
