@@ -84,7 +84,8 @@ class TextWriter:
             >>> texts = engine.generate(["Once upon", "A red"], max_new_tokens=5, do_sample=True, seed=0)
             >>> len(texts), type(texts[0])
             (2, <class 'str'>)
-            >>> [tuple(row.shape) for row in engine.generate(input_ids=[[1, 2, 3], [4]], max_new_tokens=2)]
+            >>> rows = engine.generate(input_ids=[[1, 2, 3], [4]], max_new_tokens=2, eos_token_id=None)
+            >>> [tuple(row.shape) for row in rows]
             [(5,), (3,)]
         """
         inputs = Inputs(text, images, input_ids, pixel_values, attention_mask)

@@ -21,6 +21,7 @@ MODULES = (
     "jat_engine.engine.batch",
     "jat_engine.engine.engine",
     "jat_engine.engine.session",
+    "jat_engine.engine.writer",
     "jat_engine.envs",
     "jat_engine.envs.make",
     "jat_engine.envs.registry",
