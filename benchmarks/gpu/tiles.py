@@ -86,7 +86,7 @@ def candidates(rows: int, product: Product) -> Iterator[Any]:
 @contextlib.contextmanager
 def tiles_instead(chosen: dict[tuple[int, int], Any]) -> Iterator[None]:
     """Launch linear layers with the chosen tiles, by (outputs, inputs), within the block."""
-    from jat_engine.backends.cuda import graph
+    from jat_engine.backends.cuda import blocks
     from jat_engine.kernels import linear
 
     tile_of, num_partials = linear.tile_of, linear.num_partials
@@ -100,7 +100,7 @@ def tiles_instead(chosen: dict[tuple[int, int], Any]) -> Iterator[None]:
 
     with (
         mock.patch.multiple(linear, tile_of=chosen_tile, num_partials=chosen_partials),
-        mock.patch.multiple(graph, num_partials=chosen_partials),
+        mock.patch.multiple(blocks, num_partials=chosen_partials),
     ):
         yield
 
