@@ -37,6 +37,7 @@ from .missions import Missions
 from .session import AgentSession, answer
 from .stats import EngineStats, make_stats
 from .step import Request, StepRunner
+from .text_batch import TextBatch
 from .warm_up import STEPS, WINDOW, find_example, play_batch
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class JatEngine:
         with make_lock():  # a fork and the exit wait for native code and torch
             self.choice, backend, num_pages = set_up(config, weights, choice, options, config.max_context_tokens)
         self._runner = StepRunner(config, backend, num_pages, missions)
+        self._texts = TextBatch(self._runner, options.prefill_chunk)
         self._drop_in: AgentSession | None = None
 
     # ---- loading ---------------------------------------------------------------------------------------------------
@@ -532,6 +534,7 @@ class JatEngine:
 
         arguments = sessions, observations, rewards, action_spaces, deterministic, return_predictions, options
         runner = self._runner
+        runner.waiting.append(None)
         with runner.lock, runner.one_step(): return self._step_all(begin_ns, *arguments)  # noqa: E701  # fmt: skip
 
     def _step_all(
@@ -547,6 +550,7 @@ class JatEngine:
     ) -> list[Any]:
         """Take the steps of `get_next_actions`. The caller holds the lock."""
         runner = self._runner
+        runner.enter()
         requests: dict[int, Request] = {}
         errors: dict[int, Exception] = {}
         for index, session in enumerate(sessions):

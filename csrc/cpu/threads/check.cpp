@@ -96,9 +96,9 @@ std::vector<float> play(DType dtype, DType kv_dtype, int num_threads) {
     for (int token = 0; token < kSessions * kTokens; ++token)
       embeddings.push_back(x.data() + token * kHidden);
     for (const int sessions : {kSessions, 2, 1}) {
-      model.decode({sessions, sessions * kTokens, embeddings.data(), num_new.data(), lens.data(),
-                    offsets.data(), page_tables.data(), heads.data(), out.data()},
-                   pool.data());
+      const StepPlan plan = {sessions,    sessions * kTokens, embeddings.data(),  num_new.data(),
+                             lens.data(), offsets.data(),     page_tables.data(), nullptr};
+      model.decode(plan, {heads.data(), out.data()}, pool.data());
       for (int session = 0; session < sessions; ++session) keep(predictions[session]);
     }
     for (int session = 0; session < kSessions; ++session) lens[session] += session % kTokens + 1;
