@@ -152,9 +152,7 @@ def _run_block(
     return _add_linear(inner, layer.mlp_out, layer.mlp_out_bias, scratch, x, pdl)
 
 
-def _add_linear(
-    a: Tensor, matrix: Matrix, bias: Tensor, scratch: BlockScratch, x: Tensor, pdl: bool
-) -> Tensor | None:
+def _add_linear(a: Tensor, matrix: Matrix, bias: Tensor, scratch: BlockScratch, x: Tensor, pdl: bool) -> Tensor | None:
     """Add a linear layer of a to x, and return None; or return what remains to be added, float32 [P, rows, H]."""
     rows, hidden = x.shape
     parts = num_partials(rows, hidden, a.shape[1], matrix.weight.dtype)
