@@ -18,7 +18,7 @@ from jat_engine.testing.golden import relative_error
 
 pytest.importorskip("triton", reason="the CUDA backend's kernels are Triton's")
 
-from jat_engine.backends.cuda import graph
+from jat_engine.backends.cuda import blocks, graph
 from jat_engine.backends.cuda.backend import CudaBackend, FaultyKernelsError, cache_room
 from jat_engine.backends.cuda.buckets import bucket, bucket_below, shape_of
 from jat_engine.backends.cuda.graph import GraphStep

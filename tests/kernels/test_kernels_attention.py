@@ -304,7 +304,7 @@ def test_wrapper_names_what_is_wrong() -> None:
         attention.paged_attention(*arguments, 8, out, max_queries=1, splits=case.splits(2))
     with pytest.raises(ValueError, match="window: expected at least 1, got 0"):
         attention.paged_attention(*arguments, 0, out, max_queries=1)
-    with pytest.raises(ValueError, match="max_queries: expected at most 64 for torch.float32 pages, got 65"):
+    with pytest.raises(ValueError, match=r"max_queries: expected at most 64 for torch\.float32 pages, got 65"):
         attention.paged_attention(*arguments, 8, out, max_queries=65)
     memory = case.splits(2)
     assert memory is not None

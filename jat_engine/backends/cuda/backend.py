@@ -161,7 +161,7 @@ class CudaBackend:
     def memory(self) -> dict[str, int]:
         """Bytes on the device by purpose. Pages of the startup check count as scratch."""
         cache_bytes = self._num_pages * self.page_bytes
-        users = [self._graphs, self._texts] if self._texts else [self._graphs]
+        users: list[GraphCache | TextRunner] = [self._graphs, self._texts] if self._texts else [self._graphs]
         return {
             "weights": self.weight_bytes,
             "cache": cache_bytes,

@@ -64,8 +64,8 @@ def make_inputs(shape: TextShape, max_pages: int, device: torch.device) -> HostB
     """Return the buffer of a step's inputs, at first without rows.
 
     Fields, S = parts * rounds: source_ptrs int64 [rows], addresses of embeddings, float32 [H]; positions, slot_mapping,
-    source_sizes, value_starts int32 [rows]; query_start [S + 1], context_lens, start_offsets int32 [S]; page_table int32
-    [S, max_pages]; predicted int32 [predictions], rows.
+    source_sizes, value_starts int32 [rows]; query_start [S + 1], context_lens, start_offsets [S], page_table
+    [S, max_pages] int32; predicted int32 [predictions], rows.
     """
     sessions = shape.parts * shape.rounds
     by_row, by_session = ((shape.rows,), torch.int32), ((sessions,), torch.int32)
@@ -164,7 +164,8 @@ def _sources(texts: Sequence[TextRows], embedding_ptr: int, row_bytes: int) -> n
         if text.patches is not None:
             pieces.append(text.patches.data_ptr() + np.arange(len(text.patches)) * row_bytes)
         pieces.append(embedding_ptr + text.tokens * row_bytes)
-    return np.concatenate(pieces)
+    addresses: np.ndarray = np.concatenate(pieces)
+    return addresses
 
 
 def _next_power(count: int, least: int) -> int:
