@@ -254,6 +254,29 @@ def test_graphs_are_bounded(engine: JatEngine, expected: Texts, monkeypatch: pyt
     assert relative_error(np.concatenate(found), whole) <= TOLERANCE
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", pytest.param("float8_e4m3", marks=needs_float8)])
+def test_kernels_that_compute_something_else_show(
+    kv_dtype: str, tiny_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, a new bucket's first predictions are compared with plain torch."""
+    pixels = np.random.default_rng(0).standard_normal((3, 32, 32)).astype(np.float32)
+    tokens = tokens_of(10, 9)
+    with Texts(make_engine(tiny_folder, max_cached_tokens=256, kv_dtype=kv_dtype)) as texts:
+        texts.backend._verifies_graphs = True
+        patches = texts.backend.embed_picture(pixels)
+        texts.run(texts.rows("a", tokens[:5], 2, patches), texts.rows("b", tokens, 1))
+        texts.run(texts.rows("a", tokens[5:6], 1), texts.rows("b", [3], 1))
+
+        right = text_step.norm_linear
+
+        def wrong(x: torch.Tensor, *arguments: Any, **options: Any) -> None:
+            right(x.roll(1, dims=1), *arguments, **options)
+
+        monkeypatch.setattr(text_step, "norm_linear", wrong)
+        with pytest.raises(RuntimeError, match="text: its kernels do not compute what plain torch does"):
+            texts.run(texts.rows("a", tokens[6:7], 1))
+
+
 def test_buckets() -> None:
     def shape(*counts: tuple[int, int], is_kv_quantized: bool = False) -> tuple[int, ...]:
         table = np.arange(33, dtype=np.int32)

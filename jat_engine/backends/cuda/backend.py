@@ -294,7 +294,7 @@ class CudaBackend:
 
         Raises:
             torch.OutOfMemoryError: there is no memory for it.
-            RuntimeError: the GPU has failed.
+            RuntimeError: the kernels of texts cannot be used, or the GPU has failed.
         """
         self._begin()
         logits = self._text_runner().run(texts)
@@ -303,7 +303,7 @@ class CudaBackend:
 
     def _text_runner(self) -> TextRunner:
         if self._texts is None:
-            self._texts = TextRunner(self._weights, self._cache, self._max_pages)
+            self._texts = TextRunner(self._weights, self._cache, self._max_pages, verifies=self._verifies_graphs)
         return self._texts
 
     # ---- what does not work ----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from .blocks import BlockScratch, run_blocks
 from .capture import CapturedGraph, retry_without_pdl
 from .driver import is_out_of_memory
 from .kv_pages import KVPages
+from .text_check import text_disagreement
 from .text_staging import TextShape, make_inputs, stage_text, text_shape
 from .text_weights import TextWeights
 from .weights import CudaWeights
@@ -161,18 +162,20 @@ class TextStep:
 class TextRunner:
     """Steps of texts on the pages of an engine. Its weights are read when it is made: by the first text."""
 
-    def __init__(self, weights: CudaWeights, cache: KVPages, max_pages: int) -> None:
+    def __init__(self, weights: CudaWeights, cache: KVPages, max_pages: int, *, verifies: bool) -> None:
         """Read the weights of texts onto the device.
 
         Args:
             weights: of the engine.
             cache: that steps read and append to.
             max_pages: of a text.
+            verifies: compare the first predictions of each bucket with plain torch.
         """
         self._weights = weights
         self._text_weights = weights.read_text()
         self._cache = cache
         self._max_pages = max_pages
+        self._verifies = verifies
         self._steps: dict[TextShape, TextStep] = {}
         self._scratch = TextScratch(weights, 1)
         self._host_logits = torch.empty(0, dtype=torch.float32, device="cpu")
@@ -205,8 +208,11 @@ class TextRunner:
 
         Raises:
             torch.OutOfMemoryError: there is no memory for it, even without the graphs of other steps.
+            RuntimeError: kernels cannot be launched, or do not compute what plain torch does.
         """
-        step = self._step(text_shape(texts, self._weights.is_kv_quantized))
+        shape = text_shape(texts, self._weights.is_kv_quantized)
+        is_new = shape not in self._steps
+        step = self._step(shape)
         embedding = self._text_weights.embedding
         rows = stage_text(step.inputs, step.shape, texts, embedding.data_ptr(), self._weights.row_bytes)
         step.launch()
@@ -221,6 +227,11 @@ class TextRunner:
         for text in texts:
             found.append(logits.numpy()[rows[begin : begin + text.num_predicted]])
             begin += text.num_predicted
+        if is_new and self._verifies:
+            failure = text_disagreement(self._weights, self._text_weights, self._cache, texts, found)
+            if failure:
+                del self._steps[shape]
+                raise RuntimeError(f"text: {failure}")
         return found
 
     def _on_host(self, count: int) -> Tensor:
