@@ -45,7 +45,8 @@ Table = dict[str, Any]
 
 def sources() -> list[Path]:
     """Return the files that decide what the clock finds."""
-    kernels = [*sorted((ROOT / "kernels").glob("*.py")), ROOT / "jat_engine/backends/cuda/graph.py"]
+    backend = ROOT / "jat_engine/backends/cuda"
+    kernels = [*sorted((ROOT / "kernels").glob("*.py")), backend / "blocks.py", backend / "graph.py"]
     native = [path for path in (ROOT / "csrc/cuda").rglob("*") if path.suffix in (".cuh", ".h", ".cpp")]
     step = [path for path in native if path.parent.name in ("cuda", "phases") and "runner" not in path.name]
     step = [path for path in step if path.name not in ("bindings.cpp", "device.h", "dispatch.h")]
