@@ -1,8 +1,8 @@
 """Time texts on the CUDA backend at the published size: what a token costs that is written, and a prompt that is read.
 
-Whole calls of `Backend.run_text`, from rows to logits on the host, and the device alone. Weights are random, since times
-do not depend on them. Floor: the blocks' weights, the text head's and every text's keys and values once, over the rate
-of a device-to-device copy.
+Whole calls of `Backend.run_text`, from rows to logits on the host, and the device alone. Weights are random, since
+times do not depend on them. Floor: the weights of the blocks and of the head of texts, and the keys and values of every
+text, once, over the rate of a device-to-device copy.
 """
 
 from __future__ import annotations

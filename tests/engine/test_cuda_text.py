@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -252,6 +253,28 @@ def test_graphs_are_bounded(engine: JatEngine, expected: Texts, monkeypatch: pyt
             assert len(texts.backend._texts._steps) <= 2
     (whole,) = expected.run(expected.rows("a", tokens, 40))
     assert relative_error(np.concatenate(found), whole) <= TOLERANCE
+
+
+class _NoKernel:
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        return lambda *arguments, **options: None
+
+
+def test_a_step_allocates_nothing(engine: JatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is allocated within a capture would be used by others while the graph still works on it."""
+    with Texts(engine) as texts:
+        texts.run(texts.rows("a", tokens_of(0, 9), 2), texts.rows("b", [1], 1))
+        texts.run(texts.rows("a", [2], 1))
+        steps = list(texts.backend._texts._steps.values())
+    for module in [module for name, module in sys.modules.items() if name.startswith("jat_engine.kernels.")]:
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, _NoKernel())
+    with torch.profiler.profile(profile_memory=True) as profile:
+        for step in steps:
+            step._run()
+    operations = {event.name for event in profile.events()}
+    assert {"aten::copy_", "aten::index_select"} <= operations
+    assert not {name for name in operations if "empty" in name or "clone" in name or "zeros" in name}
 
 
 @pytest.mark.parametrize("kv_dtype", ["auto", pytest.param("float8_e4m3", marks=needs_float8)])
