@@ -24,7 +24,7 @@ from .kv_cache import Pages
 from .step import StepRunner
 
 _ROWS_BESIDE_AGENTS = 16
-"""Rows of a step while agents act: on a CPU they take about as long as reading the weights, which is an agent's step."""
+"""Rows of a step while agents act: on a CPU they take about as long as reading the weights, an agent's step."""
 
 _AGENTS_REST_SECONDS = 1.0
 """Agents that have not acted for so long are taken to be at rest."""
