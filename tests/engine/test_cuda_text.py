@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.engines import EPISODE, TOLERANCE, play
 
-from jat_engine import JatEngine
+from jat_engine import JatEngine, JatModel
 from jat_engine.backends.base import TextRows
 from jat_engine.testing.golden import CONFIG, relative_error
 
@@ -165,6 +165,19 @@ def test_agents_and_texts_take_turns(engine: JatEngine, expected: Texts) -> None
             assert relative_error(play(session, episode, t)[1], episode.predictions[t]) <= TOLERANCE
     (whole,) = expected.run(expected.rows("a", tokens, 20))
     assert relative_error(np.concatenate(found), whole) <= TOLERANCE
+
+
+@pytest.mark.parametrize("with_image", [False, True], ids=["text", "image"])
+def test_generation(with_image: bool, engine: JatEngine, tiny_model: JatModel) -> None:
+    """Greedy tokens are those of `JatModel`."""
+    prompts = [tokens_of(seed, length) for seed, length in ((11, 9), (12, 3))]
+    pixels = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32))
+    for tokens in prompts:
+        image = {"pixel_values": pixels} if with_image else {}
+        ids = torch.from_numpy(tokens)[None]
+        expected = tiny_model.generate(ids, **image, max_new_tokens=4, eos_token_id=None)
+        found = engine.generate(input_ids=ids, **image, max_new_tokens=4, eos_token_id=None)
+        assert torch.equal(found, expected)
 
 
 def test_an_engine_that_acts_loads_no_weights_of_texts(tiny_folder: Any) -> None:

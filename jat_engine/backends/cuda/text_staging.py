@@ -137,7 +137,7 @@ def stage_text(
     row_of[flat] = np.arange(rows)
     ends = begins + counts
     ranges = [np.arange(end - text.num_predicted, end) for end, text in zip(ends, texts, strict=True)]
-    predicted = row_of[np.concatenate(ranges)]
+    predicted: np.ndarray = row_of[np.concatenate(ranges)]
     if shape.predictions == shape.rows:
         return predicted
     host["predicted"][: len(predicted)] = predicted
@@ -159,7 +159,7 @@ def _parts(counts: np.ndarray, shape: TextShape) -> tuple[np.ndarray, np.ndarray
 
 def _sources(texts: Sequence[TextRows], embedding_ptr: int, row_bytes: int) -> np.ndarray:
     """Return the addresses of the embeddings of all texts' rows, one text after the other, int64."""
-    pieces = []
+    pieces: list[np.ndarray] = []
     for text in texts:
         if text.patches is not None:
             pieces.append(text.patches.data_ptr() + np.arange(len(text.patches)) * row_bytes)
