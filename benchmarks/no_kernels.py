@@ -20,7 +20,7 @@ from jat_engine.backends import Choice
 from jat_engine.backends.cuda import backend, graph, startup_check
 from jat_engine.backends.cuda.weights import CudaWeights
 from jat_engine.backends.options import EngineOptions
-from jat_engine.checkpoint.weights import parameter_shapes
+from jat_engine.checkpoint.weights import checkpoint_shapes
 from jat_engine.config import JatConfig
 from jat_engine.engine.engine import JatEngine
 
@@ -31,7 +31,7 @@ class Zeros:
     """Parameters of the right shapes, as `jat_engine.checkpoint.weights.Weights`."""
 
     def __init__(self, config: JatConfig) -> None:
-        self._shapes = parameter_shapes(config)
+        self._shapes = checkpoint_shapes(config)
 
     def get(self, name: str) -> Tensor:
         return torch.zeros(self._shapes[name])
