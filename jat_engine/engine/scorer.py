@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..config import JatConfig
 from ..errors import InputError
 from ..text.assets import TextAssets
@@ -50,7 +48,8 @@ class TextScorer:
 
         Args:
             texts: a string, or a list of strings of any lengths.
-            images: a picture before each text, as `JatProcessor` takes them; None for none at all.
+            images: a picture before each text, as `JatProcessor` takes them, or None for a text without; None for none
+                at all.
             contexts: a string before each text, which is read and not scored; None for none at all.
             input_ids: tokens in place of `texts`: a list of integers, a list of such lists, or an array or tensor [S]
                 or [B, S]. `contexts` are then tokens, too.
@@ -86,7 +85,8 @@ class TextScorer:
             parsed = parse_texts(texts, contexts, self.text_tokenizer.encode, vocab_size)
         else:
             parsed = parse_ids(input_ids, contexts, vocab_size)
-        pictures = self._read_pictures(images, pixel_values, len(parsed))
+        is_one = is_single(texts if texts is not None else input_ids)
+        pictures = self._assets.pictures.of_prompts(images, pixel_values, len(parsed), is_one)
         positions, num_patches = self.config.max_position_embeddings, self.config.num_image_tokens
         sequences = []
         for one, picture in zip(parsed, pictures, strict=True):
@@ -97,25 +97,7 @@ class TextScorer:
         for begin in range(0, len(sequences), _TEXTS_AT_ONCE):
             self._read_texts(sequences[begin : begin + _TEXTS_AT_ONCE])
         scores = [sequence.score() for sequence in sequences]
-        return scores[0] if is_single(texts if texts is not None else input_ids) else scores
-
-    def _read_pictures(self, images: Any, pixel_values: Any, count: int) -> list[np.ndarray | None]:
-        """Return processed images, one or None for each of `count` texts."""
-        if images is not None and pixel_values is not None:
-            raise InputError("images, pixel_values: expected one of them, got both")
-        if images is not None:
-            given = images if isinstance(images, list | tuple) else [images]
-            if len(given) != count:
-                raise InputError(f"images: expected one for each of {count} text(s), got {len(given)}")
-            found = iter(self._assets.pictures.convert([image for image in given if image is not None]))
-            return [None if image is None else next(found) for image in given]
-        if pixel_values is not None:
-            if not hasattr(pixel_values, "__len__") or len(pixel_values) != count:
-                got = len(pixel_values) if hasattr(pixel_values, "__len__") else f"{pixel_values!r:.40}"
-                raise InputError(f"pixel_values: expected one image for each of {count} text(s), got {got}")
-            check = self._assets.pictures.check_values
-            return [check(f"pixel_values[{index}]", values) for index, values in enumerate(pixel_values)]
-        return [None] * count
+        return scores[0] if is_one else scores
 
     def _read_texts(self, sequences: list[ScoredText]) -> None:
         """Run steps of texts until all of these have been read."""

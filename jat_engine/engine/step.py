@@ -352,6 +352,11 @@ class StepRunner:
         if self.closed:
             raise SessionError(_CLOSED)
 
+    @property
+    def is_stepping(self) -> bool:
+        """True within a step: one of this thread, which holds `lock`. The caller holds it."""
+        return self._step_lock.locked()
+
     def check_idle(self) -> None:
         """Check that this call does not come from within a step of the engine. The caller holds the lock.
 
@@ -360,7 +365,7 @@ class StepRunner:
         Raises:
             SessionError: it does.
         """
-        if self._step_lock.locked():  # by this thread, which holds the other lock
+        if self.is_stepping:
             raise SessionError(
                 "engine: expected one step at a time, got a call from within a step, such as a signal handler's; let "
                 "the handler set a flag, and call the engine after the step"

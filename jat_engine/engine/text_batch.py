@@ -29,6 +29,9 @@ _ROWS_BESIDE_AGENTS = 16
 _AGENTS_REST_SECONDS = 1.0
 """Agents that have not acted for so long are taken to be at rest."""
 
+_LONGEST_WAIT = 0.1
+"""Seconds after which a thread looks again if it is its turn: Ctrl-C may end a step before its end is made known."""
+
 
 class _Running:
     """A text in the batch.
@@ -110,7 +113,8 @@ class TextBatch:
         self._running: list[_Running] = []
         self._waiting: deque[_Running] = deque()
         self._turn = threading.Condition(runner.lock)
-        self._owner: tuple[int, int] | None = None  # process and thread that runs a step, and what follows it
+        self._owner: int | None = None  # thread that runs a step, and what follows it
+        self._process = os.getpid()
         self._agents_seen = (-1, 0.0)
 
     def add(self, sequence: Sequence) -> None:
@@ -120,6 +124,7 @@ class TextBatch:
             SessionError: the engine is closed.
         """
         with self._runner.lock:
+            self._forget_parent()
             self._runner.check_open()
             self._waiting.append(_Running(sequence, self._runner.config.num_image_tokens))
 
@@ -127,12 +132,13 @@ class TextBatch:
         """Remove texts, finished or not, and give their pages back. Absent ones are ignored."""
         ids = {id(sequence) for sequence in sequences}
         with self._runner.lock:
-            self._take_turn()
+            # Within a step, where the collection of garbage may close a stream, nothing can be waited for.
+            if not self._runner.is_stepping and self._owner != threading.get_ident():
+                self._take_turn()
             for text in [*self._running, *self._waiting]:
                 if id(text.sequence) in ids:
-                    text.end()
-            self._running = [text for text in self._running if id(text.sequence) not in ids]
-            self._waiting = deque(text for text in self._waiting if id(text.sequence) not in ids)
+                    text.sequence.finished = True
+            self._drop_finished()
 
     def advance(self, sequences: Iterable[Sequence]) -> None:
         """Run a step of all texts, unless all of these are finished already. Another thread's step is waited for.
@@ -143,21 +149,25 @@ class TextBatch:
         runner = self._runner
         wanted = list(sequences)
         runner.give_way()
-        with runner.lock:
-            self._take_turn()
-            runner.check_open()
-            if all(sequence.finished for sequence in wanted):
-                return
-            self._owner = os.getpid(), threading.get_ident()
-
+        is_owner = False
         try:
+            with runner.lock:
+                runner.check_idle()
+                self._take_turn()
+                runner.check_open()
+                if all(sequence.finished for sequence in wanted):
+                    return
+                is_owner, self._owner = True, threading.get_ident()
+
             # Its own statement, since agents may take their steps while the logits are used.
             with runner.lock, runner.one_step(): parts, logits = self._run()  # noqa: E701  # fmt: skip
-            self._commit(parts, logits)
+            self._commit(parts, logits, wanted)
         finally:
-            with runner.lock:
+            if is_owner:
+                # Before anything is waited for, which Ctrl-C may end.
                 self._owner = None
-                self._turn.notify_all()
+                with runner.lock:
+                    self._turn.notify_all()
 
     def _take_turn(self) -> None:
         """Wait until no thread runs a step. The caller holds the lock.
@@ -165,25 +175,38 @@ class TextBatch:
         Raises:
             SessionError: this thread does, so that the call comes from an object that a request was given.
         """
+        self._forget_parent()
         while self._owner is not None:
-            process, thread = self._owner
-            if process != os.getpid():  # a fork: the thread was the parent's, as were those of all texts
-                self._owner = None
-                for text in [*self._running, *self._waiting]:
-                    text.end(SessionError("text: expected one of this process, got its parent's"))
-                self._running, self._waiting = [], deque()
-            elif thread == threading.get_ident():
+            if self._owner == threading.get_ident():
                 raise SessionError(
                     "engine: expected a text's processor, criterion or streamer to leave the engine's texts alone, got "
                     "a call from within their step"
                 )
-            else:
-                self._turn.wait()
+            self._turn.wait(_LONGEST_WAIT)
+
+    def _forget_parent(self) -> None:
+        """After a fork, end the parent's texts, which have no thread here. The caller holds the lock."""
+        if self._process == os.getpid():
+            return
+        for text in [*self._running, *self._waiting]:
+            text.end(SessionError("text: expected one of this process, got its parent's"))
+        self._running, self._waiting = [], deque()
+        self._owner, self._process = None, os.getpid()
+
+    def _drop_finished(self) -> None:
+        """Remove finished texts, and give their pages back. The caller holds the lock."""
+        for text in [*self._running, *self._waiting]:
+            if text.sequence.finished:
+                text.end()
+        self._running = [text for text in self._running if not text.sequence.finished]
+        self._waiting = deque(text for text in self._waiting if not text.sequence.finished)
 
     # ---- a step ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> tuple[list[tuple[_Running, TextRows]], list[np.ndarray]]:
         """Run a step, and return its texts, their rows and their logits. The caller holds the lock."""
+        self._runner.check_open()
+        self._drop_finished()  # Ctrl-C may have kept `_commit` from it
         self._admit()
         plan, backend = self._plan(), self._runner.backend
         if not plan:
@@ -199,6 +222,9 @@ class TextBatch:
         """Give waiting texts their pages, in the order in which they came."""
         while self._waiting and len(self._running) < self._runner.backend.max_text_rows:
             text = self._waiting[0]
+            if text in self._running:  # Ctrl-C came between the two statements below
+                self._waiting.popleft()
+                continue
             most = text.num_prompt_rows + max(text.sequence.max_new_tokens - 1, 0)
             try:
                 text.pages = self._runner.open_text(most)
@@ -236,8 +262,14 @@ class TextBatch:
         is_acting = count > 0 and now - self._agents_seen[1] < _AGENTS_REST_SECONDS
         return _ROWS_BESIDE_AGENTS if is_acting else self._runner.backend.max_text_rows
 
-    def _commit(self, parts: list[tuple[_Running, TextRows]], logits: list[np.ndarray]) -> None:
-        """Hand out the logits. What a sequence raises ends that sequence alone, unless it ends the program."""
+    def _commit(self, parts: list[tuple[_Running, TextRows]], logits: list[np.ndarray], wanted: list[Sequence]) -> None:
+        """Hand out the logits. What a sequence raises ends that sequence alone, unless it ends the program.
+
+        Args:
+            parts: texts of the step, and their rows.
+            logits: of each text.
+            wanted: sequences of this thread; others may be of other threads.
+        """
         try:
             for (text, rows), values in zip(parts, logits, strict=True):
                 try:
@@ -245,11 +277,18 @@ class TextBatch:
                 except Exception as error:
                     text.end(error)
                 except BaseException as error:
+                    is_own = any(text.sequence is one for one in wanted)
+                    if isinstance(error, KeyboardInterrupt) and not is_own:
+                        text.end(
+                            SessionError(
+                                "text: expected a step without an interruption, got Ctrl-C in the thread that computed "
+                                "it, between two parts of this text; begin it again"
+                            )
+                        )
+                        raise
                     text.end(error)
-                    raise
+                    if is_own:
+                        raise
         finally:
             with self._runner.lock:
-                for text in self._running:
-                    if text.sequence.finished:
-                        text.end()
-                self._running = [text for text in self._running if not text.sequence.finished]
+                self._drop_finished()

@@ -98,6 +98,8 @@ class TextWriter:
         check_padding(call, inputs, prompts)
         if streamer is not None and count > 1:
             raise InputError(f"streamer: expected with a single continuation, got {count}; use generate_stream")
+        if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+            raise InputError(f"streamer: expected an object with the methods put and end, got {shown(streamer)}")
 
         requests = [request for prompt in prompts for request in call.requests(prompt)]
         if streamer is not None:
@@ -217,7 +219,7 @@ class TextWriter:
                 self._texts.advance(running)
                 for request in running:
                     yield from request.take_events()
-                running = [request for request in running if not request.finished or request.events]
+                running = [request for request in running if not request.is_taken]
         finally:
             for request in running:
                 request.finished = True

@@ -75,11 +75,12 @@ def _flatten(images: Any) -> list[Any]:
         path = os.fspath(images)
         try:
             return [Image.open(path) if Path(path).exists() else load_image(path)]
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"images: expected a picture, got {path!r:.80} ({str(error).splitlines()[0]:.120})"
-            ) from None
+        except Exception as error:  # the client that fetches a URL has classes of its own
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"images: expected a picture, got {path!r:.80} ({reason:.120})") from None
     if isinstance(images, Image.Image):
+        if 0 in images.size:
+            raise ValueError(f"images: expected a picture with pixels, got size {list(images.size)}")
         return [images]
     if isinstance(images, list | tuple) and not _is_numbers(images):
         return [picture for item in images for picture in _flatten(item)]

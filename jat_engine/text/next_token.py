@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .options import GenerationOptions
+from ..errors import InputError
+from .options import GenerationOptions, shown
 
 Processor = Callable[[Any, Any], Any]
 """Function of ids, int64 [1, S], and scores, float32 [1, V], that returns new scores."""
@@ -64,15 +65,28 @@ class NextToken:
 
         Returns:
             The token, and the processed scores, float32 [1, V]; None if they are the logits.
+
+        Raises:
+            InputError: a processor returned something else than scores, or no token can be sampled.
         """
         if not self._processors and self._generator is None:
             return int(logits.argmax()), None
         scores = torch.from_numpy(logits[None].copy())
         for process in self._processors:
-            scores = process(ids, scores)
+            scores = _check_scores(process, process(ids, scores), len(logits))
         if self._generator is None:
             return int(scores.argmax()), scores
         return sample(scores.softmax(-1), self._generator), scores
+
+
+def _check_scores(processor: Any, scores: Any, vocab_size: int) -> torch.Tensor:
+    """Return a processor's scores as float32 [1, V]."""
+    is_tensor = isinstance(scores, torch.Tensor) and scores.device.type == "cpu" and scores.is_floating_point()
+    if not is_tensor or scores.shape != (1, vocab_size):
+        got = f"{scores.dtype} of shape {list(scores.shape)}" if isinstance(scores, torch.Tensor) else shown(scores)
+        name = getattr(processor, "__name__", type(processor).__name__)
+        raise InputError(f"logits_processor: expected {name} to return floats of shape [1, {vocab_size}], got {got}")
+    return scores.detach().float()
 
 
 def merge(own: list[Any], given: list[Any]) -> list[Any]:
@@ -174,12 +188,16 @@ def sample(probabilities: torch.Tensor, generator: torch.Generator) -> int:
         generator: on the CPU.
 
     Raises:
-        RuntimeError: a probability is not finite.
+        InputError: a probability is not finite.
     """
     values = probabilities[0].numpy()
     kept = np.flatnonzero(values)
-    is_usual = len(kept) * 4 < len(values) and bool(np.isfinite(values[kept]).all()) and len(kept) > 0
-    if not is_usual or not _knows_exponential():
+    if not np.isfinite(values[kept]).all():
+        raise InputError(
+            "do_sample: expected scores that give at least one token a probability, got none or infinity; raise the "
+            "temperature, or suppress fewer tokens"
+        )
+    if len(kept) * 4 >= len(values) or not _knows_exponential():
         return int(torch.multinomial(probabilities, 1, generator=generator))
     return int(kept[(values[kept] / _exponential(len(values), kept, generator)).argmax()])
 

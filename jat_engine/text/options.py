@@ -201,6 +201,9 @@ class GenerationOptions:
                 f"temperature: expected a number > 0, got {self.temperature}; without do_sample the most likely "
                 "token is taken"
             )
+        least, most = self.min_new_tokens, self.max_new_tokens
+        if least is not None and most is not None and least > most:
+            warnings.warn(f"min_new_tokens: expected at most max_new_tokens={most}, got {least}", stacklevel=4)
         for longer, shorter in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
             if longer in chosen and shorter in chosen:
                 warnings.warn(f"{shorter}: expected without {longer}, which goes before it", stacklevel=4)

@@ -14,6 +14,7 @@ import torch
 from ..checkpoint_files import PROCESSOR_FILES, find_file
 from ..config import JatConfig
 from ..errors import CheckpointError, InputError, one_line
+from .options import is_iterable
 
 _HELP = "pass pixel_values"
 
@@ -56,6 +57,48 @@ class Pictures:
 
         return cls(config, make)
 
+    def of_prompts(
+        self, images: Any, pixel_values: Any, count: int, is_single: bool = False
+    ) -> list[np.ndarray | None]:
+        """Return the pixel values of each prompt.
+
+        Args:
+            images: one for each prompt, or None for those without; None for none at all. See `convert`.
+            pixel_values: instead of `images`, arrays as for `check_values`.
+            count: of prompts.
+            is_single: True if an image may be given as it is, and not in a list.
+
+        Returns:
+            For each prompt float32 [num_channels, image_size, image_size], or None without an image.
+
+        Raises:
+            InputError: an image is wrong, there is another number of them, or both arguments are given.
+        """
+        if images is not None and pixel_values is not None:
+            raise InputError("images: expected images or pixel_values, got both")
+        field, given = ("images", images) if pixel_values is None else ("pixel_values", pixel_values)
+        if given is None:
+            return [None] * count
+        if is_single and not (isinstance(given, list | tuple) and len(given) == 1):
+            given = [given] if field == "images" or getattr(given, "ndim", 4) == 3 else given
+        if not is_iterable(given) or (getattr(given, "ndim", 4) < 4 and count != 1):
+            raise InputError(f"{field}: expected one for each of {count} prompts, got {_describe(given)}")
+        if getattr(given, "ndim", 4) < 4:
+            given = [given]
+        items: list[Any] = list(given)
+        if len(items) != count:
+            raise InputError(f"{field}: expected one for each of {count} prompts, got {len(items)}")
+
+        places = [i for i, item in enumerate(items) if item is not None]
+        if field == "images":
+            values = self.convert([items[i] for i in places]) if places else []
+        else:
+            values = [self.check_values(f"pixel_values[{i}]", items[i]) for i in places]
+        found: list[np.ndarray | None] = [None] * count
+        for place, value in zip(places, values, strict=True):
+            found[place] = value
+        return found
+
     def convert(self, images: Sequence[Any]) -> list[np.ndarray]:
         """Convert images, one for each prompt.
 
@@ -75,7 +118,8 @@ class Pictures:
         try:
             pictures, _ = to_rgb(list(images))
         except ValueError as error:
-            raise InputError(one_line(error)) from None
+            remedy = 'pass input_data_format="channels_last" or "channels_first"'  # of `JatProcessor`
+            raise InputError(one_line(error).replace(remedy, f"pass a PIL image, or {_HELP}")) from None
         if len(pictures) != len(images):
             raise InputError(f"images: expected one for each of {len(images)} prompts, got {len(pictures)}")
         values = [np.asarray(one, np.float32) for one in processor(pictures).pixel_values]
@@ -112,6 +156,11 @@ class Pictures:
         if not np.isfinite(array).all():
             raise InputError(f"{name}: expected finite numbers, got NaN or infinity")
         return array
+
+
+def _describe(given: Any) -> str:
+    shape = getattr(given, "shape", None)
+    return type(given).__name__ if shape is None else f"an array of shape {list(shape)}"
 
 
 def _read(source: str | os.PathLike[str], hub: dict[str, Any]) -> Any:

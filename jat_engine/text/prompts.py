@@ -11,6 +11,7 @@ import torch
 
 from ..config import JatConfig
 from ..errors import InputError
+from .arrays import to_numpy
 from .assets import TextAssets
 from .options import is_iterable, shown
 
@@ -118,7 +119,9 @@ class PromptReader:
             raise InputError(f"{field}: expected at least one prompt, got none")
 
         masks = _masks(inputs.attention_mask, rows)
-        pixels = self._pixels(inputs.images, inputs.pixel_values, len(rows), isinstance(inputs.text, str))
+        pixels = self._assets.pictures.of_prompts(
+            inputs.images, inputs.pixel_values, len(rows), isinstance(inputs.text, str)
+        )
         prompts = []
         for i, (name, row, mask, values) in enumerate(zip(names, rows, masks, pixels, strict=True)):
             ids = row if mask is None else row[_valid_part(f"attention_mask[{i}]", mask)]
@@ -156,7 +159,9 @@ class PromptReader:
                         raise InputError(f"images: expected one for each prompt, got {i} and more prompts")
                     many = None if picture is None else [picture]
                     is_image = inputs.pixel_values is None
-                    values = self._pixels(many if is_image else None, None if is_image else many, 1, False)[0]
+                    values = self._assets.pictures.of_prompts(
+                        many if is_image else None, None if is_image else many, 1
+                    )[0]
                 yield Prompt(name, i, ids, values)
             except InputError as error:
                 yield InputError(*error.args)
@@ -164,11 +169,7 @@ class PromptReader:
     def _encode(self, name: str, text: Any) -> np.ndarray:
         if not isinstance(text, str):
             raise InputError(f"{name}: expected a string, got {type(text).__name__}")
-        self._assets.tokenizer.check("text")
-        try:
-            return np.array(self._assets.tokenizer.encode(text), np.int64)
-        except TypeError:  # of the tokenizers library, for half of a surrogate pair
-            raise InputError(f"{name}: expected a text of whole Unicode characters, got {shown(text)}") from None
+        return np.array(self._assets.tokenizer.encode(text, name), np.int64)
 
     def _check_ids(self, name: str, ids: np.ndarray) -> None:
         if not len(ids):
@@ -177,41 +178,11 @@ class PromptReader:
             wrong = ids.min() if ids.min() < 0 else ids.max()
             raise InputError(f"{name}: expected tokens in [0, vocab_size={self._config.vocab_size}), got {wrong}")
 
-    def _pixels(self, images: Any, pixel_values: Any, count: int, is_single: bool) -> list[np.ndarray | None]:
-        """Return the pixel values of each prompt; None for prompts without an image."""
-        field, given = ("images", images) if pixel_values is None else ("pixel_values", pixel_values)
-        if given is None:
-            return [None] * count
-        if is_single and not (isinstance(given, list | tuple) and len(given) == 1):
-            given = [given] if field == "images" or getattr(given, "ndim", 4) == 3 else given
-        if not is_iterable(given) or (getattr(given, "ndim", 4) < 4 and count != 1):
-            raise InputError(f"{field}: expected one for each of {count} prompts, got {_describe(given)}")
-        if getattr(given, "ndim", 4) < 4:
-            given = [given]
-        items: list[Any] = list(given)
-        if len(items) != count:
-            raise InputError(f"{field}: expected one for each of {count} prompts, got {len(items)}")
-
-        places = [i for i, item in enumerate(items) if item is not None]
-        if field == "images":
-            values = self._assets.pictures.convert([items[i] for i in places]) if places else []
-        else:
-            values = [self._assets.pictures.check_values(f"pixel_values[{i}]", items[i]) for i in places]
-        found: list[np.ndarray | None] = [None] * count
-        for place, value in zip(places, values, strict=True):
-            found[place] = value
-        return found
-
-
-def _describe(given: Any) -> str:
-    shape = getattr(given, "shape", None)
-    return type(given).__name__ if shape is None else f"an array of shape {list(shape)}"
-
 
 def _rows(input_ids: Any) -> list[np.ndarray]:
     """Return the rows of tokens, int64 [S] each."""
     if isinstance(input_ids, torch.Tensor | np.ndarray):
-        array = input_ids.detach().cpu().numpy() if isinstance(input_ids, torch.Tensor) else input_ids
+        array = to_numpy(input_ids)
         if array.ndim != 2 or array.dtype.kind not in "iu":
             raise InputError(
                 f"input_ids: expected integers of shape [B, S], got {array.dtype} of shape {list(array.shape)}"
@@ -223,7 +194,7 @@ def _rows(input_ids: Any) -> list[np.ndarray]:
 
 
 def _row(name: str, row: Any) -> np.ndarray:
-    array = row.detach().cpu().numpy() if isinstance(row, torch.Tensor) else row
+    array = to_numpy(row)
     is_sequence = is_iterable(array) and not isinstance(array, str | bytes | Mapping)
     try:
         array = np.asarray(array if isinstance(array, np.ndarray) or not is_sequence else list(array))
@@ -239,16 +210,15 @@ def _row(name: str, row: Any) -> np.ndarray:
 def _masks(attention_mask: Any, rows: list[np.ndarray]) -> list[np.ndarray | None]:
     if attention_mask is None:
         return [None] * len(rows)
-    if isinstance(attention_mask, torch.Tensor):
-        attention_mask = attention_mask.detach().cpu().numpy()
+    attention_mask = to_numpy(attention_mask)
     if not is_iterable(attention_mask) or len(masks := list(attention_mask)) != len(rows):
         raise InputError("attention_mask: expected the shape of input_ids, got another number of rows")
-    arrays = [np.asarray(mask.cpu() if isinstance(mask, torch.Tensor) else mask) for mask in masks]
+    arrays = [np.asarray(to_numpy(mask)) for mask in masks]
     for i, (mask, row) in enumerate(zip(arrays, rows, strict=True)):
         if mask.shape != row.shape or not np.isin(mask, (0, 1)).all():
+            got = "other values" if mask.shape == row.shape else f"shape {list(mask.shape)}"
             raise InputError(
-                f"attention_mask[{i}]: expected zeros and ones of shape [{len(row)}], as the tokens, got shape "
-                f"{list(mask.shape)}"
+                f"attention_mask[{i}]: expected zeros and ones of shape [{len(row)}], as the tokens, got {got}"
             )
     return [mask.astype(bool) for mask in arrays]
 

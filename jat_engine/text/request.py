@@ -118,6 +118,11 @@ class TextRequest:
         """The text so far, up to a stop string."""
         return "".join(self._pieces)
 
+    @property
+    def is_taken(self) -> bool:
+        """True if it has ended and `take_events` has returned all of it. Other threads may compute it meanwhile."""
+        return self.finished and not self.events and self.finish_reason is not None
+
     def begin(self) -> None:
         """Start the clock of `max_time`."""
         self._rules.begin()

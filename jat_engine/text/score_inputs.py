@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .arrays import to_numpy
 
-Encode = Callable[[str], list[int]]
+Encode = Callable[[str, str], list[int]]
+"""Function of a text and its name, for messages, that returns its tokens."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def parse_texts(texts: Any, contexts: Any, encode: Encode, vocab_size: int) -> l
     Args:
         texts: a string or a list of strings.
         contexts: a string or a list of strings; None for none.
-        encode: returns the tokens of a text.
+        encode: returns the tokens of a text that has a name.
         vocab_size: tokens that the model knows.
 
     Raises:
@@ -75,8 +77,8 @@ def parse_texts(texts: Any, contexts: Any, encode: Encode, vocab_size: int) -> l
             raise InputError(f"{name}: expected a text with characters, got an empty one")
         context = "" if before is None else before[index]
         # As a whole, since a word may be one token together with the space before it.
-        tokens = _check_tokens(name, encode(context + text), vocab_size)
-        parsed.append(ScoredTokens(name, tokens, max(len(encode(context)) if context else 0, 1)))
+        tokens = _check_tokens(name, encode(context + text, name), vocab_size)
+        parsed.append(ScoredTokens(name, tokens, max(len(encode(context, f"contexts[{index}]")) if context else 0, 1)))
     return parsed
 
 
@@ -139,10 +141,8 @@ def _check_count(texts: list[Any], contexts: list[Any] | None) -> None:
 
 def _check_tokens(name: str, given: Any, vocab_size: int) -> np.ndarray:
     """Return tokens as int64 [S]."""
-    if hasattr(given, "detach"):  # a tensor
-        given = given.detach().cpu().numpy()
     try:
-        tokens = np.asarray(given)
+        tokens = np.asarray(to_numpy(given))
     except ValueError:  # rows of different lengths
         tokens = np.empty(0, object)
     if not tokens.size and tokens.ndim == 1 and tokens.dtype.kind == "f":  # an empty list

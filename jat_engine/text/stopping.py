@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
-from .options import GenerationOptions
+from ..errors import InputError
+from .options import GenerationOptions, shown
 
 Criterion = Callable[..., Any]
 """Function of ids, int64 [1, S], and scores that returns bool [1] or a bool: True to end the text."""
@@ -56,9 +58,12 @@ class StopRules:
 
         Returns:
             "eos", "stop", "length", "time" or "criteria".
+
+        Raises:
+            InputError: a criterion answered something else than True or False.
         """
         # Criteria count their calls perhaps, so each is called for each token.
-        is_met = [bool(torch.as_tensor(criterion(ids, scores)).all()) for criterion in self._criteria]
+        is_met = [_is_met(criterion(ids, scores)) for criterion in self._criteria]
         if token in self._eos:
             return "eos"
         if is_stopped:
@@ -68,6 +73,12 @@ class StopRules:
         if self._max_time is not None and time.monotonic() - self._begin > self._max_time:
             return "time"
         return "criteria" if any(is_met) else None
+
+
+def _is_met(answer: Any) -> bool:
+    if not isinstance(answer, bool | np.bool_ | np.ndarray | torch.Tensor):
+        raise InputError(f"stopping_criteria: expected answers of True or False, got {shown(answer)}")
+    return bool(answer.all()) if isinstance(answer, np.ndarray | torch.Tensor) else bool(answer)
 
 
 def max_length_of(criteria: Iterable[Criterion]) -> int | None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from ..checkpoint.tokenizer import check_tokenizer_files
 from ..checkpoint_files import find_file, read_json
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, one_line
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,24 @@ class TextTokenizer:
         if self._encode is None:
             raise InputError(f"{field}: {self.reason}")
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, field: str = "text") -> list[int]:
         """Return a text's tokens, those that the tokenizer adds by itself included.
 
+        Args:
+            text: any string.
+            field: the argument that has the text, for messages.
+
         Raises:
-            InputError: there is no tokenizer.
+            InputError: there is no tokenizer, or the text has half of a surrogate pair.
         """
-        self.check("text")
+        self.check(field)
         assert self._encode is not None, "checked"
-        return self._encode(text)
+        try:
+            return self._encode(text)
+        except TypeError:  # of the tokenizers library
+            raise InputError(
+                f"{field}: expected a text of whole Unicode characters, got {one_line(repr(text))[:60]}"
+            ) from None
 
     def decode(self, tokens: Iterable[int], skip_special: bool = True) -> str:
         """Return the text of tokens. Bytes that are not UTF-8 become U+FFFD.

@@ -149,6 +149,8 @@ def test_truncation(load: Load, tiny_model: JatModel) -> None:
         ({"input_ids": [[1, -1]]}, r"got -1"),
         ({"input_ids": [[1.5, 2.5]]}, r"input_ids\[0\]: expected a list of integers"),
         ({"input_ids": [[1, 2]], "contexts": [[300]]}, r"contexts\[0\]: expected tokens of 0 to 256"),
+        ({"texts": "a\ud800"}, "texts: expected a text of whole Unicode characters"),
+        ({"texts": ["ab"], "contexts": ["\ud800"]}, r"texts\[0\]: expected a text of whole Unicode characters"),
         ({"texts": ["ab", "cd"], "images": [picture(0)]}, "images: expected one for each of 2"),
         ({"texts": "x" * 34, "images": picture(0)}, "texts: expected at most 33 tokens"),
         ({"texts": "ab", "pixel_values": np.zeros((1, 3, 8, 8))}, "pixel_values.*: expected"),
@@ -164,6 +166,13 @@ def test_wrong_input_is_refused(given: dict[str, Any], message: str | None, load
         engine.score(**given)
     assert "\n" not in str(error.value)
     assert engine.cache_stats.used == 0
+
+
+def test_images_of_some_texts(load: Load) -> None:
+    engine = load(backend="torch", dtype="float32")
+    scores = engine.score(["abc", "abc"], images=[None, picture(0)])
+    assert scores[0].total == engine.score("abc").total
+    assert scores[1].total == engine.score("abc", images=picture(0)).total != scores[0].total
 
 
 def test_a_text_that_the_cache_has_no_room_for(tiny_folder: Any) -> None:

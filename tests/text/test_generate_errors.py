@@ -46,6 +46,8 @@ PROMPTS: list[tuple[dict[str, Any], str]] = [
     ({"input_ids": [1, 2]}, r"input_ids\[0\]: expected a list of tokens, got 1; pass prompts as \[B, S\]"),
     ({"input_ids": [[1.5]]}, r"input_ids\[0\]: expected a list of tokens"),
     ({"input_ids": [["a"]]}, r"input_ids\[0\]: expected a list of tokens"),
+    ({"input_ids": torch.zeros(1, 3, dtype=torch.bfloat16)}, r"input_ids: expected integers of shape \[B, S\], got"),
+    ({"input_ids": [[1, 2]], "attention_mask": [[1, 2]]}, r"attention_mask\[0\]: expected zeros .* got other values"),
     ({"input_ids": torch.zeros(3)}, r"input_ids: expected integers of shape \[B, S\], got float32 of shape \[3\]"),
     ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, r"attention_mask\[0\]: expected zeros and ones of shape \[2\]"),
     ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}, r"attention_mask\[0\]: .* some between tokens"),
@@ -66,6 +68,9 @@ PROMPTS: list[tuple[dict[str, Any], str]] = [
     ({"text": "a", "images": np.full((9, 9, 3), np.nan)}, "images: expected finite values"),
     ({"text": "a", "images": np.full((9, 9, 3), -1.0)}, "images: expected floats in 0..1 or in 0..255"),
     ({"text": "a", "images": np.zeros((9, 9, 7), np.uint8)}, "images: expected 1 to 4 channels"),
+    ({"text": "a", "images": np.zeros((1, 1, 4), np.uint8)}, r"images: expected \[H, W, C\] .* pass a PIL image, or"),
+    ({"text": "a", "images": Image.new("RGB", (0, 3))}, r"images: expected a picture with pixels, got size \[0, 3\]"),
+    ({"text": "a", "images": "http://localhost:1/a.png"}, "images: expected a picture, got 'http://localhost:1/a.png'"),
     ({"text": "a", "images": "nothing.png"}, "images: expected a picture, got 'nothing.png'"),
     ({"text": "a", "pixel_values": FLOATS}, "pixel_values: expected one for each of 1 prompts, got 2"),
     ({"text": "a", "pixel_values": FLOATS[0, :, 1:]}, r"pixel_values\[0\]: expected numbers of shape \[3, 32, 32\]"),
@@ -109,6 +114,9 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"prefix_allowed_tokens_fn": [1]}, "prefix_allowed_tokens_fn: expected a function"),
     ({"truncation": np.zeros(2)}, "truncation: expected 'left'"),
     ({"num_return_sequences": 2**70, "do_sample": True}, "num_return_sequences: expected an integer <= 10000"),
+    ({"streamer": 3}, "streamer: expected an object with the methods put and end, got 3"),
+    ({"do_sample": True, "suppress_tokens": range(257)}, "do_sample: expected scores that give at least one token"),
+    ({"stopping_criteria": [lambda ids, scores: None]}, "stopping_criteria: expected answers of True or False, got"),
     ({"stopping_criteria": 3}, "stopping_criteria: expected a list of callable objects"),
 ]
 
@@ -149,9 +157,30 @@ def test_several_prompts_have_no_streamer(engine: JatEngine) -> None:
         engine.generate_stream("a", return_dict_in_generate=True)
 
 
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize(
+    "process",
+    [
+        lambda scores: None,
+        lambda scores: scores[:, :3],
+        lambda scores: torch.cat([scores, scores + 1e3], 1),
+        lambda scores: scores[0],
+        lambda scores: scores.long(),
+        lambda scores: scores.numpy(),
+    ],
+)
+def test_scores_of_another_form(process: Callable[..., Any], do_sample: bool, engine: JatEngine) -> None:
+    """They end their text before a token that the model does not have reaches the others."""
+    with pytest.raises(InputError, match=r"logits_processor: expected <lambda> to return floats of shape \[1, 257\]"):
+        engine.generate(input_ids=[[1, 2]], logits_processor=[lambda ids, scores: process(scores)], do_sample=do_sample)
+    assert engine.cache_stats.reserved == 0
+
+
 def test_idle_options_are_named(engine: JatEngine) -> None:
     with pytest.warns(UserWarning, match="temperature, top_k: expected with do_sample=True"):
         engine.generate(input_ids=[[1]], temperature=0.5, top_k=3, max_new_tokens=1)
+    with pytest.warns(UserWarning, match="min_new_tokens: expected at most max_new_tokens=1, got 5"):
+        engine.generate(input_ids=[[1]], min_new_tokens=5, max_new_tokens=1)
     with pytest.warns(UserWarning, match="max_length: expected without max_new_tokens"):
         engine.generate(input_ids=[[1]], max_length=9, max_new_tokens=1)
 
