@@ -31,6 +31,7 @@ SIMULATORS = {
 SB3 = ["stable-baselines3>=2.9"]  # the release that is tested
 MINARI = ["minari[arrow,hdf5]>=0.5.4"]  # the release that is tested; older datasets are read by it
 RAY = ["ray>=2.60"]  # the release that is tested
+LM_EVAL = ["lm-eval>=0.4.13,<0.5"]  # the release that is tested; its interface may change with the next minor one
 VIDEO = ["imageio-ffmpeg>=0.6"]
 # accelerate: 1.2 lacks an argument that transformers' Trainer passes.
 # tensorboard: 2.19 imports pkg_resources, which setuptools no longer has.
@@ -147,6 +148,7 @@ setup(
         "minari": MINARI,
         "sb3": SB3,
         "ray": RAY,
+        "lm-eval": LM_EVAL,
         "cuda": ["triton>=3.6"],
         "bench": BENCH,
         "peers": ["nncf>=3", "onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.5", "openvino>=2025.3"],

@@ -44,6 +44,7 @@ from transformers import default_data_collator
 from jat_engine import JatConfig, JatModel, JatProcessor
 from jat_engine.bench.report import by_column, markdown
 from jat_engine.datasets.schema import task_features
+from jat_engine.datasets.sources import open_source
 from jat_engine.envs import TASKS
 from jat_engine.installation import cpu_name, versions
 from jat_engine.training import recipe
@@ -51,7 +52,6 @@ from jat_engine.training.dataset import TASK, Segments, TaskDataset, as_batch, s
 from jat_engine.training.prepare import prepare
 from jat_engine.training.sampler import TaskBatchSampler
 from jat_engine.training.segments import SegmentSettings
-from jat_engine.training.sources import open_source
 
 SMALL = {"hidden_size": 192, "num_layers": 4, "num_heads": 6, "max_continuous_size": 40, "vocab_size": 257}
 BATCH_SIZES = {"continuous": 8, "discrete+text": 16, "image": 4}

@@ -33,7 +33,7 @@ def requirements(*extras: str) -> list[Requirement]:
     """Return the direct requirements of the installed jat-engine, with those of `extras`, except torch."""
     found = []
     for line in metadata.requires("jat-engine") or []:
-        extra = re.search(r"""( and|;) extra == ["'](\w+)["']""", line)
+        extra = re.search(r"""( and|;) extra == ["']([\w-]+)["']""", line)
         if extra is None or extra[2] in extras:
             found.append(Requirement(line.replace(extra[0], "") if extra else line))
     return [r for r in found if r.name != "torch"]

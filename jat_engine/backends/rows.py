@@ -174,3 +174,16 @@ def choose(logits: Sequence[np.ndarray] | np.ndarray, noise: np.ndarray | None) 
     scores = np.asarray(logits) if noise is None else np.asarray(logits) - noise
     found: np.ndarray = scores.argmax(axis=1)
     return found
+
+
+def patch_rows(pixel_values: np.ndarray, patch_size: int) -> np.ndarray:
+    """Return an image's patches as the inputs of a linear layer, float32 [P, C * patch_size^2], row by row.
+
+    Args:
+        pixel_values: float32 [C, S, S].
+        patch_size: pixels of a patch's side.
+    """
+    channels, size, _ = pixel_values.shape
+    side = size // patch_size
+    patches = pixel_values.reshape(channels, side, patch_size, side, patch_size).transpose(1, 3, 0, 2, 4)
+    return np.ascontiguousarray(patches).reshape(side * side, -1)

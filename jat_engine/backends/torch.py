@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ..checkpoint.weights import (
     EMBEDDING,
     HEAD,
+    PATCH_PROJECTION,
     Weights,
     block_parameters,
     check_heads,
@@ -31,8 +32,8 @@ from ..config import JatConfig
 from ..model.modules import ImageEncoder
 from ..observation import ActionSpace
 from ..reference import attention, block, key_ages, layer_norm, quantize_int8
-from .base import MAX_SIZES, PAGE_SIZE, Group, Result, machine_memory_bytes, without_autocast
-from .rows import Rows, encode, lay_out, make_results
+from .base import MAX_SIZES, PAGE_SIZE, Group, Result, TextRows, machine_memory_bytes, without_autocast
+from .rows import Rows, encode, lay_out, make_results, patch_rows
 
 
 class Linear:
@@ -82,7 +83,7 @@ def _add(out_TO: Tensor, bias_O: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """One session's part of a step.
+    """One session's or text's part of a step.
 
     Attributes:
         rows: its new tokens in the step.
@@ -115,6 +116,21 @@ def attend_cached(
     return torch.cat(attended)
 
 
+@dataclass(frozen=True)
+class _TextWeights:
+    """What texts need besides the blocks.
+
+    Attributes:
+        embedding: of tokens, float32 [vocab_size, H].
+        head: predicts tokens, in the engine's dtype.
+        patch_encoder: of images, float32.
+    """
+
+    embedding: Tensor
+    head: Linear
+    patch_encoder: Linear
+
+
 class TorchBackend:
     """`Backend` in plain torch operations. Embeddings are float32 [H] tensors on the device."""
 
@@ -122,6 +138,7 @@ class TorchBackend:
     page_size = PAGE_SIZE
     persistent_reason = "the backend is torch"
     timing = ""
+    max_text_rows = 256
 
     def __init__(self, config: JatConfig, weights: Weights, dtype: str, device: torch.device) -> None:
         self.config = config
@@ -152,7 +169,8 @@ class TorchBackend:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the packed weights, without those that are packed for a size of observation or action."""
-        return sum(linear.num_bytes for linear in self._linears) + self._discrete_features.nbytes
+        num_bytes = sum(linear.num_bytes for linear in self._linears) + self._discrete_features.nbytes
+        return num_bytes + (self._text.embedding.nbytes if "_text" in vars(self) else 0)
 
     @property
     def page_bytes(self) -> int:
@@ -232,25 +250,64 @@ class TorchBackend:
     def _decode(self, rows: Rows) -> list[np.ndarray]:
         """Run the layers on all rows, write their keys and values, and predict at each agent's last row."""
         ends = list(itertools.accumulate(rows.num_new))
-        agents = [self._tokens(rows, index, end) for index, end in enumerate(ends)]
-        positions = torch.cat([agent.positions for agent in agents])
-
-        x_TH = torch.stack(rows.embeddings) + self._position_table[positions]
-        for weights, cache in zip(self._blocks, self._cache, strict=True):
-            attend = partial(attend_cached, cache, weights.window, agents)
-            x_TH = block(x_TH, weights, self.config.num_heads, attend, _apply)
-
+        parts = zip(ends, rows.num_new, rows.context_lens, rows.start_offsets, rows.page_tables, strict=True)
+        x_TH = self._run_blocks(torch.stack(rows.embeddings), [self._tokens(*part) for part in parts])
         hidden = layer_norm(x_TH[[end - 1 for end in ends]], *self._final_norm)
         return [self._head(space)(hidden[i : i + 1])[0].cpu().numpy() for i, space in enumerate(rows.spaces)]
 
-    def _tokens(self, rows: Rows, index: int, end: int) -> _Tokens:
-        """Locate the tokens of one agent, whose rows end before row `end`."""
-        context, count = rows.context_lens[index], rows.num_new[index]
-        slot = np.arange(context + count) + rows.start_offsets[index]
-        pages = rows.page_tables[index][slot // self.page_size].astype(np.int64)
+    def _run_blocks(self, embeddings_TH: Tensor, agents: list[_Tokens]) -> Tensor:
+        """Return the residual stream after the last block; keys and values are written."""
+        x_TH = embeddings_TH + self._position_table[torch.cat([agent.positions for agent in agents])]
+        for weights, cache in zip(self._blocks, self._cache, strict=True):
+            attend = partial(attend_cached, cache, weights.window, agents)
+            x_TH = block(x_TH, weights, self.config.num_heads, attend, _apply)
+        return x_TH
+
+    def _tokens(self, end: int, count: int, context: int, start_offset: int, page_table: np.ndarray) -> _Tokens:
+        """Locate `count` tokens, whose rows end before row `end`."""
+        slot = np.arange(context + count) + start_offset
+        pages = page_table[slot // self.page_size].astype(np.int64)
         slots = torch.from_numpy(pages * self.page_size + slot % self.page_size).to(self.device)
         positions = torch.arange(context, context + count, device=self.device)
         return _Tokens(slice(end - count, end), positions, slots, slots[context:])
+
+    # ---- texts -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed_picture(self, pixel_values: np.ndarray) -> Tensor:
+        """Return the embeddings of an image's patches, float32 [P, H], see `Backend.embed_picture`."""
+        patches = torch.from_numpy(patch_rows(pixel_values, self.config.patch_size)).to(self.device)
+        with without_autocast(self.device):
+            return self._text.patch_encoder(patches)
+
+    @torch.no_grad()
+    def run_text(self, texts: Sequence[TextRows]) -> list[np.ndarray]:
+        """Compute rows of texts, see `Backend.run_text`."""
+        with without_autocast(self.device):
+            ends = list(itertools.accumulate(text.num_rows for text in texts))
+            embeddings = []
+            for text in texts:
+                embeddings += [] if text.patches is None else [text.patches]
+                embeddings.append(self._text.embedding[torch.from_numpy(text.tokens).to(self.device)])
+            agents = [
+                self._tokens(end, text.num_rows, text.context_len, 0, text.page_table)
+                for end, text in zip(ends, texts, strict=True)
+            ]
+            x_TH = self._run_blocks(torch.cat(embeddings), agents)
+
+            counts = [text.num_predicted for text in texts]
+            predicted = [i for end, count in zip(ends, counts, strict=True) for i in range(end - count, end)]
+            logits = self._text.head(layer_norm(x_TH[predicted], *self._final_norm)).cpu()
+        return [rows.numpy() for rows in logits.split(counts)]
+
+    @cached_property
+    def _text(self) -> _TextWeights:
+        """Pack the weights that texts alone need."""
+        projection = self._weights.get(f"{PATCH_PROJECTION}.weight").flatten(1)
+        bias = self._vector(f"{PATCH_PROJECTION}.bias")
+        return _TextWeights(
+            self._vector(EMBEDDING), self._pack((HEAD,)), Linear(projection, bias, "float32", self.device)
+        )
 
     # ---- packing ---------------------------------------------------------------------------------------------------
 

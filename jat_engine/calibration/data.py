@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..config import JatConfig
+from ..datasets.sources import Source
 from ..envs import Task
 from ..errors import DataError
 from ..training import recipe
 from ..training.dataset import gather
 from ..training.segments import START, Arrays, Cutter, SegmentSettings
-from ..training.sources import Source
 from .model import Segment
 
 _READS = 8

@@ -1,7 +1,8 @@
 """Weights for an engine, from a checkpoint or a model in memory: checked, in float32, one parameter at a time.
 
 Acting needs about 100 M of the 192.7 M published parameters: the blocks, the encoders, and the rows of the embedding
-and of the heads that an action space uses. The other parameters are checked but not kept in memory.
+and of the heads that an action space uses. Texts need the whole embedding and its head as well, 77 M, which are read
+with the first text. The other parameters are checked but not kept in memory.
 """
 
 from __future__ import annotations
@@ -34,8 +35,16 @@ EMBEDDING_ALIASES = ("single_discrete_encoder.weight", "multi_discrete_encoder.0
 """Other names of the embedding matrix in published files."""
 
 HEAD = "single_discrete_decoder.weight"
-_READ_LATER = (EMBEDDING, HEAD, "continuous_decoder.weight", "continuous_decoder.bias")
-"""Parameters that are read in part: the rows that an action space needs, when it is first used."""
+PATCH_PROJECTION = "vit_encoder.projection"
+_READ_LATER = (
+    EMBEDDING,
+    HEAD,
+    "continuous_decoder.weight",
+    "continuous_decoder.bias",
+    f"{PATCH_PROJECTION}.weight",
+    f"{PATCH_PROJECTION}.bias",
+)
+"""Parameters that are read when they are first used: the rows that an action space needs, and all that texts need."""
 
 _ATTENTION_BUFFER = re.compile(r"transformer\.h\.([0-9]{1,4})\.attn\.attention\.(?:bias|masked_bias)")
 """Causal masks, which older files store like parameters."""

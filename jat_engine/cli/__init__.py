@@ -14,7 +14,9 @@ from . import streams
 
 COMMANDS = {
     "play": "watch or record an agent on one task",
-    "eval": "score an agent on tasks, as published",
+    "eval": "score an agent on tasks, as published, or its language model on texts",
+    "generate": "continue texts, or write about images",
+    "lm-eval": "evaluate the language model on tasks of EleutherAI's lm-eval",
     "report": "write the result files, tables and figures of a run",
     "verify": "play episodes of a run again, and say which differ",
     "compare-agents": "compare two agents, or two runs, on the same seeds",
@@ -32,6 +34,8 @@ COMMANDS = {
 _MODULES = {
     "play": "jat_engine.cli.play",
     "eval": "jat_engine.cli.evaluate",
+    "generate": "jat_engine.cli.generate",
+    "lm-eval": "jat_engine.cli.lm_eval",
     "report": "jat_engine.cli.report",
     "verify": "jat_engine.cli.verify",
     "compare-agents": "jat_engine.cli.compare_agents",

@@ -20,6 +20,7 @@ from ..evaluation import VideoError, write_grid
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import require_simulators
 from ..evaluation.seeds import choose_seed, overlap_warning
+from ..evaluation.text_tasks import TEXT_TASKS
 from ..evaluation.video import check_video
 from ..machine import available_cores
 from ..runs.agents import ActOptions
@@ -48,6 +49,7 @@ from .agent import (
     with_absolute_paths,
 )
 from .arguments import EpisodeArguments, ModelArguments, TaskArguments, note, parse
+from .evaluate_texts import TextEvalArguments, choose_texts, evaluate_texts
 from .run_progress import RunProgress
 from .run_tables import failures_line, power_line, print_evaluation
 from .streams import terminable, uninterrupted
@@ -75,7 +77,7 @@ class EvalArguments(EpisodeArguments):
         default_factory=list,
         metadata={
             "help": "tasks, gym:<id>, domains or all; see `jat-engine tasks`. By default those that the checkpoint was "
-            "trained on"
+            f"trained on. Or texts: {', '.join(TEXT_TASKS)}, text:<name>"
         },
     )
     output_dir: str | None = field(
@@ -165,9 +167,15 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code: 1 if an episode, a video or the upload failed. The results of everything else are written.
     """
-    model_arguments, choice, arguments = parse(
-        "eval", "Score an agent on tasks, as published.", [ModelArguments, TaskArguments, EvalArguments], argv
+    model_arguments, choice, arguments, text_arguments = parse(
+        "eval",
+        "Score an agent on tasks, as published, or its language model on texts.",
+        [ModelArguments, TaskArguments, EvalArguments, TextEvalArguments],
+        argv,
     )
+    texts = choose_texts(arguments, choice, text_arguments)
+    if texts:
+        return evaluate_texts(model_arguments, text_arguments, texts, arguments.output_dir, arguments.overwrite)
     source = model_arguments.model_name_or_path
     check_source("--model_name_or_path", source)
     trained = read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir})

@@ -13,9 +13,9 @@ from .. import checkpoint_files
 from ..atomic_io import check_writable
 from ..backends.select import native_module
 from ..checkpoint.quantized import Quantization, dtypes_of, read_quantization
+from ..datasets.sources import Source, local_tasks, open_source
 from ..dtypes import QUANTIZED_DTYPES
 from ..envs import Task
-from ..training.sources import Source, local_tasks, open_source
 from .agent import check_source, quiet_loading
 from .arguments import TaskArguments, note, parse
 from .train_data import DataArguments, collected_tasks, folder_of

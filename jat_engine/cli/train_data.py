@@ -219,10 +219,10 @@ def load_segments(
     Raises:
         ValueError: a task has no split "train", or what is to be evaluated does not exist.
     """
+    from ..datasets.sources import Source, open_source
     from ..training.dataset import Segments, TaskDataset
     from ..training.prepare import prepare
     from ..training.segments import SegmentSettings
-    from ..training.sources import Source, open_source
 
     root = Path(cache_dir or constants.HF_HOME) / "jat_engine" / "pieces"
     splits = ["train", "test"] if arguments.eval_strategy != "no" else ["train"]
@@ -283,8 +283,8 @@ def open_stream(
     Raises:
         ValueError: a task has no split "train".
     """
+    from ..datasets.sources import open_source
     from ..training.segments import SegmentSettings
-    from ..training.sources import open_source
     from ..training.stream import StreamedTask, TaskStream
 
     streamed = []

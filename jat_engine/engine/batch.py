@@ -139,6 +139,7 @@ class AgentBatch:
         check_flags(deterministic=deterministic, return_predictions=return_predictions)
         arguments = observations, rewards, action_space, deterministic, return_predictions, options, is_counted
         runner = self.runner
+        runner.waiting.append(None)
         with runner.lock, runner.one_step(): return self._step(begin_ns, *arguments)  # noqa: E701  # fmt: skip
 
     def _step(
@@ -154,6 +155,7 @@ class AgentBatch:
     ) -> Any:
         """Take a step, and return what `step` does. The caller holds the lock, until the last tensor is freed."""
         runner = self.runner
+        runner.enter()
         request = runner.parse(self.episodes, observations, rewards, action_space, deterministic, options=options)
         (outcome,) = runner.run([request])
         if isinstance(outcome, InputError):

@@ -21,6 +21,7 @@ from ..checkpoint_files import resolve, take_hub_options
 from ..config import JatConfig, read_config
 from ..errors import BatchError, CheckpointError, InputError, SessionError
 from ..observation import OBSERVATION_KEYS, check_context_window, check_processor
+from ..text.assets import TextAssets
 from .arguments import (
     check_config,
     check_counts,
@@ -34,16 +35,19 @@ from .batch import AgentBatch
 from .fork_lock import make_lock
 from .kv_cache import CacheStats
 from .missions import Missions
+from .scorer import TextScorer
 from .session import AgentSession, answer
 from .stats import EngineStats, make_stats
 from .step import Request, StepRunner
+from .text_batch import TextBatch
 from .warm_up import STEPS, WINDOW, find_example, play_batch
+from .writer import TextWriter
 
 if TYPE_CHECKING:
     from ..envs import Task
 
 
-class JatEngine:
+class JatEngine(TextWriter, TextScorer):
     """Inference engine that runs JAT agents from a checkpoint's weights.
 
     `reset_rl` and `get_next_action` have the published model's interface and run one agent. `open_session` opens any
@@ -56,11 +60,12 @@ class JatEngine:
         choice: device, backend and dtype, with the reason for that backend.
     """
 
-    def __init__(self, config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, missions: Missions):
+    def __init__(self, config: JatConfig, weights: Weights, choice: Choice, options: EngineOptions, assets: TextAssets):
         self.config = config
         with make_lock():  # a fork and the exit wait for native code and torch
             self.choice, backend, num_pages = set_up(config, weights, choice, options, config.max_context_tokens)
-        self._runner = StepRunner(config, backend, num_pages, missions)
+        self._runner = StepRunner(config, backend, num_pages, Missions(assets.tokenizer, config.vocab_size))
+        self._assets, self._texts = assets, TextBatch(self._runner)
         self._drop_in: AgentSession | None = None
 
     # ---- loading ---------------------------------------------------------------------------------------------------
@@ -116,8 +121,7 @@ class JatEngine:
         with make_lock():  # see __init__
             weights = CheckpointWeights(find_weight_files(source, variant, hub), config, quantization)
             weights.check_unread()
-            missions = Missions.of_checkpoint(source, hub, config.vocab_size)
-            return cls(config, weights, choice, options, missions)
+            return cls(config, weights, choice, options, TextAssets.of_checkpoint(source, hub, config))
 
     @classmethod
     def from_model(
@@ -155,8 +159,8 @@ class JatEngine:
         options = EngineOptions.parse(engine_options)
         choice = choose_backend(device, dtype, backend, model.config.hidden_size // model.config.num_heads)
         check_config(model.config)
-        missions = Missions.of_processor(processor, model.config.vocab_size)
-        return cls(model.config, ModelWeights(model, model.config), choice, options, missions)
+        assets = TextAssets.of_model(model, processor)
+        return cls(model.config, ModelWeights(model, model.config), choice, options, assets)
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
@@ -532,6 +536,7 @@ class JatEngine:
 
         arguments = sessions, observations, rewards, action_spaces, deterministic, return_predictions, options
         runner = self._runner
+        runner.waiting.append(None)
         with runner.lock, runner.one_step(): return self._step_all(begin_ns, *arguments)  # noqa: E701  # fmt: skip
 
     def _step_all(
@@ -547,6 +552,7 @@ class JatEngine:
     ) -> list[Any]:
         """Take the steps of `get_next_actions`. The caller holds the lock."""
         runner = self._runner
+        runner.enter()
         requests: dict[int, Request] = {}
         errors: dict[int, Exception] = {}
         for index, session in enumerate(sessions):

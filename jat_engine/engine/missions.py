@@ -5,32 +5,30 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from ..checkpoint.tokenizer import check_tokenizer_files
-from ..checkpoint_files import find_file, read_json
 from ..config import MISSION_LENGTH
-from ..errors import CheckpointError, InputError
-
-Encode = Callable[[str], list[int]]
-"""Function from a text to all of its tokens."""
+from ..errors import InputError
+from ..text.tokenizer import TextTokenizer
 
 
 class Missions:
-    """Cached tokeniser of missions."""
+    """Cached tokeniser of missions.
 
-    def __init__(self, tokenizer: tuple[Encode, int] | str, vocab_size: int) -> None:
+    Attributes:
+        tokenizer: of the engine; without one, or without a padding token, each mission is refused.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, vocab_size: int) -> None:
         """Store the tokenizer.
 
         Args:
-            tokenizer: the tokenizer and its pad token; or the reason why there is none, which each mission is refused
-                with.
+            tokenizer: of the engine.
             vocab_size: tokens the model knows, 0 to `vocab_size - 1`.
         """
+        self.tokenizer = tokenizer
         self._cached = functools.lru_cache(maxsize=4096)(functools.partial(_tokenize, tokenizer, vocab_size))
 
     @classmethod
@@ -45,7 +43,7 @@ class Missions:
         Raises:
             CheckpointError: a file of the tokenizer is damaged, or two of them disagree.
         """
-        return cls(_read_tokenizer(source, hub), vocab_size)
+        return cls(TextTokenizer.of_checkpoint(source, hub), vocab_size)
 
     @classmethod
     def of_processor(cls, processor: Any, vocab_size: int) -> Missions:
@@ -54,16 +52,7 @@ class Missions:
         Raises:
             InputError: `processor` is neither a processor with a tokenizer nor None.
         """
-        if processor is None:
-            return cls("expected an engine with a processor, got one made without", vocab_size)
-        tokenizer = getattr(processor, "tokenizer", None)
-        if tokenizer is None:
-            raise InputError(f"processor: expected a JatProcessor or nothing, got {type(processor).__name__}")
-        if tokenizer.pad_token_id is None:
-            return cls(
-                "expected a tokenizer with a pad_token, got one without; set processor.tokenizer.pad_token", vocab_size
-            )
-        return cls((lambda text: list(tokenizer(text)["input_ids"]), int(tokenizer.pad_token_id)), vocab_size)
+        return cls(TextTokenizer.of_processor(processor), vocab_size)
 
     def encode(self, text: str) -> np.ndarray:
         """Return a mission's tokens, int64 [64]: padded with the pad token, or truncated with a warning.
@@ -74,48 +63,22 @@ class Missions:
         return self._cached(text)
 
 
-def _tokenize(tokenizer: tuple[Encode, int] | str, vocab_size: int, text: str) -> np.ndarray:
-    if isinstance(tokenizer, str):
-        raise InputError(f"text_observation: {tokenizer}")
-    encode, pad = tokenizer
-    tokens = encode(text)
+def _tokenize(tokenizer: TextTokenizer, vocab_size: int, text: str) -> np.ndarray:
+    if tokenizer.reason:
+        remedy = f", or append the mission's {MISSION_LENGTH} tokens to discrete_observation"
+        raise InputError(f"text_observation: {tokenizer.reason}{remedy if ';' in tokenizer.reason else ''}")
+    if tokenizer.pad_id is None:
+        raise InputError(f"text_observation: {tokenizer.pad_reason}")
+    tokens = tokenizer.encode(text)
     if len(tokens) > MISSION_LENGTH:
         warnings.warn(
             f"text_observation: expected at most {MISSION_LENGTH} tokens, got {len(tokens)}; the rest is cut off",
             stacklevel=2,
         )
-    array = np.array((tokens + [pad] * MISSION_LENGTH)[:MISSION_LENGTH], np.int64)
+    array = np.array((tokens + [tokenizer.pad_id] * MISSION_LENGTH)[:MISSION_LENGTH], np.int64)
     if array.max() >= vocab_size:
         raise InputError(
             f"text_observation: expected tokens below vocab_size={vocab_size}, got {array.max()}; "
             "the tokenizer is not the model's"
         )
     return array
-
-
-def _read_tokenizer(source: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[Encode, int] | str:
-    """Read `tokenizer.json` with the tokenizers library: importing transformers' tokenizers takes seconds."""
-    check_tokenizer_files(source, hub)
-    path = find_file(source, "tokenizer.json", hub)
-    if path is None:
-        return (
-            f"expected an engine with a tokenizer, got one of {source}, which had no tokenizer.json; save the "
-            "processor there (processor.save_pretrained) and load the engine again, or append the mission's "
-            f"{MISSION_LENGTH} tokens to discrete_observation"
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises no other class
-        raise CheckpointError(f"{path}: not a readable tokenizer: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-
-    # The pad token is in the files that transformers adds.
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = find_file(source, name, hub)
-        pad = read_json(path).get("pad_token") if path else None
-        content = pad.get("content") if isinstance(pad, dict) else pad
-        pad_id = tokenizer.token_to_id(content) if content else None
-        if pad_id is not None:
-            return lambda text: list(tokenizer.encode(text).ids), pad_id
-    return f"expected a pad_token of the tokenizer in {source}/tokenizer_config.json, got none; add it and load again"

@@ -123,6 +123,7 @@ class AgentSession:
             check_flags(deterministic=deterministic, return_prediction=return_prediction)
         arguments = begin_ns, observation, reward, action_space, deterministic, return_prediction, window, options
         runner = self.runner
+        runner.waiting.append(None)
         with runner.lock, runner.one_step(): return self._step(*arguments)  # noqa: E701  # fmt: skip
 
     def _step(
@@ -138,6 +139,7 @@ class AgentSession:
     ) -> Any:
         """Take a step, and return what `step` does. The caller holds the lock, until the last tensor is freed."""
         runner = self.runner
+        runner.enter()
         if options is None:
             quick = runner.run_quick(self.episodes, observation, reward, action_space, deterministic, window)
             if quick is not None:

@@ -10,7 +10,9 @@ Once the window is full, s_{t-1} moves to another position and three tokens are 
 from __future__ import annotations
 
 import threading
+import time
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -247,6 +249,12 @@ class Episodes:
 
 _CLOSED = "engine: expected an open one, got one that was closed"
 
+_WAY_SECONDS = 20e-6
+"""Sleep of a text's thread between two looks at whether agents wait."""
+
+_LONGEST_WAY = 0.1
+"""Seconds after which a text's thread goes on although agents seem to wait."""
+
 
 class StepRunner:
     """Checks inputs and runs steps for all sessions and batches of an engine.
@@ -260,19 +268,54 @@ class StepRunner:
             can take it again: a signal handler may run within a step; see `one_step`.
         calls: counters for `JatEngine.stats`.
         closed: True if nothing can be opened any more.
+        waiting: an entry for each agent's call that waits for the lock: appended before, removed once it has the lock.
     """
 
     def __init__(self, config: JatConfig, backend: Backend, num_pages: int, missions: Missions) -> None:
+        self.config = config
         self.backend = backend
         self.limits = Limits.of(config)
         self.max_window = config.max_context_tokens
         self.lock = make_lock()
         self.calls = CallTimes()
         self.closed = False
+        self.waiting: deque[None] = deque()
         self._step_lock = threading.Lock()
         self._missions = missions
         self._pool = PagePool(num_pages, backend.page_size, backend.page_bytes)
         self._open: weakref.WeakSet[Episodes] = weakref.WeakSet()
+        self._text_pages: weakref.WeakSet[Pages] = weakref.WeakSet()
+
+    def open_text(self, max_tokens: int) -> Pages:
+        """Allocate the pages of a text. The caller holds the lock.
+
+        Args:
+            max_tokens: the most tokens and image patches that it has in the cache.
+
+        Raises:
+            CacheFullError: the KV cache has too few free pages.
+        """
+        pages = Pages(self._pool, max_tokens)
+        self._text_pages.add(pages)
+        return pages
+
+    def enter(self) -> None:
+        """Remove an entry of `waiting`. The caller holds the lock."""
+        try:
+            self.waiting.pop()
+        except IndexError:  # `give_way` has given up on it
+            return
+
+    def give_way(self) -> None:
+        """Wait until no agent's call waits for the lock, which it would not get between two steps of a text.
+
+        A lock goes to whoever asks first after its release: the thread that has released it, not one that has to wake.
+        """
+        waiting, end = self.waiting, time.monotonic() + _LONGEST_WAY
+        while waiting:
+            time.sleep(_WAY_SECONDS)
+            if time.monotonic() > end:  # a call ended before it had the lock, or cannot run
+                waiting.clear()
 
     def open(
         self,
@@ -346,6 +389,7 @@ class StepRunner:
     def cache_stats(self) -> CacheStats:
         """Return the KV cache's counters. Call it under the lock."""
         used = sum(episodes.num_used_pages for episodes in self._open if not episodes.closed)
+        used += sum(pages.num_pages for pages in self._text_pages)
         pool = self._pool
         return CacheStats(
             total=pool.num_pages,

@@ -13,6 +13,7 @@ from ..checkpoint_files import local_path
 from .database import FILE_NAME, RunDatabase, RunError
 from .recorders import REPLAY, TRAJECTORIES, VIDEOS
 from .results import EVALUATIONS, REPORT, RESULTS, TIMING
+from .text_results import TEXT_RESULTS
 
 
 def default_folder(source: str) -> Path:
@@ -54,7 +55,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     except OSError:  # a file system without locks
         pass
     try:
-        for name in (RESULTS, EVALUATIONS, TIMING, REPLAY):
+        for name in (RESULTS, EVALUATIONS, TIMING, REPLAY, TEXT_RESULTS):
             remove_temporaries(folder / name)
         yield
     finally:
@@ -78,6 +79,16 @@ def check_results(folder: Path) -> None:
             )
 
 
+def set_aside_texts(folder: Path) -> Path | None:
+    """Move a folder's results of texts into a folder of their own. See `set_aside`."""
+    path = folder / TEXT_RESULTS
+    if not path.exists():
+        return None
+    aside = _new_folder(folder)
+    path.rename(aside / path.name)
+    return aside
+
+
 def set_aside(folder: Path) -> Path | None:
     """Move a folder's run and everything made of it into a folder of its own, so that another one can be played.
 
@@ -90,10 +101,15 @@ def set_aside(folder: Path) -> Path | None:
     with contextlib.suppress(RunError):  # such as of another version
         RunDatabase(folder).close()  # which takes in the log of a process that was killed
         files = [path for path in files if path.exists()]
-    aside = next(path for number in itertools.count(1) if not (path := folder / f"earlier-{number}").exists())
-    aside.mkdir()
+    aside = _new_folder(folder)
     for path in files:
         path.rename(aside / path.name)
+    return aside
+
+
+def _new_folder(folder: Path) -> Path:
+    aside = next(path for number in itertools.count(1) if not (path := folder / f"earlier-{number}").exists())
+    aside.mkdir()
     return aside
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from ..config import FRAME_SHAPE
 from ..datasets.arrow import NotUtf8Error, check_header, is_bytes, is_list, plain, strings
 from ..datasets.schema import TOKENIZED_COLUMNS, check_episode
+from ..datasets.sources import Rows
 from ..errors import DataError
-from .sources import Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

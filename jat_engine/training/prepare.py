@@ -12,12 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..datasets.sources import Source
 from ..envs import Task
 from ..envs.task import folder_name
 from ..errors import DataError
 from .arrays import ArrayFolder
 from .segments import INFO_FILE, START, Cutter, SegmentSettings
-from .sources import Source
 
 _VERSION = 1
 """Version of the folder's layout; folders of another version are not used."""

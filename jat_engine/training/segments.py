@@ -13,11 +13,11 @@ import numpy as np
 from ..config import MISSION_LENGTH, JatConfig
 from ..datasets.arrow import NotUtf8Error, strings
 from ..datasets.schema import TEXT_COLUMNS, check_belong
+from ..datasets.sources import Rows
 from ..envs import Task
 from ..errors import DataError
 from ..observation import Limits
 from .episodes import Episodes, decode_frames, read_episodes
-from .sources import Rows
 
 Arrays = dict[str, np.ndarray]
 

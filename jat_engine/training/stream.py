@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..datasets.sources import Source
 from ..envs import Task
 from ..errors import DataError
 from .dataset import TASK, Batch, gather
 from .segments import START, Cutter, SegmentSettings
-from .sources import Source
 
 _BUFFER = 256
 """Segments of a task that are held, and from which the next one is drawn."""

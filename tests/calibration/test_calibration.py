@@ -24,7 +24,7 @@ rounding = pytest.importorskip("jat_engine.calibration.rounding", reason="no nat
 
 from jat_engine.calibration.data import draw_segments  # noqa: E402
 from jat_engine.calibration.model import round_model  # noqa: E402
-from jat_engine.training.sources import open_source  # noqa: E402
+from jat_engine.datasets.sources import open_source  # noqa: E402
 
 
 def moments_of(inputs: torch.Tensor) -> Any:

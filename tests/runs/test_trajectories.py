@@ -17,6 +17,7 @@ from jat_engine.atomic_io import temporary_path
 from jat_engine.datasets.frames import EncodedFrames
 from jat_engine.datasets.parquet import episode_row, read_rows
 from jat_engine.datasets.schema import check_episode, task_columns, task_features
+from jat_engine.datasets.sources import open_source
 from jat_engine.envs import TASKS, Task
 from jat_engine.evaluation.environment import evaluation_env, missing_simulators
 from jat_engine.runs import trajectories
@@ -25,7 +26,6 @@ from jat_engine.runs.recorders import Recorders
 from jat_engine.runs.records import Episode
 from jat_engine.runs.slots import Act, Begin, Ended, PlayOptions, Slots
 from jat_engine.runs.trajectories import TrajectoryRecorder, check_trajectories
-from jat_engine.training.sources import open_source
 
 
 def play(task: Task, folder: Path, indices: list[int], max_steps: int = 12) -> tuple[list[Episode], list[Any]]:

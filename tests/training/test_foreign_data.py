@@ -27,11 +27,11 @@ from helpers.training_data import KINDS, episode, png, table, tiny_config, write
 from jat_engine import DataError, JatProcessor
 from jat_engine.collect import collect
 from jat_engine.datasets.collection import Collection
+from jat_engine.datasets.sources import open_source
 from jat_engine.envs import TASKS
 from jat_engine.training.dataset import Segments
 from jat_engine.training.prepare import prepare
 from jat_engine.training.segments import SegmentSettings
-from jat_engine.training.sources import open_source
 
 HOPPER, BABYAI, PONG = KINDS
 Change = Callable[[Path], Any]
@@ -392,7 +392,7 @@ def test_a_forgotten_dataset_is_told_without_a_network(hub: str, silent_hub: str
     }
     code = (
         "from jat_engine.datasets import remote\n"
-        "from jat_engine.training.sources import open_source\n"
+        "from jat_engine.datasets.sources import open_source\n"
         "remote._REACH_SECONDS = 0.5\n"
         "try: open_source('jat-project/jat-dataset', 'mujoco-ant', 'train')\n"
         "except ValueError as error: print(error)"
@@ -417,7 +417,7 @@ def test_a_dataset_in_the_cache_is_read_without_a_network(tmp_path: Path) -> Non
 
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     code = (
-        "from jat_engine.training.sources import open_source\n"
+        "from jat_engine.datasets.sources import open_source\n"
         f"def task(name, split): return open_source('owner/name', name, split, cache_dir={str(tmp_path / 'cache')!r})\n"
         f"print(sum(rows.table.num_rows for rows in task({HOPPER!r}, 'train').read()), task({HOPPER!r}, 'test'))\n"
         "try: task('mujoco-ant', 'train')\n"

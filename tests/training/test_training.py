@@ -28,13 +28,13 @@ from helpers.training_runs import TASKS, flags, weights, write_inputs
 
 import jat_engine
 from jat_engine.cli import main
+from jat_engine.datasets.sources import open_source
 from jat_engine.envs import get_task
 from jat_engine.training.arguments import JatTrainingArguments
 from jat_engine.training.dataset import TASK, Segments, TaskDataset
 from jat_engine.training.prepare import prepare
 from jat_engine.training.resume import damage_of
 from jat_engine.training.segments import SegmentSettings
-from jat_engine.training.sources import open_source
 from jat_engine.training.trainer import JatTrainer
 
 SGD = ["--optim", "sgd", "--learning_rate", "1", "--lr_scheduler_type", "constant", "--max_grad_norm", "0"]

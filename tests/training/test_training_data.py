@@ -22,6 +22,7 @@ from helpers.training_data import KINDS, LENGTHS, episode, table, tiny_config, w
 from PIL import Image
 
 from jat_engine import JatProcessor
+from jat_engine.datasets.sources import open_source
 from jat_engine.envs import TASKS, Task, UnknownTaskError, find_tasks
 from jat_engine.errors import DataError
 from jat_engine.training import recipe
@@ -29,7 +30,6 @@ from jat_engine.training.dataset import Segments, TaskDataset, scale_frames
 from jat_engine.training.prepare import prepare
 from jat_engine.training.sampler import TaskBatchSampler
 from jat_engine.training.segments import SegmentSettings
-from jat_engine.training.sources import open_source
 from jat_engine.training.stream import StreamedTask, TaskStream
 
 STEPS = 5

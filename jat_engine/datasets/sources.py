@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint_files import local_path
-from ..datasets.schema import check_belong
 from ..envs import Task
 from ..errors import DataError, one_line
+from .schema import check_belong
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from ..datasets.shards import Shard
+    from .shards import Shard
 
 
 def _rows_at_once(names: list[str]) -> int:
@@ -119,8 +119,8 @@ def _absent(folder: Path, task: str, names: list[str]) -> str:
 
 def _parquet(folder: Path, task: Task | None, split: str, streaming: bool) -> Source | None:
     """Open the Parquet files of a task. All of them are checked before the first row is read."""
-    from ..datasets.collection import Collection
-    from ..datasets.shards import open_split
+    from .collection import Collection
+    from .shards import open_split
 
     described = Collection.read(folder)
     shards = open_split(folder, split, described)
@@ -143,8 +143,8 @@ def _card(
     folder: Path, name: str, task: Task | None, split: str, cache_dir: str | None, streaming: bool
 ) -> Source | None:
     """Open the files that the card of a folder names for a task."""
-    from ..datasets.remote import local_files
-    from ..datasets.shards import check_numbers, open_shards
+    from .remote import local_files
+    from .shards import check_numbers, open_shards
 
     files = local_files(folder, name, split)
     if not files:
@@ -164,8 +164,8 @@ def _shards(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ..datasets.arrow import check_header, has_texts
-    from ..datasets.shards import damaged
+    from .arrow import check_header, has_texts
+    from .shards import damaged
 
     for shard in shards:
         if task is not None:
@@ -221,7 +221,7 @@ def _saved(folder: Path, split: str) -> Source | None:
 
 
 def _loaded(name: str, task: str, split: str, cache_dir: str | None, streaming: bool) -> Source | None:
-    from ..datasets.remote import load_split
+    from .remote import load_split
 
     loaded = load_split(name, task, split, cache_dir=cache_dir, streaming=streaming)
     return None if loaded is None else _dataset(loaded, f"{name} ({task}, {split})")
