@@ -184,6 +184,34 @@ class Model:
             [S], the prediction [rows of the head] and whether all of it is finite.
         """
 
+    def decode_text(
+        self,
+        embeddings: list[NDArray[np.float32]],
+        num_new: list[int],
+        context_lens: list[int],
+        page_tables: list[NDArray[np.int32]],
+        pool: NDArray[np.uint8],
+        num_predicted: list[int],
+        head: Linear,
+    ) -> NDArray[np.float32]:
+        """Run one step of S texts: append their new tokens to the cache and predict after some of the newest.
+
+        Args:
+            embeddings: one [H] for each new token or image patch, text by text.
+            num_new: [S], of each text, at least 1.
+            context_lens: [S], tokens and patches of the text in the cache before these.
+            page_tables: [S], the text's pages, oldest first; its oldest token is at the beginning of the first page.
+            pool: the KV cache, `page_bytes` for each page; updated in place.
+            num_predicted: [S], the newest tokens to predict after, 0 or more.
+            head: [vocab_size, H].
+
+        Returns:
+            The logits [sum of num_predicted, vocab_size].
+        """
+
+    def apply(self, linear: Linear, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the layer's results [T, rows] for `x` [T, columns]."""
+
     def embed(self, linear: Linear, values: NDArray[np.float32], last: float = ...) -> NDArray[np.float32]:
         """Return the embedding [padded_rows] of `values` [X], followed by `last` if that is given."""
 

@@ -346,16 +346,20 @@ void attend_queries(const AttentionItem& item, int first) {
 template <typename Cache>
 void attend_as(const AttentionItem& item) {
   append<Cache>(item);
-  static_assert(jat::kMaxStepTokens == 3, "one case for each number of queries");
-  switch (item.num_new - item.first_query) {
-    case 1:
-      return attend_queries<Cache, 1>(item, item.first_query);
-    case 2:
-      return attend_queries<Cache, 2>(item, item.first_query);
-    case 3:
-      return attend_queries<Cache, 3>(item, item.first_query);
-    default:
-      return;
+  static_assert(jat::kMaxQueries == 4, "one case for each number of queries");
+  AttentionItem part = item;
+  for (int first = item.first_query; first < item.num_new; first += jat::kMaxQueries) {
+    const int rest = item.num_new - first;
+    part.is_fetched = item.is_fetched || first > item.first_query;
+    part.is_next = item.is_next && rest <= jat::kMaxQueries;
+    if (rest == 1)
+      attend_queries<Cache, 1>(part, first);
+    else if (rest == 2)
+      attend_queries<Cache, 2>(part, first);
+    else if (rest == 3)
+      attend_queries<Cache, 3>(part, first);
+    else
+      attend_queries<Cache, 4>(part, first);
   }
 }
 

@@ -34,7 +34,8 @@ constexpr int kBlockRows = 16;
 constexpr int kPanelRows = 2 * kBlockRows;
 constexpr int kGroupBytes = 64;
 constexpr int kPageSize = 16;      // tokens in a page of the KV cache; a page's keys are a block of 16 rows
-constexpr int kMaxStepTokens = 3;  // new tokens of one session in a step
+constexpr int kMaxStepTokens = 3;  // new tokens of one agent in a step
+constexpr int kMaxQueries = 4;     // new tokens of one session that are attended for at a time
 constexpr int kMaxHeadDim = 256;
 
 constexpr int kInt4GroupWords = kInt4Columns / 4 + 1;  // of activations: bytes, and -16 times their sum
@@ -117,7 +118,7 @@ struct AttentionItem {
   bool is_next;     // its next head, the memory behind this one, is attended next
   float* out;       // of the first new token
   int out_stride;
-  float* scratch;  // [kMaxStepTokens, scratch_stride], for scores
+  float* scratch;  // [kMaxQueries, scratch_stride], for scores
   int scratch_stride;
 };
 

@@ -35,6 +35,11 @@ int piece_size(int num_parts, size_t part_bytes, int num_threads) {
   return std::max(least, num_parts / (kPiecesPerThread * num_threads));
 }
 
+// Tokens of a session to predict after.
+int num_predicted(const StepPlan& plan, int session) {
+  return plan.num_predicted != nullptr ? plan.num_predicted[session] : 1;
+}
+
 }  // namespace
 
 Model::Model(int hidden_size, int num_heads, DType kv_dtype, std::vector<float> position_table,
@@ -61,7 +66,7 @@ void Model::set_final_norm(std::vector<float> weight, std::vector<float> bias) {
   for (Scratch& scratch : scratch_) {
     scratch.normal.resize(padded_hidden_);
     scratch.groups.resize(padded_hidden_);
-    scratch.scores.resize(kMaxStepTokens * slots);
+    scratch.scores.resize(kMaxQueries * slots);
   }
   reserve(kMaxStepTokens);
 }
@@ -80,7 +85,7 @@ void Model::reserve(int num_tokens) {
   groups_.resize(tokens * operand_words());
   scales_.resize(tokens);
   first_tokens_.resize(tokens);
-  last_tokens_.resize(tokens);
+  predicted_.resize(tokens);
   capacity_ = static_cast<int>(tokens);  // last, since memory may run out before
 }
 
@@ -131,8 +136,10 @@ const Ahead* Model::ahead_of(const Linear& linear, int num_tokens) {
 int Model::attention_piece(const StepPlan& plan, size_t layer) const {
   // A part is one head of one session; what it reads is the mean over the sessions.
   size_t num_keys = 0;
-  for (int session = 0; session < plan.num_sessions; ++session)
-    num_keys += std::min(plan.context_lens[session] + plan.num_new[session], layers_[layer].window);
+  for (int session = 0; session < plan.num_sessions; ++session) {
+    const int visible = std::min(plan.context_lens[session] + plan.num_new[session], layers_[layer].window);
+    num_keys += static_cast<size_t>(visible) * ((plan.num_new[session] + kMaxQueries - 1) / kMaxQueries);
+  }
   return piece_size(plan.num_sessions * num_heads_, num_keys / plan.num_sessions * head_bytes() / kPageSize,
                     pool_.size());
 }
@@ -168,7 +175,7 @@ void Model::attend(const StepPlan& plan, size_t layer, uint8_t* pool, const Ahea
     item.head_dim = head_dim_;
     item.padded_head_dim = padded_head_dim_;
     item.num_new = count;
-    item.first_query = is_last ? count - 1 : 0;
+    item.first_query = is_last ? count - num_predicted(plan, session) : 0;
     item.context_len = plan.context_lens[session];
     item.start_offset = plan.start_offsets[session];
     item.window = window;
@@ -185,7 +192,7 @@ void Model::attend(const StepPlan& plan, size_t layer, uint8_t* pool, const Ahea
     item.out = attended_.data() + static_cast<size_t>(first) * padded_hidden_ + head * head_dim_;
     item.out_stride = padded_hidden_;
     item.scratch = own.scores.data();
-    item.scratch_stride = static_cast<int>(own.scores.size()) / kMaxStepTokens;
+    item.scratch_stride = static_cast<int>(own.scores.size()) / kMaxQueries;
     kernels_.attend(item);
   };
 
@@ -199,27 +206,42 @@ void Model::attend(const StepPlan& plan, size_t layer, uint8_t* pool, const Ahea
   pool_.run(plan.num_sessions * num_heads_, attention_piece(plan, layer), task, ahead);
 }
 
-void Model::apply_heads(const StepPlan& plan) {
+void Model::apply_heads(int num_sessions, const AgentHeads& agents) {
   const auto apply_head = [&](int session, Scratch& own) {
-    const Linear& head = *plan.heads[session];
-    const float* x = x_.data() + static_cast<size_t>(last_tokens_[session]) * padded_hidden_;
+    const Linear& head = *agents.heads[session];
+    const float* x = x_.data() + static_cast<size_t>(predicted_[session]) * padded_hidden_;
     float scale = 0;
     kernels_.layer_norm(x, final_weight_.data(), final_bias_.data(), hidden_size_, own.normal.data());
     kernels_.prepare(head.dtype(), own.normal.data(), hidden_size_, own.groups.data(), &scale);
     kernels_.linear(head.view(), {own.groups.data(), &scale, head.operand_stride()}, 1, 0, head.num_blocks(),
-                    Epilogue::kStore, plan.out[session], 0, nullptr);
+                    Epilogue::kStore, agents.out[session], 0, nullptr);
   };
-  const int size = piece_size(plan.num_sessions, plan.heads[0]->bytes(), pool_.size());
-  pool_.run(plan.num_sessions, size, [&](int begin, int end, int thread) {
+  const int size = piece_size(num_sessions, agents.heads[0]->bytes(), pool_.size());
+  pool_.run(num_sessions, size, [&](int begin, int end, int thread) {
     for (int session = begin; session < end; ++session) apply_head(session, scratch_[thread]);
   });
 }
 
-void Model::decode(const StepPlan& plan, uint8_t* pool) {
+void Model::decode(const StepPlan& plan, const AgentHeads& heads, uint8_t* pool) {
+  run_layers(plan, pool, [](int) { return nullptr; });
+  apply_heads(plan.num_sessions, heads);
+}
+
+void Model::decode(const StepPlan& plan, const Linear& head, float* out, uint8_t* pool) {
+  const int count = run_layers(plan, pool, [&](int tokens) { return ahead_of(head, tokens); });
+  if (count == 0) return;
+  const Operand operand = prepare(head.dtype(), x_.data(), padded_hidden_, hidden_size_, predicted_.data(),
+                                  count, final_weight_.data(), final_bias_.data());
+  multiply(head, operand, count, Epilogue::kStore, out, head.padded_rows(), nullptr, nullptr);
+}
+
+template <typename AheadOf>
+int Model::run_layers(const StepPlan& plan, uint8_t* pool, const AheadOf& ahead_of_head) {
   const int num_tokens = plan.num_tokens;
   reserve(num_tokens);
 
   // x = embedding + position.
+  int num_active = 0;
   for (int session = 0, t = 0; session < plan.num_sessions; ++session) {
     first_tokens_[session] = t;
     for (int i = 0; i < plan.num_new[session]; ++i, ++t) {
@@ -229,16 +251,16 @@ void Model::decode(const StepPlan& plan, uint8_t* pool) {
       float* x = x_.data() + static_cast<size_t>(t) * padded_hidden_;
       for (int j = 0; j < hidden_size_; ++j) x[j] = token[j] + position[j];
     }
-    last_tokens_[session] = t - 1;
+    for (int i = num_predicted(plan, session); i > 0; --i) predicted_[num_active++] = t - i;
   }
 
   const int qkv_stride = round_up(3 * hidden_size_, kPanelRows);
   for (size_t l = 0; l < layers_.size(); ++l) {
     const Layer& layer = layers_[l];
-    // Only each session's last token is needed of the last layer; the others leave their keys and values.
+    // Of the last layer only the tokens to predict after are needed; the others leave their keys and values.
     const bool is_last = l + 1 == layers_.size();
-    const int* rows = is_last ? last_tokens_.data() : nullptr;
-    const int active = is_last ? plan.num_sessions : num_tokens;
+    const int* rows = is_last ? predicted_.data() : nullptr;
+    const int active = is_last ? num_active : num_tokens;
 
     // x += out_proj(attention(qkv(norm1(x))))
     Operand operand = prepare(layer.qkv->dtype(), x_.data(), padded_hidden_, hidden_size_, nullptr,
@@ -246,6 +268,7 @@ void Model::decode(const StepPlan& plan, uint8_t* pool) {
     multiply(*layer.qkv, operand, num_tokens, Epilogue::kStore, qkv_.data(), qkv_stride, nullptr,
              ahead_of(plan, l, pool));
     attend(plan, l, pool, ahead_of(*layer.out_proj, active));
+    if (active == 0) break;
     operand = prepare(layer.out_proj->dtype(), attended_.data(), padded_hidden_, hidden_size_, rows, active,
                       nullptr, nullptr);
     multiply(*layer.out_proj, operand, active, Epilogue::kAdd, x_.data(), padded_hidden_, rows,
@@ -259,9 +282,9 @@ void Model::decode(const StepPlan& plan, uint8_t* pool) {
     operand = prepare(layer.mlp_out->dtype(), inner_.data(), max_inner_, layer.mlp_out->columns(), nullptr,
                       active, nullptr, nullptr);
     multiply(*layer.mlp_out, operand, active, Epilogue::kAdd, x_.data(), padded_hidden_, rows,
-             is_last ? nullptr : ahead_of(*layers_[l + 1].qkv, num_tokens));
+             is_last ? ahead_of_head(active) : ahead_of(*layers_[l + 1].qkv, num_tokens));
   }
-  apply_heads(plan);
+  return num_active;
 }
 
 void Model::apply(const Linear& linear, const float* x, int num_tokens, float* out) {

@@ -26,8 +26,13 @@ struct StepPlan {
   const int32_t* context_lens;        // [S] tokens in the cache before these; also the first position
   const int32_t* start_offsets;       // [S] slots of the first page before the oldest token
   const int32_t* const* page_tables;  // [S] of pages, oldest first
-  const Linear* const* heads;         // [S], applied to the final hidden state of the last token
-  float* const* out;                  // [S] of [padded_rows of the head]
+  const int32_t* num_predicted;       // [S] newest tokens to predict after; null for one of each session
+};
+
+// The heads of agents, each applied to the final hidden state of its session's last token.
+struct AgentHeads {
+  const Linear* const* heads;  // [S]
+  float* const* out;           // [S] of [padded_rows of the head]
 };
 
 class Model {
@@ -49,7 +54,9 @@ class Model {
   int num_threads() const { return pool_.size(); }
 
   // Append the new tokens to the KV cache, which starts at `pool`, and predict after each session's last one.
-  void decode(const StepPlan& plan, uint8_t* pool);
+  void decode(const StepPlan& plan, const AgentHeads& heads, uint8_t* pool);
+  // The same for sessions with one head. out: [tokens predicted after, head.padded_rows()].
+  void decode(const StepPlan& plan, const Linear& head, float* out, uint8_t* pool);
 
   // out [num_tokens, linear.padded_rows()] = x [num_tokens, linear.columns()] times the weights, plus the
   // bias.
@@ -65,10 +72,14 @@ class Model {
   struct Scratch {
     std::vector<float> normal;     // one token after LayerNorm
     std::vector<uint32_t> groups;  // the same as the operand of a head
-    std::vector<float> scores;     // [kMaxStepTokens, slots] of attention
+    std::vector<float> scores;     // [kMaxQueries, slots] of attention
   };
 
   void reserve(int num_tokens);
+  // Leave the residual stream after the last layer in x_, at the rows of predicted_, which are counted. ahead:
+  // called for what is read after the last layer.
+  template <typename AheadOf>
+  int run_layers(const StepPlan& plan, uint8_t* pool, const AheadOf& ahead_of_head);
   // Of one head in a page: keys and values of kPageSize tokens.
   size_t head_bytes() const { return jat::head_bytes(kv_dtype_, padded_head_dim_); }
   int operand_words() const;
@@ -92,8 +103,7 @@ class Model {
   // Parts of a piece of these phases.
   int product_piece(const Linear& linear, int num_tokens) const;
   int attention_piece(const StepPlan& plan, size_t layer) const;
-  // plan.out = head(LayerNorm(x_)) of each session's last token.
-  void apply_heads(const StepPlan& plan);
+  void apply_heads(int num_sessions, const AgentHeads& heads);
 
   const int hidden_size_, num_heads_, head_dim_, padded_head_dim_, padded_hidden_;
   const DType kv_dtype_;
@@ -109,9 +119,10 @@ class Model {
   std::vector<float> x_, qkv_, attended_, inner_;  // [capacity, ...]; x_ is the residual stream
   std::vector<uint32_t> groups_;                   // the operand of the next product, and its scales
   std::vector<float> scales_;
-  std::vector<int> first_tokens_, last_tokens_;  // of each session
-  std::vector<Scratch> scratch_;                 // of each thread
-  std::vector<Ahead> ahead_;                     // of each thread
+  std::vector<int> first_tokens_;  // of each session
+  std::vector<int> predicted_;     // tokens to predict after
+  std::vector<Scratch> scratch_;   // of each thread
+  std::vector<Ahead> ahead_;       // of each thread
 };
 
 }  // namespace jat

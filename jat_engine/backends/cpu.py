@@ -11,7 +11,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..checkpoint.quantized import IMAGE_FC, dtypes_of, to_stored_order
 from ..checkpoint.weights import (
     EMBEDDING,
     HEAD,
+    PATCH_PROJECTION,
     Weights,
     block_parameters,
     check_heads,
@@ -33,8 +35,23 @@ from ..config import FRAME_SHAPE, JatConfig
 from ..errors import InputError
 from ..machine import allowed_cores, available_cores, cpu_quota
 from ..observation import ActionSpace, Modality
-from .base import MAX_SIZES, Group, QuickStep, Result, machine_memory_bytes
-from .rows import encode, lay_out, make_results
+from .base import MAX_SIZES, Group, QuickStep, Result, TextRows, machine_memory_bytes
+from .rows import encode, lay_out, make_results, patch_rows
+
+
+@dataclass(frozen=True)
+class _TextWeights:
+    """What texts need besides the blocks.
+
+    Attributes:
+        embedding: of tokens, float32 [vocab_size, H]; the file's own memory if it has this type.
+        head: predicts tokens, in the engine's dtype.
+        patch_encoder: of images, float32.
+    """
+
+    embedding: np.ndarray
+    head: _cpu.Linear
+    patch_encoder: _cpu.Linear
 
 
 class CpuBackend:
@@ -44,6 +61,7 @@ class CpuBackend:
     page_size: int = _cpu.PAGE_SIZE
     persistent_reason = "the backend is cpu"
     timing = ""
+    max_text_rows = 256
 
     def __init__(
         self,
@@ -126,7 +144,10 @@ class CpuBackend:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the packed weights, without those that are packed for a size of observation or action."""
-        return sum(linear.num_bytes for linear in self._linears) + self._table_bytes
+        num_bytes = sum(linear.num_bytes for linear in self._linears) + self._table_bytes
+        if "_text" in vars(self):
+            num_bytes += self._text.embedding.nbytes + self._text.head.num_bytes + self._text.patch_encoder.num_bytes
+        return num_bytes
 
     @property
     def native_seconds(self) -> float:
@@ -208,6 +229,42 @@ class CpuBackend:
             space: to choose actions from.
         """
         return self._quick_step(modality, num_values, space)
+
+    # ---- texts -----------------------------------------------------------------------------------------------------
+
+    def embed_picture(self, pixel_values: np.ndarray) -> np.ndarray:
+        """Return the embeddings of an image's patches, float32 [P, H], see `Backend.embed_picture`."""
+        return self._model.apply(self._text.patch_encoder, patch_rows(pixel_values, self._config.patch_size))
+
+    def run_text(self, texts: Sequence[TextRows]) -> list[np.ndarray]:
+        """Compute rows of texts, see `Backend.run_text`."""
+        embeddings: list[np.ndarray] = []
+        for text in texts:
+            embeddings += [] if text.patches is None else list(text.patches)
+            embeddings += [self._text.embedding[token] for token in text.tokens.tolist()]
+        counts = [text.num_predicted for text in texts]
+        logits = self._model.decode_text(
+            embeddings,
+            [text.num_rows for text in texts],
+            [text.context_len for text in texts],
+            [text.page_table for text in texts],
+            self._pool,
+            counts,
+            self._text.head,
+        )
+        return np.split(logits, np.cumsum(counts[:-1]))
+
+    @cached_property
+    def _text(self) -> _TextWeights:
+        """Pack the weights that texts alone need."""
+        projection = self._weights.get(f"{PATCH_PROJECTION}.weight").flatten(1)
+        head = _cpu.Linear(self._dtype, *self._shapes[HEAD], has_bias=False)
+        first = 0
+        for piece in self._weights.pieces(HEAD):
+            head.pack_rows(first, _numpy(piece))
+            first += len(piece)
+        embedding = _numpy(self._weights.get(EMBEDDING))
+        return _TextWeights(embedding, head, _pack(projection, self._array(f"{PATCH_PROJECTION}.bias")))
 
     # ---- packing ---------------------------------------------------------------------------------------------------
 

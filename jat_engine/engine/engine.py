@@ -65,7 +65,7 @@ class JatEngine(TextWriter, TextScorer):
         with make_lock():  # a fork and the exit wait for native code and torch
             self.choice, backend, num_pages = set_up(config, weights, choice, options, config.max_context_tokens)
         self._runner = StepRunner(config, backend, num_pages, Missions(assets.tokenizer, config.vocab_size))
-        self._assets, self._texts = assets, TextBatch(self._runner)
+        self._assets, self._texts = assets, TextBatch(self._runner, options.prefill_chunk)
         self._drop_in: AgentSession | None = None
 
     # ---- loading ---------------------------------------------------------------------------------------------------

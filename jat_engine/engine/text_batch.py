@@ -24,7 +24,7 @@ from .kv_cache import Pages
 from .step import StepRunner
 
 _ROWS_BESIDE_AGENTS = 16
-"""Rows of a step while agents act: on a CPU they take about as long as reading the weights, which is an agent's step."""
+"""Rows of a step while agents act: on a CPU they take about as long as reading the weights, an agent's step."""
 
 _AGENTS_REST_SECONDS = 1.0
 """Agents that have not acted for so long are taken to be at rest."""
@@ -98,15 +98,15 @@ class _Running:
 class TextBatch:
     """The texts of an engine: those that run, and those that wait for pages."""
 
-    def __init__(self, runner: StepRunner, rows_per_step: int | None = None) -> None:
+    def __init__(self, runner: StepRunner, prefill_chunk: int | None = None) -> None:
         """Begin without texts.
 
         Args:
             runner: of the engine.
-            rows_per_step: the most rows of a step that reads prompts; None for few while agents act, many otherwise.
+            prefill_chunk: the most rows of prompts in a step; None for few while agents act, many otherwise.
         """
         self._runner = runner
-        self._rows_per_step = rows_per_step
+        self._prefill_chunk = prefill_chunk
         self._running: list[_Running] = []
         self._waiting: deque[_Running] = deque()
         self._turn = threading.Condition(runner.lock)
@@ -228,8 +228,8 @@ class TextBatch:
 
     def _prompt_rows(self) -> int:
         """Return how many rows of prompts the next step may read."""
-        if self._rows_per_step is not None:
-            return self._rows_per_step
+        if self._prefill_chunk is not None:
+            return self._prefill_chunk
         count, now = self._runner.calls.count, time.monotonic()
         if count != self._agents_seen[0]:
             self._agents_seen = count, now

@@ -201,11 +201,12 @@ def _as_output(call: TextCall, inputs: Inputs, requests: list[TextRequest]) -> A
     from transformers.generation import GenerateDecoderOnlyOutput
 
     options, pad = call.options, _pad_token(call) or 0
-    return GenerateDecoderOnlyOutput(
-        sequences=_as_tensor(call, inputs, requests),
-        scores=_stack([request.scores for request in requests], pad) if options.output_scores else None,
-        logits=_stack([request.logits for request in requests], pad) if options.output_logits else None,
-    )
+    fields: dict[str, Any] = {"sequences": _as_tensor(call, inputs, requests)}
+    if options.output_scores:
+        fields["scores"] = _stack([request.scores for request in requests], pad)
+    if options.output_logits:
+        fields["logits"] = _stack([request.logits for request in requests], pad)
+    return GenerateDecoderOnlyOutput(**fields)
 
 
 def _stack(rows: list[list[torch.Tensor]], pad: int) -> tuple[torch.Tensor, ...]:

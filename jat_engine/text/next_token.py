@@ -16,7 +16,7 @@ import torch
 
 from .options import GenerationOptions
 
-Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Processor = Callable[[Any, Any], Any]
 """Function of ids, int64 [1, S], and scores, float32 [1, V], that returns new scores."""
 
 

@@ -55,6 +55,16 @@ Array<float> empty_rows(size_t count, int padded_rows) {
   return Array<float>({static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(padded_rows)});
 }
 
+// A view [N, rows] of a layer's results [N, padded_rows].
+py::array without_padding(const Array<float>& out, const Linear& linear) {
+  const auto bytes = static_cast<py::ssize_t>(sizeof(float));
+  return {py::dtype::of<float>(),
+          {out.shape(0), static_cast<py::ssize_t>(linear.rows())},
+          {out.shape(1) * bytes, bytes},
+          out.data(),
+          out};
+}
+
 }  // namespace
 
 double measure_bandwidth(size_t num_bytes, int num_threads, int repeats) {
@@ -221,65 +231,84 @@ void set_final_norm(Model& model, const Array<float>& weight, const Array<float>
   model.set_final_norm(to_vector(weight), to_vector(bias));
 }
 
+namespace {
+
+// Checks what both kinds of steps are given, and holds the pointers of their plan.
+struct CheckedPlan {
+  // most_new: tokens of a session.
+  CheckedPlan(const Model& model, const std::vector<Array<float>>& embeddings,
+              const std::vector<int32_t>& num_new, const std::vector<int32_t>& context_lens,
+              const std::vector<int32_t>& start_offsets, const std::vector<Array<int32_t>>& page_tables,
+              const Array<uint8_t>& pool, int most_new) {
+    expect_complete(model);
+    const size_t sessions = num_new.size();
+    expect(sessions >= 1, "num_new: expected at least one session");
+    expect(
+        context_lens.size() == sessions && start_offsets.size() == sessions && page_tables.size() == sessions,
+        "context_lens, start_offsets, page_tables: expected ", sessions, " sessions, as in num_new, got ",
+        context_lens.size(), ", ", start_offsets.size(), ", ", page_tables.size());
+
+    for (const Array<float>& embedding : embeddings) {
+      expect(embedding.size() >= model.hidden_size(), "embeddings: expected ", model.hidden_size(),
+             " numbers each, got ", embedding.size());
+      tokens.push_back(embedding.data());
+    }
+
+    const int64_t num_pages = pool.size() / static_cast<py::ssize_t>(model.page_bytes());
+    size_t total = 0;
+    for (size_t i = 0; i < sessions; ++i) {
+      expect(num_new[i] >= 1 && num_new[i] <= most_new, "num_new: expected 1 to ", most_new, ", got ",
+             num_new[i]);
+      expect(context_lens[i] >= 0 && context_lens[i] <= model.max_positions() - num_new[i],
+             "context_lens: expected 0 to ", model.max_positions() - num_new[i], ", got ", context_lens[i]);
+      expect(start_offsets[i] >= 0 && start_offsets[i] < kPageSize, "start_offsets: expected 0 to ",
+             kPageSize - 1, ", got ", start_offsets[i]);
+
+      const int pages = (start_offsets[i] + context_lens[i] + num_new[i] + kPageSize - 1) / kPageSize;
+      expect(page_tables[i].size() >= pages, "page_tables: expected at least ", pages, " pages, got ",
+             page_tables[i].size());
+      const int32_t* table = page_tables[i].data();
+      for (int page = 0; page < pages; ++page)
+        expect(table[page] >= 0 && table[page] < num_pages, "page_tables: expected pages below ", num_pages,
+               ", the size of the pool, got ", table[page]);
+      tables.push_back(table);
+      total += num_new[i];
+    }
+    expect(total == tokens.size(), "embeddings: expected one for each of the ", total, " new tokens, got ",
+           tokens.size());
+    plan = {static_cast<int>(sessions), static_cast<int>(total), tokens.data(), num_new.data(),
+            context_lens.data(),        start_offsets.data(),    tables.data(), nullptr};
+  }
+
+  std::vector<const float*> tokens;
+  std::vector<const int32_t*> tables;
+  StepPlan plan;
+};
+
+}  // namespace
+
 py::list decode(Model& model, const std::vector<Array<float>>& embeddings,
                 const std::vector<int32_t>& num_new, const std::vector<int32_t>& context_lens,
                 const std::vector<int32_t>& start_offsets, const std::vector<Array<int32_t>>& page_tables,
                 Array<uint8_t>& pool, const std::vector<const Linear*>& heads) {
-  expect_complete(model);
+  const CheckedPlan checked(model, embeddings, num_new, context_lens, start_offsets, page_tables, pool,
+                            kMaxStepTokens);
   const size_t sessions = num_new.size();
-  expect(sessions >= 1, "num_new: expected at least one session");
-  expect(context_lens.size() == sessions && start_offsets.size() == sessions &&
-             page_tables.size() == sessions && heads.size() == sessions,
-         "context_lens, start_offsets, page_tables, heads: expected ", sessions,
-         " sessions, as in num_new, got ", context_lens.size(), ", ", start_offsets.size(), ", ",
-         page_tables.size(), ", ", heads.size());
-
-  std::vector<const float*> tokens;
-  for (const Array<float>& embedding : embeddings) {
-    expect(embedding.size() >= model.hidden_size(), "embeddings: expected ", model.hidden_size(),
-           " numbers each, got ", embedding.size());
-    tokens.push_back(embedding.data());
-  }
-
-  const int64_t num_pages = pool.size() / static_cast<py::ssize_t>(model.page_bytes());
-  std::vector<const int32_t*> tables;
+  expect(heads.size() == sessions, "heads: expected ", sessions, ", as in num_new, got ", heads.size());
   std::vector<Array<float>> predictions;
   std::vector<float*> out;
-  size_t total = 0;
-  for (size_t i = 0; i < sessions; ++i) {
-    expect(num_new[i] >= 1 && num_new[i] <= kMaxStepTokens, "num_new: expected 1 to ", kMaxStepTokens,
-           ", got ", num_new[i]);
-    expect(context_lens[i] >= 0 && context_lens[i] <= model.max_positions() - num_new[i],
-           "context_lens: expected 0 to ", model.max_positions() - num_new[i], ", got ", context_lens[i]);
-    expect(start_offsets[i] >= 0 && start_offsets[i] < kPageSize, "start_offsets: expected 0 to ",
-           kPageSize - 1, ", got ", start_offsets[i]);
-
-    const int pages = (start_offsets[i] + context_lens[i] + num_new[i] + kPageSize - 1) / kPageSize;
-    expect(page_tables[i].size() >= pages, "page_tables: expected at least ", pages, " pages, got ",
-           page_tables[i].size());
-    const int32_t* table = page_tables[i].data();
-    for (int page = 0; page < pages; ++page)
-      expect(table[page] >= 0 && table[page] < num_pages, "page_tables: expected pages below ", num_pages,
-             ", the size of the pool, got ", table[page]);
-    tables.push_back(table);
-
-    expect(heads[i] != nullptr && heads[i]->columns() == model.hidden_size(), "heads: expected [rows, ",
+  for (const Linear* head : heads) {
+    expect(head != nullptr && head->columns() == model.hidden_size(), "heads: expected [rows, ",
            model.hidden_size(), "]");
-    predictions.emplace_back(heads[i]->padded_rows());
+    predictions.emplace_back(head->padded_rows());
     out.push_back(predictions.back().mutable_data());
-    total += num_new[i];
   }
-  expect(total == tokens.size(), "embeddings: expected one for each of the ", total, " new tokens, got ",
-         tokens.size());
 
-  const StepPlan plan = {
-      static_cast<int>(sessions), static_cast<int>(total), tokens.data(), num_new.data(), context_lens.data(),
-      start_offsets.data(),       tables.data(),           heads.data(),  out.data()};
   uint8_t* pages = pool.mutable_data();
   {
     const py::gil_scoped_release release;
     const Stopwatch stopwatch(model);
-    model.decode(plan, pages);
+    model.decode(checked.plan, {heads.data(), out.data()}, pages);
   }
 
   py::list results(sessions);
@@ -291,6 +320,50 @@ py::list decode(Model& model, const std::vector<Array<float>>& embeddings,
         py::make_tuple(py::array(py::dtype::of<float>(), {heads[i]->rows()}, out[i], predictions[i]), finite);
   }
   return results;
+}
+
+py::array decode_text(Model& model, const std::vector<Array<float>>& embeddings,
+                      const std::vector<int32_t>& num_new, const std::vector<int32_t>& context_lens,
+                      const std::vector<Array<int32_t>>& page_tables, Array<uint8_t>& pool,
+                      const std::vector<int32_t>& num_predicted, const Linear& head) {
+  const std::vector<int32_t> start_offsets(num_new.size(), 0);
+  CheckedPlan checked(model, embeddings, num_new, context_lens, start_offsets, page_tables, pool,
+                      model.max_positions());
+  expect(num_predicted.size() == num_new.size(), "num_predicted: expected ", num_new.size(),
+         ", as in num_new, got ", num_predicted.size());
+  py::ssize_t total = 0;
+  for (size_t i = 0; i < num_new.size(); ++i) {
+    expect(num_predicted[i] >= 0 && num_predicted[i] <= num_new[i], "num_predicted: expected 0 to ",
+           num_new[i], ", got ", num_predicted[i]);
+    total += num_predicted[i];
+  }
+  expect(head.columns() == model.hidden_size(), "head: expected [rows, ", model.hidden_size(), "], got ",
+         head.columns(), " columns");
+
+  checked.plan.num_predicted = num_predicted.data();
+  Array<float> out = empty_rows(total, head.padded_rows());
+  float* result = out.mutable_data();
+  uint8_t* pages = pool.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    const Stopwatch stopwatch(model);
+    model.decode(checked.plan, head, result, pages);
+  }
+  return without_padding(out, head);
+}
+
+py::array apply(Model& model, const Linear& linear, const Array<float>& x) {
+  expect_complete(model);
+  expect(x.ndim() == 2 && x.shape(1) == linear.columns(), "x: expected [tokens, ", linear.columns(),
+         "], got ", x.ndim(), " dimensions and ", x.size(), " numbers");
+  Array<float> out = empty_rows(x.shape(0), linear.padded_rows());
+  float* result = out.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    const Stopwatch stopwatch(model);
+    model.apply(linear, x.data(), static_cast<int>(x.shape(0)), result);
+  }
+  return without_padding(out, linear);
 }
 
 Array<float> embed(Model& model, const Linear& linear, const Array<float>& values, float last) {

@@ -55,6 +55,15 @@ pybind11::list decode(Model& model, const std::vector<Array<float>>& embeddings,
                       const std::vector<Array<int32_t>>& page_tables, Array<uint8_t>& pool,
                       const std::vector<const Linear*>& heads);
 
+// The logits [tokens predicted after, rows of the head], token by token of each text.
+pybind11::array decode_text(Model& model, const std::vector<Array<float>>& embeddings,
+                            const std::vector<int32_t>& num_new, const std::vector<int32_t>& context_lens,
+                            const std::vector<Array<int32_t>>& page_tables, Array<uint8_t>& pool,
+                            const std::vector<int32_t>& num_predicted, const Linear& head);
+
+// x [T, columns of the layer] -> [T, rows].
+pybind11::array apply(Model& model, const Linear& linear, const Array<float>& x);
+
 // The embedding of `values`, followed by `last` unless that is NaN.
 Array<float> embed(Model& model, const Linear& linear, const Array<float>& values, float last);
 

@@ -76,6 +76,10 @@ PYBIND11_MODULE(_cpu, module) {
       .def_readonly("seconds", &jat::Model::seconds)
       .def("decode", &calls::decode, py::arg("embeddings"), py::arg("num_new"), py::arg("context_lens"),
            py::arg("start_offsets"), py::arg("page_tables"), py::arg("pool").noconvert(), py::arg("heads"))
+      .def("decode_text", &calls::decode_text, py::arg("embeddings"), py::arg("num_new"),
+           py::arg("context_lens"), py::arg("page_tables"), py::arg("pool").noconvert(),
+           py::arg("num_predicted"), py::arg("head"))
+      .def("apply", &calls::apply, py::arg("linear"), py::arg("x").noconvert())
       .def("embed", &calls::embed, py::arg("linear"), py::arg("values").noconvert(),
            py::arg("last") = std::numeric_limits<float>::quiet_NaN());
 

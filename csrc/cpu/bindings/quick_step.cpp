@@ -306,7 +306,8 @@ py::object QuickStep::run(py::handle state, py::handle mission, py::handle noise
   tokens[count++] = encoded_.data();
   const Linear* head = head_.get();
   float* out = prediction_.data();
-  const StepPlan plan = {1, count, tokens, &num_new, &context_len, &start_offset, &table, &head, &out};
+  const StepPlan plan = {1, count, tokens, &num_new, &context_len, &start_offset, &table, nullptr};
+  const AgentHeads heads = {&head, &out};
   uint8_t* pages = pool_.mutable_data();
   float *embedding_out = embedding.mutable_data(), *values_out = values.mutable_data();
 
@@ -317,7 +318,7 @@ py::object QuickStep::run(py::handle state, py::handle mission, py::handle noise
     const Stopwatch stopwatch(model_);
     encode(frame);
     if (action_linear_ != nullptr) model_.apply(*action_linear_, action, 1, action_.data());
-    model_.decode(plan, pages);
+    model_.decode(plan, heads, pages);
 
     std::copy(encoded_.begin(), encoded_.begin() + hidden, embedding_out);
     std::copy(out, out + rows, values_out);

@@ -64,6 +64,7 @@ std::vector<float> play(DType dtype, DType kv_dtype, int num_threads) {
   constexpr int kSessions = 6, kTokens = 3, kPages = kPositions / kPageSize;
   std::vector<uint8_t> pool(kSessions * kPages * model.page_bytes());
   const auto head = make_linear(DType::kFloat32, 18, kHidden, 70);
+  const auto vocabulary = make_linear(dtype, 1000, kHidden, 80);  // read by several threads
   std::vector<int32_t> tables(kSessions * kPages), num_new(kSessions, kTokens), offsets(kSessions, 0),
       lens(kSessions, 96);
   for (size_t page = 0; page < tables.size(); ++page) tables[page] = static_cast<int32_t>(page);
@@ -96,11 +97,18 @@ std::vector<float> play(DType dtype, DType kv_dtype, int num_threads) {
     for (int token = 0; token < kSessions * kTokens; ++token)
       embeddings.push_back(x.data() + token * kHidden);
     for (const int sessions : {kSessions, 2, 1}) {
-      model.decode({sessions, sessions * kTokens, embeddings.data(), num_new.data(), lens.data(),
-                    offsets.data(), page_tables.data(), heads.data(), out.data()},
-                   pool.data());
+      const StepPlan plan = {sessions,    sessions * kTokens, embeddings.data(),  num_new.data(),
+                             lens.data(), offsets.data(),     page_tables.data(), nullptr};
+      model.decode(plan, {heads.data(), out.data()}, pool.data());
       for (int session = 0; session < sessions; ++session) keep(predictions[session]);
     }
+    // Texts: the same tokens, of which some are predicted after.
+    const std::vector<int32_t> num_predicted = {0, 1, 2, 3, 0, 1};
+    const StepPlan texts = {kSessions,   kSessions * kTokens, embeddings.data(),  num_new.data(),
+                            lens.data(), offsets.data(),      page_tables.data(), num_predicted.data()};
+    std::vector<float> logits(static_cast<size_t>(7) * vocabulary->padded_rows());
+    model.decode(texts, *vocabulary, logits.data(), pool.data());
+    keep(logits);
     for (int session = 0; session < kSessions; ++session) lens[session] += session % kTokens + 1;
     images.encode(model, frames.data(), step % kFrames + 1, images_out.data());
     integers.encode(model, observations.data(), step % kFrames + 1, integers_out.data());
