@@ -80,7 +80,7 @@ def _chapters(path: Path) -> list[str]:
 
 
 def passages(chapters: list[str], num_characters: int = 400) -> list[str]:
-    """Return the chapters in passages of whole lines, each of at most `num_characters` unless one line is longer.
+    r"""Return the chapters in passages of whole lines, each of at most `num_characters` unless one line is longer.
 
     Example:
         >>> passages(["ab\ncd\nef\n"], 6)

@@ -40,9 +40,7 @@ LEARNING_RATE, WARMUP, WEIGHT_DECAY = 1.5e-3, 50, 0.05
 def make_processor(texts: Sequence[str]) -> JatProcessor:
     """Return a processor whose tokenizer, a byte-level BPE, is trained on `texts`."""
     processor = JatProcessor.byte_level(JatConfig(**MODEL, bos_token_id=None, eos_token_id=None))
-    processor.tokenizer = processor.tokenizer.train_new_from_iterator(
-        texts, vocab_size=VOCAB_SIZE, show_progress=False
-    )
+    processor.tokenizer = processor.tokenizer.train_new_from_iterator(texts, vocab_size=VOCAB_SIZE, show_progress=False)
     return processor
 
 
