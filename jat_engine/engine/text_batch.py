@@ -185,14 +185,14 @@ class TextBatch:
     def _run(self) -> tuple[list[tuple[_Running, TextRows]], list[np.ndarray]]:
         """Run a step, and return its texts, their rows and their logits. The caller holds the lock."""
         self._admit()
-        parts, backend = self._plan(), self._runner.backend
-        if not parts:
+        plan, backend = self._plan(), self._runner.backend
+        if not plan:
             return [], []
-        for text, _ in parts:
+        for text, _ in plan:
             if text.num_patches and text.patches is None and text.num_rows < text.num_patches:
                 assert text.sequence.pixel_values is not None, "it has patches"
                 text.patches = backend.embed_picture(text.sequence.pixel_values)
-        parts = [(text, text.next_rows(most)) for text, most in parts]
+        parts = [(text, text.next_rows(most)) for text, most in plan]
         return parts, backend.run_text([rows for _, rows in parts])
 
     def _admit(self) -> None:

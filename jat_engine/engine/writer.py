@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..config import JatConfig
 from ..errors import InputError
 from ..text.assets import TextAssets
 from ..text.call import AllowedTokens, TextCall, check_padding, collect, make_seeds
-from ..text.options import GenerationOptions
+from ..text.options import GenerationOptions, is_iterable, shown
 from ..text.prompts import Inputs, Prompt, PromptReader
 from ..text.request import StreamedToken, TextRequest
 from .text_batch import TextBatch
@@ -84,7 +85,8 @@ class TextWriter:
             >>> texts = engine.generate(["Once upon", "A red"], max_new_tokens=5, do_sample=True, seed=0)
             >>> len(texts), type(texts[0])
             (2, <class 'str'>)
-            >>> [tuple(row.shape) for row in engine.generate(input_ids=[[1, 2, 3], [4]], max_new_tokens=2)]
+            >>> rows = engine.generate(input_ids=[[1, 2, 3], [4]], max_new_tokens=2, eos_token_id=None)
+            >>> [tuple(row.shape) for row in rows]
             [(5,), (3,)]
         """
         inputs = Inputs(text, images, input_ids, pixel_values, attention_mask)
@@ -178,6 +180,8 @@ class TextWriter:
         self, options: GenerationOptions, objects: tuple[Any, Any, Any], seed: Any, count: int | None
     ) -> TextCall:
         processors, criteria, allowed = objects
+        if allowed is not None and not callable(allowed):
+            raise InputError(f"prefix_allowed_tokens_fn: expected a function, got {shown(allowed)}")
         if options.stop_strings:
             self._assets.tokenizer.check("stop_strings")
         seeds = make_seeds(seed, count) if options.do_sample or seed is not None else None
@@ -188,14 +192,14 @@ class TextWriter:
 
     def _run(self, source: Iterator[list[TextRequest] | StreamedToken]) -> Iterator[StreamedToken]:
         """Run requests until all are finished, and yield their tokens."""
-        waiting: list[TextRequest] = []
+        waiting: deque[TextRequest] = deque()
         running: list[TextRequest] = []
         is_read = False
         try:
             while True:
                 while len(running) < _MOST_AT_ONCE and not (is_read and not waiting):
                     if waiting:
-                        request = waiting.pop(0)
+                        request = waiting.popleft()
                         request.begin()
                         running.append(request)
                         self._texts.add(request)
@@ -236,7 +240,7 @@ def _callables(name: str, given: Iterable[Any] | None) -> tuple[Any, ...]:
         return ()
     if callable(given) and not isinstance(given, list):
         given = [given]
-    objects = tuple(given) if isinstance(given, Iterable) else (None,)
+    objects = tuple(given) if is_iterable(given) else (None,)
     if not all(callable(one) for one in objects):
-        raise InputError(f"{name}: expected a list of callable objects, got {given!r:.60}")
+        raise InputError(f"{name}: expected a list of callable objects, got {shown(given)}")
     return objects

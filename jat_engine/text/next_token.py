@@ -192,7 +192,7 @@ def _exponential(size: int, kept: np.ndarray, generator: torch.Generator) -> np.
     """Return some of `size` exponentially distributed numbers, float32, as torch draws them on a CPU."""
     bits = torch.empty(size, dtype=torch.int64).random_(-(2**63), None, generator=generator).numpy()[kept]
     uniform = (bits & (2**_RANDOM_BITS - 1)) * 2.0**-_RANDOM_BITS
-    return -np.log1p(-uniform).astype(np.float32)
+    return np.asarray(-np.log1p(-uniform), np.float32)
 
 
 @functools.cache

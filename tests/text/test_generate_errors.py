@@ -36,6 +36,8 @@ PROMPTS: list[tuple[dict[str, Any], str]] = [
     ({"text": ["a", ""]}, r"text\[1\]: expected at least one token"),
     ({"text": []}, "text: expected at least one prompt, got none"),
     ({"text": ["a", 3]}, r"text\[1\]: expected a string, got int"),
+    ({"text": "a\ud800"}, "text: expected a text of whole Unicode characters"),
+    ({"text": np.array(3)}, "text: expected a string or strings, got ndarray"),
     ({"text": 3}, "text: expected a string or strings, got int"),
     ({"text": "a", "attention_mask": [[1]]}, "attention_mask: expected along with input_ids"),
     ({"input_ids": [[1], []]}, r"input_ids\[1\]: expected at least one token"),
@@ -103,6 +105,10 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed: expected integers in"),
     ({"seed": [1, 2], "do_sample": True}, "seed: expected one for each of 1 continuations, got 2"),
     ({"logits_processor": [3]}, "logits_processor: expected a list of callable objects"),
+    ({"logits_processor": np.zeros((2, 2))}, "logits_processor: expected a list of callable objects"),
+    ({"prefix_allowed_tokens_fn": [1]}, "prefix_allowed_tokens_fn: expected a function"),
+    ({"truncation": np.zeros(2)}, "truncation: expected 'left'"),
+    ({"num_return_sequences": 2**70, "do_sample": True}, "num_return_sequences: expected an integer <= 10000"),
     ({"stopping_criteria": 3}, "stopping_criteria: expected a list of callable objects"),
 ]
 
