@@ -262,9 +262,8 @@ def how_to_read() -> str:
         "a round, with a 95 % interval (of fewer than 6 rounds, their range). `error` is the largest distance of a "
         "prediction from `JatModel`'s in float32, over their root mean square, while the window filled with the same "
         "observations; in training it is of the loss, in simulators of an action, in generation of the logits on given "
-        "continuations. An agent whose error exceeds its tolerance (float32 0.001, bfloat16 0.05, int8 0.2, int4 1) is not "
-        "compared, "
-        "nor is one in another precision where its outputs cannot be held against the reference's."
+        "continuations. An agent whose error exceeds its tolerance (float32 0.001, bfloat16 0.05, int8 0.2, int4 0.75) "
+        "is not compared, nor is one in another precision where its outputs cannot be held against the reference's."
     )
 
 

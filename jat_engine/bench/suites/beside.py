@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import numpy as np
 
 from ... import JatEngine
 from ...config import JatConfig
+from ...engine.session import AgentSession
 from ..pacing import BACK_TO_BACK, SLEEP, Idle, Mode, take_block
 from ..peers import CPU_ONLY, ENGINE
-from ..results import make_row, paired_ratio
-from ..runner import PAUSE_S, Context, clock
+from ..results import make_row, paired_ratio, round_medians
+from ..runner import PAUSE_S, Context, clock, with_keywords
 from ..workload import fitting_windows, main_window, open_checkpoint, step_arguments
 from .generate import random_tokens
 
@@ -34,6 +36,15 @@ BLOCK_S = 1.0
 
 ALONE, IN_CHUNKS, AT_ONCE = "nothing", "a prompt, in chunks", "a prompt, at once"
 """What the engine reads beside the agent: nothing, prompts with its default chunks, prompts in one step each."""
+
+
+@dataclass
+class Measured:
+    """Blocks of an agent: seconds of its calls, by round, how many missed the period, and those of first tokens."""
+
+    seconds: list[list[float]] = field(default_factory=list)
+    missed: int = 0
+    first_tokens: list[float] = field(default_factory=list)
 
 
 class Prompts:
@@ -97,43 +108,50 @@ def measure_dtype(context: Context, folder: Path, model: str, dtype: str) -> Non
         engine.generate(input_ids=prompts, do_sample=False, max_new_tokens=1)  # the head is packed
 
     rate = RATE if RATE in options.hz else options.hz[0]
-    order = [
-        (mode, beside) for mode in (Mode(BACK_TO_BACK), Mode(SLEEP, rate)) for beside in (ALONE, IN_CHUNKS, AT_ONCE)
-    ]
-    seconds: dict[tuple[Mode, str], list[list[float]]] = {key: [] for key in order}
-    missed = dict.fromkeys(order, 0)
-    waited: dict[tuple[Mode, str], list[float]] = {key: [] for key in order}
-    rng = np.random.default_rng(0)
-    for _ in range(options.num_iters):
-        context.bandwidth.sample()
-        for index in rng.permutation(len(order)):
-            mode, beside = key = order[index]
-            time.sleep(PAUSE_S)
-            session = sessions[beside]
-            readers[beside].seconds.clear()
-            reading = contextlib.nullcontext() if beside == ALONE else readers[beside].reading()
-            with reading:
-                block = take_block(
-                    lambda fields, session=session: session.get_next_action(**fields), Idle(), mode.hz, BLOCK_S
-                )
-            seconds[key].append(block.seconds)
-            missed[key] += block.missed
-            waited[key] += readers[beside].seconds
-
-    for key in order:
-        mode, beside = key
+    modes = [Mode(BACK_TO_BACK), Mode(SLEEP, rate)]
+    measured = {(mode, beside): Measured() for mode in modes for beside in (ALONE, IN_CHUNKS, AT_ONCE)}
+    take_rounds(context, measured, sessions, readers)
+    for (mode, beside), found in measured.items():
         case: dict[str, Any] = {"model": model, "window": window, "pace": mode.pace, "hz": mode.hz or "none"}
-        alone = seconds[mode, ALONE]
-        row = make_row(SUITE, {**case, "beside": beside}, f"{ENGINE} {dtype}", seconds[key])
+        row = make_row(SUITE, {**case, "beside": beside}, f"{ENGINE} {dtype}", found.seconds)
         if mode.hz:
-            row.facts["missed %"] = 100 * missed[key] / row.num_calls
-        if waited[key]:
-            row.facts["first token ms"] = 1e3 * float(np.median(waited[key]))
+            row.facts["missed %"] = 100 * found.missed / row.num_calls
         if beside != ALONE:
-            medians = [[float(np.median(values)) for values in each] for each in (seconds[key], alone)]
-            row.intervals["over alone"] = paired_ratio(*medians)
+            row.facts["first token ms"] = 1e3 * float(np.median(found.first_tokens))
+            alone = round_medians(measured[mode, ALONE].seconds)
+            row.intervals["over alone"] = paired_ratio(row.round_medians, alone)
         context.results.rows.append(row)
     for session in sessions.values():
         session.close()
     for engine in (engines[IN_CHUNKS], engines[AT_ONCE]):
         engine.close()
+
+
+def take_rounds(
+    context: Context,
+    measured: dict[tuple[Mode, str], Measured],
+    sessions: dict[str, AgentSession],
+    readers: dict[str, Prompts],
+) -> None:
+    """Let the agent take a block at each pace beside each of the three in every round, in an order that changes.
+
+    Args:
+        context: of the run.
+        measured: by pace and what is beside; the blocks are added to it.
+        sessions: with full windows, by what is beside.
+        readers: of prompts, likewise.
+    """
+    order, rng = list(measured), np.random.default_rng(0)
+    for _ in range(context.options.num_iters):
+        context.bandwidth.sample()
+        for index in rng.permutation(len(order)):
+            mode, beside = order[index]
+            time.sleep(PAUSE_S)
+            call, reader = with_keywords(sessions[beside].get_next_action), readers[beside]
+            reader.seconds.clear()
+            with contextlib.nullcontext() if beside == ALONE else reader.reading():
+                block = take_block(call, Idle(), mode.hz, BLOCK_S)
+            found = measured[order[index]]
+            found.seconds.append(block.seconds)
+            found.missed += block.missed
+            found.first_tokens += reader.seconds

@@ -187,7 +187,7 @@ def make_rows(
     errors: dict[str, float],
 ) -> list[Row]:
     """Return two rows for each writer: the first token's and the later ones'."""
-    rows = []
+    rows: list[Row] = []
     for what in (FIRST, LATER):
         seconds = {name: found.first if what == FIRST else found.later for name, found in measured.items()}
         least = limits.first if what == FIRST else limits.later

@@ -47,6 +47,7 @@ class EngineWriter:
             input_ids=prompts, do_sample=False, min_new_tokens=num_new, max_new_tokens=num_new
         )
         for number, event in enumerate(stream, 1):
+            assert event.token is not None, event.error
             steps[event.index].append(event.token)
             if number % len(prompts) == 0:
                 on_step()
