@@ -62,6 +62,14 @@ def test_answers_follow_from_the_objects() -> None:
     assert room.examples()[0] == rooms.Example("caption", "Caption:", " a red ball, a blue ball and a grey key")
 
 
+def test_captions_are_right_in_order_or_in_any() -> None:
+    room = rooms.Room(np.zeros((192, 192, 3), np.uint8), (("red", "ball"), ("blue", "key")))
+    caption = room.examples()[0]
+    written = (" a red ball and a blue key", " a blue key and a red ball", " a blue ball and a red key", " a red ball")
+    row = report.pictures([(room, caption, text) for text in written], [room])["caption"]
+    assert row == {"exact": 0.25, "any_order": 0.5, "most_frequent": 1, "count": 4}
+
+
 def test_rooms_that_are_known_are_not_held_out() -> None:
     known = rooms.make_rooms(range(4))
     assert len(known) == 4
@@ -130,6 +138,7 @@ def test_the_model_learns_both_and_engine_and_model_write_the_same(tmp_path: Pat
     assert measured["agreement"]["equal"] == measured["agreement"]["count"] > 3
     assert measured["text"]["perplexity"] < 0.75 * model.config.vocab_size  # of a model that knows nothing
     assert measured["pictures"]["caption"]["count"] == 3
+    assert measured["pictures"]["count, 1 in the room"]["count"] == 6
     assert Image.open(tmp_path / "rooms.webp").size == (3 * (192 + 16) + 16, 192 + 28 + 2 * 16)
     assert len(measured["samples"]) == len(report.PROMPTS)
     assert any(line.startswith("held-out text: perplexity") for line in report.lines(measured))

@@ -109,8 +109,9 @@ def pictures(given: Answered, learned: Sequence[Room]) -> dict[str, dict[str, fl
         learned: rooms in which the most frequent answer to each question is counted, without the picture.
 
     Returns:
-        Kind of question -> `exact`, the fraction that is right; `most_frequent`, the fraction if the most frequent
-        answer is always given; `count`. Captions are also given by the number of objects.
+        Kind of question, and kind and number of objects -> `exact`, the fraction that is right; `any_order`, the
+        fraction that names the right objects in any order; `most_frequent`, the fraction that is right if the most
+        frequent answer is always given; `count`.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for room in learned:
@@ -118,17 +119,22 @@ def pictures(given: Answered, learned: Sequence[Room]) -> dict[str, dict[str, fl
             counts[example.prompt][example.answer] += 1
     guesses = {prompt: counter.most_common(1)[0][0] for prompt, counter in counts.items()}
 
-    rows: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+    rows: dict[str, list[tuple[bool, bool, bool]]] = defaultdict(list)
     for room, example, answer in given:
-        row = (answer == example.answer, guesses.get(example.prompt) == example.answer)
+        has_objects = _objects(answer) == _objects(example.answer)
+        row = (answer == example.answer, has_objects, guesses.get(example.prompt) == example.answer)
         rows[example.kind].append(row)
-        if example.kind == "caption":
-            rows[f"caption of {len(room.objects)}"].append(row)
+        rows[f"{example.kind}, {len(room.objects)} in the room"].append(row)
     return {
-        kind: {"exact": exact, "most_frequent": guess, "count": len(rows[kind])}
+        kind: {"exact": exact, "any_order": any_order, "most_frequent": guess, "count": len(rows[kind])}
         for kind in sorted(rows)
-        for exact, guess in [np.mean(rows[kind], axis=0).tolist()]
+        for exact, any_order, guess in [np.mean(rows[kind], axis=0).tolist()]
     }
+
+
+def _objects(caption: str) -> Counter[str]:
+    """Return how often each object is named: "a red ball and a red ball" has "a red ball" twice."""
+    return Counter(caption.strip().replace(" and ", ", ").split(", "))
 
 
 def samples(engine: JatEngine, learned: Sequence[str]) -> list[dict[str, Any]]:
@@ -191,8 +197,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"held-out text: perplexity {text['perplexity']:.1f} per token, {text['bits_per_byte']:.2f} bits per byte; "
         f"unigram {text['unigram_perplexity']:.1f}; learned text {text['learned_perplexity']:.1f}",
         *(
-            f"{kind}: {row['exact']:.1%} exactly right, most frequent answer {row['most_frequent']:.1%}, "
-            f"{row['count']} held out"
+            f"{kind}: {row['exact']:.1%} exactly right, {row['any_order']:.1%} in any order, "
+            f"most frequent answer {row['most_frequent']:.1%}, {row['count']} held out"
             for kind, row in report["pictures"].items()
         ),
         f"greedy tokens of engine and JatModel: equal for {agreement['equal']} of {agreement['count']} prompts",
