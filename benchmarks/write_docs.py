@@ -19,7 +19,7 @@ from typing import Any
 
 from jat_engine.bench.pacing import BACK_TO_BACK, SLEEP
 from jat_engine.bench.peers import ENGINE
-from jat_engine.bench.report import DRAWN, by_column, columns, interval, markdown, number, standing, title
+from jat_engine.bench.report import DRAWN, STANDINGS, by_column, columns, interval, markdown, number, standing, title
 from jat_engine.bench.results import Results, Row
 from jat_engine.bench.suites.loop import FLOORS
 
@@ -61,7 +61,15 @@ SUITES = {
     "times are those of one agent, as often as there are agents. Agents follow their own actions here, so rounding "
     "adds up over the steps and errors are larger than for one agent.",
     "load": "From the start of a process to its first action.",
-    "generate": "Text, greedily, by `JatModel`; the engine does not generate text.",
+    "generate": "Texts, greedily, of random tokens, written together: the time from a call to the first token of each, "
+    "and of each later one. `tokens/s`: of the prompts, then of the continuations. `share of limit`: of a later token, "
+    "the time to read blocks, head and cache, as the engine holds them in this dtype, at the memory's measured speed, "
+    "over the median; of the first one the longer of the same and of the time of its multiply-adds at the arithmetic's "
+    "peak. `over ...`: the engine's time over that of another in the same dtype and the same rounds. llama.cpp has no "
+    "model of this kind: it runs a GPT-2 of equal shape with random weights, whose logits cannot be compared.",
+    "beside": "An agent's step with a full window, while another thread has prompts of 400 tokens read by the same "
+    "engine, one after the other: in chunks, as by default, or in one step each (`prefill_chunk=512`). `first token`: "
+    "the median time to a prompt's first token meanwhile. `over alone`: the median over that beside nothing.",
     "train": "A training step of a small model (4 layers of 192), on random data: forward, backward, AdamW.",
     "eval": "A step in real simulators with jat-mini, including the simulator's time and a share of its reset.",
     "parity": "How far predictions are from the reference's, over all steps: of the recorded episodes of the published "
@@ -234,7 +242,7 @@ def section(name: str, results: Results) -> str:
         parts += [f"### {title(suite, results.settings)}, {models}", explanation]
         if suite in DRAWN:
             parts += [f"![{suite}](../benchmarks/results/{name}_{suite}.png)"]
-        if suite in ("latency", "loop", "call"):
+        if suite in STANDINGS:
             parts += ["Compared with the fastest other agent of its dtype:", markdown(standing(rows))]
         parts += [markdown(columns(rows))]
 
@@ -253,10 +261,9 @@ def how_to_read() -> str:
         "5th and 95th percentile; `times faster` is the median over rounds of the ratio to the case's reference within "
         "a round, with a 95 % interval (of fewer than 6 rounds, their range). `error` is the largest distance of a "
         "prediction from `JatModel`'s in float32, over their root mean square, while the window filled with the same "
-        "observations; in training it is of the loss, in simulators of an action, in generation the share of other "
-        "tokens. An agent whose error exceeds its tolerance (float32 0.001, bfloat16 0.05, int8 0.2, int4 1) is not "
-        "compared, "
-        "nor is one in another precision where its outputs cannot be held against the reference's."
+        "observations; in training it is of the loss, in simulators of an action, in generation of the logits on given "
+        "continuations. An agent whose error exceeds its tolerance (float32 0.001, bfloat16 0.05, int8 0.2, int4 0.75) "
+        "is not compared, nor is one in another precision where its outputs cannot be held against the reference's."
     )
 
 

@@ -62,6 +62,7 @@ class CpuBackend:
     persistent_reason = "the backend is cpu"
     timing = ""
     max_text_rows = 256
+    prompt_rows_beside_agents = 16
 
     def __init__(
         self,

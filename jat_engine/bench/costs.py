@@ -1,7 +1,8 @@
-"""Count the bytes and operations of an agent's step, from a configuration alone.
+"""Count the bytes and operations of an agent's step, and of a text's, from a configuration alone.
 
-A step reads the weights of the blocks once, whatever the number of agents, and every agent's keys and values. What is
-left out is small: the continuous encoder, the embeddings and the rows of the head (a tenth of a megabyte each).
+An agent's step reads the weights of the blocks once, whatever the number of agents, and every agent's keys and values.
+What is left out is small: the continuous encoder, the embeddings and the rows of the head (a tenth of a megabyte each).
+A text's step reads the whole head, too.
 """
 
 from __future__ import annotations
@@ -82,6 +83,40 @@ def step_bytes(config: JatConfig, kind: str, dtype: str, cached_tokens: int, num
     """
     weights = block_bytes(config, dtype) + encoder_bytes(config, kind, dtype)
     return weights + num_agents * cache_bytes(config, cached_tokens, dtype)
+
+
+def head_bytes(config: JatConfig, dtype: str) -> int:
+    """Return the bytes of the head of texts, with `ROW_BYTES`."""
+    return int(config.vocab_size * (config.hidden_size * WEIGHT_BYTES[dtype] + ROW_BYTES.get(dtype, 0)))
+
+
+def text_step_bytes(config: JatConfig, dtype: str, cached_tokens: int, num_texts: int = 1) -> int:
+    """Return the bytes that the next token of texts must read: blocks and head once, keys and values for every text.
+
+    Args:
+        config: of the model.
+        dtype: of the weights.
+        cached_tokens: of each text.
+        num_texts: that are written together.
+    """
+    caches = num_texts * cache_bytes(config, cached_tokens, dtype)
+    return block_bytes(config, dtype) + head_bytes(config, dtype) + caches
+
+
+def prompt_operations(config: JatConfig, num_tokens: int, num_texts: int = 1) -> int:
+    """Return the multiplications and additions up to the first token of texts; of the head for the last row alone.
+
+    Args:
+        config: of the model.
+        num_tokens: of each prompt.
+        num_texts: prompts.
+    """
+    products = 2 * num_tokens * matrix_elements(config)
+    keys = sum(
+        sum(min(row + 1, config.window_size) if kind == "local" else row + 1 for row in range(num_tokens))
+        for kind in config.attention_layers
+    )
+    return num_texts * (products + 4 * config.hidden_size * keys + 2 * config.vocab_size * config.hidden_size)
 
 
 def step_operations(config: JatConfig, cached_tokens: int, num_agents: int = 1, rows: int = STEP_TOKENS) -> int:

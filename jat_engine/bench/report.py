@@ -12,6 +12,9 @@ from .results import Interval, Results, Row, paired_ratio
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
+STANDINGS = ("latency", "loop", "call", "generate")
+"""Suites in which the engine is compared with the fastest other agent of its dtype."""
+
 UNITS = {
     "latency": "ms",
     "loop": "ms",
@@ -21,6 +24,7 @@ UNITS = {
     "throughput": "ms",
     "load": "s",
     "generate": "ms",
+    "beside": "ms",
     "train": "ms",
     "eval": "ms",
     "growth": "ms",
@@ -28,7 +32,12 @@ UNITS = {
 }
 """Suite -> unit of its times; the tables of other suites show no times."""
 
-TAILS = {"loop": {"99": "p99", "99.9": "p99.9", "max": "max"}}
+TAILS = {
+    "loop": {"99": "p99", "99.9": "p99.9", "max": "max"},
+    "generate": {"99": "p99"},
+    "beside": {"99": "p99", "max": "max"},
+}
+
 """Suite -> further percentiles its table shows, and their headers."""
 
 _SCALES = {"us": 1e6, "ms": 1e3, "s": 1.0}

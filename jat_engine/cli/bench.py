@@ -18,6 +18,7 @@ from ..bench.results import Results, disagreeing, machine
 from ..bench.runner import Context, Options
 from ..bench.suites import (
     batches,
+    beside,
     call,
     evaluate,
     generate,
@@ -50,7 +51,8 @@ SUITES: dict[str, tuple[Callable[[Context], None], ...]] = {
     "loop": (loop.run,),
     "throughput": (throughput.run,),
     "load": (load.run,),
-    "generate": (generate.run,),
+    "generate": (generate.run, beside.run),
+    "beside": (beside.run,),
     "train": (train.run,),
     "eval": (evaluate.run,),
     "parity": (parity.run,),
@@ -58,7 +60,7 @@ SUITES: dict[str, tuple[Callable[[Context], None], ...]] = {
     "soak": (soak.run,),
 }
 
-PARTS = ("call", "batches", "host")
+PARTS = ("call", "batches", "host", "beside")
 """Suites that are parts of others."""
 
 _USAGE = f"""usage: jat-engine bench {{{",".join(SUITES)},all}} [options]
@@ -71,7 +73,8 @@ _USAGE = f"""usage: jat-engine bench {{{",".join(SUITES)},all}} [options]
                --task: in the loop of your own environment
   throughput   1 to 1024 agents in a step
   load         from the start of a process to its first action
-  generate     text, by JatModel
+  generate     text, with peers that write (JatModel, ONNX Runtime, OpenVINO, llama.cpp): time to the first token and of
+               each later one; and beside: an agent's step while a prompt is read
   train        a training step
   eval         steps in real simulators, of jat-mini or another trained model
   parity       no times: how far every backend and dtype is from float32
@@ -316,7 +319,7 @@ def print_results(results: Results) -> None:
             report.columns(rows),
             left=_WORDS,
         )
-        if suite in ("latency", "loop", "call") and (standing := report.standing(rows)):
+        if suite in report.STANDINGS and (standing := report.standing(rows)):
             print_table("compared with the fastest other agent of its dtype", standing, left=_WORDS)
     speed = results.machine.get("bandwidth GB/s", {})
     if speed:

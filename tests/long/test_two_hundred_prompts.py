@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from helpers.engines import native
 from helpers.text_steps import GreedyText
+
 from jat_engine import JatConfig, JatEngine, JatModel
 
 pytestmark = pytest.mark.long

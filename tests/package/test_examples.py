@@ -40,6 +40,9 @@ MODULES = (
     "jat_engine.policy.policy",
     *(["jat_engine.policy.sb3"] if importlib.util.find_spec("stable_baselines3") else []),
     "jat_engine.rate",
+    "jat_engine.recipes.text_demo.book",
+    "jat_engine.recipes.text_demo.report",
+    "jat_engine.recipes.text_demo.rooms",
     "jat_engine.runs.folder",
     "jat_engine.runs.recording",
 )

@@ -73,6 +73,7 @@ class CudaBackend:
     name = "cuda"
     page_size = PAGE_SIZE
     max_text_rows = MAX_TEXT_ROWS
+    prompt_rows_beside_agents = MAX_TEXT_ROWS
 
     def __init__(
         self,

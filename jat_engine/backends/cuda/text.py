@@ -227,7 +227,7 @@ class TextRunner:
         for text in texts:
             found.append(logits.numpy()[rows[begin : begin + text.num_predicted]])
             begin += text.num_predicted
-        if is_new and self._verifies:
+        if is_new and self._verifies and shape.predictions:
             failure = text_disagreement(self._weights, self._text_weights, self._cache, texts, found)
             if failure:
                 del self._steps[shape]

@@ -34,11 +34,6 @@ class PublishedPeer:
         self.ask({"reset": True})
         return PublishedAgent(self, window)
 
-    def generate(self, prompt: list[int]) -> list[int]:
-        """Return the prompt and 32 more tokens, greedily."""
-        tokens: list[int] = self.ask({"generate": prompt})
-        return tokens
-
     def ask(self, message: dict[str, Any]) -> Any:
         """Send a message to the process and return its answer. Raises `RuntimeError` if the process has ended."""
         return self._process.ask(message)

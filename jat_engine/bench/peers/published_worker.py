@@ -43,10 +43,6 @@ def main() -> None:
             is_choice = isinstance(message["force"], int)
             setattr(model, "last_discrete_action" if is_choice else "last_continuous_action", message["force"])
             return {}
-        if "generate" in message:
-            ids = torch.tensor([message["generate"]])
-            options = {"do_sample": False, "min_new_tokens": 32, "max_new_tokens": 32}
-            return model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0].tolist()
 
         space = message["space"]
         if "n" in space:

@@ -12,6 +12,9 @@ from .base import Peer, Unavailable
 
 ENGINE, MODEL, PUBLISHED = "JatEngine", "JatModel", "published"
 
+LLAMA = "llama.cpp"
+"""Takes part where texts are written, and nowhere else; see `writers`."""
+
 REFERENCE = f"{MODEL} float32"
 """Baseline for outputs and speed-ups."""
 
@@ -45,7 +48,7 @@ EXPORTED = {
 }
 """Peers that run an exported step, by name."""
 
-NAMES = (PUBLISHED, MODEL, *EXPORTED)
+NAMES = (PUBLISHED, MODEL, *EXPORTED, LLAMA)
 """Peers that can be asked for; the engine and the reference always take part."""
 
 
@@ -80,6 +83,8 @@ def open_peer(
         return ModelPeer.load(folder, dtype, device)
     if name == PUBLISHED:
         return _open_published(folder, device, upstream)
+    if name == LLAMA:
+        raise Unavailable("llama.cpp writes texts; it has no agents")
     if name not in EXPORTED:
         raise ValueError(f"peer: expected one of {', '.join((ENGINE, *NAMES))}, got {name!r}")
     if device != "cpu":

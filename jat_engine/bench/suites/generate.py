@@ -1,77 +1,216 @@
-"""Time text: 32 tokens after a prompt of 16, greedily. `JatModel` only: the engine acts and does not write."""
+"""Time text, greedily: the first token of prompts, and each token after it, in the same rounds as every peer's.
+
+The logits of each writer are held against the reference's on given continuations before anything is timed.
+"""
 
 from __future__ import annotations
 
+import functools
+import gc
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..peers import REFERENCE, Unavailable
-from ..peers.jat import ModelPeer
-from ..peers.published import PublishedPeer
-from ..results import make_row
-from ..runner import Contender, Context, take_turns
+from ...config import JatConfig
+from ...testing.agreement import TOLERANCES, error
+from .. import costs
+from ..bandwidth import last_level_cache_bytes
+from ..peers import ENGINE, REFERENCE, Peers
+from ..results import Row, describe, make_row, paired_ratio
+from ..runner import PAUSE_S, Context, clock
 from ..workload import open_checkpoint
+from ..writers import RUNTIMES, Writer, load
+from .batches import dot_peak
 
 SUITE = "generate"
 
-PROMPT_TOKENS, NEW_TOKENS = 16, 32
+TEXTS, PROMPTS = (1, 8), (16, 400)
+"""Prompts at once, and tokens of each."""
 
-_ROUNDS = 4
+NEW_TOKENS = 32
+
+FIRST, LATER = "the first token", "a later token"
+"""Values of the case's `time of`."""
+
+_CHECKED_TEXTS, _CHECKED_TOKENS = 2, 6
+"""Continuations whose logits are held against the reference's, and tokens of each."""
+
+_ROWS_OF_A_SHORT_CASE = 1000
+"""Cases that read more rows take seconds a call: they have half of the rounds."""
+
+
+@dataclass
+class Measured:
+    """Times of one writer, by round: seconds to the first token, and of each later one."""
+
+    first: list[list[float]] = field(default_factory=list)
+    later: list[list[float]] = field(default_factory=list)
 
 
 def run(context: Context) -> None:
-    options = context.options
-    context.note("generate ...")
-    prompt = np.random.default_rng(0).integers(0, 250, PROMPT_TOKENS).tolist()
-    with open_checkpoint(options.models[0]) as folder:
-        writers: dict[str, Any] = {}
-        for dtype in ("float32", "bfloat16"):
-            if dtype == "float32" or dtype in options.dtypes:
-                writers[f"JatModel {dtype}"] = _writer(ModelPeer.load(folder, dtype, options.device).model)
-        published = None
-        if "published" in options.peers:
-            try:
-                if options.upstream is None or options.device != "cpu":
-                    raise Unavailable("--upstream names no Python with the published package, or this is no CPU")
-                published = PublishedPeer(options.upstream, folder)
-                writers["published package float32"] = published.generate
-            except Unavailable as error:
-                context.results.skipped["published package float32"] = str(error)
-
-    written = {name: write(prompt) for name, write in writers.items()}
-    contenders = {name: Contender(lambda _: prompt, write) for name, write in writers.items()}
-    seconds = take_turns(contenders, min(options.num_iters, _ROUNDS), num_warmup=min(options.num_iters_warmup, 1))
-    if published is not None:
-        published.close()
-    case: dict[str, str | int] = {"model": options.models[0], "prompt": PROMPT_TOKENS, "new tokens": NEW_TOKENS}
-    for name, values in seconds.items():
-        is_float32 = name.endswith("float32") and name != REFERENCE  # rounding can choose another token: not compared
-        row = make_row(
-            SUITE,
-            case,
-            name,
-            values,
-            reference=seconds[REFERENCE] if is_float32 else None,
-            error=float(np.mean(np.not_equal(written[name], written[REFERENCE]))) if is_float32 else None,
-            tolerance=0.0 if is_float32 else None,
-        )
-        row.facts["tokens/s"] = NEW_TOKENS / row.p50
-        context.results.rows.append(row)
+    options, model = context.options, context.options.models[0]
+    with open_checkpoint(model) as folder:
+        config = JatConfig.from_pretrained(folder)
+        writers = load(folder, options.dtypes, options.peers, options.device, context.note)
+        left_out = [name for name in options.peers if name not in ("JatModel", *RUNTIMES)]
+        context.results.skipped.update({f"{SUITE}, {name}": "it does not write texts" for name in left_out})
+        new_tokens = min(NEW_TOKENS, config.max_position_embeddings // 4)
+        longest = config.max_position_embeddings - new_tokens
+        lengths = sorted({min(length, longest) for length in PROMPTS})
+        errors = check(context, writers, config, lengths[-1])
+        for num_texts in TEXTS:
+            for length in lengths:
+                case: dict[str, str | int] = {"model": model, "texts": num_texts, "prompt": length}
+                measured, limits = measure_case(context, writers, config, case, new_tokens)
+                context.results.rows += make_rows(writers, case, measured, limits, errors)
+                context.save()
+        context.results.skipped.update({f"{SUITE}, {name}": reason for name, reason in writers.skipped.items()})
+        writers.close()
+        gc.collect()
 
 
-def _writer(model: Any) -> Any:
-    def write(prompt: list[int]) -> list[int]:
-        ids = torch.tensor([prompt], device=model.device)
-        written = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            min_new_tokens=NEW_TOKENS,
-            max_new_tokens=NEW_TOKENS,
-        )
-        found: list[int] = written[0].tolist()
-        return found
+def random_tokens(config: JatConfig, num_texts: int, length: int, seed: int) -> np.ndarray:
+    """Return int64 [num_texts, length], without special tokens."""
+    return np.random.default_rng(seed).integers(0, min(50_000, config.vocab_size - 8), (num_texts, length))
 
-    return write
+
+def check(context: Context, writers: Peers, config: JatConfig, length: int) -> dict[str, float]:
+    """Return each writer's error against the reference's logits; writers that fail are dropped."""
+    context.note(f"{SUITE}: comparing the logits ...")
+    prompts = random_tokens(config, _CHECKED_TEXTS, length, seed=1)
+    forced = random_tokens(config, _CHECKED_TEXTS, _CHECKED_TOKENS, seed=2)
+    found = {}
+    for name, writer in list(writers.found.items()):
+        if not writer.has_weights:
+            continue
+        try:
+            found[name] = writer.predict(prompts, forced).reshape(-1, config.vocab_size)
+        except Exception as failure:
+            if name == REFERENCE:
+                raise
+            writers.drop(name, failure)
+    return {name: error(logits, found[REFERENCE]) for name, logits in found.items() if name != REFERENCE}
+
+
+# ---- times -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Limits:
+    """The least seconds of a first and of a later token, by dtype and round."""
+
+    first: dict[str, list[float]] = field(default_factory=dict)
+    later: dict[str, list[float]] = field(default_factory=dict)
+
+
+def measure_case(
+    context: Context, writers: Peers, config: JatConfig, case: dict[str, Any], new_tokens: int
+) -> tuple[dict[str, Measured], Limits]:
+    """Let every writer continue the same prompts once in each round, in an order that changes."""
+    num_texts, length = case["texts"], case["prompt"]
+    context.note(f"{SUITE}: {describe(case)} ...")
+    rounds = context.options.num_iters
+    if num_texts * length > _ROWS_OF_A_SHORT_CASE:
+        rounds = -(-rounds // 2)
+    measured, limits = {name: Measured() for name in writers.found}, Limits()
+    rng = np.random.default_rng(0)
+    for name in list(measured):
+        attempt(writers, measured, name, random_tokens(config, num_texts, length, seed=3), 2)
+    for number in range(rounds):
+        prompts = random_tokens(config, num_texts, length, seed=4 + number)
+        for name in rng.permutation(list(measured)):
+            time.sleep(PAUSE_S)
+            attempt(writers, measured, name, prompts[:, : min(length, 16)], 2)  # wakes its threads; not counted
+            found = attempt(writers, measured, name, prompts, new_tokens)
+            if found is not None:
+                measured[name].first.append(found[:1])
+                measured[name].later.append(found[1:])
+        add_limits(context, limits, config, num_texts, length, new_tokens)
+    return measured, limits
+
+
+def attempt(
+    writers: Peers, measured: dict[str, Measured], name: str, prompts: np.ndarray, new_tokens: int
+) -> list[float] | None:
+    """Return the seconds of each of a continuation's steps; None if the writer fails, which drops it."""
+    if name not in measured:
+        return None
+    try:
+        return seconds_of(writers.found[name], prompts, new_tokens)
+    except Exception as failure:
+        if name == REFERENCE:
+            raise
+        writers.drop(name, failure)
+        del measured[name]
+        return None
+
+
+def seconds_of(writer: Writer, prompts: np.ndarray, new_tokens: int) -> list[float]:
+    """Return the seconds of each of a continuation's steps."""
+    times = [clock()]
+    writer.write(prompts, new_tokens, lambda: times.append(clock()))
+    return list(map(float, np.diff(times)))
+
+
+def add_limits(
+    context: Context, limits: Limits, config: JatConfig, num_texts: int, length: int, new_tokens: int
+) -> None:
+    """Measure the memory's speed and the arithmetic's, and add what the steps take at least.
+
+    A later token reads the weights, the head and the keys and values; the first takes what its products take.
+    """
+    speed = context.bandwidth.sample()
+    peak_of = functools.cache(dot_peak)
+    for dtype in context.options.dtypes:
+        num_bytes = costs.text_step_bytes(config, dtype, length + new_tokens // 2, num_texts)
+        if context.bandwidth.is_limit and num_bytes > last_level_cache_bytes():
+            limits.later.setdefault(dtype, []).append(num_bytes / speed)
+        peak = peak_of("int8" if dtype == "int4" else dtype) if context.options.device == "cpu" else 0.0
+        if peak:
+            products = costs.prompt_operations(config, length, num_texts) / 2
+            least = products / peak
+            if num_bytes > last_level_cache_bytes():  # few rows: the weights are read no faster
+                least = max(least, costs.text_step_bytes(config, dtype, 0, num_texts) / speed)
+            limits.first.setdefault(dtype, []).append(least)
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def make_rows(
+    writers: Peers,
+    case: dict[str, str | int],
+    measured: dict[str, Measured],
+    limits: Limits,
+    errors: dict[str, float],
+) -> list[Row]:
+    """Return two rows for each writer: the first token's and the later ones'."""
+    rows: list[Row] = []
+    for what in (FIRST, LATER):
+        seconds = {name: found.first if what == FIRST else found.later for name, found in measured.items()}
+        least = limits.first if what == FIRST else limits.later
+        of_what: dict[str, Row] = {}
+        for name, values in seconds.items():
+            dtype = name.rpartition(" ")[2]
+            row = make_row(
+                SUITE,
+                {**case, "time of": what},
+                name,
+                values,
+                reference=None if name == REFERENCE else seconds[REFERENCE],
+                error=errors.get(name),
+                tolerance=TOLERANCES[dtype] if name in errors else None,
+            )
+            tokens = int(case["texts"]) * (int(case["prompt"]) if what == FIRST else 1)
+            row.facts["tokens/s"] = tokens / row.p50
+            if len(least.get(dtype, ())) == len(row.round_medians):
+                row.intervals["share of limit"] = paired_ratio(least[dtype], row.round_medians)
+            of_what[name] = row
+        for row in of_what.values():
+            for other in of_what.values():
+                if row.agent == ENGINE and other.agent != ENGINE and other.dtype == row.dtype and other.agrees:
+                    row.intervals[f"over {other.agent}"] = paired_ratio(row.round_medians, other.round_medians)
+        rows += of_what.values()
+    return rows
