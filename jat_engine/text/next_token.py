@@ -86,7 +86,8 @@ def _check_scores(processor: Any, scores: Any, vocab_size: int) -> torch.Tensor:
         got = f"{scores.dtype} of shape {list(scores.shape)}" if isinstance(scores, torch.Tensor) else shown(scores)
         name = getattr(processor, "__name__", type(processor).__name__)
         raise InputError(f"logits_processor: expected {name} to return floats of shape [1, {vocab_size}], got {got}")
-    return scores.detach().float()
+    checked: torch.Tensor = scores.detach().float()
+    return checked
 
 
 def merge(own: list[Any], given: list[Any]) -> list[Any]:
@@ -192,7 +193,7 @@ def sample(probabilities: torch.Tensor, generator: torch.Generator) -> int:
     """
     values = probabilities[0].numpy()
     kept = np.flatnonzero(values)
-    if not np.isfinite(values[kept]).all():
+    if not len(kept) or not np.isfinite(values[kept]).all():
         raise InputError(
             "do_sample: expected scores that give at least one token a probability, got none or infinity; raise the "
             "temperature, or suppress fewer tokens"

@@ -194,10 +194,10 @@ def _rows(input_ids: Any) -> list[np.ndarray]:
 
 
 def _row(name: str, row: Any) -> np.ndarray:
-    array = to_numpy(row)
-    is_sequence = is_iterable(array) and not isinstance(array, str | bytes | Mapping)
+    given = to_numpy(row)
+    is_sequence = is_iterable(given) and not isinstance(given, str | bytes | Mapping)
     try:
-        array = np.asarray(array if isinstance(array, np.ndarray) or not is_sequence else list(array))
+        array = np.asarray(given if isinstance(given, np.ndarray) or not is_sequence else list(given))
     except (ValueError, OverflowError):
         array = np.empty(0, object)
     if not is_sequence or array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from jat_engine.errors import InputError
 from jat_engine.text.next_token import NextToken, keep_top_p, sample
 from jat_engine.text.options import GenerationOptions
 
@@ -65,7 +66,7 @@ def test_scores_that_no_token_can_be_drawn_from(value: float) -> None:
 
     options = GenerationOptions(do_sample=True)
     choice = NextToken(options, 3, 0, torch.Generator().manual_seed(0), [spoil])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match="do_sample: expected scores"):
         choice.choose(IDS, logits(0, 1.0))
 
 
