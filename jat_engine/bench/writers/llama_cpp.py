@@ -23,8 +23,6 @@ INSTALL = "pip install gguf llama-cpp-python"
 FILE_TYPES = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
 """dtype -> llama.cpp's type of the matrices; of those with 4 bits, the one that it has the fastest kernels for."""
 
-DTYPES = tuple(FILE_TYPES)
-
 
 def open_writer(folder: Path, dtype: str) -> LlamaWriter:
     """Write a file of weights, and open it.
