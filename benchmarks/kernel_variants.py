@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from jat_engine.backends.base import STEP_TOKENS
+from jat_engine.backends.cuda.text import MAX_TEXT_ROWS
 from jat_engine.kernels import attention, discrete_encoder, embedding, head, image_encoder, linear
 from jat_engine.kernels.launch import PAGE_SIZE, compute_dtype
+from jat_engine.kernels.prompt_attention import MAX_PROMPT_QUERIES
 from jat_engine.kernels.splits import Splits
 from jat_engine.kernels.tiles import num_partials
 
 from .triton_launches import Launch, recorded
 
-HIDDEN, HEADS, HEAD_DIM, WINDOW, POSITIONS = 768, 12, 64, 256, 512
+HIDDEN, HEADS, HEAD_DIM, WINDOW, POSITIONS, VOCAB = 768, 12, 64, 256, 512, 50257
 WEIGHT_DTYPES = (torch.bfloat16, torch.int8, torch.float16, torch.float32)
 ROWS = {"one agent": STEP_TOKENS, "64 agents": 64 * STEP_TOKENS, "512 agents": 512 * STEP_TOKENS}
 
@@ -31,7 +33,7 @@ def _int64(*shape: int) -> Tensor:
 
 
 def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
-    """Return every kernel of a step of rows / 3 agents, in order."""
+    """Return every kernel of a step of rows / 3 agents, in order, and what a step of so many rows of texts has more."""
     sessions, compute = rows // STEP_TOKENS, compute_dtype(weight_dtype)
     cache_dtype = torch.bfloat16 if weight_dtype == torch.int8 else weight_dtype
     vector, x = _floats(HIDDEN), _floats(rows, HIDDEN)
@@ -95,6 +97,15 @@ def variants(weight_dtype: torch.dtype, rows: int, pdl: bool) -> list[Launch]:
             _int32(sessions, 212), _floats(sessions), _int64(sessions), _floats(512, 16, dtype=compute),
             weight(HIDDEN - 1, 212 * 16), scale(HIDDEN - 1), _floats(HIDDEN - 1), pdl=pdl,
         )  # fmt: skip
+        if rows <= MAX_TEXT_ROWS:
+            attention.paged_attention(
+                x, kv_layer, _int32(sessions, POSITIONS // PAGE_SIZE + 1), _int32(sessions + 1), _int32(sessions),
+                _int32(sessions), WINDOW, attended, max_queries=MAX_PROMPT_QUERIES, pdl=pdl,
+            )  # fmt: skip
+            linear.norm_linear(
+                x, vector, vector, weight(VOCAB, HIDDEN), scale(VOCAB), None, _floats(rows, VOCAB),
+                gelu=False, normed=normed, pdl=pdl,
+            )  # fmt: skip
         images = _image_weights(weight, scale, compute)
         image_encoder.encode_images(
             torch.empty(sessions, 84, 84, 4, dtype=torch.uint8), _int64(sessions), images,

@@ -20,9 +20,10 @@ from jat_engine.backends import Choice
 from jat_engine.backends.cuda import backend, graph, startup_check
 from jat_engine.backends.cuda.weights import CudaWeights
 from jat_engine.backends.options import EngineOptions
-from jat_engine.checkpoint.weights import parameter_shapes
+from jat_engine.checkpoint.weights import checkpoint_shapes
 from jat_engine.config import JatConfig
 from jat_engine.engine.engine import JatEngine
+from jat_engine.text.assets import TextAssets
 
 from .triton_launches import Launch, recorded
 
@@ -31,7 +32,7 @@ class Zeros:
     """Parameters of the right shapes, as `jat_engine.checkpoint.weights.Weights`."""
 
     def __init__(self, config: JatConfig) -> None:
-        self._shapes = parameter_shapes(config)
+        self._shapes = checkpoint_shapes(config)
 
     def get(self, name: str) -> Tensor:
         return torch.zeros(self._shapes[name])
@@ -102,5 +103,5 @@ def make_engine(config: JatConfig, max_cached_tokens: int, persistent: bool = Fa
     """
     choice = Choice(torch.device("cpu"), "cuda", "bfloat16", "", is_asked=True)
     options = EngineOptions(persistent=persistent, max_cached_tokens=max_cached_tokens, **more)
-    missions: Any = None  # no observation has one
-    return JatEngine(config, Zeros(config), choice, options, missions)
+    nothing: Any = None  # no observation has a text
+    return JatEngine(config, Zeros(config), choice, options, TextAssets(nothing, nothing, {}))

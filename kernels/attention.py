@@ -6,7 +6,7 @@ Here p = context_len + i is the index of query i of its session. There is no fac
 it. Key j of a session is stored in slot j + start_offset of the session's pages, in page table order. Scores and the
 softmax are float32; q and the probabilities are rounded to the cache's dtype for the products.
 
-A quantised cache has a kernel of its own, see `quantized_attention`.
+A quantised cache has a kernel of its own, see `quantized_attention`, and so have prompts, see `prompt_attention`.
 
 Shapes: R rows (new tokens of a step), S sessions, P entries of a page table, H = heads * head_dim.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..reference import attention, key_ages
-from . import quantized_attention
+from . import prompt_attention, quantized_attention
 from .few_rows import sum_parts
 from .launch import INTERPRETING, KV_DTYPES, MAX_QUERIES, PAGE_SIZE, check, check_dimensions, triton_dtype
 from .splits import Splits
@@ -238,7 +238,7 @@ def paged_attention(
         start_offsets: [S], int32: slot of key 0 in the session's first page.
         window: keys that a query attends to, its own included; max_position_embeddings for a global layer.
         out: [R, H], float32, bfloat16 or float16; written.
-        max_queries: the most rows that a session has, at most `MAX_QUERIES`.
+        max_queries: the most rows that a session has: up to `MAX_QUERIES`, or `MAX_PROMPT_QUERIES` without float8.
         scales: [pages, heads, 2, 16], uint8, for float8 only: of keys and values, the exponents of powers of two, plus
             127. Those of the new tokens are written; 255 stands for numbers that are not finite.
         new_kv: [ceil(R / 16), 2, heads, 16, head_dim], float32, bfloat16 or float16, for float8 only: keys and values
@@ -270,8 +270,9 @@ def paged_attention(
         raise ValueError(f"kv_layer: expected heads * head_dim = {hidden} (columns of q), got {heads} * {head_dim}")
     if not 16 <= head_dim <= 128:
         raise ValueError(f"kv_layer: expected head_dim 16 to 128, got {head_dim}")
-    if max_queries > MAX_QUERIES:
-        raise ValueError(f"max_queries: expected at most {MAX_QUERIES}, got {max_queries}")
+    most = MAX_QUERIES if is_quantized else prompt_attention.MAX_PROMPT_QUERIES
+    if max_queries > most:
+        raise ValueError(f"max_queries: expected at most {most} for {kv_layer.dtype} pages, got {max_queries}")
     check("page_table", page_table, (sessions, pages_per_session), torch.int32, device)
     check("query_start", query_start, (sessions + 1,), torch.int32, device)
     check("context_lens", context_lens, (sessions,), torch.int32, device)
@@ -289,6 +290,12 @@ def paged_attention(
         quantized_attention.launch(
             q, kv_layer, scales, new_kv, page_table, query_start, context_lens, start_offsets, out, splits,
             window=window, pdl=pdl,
+        )  # fmt: skip
+        return
+    if max_queries > MAX_QUERIES:
+        prompt_attention.launch(
+            q, kv_layer, page_table, query_start, context_lens, start_offsets, out,
+            window=window, max_queries=max_queries, pdl=pdl,
         )  # fmt: skip
         return
     tile = config(kv_layer.dtype, sessions * heads)

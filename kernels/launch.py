@@ -22,7 +22,7 @@ PAGE_SIZE = 16
 """Tokens in a page of the KV cache, `jat_engine.backends.base.PAGE_SIZE`."""
 
 MAX_QUERIES = 4
-"""Most rows that a session may have in a step, for the attention."""
+"""Most rows that a session of an agent may have in a step, for the attention."""
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

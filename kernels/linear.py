@@ -245,7 +245,7 @@ def norm_linear(
         weight: [N, H], a weight dtype.
         scale: [N], float32, for int8 weights only.
         bias: [N], float32, or None.
-        out: [R, N], compute dtype of the weights; written.
+        out: [R, N], compute dtype of the weights, or float32; written.
         gelu: act is gelu_new; else the identity.
         normed: [R, H], compute dtype; LN(x) is written to it, by a launch of its own.
         partial: [P, R, H], float32: what `linear_residual` left to be added to x, which is updated.
@@ -265,7 +265,7 @@ def norm_linear(
     if bias is not None:
         check("bias", bias, (outputs,), torch.float32, device)
     dtype = compute_dtype(weight.dtype)
-    check("out", out, (rows, outputs), dtype, device)
+    check("out", out, (rows, outputs), (dtype, torch.float32), device)
 
     check("normed", normed, (rows, hidden), dtype, device)
     layer_norm(x, norm_weight, norm_bias, normed, partial=partial, pdl=pdl)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from jat_engine.backends.base import STEP_TOKENS
+from jat_engine.backends.base import STEP_TOKENS, TextRows
+from jat_engine.backends.cuda.backend import CudaBackend
 from jat_engine.bench.workload import batch_arguments
 from jat_engine.config import JatConfig
 from jat_engine.engine.engine import JatEngine
 from jat_engine.kernels.launch import PAGE_SIZE
 
 from ..kernel_variants import variants
-from ..no_kernels import make_engine, without_kernels
+from ..no_kernels import Zeros, make_engine, without_kernels
 from ..triton_launches import Launch
 from .kernels import NUM_MULTIPROCESSORS
 
@@ -53,6 +55,28 @@ def image_launches(frames: int) -> list[Launch]:
                 # Addresses of embeddings. 0 would be padding, and so might one of which a half is 0.
                 value.copy_((1 << 40) + 4096 * torch.arange(1, value.numel() + 1).view(value.shape))
     return images
+
+
+def text_launches(counts: Sequence[int], context: int) -> list[Launch]:
+    """Return the launches of a step of texts, each of which has so many new rows and predicts from the last.
+
+    Args:
+        counts: rows of the texts.
+        context: cached rows of each.
+    """
+    config, pages = JatConfig(), -(-(context + max(counts)) // PAGE_SIZE)
+    with without_kernels(NUM_MULTIPROCESSORS) as launches:
+        weights: Any = Zeros(config)
+        backend = CudaBackend(config, weights, "bfloat16", torch.device("cpu"), persistent=False)
+        backend.allocate_cache(len(counts) * pages)
+        launches.clear()
+        tables = np.arange(len(counts) * pages, dtype=np.int32).reshape(-1, pages)
+        backend.run_text(
+            [TextRows(None, np.zeros(n, np.int64), context, table, 1) for n, table in zip(counts, tables, strict=True)]
+        )
+    for launch in launches:
+        use_pdl(launch)
+    return list(launches)
 
 
 def use_pdl(launch: Launch) -> None:

@@ -18,7 +18,7 @@ from jat_engine.backends.options import EngineOptions
 from . import hardware
 from .graphs import FIXED_US, Node, clock_step, kernels_us
 from .hardware import BAND, GPUS
-from .launches import image_launches, record, step_launches
+from .launches import image_launches, record, step_launches, text_launches
 from .persistent import PersistentStep, clock_persistent
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +37,13 @@ GOALS = {
     "images, 1024 frames": 700.0,
 }
 """Microseconds of a step on an H200, by a reading where there is one, else by the band's upper end."""
+TEXTS = {
+    "1 written": ((1,), 400),
+    "8 written": ((1,) * 8, 400),
+    "64 written": ((1,) * 64, 400),
+    "256 rows read": ((256,), 144),
+}
+"""Steps of texts: rows of each text, and cached ones before them."""
 READINGS = ROOT / "benchmarks" / "results" / "gpu_readings.json"
 """Readings of steps on a GPU, on the device alone, by the names of `GOALS`, with commits and conditions."""
 
@@ -45,7 +52,8 @@ Table = dict[str, Any]
 
 def sources() -> list[Path]:
     """Return the files that decide what the clock finds."""
-    kernels = [*sorted((ROOT / "kernels").glob("*.py")), ROOT / "jat_engine/backends/cuda/graph.py"]
+    backend = ROOT / "jat_engine/backends/cuda"
+    kernels = [*sorted((ROOT / "kernels").glob("*.py")), backend / "blocks.py", backend / "graph.py"]
     native = [path for path in (ROOT / "csrc/cuda").rglob("*") if path.suffix in (".cuh", ".h", ".cpp")]
     step = [path for path in native if path.parent.name in ("cuda", "phases") and "runner" not in path.name]
     step = [path for path in step if path.name not in ("bindings.cpp", "device.h", "dispatch.h")]
@@ -112,6 +120,8 @@ def graph_steps() -> Iterator[Table]:
             for agents in sizes:
                 nodes = clock_step(record(engine, noted, agents, CONTEXT), CONTEXT)
                 yield step_row(f"graphs, {agents} agent{'s' * (agents > 1)}{label}", nodes, FIXED_US)
+    for name, (counts, context) in TEXTS.items():
+        yield step_row(f"texts, {name}", clock_step(text_launches(counts, context), context), FIXED_US)
     for frames in FRAMES:
         nodes = clock_step(image_launches(frames), CONTEXT)
         yield step_row(f"images, {frames} frame{'s' * (frames > 1)}", nodes, 0.0)

@@ -59,6 +59,7 @@ SECTIONS = (
     Section("throughput", "throughput: many agents", 60, 50, calls=(1,)),
     Section("trace", "trace: phases of the persistent kernel by the GPU's clock", 50, 5, needs_gpu=True, calls=(1,)),
     Section("tests", "tests: pytest -m gpu", 90, 30),
+    Section("texts", "texts: tokens written and prompts read", 15, 5, needs_gpu=True),
     Section("kernels", "kernels: Triton kernels one by one", 55, 5, needs_gpu=True),
     Section("primitives", "primitives: what the hardware's own operations cost", 10, 15),
     Section("geometries", "geometries: numbers and sizes of clusters", 22, 5, needs_gpu=True),

@@ -86,7 +86,7 @@ def candidates(rows: int, product: Product) -> Iterator[Any]:
 @contextlib.contextmanager
 def tiles_instead(chosen: dict[tuple[int, int], Any]) -> Iterator[None]:
     """Launch linear layers with the chosen tiles, by (outputs, inputs), within the block."""
-    from jat_engine.backends.cuda import graph
+    from jat_engine.backends.cuda import blocks
     from jat_engine.kernels import linear
 
     tile_of, num_partials = linear.tile_of, linear.num_partials
@@ -100,7 +100,7 @@ def tiles_instead(chosen: dict[tuple[int, int], Any]) -> Iterator[None]:
 
     with (
         mock.patch.multiple(linear, tile_of=chosen_tile, num_partials=chosen_partials),
-        mock.patch.multiple(graph, num_partials=chosen_partials),
+        mock.patch.multiple(blocks, num_partials=chosen_partials),
     ):
         yield
 
@@ -187,13 +187,13 @@ class _Step:
         return float(np.median(seconds)) * 1e6, values
 
 
-class _Random:
+class RandomWeights:
     """Random parameters, as `jat_engine.checkpoint.weights.Weights`."""
 
     def __init__(self, config: JatConfig) -> None:
-        from jat_engine.checkpoint.weights import parameter_shapes
+        from jat_engine.checkpoint.weights import checkpoint_shapes
 
-        self._shapes = parameter_shapes(config)
+        self._shapes = checkpoint_shapes(config)
 
     def get(self, name: str) -> torch.Tensor:
         return self.rows(name, self._shapes[name][0])
@@ -213,7 +213,7 @@ def _random_weights(config: JatConfig, device: torch.device) -> Any:
     from jat_engine.backends.cuda.weights import CudaWeights
 
     if not _WEIGHTS:
-        _WEIGHTS.append(CudaWeights(config, _Random(config), "bfloat16", device))  # type: ignore[arg-type]
+        _WEIGHTS.append(CudaWeights(config, RandomWeights(config), "bfloat16", device))  # type: ignore[arg-type]
     return _WEIGHTS[0]
 
 

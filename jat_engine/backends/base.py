@@ -159,6 +159,8 @@ class Backend(Protocol):
         num_threads: threads that compute a step on a CPU.
         persistent_reason: reason why a single agent's step does not run in the persistent kernel; "" if it does.
         max_text_rows: the most rows of a call of `run_text`.
+        prompt_rows_beside_agents: rows of prompts in a call while agents act, which wait for it: as many as take about
+            as long as an agent's step.
     """
 
     name: str
@@ -166,6 +168,7 @@ class Backend(Protocol):
     num_threads: int
     persistent_reason: str
     max_text_rows: int
+    prompt_rows_beside_agents: int
 
     @property
     def timing(self) -> str:

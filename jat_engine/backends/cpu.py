@@ -62,6 +62,7 @@ class CpuBackend:
     persistent_reason = "the backend is cpu"
     timing = ""
     max_text_rows = 256
+    prompt_rows_beside_agents = 16
 
     def __init__(
         self,
@@ -258,7 +259,8 @@ class CpuBackend:
     def _text(self) -> _TextWeights:
         """Pack the weights that texts alone need."""
         projection = self._weights.get(f"{PATCH_PROJECTION}.weight").flatten(1)
-        head = _cpu.Linear(self._dtype, *self._shapes[HEAD], has_bias=False)
+        rows, columns = self._shapes[HEAD]
+        head = _cpu.Linear(self._dtype, rows, columns, has_bias=False)
         first = 0
         for piece in self._weights.pieces(HEAD):
             head.pack_rows(first, _numpy(piece))

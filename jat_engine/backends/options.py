@@ -101,8 +101,8 @@ class EngineOptions:
             "float8_e4m3", for half the bytes and a faster step of many agents (compute capability 8.9 and newer; CUDA
             graphs only). int8 and float8_e4m3 have one scale per token and head, for keys and for values.
         prefill_chunk: tokens and image patches of prompts that a step of texts reads at most. Agents that share the
-            engine wait for one such step. By default 16 while agents act, about as long as an agent's step on a CPU,
-            and else as many as the backend takes.
+            engine wait for one such step. By default, while agents act, as many as take about as long as an agent's
+            step: 16 on a CPU; and else as many as the backend takes, 256.
 
     Raises:
         InputError: a value has an invalid type or range, or two options exclude each other.

@@ -139,6 +139,7 @@ class TorchBackend:
     persistent_reason = "the backend is torch"
     timing = ""
     max_text_rows = 256
+    prompt_rows_beside_agents = 16
 
     def __init__(self, config: JatConfig, weights: Weights, dtype: str, device: torch.device) -> None:
         self.config = config

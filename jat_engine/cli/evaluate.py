@@ -15,13 +15,14 @@ from ..checkpoint.trained_tasks import TrainedTask, find_trained_tasks, read_tra
 from ..envs import Task
 from ..envs.build import check_maker
 from ..envs.versions import task_versions
-from ..errors import one_line
+from ..errors import UnknownTaskError, one_line
 from ..evaluation import VideoError, write_grid
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import require_simulators
 from ..evaluation.seeds import choose_seed, overlap_warning
 from ..evaluation.text_tasks import TEXT_TASKS
 from ..evaluation.video import check_video
+from ..keywords import did_you_mean
 from ..machine import available_cores
 from ..runs.agents import ActOptions
 from ..runs.database import FILE_NAME, RunDatabase, RunError
@@ -249,7 +250,8 @@ def find_tasks(choice: TaskArguments, arguments: EvalArguments, trained: list[Tr
         trained: tasks of the checkpoint.
 
     Raises:
-        ValueError: no tasks are given and the checkpoint does not know its own, or a task is not found.
+        UnknownTaskError: a task is not found.
+        ValueError: no tasks are given and the checkpoint does not know its own.
         TaskError: a task's environment is not the one that the checkpoint was trained on.
     """
     names = arguments.tasks
@@ -261,7 +263,11 @@ def find_tasks(choice: TaskArguments, arguments: EvalArguments, trained: list[Tr
                 "trained on; `jat-engine tasks` lists them"
             )
     known = {task.name: task for task in trained}
-    tasks = choice.find_trained(names, trained)
+    try:
+        tasks = choice.find_trained(names, trained)
+    except UnknownTaskError as error:
+        near = [hint for name in names if (hint := did_you_mean(name, TEXT_TASKS))]
+        raise UnknownTaskError("; ".join([str(error), *(f"of the texts, {hint}" for hint in near)])) from None
     played = [known[task.name] for task in tasks if task.name in known]
     if warning := overlap_warning(played, arguments.options["seed"], arguments.num_episodes or 1):
         note(warning)

@@ -200,7 +200,9 @@ def write(
         A continuation, and the text that has been added to it since it was yielded before. The last time of each, its
         `finish_reason` is set.
     """
-    images = arguments.image * len(prompts) if len(arguments.image) == 1 else arguments.image or [None] * len(prompts)
+    images: list[str | None] = [*arguments.image]
+    if len(images) < len(prompts):
+        images = (images or [None]) * len(prompts)  # one for all of them, or none
     begin = time.perf_counter()
     found = [Continuation(prompt, image, begin) for prompt, image in zip(prompts, images, strict=True)]
     turn, taken = 0, 0

@@ -86,7 +86,7 @@ def _open_image(value: Any, where: str) -> Image.Image:
 def _parse_answers(value: Any, where: str) -> tuple[str, ...]:
     """Return answers that are stored as strings, or as OK-VQA's annotations, {"answer": string, ...}."""
     given = value if isinstance(value, list) else []
-    answers = [one.get("answer") if isinstance(one, dict) else one for one in given]
+    answers: list[Any] = [one.get("answer") if isinstance(one, dict) else one for one in given]
     if len(answers) < 2 or not all(isinstance(answer, str) for answer in answers):
         raise DataError(f"{where}: {ANSWERS}: expected a list with the answers of at least 2 people, got {value!r:.80}")
     return tuple(answers)

@@ -23,9 +23,6 @@ from ..text.sequence import Sequence
 from .kv_cache import Pages
 from .step import StepRunner
 
-_ROWS_BESIDE_AGENTS = 16
-"""Rows of a step while agents act: on a CPU they take about as long as reading the weights, an agent's step."""
-
 _AGENTS_REST_SECONDS = 1.0
 """Agents that have not acted for so long are taken to be at rest."""
 
@@ -185,14 +182,14 @@ class TextBatch:
     def _run(self) -> tuple[list[tuple[_Running, TextRows]], list[np.ndarray]]:
         """Run a step, and return its texts, their rows and their logits. The caller holds the lock."""
         self._admit()
-        parts, backend = self._plan(), self._runner.backend
-        if not parts:
+        plan, backend = self._plan(), self._runner.backend
+        if not plan:
             return [], []
-        for text, _ in parts:
+        for text, _ in plan:
             if text.num_patches and text.patches is None and text.num_rows < text.num_patches:
                 assert text.sequence.pixel_values is not None, "it has patches"
                 text.patches = backend.embed_picture(text.sequence.pixel_values)
-        parts = [(text, text.next_rows(most)) for text, most in parts]
+        parts = [(text, text.next_rows(most)) for text, most in plan]
         return parts, backend.run_text([rows for _, rows in parts])
 
     def _admit(self) -> None:
@@ -234,7 +231,8 @@ class TextBatch:
         if count != self._agents_seen[0]:
             self._agents_seen = count, now
         is_acting = count > 0 and now - self._agents_seen[1] < _AGENTS_REST_SECONDS
-        return _ROWS_BESIDE_AGENTS if is_acting else self._runner.backend.max_text_rows
+        backend = self._runner.backend
+        return backend.prompt_rows_beside_agents if is_acting else backend.max_text_rows
 
     def _commit(self, parts: list[tuple[_Running, TextRows]], logits: list[np.ndarray]) -> None:
         """Hand out the logits. What a sequence raises ends that sequence alone, unless it ends the program."""

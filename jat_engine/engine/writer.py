@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+import torch
 
 from ..config import JatConfig
 from ..errors import InputError
 from ..text.assets import TextAssets
 from ..text.call import AllowedTokens, TextCall, check_padding, collect, make_seeds
-from ..text.options import GenerationOptions
+from ..text.options import GenerationOptions, is_iterable, shown
 from ..text.prompts import Inputs, Prompt, PromptReader
 from ..text.request import StreamedToken, TextRequest
 from .text_batch import TextBatch
@@ -69,8 +72,8 @@ class TextWriter:
 
         Returns:
             For a text its continuation, for a list of texts a list of them, up to a stop string and without special
-            tokens. For a tensor of tokens prompts and continuations, int64 [B, S + new], padded with `pad_token_id`; for
-            lists of tokens a list of tensors int64 [S + new]. With `num_return_sequences` n, n for each prompt, one
+            tokens. For a tensor of tokens prompts and continuations, int64 [B, S + new], padded with `pad_token_id`;
+            for lists of tokens a list of tensors int64 [S + new]. With `num_return_sequences` n, n for each prompt, one
             after the other. With `return_dict_in_generate` transformers' `GenerateDecoderOnlyOutput`.
 
         Raises:
@@ -79,10 +82,12 @@ class TextWriter:
             SessionError: the engine is closed.
 
         Example:
-            >>> engine.generate("The agent", max_new_tokens=5, do_sample=True, seed=0)  # doctest: +SKIP
-            ' is in the room'
-            >>> engine.generate(input_ids=[[1, 2, 3], [4]], max_new_tokens=2)[1].shape
-            torch.Size([3])
+            >>> texts = engine.generate(["Once upon", "A red"], max_new_tokens=5, do_sample=True, seed=0)
+            >>> len(texts), type(texts[0])
+            (2, <class 'str'>)
+            >>> rows = engine.generate(input_ids=[[1, 2, 3], [4]], max_new_tokens=2, eos_token_id=None)
+            >>> [tuple(row.shape) for row in rows]
+            [(5,), (3,)]
         """
         inputs = Inputs(text, images, input_ids, pixel_values, attention_mask)
         prompts = self._reader.read(inputs)
@@ -96,8 +101,6 @@ class TextWriter:
 
         requests = [request for prompt in prompts for request in call.requests(prompt)]
         if streamer is not None:
-            import torch
-
             streamer.put(torch.from_numpy(prompts[0].ids[None].copy()))
         for event in self._run(iter([requests])):
             if event.error is not None:
@@ -152,7 +155,7 @@ class TextWriter:
             SessionError: the engine is closed.
 
         Example:
-            >>> for token in engine.generate_stream(input_ids=[[1, 2, 3]], max_new_tokens=2):
+            >>> for token in engine.generate_stream(input_ids=[[1, 2, 3]], max_new_tokens=2, eos_token_id=None):
             ...     print(token.index, token.finish_reason)
             0 None
             0 length
@@ -177,9 +180,11 @@ class TextWriter:
         self, options: GenerationOptions, objects: tuple[Any, Any, Any], seed: Any, count: int | None
     ) -> TextCall:
         processors, criteria, allowed = objects
+        if allowed is not None and not callable(allowed):
+            raise InputError(f"prefix_allowed_tokens_fn: expected a function, got {shown(allowed)}")
         if options.stop_strings:
             self._assets.tokenizer.check("stop_strings")
-        seeds = make_seeds(seed, count)
+        seeds = make_seeds(seed, count) if options.do_sample or seed is not None else None
         call_objects = _callables("logits_processor", processors), _callables("stopping_criteria", criteria)
         return TextCall(
             options, self._reader, self._assets, *call_objects, allowed, seeds if options.do_sample else None
@@ -187,14 +192,14 @@ class TextWriter:
 
     def _run(self, source: Iterator[list[TextRequest] | StreamedToken]) -> Iterator[StreamedToken]:
         """Run requests until all are finished, and yield their tokens."""
-        waiting: list[TextRequest] = []
+        waiting: deque[TextRequest] = deque()
         running: list[TextRequest] = []
         is_read = False
         try:
             while True:
                 while len(running) < _MOST_AT_ONCE and not (is_read and not waiting):
                     if waiting:
-                        request = waiting.pop(0)
+                        request = waiting.popleft()
                         request.begin()
                         running.append(request)
                         self._texts.add(request)
@@ -235,7 +240,7 @@ def _callables(name: str, given: Iterable[Any] | None) -> tuple[Any, ...]:
         return ()
     if callable(given) and not isinstance(given, list):
         given = [given]
-    objects = tuple(given) if isinstance(given, Iterable) else (None,)
+    objects = tuple(given) if is_iterable(given) else (None,)
     if not all(callable(one) for one in objects):
-        raise InputError(f"{name}: expected a list of callable objects, got {given!r:.60}")
+        raise InputError(f"{name}: expected a list of callable objects, got {shown(given)}")
     return objects

@@ -104,7 +104,7 @@ def _answer(engine: JatEngine, batch: list[Example], result: TextResult, max_new
     _add(result, scores)
     result.texts += len(batch)
 
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "stop_strings": ["\n", " Q: "]}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "stop_strings": ["\n", " Q: "]}
     images = [example.image for example in batch]
     written = engine.generate([prompt for prompt, _ in parts], images, **options)
     for example, (_, reference), prompt, score, text in zip(batch, parts, prompts, scores, written, strict=True):

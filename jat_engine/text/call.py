@@ -12,7 +12,7 @@ import torch
 from ..errors import InputError
 from .assets import TextAssets
 from .next_token import Processor
-from .options import GenerationOptions
+from .options import GenerationOptions, shown
 from .prompts import Inputs, Prompt, PromptReader
 from .request import TextRequest
 from .stopping import Criterion, max_length_of
@@ -87,9 +87,9 @@ class TextCall:
         if len(ids) > room and options.truncation == "left" and room > 0:
             ids = ids[-room:]
         if len(ids) > room:
-            image = "" if prompt.pixel_values is None else ", of which the image takes some"
+            image = "" if prompt.pixel_values is None else ", without those of the image"
             raise InputError(
-                f"{prompt.name}: expected at most {max(room, 0)} tokens, so that {most} new ones fit into the "
+                f"{prompt.name}: expected at most {max(room, 0)} tokens, which leaves room for {most} new in the "
                 f"{positions} positions for text{image}, got {len(ids)}; shorten it, lower max_new_tokens, or pass "
                 'truncation="left"'
             )
@@ -111,7 +111,7 @@ def make_seeds(seed: Any, count: int | None) -> Iterator[int]:
         drawn = [] if count is None else torch.randint(2**63 - 1, (count,)).tolist()
         return iter(drawn) if count is not None else iter(lambda: int(torch.randint(2**63 - 1, ())), -1)
     if isinstance(seed, Sequence | np.ndarray | torch.Tensor) and not isinstance(seed, str | bytes):
-        seeds = [_check_seed(one) for one in (seed if isinstance(seed, Sequence) else seed.tolist())]
+        seeds = [_check_seed(one) for one in (seed if isinstance(seed, Sequence) else seed.reshape(-1).tolist())]
         if count is not None and len(seeds) != count:
             raise InputError(f"seed: expected one for each of {count} continuations, got {len(seeds)}")
         return _listed(seeds)
@@ -133,7 +133,7 @@ def _counted(first: int) -> Iterator[int]:
 
 def _check_seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
-        raise InputError(f"seed: expected integers in [0, 2^64) or None, got {seed!r:.60}")
+        raise InputError(f"seed: expected integers in [0, 2^64) or None, got {shown(seed)}")
     return int(seed)
 
 

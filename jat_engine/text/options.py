@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..keywords import refuse_unknown
 
 DEFAULT_NEW_TOKENS = 20
@@ -66,7 +66,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "force_words_ids": (),
     "prefill_chunk_size": (),
 }
-"""Fields of transformers' `GenerationConfig` that engines do not have, with values, besides None, that change nothing."""
+"""Fields of transformers' `GenerationConfig` that engines do without, with the values that change nothing, as None."""
 
 _ARGUMENTS = ("assistant_model", "negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate")
 """Arguments of transformers' `generate` that engines do not have; None, the default, changes nothing."""
@@ -157,7 +157,7 @@ class GenerationOptions:
         for name in unknown:
             if config[name] not in (None, False):
                 raise InputError(
-                    f"generation_config.{name}: expected a field that engines have, got {config[name]!r:.60}"
+                    f"generation_config.{name}: expected a field that engines have, got {shown(config[name])}"
                 )
         for values in (config, given):
             _refuse_unsupported(values)
@@ -198,7 +198,8 @@ class GenerationOptions:
                 )
         elif self.temperature <= 0:
             raise InputError(
-                f"temperature: expected a number > 0, got {self.temperature}; do_sample=False takes the most likely token"
+                f"temperature: expected a number > 0, got {self.temperature}; without do_sample the most likely "
+                "token is taken"
             )
         for longer, shorter in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
             if longer in chosen and shorter in chosen:
@@ -250,6 +251,16 @@ class GenerationOptions:
         return self.max_length - prompt_length
 
 
+def shown(value: Any) -> str:
+    """Return a value as messages show it: in one line of at most 60 characters."""
+    return one_line(repr(value))[:60]
+
+
+def is_iterable(value: Any) -> bool:
+    """Return whether a value can be iterated over, which arrays of no dimension cannot."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
+
+
 def _fields_of(config: Any, name: str) -> dict[str, Any]:
     """Return the fields of a `GenerationConfig` or of a mapping; none for None."""
     if config is None:
@@ -268,7 +279,7 @@ def _refuse_unsupported(values: Mapping[str, Any]) -> None:
         if not any(_is_same(value, one) for one in _NEUTRAL.get(name, ())):
             neutral = " or ".join(repr(one) for one in _NEUTRAL.get(name, ())) or "None"
             raise InputError(
-                f"{name}: expected {neutral}, since engines do without, got {value!r:.60}; JatModel.generate has it"
+                f"{name}: expected {neutral}, since engines do without, got {shown(value)}; JatModel.generate has it"
             )
 
 
@@ -280,10 +291,16 @@ def _is_same(value: Any, neutral: Any) -> bool:
 # ---- checks of values ----------------------------------------------------------------------------------------------
 
 
-def _integer(least: int) -> Callable[[str, Any], int]:
+_MOST_SEQUENCES = 10_000
+"""Most continuations of a prompt."""
+
+
+def _integer(least: int, most: int = 2**63 - 1) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < least:
-            raise InputError(f"{name}: expected an integer >= {least}, got {value!r:.60}")
+            raise InputError(f"{name}: expected an integer >= {least}, got {shown(value)}")
+        if value > most:
+            raise InputError(f"{name}: expected an integer <= {most}, got {shown(value)}")
         return int(value)
 
     return check
@@ -296,7 +313,7 @@ def _number(least: float, most: float, *, is_open: bool = False) -> Callable[[st
         if not is_number or value < least or value > most or (is_open and value == least):
             limit = "" if most == math.inf else f" and <= {most:g}"
             raise InputError(
-                f"{name}: expected a number {'>' if is_open else '>='} {least:g}{limit}, got {value!r:.60}"
+                f"{name}: expected a number {'>' if is_open else '>='} {least:g}{limit}, got {shown(value)}"
             )
         return float(value)
 
@@ -305,7 +322,7 @@ def _number(least: float, most: float, *, is_open: bool = False) -> Callable[[st
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{name}: expected True or False, got {value!r:.60}")
+        raise InputError(f"{name}: expected True or False, got {shown(value)}")
     return bool(value)
 
 
@@ -313,25 +330,25 @@ def _tokens(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, torch.Tensor | np.ndarray):
         value = value.reshape(-1).tolist()
     items = [value] if isinstance(value, int | np.integer) and not isinstance(value, bool) else value
-    if isinstance(items, str | bytes | bool) or not isinstance(items, Iterable):
-        raise InputError(f"{name}: expected tokens, got {value!r:.60}")
+    if isinstance(items, str | bytes | bool) or not is_iterable(items):
+        raise InputError(f"{name}: expected tokens, got {shown(value)}")
     return tuple(_integer(0)(name, token) for token in items)
 
 
 def _one_token(name: str, value: Any) -> int:
     tokens = _tokens(name, value)
     if len(tokens) != 1:
-        raise InputError(f"{name}: expected one token, got {value!r:.60}")
+        raise InputError(f"{name}: expected one token, got {shown(value)}")
     return tokens[0]
 
 
 def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise InputError(f"{name}: expected a list of lists of tokens, got {value!r:.60}")
+    if isinstance(value, str | bytes | Mapping) or not is_iterable(value):
+        raise InputError(f"{name}: expected a list of lists of tokens, got {shown(value)}")
     words = []
     for word in value:
-        if isinstance(word, int | np.integer) or not (tokens := _tokens(name, word)):
-            raise InputError(f"{name}: expected a list of lists of tokens, none of them empty, got {value!r:.60}")
+        if not is_iterable(word) or not (tokens := _tokens(name, word)):
+            raise InputError(f"{name}: expected a list of lists of tokens, none of them empty, got {shown(value)}")
         words.append(tokens)
     if not words:
         raise InputError(f"{name}: expected at least one list of tokens, got none; leave it out")
@@ -341,15 +358,15 @@ def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
 def _strings(name: str, value: Any) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple | set | frozenset) or not all(isinstance(one, str) and one for one in items):
-        raise InputError(f"{name}: expected a string or strings, none of them empty, got {value!r:.60}")
+        raise InputError(f"{name}: expected a string or strings, none of them empty, got {shown(value)}")
     return tuple(items)
 
 
 def _side(name: str, value: Any) -> str | None:
     if value is False:
         return None
-    if value != "left":
-        raise InputError(f"{name}: expected 'left', to cut the beginning of long prompts, or None, got {value!r:.60}")
+    if not isinstance(value, str) or value != "left":
+        raise InputError(f"{name}: expected 'left', to cut the beginning of long prompts, or None, got {shown(value)}")
     return "left"
 
 
@@ -373,7 +390,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "begin_suppress_tokens": _tokens,
     "eos_token_id": _tokens,
     "pad_token_id": _one_token,
-    "num_return_sequences": _integer(1),
+    "num_return_sequences": _integer(1, _MOST_SEQUENCES),
     "output_scores": _flag,
     "output_logits": _flag,
     "return_dict_in_generate": _flag,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from ..config import JatConfig
 from ..errors import InputError
 from .assets import TextAssets
+from .options import is_iterable, shown
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Inputs:
             raise InputError("images: expected images or pixel_values, got both")
         if self.attention_mask is not None and self.input_ids is None:
             raise InputError("attention_mask: expected along with input_ids, got it with text; leave it out")
-        if isinstance(self.text, bytes | Mapping) or (self.text is not None and not isinstance(self.text, Iterable)):
+        if isinstance(self.text, bytes | Mapping) or (self.text is not None and not is_iterable(self.text)):
             raise InputError(f"text: expected a string or strings, got {type(self.text).__name__}")
 
     @property
@@ -136,7 +137,7 @@ class PromptReader:
             raise InputError("attention_mask: expected none with prompts that are read one after the other")
         prompts = inputs.input_ids if inputs.text is None else inputs.text
         pictures = inputs.images if inputs.pixel_values is None else inputs.pixel_values
-        if pictures is not None and not isinstance(pictures, Iterable):
+        if pictures is not None and not is_iterable(pictures):
             raise InputError(f"images: expected one for each prompt, got {type(pictures).__name__}")
         return self._read_each(inputs, iter(prompts), None if pictures is None else iter(pictures))
 
@@ -164,7 +165,10 @@ class PromptReader:
         if not isinstance(text, str):
             raise InputError(f"{name}: expected a string, got {type(text).__name__}")
         self._assets.tokenizer.check("text")
-        return np.array(self._assets.tokenizer.encode(text), np.int64)
+        try:
+            return np.array(self._assets.tokenizer.encode(text), np.int64)
+        except TypeError:  # of the tokenizers library, for half of a surrogate pair
+            raise InputError(f"{name}: expected a text of whole Unicode characters, got {shown(text)}") from None
 
     def _check_ids(self, name: str, ids: np.ndarray) -> None:
         if not len(ids):
@@ -180,7 +184,7 @@ class PromptReader:
             return [None] * count
         if is_single and not (isinstance(given, list | tuple) and len(given) == 1):
             given = [given] if field == "images" or getattr(given, "ndim", 4) == 3 else given
-        if not isinstance(given, Iterable) or (getattr(given, "ndim", 4) < 4 and count != 1):
+        if not is_iterable(given) or (getattr(given, "ndim", 4) < 4 and count != 1):
             raise InputError(f"{field}: expected one for each of {count} prompts, got {_describe(given)}")
         if getattr(given, "ndim", 4) < 4:
             given = [given]
@@ -213,21 +217,21 @@ def _rows(input_ids: Any) -> list[np.ndarray]:
                 f"input_ids: expected integers of shape [B, S], got {array.dtype} of shape {list(array.shape)}"
             )
         return list(array.astype(np.int64))
-    if isinstance(input_ids, str | bytes | Mapping) or not isinstance(input_ids, Iterable):
+    if isinstance(input_ids, str | bytes | Mapping) or not is_iterable(input_ids):
         raise InputError(f"input_ids: expected [B, S] or lists of tokens, got {type(input_ids).__name__}")
     return [_row(f"input_ids[{i}]", row) for i, row in enumerate(input_ids)]
 
 
 def _row(name: str, row: Any) -> np.ndarray:
     array = row.detach().cpu().numpy() if isinstance(row, torch.Tensor) else row
-    is_sequence = isinstance(array, Iterable) and not isinstance(array, str | bytes | Mapping)
+    is_sequence = is_iterable(array) and not isinstance(array, str | bytes | Mapping)
     try:
         array = np.asarray(array if isinstance(array, np.ndarray) or not is_sequence else list(array))
     except (ValueError, OverflowError):
         array = np.empty(0, object)
     if not is_sequence or array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise InputError(
-            f"{name}: expected a list of tokens, got {row!r:.60}; pass prompts as [B, S] or lists of lists"
+            f"{name}: expected a list of tokens, got {shown(row)}; pass prompts as [B, S] or lists of lists"
         )
     return array.astype(np.int64)
 
@@ -237,13 +241,14 @@ def _masks(attention_mask: Any, rows: list[np.ndarray]) -> list[np.ndarray | Non
         return [None] * len(rows)
     if isinstance(attention_mask, torch.Tensor):
         attention_mask = attention_mask.detach().cpu().numpy()
-    if not isinstance(attention_mask, Iterable) or len(masks := list(attention_mask)) != len(rows):
+    if not is_iterable(attention_mask) or len(masks := list(attention_mask)) != len(rows):
         raise InputError("attention_mask: expected the shape of input_ids, got another number of rows")
     arrays = [np.asarray(mask.cpu() if isinstance(mask, torch.Tensor) else mask) for mask in masks]
     for i, (mask, row) in enumerate(zip(arrays, rows, strict=True)):
         if mask.shape != row.shape or not np.isin(mask, (0, 1)).all():
             raise InputError(
-                f"attention_mask[{i}]: expected {len(row)} zeros and ones, as many as tokens, got shape {list(mask.shape)}"
+                f"attention_mask[{i}]: expected zeros and ones of shape [{len(row)}], as the tokens, got shape "
+                f"{list(mask.shape)}"
             )
     return [mask.astype(bool) for mask in arrays]
 

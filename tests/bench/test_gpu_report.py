@@ -28,7 +28,7 @@ from benchmarks.gpu.section import SectionRun
 from jat_engine import JatProcessor
 from jat_engine.backends.select import BACKENDS
 
-NEEDS_GPU = ["trace", "kernels", "geometries", "counters", "sanitizer", "resources", "tiles"]
+NEEDS_GPU = ["trace", "texts", "kernels", "geometries", "counters", "sanitizer", "resources", "tiles"]
 SECTIONS = ["machine", "parity", "latency", "throughput", *NEEDS_GPU]
 
 

@@ -136,6 +136,7 @@ def test_own_texts_and_a_part_of_them() -> None:
     ("flags", "message"),
     [
         (["--tasks", "ok-vqa", "atari"], r"--tasks: expected environments or texts, got both (atari, ok-vqa); run the"),
+        (["--tasks", "wikpedia"], "of the texts, did you mean wikipedia?"),
         (["--tasks", "oscar", "--num_episodes", "3"], "--num_episodes: expected it with environments only"),
         (["--tasks", "oscar", "--save_video"], "--save_video: expected it with environments only"),
         (["--tasks", "oscar", "--adapter", "image"], "--adapter: expected it with environments only"),

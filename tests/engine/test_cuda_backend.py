@@ -324,14 +324,14 @@ def test_kernels_that_compute_something_else_show_when_an_engine_is_made(
     monkeypatch: pytest.MonkeyPatch, tiny_folder: Any
 ) -> None:
     """The startup check compares a step with plain torch."""
-    from jat_engine.backends.cuda import graph as graph_step
+    from jat_engine.backends.cuda import blocks
 
-    right = graph_step.linear_residual
+    right = blocks.linear_residual
 
     def wrong(a: torch.Tensor, *arguments: Any, **options: Any) -> None:
         right(a.roll(1, dims=1), *arguments, **options)
 
-    monkeypatch.setattr(graph_step, "linear_residual", wrong)
+    monkeypatch.setattr(blocks, "linear_residual", wrong)
     options: dict[str, Any] = {"backend": "cuda", "persistent": False, "max_cached_tokens": 64, "dtype": "float32"}
     error = InputError if ON_GPU else RuntimeError
     with pytest.raises(error, match="do not compute what plain torch does"):

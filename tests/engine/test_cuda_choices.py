@@ -18,7 +18,7 @@ from jat_engine.testing.golden import relative_error
 
 pytest.importorskip("triton", reason="the CUDA backend's kernels are Triton's")
 
-from jat_engine.backends.cuda import graph
+from jat_engine.backends.cuda import blocks, graph
 from jat_engine.backends.cuda.backend import CudaBackend, FaultyKernelsError, cache_room
 from jat_engine.backends.cuda.buckets import bucket, bucket_below, shape_of
 from jat_engine.backends.cuda.graph import GraphStep
@@ -208,14 +208,14 @@ def test_wrong_kernels_of_large_buckets_are_not_used(
     """They show when such a bucket is captured, while the pages of other sessions are in use."""
     engine = verifying(make_engine(tiny_folder, persistent=False))
     episode = EPISODE["continuous_cw9"]
-    right = graph.linear_residual
+    right = blocks.linear_residual
 
     def wrong(a: torch.Tensor, *arguments: Any, **options: Any) -> None:
         right(a.roll(1, dims=1) if a.shape[0] > 6 else a, *arguments, **options)
 
     with engine.open_session(9) as session:
         play(session, episode, 0)
-        monkeypatch.setattr(graph, "linear_residual", wrong)
+        monkeypatch.setattr(blocks, "linear_residual", wrong)
         with pytest.warns(RuntimeWarning, match="more than 2 agents .* in parts: its kernels do not compute"):
             got = play_batch(engine, 3, 2)
         assert relative_error(got, play_batch(load(backend="torch", dtype="float32"), 3, 2)) <= TOLERANCE
@@ -225,13 +225,13 @@ def test_wrong_kernels_of_large_buckets_are_not_used(
 def test_a_fault_of_the_last_rows_shows(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 47 of 48 is that of the 16th agent, in a bucket of 16."""
     backend: Any = verifying(make_engine(tiny_folder, persistent=False))._backend
-    right = graph.linear_residual
+    right = blocks.linear_residual
 
     def wrong(a: torch.Tensor, *arguments: Any, **options: Any) -> None:
         late = torch.arange(len(a), device=a.device)[:, None] == 47
         right(torch.where(late, a.roll(16, dims=0), a), *arguments, **options)
 
-    monkeypatch.setattr(graph, "linear_residual", wrong)
+    monkeypatch.setattr(blocks, "linear_residual", wrong)
     with pytest.raises(FaultyKernelsError, match="its kernels do not compute"):
         backend._graph(shape_of([backend._check.group(16)]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,16 @@ def test_a_text_that_the_cache_has_no_room_for(tiny_folder: Any) -> None:
         assert engine.cache_stats.used == 0
     with pytest.raises(SessionError):
         engine.score("ab")
+
+
+def test_threads_score_at_the_same_time(load: Load) -> None:
+    engine = load(backend="torch", dtype="float32")
+    texts = [[make_ids(length) for length in range(first, 40, 5)] for first in (2, 3, 4)]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        found = list(pool.map(lambda ids: engine.score(input_ids=ids), texts))
+    for ids, scores in zip(texts, found, strict=True):
+        for tokens, score in zip(ids, scores, strict=True):
+            np.testing.assert_allclose(score.logprobs, engine.score(input_ids=tokens).logprobs, atol=1e-4)
 
 
 def test_an_agent_acts_between_scores(load: Load, tiny_model: JatModel) -> None:

@@ -139,6 +139,55 @@ def test_most_queries(cache: torch.dtype, window: int) -> None:
     case.expect(case.run(window), window)
 
 
+# Of prompts: one token, odd numbers, page edges and the numbers next to them, whole blocks of queries; the beginning of
+# a text, later parts of it, and tokens of texts that are written meanwhile.
+PROMPTS = [
+    (0, 1, 0),
+    (0, 0, 0),
+    (0, 64, 0),
+    (0, 15, 0),
+    (16, 16, 0),
+    (47, 17, 0),
+    (64, 64, 0),
+    (130, 37, 3),
+    (125, 1, 0),
+    (0, 0, 0),
+]
+
+
+@pytest.mark.parametrize("cache", CACHE_DTYPES)
+@pytest.mark.parametrize("window", [1, 17, 64, 1024])
+def test_prompts_and_windows(cache: torch.dtype, window: int) -> None:
+    """Windows of one key, over a page edge, of as many tokens as a block, and of all."""
+    case = Case(PROMPTS, heads=2, head_dim=16, cache=cache)
+    case.expect(case.run(window), window)
+
+
+@pytest.mark.parametrize("cache", CACHE_DTYPES)
+@pytest.mark.parametrize("head_dim", [24, 64, 80, 128])
+def test_head_dimensions_of_prompts(cache: torch.dtype, head_dim: int) -> None:
+    case = Case([(70, 33, 0), (0, 5, 0)], heads=3, head_dim=head_dim, cache=cache)
+    case.expect(case.run(80), 80)
+
+
+def test_keys_behind_the_window_of_a_prompt_are_not_read() -> None:
+    case = Case([(150, 40, 0)], heads=1, head_dim=16, cache=torch.float32, extra_rows=0)
+    window = 30
+    expected = case.reference(case.q, case.kv_layer, *case.plan, window)
+    for slot in range(150 - window + 1):
+        case.kv_layer[case.page_table[0, slot // PAGE_SIZE], :, :, slot % PAGE_SIZE] = torch.nan
+    torch.testing.assert_close(case.run(window), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_in_parts() -> None:
+    """Its parts, as sessions with the same pages, give what the whole prompt gives."""
+    case = Case([(20, 60, 0)], heads=2, head_dim=16, cache=torch.float32, extra_rows=0)
+    whole = case.run(48)
+    case.query_start, case.context_lens = int32(0, 31, 60), int32(20, 51)
+    case.page_table, case.start_offsets = case.page_table.repeat(2, 1), int32(0, 0)
+    torch.testing.assert_close(case.run(48), whole, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("context", [30, 31, 32, 33])
 def test_window_just_reached(context: int) -> None:
     """With a window of 32 the key that leaves it has no weight, however large its score."""
@@ -255,8 +304,8 @@ def test_wrapper_names_what_is_wrong() -> None:
         attention.paged_attention(*arguments, 8, out, max_queries=1, splits=case.splits(2))
     with pytest.raises(ValueError, match="window: expected at least 1, got 0"):
         attention.paged_attention(*arguments, 0, out, max_queries=1)
-    with pytest.raises(ValueError, match="max_queries: expected at most 4, got 5"):
-        attention.paged_attention(*arguments, 8, out, max_queries=5)
+    with pytest.raises(ValueError, match=r"max_queries: expected at most 64 for torch\.float32 pages, got 65"):
+        attention.paged_attention(*arguments, 8, out, max_queries=65)
     memory = case.splits(2)
     assert memory is not None
     with pytest.raises(ValueError, match=r"arrivals: expected shape \(1,\), got \(2,\)"):

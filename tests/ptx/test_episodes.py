@@ -11,13 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.engines import EPISODE, play
 from helpers.ptx.launcher import PtxLauncher
 from helpers.ptx.memory import AccessError
 
 from jat_engine import JatEngine
+from jat_engine.backends.base import TextRows
 from jat_engine.backends.cuda.graph import GraphStep
+from jat_engine.backends.cuda.text import TextStep
 from jat_engine.testing.golden import relative_error
 
 BOUNDS = {"float32": 1e-5, "bfloat16": 4e-2, "float16": 6e-3, "int8": 5e-2}
@@ -29,14 +32,17 @@ Load = Callable[..., JatEngine]
 @pytest.fixture(scope="module", autouse=True)
 def checked_steps(ptx_launcher: PtxLauncher) -> Any:
     """Check each step's order of writes and reads by itself: its inputs, weights and older keys were there before."""
-    launch = GraphStep.launch
 
-    def begin_and_launch(graph: GraphStep) -> None:
-        ptx_launcher.begin_step()
-        launch(graph)
+    def beginning(launch: Callable[[Any], None]) -> Callable[[Any], None]:
+        def begin_and_launch(graph: Any) -> None:
+            ptx_launcher.begin_step()
+            launch(graph)
+
+        return begin_and_launch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GraphStep, "launch", begin_and_launch)
+        for step in (GraphStep, TextStep):
+            patch.setattr(step, "launch", beginning(step.launch))
         yield
 
 
@@ -95,6 +101,27 @@ def test_agents_of_all_kinds(dtype: str, engines: Load, load: Load) -> None:
     for _, opened in sessions:
         for session in opened:
             session.close()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_texts(dtype: str, engines: Load, load: Load) -> None:
+    """A prompt is read, then goes on while another one is read."""
+    tokens, more = (np.random.default_rng(seed).integers(0, 257, 24) for seed in (0, 1))
+    found = []
+    for engine in (engines(dtype), load(backend="torch", dtype="float32", max_cached_tokens=1600)):
+        runner, backend = engine._runner, engine._backend
+        with runner.lock:
+            first, second = runner.open_text(32), runner.open_text(32)
+            tables = first.empty.table, second.empty.table
+            logits = backend.run_text([TextRows(None, tokens[:20], 0, tables[0], 3)])
+            for place in range(20, 22):
+                logits += backend.run_text([TextRows(None, tokens[place : place + 1], place, tables[0], 1)])
+            own = TextRows(None, tokens[22:23], 22, tables[0], 1)
+            logits += backend.run_text([own, TextRows(None, more, 0, tables[1], 1)])
+            first.close()
+            second.close()
+        found.append(np.concatenate(logits))
+    assert relative_error(*found) <= BOUNDS[dtype]
 
 
 FAULTS: dict[str, Callable[[str], str]] = {

@@ -66,16 +66,16 @@ def run_norm() -> None:
     assert out.isfinite().all()
 
 
-def run_attention() -> None:
+def run_attention(queries: int) -> None:
     """A session of 40 keys, whose last page holds NaN behind them, as do all other pages."""
     random, dtype = Random(), torch.bfloat16
     heads, head_dim, keys = 2, 64, 40
     pages = poisoned(4, 2, heads, PAGE_SIZE, head_dim, dtype=dtype)
     for slot in range(keys):
         pages[1 + slot // PAGE_SIZE, :, :, slot % PAGE_SIZE] = random.normal(2, heads, head_dim, scale=0.3).to(dtype)
-    q, out = random.normal(3, heads * head_dim), poisoned(3, heads * head_dim, dtype=dtype)
-    plan = int32(1, 2, 3).view(1, 3), int32(0, 3), int32(keys - 3), int32(0)
-    attention.paged_attention(q, pages, *plan, 1024, out, max_queries=3)
+    q, out = random.normal(queries, heads * head_dim), poisoned(queries, heads * head_dim, dtype=dtype)
+    plan = int32(1, 2, 3).view(1, 3), int32(0, queries), int32(keys - queries), int32(0)
+    attention.paged_attention(q, pages, *plan, 1024, out, max_queries=queries)
     agrees(out, attention.paged_attention_reference, q, pages, *plan, 1024, dtype=dtype)
 
 
@@ -83,7 +83,8 @@ CASES: dict[str, Callable[[], None]] = {
     "3 rows": lambda: run_linear(3),
     "70 rows": lambda: run_linear(70),
     "300 rows": lambda: run_linear(300),
-    "attention": run_attention,
+    "attention": lambda: run_attention(3),
+    "attention of a prompt": lambda: run_attention(20),
     "norm": run_norm,
 }
 

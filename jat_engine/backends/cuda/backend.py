@@ -15,7 +15,7 @@ from ...checkpoint.weights import Weights
 from ...config import JatConfig
 from ...errors import InputError
 from ...observation import all_finite
-from ..base import PAGE_SIZE, STEP_TOKENS, Group, Result, machine_memory_bytes
+from ..base import PAGE_SIZE, STEP_TOKENS, Group, Result, TextRows, machine_memory_bytes
 from ..rows import choose
 from . import encoders, parts
 from .buckets import bucket, bucket_below, count_agents, shape_of
@@ -29,6 +29,7 @@ from .path_choice import Clock, PathTimes, time_paths
 from .persistent import PersistentStep, load_module
 from .staging import stage, stage_encoder
 from .startup_check import NUM_PAGES, StartupCheck, make_group
+from .text import MAX_TEXT_ROWS, TextRunner
 from .weights import CudaWeights
 
 _RESERVED_BYTES = 3 << 29
@@ -71,6 +72,8 @@ class CudaBackend:
 
     name = "cuda"
     page_size = PAGE_SIZE
+    max_text_rows = MAX_TEXT_ROWS
+    prompt_rows_beside_agents = MAX_TEXT_ROWS
 
     def __init__(
         self,
@@ -117,6 +120,7 @@ class CudaBackend:
 
         self._cache = KVPages(config, 0, self._weights.kv_dtype, device)
         self._graphs = GraphCache(self._weights, self._cache, self._max_pages)
+        self._texts: TextRunner | None = None
         self._check: StartupCheck | None = None
         self._num_pages = 0
         self._most_agents: int | None = None
@@ -127,8 +131,8 @@ class CudaBackend:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the packed weights."""
-        return self._weights.num_bytes
+        """Bytes of the packed weights: with those of texts as soon as there has been one."""
+        return self._weights.num_bytes + (self._texts.weight_bytes if self._texts else 0)
 
     @property
     def timing(self) -> str:
@@ -158,11 +162,12 @@ class CudaBackend:
     def memory(self) -> dict[str, int]:
         """Bytes on the device by purpose. Pages of the startup check count as scratch."""
         cache_bytes = self._num_pages * self.page_bytes
+        users: list[GraphCache | TextRunner] = [self._graphs, self._texts] if self._texts else [self._graphs]
         return {
             "weights": self.weight_bytes,
             "cache": cache_bytes,
-            "scratch": self._graphs.scratch_bytes + self._cache.nbytes - cache_bytes,
-            "graphs": self._graphs.graph_bytes,
+            "scratch": sum(user.scratch_bytes for user in users) + self._cache.nbytes - cache_bytes,
+            "graphs": sum(user.graph_bytes for user in users),
             "persistent": self._persistent.num_bytes if self._persistent else 0,
         }
 
@@ -186,11 +191,7 @@ class CudaBackend:
             torch.OutOfMemoryError: there is no memory even for one agent by itself.
             RuntimeError: not even one agent's kernels can be used, or the GPU has failed.
         """
-        if self._is_running and self.device.type == "cuda":
-            # An exception, such as Ctrl-C's, has ended a step before the GPU has: its inputs are still read.
-            synchronize(self.device)
-        self._is_running = True
-
+        self._begin()
         persistent = self._persistent
         if persistent is not None and len(groups) == 1 and groups[0].num_agents == 1 and persistent.fits(groups[0]):
             try:
@@ -209,6 +210,13 @@ class CudaBackend:
     def num_agents_to_warm_up(self, counts: Iterable[int]) -> list[int]:
         """See `Backend`: the largest number of each bucket, in descending order, so that scratch memory grows once."""
         return sorted({bucket(count): count for count in sorted(counts)}.values(), reverse=True)
+
+    def _begin(self) -> None:
+        """Begin a step. It ends when `_is_running` is set to False."""
+        if self._is_running and self.device.type == "cuda":
+            # An exception, such as Ctrl-C's, has ended a step before the GPU has: its inputs are still read.
+            synchronize(self.device)
+        self._is_running = True
 
     def _step_in_parts(self, groups: Sequence[Group]) -> list[Result]:
         """Run a step by graphs: at once or, where memory or kernels do not allow it, in parts of fewer agents."""
@@ -275,6 +283,29 @@ class CudaBackend:
                 raise
             encoder = "image" if shape.frames else "discrete" if shape.integers else "continuous"
             raise FaultyKernelsError(encoder, str(error).partition("\n")[0] or type(error).__name__) from error
+
+    # ---- texts -----------------------------------------------------------------------------------------------------
+
+    def embed_picture(self, pixel_values: np.ndarray) -> Tensor:
+        """See `Backend.embed_picture`."""
+        return self._text_runner().embed_picture(pixel_values)
+
+    def run_text(self, texts: Sequence[TextRows]) -> list[np.ndarray]:
+        """See `Backend.run_text`.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for it.
+            RuntimeError: the kernels of texts cannot be used, or the GPU has failed.
+        """
+        self._begin()
+        logits = self._text_runner().run(texts)
+        self._is_running = False
+        return logits
+
+    def _text_runner(self) -> TextRunner:
+        if self._texts is None:
+            self._texts = TextRunner(self._weights, self._cache, self._max_pages, verifies=self._verifies_graphs)
+        return self._texts
 
     # ---- what does not work ----------------------------------------------------------------------------------------
 

@@ -13,16 +13,14 @@ from ...kernels.embedding import embed
 from ...kernels.head import head
 from ...kernels.image_encoder import encode_images
 from ...kernels.image_weights import ImageScratch, make_image_scratch
-from ...kernels.linear import linear_residual, norm_linear, norm_qkv
 from ...kernels.splits import Splits
-from ...kernels.tiles import most_partial_rows, num_partials
-from ..base import PAGE_SIZE, STEP_TOKENS
+from ..base import STEP_TOKENS
+from .blocks import BlockScratch, run_blocks
 from .capture import CapturedGraph, retry_without_pdl
 from .inputs import StepInputs, StepShape
 from .kv_pages import KVPages
 
 if TYPE_CHECKING:
-    from .packing import Block, Matrix
     from .weights import CudaWeights
 
 _MAX_SPLITS = 4
@@ -36,46 +34,24 @@ _MOST_DEPENDENT = 256
 those that work: 5 to 13 % of a linear kernel, read at 1024 sessions on an H200."""
 
 
-class Scratch:
+class Scratch(BlockScratch):
     """Memory between the kernels of a step; all graphs share it, since one step runs at a time.
 
-    Rows of no session hold finite numbers, at first zeros.
-
     Attributes:
-        x, q: the residual stream and the queries, float32 [rows, H].
-        normed, attended: [rows, H], and
-        inner: [rows, M], in the dtype of the activations.
-        new_kv: [ceil(rows / 16), 2, heads, 16, head_dim], keys and values that are not quantised yet; None if the cache
-            is not quantised, and so are
-        row_numbers: int32 [rows], and
-        splits: of the keys of as many sessions as are split, see `Splits`.
-        unadded: sums of linear layers that the next kernel adds to x, float32.
+        sessions: that there is memory for, with STEP_TOKENS rows each.
+        splits: of the keys of as many sessions as are split, see `Splits`; None if the cache is not quantised.
     """
 
     def __init__(self, weights: CudaWeights, sessions: int) -> None:
-        config, device = weights.config, weights.device
-        hidden, heads = config.hidden_size, config.num_heads
-        rows = sessions * STEP_TOKENS
+        super().__init__(weights, sessions * STEP_TOKENS)
         self.sessions = sessions
-
-        self.x = torch.zeros(rows, hidden, device=device, dtype=torch.float32)
-        self.q = torch.zeros(rows, hidden, device=device, dtype=torch.float32)
-        self.normed = torch.zeros(rows, hidden, device=device, dtype=weights.activation_dtype)
-        self.attended = torch.zeros(rows, hidden, device=device, dtype=weights.activation_dtype)
-        self.inner = torch.zeros(rows, weights.inner_size, device=device, dtype=weights.activation_dtype)
-
-        self.unadded = torch.zeros(most_partial_rows(rows) * hidden, device=device, dtype=torch.float32)
         self._images: ImageScratch | None = None
 
-        self.new_kv: Tensor | None = None
-        self.row_numbers: Tensor | None = None
         self.splits: Splits | None = None
         if weights.is_kv_quantized:
-            shape = -(-rows // PAGE_SIZE), 2, heads, PAGE_SIZE, hidden // heads
-            self.new_kv = torch.zeros(shape, device=device, dtype=weights.activation_dtype)
-            self.row_numbers = torch.arange(rows, device=device, dtype=torch.int32)
-
             # All splits of all rows, of the numbers of sessions that are split.
+            config, device = weights.config, weights.device
+            hidden, heads = config.hidden_size, config.num_heads
             programs = min(_MAX_SPLITS * sessions * heads, _ATTENTION_WARPS * weights.num_multiprocessors)
             split_rows = -(-programs // heads) * STEP_TOKENS
             self.splits = Splits(
@@ -94,8 +70,8 @@ class Scratch:
     @property
     def num_bytes(self) -> int:
         """Return the bytes on the device."""
-        tensors = [value for value in (*vars(self).values(), *(self.splits or ())) if isinstance(value, Tensor)]
-        return sum(tensor.nbytes for tensor in tensors) + (self._images.num_bytes if self._images else 0)
+        splits = sum(tensor.nbytes for tensor in self.splits or ())
+        return super().num_bytes + splits + (self._images.num_bytes if self._images else 0)
 
 
 class GraphStep:
@@ -218,9 +194,7 @@ class GraphStep:
             pdl=pdl and not is_first,
         )
 
-        unadded = None
-        for layer, (pages, scales) in zip(weights.layers, self._cache, strict=True):
-            unadded = self._layer(layer, pages, scales, x, unadded)
+        unadded = run_blocks(weights, self._cache, self._scratch, x, given["slot_mapping"], self._attend, pdl=pdl)
 
         out, choices, finite = self._device_out
         head(
@@ -240,33 +214,11 @@ class GraphStep:
         )
         self._host_out.copy_(self._out, non_blocking=True)
 
-    def _layer(
-        self, layer: Block, pages: Tensor, scales: Tensor | None, x: Tensor, unadded: Tensor | None
-    ) -> Tensor | None:
-        """Run one block.
-
-        Args:
-            layer: its weights.
-            pages: [num_pages, 2, heads, 16, head_dim].
-            scales: of quantised pages, uint8 [num_pages, heads, 2, 16].
-            x: float32 [rows, H]; updated.
-            unadded: float32 [P, rows, H], what of x the previous block left to be added; or None.
-
-        Returns:
-            What this block leaves to be added.
-        """
-        scratch, given, pdl = self._scratch, self.inputs.device, self._pdl
-        rows = len(x)
-        q, attended, inner = scratch.q[:rows], scratch.attended[:rows], scratch.inner[:rows]
-        normed = scratch.normed[:rows]
-        new_kv, kv_target, slots = None, pages, given["slot_mapping"]
-        if scratch.new_kv is not None and scratch.row_numbers is not None:
-            # The attention quantises them into their pages: its programs have whole heads of a token.
-            new_kv = kv_target = scratch.new_kv[: -(-rows // PAGE_SIZE)]
-            slots = scratch.row_numbers[:rows]
-        qkv = layer.qkv.tensors
-        norm_qkv(x, *layer.norm1, *qkv, q, kv_target, slots, normed=normed, partial=unadded, pdl=pdl)
-
+    def _attend(
+        self, q: Tensor, pages: Tensor, window: int, out: Tensor, scales: Tensor | None, new_kv: Tensor | None
+    ) -> None:
+        """Compute the attention of all sessions' rows, see `Attend`."""
+        given = self.inputs.device
         paged_attention(
             q,
             pages,
@@ -274,21 +226,14 @@ class GraphStep:
             given["query_start"],
             given["context_lens"],
             given["start_offsets"],
-            layer.window,
-            attended,
+            window,
+            out,
             max_queries=STEP_TOKENS,
             scales=scales,
             new_kv=new_kv,
-            splits=self._splits_of(rows),
-            pdl=pdl,
+            splits=self._splits_of(len(q)),
+            pdl=self._pdl,
         )
-        unadded = self._add_linear(attended, layer.out_proj, layer.out_proj_bias, x)
-
-        mlp_in = layer.mlp_in.tensors
-        norm_linear(
-            x, *layer.norm2, *mlp_in, layer.mlp_in_bias, inner, gelu=True, normed=normed, partial=unadded, pdl=pdl
-        )
-        return self._add_linear(inner, layer.mlp_out, layer.mlp_out_bias, x)
 
     def _splits_of(self, rows: int) -> Splits | None:
         memory, config = self._scratch.splits, self._weights.config
@@ -302,14 +247,6 @@ class GraphStep:
             memory.partial_sum[: count * rows * heads].view(by_head),
             memory.arrivals[: rows // STEP_TOKENS * heads],
         )
-
-    def _add_linear(self, a: Tensor, matrix: Matrix, bias: Tensor, x: Tensor) -> Tensor | None:
-        """Add a linear layer of a to x, and return None; or return what remains to be added, float32 [P, rows, H]."""
-        rows, hidden = x.shape
-        parts = num_partials(rows, hidden, a.shape[1], matrix.weight.dtype)
-        unadded = self._scratch.unadded[: parts * rows * hidden].view(parts, rows, hidden) if parts > 1 else None
-        linear_residual(a, *matrix.tensors, bias, x, partial=unadded, pdl=self._pdl)
-        return unadded
 
 
 def num_splits(num_programs: int, num_heads: int, sessions: int) -> int:

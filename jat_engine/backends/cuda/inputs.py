@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -53,8 +53,48 @@ class StepShape(NamedTuple):
     integers: bool
 
 
-class StepInputs:
-    """A host buffer, pinned where there is a GPU, its copy on the device, and both by field.
+class HostBuffer:
+    """Arrays in one host buffer, pinned where there is a GPU, and their copies on the device.
+
+    Attributes:
+        host: field -> numpy array, to be written before `copy`; zeros at first.
+        device: field -> tensor, valid after `copy`.
+    """
+
+    def __init__(self, fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]], device: torch.device) -> None:
+        """Allocate the buffers.
+
+        Args:
+            fields: shapes and dtypes, in the order in which they lie.
+            device: of the copy.
+        """
+        places: dict[str, tuple[int, int]] = {}
+        size = 0
+        for name, (extent, dtype) in fields.items():
+            count = int(np.prod(extent)) * dtype.itemsize
+            places[name] = size, count
+            size += -(-count // _ALIGNMENT) * _ALIGNMENT
+        self._host = torch.zeros(size, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
+        self._device = torch.zeros(size, dtype=torch.uint8, device=device)
+        self.host: dict[str, np.ndarray] = {}
+        self.device: dict[str, Tensor] = {}
+        for name, (extent, dtype) in fields.items():
+            begin, count = places[name]
+            self.host[name] = self._host[begin : begin + count].view(dtype).view(extent).numpy()
+            self.device[name] = self._device[begin : begin + count].view(dtype).view(extent)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on the device; as many again in pinned memory."""
+        return self._host.nbytes
+
+    def copy(self) -> None:
+        """Copy host to device, on the current stream."""
+        self._device.copy_(self._host, non_blocking=True)
+
+
+class StepInputs(HostBuffer):
+    """The inputs of a step of agents.
 
     Attributes:
         shape: that it has room for.
@@ -98,20 +138,7 @@ class StepInputs:
             fields["frames"] = ((sessions, *FRAME_SHAPE), torch.uint8)
             fields["frame_targets"] = ((sessions,), torch.int64)
 
-        places: dict[str, tuple[int, int]] = {}
-        size = 0
-        for name, (extent, dtype) in fields.items():
-            count = int(np.prod(extent)) * dtype.itemsize
-            places[name] = size, count
-            size += -(-count // _ALIGNMENT) * _ALIGNMENT
-        self._host = torch.zeros(size, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
-        self._device = torch.zeros(size, dtype=torch.uint8, device=device)
-        self.host: dict[str, np.ndarray] = {}
-        self.device: dict[str, Tensor] = {}
-        for name, (extent, dtype) in fields.items():
-            begin, count = places[name]
-            self.host[name] = self._host[begin : begin + count].view(dtype).view(extent).numpy()
-            self.device[name] = self._device[begin : begin + count].view(dtype).view(extent)
+        super().__init__(fields, device)
         self.host["slot_mapping"].fill(-1)  # no rows yet: nothing is written to the cache
         self._values = self.host["values"].data.cast("B")
         self._page_tables = [row.data for row in self.host["page_table"]]
@@ -132,15 +159,6 @@ class StepInputs:
     def write_page_table(self, session: int, table: np.ndarray) -> None:
         """Write the page table of a session, contiguous int32."""
         self._page_tables[session][: table.size] = table
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes on the device; as many again in pinned memory."""
-        return self._host.nbytes
-
-    def copy(self) -> None:
-        """Copy host to device, on the current stream."""
-        self._device.copy_(self._host, non_blocking=True)
 
 
 def _format(extent: tuple[int, ...], dtype: torch.dtype) -> str:

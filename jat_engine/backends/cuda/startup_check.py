@@ -98,12 +98,28 @@ class StartupCheck:
         return reference(self._weights, self._cache, self.group(NUM_DIFFERENT))
 
     def _judge(self, values: np.ndarray, expected: np.ndarray, scale: np.ndarray) -> str:
-        error = float((np.abs(values - expected) / np.maximum(scale, 1e-30)).max())
-        # The reference does not quantise the new tokens.
-        is_exact = self._cache.scales is None
-        if error <= (_BOUNDS.get(self._weights.dtype, _BOUND) if is_exact else _BOUND):  # not for NaN
-            return ""
-        return f"its kernels do not compute what plain torch does: off by {error:.2g} of what a result typically is"
+        return judge(values, expected, scale, error_bound(self._weights, self._cache))
+
+
+def error_bound(weights: CudaWeights, cache: KVPages) -> float:
+    """Return by how much a result may be off, relative to what it typically is."""
+    # The reference does not quantise the new tokens.
+    return _BOUNDS.get(weights.dtype, _BOUND) if cache.scales is None else _BOUND
+
+
+def judge(values: np.ndarray, expected: np.ndarray, scale: np.ndarray, bound: float) -> str:
+    """Return "" if results are right but for rounding, else what is wrong with them.
+
+    Args:
+        values: results of kernels.
+        expected: of plain torch in float64.
+        scale: what a result typically is.
+        bound: see `error_bound`.
+    """
+    error = float((np.abs(values - expected) / np.maximum(scale, 1e-30)).max(initial=0.0))
+    if error <= bound:  # not for NaN
+        return ""
+    return f"its kernels do not compute what plain torch does: off by {error:.2g} of what a result typically is"
 
 
 def _repeated(rows: np.ndarray, count: int) -> np.ndarray:
@@ -158,7 +174,7 @@ def reference(weights: CudaWeights, cache: KVPages, group: Group) -> tuple[np.nd
         # [N, pages, 2, heads, 16, head_dim] -> keys and values [N, 2, K, heads, head_dim], those of the context
         cached = cache.read(index, tables).double().permute(0, 2, 1, 4, 3, 5).flatten(2, 3)[:, :, :context]
         doubled = layer.map(lambda matrix: matrix, Tensor.double)
-        x_TH = block(x_TH, doubled, weights.config.num_heads, partial(_attend, cached, layer.window), _linear)
+        x_TH = block(x_TH, doubled, weights.config.num_heads, partial(_attend, cached, layer.window), multiply)
 
     norm_weight, norm_bias = weights.final_norm
     hidden_NH = layer_norm(x_TH[num_tokens - 1 :: num_tokens], norm_weight.double(), norm_bias.double())
@@ -179,5 +195,6 @@ def _attend(cached: Tensor, window: int, q_TND: Tensor, k_TND: Tensor, v_TND: Te
     return torch.cat(attended)
 
 
-def _linear(x_TI: Tensor, matrix: Matrix, bias_O: Tensor | None) -> Tensor:
+def multiply(x_TI: Tensor, matrix: Matrix, bias_O: Tensor | None) -> Tensor:
+    """Return x W^T + b, all in float64."""
     return linear(x_TI, matrix.to_float().double(), bias_O)

@@ -15,6 +15,7 @@ from ...observation import ActionSpace
 from ..base import MAX_SIZES
 from .agent_layout import AgentLayout, make_layout
 from .packing import pack, pack_block, pad_features
+from .text_weights import TextWeights, read_text_weights
 
 
 class CudaWeights:
@@ -33,6 +34,7 @@ class CudaWeights:
         head: action space -> the rows it needs, float32 [n, H], and their bias [n] or None.
         layout: last four arguments of `make_layout` -> the layout of steps of this kind.
         image_parameters: reads the image encoder's published parameters, by name, float32.
+        read_text: reads the weights that texts alone need.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class CudaWeights:
             partial(make_layout, self.continuous_encoder, self.choices, self.head)
         )
         self.image_parameters: Callable[[], dict[str, Tensor]] = partial(_image_parameters, weights, device)
+        self.read_text: Callable[[], TextWeights] = partial(read_text_weights, weights, dtype, device)
 
     @property
     def inner_size(self) -> int:
