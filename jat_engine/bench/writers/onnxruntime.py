@@ -61,6 +61,7 @@ class OnnxWriter(StepWriter):
 
         self.name, self.dtype = "onnxruntime", dtype
         self._config = model.config
+        self._caches: dict[int, dict[str, np.ndarray]] = {}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = available_cores()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -76,10 +77,19 @@ class OnnxWriter(StepWriter):
                 path = quantize_rows(path)
             self._session: Any = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
 
+    def _open_caches(self, num_texts: int) -> dict[str, np.ndarray]:
+        """Return keys and values of as many texts, which may be those of texts before; made once for each number."""
+        config = self._config
+        if num_texts not in self._caches:
+            head_dim = config.hidden_size // config.num_heads
+            shape = num_texts, config.num_heads, config.max_position_embeddings, head_dim
+            names = _cache_names(config.num_layers)
+            self._caches[num_texts] = {name: np.zeros(shape, np.float32) for name in names}
+        return self._caches[num_texts]
+
     def run(self, prompts: np.ndarray, num_new: int, choose: Choose) -> None:
-        config, num_texts, most = self._config, len(prompts), prompts.shape[1] + num_new
-        shape = num_texts, config.num_heads, most, config.hidden_size // config.num_heads
-        caches = {name: np.zeros(shape, np.float32) for name in _cache_names(config.num_layers)}
+        config, num_texts = self._config, len(prompts)
+        caches = self._open_caches(num_texts)
         logits = np.empty((num_texts, config.vocab_size), np.float32)
 
         ids, cached = prompts, 0
@@ -92,14 +102,15 @@ class OnnxWriter(StepWriter):
             for name, array in inputs.items():
                 binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
             for name, array in caches.items():
-                binding.bind_input(f"past.{name}", "cpu", 0, np.float32, shape, array.ctypes.data)
-                binding.bind_output(f"present.{name}", "cpu", 0, np.float32, shape, array.ctypes.data)
+                binding.bind_input(f"past.{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
+                binding.bind_output(f"present.{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
             binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             self._session.run_with_iobinding(binding)
             ids, cached = choose(logits)[:, None], total
 
     def close(self) -> None:
         self._session = None
+        self._caches.clear()
 
 
 def _cache_names(num_layers: int) -> list[str]:
