@@ -46,10 +46,13 @@ class EngineWriter:
         stream = self.engine.generate_stream(
             input_ids=prompts, do_sample=False, max_new_tokens=num_new, eos_token_id=[]
         )
-        for number, event in enumerate(stream, 1):
+        num_known = 0
+        for event in stream:
             assert event.token is not None, event.error
             steps[event.index].append(event.token)
-            if number % len(prompts) == 0:
+            # Prompts end in different steps, so that some texts are ahead of others.
+            if min(map(len, steps)) > num_known:
+                num_known += 1
                 on_step()
         return np.array(steps)
 
