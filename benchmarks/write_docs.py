@@ -7,7 +7,8 @@ int8 float32 --models small jat-mini --hz 20 50 200 --paces sleep evicted --num-
 `cpu_loop_paces.json` of the same with `--models small --hz 50 100 --paces sleep busy mujoco-ant --num-iters 4 --minutes
 12`, `cpu_limits.json` of `jat-engine bench limits --before FOLDER --hz 50 --batch-size 1 8 64 256 --num-iters 12
 --minutes 4 --peers JatModel onnxruntime onnxruntime-g128 openvino openvino-g128`, where FOLDER is a checkout of the
-version before, whose native module `python setup.py build_ext --inplace` has built there.
+version before, whose native module `python setup.py build_ext --inplace` has built there, `cpu_text.json` of
+`jat-engine bench generate --num-iters 6`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from jat_engine.bench.pacing import BACK_TO_BACK, SLEEP
 from jat_engine.bench.peers import ENGINE
 from jat_engine.bench.report import DRAWN, STANDINGS, by_column, columns, interval, markdown, number, standing, title
 from jat_engine.bench.results import Results, Row
+from jat_engine.bench.suites.generate import FIRST, LATER
 from jat_engine.bench.suites.loop import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = ("cpu_limits", "cpu_loop_peers", "cpu_loop_paces", "cpu_loop", "cpu", "cpu_medium")
+RUNS = ("cpu_text", "cpu_limits", "cpu_loop_peers", "cpu_loop_paces", "cpu_loop", "cpu", "cpu_medium")
 HEADLINE_RUN, LOOP_RUN = "cpu", "cpu_loop_peers"
 README, PAGE = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 
@@ -121,6 +123,10 @@ def conclusions(runs: dict[str, Results]) -> list[str]:
             lines += loop_conclusions(paced)
         if many := [row for row in results.of_suite("throughput") if row.agrees and row.agent == ENGINE]:
             lines += throughput_conclusions(many)
+        if texts := [row for row in results.of_suite("generate") if row.agrees]:
+            lines += text_conclusions(texts)
+        if besides := results.of_suite("beside"):
+            lines += beside_conclusions(besides)
         if first := [row for row in results.of_suite("load") if row.agrees and row.agent == ENGINE]:
             seconds = span(row.p50 for row in first)
             lines.append(f"**Cold start**: first action of a new process after {seconds} s, imports included.")
@@ -201,6 +207,43 @@ def batch_conclusions(rows: list[Row]) -> list[str]:
             parts.append(f"{row.case['agents']}: {number(row.facts['agent-steps/s'])}{more}")
         window = rows[0].case["window"]
         lines.append(f"**Agent-steps a second in {dtype}**, windows of {window} full, by agents: {', '.join(parts)}.")
+    return lines
+
+
+def text_conclusions(rows: list[Row]) -> list[str]:
+    """Return the engine's times of first and later tokens, their share of the limit, and its standing among peers."""
+    lines = []
+    for what in (FIRST, LATER):
+        of_what = [row for row in rows if row.case["time of"] == what]
+        for dtype in dict.fromkeys(row.dtype for row in of_what if row.agent == ENGINE):
+            parts = []
+            for row in (row for row in of_what if row.name == f"{ENGINE} {dtype}"):
+                share = row.intervals.get("share of limit")
+                more = "" if share is None else f" (share of the limit {interval(share)})"
+                parts.append(f"{row.case['texts']} x {row.case['prompt']}: {number(row.p50 * 1e3)} ms{more}")
+            lines.append(f"**Texts in {dtype}, {what}**, by texts and tokens of a prompt: {', '.join(parts)}.")
+        compared = standing(of_what)
+        if compared:
+            ahead, cases = compared["ahead"].count("yes"), len(compared["ahead"])
+            values = [float(cell.split()[0]) for cell in compared["times faster"]]
+            others = ", ".join(dict.fromkeys(row.agent for row in of_what if row.agent != ENGINE))
+            lines.append(
+                f"**Texts, {what}, compared with the fastest other of the same dtype** ({others}): the engine is "
+                f"faster in {ahead} of {cases} cases, {span(values)} times."
+            )
+    return lines
+
+
+def beside_conclusions(rows: list[Row]) -> list[str]:
+    """Return how long an agent's step takes while prompts are read."""
+    lines = []
+    for dtype in dict.fromkeys(row.dtype for row in rows):
+        parts = []
+        for row in (row for row in rows if row.dtype == dtype):
+            pace = "back to back" if row.case["hz"] == "none" else f"at {row.case['hz']} Hz"
+            times = f"{number(row.p50 * 1e3)} ms (p99 {number(row.seconds['99'] * 1e3)})"
+            parts.append(f"{pace} beside {row.case['beside']} {times}")
+        lines.append(f"**An agent's step in {dtype}** while prompts of 400 tokens are read: {'; '.join(parts)}.")
     return lines
 
 

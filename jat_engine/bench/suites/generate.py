@@ -5,7 +5,6 @@ The logits of each writer are held against the reference's on given continuation
 
 from __future__ import annotations
 
-import functools
 import gc
 import time
 from dataclasses import dataclass, field
@@ -43,10 +42,18 @@ _ROWS_OF_A_SHORT_CASE = 1000
 
 @dataclass
 class Measured:
-    """Times of one writer, by round: seconds to the first token, and of each later one."""
+    """Times of one writer, by round.
+
+    Attributes:
+        first: seconds to the first token.
+        later: seconds of each later one.
+        least_first, least_later: what the machine could do it in at the time; empty where that is not known.
+    """
 
     first: list[list[float]] = field(default_factory=list)
     later: list[list[float]] = field(default_factory=list)
+    least_first: list[float] = field(default_factory=list)
+    least_later: list[float] = field(default_factory=list)
 
 
 def run(context: Context) -> None:
@@ -63,8 +70,8 @@ def run(context: Context) -> None:
         for num_texts in TEXTS:
             for length in lengths:
                 case: dict[str, str | int] = {"model": model, "texts": num_texts, "prompt": length}
-                measured, limits = measure_case(context, writers, config, case, new_tokens)
-                context.results.rows += make_rows(writers, case, measured, limits, errors)
+                measured = measure_case(context, writers, config, case, new_tokens)
+                context.results.rows += make_rows(case, measured, errors)
                 context.save()
         context.results.skipped.update({f"{SUITE}, {name}": reason for name, reason in writers.skipped.items()})
         writers.close()
@@ -97,24 +104,16 @@ def check(context: Context, writers: Peers, config: JatConfig, length: int) -> d
 # ---- times -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Limits:
-    """The least seconds of a first and of a later token, by dtype and round."""
-
-    first: dict[str, list[float]] = field(default_factory=dict)
-    later: dict[str, list[float]] = field(default_factory=dict)
-
-
 def measure_case(
     context: Context, writers: Peers, config: JatConfig, case: dict[str, Any], new_tokens: int
-) -> tuple[dict[str, Measured], Limits]:
+) -> dict[str, Measured]:
     """Let every writer continue the same prompts once in each round, in an order that changes."""
     num_texts, length = case["texts"], case["prompt"]
     context.note(f"{SUITE}: {describe(case)} ...")
     rounds = context.options.num_iters
     if num_texts * length > _ROWS_OF_A_SHORT_CASE:
         rounds = -(-rounds // 2)
-    measured, limits = {name: Measured() for name in writers.found}, Limits()
+    measured = {name: Measured() for name in writers.found}
     rng = np.random.default_rng(0)
     for name in list(measured):
         attempt(writers, measured, name, random_tokens(config, num_texts, length, seed=3), 2)
@@ -122,13 +121,15 @@ def measure_case(
         prompts = random_tokens(config, num_texts, length, seed=4 + number)
         for name in rng.permutation(list(measured)):
             time.sleep(PAUSE_S)
+            least = least_seconds(context, config, writers.found[name].dtype, case, new_tokens)
             attempt(writers, measured, name, prompts[:, : min(length, 16)], 2)  # wakes its threads; not counted
             found = attempt(writers, measured, name, prompts, new_tokens)
             if found is not None:
                 measured[name].first.append(found[:1])
                 measured[name].later.append(found[1:])
-        add_limits(context, limits, config, num_texts, length, new_tokens)
-    return measured, limits
+                measured[name].least_first += least[0]
+                measured[name].least_later += least[1]
+    return measured
 
 
 def attempt(
@@ -154,43 +155,37 @@ def seconds_of(writer: Writer, prompts: np.ndarray, new_tokens: int) -> list[flo
     return list(map(float, np.diff(times)))
 
 
-def add_limits(
-    context: Context, limits: Limits, config: JatConfig, num_texts: int, length: int, new_tokens: int
-) -> None:
-    """Measure the memory's speed and the arithmetic's, and add what the steps take at least.
+def least_seconds(
+    context: Context, config: JatConfig, dtype: str, case: dict[str, Any], new_tokens: int
+) -> tuple[list[float], list[float]]:
+    """Measure the memory's speed and the arithmetic's; return what the first and a later token take at least.
 
-    A later token reads the weights, the head and the keys and values; the first takes what its products take.
+    A later token reads the weights, the head, and keys and values. The first takes as long as the longer of reading
+    the weights and of its products. Each is one number, or none where it is not known.
     """
+    num_texts, length = case["texts"], case["prompt"]
     speed = context.bandwidth.sample()
-    peak_of = functools.cache(dot_peak)
-    for dtype in context.options.dtypes:
-        num_bytes = costs.text_step_bytes(config, dtype, length + new_tokens // 2, num_texts)
-        if context.bandwidth.is_limit and num_bytes > last_level_cache_bytes():
-            limits.later.setdefault(dtype, []).append(num_bytes / speed)
-        peak = peak_of("int8" if dtype == "int4" else dtype) if context.options.device == "cpu" else 0.0
-        if peak:
-            products = costs.prompt_operations(config, length, num_texts) / 2
-            least = products / peak
-            if num_bytes > last_level_cache_bytes():  # few rows: the weights are read no faster
-                least = max(least, costs.text_step_bytes(config, dtype, 0, num_texts) / speed)
-            limits.first.setdefault(dtype, []).append(least)
+    peak = dot_peak("int8" if dtype == "int4" else dtype) if context.options.device == "cpu" else 0.0
+    weights = costs.text_step_bytes(config, dtype, 0, num_texts)
+    if not context.bandwidth.is_limit or not peak or weights <= last_level_cache_bytes():
+        return [], []
+    products = costs.prompt_operations(config, length, num_texts) / 2
+    later = costs.text_step_bytes(config, dtype, length + new_tokens // 2, num_texts)
+    return [max(products / peak, weights / speed)], [later / speed]
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
 def make_rows(
-    writers: Peers,
     case: dict[str, str | int],
     measured: dict[str, Measured],
-    limits: Limits,
     errors: dict[str, float],
 ) -> list[Row]:
     """Return two rows for each writer: the first token's and the later ones'."""
     rows: list[Row] = []
     for what in (FIRST, LATER):
         seconds = {name: found.first if what == FIRST else found.later for name, found in measured.items()}
-        least = limits.first if what == FIRST else limits.later
         of_what: dict[str, Row] = {}
         for name, values in seconds.items():
             dtype = name.rpartition(" ")[2]
@@ -205,8 +200,9 @@ def make_rows(
             )
             tokens = int(case["texts"]) * (int(case["prompt"]) if what == FIRST else 1)
             row.facts["tokens/s"] = tokens / row.p50
-            if len(least.get(dtype, ())) == len(row.round_medians):
-                row.intervals["share of limit"] = paired_ratio(least[dtype], row.round_medians)
+            least = measured[name].least_first if what == FIRST else measured[name].least_later
+            if least:
+                row.intervals["share of limit"] = paired_ratio(least, row.round_medians)
             of_what[name] = row
         for row in of_what.values():
             for other in of_what.values():

@@ -31,7 +31,7 @@ class Writer(Protocol):
         Args:
             prompts: int64 [B, S].
             num_new: tokens of each continuation.
-            on_step: called when a step's tokens, one for each prompt, are known.
+            on_step: called when all texts have their first token, their second one, and so on.
 
         Returns:
             The new tokens, int64 [B, num_new].

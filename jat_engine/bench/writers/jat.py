@@ -44,12 +44,15 @@ class EngineWriter:
     def write(self, prompts: np.ndarray, num_new: int, on_step: Callable[[], object]) -> np.ndarray:
         steps: list[list[int]] = [[] for _ in prompts]
         stream = self.engine.generate_stream(
-            input_ids=prompts, do_sample=False, min_new_tokens=num_new, max_new_tokens=num_new
+            input_ids=prompts, do_sample=False, max_new_tokens=num_new, eos_token_id=[]
         )
-        for number, event in enumerate(stream, 1):
+        num_known = 0
+        for event in stream:
             assert event.token is not None, event.error
             steps[event.index].append(event.token)
-            if number % len(prompts) == 0:
+            # Prompts end in different steps, so that some texts are ahead of others.
+            if min(map(len, steps)) > num_known:
+                num_known += 1
                 on_step()
         return np.array(steps)
 
@@ -75,6 +78,7 @@ class ModelWriter:
 
     def __init__(self, model: JatModel) -> None:
         self.model: Any = model.eval()
+        self.model.generation_config.eos_token_id = None  # a continuation has no end
         self.dtype = str(model.dtype).removeprefix("torch.")
 
     @classmethod
@@ -86,7 +90,7 @@ class ModelWriter:
             on_step()
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-        return self._generate(prompts, num_new, min_new_tokens=num_new, stopping_criteria=[after_step])
+        return self._generate(prompts, num_new, stopping_criteria=[after_step])
 
     def predict(self, prompts: np.ndarray, forced: np.ndarray) -> np.ndarray:
         processor = ForcedTokens(forced)

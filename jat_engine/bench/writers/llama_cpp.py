@@ -23,8 +23,6 @@ INSTALL = "pip install gguf llama-cpp-python"
 FILE_TYPES = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
 """dtype -> llama.cpp's type of the matrices; of those with 4 bits, the one that it has the fastest kernels for."""
 
-DTYPES = tuple(FILE_TYPES)
-
 
 def open_writer(folder: Path, dtype: str) -> LlamaWriter:
     """Write a file of weights, and open it.
@@ -55,7 +53,7 @@ class LlamaWriter(StepWriter):
         self.name, self.dtype = "llama.cpp", dtype
         self._lib: Any = llama_cpp
         self._config = config
-        self._context: Any = None
+        self._contexts: dict[int, Any] = {}
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -68,25 +66,22 @@ class LlamaWriter(StepWriter):
         if not self._model:
             raise Unavailable(f"llama.cpp did not load its model in {dtype}")
 
-    def _open_context(self, num_texts: int, num_tokens: int) -> Any:
-        """Return a context for so many texts, with an empty cache."""
+    def _open_context(self, num_texts: int) -> Any:
+        """Return a context for so many texts, with an empty cache; made once for each number."""
         lib = self._lib
-        key = num_texts, num_tokens
-        if self._context is None or self._context[0] != key:
-            self._free_context()
+        if num_texts not in self._contexts:
             options = lib.llama_context_default_params()
-            options.n_ctx = num_texts * (-(-num_tokens // 256) * 256)  # a multiple of 256 for each text
-            options.n_batch = options.n_ctx
+            options.n_ctx = options.n_batch = num_texts * self._config.max_position_embeddings
             options.n_seq_max = num_texts
             options.n_threads = options.n_threads_batch = available_cores()
-            self._context = key, lib.llama_init_from_model(self._model, options)
-        context = self._context[1]
+            self._contexts[num_texts] = lib.llama_init_from_model(self._model, options)
+        context = self._contexts[num_texts]
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
         return context
 
     def run(self, prompts: np.ndarray, num_new: int, choose: Choose) -> None:
         lib, num_texts = self._lib, len(prompts)
-        context = self._open_context(num_texts, prompts.shape[1] + num_new)
+        context = self._open_context(num_texts)
         batch = lib.llama_batch_init(prompts.size, 0, num_texts)
         logits = np.empty((num_texts, self._config.vocab_size), np.float32)
         try:
@@ -117,13 +112,10 @@ class LlamaWriter(StepWriter):
             batch.logits[index] = offset == num_new - 1
 
     def close(self) -> None:
-        self._free_context()
+        for context in self._contexts.values():
+            self._lib.llama_free(context)
+        self._contexts.clear()
         self._lib.llama_model_free(self._model)
-
-    def _free_context(self) -> None:
-        if self._context is not None:
-            self._lib.llama_free(self._context[1])
-            self._context = None
 
 
 def write_gpt2(config: JatConfig, dtype: str, path: Path) -> None:

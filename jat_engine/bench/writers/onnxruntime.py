@@ -1,8 +1,9 @@
 """Write texts by ONNX Runtime on the CPU, with the operators that it has for decoders.
 
 `GroupQueryAttention` takes a scale, a local window, and a cache that it appends to in place; an exported graph would
-join the cache with the new keys in every step. int8 and int4 are `MatMulNBits`, as in onnxruntime-genai's own models.
-That package reads no model of this kind; what its search does is the loop of `StepWriter`.
+join the cache with the new keys in every step. int4, and int8 in groups, are `MatMulNBits`, as in the models of
+onnxruntime-genai; int8 without groups is the dynamic quantization. That package reads no model of this kind; what its
+search does is the loop of `StepWriter`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ...machine import available_cores
 from ..peers.base import Unavailable
-from ..peers.static_step import load_model
+from ..peers.static_step import GROUP_SIZE, load_model
 from .base import Choose, StepWriter
 
 INSTALL = "pip install onnx onnxruntime"
@@ -30,13 +31,13 @@ _INT8_PRODUCTS = 4
 """Accuracy level of `MatMulNBits` at which it rounds activations to int8: several times faster than in float32."""
 
 
-def open_writer(folder: Path, dtype: str, group_size: int = 32) -> OnnxWriter:
+def open_writer(folder: Path, dtype: str, group_size: int | None = None) -> OnnxWriter:
     """Make a checkpoint's graph, and open it.
 
     Args:
         folder: of the checkpoint.
         dtype: of the weights.
-        group_size: columns of a row that share a scale in int8 and int4.
+        group_size: columns of a row that share a scale; by default all of them in int8, and in int4 as in the engine.
 
     Raises:
         Unavailable: a package is missing, or the dtype is not float32, int8 or int4.
@@ -54,29 +55,41 @@ def open_writer(folder: Path, dtype: str, group_size: int = 32) -> OnnxWriter:
 class OnnxWriter(StepWriter):
     """Run the graph; the cache is bound as input and output at once."""
 
-    def __init__(self, model: Any, dtype: str, group_size: int) -> None:
+    def __init__(self, model: Any, dtype: str, group_size: int | None) -> None:
         import onnx
         import onnxruntime
 
         self.name, self.dtype = "onnxruntime", dtype
         self._config = model.config
+        self._caches: dict[int, dict[str, np.ndarray]] = {}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = available_cores()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
         graph = make_graph(model)
-        if dtype != "float32":
-            graph = quantize(graph, _BITS[dtype], group_size)
+        if dtype == "int4" or group_size is not None:
+            graph = quantize_groups(graph, _BITS[dtype], group_size or GROUP_SIZE)
         with tempfile.TemporaryDirectory(prefix="jat-engine-onnx-") as made:
             path = Path(made) / "decoder.onnx"
             onnx.save_model(graph, path, save_as_external_data=True, location="decoder.onnx.data")
             del graph
+            if dtype == "int8" and group_size is None:
+                path = quantize_rows(path)
             self._session: Any = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
 
+    def _open_caches(self, num_texts: int) -> dict[str, np.ndarray]:
+        """Return keys and values of as many texts, which may be those of texts before; made once for each number."""
+        config = self._config
+        if num_texts not in self._caches:
+            head_dim = config.hidden_size // config.num_heads
+            shape = num_texts, config.num_heads, config.max_position_embeddings, head_dim
+            names = _cache_names(config.num_layers)
+            self._caches[num_texts] = {name: np.zeros(shape, np.float32) for name in names}
+        return self._caches[num_texts]
+
     def run(self, prompts: np.ndarray, num_new: int, choose: Choose) -> None:
-        config, num_texts, most = self._config, len(prompts), prompts.shape[1] + num_new
-        shape = num_texts, config.num_heads, most, config.hidden_size // config.num_heads
-        caches = {name: np.zeros(shape, np.float32) for name in _cache_names(config.num_layers)}
+        config, num_texts = self._config, len(prompts)
+        caches = self._open_caches(num_texts)
         logits = np.empty((num_texts, config.vocab_size), np.float32)
 
         ids, cached = prompts, 0
@@ -89,14 +102,15 @@ class OnnxWriter(StepWriter):
             for name, array in inputs.items():
                 binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
             for name, array in caches.items():
-                binding.bind_input(f"past.{name}", "cpu", 0, np.float32, shape, array.ctypes.data)
-                binding.bind_output(f"present.{name}", "cpu", 0, np.float32, shape, array.ctypes.data)
+                binding.bind_input(f"past.{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
+                binding.bind_output(f"present.{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
             binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             self._session.run_with_iobinding(binding)
             ids, cached = choose(logits)[:, None], total
 
     def close(self) -> None:
         self._session = None
+        self._caches.clear()
 
 
 def _cache_names(num_layers: int) -> list[str]:
@@ -235,7 +249,25 @@ def _add_block(
     return add_and_norm("mlp", out, x, mlp.c_proj.bias, next_norm)
 
 
-def quantize(graph: Any, bits: int, group_size: int) -> Any:
+def quantize_rows(path: Path) -> Path:
+    """Write the graph with products in int8, one scale for each row, and return its path; activations become uint8."""
+    from onnx import TensorProto
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    target = path.with_name("int8.onnx")
+    quantize_dynamic(
+        path,
+        target,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+        extra_options={"DefaultTensorType": TensorProto.FLOAT},  # behind operators whose types onnx does not know
+    )
+    return target
+
+
+def quantize_groups(graph: Any, bits: int, group_size: int) -> Any:
     """Return the graph with weights of 8 or 4 bits, symmetric, one scale for a group; activations become int8."""
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 

@@ -27,12 +27,13 @@ _CACHE = {"float32": "f32", "bfloat16": "bf16"}
 """dtype of the weights -> that of the cache; with 8 and 4 bits OpenVINO's default, which has 8."""
 
 
-def open_writer(folder: Path, dtype: str) -> OpenVinoWriter:
+def open_writer(folder: Path, dtype: str, group_size: int = GROUP_SIZE) -> OpenVinoWriter:
     """Make a checkpoint's graph, and compile it.
 
     Args:
         folder: of the checkpoint.
         dtype: of the weights.
+        group_size: columns of a row that share a scale in int4.
 
     Raises:
         Unavailable: a package is missing, or the dtype is none of openvino's here.
@@ -46,19 +47,19 @@ def open_writer(folder: Path, dtype: str) -> OpenVinoWriter:
             import nncf  # noqa: F401
     except ImportError as error:
         raise Unavailable(f"{error.name} is not installed; pip install {INSTALL[dtype]}") from None
-    return OpenVinoWriter(load_model(folder), dtype)
+    return OpenVinoWriter(load_model(folder), dtype, group_size)
 
 
 class OpenVinoWriter(StepWriter):
     """Run the compiled graph."""
 
-    def __init__(self, model: Any, dtype: str) -> None:
+    def __init__(self, model: Any, dtype: str, group_size: int) -> None:
         import openvino
 
         self.name, self.dtype = "openvino", dtype
         graph = _Graph(model.config).build(model)
         if dtype in ("int8", "int4"):
-            graph = compress(graph, dtype)
+            graph = compress(graph, dtype, group_size)
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": available_cores(),
@@ -87,7 +88,7 @@ class OpenVinoWriter(StepWriter):
         self._request = None
 
 
-def compress(graph: Any, dtype: str) -> Any:
+def compress(graph: Any, dtype: str, group_size: int) -> Any:
     """Return the graph with weights of 8 or 4 bits, every layer of it."""
     import logging
 
@@ -96,7 +97,15 @@ def compress(graph: Any, dtype: str) -> Any:
     logging.getLogger("nncf").setLevel(logging.ERROR)
     if dtype == "int8":
         return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
-    return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=GROUP_SIZE, all_layers=True)
+    # A model whose columns do not divide into groups has smaller ones.
+    adjust = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
+    return nncf.compress_weights(
+        graph,
+        mode=nncf.CompressWeightsMode.INT4_SYM,
+        group_size=group_size,
+        all_layers=True,
+        advanced_parameters=adjust,
+    )
 
 
 class _Graph:

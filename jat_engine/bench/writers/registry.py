@@ -7,12 +7,21 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..peers import CPU_ONLY, ENGINE, MODEL, REFERENCE, Peers, Unavailable
-from ..peers.registry import LLAMA
+from ..peers.registry import LLAMA, Exported
 from .base import Writer
 from .jat import EngineWriter, ModelWriter
 
-RUNTIMES = {"onnxruntime": "onnxruntime", "openvino": "openvino", LLAMA: "llama_cpp"}
-"""Name of a runtime -> module of this package."""
+_LARGE_GROUPS = {"group_size": 128}
+"""4.1 bits a weight instead of 4.5, and of ONNX Runtime 8.1 instead of its products of whole rows."""
+
+RUNTIMES = {
+    "onnxruntime": Exported("onnxruntime", ("float32", "int8", "int4")),
+    "onnxruntime-g128": Exported("onnxruntime", ("int8", "int4"), _LARGE_GROUPS),
+    "openvino": Exported("openvino", ("float32", "bfloat16", "int8", "int4")),
+    "openvino-g128": Exported("openvino", ("int4",), _LARGE_GROUPS),
+    LLAMA: Exported("llama_cpp", ("float32", "bfloat16", "int8", "int4")),
+}
+"""Runtimes that write texts, by name; modules of this package."""
 
 
 def open_writer(name: str, folder: Path, dtype: str, device: str = "cpu") -> Writer:
@@ -33,8 +42,9 @@ def open_writer(name: str, folder: Path, dtype: str, device: str = "cpu") -> Wri
         return ModelWriter.load(folder, dtype, device)
     if device != "cpu":
         raise Unavailable(CPU_ONLY)
-    module = importlib.import_module(f".{RUNTIMES[name]}", __package__)
-    found: Writer = module.open_writer(folder, dtype)
+    runtime = RUNTIMES[name]
+    module = importlib.import_module(f".{runtime.module}", __package__)
+    found: Writer = module.open_writer(folder, dtype, **runtime.options)
     return found
 
 
@@ -57,8 +67,7 @@ def load(
     if MODEL in names and "bfloat16" in dtypes:
         wanted.append((MODEL, "bfloat16"))
     for name in [name for name in names if name in RUNTIMES]:
-        module = importlib.import_module(f".{RUNTIMES[name]}", __package__)
-        wanted += [(name, dtype) for dtype in dtypes if dtype in module.DTYPES]
+        wanted += [(name, dtype) for dtype in RUNTIMES[name].dtypes if dtype in dtypes]
     for name, dtype in wanted:
         note(f"loading {name} {dtype} ...")
         writers.add(f"{name} {dtype}", lambda name=name, dtype=dtype: open_writer(name, folder, dtype, device))  # type: ignore[misc]
