@@ -51,6 +51,10 @@ def test_plain_codes_are_those_of_quantising_at_load(rounded: Path, tiny_folder:
         assert stored.choice.dtype == rounded.name
         assert stored.weight_bytes == packed.weight_bytes
         assert np.array_equal(predictions(stored), predictions(packed))
+        ids, options = golden.text_ids(), {"max_new_tokens": 6, "output_logits": True, "return_dict_in_generate": True}
+        texts = [engine.generate(input_ids=torch.from_numpy(ids), **options) for engine in (stored, packed)]
+        assert torch.equal(texts[0].sequences, texts[1].sequences)
+        assert all(torch.equal(*pair) for pair in zip(texts[0].logits, texts[1].logits, strict=True))
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [("cpu", "float32"), ("cpu", "bfloat16"), ("torch", "auto")])
