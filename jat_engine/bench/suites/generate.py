@@ -22,6 +22,7 @@ from ..runner import PAUSE_S, Context, clock
 from ..workload import open_checkpoint
 from ..writers import RUNTIMES, Writer, load
 from .batches import dot_peak
+from .latency import note_versions
 
 SUITE = "generate"
 
@@ -61,6 +62,7 @@ def run(context: Context) -> None:
     with open_checkpoint(model) as folder:
         config = JatConfig.from_pretrained(folder)
         writers = load(folder, options.dtypes, options.peers, options.device, context.note)
+        note_versions(context, writers)
         left_out = [name for name in options.peers if name not in ("JatModel", *RUNTIMES)]
         context.results.skipped.update({f"{SUITE}, {name}": "it does not write texts" for name in left_out})
         new_tokens = min(NEW_TOKENS, config.max_position_embeddings // 4)

@@ -51,6 +51,7 @@ class LlamaWriter(StepWriter):
         import llama_cpp
 
         self.name, self.dtype = "llama.cpp", dtype
+        self.versions = {"llama-cpp-python": llama_cpp.__version__}
         self._lib: Any = llama_cpp
         self._config = config
         self._contexts: dict[int, Any] = {}
