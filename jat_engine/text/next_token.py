@@ -90,9 +90,32 @@ def _check_scores(processor: Any, scores: Any, vocab_size: int) -> torch.Tensor:
     return checked
 
 
+class MinLength:
+    """Let no end token come before a text has a length, as transformers' `MinLengthLogitsProcessor` in less time."""
+
+    def __init__(self, min_length: int, eos_token_ids: list[int]) -> None:
+        self._min_length = min_length
+        self._eos = torch.tensor(eos_token_ids)
+
+    @property
+    def stands_for(self) -> type:
+        """Return the class of transformers."""
+        import transformers
+
+        return transformers.MinLengthLogitsProcessor
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores with -inf for the end tokens, if ids [1, S] are too few."""
+        return scores if ids.shape[1] >= self._min_length else scores.index_fill(1, self._eos, -math.inf)
+
+
+def _class_of(processor: Processor) -> type:
+    return getattr(processor, "stands_for", type(processor))
+
+
 def merge(own: list[Any], given: list[Any]) -> list[Any]:
     """Return the caller's objects behind our own; one of the same class as an own one takes its place instead."""
-    merged = [next((one for one in given if type(one) is type(mine)), mine) for mine in own]
+    merged = [next((one for one in given if type(one) is _class_of(mine)), mine) for mine in own]
     return merged + [one for one in given if not any(one is other for other in merged)]
 
 
@@ -114,7 +137,7 @@ def _processors_of(
     if options.bad_words_ids:
         made.append(transformers.NoBadWordsLogitsProcessor([list(word) for word in options.bad_words_ids], eos or None))
     if min_length > 0 and eos:
-        made.append(transformers.MinLengthLogitsProcessor(min_length, eos))
+        made.append(MinLength(min_length, eos))
     if allowed_tokens is not None:
         made.append(transformers.PrefixConstrainedLogitsProcessor(lambda _, ids: list(allowed_tokens(ids)), 1))
     if options.suppress_tokens:

@@ -2,8 +2,8 @@
 
 `GroupQueryAttention` takes a scale, a local window, and a cache that it appends to in place; an exported graph would
 join the cache with the new keys in every step. int4, and int8 in groups, are `MatMulNBits`, as in the models of
-onnxruntime-genai; int8 without groups is the dynamic quantization. That package reads no model of this kind; what its
-search does is the loop of `StepWriter`.
+onnxruntime-genai; int8 without groups is the dynamic quantization. That package itself is not used: greedy search
+is the loop of `StepWriter`.
 """
 
 from __future__ import annotations

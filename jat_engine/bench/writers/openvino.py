@@ -1,7 +1,7 @@
 """Write texts by OpenVINO on the CPU: a stateful decoder, as its own generation runs one.
 
 Keys and values are variables of the model, which the plugin fuses with the attention; int8 and int4 weights are NNCF's.
-OpenVINO GenAI reads no model of this kind; what its greedy search does is the loop of `StepWriter`.
+OpenVINO GenAI itself is not used: greedy search is the loop of `StepWriter`.
 """
 
 from __future__ import annotations
