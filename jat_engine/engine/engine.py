@@ -16,7 +16,7 @@ from ..backends.build import set_up
 from ..backends.options import EngineOptions, take_transformers_options
 from ..checkpoint.quantized import read_quantization
 from ..checkpoint.reader import find_weight_files
-from ..checkpoint.weights import CheckpointWeights, ModelWeights, Weights
+from ..checkpoint.weights import CheckpointWeights, ModelWeights, Weights, identifying_parameters
 from ..checkpoint_files import resolve, take_hub_options
 from ..config import JatConfig, read_config
 from ..errors import BatchError, CheckpointError, InputError, SessionError
@@ -37,6 +37,7 @@ from .kv_cache import CacheStats
 from .missions import Missions
 from .scorer import TextScorer
 from .session import AgentSession, answer
+from .snapshot import fingerprint, read, restore
 from .stats import EngineStats, make_stats
 from .step import Request, StepRunner
 from .text_batch import TextBatch
@@ -67,6 +68,14 @@ class JatEngine(TextWriter, TextScorer):
         self._runner = StepRunner(config, backend, num_pages, Missions(assets.tokenizer, config.vocab_size))
         self._assets, self._texts = assets, TextBatch(self._runner, options.prefill_chunk)
         self._drop_in: AgentSession | None = None
+        self._identity = {
+            "backend": self.choice.backend,
+            "dtype": self.choice.dtype,
+            "page_bytes": backend.page_bytes,
+            "page_size": backend.page_size,
+            "max_window": config.max_context_tokens,
+            "weights": fingerprint(weights.get, identifying_parameters(config)),
+        }
 
     # ---- loading ---------------------------------------------------------------------------------------------------
 
@@ -268,7 +277,20 @@ class JatEngine(TextWriter, TextScorer):
             2
         """
         window, generator = self._window(context_window), make_generator(seed)
-        return AgentSession(self._runner, self._runner.open(window, generator))
+        return AgentSession(self._runner, self._runner.open(window, generator), self._identity)
+
+    def restore(self, snapshot: bytes) -> AgentSession:
+        """Open a session that goes on where `AgentSession.snapshot` was taken.
+
+        Args:
+            snapshot: of a session of this engine, or of one with the same backend, dtype and weights.
+
+        Raises:
+            InputError: the bytes are damaged, or of another engine; the message names the difference.
+            CacheFullError: the KV cache has too few free pages.
+            SessionError: the engine is closed.
+        """
+        return AgentSession(self._runner, restore(self._runner, read(snapshot), self._identity), self._identity)
 
     def open_batch(self, num_agents: int, context_window: int | None = None, seed: int | None = None) -> AgentBatch:
         """Open a batch: N agents that step together, for a vector environment of one task.
@@ -464,7 +486,8 @@ class JatEngine(TextWriter, TextScorer):
             if self._drop_in is None:
                 runner = self._runner
                 # As published: the reward that comes with the first observation is used.
-                self._drop_in = AgentSession(runner, runner.open(runner.max_window, None, uses_first_reward=True))
+                episodes = runner.open(runner.max_window, None, uses_first_reward=True)
+                self._drop_in = AgentSession(runner, episodes, self._identity)
             return self._drop_in
 
     def get_next_actions(
