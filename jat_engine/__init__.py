@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .model.processing import JatProcessor
     from .model.session import ModelSession
     from .policy.policy import JatPolicy
+    from .text.request import StreamedToken
+    from .text.score import TextScore
 
 _MODULES = {
     "AgentBatch": "engine.batch",
@@ -63,6 +65,8 @@ _MODULES = {
     "ModelSession": "model.session",
     "NativeModuleWarning": "errors",
     "SessionError": "errors",
+    "StreamedToken": "text.request",
+    "TextScore": "text.score",
 }
 
 __all__ = [
@@ -88,6 +92,8 @@ __all__ = [
     "ModelSession",
     "NativeModuleWarning",
     "SessionError",
+    "StreamedToken",
+    "TextScore",
     "__version__",
 ]
 

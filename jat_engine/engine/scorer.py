@@ -70,10 +70,10 @@ class TextScorer:
 
         Example:
             >>> engine.score("go to the red ball").num_tokens
-            17
-            >>> scores = engine.score([" red", " blue"], contexts=["go to the", "go to the"])
+            4
+            >>> scores = engine.score([" red", " blue ball"], contexts=["go to the", "go to the"])
             >>> [score.num_tokens for score in scores]
-            [4, 5]
+            [1, 2]
         """
         if (texts is None) == (input_ids is None):
             raise InputError("texts, input_ids: expected one of them, got " + ("both" if texts is not None else "none"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
+
 from ..config import JatConfig
 from ..errors import InputError
 from ..text.assets import TextAssets
@@ -69,8 +71,8 @@ class TextWriter:
 
         Returns:
             For a text its continuation, for a list of texts a list of them, up to a stop string and without special
-            tokens. For a tensor of tokens prompts and continuations, int64 [B, S + new], padded with `pad_token_id`; for
-            lists of tokens a list of tensors int64 [S + new]. With `num_return_sequences` n, n for each prompt, one
+            tokens. For a tensor of tokens prompts and continuations, int64 [B, S + new], padded with `pad_token_id`;
+            for lists of tokens a list of tensors int64 [S + new]. With `num_return_sequences` n, n for each prompt, one
             after the other. With `return_dict_in_generate` transformers' `GenerateDecoderOnlyOutput`.
 
         Raises:
@@ -79,10 +81,11 @@ class TextWriter:
             SessionError: the engine is closed.
 
         Example:
-            >>> engine.generate("The agent", max_new_tokens=5, do_sample=True, seed=0)  # doctest: +SKIP
-            ' is in the room'
-            >>> engine.generate(input_ids=[[1, 2, 3], [4]], max_new_tokens=2)[1].shape
-            torch.Size([3])
+            >>> texts = engine.generate(["Once upon", "A red"], max_new_tokens=5, do_sample=True, seed=0)
+            >>> len(texts), type(texts[0])
+            (2, <class 'str'>)
+            >>> [tuple(row.shape) for row in engine.generate(input_ids=[[1, 2, 3], [4]], max_new_tokens=2)]
+            [(5,), (3,)]
         """
         inputs = Inputs(text, images, input_ids, pixel_values, attention_mask)
         prompts = self._reader.read(inputs)
@@ -96,8 +99,6 @@ class TextWriter:
 
         requests = [request for prompt in prompts for request in call.requests(prompt)]
         if streamer is not None:
-            import torch
-
             streamer.put(torch.from_numpy(prompts[0].ids[None].copy()))
         for event in self._run(iter([requests])):
             if event.error is not None:
@@ -152,7 +153,7 @@ class TextWriter:
             SessionError: the engine is closed.
 
         Example:
-            >>> for token in engine.generate_stream(input_ids=[[1, 2, 3]], max_new_tokens=2):
+            >>> for token in engine.generate_stream(input_ids=[[1, 2, 3]], max_new_tokens=2, eos_token_id=None):
             ...     print(token.index, token.finish_reason)
             0 None
             0 length
@@ -179,7 +180,7 @@ class TextWriter:
         processors, criteria, allowed = objects
         if options.stop_strings:
             self._assets.tokenizer.check("stop_strings")
-        seeds = make_seeds(seed, count)
+        seeds = make_seeds(seed, count) if options.do_sample or seed is not None else None
         call_objects = _callables("logits_processor", processors), _callables("stopping_criteria", criteria)
         return TextCall(
             options, self._reader, self._assets, *call_objects, allowed, seeds if options.do_sample else None

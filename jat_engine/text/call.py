@@ -87,9 +87,9 @@ class TextCall:
         if len(ids) > room and options.truncation == "left" and room > 0:
             ids = ids[-room:]
         if len(ids) > room:
-            image = "" if prompt.pixel_values is None else ", of which the image takes some"
+            image = "" if prompt.pixel_values is None else ", without those of the image"
             raise InputError(
-                f"{prompt.name}: expected at most {max(room, 0)} tokens, so that {most} new ones fit into the "
+                f"{prompt.name}: expected at most {max(room, 0)} tokens, which leaves room for {most} new in the "
                 f"{positions} positions for text{image}, got {len(ids)}; shorten it, lower max_new_tokens, or pass "
                 'truncation="left"'
             )

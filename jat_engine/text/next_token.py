@@ -166,6 +166,9 @@ def keep_top_p(top_p: float, ids: torch.Tensor, scores: torch.Tensor) -> torch.T
 def sample(probabilities: torch.Tensor, generator: torch.Generator) -> int:
     """Draw a token as `torch.multinomial` does, with the same random numbers and the same result.
 
+    It divides each probability by an exponentially distributed number and takes the largest quotient. Where few
+    probabilities are above 0, only their numbers are computed here, from the generator's bits for all of them.
+
     Args:
         probabilities: float32 [1, V].
         generator: on the CPU.
@@ -173,4 +176,29 @@ def sample(probabilities: torch.Tensor, generator: torch.Generator) -> int:
     Raises:
         RuntimeError: a probability is not finite.
     """
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+    values = probabilities[0].numpy()
+    kept = np.flatnonzero(values)
+    is_usual = len(kept) * 4 < len(values) and bool(np.isfinite(values[kept]).all()) and len(kept) > 0
+    if not is_usual or not _knows_exponential():
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+    return int(kept[(values[kept] / _exponential(len(values), kept, generator)).argmax()])
+
+
+_RANDOM_BITS = 53
+"""Bits of a random double."""
+
+
+def _exponential(size: int, kept: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """Return some of `size` exponentially distributed numbers, float32, as torch draws them on a CPU."""
+    bits = torch.empty(size, dtype=torch.int64).random_(-(2**63), None, generator=generator).numpy()[kept]
+    uniform = (bits & (2**_RANDOM_BITS - 1)) * 2.0**-_RANDOM_BITS
+    return -np.log1p(-uniform).astype(np.float32)
+
+
+@functools.cache
+def _knows_exponential() -> bool:
+    """Return whether `_exponential` is what this build of torch draws; some use another library for it."""
+    ours, theirs = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    expected = torch.empty(4096).exponential_(generator=theirs).numpy()
+    drawn = _exponential(4096, np.arange(4096), ours)
+    return np.array_equal(drawn, expected) and torch.equal(ours.get_state(), theirs.get_state())

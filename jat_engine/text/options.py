@@ -66,7 +66,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "force_words_ids": (),
     "prefill_chunk_size": (),
 }
-"""Fields of transformers' `GenerationConfig` that engines do not have, with values, besides None, that change nothing."""
+"""Fields of transformers' `GenerationConfig` that engines do without, with the values that change nothing, as None."""
 
 _ARGUMENTS = ("assistant_model", "negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate")
 """Arguments of transformers' `generate` that engines do not have; None, the default, changes nothing."""
@@ -198,7 +198,8 @@ class GenerationOptions:
                 )
         elif self.temperature <= 0:
             raise InputError(
-                f"temperature: expected a number > 0, got {self.temperature}; do_sample=False takes the most likely token"
+                f"temperature: expected a number > 0, got {self.temperature}; without do_sample the most likely "
+                "token is taken"
             )
         for longer, shorter in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
             if longer in chosen and shorter in chosen:

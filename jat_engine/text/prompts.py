@@ -243,7 +243,8 @@ def _masks(attention_mask: Any, rows: list[np.ndarray]) -> list[np.ndarray | Non
     for i, (mask, row) in enumerate(zip(arrays, rows, strict=True)):
         if mask.shape != row.shape or not np.isin(mask, (0, 1)).all():
             raise InputError(
-                f"attention_mask[{i}]: expected {len(row)} zeros and ones, as many as tokens, got shape {list(mask.shape)}"
+                f"attention_mask[{i}]: expected zeros and ones of shape [{len(row)}], as the tokens, got shape "
+                f"{list(mask.shape)}"
             )
     return [mask.astype(bool) for mask in arrays]
 

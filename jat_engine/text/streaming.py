@@ -35,7 +35,8 @@ class TextDecoder:
         self._stops = tuple(stop_strings)
         self._longest = max((len(stop) for stop in self._stops), default=0)
 
-        # Tokens that are decoded together. The text of the first `_num_context` and `_taken` characters in all are taken.
+        # Tokens that are decoded together. The text of the first `_num_context` has been taken, and in all `_taken`
+        # characters.
         self._tokens: list[int] = []
         self._num_context = 0
         self._taken = 0

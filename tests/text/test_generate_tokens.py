@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,24 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers.engines import NATIVE, Load
 
 from jat_engine import JatEngine, JatModel, JatProcessor
 from jat_engine.testing import golden
 
-Load = Callable[..., JatEngine]
 LIMIT = golden.CONFIG["max_position_embeddings"]
+PATCHES = (golden.CONFIG["image_size"] // golden.CONFIG["patch_size"]) ** 2
 
 
 @pytest.fixture
-def engine(load: Load) -> JatEngine:
-    return load(backend="torch", dtype="float32")
+def engines(load: Load) -> list[JatEngine]:
+    backends = ["torch", "cpu"] if NATIVE else ["torch"]
+    return [load(backend=backend, dtype="float32") for backend in backends]
+
+
+@pytest.fixture
+def engine(engines: list[JatEngine]) -> JatEngine:
+    return engines[-1]
 
 
 def random_ids(seed: int, length: int) -> torch.Tensor:
@@ -71,21 +79,23 @@ SAMPLED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", GREEDY, ids=str)
 @pytest.mark.parametrize("with_image", [False, True], ids=["text", "image"])
-def test_greedy(options: dict[str, Any], with_image: bool, engine: JatEngine, tiny_model: JatModel) -> None:
+def test_greedy(options: dict[str, Any], with_image: bool, engines: list[JatEngine], tiny_model: JatModel) -> None:
     image = {"pixel_values": pixel_values()} if with_image else {}
     for seed in range(3):
         ids = random_ids(seed, 7)
         expected = tiny_model.generate(ids, **image, **options)
-        assert torch.equal(engine.generate(input_ids=ids, **image, **options), expected)
+        for engine in engines:
+            assert torch.equal(engine.generate(input_ids=ids, **image, **options), expected)
 
 
 @pytest.mark.parametrize("options", SAMPLED, ids=str)
-def test_sampled(options: dict[str, Any], engine: JatEngine, tiny_model: JatModel) -> None:
+def test_sampled(options: dict[str, Any], engines: list[JatEngine], tiny_model: JatModel) -> None:
     for seed in range(3):
         ids = random_ids(seed, 5)
         torch.manual_seed(seed)
         expected = tiny_model.generate(ids, do_sample=True, **options)
-        assert torch.equal(engine.generate(input_ids=ids, do_sample=True, seed=seed, **options), expected)
+        for engine in engines:
+            assert torch.equal(engine.generate(input_ids=ids, do_sample=True, seed=seed, **options), expected)
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, LIMIT - 20, LIMIT - 19, LIMIT - 1])
@@ -120,13 +130,12 @@ def test_stop_strings(engine: JatEngine, tiny_model: JatModel, tiny_processor: J
     """The token that completes a stop string is the last one; texts end before the string."""
     tokenizer = tiny_processor.tokenizer
     stopped = 0
-    for seed in range(8):
+    for seed in range(6):
         prompt = random_ids(seed, 8)
         whole = tiny_model.generate(prompt, max_new_tokens=30, eos_token_id=None)[0].tolist()
         text = tokenizer.decode(whole[8:])
-        for stop in (text[3:5], text[6], "<|endoftext|>", tokenizer.decode(whole[7:9])):
-            if "\ufffd" in stop:
-                continue
+        pieces = [piece for piece in text.split("\ufffd") if piece]
+        for stop in (pieces[1], pieces[-1][:1], "<|endoftext|>"):
             options = {"max_new_tokens": 30, "eos_token_id": None, "stop_strings": [stop, "never there"]}
             expected = tiny_model.generate(prompt, tokenizer=tokenizer, **options)
             assert torch.equal(engine.generate(input_ids=prompt, **options), expected)
@@ -136,7 +145,63 @@ def test_stop_strings(engine: JatEngine, tiny_model: JatModel, tiny_processor: J
                 written = "".join(event.text for event in events)
                 assert stop not in written
                 assert text.startswith(written)
-    assert stopped > 5
+    assert stopped == 12
+
+
+def random_prompts(count: int, seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, int]]:
+    """Yield prompts of 1 token to as many as fit, every third with an image, and how many tokens to write."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        image = pixel_values(number) if number % 3 == 0 else None
+        positions = LIMIT if image is None else LIMIT - PATCHES
+        length = int(rng.integers(1, positions + 1))
+        ids = torch.from_numpy(rng.integers(0, 257, (1, length)))
+        yield ids, image, int(rng.integers(1, positions - length + 2))
+
+
+def test_random_prompts(engines: list[JatEngine], tiny_model: JatModel) -> None:
+    """Up to the first token where the reference's two best logits are close."""
+    for ids, image, count in random_prompts(40):
+        options = {"pixel_values": image, "max_new_tokens": count}
+        recorded = tiny_model.generate(ids, output_logits=True, return_dict_in_generate=True, **options)
+        best = torch.stack(recorded.logits)[:, 0].topk(2).values
+        close = torch.nonzero(best[:, 0] - best[:, 1] < 1e-4)
+        end = ids.shape[1] + (int(close[0]) if len(close) else count)
+        for engine in engines:
+            got = engine.generate(input_ids=ids, **options)
+            assert torch.equal(got[:, :end], recorded.sequences[:, :end])
+            assert len(close) or got.shape == recorded.sequences.shape
+
+
+@pytest.mark.skipif(NATIVE is None, reason="needs the native module")
+def test_batches_that_are_joined_and_left(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the native backend tokens and logits are those of a lone request, bit for bit."""
+    engine = load(backend="cpu", dtype="float32")
+    seen: dict[int, list[np.ndarray]] = {}
+
+    def note(number: int) -> Any:
+        def processor(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            seen.setdefault(number, []).append(scores.numpy().copy())
+            return scores
+
+        return processor
+
+    prompts = [(ids, image, count) for ids, image, count in random_prompts(24, seed=1)]
+    for number, (ids, image, count) in enumerate(prompts):
+        options = {"pixel_values": image, "max_new_tokens": count}
+        engine.generate(input_ids=ids, logits_processor=[note(number)], **options)
+    alone, seen = seen, {}
+
+    def write(part: int) -> None:
+        for number in range(part, len(prompts), 4):
+            ids, image, count = prompts[number]
+            options = {"pixel_values": image, "max_new_tokens": count}
+            engine.generate(input_ids=ids, logits_processor=[note(number)], **options)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    for number in range(len(prompts)):
+        assert np.array_equal(np.array(seen[number]), np.array(alone[number]))
 
 
 # ---- many prompts --------------------------------------------------------------------------------------------------
