@@ -205,7 +205,7 @@ class Backend(Protocol):
         ...
 
     def read_embedding(self, embeddings: Any) -> np.ndarray | None:
-        """Return the embedding of a single agent's observation, as `Result` has it, float32 [H]; None if it has none."""
+        """Return the embedding of a single agent's observation, float32 [H]; None if `Result` has none."""
         ...
 
     def make_embedding(self, embedding: np.ndarray | None) -> Any:
