@@ -1,7 +1,7 @@
 """The policy service: sessions of clients on one engine, without any wire.
 
-A transport (the websocket server, a page, a Ray deployment) names the owner of a request, such as a connection, and awaits
-the reply; `drop` ends everything of an owner. All methods belong to one event loop.
+A transport (the websocket server, a page, a Ray deployment) names the owner of a request, such as a connection, and
+awaits the reply; `drop` ends everything of an owner. All methods belong to one event loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import InputError
 from .batcher import Batcher, Start, Step
 from .errors import OverloadError, ServerFault
 from .metrics import Metrics
-from .requests import Act, Close, Reply, Request, Reset, Settings
+from .requests import NO_SETTINGS, Act, Close, Reply, Request, Reset, Settings
 from .sessions import ServedSession, SessionRegistry
 
 
@@ -39,7 +39,7 @@ class ServiceOptions:
     max_queue: int | None = None
     max_wait_ms: float = 0.0
     idle_timeout_s: float = 300.0
-    defaults: Settings = Settings()
+    defaults: Settings = NO_SETTINGS
 
 
 class Observer(Protocol):
