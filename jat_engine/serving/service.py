@@ -17,7 +17,7 @@ from ..engine.engine import JatEngine
 from ..engine.kv_cache import CacheStats
 from ..errors import InputError
 from .batcher import Batcher, Start, Step
-from .errors import OverloadError, ServerFault
+from .errors import OverloadError, ServerError
 from .metrics import Metrics
 from .requests import NO_SETTINGS, Act, Close, Reply, Request, Reset, Settings
 from .sessions import ServedSession, SessionRegistry
@@ -130,7 +130,7 @@ class PolicyService:
             InputError, SessionError: the request is refused; its session is as before, except that an episode that it
                 starts has begun.
             OverloadError: there is no room for it now; its session is as before.
-            ServerFault: the engine failed.
+            ServerError: the engine failed.
         """
         if isinstance(request, Close):
             session = self.sessions.find(owner, request.session_id)
@@ -207,7 +207,7 @@ class PolicyService:
         )
         try:
             reply = await self.batcher.submit(step)
-        except ServerFault:
+        except ServerError:
             session.lose()
             raise
         self._count(session, request, reply)

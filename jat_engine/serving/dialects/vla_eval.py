@@ -1,8 +1,8 @@
 """Dialect `/vla-eval`: the protocol of vla-evaluation-harness, whose client speaks first.
 
 Each message is a map of `type`, `payload`, `seq` and `timestamp`. HELLO is answered by HELLO, OBSERVATION by ACTION or
-ERROR of the same `seq`; EPISODE_START and EPISODE_END get no answer unless they are refused. Settings of an episode come
-with its start, in the payload or in its `task`, or with any observation.
+ERROR of the same `seq`; EPISODE_START and EPISODE_END get no answer unless they are refused. Settings of an episode
+come with its start, in the payload or in its `task`, or with any observation.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ _TYPES = ("hello", "episode_start", "observation", "episode_end", "error")
 class VlaEval:
     """vla-eval's protocol on one connection.
 
-    `seq` numbers all messages of a client, which begins again after it has connected again; it is echoed, and a repeated
-    one is not answered from memory.
+    `seq` numbers all messages of a client, and is echoed; a repeated one is another request.
     """
 
     name = "vla-eval"
