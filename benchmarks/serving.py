@@ -1,8 +1,8 @@
 """Time a policy server: calls in process and over loopback, and steps a second of many clients, beside openpi's server.
 
 `python -m benchmarks.serving --model small --dtype bfloat16 --openpi PATH --out FILE.json` writes that file and
-`FILE.md`. All targets run at the same time, each with an engine of its own in a process of its own, and take turns. Clients are in
-this process, in one event loop.
+`FILE.md`. All targets run at the same time, each with an engine of its own in a process of its own, and take turns.
+Clients are in this process, in one event loop.
 """
 
 from __future__ import annotations
