@@ -31,6 +31,8 @@ SIMULATORS = {
 SB3 = ["stable-baselines3>=2.9"]  # the release that is tested
 MINARI = ["minari[arrow,hdf5]>=0.5.4"]  # the release that is tested; older datasets are read by it
 RAY = ["ray>=2.60"]  # the release that is tested
+# msgpack: Ray needs one below 2.
+SERVE = ["msgpack>=1.2.4,<2", "prometheus-client>=0.26", "websockets>=17.4"]  # the releases that are tested
 LM_EVAL = ["lm-eval>=0.4.13,<0.5"]  # the release that is tested; its interface may change with the next minor one
 VIDEO = ["imageio-ffmpeg>=0.6"]
 # accelerate: 1.2 lacks an argument that transformers' Trainer passes.
@@ -148,6 +150,7 @@ setup(
         "minari": MINARI,
         "sb3": SB3,
         "ray": RAY,
+        "serve": SERVE,
         "lm-eval": LM_EVAL,
         "cuda": ["triton>=3.6"],
         "bench": BENCH,
@@ -159,6 +162,7 @@ setup(
         "dev": [
             *SB3,
             *RAY,
+            *SERVE,
             "clang-format>=18",
             "cmake>=3.24",
             "hypothesis>=6",

@@ -199,6 +199,22 @@ class Backend(Protocol):
         """Allocate the KV cache's pages. Called once."""
         ...
 
+    def read_pages(self, pages: np.ndarray) -> np.ndarray:
+        """Return a copy of pages of the KV cache, uint8 [n, page_bytes], of page numbers int32 [n]."""
+        ...
+
+    def write_pages(self, pages: np.ndarray, data: np.ndarray) -> None:
+        """Write pages that `read_pages` has returned, of a backend of the same kind."""
+        ...
+
+    def read_embedding(self, embeddings: Any) -> np.ndarray | None:
+        """Return the embedding of a single agent's observation, float32 [H]; None if `Result` has none."""
+        ...
+
+    def make_embedding(self, embedding: np.ndarray | None) -> Any:
+        """Return the embeddings of a single agent, as `Result` has them, from what `read_embedding` returned."""
+        ...
+
     def num_agents_to_warm_up(self, counts: Iterable[int]) -> list[int]:
         """Return the numbers of agents, among `counts`, whose steps prepare all that steps of the others need."""
         ...

@@ -175,6 +175,24 @@ class CpuBackend:
         make = partial(_make_quick_step, self._model, self._pool, encoders, self._choices, self._head)
         self._quick_step: Callable[..., QuickStep] = lru_cache(maxsize=MAX_SIZES)(make)
 
+    def read_pages(self, pages: np.ndarray) -> np.ndarray:
+        """Return a copy of pages, uint8 [n, page_bytes], see `Backend.read_pages`."""
+        found: np.ndarray = self._pool.reshape(-1, self.page_bytes)[pages]
+        return found
+
+    def write_pages(self, pages: np.ndarray, data: np.ndarray) -> None:
+        """Write pages, see `Backend.write_pages`."""
+        self._pool.reshape(-1, self.page_bytes)[pages] = data
+
+    def read_embedding(self, embeddings: Any) -> np.ndarray:
+        """Return the embedding of a single agent's observation, float32 [H]."""
+        return np.array(embeddings[0][: self._config.hidden_size])
+
+    def make_embedding(self, embedding: np.ndarray | None) -> list[np.ndarray]:
+        """Return the embeddings of a single agent."""
+        assert embedding is not None, "read_embedding returned it"
+        return [embedding.copy()]
+
     # ---- embeddings ------------------------------------------------------------------------------------------------
 
     def embed_continuous(self, values: np.ndarray, reward: float | None) -> np.ndarray:

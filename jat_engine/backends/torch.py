@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -202,6 +203,29 @@ class TorchBackend:
     def num_agents_to_warm_up(self, counts: Iterable[int]) -> list[int]:
         """See `Backend`: the largest alone."""
         return [max(counts)]
+
+    def read_pages(self, pages: np.ndarray) -> np.ndarray:
+        """Return a copy of pages, uint8 [n, page_bytes], see `Backend.read_pages`."""
+        slots = self._cache.unflatten(2, (-1, self.page_size))[:, :, torch.from_numpy(pages.astype(np.int64))]
+        data = slots.movedim(2, 0).contiguous().view(torch.uint8).reshape(len(pages), self.page_bytes)
+        return data.cpu().numpy()
+
+    def write_pages(self, pages: np.ndarray, data: np.ndarray) -> None:
+        """Write pages, see `Backend.write_pages`."""
+        cache = self._cache.unflatten(2, (-1, self.page_size))
+        layers, two, _, *rest = cache.shape
+        values = torch.from_numpy(data.copy()).view(self._kv_dtype).view(len(pages), layers, two, *rest)
+        cache[:, :, torch.from_numpy(pages.astype(np.int64))] = values.movedim(0, 2).to(self.device)
+
+    def read_embedding(self, embeddings: Any) -> np.ndarray:
+        """Return the embedding of a single agent's observation, float32 [H]."""
+        found: np.ndarray = embeddings[0].cpu().numpy()
+        return found
+
+    def make_embedding(self, embedding: np.ndarray | None) -> list[Tensor]:
+        """Return the embeddings of a single agent."""
+        assert embedding is not None, "read_embedding returned it"
+        return [torch.from_numpy(embedding.copy()).to(self.device)]
 
     # ---- embeddings ------------------------------------------------------------------------------------------------
 

@@ -96,6 +96,13 @@ def block_parameters(config: JatConfig, index: int) -> BlockWeights[tuple[str, .
     )
 
 
+def identifying_parameters(config: JatConfig) -> list[str]:
+    """Return the names of small parameters which every training changes: the LayerNorms' and the biases of blocks."""
+    blocks = [block_parameters(config, index) for index in range(config.num_layers)]
+    vectors = [name for b in blocks for name in (*b.norm1, b.out_proj_bias, *b.norm2, b.mlp_in_bias, b.mlp_out_bias)]
+    return [*vectors, "transformer.ln_f.weight", "transformer.ln_f.bias"]
+
+
 def parameter_shapes(config: JatConfig) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every parameter that acting needs."""
     hidden = config.hidden_size

@@ -15,6 +15,7 @@ from . import streams
 COMMANDS = {
     "play": "watch or record an agent on one task",
     "eval": "score an agent on tasks, as published, or its language model on texts",
+    "serve": "serve an agent to robots and evaluators, over websockets",
     "generate": "continue texts, or write about images",
     "lm-eval": "evaluate the language model on tasks of EleutherAI's lm-eval",
     "report": "write the result files, tables and figures of a run",
@@ -34,6 +35,7 @@ COMMANDS = {
 _MODULES = {
     "play": "jat_engine.cli.play",
     "eval": "jat_engine.cli.evaluate",
+    "serve": "jat_engine.cli.serve",
     "generate": "jat_engine.cli.generate",
     "lm-eval": "jat_engine.cli.lm_eval",
     "report": "jat_engine.cli.report",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..action_options import ActionOptions, parse_options
 from ..config import JatConfig
 from ..errors import InputError
 from ..observation import OBSERVATION_KEYS, to_array
@@ -113,6 +114,54 @@ def list_items(name: str, values: Any, count: int | None) -> list[Any]:
     if count is not None and len(items) != count:
         raise InputError(f"{name}: expected one for each of {count} sessions, got {len(items)}")
     return items
+
+
+def spread(name: str, value: Any, count: int) -> list[Any]:
+    """Return an argument that is one value for all sessions, or a list or tuple with one for each, as a list.
+
+    Args:
+        name: of the argument, for the error.
+        value: of all, or of each.
+        count: number of sessions.
+
+    Raises:
+        InputError: a list or tuple of another length.
+    """
+    return list_items(name, value, count) if isinstance(value, list | tuple) else [value] * count
+
+
+def list_options(
+    count: int, action_masks: Any, temperature: Any, top_k: Any, action_clip: Any
+) -> list[ActionOptions | InputError | None]:
+    """Return the options of each session in a step of several.
+
+    Args:
+        count: number of sessions.
+        action_masks: one for each session, or None.
+        temperature: of all sessions, or a list or tuple of each one's; see `spread`.
+        top_k: as above.
+        action_clip: as above.
+
+    Returns:
+        The options, None for a session without any, or the error of a session whose own options are invalid.
+
+    Raises:
+        InputError: an option of all sessions is invalid, or there is not one for each session.
+    """
+    masks = list_items("action_masks", [None] * count if action_masks is None else action_masks, count)
+    given = {"temperature": temperature, "top_k": top_k, "action_clip": action_clip}
+    if not any(isinstance(value, list | tuple) for value in given.values()):
+        shared = parse_options(None, temperature, top_k, action_clip, is_shared=True)
+        own = shared or ActionOptions()
+        return [shared if mask is None else own._replace(action_mask=mask) for mask in masks]
+
+    options: list[ActionOptions | InputError | None] = []
+    for row in zip(masks, *(spread(name, value, count) for name, value in given.items()), strict=True):
+        try:
+            options.append(parse_options(*row))
+        except InputError as error:
+            options.append(InputError(*error.args))  # without the traceback, which would keep this frame alive
+    return options
 
 
 def check_observation(observation: Any) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from ..backends.build import set_up
 from ..backends.options import EngineOptions, take_transformers_options
 from ..checkpoint.quantized import read_quantization
 from ..checkpoint.reader import find_weight_files
-from ..checkpoint.weights import CheckpointWeights, ModelWeights, Weights
+from ..checkpoint.weights import CheckpointWeights, ModelWeights, Weights, identifying_parameters
 from ..checkpoint_files import resolve, take_hub_options
 from ..config import JatConfig, read_config
 from ..errors import BatchError, CheckpointError, InputError, SessionError
@@ -29,7 +29,9 @@ from .arguments import (
     check_num_agents,
     check_observation,
     list_items,
+    list_options,
     make_generator,
+    spread,
 )
 from .batch import AgentBatch
 from .fork_lock import make_lock
@@ -37,6 +39,7 @@ from .kv_cache import CacheStats
 from .missions import Missions
 from .scorer import TextScorer
 from .session import AgentSession, answer
+from .snapshot import fingerprint, read, restore
 from .stats import EngineStats, make_stats
 from .step import Request, StepRunner
 from .text_batch import TextBatch
@@ -67,6 +70,14 @@ class JatEngine(TextWriter, TextScorer):
         self._runner = StepRunner(config, backend, num_pages, Missions(assets.tokenizer, config.vocab_size))
         self._assets, self._texts = assets, TextBatch(self._runner, options.prefill_chunk)
         self._drop_in: AgentSession | None = None
+        self._identity = {
+            "backend": self.choice.backend,
+            "dtype": self.choice.dtype,
+            "page_bytes": backend.page_bytes,
+            "page_size": backend.page_size,
+            "max_window": config.max_context_tokens,
+            "weights": fingerprint(weights.get, identifying_parameters(config)),
+        }
 
     # ---- loading ---------------------------------------------------------------------------------------------------
 
@@ -268,7 +279,20 @@ class JatEngine(TextWriter, TextScorer):
             2
         """
         window, generator = self._window(context_window), make_generator(seed)
-        return AgentSession(self._runner, self._runner.open(window, generator))
+        return AgentSession(self._runner, self._runner.open(window, generator), self._identity)
+
+    def restore(self, snapshot: bytes) -> AgentSession:
+        """Open a session that goes on where `AgentSession.snapshot` was taken.
+
+        Args:
+            snapshot: of a session of this engine, or of one with the same backend, dtype and weights.
+
+        Raises:
+            InputError: the bytes are damaged, or of another engine; the message names the difference.
+            CacheFullError: the KV cache has too few free pages.
+            SessionError: the engine is closed.
+        """
+        return AgentSession(self._runner, restore(self._runner, read(snapshot), self._identity), self._identity)
 
     def open_batch(self, num_agents: int, context_window: int | None = None, seed: int | None = None) -> AgentBatch:
         """Open a batch: N agents that step together, for a vector environment of one task.
@@ -464,7 +488,8 @@ class JatEngine(TextWriter, TextScorer):
             if self._drop_in is None:
                 runner = self._runner
                 # As published: the reward that comes with the first observation is used.
-                self._drop_in = AgentSession(runner, runner.open(runner.max_window, None, uses_first_reward=True))
+                episodes = runner.open(runner.max_window, None, uses_first_reward=True)
+                self._drop_in = AgentSession(runner, episodes, self._identity)
             return self._drop_in
 
     def get_next_actions(
@@ -473,13 +498,14 @@ class JatEngine(TextWriter, TextScorer):
         observations: Sequence[Mapping[str, Any]],
         rewards: Sequence[float | None] | None = None,
         action_spaces: Any = None,
-        deterministic: bool = False,
+        deterministic: bool | Sequence[bool] = False,
         return_predictions: bool = False,
         *,
         action_masks: Sequence[Any] | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        action_clip: str | None = None,
+        temperature: float | Sequence[float | None] | None = None,
+        top_k: int | Sequence[int | None] | None = None,
+        action_clip: str | Sequence[str | None] | None = None,
+        context_windows: Sequence[int | None] | None = None,
     ) -> list[Any]:
         """Take one step of several sessions at once, in one pass over the weights.
 
@@ -491,12 +517,15 @@ class JatEngine(TextWriter, TextScorer):
             observations: S mappings with `get_next_action`'s keywords.
             rewards: S numbers or None, of the sessions' previous actions; None for no rewards at all.
             action_spaces: a list or tuple of S spaces, or one space for all sessions.
-            deterministic: as for `get_next_action`, for all sessions.
+            deterministic: as for `get_next_action`, for all sessions; or a list or tuple of S bools.
             return_predictions: also return predictions, for all sessions.
             action_masks: S masks or None, as for `get_next_action`; None for no masks at all.
-            temperature: as for `get_next_action`, for all sessions with discrete actions.
+            temperature: as for `get_next_action`, for all sessions with discrete actions; or a list or tuple of S
+                numbers or None.
             top_k: likewise.
-            action_clip: as for `get_next_action`, for all sessions with continuous actions.
+            action_clip: as for `get_next_action`, for all sessions with continuous actions; or a list or tuple of S.
+            context_windows: S windows for the next step, as for `get_next_action`, or None for a session's own, which
+                is the longest; None for the own ones of all sessions.
 
         Returns:
             A list of S results, each as `AgentSession.get_next_action` returns it.
@@ -517,7 +546,7 @@ class JatEngine(TextWriter, TextScorer):
             ...     session.close()
         """
         begin_ns = perf_counter_ns()
-        check_flags(deterministic=deterministic, return_predictions=return_predictions)
+        check_flags(return_predictions=return_predictions)
         sessions = list_items("sessions", sessions, None)
         count = len(sessions)
         observations = list_items("observations", observations, count)
@@ -527,14 +556,12 @@ class JatEngine(TextWriter, TextScorer):
         if len({id(session) for session in sessions}) != count:
             raise InputError("sessions: expected each at most once, got one twice")
 
-        shared = parse_options(None, temperature, top_k, action_clip, is_shared=True)
-        options: list[ActionOptions | None] = [shared] * count
-        if action_masks is not None:
-            masks = list_items("action_masks", action_masks, count)
-            own = shared or ActionOptions()
-            options = [shared if mask is None else own._replace(action_mask=mask) for mask in masks]
-
-        arguments = sessions, observations, rewards, action_spaces, deterministic, return_predictions, options
+        flags = spread("deterministic", deterministic, count)
+        if not isinstance(deterministic, list | tuple):
+            check_flags(deterministic=deterministic)
+        windows = list_items("context_windows", [None] * count if context_windows is None else context_windows, count)
+        options = list_options(count, action_masks, temperature, top_k, action_clip)
+        arguments = sessions, observations, rewards, action_spaces, flags, return_predictions, windows, options
         runner = self._runner
         runner.waiting.append(None)
         with runner.lock, runner.one_step(): return self._step_all(begin_ns, *arguments)  # noqa: E701  # fmt: skip
@@ -546,9 +573,10 @@ class JatEngine(TextWriter, TextScorer):
         observations: list[Any],
         rewards: list[Any],
         action_spaces: list[Any],
-        deterministic: bool,
+        deterministic: list[Any],
         return_predictions: bool,
-        options: list[ActionOptions | None],
+        windows: list[Any],
+        options: list[ActionOptions | InputError | None],
     ) -> list[Any]:
         """Take the steps of `get_next_actions`. The caller holds the lock."""
         runner = self._runner
@@ -558,8 +586,12 @@ class JatEngine(TextWriter, TextScorer):
         for index, session in enumerate(sessions):
             try:
                 self._check_own(session)
-                observation = check_observation(observations[index])
-                inputs = observation, rewards[index], action_spaces[index], deterministic, None, options[index]
+                observation, flag, own = check_observation(observations[index]), deterministic[index], options[index]
+                check_flags(deterministic=flag)
+                window = self._window_of(session, windows[index])
+                if isinstance(own, InputError):
+                    raise own
+                inputs = observation, rewards[index], action_spaces[index], flag, window, own
                 requests[index] = runner.parse(session.episodes, *inputs)
             except (InputError, SessionError, CheckpointError) as error:
                 errors[index] = error.with_traceback(None)  # which would keep this frame, and so the sessions, alive
@@ -575,6 +607,18 @@ class JatEngine(TextWriter, TextScorer):
             raise BatchError(actions, errors)
         runner.calls.add(begin_ns)
         return actions
+
+    def _window_of(self, session: AgentSession, context_window: Any) -> int | None:
+        """Return a session's window for one step. Raises `InputError` for one beyond its own, which has no pages."""
+        if context_window is None:
+            return None
+        window, longest = self._window(context_window), session.episodes.window
+        if window > longest:
+            raise InputError(
+                f"context_window: expected at most {longest}, the window that the session was opened with, got "
+                f"{context_window}"
+            )
+        return window
 
     def _check_own(self, session: Any) -> None:
         if not isinstance(session, AgentSession) or session.runner is not self._runner:

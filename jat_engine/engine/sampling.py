@@ -54,6 +54,11 @@ class Sampler:
             block.draw()
         return block.noise[number - block.first]
 
+    def state_before(self, number: int) -> np.ndarray | None:
+        """Return the generator's state as if no draw from `number` on had been made, uint8; None for the global one."""
+        generator = self._block.generator_before(number)
+        return None if generator is None else generator.get_state().numpy()
+
 
 class _Block:
     """Successive draws of one size, in memory that is kept: numbers `first`, `first + 1`, ...

@@ -179,6 +179,10 @@ class Episodes:
             return None
         return self._sampler.draw(state.num_draws, space.size)
 
+    def generator_state(self) -> np.ndarray | None:
+        """Return the state of the generator that the next step draws from, uint8; None for torch's global generator."""
+        return self._sampler.state_before(self.state.num_draws)
+
     def commit(self, request: Request, group: Group, result: Result) -> Any:
         """Complete a step.
 

@@ -57,6 +57,7 @@ class Task:
         success: what counts as success: "info" (`info["success"]`), "positive_return", or None if it is not defined.
         adapter: rule by which observations and actions are converted; None if the environment has the agent's own.
         module: module whose import registered the task; worker processes import it. None for published tasks.
+        action_size: number of an action's values or choices, for published tasks; None where the environment says it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Task:
     success: Success | None = None
     adapter: Adapter | None = None
     module: str | None = None
+    action_size: int | None = None
 
     @property
     def is_published(self) -> bool:

@@ -45,6 +45,7 @@ def _task(row: Mapping[str, str]) -> Task:
         expert=_score(row["expert_mean"], row["expert_std"]),
         human=_score(row["human_mean"], ""),
         success=domain.success,
+        action_size=int(row["action_size"]),
     )
 
 

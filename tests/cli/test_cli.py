@@ -286,6 +286,7 @@ def test_unknown_commands(argv: list[str], capsys: pytest.CaptureFixture[str]) -
 _REQUIRED = {
     "play": ["--model_name_or_path", "x", "--task", "atari-pong"],
     "eval": ["--model_name_or_path", "x", "--tasks", "all"],
+    "serve": ["--model_name_or_path", "x"],
     "generate": ["--model_name_or_path", "x"],
     "lm-eval": ["--model_name_or_path", "x", "--tasks", "y"],
     "collect": ["--tasks", "all", "--output_dir", "x"],

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from helpers.engines import BOX8, EPISODE, NATIVE, Load
 
 from jat_engine import BatchError, InputError, JatEngine, JatModel, JatProcessor, SessionError
+from jat_engine.action_options import parse_options
 
 BACKENDS = ["torch", pytest.param("cpu", marks=pytest.mark.skipif(NATIVE is None, reason="no native module"))]
 CHOICES = spaces.Discrete(9)
@@ -257,6 +258,48 @@ def test_sessions_together_are_each_alone(backend: str, load: Load) -> None:
             )
             assert actions[index] == expected
         assert np.abs(actions[1]).max() <= 0.01
+    for session in [*together, *alone]:
+        session.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_session_can_have_options_of_its_own(backend: str, load: Load) -> None:
+    engine = load(backend=backend, dtype="float32")
+    episodes = [EPISODE[name] for name in ("babyai_sampled", "babyai_sampled", "continuous_cw9")]
+    boxes = [spaces.Box(-0.01, 0.01, episode.space.shape) for episode in episodes[2:]]
+    action_spaces = [episodes[0].space, episodes[1].space, *boxes]
+    together = [engine.open_session(40, seed=seed) for seed in range(3)]
+    alone = [engine.open_session(40, seed=seed) for seed in range(3)]
+    for t in range(10):
+        inputs = {"observations": [episode.observation(t) for episode in episodes], "action_spaces": action_spaces}
+        actions = engine.get_next_actions(
+            together,
+            **inputs,
+            rewards=[episode.reward(t) for episode in episodes],
+            deterministic=[False, t % 2 == 0, False],
+            temperature=[0.5, None, None],
+            top_k=(3, None, None),
+            action_clip=[None, None, "box"],
+            context_windows=[None, 6, None],
+        )
+        for index, (session, episode) in enumerate(zip(alone, episodes, strict=True)):
+            own: Options = [{"temperature": 0.5, "top_k": 3}, {}, {"action_clip": "box"}][index]
+            options = parse_options(None, own.get("temperature"), own.get("top_k"), own.get("action_clip"))
+            window, deterministic = 6 if index == 1 else None, index == 1 and t % 2 == 0
+            step = episode.observation(t), episode.reward(t), action_spaces[index], deterministic, False
+            assert actions[index] == session.step(*step, window, options)
+
+    inputs = {"observations": [episode.observation(10) for episode in episodes], "action_spaces": action_spaces}
+    with pytest.raises(BatchError) as caught:
+        engine.get_next_actions(together, **inputs, deterministic=[True, 1, True], context_windows=[None, None, 50])
+    assert isinstance(caught.value.actions[0], int)
+    assert "deterministic: expected True or False" in str(caught.value.errors[1])
+    assert "context_window: expected at most 40" in str(caught.value.errors[2])
+    with pytest.raises(BatchError) as caught:
+        engine.get_next_actions(together, **inputs, top_k=[0, None, None])
+    assert list(caught.value.errors) == [0]
+    with pytest.raises(InputError, match="temperature: expected one for each of 3 sessions, got 2"):
+        engine.get_next_actions(together, **inputs, temperature=[1.0, 1.0])
     for session in [*together, *alone]:
         session.close()
 

@@ -115,6 +115,8 @@ def test_random_steps(task: str) -> None:
     need(task)
     env = make(task, seed=0)
     observation, _ = env.reset()
+    size = env.action_space.n if TASKS[task].action == "discrete" else env.action_space.shape[0]
+    assert TASKS[task].action_size == size
     for _ in range(10):
         assert env.observation_space.contains(observation)
         observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())

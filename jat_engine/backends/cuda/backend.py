@@ -182,6 +182,22 @@ class CudaBackend:
         self._check_paths(self._check)
         self._choose_path()
 
+    def read_pages(self, pages: np.ndarray) -> np.ndarray:
+        """Return a copy of pages, uint8 [n, page_bytes], see `Backend.read_pages`."""
+        return self._cache.to_bytes(torch.from_numpy(pages.astype(np.int64)))
+
+    def write_pages(self, pages: np.ndarray, data: np.ndarray) -> None:
+        """Write pages, see `Backend.write_pages`."""
+        self._cache.from_bytes(torch.from_numpy(pages.astype(np.int64)), data)
+
+    def read_embedding(self, embeddings: Any) -> np.ndarray | None:
+        """Return the embedding of a single agent's observation, float32 [H]; None for continuous ones."""
+        return None if embeddings is None else embeddings[0].cpu().numpy()
+
+    def make_embedding(self, embedding: np.ndarray | None) -> Tensor | None:
+        """Return the embeddings of a single agent."""
+        return None if embedding is None else torch.from_numpy(embedding[None].copy()).to(self.device)
+
     # ---- the step --------------------------------------------------------------------------------------------------
 
     def step(self, groups: Sequence[Group]) -> list[Result]:

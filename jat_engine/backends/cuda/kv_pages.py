@@ -53,6 +53,23 @@ class KVPages:
             return
         self.pages[:, page], self.scales[:, page] = quantize_pages(tensor)
 
+    def to_bytes(self, pages: Tensor) -> np.ndarray:
+        """Return a copy of pages, all layers and their scales, uint8 [n, bytes], of page numbers int64 [n]."""
+        parts = [self.pages.view(torch.uint8), *([] if self.scales is None else [self.scales])]
+        pages = pages.to(self.pages.device)
+        rows = [part[:, pages].movedim(1, 0).reshape(len(pages), -1) for part in parts]
+        found: np.ndarray = torch.cat(rows, dim=1).cpu().numpy()
+        return found
+
+    def from_bytes(self, pages: Tensor, data: np.ndarray) -> None:
+        """Write what `to_bytes` has returned."""
+        parts = [self.pages.view(torch.uint8), *([] if self.scales is None else [self.scales])]
+        sizes = [part[:, 0].numel() for part in parts]
+        rows = torch.from_numpy(data.copy()).to(self.pages.device).split(sizes, dim=1)
+        for part, values in zip(parts, rows, strict=True):
+            layers, _, *shape = part.shape
+            part[:, pages.to(part.device)] = values.reshape(len(pages), layers, *shape).movedim(0, 1)
+
     def read(self, layer: int, pages: Tensor) -> Tensor:
         """Return pages of a layer as numbers, float32 [..., 2, heads, 16, head_dim], of page numbers [...], int64."""
         found = self.pages[layer][pages]

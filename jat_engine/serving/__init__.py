@@ -1,0 +1,1 @@
+"""Policy server: many clients' agents on one engine, over websockets."""

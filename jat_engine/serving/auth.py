@@ -1,0 +1,64 @@
+"""API keys, and the addresses that a server may listen on without one."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+
+_SCHEMES = ("api-key", "bearer")
+
+
+def read_keys(path: str | Path) -> tuple[str, ...]:
+    """Return the keys of a file: one in each line that is neither empty nor begins with `#`.
+
+    Raises:
+        InputError: the file cannot be read, or has no key.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--api_key_file: expected a file with a key in each line, got {path}: {error}") from None
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise InputError(f"--api_key_file: expected a file with a key in each line, got none in {path}")
+    return keys
+
+
+def is_allowed(authorization: str | None, keys: Sequence[str]) -> bool:
+    """Return True if a request may pass. The time that this takes does not depend on the keys' characters.
+
+    Args:
+        authorization: the header `Authorization`: "Api-Key <key>" or "Bearer <key>"; None without one.
+        keys: that pass; without any, every request does.
+    """
+    if not keys:
+        return True
+    scheme, _, given = (authorization or "").partition(" ")
+    found = False
+    for key in keys:
+        found |= hmac.compare_digest(given.strip().encode(), key.encode())
+    return found and scheme.lower() in _SCHEMES
+
+
+def check_address(host: str, keys: Sequence[str], allow_public: bool) -> None:
+    """Check that a server may listen on an address.
+
+    Raises:
+        InputError: others can reach the address, and there is neither a key nor leave to do without.
+    """
+    if not keys and not allow_public and not _is_local(host):
+        raise InputError(
+            f"--host: expected an address of this machine alone without --api_key_file, got {host!r}; give a file with "
+            "keys, or --allow_public to let everyone in"
+        )
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

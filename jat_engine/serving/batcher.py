@@ -1,0 +1,326 @@
+"""The engine's thread: whatever requests are ready when a step ends form the next one.
+
+Requests of any connection, task and modality share a step; each session's answer is the one it would have had alone.
+All calls of the engine are made in this thread, so that the event loop never waits for a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from ..action_options import parse_options
+from ..engine.engine import JatEngine
+from ..engine.session import AgentSession
+from ..errors import BatchError, CacheFullError, InputError, SessionError
+from .errors import OverloadError, ServerError
+from .requests import NO_OPTIONS, Options, Reply
+from .spaces import Space
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_END_SECONDS = 20.0
+"""Time that the thread has to end."""
+
+
+class Start(NamedTuple):
+    """Beginning of an episode.
+
+    Attributes:
+        seed: of sampling, for a new session of the engine; None to go on with the numbers of the episode before.
+        window: how many tokens the episode's steps attend to at most.
+    """
+
+    seed: int | None
+    window: int | None
+
+
+class Agent:
+    """A served session's agent. Only the engine's thread calls its methods.
+
+    Attributes:
+        session: of the engine; None before the first step, and after a failure.
+    """
+
+    def __init__(self) -> None:
+        self.session: AgentSession | None = None
+        self._closed = False
+
+    def prepare(self, engine: JatEngine, start: Start | None) -> AgentSession:
+        """Return the session for a step.
+
+        Args:
+            engine: that the session belongs to.
+            start: of the episode that begins with the step; None in its course.
+
+        Raises:
+            CacheFullError: the KV cache has too few free pages.
+            SessionError: the session was closed, or a failure has ended its episode and this is not a start.
+        """
+        if self._closed:
+            raise SessionError("session: expected an open one, got one that was closed")
+        if start is not None:
+            if self.session is not None and start.seed is None:
+                self.session.reset()
+            else:
+                self.forget()
+                self.session = engine.open_session(start.window, start.seed)
+        if self.session is None:
+            raise SessionError("session: expected the start of an episode, since a failure has ended the last one")
+        return self.session
+
+    def forget(self) -> None:
+        """Give the pages back."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
+
+    def close(self) -> None:
+        """Give the pages back, and refuse further steps."""
+        self._closed = True
+        self.forget()
+
+
+@dataclass(slots=True)
+class Step:
+    """A step to take.
+
+    Attributes:
+        agent: that takes it.
+        observation: by `OBSERVATION_KEYS`.
+        reward: of the action before.
+        space: to choose from.
+        deterministic: take the most likely choice.
+        window: of this step; None for the session's.
+        options: of the choice.
+        start: of an episode that begins with it; None in its course.
+    """
+
+    agent: Agent
+    observation: Mapping[str, Any]
+    reward: Any
+    space: Space
+    deterministic: bool
+    window: int | None
+    options: Options
+    start: Start | None
+
+
+class _Waiting(NamedTuple):
+    step: Step
+    future: asyncio.Future[Reply]
+    since: float
+
+
+class Batcher:
+    """Runs an engine in a thread of its own, for one event loop.
+
+    Attributes:
+        engine: None until it is loaded, and after `stop`.
+        on_step: called in the engine's thread after each step with the number of sessions and its seconds.
+    """
+
+    def __init__(self, load: Callable[[], JatEngine], max_queue: int, max_wait_s: float = 0.0) -> None:
+        """Describe the engine; `start` loads it.
+
+        Args:
+            load: returns the engine; called in its thread. The engine is closed at the end.
+            max_queue: most steps that wait.
+            max_wait_s: seconds that a step waits for others if none is running; 0 begins at once.
+        """
+        self.engine: JatEngine | None = None
+        self.on_step: Callable[[int, float], None] = lambda batch, seconds: None
+        self._load, self._max_queue, self._max_wait_s = load, max_queue, max_wait_s
+        self._changed = threading.Condition()
+        self._steps: list[_Waiting] = []
+        self._calls: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="jat-engine steps", daemon=True)
+
+    @property
+    def queue_length(self) -> int:
+        """Steps that wait."""
+        return len(self._steps)
+
+    async def start(self) -> None:
+        """Load the engine. Raises what its loading raises."""
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[None] = self._loop.create_future()
+        self._thread.start()
+        await self._loaded
+
+    def submit(self, step: Step) -> asyncio.Future[Reply]:
+        """Queue a step, and return the future of its reply. At most one step of an agent may wait at a time.
+
+        The future's error is InputError or SessionError if the engine refuses the input, OverloadError if the cache is
+        full, ServerError if the engine fails.
+
+        Raises:
+            OverloadError: too many steps wait.
+        """
+        if len(self._steps) >= self._max_queue:
+            raise OverloadError(
+                f"server: expected at most {self._max_queue} waiting requests, got more; repeat it later"
+            )
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self._put(self._steps, _Waiting(step, future, time.perf_counter()))
+        return future
+
+    def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Run a function in the engine's thread, between two steps, and return the future of its result."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._put(self._calls, (function, future))
+        return future
+
+    async def stop(self) -> None:
+        """Take the steps that wait, close the engine and end the thread. A step that hangs is left to itself."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _END_SECONDS)
+
+    def _put(self, queue: list[Any], item: Any) -> None:
+        with self._changed:
+            if self._stopping:
+                raise OverloadError("server: expected a request before it ends, got one after; connect to another")
+            queue.append(item)
+            self._changed.notify()
+
+    # ---- the engine's thread ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            engine = self.engine = self._load()
+        except BaseException as error:
+            self._deliver([(self._loaded, error)])
+            return
+        self._deliver([(self._loaded, None)])
+
+        try:
+            while True:
+                with self._changed:
+                    while not (self._steps or self._calls or self._stopping):
+                        self._changed.wait()
+                    if self._max_wait_s and self._steps and not self._stopping:
+                        self._changed.wait_for(lambda: self._stopping, self._max_wait_s)
+                    calls, steps = list(self._calls), list(self._steps)
+                    self._calls.clear()  # never another list: `_put` may have this one already
+                    self._steps.clear()
+                    if self._stopping and not calls and not steps:
+                        return
+                if calls:
+                    self._deliver([(future, _outcome(function)) for function, future in calls])
+                if steps:
+                    self._deliver(self._step(engine, steps))
+        finally:
+            self.engine = None
+            engine.close()
+
+    def _deliver(self, outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(_settle, outcomes)
+        except RuntimeError:  # the loop has been closed: nobody waits
+            return
+
+    def _step(self, engine: JatEngine, waiting: list[_Waiting]) -> list[tuple[asyncio.Future[Any], Any]]:
+        """Take one step of all agents, and return a reply or an error for each."""
+        begin = time.perf_counter()
+        outcomes: list[tuple[asyncio.Future[Any], Any]] = []
+        ready: list[tuple[_Waiting, AgentSession]] = []
+        for item in waiting:
+            if item.future.done():  # cancelled: its client has gone
+                continue
+            step = item.step
+            try:
+                ready.append((item, step.agent.prepare(engine, step.start)))
+            except CacheFullError as error:
+                outcomes.append((item.future, OverloadError(*error.args)))
+            except (InputError, SessionError) as error:
+                outcomes.append((item.future, error.with_traceback(None)))
+            except Exception:
+                outcomes.append((item.future, self._fail(item)))
+
+        try:
+            actions = _take(engine, [(item.step, session) for item, session in ready]) if ready else []
+        except Exception:
+            return [*outcomes, *((item.future, self._fail(item)) for item, _ in ready)]
+        seconds = time.perf_counter() - begin
+        for (item, _), action in zip(ready, actions, strict=True):
+            is_error = isinstance(action, Exception)
+            reply = action if is_error else Reply(action, begin - item.since, seconds, len(ready))
+            outcomes.append((item.future, reply))
+        if ready:
+            self.on_step(len(ready), seconds)
+        return outcomes
+
+    def _fail(self, item: _Waiting) -> ServerError:
+        """Return the error for a step that has failed, with its traceback in the log, and drop the episode."""
+        logger.exception("a step failed")
+        try:
+            item.step.agent.forget()
+        except Exception:  # of the same engine: the agent is lost anyway
+            logger.exception("a session could not be closed")
+        return ServerError("server: internal error; its log has the traceback; start a new episode")
+
+
+def _take(engine: JatEngine, steps: list[tuple[Step, AgentSession]]) -> list[Any]:
+    """Take a step of some sessions, and return an action or an error for each."""
+    if len(steps) == 1:  # a session alone has the quick way
+        ((step, session),) = steps
+        try:
+            own = None if step.options is NO_OPTIONS else parse_options(*step.options)
+            inputs = step.observation, step.reward, step.space, step.deterministic, False
+            return [session.step(*inputs, _window(step, session), own)]
+        except (InputError, SessionError) as error:
+            return [error.with_traceback(None)]
+
+    has_options = any(step.options is not NO_OPTIONS for step, _ in steps)
+    options: dict[str, Any] = _columns([step.options for step, _ in steps]) if has_options else {}
+    try:
+        return engine.get_next_actions(
+            [session for _, session in steps],
+            [step.observation for step, _ in steps],
+            [step.reward for step, _ in steps],
+            [step.space for step, _ in steps],
+            [step.deterministic for step, _ in steps],
+            context_windows=[_window(step, session) for step, session in steps],
+            **options,
+        )
+    except BatchError as error:
+        return [error.errors.get(index, action) for index, action in enumerate(error.actions)]
+
+
+def _window(step: Step, session: AgentSession) -> int | None:
+    """Return the window of a step; None for the session's own, which is the longest."""
+    longest = session.episodes.window
+    return None if step.window is None or step.window >= longest else step.window
+
+
+def _columns(options: list[Options]) -> dict[str, list[Any]]:
+    masks, *others = (list(column) for column in zip(*options, strict=True))
+    return {"action_masks": masks, **dict(zip(("temperature", "top_k", "action_clip"), others, strict=True))}
+
+
+def _outcome(function: Callable[[], Any]) -> Any:
+    """Return the result of a call, or the error that it raised."""
+    try:
+        return function()
+    except Exception as error:
+        return error
+
+
+def _settle(outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    """Give futures their outcomes. Runs in the event loop."""
+    for future, outcome in outcomes:
+        if future.done():  # cancelled
+            continue
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

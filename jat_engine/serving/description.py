@@ -1,0 +1,41 @@
+"""Description of a server: what `/config` shows, and clients are told when they connect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..engine.engine import JatEngine
+from ..observation import OBSERVATION_KEYS
+from .requests import Settings
+from .spaces import describe_space
+
+
+def describe(engine: JatEngine | None, model: str, max_sessions: int, defaults: Settings) -> dict[str, Any]:
+    """Return JSON values about a server.
+
+    Args:
+        engine: None while it is loaded.
+        model: name of the checkpoint.
+        max_sessions: most open sessions.
+        defaults: settings of episodes as far as clients give none.
+    """
+    from .. import __version__
+
+    about: dict[str, Any] = {
+        "server": "jat-engine",
+        "version": __version__,
+        "model": model,
+        "observation_keys": list(OBSERVATION_KEYS),
+        "max_sessions": max_sessions,
+        "task": defaults.task,
+        "action_space": None if defaults.space is None else describe_space(defaults.space),
+    }
+    if engine is not None:
+        choice = engine.choice
+        about |= {
+            "backend": str(choice.backend),
+            "dtype": str(choice.dtype),
+            "device": str(choice.device),
+            "max_context_window": engine.config.max_context_tokens,
+        }
+    return about

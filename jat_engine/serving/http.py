@@ -1,0 +1,124 @@
+"""Answers to plain HTTP requests: health, readiness, metrics and configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+from .auth import is_allowed
+from .errors import OverloadError
+from .metrics import CONTENT_TYPE
+from .service import PolicyService
+
+OPEN_PATHS = ("/healthz", "/health", "/ready")
+"""Paths that need no key."""
+
+
+class Page(NamedTuple):
+    """Answer to a request.
+
+    Attributes:
+        status: code of HTTP.
+        body: content.
+        type: of the content.
+    """
+
+    status: HTTPStatus
+    body: bytes
+    type: str = "text/plain; charset=utf-8"
+
+
+Route = Callable[[], Awaitable[Page]]
+
+
+def path_of(request: Request) -> str:
+    """Return the path of a request, without its query."""
+    return urlsplit(request.path).path or "/"
+
+
+def is_websocket(request: Request) -> bool:
+    """Return True if a request asks for a websocket."""
+    return "websocket" in request.headers.get("Upgrade", "").lower()
+
+
+def respond(page: Page) -> Response:
+    """Return an answer as websockets sends it."""
+    headers = Headers()
+    headers["Content-Type"] = page.type
+    headers["Content-Length"] = str(len(page.body))
+    headers["Connection"] = "close"
+    headers["X-Content-Type-Options"] = "nosniff"
+    return Response(page.status.value, page.status.phrase, headers, page.body)
+
+
+def refuse(status: HTTPStatus, line: str) -> Response:
+    """Return the answer that refuses a request, with a line that says why."""
+    return respond(Page(status, f"{line}\n".encode()))
+
+
+class HttpPages:
+    """Pages of a server. Further ones are added to `routes`.
+
+    Attributes:
+        routes: function of each path.
+    """
+
+    def __init__(self, service: PolicyService, describe: Callable[[], dict[str, Any]], keys: tuple[str, ...]) -> None:
+        """Take what the pages show.
+
+        Args:
+            service: of the server.
+            describe: returns the server's description, as JSON values.
+            keys: that open the pages other than `OPEN_PATHS`.
+        """
+        self._service, self._describe, self._keys = service, describe, keys
+        self.routes: dict[str, Route] = {
+            "/healthz": self._healthz,
+            "/health": self._health,
+            "/ready": self._ready,
+            "/metrics": self._metrics,
+            "/config": self._config,
+        }
+
+    async def answer(self, request: Request) -> Response:
+        """Return the answer to a request."""
+        path = path_of(request)
+        route = self.routes.get(path)
+        if route is None:
+            return refuse(HTTPStatus.NOT_FOUND, f"expected a path of {', '.join(self.routes)}, got {path:.80}")
+        if path not in OPEN_PATHS and not is_allowed(request.headers.get("Authorization"), self._keys):
+            return refuse(HTTPStatus.UNAUTHORIZED, "expected a valid key, got none")
+        return respond(await route())
+
+    async def _healthz(self) -> Page:
+        return Page(HTTPStatus.OK, b"OK\n")
+
+    async def _health(self) -> Page:
+        return _json({"status": "ok"})
+
+    async def _ready(self) -> Page:
+        if self._service.is_ready:
+            return Page(HTTPStatus.OK, b"ready\n")
+        return Page(HTTPStatus.SERVICE_UNAVAILABLE, f"{self._service.why_not_ready}\n".encode())
+
+    async def _metrics(self) -> Page:
+        metrics = self._service.metrics
+        metrics.queue.set(self._service.batcher.queue_length)
+        try:
+            metrics.set_cache(await self._service.cache_stats())
+        except OverloadError:  # still loading, or at the end: the other metrics are there
+            return Page(HTTPStatus.OK, metrics.to_text(), CONTENT_TYPE)
+        return Page(HTTPStatus.OK, metrics.to_text(), CONTENT_TYPE)
+
+    async def _config(self) -> Page:
+        return _json(self._describe())
+
+
+def _json(value: Any) -> Page:
+    return Page(HTTPStatus.OK, json.dumps(value).encode(), "application/json")

@@ -1,0 +1,384 @@
+"""The websocket server: connections, their dialects, and the orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request as HttpRequest
+from websockets.http11 import Response
+
+from .auth import check_address, is_allowed
+from .codec import MOST_BYTES
+from .dialects import DIALECTS, Dialect, DialectMaker, Frame
+from .errors import OverloadError, kind_of, message_of
+from .http import HttpPages, is_websocket, path_of, refuse
+from .requests import DEFAULT_SESSION, Request
+from .service import PolicyService
+
+logger = logging.getLogger(__name__)
+_quiet = logging.getLogger(f"{__name__}.websockets")
+_quiet.setLevel(logging.CRITICAL)  # it logs tracebacks of whatever strangers send before they are connected
+
+GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013
+
+_MOST_CONCURRENT = 64
+"""Requests of one connection, for sessions with names, that are answered at the same time."""
+
+_CLOSE_SECONDS = 5.0
+"""Time that connections have to close at the end."""
+
+_PART_SECONDS = 3.0
+"""Time that a connection has to close in its course; one whose client does not read is cut off then."""
+
+_LARGE_BYTES = 1 << 18
+"""Size of a message that is read in another thread, since its pictures may take long."""
+
+_FRAME_SLACK = MOST_BYTES
+"""Bytes by which a message may be too large and still be refused by a line; beyond, the connection is closed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Address and limits of a server.
+
+    Attributes:
+        host: address to listen on.
+        port: of it; 0 for any that is free.
+        keys: of clients; none for everyone.
+        allow_public: listen on an address that others reach without keys.
+        drain_timeout_s: seconds that open sessions may go on after SIGTERM.
+        max_connections: most open connections; None for as many as sessions, and 64 more.
+        ping_interval_s: seconds between pings; a connection that does not answer within as many is closed.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: tuple[str, ...] = ()
+    allow_public: bool = False
+    drain_timeout_s: float = 10.0
+    max_connections: int | None = None
+    ping_interval_s: float = 20.0
+
+
+@dataclass(eq=False, slots=True)
+class Connection:
+    """An open connection; the owner of its sessions.
+
+    Attributes:
+        websocket: of the client.
+        dialect: that it speaks.
+        last_frame: when its last message came, in seconds of `time.monotonic`.
+        tail: the last concurrent answer; None if there was none.
+        gate: limits concurrent answers.
+        is_refused: the server has no room for a session of it: it is closed after the answer that says so.
+    """
+
+    websocket: ServerConnection
+    dialect: Dialect
+    last_frame: float = field(default_factory=time.monotonic)
+    tail: asyncio.Task[None] | None = None
+    gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MOST_CONCURRENT))
+    is_refused: bool = False
+
+
+class PolicyServer:
+    """Websocket server for a policy service.
+
+    Attributes:
+        service: that answers.
+        options: address and limits.
+        pages: of plain HTTP.
+        dialects: makers of dialects by path.
+        connections: that are open.
+    """
+
+    def __init__(
+        self,
+        service: PolicyService,
+        options: ServerOptions,
+        describe: Callable[[], dict[str, Any]],
+        dialects: Mapping[str, DialectMaker] = DIALECTS,
+    ) -> None:
+        """Describe the server; `start` opens its port.
+
+        Args:
+            service: that answers; the server starts and stops it.
+            options: address and limits.
+            describe: returns what clients are told about the server, as JSON values.
+            dialects: by path.
+
+        Raises:
+            InputError: the address needs a key.
+        """
+        check_address(options.host, options.keys, options.allow_public)
+        self.service, self.options, self.dialects = service, options, dict(dialects)
+        self.pages = HttpPages(service, describe, options.keys)
+        self.connections: set[Connection] = set()
+        self._describe = describe
+        self._num_answers = 0
+        self._partings: set[asyncio.Task[None]] = set()
+        self._is_ending = False
+        self._server: Server | None = None
+        self._reaper: asyncio.Task[None] | None = None
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_listening(self) -> bool:
+        """True from the opening of the port until the end."""
+        return self._server is not None and self._server.is_serving()
+
+    @property
+    def port(self) -> int:
+        """Port that the server listens on."""
+        assert self._server is not None, "the server has been started"
+        port: int = next(iter(self._server.sockets)).getsockname()[1]
+        return port
+
+    async def start(self) -> None:
+        """Open the port, and load the engine; until that is done `/ready` says no.
+
+        Raises:
+            OSError: the address cannot be listened on.
+            ValueError: see `PolicyService.start`.
+        """
+        options = self.options
+        self._server = await serve(
+            self._serve,
+            options.host,
+            options.port,
+            process_request=self._admit,
+            compression=None,
+            max_size=MOST_BYTES + _FRAME_SLACK,
+            ping_interval=options.ping_interval_s,
+            ping_timeout=options.ping_interval_s,
+            close_timeout=2,
+            server_header=None,
+            logger=_quiet,
+        )
+        try:
+            await self.service.start()
+        except BaseException:
+            self._server.close()
+            raise
+        self._reaper = asyncio.create_task(self._close_idle())
+
+    async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until SIGTERM or SIGINT, let open sessions go on for a while, and end; a second signal ends at once.
+
+        Args:
+            on_ready: called when the engine is loaded.
+        """
+        loop, signals = asyncio.get_running_loop(), [asyncio.Event(), asyncio.Event()]
+
+        def note_signal() -> None:
+            signals[signals[0].is_set()].set()
+
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        for number in numbers:
+            loop.add_signal_handler(number, note_signal)
+        try:
+            starting = asyncio.create_task(self.start())
+            stopping = asyncio.create_task(signals[0].wait())
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await starting  # an engine that is being loaded cannot be interrupted
+            if not signals[0].is_set():
+                on_ready()
+                await stopping
+            await self.drain(hurry=signals[1])
+            await self.stop()
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    async def drain(self, hurry: asyncio.Event | None = None) -> None:
+        """Refuse new sessions, close connections without one, and wait for the others' ends.
+
+        Args:
+            hurry: ends the wait; also the options' time does.
+        """
+        self.service.drain()
+        end = time.monotonic() + self.options.drain_timeout_s
+        while time.monotonic() < end and not (hurry is not None and hurry.is_set()):
+            for connection in list(self.connections):
+                if not self.service.sessions.of(connection):
+                    self._part(connection, "server ends")
+            if not self.connections:
+                return
+            await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        """Answer what has been asked, and close all connections, sessions and the engine."""
+        self._is_ending = True
+        end = time.monotonic() + self.options.drain_timeout_s
+        while self._num_answers and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        if self._reaper is not None:
+            self._reaper.cancel()
+        if self._server is not None:
+            self._server.close(code=GOING_AWAY, reason="server ends")
+            with contextlib.suppress(TimeoutError):  # a connection whose step does not end, such as of a GPU that hangs
+                await asyncio.wait_for(asyncio.shield(self._server.wait_closed()), _CLOSE_SECONDS)
+        await self.service.stop()
+
+    # ---- connections -----------------------------------------------------------------------------------------------
+
+    async def _admit(self, websocket: ServerConnection, request: HttpRequest) -> Response | None:
+        """Return the answer to a plain HTTP request, or to one for a websocket that is refused; None lets it in."""
+        if not is_websocket(request):
+            return await self.pages.answer(request)
+        path, service = path_of(request), self.service
+        refused: Response | None = None
+        if path not in self.dialects:
+            refused = refuse(HTTPStatus.NOT_FOUND, f"expected a path of {', '.join(self.dialects)}, got {path:.80}")
+        elif not is_allowed(request.headers.get("Authorization"), self.options.keys):
+            refused = refuse(HTTPStatus.UNAUTHORIZED, "expected a valid key, got none")
+        elif not service.is_ready:
+            refused = refuse(HTTPStatus.SERVICE_UNAVAILABLE, service.why_not_ready)
+        elif len(self.connections) >= self._max_connections:
+            refused = refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"expected at most {self._max_connections} connections")
+        if refused is not None:
+            service.metrics.refusals.inc()
+        return refused
+
+    @property
+    def _max_connections(self) -> int:
+        most = self.options.max_connections
+        return self.service.options.max_sessions + 64 if most is None else most
+
+    async def _serve(self, websocket: ServerConnection) -> None:
+        """Serve a connection until it ends, and close its sessions."""
+        assert websocket.request is not None, "the connection is open"
+        dialect = self.dialects[path_of(websocket.request)](self._describe())
+        connection, metrics = Connection(websocket, dialect), self.service.metrics
+        self.connections.add(connection)
+        metrics.connections.set(len(self.connections))
+        try:
+            greeting = dialect.greeting()
+            if greeting is not None:
+                await websocket.send(greeting)
+            await self._converse(connection)
+        except ConnectionClosed:
+            return
+        except Exception:
+            logger.exception("a connection failed")
+        finally:
+            self.connections.discard(connection)
+            metrics.connections.set(len(self.connections))
+            if connection.tail is not None:
+                connection.tail.cancel()
+            await self.service.drop(connection)
+
+    async def _converse(self, connection: Connection) -> None:
+        """Answer the messages of a connection, in their order."""
+        async for frame in connection.websocket:
+            received = time.perf_counter()
+            connection.last_frame = time.monotonic()
+            try:
+                parsed = await self._parse(connection.dialect, frame)
+            except Exception as error:
+                await _after(connection.tail)
+                await self._send(connection, self._error(connection, error, None))
+                continue
+            if parsed is None or isinstance(parsed, str | bytes):
+                await _after(connection.tail)
+                await self._send(connection, parsed)
+            elif parsed.session_id == DEFAULT_SESSION:
+                answer = await self._answer(connection, parsed, received)
+                await _after(connection.tail)
+                await self._send(connection, answer)
+            else:  # sessions with names may share a step: one's answer does not wait for the other's
+                await connection.gate.acquire()
+                coroutine = self._answer_after(connection, connection.tail, parsed, received)
+                connection.tail = asyncio.create_task(coroutine)
+
+    @staticmethod
+    async def _parse(dialect: Dialect, frame: Frame) -> Request | Frame | None:
+        if len(frame) < _LARGE_BYTES:
+            return dialect.parse(frame)
+        return await asyncio.get_running_loop().run_in_executor(None, dialect.parse, frame)
+
+    async def _answer_after(
+        self, connection: Connection, before: asyncio.Task[None] | None, request: Request, received: float
+    ) -> None:
+        """Send the answer to a request after that of the one before it."""
+        try:
+            answer = await self._answer(connection, request, received)
+            await _after(before)
+            with contextlib.suppress(ConnectionClosed):
+                await self._send(connection, answer)
+        finally:
+            connection.gate.release()
+
+    async def _answer(self, connection: Connection, request: Request, received: float) -> Frame | None:
+        """Carry out a request, and return the message to send."""
+        self._num_answers += 1
+        try:
+            if self._is_ending:
+                raise OverloadError("server: expected no request, since it ends; connect to another")
+            reply = await self.service.answer(connection, request)
+            answer = connection.dialect.reply(request, reply, time.perf_counter() - received)
+            self.service.metrics.requests.labels(connection.dialect.name).inc()
+            return answer
+        except Exception as error:
+            return self._error(connection, error, request)
+        finally:
+            self._num_answers -= 1
+
+    def _error(self, connection: Connection, error: Exception, request: Request | None) -> Frame:
+        """Return the message for an error, and count it. The traceback of one of our own goes to the log."""
+        kind = kind_of(error)
+        self.service.metrics.errors.labels(kind).inc()
+        if kind == "overload" and not self.service.sessions.of(connection):
+            connection.is_refused = True
+        if kind == "fault":
+            logger.error("a request failed", exc_info=error)
+        return connection.dialect.error(message_of(error), request)
+
+    async def _send(self, connection: Connection, frame: Frame | None) -> None:
+        if frame is not None:
+            await connection.websocket.send(frame)
+        if connection.is_refused:
+            self._part(connection, "no room for a session", TRY_AGAIN_LATER)
+
+    def _part(self, connection: Connection, reason: str, code: int = GOING_AWAY) -> None:
+        """Begin to close a connection."""
+        self.connections.discard(connection)
+        task = asyncio.create_task(_close(connection.websocket, code, reason))
+        self._partings.add(task)
+        task.add_done_callback(self._partings.discard)
+
+    async def _close_idle(self) -> None:
+        """Close connections without a message for the service's timeout."""
+        timeout = self.service.options.idle_timeout_s
+        while True:
+            await asyncio.sleep(min(timeout / 4, 5.0))
+            before = time.monotonic() - timeout
+            for connection in [c for c in self.connections if c.last_frame < before]:
+                busy = any(session.lock.locked() for session in self.service.sessions.of(connection))
+                if not busy:
+                    self._part(connection, f"no request for {timeout:g} s")
+
+
+async def _close(websocket: ServerConnection, code: int, reason: str) -> None:
+    """Close a connection; cut it off if its client does not read, which websockets waits for without end."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(websocket.close(code, reason), _PART_SECONDS)
+        return
+    websocket.transport.abort()
+
+
+async def _after(task: asyncio.Task[None] | None) -> None:
+    """Wait for the end of an answer; its error is its own."""
+    if task is not None and not task.done():
+        await asyncio.wait([task])

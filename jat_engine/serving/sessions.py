@@ -1,0 +1,220 @@
+"""Sessions of a policy server: which are open, whose they are, and what they have done so far."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field, replace
+
+from ..errors import InputError, SessionError
+from .batcher import Agent
+from .errors import OverloadError
+from .requests import Reply, Settings
+
+_MOST_REMEMBERED = 1024
+"""Names of closed sessions that are remembered for a connection."""
+
+
+@dataclass(eq=False, slots=True)
+class ServedSession:
+    """A session of a client.
+
+    Attributes:
+        owner: of the session, such as a connection.
+        name: within its owner.
+        number: unique in this server.
+        seed: of sampling: of the numbers that this episode's are among.
+        next_seed: that the next step's episode starts with; None to go on with the numbers of the one before.
+        agent: that takes its steps.
+        lock: held while one of its requests is answered, so that there is one at a time.
+        settings: of the running episode, as far as requests have given them.
+        opened_window: window of the engine's session, which has pages for it; None for the longest there is.
+        last_used: seconds of `time.monotonic`.
+        steps: taken in this episode.
+        episodes: begun.
+        return_: sum of the rewards in this episode.
+        begins: the next step is the first of an episode.
+        last_seq: number of the last request that was carried out; None before.
+        last_reply: to it; None for a reset.
+        is_lost: a failure has ended the episode.
+        closed: True when no more requests are taken.
+    """
+
+    owner: Hashable
+    name: str
+    number: int
+    settings: Settings
+    seed: int = field(default_factory=lambda: secrets.randbits(63))
+    next_seed: int | None = None
+    agent: Agent = field(default_factory=Agent)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    opened_window: int | None = 0
+    last_used: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    episodes: int = 0
+    return_: float = 0.0
+    begins: bool = True
+    last_seq: int | None = None
+    last_reply: Reply | None = None
+    is_lost: bool = False
+    closed: bool = False
+
+    def begin(self, given: Settings) -> None:
+        """Let the next step begin an episode. Doing so twice before that step is as once.
+
+        Args:
+            given: settings that differ from those of the episode before. Without a seed the sequence of random numbers
+                goes on, unless a longer window needs another session of the engine.
+        """
+        self.begins, self.is_lost = True, False
+        self.settings = self.settings.updated(given)
+        if given.seed is not None:
+            self.seed = self.next_seed = given.seed
+        elif self.next_seed is None and not self._has_pages(self.settings.window):
+            if self.episodes:
+                self.seed = secrets.randbits(63)
+            self.next_seed = self.seed
+
+    def has_begun(self) -> None:
+        """Note that the first step of an episode has been taken."""
+        if self.next_seed is not None:
+            self.opened_window = self.settings.window
+        self.begins, self.next_seed = False, None
+        self.episodes += 1
+        self.steps, self.return_ = 0, 0.0
+
+    def lose(self) -> None:
+        """Note that a failure has ended the episode, and the engine's session with it."""
+        self.is_lost, self.opened_window = True, 0
+
+    def settings_of_step(self, given: Settings) -> Settings:
+        """Return the settings of a step in the course of an episode. A window holds for this step alone.
+
+        Args:
+            given: settings of the request.
+
+        Raises:
+            InputError: a setting can only be given at the start of an episode.
+            SessionError: a failure has ended the episode.
+        """
+        if self.is_lost:
+            raise SessionError("session: expected the start of an episode, since a failure has ended the last one")
+        if given.is_empty:
+            return self.settings
+        if given.seed is not None and given.seed != self.seed:
+            raise InputError(
+                f"seed: expected {self.seed} as at the start of this episode, got {given.seed}; start a new episode"
+            )
+        if given.window is not None and not self._has_pages(given.window):
+            raise InputError(
+                f"context_window: expected at most {self.opened_window}, for which this session has memory, got "
+                f"{given.window}; start a new episode"
+            )
+        settings = self.settings.updated(given)
+        self.settings = replace(settings, window=self.settings.window)
+        return settings
+
+    def _has_pages(self, window: int | None) -> bool:
+        opened = self.opened_window
+        return opened is None or (window is not None and window <= opened)
+
+
+class SessionRegistry:
+    """The open sessions. Used by the event loop only.
+
+    Attributes:
+        max_sessions: most that are open at once.
+        refuses_new: no more are opened, since the server ends.
+    """
+
+    def __init__(self, max_sessions: int) -> None:
+        self.max_sessions = max_sessions
+        self.refuses_new = False
+        self._open: dict[Hashable, dict[str, ServedSession]] = {}
+        self._expired: dict[Hashable, dict[str, None]] = {}
+        self._count = 0
+        self._opened = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[ServedSession]:
+        return (session for own in list(self._open.values()) for session in list(own.values()))
+
+    @property
+    def has_room(self) -> bool:
+        """True if a session can be opened."""
+        return not self.refuses_new and self._count < self.max_sessions
+
+    def of(self, owner: Hashable) -> list[ServedSession]:
+        """Return the sessions of an owner."""
+        return list(self._open.get(owner, {}).values())
+
+    def find(self, owner: Hashable, name: str) -> ServedSession | None:
+        """Return an open session; None if there is none of this name."""
+        own = self._open.get(owner)
+        return None if own is None else own.get(name)
+
+    def open(self, owner: Hashable, name: str, settings: Settings, is_start: bool) -> ServedSession:
+        """Open a session.
+
+        Args:
+            owner: of the session.
+            name: within the owner.
+            settings: of its episodes as far as requests give none.
+            is_start: the request begins an episode. One that does not cannot mean a session that has been closed.
+
+        Raises:
+            OverloadError: there is no room, or the server ends.
+            SessionError: a session of this name was closed since it was idle.
+        """
+        if self.refuses_new:
+            raise OverloadError("server: expected no new session, since it ends; connect to another")
+        if self._count >= self.max_sessions:
+            raise OverloadError(
+                f"server: expected at most {self.max_sessions} sessions (--max_sessions), got one more; repeat it later"
+            )
+        expired = self._expired.get(owner, {})
+        if name in expired and not is_start:
+            raise SessionError(
+                f"session_id: expected a session that is open, got {name!r}, which was closed since it was idle; start "
+                "a new episode"
+            )
+        expired.pop(name, None)
+        self._opened += 1
+        self._count += 1
+        session = ServedSession(owner, name, self._opened, settings)
+        self._open.setdefault(owner, {})[name] = session
+        return session
+
+    def remove(self, session: ServedSession, is_expired: bool = False) -> None:
+        """Remove a session, which is then closed. Removing twice does nothing.
+
+        Args:
+            session: to remove.
+            is_expired: remember its name, as long as its owner is there.
+        """
+        if session.closed:
+            return
+        session.closed = True
+        self._count -= 1
+        own = self._open[session.owner]
+        del own[session.name]
+        if not own:
+            del self._open[session.owner]
+        if is_expired:
+            names = self._expired.setdefault(session.owner, {})
+            names[session.name] = None
+            if len(names) > _MOST_REMEMBERED:
+                del names[next(iter(names))]
+
+    def forget(self, owner: Hashable) -> None:
+        """Forget the names of an owner's expired sessions."""
+        self._expired.pop(owner, None)
+
+    def idle(self, seconds: float) -> list[ServedSession]:
+        """Return the sessions without a request for so long."""
+        before = time.monotonic() - seconds
+        return [session for session in self if session.last_used < before and not session.lock.locked()]
