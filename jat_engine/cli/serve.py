@@ -52,7 +52,7 @@ class ServeArguments:
     )
     resume_grace_s: float = field(
         default=30.0,
-        metadata={"help": "time that a session waits for its client's next connection, if it asks for that"},
+        metadata={"help": "time that a session waits for another connection of a client that asks for it"},
     )
 
     def check(self) -> None:

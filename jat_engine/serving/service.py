@@ -290,6 +290,9 @@ class PolicyService:
         while True:
             await asyncio.sleep(min(timeout / 4, grace / 4 or math.inf, 5.0))
             for session in self.sessions.idle(timeout):
+                if session.token is None:
+                    self._remove(session, is_expired=True)
+            for session in self.sessions.idle(2 * timeout):  # those with tokens: their idle connections end first
                 self._remove(session, is_expired=True)
             for session in self.sessions.detached:
                 assert isinstance(session.owner, Detached), "see `detached`"

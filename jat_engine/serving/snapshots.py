@@ -1,6 +1,6 @@
 """Snapshots of sessions in a folder, from which a server goes on with the sessions of one that has ended.
 
-A file holds one session, and has the SHA-256 of its token for a name: who can list the folder cannot take sessions over.
+A file holds one session, and has the SHA-256 of its token for a name: listing the folder tells nobody the tokens.
 
     magic    8 bytes, "JATSESS1"
     length   4 bytes, little-endian: of the header
@@ -57,7 +57,7 @@ class StoredSession:
 
 
 class SnapshotStore:
-    """Snapshots in a folder, which several servers may share. Files are read and written in threads of their own.
+    """Snapshots in a folder, which several servers may share. Files are read and written in a thread of their own.
 
     Attributes:
         folder: of the files.
@@ -75,7 +75,7 @@ class SnapshotStore:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--state_dir: expected a folder that can be written to, got {folder}: {error}") from None
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="jat-engine snapshots")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="jat-engine snapshots")  # one: in their order
 
     async def write(self, token: str, fields: dict[str, Any], captured: Captured) -> int:
         """Write a session's file, unless one with a later request is there. Raises `OSError`.
@@ -99,10 +99,10 @@ class SnapshotStore:
 
     def close(self) -> None:
         """Finish what has been begun."""
-        self._threads.shutdown()
+        self._thread.shutdown()
 
     async def _run(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def _path(self, token: str) -> Path:
         return self.folder / f"{hashlib.sha256(token.encode()).hexdigest()}{SUFFIX}"
