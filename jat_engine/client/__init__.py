@@ -16,7 +16,7 @@ except ImportError as error:
         f"jat_engine.client needs {error.name}, not installed here; pip install 'jat-engine[serve]'"
     ) from error
 
-from ..serving.errors import OverloadError, ServerFault
+from ..serving.errors import OverloadError, ServerError
 from .agent import RemoteAgent
 from .async_agent import AsyncRemoteAgent
 from .conversation import Recovery
@@ -28,6 +28,6 @@ __all__ = [
     "OverloadError",
     "Recovery",
     "RemoteAgent",
-    "ServerFault",
+    "ServerError",
     "ServerLostError",
 ]

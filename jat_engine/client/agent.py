@@ -80,7 +80,7 @@ class RemoteAgent(RemoteAgentBase):
             InputError, SessionError: as there; the message is the server's. Or the step before has got no answer, and
                 this is another one in the same episode.
             ServerLostError, OverloadError: see the class. The same step can be asked for again.
-            ServerFault: the server has failed; `reset()` starts a new episode.
+            ServerError: the server has failed; `reset()` starts a new episode.
         """
         observation = {
             "continuous_observation": continuous_observation,

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import InputError, SessionError
 from ..serving import codec
-from ..serving.errors import OverloadError, ServerFault
+from ..serving.errors import OverloadError, ServerError
 from .errors import Busy, Lost, ServerLostError
 from .operations import Exchange, HangUp, Open, Operation, Pause
 
@@ -41,7 +41,7 @@ _ERRORS: dict[str, type[Exception]] = {
     "input": InputError,
     "session": SessionError,
     "overload": OverloadError,
-    "fault": ServerFault,
+    "fault": ServerError,
 }
 
 
@@ -165,7 +165,7 @@ class Conversation:
         Raises:
             InputError, SessionError: see `JatEngine.get_next_action`; or the step before has got no answer, and this is
                 neither that one again nor a start.
-            ServerFault: the server has failed; the episode is over.
+            ServerError: the server has failed; the episode is over.
             AccessError, ServerLostError, OverloadError: see `connect`. The same step can be asked for again.
         """
         step = self._pending
@@ -184,7 +184,7 @@ class Conversation:
 
         try:
             message = yield from self._repeatedly(lambda: self._ask(step))
-        except (InputError, SessionError, ServerFault):
+        except (InputError, SessionError, ServerError):
             self._pending = None
             raise
         actions = message["actions"]
@@ -372,4 +372,4 @@ def _error(message: Message) -> Exception:
     kind, line = message.get("kind"), str(message["error"])
     if kind == "overload":
         return Busy(line, message.get("retry_after_s"))
-    return _ERRORS.get(str(kind), ServerFault)(line)
+    return _ERRORS.get(str(kind), ServerError)(line)

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from ..errors import InputError, SessionError
-from ..serving.errors import ServerFault
+from ..serving.errors import ServerError
 from .conversation import Conversation, ConversationOptions, Recovery
 from .operations import Operation
 from .requests import RequestWriter, read_result
@@ -99,7 +99,7 @@ class RemoteAgentBase:
         fields = writer.write(observation, action_space, reward, deterministic, context_window, longest, options)
         try:
             message = yield from conversation.step(fields, writer.is_fresh)
-        except (InputError, SessionError, ServerFault):
+        except (InputError, SessionError, ServerError):
             if not conversation.is_unanswered:
                 writer.forget()
             raise

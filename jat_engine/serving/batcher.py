@@ -1,7 +1,7 @@
 """The engine's thread: whatever requests are ready when a step ends form the next one.
 
-Requests of any connection, task and modality share a step; each session's answer is the one it would have had alone. All
-calls of the engine are made in this thread, so that the event loop never waits for a step.
+Requests of any connection, task and modality share a step; each session's answer is the one it would have had alone.
+All calls of the engine are made in this thread, so that the event loop never waits for a step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..engine.session import AgentSession
 from ..engine.snapshot import Captured
 from ..errors import BatchError, CacheFullError, InputError, SessionError
 from ..observation import Limits, parse_action, parse_action_space
-from .errors import OverloadError, ServerFault
+from .errors import OverloadError, ServerError
 from .requests import NO_OPTIONS, Options, Reply
 from .spaces import Space
 
@@ -87,9 +87,9 @@ class Agent:
 
     def forget(self) -> None:
         """Give the pages back."""
-        if self.session is not None:
-            self.session.close()
-            self.session = None
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
 
     def close(self) -> None:
         """Give the pages back, and refuse further steps."""
@@ -173,7 +173,7 @@ class Batcher:
         """Queue a step, and return the future of its reply. At most one step of an agent may wait at a time.
 
         The future's error is InputError or SessionError if the engine refuses the input, OverloadError if the cache is
-        full, ServerFault if the engine fails.
+        full, ServerError if the engine fails.
 
         Raises:
             OverloadError: too many steps wait.
@@ -223,8 +223,9 @@ class Batcher:
                         self._changed.wait()
                     if self._max_wait_s and self._steps and not self._stopping:
                         self._changed.wait_for(lambda: self._stopping, self._max_wait_s)
-                    calls, self._calls = self._calls, []
-                    steps, self._steps = self._steps, []
+                    calls, steps = list(self._calls), list(self._steps)
+                    self._calls.clear()  # never another list: `_put` may have this one already
+                    self._steps.clear()
                     if self._stopping and not calls and not steps:
                         return
                 if calls:
@@ -281,14 +282,14 @@ class Batcher:
             self.on_step(len(ready), seconds)
         return outcomes
 
-    def _fail(self, item: _Waiting) -> ServerFault:
+    def _fail(self, item: _Waiting) -> ServerError:
         """Return the error for a step that has failed, with its traceback in the log, and drop the episode."""
         logger.exception("a step failed")
         try:
             item.step.agent.forget()
         except Exception:  # of the same engine: the agent is lost anyway
             logger.exception("a session could not be closed")
-        return ServerFault("server: internal error; its log has the traceback; start a new episode")
+        return ServerError("server: internal error; its log has the traceback; start a new episode")
 
 
 def _take(engine: JatEngine, steps: list[tuple[Step, AgentSession]]) -> list[Any]:
@@ -297,14 +298,15 @@ def _take(engine: JatEngine, steps: list[tuple[Step, AgentSession]]) -> list[Any
     if len(steps) == 1:  # a session alone has the quick way
         ((step, session),) = steps
         try:
-            options = None if step.options is NO_OPTIONS else parse_options(*step.options)
+            own = None if step.options is NO_OPTIONS else parse_options(*step.options)
             inputs = step.observation, step.reward, step.space, step.deterministic, wants_predictions
-            taken = session.step(*inputs, _window(step, session), options)
+            taken = session.step(*inputs, _window(step, session), own)
             return [taken if wants_predictions else (taken, None)]
         except (InputError, SessionError) as error:
             return [error.with_traceback(None)]
 
-    options_of = {} if all(step.options is NO_OPTIONS for step, _ in steps) else _columns([s.options for s, _ in steps])
+    has_options = any(step.options is not NO_OPTIONS for step, _ in steps)
+    options: dict[str, Any] = _columns([step.options for step, _ in steps]) if has_options else {}
     try:
         taken = engine.get_next_actions(
             [session for _, session in steps],
@@ -314,7 +316,7 @@ def _take(engine: JatEngine, steps: list[tuple[Step, AgentSession]]) -> list[Any
             [step.deterministic for step, _ in steps],
             wants_predictions,
             context_windows=[_window(step, session) for step, session in steps],
-            **options_of,
+            **options,
         )
     except BatchError as error:
         taken = [error.errors.get(index, action) for index, action in enumerate(error.actions)]

@@ -128,6 +128,11 @@ class PolicyServer:
     # ---- life ------------------------------------------------------------------------------------------------------
 
     @property
+    def is_listening(self) -> bool:
+        """True from the opening of the port until the end."""
+        return self._server is not None and self._server.is_serving()
+
+    @property
     def port(self) -> int:
         """Port that the server listens on."""
         assert self._server is not None, "the server has been started"
@@ -163,7 +168,7 @@ class PolicyServer:
         self._reaper = asyncio.create_task(self._close_idle())
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until SIGTERM or SIGINT; then let open sessions go on for a while, and end. A second signal ends at once.
+        """Serve until SIGTERM or SIGINT, let open sessions go on for a while, and end; a second signal ends at once.
 
         Args:
             on_ready: called when the engine is loaded.

@@ -21,9 +21,9 @@ from ..engine.kv_cache import CacheStats
 from ..engine.snapshot import Captured
 from ..errors import CacheFullError, InputError, SessionError
 from .batcher import Batcher, Start, Step
-from .errors import OverloadError, ServerFault
+from .errors import OverloadError, ServerError
 from .metrics import Metrics
-from .requests import Act, Answer, Close, Reply, Request, Reset, Resume, Resumed, Settings
+from .requests import NO_SETTINGS, Act, Answer, Close, Reply, Request, Reset, Resume, Resumed, Settings
 from .sessions import Detached, ServedSession, SessionRegistry
 from .snapshots import SnapshotStore, StoredSession, apply, describe_session
 
@@ -51,7 +51,7 @@ class ServiceOptions:
     max_queue: int | None = None
     max_wait_ms: float = 0.0
     idle_timeout_s: float = 300.0
-    defaults: Settings = Settings()
+    defaults: Settings = NO_SETTINGS
     snapshot_every: int = 64
     resume_grace_s: float = 30.0
 
@@ -160,7 +160,7 @@ class PolicyService:
             InputError, SessionError: the request is refused; its session is as before, except that an episode that it
                 starts has begun.
             OverloadError: there is no room for it now; its session is as before.
-            ServerFault: the engine failed.
+            ServerError: the engine failed.
         """
         if isinstance(request, Close):
             session = self.sessions.find(owner, request.session_id)
@@ -250,8 +250,8 @@ class PolicyService:
         )
         try:
             reply = await self.batcher.submit(step)
-        except ServerFault:
-            session.opened_window = 0  # the engine's session is gone: the next episode opens another
+        except ServerError:
+            session.lose()
             raise
         self._count(session, request, reply)
         return reply

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..atomic_io import write_bytes
+from ..atomic_io import remove_temporaries, write_bytes
 from ..engine.snapshot import Captured
 from ..errors import InputError
 from . import codec
@@ -91,7 +91,7 @@ class SnapshotStore:
 
     async def remove(self, token: str) -> None:
         """Remove the session of a token, if there is one."""
-        await self._run(lambda: self._path(token).unlink(missing_ok=True))
+        await self._run(lambda: _remove(self._path(token)))
 
     async def remove_old(self) -> None:
         """Remove files that nobody has written for `max_age_s`, also those that killed servers have left unfinished."""
@@ -181,6 +181,11 @@ def _write(path: Path, fields: dict[str, Any], captured: Captured) -> int:
     data = b"".join([begin, hashlib.sha256(begin).digest(), captured.to_bytes()])
     write_bytes(path, data)
     return len(data)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    remove_temporaries(path)
 
 
 def _read(path: Path) -> StoredSession | None:

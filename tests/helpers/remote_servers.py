@@ -81,11 +81,11 @@ class CuttingProxy:
     Args:
         port: of the server.
         numbers: random ones.
-        is_cutting: cut by itself; otherwise only `cut` does.
+        most_bytes: after which it cuts by itself at most; 0 to leave that to `cut`.
     """
 
-    def __init__(self, port: int, numbers: random.Random, is_cutting: bool = True) -> None:
-        self.port_of_server, self._numbers, self._is_cutting = port, numbers, is_cutting
+    def __init__(self, port: int, numbers: random.Random, most_bytes: int = 0) -> None:
+        self.port_of_server, self._numbers, self._most_bytes = port, numbers, most_bytes
         self.num_cut = 0
         self._holds = False
         self._lock = threading.Lock()
@@ -127,7 +127,7 @@ class CuttingProxy:
     def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
         """Copy bytes until the connection is cut or ends. Some bytes before the cut may arrive, others not."""
         pair = client, server
-        cut_after = self._numbers.randrange(500, 60_000) if self._is_cutting else None
+        cut_after = self._numbers.randrange(500, self._most_bytes) if self._most_bytes else None
         passed, kept = 0, b""
         with contextlib.suppress(OSError, ValueError):
             while True:
