@@ -2,8 +2,8 @@
 
 Each request has a number. One whose answer does not come is sent again, over another connection, with the same number:
 the server then gives the answer that was lost. A server that has ended is replaced by one that goes on from the last
-stored snapshot, or from the beginning of the episode; the steps since then are repeated to it with the actions that were
-taken. The steps that this may need are kept.
+stored snapshot, or from the beginning of the episode: the steps since then, which are kept, are repeated to it with the
+actions that were taken.
 
 The conversation is a generator of operations: `RemoteAgent` carries them out with blocking calls, and
 `AsyncRemoteAgent` in an event loop.

@@ -170,14 +170,14 @@ def test_servers_that_are_absent_refuse_or_are_full(start: Callable[..., ServerP
             RemoteAgent(f"{server.url}/other", api_key="first")
         with RemoteAgent(server.url, api_key="first") as agent:
             act(agent, episode, 0)
-            with pytest.raises(OverloadError, match="no room for 0.3 s; all 1 sessions"):
+            with pytest.raises(OverloadError, match=r"no room for 0\.3 s; all 1 sessions"):
                 RemoteAgent(server.url, api_key="first", patience_s=0.3)
         with RemoteAgent(server.url, api_key="first", patience_s=3) as agent:  # after the other one
             act(agent, episode, 0)
             server.kill()
             with pytest.raises(ServerLostError, match="expected an answer within 3 s"):
                 act(agent, episode, 1)
-    with pytest.raises(ServerLostError, match="url: expected a server at .*, got none"):
+    with pytest.raises(ServerLostError, match=r"url: expected a server at .*, got none"):
         RemoteAgent(server.url)
     with pytest.raises(InputError, match="url: expected one"):
         RemoteAgent("http//")
@@ -253,14 +253,18 @@ def test_two_servers_share_their_snapshots(
     flags = ("--state_dir", str(tmp_path), "--snapshot_every", "3")
     episode = EPISODE["atari_sampled_cw8"]
     expected = lone_steps(engine, episode)
-    with start(*flags) as first, start(*flags) as second, CuttingProxy(first.port, random.Random(1)) as proxy:
-        with RemoteAgent(proxy.url, seed=episode.seed) as agent:
-            for t, step in enumerate(expected):
-                if t % 5 == 4:
-                    proxy.port_of_server = second.port if proxy.port_of_server == first.port else first.port
-                    proxy.cut()
-                check(act(agent, episode, t), step)
-            assert len(agent.recoveries) == len(expected) // 5
+    with (
+        start(*flags) as first,
+        start(*flags) as second,
+        CuttingProxy(first.port, random.Random(1)) as proxy,
+        RemoteAgent(proxy.url, seed=episode.seed) as agent,
+    ):
+        for t, step in enumerate(expected):
+            if t % 5 == 4:
+                proxy.port_of_server = second.port if proxy.port_of_server == first.port else first.port
+                proxy.cut()
+            check(act(agent, episode, t), step)
+        assert len(agent.recoveries) == len(expected) // 5
 
 
 def test_a_server_that_ends_in_an_orderly_way_leaves_the_newest_state(
