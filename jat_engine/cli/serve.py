@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
 
-from .agent import check_source, describe, load_agent
+from .agent import check_source, describe, load_agent, weights_of
 from .arguments import ModelArguments, note, parse
 from .streams import say
 
@@ -125,17 +125,26 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
     if arguments.state_dir is not None:
         store = SnapshotStore(Path(arguments.state_dir).expanduser(), arguments.snapshot_max_age_s)
 
+    hashes: list[str] = []
+
     def load() -> JatEngine:
         agent, _ = load_agent(model, arguments.max_sessions)
         assert isinstance(agent, JatEngine), "the reference was refused"
         note(describe(agent))
+        hashes.append(weights_of(model))
         return agent
 
     service = PolicyService(load, limits, store=store)
     server = PolicyServer(
         service,
         options,
-        lambda: describe_server(service.batcher.engine, model.model_name_or_path, arguments.max_sessions, defaults),
+        lambda: describe_server(
+            service.batcher.engine,
+            model.model_name_or_path,
+            arguments.max_sessions,
+            defaults,
+            hashes[0] if hashes else None,
+        ),
     )
     host = f"[{options.host}]" if ":" in options.host else options.host
     await server.run(lambda: say(f"serving on ws://{host}:{server.port}"))
