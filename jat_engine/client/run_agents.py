@@ -53,7 +53,7 @@ class RemoteAgents:
         for key, one in zip(keys, observed, strict=True):
             if one.action_space is not None:
                 self._spaces[key] = one.action_space
-        actions = self._run(self._act_all(keys, observed))
+        actions: list[Any] = self._run(self._act_all(keys, observed))
         self.seconds += time.perf_counter() - began
         self.steps += len(keys)
         return actions
