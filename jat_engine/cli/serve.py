@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
 
+from ..dtypes import KV_DTYPES
 from .agent import check_source, describe, load_agent, weights_of
 from .arguments import ModelArguments, note, parse
 from .streams import say
@@ -36,12 +37,21 @@ class ServeArguments:
         default=300.0, metadata={"help": "close sessions and connections without a request for this long"}
     )
     drain_timeout_s: float = field(default=10.0, metadata={"help": "time that sessions may go on after SIGTERM"})
+    num_threads: int | None = field(
+        default=None, metadata={"help": "threads of the native CPU backend (default: the cores of this process)"}
+    )
+    kv_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "type of cached keys and values: bfloat16 or int8 on the CPU, float8_e4m3 on a GPU",
+            "choices": sorted({name for names in KV_DTYPES.values() for name in names}),
+        },
+    )
     task: str | None = field(
         default=None, metadata={"help": "published task of clients that name neither a task nor an action space"}
     )
     api_key_file: str | None = field(default=None, metadata={"help": "file with a key in each line; clients need one"})
     allow_public: bool = field(default=False, metadata={"help": "listen on a public address without --api_key_file"})
-
     state_dir: str | None = field(
         default=None,
         metadata={"help": "folder for snapshots of sessions, from which a server goes on after another's end"},
@@ -63,7 +73,7 @@ class ServeArguments:
         """
         if not 0 <= self.port < 1 << 16:
             raise ValueError(f"--port: expected 0 to 65535, got {self.port}")
-        for name in ("max_sessions", "max_queue", "snapshot_every"):
+        for name in ("max_sessions", "max_queue", "num_threads", "snapshot_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: expected at least 1, got {value}")
@@ -128,7 +138,8 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
     hashes: list[str] = []
 
     def load() -> JatEngine:
-        agent, _ = load_agent(model, arguments.max_sessions)
+        engine_options = {"num_threads": arguments.num_threads, "kv_dtype": arguments.kv_dtype}
+        agent, _ = load_agent(model, arguments.max_sessions, **engine_options)
         assert isinstance(agent, JatEngine), "the reference was refused"
         note(describe(agent))
         hashes.append(weights_of(model))

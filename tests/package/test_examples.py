@@ -57,7 +57,7 @@ def examples() -> list[doctest.DocTest]:
 
 @pytest.fixture(scope="module")
 def names() -> Iterator[dict[str, Any]]:
-    """Yield names that examples use without defining them: public ones, agents of each kind, a server, an environment."""
+    """Yield names that examples use without defining them: public ones, agents of each kind, a server, and so on."""
     pytest.importorskip("minigrid", reason="needs the babyai extra")
     env = envs.make("babyai-go-to-obj", seed=0)
     observation, _ = env.reset()
