@@ -53,6 +53,7 @@ from .arguments import EpisodeArguments, ModelArguments, TaskArguments, note, pa
 from .evaluate_texts import TextEvalArguments, choose_texts, evaluate_texts
 from .run_progress import RunProgress
 from .run_tables import failures_line, power_line, print_evaluation
+from .served import AgentArguments, ServedAgent, find_served
 from .streams import terminable, uninterrupted
 
 AUTO = "auto"
@@ -171,15 +172,24 @@ def run(argv: Sequence[str]) -> int:
     model_arguments, choice, arguments, text_arguments = parse(
         "eval",
         "Score an agent on tasks, as published, or its language model on texts.",
-        [ModelArguments, TaskArguments, EvalArguments, TextEvalArguments],
+        [AgentArguments, TaskArguments, EvalArguments, TextEvalArguments],
         argv,
     )
     texts = choose_texts(arguments, choice, text_arguments)
     if texts:
+        model_arguments.check_loaded("texts")
         return evaluate_texts(model_arguments, text_arguments, texts, arguments.output_dir, arguments.overwrite)
-    source = model_arguments.model_name_or_path
-    check_source("--model_name_or_path", source)
-    trained = read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir})
+    for flag, given in (("--ray", arguments.ray is not None), ("--push_to_hub", arguments.push_to_hub)):
+        if given:
+            model_arguments.check_loaded(flag)
+    served = find_served(model_arguments)
+    trained: list[TrainedTask] = []
+    if served is None:
+        source = model_arguments.model_name_or_path
+        check_source("--model_name_or_path", source)
+        trained = read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir})
+    else:
+        source = served.name
     folder = Path(arguments.output_dir) if arguments.output_dir else default_folder(source)
     planned = take_up(arguments, folder)
     if arguments.num_episodes is None:
@@ -188,8 +198,9 @@ def run(argv: Sequence[str]) -> int:
         arguments.seed = choose_seed(trained, arguments.num_episodes)
     arguments.check()
     tasks = find_tasks(choice, arguments, trained)
-    known = {"weights_sha256": weights_of(model_arguments), **arguments.settings}
-    check_before(model_arguments, arguments, tasks, folder, known)
+    weights = weights_of(model_arguments) if served is None else served.weights_sha256
+    known = {"weights_sha256": weights, **arguments.settings}
+    check_before(model_arguments, arguments, tasks, folder, known, served)
     if not tasks:
         return upload(model_arguments, arguments.repo_id, folder)
 
@@ -198,7 +209,7 @@ def run(argv: Sequence[str]) -> int:
     described = asdict(model_arguments) | asdict(choice) | asdict(arguments)
     with run_lock(folder), terminable():
         with (
-            opened_machines(model_arguments, arguments, known, tasks, options, folder, counts) as machines,
+            opened_machines(model_arguments, arguments, known, tasks, options, folder, counts, served) as machines,
             opened_run(folder, arguments) as database,
         ):
             prepare_run(database, {**known, **machines.settings}, tasks, counts, arguments.mixed_machines)
@@ -280,6 +291,7 @@ def check_before(
     tasks: list[Task],
     folder: Path,
     settings: dict[str, Any],
+    served: ServedAgent | None,
 ) -> None:
     """Check everything that can be known before the model is loaded and the first episode is played.
 
@@ -295,7 +307,7 @@ def check_before(
         for task in tasks:
             check_maker(task)
     else:
-        settings = {**settings, **machine_settings()}
+        settings = {**settings, **(machine_settings() if served is None else served.machine)}
     if tasks and not arguments.overwrite:
         check_results(folder)
         if (folder / FILE_NAME).exists():
@@ -309,7 +321,7 @@ def check_before(
         from ..hub_account import check_upload
 
         check_upload(str(arguments.repo_id))
-    config = load_config(model_arguments)
+    config = load_config(model_arguments) if served is None else served.config
     require_simulators(tasks, render=arguments.save_video)
     check_sizes(tasks, config)
 
@@ -350,6 +362,7 @@ def opened_machines(
     options: RunOptions,
     folder: Path,
     counts: dict[str, int],
+    served: ServedAgent | None,
 ) -> Iterator[Machines]:
     """Load the agent: on this machine, or with `--ray` on those of a cluster, which end with the `with` block.
 
@@ -361,10 +374,15 @@ def opened_machines(
         options: of the run.
         folder: of the run.
         counts: name of the task -> episodes.
+        served: agent of a server, which then needs no loading.
 
     Raises:
         ValueError: the agent cannot be loaded, or no machine of the cluster can play the run.
     """
+    if served is not None:
+        yield ThisMachine(served.load_agents(options.act))
+        return
+
     num_episodes = sum(counts.values())
     if arguments.ray is None:
         yield ThisMachine(load_agents(model_arguments, options.act, most_agents(options, num_episodes)))

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..checkpoint.trained_tasks import read_trained_tasks
+from ..checkpoint.trained_tasks import TrainedTask, read_trained_tasks
 from ..evaluation import EpisodeResult, main_reference, normalize, reference_words, undefined_reason
 from ..evaluation.checks import check_sizes
 from ..evaluation.environment import evaluation_env, require_display, require_simulators
 from ..evaluation.progress import play_episodes
+from ..evaluation.rollout import Agent
 from ..evaluation.tile import RecordTiles
 from ..evaluation.video import EpisodeVideo, check_video, video_rate
 from .agent import check_source, load_agent, load_config
-from .arguments import EpisodeArguments, ModelArguments, TaskArguments, failure, note, parse
+from .arguments import EpisodeArguments, TaskArguments, failure, note, parse
+from .served import AgentArguments, SeededAgent, find_served
 from .streams import say, terminable
 from .tables import milliseconds, number
 
@@ -49,20 +51,28 @@ def run(argv: Sequence[str]) -> int:
         The exit code: 1 if an episode or the video failed.
     """
     model_arguments, choice, arguments = parse(
-        "play", "Watch or record an agent on one task.", [ModelArguments, TaskArguments, PlayArguments], argv
+        "play", "Watch or record an agent on one task.", [AgentArguments, TaskArguments, PlayArguments], argv
     )
     arguments.check()
-    source = model_arguments.model_name_or_path
-    check_source("--model_name_or_path", source)
-    task = choice.find_one(arguments.task, read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir}))
+    served = find_served(model_arguments)
+    trained: list[TrainedTask] = []
+    if served is None:
+        source = model_arguments.model_name_or_path
+        check_source("--model_name_or_path", source)
+        trained = read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir})
+    task = choice.find_one(arguments.task, trained)
     if arguments.save_video:
         check_video("--save_video", arguments.save_video)
     if arguments.render:
         require_display(task)
-    config = load_config(model_arguments)
+    config = load_config(model_arguments) if served is None else served.config
     require_simulators([task], render=bool(arguments.save_video))
     check_sizes([task], config, "--task")
-    agent, processor = load_agent(model_arguments)
+    agent: Agent
+    if served is None:
+        agent, processor = load_agent(model_arguments)
+    else:
+        agent, processor = SeededAgent(served.open(arguments.seed), arguments.seed), None
 
     video = EpisodeVideo(arguments.save_video) if arguments.save_video else None
     render_mode = "human" if arguments.render else "rgb_array" if arguments.save_video else None

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import util
+from pathlib import Path
 
 from ..dtypes import KV_DTYPES
-from .agent import check_source, describe, load_agent
+from .agent import check_source, describe, load_agent, weights_of
 from .arguments import ModelArguments, note, parse
 from .streams import say
 
@@ -51,6 +52,18 @@ class ServeArguments:
     )
     api_key_file: str | None = field(default=None, metadata={"help": "file with a key in each line; clients need one"})
     allow_public: bool = field(default=False, metadata={"help": "listen on a public address without --api_key_file"})
+    state_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder for snapshots of sessions, from which a server goes on after another's end"},
+    )
+    snapshot_every: int = field(default=64, metadata={"help": "steps of a session between two snapshots"})
+    snapshot_max_age_s: float = field(
+        default=86400.0, metadata={"help": "remove snapshots that are older, of clients that did not come back"}
+    )
+    resume_grace_s: float = field(
+        default=30.0,
+        metadata={"help": "time that a session waits for another connection of a client that asks for it"},
+    )
 
     def check(self) -> None:
         """Check the values.
@@ -60,7 +73,7 @@ class ServeArguments:
         """
         if not 0 <= self.port < 1 << 16:
             raise ValueError(f"--port: expected 0 to 65535, got {self.port}")
-        for name in ("max_sessions", "max_queue", "num_threads"):
+        for name in ("max_sessions", "max_queue", "num_threads", "snapshot_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: expected at least 1, got {value}")
@@ -68,8 +81,11 @@ class ServeArguments:
             raise ValueError(f"--max_wait_ms: expected 0 to 1, got {self.max_wait_ms}")
         if not self.idle_timeout_s > 0:
             raise ValueError(f"--idle_timeout_s: expected a number above 0, got {self.idle_timeout_s}")
-        if not self.drain_timeout_s >= 0:
-            raise ValueError(f"--drain_timeout_s: expected a number >= 0, got {self.drain_timeout_s}")
+        for name in ("drain_timeout_s", "resume_grace_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name}: expected a number >= 0, got {getattr(self, name)}")
+        if not self.snapshot_max_age_s > 0:
+            raise ValueError(f"--snapshot_max_age_s: expected a number above 0, got {self.snapshot_max_age_s}")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -96,6 +112,7 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
     from ..serving.requests import Settings, parse_settings
     from ..serving.server import PolicyServer, ServerOptions
     from ..serving.service import PolicyService, ServiceOptions
+    from ..serving.snapshots import SnapshotStore
 
     defaults = Settings() if arguments.task is None else parse_settings({"task": arguments.task})
     options = ServerOptions(
@@ -111,20 +128,34 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
         max_wait_ms=arguments.max_wait_ms,
         idle_timeout_s=arguments.idle_timeout_s,
         defaults=defaults,
+        snapshot_every=arguments.snapshot_every,
+        resume_grace_s=arguments.resume_grace_s,
     )
+    store = None
+    if arguments.state_dir is not None:
+        store = SnapshotStore(Path(arguments.state_dir).expanduser(), arguments.snapshot_max_age_s)
+
+    hashes: list[str] = []
 
     def load() -> JatEngine:
         engine_options = {"num_threads": arguments.num_threads, "kv_dtype": arguments.kv_dtype}
         agent, _ = load_agent(model, arguments.max_sessions, **engine_options)
         assert isinstance(agent, JatEngine), "the reference was refused"
         note(describe(agent))
+        hashes.append(weights_of(model))
         return agent
 
-    service = PolicyService(load, limits)
+    service = PolicyService(load, limits, store=store)
     server = PolicyServer(
         service,
         options,
-        lambda: describe_server(service.batcher.engine, model.model_name_or_path, arguments.max_sessions, defaults),
+        lambda: describe_server(
+            service.batcher.engine,
+            model.model_name_or_path,
+            arguments.max_sessions,
+            defaults,
+            hashes[0] if hashes else None,
+        ),
     )
     host = f"[{options.host}]" if ":" in options.host else options.host
     await server.run(lambda: say(f"serving on ws://{host}:{server.port}"))

@@ -10,7 +10,7 @@ from ..action_options import ActionOptions, parse_options
 from ..errors import InputError
 from ..observation import ActionSpace, parse_action
 from .arguments import check_flags
-from .snapshot import take
+from .snapshot import Captured, capture
 from .step import Episodes, StepRunner
 
 
@@ -192,7 +192,17 @@ class AgentSession:
             >>> with engine.restore(blob) as session:
             ...     action = session.get_next_action(**observation, action_space=env.action_space)
         """
-        return take(self.runner, self.episodes, self._identity)
+        return self.capture().to_bytes()
+
+    def capture(self) -> Captured:
+        """Return a copy of the session's state, whose `to_bytes` is the snapshot.
+
+        The copy is quick. Its bytes, with their digest, can be made in another thread while the session goes on.
+
+        Raises:
+            SessionError: see `snapshot`.
+        """
+        return capture(self.runner, self.episodes, self._identity)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"num_cached_tokens={self.num_cached_tokens}"

@@ -47,8 +47,31 @@ class Parts(NamedTuple):
     arrays: dict[str, np.ndarray]
 
 
-def take(runner: StepRunner, episodes: Episodes, identity: dict[str, Any]) -> bytes:
-    """Return the snapshot of a single agent's episode. Waits for a running step.
+class Captured(NamedTuple):
+    """A copy of a session's state, which its further steps do not change.
+
+    Attributes:
+        header: what the session and its engine are.
+        arrays: by name.
+    """
+
+    header: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def to_bytes(self) -> bytes:
+        """Return the snapshot. Any thread may call this, while the engine goes on."""
+        header = {**self.header, "arrays": [[name, a.dtype.str, list(a.shape)] for name, a in self.arrays.items()]}
+        text = json.dumps(header).encode()
+        data = (memoryview(np.ascontiguousarray(array)) for array in self.arrays.values())
+        parts: list[bytes | memoryview] = [_MAGIC, struct.pack("<I", len(text)), text, *data]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        return b"".join([*parts, digest.digest()])
+
+
+def capture(runner: StepRunner, episodes: Episodes, identity: dict[str, Any]) -> Captured:
+    """Return a copy of the state of a single agent's episode. Waits for a running step.
 
     Args:
         runner: of the engine.
@@ -94,14 +117,7 @@ def take(runner: StepRunner, episodes: Episodes, identity: dict[str, Any]) -> by
             embedding = backend.read_embedding(last.embeddings)
             if embedding is not None:
                 arrays["embedding"] = embedding
-
-    header["arrays"] = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
-    text = json.dumps(header).encode()
-    parts = [_MAGIC, struct.pack("<I", len(text)), text, *(np.ascontiguousarray(a).data for a in arrays.values())]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return b"".join([*parts, digest.digest()])
+    return Captured(header, arrays)
 
 
 def read(blob: Any) -> Parts:

@@ -11,13 +11,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from ..action_options import parse_options
 from ..engine.engine import JatEngine
 from ..engine.session import AgentSession
+from ..engine.snapshot import Captured
 from ..errors import BatchError, CacheFullError, InputError, SessionError
+from ..observation import Limits, parse_action, parse_action_space
 from .errors import OverloadError, ServerError
 from .requests import NO_OPTIONS, Options, Reply
 from .spaces import Space
@@ -75,6 +77,17 @@ class Agent:
             raise SessionError("session: expected the start of an episode, since a failure has ended the last one")
         return self.session
 
+    def restore(self, engine: JatEngine, snapshot: bytes) -> None:
+        """Go on from a session's snapshot. Raises what `JatEngine.restore` raises."""
+        self.forget()
+        self.session = engine.restore(snapshot)
+
+    def capture(self) -> Captured:
+        """Return a copy of the session's state. Raises `SessionError` if there is none."""
+        if self.session is None:
+            raise SessionError("session: expected an open one, got one that was closed")
+        return self.session.capture()
+
     def forget(self) -> None:
         """Give the pages back."""
         session, self.session = self.session, None
@@ -100,6 +113,8 @@ class Step:
         window: of this step; None for the session's.
         options: of the choice.
         start: of an episode that begins with it; None in its course.
+        forced: action that takes the place of the chosen one in the agent's history; None to leave it.
+        wants_prediction: also reply with the prediction.
     """
 
     agent: Agent
@@ -110,6 +125,8 @@ class Step:
     window: int | None
     options: Options
     start: Start | None
+    forced: Any = None
+    wants_prediction: bool = False
 
 
 class _Waiting(NamedTuple):
@@ -238,6 +255,8 @@ class Batcher:
                 continue
             step = item.step
             try:
+                if step.forced is not None:
+                    parse_action(parse_action_space(Limits.of(engine.config), step.space), step.forced)
                 ready.append((item, step.agent.prepare(engine, step.start)))
             except CacheFullError as error:
                 outcomes.append((item.future, OverloadError(*error.args)))
@@ -251,10 +270,17 @@ class Batcher:
         except Exception:
             return [*outcomes, *((item.future, self._fail(item)) for item, _ in ready)]
         seconds = time.perf_counter() - begin
-        for (item, _), action in zip(ready, actions, strict=True):
-            is_error = isinstance(action, Exception)
-            reply = action if is_error else Reply(action, begin - item.since, seconds, len(ready))
-            outcomes.append((item.future, reply))
+        for (item, session), taken in zip(ready, actions, strict=True):
+            outcomes.append((item.future, taken))
+            if isinstance(taken, Exception):
+                continue
+            action, prediction = taken
+            reply = Reply(action, begin - item.since, seconds, len(ready))
+            if item.step.wants_prediction:
+                reply = replace(reply, prediction=prediction)
+            if item.step.forced is not None:
+                session.force_action(item.step.forced)
+            outcomes[-1] = item.future, reply
         if ready:
             self.on_step(len(ready), seconds)
         return outcomes
@@ -270,30 +296,36 @@ class Batcher:
 
 
 def _take(engine: JatEngine, steps: list[tuple[Step, AgentSession]]) -> list[Any]:
-    """Take a step of some sessions, and return an action or an error for each."""
+    """Take a step of some sessions, and return an action with its prediction (None if no step wants it) or an error."""
+    wants_predictions = any(step.wants_prediction for step, _ in steps)
     if len(steps) == 1:  # a session alone has the quick way
         ((step, session),) = steps
         try:
             own = None if step.options is NO_OPTIONS else parse_options(*step.options)
-            inputs = step.observation, step.reward, step.space, step.deterministic, False
-            return [session.step(*inputs, _window(step, session), own)]
+            inputs = step.observation, step.reward, step.space, step.deterministic, wants_predictions
+            taken = session.step(*inputs, _window(step, session), own)
+            return [taken if wants_predictions else (taken, None)]
         except (InputError, SessionError) as error:
             return [error.with_traceback(None)]
 
     has_options = any(step.options is not NO_OPTIONS for step, _ in steps)
     options: dict[str, Any] = _columns([step.options for step, _ in steps]) if has_options else {}
     try:
-        return engine.get_next_actions(
+        taken = engine.get_next_actions(
             [session for _, session in steps],
             [step.observation for step, _ in steps],
             [step.reward for step, _ in steps],
             [step.space for step, _ in steps],
             [step.deterministic for step, _ in steps],
+            wants_predictions,
             context_windows=[_window(step, session) for step, session in steps],
             **options,
         )
     except BatchError as error:
-        return [error.errors.get(index, action) for index, action in enumerate(error.actions)]
+        taken = [error.errors.get(index, action) for index, action in enumerate(error.actions)]
+    if wants_predictions:
+        return taken
+    return [action if isinstance(action, Exception) else (action, None) for action in taken]
 
 
 def _window(step: Step, session: AgentSession) -> int | None:

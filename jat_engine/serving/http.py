@@ -20,6 +20,10 @@ OPEN_PATHS = ("/healthz", "/health", "/ready")
 """Paths that need no key."""
 
 
+RETRY_SECONDS = "1"
+"""Time after which a client may try again to connect to a server that loads its model or is full."""
+
+
 class Page(NamedTuple):
     """Answer to a request.
 
@@ -59,7 +63,10 @@ def respond(page: Page) -> Response:
 
 def refuse(status: HTTPStatus, line: str) -> Response:
     """Return the answer that refuses a request, with a line that says why."""
-    return respond(Page(status, f"{line}\n".encode()))
+    response = respond(Page(status, f"{line}\n".encode()))
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+        response.headers["Retry-After"] = RETRY_SECONDS
+    return response
 
 
 class HttpPages:

@@ -33,6 +33,13 @@ class Metrics:
         self.batch = Histogram("jat_batch_size", "Sessions in a step.", buckets=_BATCHES, registry=registry)
         self.step = Histogram("jat_step_seconds", "Seconds of a step.", buckets=_SECONDS, registry=registry)
         self.wait = Histogram("jat_queue_seconds", "Seconds a request waits.", buckets=_SECONDS, registry=registry)
+        self.snapshots = Histogram(
+            "jat_snapshot_seconds", "Seconds in which a snapshot is stored.", buckets=_SECONDS, registry=registry
+        )
+        self.snapshot_bytes = Counter("jat_snapshot_bytes", "Bytes of stored snapshots.", registry=registry)
+        self.resumed = Counter("jat_resumed_sessions", "Sessions gone on with.", ["status"], registry=registry)
+        for status in ("resumed", "restored"):
+            self.resumed.labels(status)
         for kind in KINDS:
             self.errors.labels(kind)
 
@@ -47,6 +54,11 @@ class Metrics:
             self.repeats.inc()
         else:
             self.wait.observe(reply.queue_s)
+
+    def count_snapshot(self, num_bytes: int, seconds: float) -> None:
+        """Count a snapshot that was stored."""
+        self.snapshots.observe(seconds)
+        self.snapshot_bytes.inc(num_bytes)
 
     def set_cache(self, stats: CacheStats) -> None:
         """Set the gauges of the KV cache."""

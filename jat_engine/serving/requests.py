@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ MOST_NAME_CHARACTERS = 128
 
 _SETTINGS = ("task", "action_space", "context_window", "seed", "deterministic")
 _OPTIONS = ("action_mask", "temperature", "top_k", "action_clip")
-FIELDS = (*OBSERVATION_KEYS, *_SETTINGS, *_OPTIONS, "reward", "episode_start", "session_id", "seq", "endpoint")
+_OF_A_STEP = ("reward", "episode_start", "force_action", "return_prediction")
+FIELDS = (*OBSERVATION_KEYS, *_SETTINGS, *_OPTIONS, *_OF_A_STEP, "session_id", "seq", "endpoint")
 """Keys of a request in protocols that leave them open."""
 
 
@@ -83,6 +85,8 @@ class Act:
         session_id: name of the session within its connection.
         seq: number of the request, which increases within a session; the last one, repeated, gets the same reply and
             takes no step. None for none.
+        forced: action that takes the place of the chosen one in the agent's history; None to leave it.
+        wants_prediction: also reply with the prediction that the action was chosen from.
     """
 
     observation: Mapping[str, Any]
@@ -92,6 +96,8 @@ class Act:
     begins: bool = False
     session_id: str = DEFAULT_SESSION
     seq: int | None = None
+    forced: Any = None
+    wants_prediction: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,24 @@ class Close:
     seq: int | None = None
 
 
-Request = Act | Reset | Close
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Request to go on with the session of a token, or to open one that another connection can go on with.
+
+    Attributes:
+        token: secret of the client.
+        session_id: name of the session within this connection from now on.
+        since: number of the last request that the client cannot repeat: a session that has not carried it out is of no
+            use. None if it can repeat all that matter.
+    """
+
+    token: str
+    session_id: str = DEFAULT_SESSION
+    since: int | None = None
+    seq: int | None = None
+
+
+Request = Act | Reset | Close | Resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +147,8 @@ class Reply:
         step_s: seconds of its step.
         batch: number of sessions in that step.
         is_repeat: the step was taken by an earlier request of the same number.
+        prediction: float32 [A] or [n]; None if the request did not ask for it.
+        snapshot_seq: number of the last request whose result a stored snapshot has; None as long as that is not news.
     """
 
     action: list[float] | int
@@ -131,11 +156,46 @@ class Reply:
     step_s: float
     batch: int
     is_repeat: bool = False
+    prediction: np.ndarray | None = None
+    snapshot_seq: int | None = None
 
     @property
     def array(self) -> np.ndarray:
         """The action as an array with a leading dimension: float32 [1, A] or int64 [1]."""
         return np.array([self.action], np.int64 if isinstance(self.action, int) else np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Answer to a `Resume`.
+
+    Attributes:
+        status: "resumed": the session was open; "restored": from a snapshot; "new": it begins now.
+        seq: number of the last request that it has carried out; None for none.
+        has_snapshots: snapshots of it will be stored.
+        reason: why a snapshot that is there was not used; empty otherwise.
+    """
+
+    status: str
+    seq: int | None
+    has_snapshots: bool
+    reason: str = ""
+
+
+Answer = Reply | Resumed | None
+
+
+def parse_resume(fields: Mapping[str, Any]) -> Resume:
+    """Return the request to go on with a session that some fields are: `token`, `session_id`, `seq`.
+
+    Raises:
+        InputError: a field is unknown or invalid.
+    """
+    refuse_unknown(map(str, fields), ("token", "session_id", "seq"), "a field of a request to resume")
+    token = fields.get("token")
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise InputError("token: expected 32 to 128 letters, digits, - and _ that nobody can guess, got something else")
+    return Resume(token, parse_session_id(fields.get("session_id")), _seq(fields.get("seq")))
 
 
 def parse_act(fields: Mapping[str, Any], settings: Settings | None = None, seq: int | None = None) -> Act:
@@ -163,6 +223,8 @@ def parse_act(fields: Mapping[str, Any], settings: Settings | None = None, seq: 
         begins=_flag("episode_start", get("episode_start")) or False,
         session_id=parse_session_id(get("session_id")),
         seq=_seq(get("seq")) if seq is None else seq,
+        forced=get("force_action"),
+        wants_prediction=_flag("return_prediction", get("return_prediction")) or False,
     )
 
 
@@ -211,6 +273,7 @@ def parse_session_id(value: Any) -> str:
 
 
 _KNOWN = frozenset(FIELDS)
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
 
 
 def _flag(name: str, value: Any) -> bool | None:

@@ -275,8 +275,6 @@ class PolicyServer:
         finally:
             self.connections.discard(connection)
             metrics.connections.set(len(self.connections))
-            if connection.tail is not None:
-                connection.tail.cancel()
             await self.service.drop(connection)
 
     async def _converse(self, connection: Connection) -> None:
@@ -343,7 +341,7 @@ class PolicyServer:
             connection.is_refused = True
         if kind == "fault":
             logger.error("a request failed", exc_info=error)
-        return connection.dialect.error(message_of(error), request)
+        return connection.dialect.error(message_of(error), request, kind)
 
     async def _send(self, connection: Connection, frame: Frame | None) -> None:
         if frame is not None:

@@ -1,26 +1,36 @@
 """The policy service: sessions of clients on one engine, without any wire.
 
 A transport (the websocket server, a page, a Ray deployment) names the owner of a request, such as a connection, and
-awaits the reply; `drop` ends everything of an owner. All methods belong to one event loop.
+awaits the reply; `drop` ends everything of an owner, except sessions with a token, which another owner may go on with:
+at once, or from a stored snapshot. All methods belong to one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..engine.engine import JatEngine
 from ..engine.kv_cache import CacheStats
-from ..errors import InputError
+from ..engine.snapshot import Captured
+from ..errors import CacheFullError, InputError, SessionError
 from .batcher import Batcher, Start, Step
 from .errors import OverloadError, ServerError
 from .metrics import Metrics
-from .requests import NO_SETTINGS, Act, Close, Reply, Request, Reset, Settings
-from .sessions import ServedSession, SessionRegistry
+from .requests import NO_SETTINGS, Act, Answer, Close, Reply, Request, Reset, Resume, Resumed, Settings
+from .sessions import Detached, ServedSession, SessionRegistry
+from .snapshots import SnapshotStore, StoredSession, apply, describe_session
+
+logger = logging.getLogger(__name__)
+
+_SWEEP_SECONDS = 60.0
+"""Seconds between two looks for snapshots that are too old."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +43,8 @@ class ServiceOptions:
         max_wait_ms: milliseconds that a request waits for others if no step is running.
         idle_timeout_s: seconds without a request after which a session is closed.
         defaults: settings of episodes as far as clients give none.
+        snapshot_every: steps of a session with a token after which its snapshot is stored.
+        resume_grace_s: seconds for which a session with a token waits for another connection when its own has gone.
     """
 
     max_sessions: int = 64
@@ -40,6 +52,8 @@ class ServiceOptions:
     max_wait_ms: float = 0.0
     idle_timeout_s: float = 300.0
     defaults: Settings = NO_SETTINGS
+    snapshot_every: int = 64
+    resume_grace_s: float = 30.0
 
 
 class Observer(Protocol):
@@ -66,13 +80,20 @@ class PolicyService:
         observers: that follow the sessions.
     """
 
-    def __init__(self, load: Callable[[], JatEngine], options: ServiceOptions, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], JatEngine],
+        options: ServiceOptions,
+        metrics: Metrics | None = None,
+        store: SnapshotStore | None = None,
+    ) -> None:
         """Describe the service; `start` loads the engine.
 
         Args:
             load: returns the engine; called in the engine's thread.
             options: limits.
             metrics: to count in; None for new ones.
+            store: of the snapshots of sessions with tokens; None to store none.
         """
         self.options = options
         self.metrics = metrics or Metrics()
@@ -81,6 +102,8 @@ class PolicyService:
         self.batcher = Batcher(load, options.max_queue or options.max_sessions, options.max_wait_ms / 1000)
         self.batcher.on_step = self.metrics.count_step
         self.observers: list[Observer] = []
+        self._store = store
+        self._savings: set[asyncio.Task[None]] = set()
         self._reaper: asyncio.Task[None] | None = None
 
     # ---- life ------------------------------------------------------------------------------------------------------
@@ -109,18 +132,25 @@ class PolicyService:
         self.sessions.refuses_new = True
 
     async def stop(self) -> None:
-        """Close all sessions and the engine."""
+        """Store sessions that have tokens, and close all sessions and the engine."""
         self.drain()
         if self._reaper is not None:
             self._reaper.cancel()
         for session in self.sessions:
+            if session.unsaved and not session.lock.locked():
+                self._save(session)
+        if self._savings:
+            await asyncio.wait(self._savings)
+        for session in self.sessions:
             self._remove(session)
         await self.batcher.stop()
+        if self._store is not None:
+            self._store.close()
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
-    async def answer(self, owner: Hashable, request: Request) -> Reply | None:
-        """Carry out a request, and return the reply to an `Act`.
+    async def answer(self, owner: Hashable, request: Request) -> Answer:
+        """Carry out a request, and return the reply to an `Act` or a `Resume`.
 
         Args:
             owner: of the session, whose first request opens it.
@@ -137,13 +167,15 @@ class PolicyService:
             if session is not None:
                 async with session.lock:
                     self._remove(session)
+                    self._discard(session)
             return None
+        if isinstance(request, Resume):
+            return await self._resume(owner, request)
 
         session = self.sessions.find(owner, request.session_id)
         if session is None:
             is_start = isinstance(request, Reset) or request.begins
-            session = self.sessions.open(owner, request.session_id, self.options.defaults, is_start)
-            self.metrics.sessions.set(len(self.sessions))
+            session = self._open(owner, request.session_id, is_start)
         async with session.lock:
             if session.closed:
                 raise OverloadError("session: expected an open one, got one that was closed while the request waited")
@@ -157,13 +189,22 @@ class PolicyService:
                 reply = await self._act(session, request)
             session.last_used = time.monotonic()
             if request.seq is not None:
+                if reply is not None and session.told_seq != session.saved_seq:
+                    session.told_seq = session.saved_seq
+                    reply = replace(reply, snapshot_seq=session.saved_seq)
                 session.last_seq, session.last_reply = request.seq, reply
+                if session.unsaved >= self.options.snapshot_every:
+                    self._save(session)
             return reply
 
     async def drop(self, owner: Hashable) -> None:
-        """Close all sessions of an owner that has gone."""
+        """Close all sessions of an owner that has gone. Those with tokens wait for another one."""
+        grace, now = self.options.resume_grace_s, time.monotonic()
         for session in self.sessions.of(owner):
-            self._remove(session)
+            if session.token is None or not grace:
+                self._remove(session)
+            else:
+                self.sessions.move(session, Detached(session.token, now), session.name)
         self.sessions.forget(owner)
 
     async def cache_stats(self) -> CacheStats:
@@ -204,6 +245,8 @@ class PolicyService:
             window=settings.window,
             options=request.options,
             start=Start(session.next_seed, settings.window) if session.begins else None,
+            forced=request.forced,
+            wants_prediction=request.wants_prediction,
         )
         try:
             reply = await self.batcher.submit(step)
@@ -216,6 +259,8 @@ class PolicyService:
     def _count(self, session: ServedSession, request: Act, reply: Reply) -> None:
         """Count a step that was taken, and tell the observers."""
         if session.begins:
+            if session.next_seed is not None and session.saved_seq is not None:  # the episode needs nothing from before
+                self._forget_snapshot(session)
             session.has_begun()
             self.metrics.episodes.inc()
             for observer in self.observers:
@@ -223,6 +268,8 @@ class PolicyService:
         elif request.reward is not None:
             session.return_ += float(request.reward)
         session.steps += 1
+        if session.token is not None and self._store is not None:
+            session.unsaved += 1
         self.metrics.count_reply(reply)
         for observer in self.observers:
             observer.on_step(session, request, reply)
@@ -238,8 +285,129 @@ class PolicyService:
             observer.on_close(session)
 
     async def _close_idle(self) -> None:
-        timeout = self.options.idle_timeout_s
+        timeout, grace = self.options.idle_timeout_s, self.options.resume_grace_s
+        swept = -math.inf
         while True:
-            await asyncio.sleep(min(timeout / 4, 5.0))
+            await asyncio.sleep(min(timeout / 4, grace / 4 or math.inf, 5.0))
             for session in self.sessions.idle(timeout):
+                if session.token is None:
+                    self._remove(session, is_expired=True)
+            for session in self.sessions.idle(2 * timeout):  # those with tokens: their idle connections end first
                 self._remove(session, is_expired=True)
+            for session in self.sessions.detached:
+                assert isinstance(session.owner, Detached), "see `detached`"
+                if session.owner.since < time.monotonic() - grace and not session.lock.locked():
+                    self._remove(session)
+            if self._store is not None and time.monotonic() > swept + _SWEEP_SECONDS:
+                swept = time.monotonic()
+                await self._store.remove_old()
+
+    # ---- sessions with tokens --------------------------------------------------------------------------------------
+
+    def _open(self, owner: Hashable, name: str, is_start: bool) -> ServedSession:
+        """Open a session; if there is no room, in place of the one that has waited longest for a connection."""
+        if len(self.sessions) >= self.options.max_sessions:
+            for waiting in self.sessions.detached:
+                if not waiting.lock.locked():
+                    self._remove(waiting)
+                    break
+        session = self.sessions.open(owner, name, self.options.defaults, is_start)
+        self.metrics.sessions.set(len(self.sessions))
+        return session
+
+    async def _resume(self, owner: Hashable, request: Resume) -> Resumed:
+        """Give an owner the session of a token: the open one, that of a snapshot, or a new one."""
+        there = self.sessions.find(owner, request.session_id)
+        if there is not None and there.token != request.token:
+            raise SessionError("session_id: expected a name without an open session, got that of one; close it first")
+
+        stored, has_looked = None, False
+        while True:
+            session = self.sessions.find_token(request.token)
+            if session is not None:
+                async with session.lock:
+                    if session.closed:
+                        continue
+                    if request.since is None or (session.last_seq is not None and session.last_seq >= request.since):
+                        if session.owner != owner or session.name != request.session_id:
+                            self.sessions.move(session, owner, request.session_id)
+                        session.last_used = time.monotonic()
+                        self.metrics.resumed.labels("resumed").inc()
+                        return Resumed("resumed", session.last_seq, self._store is not None)
+                    self._remove(session)  # its client has gone on elsewhere
+            if has_looked or self._store is None:
+                break
+            stored, has_looked = await self._store.read(request.token), True
+
+        session = self._open(owner, request.session_id, is_start=True)
+        self.sessions.set_token(session, request.token)
+        reason = ""
+        if stored is not None:
+            async with session.lock:
+                try:
+                    return await self._restore(session, stored)
+                except CacheFullError as error:
+                    self._remove(session)
+                    raise OverloadError(*error.args) from None
+                except InputError as error:  # of another engine
+                    logger.warning("a snapshot was not used: %s", error)
+                    reason = str(error)
+        return Resumed("new", None, self._store is not None, reason)
+
+    async def _restore(self, session: ServedSession, stored: StoredSession) -> Resumed:
+        engine = self.batcher.engine
+        if engine is None:
+            raise OverloadError("server: expected a loaded engine, got none yet; repeat it later")
+        await self.batcher.call(lambda: session.agent.restore(engine, stored.blob))
+        apply(stored.fields, session)
+        self.metrics.resumed.labels("restored").inc()
+        return Resumed("restored", session.last_seq, self._store is not None)
+
+    def _save(self, session: ServedSession) -> None:
+        """Begin to store a session as it is now; not if it has no token, or one is being stored."""
+        if session.token is None or self._store is None or session.is_saving or session.begins or session.closed:
+            return
+        session.is_saving, session.unsaved = True, 0
+        try:
+            copy = self.batcher.call(session.agent.capture)  # before the session's next step
+        except OverloadError:  # the engine is closed already
+            return
+        task = asyncio.create_task(self._write(self._store, session, describe_session(session), copy))
+        self._savings.add(task)
+        task.add_done_callback(self._savings.discard)
+
+    async def _write(
+        self, store: SnapshotStore, session: ServedSession, fields: dict[str, Any], copy: asyncio.Future[Captured]
+    ) -> None:
+        assert session.token is not None, "see `_save`"
+        try:
+            captured = await copy
+            begin = time.perf_counter()
+            num_bytes = await store.write(session.token, fields, captured)
+            self.metrics.count_snapshot(num_bytes, time.perf_counter() - begin)
+        except SessionError:  # closed meanwhile
+            return
+        except OSError as error:  # a full disk: the server goes on without
+            logger.warning("%s", error)
+        else:
+            session.saved_seq = fields["seq"]
+        finally:
+            session.is_saving = False
+        if session.is_discarded:
+            await store.remove(session.token)
+
+    def _discard(self, session: ServedSession) -> None:
+        """Begin to remove a session's snapshot, which nobody needs any more."""
+        if session.token is None or self._store is None:
+            return
+        session.is_discarded = True
+        if session.saved_seq is not None and not session.is_saving:  # else it is removed when it has been written
+            self._forget_snapshot(session)
+
+    def _forget_snapshot(self, session: ServedSession) -> None:
+        assert session.token is not None, "it has a snapshot"
+        assert self._store is not None, "it has a snapshot"
+        session.saved_seq = session.told_seq = None
+        task = asyncio.create_task(self._store.remove(session.token))
+        self._savings.add(task)
+        task.add_done_callback(self._savings.discard)

@@ -40,6 +40,12 @@ class ServedSession:
         last_reply: to it; None for a reset.
         is_lost: a failure has ended the episode.
         closed: True when no more requests are taken.
+        token: secret by which another connection can go on with it; None for a session that ends with its connection.
+        unsaved: steps since the last snapshot was begun.
+        is_saving: a snapshot is being stored.
+        is_discarded: nobody needs a snapshot of it any more.
+        saved_seq: number of the last request whose result a stored snapshot has; None for none.
+        told_seq: `saved_seq` as its client knows it.
     """
 
     owner: Hashable
@@ -60,6 +66,12 @@ class ServedSession:
     last_reply: Reply | None = None
     is_lost: bool = False
     closed: bool = False
+    token: str | None = None
+    unsaved: int = 0
+    is_saving: bool = False
+    is_discarded: bool = False
+    saved_seq: int | None = None
+    told_seq: int | None = None
 
     def begin(self, given: Settings) -> None:
         """Let the next step begin an episode. Doing so twice before that step is as once.
@@ -121,6 +133,19 @@ class ServedSession:
         return opened is None or (window is not None and window <= opened)
 
 
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """Owner of a session whose connection has gone, until another connection takes it.
+
+    Attributes:
+        token: of the session.
+        since: when the connection went, in seconds of `time.monotonic`.
+    """
+
+    token: str
+    since: float
+
+
 class SessionRegistry:
     """The open sessions. Used by the event loop only.
 
@@ -133,7 +158,8 @@ class SessionRegistry:
         self.max_sessions = max_sessions
         self.refuses_new = False
         self._open: dict[Hashable, dict[str, ServedSession]] = {}
-        self._expired: dict[Hashable, dict[str, None]] = {}
+        self._expired: dict[Hashable, dict[str, str]] = {}
+        self._by_token: dict[str, ServedSession] = {}
         self._count = 0
         self._opened = 0
 
@@ -145,8 +171,20 @@ class SessionRegistry:
 
     @property
     def has_room(self) -> bool:
-        """True if a session can be opened."""
-        return not self.refuses_new and self._count < self.max_sessions
+        """True if a session can be opened, in place of a detached one if need be."""
+        if self.refuses_new:
+            return False
+        return self._count < self.max_sessions or any(not session.lock.locked() for session in self.detached)
+
+    @property
+    def detached(self) -> list[ServedSession]:
+        """Sessions whose connection has gone, those that went first in front."""
+        found = [session for session in self._by_token.values() if isinstance(session.owner, Detached)]
+        return sorted(found, key=lambda session: session.owner.since)  # type: ignore[attr-defined]  # Detached
+
+    def find_token(self, token: str) -> ServedSession | None:
+        """Return the open session of a token; None if there is none."""
+        return self._by_token.get(token)
 
     def of(self, owner: Hashable) -> list[ServedSession]:
         """Return the sessions of an owner."""
@@ -168,7 +206,7 @@ class SessionRegistry:
 
         Raises:
             OverloadError: there is no room, or the server ends.
-            SessionError: a session of this name was closed since it was idle.
+            SessionError: a session of this name was closed since it was idle, or taken over.
         """
         if self.refuses_new:
             raise OverloadError("server: expected no new session, since it ends; connect to another")
@@ -179,8 +217,7 @@ class SessionRegistry:
         expired = self._expired.get(owner, {})
         if name in expired and not is_start:
             raise SessionError(
-                f"session_id: expected a session that is open, got {name!r}, which was closed since it was idle; start "
-                "a new episode"
+                f"session_id: expected a session that is open, got {name!r}, which {expired[name]}; start a new episode"
             )
         expired.pop(name, None)
         self._opened += 1
@@ -188,6 +225,20 @@ class SessionRegistry:
         session = ServedSession(owner, name, self._opened, settings)
         self._open.setdefault(owner, {})[name] = session
         return session
+
+    def set_token(self, session: ServedSession, token: str) -> None:
+        """Give an open session a token, which no other open one has."""
+        session.token = token
+        self._by_token[token] = session
+
+    def move(self, session: ServedSession, owner: Hashable, name: str) -> None:
+        """Give an open session to another owner."""
+        before = session.owner
+        self._take_from_owner(session)
+        if not isinstance(owner, Detached) and not isinstance(before, Detached):
+            self._remember(session, "another connection has taken over")
+        session.owner, session.name = owner, name
+        self._open.setdefault(owner, {})[name] = session
 
     def remove(self, session: ServedSession, is_expired: bool = False) -> None:
         """Remove a session, which is then closed. Removing twice does nothing.
@@ -200,15 +251,24 @@ class SessionRegistry:
             return
         session.closed = True
         self._count -= 1
+        self._take_from_owner(session)
+        if session.token is not None:
+            del self._by_token[session.token]
+        if is_expired:
+            self._remember(session, "was closed since it was idle")
+
+    def _take_from_owner(self, session: ServedSession) -> None:
         own = self._open[session.owner]
         del own[session.name]
         if not own:
             del self._open[session.owner]
-        if is_expired:
-            names = self._expired.setdefault(session.owner, {})
-            names[session.name] = None
-            if len(names) > _MOST_REMEMBERED:
-                del names[next(iter(names))]
+
+    def _remember(self, session: ServedSession, reason: str) -> None:
+        """Remember why its owner has a session no more. An owner that is not there any more forgets it at once."""
+        names = self._expired.setdefault(session.owner, {})
+        names[session.name] = reason
+        if len(names) > _MOST_REMEMBERED:
+            del names[next(iter(names))]
 
     def forget(self, owner: Hashable) -> None:
         """Forget the names of an owner's expired sessions."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ import jat_engine
 from jat_engine import JatEngine, JatModel, JatProcessor, envs, evaluation
 from jat_engine.rate import Loop
 
+HAS_SERVER = all(importlib.util.find_spec(name) for name in ("msgpack", "prometheus_client", "websockets"))
+
 MODULES = (
     "jat_engine",
     "jat_engine.auto",
+    *(["jat_engine.client.agent", "jat_engine.client.async_agent"] if HAS_SERVER else []),
     "jat_engine.config",
     "jat_engine.cli.tables",
     "jat_engine.engine.batch",
@@ -56,12 +60,12 @@ def examples() -> list[doctest.DocTest]:
 
 
 @pytest.fixture(scope="module")
-def names() -> dict[str, Any]:
-    """Return the names that examples use without defining them: public ones, an agent of each kind, an environment."""
+def names() -> Iterator[dict[str, Any]]:
+    """Yield names that examples use without defining them: public ones, agents of each kind, a server, and so on."""
     pytest.importorskip("minigrid", reason="needs the babyai extra")
     env = envs.make("babyai-go-to-obj", seed=0)
     observation, _ = env.reset()
-    return {
+    names = {
         **{name: getattr(jat_engine, name) for name in jat_engine.__all__},
         **{name: getattr(envs, name) for name in envs.__all__},
         **{name: getattr(evaluation, name) for name in evaluation.__all__},
@@ -73,6 +77,13 @@ def names() -> dict[str, Any]:
         "model": JatModel.from_pretrained("jat-mini"),
         "processor": JatProcessor.from_pretrained("jat-mini"),
     }
+    if not HAS_SERVER:
+        yield names
+        return
+    from helpers.servers import running_server
+
+    with running_server(lambda: JatEngine.from_pretrained("jat-mini", device="cpu"), max_sessions=2) as server:
+        yield {**names, "url": server.url}
 
 
 @pytest.mark.parametrize("example", examples(), ids=lambda test: test.name)

@@ -12,6 +12,7 @@ import pytest
 PUBLIC_MODULES = (
     "jat_engine",
     "jat_engine.auto",
+    *(["jat_engine.client"] if importlib.util.find_spec("websockets") and importlib.util.find_spec("msgpack") else []),
     "jat_engine.collect",
     "jat_engine.collect.experts",
     "jat_engine.envs",

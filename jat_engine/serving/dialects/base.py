@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ..requests import Reply, Request
+from ..requests import Answer, Request
 
 Frame = str | bytes
 """Content of a websocket message: text, or binary."""
@@ -29,21 +29,22 @@ class Dialect(Protocol):
             InputError: it is not in the format of the dialect, or a field is invalid.
         """
 
-    def reply(self, request: Request, reply: Reply | None, elapsed_s: float) -> Frame | None:
+    def reply(self, request: Request, reply: Answer, elapsed_s: float) -> Frame | None:
         """Return the message for what was carried out; None for none.
 
         Args:
             request: as `parse` has returned it.
-            reply: to it; None if it was not an `Act`.
+            reply: to it; None if it was neither an `Act` nor a `Resume`.
             elapsed_s: seconds since its message was received.
         """
 
-    def error(self, message: str, request: Request | None) -> Frame:
+    def error(self, message: str, request: Request | None, kind: str) -> Frame:
         """Return the message for a request that was refused or failed.
 
         Args:
             message: one line.
             request: None if it could not be parsed.
+            kind: of the error, of `errors.KINDS`.
         """
 
 

@@ -3,6 +3,8 @@
 The server sends its metadata first. Then each binary message is a map of fields (`requests.FIELDS`), and is answered by
 a map; an error is a line of text, for which openpi's client raises RuntimeError. `endpoint` is "infer", by default, or
 "reset", as RoboArena's clients send it.
+
+A client that has sent "resume" (see `requests.Resume`) is not openpi's: its errors are maps with the kind of the error.
 """
 
 from __future__ import annotations
@@ -14,11 +16,25 @@ from typing import Any
 from ...errors import InputError
 from .. import codec
 from ..codec import WireError
-from ..requests import DEFAULT_SESSION, Act, Close, Reply, Request, parse_act, parse_reset, parse_session_id
+from ..requests import (
+    DEFAULT_SESSION,
+    Act,
+    Answer,
+    Close,
+    Request,
+    Resumed,
+    parse_act,
+    parse_reset,
+    parse_resume,
+    parse_session_id,
+)
 from .base import Frame
 
 _RESET_TEXT = "reset successful"
-_ENDPOINTS = ("infer", "reset", "close")
+_ENDPOINTS = ("infer", "reset", "close", "resume")
+
+RETRY_SECONDS = 0.05
+"""Time after which a client may repeat a request that there was no room for."""
 
 
 class OpenPi:
@@ -29,6 +45,7 @@ class OpenPi:
     def __init__(self, description: dict[str, Any]) -> None:
         self._description = description
         self._previous: float | None = None
+        self._describes_errors = False
 
     def greeting(self) -> Frame | None:
         """Return the metadata."""
@@ -44,12 +61,24 @@ class OpenPi:
             return parse_reset(fields)
         if endpoint == "close":
             return Close(parse_session_id(fields.get("session_id")))
+        if endpoint == "resume":
+            self._describes_errors = True
+            return parse_resume(fields)
         raise InputError(f"endpoint: expected one of {', '.join(_ENDPOINTS)}, got {endpoint!r:.80}")
 
-    def reply(self, request: Request, reply: Reply | None, elapsed_s: float) -> Frame | None:
+    def reply(self, request: Request, reply: Answer, elapsed_s: float) -> Frame | None:
         """Return the actions with openpi's times; to a reset the text that RoboArena's clients expect."""
         if reply is None:
             return _RESET_TEXT if not isinstance(request, Close) else codec.pack({"status": "closed"})
+        if isinstance(reply, Resumed):
+            return codec.pack(
+                {
+                    "status": reply.status,
+                    "seq": reply.seq,
+                    "has_snapshots": reply.has_snapshots,
+                    "reason": reply.reason,
+                }
+            )
         timing: dict[str, Any] = {
             "infer_ms": elapsed_s * 1000,
             "queue_ms": reply.queue_s * 1000,
@@ -69,11 +98,22 @@ class OpenPi:
             message["session_id"] = request.session_id
         if request.seq is not None:
             message["seq"] = request.seq
+        if reply.prediction is not None:
+            message["predictions"] = reply.prediction[None]
+        if reply.snapshot_seq is not None:
+            message["snapshot_seq"] = reply.snapshot_seq
         return codec.pack(message)
 
-    def error(self, message: str, request: Request | None) -> Frame:
-        """Return the line, as text."""
-        return message
+    def error(self, message: str, request: Request | None, kind: str) -> Frame:
+        """Return the line, as text, or in a map for a client that resumes sessions."""
+        if not self._describes_errors:
+            return message
+        described: dict[str, Any] = {"error": message, "kind": kind}
+        if request is not None and request.seq is not None:
+            described["seq"] = request.seq
+        if kind == "overload":
+            described["retry_after_s"] = RETRY_SECONDS
+        return codec.pack(described)
 
 
 def read_fields(frame: Frame) -> dict[str, Any]:

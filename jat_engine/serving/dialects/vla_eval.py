@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import InputError
 from .. import codec
 from ..codec import WireError
-from ..requests import Reply, Request, Reset, parse_act, parse_settings
+from ..requests import Answer, Reply, Request, Reset, parse_act, parse_settings
 from .base import Frame
 from .openpi import read_fields
 
@@ -65,11 +65,11 @@ class VlaEval:
             return None
         raise InputError(f"type: expected one of {', '.join(_TYPES)}, got {kind!r:.80}")
 
-    def reply(self, request: Request, reply: Reply | None, elapsed_s: float) -> Frame | None:
+    def reply(self, request: Request, reply: Answer, elapsed_s: float) -> Frame | None:
         """Return the action, float32 [A] or int64 []; None for the start of an episode."""
-        return None if reply is None else self._message("action", {"actions": reply.array[0]})
+        return self._message("action", {"actions": reply.array[0]}) if isinstance(reply, Reply) else None
 
-    def error(self, message: str, request: Request | None) -> Frame:
+    def error(self, message: str, request: Request | None, kind: str) -> Frame:
         """Return the line in an ERROR."""
         return self._message("error", {"error": message})
 

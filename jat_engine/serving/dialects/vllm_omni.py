@@ -7,7 +7,7 @@ whose first inference begins an episode.
 from __future__ import annotations
 
 from .. import codec
-from ..requests import Close, Reply, Request
+from ..requests import Answer, Close, Request
 from .base import Frame
 from .openpi import OpenPi
 
@@ -17,12 +17,12 @@ class VllmOmni(OpenPi):
 
     name = "vllm-omni"
 
-    def reply(self, request: Request, reply: Reply | None, elapsed_s: float) -> Frame | None:
+    def reply(self, request: Request, reply: Answer, elapsed_s: float) -> Frame | None:
         """Return the actions with openpi's times, or that a reset was successful."""
         if reply is None and not isinstance(request, Close):
             return codec.pack({"status": "reset successful"})
         return super().reply(request, reply, elapsed_s)
 
-    def error(self, message: str, request: Request | None) -> Frame:
+    def error(self, message: str, request: Request | None, kind: str) -> Frame:
         """Return the line in a map."""
         return codec.pack({"type": "error", "message": message})

@@ -1,0 +1,227 @@
+"""Snapshots of sessions in a folder, from which a server goes on with the sessions of one that has ended.
+
+A file holds one session, and has the SHA-256 of its token for a name: listing the folder tells nobody the tokens.
+
+    magic    8 bytes, "JATSESS1"
+    length   4 bytes, little-endian: of the header
+    header   msgpack: the number of the last request, its reply, settings and counters
+    digest   32 bytes: SHA-256 of all before
+    blob     `AgentSession.snapshot()`, which has a digest of its own
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import struct
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..atomic_io import remove_temporaries, write_bytes
+from ..engine.snapshot import Captured
+from ..errors import InputError
+from . import codec
+from .requests import Reply, Settings
+from .sessions import ServedSession
+from .spaces import Box, parse_space
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SUFFIX = ".session"
+
+_MAGIC = b"JATSESS1"
+_BEGIN = len(_MAGIC) + 4
+_DIGEST_BYTES = 32
+_MOST_HEADER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """A session as a file has it.
+
+    Attributes:
+        fields: of `describe_session`.
+        blob: snapshot of the engine's session.
+    """
+
+    fields: dict[str, Any]
+    blob: bytes
+
+
+class SnapshotStore:
+    """Snapshots in a folder, which several servers may share. Files are read and written in a thread of their own.
+
+    Attributes:
+        folder: of the files.
+        max_age_s: seconds after which a file that is not written any more is removed.
+    """
+
+    def __init__(self, folder: Path, max_age_s: float) -> None:
+        """Make the folder if it is not there.
+
+        Raises:
+            InputError: it cannot be written to.
+        """
+        self.folder, self.max_age_s = folder, max_age_s
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--state_dir: expected a folder that can be written to, got {folder}: {error}") from None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="jat-engine snapshots")  # one: in their order
+
+    async def write(self, token: str, fields: dict[str, Any], captured: Captured) -> int:
+        """Write a session's file, unless one with a later request is there. Raises `OSError`.
+
+        Returns:
+            Its bytes; 0 if it was not written.
+        """
+        return await self._run(lambda: _write(self._path(token), fields, captured))
+
+    async def read(self, token: str) -> StoredSession | None:
+        """Return the session of a token; None if there is none, or a damaged file."""
+        return await self._run(lambda: _read(self._path(token)))
+
+    async def remove(self, token: str) -> None:
+        """Remove the session of a token, if there is one."""
+        await self._run(lambda: _remove(self._path(token)))
+
+    async def remove_old(self) -> None:
+        """Remove files that nobody has written for `max_age_s`, also those that killed servers have left unfinished."""
+        await self._run(self._remove_old)
+
+    def close(self) -> None:
+        """Finish what has been begun."""
+        self._thread.shutdown()
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def _path(self, token: str) -> Path:
+        return self.folder / f"{hashlib.sha256(token.encode()).hexdigest()}{SUFFIX}"
+
+    def _remove_old(self) -> None:
+        before = time.time() - self.max_age_s
+        for path in [*self.folder.glob(f"*{SUFFIX}"), *self.folder.glob(f".*{SUFFIX}.*.tmp")]:
+            try:
+                if path.stat().st_mtime < before:
+                    path.unlink()
+            except FileNotFoundError:  # another server was quicker
+                continue
+            except OSError as error:
+                logger.warning("%s: cannot be removed: %s", path, error)
+
+
+def describe_session(session: ServedSession) -> dict[str, Any]:
+    """Return what a file has of a session besides its engine's: values that `codec.pack` takes."""
+    settings, reply = session.settings, session.last_reply
+    space = settings.space
+    if isinstance(space, Box):
+        described: Any = {"type": "Box", "shape": list(space.shape), "low": space.low, "high": space.high}
+    else:
+        described = None if space is None else {"type": "Discrete", "n": space.n}
+    return {
+        "seq": session.last_seq,
+        "action": None if reply is None else reply.action,
+        "prediction": None if reply is None else reply.prediction,
+        "task": settings.task,
+        "space": described,
+        "window": settings.window,
+        "given_seed": settings.seed,
+        "deterministic": settings.deterministic,
+        "seed": session.seed,
+        "opened_window": session.opened_window,
+        "steps": session.steps,
+        "episodes": session.episodes,
+        "return": session.return_,
+    }
+
+
+def apply(fields: dict[str, Any], session: ServedSession) -> None:
+    """Let a new session go on as `describe_session` has described one.
+
+    Raises:
+        InputError: the description is of another version.
+    """
+    try:
+        space, action = fields["space"], fields["action"]
+        session.settings = Settings(
+            task=fields["task"],
+            space=None if space is None else parse_space(space),
+            window=fields["window"],
+            seed=fields["given_seed"],
+            deterministic=fields["deterministic"],
+        )
+        session.seed, session.opened_window = fields["seed"], fields["opened_window"]
+        session.steps, session.episodes, session.return_ = fields["steps"], fields["episodes"], fields["return"]
+        session.last_seq = session.saved_seq = session.told_seq = fields["seq"]
+        if action is not None:
+            prediction = fields["prediction"]
+            session.last_reply = Reply(
+                action, 0.0, 0.0, 1, prediction=None if prediction is None else prediction.copy()
+            )
+    except (KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"snapshot: expected the fields of this version, got others ({error})") from None
+    session.begins = False
+
+
+def _write(path: Path, fields: dict[str, Any], captured: Captured) -> int:
+    there = _read_header(path)
+    if there is not None and there["seq"] >= fields["seq"]:  # of a server that has gone on with the session
+        return 0
+    header = codec.pack(fields)
+    begin = _MAGIC + struct.pack("<I", len(header)) + header
+    data = b"".join([begin, hashlib.sha256(begin).digest(), captured.to_bytes()])
+    write_bytes(path, data)
+    return len(data)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    remove_temporaries(path)
+
+
+def _read(path: Path) -> StoredSession | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logger.warning("%s: cannot be read: %s", path, error)
+        return None
+    fields = _parse_header(data)
+    if fields is None:
+        logger.warning("%s: expected a session of this version, got a damaged or another file", path)
+        return None
+    (length,) = struct.unpack("<I", data[len(_MAGIC) : _BEGIN])
+    return StoredSession(fields, data[_BEGIN + length + _DIGEST_BYTES :])
+
+
+def _read_header(path: Path) -> dict[str, Any] | None:
+    try:
+        with path.open("rb") as file:
+            begin = file.read(_BEGIN)
+            length = struct.unpack("<I", begin[len(_MAGIC) :])[0] if len(begin) == _BEGIN else 0
+            return _parse_header(begin + file.read(min(length, _MOST_HEADER_BYTES) + _DIGEST_BYTES))
+    except OSError:
+        return None
+
+
+def _parse_header(data: bytes) -> dict[str, Any] | None:
+    """Return the header of a file; None if it is damaged or of another version."""
+    if len(data) < _BEGIN or not data.startswith(_MAGIC):
+        return None
+    (length,) = struct.unpack("<I", data[len(_MAGIC) : _BEGIN])
+    begin, digest = data[: _BEGIN + length], data[_BEGIN + length : _BEGIN + length + _DIGEST_BYTES]
+    if length > _MOST_HEADER_BYTES or hashlib.sha256(begin).digest() != digest:
+        return None
+    fields = codec.unpack(begin[_BEGIN:])
+    is_known = isinstance(fields, dict) and isinstance(fields.get("seq"), int | np.integer)
+    return fields if is_known else None
