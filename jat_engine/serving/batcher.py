@@ -74,9 +74,9 @@ class Agent:
 
     def forget(self) -> None:
         """Give the pages back."""
-        if self.session is not None:
-            self.session.close()
-            self.session = None
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
 
     def close(self) -> None:
         """Give the pages back, and refuse further steps."""
@@ -270,13 +270,14 @@ def _take(engine: JatEngine, steps: list[tuple[Step, AgentSession]]) -> list[Any
     if len(steps) == 1:  # a session alone has the quick way
         ((step, session),) = steps
         try:
-            options = None if step.options is NO_OPTIONS else parse_options(*step.options)
+            own = None if step.options is NO_OPTIONS else parse_options(*step.options)
             inputs = step.observation, step.reward, step.space, step.deterministic, False
-            return [session.step(*inputs, _window(step, session), options)]
+            return [session.step(*inputs, _window(step, session), own)]
         except (InputError, SessionError) as error:
             return [error.with_traceback(None)]
 
-    options_of = {} if all(step.options is NO_OPTIONS for step, _ in steps) else _columns([s.options for s, _ in steps])
+    has_options = any(step.options is not NO_OPTIONS for step, _ in steps)
+    options: dict[str, Any] = _columns([step.options for step, _ in steps]) if has_options else {}
     try:
         return engine.get_next_actions(
             [session for _, session in steps],
@@ -285,7 +286,7 @@ def _take(engine: JatEngine, steps: list[tuple[Step, AgentSession]]) -> list[Any
             [step.space for step, _ in steps],
             [step.deterministic for step, _ in steps],
             context_windows=[_window(step, session) for step, session in steps],
-            **options_of,
+            **options,
         )
     except BatchError as error:
         return [error.errors.get(index, action) for index, action in enumerate(error.actions)]

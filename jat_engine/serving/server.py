@@ -131,6 +131,11 @@ class PolicyServer:
     # ---- life ------------------------------------------------------------------------------------------------------
 
     @property
+    def is_listening(self) -> bool:
+        """True from the opening of the port until the end."""
+        return self._server is not None and self._server.is_serving()
+
+    @property
     def port(self) -> int:
         """Port that the server listens on."""
         assert self._server is not None, "the server has been started"

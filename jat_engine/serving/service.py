@@ -208,7 +208,7 @@ class PolicyService:
         try:
             reply = await self.batcher.submit(step)
         except ServerFault:
-            session.opened_window = 0  # the engine's session is gone: the next episode opens another
+            session.lose()
             raise
         self._count(session, request, reply)
         return reply

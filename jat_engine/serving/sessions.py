@@ -38,6 +38,7 @@ class ServedSession:
         begins: the next step is the first of an episode.
         last_seq: number of the last request that was carried out; None before.
         last_reply: to it; None for a reset.
+        is_lost: a failure has ended the episode.
         closed: True when no more requests are taken.
     """
 
@@ -57,6 +58,7 @@ class ServedSession:
     begins: bool = True
     last_seq: int | None = None
     last_reply: Reply | None = None
+    is_lost: bool = False
     closed: bool = False
 
     def begin(self, given: Settings) -> None:
@@ -66,7 +68,7 @@ class ServedSession:
             given: settings that differ from those of the episode before. Without a seed the sequence of random numbers
                 goes on, unless a longer window needs another session of the engine.
         """
-        self.begins = True
+        self.begins, self.is_lost = True, False
         self.settings = self.settings.updated(given)
         if given.seed is not None:
             self.seed = self.next_seed = given.seed
@@ -83,6 +85,10 @@ class ServedSession:
         self.episodes += 1
         self.steps, self.return_ = 0, 0.0
 
+    def lose(self) -> None:
+        """Note that a failure has ended the episode, and the engine's session with it."""
+        self.is_lost, self.opened_window = True, 0
+
     def settings_of_step(self, given: Settings) -> Settings:
         """Return the settings of a step in the course of an episode. A window holds for this step alone.
 
@@ -91,7 +97,10 @@ class ServedSession:
 
         Raises:
             InputError: a setting can only be given at the start of an episode.
+            SessionError: a failure has ended the episode.
         """
+        if self.is_lost:
+            raise SessionError("session: expected the start of an episode, since a failure has ended the last one")
         if given.is_empty:
             return self.settings
         if given.seed is not None and given.seed != self.seed:

@@ -28,14 +28,14 @@ class RunningServer:
         port: that it listens on.
     """
 
-    def __init__(self, load: Callable[[], JatEngine], limits: ServiceOptions, options: ServerOptions) -> None:
+    def __init__(self, load: Callable[[], JatEngine], limits: ServiceOptions, options: ServerOptions, on_port: Callable[[int], None]) -> None:
         self.service = PolicyService(load, limits)
         self.server = PolicyServer(
             self.service,
             options,
             lambda: describe(self.service.batcher.engine, "tiny", limits.max_sessions, limits.defaults),
         )
-        self._started = threading.Event()
+        self._started, self._on_port = threading.Event(), on_port
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -49,7 +49,12 @@ class RunningServer:
         async def serve() -> None:
             self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
             try:
-                await self.server.start()
+                starting = asyncio.create_task(self.server.start())
+                while not (self.server.is_listening or starting.done()):
+                    await asyncio.sleep(0.01)
+                if not starting.done():
+                    self._on_port(self.server.port)
+                await starting
             except BaseException as error:
                 self._error = error
                 return
@@ -76,12 +81,14 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running_server(load: Callable[[], JatEngine], **fields: Any) -> Iterator[RunningServer]:
-    """Run a server with fields of `ServiceOptions` and `ServerOptions`."""
+def running_server(
+    load: Callable[[], JatEngine], on_port: Callable[[int], None] = lambda port: None, **fields: Any
+) -> Iterator[RunningServer]:
+    """Run a server with fields of `ServiceOptions` and `ServerOptions`; `on_port` is called when it listens."""
     names = set(ServiceOptions.__dataclass_fields__)
     limits = ServiceOptions(**{name: value for name, value in fields.items() if name in names})
     options = {"port": 0, "drain_timeout_s": 5.0} | {k: v for k, v in fields.items() if k not in names}
-    server = RunningServer(load, limits, ServerOptions(**options))
+    server = RunningServer(load, limits, ServerOptions(**options), on_port)
     try:
         yield server
     finally:
