@@ -28,7 +28,6 @@ from .service import PolicyService
 
 logger = logging.getLogger(__name__)
 
-PATH = "/play"
 POLICY_VIOLATION = 1008
 
 _KEY_SECONDS, _END_SECONDS = 10.0, 1.5
@@ -162,7 +161,7 @@ class _Viewer:
                 seed += 1
                 await asyncio.sleep(_END_SECONDS)
         except ConnectionClosed:
-            return
+            return None
         except EnvironmentFault as error:
             await self._say({"error": str(error)})
         except Exception as error:
@@ -218,5 +217,3 @@ def _read(frame: str | bytes) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise InputError("message: expected a JSON object, got something else")
     return message
-
-

@@ -5,33 +5,42 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from importlib import resources
+from typing import Any
 
-from .http import HttpPages, Page
+from .demo import Demo
+from .http import Page
+from .server import PolicyServer
 from .watch import Watch
 
-_STATUS = "/status"
 
-
-def add_page(pages: HttpPages, watch: Watch) -> None:
-    """Add the page, which needs no key, and `/status`, which does where there are keys.
+def add_page(server: PolicyServer, describe: Callable[[], dict[str, Any]], demo: Demo | None = None) -> Watch:
+    """Add the page, which needs no key, and `/status` and `/play`, which do where there are keys.
 
     Args:
-        pages: of the server.
-        watch: whose status the page shows.
+        server: to add them to.
+        describe: returns the server's description, as JSON values.
+        demo: environments that viewers can watch; None for none.
+
+    Returns:
+        The observer whose status the page shows.
     """
-    index = _index()
+    watch, index = Watch(server.service, describe), _index()
 
     async def show_index() -> Page:
         return index
 
     async def show_status() -> Page:
-        headers = {"Cache-Control": "no-store"}
-        return Page(HTTPStatus.OK, await watch.status(), "application/json", headers)
+        return Page(HTTPStatus.OK, await watch.status(), "application/json", {"Cache-Control": "no-store"})
 
-    pages.routes |= {"/": show_index, _STATUS: show_status}
-    pages.open_paths.add("/")
+    server.pages.routes |= {"/": show_index, "/status": show_status}
+    server.pages.open_paths.add("/")
+    if demo is not None:
+        watch.extra = demo.describe
+        server.channels["/play"] = demo.serve
+    return watch
 
 
 def _index() -> Page:

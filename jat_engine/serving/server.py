@@ -270,7 +270,7 @@ class PolicyServer:
                 await websocket.send(greeting)
             await self._converse(connection)
         except ConnectionClosed:
-            return
+            return None
         except Exception:
             logger.exception("a connection failed")
         finally:
