@@ -259,7 +259,8 @@ class PolicyServer:
         assert websocket.request is not None, "the connection is open"
         channel = self.channels.get(path_of(websocket.request))
         if channel is not None:
-            return await channel(websocket)
+            await channel(websocket)
+            return
         dialect = self.dialects[path_of(websocket.request)](self._describe())
         connection, metrics = Connection(websocket, dialect), self.service.metrics
         self.connections.add(connection)
@@ -270,7 +271,7 @@ class PolicyServer:
                 await websocket.send(greeting)
             await self._converse(connection)
         except ConnectionClosed:
-            return None
+            return
         except Exception:
             logger.exception("a connection failed")
         finally:
