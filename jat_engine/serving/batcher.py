@@ -206,8 +206,9 @@ class Batcher:
                         self._changed.wait()
                     if self._max_wait_s and self._steps and not self._stopping:
                         self._changed.wait_for(lambda: self._stopping, self._max_wait_s)
-                    calls, self._calls = self._calls, []
-                    steps, self._steps = self._steps, []
+                    calls, steps = list(self._calls), list(self._steps)
+                    self._calls.clear()  # never another list: `_put` may have this one already
+                    self._steps.clear()
                     if self._stopping and not calls and not steps:
                         return
                 if calls:

@@ -28,7 +28,13 @@ class RunningServer:
         port: that it listens on.
     """
 
-    def __init__(self, load: Callable[[], JatEngine], limits: ServiceOptions, options: ServerOptions, on_port: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], JatEngine],
+        limits: ServiceOptions,
+        options: ServerOptions,
+        on_port: Callable[[int], None],
+    ) -> None:
         self.service = PolicyService(load, limits)
         self.server = PolicyServer(
             self.service,

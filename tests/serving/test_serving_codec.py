@@ -135,7 +135,9 @@ VALUES = st.recursive(
     max_leaves=20,
 )
 KEYS = [b"__ndarray__", b"data", b"dtype", b"shape", b"__npgeneric__", "__ndarray__", "__image__", "data", "format"]
-MAPS = st.dictionaries(st.sampled_from(KEYS), VALUES | st.sampled_from(["<f4", "|O", "png", "raw", [2], [-1], bytes(8)]))
+MAPS = st.dictionaries(
+    st.sampled_from(KEYS), VALUES | st.sampled_from(["<f4", "|O", "png", "raw", [2], [-1], bytes(8)])
+)
 
 
 @settings(max_examples=300, deadline=None)

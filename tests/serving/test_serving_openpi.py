@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ client_policy = pytest.importorskip("openpi_client.websocket_client_policy", rea
 
 from helpers.engines import EPISODE, NATIVE
 from helpers.servers import RunningServer, lone_actions, request_of, running_server
+from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -110,6 +112,24 @@ def test_clients_at_once_each_act_as_alone(server: RunningServer, engine: JatEng
     shared = [line for line in text.splitlines() if line.startswith('jat_batch_size_bucket{le="1.0"}')]
     steps = [line for line in text.splitlines() if line.startswith("jat_batch_size_count")]
     assert float(shared[0].split()[1]) < float(steps[0].split()[1]), "some steps had several sessions"
+
+
+def test_no_request_is_lost_between_steps(server: RunningServer) -> None:
+    """Many requests come while a step ends; each is in one of the next two steps."""
+    episode = EPISODE["continuous_cw9"]
+    requests = [codec.pack(request_of(episode, t)) for t in range(10)]
+
+    async def play() -> None:
+        async with connect_async(server.url, compression=None, max_size=None) as websocket:
+            await websocket.recv()
+            for t in range(150):
+                await websocket.send(requests[t % 10])
+                assert isinstance(await asyncio.wait_for(websocket.recv(), 30), bytes)
+
+    async def play_all() -> None:
+        await asyncio.gather(*(play() for _ in range(24)))
+
+    asyncio.run(play_all())
 
 
 def test_the_action_chunk_broker_takes_the_replies(server: RunningServer, engine: JatEngine) -> None:
