@@ -1,8 +1,8 @@
 """Play for viewers: a browser chooses a task, and watches the agent act in an environment of the server.
 
-A viewer's websocket begins with a message `{"key": ...}`. Then `{"play": task, "seed": n}` plays episodes with the seeds
-n, n + 1, ..., one after another, until the next message: `{"pause": true}`, `{"pause": false}`, `{"stop": true}` or
-another `play`. The server sends a message about each state, and the frame after it.
+A viewer's websocket begins with a message `{"key": ...}`. Then `{"play": task, "seed": n}` plays episodes with the
+seeds n, n + 1, ..., one after another, until the next message: `{"pause": true}`, `{"pause": false}`, `{"stop": true}`
+or another `play`. The server sends a message about each state, and the frame after it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from ..envs import Task
 from ..errors import InputError
 from .auth import is_allowed
-from .environments import Environment, EnvironmentFault, State
+from .environments import Environment, EnvironmentFailedError, State
 from .errors import message_of
 from .requests import Act, Close, Settings
 from .service import PolicyService
@@ -162,7 +162,7 @@ class _Viewer:
                 await asyncio.sleep(_END_SECONDS)
         except ConnectionClosed:
             return None
-        except EnvironmentFault as error:
+        except EnvironmentFailedError as error:
             await self._say({"error": str(error)})
         except Exception as error:
             message = message_of(error)

@@ -33,7 +33,7 @@ T = TypeVar("T")
 _starting = threading.Lock()
 
 
-class EnvironmentFault(RuntimeError):
+class EnvironmentFailedError(RuntimeError):
     """Environment that could not be made, or failed."""
 
 
@@ -71,11 +71,11 @@ class Environment:
         self._guard = threading.Lock()
 
     async def reset(self, seed: int) -> State:
-        """Return the first state of the episode with a seed. Raises `EnvironmentFault`."""
+        """Return the first state of the episode with a seed. Raises `EnvironmentFailedError`."""
         return await self._call(lambda: self._ask(("reset", seed)))
 
     async def step(self, action: Any) -> State:
-        """Return the state after an action, as an engine returns it. Raises `EnvironmentFault`."""
+        """Return the state after an action, as an engine returns it. Raises `EnvironmentFailedError`."""
         return await self._call(lambda: self._ask(("step", action)))
 
     def close(self) -> None:
@@ -100,9 +100,9 @@ class Environment:
         except (EOFError, OSError):
             process = self._process
             how = "has not been started" if process is None else describe_end(process)
-            raise EnvironmentFault(f"{self._task.name}: the process of its environment {how}") from None
+            raise EnvironmentFailedError(f"{self._task.name}: the process of its environment {how}") from None
         if isinstance(answer, str):
-            raise EnvironmentFault(f"{self._task.name}: {answer}")
+            raise EnvironmentFailedError(f"{self._task.name}: {answer}")
         assert isinstance(answer, State), "the process sends nothing else"
         return answer
 
@@ -124,7 +124,7 @@ def run_environment(connection: Connection, task: Task) -> None:
     """Play a task as its environment's process is told, until the connection or the parent process ends.
 
     Args:
-        connection: receives `("reset", seed)` and `("step", action)`; sends a `State` for each, or a line about an error.
+        connection: receives `("reset", seed)` and `("step", action)`; sends a `State` for each, or an error's line.
         task: to play.
     """
     prepare_worker()
