@@ -1,7 +1,7 @@
 """The engine's thread: whatever requests are ready when a step ends form the next one.
 
-Requests of any connection, task and modality share a step; each session's answer is the one it would have had alone. All
-calls of the engine are made in this thread, so that the event loop never waits for a step.
+Requests of any connection, task and modality share a step; each session's answer is the one it would have had alone.
+All calls of the engine are made in this thread, so that the event loop never waits for a step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..action_options import parse_options
 from ..engine.engine import JatEngine
 from ..engine.session import AgentSession
 from ..errors import BatchError, CacheFullError, InputError, SessionError
-from .errors import OverloadError, ServerFault
+from .errors import OverloadError, ServerError
 from .requests import NO_OPTIONS, Options, Reply
 from .spaces import Space
 
@@ -156,7 +156,7 @@ class Batcher:
         """Queue a step, and return the future of its reply. At most one step of an agent may wait at a time.
 
         The future's error is InputError or SessionError if the engine refuses the input, OverloadError if the cache is
-        full, ServerFault if the engine fails.
+        full, ServerError if the engine fails.
 
         Raises:
             OverloadError: too many steps wait.
@@ -256,14 +256,14 @@ class Batcher:
             self.on_step(len(ready), seconds)
         return outcomes
 
-    def _fail(self, item: _Waiting) -> ServerFault:
+    def _fail(self, item: _Waiting) -> ServerError:
         """Return the error for a step that has failed, with its traceback in the log, and drop the episode."""
         logger.exception("a step failed")
         try:
             item.step.agent.forget()
         except Exception:  # of the same engine: the agent is lost anyway
             logger.exception("a session could not be closed")
-        return ServerFault("server: internal error; its log has the traceback; start a new episode")
+        return ServerError("server: internal error; its log has the traceback; start a new episode")
 
 
 def _take(engine: JatEngine, steps: list[tuple[Step, AgentSession]]) -> list[Any]:

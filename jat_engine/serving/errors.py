@@ -10,7 +10,7 @@ class OverloadError(RuntimeError):
     """Request that a server has no room for now. Sessions are as before; it can be repeated later."""
 
 
-class ServerFault(RuntimeError):
+class ServerError(RuntimeError):
     """Failure within the server. Its log has the traceback; the session begins again with a new episode."""
 
 
@@ -33,6 +33,6 @@ def kind_of(error: Exception) -> str:
 
 def message_of(error: Exception) -> str:
     """Return the line that a client is told. Of a failure within the server it says nothing about its code."""
-    if isinstance(error, ServerFault) or kind_of(error) != "fault":
+    if isinstance(error, ServerError) or kind_of(error) != "fault":
         return one_line(error)
     return "server: internal error; its log has the traceback"

@@ -171,7 +171,7 @@ class PolicyServer:
         self._reaper = asyncio.create_task(self._close_idle())
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until SIGTERM or SIGINT; then let open sessions go on for a while, and end. A second signal ends at once.
+        """Serve until SIGTERM or SIGINT, let open sessions go on for a while, and end; a second signal ends at once.
 
         Args:
             on_ready: called when the engine is loaded.

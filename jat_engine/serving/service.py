@@ -1,7 +1,7 @@
 """The policy service: sessions of clients on one engine, without any wire.
 
-A transport (the websocket server, a page, a Ray deployment) names the owner of a request, such as a connection, and awaits
-the reply; `drop` ends everything of an owner. All methods belong to one event loop.
+A transport (the websocket server, a page, a Ray deployment) names the owner of a request, such as a connection, and
+awaits the reply; `drop` ends everything of an owner. All methods belong to one event loop.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..engine.engine import JatEngine
 from ..engine.kv_cache import CacheStats
 from ..errors import InputError
 from .batcher import Batcher, Start, Step
-from .errors import OverloadError, ServerFault
+from .errors import OverloadError, ServerError
 from .metrics import Metrics
-from .requests import Act, Close, Reply, Request, Reset, Settings
+from .requests import NO_SETTINGS, Act, Close, Reply, Request, Reset, Settings
 from .sessions import ServedSession, SessionRegistry
 
 
@@ -39,7 +39,7 @@ class ServiceOptions:
     max_queue: int | None = None
     max_wait_ms: float = 0.0
     idle_timeout_s: float = 300.0
-    defaults: Settings = Settings()
+    defaults: Settings = NO_SETTINGS
 
 
 class Observer(Protocol):
@@ -130,7 +130,7 @@ class PolicyService:
             InputError, SessionError: the request is refused; its session is as before, except that an episode that it
                 starts has begun.
             OverloadError: there is no room for it now; its session is as before.
-            ServerFault: the engine failed.
+            ServerError: the engine failed.
         """
         if isinstance(request, Close):
             session = self.sessions.find(owner, request.session_id)
@@ -207,7 +207,7 @@ class PolicyService:
         )
         try:
             reply = await self.batcher.submit(step)
-        except ServerFault:
+        except ServerError:
             session.lose()
             raise
         self._count(session, request, reply)

@@ -1,7 +1,7 @@
 """Dialect `/`: openpi's websocket protocol, with msgpack in both directions.
 
-The server sends its metadata first. Then each binary message is a map of our fields (`requests.FIELDS`), and is answered
-by a map; an error is a line of text, for which openpi's client raises RuntimeError. `endpoint` is "infer", by default, or
+The server sends its metadata first. Then each binary message is a map of fields (`requests.FIELDS`), and is answered by
+a map; an error is a line of text, for which openpi's client raises RuntimeError. `endpoint` is "infer", by default, or
 "reset", as RoboArena's clients send it.
 """
 
