@@ -87,7 +87,7 @@ class Part:
             "about": np.array(json.dumps(about)),
         }
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # names are not its flags
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
         return buffer.getvalue()
 
 
@@ -158,8 +158,8 @@ def space_of_settings(settings: Mapping[str, Any]) -> Space:
 
 def options_of_settings(settings: Mapping[str, Any]) -> Any:
     """Return the options of a step's choice as an engine takes them; None for none."""
-    given = [settings.get(name) for name in Options._fields]
-    return None if all(value is None for value in given) else parse_options(*given)
+    given = Options(*(settings.get(name) for name in Options._fields))
+    return parse_options(given.action_mask, given.temperature, given.top_k, given.action_clip)
 
 
 def _space_values(space: Space) -> dict[str, Any]:
