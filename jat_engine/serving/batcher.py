@@ -25,6 +25,9 @@ from .spaces import Space
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_END_SECONDS = 20.0
+"""Time that the thread has to end."""
+
 
 class Start(NamedTuple):
     """Beginning of an episode.
@@ -176,11 +179,11 @@ class Batcher:
         return future
 
     async def stop(self) -> None:
-        """Take the steps that wait, close the engine and end the thread."""
+        """Take the steps that wait, close the engine and end the thread. A step that hangs is left to itself."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _END_SECONDS)
 
     def _put(self, queue: list[Any], item: Any) -> None:
         with self._changed:

@@ -34,6 +34,9 @@ GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013
 _MOST_CONCURRENT = 64
 """Requests of one connection, for sessions with names, that are answered at the same time."""
 
+_CLOSE_SECONDS = 5.0
+"""Time that connections have to close at the end."""
+
 _LARGE_BYTES = 1 << 18
 """Size of a message that is read in another thread, since its pictures may take long."""
 
@@ -224,7 +227,8 @@ class PolicyServer:
             self._reaper.cancel()
         if self._server is not None:
             self._server.close(code=GOING_AWAY, reason="server ends")
-            await self._server.wait_closed()
+            with contextlib.suppress(TimeoutError):  # a connection whose step does not end, such as of a GPU that hangs
+                await asyncio.wait_for(asyncio.shield(self._server.wait_closed()), _CLOSE_SECONDS)
         await self.service.stop()
 
     # ---- connections -----------------------------------------------------------------------------------------------
