@@ -30,13 +30,14 @@ if TYPE_CHECKING:  # their import takes seconds, and an engine does without
 
 
 def load_agent(
-    arguments: ModelArguments, num_agents: int | None = None
+    arguments: ModelArguments, num_agents: int | None = None, **options: Any
 ) -> tuple[JatEngine | JatModel, JatProcessor | None]:
     """Load the agent: an engine, or with `--backend reference` a `JatModel` and its processor.
 
     Args:
         arguments: of the command.
         num_agents: sessions that the engine must have room for; None for its default.
+        options: further ones of `JatEngine.from_pretrained`, for an engine.
 
     Returns:
         `(agent, processor)`; the processor is None for an engine.
@@ -60,6 +61,7 @@ def load_agent(
                 backend=arguments.backend,
                 cache_dir=arguments.cache_dir,
                 max_cached_tokens=None if num_agents is None else num_agents * _window_tokens(arguments),
+                **options,
             )
         except (OSError, ValueError) as error:
             raise ValueError(f"--model_name_or_path {source}: {error}") from error

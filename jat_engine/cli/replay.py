@@ -70,7 +70,8 @@ def run(argv: Sequence[str]) -> int:
             f"{given.log}: was recorded with other weights than {model.model_name_or_path} has; name its checkpoint "
             "with --model_name_or_path"
         )
-    engine, _ = load_agent(model, 1)
+    options = {"kv_dtype": about["kv_dtype"]} if "kv_dtype" in about and not arguments.backend else {}
+    engine, _ = load_agent(model, 1, **options)
     assert isinstance(engine, JatEngine), "the reference is not among the choices"
     with terminable(), engine:
         for reason in _reasons(about, known | settings_of(engine)):

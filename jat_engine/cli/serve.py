@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.trained_tasks import as_trained, read_trained_tasks
+from ..dtypes import KV_DTYPES
 from ..envs import TASKS, MissingSimulatorError, Task, TaskError, UnknownTaskError, get_task
 from ..runs.settings import machine_settings
 from .agent import (
@@ -52,6 +53,16 @@ class ServeArguments:
         default=300.0, metadata={"help": "close sessions and connections without a request for this long"}
     )
     drain_timeout_s: float = field(default=10.0, metadata={"help": "time that sessions may go on after SIGTERM"})
+    num_threads: int | None = field(
+        default=None, metadata={"help": "threads of the native CPU backend (default: the cores of this process)"}
+    )
+    kv_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "type of cached keys and values: bfloat16 or int8 on the CPU, float8_e4m3 on a GPU",
+            "choices": sorted({name for names in KV_DTYPES.values() for name in names}),
+        },
+    )
     task: str | None = field(
         default=None, metadata={"help": "published task of clients that name neither a task nor an action space"}
     )
@@ -79,7 +90,7 @@ class ServeArguments:
         """
         if not 0 <= self.port < 1 << 16:
             raise ValueError(f"--port: expected 0 to 65535, got {self.port}")
-        for name in ("max_sessions", "max_queue"):
+        for name in ("max_sessions", "max_queue", "num_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: expected at least 1, got {value}")
@@ -140,7 +151,8 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
     )
 
     def load() -> JatEngine:
-        agent, _ = load_agent(model, arguments.max_sessions)
+        engine_options = {"num_threads": arguments.num_threads, "kv_dtype": arguments.kv_dtype}
+        agent, _ = load_agent(model, arguments.max_sessions, **engine_options)
         assert isinstance(agent, JatEngine), "the reference was refused"
         note(describe(agent))
         return agent
@@ -156,7 +168,7 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
     add_page(server, describe_now, demo)
     recorder = None
     if arguments.record is not None:
-        about = recorded_settings(model)
+        about = recorded_settings(model) | {"kv_dtype": arguments.kv_dtype}
         limit = int(arguments.record_max_gb * 1e9)
         recorder = Recorder(Path(arguments.record), limit, lambda: about | settings_of(_engine(service)))
         service.observers.append(recorder)

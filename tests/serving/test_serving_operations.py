@@ -206,6 +206,8 @@ def test_public_addresses_need_a_key() -> None:
         (["--host", "0.0.0.0"], "--host: expected an address of this machine"),
         (["--port", "70000"], "--port: expected 0 to 65535"),
         (["--max_sessions", "0"], "--max_sessions: expected at least 1"),
+        (["--num_threads", "0"], "--num_threads: expected at least 1"),
+        (["--kv_dtype", "float8_e4m3"], "kv_dtype: expected"),
         (["--max_wait_ms", "5"], "--max_wait_ms: expected 0 to 1"),
         (["--task", "atari-pnog"], "did you mean atari-pong"),
         (["--api_key_file", "missing"], "--api_key_file: expected a file"),
