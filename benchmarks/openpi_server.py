@@ -1,7 +1,7 @@
 """Serve an engine with openpi's own server, from a checkout of it: `benchmarks.serving` compares with it.
 
-`python -m benchmarks.openpi_server --openpi PATH --model FOLDER --port N`. openpi's file is run as it is. Its server calls
-a policy for one request after the other; it knows no sessions, so that requests name theirs in a field, `client`.
+`python -m benchmarks.openpi_server --openpi PATH --model FOLDER --port N`. openpi's file is run as it is. Its server
+calls a policy for one request after the other; it knows no sessions, so that requests name theirs in `client`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def main() -> None:
 
     sys.path.insert(0, str(arguments.openpi / CLIENT_FOLDER))
     spec = importlib.util.spec_from_file_location("websocket_policy_server", arguments.openpi / SERVER_FILE)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 

@@ -1,7 +1,7 @@
 """Time a policy server: calls in process and over loopback, and steps a second of many clients, beside openpi's server.
 
-`python -m benchmarks.serving --model small --dtype bfloat16 --openpi PATH --out FILE.json` writes that file, and `FILE.md`.
-All targets run at the same time, each with an engine of its own in a process of its own, and take turns. Clients are in
+`python -m benchmarks.serving --model small --dtype bfloat16 --openpi PATH --out FILE.json` writes that file and
+`FILE.md`. All targets run at the same time, each with an engine of its own in a process of its own, and take turns. Clients are in
 this process, in one event loop.
 """
 
@@ -63,10 +63,7 @@ class Target(NamedTuple):
 def requests(target: Target, client: int, window: int) -> tuple[bytes, list[bytes]]:
     """Return the request that begins an episode, and those that follow."""
     settings = {"action_space": describe_space(SPACES[_KIND]), "context_window": window, "deterministic": True}
-    if target.name == OPENPI:  # its policy keeps nothing of an episode but the session
-        always = settings
-    else:
-        always = {}
+    always = settings if target.name == OPENPI else {}  # its policy keeps nothing of an episode but the session
     fields = [observation(_KIND, step) | target.extra(client) for step in range(_CYCLE)]
     first = fields[0] | settings | {"episode_start": True}
     return codec.pack(first), [codec.pack(one | always | {"reward": REWARD}) for one in fields]
@@ -181,7 +178,9 @@ def measure_latency(engine: JatEngine, targets: list[Target], arguments: argpars
     """Time calls of one agent, which take turns by blocks, with the window full."""
     remote = {target.name: RemoteCaller(target, arguments.window) for target in targets}
     callers: dict[str, Callable[[int], Any]] = {IN_PROCESS: drop_in_caller(engine, arguments.window), **remote}
-    actions = {name: [np.float32(caller(step)).tolist() for step in range(_CHECKED)] for name, caller in callers.items()}
+    actions = {
+        name: [np.float32(caller(step)).tolist() for step in range(_CHECKED)] for name, caller in callers.items()
+    }
     steps = _CHECKED
     for caller in callers.values():
         for step in range(steps, steps + arguments.window // 2):

@@ -37,6 +37,9 @@ _MOST_CONCURRENT = 64
 _CLOSE_SECONDS = 5.0
 """Time that connections have to close at the end."""
 
+_PART_SECONDS = 3.0
+"""Time that a connection has to close in its course; one whose client does not read is cut off then."""
+
 _LARGE_BYTES = 1 << 18
 """Size of a message that is read in another thread, since its pictures may take long."""
 
@@ -360,7 +363,7 @@ class PolicyServer:
     def _part(self, connection: Connection, reason: str, code: int = GOING_AWAY) -> None:
         """Begin to close a connection."""
         self.connections.discard(connection)
-        task = asyncio.create_task(connection.websocket.close(code, reason))
+        task = asyncio.create_task(_close(connection.websocket, code, reason))
         self._partings.add(task)
         task.add_done_callback(self._partings.discard)
 
@@ -374,6 +377,14 @@ class PolicyServer:
                 busy = any(session.lock.locked() for session in self.service.sessions.of(connection))
                 if not busy:
                     self._part(connection, f"no request for {timeout:g} s")
+
+
+async def _close(websocket: ServerConnection, code: int, reason: str) -> None:
+    """Close a connection; cut it off if its client does not read, which websockets waits for without end."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(websocket.close(code, reason), _PART_SECONDS)
+        return
+    websocket.transport.abort()
 
 
 async def _after(task: asyncio.Task[None] | None) -> None:

@@ -10,8 +10,9 @@ import pytest
 pytest.importorskip("websockets", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
-from benchmarks import serving
 from helpers.engines import native
+
+from benchmarks import serving
 
 
 @native

@@ -1,4 +1,4 @@
-"""Clients of a policy server that come and go in every way, and one that checks that it notices nothing of the others."""
+"""Clients of a policy server that come and go in every way, and one that checks that the others change nothing."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def process_size(pid: int) -> tuple[int, int]:
     """Return the resident bytes of a process that are its own, and its open files."""
     fields = Path(f"/proc/{pid}/statm").read_text().split()
     bytes_ = (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
-    return bytes_, len(os.listdir(f"/proc/{pid}/fd"))
+    return bytes_, sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 @contextlib.contextmanager
@@ -267,5 +267,3 @@ def all_gone(port: int, before: dict[str, float]) -> bool:
     names = ["jat_connections", "jat_sessions", *(name for name in before if name.startswith("jat_cache_pages"))]
     now = metrics(port)
     return all(now[name] == before[name] for name in names)
-
-

@@ -1,4 +1,4 @@
-"""Let clients connect, act and leave 10,000 times, in every way: `make test-long`. Pages, files and memory are as before.
+"""Let clients connect, act and leave 10,000 times, in every way: `make test-long`. Pages and memory are as before.
 
 CYCLES sets another number.
 """

@@ -83,7 +83,7 @@ def check(load_engine: Callable[[], JatEngine], visits: int, most_steps: int) ->
 
 @native
 def test_fifty_clients_each_act_as_alone(load_engine: Callable[[], JatEngine]) -> None:
-    check(load_engine, visits=2, most_steps=8)
+    check(load_engine, visits=3, most_steps=20)
 
 
 @pytest.mark.long
