@@ -124,6 +124,7 @@ setup(
         "jat_engine.kernels": ["*.md"],
         "jat_engine.recipes.jat_mini": ["card.md"],
         "jat_engine.runs": ["*.csv"],
+        "jat_engine.serving": ["static/*"],
         "jat_engine.testing": ["*.npz", "golden_data/*", "golden_data/checkpoint/*"],
     },
     ext_modules=[

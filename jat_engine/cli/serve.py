@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
+<<<<<<< HEAD
+=======
+from typing import TYPE_CHECKING, Any
+>>>>>>> page
 
+from ..checkpoint.trained_tasks import as_trained, read_trained_tasks
 from ..dtypes import KV_DTYPES
+<<<<<<< HEAD
 from .agent import check_source, describe, load_agent, weights_of
+=======
+from ..envs import TASKS, MissingSimulatorError, Task, TaskError, UnknownTaskError, get_task
+from ..runs.settings import machine_settings
+from .agent import (
+    check_source,
+    describe,
+    load_agent,
+    settings_of,
+    weights_of,
+    with_absolute_paths,
+)
+>>>>>>> page
 from .arguments import ModelArguments, note, parse
 from .streams import say
+
+if TYPE_CHECKING:
+    from ..engine.engine import JatEngine
+    from ..serving.service import PolicyService
 
 _SWITCH_SECONDS = 5e-4
 """Longest time for which the event loop keeps the engine's thread from beginning a step; Python's is 5 ms."""
@@ -52,6 +75,7 @@ class ServeArguments:
     )
     api_key_file: str | None = field(default=None, metadata={"help": "file with a key in each line; clients need one"})
     allow_public: bool = field(default=False, metadata={"help": "listen on a public address without --api_key_file"})
+<<<<<<< HEAD
     state_dir: str | None = field(
         default=None,
         metadata={"help": "folder for snapshots of sessions, from which a server goes on after another's end"},
@@ -64,6 +88,21 @@ class ServeArguments:
         default=30.0,
         metadata={"help": "time that a session waits for another connection of a client that asks for it"},
     )
+=======
+    demo_environments: int = field(
+        default=0,
+        metadata={
+            "help": "let viewers of the page watch the agent play in environments of this machine, so many at a time "
+            "(4 without a number)",
+            "nargs": "?",
+            "const": 4,
+        },
+    )
+    record: str | None = field(
+        default=None, metadata={"help": "folder to write the steps of all sessions to, for jat-engine replay"}
+    )
+    record_max_gb: float = field(default=10.0, metadata={"help": "most gigabytes that --record writes"})
+>>>>>>> page
 
     def check(self) -> None:
         """Check the values.
@@ -77,6 +116,10 @@ class ServeArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: expected at least 1, got {value}")
+        if not self.record_max_gb > 0:
+            raise ValueError(f"--record_max_gb: expected a number above 0, got {self.record_max_gb}")
+        if self.demo_environments < 0:
+            raise ValueError(f"--demo_environments: expected at least 0, got {self.demo_environments}")
         if not 0 <= self.max_wait_ms <= 1:
             raise ValueError(f"--max_wait_ms: expected 0 to 1, got {self.max_wait_ms}")
         if not self.idle_timeout_s > 0:
@@ -108,7 +151,10 @@ def run(argv: Sequence[str]) -> int:
 async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
     from ..engine.engine import JatEngine
     from ..serving.auth import read_keys
+    from ..serving.demo import Demo
     from ..serving.description import describe as describe_server
+    from ..serving.page import add_page
+    from ..serving.record import Recorder
     from ..serving.requests import Settings, parse_settings
     from ..serving.server import PolicyServer, ServerOptions
     from ..serving.service import PolicyService, ServiceOptions
@@ -145,6 +191,7 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
         hashes.append(weights_of(model))
         return agent
 
+<<<<<<< HEAD
     service = PolicyService(load, limits, store=store)
     server = PolicyServer(
         service,
@@ -157,8 +204,57 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
             hashes[0] if hashes else None,
         ),
     )
+=======
+    def describe_now() -> dict[str, Any]:
+        return describe_server(service.batcher.engine, model.model_name_or_path, arguments.max_sessions, defaults)
+
+    service = PolicyService(load, limits)
+    server = PolicyServer(service, options, describe_now)
+    demo = None
+    if arguments.demo_environments:
+        demo = Demo(service, offered_tasks(model), arguments.demo_environments, options.keys)
+    add_page(server, describe_now, demo)
+    recorder = None
+    if arguments.record is not None:
+        about = recorded_settings(model) | {"kv_dtype": arguments.kv_dtype}
+        limit = int(arguments.record_max_gb * 1e9)
+        recorder = Recorder(Path(arguments.record), limit, lambda: about | settings_of(_engine(service)))
+        service.observers.append(recorder)
+
+>>>>>>> page
     host = f"[{options.host}]" if ":" in options.host else options.host
-    await server.run(lambda: say(f"serving on ws://{host}:{server.port}"))
+    try:
+        await server.run(lambda: say(f"serving on ws://{host}:{server.port}"))
+    finally:
+        if recorder is not None:
+            await asyncio.to_thread(recorder.close)
+
+
+def offered_tasks(model: ModelArguments) -> list[Task]:
+    """Return the tasks that viewers can watch: those that the checkpoint was trained on; all published ones otherwise.
+
+    Tasks that are not known here are left out.
+    """
+    trained, tasks = read_trained_tasks(model.model_name_or_path, {"cache_dir": model.cache_dir}), []
+    for name in [one.name for one in trained] or TASKS:
+        with contextlib.suppress(MissingSimulatorError, TaskError, UnknownTaskError):
+            tasks.append(as_trained(get_task(name), trained))
+    return tasks
+
+
+def recorded_settings(model: ModelArguments) -> dict[str, Any]:
+    """Return the settings of a server on which its agents' actions depend, and where its checkpoint is."""
+    return {
+        "model": with_absolute_paths(model).model_name_or_path,
+        "weights_sha256": weights_of(model),
+        **machine_settings(),
+    }
+
+
+def _engine(service: PolicyService) -> JatEngine:
+    engine = service.batcher.engine
+    assert engine is not None, "it takes a step"
+    return engine
 
 
 def require_serve_extra() -> None:

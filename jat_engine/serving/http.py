@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -31,11 +32,13 @@ class Page(NamedTuple):
         status: code of HTTP.
         body: content.
         type: of the content.
+        headers: further ones.
     """
 
     status: HTTPStatus
     body: bytes
     type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 Route = Callable[[], Awaitable[Page]]
@@ -51,6 +54,12 @@ def is_websocket(request: Request) -> bool:
     return "websocket" in request.headers.get("Upgrade", "").lower()
 
 
+def is_same_origin(request: Request) -> bool:
+    """Return True unless a browser sends a request for a page of another server."""
+    origin = request.headers.get("Origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("Host")
+
+
 def respond(page: Page) -> Response:
     """Return an answer as websockets sends it."""
     headers = Headers()
@@ -58,6 +67,7 @@ def respond(page: Page) -> Response:
     headers["Content-Length"] = str(len(page.body))
     headers["Connection"] = "close"
     headers["X-Content-Type-Options"] = "nosniff"
+    headers.update(page.headers)
     return Response(page.status.value, page.status.phrase, headers, page.body)
 
 
@@ -74,6 +84,7 @@ class HttpPages:
 
     Attributes:
         routes: function of each path.
+        open_paths: that need no key.
     """
 
     def __init__(self, service: PolicyService, describe: Callable[[], dict[str, Any]], keys: tuple[str, ...]) -> None:
@@ -85,6 +96,7 @@ class HttpPages:
             keys: that open the pages other than `OPEN_PATHS`.
         """
         self._service, self._describe, self._keys = service, describe, keys
+        self.open_paths = set(OPEN_PATHS)
         self.routes: dict[str, Route] = {
             "/healthz": self._healthz,
             "/health": self._health,
@@ -99,7 +111,7 @@ class HttpPages:
         route = self.routes.get(path)
         if route is None:
             return refuse(HTTPStatus.NOT_FOUND, f"expected a path of {', '.join(self.routes)}, got {path:.80}")
-        if path not in OPEN_PATHS and not is_allowed(request.headers.get("Authorization"), self._keys):
+        if path not in self.open_paths and not is_allowed(request.headers.get("Authorization"), self._keys):
             return refuse(HTTPStatus.UNAUTHORIZED, "expected a valid key, got none")
         return respond(await route())
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -21,7 +21,7 @@ from .auth import check_address, is_allowed
 from .codec import MOST_BYTES
 from .dialects import DIALECTS, Dialect, DialectMaker, Frame
 from .errors import OverloadError, kind_of, message_of
-from .http import HttpPages, is_websocket, path_of, refuse
+from .http import HttpPages, is_same_origin, is_websocket, path_of, refuse
 from .requests import DEFAULT_SESSION, Request
 from .service import PolicyService
 
@@ -99,6 +99,8 @@ class PolicyServer:
         options: address and limits.
         pages: of plain HTTP.
         dialects: makers of dialects by path.
+        channels: functions that serve websockets of other paths. They check keys themselves, since a browser cannot
+            send them as a header.
         connections: that are open.
     """
 
@@ -123,6 +125,7 @@ class PolicyServer:
         check_address(options.host, options.keys, options.allow_public)
         self.service, self.options, self.dialects = service, options, dict(dialects)
         self.pages = HttpPages(service, describe, options.keys)
+        self.channels: dict[str, Callable[[ServerConnection], Awaitable[None]]] = {}
         self.connections: set[Connection] = set()
         self._describe = describe
         self._num_answers = 0
@@ -239,6 +242,8 @@ class PolicyServer:
             return await self.pages.answer(request)
         path, service = path_of(request), self.service
         refused: Response | None = None
+        if path in self.channels:
+            return None if is_same_origin(request) else refuse(HTTPStatus.FORBIDDEN, "expected a page of this server")
         if path not in self.dialects:
             refused = refuse(HTTPStatus.NOT_FOUND, f"expected a path of {', '.join(self.dialects)}, got {path:.80}")
         elif not is_allowed(request.headers.get("Authorization"), self.options.keys):
@@ -259,6 +264,10 @@ class PolicyServer:
     async def _serve(self, websocket: ServerConnection) -> None:
         """Serve a connection until it ends, and close its sessions."""
         assert websocket.request is not None, "the connection is open"
+        channel = self.channels.get(path_of(websocket.request))
+        if channel is not None:
+            await channel(websocket)
+            return
         dialect = self.dialects[path_of(websocket.request)](self._describe())
         connection, metrics = Connection(websocket, dialect), self.service.metrics
         self.connections.add(connection)

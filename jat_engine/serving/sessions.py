@@ -27,6 +27,7 @@ class ServedSession:
         number: unique in this server.
         seed: of sampling: of the numbers that this episode's are among.
         next_seed: that the next step's episode starts with; None to go on with the numbers of the one before.
+        episode_seed: that the running episode has started with; None if it went on with the numbers of the one before.
         agent: that takes its steps.
         lock: held while one of its requests is answered, so that there is one at a time.
         settings: of the running episode, as far as requests have given them.
@@ -54,6 +55,7 @@ class ServedSession:
     settings: Settings
     seed: int = field(default_factory=lambda: secrets.randbits(63))
     next_seed: int | None = None
+    episode_seed: int | None = None
     agent: Agent = field(default_factory=Agent)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     opened_window: int | None = 0
@@ -93,7 +95,7 @@ class ServedSession:
         """Note that the first step of an episode has been taken."""
         if self.next_seed is not None:
             self.opened_window = self.settings.window
-        self.begins, self.next_seed = False, None
+        self.begins, self.episode_seed, self.next_seed = False, self.next_seed, None
         self.episodes += 1
         self.steps, self.return_ = 0, 0.0
 

@@ -1,0 +1,177 @@
+"""Files of a record: a part of an episode is an npz file, without pickle, that numpy reads.
+
+| array | |
+|---|---|
+| `about` | JSON: of the server, the session and the episode, and the settings of its steps |
+| keys of `OBSERVATION_KEYS` | observations, [T, ...]; texts are in `about` |
+| `actions` | int64 [T], or float64 [T, A] |
+| `rewards` | float64 [T], of the action before; NaN where none was given |
+| `settings` | int32 [T], index of each step's settings in `about` |
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..action_options import parse_options
+from ..errors import DataError
+from ..observation import OBSERVATION_KEYS
+from .requests import Options
+from .spaces import Box, Discrete, Space
+
+VERSION = 1
+SUFFIX = ".npz"
+
+_TEXT = "text_observation"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedStep:
+    """A step of a record.
+
+    Attributes:
+        observation: by `OBSERVATION_KEYS`.
+        reward: of the action before; None where none was given.
+        settings: "space", "deterministic", "window" and options of the choice, as `step_settings` returns them.
+        action: that was taken.
+    """
+
+    observation: Mapping[str, Any]
+    reward: float | None
+    settings: Mapping[str, Any]
+    action: list[float] | int
+
+
+@dataclass
+class Part:
+    """Steps of an episode, one after another, whose observations have the same shapes and dtypes.
+
+    Attributes:
+        about: JSON values of server, session and episode; "number" is the part's, from 0, "first" its first step's.
+        steps: of this part.
+        num_bytes: about what the steps take in memory.
+    """
+
+    about: dict[str, Any]
+    steps: list[RecordedStep] = field(default_factory=list)
+    num_bytes: int = 0
+
+    def to_bytes(self) -> bytes:
+        """Return the contents of the part's file."""
+        distinct: dict[str, int] = {}
+        indices = []
+        for step in self.steps:
+            indices.append(distinct.setdefault(json.dumps(step.settings, sort_keys=True), len(distinct)))
+        about = self.about | {"settings": [json.loads(text) for text in distinct]}
+        first = self.steps[0]
+        if _TEXT in first.observation:
+            about["texts"] = [str(step.observation[_TEXT]) for step in self.steps]
+        arrays: dict[str, np.ndarray] = {
+            key: np.stack([np.asarray(step.observation[key]) for step in self.steps])
+            for key in OBSERVATION_KEYS
+            if key != _TEXT and key in first.observation
+        }
+        rewards = [np.nan if step.reward is None else step.reward for step in self.steps]
+        arrays |= {
+            "actions": np.array([step.action for step in self.steps], _action_dtype(first.action)),
+            "rewards": np.array(rewards, np.float64),
+            "settings": np.array(indices, np.int32),
+            "about": np.array(json.dumps(about)),
+        }
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        return buffer.getvalue()
+
+
+def signature(step: RecordedStep) -> tuple[Any, ...]:
+    """Return what the steps of a part have in common."""
+    arrays = {key: np.asarray(value) for key, value in step.observation.items() if key != _TEXT}
+    size = len(step.action) if isinstance(step.action, list) else None
+    return (_TEXT in step.observation, size, *((key, one.shape, one.dtype) for key, one in arrays.items()))
+
+
+def _action_dtype(action: list[float] | int) -> type[Any]:
+    return np.float64 if isinstance(action, list) else np.int64
+
+
+def read_part(path: Path) -> Part:
+    """Return the part in a file.
+
+    Raises:
+        DataError: it is no part of a record, or was damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(str(arrays["about"]))
+        if about["version"] != VERSION:
+            got = about["version"]
+            raise DataError(f"{path}: expected a record of version {VERSION}, got {got}; use the version that wrote it")
+        return Part({k: v for k, v in about.items() if k not in ("settings", "texts")}, list(_steps(arrays, about)))
+    except DataError:
+        raise
+    except (KeyError, IndexError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zipfile.error) as error:
+        raise DataError(
+            f"{path}: expected a record of `jat-engine serve --record`, got {type(error).__name__}: {error!s:.80}; "
+            "copy it again"
+        ) from None
+
+
+def _steps(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterator[RecordedStep]:
+    keys = [key for key in OBSERVATION_KEYS if key in arrays]
+    actions, rewards, indices = arrays["actions"], arrays["rewards"].tolist(), arrays["settings"].tolist()
+    texts = about.get("texts")
+    if any(len(arrays[key]) != len(actions) for key in (*keys, "rewards", "settings")):
+        raise ValueError("arrays of other lengths")
+    for t, action in enumerate(actions.tolist()):
+        observation: dict[str, Any] = {key: arrays[key][t] for key in keys}
+        if texts is not None:
+            observation[_TEXT] = texts[t]
+        reward = None if np.isnan(rewards[t]) else rewards[t]
+        yield RecordedStep(observation, reward, about["settings"][indices[t]], action)
+
+
+def step_settings(space: Space, deterministic: bool, window: int | None, options: Options) -> dict[str, Any]:
+    """Return the settings of a step as JSON values."""
+    found: dict[str, Any] = {"space": _space_values(space), "deterministic": deterministic, "window": window}
+    return found | {name: _plain(value) for name, value in options._asdict().items() if value is not None}
+
+
+def space_of_settings(settings: Mapping[str, Any]) -> Space:
+    """Return the action space of a step's settings."""
+    values = settings["space"]
+    if "n" in values:
+        return Discrete(values["n"])
+    (size,) = values["shape"]
+    low, high = (np.array(item) if isinstance(item, list) else item for item in (values["low"], values["high"]))
+    return Box(low, high, (size,))
+
+
+def options_of_settings(settings: Mapping[str, Any]) -> Any:
+    """Return the options of a step's choice as an engine takes them; None for none."""
+    given = Options(*(settings.get(name) for name in Options._fields))
+    return parse_options(given.action_mask, given.temperature, given.top_k, given.action_clip)
+
+
+def _space_values(space: Space) -> dict[str, Any]:
+    if isinstance(space, Discrete):
+        return {"n": space.n}
+    return {"shape": list(space.shape), "low": _plain(space.low), "high": _plain(space.high)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a request as JSON has it."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)[:80]

@@ -1,0 +1,217 @@
+"""Record of a server's sessions, and its replay."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("websockets", reason="the extra `serve` is not installed")
+pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
+
+from helpers.engines import EPISODE, NATIVE
+from helpers.servers import RunningServer, request_of, running_server
+from websockets.sync.client import connect
+
+from jat_engine import JatEngine
+from jat_engine.cli import main
+from jat_engine.cli.agent import weights_of
+from jat_engine.cli.arguments import ModelArguments
+from jat_engine.errors import DataError
+from jat_engine.runs.settings import machine_settings
+from jat_engine.serving import codec, record
+from jat_engine.serving.record import Recorder
+from jat_engine.serving.record_format import read_part
+from jat_engine.serving.replay import Replayed, find_log, replay
+
+BACKEND = "cpu" if NATIVE else "torch"
+OPTIONS = {"backend": BACKEND, "dtype": "float32"}
+NAMES = ("continuous_cw9", "discrete_only", "babyai_sampled", "atari_sampled_cw8")
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def load_engine(tiny_folder: Path) -> Callable[[], JatEngine]:
+    return lambda: JatEngine.from_pretrained(tiny_folder, device="cpu", **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def engine(load_engine: Callable[[], JatEngine]) -> Iterator[JatEngine]:
+    with load_engine() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def about(tiny_folder: Path) -> dict[str, Any]:
+    model = ModelArguments(model_name_or_path=str(tiny_folder))
+    settings = {
+        "model": str(tiny_folder),
+        "weights_sha256": weights_of(model),
+        "device": "cpu",
+        "dtype": "torch.float32",
+    }
+    return settings | {"backend": BACKEND} | machine_settings()
+
+
+def record_into(server: RunningServer, folder: Path, about: dict[str, Any], max_bytes: int = 10**8) -> Recorder:
+    recorder = Recorder(folder, max_bytes, lambda: about)
+    server.call(lambda: server.service.observers.append(recorder))
+    return recorder
+
+
+def play(server: RunningServer, names: tuple[str, ...], episodes: int = 1) -> None:
+    """Play golden episodes at once, each in a session of its own; later episodes go on with the random numbers."""
+    with connect(server.url, compression=None, max_size=None) as websocket:
+        websocket.recv()
+        for number in range(episodes):
+            for t in range(STEPS):
+                for name in names:
+                    fields = request_of(EPISODE[name], t)
+                    if number:
+                        fields |= {"episode_start": t == 0}
+                        del fields["seed"]
+                    if name == "discrete_only" and t % 2:
+                        fields |= {"temperature": 0.7, "top_k": 2}
+                    websocket.send(codec.pack(fields | {"session_id": f"../{name}\n<b>"}))
+                for _ in names:
+                    assert isinstance(websocket.recv(), bytes)
+
+
+@pytest.fixture(scope="module")
+def log(load_engine: Callable[[], JatEngine], about: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("log") / "record"
+    with running_server(load_engine, max_sessions=8) as server:
+        recorder = record_into(server, folder, about)
+        play(server, NAMES, episodes=2)
+    recorder.close()
+    assert recorder.num_lost == 0
+    return folder
+
+
+@pytest.fixture
+def own_log(log: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(log, tmp_path / "log"))
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    np.savez(path, **(arrays | changes))
+
+
+def test_a_record_is_replayed_with_equal_actions(log: Path, engine: JatEngine) -> None:
+    found = list(replay(engine, find_log(log)))
+    assert [(one.session, one.episode) for one in found] == [(s, e) for s in (1, 2, 3, 4) for e in (1, 2)]
+    assert all(one.is_equal and one.num_steps == STEPS for one in found), list(map(str, found))
+
+
+def test_a_file_stands_for_its_session(log: Path, engine: JatEngine) -> None:
+    path = sorted(log.glob("*-s000002-*"))[0]
+    assert [one.session for one in replay(engine, find_log(path))] == [2, 2]
+
+
+def test_files_are_read_by_numpy_alone(log: Path) -> None:
+    path = sorted(log.glob("*-s000001-e000001-*"))[0]
+    with np.load(path, allow_pickle=False) as file:
+        assert file["continuous_observation"].shape[0] == len(file["actions"]) == STEPS
+        assert np.isnan(file["rewards"][0])
+        assert json.loads(str(file["about"]))["session_id"] == "../continuous_cw9\n<b>"
+    assert {one.suffix for one in log.iterdir()} == {".npz"}
+
+
+def test_a_changed_action_is_found(own_log: Path, engine: JatEngine) -> None:
+    path = sorted(own_log.glob("*-s000002-e000001-*"))[0]
+    actions = read_part(path).steps
+    changed = np.array([step.action for step in actions])
+    changed[4] = 1 - min(changed[4], 1)
+    rewrite(path, actions=changed)
+    different = [one for one in replay(engine, find_log(own_log)) if not one.is_equal]
+    (one,) = different  # the session's next episode has its own random numbers still
+    assert (one.session, one.episode, one.step, one.recorded) == (2, 1, 5, changed[4])
+    assert str(one) == f"session 2 episode 1: step 5 differs first: action {one.now}, recorded {changed[4]}"
+
+
+def test_a_changed_observation_is_found(own_log: Path, engine: JatEngine) -> None:
+    path = sorted(own_log.glob("*-s000001-e000001-*"))[0]
+    with np.load(path) as file:
+        changed = file["continuous_observation"].copy()
+    changed[3] += 0.5
+    rewrite(path, continuous_observation=changed)
+    first = next(iter(replay(engine, find_log(path))))
+    assert first.step == 4
+
+
+def test_episodes_without_their_beginning_are_not_called_equal(own_log: Path, engine: JatEngine) -> None:
+    for path in own_log.glob("*-e000001-*"):
+        path.unlink()
+    found = list(replay(engine, find_log(own_log)))
+    assert len(found) == 4
+    assert all("that is not in the record" in one.reason for one in found)
+
+
+def test_the_command(own_log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(own_log)]) == 0
+    assert capsys.readouterr().out == "8 of 8 episodes are equal in every action (64 steps)\n"
+    path = sorted(own_log.glob("*-s000001-e000002-*"))[0]
+    with np.load(path) as file:
+        changed = file["actions"].copy()
+    changed[7, 0] += 1e-6
+    rewrite(path, actions=changed)
+    assert main(["replay", str(own_log)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("session 1 episode 2: step 8 differs first: action [")
+    assert lines[1] == "7 of 8 episodes are equal in every action (56 steps)"
+
+    assert main(["replay", str(own_log), "--model_name_or_path", "jat-mini"]) == 2
+    assert "was recorded with other weights than jat-mini has" in capsys.readouterr().err
+    path.write_bytes(path.read_bytes()[:200])
+    assert main(["replay", str(path)]) == 2
+    assert "expected a record of" in capsys.readouterr().err
+
+
+def test_no_record(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="got no files of one"):
+        find_log(tmp_path)
+    (tmp_path / "a.npz").touch()
+    with pytest.raises(DataError, match="got another name"):
+        find_log(tmp_path / "a.npz")
+
+
+def test_a_disk_that_fails_costs_the_record_alone(
+    load_engine: Callable[[], JatEngine], about: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "_STEPS_OF_PART", 2)
+    with running_server(load_engine, max_sessions=8) as server:
+        recorder = record_into(server, tmp_path / "log", about)
+        shutil.rmtree(tmp_path / "log")
+        play(server, NAMES)
+        (tmp_path / "log").mkdir()
+        play(server, NAMES[:1])
+    recorder.close()
+    assert recorder.num_lost > 0
+    assert {int(one.name.split("-s")[1][:6]) for one in (tmp_path / "log").iterdir()} == {5}
+
+
+def test_a_record_has_a_limit_and_gaps_are_told(
+    load_engine: Callable[[], JatEngine],
+    engine: JatEngine,
+    about: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(record, "_STEPS_OF_PART", 2)
+    with running_server(load_engine, max_sessions=8) as server:
+        recorder = record_into(server, tmp_path / "log", about, max_bytes=3 * 4096)
+        play(server, NAMES[:1])
+    recorder.close()
+    files = sorted((tmp_path / "log").iterdir())
+    assert (len(files), recorder.num_lost) == (3, 1)
+    assert [one.num_steps for one in replay(engine, find_log(tmp_path / "log"))] == [6]
+    files[1].unlink()
+    (one,) = replay(engine, find_log(tmp_path / "log"))
+    assert one == Replayed(1, 1, None, 4, reason="cannot be compared from step 3 on, which is not in the record")
