@@ -9,16 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
-<<<<<<< HEAD
-=======
 from typing import TYPE_CHECKING, Any
->>>>>>> page
 
 from ..checkpoint.trained_tasks import as_trained, read_trained_tasks
 from ..dtypes import KV_DTYPES
-<<<<<<< HEAD
-from .agent import check_source, describe, load_agent, weights_of
-=======
 from ..envs import TASKS, MissingSimulatorError, Task, TaskError, UnknownTaskError, get_task
 from ..runs.settings import machine_settings
 from .agent import (
@@ -29,7 +23,6 @@ from .agent import (
     weights_of,
     with_absolute_paths,
 )
->>>>>>> page
 from .arguments import ModelArguments, note, parse
 from .streams import say
 
@@ -75,7 +68,6 @@ class ServeArguments:
     )
     api_key_file: str | None = field(default=None, metadata={"help": "file with a key in each line; clients need one"})
     allow_public: bool = field(default=False, metadata={"help": "listen on a public address without --api_key_file"})
-<<<<<<< HEAD
     state_dir: str | None = field(
         default=None,
         metadata={"help": "folder for snapshots of sessions, from which a server goes on after another's end"},
@@ -88,7 +80,6 @@ class ServeArguments:
         default=30.0,
         metadata={"help": "time that a session waits for another connection of a client that asks for it"},
     )
-=======
     demo_environments: int = field(
         default=0,
         metadata={
@@ -102,7 +93,6 @@ class ServeArguments:
         default=None, metadata={"help": "folder to write the steps of all sessions to, for jat-engine replay"}
     )
     record_max_gb: float = field(default=10.0, metadata={"help": "most gigabytes that --record writes"})
->>>>>>> page
 
     def check(self) -> None:
         """Check the values.
@@ -191,24 +181,12 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
         hashes.append(weights_of(model))
         return agent
 
-<<<<<<< HEAD
-    service = PolicyService(load, limits, store=store)
-    server = PolicyServer(
-        service,
-        options,
-        lambda: describe_server(
-            service.batcher.engine,
-            model.model_name_or_path,
-            arguments.max_sessions,
-            defaults,
-            hashes[0] if hashes else None,
-        ),
-    )
-=======
     def describe_now() -> dict[str, Any]:
-        return describe_server(service.batcher.engine, model.model_name_or_path, arguments.max_sessions, defaults)
+        weights = hashes[0] if hashes else None
+        source = model.model_name_or_path
+        return describe_server(service.batcher.engine, source, arguments.max_sessions, defaults, weights)
 
-    service = PolicyService(load, limits)
+    service = PolicyService(load, limits, store=store)
     server = PolicyServer(service, options, describe_now)
     demo = None
     if arguments.demo_environments:
@@ -221,7 +199,6 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
         recorder = Recorder(Path(arguments.record), limit, lambda: about | settings_of(_engine(service)))
         service.observers.append(recorder)
 
->>>>>>> page
     host = f"[{options.host}]" if ":" in options.host else options.host
     try:
         await server.run(lambda: say(f"serving on ws://{host}:{server.port}"))
