@@ -208,7 +208,8 @@ class TorchBackend:
         """Return a copy of pages, uint8 [n, page_bytes], see `Backend.read_pages`."""
         slots = self._cache.unflatten(2, (-1, self.page_size))[:, :, torch.from_numpy(pages.astype(np.int64))]
         data = slots.movedim(2, 0).contiguous().view(torch.uint8).reshape(len(pages), self.page_bytes)
-        return data.cpu().numpy()
+        found: np.ndarray = data.cpu().numpy()
+        return found
 
     def write_pages(self, pages: np.ndarray, data: np.ndarray) -> None:
         """Write pages, see `Backend.write_pages`."""

@@ -23,7 +23,7 @@ from ..errors import InputError
 from .auth import is_allowed
 from .environments import Environment, EnvironmentFailedError, State
 from .errors import message_of
-from .requests import Act, Close, Settings
+from .requests import Act, Close, Reply, Settings
 from .service import PolicyService
 
 logger = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ class _Viewer:
             await self._going.wait()
             act = Act(state.observation, state.reward, settings, begins=step == 0, session_id=session_id)
             reply = await self._service.answer(owner, act)
-            assert reply is not None, "an Act has a reply"
+            assert isinstance(reply, Reply), "an Act has a reply"
             state = await environment.step(reply.action)
             step, return_ = step + 1, return_ + (state.reward or 0.0)
             due = max(due + 1 / state.steps_per_second, loop.time())
