@@ -62,8 +62,8 @@ class Captured(NamedTuple):
         """Return the snapshot. Any thread may call this, while the engine goes on."""
         header = {**self.header, "arrays": [[name, a.dtype.str, list(a.shape)] for name, a in self.arrays.items()]}
         text = json.dumps(header).encode()
-        data = [np.ascontiguousarray(array).data for array in self.arrays.values()]
-        parts: list[bytes | memoryview] = [_MAGIC, struct.pack("<I", len(text)), text, *data]
+        data: Any = (np.ascontiguousarray(array).data for array in self.arrays.values())
+        parts = [_MAGIC, struct.pack("<I", len(text)), text, *data]
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import subprocess
 import sys
@@ -35,11 +36,14 @@ def engine(tiny_folder: Path) -> Iterator[JatEngine]:
 
 
 @pytest.fixture(scope="module")
-def start(tiny_folder: Path) -> Callable[..., ServerProcess]:
-    def start(*flags: str, **options: Any) -> ServerProcess:
-        return ServerProcess(tiny_folder, "--backend", BACKEND, "--dtype", "float32", *flags, **options)
+def start(tiny_folder: Path) -> Iterator[Callable[..., ServerProcess]]:
+    with contextlib.ExitStack() as stack:
 
-    return start
+        def start(*flags: str, **options: Any) -> ServerProcess:
+            server = ServerProcess(tiny_folder, "--backend", BACKEND, "--dtype", "float32", *flags, **options)
+            return stack.enter_context(server)
+
+        yield start
 
 
 @pytest.fixture(scope="module")
