@@ -244,7 +244,8 @@ async def many_clients(target: Target, num_clients: int, arguments: argparse.Nam
         go.set()
         return began
 
-    *_, began = await asyncio.gather(*(play(client) for client in range(num_clients)), measure())
+    players = asyncio.gather(*(play(client) for client in range(num_clients)))
+    _, began = await asyncio.gather(players, measure())
     seconds = time.perf_counter() - began  # the last answers come after the end
     row = {"target": target.name, "clients": num_clients, "steps_per_second": len(latencies) / seconds}
     return row | {"batch": float(np.mean(batches)), **percentiles(latencies)}
