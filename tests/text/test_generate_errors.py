@@ -122,7 +122,12 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), PROMPTS, ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", str(value))[:60])
+def name_of(value: Any) -> str:
+    """Return a test's name for a value, the same in every process: without addresses of functions."""
+    return re.sub(" at 0x[0-9a-f]+", "", str(value))[:60]
+
+
+@pytest.mark.parametrize(("arguments", "message"), PROMPTS, ids=name_of)
 def test_prompts(arguments: dict[str, Any], message: str, engine: JatEngine) -> None:
     for call in (engine.generate, engine.generate_stream):
         with pytest.raises(InputError, match=message) as caught:
@@ -131,7 +136,7 @@ def test_prompts(arguments: dict[str, Any], message: str, engine: JatEngine) -> 
     assert engine.cache_stats.reserved == 0
 
 
-@pytest.mark.parametrize(("options", "message"), OPTIONS, ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", str(value))[:60])
+@pytest.mark.parametrize(("options", "message"), OPTIONS, ids=name_of)
 def test_options(options: dict[str, Any], message: str, engine: JatEngine) -> None:
     with pytest.raises(InputError, match=message) as caught:
         engine.generate(input_ids=[[1, 2]], **options)
