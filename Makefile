@@ -28,7 +28,7 @@ help:
 	@echo "make setup   create $(VENV) with the package, all simulators and the development tools"
 	@echo "make demo    play an agent in real environments of all four domains"
 	@echo "make test    run the tests"
-	@echo "make test-long  kill evaluations a hundred times, act 100,000 steps, write after 200 prompts (half an hour)"
+	@echo "make test-long  kill evaluations a hundred times, act 100,000 steps, write after 200 prompts, serve 10,000 connections (an hour)"
 	@echo "make test-versions  run a part of the tests with the oldest and the newest releases of the dependencies"
 	@echo "make test-gpu-code  execute the code for GPUs on this CPU, with the oldest and the newest Triton"
 	@echo "make lint    ruff, import-linter, mypy, clang-format"
@@ -61,7 +61,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-long: setup
-	$(BIN)/python -m pytest tests/long -m long -s
+	$(BIN)/python -m pytest -m long -s
 
 test-versions: setup
 	OMP_NUM_THREADS=1 $(BIN)/python requirements/versions.py $(SETS)
