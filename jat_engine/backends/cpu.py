@@ -41,7 +41,7 @@ from .rows import encode, lay_out, make_results, patch_rows
 
 @dataclass(frozen=True)
 class _TextWeights:
-    """What texts need besides the blocks.
+    """Weights that texts need besides the blocks.
 
     Attributes:
         embedding: of tokens, float32 [vocab_size, H]; the file's own memory if it has this type.

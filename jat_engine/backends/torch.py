@@ -119,7 +119,7 @@ def attend_cached(
 
 @dataclass(frozen=True)
 class _TextWeights:
-    """What texts need besides the blocks.
+    """Weights that texts need besides the blocks.
 
     Attributes:
         embedding: of tokens, float32 [vocab_size, H].

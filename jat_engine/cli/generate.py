@@ -94,7 +94,7 @@ class GenerateArguments:
 
 @dataclass
 class Continuation:
-    """What has been written after a prompt.
+    """Continuation of a prompt, as far as it has been written.
 
     Attributes:
         prompt: the text.

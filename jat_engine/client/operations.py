@@ -1,4 +1,4 @@
-"""What a conversation does with its connection, and what can come of it, whichever way it is carried out."""
+"""Operations of a conversation on its connection and their outcomes, for blocking calls and for event loops."""
 
 from __future__ import annotations
 

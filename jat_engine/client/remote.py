@@ -1,4 +1,4 @@
-"""What agents on a server have in common, with blocking calls or in an event loop."""
+"""Common parts of agents on a server, with blocking calls or in an event loop."""
 
 from __future__ import annotations
 

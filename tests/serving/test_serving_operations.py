@@ -157,14 +157,18 @@ def test_a_failure_of_the_engine_costs_an_episode(
 
 def test_too_many_waiting_requests_are_refused(load_engine: Callable[[], JatEngine]) -> None:
     """The engine's thread is kept busy; the request that does not fit into the queue can be repeated."""
-    busy = threading.Event()
+    started, busy = threading.Event(), threading.Event()
     with running_server(load_engine, max_queue=2) as server:
         connections = [open_connection(server.port) for _ in range(3)]
         for websocket in connections:
             ask(websocket, 0)
-        server.call(lambda: [server.service.batcher.call(lambda: busy.wait(60)), None][1])
-        for websocket in connections:
+        batcher = server.service.batcher
+        server.call(lambda: [batcher.call(lambda: (started.set(), busy.wait(60))), None][1])
+        assert started.wait(60)
+        for number, websocket in enumerate(connections):
             websocket.send(codec.pack(request_of(EPISODE_PLAYED, 1)))
+            while batcher.queue_length < min(number + 1, 2):  # requests of different connections come in any order
+                time.sleep(0.001)
         assert "expected at most 2 waiting requests" in connections[2].recv()
         assert get(server.port, "/healthz")[0] == 200  # the loop goes on
         busy.set()

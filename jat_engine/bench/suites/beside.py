@@ -35,7 +35,7 @@ BLOCK_S = 1.0
 """Seconds of a block."""
 
 ALONE, IN_CHUNKS, AT_ONCE = "nothing", "a prompt, in chunks", "a prompt, at once"
-"""What the engine reads beside the agent: nothing, prompts with its default chunks, prompts in one step each."""
+"""Reading beside the agent: nothing, prompts with its default chunks, prompts in one step each."""
 
 
 @dataclass
