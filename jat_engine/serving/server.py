@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from prometheus_client import Counter
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
@@ -77,6 +78,7 @@ class Connection:
     Attributes:
         websocket: of the client.
         dialect: that it speaks.
+        num_answered: counts its dialect's requests.
         last_frame: when its last message came, in seconds of `time.monotonic`.
         tail: the last concurrent answer; None if there was none.
         gate: limits concurrent answers.
@@ -85,6 +87,7 @@ class Connection:
 
     websocket: ServerConnection
     dialect: Dialect
+    num_answered: Counter
     last_frame: float = field(default_factory=time.monotonic)
     tail: asyncio.Task[None] | None = None
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MOST_CONCURRENT))
@@ -269,7 +272,8 @@ class PolicyServer:
             await channel(websocket)
             return
         dialect = self.dialects[path_of(websocket.request)](self._describe())
-        connection, metrics = Connection(websocket, dialect), self.service.metrics
+        metrics = self.service.metrics
+        connection = Connection(websocket, dialect, metrics.requests.labels(dialect.name))
         self.connections.add(connection)
         metrics.connections.set(len(self.connections))
         try:
@@ -288,15 +292,20 @@ class PolicyServer:
 
     async def _converse(self, connection: Connection) -> None:
         """Answer the messages of a connection, in their order."""
+        dialect = connection.dialect
         async for frame in connection.websocket:
             received = time.perf_counter()
             connection.last_frame = time.monotonic()
             try:
-                parsed = await self._parse(connection.dialect, frame)
+                if len(frame) < _LARGE_BYTES:
+                    parsed = dialect.parse(frame)
+                else:
+                    parsed = await asyncio.get_running_loop().run_in_executor(None, dialect.parse, frame)
             except Exception as error:
                 await _after(connection.tail)
                 await self._send(connection, self._error(connection, error, None))
                 continue
+
             if parsed is None or isinstance(parsed, str | bytes):
                 await _after(connection.tail)
                 await self._send(connection, parsed)
@@ -308,12 +317,6 @@ class PolicyServer:
                 await connection.gate.acquire()
                 coroutine = self._answer_after(connection, connection.tail, parsed, received)
                 connection.tail = asyncio.create_task(coroutine)
-
-    @staticmethod
-    async def _parse(dialect: Dialect, frame: Frame) -> Request | Frame | None:
-        if len(frame) < _LARGE_BYTES:
-            return dialect.parse(frame)
-        return await asyncio.get_running_loop().run_in_executor(None, dialect.parse, frame)
 
     async def _answer_after(
         self, connection: Connection, before: asyncio.Task[None] | None, request: Request, received: float
@@ -335,7 +338,7 @@ class PolicyServer:
                 raise OverloadError("server: expected no request, since it ends; connect to another")
             reply = await self.service.answer(connection, request)
             answer = connection.dialect.reply(request, reply, time.perf_counter() - received)
-            self.service.metrics.requests.labels(connection.dialect.name).inc()
+            connection.num_answered.inc()
             return answer
         except Exception as error:
             return self._error(connection, error, request)

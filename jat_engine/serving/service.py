@@ -270,6 +270,9 @@ class PolicyService:
         session.steps += 1
         if session.token is not None and self._store is not None:
             session.unsaved += 1
+        asyncio.get_running_loop().call_soon(self._tell, session, request, reply)  # after the reply has been sent
+
+    def _tell(self, session: ServedSession, request: Act, reply: Reply) -> None:
         self.metrics.count_reply(reply)
         for observer in self.observers:
             observer.on_step(session, request, reply)
