@@ -68,6 +68,17 @@ class ServeArguments:
     )
     api_key_file: str | None = field(default=None, metadata={"help": "file with a key in each line; clients need one"})
     allow_public: bool = field(default=False, metadata={"help": "listen on a public address without --api_key_file"})
+    reset_reply: str | None = field(
+        default=None,
+        metadata={
+            "help": "answer to a reset (default: text on /, as RoboArena has it, and msgpack on vllm-omni's path)",
+            "choices": ["text", "msgpack"],
+        },
+    )
+    allowed_origins: list[str] = field(
+        default_factory=list,
+        metadata={"help": "web pages that browsers may connect for, besides the server's own; * for all"},
+    )
     state_dir: str | None = field(
         default=None,
         metadata={"help": "folder for snapshots of sessions, from which a server goes on after another's end"},
@@ -143,6 +154,8 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
     from ..serving.auth import read_keys
     from ..serving.demo import Demo
     from ..serving.description import describe as describe_server
+    from ..serving.dialects import DIALECTS, dialects_with
+    from ..serving.origins import parse_origins
     from ..serving.page import add_page
     from ..serving.record import Recorder
     from ..serving.requests import Settings, parse_settings
@@ -156,6 +169,7 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
         port=arguments.port,
         keys=() if arguments.api_key_file is None else read_keys(arguments.api_key_file),
         allow_public=arguments.allow_public,
+        allowed_origins=parse_origins(arguments.allowed_origins),
         drain_timeout_s=arguments.drain_timeout_s,
     )
     limits = ServiceOptions(
@@ -187,7 +201,8 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
         return describe_server(service.batcher.engine, source, arguments.max_sessions, defaults, weights)
 
     service = PolicyService(load, limits, store=store)
-    server = PolicyServer(service, options, describe_now)
+    dialects = DIALECTS if arguments.reset_reply is None else dialects_with(arguments.reset_reply)
+    server = PolicyServer(service, options, describe_now, dialects)
     demo = None
     if arguments.demo_environments:
         demo = Demo(service, offered_tasks(model), arguments.demo_environments, options.keys)

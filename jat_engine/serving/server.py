@@ -22,7 +22,8 @@ from .auth import check_address, is_allowed
 from .codec import MOST_BYTES
 from .dialects import DIALECTS, Dialect, DialectMaker, Frame
 from .errors import OverloadError, kind_of, message_of
-from .http import HttpPages, is_same_origin, is_websocket, path_of, refuse
+from .http import HttpPages, is_websocket, path_of, refuse
+from .origins import is_allowed_origin, is_local_name, is_loopback
 from .requests import DEFAULT_SESSION, Request
 from .service import PolicyService
 
@@ -57,6 +58,7 @@ class ServerOptions:
         port: of it; 0 for any that is free.
         keys: of clients; none for everyone.
         allow_public: listen on an address that others reach without keys.
+        allowed_origins: of web pages that may connect besides the server's own; see `origins.parse_origins`.
         drain_timeout_s: seconds that open sessions may go on after SIGTERM.
         max_connections: most open connections; None for as many as sessions, and 64 more.
         ping_interval_s: seconds between pings; a connection that does not answer within as many is closed.
@@ -66,6 +68,7 @@ class ServerOptions:
     port: int = 8000
     keys: tuple[str, ...] = ()
     allow_public: bool = False
+    allowed_origins: tuple[str, ...] = ()
     drain_timeout_s: float = 10.0
     max_connections: int | None = None
     ping_interval_s: float = 20.0
@@ -241,12 +244,16 @@ class PolicyServer:
 
     async def _admit(self, websocket: ServerConnection, request: HttpRequest) -> Response | None:
         """Return the answer to a plain HTTP request, or to one for a websocket that is refused; None lets it in."""
+        service = self.service
+        refused = self._refuse_page(request)
+        if refused is not None:
+            service.metrics.refusals.inc()
+            return refused
         if not is_websocket(request):
             return await self.pages.answer(request)
-        path, service = path_of(request), self.service
-        refused: Response | None = None
+        path = path_of(request)
         if path in self.channels:
-            return None if is_same_origin(request) else refuse(HTTPStatus.FORBIDDEN, "expected a page of this server")
+            return None
         if path not in self.dialects:
             refused = refuse(HTTPStatus.NOT_FOUND, f"expected a path of {', '.join(self.dialects)}, got {path:.80}")
         elif not is_allowed(request.headers.get("Authorization"), self.options.keys):
@@ -258,6 +265,19 @@ class PolicyServer:
         if refused is not None:
             service.metrics.refusals.inc()
         return refused
+
+    def _refuse_page(self, request: HttpRequest) -> Response | None:
+        """Return the refusal of a request that a browser sends for a page of another server; None to go on."""
+        host, allowed = self.options.host, self.options.allowed_origins
+        if not self.options.keys and is_loopback(host) and not is_local_name(request, host, allowed):
+            got = request.headers.get("Host", "")
+            line = f"Host: expected localhost or {host}, got {got:.80}; --allowed_origins lets other names in"
+            return refuse(HTTPStatus.FORBIDDEN, line)
+        if is_websocket(request) and not is_allowed_origin(request, allowed):
+            got = request.headers.get("Origin", "")
+            line = f"Origin: expected a page of this server, got {got:.80}; --allowed_origins lets others in"
+            return refuse(HTTPStatus.FORBIDDEN, line)
+        return None
 
     @property
     def _max_connections(self) -> int:
