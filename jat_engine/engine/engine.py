@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from ..action_options import ActionOptions, parse_options
+from ..action_options import parse_options
 from ..backends import Backend, Choice, choose_backend
 from ..backends.build import set_up
 from ..backends.options import EngineOptions, take_transformers_options
@@ -19,7 +19,7 @@ from ..checkpoint.reader import find_weight_files
 from ..checkpoint.weights import CheckpointWeights, ModelWeights, Weights, identifying_parameters
 from ..checkpoint_files import resolve, take_hub_options
 from ..config import JatConfig, read_config
-from ..errors import BatchError, CheckpointError, InputError, SessionError
+from ..errors import InputError
 from ..observation import OBSERVATION_KEYS, check_context_window, check_processor
 from ..text.assets import TextAssets
 from .arguments import (
@@ -38,10 +38,11 @@ from .fork_lock import make_lock
 from .kv_cache import CacheStats
 from .missions import Missions
 from .scorer import TextScorer
-from .session import AgentSession, answer
+from .session import AgentSession
 from .snapshot import fingerprint, read, restore
 from .stats import EngineStats, make_stats
-from .step import Request, StepRunner
+from .step import StepRunner
+from .step_sessions import step_sessions
 from .text_batch import TextBatch
 from .warm_up import STEPS, WINDOW, find_example, play_batch
 from .writer import TextWriter
@@ -564,62 +565,4 @@ class JatEngine(TextWriter, TextScorer):
         arguments = sessions, observations, rewards, action_spaces, flags, return_predictions, windows, options
         runner = self._runner
         runner.waiting.append(None)
-        with runner.lock, runner.one_step(): return self._step_all(begin_ns, *arguments)  # noqa: E701  # fmt: skip
-
-    def _step_all(
-        self,
-        begin_ns: int,
-        sessions: list[Any],
-        observations: list[Any],
-        rewards: list[Any],
-        action_spaces: list[Any],
-        deterministic: list[Any],
-        return_predictions: bool,
-        windows: list[Any],
-        options: list[ActionOptions | InputError | None],
-    ) -> list[Any]:
-        """Take the steps of `get_next_actions`. The caller holds the lock."""
-        runner = self._runner
-        runner.enter()
-        requests: dict[int, Request] = {}
-        errors: dict[int, Exception] = {}
-        for index, session in enumerate(sessions):
-            try:
-                self._check_own(session)
-                observation, flag, own = check_observation(observations[index]), deterministic[index], options[index]
-                check_flags(deterministic=flag)
-                window = self._window_of(session, windows[index])
-                if isinstance(own, InputError):
-                    raise own
-                inputs = observation, rewards[index], action_spaces[index], flag, window, own
-                requests[index] = runner.parse(session.episodes, *inputs)
-            except (InputError, SessionError, CheckpointError) as error:
-                errors[index] = error.with_traceback(None)  # which would keep this frame, and so the sessions, alive
-
-        actions: list[Any] = [None] * len(sessions)
-        outcomes = runner.run(list(requests.values()))
-        for (index, request), outcome in zip(requests.items(), outcomes, strict=True):
-            if isinstance(outcome, InputError):
-                errors[index] = outcome
-            else:
-                actions[index] = answer(outcome, request.space, return_predictions)
-        if errors:
-            raise BatchError(actions, errors)
-        runner.calls.add(begin_ns)
-        return actions
-
-    def _window_of(self, session: AgentSession, context_window: Any) -> int | None:
-        """Return a session's window for one step. Raises `InputError` for one beyond its own, which has no pages."""
-        if context_window is None:
-            return None
-        window, longest = self._window(context_window), session.episodes.window
-        if window > longest:
-            raise InputError(
-                f"context_window: expected at most {longest}, the window that the session was opened with, got "
-                f"{context_window}"
-            )
-        return window
-
-    def _check_own(self, session: Any) -> None:
-        if not isinstance(session, AgentSession) or session.runner is not self._runner:
-            raise InputError(f"session: expected one that this engine opened, got {session!r}")
+        with runner.lock, runner.one_step(): return step_sessions(runner, begin_ns, *arguments)  # noqa: E701  # fmt: skip
