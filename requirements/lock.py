@@ -6,7 +6,8 @@
 
 cpu.txt and cuda.txt are complete, except for torch, which torch-cpu.txt and torch-cuda.txt pin, and hold for every
 Python from 3.11 on. peers.txt adds what `jat-engine bench` measures the engine against, docs.txt what builds the
-documentation, with the releases of cpu.txt where both need a package. oldest.txt has the oldest
+documentation, with the releases of cpu.txt where both need a package, and serve-cpu.txt and serve-cuda.txt what the
+images of docker/ are made with. oldest.txt has the oldest
 releases that setup.py allows, on Python 3.11, with today's releases of what those require in turn; `make test-versions`
 tests them.
 """
@@ -26,6 +27,7 @@ from packaging.utils import canonicalize_name
 
 FOLDER = Path(__file__).parent
 EXTRAS = ("all", "dev")
+IMAGE_EXTRAS = {"cpu": (), "cuda": ("cuda",)}
 TEST_TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist")
 
 
@@ -109,6 +111,9 @@ def main(upgrade: list[str]) -> None:
     lock("cpu.txt", requirements(*EXTRAS), "--universal", *options)
     lock("cuda.txt", requirements(*EXTRAS), "--universal", *options, build="cuda")
     lock("peers.txt", requirements("peers"), "--universal", *options)
+    for build in ("cpu", "cuda"):
+        constraint = ("--universal", "--constraint", str(FOLDER / f"{build}.txt"))
+        lock(f"serve-{build}.txt", requirements("serve", *IMAGE_EXTRAS[build]), *constraint, *options, build=build)
     lock("docs.txt", requirements("docs"), "--universal", "--constraint", str(FOLDER / "cpu.txt"), *options)
     lock("oldest.txt", oldest, *options)
 
