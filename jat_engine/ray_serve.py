@@ -74,8 +74,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     def build_app() -> AsgiApp:
         return make_app(model, arguments)
 
-    deployment = serve.deployment(
-        serve.ingress(build_app)(),
+    deploy = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=replicas.num_replicas,
         ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
@@ -83,7 +82,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=arguments.drain_timeout_s,
         request_router_config={"request_router_class": _ROUTER},
     )
-    return deployment.bind()
+    return deploy(serve.ingress(build_app)()).bind()
 
 
 def make_app(model: ModelArguments, arguments: ServeArguments) -> AsgiApp:

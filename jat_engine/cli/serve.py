@@ -206,7 +206,7 @@ def make_server(
         weights = hashes[0] if hashes else None
         source = model.model_name_or_path
         description = describe_server(service.batcher.engine, source, arguments.max_sessions, defaults, weights)
-        return description | about
+        return {**description, **about}
 
     service = PolicyService(load, limits, store=store)
     return PolicyServer(service, options, describe_now), describe_now

@@ -140,8 +140,9 @@ class AsgiWebsocket:
     async def _next(self) -> Message | None:
         """Return the client's next message; None after the end, whichever side has closed."""
         receiving = asyncio.ensure_future(self._receive())
+        ends: list[asyncio.Future[Any]] = [receiving, self._end]
         try:
-            await asyncio.wait([receiving, self._end], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             message = receiving.result() if receiving.done() else None
         finally:
             receiving.cancel()
