@@ -28,7 +28,7 @@ RUN /opt/jat-engine/bin/pip install --no-cache-dir --no-deps --no-index /wheels/
     && /opt/jat-engine/bin/python -c "import jat_engine._cpu"
 
 FROM python:${PYTHON}-slim
-RUN useradd --uid 1000 --create-home jat && install -d -o jat -g jat /state
+RUN useradd --uid 1000 --create-home jat && install -d -o jat -g jat /state /home/jat/.cache
 COPY --from=environment /opt/jat-engine /opt/jat-engine
 ENV PATH=/opt/jat-engine/bin:$PATH PYTHONUNBUFFERED=1
 USER jat

@@ -38,7 +38,7 @@ RUN /opt/jat-engine/bin/pip install --no-cache-dir --no-deps --no-index /wheels/
 
 FROM base
 # Ubuntu's images have a user of this number already.
-RUN userdel --remove ubuntu && useradd --uid 1000 --create-home jat && install -d -o jat -g jat /state
+RUN userdel --remove ubuntu && useradd --uid 1000 --create-home jat && install -d -o jat -g jat /state /home/jat/.cache
 COPY --from=environment /opt/jat-engine /opt/jat-engine
 ENV PATH=/opt/jat-engine/bin:$PATH PYTHONUNBUFFERED=1
 USER jat

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 try:
@@ -88,7 +88,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
 def make_app(model: ModelArguments, arguments: ServeArguments) -> AsgiApp:
     """Return a replica's server. It tells clients the replica's identifier, as `replica`."""
     if arguments.num_threads is None:
-        arguments.num_threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        arguments = replace(arguments, num_threads=max(1, int(cores)))
     sys.setswitchinterval(SWITCH_SECONDS)
     about = {"replica": serve.get_replica_context().replica_id.unique_id}
     server, _ = make_server(model, arguments, about)
@@ -104,9 +105,13 @@ def _read(args: Mapping[str, Any]) -> tuple[ModelArguments, ServeArguments, Repl
     if "model_name_or_path" not in args:
         raise InputError("model_name_or_path: expected a folder of a checkpoint, its name on the hub, or jat-mini")
 
-    # The proxies' address is not known here.
-    flags = [f"--{name}={value}" for name, value in args.items() if value is not None]
-    try:
+    flags = []
+    for name, value in args.items():
+        if isinstance(value, list | tuple):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={value}")
+    try:  # the proxies' address is not known here
         model, arguments, replicas = parse("serve", "", types, [*flags, "--host=0.0.0.0"])
     except SystemExit:  # the parser has written why
         raise InputError(f"args: expected values of `jat-engine serve`, got {dict(args)!r:.400}") from None
