@@ -70,6 +70,17 @@ class ServeArguments:
     )
     api_key_file: str | None = field(default=None, metadata={"help": "file with a key in each line; clients need one"})
     allow_public: bool = field(default=False, metadata={"help": "listen on a public address without --api_key_file"})
+    reset_reply: str | None = field(
+        default=None,
+        metadata={
+            "help": "answer to a reset (default: text on /, as RoboArena has it, and msgpack on vllm-omni's path)",
+            "choices": ["text", "msgpack"],
+        },
+    )
+    allowed_origins: list[str] = field(
+        default_factory=list,
+        metadata={"help": "web pages that browsers may connect for, besides the server's own; * for all"},
+    )
     state_dir: str | None = field(
         default=None,
         metadata={"help": "folder for snapshots of sessions, from which a server goes on after another's end"},
@@ -166,6 +177,8 @@ def make_server(
     from ..engine.engine import JatEngine
     from ..serving.auth import read_keys
     from ..serving.description import describe as describe_server
+    from ..serving.dialects import DIALECTS, dialects_with
+    from ..serving.origins import parse_origins
     from ..serving.requests import Settings, parse_settings
     from ..serving.server import PolicyServer, ServerOptions
     from ..serving.service import PolicyService, ServiceOptions
@@ -177,6 +190,7 @@ def make_server(
         port=arguments.port,
         keys=() if arguments.api_key_file is None else read_keys(arguments.api_key_file),
         allow_public=arguments.allow_public,
+        allowed_origins=parse_origins(arguments.allowed_origins),
         drain_timeout_s=arguments.drain_timeout_s,
     )
     limits = ServiceOptions(
@@ -209,7 +223,8 @@ def make_server(
         return {**description, **about}
 
     service = PolicyService(load, limits, store=store)
-    return PolicyServer(service, options, describe_now), describe_now
+    dialects = DIALECTS if arguments.reset_reply is None else dialects_with(arguments.reset_reply)
+    return PolicyServer(service, options, describe_now, dialects), describe_now
 
 
 async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:

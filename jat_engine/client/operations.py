@@ -79,8 +79,10 @@ def translate(error: Exception) -> Exception:
 def _refusal(error: InvalidStatus) -> Exception:
     response = error.response
     line = one_line((response.body or b"").decode(errors="replace"))[:200]
-    if response.status_code in (401, 403):
+    if response.status_code == 401:
         return AccessError(f"api_key: expected one of the server's keys; it says: {line}")
+    if response.status_code == 403:
+        return AccessError(f"url: expected a server that lets this client in; it says: {line}")
     if response.status_code == 404:
         return InputError(f"url: expected a path that the server has; it says: {line}")
     if response.status_code in (429, 503):

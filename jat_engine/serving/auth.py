@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from .origins import is_loopback
 
 _SCHEMES = ("api-key", "bearer")
 
@@ -50,15 +50,8 @@ def check_address(host: str, keys: Sequence[str], allow_public: bool) -> None:
     Raises:
         InputError: others can reach the address, and there is neither a key nor leave to do without.
     """
-    if not keys and not allow_public and not _is_local(host):
+    if not keys and not allow_public and not is_loopback(host):
         raise InputError(
             f"--host: expected an address of this machine alone without --api_key_file, got {host!r}; give a file with "
             "keys, or --allow_public to let everyone in"
         )
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -135,6 +136,11 @@ class _Waiting(NamedTuple):
     since: float
 
 
+class _Call(NamedTuple):
+    function: Callable[[], Any]
+    future: asyncio.Future[Any]
+
+
 class Batcher:
     """Runs an engine in a thread of its own, for one event loop.
 
@@ -154,16 +160,15 @@ class Batcher:
         self.engine: JatEngine | None = None
         self.on_step: Callable[[int, float], None] = lambda batch, seconds: None
         self._load, self._max_queue, self._max_wait_s = load, max_queue, max_wait_s
-        self._changed = threading.Condition()
-        self._steps: list[_Waiting] = []
-        self._calls: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
+        self._queue: queue.SimpleQueue[_Waiting | _Call | None] = queue.SimpleQueue()  # None: the last one
+        self._num_queued = self._num_taken = 0  # steps; each is written by one thread
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="jat-engine steps", daemon=True)
 
     @property
     def queue_length(self) -> int:
         """Steps that wait."""
-        return len(self._steps)
+        return self._num_queued - self._num_taken
 
     async def start(self) -> None:
         """Load the engine. Raises what its loading raises."""
@@ -181,33 +186,32 @@ class Batcher:
         Raises:
             OverloadError: too many steps wait.
         """
-        if len(self._steps) >= self._max_queue:
+        if self.queue_length >= self._max_queue:
             raise OverloadError(
                 f"server: expected at most {self._max_queue} waiting requests, got more; repeat it later"
             )
         future: asyncio.Future[Reply] = self._loop.create_future()
-        self._put(self._steps, _Waiting(step, future, time.perf_counter()))
+        self._put(_Waiting(step, future, time.perf_counter()))
+        self._num_queued += 1
         return future
 
     def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
         """Run a function in the engine's thread, between two steps, and return the future of its result."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self._put(self._calls, (function, future))
+        self._put(_Call(function, future))
         return future
 
     async def stop(self) -> None:
         """Take the steps that wait, close the engine and end the thread. A step that hangs is left to itself."""
-        with self._changed:
+        if not self._stopping:
             self._stopping = True
-            self._changed.notify()
+            self._queue.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _END_SECONDS)
 
-    def _put(self, queue: list[Any], item: Any) -> None:
-        with self._changed:
-            if self._stopping:
-                raise OverloadError("server: expected a request before it ends, got one after; connect to another")
-            queue.append(item)
-            self._changed.notify()
+    def _put(self, item: _Waiting | _Call) -> None:
+        if self._stopping:
+            raise OverloadError("server: expected a request before it ends, got one after; connect to another")
+        self._queue.put(item)
 
     # ---- the engine's thread ---------------------------------------------------------------------------------------
 
@@ -220,24 +224,37 @@ class Batcher:
         self._deliver([(self._loaded, None)])
 
         try:
-            while True:
-                with self._changed:
-                    while not (self._steps or self._calls or self._stopping):
-                        self._changed.wait()
-                    if self._max_wait_s and self._steps and not self._stopping:
-                        self._changed.wait_for(lambda: self._stopping, self._max_wait_s)
-                    calls, steps = list(self._calls), list(self._steps)
-                    self._calls.clear()  # never another list: `_put` may have this one already
-                    self._steps.clear()
-                    if self._stopping and not calls and not steps:
-                        return
+            is_last = False
+            while not is_last:
+                calls, steps, is_last = self._take_all()
                 if calls:
-                    self._deliver([(future, _outcome(function)) for function, future in calls])
+                    self._deliver([(call.future, _outcome(call.function)) for call in calls])
                 if steps:
-                    self._deliver(self._step(engine, steps))
+                    self._step(engine, steps)
         finally:
             self.engine = None
             engine.close()
+
+    def _take_all(self) -> tuple[list[_Call], list[_Waiting], bool]:
+        """Return the calls and steps that are queued, of which there is one at least, and True at the end."""
+        calls: list[_Call] = []
+        steps: list[_Waiting] = []
+        is_last, end = False, 0.0
+        item = self._queue.get()
+        while True:
+            if isinstance(item, _Waiting):
+                steps.append(item)
+                end = end or time.perf_counter() + self._max_wait_s
+            elif isinstance(item, _Call):
+                calls.append(item)
+            else:
+                is_last = True
+            try:
+                left = end - time.perf_counter() if self._max_wait_s and steps and not is_last else 0.0
+                item = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+            except queue.Empty:
+                self._num_taken += len(steps)
+                return calls, steps, is_last
 
     def _deliver(self, outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
         try:
@@ -245,8 +262,8 @@ class Batcher:
         except RuntimeError:  # the loop has been closed: nobody waits
             return
 
-    def _step(self, engine: JatEngine, waiting: list[_Waiting]) -> list[tuple[asyncio.Future[Any], Any]]:
-        """Take one step of all agents, and return a reply or an error for each."""
+    def _step(self, engine: JatEngine, waiting: list[_Waiting]) -> None:
+        """Take one step of all agents, and deliver a reply or an error for each."""
         begin = time.perf_counter()
         outcomes: list[tuple[asyncio.Future[Any], Any]] = []
         ready: list[tuple[_Waiting, AgentSession]] = []
@@ -268,7 +285,8 @@ class Batcher:
         try:
             actions = _take(engine, [(item.step, session) for item, session in ready]) if ready else []
         except Exception:
-            return [*outcomes, *((item.future, self._fail(item)) for item, _ in ready)]
+            self._deliver([*outcomes, *((item.future, self._fail(item)) for item, _ in ready)])
+            return
         seconds = time.perf_counter() - begin
         for (item, session), taken in zip(ready, actions, strict=True):
             outcomes.append((item.future, taken))
@@ -281,9 +299,9 @@ class Batcher:
             if item.step.forced is not None:
                 session.force_action(item.step.forced)
             outcomes[-1] = item.future, reply
+        self._deliver(outcomes)
         if ready:
             self.on_step(len(ready), seconds)
-        return outcomes
 
     def _fail(self, item: _Waiting) -> ServerError:
         """Return the error for a step that has failed, with its traceback in the log, and drop the episode."""

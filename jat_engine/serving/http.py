@@ -54,12 +54,6 @@ def is_websocket(request: Request) -> bool:
     return "websocket" in request.headers.get("Upgrade", "").lower()
 
 
-def is_same_origin(request: Request) -> bool:
-    """Return True unless a browser sends a request for a page of another server."""
-    origin = request.headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("Host")
-
-
 def respond(page: Page) -> Response:
     """Return an answer as websockets sends it."""
     headers = Headers()

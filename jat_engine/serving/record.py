@@ -31,6 +31,9 @@ _STEPS_OF_PART, _BYTES_OF_PART = 512, 2 * 1024**2
 _MOST_WAITING = 64
 """Parts that wait for the disk; further ones are left out."""
 
+_MOST_SNAPSHOTS = 16
+"""Snapshots among them, which may be large."""
+
 _LEAST_BYTES = 4096
 """Bytes that a file counts at least, since a file system gives it as many."""
 
@@ -47,9 +50,9 @@ class _Episode:
         is_lost: a part could not be written; what follows is left out.
     """
 
-    def __init__(self, about: dict[str, Any]) -> None:
+    def __init__(self, about: dict[str, Any], first: int = 0, snapshot: bytes | None = None) -> None:
         self.about = about
-        self.part = Part(about | {"number": 0, "first": 0})
+        self.part = Part(about | {"number": 0, "first": first}, snapshot=snapshot)
         self.signature: tuple[Any, ...] | None = None
         self.settings: tuple[Any, dict[str, Any]] | None = None
         self.is_lost = False
@@ -88,6 +91,7 @@ class Recorder:
         self._run = f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
         self._episodes: dict[ServedSession, _Episode] = {}
         self._parts: queue.Queue[tuple[_Episode, Part] | None] = queue.Queue()
+        self._snapshots = threading.BoundedSemaphore(_MOST_SNAPSHOTS)
         self._warned: dict[str, float] = {}
         self._thread = threading.Thread(target=self._write_all, name="jat-engine record", daemon=True)
         self._thread.start()
@@ -104,19 +108,15 @@ class Recorder:
     def on_start(self, session: ServedSession) -> None:
         """Begin the record of an episode."""
         self._end(session)
-        self._episodes[session] = _Episode(
-            {
-                "version": VERSION,
-                "run": self._run,
-                "session": session.number,
-                "session_id": session.name,
-                "episode": session.episodes,
-                "task": session.settings.task,
-                "seed": session.episode_seed,
-                "window": session.settings.window,
-                **self._about(),
-            }
-        )
+        self._episodes[session] = _Episode(self._describe(session))
+
+    def on_restore(self, session: ServedSession, snapshot: bytes) -> None:
+        """Begin the record of an episode in its middle, with the snapshot."""
+        episode = self._episodes[session] = _Episode(self._describe(session), session.steps, snapshot)
+        if self._snapshots.acquire(blocking=False):
+            self._put(episode, episode.next_part())
+        else:
+            self._lose(episode, "the disk does not keep up")
 
     def on_step(self, session: ServedSession, request: Act, reply: Reply) -> None:
         """Record a step."""
@@ -128,6 +128,7 @@ class Recorder:
             None if request.reward is None else float(request.reward),
             _settings(episode, session, request),
             reply.action,
+            None if request.forced is None else np.asarray(request.forced).tolist(),
         )
         found = signature(step)
         if episode.signature is not None and episode.signature != found and episode.part.steps:
@@ -144,6 +145,19 @@ class Recorder:
         self._end(session)
         self._episodes.pop(session, None)
 
+    def _describe(self, session: ServedSession) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "run": self._run,
+            "session": session.number,
+            "session_id": session.name,
+            "episode": session.episodes,
+            "task": session.settings.task,
+            "seed": session.episode_seed,
+            "window": session.settings.window,
+            **self._about(),
+        }
+
     def _end(self, session: ServedSession) -> None:
         episode = self._episodes.get(session)
         if episode is not None and episode.part.steps:
@@ -154,6 +168,11 @@ class Recorder:
             self._parts.put((episode, part))
         else:
             self._lose(episode, "the disk does not keep up")
+            self._release(part)
+
+    def _release(self, part: Part) -> None:
+        if part.snapshot is not None:
+            self._snapshots.release()
 
     # ---- the writer's thread ---------------------------------------------------------------------------------------
 
@@ -163,12 +182,14 @@ class Recorder:
             try:
                 if episode.is_lost:
                     self.num_lost += 1
-                elif self._left <= 0:
+                elif self._left <= len(part.snapshot or b""):
                     self._lose(episode, "the record is full (--record_max_gb)")
                 else:
                     self._write(part)
             except Exception as error:  # of the disk; and whatever it is, the server goes on
                 self._lose(episode, "a file could not be written", one_line(error))
+            finally:
+                self._release(part)
 
     def _write(self, part: Part) -> None:
         contents, about = part.to_bytes(), part.about

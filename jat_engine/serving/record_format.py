@@ -7,6 +7,14 @@
 | `actions` | int64 [T], or float64 [T, A] |
 | `rewards` | float64 [T], of the action before; NaN where none was given |
 | `settings` | int32 [T], index of each step's settings in `about` |
+| `forced` | as `actions`, if a client has given some of them: the given ones; NaN or -1 where it has not |
+
+A session that another server's snapshot was the beginning of has that first, in a file without steps:
+
+| array | |
+|---|---|
+| `about` | as above |
+| `snapshot` | uint8, of `AgentSession.snapshot` |
 """
 
 from __future__ import annotations
@@ -41,31 +49,41 @@ class RecordedStep:
         observation: by `OBSERVATION_KEYS`.
         reward: of the action before; None where none was given.
         settings: "space", "deterministic", "window" and options of the choice, as `step_settings` returns them.
-        action: that was taken.
+        action: that was chosen.
+        forced: that the client gave in its place; None where it gave none.
     """
 
     observation: Mapping[str, Any]
     reward: float | None
     settings: Mapping[str, Any]
     action: list[float] | int
+    forced: list[float] | int | None = None
 
 
 @dataclass
 class Part:
-    """Steps of an episode, one after another, whose observations have the same shapes and dtypes.
+    """Steps of an episode, one after another, whose observations have the same shapes and dtypes; or a snapshot.
 
     Attributes:
         about: JSON values of server, session and episode; "number" is the part's, from 0, "first" its first step's.
-        steps: of this part.
+        steps: of this part; none with a snapshot.
         num_bytes: about what the steps take in memory.
+        snapshot: of the session before the first step of the record; None if it has begun in this server.
     """
 
     about: dict[str, Any]
     steps: list[RecordedStep] = field(default_factory=list)
     num_bytes: int = 0
+    snapshot: bytes | None = None
 
     def to_bytes(self) -> bytes:
         """Return the contents of the part's file."""
+        buffer = io.BytesIO()
+        if self.snapshot is not None:  # keys and values, which compress badly
+            snapshot = np.frombuffer(self.snapshot, np.uint8)
+            np.savez(buffer, allow_pickle=False, about=np.array(json.dumps(self.about)), snapshot=snapshot)
+            return buffer.getvalue()
+
         distinct: dict[str, int] = {}
         indices = []
         for step in self.steps:
@@ -86,7 +104,10 @@ class Part:
             "settings": np.array(indices, np.int32),
             "about": np.array(json.dumps(about)),
         }
-        buffer = io.BytesIO()
+        if any(step.forced is not None for step in self.steps):
+            none = np.full(len(first.action), np.nan) if isinstance(first.action, list) else -1
+            forced = [none if step.forced is None else step.forced for step in self.steps]
+            arrays["forced"] = np.array(forced, _action_dtype(first.action))
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         return buffer.getvalue()
 
@@ -116,6 +137,8 @@ def read_part(path: Path) -> Part:
         if about["version"] != VERSION:
             got = about["version"]
             raise DataError(f"{path}: expected a record of version {VERSION}, got {got}; use the version that wrote it")
+        if "snapshot" in arrays:
+            return Part(about, snapshot=arrays["snapshot"].tobytes())
         return Part({k: v for k, v in about.items() if k not in ("settings", "texts")}, list(_steps(arrays, about)))
     except DataError:
         raise
@@ -129,15 +152,23 @@ def read_part(path: Path) -> Part:
 def _steps(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterator[RecordedStep]:
     keys = [key for key in OBSERVATION_KEYS if key in arrays]
     actions, rewards, indices = arrays["actions"], arrays["rewards"].tolist(), arrays["settings"].tolist()
-    texts = about.get("texts")
+    texts, forced = about.get("texts"), arrays.get("forced")
     if any(len(arrays[key]) != len(actions) for key in (*keys, "rewards", "settings")):
         raise ValueError("arrays of other lengths")
+    if forced is not None and forced.shape != actions.shape:
+        raise ValueError("given actions of another shape")
     for t, action in enumerate(actions.tolist()):
         observation: dict[str, Any] = {key: arrays[key][t] for key in keys}
         if texts is not None:
             observation[_TEXT] = texts[t]
         reward = None if np.isnan(rewards[t]) else rewards[t]
-        yield RecordedStep(observation, reward, about["settings"][indices[t]], action)
+        given = None if forced is None or _is_none(forced[t]) else forced[t].tolist()
+        yield RecordedStep(observation, reward, about["settings"][indices[t]], action, given)
+
+
+def _is_none(forced: np.ndarray) -> bool:
+    """Return True if `forced` says of a step that its client has given no action."""
+    return bool(np.isnan(forced).all()) if forced.dtype.kind == "f" else bool(forced == -1)
 
 
 def step_settings(space: Space, deterministic: bool, window: int | None, options: Options) -> dict[str, Any]:

@@ -38,15 +38,15 @@ class LogFile:
 
 @dataclass(frozen=True)
 class Replayed:
-    """An episode that was played again.
+    """An episode, or the rest of one that has begun in another server, that was played again.
 
     Attributes:
         session: number of its session.
         episode: its number in the session, from 1.
         task: its task's name, if it has one.
         num_steps: of the record.
-        step: the first step, from 1, whose action differs; None if all of them are equal.
-        recorded: action of the record there.
+        step: the first step, from 1 at the episode's beginning, whose action differs; None if all of them are equal.
+        recorded: action of the record there, as it was chosen.
         now: what it is now.
         reason: for which it could not be compared; "" if it was.
     """
@@ -99,7 +99,8 @@ def find_log(path: Path) -> list[LogFile]:
 def replay(engine: JatEngine, log: Sequence[LogFile]) -> Iterator[Replayed]:
     """Play the episodes of a record again, one after another.
 
-    The record's own observations and rewards are given, whatever the actions are now.
+    The record's own observations and rewards are given, whatever the actions are now; and actions that clients have
+    given in place of the chosen ones. A session that was restored goes on from its snapshot, which the record has.
 
     Args:
         engine: that plays.
@@ -126,7 +127,9 @@ class _Session:
     def replay(self, files: Iterator[LogFile]) -> Iterator[Replayed]:
         try:
             for _, parts in groupby(files, lambda file: file.episode):
-                yield self._episode([read_part(file.path) for file in parts])
+                replayed = self._episode([read_part(file.path) for file in parts])
+                if replayed.num_steps:  # a session that was restored may have begun its next episode at once
+                    yield replayed
         finally:
             self._close()
 
@@ -139,7 +142,13 @@ class _Session:
         if about["number"] != 0:
             return Replayed(*name, reason="cannot be compared: its beginning is not in the record")
 
-        if about["seed"] is not None:
+        if parts[0].snapshot is not None:
+            self._close()
+            try:
+                self._agent = self._engine.restore(parts[0].snapshot)
+            except InputError as error:  # of another backend, for instance
+                return Replayed(*name, reason=f"cannot be compared: it begins with a snapshot; {error}")
+        elif about["seed"] is not None:
             self._close()
             self._agent = self._engine.open_session(about["window"], about["seed"])
         elif follows and self._agent is not None:
@@ -149,7 +158,7 @@ class _Session:
             return Replayed(*name, reason=reason)
 
         difference: tuple[int, Any, Any] | None = None
-        number = 0
+        number = begin = about["first"]
         for part in parts:
             if part.about["first"] != number:
                 break
@@ -161,19 +170,19 @@ class _Session:
         if difference is not None:
             self._last = about["episode"]  # each step takes one random number, so that the next episode has its own
             return Replayed(*name, *difference)
-        if number != len(steps):
+        if number != begin + len(steps):
             return Replayed(*name, reason=f"cannot be compared from step {number + 1} on, which is not in the record")
         self._last = about["episode"]
         return Replayed(*name)
 
     def _act(self, step: RecordedStep) -> Any:
-        """Return the action for a step, or the line of the error that it raises."""
+        """Return the action for a step, or the line of the error that it raises. Give the client's, if it gave one."""
         assert self._agent is not None, "the episode has begun"
         settings, window = step.settings, step.settings["window"]
         longest = self._agent.episodes.window
         shorter = window if window is not None and window < longest else None
         try:
-            return self._agent.step(
+            chosen = self._agent.step(
                 step.observation,
                 step.reward,
                 space_of_settings(settings),
@@ -182,8 +191,11 @@ class _Session:
                 shorter,
                 options_of_settings(settings),
             )
+            if step.forced is not None:
+                self._agent.force_action(step.forced)
         except (InputError, SessionError) as error:
             return f"({error})"
+        return chosen
 
     def _close(self) -> None:
         if self._agent is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from prometheus_client import Counter
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
@@ -21,7 +22,8 @@ from .auth import check_address, is_allowed
 from .codec import MOST_BYTES
 from .dialects import DIALECTS, Dialect, DialectMaker, Frame
 from .errors import OverloadError, kind_of, message_of
-from .http import HttpPages, is_same_origin, is_websocket, path_of, refuse
+from .http import HttpPages, is_websocket, path_of, refuse
+from .origins import is_allowed_origin, is_local_name, is_loopback
 from .requests import DEFAULT_SESSION, Request
 from .service import PolicyService
 from .websocket import Websocket
@@ -57,6 +59,7 @@ class ServerOptions:
         port: of it; 0 for any that is free.
         keys: of clients; none for everyone.
         allow_public: listen on an address that others reach without keys.
+        allowed_origins: of web pages that may connect besides the server's own; see `origins.parse_origins`.
         drain_timeout_s: seconds that open sessions may go on after SIGTERM.
         max_connections: most open connections; None for as many as sessions, and 64 more.
         ping_interval_s: seconds between pings; a connection that does not answer within as many is closed.
@@ -66,6 +69,7 @@ class ServerOptions:
     port: int = 8000
     keys: tuple[str, ...] = ()
     allow_public: bool = False
+    allowed_origins: tuple[str, ...] = ()
     drain_timeout_s: float = 10.0
     max_connections: int | None = None
     ping_interval_s: float = 20.0
@@ -78,6 +82,7 @@ class Connection:
     Attributes:
         websocket: of the client.
         dialect: that it speaks.
+        num_answered: counts its dialect's requests.
         last_frame: when its last message came, in seconds of `time.monotonic`.
         tail: the last concurrent answer; None if there was none.
         gate: limits concurrent answers.
@@ -86,6 +91,7 @@ class Connection:
 
     websocket: Websocket
     dialect: Dialect
+    num_answered: Counter
     last_frame: float = field(default_factory=time.monotonic)
     tail: asyncio.Task[None] | None = None
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MOST_CONCURRENT))
@@ -252,12 +258,16 @@ class PolicyServer:
 
     async def admit(self, request: HttpRequest) -> Response | None:
         """Return the answer to a plain HTTP request, or to one for a websocket that is refused; None lets it in."""
+        service = self.service
+        refused = self._refuse_page(request)
+        if refused is not None:
+            service.metrics.refusals.inc()
+            return refused
         if not is_websocket(request):
             return await self.pages.answer(request)
-        path, service = path_of(request), self.service
-        refused: Response | None = None
+        path = path_of(request)
         if path in self.channels:
-            return None if is_same_origin(request) else refuse(HTTPStatus.FORBIDDEN, "expected a page of this server")
+            return None
         if path not in self.dialects:
             refused = refuse(HTTPStatus.NOT_FOUND, f"expected a path of {', '.join(self.dialects)}, got {path:.80}")
         elif not is_allowed(request.headers.get("Authorization"), self.options.keys):
@@ -269,6 +279,19 @@ class PolicyServer:
         if refused is not None:
             service.metrics.refusals.inc()
         return refused
+
+    def _refuse_page(self, request: HttpRequest) -> Response | None:
+        """Return the refusal of a request that a browser sends for a page of another server; None to go on."""
+        host, allowed = self.options.host, self.options.allowed_origins
+        if not self.options.keys and is_loopback(host) and not is_local_name(request, host, allowed):
+            got = request.headers.get("Host", "")
+            line = f"Host: expected localhost or {host}, got {got:.80}; --allowed_origins lets other names in"
+            return refuse(HTTPStatus.FORBIDDEN, line)
+        if is_websocket(request) and not is_allowed_origin(request, allowed):
+            got = request.headers.get("Origin", "")
+            line = f"Origin: expected a page of this server, got {got:.80}; --allowed_origins lets others in"
+            return refuse(HTTPStatus.FORBIDDEN, line)
+        return None
 
     @property
     def _max_connections(self) -> int:
@@ -284,7 +307,8 @@ class PolicyServer:
             await channel(websocket)
             return
         dialect = self.dialects[path_of(websocket.request)](self._describe())
-        connection, metrics = Connection(websocket, dialect), self.service.metrics
+        metrics = self.service.metrics
+        connection = Connection(websocket, dialect, metrics.requests.labels(dialect.name))
         self.connections.add(connection)
         metrics.connections.set(len(self.connections))
         try:
@@ -303,15 +327,20 @@ class PolicyServer:
 
     async def _converse(self, connection: Connection) -> None:
         """Answer the messages of a connection, in their order."""
+        dialect = connection.dialect
         async for frame in connection.websocket:
             received = time.perf_counter()
             connection.last_frame = time.monotonic()
             try:
-                parsed = await self._parse(connection.dialect, frame)
+                if len(frame) < _LARGE_BYTES:
+                    parsed = dialect.parse(frame)
+                else:
+                    parsed = await asyncio.get_running_loop().run_in_executor(None, dialect.parse, frame)
             except Exception as error:
                 await _after(connection.tail)
                 await self._send(connection, self._error(connection, error, None))
                 continue
+
             if parsed is None or isinstance(parsed, str | bytes):
                 await _after(connection.tail)
                 await self._send(connection, parsed)
@@ -323,12 +352,6 @@ class PolicyServer:
                 await connection.gate.acquire()
                 coroutine = self._answer_after(connection, connection.tail, parsed, received)
                 connection.tail = asyncio.create_task(coroutine)
-
-    @staticmethod
-    async def _parse(dialect: Dialect, frame: Frame) -> Request | Frame | None:
-        if len(frame) < _LARGE_BYTES:
-            return dialect.parse(frame)
-        return await asyncio.get_running_loop().run_in_executor(None, dialect.parse, frame)
 
     async def _answer_after(
         self, connection: Connection, before: asyncio.Task[None] | None, request: Request, received: float
@@ -350,7 +373,7 @@ class PolicyServer:
                 raise OverloadError("server: expected no request, since it ends; connect to another")
             reply = await self.service.answer(connection, request)
             answer = connection.dialect.reply(request, reply, time.perf_counter() - received)
-            self.service.metrics.requests.labels(connection.dialect.name).inc()
+            connection.num_answered.inc()
             return answer
         except Exception as error:
             return self._error(connection, error, request)

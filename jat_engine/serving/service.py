@@ -62,6 +62,9 @@ class Observer(Protocol):
     def on_start(self, session: ServedSession) -> None:
         """Follow the beginning of an episode; `session.settings` and `.seed` are those of it."""
 
+    def on_restore(self, session: ServedSession, snapshot: bytes) -> None:
+        """Follow a new session that goes on in an episode of another server, from the engine's snapshot."""
+
     def on_step(self, session: ServedSession, request: Act, reply: Reply) -> None:
         """Follow a step that was taken."""
 
@@ -270,6 +273,9 @@ class PolicyService:
         session.steps += 1
         if session.token is not None and self._store is not None:
             session.unsaved += 1
+        asyncio.get_running_loop().call_soon(self._tell, session, request, reply)  # after the reply has been sent
+
+    def _tell(self, session: ServedSession, request: Act, reply: Reply) -> None:
         self.metrics.count_reply(reply)
         for observer in self.observers:
             observer.on_step(session, request, reply)
@@ -360,6 +366,8 @@ class PolicyService:
             raise OverloadError("server: expected a loaded engine, got none yet; repeat it later")
         await self.batcher.call(lambda: session.agent.restore(engine, stored.blob))
         apply(stored.fields, session)
+        for observer in self.observers:
+            observer.on_restore(session, stored.blob)
         self.metrics.resumed.labels("restored").inc()
         return Resumed("restored", session.last_seq, self._store is not None)
 

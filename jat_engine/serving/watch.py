@@ -81,6 +81,9 @@ class Watch:
         """Count an episode."""
         self._num_episodes += 1
 
+    def on_restore(self, session: ServedSession, snapshot: bytes) -> None:
+        """Do nothing: the episode has been counted where it began."""
+
     def on_step(self, session: ServedSession, request: Act, reply: Reply) -> None:
         """Keep the step as the session's last one."""
         seen = self._seen.get(session)

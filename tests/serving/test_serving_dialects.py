@@ -97,11 +97,32 @@ def test_frames_of_vllm_omni(server: RunningServer, engine: JatEngine) -> None:
             for t in range(4):
                 fields = {key.encode(): value for key, value in request_of(episode, t).items()}
                 websocket.send(codec.pack(fields | {b"session_id": name}))
-                assert codec.unpack(websocket.recv())["actions"].tolist() == [expected[t]]
+                assert codec.unpack(websocket.recv()).tolist() == [expected[t]]
         websocket.send(codec.pack({"endpoint": "reset", "session_id": "left", "seed": episode.seed}))
         assert codec.unpack(websocket.recv()) == {"status": "reset successful"}
         websocket.send(codec.pack(request_of(episode, 0) | {"session_id": "left"}))
-        assert codec.unpack(websocket.recv())["actions"].tolist() == [expected[0]]
-        websocket.send(codec.pack({"session_id": "left", "reward": "x"}))
-        answer = codec.unpack(websocket.recv())
-        assert (answer["type"], "expected" in answer["message"]) == ("error", True)
+        assert codec.unpack(websocket.recv()).tolist() == [expected[0]]
+        websocket.send(codec.pack(request_of(episode, 1)))  # of the session of the one before
+        assert codec.unpack(websocket.recv()).tolist() == [expected[1]]
+        for wrong in ({"session_id": "left", "reward": "x"}, {"endpoint": "resume"}, {"session_id": 1.5}):
+            websocket.send(codec.pack(wrong))
+            answer = codec.unpack(websocket.recv())
+            assert (answer["type"], "expected" in answer["message"]) == ("error", True)
+        websocket.send(codec.pack({"endpoint": "close", "session_id": "right"}))
+        assert codec.unpack(websocket.recv()) == {"status": "closed"}
+        assert [session.name for session in server.call(lambda: list(server.service.sessions))] == ["left"]
+
+
+def test_names_of_episodes_leave_no_sessions(server: RunningServer, engine: JatEngine) -> None:
+    """An evaluator of vllm-omni's has a new name for each episode, and resets without one."""
+    episode = EPISODE["discrete_only"]
+    expected = lone_actions(engine, episode, 2)
+    with connect(f"{server.url}/v1/realtime/robot/openpi", compression=None) as websocket:
+        websocket.recv()
+        for number in range(100):
+            for t in range(2):
+                websocket.send(codec.pack(request_of(episode, t) | {"session_id": number % 60}))
+                assert codec.unpack(websocket.recv()).tolist() == [expected[t]]
+            websocket.send(codec.pack({"endpoint": "reset"}))
+            assert codec.unpack(websocket.recv()) == {"status": "reset successful"}
+        assert len(server.call(lambda: list(server.service.sessions))) == 1

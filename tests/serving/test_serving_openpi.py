@@ -85,6 +85,18 @@ def test_an_episode_is_that_of_a_lone_agent(name: str, server: RunningServer, en
     close_client(client)
 
 
+def test_the_client_as_vllm_omni_uses_it(server: RunningServer, engine: JatEngine) -> None:
+    """It connects to vllm-omni's path, and takes the answer for an array."""
+    episode = EPISODE["continuous_cw9"]
+    client = client_policy.WebsocketClientPolicy(host=f"{server.url}/v1/realtime/robot/openpi")
+    for name in ("first", "second"):
+        for t, expected in enumerate(lone_actions(engine, episode, 4)):
+            actions = np.asarray(client.infer(request_of(episode, t) | {"session_id": name}), dtype=np.float32)
+            assert actions.tolist() == [expected]
+    assert client.infer({"prompt": "go"})["type"] == "error"
+    close_client(client)
+
+
 def test_clients_at_once_each_act_as_alone(server: RunningServer, engine: JatEngine) -> None:
     """Episodes of all kinds, that begin and end at different times."""
     episodes = [EPISODE[name] for name in (*MODALITIES, *MODALITIES)]

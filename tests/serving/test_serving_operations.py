@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from jat_engine import InputError, JatEngine
 from jat_engine.cli import main
 from jat_engine.serving import codec
 from jat_engine.serving.auth import check_address, is_allowed, read_keys
+from jat_engine.serving.origins import parse_origins
 
 OPTIONS = {"backend": "cpu" if NATIVE else "torch", "dtype": "float32"}
 EPISODE_PLAYED = EPISODE["continuous_cw9"]
@@ -204,6 +206,63 @@ def test_public_addresses_need_a_key() -> None:
         check_address(host, (), True)
 
 
+def test_pages_of_other_servers_are_refused(load_engine: Callable[[], JatEngine]) -> None:
+    """A browser says whose page it is; a name that its owner lets stand for 127.0.0.1 is no name of this machine."""
+    origins = parse_origins(["https://robots.example", "http://[::1]:80"])
+    with running_server(load_engine, allowed_origins=origins) as server:
+        own, alias = f"127.0.0.1:{server.port}", f"localhost:{server.port}"
+        let_in: list[dict[str, str]] = [
+            {},
+            {"Origin": f"http://{own}"},
+            {"Host": alias, "Origin": f"HTTP://LOCALHOST:{server.port}"},
+            {"Host": f"[::1]:{server.port}"},
+            {"Origin": "https://robots.example"},
+            {"Host": "robots.example", "Origin": "https://robots.example:443"},
+            {"Host": "robots.example", "Origin": "http://robots.example"},
+        ]
+        others = [
+            "null",
+            "http://evil.example",
+            f"http://{alias}",
+            "http://127.0.0.1",
+            "http://[",
+            "",
+            "robots.example",
+        ]
+        refused = [{"Origin": origin} for origin in [*others, f"http://{own}.evil.example", "http://robots.example"]]
+        rebound = f"evil.example:{server.port}"
+        refused += [
+            {"Host": rebound},
+            {"Host": rebound, "Origin": f"http://{rebound}"},
+            {"Host": "[", "Origin": "null"},
+        ]
+        for path in ("/", "/vla-eval", "/v1/realtime/robot/openpi"):
+            for headers in let_in:
+                assert handshake_status(server.port, path, headers) == "101", headers
+            for headers in refused:
+                assert handshake_status(server.port, path, headers) == "403", headers
+        assert get(server.port, "/config")[0] == 200
+        status, line = get(server.port, "/config", Host=rebound)
+        assert (status, line.splitlines()) == (403, [line.strip()])
+        assert "expected localhost or 127.0.0.1, got evil.example" in line
+    with running_server(load_engine, allowed_origins=parse_origins(["*"])) as server:
+        assert handshake_status(server.port, "/", {"Host": rebound, "Origin": "null"}) == "101"
+    with running_server(load_engine, keys=("key",)) as server:  # behind a proxy with another name
+        headers = {"Host": "robots.example", "Authorization": "Api-Key key"}
+        assert handshake_status(server.port, "/", headers) == "101"
+        assert handshake_status(server.port, "/", headers | {"Origin": "https://evil.example"}) == "403"
+
+
+def handshake_status(port: int, path: str, headers: dict[str, str]) -> str:
+    """Return the status of the answer to the request that opens a websocket."""
+    lines = [f"GET {path} HTTP/1.1", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+    lines.append("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
+    lines += [f"{name}: {value}" for name, value in ({"Host": f"127.0.0.1:{port}"} | headers).items()]
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall("\r\n".join([*lines, "\r\n"]).encode())
+        return connection.recv(4096).decode(errors="replace").split()[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -216,6 +275,7 @@ def test_public_addresses_need_a_key() -> None:
         (["--task", "atari-pnog"], "did you mean atari-pong"),
         (["--api_key_file", "missing"], "--api_key_file: expected a file"),
         (["--backend", "reference"], "--backend: expected an engine's"),
+        (["--allowed_origins", "robots.example"], "--allowed_origins: expected origins such as https://"),
     ],
 )
 def test_wrong_flags(flags: list[str], message: str, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,19 +15,23 @@ pytest.importorskip("websockets", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
 from helpers.engines import EPISODE, NATIVE
-from helpers.servers import RunningServer, request_of, running_server
+from helpers.remote_servers import ServerProcess
+from helpers.servers import RunningServer, lone_actions, request_of, running_server
 from websockets.sync.client import connect
 
 from jat_engine import JatEngine
 from jat_engine.cli import main
 from jat_engine.cli.agent import weights_of
 from jat_engine.cli.arguments import ModelArguments
+from jat_engine.client import RemoteAgent
 from jat_engine.errors import DataError
 from jat_engine.runs.settings import machine_settings
 from jat_engine.serving import codec, record
 from jat_engine.serving.record import Recorder
 from jat_engine.serving.record_format import read_part
 from jat_engine.serving.replay import Replayed, find_log, replay
+from jat_engine.serving.requests import Settings
+from jat_engine.serving.sessions import ServedSession
 
 BACKEND = "cpu" if NATIVE else "torch"
 OPTIONS = {"backend": BACKEND, "dtype": "float32"}
@@ -172,6 +176,104 @@ def test_the_command(own_log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path.write_bytes(path.read_bytes()[:200])
     assert main(["replay", str(path)]) == 2
     assert "expected a record of" in capsys.readouterr().err
+
+
+def test_given_actions_are_recorded_and_given_again(
+    load_engine: Callable[[], JatEngine], engine: JatEngine, about: dict[str, Any], tmp_path: Path
+) -> None:
+    """Some steps of two episodes get others than the chosen actions, which those after them depend on."""
+    names = ("continuous_cw9", "discrete_only")
+    with running_server(load_engine) as server:
+        recorder = record_into(server, tmp_path / "log", about)
+        with connect(server.url, compression=None, max_size=None) as websocket:
+            websocket.recv()
+            for name in names:
+                for t in range(STEPS):
+                    fields = request_of(EPISODE[name], t)
+                    if t % 3 == 1:
+                        size = EPISODE[name].action_space[1]
+                        forced = np.full(size, 0.1 * t) if name == "continuous_cw9" else np.int64(size - 1)
+                        fields["force_action"] = forced
+                    websocket.send(codec.pack(fields | {"session_id": name}))
+                    assert isinstance(websocket.recv(), bytes)
+    recorder.close()
+    found = list(replay(engine, find_log(tmp_path / "log")))
+    assert [(one.is_equal, one.num_steps) for one in found] == [(True, STEPS)] * 2, list(map(str, found))
+    for path, name in zip(sorted((tmp_path / "log").iterdir()), names, strict=True):
+        steps = read_part(path).steps
+        assert [step.forced is not None for step in steps] == [t % 3 == 1 for t in range(STEPS)]
+        assert [step.action for step in steps] != lone_actions(engine, EPISODE[name], STEPS)
+        with np.load(path) as file:
+            arrays = dict(file)
+        del arrays["forced"]
+        np.savez(path, **arrays)
+    assert not any(one.is_equal for one in replay(engine, find_log(tmp_path / "log")))
+
+
+@pytest.mark.parametrize("has_snapshots", [True, False])
+def test_the_record_of_an_episode_that_outlives_its_server(
+    has_snapshots: bool, tiny_folder: Path, engine: JatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server is killed in mid-episode: the next one's record begins with the snapshot, or with repeated steps."""
+    log, state = tmp_path / "log", tmp_path / "state"
+    flags = ["--backend", BACKEND, "--dtype", "float32", "--record", str(log)]
+    flags += ["--state_dir", str(state), "--snapshot_every", "3"] if has_snapshots else []
+    episode = EPISODE["babyai_sampled"]
+    given = [
+        {**episode.observation(t), "reward": episode.reward(t), "action_space": episode.space} for t in range(STEPS)
+    ]
+    with ServerProcess(tiny_folder, *flags) as first, RemoteAgent(first.url, seed=episode.seed) as agent:
+        expected = [agent.get_next_action(**one) for one in given[:5]]
+        if has_snapshots:
+            first.wait_until(lambda: len(list(state.glob("*.session"))) == 1)
+        first.kill()
+        with ServerProcess(tiny_folder, *flags, port=first.port) as second:
+            expected += [agent.get_next_action(**one) for one in given[5:]]
+            (recovery,) = agent.recoveries
+            assert recovery.status == ("restored" if has_snapshots else "new")
+            agent.reset_rl()
+            expected += [agent.get_next_action(**one) for one in given]  # goes on with the episode's random numbers
+            agent.close()
+            second.stop()
+
+    with engine.open_session(None, episode.seed) as session:
+        actions = [session.get_next_action(**one) for one in given]
+        session.reset()
+        assert expected == actions + [session.get_next_action(**one) for one in given]
+    found = list(replay(engine, find_log(log)))
+    kept = STEPS - 3 if has_snapshots else STEPS  # of the killed server nothing had been written
+    assert [(one.episode, one.num_steps, str(one)[-5:]) for one in found] == [(1, kept, "equal"), (2, STEPS, "equal")]
+
+    path = sorted(log.glob("*-e000001-*"))[-1]
+    with np.load(path) as file:
+        changed = file["actions"].copy()
+    changed[-1] = 1 - min(changed[-1], 1)
+    rewrite(path, actions=changed)
+    assert next(iter(replay(engine, find_log(log)))).step == STEPS  # counted from the episode's beginning
+    if has_snapshots:
+        assert read_part(sorted(log.iterdir())[0]).snapshot
+        sorted(log.iterdir())[0].unlink()
+        assert main(["replay", str(log)]) == 1
+        assert capsys.readouterr().out.splitlines() == [
+            "session 1 episode 1: cannot be compared: its beginning is not in the record",
+            "session 1 episode 2: cannot be compared: its random numbers follow those of an episode that is not in the "
+            "record",
+            "0 of 2 episodes are equal in every action (0 steps); 2 cannot be compared",
+        ]
+
+
+def test_a_snapshot_that_the_record_has_no_room_for(engine: JatEngine, about: dict[str, Any], tmp_path: Path) -> None:
+    """The rest of its episode is left out."""
+    with engine.open_session(None, 3) as session:
+        episode = EPISODE["discrete_only"]
+        for t in range(2):
+            session.get_next_action(**episode.observation(t), action_space=episode.space, reward=episode.reward(t))
+        snapshot = session.snapshot()
+    for most, num_files in ((len(snapshot), 0), (len(snapshot) + 1, 1)):
+        recorder = Recorder(tmp_path / str(most), most, lambda: about)
+        recorder.on_restore(ServedSession("owner", "", 1, Settings()), snapshot)
+        recorder.close()
+        assert (recorder.num_lost, len(list((tmp_path / str(most)).iterdir()))) == (1 - num_files, num_files)
 
 
 def test_no_record(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr unsigned kSpinsPerLook = 64;  // between looks at the clock: about a microsecond
 constexpr int kMinSpinUs = 50;          // longer than the pause between two runs of a step
+constexpr std::chrono::microseconds kKeepCore{kMinSpinUs};  // after that, an idle worker offers its core
 constexpr int kWakes = 2;               // sleepers that one thread wakes; the woken ones wake the others
 
 // A piece is overdue when the caller has waited for it as long as it worked itself in this run, and this much
@@ -256,7 +257,7 @@ void ThreadPool::start() {
 void ThreadPool::work(Workers& workers, int thread) {
   Worker& self = workers.all[thread - 1];
   const std::chrono::microseconds spin(spin_us_);
-  auto sleep_at = Clock::now() + spin;
+  auto idle_since = Clock::now();
   for (unsigned spins = 1; !workers.stop.load(std::memory_order_relaxed); ++spins) {
     bool has_worked = false;
     while (!self.backs_off.load(std::memory_order_relaxed)) {
@@ -268,18 +269,26 @@ void ThreadPool::work(Workers& workers, int thread) {
       workers.finished.fetch_add(1, kFinish);
       has_worked = true;
     }
-    if (has_worked) sleep_at = Clock::now() + spin;
+    if (has_worked) idle_since = Clock::now();
     self.fetcher.fetch_some();
     pause();
     const bool backs_off = self.backs_off.load(std::memory_order_relaxed);
-    if (!backs_off && (spins % kSpinsPerLook != 0 || Clock::now() < sleep_at)) continue;
+    if (!backs_off) {
+      if (spins % kSpinsPerLook != 0) continue;
+      const auto idle = Clock::now() - idle_since;
+      if (idle < spin) {
+        // Between two steps another thread may need the core, such as one that passes the results on.
+        if (idle > kKeepCore) std::this_thread::yield();
+        continue;
+      }
+    }
 
     const uint32_t count = self.wake.count();
     self.is_asleep.store(true);
     if (workers.stop.load()) return;
     self.wake.wait(count);
     workers.wake();
-    sleep_at = Clock::now() + spin;
+    idle_since = Clock::now();
   }
 }
 

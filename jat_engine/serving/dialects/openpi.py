@@ -2,7 +2,7 @@
 
 The server sends its metadata first. Then each binary message is a map of fields (`requests.FIELDS`), and is answered by
 a map; an error is a line of text, for which openpi's client raises RuntimeError. `endpoint` is "infer", by default, or
-"reset", as RoboArena's clients send it.
+"reset", as RoboArena's clients send it; a reset without `session_id` is of the session of the request before.
 
 A client that has sent "resume" (see `requests.Resume`) is not openpi's: its errors are maps with the kind of the error.
 """
@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from ...config import FRAME_SHAPE
 from ...errors import InputError
 from .. import codec
 from ..codec import WireError
@@ -30,7 +32,19 @@ from ..requests import (
 )
 from .base import Frame
 
+RESET_REPLIES = ("text", "msgpack")
+"""Ways to answer a reset: the text that RoboArena's clients expect, or a map that vllm-omni's do."""
+
 _RESET_TEXT = "reset successful"
+_NO_CAMERAS: dict[str, Any] = {
+    "image_resolution": list(FRAME_SHAPE[:2]),
+    "n_external_cameras": 0,
+    "needs_wrist_camera": False,
+    "needs_stereo_camera": False,
+    "needs_session_id": False,
+}
+"""Fields by which RoboArena's and vllm-omni's clients choose what to send: none of a robot's pictures are wanted."""
+
 _ENDPOINTS = ("infer", "reset", "close", "resume")
 
 RETRY_SECONDS = 0.05
@@ -42,23 +56,28 @@ class OpenPi:
 
     name = "openpi"
 
-    def __init__(self, description: dict[str, Any]) -> None:
+    def __init__(self, description: dict[str, Any], reset_reply: str = "text") -> None:
         self._description = description
+        self._replies_by_text = reset_reply == "text"
+        self._last_session = DEFAULT_SESSION
         self._previous: float | None = None
         self._describes_errors = False
 
     def greeting(self) -> Frame | None:
         """Return the metadata."""
-        return codec.pack(self._description)
+        return codec.pack({**_NO_CAMERAS, **self._description})
 
     def parse(self, frame: Frame) -> Request | Frame | None:
         """Return the request that a message is. Raises `InputError`."""
         fields = read_fields(frame)
         endpoint = fields.pop("endpoint", None) or "infer"
         if endpoint == "infer":
-            return parse_act(fields)
+            act = parse_act(fields)
+            self._last_session = act.session_id
+            return act
         if endpoint == "reset":
-            return parse_reset(fields)
+            reset = parse_reset(fields)
+            return reset if reset.session_id else replace(reset, session_id=self._last_session)
         if endpoint == "close":
             return Close(parse_session_id(fields.get("session_id")))
         if endpoint == "resume":
@@ -67,9 +86,9 @@ class OpenPi:
         raise InputError(f"endpoint: expected one of {', '.join(_ENDPOINTS)}, got {endpoint!r:.80}")
 
     def reply(self, request: Request, reply: Answer, elapsed_s: float) -> Frame | None:
-        """Return the actions with openpi's times; to a reset the text that RoboArena's clients expect."""
+        """Return the actions with openpi's times; to a reset that it was successful."""
         if reply is None:
-            return _RESET_TEXT if not isinstance(request, Close) else codec.pack({"status": "closed"})
+            return codec.pack({"status": "closed"}) if isinstance(request, Close) else self._reset_reply()
         if isinstance(reply, Resumed):
             return codec.pack(
                 {
@@ -103,6 +122,9 @@ class OpenPi:
         if reply.snapshot_seq is not None:
             message["snapshot_seq"] = reply.snapshot_seq
         return codec.pack(message)
+
+    def _reset_reply(self) -> Frame:
+        return _RESET_TEXT if self._replies_by_text else codec.pack({"status": _RESET_TEXT})
 
     def error(self, message: str, request: Request | None, kind: str) -> Frame:
         """Return the line, as text, or in a map for a client that resumes sessions."""

@@ -1,0 +1,102 @@
+"""Check for which web pages browsers may send requests to a server.
+
+A page of anywhere may open a websocket to any address that its viewer's browser reaches, such as 127.0.0.1, and would
+have sessions and actions there. The browser says in `Origin` whose page it is; other clients send none. A page whose
+owner lets its name stand for 127.0.0.1 (DNS rebinding) has that name in `Host` as well.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from websockets.http11 import Request
+
+from ..errors import InputError
+
+ANY = "*"
+"""Stands for all origins."""
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def parse_origins(values: Sequence[str]) -> tuple[str, ...]:
+    """Return origins as they are compared.
+
+    Args:
+        values: such as "https://robots.example:8443"; "*" for all.
+
+    Raises:
+        InputError: one is not an origin.
+    """
+    found = tuple(ANY if value == ANY else _normalise(value) for value in values)
+    for value, origin in zip(values, found, strict=True):
+        if not origin:
+            raise InputError(
+                f"--allowed_origins: expected origins such as https://robots.example:8443, or {ANY}, got {value!r:.80}"
+            )
+    return tuple(origin for origin in found if origin is not None)
+
+
+def is_allowed_origin(request: Request, allowed: Sequence[str]) -> bool:
+    """Return True unless a browser sends a request for a page of another server.
+
+    Args:
+        request: of HTTP.
+        allowed: further origins, of `parse_origins`.
+    """
+    origin = request.headers.get("Origin")
+    if origin is None or ANY in allowed:
+        return True
+    normal = _normalise(origin)
+    if normal is None:
+        return False
+    return normal in allowed or normal == _normalise(f"{urlsplit(normal).scheme}://{request.headers.get('Host', '')}")
+
+
+def is_local_name(request: Request, host: str, allowed: Sequence[str]) -> bool:
+    """Return True unless a request to an address of this machine alone comes under the name of another one.
+
+    Args:
+        request: of HTTP.
+        host: that the server listens on.
+        allowed: origins, of `parse_origins`, whose names may stand for this machine.
+    """
+    given = request.headers.get("Host")
+    if given is None or ANY in allowed:
+        return True
+    name = _host_of(f"//{given}")
+    return name is not None and (
+        name == host.lower() or is_loopback(name) or name in [_host_of(origin) for origin in allowed]
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Return True for an address, or a name, that stands for this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _normalise(origin: str) -> str | None:
+    """Return scheme, host and port in one form; None for what is not an origin, such as "null"."""
+    try:
+        parts = urlsplit(origin.strip().lower())
+        port = parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or parts.path not in ("", "/"):
+        return None
+    if parts.query or parts.fragment or parts.username is not None:
+        return None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{port or _DEFAULT_PORTS[parts.scheme]}"
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        return urlsplit(url.lower()).hostname
+    except ValueError:
+        return None
