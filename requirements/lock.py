@@ -6,7 +6,8 @@
 
 cpu.txt and cuda.txt are complete, except for torch, which torch-cpu.txt and torch-cuda.txt pin, and hold for every
 Python from 3.11 on. peers.txt adds what `jat-engine bench` measures the engine against, docs.txt what builds the
-documentation, with the releases of cpu.txt where both need a package. oldest.txt has the oldest
+documentation. build.txt has what builds a wheel, and serve-cpu.txt and serve-cuda.txt what the images of docker/ serve
+with. All take the releases of cpu.txt or cuda.txt where they need the same packages. oldest.txt has the oldest
 releases that setup.py allows, on Python 3.11, with today's releases of what those require in turn; `make test-versions`
 tests them.
 """
@@ -18,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from packaging.utils import canonicalize_name
 
 FOLDER = Path(__file__).parent
 EXTRAS = ("all", "dev")
+IMAGE_EXTRAS = {"cpu": (), "cuda": ("cuda",)}
 TEST_TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist")
 
 
@@ -42,6 +45,12 @@ def requirements(*extras: str) -> list[Requirement]:
 def test_tools() -> list[Requirement]:
     """Return what the tests are run with, out of the extra `dev`."""
     return [r for r in requirements("dev") if r.name in TEST_TOOLS]
+
+
+def build_tools() -> list[Requirement]:
+    """Return what a wheel is built with."""
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())
+    return [Requirement(line) for line in project["build-system"]["requires"]]
 
 
 def at_floor(requirement: Requirement) -> Requirement:
@@ -69,14 +78,16 @@ def cpu_build() -> str:
     return "\n".join(lines)
 
 
-def resolve(wanted: list[Requirement], output: Path, *options: str, build: str = "cpu", python: str = "3.11") -> None:
+def resolve(
+    wanted: list[Requirement], output: Path, *options: str, build: str | None = "cpu", python: str = "3.11"
+) -> None:
     """Run `uv pip compile` on `wanted` and torch, with wheels from PyPI only.
 
     Args:
         wanted: the direct requirements, without torch.
         output: the file to write; releases that it pins already stay.
         options: further options of `uv pip compile`.
-        build: of torch, "cpu" or "cuda".
+        build: of torch, "cpu" or "cuda"; None to do without torch.
         python: the oldest Python that the releases must work with.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -85,10 +96,11 @@ def resolve(wanted: list[Requirement], output: Path, *options: str, build: str =
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--config-file", str(config)]
         command += ["--python-version", python, "--only-binary", ":all:", "--no-emit-package", "torch"]
         command += ["--output-file", str(output), *options, "-"]
-        subprocess.run(command, input="\n".join(map(str, [torch(build), *wanted])), text=True, check=True)
+        direct = wanted if build is None else [torch(build), *wanted]
+        subprocess.run(command, input="\n".join(map(str, direct)), text=True, check=True)
 
 
-def lock(name: str, wanted: list[Requirement], *options: str, build: str = "cpu") -> None:
+def lock(name: str, wanted: list[Requirement], *options: str, build: str | None = "cpu") -> None:
     """Write `name` in this folder, unless it would stay as it is: make installs what is newer than the environment."""
     committed = FOLDER / name
     with tempfile.TemporaryDirectory() as folder:
@@ -109,6 +121,10 @@ def main(upgrade: list[str]) -> None:
     lock("cpu.txt", requirements(*EXTRAS), "--universal", *options)
     lock("cuda.txt", requirements(*EXTRAS), "--universal", *options, build="cuda")
     lock("peers.txt", requirements("peers"), "--universal", *options)
+    for build in ("cpu", "cuda"):
+        constraint = ("--universal", "--constraint", str(FOLDER / f"{build}.txt"))
+        lock(f"serve-{build}.txt", requirements("serve", *IMAGE_EXTRAS[build]), *constraint, *options, build=build)
+    lock("build.txt", build_tools(), "--universal", "--constraint", str(FOLDER / "cpu.txt"), *options, build=None)
     lock("docs.txt", requirements("docs"), "--universal", "--constraint", str(FOLDER / "cpu.txt"), *options)
     lock("oldest.txt", oldest, *options)
 

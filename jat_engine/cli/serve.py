@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.trained_tasks import as_trained, read_trained_tasks
@@ -28,9 +29,10 @@ from .streams import say
 
 if TYPE_CHECKING:
     from ..engine.engine import JatEngine
+    from ..serving.server import PolicyServer
     from ..serving.service import PolicyService
 
-_SWITCH_SECONDS = 5e-4
+SWITCH_SECONDS = 5e-4
 """Longest time for which the event loop keeps the engine's thread from beginning a step; Python's is 5 ms."""
 
 _MODULES = ("msgpack", "prometheus_client", "websockets")
@@ -139,25 +141,44 @@ def run(argv: Sequence[str]) -> int:
         The exit code.
     """
     model, arguments = parse("serve", "Serve an agent over websockets.", [ModelArguments, ServeArguments], argv)
+    check(model, arguments)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    asyncio.run(_serve(model, arguments))
+    return 0
+
+
+def check(model: ModelArguments, arguments: ServeArguments) -> None:
+    """Check a command line, without loading anything.
+
+    Raises:
+        ValueError: a value is out of range, or there is no such checkpoint.
+        ImportError: the extra `serve` is not installed.
+    """
     arguments.check()
     require_serve_extra()
     check_source("--model_name_or_path", model.model_name_or_path)
     if model.backend == "reference":
         raise ValueError("--backend: expected an engine's, got reference; leave it out")
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    asyncio.run(_serve(model, arguments))
-    return 0
 
 
-async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
+def make_server(
+    model: ModelArguments, arguments: ServeArguments, about: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[PolicyServer, Callable[[], dict[str, Any]]]:
+    """Return a server that has not been started, and the function that describes it.
+
+    Args:
+        model: that it loads when it is started.
+        arguments: address and limits.
+        about: further fields of the description.
+
+    Raises:
+        ValueError: the address needs a key, or a file or folder cannot be used.
+    """
     from ..engine.engine import JatEngine
     from ..serving.auth import read_keys
-    from ..serving.demo import Demo
     from ..serving.description import describe as describe_server
     from ..serving.dialects import DIALECTS, dialects_with
     from ..serving.origins import parse_origins
-    from ..serving.page import add_page
-    from ..serving.record import Recorder
     from ..serving.requests import Settings, parse_settings
     from ..serving.server import PolicyServer, ServerOptions
     from ..serving.service import PolicyService, ServiceOptions
@@ -198,11 +219,21 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
     def describe_now() -> dict[str, Any]:
         weights = hashes[0] if hashes else None
         source = model.model_name_or_path
-        return describe_server(service.batcher.engine, source, arguments.max_sessions, defaults, weights)
+        description = describe_server(service.batcher.engine, source, arguments.max_sessions, defaults, weights)
+        return {**description, **about}
 
     service = PolicyService(load, limits, store=store)
     dialects = DIALECTS if arguments.reset_reply is None else dialects_with(arguments.reset_reply)
-    server = PolicyServer(service, options, describe_now, dialects)
+    return PolicyServer(service, options, describe_now, dialects), describe_now
+
+
+async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
+    from ..serving.demo import Demo
+    from ..serving.page import add_page
+    from ..serving.record import Recorder
+
+    server, describe_now = make_server(model, arguments)
+    service, options = server.service, server.options
     demo = None
     if arguments.demo_environments:
         demo = Demo(service, offered_tasks(model), arguments.demo_environments, options.keys)

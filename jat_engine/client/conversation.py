@@ -36,6 +36,10 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 
 _CLOSE_SECONDS = 2.0
 
+SESSION_HEADER = "X-Session-Id"
+"""Header by which proxies, such as Ray Serve's, bring all connections of an agent to the same server. It is not the
+token, since proxies log it."""
+
 _ERRORS: dict[str, type[Exception]] = {
     "wire": InputError,
     "input": InputError,
@@ -124,6 +128,7 @@ class Conversation:
         self.num_repeated = 0
         self._options = options
         self._token = secrets.token_urlsafe(24)
+        self._affinity = secrets.token_hex(8)
         self._url = 0
         self._is_connected = False
         self._done = -1
@@ -274,7 +279,9 @@ class Conversation:
 
     def _connect_to(self, url: str) -> Steps:
         options = self._options
-        headers = {} if options.api_key is None else {"Authorization": f"Api-Key {options.api_key}"}
+        headers = {SESSION_HEADER: self._affinity}
+        if options.api_key is not None:
+            headers["Authorization"] = f"Api-Key {options.api_key}"
         yield Open(url, headers, options.timeout_s)
         greeting = yield Exchange(None, options.timeout_s)
         try:

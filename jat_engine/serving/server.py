@@ -26,6 +26,7 @@ from .http import HttpPages, is_websocket, path_of, refuse
 from .origins import is_allowed_origin, is_local_name, is_loopback
 from .requests import DEFAULT_SESSION, Request
 from .service import PolicyService
+from .websocket import Websocket
 
 logger = logging.getLogger(__name__)
 _quiet = logging.getLogger(f"{__name__}.websockets")
@@ -88,7 +89,7 @@ class Connection:
         is_refused: the server has no room for a session of it: it is closed after the answer that says so.
     """
 
-    websocket: ServerConnection
+    websocket: Websocket
     dialect: Dialect
     num_answered: Counter
     last_frame: float = field(default_factory=time.monotonic)
@@ -154,19 +155,33 @@ class PolicyServer:
         port: int = next(iter(self._server.sockets)).getsockname()[1]
         return port
 
-    async def start(self) -> None:
+    async def start(self, listens: bool = True) -> None:
         """Open the port, and load the engine; until that is done `/ready` says no.
+
+        Args:
+            listens: False if another server has the port, and gives its connections to `admit` and `serve`.
 
         Raises:
             OSError: the address cannot be listened on.
             ValueError: see `PolicyService.start`.
         """
+        if listens:
+            await self._listen()
+        try:
+            await self.service.start()
+        except BaseException:
+            if self._server is not None:
+                self._server.close()
+            raise
+        self._reaper = asyncio.create_task(self._close_idle())
+
+    async def _listen(self) -> None:
         options = self.options
         self._server = await serve(
-            self._serve,
+            self.serve,
             options.host,
             options.port,
-            process_request=self._admit,
+            process_request=lambda _, request: self.admit(request),
             compression=None,
             max_size=MOST_BYTES + _FRAME_SLACK,
             ping_interval=options.ping_interval_s,
@@ -175,12 +190,6 @@ class PolicyServer:
             server_header=None,
             logger=_quiet,
         )
-        try:
-            await self.service.start()
-        except BaseException:
-            self._server.close()
-            raise
-        self._reaper = asyncio.create_task(self._close_idle())
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT, let open sessions go on for a while, and end; a second signal ends at once.
@@ -238,11 +247,16 @@ class PolicyServer:
             self._server.close(code=GOING_AWAY, reason="server ends")
             with contextlib.suppress(TimeoutError):  # a connection whose step does not end, such as of a GPU that hangs
                 await asyncio.wait_for(asyncio.shield(self._server.wait_closed()), _CLOSE_SECONDS)
+        else:
+            for connection in list(self.connections):
+                self._part(connection, "server ends")
+            if self._partings:
+                await asyncio.wait(self._partings)
         await self.service.stop()
 
     # ---- connections -----------------------------------------------------------------------------------------------
 
-    async def _admit(self, websocket: ServerConnection, request: HttpRequest) -> Response | None:
+    async def admit(self, request: HttpRequest) -> Response | None:
         """Return the answer to a plain HTTP request, or to one for a websocket that is refused; None lets it in."""
         service = self.service
         refused = self._refuse_page(request)
@@ -284,11 +298,12 @@ class PolicyServer:
         most = self.options.max_connections
         return self.service.options.max_sessions + 64 if most is None else most
 
-    async def _serve(self, websocket: ServerConnection) -> None:
+    async def serve(self, websocket: Websocket) -> None:
         """Serve a connection until it ends, and close its sessions."""
         assert websocket.request is not None, "the connection is open"
         channel = self.channels.get(path_of(websocket.request))
         if channel is not None:
+            assert isinstance(websocket, ServerConnection), "channels are for the server's own port"
             await channel(websocket)
             return
         dialect = self.dialects[path_of(websocket.request)](self._describe())
@@ -400,12 +415,13 @@ class PolicyServer:
                     self._part(connection, f"no request for {timeout:g} s")
 
 
-async def _close(websocket: ServerConnection, code: int, reason: str) -> None:
+async def _close(websocket: Websocket, code: int, reason: str) -> None:
     """Close a connection; cut it off if its client does not read, which websockets waits for without end."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(websocket.close(code, reason), _PART_SECONDS)
         return
-    websocket.transport.abort()
+    if isinstance(websocket, ServerConnection):
+        websocket.transport.abort()
 
 
 async def _after(task: asyncio.Task[None] | None) -> None:

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from requirements import lock
 
-LOCKS = ("cpu.txt", "cuda.txt", "peers.txt", "docs.txt", "oldest.txt")
+LOCKS = ("cpu.txt", "cuda.txt", "peers.txt", "docs.txt", "oldest.txt", "serve-cpu.txt", "serve-cuda.txt", "build.txt")
 PINNED = re.compile(r"([a-z0-9-]+)==([\w.]+)( ; [^#@/]+?)?((?: --hash=sha256:[0-9a-f]{64})+)")
 CUDA = re.compile("nvidia-|cuda-")
 
@@ -28,7 +28,7 @@ def lines(name: str) -> list[str]:
 
 def pins(name: str) -> dict[str, str]:
     """Return the version of each package in a lock, for the Python and the platform of this test."""
-    torch_pin = "torch-cuda.txt" if name == "cuda.txt" else "torch-cpu.txt"
+    torch_pin = "torch-cuda.txt" if "cuda" in name else "torch-cpu.txt"
     requirements = [Requirement(line.partition(" --hash")[0]) for line in [*lines(name), *lines(torch_pin)]]
     chosen = [r for r in requirements if r.marker is None or r.marker.evaluate()]
     assert len({r.name for r in chosen}) == len(chosen)
@@ -38,7 +38,7 @@ def pins(name: str) -> dict[str, str]:
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_line_is_a_release_with_its_hashes(name: str) -> None:
     """A lock has no index, folder, address or local version, which other machines lack. torch has its own file."""
-    assert len(lines(name)) > 30
+    assert len(lines(name)) > (3 if name == "build.txt" else 30)
     assert [line for line in lines(name) if not PINNED.fullmatch(line)] == []
     assert "torch" not in {PINNED.fullmatch(line)[1] for line in lines(name)}  # type: ignore[index]
     comments = [line for line in (lock.FOLDER / name).read_text().splitlines() if line.startswith("#")]
@@ -59,6 +59,8 @@ def test_torch_is_a_release_without_a_hash(name: str) -> None:
         ("cuda.txt", ("all", "dev", "cuda")),
         ("peers.txt", ("peers",)),
         ("docs.txt", ("docs",)),
+        ("serve-cpu.txt", ("serve",)),
+        ("serve-cuda.txt", ("serve", "cuda")),
     ],
 )
 def test_what_setup_requires_is_pinned_within_its_limits(name: str, extras: tuple[str, ...]) -> None:
@@ -67,9 +69,10 @@ def test_what_setup_requires_is_pinned_within_its_limits(name: str, extras: tupl
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
-def test_the_build_is_locked() -> None:
+@pytest.mark.parametrize("name", ["cpu.txt", "build.txt"])
+def test_the_build_is_locked(name: str) -> None:
     """The package is built without isolation, so the lock must contain the build's requirements."""
-    pinned = pins("cpu.txt")
+    pinned = pins(name)
     for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]:
         requirement = Requirement(line)
         assert requirement.specifier.contains(pinned[requirement.name]), requirement
@@ -97,6 +100,13 @@ def test_a_gpu_adds_cuda_and_changes_nothing_else() -> None:
     assert {name: version for name, version in cuda.items() if not CUDA.match(name)}.keys() == cpu.keys()
     assert any(map(CUDA.match, cuda)) or not torch.version.cuda
     assert {name for name in cpu if cpu[name] != cuda[name]} <= {"torch", "triton"}
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"), [("serve-cpu.txt", "cpu.txt"), ("serve-cuda.txt", "cuda.txt"), ("build.txt", "cpu.txt")]
+)
+def test_images_have_the_releases_that_are_tested(name: str, whole: str) -> None:
+    assert pins(name).items() <= pins(whole).items()
 
 
 def test_the_documentation_is_built_with_the_releases_that_are_installed() -> None:
