@@ -46,18 +46,32 @@ Route = Callable[[], Awaitable[Page]]
 
 def path_of(request: Request) -> str:
     """Return the path of a request, without its query."""
-    return urlsplit(request.path).path or "/"
+    try:
+        return urlsplit(request.path).path or "/"
+    except ValueError:  # such as "//["
+        return request.path
+
+
+def header(request: Request, name: str) -> str | None:
+    """Return a header of a request, several of one name with commas between them; None without one."""
+    values = request.headers.get_all(name)
+    return ", ".join(values) if values else None
 
 
 def is_websocket(request: Request) -> bool:
     """Return True if a request asks for a websocket."""
-    return "websocket" in request.headers.get("Upgrade", "").lower()
+    return "websocket" in (header(request, "Upgrade") or "").lower()
 
 
 def is_same_origin(request: Request) -> bool:
     """Return True unless a browser sends a request for a page of another server."""
-    origin = request.headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("Host")
+    origin = header(request, "Origin")
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).netloc == header(request, "Host")
+    except ValueError:
+        return False
 
 
 def respond(page: Page) -> Response:
@@ -73,7 +87,7 @@ def respond(page: Page) -> Response:
 
 def refuse(status: HTTPStatus, line: str) -> Response:
     """Return the answer that refuses a request, with a line that says why."""
-    response = respond(Page(status, f"{line}\n".encode()))
+    response = respond(Page(status, f"{line}\n".encode(errors="replace")))
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = RETRY_SECONDS
     return response
@@ -111,7 +125,7 @@ class HttpPages:
         route = self.routes.get(path)
         if route is None:
             return refuse(HTTPStatus.NOT_FOUND, f"expected a path of {', '.join(self.routes)}, got {path:.80}")
-        if path not in self.open_paths and not is_allowed(request.headers.get("Authorization"), self._keys):
+        if path not in self.open_paths and not is_allowed(header(request, "Authorization"), self._keys):
             return refuse(HTTPStatus.UNAUTHORIZED, "expected a valid key, got none")
         return respond(await route())
 

@@ -21,7 +21,7 @@ from .auth import check_address, is_allowed
 from .codec import MOST_BYTES
 from .dialects import DIALECTS, Dialect, DialectMaker, Frame
 from .errors import OverloadError, kind_of, message_of
-from .http import HttpPages, is_same_origin, is_websocket, path_of, refuse
+from .http import HttpPages, header, is_same_origin, is_websocket, path_of, refuse
 from .requests import DEFAULT_SESSION, Request
 from .service import PolicyService
 
@@ -246,7 +246,7 @@ class PolicyServer:
             return None if is_same_origin(request) else refuse(HTTPStatus.FORBIDDEN, "expected a page of this server")
         if path not in self.dialects:
             refused = refuse(HTTPStatus.NOT_FOUND, f"expected a path of {', '.join(self.dialects)}, got {path:.80}")
-        elif not is_allowed(request.headers.get("Authorization"), self.options.keys):
+        elif not is_allowed(header(request, "Authorization"), self.options.keys):
             refused = refuse(HTTPStatus.UNAUTHORIZED, "expected a valid key, got none")
         elif not service.is_ready:
             refused = refuse(HTTPStatus.SERVICE_UNAVAILABLE, service.why_not_ready)
