@@ -284,6 +284,7 @@ class PolicyServer:
         finally:
             self.connections.discard(connection)
             metrics.connections.set(len(self.connections))
+            await _after(connection.tail)  # what is still answered may open a session
             await self.service.drop(connection)
 
     async def _converse(self, connection: Connection) -> None:
