@@ -5,7 +5,6 @@ from __future__ import annotations
 from ..errors import CacheFullError, InputError, SessionError, one_line
 from .codec import WireError
 
-
 MOST_CHARACTERS = 1000
 """Most characters of the line that a client is told; a message repeats parts of what was sent."""
 

@@ -87,7 +87,7 @@ def respond(page: Page) -> Response:
 
 def refuse(status: HTTPStatus, line: str) -> Response:
     """Return the answer that refuses a request, with a line that says why."""
-    response = respond(Page(status, f"{line}\n".encode(errors="replace")))
+    response = respond(Page(status, f"{line}\n".encode()))
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = RETRY_SECONDS
     return response

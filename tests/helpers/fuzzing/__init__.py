@@ -15,5 +15,5 @@ CORPUS = Path(__file__).parents[2] / "serving/fuzz_corpus"
 TARGETS = ("messages", "conversations")
 
 
-class Finding(AssertionError):
+class FoundError(AssertionError):
     """Something that no bytes of a client may cause."""

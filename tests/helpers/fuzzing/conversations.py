@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from websockets.exceptions import WebSocketException
 
-from helpers.fuzzing import Finding, mutation
+from helpers.fuzzing import FoundError, mutation
 from helpers.servers import RunningServer, running_server
 from helpers.serving_clients import Witness, expected_actions, frame, handshake, message_of
 from jat_engine import JatEngine
@@ -44,7 +44,7 @@ BINARY, TEXT, CONTROL, RAW, CUT = range(5)
 
 _NUM_KINDS = 5
 _MOST_PARTS = 24
-_SECONDS = 120.0
+_SECONDS = 300.0
 _MOST_LOOKS = 5000
 _LAST = codec.pack({"endpoint": "last one", "type": "last one", "payload": {}, "seq": 0})
 """Message that dialects refuse, with its words in the answer: all before it have been answered then."""
@@ -114,7 +114,8 @@ def read(data: bytes) -> Conversation:
     """Return the conversation that an input stands for. Any bytes stand for one."""
     head = data[:2].ljust(2, b"\0")
     paths = PATHS[head[0] % len(PATHS)], PATHS[head[1] % len(PATHS)]
-    parts, begin = [], 2
+    parts: list[Part] = []
+    begin = 2
     while begin < len(data) and len(parts) < _MOST_PARTS:
         first, length = struct.unpack("<BH", data[begin : begin + 3].ljust(3, b"\0"))
         body = data[begin + 3 : begin + 3 + length]
@@ -125,6 +126,52 @@ def read(data: bytes) -> Conversation:
     return Conversation(paths, parts)
 
 
+class Faults(logging.Handler):
+    """Keeps what a server logs as its own errors, except what the websockets library says of strangers' bytes.
+
+    Attributes:
+        lines: that were logged.
+    """
+
+    _STRANGERS = "jat_engine.serving.server.websockets"
+    _NAMES = ("jat_engine", "asyncio", _STRANGERS)
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+        self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record."""
+        error = record.exc_info[1] if record.exc_info else None
+        if record.name != self._STRANGERS or _is_own(error):
+            self.lines.append(self.format(record))
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Keep what is logged meanwhile."""
+        strangers = logging.getLogger(self._STRANGERS)
+        before = strangers.level, strangers.propagate
+        strangers.setLevel(logging.ERROR)
+        strangers.propagate = False
+        for name in self._NAMES:
+            logging.getLogger(name).addHandler(self)
+        try:
+            yield
+        finally:
+            for name in self._NAMES:
+                logging.getLogger(name).removeHandler(self)
+            strangers.setLevel(before[0])
+            strangers.propagate = before[1]
+
+
+def _is_own(error: BaseException | None) -> bool:
+    """Return True if an error of a connection comes from this package, and is none that the library means to raise."""
+    if error is None or isinstance(error, _EXPECTED):
+        return False
+    return any("jat_engine" in Path(found.filename).parts for found in traceback.extract_tb(error.__traceback__))
+
+
 class Target:
     """A running server with everything that can be switched on, and its witness.
 
@@ -132,18 +179,29 @@ class Target:
         num_inputs: that have been run.
     """
 
-    def __init__(self, server: RunningServer, witness: Witness, reserved: list[int], folder: Path) -> None:
+    def __init__(
+        self, server: RunningServer, witness: Witness, reserved: list[int], folder: Path, faults: Faults
+    ) -> None:
+        """Take what runs.
+
+        Args:
+            server: of the target.
+            witness: that has played each of its episodes once.
+            reserved: pages of the KV cache after each of its steps.
+            folder: of snapshots, which an input leaves to none after it.
+            faults: what the server has logged.
+        """
         self.num_inputs = 0
         self._server, self._witness, self._reserved, self._folder = server, witness, reserved, folder
-        self._faults = _Faults()
+        self._faults = faults
         self._steps = len(reserved)
 
     def run(self, data: bytes) -> None:
         """Let two clients send what an input stands for, the witness acting meanwhile.
 
         Raises:
-            Finding: the witness's actions differ, a connection does not end, a session or page is left, or the server
-                has logged an error of its own.
+            FoundError: the witness's actions differ, a connection does not end, a session or page is left, or the
+                server has logged an error of its own.
         """
         conversation = read(data)
         self.num_inputs += 1
@@ -182,11 +240,11 @@ class Target:
         try:
             self._witness.step()
         except (AssertionError, OSError, WebSocketException) as error:
-            raise Finding(f"expected the witness to act as alone, got {error!r}") from error
+            raise FoundError(f"expected the witness to act as alone, got {error!r}") from error
         self._steps += 1
 
     def _check(self) -> None:
-        """Raise `Finding` unless sessions and pages are the witness's alone, and the log has no fault."""
+        """Raise `FoundError` unless sessions and pages are the witness's alone, and the log has no fault."""
         expected = 1, self._reserved[(self._steps - 1) % len(self._reserved)], 1
         for _ in range(_MOST_LOOKS):  # not seconds: a process may be stopped
             found = self._server.call(self._counts)
@@ -194,45 +252,19 @@ class Target:
                 break
             time.sleep(0.002)
         else:
-            raise Finding(f"expected (sessions, pages, connections) {expected}, got {found}")
+            raise FoundError(f"expected (sessions, pages, connections) {expected}, got {found}")
         for path in self._folder.iterdir():
             with contextlib.suppress(OSError):
                 path.unlink()
         if self._faults.lines:
             lines = self._faults.lines.copy()
             self._faults.lines.clear()
-            raise Finding("expected no fault in the log, got:\n" + "\n".join(lines))
+            raise FoundError("expected no fault in the log, got:\n" + "\n".join(lines))
 
     async def _counts(self) -> tuple[int, int, int]:
         service = self._server.service
         pages = (await service.cache_stats()).reserved
         return len(service.sessions), pages, len(self._server.server.connections)
-
-
-class _Faults(logging.Handler):
-    """Keeps what a server logs as its own errors, except what the websockets library says of strangers' bytes."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.lines: list[str] = []
-        self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        for name in ("jat_engine", "asyncio", "jat_engine.serving.server.websockets"):
-            logging.getLogger(name).addHandler(self)
-        strangers = logging.getLogger("jat_engine.serving.server.websockets")
-        strangers.setLevel(logging.ERROR)
-        strangers.propagate = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name.endswith(".websockets") and not _is_own(record.exc_info[1] if record.exc_info else None):
-            return
-        self.lines.append(self.format(record))
-
-
-def _is_own(error: BaseException | None) -> bool:
-    """Return True if an error of a connection comes from this package, and is none that the library means to raise."""
-    if error is None or isinstance(error, _EXPECTED):
-        return False
-    return any("jat_engine" in Path(found.filename).parts for found in traceback.extract_tb(error.__traceback__))
 
 
 @contextlib.contextmanager
@@ -250,19 +282,22 @@ def open_target() -> Iterator[Target]:
             expected = expected_actions(engine)
         store = SnapshotStore(states, 3600.0)
         limits: dict[str, Any] = {"max_sessions": 6, "snapshot_every": 2, "resume_grace_s": 0.0}
+        limits["ping_interval_s"] = 3600.0  # the process may be stopped for longer than a ping may take
         server = stack.enter_context(running_server(load, store=store, **limits))
-        recorder = Recorder(folder / "record", 10**9, dict)
+        recorder = Recorder(folder / "record", 10**8, dict)
         stack.callback(recorder.close)
         server.call(lambda: server.service.observers.append(recorder))
         server.call(lambda: add_page(server.server, dict, Demo(server.service, [], 1)) and None)
 
+        faults = Faults()
+        stack.enter_context(faults.listening())
         witness = Witness(server.url, expected)
         stack.callback(witness.close)
         reserved = []
         for _ in range(sum(map(len, expected.values()))):
             witness.step()
             reserved.append(server.call(server.service.cache_stats).reserved)
-        yield Target(server, witness, reserved, states)
+        yield Target(server, witness, reserved, states, faults)
 
 
 def change(data: bytes, numbers: random.Random) -> bytes:
@@ -362,6 +397,6 @@ def _finish(client: socket.socket, conversation: Conversation, index: int) -> No
                 client.shutdown(socket.SHUT_WR)
                 is_whole = False
     except TimeoutError as error:
-        raise Finding(f"expected connection {index} to be answered or closed, got neither") from error
+        raise FoundError(f"expected connection {index} to be answered or closed, got neither") from error
     except OSError:  # closed already
         return

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
-from helpers.fuzzing import Finding, mutation
+from helpers.fuzzing import FoundError, mutation
 from jat_engine.action_options import parse_options
 from jat_engine.errors import InputError, SessionError, one_line
 from jat_engine.observation import Limits, parse_action, parse_action_space, parse_observation
 from jat_engine.serving import codec
 from jat_engine.serving.dialects import DIALECTS, Dialect
-from jat_engine.serving.errors import kind_of, message_of
+from jat_engine.serving.errors import MOST_CHARACTERS, kind_of, message_of
 from jat_engine.serving.requests import Act, Request
 from jat_engine.serving.spaces import Box
-
-MOST_CHARACTERS = 2000
-"""Most characters of an error's line."""
 
 LIMITS = Limits(max_continuous_size=24, max_discrete_value=212, vocab_size=64)
 
@@ -30,7 +26,7 @@ def run(data: bytes) -> None:
         data: a byte that chooses the dialect, and whether the message is text or binary, and the message.
 
     Raises:
-        Finding: an error has no line for its client.
+        FoundError: an error has no line for its client.
         Exception: any but those that clients are told about.
     """
     if not data:
@@ -61,7 +57,7 @@ def check_act(act: Act) -> None:
     """Check a step as an engine and its server do, without computing anything. Raises `InputError`."""
     observations = parse_observation(LIMITS, act.observation, act.reward)
     if not all(value.size for value in observations.values):
-        raise Finding("expected an observation with values, got an empty one")
+        raise FoundError("expected an observation with values, got an empty one")
     if act.reward is not None:
         float(act.reward)  # as returns are summed
     options = parse_options(*act.options)
@@ -80,8 +76,10 @@ def check_act(act: Act) -> None:
 def _check_error(dialect: Dialect, error: Exception, request: Request | None) -> None:
     message, kind = message_of(error), kind_of(error)
     if kind == "fault":
-        raise Finding(f"expected an error of the client's, got {error!r}")
+        raise FoundError(f"expected an error of the client's, got {error!r}")
     if message != one_line(message) or len(message) > MOST_CHARACTERS:
-        raise Finding(f"expected a line of at most {MOST_CHARACTERS} characters, got {len(message)}: {message!r:.200}")
+        raise FoundError(
+            f"expected a line of at most {MOST_CHARACTERS} characters, got {len(message)}: {message!r:.200}"
+        )
     if not dialect.error(message, request, kind):
-        raise Finding("expected a message for the error, got an empty one")
+        raise FoundError("expected a message for the error, got an empty one")

@@ -29,25 +29,60 @@ def array(dtype: str = "<f4", shape: tuple[int, ...] = (2,), data: bytes | None 
     size = int(dtype[2:])
     for length in shape:
         size *= length
-    return {b"__ndarray__": True, b"dtype": dtype, b"shape": list(shape), b"data": bytes(size) if data is None else data}
+    return {
+        b"__ndarray__": True,
+        b"dtype": dtype,
+        b"shape": list(shape),
+        b"data": bytes(size) if data is None else data,
+    }
 
 
-_NUMBERS = [0, 1, -1, 2, 3, 17, 127, 255, 2**31, 2**32, 2**53, 2**63 - 1, -(2**63), 2**64 - 1]
+_NUMBERS: list[Any] = [0, 1, -1, 2, 3, 17, 127, 255, 2**31, 2**32, 2**53, 2**63 - 1, -(2**63), 2**64 - 1]
 _FLOATS = [0.0, -0.0, 0.5, 1e-45, 1e38, 1e39, -1e308, float("inf"), float("nan")]
-_WORDS = ["", "a", "b", "infer", "reset", "close", "resume", "atari-pong", "babyai-go-to-obj", "mujoco-ant", "box", "\n"]
-_WORDS += ["hello", "episode_start", "observation", "episode_end", "error", "png", "jpeg", "raw", "Box", "Discrete", TOKEN]
-_ARRAYS = [array(dtype, shape) for dtype in ("<f4", "<f8", "<f2", "|b1", "|u1", "<i8", ">i4", "<u8") for shape in ((2,), ())]
+_WORDS = [
+    "",
+    "\n",
+    TOKEN,
+    "a",
+    "b",
+    "infer",
+    "reset",
+    "close",
+    "resume",
+    "box",
+    "Box",
+    "Discrete",
+    "png",
+    "jpeg",
+    "raw",
+]
+_WORDS += ["hello", "episode_start", "observation", "episode_end", "error"]
+_WORDS += ["atari-pong", "babyai-go-to-obj", "mujoco-ant"]
+_ARRAYS: list[Any] = [
+    array(dtype, shape) for dtype in ("<f4", "<f8", "<f2", "|b1", "|u1", "<i8", ">i4", "<u8") for shape in ((2,), ())
+]
 _ARRAYS += [array(shape=(0,)), array(shape=(1, 1)), array("<i8", (3, 2)), array("|u1", (84, 84, 4)), array("<f4", (1,))]
-_ARRAYS += [array("<f4", (1,), b"\0\0\xc0\x7f"), array("<f8", (1,), b"\xff" * 8), array("|O8"), array("<f4", (-1,), b"")]
-_SPACES = [{"type": "Discrete", "n": n} for n in (0, 1, 5, 18, 64, 65)] + [{"type": "Box", "shape": [n]} for n in (1, 3, 24)]
+_ARRAYS += [
+    array("<f4", (1,), b"\0\0\xc0\x7f"),
+    array("<f8", (1,), b"\xff" * 8),
+    array("|O8"),
+    array("<f4", (-1,), b""),
+]
+_SPACES: list[Any] = [{"type": "Discrete", "n": n} for n in (0, 1, 5, 18, 64, 65)]
+_SPACES += [{"type": "Box", "shape": [n]} for n in (1, 3, 24)]
 _SPACES += [{"type": "Box", "shape": [2], "low": low, "high": 1} for low in (-1, [0, 0], array(), "a", [[0]], 2.0)]
-_LISTS: list[Any] = [[], [1.0], [[1]], [1, 2, 3], [0.0, 0.5], ["a"], [b"a" * 50] * 3, [[[[[[1]]]]]], [None], {}, {"a": {}}]
-_SCALARS = [{b"__npgeneric__": True, b"data": data, b"dtype": dtype} for data, dtype in ((1, "<i8"), (0.5, "<f4"), (1, "|b1"))]
-VALUES: list[Any] = [None, True, False, b"", b"\xff", *_NUMBERS, *_FLOATS, *_WORDS, *_ARRAYS, *_SPACES, *_LISTS, *_SCALARS]
+_LISTS: list[Any] = [[], [1.0], [[1]], [1, 2, 3], [0.0, 0.5], ["a"], [b"a" * 50] * 3, [[[[[[1]]]]]], [None]]
+_MAPS: list[Any] = [{}, {"a": {}}]
+_SCALARS = [
+    {b"__npgeneric__": True, b"data": data, b"dtype": dtype} for data, dtype in ((1, "<i8"), (0.5, "<f4"), (1, "|b1"))
+]
+_SINGLE: list[Any] = [None, True, False, b"", b"\xff", *_NUMBERS, *_FLOATS, *_WORDS, *_SCALARS]
+VALUES: list[Any] = [*_SINGLE, *_ARRAYS, *_SPACES, *_LISTS, *_MAPS]
 """Values that a message may have anywhere."""
 
-_KEYS = [*FIELDS, "type", "payload", "token", "timestamp", "name", "shape", "low", "high", "n", "start", "format", "data"]
-_KEYS += ["__image__", "__ndarray__", "unknown", b"__ndarray__", b"data", b"dtype", b"shape", b"__npgeneric__", b"reward"]
+_KEYS: list[Any] = [*FIELDS, "token", "name", "type", "payload", "timestamp", "unknown"]
+_KEYS += ["shape", "low", "high", "n", "start", "format", "data"]
+_KEYS += ["__image__", "__ndarray__", b"__ndarray__", b"data", b"dtype", b"shape", b"__npgeneric__", b"reward"]
 
 _FITTING: dict[str, list[Any]] = {
     "endpoint": ["infer", "reset", "close", "resume", None],
