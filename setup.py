@@ -164,6 +164,8 @@ setup(
             *SB3,
             *RAY,
             *SERVE,
+            # 3.1 has no wheel for Python 3.11; there are none for other systems.
+            "atheris>=3,<3.1; platform_system == 'Linux' and platform_machine == 'x86_64' and python_version < '3.14'",
             "clang-format>=18",
             "cmake>=3.24",
             "hypothesis>=6",

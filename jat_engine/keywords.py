@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 from .errors import InputError
 
+_MOST_CHARACTERS = 200
+"""Most characters of a name that similar ones are looked for."""
+
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> None:
     """Check that keyword arguments are known.
@@ -36,5 +39,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, most: 
         most: how many of them are named at most.
         cutoff: least similarity, from 0 to 1.
     """
+    if len(name) > _MOST_CHARACTERS:  # of a stranger: the search would take long
+        return otherwise
     near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
     return f"did you mean {', '.join(near)}?" if near else otherwise

@@ -269,7 +269,7 @@ def parse_action(space: ActionSpace, action: Any) -> Any:
         except TypeError:
             choice = -1
         if isinstance(action, bool) or not 0 <= choice < space.size:
-            raise InputError(f"action: expected an integer in [0, {space.size}), got {action!r}")
+            raise InputError(f"action: expected an integer in [0, {space.size}), got {action!r:.80}")
         return choice
     values = _float32(to_array("action", action, f"{space.size} finite numbers"))
     if values.shape != (space.size,) or not all_finite(values):
@@ -323,7 +323,7 @@ def check_context_window(context_window: Any) -> int | None:
     if context_window is None:
         return None
     if isinstance(context_window, bool) or not isinstance(context_window, int | np.integer) or context_window < 1:
-        raise InputError(f"context_window: expected None or an integer >= 1, got {context_window!r}")
+        raise InputError(f"context_window: expected None or an integer >= 1, got {context_window!r:.80}")
     return int(context_window)
 
 

@@ -40,7 +40,7 @@ def is_allowed(authorization: str | None, keys: Sequence[str]) -> bool:
     scheme, _, given = (authorization or "").partition(" ")
     found = False
     for key in keys:
-        found |= hmac.compare_digest(given.strip().encode(), key.encode())
+        found |= hmac.compare_digest(given.strip().encode(errors="surrogatepass"), key.encode())
     return found and scheme.lower() in _SCHEMES
 
 

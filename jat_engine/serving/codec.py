@@ -195,7 +195,8 @@ def _scalar(data: Any, dtype: Any) -> Any:
     if not isinstance(data, bool | int | float):
         raise WireError(f"number: expected one of dtype {kind}, got {type(data).__name__}")
     try:
-        return kind.type(data)
+        with np.errstate(over="ignore"):  # infinite, as in an array
+            return kind.type(data)
     except (ValueError, OverflowError, TypeError):
         raise WireError(f"number: expected one of dtype {kind}, got {data!r:.80}") from None
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from ..errors import CacheFullError, InputError, SessionError, one_line
 from .codec import WireError
 
+MOST_CHARACTERS = 1000
+"""Most characters of the line that a client is told; a message repeats parts of what was sent."""
+
 
 class OverloadError(RuntimeError):
     """Request that a server has no room for now. Sessions are as before; it can be repeated later."""
@@ -34,5 +37,5 @@ def kind_of(error: Exception) -> str:
 def message_of(error: Exception) -> str:
     """Return the line that a client is told. Of a failure within the server it says nothing about its code."""
     if isinstance(error, ServerError) or kind_of(error) != "fault":
-        return one_line(error)
+        return one_line(error)[:MOST_CHARACTERS]
     return "server: internal error; its log has the traceback"

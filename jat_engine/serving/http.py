@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from .auth import is_allowed
 from .errors import OverloadError
+from .http_requests import header, path_of
 from .metrics import CONTENT_TYPE
 from .service import PolicyService
 
@@ -42,16 +42,6 @@ class Page(NamedTuple):
 
 
 Route = Callable[[], Awaitable[Page]]
-
-
-def path_of(request: Request) -> str:
-    """Return the path of a request, without its query."""
-    return urlsplit(request.path).path or "/"
-
-
-def is_websocket(request: Request) -> bool:
-    """Return True if a request asks for a websocket."""
-    return "websocket" in request.headers.get("Upgrade", "").lower()
 
 
 def respond(page: Page) -> Response:
@@ -105,7 +95,7 @@ class HttpPages:
         route = self.routes.get(path)
         if route is None:
             return refuse(HTTPStatus.NOT_FOUND, f"expected a path of {', '.join(self.routes)}, got {path:.80}")
-        if path not in self.open_paths and not is_allowed(request.headers.get("Authorization"), self._keys):
+        if path not in self.open_paths and not is_allowed(header(request, "Authorization"), self._keys):
             return refuse(HTTPStatus.UNAUTHORIZED, "expected a valid key, got none")
         return respond(await route())
 

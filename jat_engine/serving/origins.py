@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from websockets.http11 import Request
 
 from ..errors import InputError
+from .http_requests import header
 
 ANY = "*"
 """Stands for all origins."""
@@ -46,13 +47,13 @@ def is_allowed_origin(request: Request, allowed: Sequence[str]) -> bool:
         request: of HTTP.
         allowed: further origins, of `parse_origins`.
     """
-    origin = request.headers.get("Origin")
+    origin = header(request, "Origin")
     if origin is None or ANY in allowed:
         return True
     normal = _normalise(origin)
     if normal is None:
         return False
-    return normal in allowed or normal == _normalise(f"{urlsplit(normal).scheme}://{request.headers.get('Host', '')}")
+    return normal in allowed or normal == _normalise(f"{urlsplit(normal).scheme}://{header(request, 'Host') or ''}")
 
 
 def is_local_name(request: Request, host: str, allowed: Sequence[str]) -> bool:
@@ -63,7 +64,7 @@ def is_local_name(request: Request, host: str, allowed: Sequence[str]) -> bool:
         host: that the server listens on.
         allowed: origins, of `parse_origins`, whose names may stand for this machine.
     """
-    given = request.headers.get("Host")
+    given = header(request, "Host")
     if given is None or ANY in allowed:
         return True
     name = _host_of(f"//{given}")

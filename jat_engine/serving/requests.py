@@ -12,12 +12,15 @@ import numpy as np
 from ..errors import InputError
 from ..keywords import refuse_unknown
 from ..observation import OBSERVATION_KEYS, check_context_window
-from .spaces import Space, find_task, parse_space, space_of
+from .spaces import Space, find_task, parse_space, space_of, to_numbers
 
 DEFAULT_SESSION = ""
 """Name of a connection's session where requests name none."""
 
 MOST_NAME_CHARACTERS = 128
+
+MOST_TEXT_CHARACTERS = 4096
+"""Most characters of a text in an observation. A model reads 64 tokens of it, but all of it has to be split first."""
 
 _SETTINGS = ("task", "action_space", "context_window", "seed", "deterministic")
 _OPTIONS = ("action_mask", "temperature", "top_k", "action_clip")
@@ -214,16 +217,16 @@ def parse_act(fields: Mapping[str, Any], settings: Settings | None = None, seq: 
     get = fields.get
     options = NO_OPTIONS
     if not fields.keys().isdisjoint(_OPTIONS):
-        options = Options(*(get(name) for name in _OPTIONS))
+        options = Options(to_numbers("action_mask", get("action_mask")), *(get(name) for name in _OPTIONS[1:]))
     return Act(
-        observation={key: fields[key] for key in OBSERVATION_KEYS if key in fields},
-        reward=_number(get("reward")),
+        observation={key: _observed(key, fields[key]) for key in OBSERVATION_KEYS if key in fields},
+        reward=_number(to_numbers("reward", get("reward"))),
         settings=parse_settings(fields) if settings is None else settings,
         options=options,
         begins=_flag("episode_start", get("episode_start")) or False,
         session_id=parse_session_id(get("session_id")),
         seq=_seq(get("seq")) if seq is None else seq,
-        forced=get("force_action"),
+        forced=to_numbers("force_action", get("force_action")),
         wants_prediction=_flag("return_prediction", get("return_prediction")) or False,
     )
 
@@ -274,6 +277,12 @@ def parse_session_id(value: Any) -> str:
 
 _KNOWN = frozenset(FIELDS)
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
+
+
+def _observed(key: str, value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MOST_TEXT_CHARACTERS:
+        raise InputError(f"{key}: expected at most {MOST_TEXT_CHARACTERS} characters, got {len(value)}")
+    return to_numbers(key, value)
 
 
 def _flag(name: str, value: Any) -> bool | None:

@@ -22,7 +22,8 @@ from .auth import check_address, is_allowed
 from .codec import MOST_BYTES
 from .dialects import DIALECTS, Dialect, DialectMaker, Frame
 from .errors import OverloadError, kind_of, message_of
-from .http import HttpPages, is_websocket, path_of, refuse
+from .http import HttpPages, refuse
+from .http_requests import header, is_websocket, path_of
 from .origins import is_allowed_origin, is_local_name, is_loopback
 from .requests import DEFAULT_SESSION, Request
 from .service import PolicyService
@@ -270,7 +271,7 @@ class PolicyServer:
             return None
         if path not in self.dialects:
             refused = refuse(HTTPStatus.NOT_FOUND, f"expected a path of {', '.join(self.dialects)}, got {path:.80}")
-        elif not is_allowed(request.headers.get("Authorization"), self.options.keys):
+        elif not is_allowed(header(request, "Authorization"), self.options.keys):
             refused = refuse(HTTPStatus.UNAUTHORIZED, "expected a valid key, got none")
         elif not service.is_ready:
             refused = refuse(HTTPStatus.SERVICE_UNAVAILABLE, service.why_not_ready)
@@ -284,11 +285,11 @@ class PolicyServer:
         """Return the refusal of a request that a browser sends for a page of another server; None to go on."""
         host, allowed = self.options.host, self.options.allowed_origins
         if not self.options.keys and is_loopback(host) and not is_local_name(request, host, allowed):
-            got = request.headers.get("Host", "")
+            got = header(request, "Host")
             line = f"Host: expected localhost or {host}, got {got:.80}; --allowed_origins lets other names in"
             return refuse(HTTPStatus.FORBIDDEN, line)
         if is_websocket(request) and not is_allowed_origin(request, allowed):
-            got = request.headers.get("Origin", "")
+            got = header(request, "Origin")
             line = f"Origin: expected a page of this server, got {got:.80}; --allowed_origins lets others in"
             return refuse(HTTPStatus.FORBIDDEN, line)
         return None
@@ -323,6 +324,7 @@ class PolicyServer:
         finally:
             self.connections.discard(connection)
             metrics.connections.set(len(self.connections))
+            await _after(connection.tail)  # what is still answered may open a session
             await self.service.drop(connection)
 
     async def _converse(self, connection: Connection) -> None:

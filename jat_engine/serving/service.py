@@ -323,17 +323,15 @@ class PolicyService:
 
     async def _resume(self, owner: Hashable, request: Resume) -> Resumed:
         """Give an owner the session of a token: the open one, that of a snapshot, or a new one."""
-        there = self.sessions.find(owner, request.session_id)
-        if there is not None and there.token != request.token:
-            raise SessionError("session_id: expected a name without an open session, got that of one; close it first")
-
         stored, has_looked = None, False
         while True:
+            self._check_name(owner, request)
             session = self.sessions.find_token(request.token)
             if session is not None:
                 async with session.lock:
                     if session.closed:
                         continue
+                    self._check_name(owner, request)  # a request beside this one may have opened it
                     if request.since is None or (session.last_seq is not None and session.last_seq >= request.since):
                         if session.owner != owner or session.name != request.session_id:
                             self.sessions.move(session, owner, request.session_id)
@@ -359,6 +357,12 @@ class PolicyService:
                     logger.warning("a snapshot was not used: %s", error)
                     reason = str(error)
         return Resumed("new", None, self._store is not None, reason)
+
+    def _check_name(self, owner: Hashable, request: Resume) -> None:
+        """Raise `SessionError` if the owner has another session of the name."""
+        there = self.sessions.find(owner, request.session_id)
+        if there is not None and there.token != request.token:
+            raise SessionError("session_id: expected a name without an open session, got that of one; close it first")
 
     async def _restore(self, session: ServedSession, stored: StoredSession) -> Resumed:
         engine = self.batcher.engine

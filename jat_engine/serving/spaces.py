@@ -50,6 +50,7 @@ def parse_space(value: Any) -> Space:
     """
     if isinstance(value, Mapping):
         kind = value.get("type")
+        kind = kind if isinstance(kind, str) else None
         if kind == "Discrete" and set(value) <= {"type", "n", "start"}:
             n, start = value.get("n"), value.get("start", 0)
             if _is_integer(n) and n >= 1 and _is_integer(start) and start == 0:
@@ -58,10 +59,40 @@ def parse_space(value: Any) -> Space:
             shape = value.get("shape")
             shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
             if isinstance(shape, list | tuple) and len(shape) == 1 and _is_integer(shape[0]) and shape[0] >= 1:
-                return Box(value.get("low", -np.inf), value.get("high", np.inf), (int(shape[0]),))
+                low, high = (to_numbers(name, value.get(name)) for name in ("low", "high"))
+                return Box(-np.inf if low is None else low, np.inf if high is None else high, (int(shape[0]),))
     raise InputError(
         'action_space: expected {"type": "Box", "shape": [A]} or {"type": "Discrete", "n": n}, got ' + f"{value!r:.80}"
     )
+
+
+def to_numbers(field: str, value: Any) -> Any:
+    """Return a list of a message as an array, and any other value as it is, for an engine to check.
+
+    A list of long and short texts or bytes would be an array in which each takes as much room as the longest.
+
+    Args:
+        field: name of the value, for the error.
+        value: of a request.
+
+    Raises:
+        InputError: a list holds something else than numbers, or lists of other lengths.
+    """
+    if not isinstance(value, list):
+        return value
+    _check_numbers(field, value)
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise InputError(f"{field}: expected numbers, got lists of different lengths") from None
+
+
+def _check_numbers(field: str, values: list[Any]) -> None:
+    for value in values:
+        if isinstance(value, list):
+            _check_numbers(field, value)
+        elif not isinstance(value, bool | int | float | np.generic | np.ndarray):
+            raise InputError(f"{field}: expected numbers, got a list with {type(value).__name__}")
 
 
 def describe_space(space: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jat_engine.serving.description import describe
 from jat_engine.serving.requests import Settings
 from jat_engine.serving.server import PolicyServer, ServerOptions
 from jat_engine.serving.service import PolicyService, ServiceOptions
+from jat_engine.serving.snapshots import SnapshotStore
 from jat_engine.serving.spaces import describe_space
 from jat_engine.testing import golden
 
@@ -34,8 +35,9 @@ class RunningServer:
         limits: ServiceOptions,
         options: ServerOptions,
         on_port: Callable[[int], None],
+        store: SnapshotStore | None = None,
     ) -> None:
-        self.service = PolicyService(load, limits)
+        self.service = PolicyService(load, limits, store=store)
         self.server = PolicyServer(
             self.service,
             options,
@@ -88,13 +90,16 @@ class RunningServer:
 
 @contextlib.contextmanager
 def running_server(
-    load: Callable[[], JatEngine], on_port: Callable[[int], None] = lambda port: None, **fields: Any
+    load: Callable[[], JatEngine],
+    on_port: Callable[[int], None] = lambda port: None,
+    store: SnapshotStore | None = None,
+    **fields: Any,
 ) -> Iterator[RunningServer]:
     """Run a server with fields of `ServiceOptions` and `ServerOptions`; `on_port` is called when it listens."""
     names = set(ServiceOptions.__dataclass_fields__)
     limits = ServiceOptions(**{name: value for name, value in fields.items() if name in names})
     options = {"port": 0, "drain_timeout_s": 5.0} | {k: v for k, v in fields.items() if k not in names}
-    server = RunningServer(load, limits, ServerOptions(**options), on_port)
+    server = RunningServer(load, limits, ServerOptions(**options), on_port, store)
     try:
         yield server
     finally:

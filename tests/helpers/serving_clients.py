@@ -73,7 +73,7 @@ class Witness:
             url: of the server.
             expected: actions of lone agents by the name of the episode.
         """
-        self._websocket = connect(url, compression=None, max_size=None)
+        self._websocket = connect(url, compression=None, max_size=None, ping_interval=None)  # both may be stopped
         self._websocket.recv()
         self._steps = self._endless(expected)
 
@@ -83,7 +83,7 @@ class Witness:
             name, t, action = next(self._steps)
             fields = request_of(EPISODE[name], t) | ({"episode_start": True} if t == 0 else {})
             self._websocket.send(codec.pack(fields))
-            answer = self._websocket.recv(timeout=60)
+            answer = self._websocket.recv(timeout=300)
             assert isinstance(answer, bytes), answer
             assert codec.unpack(answer)["actions"].tolist() == [action], f"{name}, step {t}"
 

@@ -1,8 +1,12 @@
-"""The codec of the policy server: round trips, and bytes that clients should not send."""
+"""The codec of the policy server: round trips, and bytes that clients should not send.
+
+EXAMPLES sets how many the long test draws.
+"""
 
 from __future__ import annotations
 
 import io
+import os
 from typing import Any
 
 import numpy as np
@@ -140,11 +144,25 @@ MAPS = st.dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(data=st.binary(max_size=200) | st.one_of(VALUES, MAPS).map(msgpack.packb))
-@example(data=b"\xdc\xff\xff" + b"\xdc\xff\xff" * 400)
-def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+MESSAGES = st.binary(max_size=200) | st.one_of(VALUES, MAPS).map(msgpack.packb)
+
+
+def check_message(data: bytes) -> None:
     try:
         codec.unpack(data)
     except WireError as error:
         assert len(str(error).splitlines()) == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=MESSAGES)
+@example(data=b"\xdc\xff\xff" + b"\xdc\xff\xff" * 400)
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    check_message(data)
+
+
+@pytest.mark.long
+@settings(max_examples=int(os.environ.get("EXAMPLES", "20000")), deadline=None)
+@given(data=MESSAGES)
+def test_any_bytes_are_read_or_refused_for_long(data: bytes) -> None:
+    check_message(data)

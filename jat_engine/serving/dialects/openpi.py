@@ -70,7 +70,7 @@ class OpenPi:
     def parse(self, frame: Frame) -> Request | Frame | None:
         """Return the request that a message is. Raises `InputError`."""
         fields = read_fields(frame)
-        endpoint = fields.pop("endpoint", None) or "infer"
+        endpoint = _endpoint_of(fields.pop("endpoint", None))
         if endpoint == "infer":
             act = parse_act(fields)
             self._last_session = act.session_id
@@ -80,10 +80,8 @@ class OpenPi:
             return reset if reset.session_id else replace(reset, session_id=self._last_session)
         if endpoint == "close":
             return Close(parse_session_id(fields.get("session_id")))
-        if endpoint == "resume":
-            self._describes_errors = True
-            return parse_resume(fields)
-        raise InputError(f"endpoint: expected one of {', '.join(_ENDPOINTS)}, got {endpoint!r:.80}")
+        self._describes_errors = True
+        return parse_resume(fields)
 
     def reply(self, request: Request, reply: Answer, elapsed_s: float) -> Frame | None:
         """Return the actions with openpi's times; to a reset that it was successful."""
@@ -136,6 +134,14 @@ class OpenPi:
         if kind == "overload":
             described["retry_after_s"] = RETRY_SECONDS
         return codec.pack(described)
+
+
+def _endpoint_of(value: Any) -> str:
+    if value is None:
+        return "infer"
+    if isinstance(value, str) and (not value or value in _ENDPOINTS):
+        return value or "infer"
+    raise InputError(f"endpoint: expected one of {', '.join(_ENDPOINTS)}, got {value!r:.80}")
 
 
 def read_fields(frame: Frame) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class VlaEval:
         if not isinstance(payload, Mapping):
             raise WireError(f"payload: expected a map, got {type(payload).__name__}")
 
+        if not isinstance(kind, str) or kind not in _TYPES:
+            raise InputError(f"type: expected one of {', '.join(_TYPES)}, got {kind!r:.80}")
         if kind == "observation":
             if "session_id" in payload:  # answers are told apart by `seq` alone, one after the other
                 raise InputError("session_id: expected none with this protocol, got one; connect once for each session")
@@ -61,9 +63,7 @@ class VlaEval:
             return self._message("hello", self._hello())
         if kind == "episode_start":
             return Reset(parse_settings(_settings_of(payload)))
-        if kind in ("episode_end", "error"):
-            return None
-        raise InputError(f"type: expected one of {', '.join(_TYPES)}, got {kind!r:.80}")
+        return None
 
     def reply(self, request: Request, reply: Answer, elapsed_s: float) -> Frame | None:
         """Return the action, float32 [A] or int64 []; None for the start of an episode."""
