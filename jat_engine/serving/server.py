@@ -16,6 +16,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
+from websockets.protocol import State
 
 from .auth import check_address, is_allowed
 from .codec import MOST_BYTES
@@ -392,13 +393,17 @@ async def _close(websocket: ServerConnection, code: int, reason: str) -> None:
 
 
 def _release(websocket: ServerConnection) -> None:
-    """Release the bytes of a connection that ended without a close frame.
+    """Release the memory of a connection that has ended.
 
-    Its parser keeps the error that has ended it, whose traceback keeps the parser with all that was received of the
-    last message, up to `max_size`. Without the traceback they go at once; with it they stay until a full garbage
-    collection, which Python puts off until a quarter more objects live than after the last one.
+    Its protocol, with all that was received of an unfinished message, refers to itself by its parser and by the
+    traceback of the error that has ended it. Such objects stay until a full garbage collection, which Python puts off
+    until a quarter more objects live than after the last one; without the two references they go at once.
     """
-    error: BaseException | None = websocket.protocol.parser_exc
+    protocol = websocket.protocol
+    if protocol.state is not State.CLOSED:  # it goes on to be closed
+        return
+    protocol.parser.close()
+    error: BaseException | None = protocol.parser_exc
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__

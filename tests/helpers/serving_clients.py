@@ -26,9 +26,9 @@ PLAYED = ("continuous_cw9", "continuous_discrete_action", "discrete_only", "baby
 """Golden episodes of all kinds of observations and actions, greedy and sampled."""
 
 WAYS = ("close", "reset", "kill", "half a message", "half a handshake", "silence", "no reading", "slow reading")
-"""How a client leaves: with a close frame; with a TCP reset; killed with SIGKILL; in the middle of a message; in that of
-its handshake, or after some steps, with its socket left open (half-open connections); so too while it does not read
-what it asks for; or with a TCP reset after it has read more slowly than it has asked."""
+"""How a client leaves: with a close frame; with a TCP reset; killed with SIGKILL; in the middle of a message; in that
+of its handshake, or after some steps, with its socket left open (half-open connections); so too, while it does not read
+what it asks for; or with a TCP reset, after it has read more slowly than it has asked."""
 
 _CONNECT = {"compression": None, "max_size": None, "open_timeout": 200}
 _HALF_A_MESSAGE = 1 << 20
@@ -246,6 +246,22 @@ class Churn:
         if len(self._open) > _MOST_LEFT_OPEN:
             self._open.pop(0).close()
         return 1
+
+
+def drop_with_token(url: str, token: str, numbers: random.Random) -> None:
+    """Open a session that another connection may go on with, act, and lose the connection; nobody comes back."""
+    websocket = connect(url, **_CONNECT)
+    websocket.recv()
+    websocket.send(codec.pack({"endpoint": "resume", "token": token}))
+    websocket.recv()
+    episode = EPISODE[numbers.choice(PLAYED)]
+    for t in range(numbers.randint(3, 8)):
+        fields = request_of(episode, t) | {"seq": t} | ({"episode_start": True} if t == 0 else {})
+        websocket.send(codec.pack(fields))
+        answer = codec.unpack(websocket.recv(timeout=200))
+        assert "actions" in answer, answer
+    _reset(websocket.socket)
+    websocket.close()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
