@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from websockets.exceptions import ConnectionClosedOK
 from websockets.sync.client import connect
 
 from helpers.engines import EPISODE
@@ -63,7 +64,7 @@ while True:
 """
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 250.0) -> None:
     """Wait for a condition, which must become true in time."""
     end = time.monotonic() + seconds
     while not condition():
@@ -81,19 +82,29 @@ class Witness:
             url: of the server.
             expected: actions of lone agents by the name of the episode.
         """
-        self._websocket = connect(url, **_CONNECT)
-        self._websocket.recv()
-        self._steps = self._endless(expected)
+        self._url, self._expected = url, expected
+        self._connect()
 
     def step(self, count: int = 1) -> None:
         """Take steps, and check their actions."""
         for _ in range(count):
-            name, t, action = next(self._steps)
-            fields = request_of(EPISODE[name], t) | ({"episode_start": True} if t == 0 else {})
-            self._websocket.send(codec.pack(fields))
-            answer = self._websocket.recv(timeout=200)
-            assert isinstance(answer, bytes), answer
-            assert codec.unpack(answer)["actions"].tolist() == [action], f"{name}, step {t}"
+            try:
+                self._step()
+            except ConnectionClosedOK:  # idle for too long: this machine was busy with something else
+                self._connect()
+
+    def _connect(self) -> None:
+        self._websocket = connect(self._url, **_CONNECT)
+        self._websocket.recv()
+        self._steps = self._endless(self._expected)
+
+    def _step(self) -> None:
+        name, t, action = next(self._steps)
+        fields = request_of(EPISODE[name], t) | ({"episode_start": True} if t == 0 else {})
+        self._websocket.send(codec.pack(fields))
+        answer = self._websocket.recv(timeout=200)
+        assert isinstance(answer, bytes), answer
+        assert codec.unpack(answer)["actions"].tolist() == [action], f"{name}, step {t}"
 
     def close(self) -> None:
         """Leave."""
@@ -171,12 +182,14 @@ class Churn:
             return self._leave_open(self._socket(b"GET / HTTP/1.1\r\nHost: "))
         websocket = connect(self._url, **_CONNECT)
         websocket.recv()
-        for _ in range(self._numbers.randint(1, 3)):
-            websocket.send(self._request())
-            if self._numbers.random() < 0.7:  # else the request is on its way when the client goes
-                websocket.recv()
+        with contextlib.suppress(ConnectionClosedOK):  # idle for too long, see `Witness`
+            for _ in range(self._numbers.randint(1, 3)):
+                websocket.send(self._request())
+                if self._numbers.random() < 0.7:  # else the request is on its way when the client goes
+                    websocket.recv()
         if way == "half a message":
-            websocket.socket.sendall(frame(bytes(_HALF_A_MESSAGE))[: _HALF_A_MESSAGE // 2])
+            with contextlib.suppress(ConnectionError):
+                websocket.socket.sendall(frame(bytes(_HALF_A_MESSAGE))[: _HALF_A_MESSAGE // 2])
         if way in ("reset", "half a message"):
             _reset(websocket.socket)
         websocket.close()
@@ -218,9 +231,10 @@ class Churn:
         left.sendall(frame(message_of("observation", observation)))
         hello = frame(message_of("hello", {"padding": "x" * 4000}))
         if way == "slow reading":
-            left.sendall(hello * 20)
-            for _ in range(20):
-                left.recv(64)
+            with contextlib.suppress(ConnectionError):
+                left.sendall(hello * 20)
+                for _ in range(20):
+                    left.recv(64)
             _reset(left)
             return 1
         if way == "no reading":
@@ -305,7 +319,7 @@ def frame(data: bytes, opcode: int = 2) -> bytes:
 
 def metrics(port: int) -> dict[str, float]:
     """Return the metrics of a server by name and labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=200) as response:
         lines = response.read().decode().splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
