@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -214,6 +215,7 @@ def make_server(
         assert isinstance(agent, JatEngine), "the reference was refused"
         note(describe(agent))
         hashes.append(weights_of(model))
+        _keep_what_is_loaded()
         return agent
 
     def describe_now() -> dict[str, Any]:
@@ -251,6 +253,18 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
     finally:
         if recorder is not None:
             await asyncio.to_thread(recorder.close)
+
+
+def _keep_what_is_loaded() -> None:
+    """Let garbage collections leave out the objects of the modules and the engine.
+
+    Connections end as cycles of objects, some with megabytes of an unfinished message. Python puts the collection that
+    frees them off until a quarter more objects live than after the last one, which took all: without the 300,000 that
+    stay, it comes after tens of connections, and takes milliseconds.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.collect()
 
 
 def offered_tasks(model: ModelArguments) -> list[Task]:

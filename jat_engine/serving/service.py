@@ -260,24 +260,22 @@ class PolicyService:
         return reply
 
     def _count(self, session: ServedSession, request: Act, reply: Reply) -> None:
-        """Count a step that was taken, and tell the observers."""
+        """Count a step that was taken, and tell the observers, unless they have been told of the session's end."""
+        observers = [] if session.closed else self.observers
         if session.begins:
             if session.next_seed is not None and session.saved_seq is not None:  # the episode needs nothing from before
                 self._forget_snapshot(session)
             session.has_begun()
             self.metrics.episodes.inc()
-            for observer in self.observers:
+            for observer in observers:
                 observer.on_start(session)
         elif request.reward is not None:
             session.return_ += float(request.reward)
         session.steps += 1
         if session.token is not None and self._store is not None:
             session.unsaved += 1
-        asyncio.get_running_loop().call_soon(self._tell, session, request, reply)  # after the reply has been sent
-
-    def _tell(self, session: ServedSession, request: Act, reply: Reply) -> None:
         self.metrics.count_reply(reply)
-        for observer in self.observers:
+        for observer in observers:
             observer.on_step(session, request, reply)
 
     def _remove(self, session: ServedSession, is_expired: bool = False) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from websockets.exceptions import ConnectionClosedOK
 from websockets.sync.client import connect
 
 from helpers.engines import EPISODE
@@ -25,12 +26,20 @@ from jat_engine.serving import codec
 PLAYED = ("continuous_cw9", "continuous_discrete_action", "discrete_only", "babyai_sampled", "atari_sampled_cw8")
 """Golden episodes of all kinds of observations and actions, greedy and sampled."""
 
-WAYS = ("close", "reset", "kill", "silence", "no reading")
-"""How a client leaves: with a close frame; with a TCP reset; killed; without a word and with its socket open, or so
-while it does not read what it asks for."""
+WAYS = ("close", "reset", "kill", "half a message", "half a handshake", "silence", "no reading", "slow reading")
+"""How a client leaves: with a close frame; with a TCP reset; killed with SIGKILL; in the middle of a message; in that
+of its handshake, or after some steps, with its socket left open (half-open connections); so too, while it does not read
+what it asks for; or with a TCP reset, after it has read more slowly than it has asked."""
 
-_KILLED_TOGETHER = 8
-"""Connections of a process that is killed."""
+_CONNECT: dict[str, Any] = {"compression": None, "max_size": None, "open_timeout": 200, "ping_interval": None}
+_HALF_A_MESSAGE = 1 << 20
+"""Bytes of a message that does not come to its end."""
+
+_OF_PROCESS = 8
+"""Connections of a process that is killed or stopped."""
+
+_MOST_LEFT_OPEN = 30
+"""Sockets that are left open at a time."""
 
 _MOST_UNREAD = 50_000
 """Messages of a client that reads no answers; the server stops reading them long before."""
@@ -43,7 +52,7 @@ url, count, path = sys.argv[1:]
 request = open(path, "rb").read()
 connections = []
 for _ in range(int(count)):
-    connections.append(connect(url, compression=None, max_size=None))
+    connections.append(connect(url, compression=None, max_size=None, open_timeout=200))
     connections[-1].recv()
     connections[-1].send(request)
     connections[-1].recv()
@@ -55,7 +64,7 @@ while True:
 """
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 250.0) -> None:
     """Wait for a condition, which must become true in time."""
     end = time.monotonic() + seconds
     while not condition():
@@ -73,19 +82,29 @@ class Witness:
             url: of the server.
             expected: actions of lone agents by the name of the episode.
         """
-        self._websocket = connect(url, compression=None, max_size=None, ping_interval=None)  # both may be stopped
-        self._websocket.recv()
-        self._steps = self._endless(expected)
+        self._url, self._expected = url, expected
+        self._connect()
 
     def step(self, count: int = 1) -> None:
         """Take steps, and check their actions."""
         for _ in range(count):
-            name, t, action = next(self._steps)
-            fields = request_of(EPISODE[name], t) | ({"episode_start": True} if t == 0 else {})
-            self._websocket.send(codec.pack(fields))
-            answer = self._websocket.recv(timeout=300)
-            assert isinstance(answer, bytes), answer
-            assert codec.unpack(answer)["actions"].tolist() == [action], f"{name}, step {t}"
+            try:
+                self._step()
+            except ConnectionClosedOK:  # idle for too long: this machine was busy with something else
+                self._connect()
+
+    def _connect(self) -> None:
+        self._websocket = connect(self._url, **_CONNECT)
+        self._websocket.recv()
+        self._steps = self._endless(self._expected)
+
+    def _step(self) -> None:
+        name, t, action = next(self._steps)
+        fields = request_of(EPISODE[name], t) | ({"episode_start": True} if t == 0 else {})
+        self._websocket.send(codec.pack(fields))
+        answer = self._websocket.recv(timeout=200)
+        assert isinstance(answer, bytes), answer
+        assert codec.unpack(answer)["actions"].tolist() == [action], f"{name}, step {t}"
 
     def close(self) -> None:
         """Leave."""
@@ -120,7 +139,9 @@ class Churn:
             numbers: to draw from.
         """
         self.counts = dict.fromkeys(WAYS, 0)
-        self._url, self._numbers, self._open = url, numbers, []
+        self._url, self._numbers = url, numbers
+        self._open: list[socket.socket] = []
+        self._stopped: list[subprocess.Popen[bytes]] = []
         self._request_file = folder / "request.bin"
         self._request_file.write_bytes(self._request())
 
@@ -135,28 +156,42 @@ class Churn:
             self.counts[way] += self._leave_by(way)
             on_cycle()
 
+    def stop_process(self) -> int:
+        """Let a process act, stop it with SIGSTOP, and return the number of its connections."""
+        process = self._start_process()
+        self._stopped.append(process)
+        process.send_signal(signal.SIGSTOP)
+        return _OF_PROCESS
+
     def close(self) -> None:
-        """Close the sockets that were left open."""
+        """Close the sockets that were left open, and end the stopped processes."""
         for left in self._open:
             left.close()
         self._open.clear()
+        for process in self._stopped:
+            _kill(process)
+        self._stopped.clear()
 
     def _leave_by(self, way: str) -> int:
         """Run a cycle, or several at once, and return their number."""
         if way == "kill":
             return self._kill_process()
-        if way in ("silence", "no reading"):
-            return self._fall_silent(reads=way == "silence")
-        websocket = connect(self._url, compression=None, max_size=None)
+        if way in ("silence", "no reading", "slow reading"):
+            return self._fall_silent(way)
+        if way == "half a handshake":
+            return self._leave_open(self._socket(b"GET / HTTP/1.1\r\nHost: "))
+        websocket = connect(self._url, **_CONNECT)
         websocket.recv()
-        for _ in range(self._numbers.randint(1, 3)):
-            websocket.send(self._request())
-            if self._numbers.random() < 0.7:  # else the request is on its way when the client goes
-                websocket.recv()
-        if way == "reset":
-            websocket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-            websocket.socket.shutdown(socket.SHUT_RD)
-            websocket.socket.close()
+        with contextlib.suppress(ConnectionClosedOK):  # idle for too long, see `Witness`
+            for _ in range(self._numbers.randint(1, 3)):
+                websocket.send(self._request())
+                if self._numbers.random() < 0.7:  # else the request is on its way when the client goes
+                    websocket.recv()
+        if way == "half a message":
+            with contextlib.suppress(ConnectionError):
+                websocket.socket.sendall(frame(bytes(_HALF_A_MESSAGE))[: _HALF_A_MESSAGE // 2])
+        if way in ("reset", "half a message"):
+            _reset(websocket.socket)
         websocket.close()
         return 1
 
@@ -165,45 +200,97 @@ class Churn:
         return codec.pack(request_of(EPISODE[name], 0) | {"episode_start": True})
 
     def _kill_process(self) -> int:
-        command = [sys.executable, "-c", _PROCESS, self._url, str(_KILLED_TOGETHER), str(self._request_file)]
+        process = self._start_process()
+        time.sleep(self._numbers.uniform(0, 0.02))
+        _kill(process)
+        return _OF_PROCESS
+
+    def _start_process(self) -> subprocess.Popen[bytes]:
+        """Return a process with connections that act."""
+        command = [sys.executable, "-W", "ignore", "-c", _PROCESS]
+        command += [self._url, str(_OF_PROCESS), str(self._request_file)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"acting\n"
-            time.sleep(self._numbers.uniform(0, 0.02))
-            process.send_signal(signal.SIGKILL)
-        finally:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
-        return _KILLED_TOGETHER
+        except BaseException:
+            _kill(process)
+            raise
+        return process
 
-    def _fall_silent(self, reads: bool) -> int:
+    def _fall_silent(self, way: str) -> int:
         """Open a connection by hand, act, and leave its socket open: neither pings nor a close are answered.
 
         Args:
-            reads: False to ask, without reading, until the server waits for the client.
+            way: "silence", or to ask on without reading, until the server waits for the client, or with slow reading,
+                a few bytes at a time.
         """
-        host, port = self._url.removeprefix("ws://").split(":")
-        left = socket.socket()
-        left.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        left.connect((host, int(port)))
-        left.sendall(handshake(f"{host}:{port}", "/vla-eval"))
+        left = self._socket(handshake(self._url.removeprefix("ws://"), "/vla-eval"))
         left.recv(1 << 12)
         observation = codec.unpack(self._request())
         left.sendall(frame(message_of("observation", observation)))
-        if not reads:
+        hello = frame(message_of("hello", {"padding": "x" * 4000}))
+        if way == "slow reading":
+            with contextlib.suppress(ConnectionError):
+                left.sendall(hello * 20)
+                for _ in range(20):
+                    left.recv(64)
+            _reset(left)
+            return 1
+        if way == "no reading":
             left.settimeout(0.3)
-            hello = frame(message_of("hello", {"padding": "x" * 4000}))
             with contextlib.suppress(TimeoutError, ConnectionError):
                 for _ in range(_MOST_UNREAD):
                     left.sendall(hello)
                 raise AssertionError("expected the server to stop reading")
+        return self._leave_open(left)
+
+    def _socket(self, sent: bytes) -> socket.socket:
+        """Return a socket with a small buffer for what it receives, after sending bytes to the server."""
+        host, port = self._url.removeprefix("ws://").split(":")
+        opened = socket.socket()
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        opened.connect((host, int(port)))
+        opened.sendall(sent)
+        return opened
+
+    def _leave_open(self, left: socket.socket) -> int:
+        """Keep a socket open while others come and go."""
         self._open.append(left)
-        if len(self._open) > 8:
+        if len(self._open) > _MOST_LEFT_OPEN:
             self._open.pop(0).close()
         return 1
+
+
+def drop_with_token(url: str, token: str, numbers: random.Random) -> None:
+    """Open a session that another connection may go on with, act, and lose the connection; nobody comes back."""
+    websocket = connect(url, **_CONNECT)
+    websocket.recv()
+    websocket.send(codec.pack({"endpoint": "resume", "token": token}))
+    websocket.recv()
+    episode = EPISODE[numbers.choice(PLAYED)]
+    for t in range(numbers.randint(3, 8)):
+        fields = request_of(episode, t) | {"seq": t} | ({"episode_start": True} if t == 0 else {})
+        websocket.send(codec.pack(fields))
+        answer = codec.unpack(websocket.recv(timeout=200))
+        assert "actions" in answer, answer
+    _reset(websocket.socket)
+    websocket.close()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _reset(connected: socket.socket) -> None:
+    """Close a connection with a TCP reset."""
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    with contextlib.suppress(OSError):  # the server has closed it
+        connected.shutdown(socket.SHUT_RD)
+    connected.close()
 
 
 def message_of(kind: str, payload: dict[str, Any]) -> bytes:
@@ -232,7 +319,7 @@ def frame(data: bytes, opcode: int = 2) -> bytes:
 
 def metrics(port: int) -> dict[str, float]:
     """Return the metrics of a server by name and labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=200) as response:
         lines = response.read().decode().splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
