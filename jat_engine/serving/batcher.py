@@ -230,7 +230,10 @@ class Batcher:
                 if calls:
                     self._deliver([(call.future, _outcome(call.function)) for call in calls])
                 if steps:
-                    self._step(engine, steps)
+                    try:
+                        self._step(engine, steps)
+                    except Exception:  # of this module or an observer: the thread must go on
+                        self._deliver([(item.future, self._fail(item)) for item in steps])
         finally:
             self.engine = None
             engine.close()

@@ -38,6 +38,9 @@ GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013
 _MOST_CONCURRENT = 64
 """Requests of one connection, for sessions with names, that are answered at the same time."""
 
+_MOST_FRAMES = 4
+"""Messages of a connection that are read ahead; a client that sends more waits."""
+
 _CLOSE_SECONDS = 5.0
 """Time that connections have to close at the end."""
 
@@ -185,6 +188,7 @@ class PolicyServer:
             process_request=lambda _, request: self.admit(request),
             compression=None,
             max_size=MOST_BYTES + _FRAME_SLACK,
+            max_queue=_MOST_FRAMES,
             ping_interval=options.ping_interval_s,
             ping_timeout=options.ping_interval_s,
             close_timeout=2,

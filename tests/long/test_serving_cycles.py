@@ -1,6 +1,7 @@
 """Let clients connect, act and leave 10,000 times, in every way: `make test-long`. Pages and memory are as before.
 
-So are files, of clients with tokens that do not come back. CYCLES sets another number.
+So are files, of clients with tokens that do not come back. CYCLES sets another number; fewer are a trial of the test,
+since a process has not warmed up by then.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ pytestmark = pytest.mark.long
 
 NUM_CYCLES = int(os.environ.get("CYCLES", "10000"))
 
-MOST_GROWTH = 400.0
-"""Bytes a cycle that the process may grow by, 4 MB in all; a session of the tiny model alone has more pages than that
-in 20 cycles."""
+MOST_GROWTH = 200.0
+"""Bytes a cycle that the process may grow by when it has warmed up, 0.8 MB in all; a session of the tiny model alone
+has more pages than that in 4 cycles."""
 
 
 @native
@@ -58,7 +59,7 @@ def test_clients_come_and_go_ten_thousand_times(tiny_folder: Path, tmp_path: Pat
         churn.close()
         assert process.poll() is None
 
-    (first, size), (last, end_size) = points[1], points[-1]  # the first fifth warms up
+    (first, size), (last, end_size) = points[5], points[-1]  # before, the allocator settles, and counters fill up
     growth = (end_size - size) / (last - first)
     print(f"{churn.counts}: {growth:.0f} bytes more a cycle")
     assert growth < MOST_GROWTH
@@ -100,6 +101,6 @@ def test_state_of_clients_that_do_not_come_back_goes(tiny_folder: Path, tmp_path
         wait_until(lambda: process_size(process.pid)[1] <= files)
         assert metrics(port)["jat_snapshot_seconds_count"] >= NUM_CYCLES // 5
 
-    growth = (points[-1] - points[4]) / (NUM_CYCLES // 10)
+    growth = (points[-1] - points[5]) / (NUM_CYCLES // 50 * 4)
     print(f"at most {most_files} snapshots; {growth:.0f} bytes more a cycle")
     assert growth < MOST_GROWTH
