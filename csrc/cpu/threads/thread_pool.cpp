@@ -22,7 +22,7 @@ using Clock = std::chrono::steady_clock;
 constexpr unsigned kSpinsPerLook = 64;  // between looks at the clock: about a microsecond
 constexpr int kMinSpinUs = 50;          // longer than the pause between two runs of a step
 constexpr std::chrono::microseconds kKeepCore{kMinSpinUs};  // after that, an idle worker offers its core
-constexpr int kWakes = 2;               // sleepers that one thread wakes; the woken ones wake the others
+constexpr int kWakes = 2;  // sleepers that one thread wakes; the woken ones wake the others
 
 // A piece is overdue when the caller has waited for it as long as it worked itself in this run, and this much
 // longer. The system takes a core away for 1 to 4 ms; interrupts and page faults are shorter than this.
