@@ -14,6 +14,8 @@ def write_markdown(content: dict[str, Any]) -> str:
     """Return the results as tables."""
     load = content["load_average"]
     lines = [
+        "# A policy server compared with openpi's",
+        "",
         f"{content['model']} in {content['dtype']}, window {content['window']}, full; {content['cpu']}, "
         f"{content['cores']} cores, which clients and servers share; load average {load[0]:.1f} before, {load[1]:.1f} "
         "after. All targets take turns.",
@@ -27,7 +29,7 @@ def write_markdown(content: dict[str, Any]) -> str:
     ]
     for row in content["latency"]:
         equal = {True: "yes", False: "no", None: ""}[row["equal"]]
-        times = "| |" if row["target"] == ECHO else f"| {row['p50_ms']:.3f} | {row['p99_ms']:.3f} |"
+        times = "| | |" if row["target"] == ECHO else f"| {row['p50_ms']:.3f} | {row['p99_ms']:.3f} |"
         lines.append(
             f"| {row['target']} {times} {row['added_ms']:+.3f} | {row['added_lowest_ms']:+.3f} to "
             f"{row['added_highest_ms']:+.3f} | {equal} |"
