@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.trained_tasks import as_trained, read_trained_tasks
 from ..dtypes import KV_DTYPES
 from ..envs import TASKS, MissingSimulatorError, Task, TaskError, UnknownTaskError, get_task
+from ..errors import InputError
 from ..runs.settings import machine_settings
 from .agent import (
     check_source,
@@ -185,7 +186,11 @@ def make_server(
     from ..serving.service import PolicyService, ServiceOptions
     from ..serving.snapshots import SnapshotStore
 
-    defaults = Settings() if arguments.task is None else parse_settings({"task": arguments.task})
+    try:
+        defaults = Settings() if arguments.task is None else parse_settings({"task": arguments.task})
+    except InputError as error:
+        message = str(error).removesuffix("; give action_space")  # which is for requests
+        raise ValueError(f"--{message}") from None
     options = ServerOptions(
         host=arguments.host,
         port=arguments.port,

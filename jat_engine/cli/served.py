@@ -75,7 +75,8 @@ class ServedAgent:
     @property
     def config(self) -> JatConfig:
         """Configuration with the model's sizes, and nothing else of the model's."""
-        return JatConfig(**{name: self.description["sizes"][name] for name in _SIZES})
+        sizes = {name: self.description["sizes"][name] for name in _SIZES}
+        return JatConfig(**sizes, bos_token_id=None, eos_token_id=None)  # published ones are beyond a small vocabulary
 
     @property
     def weights_sha256(self) -> str:

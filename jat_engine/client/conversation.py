@@ -92,8 +92,12 @@ class ConversationOptions:
 
     @staticmethod
     def urls_of(url: str | Sequence[str]) -> tuple[str, ...]:
-        """Return one URL, or several, as a tuple."""
-        return (url,) if isinstance(url, str) else tuple(url)
+        """Return one URL, or several, as a tuple. Raises `InputError` if it is neither."""
+        if isinstance(url, str):
+            return (url,)
+        if not isinstance(url, list | tuple):
+            raise InputError(f"url: expected one or several such as ws://127.0.0.1:8000, got {url!r:.200}")
+        return tuple(url)
 
 
 @dataclass(slots=True)

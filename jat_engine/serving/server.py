@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import time
@@ -170,7 +171,10 @@ class PolicyServer:
             ValueError: see `PolicyService.start`.
         """
         if listens:
-            await self._listen()
+            try:
+                await self._listen()
+            except OSError as error:
+                raise _named(error, self.options) from error
         try:
             await self.service.start()
         except BaseException:
@@ -434,3 +438,12 @@ async def _after(task: asyncio.Task[None] | None) -> None:
     """Wait for the end of an answer; its error is its own."""
     if task is not None and not task.done():
         await asyncio.wait([task])
+
+
+def _named(error: OSError, options: ServerOptions) -> OSError:
+    """Return the error of an address that cannot be listened on, with the flags that name it."""
+    if error.errno == errno.EADDRINUSE:
+        remedy = "stop the program that has it, or give another port, 0 for any that is free"
+        return OSError(f"--port: expected a free one of {options.host}, got {options.port}, which is in use; {remedy}")
+    reason = error.strerror or error
+    return OSError(f"--host, --port: expected an address of this machine, got {options.host} {options.port} ({reason})")

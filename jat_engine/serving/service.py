@@ -160,9 +160,9 @@ class PolicyService:
             request: what to do. Requests of a session are carried out one after the other.
 
         Raises:
-            InputError, SessionError: the request is refused; its session is as before, except that an episode that it
-                starts has begun.
-            OverloadError: there is no room for it now; its session is as before.
+            InputError, SessionError: the request is refused; its session is as before and has none of its settings,
+                except that an episode that it starts has begun.
+            OverloadError: there is no room for it now; otherwise as if it was refused.
             ServerError: the engine failed.
         """
         if isinstance(request, Close):
@@ -231,6 +231,14 @@ class PolicyService:
         return reply
 
     async def _act(self, session: ServedSession, request: Act) -> Reply:
+        before = session.terms
+        try:
+            return await self._take_step(session, request)
+        except (InputError, SessionError, OverloadError):
+            session.terms = before
+            raise
+
+    async def _take_step(self, session: ServedSession, request: Act) -> Reply:
         if request.begins or session.begins:
             session.begin(request.settings)
             settings = session.settings

@@ -75,6 +75,15 @@ class ServedSession:
     saved_seq: int | None = None
     told_seq: int | None = None
 
+    @property
+    def terms(self) -> tuple[Settings, int, int | None]:
+        """Settings and seeds, which a request may change and a refused one must not."""
+        return self.settings, self.seed, self.next_seed
+
+    @terms.setter
+    def terms(self, terms: tuple[Settings, int, int | None]) -> None:
+        self.settings, self.seed, self.next_seed = terms
+
     def begin(self, given: Settings) -> None:
         """Let the next step begin an episode. Doing so twice before that step is as once.
 

@@ -183,8 +183,9 @@ def test_servers_that_are_absent_refuse_or_are_full(start: Callable[..., ServerP
                 act(agent, episode, 1)
     with pytest.raises(ServerLostError, match=r"url: expected a server at .*, got none"):
         RemoteAgent(server.url)
-    with pytest.raises(InputError, match="url: expected one"):
-        RemoteAgent("http//")
+    for url in ("http//", [], None):
+        with pytest.raises(InputError, match="url: expected one"):
+            RemoteAgent(url)
 
 
 @pytest.mark.parametrize("name", MODALITIES)

@@ -252,6 +252,25 @@ def test_bad_input_gets_a_line_and_changes_nothing(server: RunningServer, engine
     close_client(client)
 
 
+def test_settings_of_a_refused_request_do_not_hold(server: RunningServer, engine: JatEngine) -> None:
+    episode = EPISODE["continuous_cw9"]
+    expected = lone_actions(engine, episode, 4)
+    other_space = {"action_space": {"type": "Box", "shape": [3]}}
+    too_large = {"action_space": {"type": "Box", "shape": [9999]}, "context_window": 2, "seed": 1}
+    client = connect_client(server)
+    check_action(client.infer(request_of(episode, 0)), episode, expected[0])
+    for t in (1, 2):
+        with pytest.raises(RuntimeError, match="action_space: expected"):
+            client.infer({**request_of(episode, t), **other_space})
+        check_action(client.infer(request_of(episode, t)), episode, expected[t])
+
+    with pytest.raises(RuntimeError, match="action_space: expected"):
+        client.infer({**request_of(episode, 0), **too_large, "episode_start": True})
+    reply = client.infer(episode.observation(0))  # of the episode that has begun, with the settings of the one before
+    check_action(reply, episode, expected[0])
+    close_client(client)
+
+
 def test_bytes_that_are_no_message_leave_the_connection(server: RunningServer, engine: JatEngine) -> None:
     episode = EPISODE["continuous_cw9"]
     expected = lone_actions(engine, episode, 8)

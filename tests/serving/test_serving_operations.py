@@ -272,7 +272,7 @@ def handshake_status(port: int, path: str, headers: dict[str, str]) -> str:
         (["--num_threads", "0"], "--num_threads: expected at least 1"),
         (["--kv_dtype", "float8_e4m3"], "kv_dtype: expected"),
         (["--max_wait_ms", "5"], "--max_wait_ms: expected 0 to 1"),
-        (["--task", "atari-pnog"], "did you mean atari-pong"),
+        (["--task", "atari-pnog"], "--task: expected the name of a published task, got 'atari-pnog'; did you mean"),
         (["--api_key_file", "missing"], "--api_key_file: expected a file"),
         (["--backend", "reference"], "--backend: expected an engine's"),
         (["--allowed_origins", "robots.example"], "--allowed_origins: expected origins such as https://"),
@@ -282,6 +282,14 @@ def test_wrong_flags(flags: list[str], message: str, tiny_folder: Path, capsys: 
     assert main(["serve", "--model_name_or_path", str(tiny_folder), "--use_cpu", *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_port_that_is_in_use(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", "--model_name_or_path", str(tiny_folder), "--use_cpu", "--port", str(port)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--port: expected a free one of 127.0.0.1, got {port}, which is in use; stop" in line
 
 
 def start_process(folder: Path, *flags: str) -> tuple[subprocess.Popen[str], int]:
