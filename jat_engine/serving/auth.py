@@ -44,6 +44,12 @@ def is_allowed(authorization: str | None, keys: Sequence[str]) -> bool:
     return found and scheme.lower() in _SCHEMES
 
 
+def describe_refusal(authorization: str | None) -> str:
+    """Return the line for a request that may not pass."""
+    got = "none" if authorization is None else "another"
+    return f"expected a key of the server's as Authorization: Api-Key <key>, got {got}"
+
+
 def check_address(host: str, keys: Sequence[str], allow_public: bool) -> None:
     """Check that a server may listen on an address.
 

@@ -291,20 +291,21 @@ class Batcher:
             self._deliver([*outcomes, *((item.future, self._fail(item)) for item, _ in ready)])
             return
         seconds = time.perf_counter() - begin
+        num_taken = sum(not isinstance(taken, Exception) for taken in actions)
         for (item, session), taken in zip(ready, actions, strict=True):
             outcomes.append((item.future, taken))
             if isinstance(taken, Exception):
                 continue
             action, prediction = taken
-            reply = Reply(action, begin - item.since, seconds, len(ready))
+            reply = Reply(action, begin - item.since, seconds, num_taken)
             if item.step.wants_prediction:
                 reply = replace(reply, prediction=prediction)
             if item.step.forced is not None:
                 session.force_action(item.step.forced)
             outcomes[-1] = item.future, reply
         self._deliver(outcomes)
-        if ready:
-            self.on_step(len(ready), seconds)
+        if num_taken:
+            self.on_step(num_taken, seconds)
 
     def _fail(self, item: _Waiting) -> ServerError:
         """Return the error for a step that has failed, with its traceback in the log, and drop the episode."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from .auth import is_allowed
+from .auth import describe_refusal, is_allowed
 from .errors import OverloadError
 from .http_requests import header, path_of
 from .metrics import CONTENT_TYPE
@@ -96,7 +96,7 @@ class HttpPages:
         if route is None:
             return refuse(HTTPStatus.NOT_FOUND, f"expected a path of {', '.join(self.routes)}, got {path:.80}")
         if path not in self.open_paths and not is_allowed(header(request, "Authorization"), self._keys):
-            return refuse(HTTPStatus.UNAUTHORIZED, "expected a valid key, got none")
+            return refuse(HTTPStatus.UNAUTHORIZED, describe_refusal(header(request, "Authorization")))
         return respond(await route())
 
     async def _healthz(self) -> Page:

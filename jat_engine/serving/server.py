@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
-from .auth import check_address, is_allowed
+from .auth import check_address, describe_refusal, is_allowed
 from .codec import MOST_BYTES
 from .dialects import DIALECTS, Dialect, DialectMaker, Frame
 from .errors import OverloadError, kind_of, message_of
@@ -280,7 +280,7 @@ class PolicyServer:
         if path not in self.dialects:
             refused = refuse(HTTPStatus.NOT_FOUND, f"expected a path of {', '.join(self.dialects)}, got {path:.80}")
         elif not is_allowed(header(request, "Authorization"), self.options.keys):
-            refused = refuse(HTTPStatus.UNAUTHORIZED, "expected a valid key, got none")
+            refused = refuse(HTTPStatus.UNAUTHORIZED, describe_refusal(header(request, "Authorization")))
         elif not service.is_ready:
             refused = refuse(HTTPStatus.SERVICE_UNAVAILABLE, service.why_not_ready)
         elif len(self.connections) >= self._max_connections:
