@@ -1,4 +1,4 @@
-"""Run the server's benchmark.
+"""Time a policy server, and write its latency and throughput as JSON and as tables.
 
 `python -m benchmarks.serving --model small --dtype bfloat16 --openpi PATH --out FILE.json` writes that file and
 `FILE.md`. All targets run at the same time, each with an engine of its own in a process of its own, and take turns.
@@ -15,6 +15,7 @@ import sys
 
 from jat_engine import JatEngine
 from jat_engine.bench.workload import open_checkpoint
+from jat_engine.config import read_config
 from jat_engine.installation import cpu_features, cpu_name, versions
 from jat_engine.machine import available_cores
 
@@ -22,7 +23,7 @@ from .arguments import parse_arguments
 from .latency import measure_latency
 from .openpi_server import why_not
 from .report import write_markdown
-from .targets import OPENPI, SERVER, WITH_SNAPSHOTS, openpi_server, our_server, sweeping_echo
+from .targets import OPENPI, SERVER, WITH_SNAPSHOTS, max_cached_tokens, openpi_server, our_server, sweeping_echo
 from .throughput import measure_throughput
 
 _SHOWN = ("model", "dtype", "num_threads", "window", "rounds", "calls", "throughput_rounds", "seconds")
@@ -40,8 +41,9 @@ def main(argv: list[str] | None = None) -> int:
             servers.append(stack.enter_context(openpi_server(folder, arguments)))
         else:
             skipped[OPENPI] = reason
-        tokens = (max([*arguments.clients, 1]) + 1) * (arguments.window + 64)
-        options = {"dtype": arguments.dtype, "num_threads": arguments.num_threads, "max_cached_tokens": tokens}
+        options = {"dtype": arguments.dtype, "num_threads": arguments.num_threads}
+        own_tokens = read_config(folder, {}, {}).max_context_tokens  # the drop-in session keeps as many
+        options["max_cached_tokens"] = max_cached_tokens(arguments) + own_tokens
         engine = stack.enter_context(JatEngine.from_pretrained(folder, device="cpu", **options))
         bytes_read = engine.weight_bytes
         with contextlib.ExitStack() as for_latency:

@@ -1,7 +1,7 @@
-"""A websocket server without a policy, as the floor of a server's added latency.
+"""Serve websockets without a policy: the floor of a server's added latency.
 
-For each message it reads as many bytes as a step reads weights, so that the code of both sides leaves the caches, as it
-does during a step. It answers with the seconds that this has taken.
+For each message it reads as many bytes as a step reads weights, which evicts the code of both sides from the caches, as
+a step does. It answers with the seconds that this has taken.
 
 `python -m benchmarks.serving.echo BYTES` prints its URL.
 """
@@ -17,8 +17,10 @@ import numpy as np
 from websockets.asyncio.server import ServerConnection, serve
 
 SECONDS = struct.Struct("d")
+"""Beginning of an answer: seconds of the reading."""
+
 _PADDING = bytes(192)
-"""Makes an answer about as long as a policy server's."""
+"""Rest of an answer, which makes it about as long as a policy server's."""
 
 
 async def main(num_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Times of one agent's calls, in process and through servers."""
+"""Time one agent's calls, in process and through servers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .targets import Target
 IN_PROCESS, ECHO = "drop-in call in process", "echo that reads as many bytes"
 
 _CHECKED = 8
-"""First actions that are compared with those in process."""
+"""Number of first actions that are compared with those in process."""
 
 Call = Callable[[int], Any]
 """Takes the number of a step and returns its action."""
@@ -65,7 +65,7 @@ def timed(call: Call, step: int) -> float:
 
 
 def echo_seconds(websocket: ClientConnection) -> float:
-    """Return the seconds of an exchange with the echo, without the reading."""
+    """Return the seconds of a message to the echo and its answer, without those in which the echo read memory."""
     began = time.perf_counter()
     websocket.send(bytes(300))
     answer = websocket.recv()
@@ -78,7 +78,7 @@ def echo_seconds(websocket: ClientConnection) -> float:
 def measure_latency(
     engine: JatEngine, servers: list[Target], agents: list[Target], echo_url: str, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Time calls of one agent with the window full, which take turns by blocks.
+    """Time calls of one agent with a full window. Targets take turns: a block of calls of each makes a round.
 
     Args:
         engine: to call in process.
@@ -88,7 +88,9 @@ def measure_latency(
         arguments: of the command line.
 
     Returns:
-        A row for each; `added_ms` is the median of differences from the calls in process of the same round.
+        A row for each target, with the percentiles of `percentiles`, and `equal`: its first actions are those in
+        process. `added_ms` is the median over rounds of the difference between the round's medians of the target and
+        in process; for the echo, of the round's median itself.
     """
     window = arguments.window
     websockets = [connect(target.url, compression=None, max_size=None) for target in servers]

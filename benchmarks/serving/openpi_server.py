@@ -1,7 +1,7 @@
-"""Serve an engine with openpi's own server, from a checkout of it: `benchmarks.serving` compares with it.
+"""Serve an engine with openpi's own server, from a checkout of it, as the baseline of `benchmarks.serving`.
 
 `python -m benchmarks.serving.openpi_server --openpi PATH --model FOLDER --port N`. openpi's file is run as it is. Its
-server calls a policy for one request after the other; it knows no sessions, so that requests name theirs in `client`.
+server calls a policy for one request after the other and has no sessions, so requests name theirs in `client`.
 """
 
 from __future__ import annotations

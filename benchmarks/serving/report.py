@@ -1,4 +1,4 @@
-"""Tables of the server's benchmark."""
+"""Write the tables of the server's benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of the benchmark's clients: those of a continuous task, as openpi's client packs them."""
+"""Make the requests of the benchmark's clients: those of a continuous task, as openpi's client packs them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .targets import Target
 SPACE = SPACES["continuous"]
 
 CYCLE = 16
-"""Different observations of a client."""
+"""Number of different observations of a client."""
 
 OBSERVATIONS = [observation("continuous", step) for step in range(CYCLE)]
-"""Made before anything is timed."""
+"""Observations of a client, made before anything is timed."""
 
 
 def fields_of(target: Target, client: int, step: int, window: int) -> dict[str, Any]:
-    """Return a request. The first begins an episode."""
+    """Return the fields of a client's request for a step. The first begins an episode."""
     fields = OBSERVATIONS[step % CYCLE] | target.extra(client)
     if not step or target.repeats_settings:
         fields |= {"action_space": describe_space(SPACE), "context_window": window, "deterministic": True}

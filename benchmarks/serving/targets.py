@@ -16,24 +16,34 @@ from typing import Any, NamedTuple
 
 SERVER, WITH_SNAPSHOTS, OPENPI = "jat-engine serve", "jat-engine serve --state_dir", "openpi's server"
 
-_PAGE_SLACK = 64
-"""Tokens of the cache that a session takes besides its window."""
+_SLACK_TOKENS = 64
+"""Tokens of the KV cache that a session takes besides its window, since pages are whole."""
 
 
 class Target(NamedTuple):
-    """A server.
+    """A server to measure.
 
     Attributes:
-        name: of it.
+        name: in the tables.
         url: to connect to.
         repeats_settings: each request has the settings of the episode, since the policy keeps none.
-        extra: returns the fields that requests of a client have besides.
+        extra: returns further fields for the requests of a client, given its number.
     """
 
     name: str
     url: str
     repeats_settings: bool = False
     extra: Callable[[int], dict[str, Any]] = lambda client: {}
+
+
+def max_sessions(arguments: argparse.Namespace) -> int:
+    """Return the most sessions that a server has at a time: those of throughput's clients, and the one of latency."""
+    return max([*arguments.clients, 1]) + 1
+
+
+def max_cached_tokens(arguments: argparse.Namespace) -> int:
+    """Return the tokens that an engine's KV cache has room for, so that all sessions' windows fit."""
+    return max_sessions(arguments) * (arguments.window + _SLACK_TOKENS)
 
 
 @contextlib.contextmanager
@@ -51,7 +61,7 @@ def running(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 def our_server(name: str, folder: Path, arguments: argparse.Namespace) -> Iterator[Target]:
     """Run `jat-engine serve`, with snapshots for `WITH_SNAPSHOTS`."""
     command = ["serve", "--model_name_or_path", str(folder), "--use_cpu", "--port", "0", "--dtype", arguments.dtype]
-    command += ["--max_sessions", str(max([*arguments.clients, 1]) + 1)]
+    command += ["--max_sessions", str(max_sessions(arguments))]
     if arguments.num_threads is not None:
         command += ["--num_threads", str(arguments.num_threads)]
     with contextlib.ExitStack() as stack:
@@ -70,9 +80,8 @@ def openpi_server(folder: Path, arguments: argparse.Namespace) -> Iterator[Targe
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    tokens = (max([*arguments.clients, 1]) + 1) * (arguments.window + _PAGE_SLACK)
     command = ["--openpi", str(arguments.openpi), "--model", str(folder), "--port", str(port)]
-    command += ["--dtype", arguments.dtype, "--max_cached_tokens", str(tokens)]
+    command += ["--dtype", arguments.dtype, "--max_cached_tokens", str(max_cached_tokens(arguments))]
     if arguments.num_threads is not None:
         command += ["--num_threads", str(arguments.num_threads)]
     with running("benchmarks.serving.openpi_server", *command) as process:
@@ -88,7 +97,7 @@ def openpi_server(folder: Path, arguments: argparse.Namespace) -> Iterator[Targe
 
 @contextlib.contextmanager
 def sweeping_echo(num_bytes: int) -> Iterator[str]:
-    """Run a websocket server that reads so many bytes of memory for each message, and yield its URL."""
+    """Run a websocket server that reads `num_bytes` of memory for each message, and yield its URL."""
     with running("benchmarks.serving.echo", str(num_bytes)) as process:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
