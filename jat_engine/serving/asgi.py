@@ -1,4 +1,4 @@
-"""The policy server as an ASGI application, for servers that have the port, such as Ray Serve's proxies.
+"""Run the policy server as an ASGI application, behind another server's port such as that of Ray Serve's proxies.
 
 The application's lifespan is the server's: its start loads the engine, and its end stores the sessions with tokens.
 See https://asgi.readthedocs.io/en/latest/specs for the messages.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from http import HTTPStatus
 from typing import Any
 
 from websockets.datastructures import Headers
@@ -18,6 +19,7 @@ from websockets.http11 import Request, Response
 from ..errors import one_line
 from .dialects import Frame
 from .server import PolicyServer
+from .websocket import POLICY_VIOLATION, TRY_AGAIN_LATER
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,8 +27,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _REPLY_EXTENSION = "websocket.http.response"
-_LATER = 1013
-_UNAVAILABLE = 503
 
 
 class AsgiApp:
@@ -88,11 +88,12 @@ class AsgiApp:
                 await websocket.close()
         elif _REPLY_EXTENSION in (scope.get("extensions") or {}):
             await _respond(refusal, _REPLY_EXTENSION, send)
-        elif refusal.status_code == _UNAVAILABLE:  # a close before the acceptance would say that the key is wrong
+        elif refusal.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+            # Accepted first: servers turn a close before the acceptance into 403, which says that the key is wrong.
             await send({"type": "websocket.accept"})
-            await send({"type": "websocket.close", "code": _LATER, "reason": _line(refusal)})
+            await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": _line(refusal)})
         else:
-            await send({"type": "websocket.close", "code": 1008, "reason": _line(refusal)})
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": _line(refusal)})
 
 
 class AsgiWebsocket:
@@ -126,7 +127,7 @@ class AsgiWebsocket:
         content = {"text": message} if isinstance(message, str) else {"bytes": message}
         try:
             await self._send({"type": "websocket.send", **content})
-        except OSError:  # how ASGI says that the client has gone
+        except OSError:  # ASGI servers raise it when the client has gone
             self._note_end()
             raise ConnectionClosedOK(None, None) from None
 
@@ -191,5 +192,5 @@ async def _respond(response: Response, kind: str, send: Send) -> None:
 
 
 def _line(refusal: Response) -> str:
-    """Return why a request was refused, as short as a close can say it."""
+    """Return why a request was refused, cut to fit the reason of a close frame (123 bytes)."""
     return (refusal.body or b"").decode().strip()[:120]

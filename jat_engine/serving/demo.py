@@ -22,13 +22,12 @@ from ..envs import Task
 from ..errors import InputError
 from .auth import is_allowed
 from .environments import Environment, EnvironmentFailedError, State
-from .errors import message_of
+from .errors import kind_of, message_of
 from .requests import Act, Close, Reply, Settings
 from .service import PolicyService
+from .websocket import POLICY_VIOLATION, TRY_AGAIN_LATER
 
 logger = logging.getLogger(__name__)
-
-POLICY_VIOLATION = 1008
 
 _KEY_SECONDS, _END_SECONDS = 10.0, 1.5
 _MOST_VIEWERS = 64
@@ -79,7 +78,7 @@ class Demo:
         self._num_viewers += 1
         try:
             if self._num_viewers > _MOST_VIEWERS:
-                await websocket.close(1013, "too many viewers")
+                await websocket.close(TRY_AGAIN_LATER, "too many viewers")
             elif await self._has_key(websocket):
                 await _Viewer(self, self._service, websocket).serve()
         except ConnectionClosed:
@@ -165,10 +164,9 @@ class _Viewer:
         except EnvironmentFailedError as error:
             await self._say({"error": str(error)})
         except Exception as error:
-            message = message_of(error)
-            if message.startswith("server: internal error"):
+            if kind_of(error) == "fault":
                 logger.error("a demonstration failed", exc_info=error)
-            await self._say({"error": message})
+            await self._say({"error": message_of(error)})
         finally:
             demo.num_environments -= 1
             environment.close()

@@ -28,13 +28,11 @@ from .http_requests import header, is_websocket, path_of
 from .origins import is_allowed_origin, is_local_name, is_loopback
 from .requests import DEFAULT_SESSION, Request
 from .service import PolicyService
-from .websocket import Websocket
+from .websocket import GOING_AWAY, TRY_AGAIN_LATER, Websocket
 
 logger = logging.getLogger(__name__)
-_quiet = logging.getLogger(f"{__name__}.websockets")
-_quiet.setLevel(logging.CRITICAL)  # it logs tracebacks of whatever strangers send before they are connected
-
-GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013
+_protocol_logger = logging.getLogger(f"{__name__}.websockets")
+_protocol_logger.setLevel(logging.CRITICAL)  # websockets logs a traceback for each malformed handshake
 
 _MOST_CONCURRENT = 64
 """Requests of one connection, for sessions with names, that are answered at the same time."""
@@ -43,16 +41,16 @@ _MOST_FRAMES = 4
 """Messages of a connection that are read ahead; a client that sends more waits."""
 
 _CLOSE_SECONDS = 5.0
-"""Time that connections have to close at the end."""
+"""Time that all connections have to close when the server stops."""
 
-_PART_SECONDS = 3.0
-"""Time that a connection has to close in its course; one whose client does not read is cut off then."""
+_CLOSE_HANDSHAKE_SECONDS = 3.0
+"""Time for a client to answer a close; a connection whose client does not read is aborted then."""
 
 _LARGE_BYTES = 1 << 18
-"""Size of a message that is read in another thread, since its pictures may take long."""
+"""Size from which on a message is parsed in another thread, since decoding its images may take long."""
 
 _FRAME_SLACK = MOST_BYTES
-"""Bytes by which a message may be too large and still be refused by a line; beyond, the connection is closed."""
+"""Bytes beyond `MOST_BYTES` up to which a message is refused with an error; a larger one closes the connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +139,7 @@ class PolicyServer:
         self.connections: set[Connection] = set()
         self._describe = describe
         self._num_answers = 0
-        self._partings: set[asyncio.Task[None]] = set()
+        self._closings: set[asyncio.Task[None]] = set()
         self._is_ending = False
         self._server: Server | None = None
         self._reaper: asyncio.Task[None] | None = None
@@ -174,7 +172,7 @@ class PolicyServer:
             try:
                 await self._listen()
             except OSError as error:
-                raise _named(error, self.options) from error
+                raise _listen_error(error, self.options) from error
         try:
             await self.service.start()
         except BaseException:
@@ -197,7 +195,7 @@ class PolicyServer:
             ping_timeout=options.ping_interval_s,
             close_timeout=2,
             server_header=None,
-            logger=_quiet,
+            logger=_protocol_logger,
         )
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
@@ -239,7 +237,7 @@ class PolicyServer:
         while time.monotonic() < end and not (hurry is not None and hurry.is_set()):
             for connection in list(self.connections):
                 if not self.service.sessions.of(connection):
-                    self._part(connection, "server ends")
+                    self._close_soon(connection, "server ends")
             if not self.connections:
                 return
             await asyncio.sleep(0.05)
@@ -258,9 +256,9 @@ class PolicyServer:
                 await asyncio.wait_for(asyncio.shield(self._server.wait_closed()), _CLOSE_SECONDS)
         else:
             for connection in list(self.connections):
-                self._part(connection, "server ends")
-            if self._partings:
-                await asyncio.wait(self._partings)
+                self._close_soon(connection, "server ends")
+            if self._closings:
+                await asyncio.wait(self._closings)
         await self.service.stop()
 
     # ---- connections -----------------------------------------------------------------------------------------------
@@ -404,14 +402,14 @@ class PolicyServer:
         if frame is not None:
             await connection.websocket.send(frame)
         if connection.is_refused:
-            self._part(connection, "no room for a session", TRY_AGAIN_LATER)
+            self._close_soon(connection, "no room for a session", TRY_AGAIN_LATER)
 
-    def _part(self, connection: Connection, reason: str, code: int = GOING_AWAY) -> None:
-        """Begin to close a connection."""
+    def _close_soon(self, connection: Connection, reason: str, code: int = GOING_AWAY) -> None:
+        """Begin to close a connection, without waiting for its client."""
         self.connections.discard(connection)
         task = asyncio.create_task(_close(connection.websocket, code, reason))
-        self._partings.add(task)
-        task.add_done_callback(self._partings.discard)
+        self._closings.add(task)
+        task.add_done_callback(self._closings.discard)
 
     async def _close_idle(self) -> None:
         """Close connections without a message for the service's timeout."""
@@ -422,13 +420,13 @@ class PolicyServer:
             for connection in [c for c in self.connections if c.last_frame < before]:
                 busy = any(session.lock.locked() for session in self.service.sessions.of(connection))
                 if not busy:
-                    self._part(connection, f"no request for {timeout:g} s")
+                    self._close_soon(connection, f"no request for {timeout:g} s")
 
 
 async def _close(websocket: Websocket, code: int, reason: str) -> None:
-    """Close a connection; cut it off if its client does not read, which websockets waits for without end."""
+    """Close a connection; abort it if its client does not read, for which websockets would wait without end."""
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(websocket.close(code, reason), _PART_SECONDS)
+        await asyncio.wait_for(websocket.close(code, reason), _CLOSE_HANDSHAKE_SECONDS)
         return
     if isinstance(websocket, ServerConnection):
         websocket.transport.abort()
@@ -440,8 +438,8 @@ async def _after(task: asyncio.Task[None] | None) -> None:
         await asyncio.wait([task])
 
 
-def _named(error: OSError, options: ServerOptions) -> OSError:
-    """Return the error of an address that cannot be listened on, with the flags that name it."""
+def _listen_error(error: OSError, options: ServerOptions) -> OSError:
+    """Return the error for an address that cannot be listened on, with the flags to change."""
     if error.errno == errno.EADDRINUSE:
         remedy = "stop the program that has it, or give another port, 0 for any that is free"
         return OSError(f"--port: expected a free one of {options.host}, got {options.port}, which is in use; {remedy}")

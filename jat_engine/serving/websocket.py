@@ -1,4 +1,4 @@
-"""Interface of a client's websocket, as the server uses it: one of its own port, or of another server's."""
+"""Interface of a client's websocket, on the server's own port or behind another server's, and close codes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any, Protocol
 from websockets.http11 import Request
 
 from .dialects import Frame
+
+GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN_LATER = 1001, 1008, 1013
+"""Codes with which a server closes a connection; see https://www.iana.org/assignments/websocket."""
 
 
 class Websocket(Protocol):
