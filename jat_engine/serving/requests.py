@@ -12,12 +12,13 @@ import numpy as np
 from ..errors import InputError
 from ..keywords import refuse_unknown
 from ..observation import OBSERVATION_KEYS, check_context_window
-from .spaces import Space, find_task, parse_space, space_of, to_numbers
+from .spaces import Space, find_task, is_integer, parse_space, space_of, to_numbers
 
 DEFAULT_SESSION = ""
 """Name of a connection's session where requests name none."""
 
 MOST_NAME_CHARACTERS = 128
+"""Most characters of a session's name."""
 
 MOST_TEXT_CHARACTERS = 4096
 """Most characters of a text in an observation. A model reads 64 tokens of it, but all of it has to be split first."""
@@ -197,7 +198,7 @@ def parse_resume(fields: Mapping[str, Any]) -> Resume:
     refuse_unknown(map(str, fields), ("token", "session_id", "seq"), "a field of a request to resume")
     token = fields.get("token")
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise InputError("token: expected 32 to 128 letters, digits, - and _ that nobody can guess, got something else")
+        raise InputError("token: expected 32 to 128 random letters, digits, - and _, got something else")
     return Resume(token, parse_session_id(fields.get("session_id")), _seq(fields.get("seq")))
 
 
@@ -259,7 +260,7 @@ def parse_settings(fields: Mapping[str, Any]) -> Settings:
         space = space_of(task) if space is None else space
         window = task.context_window if window is None else window
     seed = get("seed")
-    if seed is not None and (not _is_integer(seed) or not 0 <= seed < 2**64):
+    if seed is not None and (not is_integer(seed) or not 0 <= seed < 2**64):
         raise InputError(f"seed: expected an integer in [0, 2^64), got {seed!r:.80}")
     return Settings(
         name, space, window, None if seed is None else int(seed), _flag("deterministic", get("deterministic"))
@@ -294,7 +295,7 @@ def _flag(name: str, value: Any) -> bool | None:
 def _seq(value: Any) -> int | None:
     if value is None:
         return None
-    if not _is_integer(value) or value < 0:
+    if not is_integer(value) or value < 0:
         raise InputError(f"seq: expected an integer >= 0, got {value!r:.80}")
     return int(value)
 
@@ -304,7 +305,3 @@ def _number(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.size == 1:
         return value.item()
     return value
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -53,12 +53,12 @@ def parse_space(value: Any) -> Space:
         kind = kind if isinstance(kind, str) else None
         if kind == "Discrete" and set(value) <= {"type", "n", "start"}:
             n, start = value.get("n"), value.get("start", 0)
-            if _is_integer(n) and n >= 1 and _is_integer(start) and start == 0:
+            if is_integer(n) and n >= 1 and is_integer(start) and start == 0:
                 return Discrete(int(n))
         if kind == "Box" and set(value) <= {"type", "shape", "low", "high", "dtype"}:
             shape = value.get("shape")
             shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
-            if isinstance(shape, list | tuple) and len(shape) == 1 and _is_integer(shape[0]) and shape[0] >= 1:
+            if isinstance(shape, list | tuple) and len(shape) == 1 and is_integer(shape[0]) and shape[0] >= 1:
                 low, high = (to_numbers(name, value.get(name)) for name in ("low", "high"))
                 return Box(-np.inf if low is None else low, np.inf if high is None else high, (int(shape[0]),))
     raise InputError(
@@ -122,5 +122,6 @@ def space_of(task: Task) -> Space:
     return Box(-np.inf, np.inf, (task.action_size,))
 
 
-def _is_integer(value: Any) -> TypeGuard[int]:
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Return True for an integer of Python or NumPy, which a bool is not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
