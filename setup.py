@@ -30,7 +30,7 @@ SIMULATORS = {
 }
 SB3 = ["stable-baselines3>=2.9"]  # the release that is tested
 MINARI = ["minari[arrow,hdf5]>=0.5.4"]  # the release that is tested; older datasets are read by it
-RAY = ["ray[serve]>=2.60"]  # the release that is tested; serve: `jat_engine.serving.ray`
+RAY = ["ray[serve]>=2.60"]  # the release that is tested; serve: `jat_engine.ray_serve`
 # msgpack: Ray needs one below 2.
 SERVE = ["msgpack>=1.2.4,<2", "prometheus-client>=0.26", "websockets>=17.4"]  # the releases that are tested
 LM_EVAL = ["lm-eval>=0.4.13,<0.5"]  # the release that is tested; its interface may change with the next minor one

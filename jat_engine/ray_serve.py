@@ -5,7 +5,7 @@
 Each replica is a whole policy server with an engine of its own, behind the port of Ray Serve's proxies. The header
 `X-Session-Id` of a connection chooses its replica, by Ray's `ConsistentHashRouter`; `jat_engine.client.RemoteAgent`
 sends one. Connections without it are spread over the replicas. When a replica goes, the agents that it had connect to
-another one, which goes on from their snapshots in `state_dir`.
+another one, which restores them from their snapshots in `state_dir`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .errors import InputError
 from .serving.asgi import AsgiApp
 
 DEPLOYMENT = "PolicyServer"
-"""Name of the deployment, by which a configuration changes its options."""
+"""Name of the deployment, under which a configuration of Ray Serve sets its options."""
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
@@ -39,7 +39,7 @@ _NOT_HERE = ("host", "port", "demo_environments", "record", "record_max_gb")
 
 @dataclass
 class ReplicaArguments:
-    """Arguments for the replicas."""
+    """Arguments of `build` for the replicas."""
 
     num_replicas: int = field(default=1, metadata={"help": "number of replicas"})
     num_cpus: float = field(default=1.0, metadata={"help": "cores of each, and its engine's threads"})
@@ -91,7 +91,7 @@ def make_app(model: ModelArguments, arguments: ServeArguments) -> AsgiApp:
         cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         arguments = replace(arguments, num_threads=max(1, int(cores)))
     sys.setswitchinterval(SWITCH_SECONDS)
-    about = {"replica": serve.get_replica_context().replica_id.unique_id}
+    about = {"replica": serve.get_replica_context().replica_tag}
     server, _ = make_server(model, arguments, about)
     return AsgiApp(server)
 
