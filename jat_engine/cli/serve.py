@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..serving.service import PolicyService
 
 SWITCH_SECONDS = 5e-4
-"""Longest time for which the event loop keeps the engine's thread from beginning a step; Python's is 5 ms."""
+"""Interpreter's switch interval, for which the event loop may delay the engine's thread; Python's default is 5 ms."""
 
 _MODULES = ("msgpack", "prometheus_client", "websockets")
 
@@ -220,7 +220,7 @@ def make_server(
         assert isinstance(agent, JatEngine), "the reference was refused"
         note(describe(agent))
         hashes.append(weights_of(model))
-        _keep_what_is_loaded()
+        _freeze_loaded_objects()
         return agent
 
     def describe_now() -> dict[str, Any]:
@@ -260,12 +260,12 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
             await asyncio.to_thread(recorder.close)
 
 
-def _keep_what_is_loaded() -> None:
-    """Let garbage collections leave out the objects of the modules and the engine.
+def _freeze_loaded_objects() -> None:
+    """Exclude the objects of the modules and the engine from garbage collections.
 
-    Connections end as cycles of objects, some with megabytes of an unfinished message. Python puts the collection that
-    frees them off until a quarter more objects live than after the last one, which took all: without the 300,000 that
-    stay, it comes after tens of connections, and takes milliseconds.
+    Connections end as reference cycles, some with megabytes of an unfinished message. Python starts the full collection
+    that frees them only when the number of objects has grown by a quarter. Without the 300,000 permanent ones it starts
+    after tens of connections, and takes milliseconds.
     """
     gc.collect()
     gc.freeze()

@@ -37,8 +37,8 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 _CLOSE_SECONDS = 2.0
 
 SESSION_HEADER = "X-Session-Id"
-"""Header by which proxies, such as Ray Serve's, bring all connections of an agent to the same server. It is not the
-token, since proxies log it."""
+"""Header by which proxies, such as Ray Serve's, route all connections of an agent to the same server. Its value is not
+the session's token, since proxies log headers."""
 
 _ERRORS: dict[str, type[Exception]] = {
     "wire": InputError,

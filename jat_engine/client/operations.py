@@ -11,6 +11,7 @@ from ..errors import InputError, one_line
 from .errors import AccessError, Busy, Lost
 
 TRY_AGAIN_LATER = 1013
+"""Close code of a server without room. `serving.websocket` has it too; clients do without the server's modules."""
 
 
 class Open(NamedTuple):

@@ -1,4 +1,4 @@
-"""One step of several sessions at once."""
+"""Take one step of several sessions at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def step_sessions(
 
     Args:
         runner: of the engine.
-        begin_ns: when the call began.
+        begin_ns: when the call began, in nanoseconds of `time.perf_counter_ns`.
         sessions: S sessions, which need not be the engine's.
         observations: S of them, not checked.
         rewards: S.
@@ -84,5 +84,6 @@ def _window_of(session: AgentSession, context_window: Any) -> int | None:
 
 
 def _check_own(runner: StepRunner, session: Any) -> None:
+    """Raise `InputError` unless a session is one of the runner's engine."""
     if not isinstance(session, AgentSession) or session.runner is not runner:
         raise InputError(f"session: expected one that this engine opened, got {session!r}")

@@ -142,7 +142,7 @@ class _Call(NamedTuple):
 
 
 class Batcher:
-    """Runs an engine in a thread of its own, for one event loop.
+    """Run an engine in a thread of its own, for one event loop.
 
     Attributes:
         engine: None until it is loaded, and after `stop`.
@@ -262,7 +262,7 @@ class Batcher:
     def _deliver(self, outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
         try:
             self._loop.call_soon_threadsafe(_settle, outcomes)
-        except RuntimeError:  # the loop has been closed: nobody waits
+        except RuntimeError:  # the loop has been closed, so no request waits
             return
 
     def _step(self, engine: JatEngine, waiting: list[_Waiting]) -> None:

@@ -35,7 +35,7 @@ def kind_of(error: Exception) -> str:
 
 
 def message_of(error: Exception) -> str:
-    """Return the line that a client is told. Of a failure within the server it says nothing about its code."""
+    """Return the line that a client is told; that of a failure within the server shows nothing of its code."""
     if isinstance(error, ServerError) or kind_of(error) != "fault":
         return one_line(error)[:MOST_CHARACTERS]
     return "server: internal error; its log has the traceback"

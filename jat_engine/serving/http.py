@@ -20,9 +20,8 @@ from .service import PolicyService
 OPEN_PATHS = ("/healthz", "/health", "/ready")
 """Paths that need no key."""
 
-
-RETRY_SECONDS = "1"
-"""Time after which a client may try again to connect to a server that loads its model or is full."""
+RETRY_AFTER = "1"
+"""Value of the header: seconds after which a client may connect again to a server that loads its model or is full."""
 
 
 class Page(NamedTuple):
@@ -59,7 +58,7 @@ def refuse(status: HTTPStatus, line: str) -> Response:
     """Return the answer that refuses a request, with a line that says why."""
     response = respond(Page(status, f"{line}\n".encode()))
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
-        response.headers["Retry-After"] = RETRY_SECONDS
+        response.headers["Retry-After"] = RETRY_AFTER
     return response
 
 

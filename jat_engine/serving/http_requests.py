@@ -1,4 +1,4 @@
-"""Read HTTP requests of any client, whose headers may come twice and whose paths may be no URL."""
+"""Read HTTP requests of any client, in which headers may be repeated and paths may be no valid URLs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Check for which web pages browsers may send requests to a server.
+"""Check which web pages a server takes browsers' requests from.
 
-A page of anywhere may open a websocket to any address that its viewer's browser reaches, such as 127.0.0.1, and would
-have sessions and actions there. The browser says in `Origin` whose page it is; other clients send none. A page whose
-owner lets its name stand for 127.0.0.1 (DNS rebinding) has that name in `Host` as well.
+Any web page may open a websocket to any address that its viewer's browser reaches, such as 127.0.0.1, and could open
+sessions there. The browser sends the page's origin in the header `Origin`, which other clients leave out. By DNS
+rebinding, a page's name comes to stand for 127.0.0.1; requests then have that name in `Host`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def parse_origins(values: Sequence[str]) -> tuple[str, ...]:
-    """Return origins as they are compared.
+    """Return origins in the form in which they are compared: scheme, host and port.
 
     Args:
         values: such as "https://robots.example:8443"; "*" for all.
@@ -41,7 +41,7 @@ def parse_origins(values: Sequence[str]) -> tuple[str, ...]:
 
 
 def is_allowed_origin(request: Request, allowed: Sequence[str]) -> bool:
-    """Return True unless a browser sends a request for a page of another server.
+    """Return True unless a request's `Origin` is a page of another server that is not allowed.
 
     Args:
         request: of HTTP.
@@ -57,7 +57,7 @@ def is_allowed_origin(request: Request, allowed: Sequence[str]) -> bool:
 
 
 def is_local_name(request: Request, host: str, allowed: Sequence[str]) -> bool:
-    """Return True unless a request to an address of this machine alone comes under the name of another one.
+    """Return True if the `Host` of a request to a loopback address names this machine, or is missing.
 
     Args:
         request: of HTTP.
@@ -74,7 +74,7 @@ def is_local_name(request: Request, host: str, allowed: Sequence[str]) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Return True for an address, or a name, that stands for this machine alone."""
+    """Return True for a loopback address, or a name that stands for one."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,7 +1,7 @@
 """Record of what sessions did: every step, in files that `jat-engine replay` plays again.
 
-The event loop only appends to lists. A thread writes the files, at most so many bytes of them; if it cannot follow, or
-the disk is full, episodes are missing or end early in the record, and the server goes on.
+The event loop only appends to lists. A thread compresses and writes the files, up to a limit of bytes. If it falls
+behind, or the disk is full, episodes are missing or end early in the record, and the server goes on.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ _MOST_WAITING = 64
 """Parts that wait for the disk; further ones are left out."""
 
 _MOST_SNAPSHOTS = 16
-"""Snapshots among them, which may be large."""
+"""Most of those parts that are snapshots, which may be large."""
 
 _LEAST_BYTES = 4096
-"""Bytes that a file counts at least, since a file system gives it as many."""
+"""Least bytes that a file counts towards the limit: the block that a file system allocates for it."""
 
 _WARNING_SECONDS = 60.0
+"""Least time between two warnings for the same reason."""
 
 
 class _Episode:
     """The episode of a session that is being recorded.
 
     Attributes:
+        about: JSON values of server, session and episode.
         part: that is filled.
         signature: of its steps; None before the first.
         settings: that were seen last, with what they are in the record.
@@ -186,7 +188,7 @@ class Recorder:
                     self._lose(episode, "the record is full (--record_max_gb)")
                 else:
                     self._write(part)
-            except Exception as error:  # of the disk; and whatever it is, the server goes on
+            except Exception as error:  # of the disk, or of this module: the server goes on
                 self._lose(episode, "a file could not be written", one_line(error))
             finally:
                 self._release(part)

@@ -9,7 +9,7 @@
 | `settings` | int32 [T], index of each step's settings in `about` |
 | `forced` | as `actions`, if a client has given some of them: the given ones; NaN or -1 where it has not |
 
-A session that another server's snapshot was the beginning of has that first, in a file without steps:
+The record of a session that was restored from another server's snapshot begins with a file without steps:
 
 | array | |
 |---|---|
@@ -62,7 +62,7 @@ class RecordedStep:
 
 @dataclass
 class Part:
-    """Steps of an episode, one after another, whose observations have the same shapes and dtypes; or a snapshot.
+    """Successive steps of an episode, with observations of the same shapes and dtypes; or the snapshot before them.
 
     Attributes:
         about: JSON values of server, session and episode; "number" is the part's, from 0, "first" its first step's.
@@ -113,7 +113,7 @@ class Part:
 
 
 def signature(step: RecordedStep) -> tuple[Any, ...]:
-    """Return what the steps of a part have in common."""
+    """Return the kinds, shapes and dtypes that the steps of a part have in common."""
     arrays = {key: np.asarray(value) for key, value in step.observation.items() if key != _TEXT}
     size = len(step.action) if isinstance(step.action, list) else None
     return (_TEXT in step.observation, size, *((key, one.shape, one.dtype) for key, one in arrays.items()))
@@ -167,7 +167,7 @@ def _steps(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterat
 
 
 def _is_none(forced: np.ndarray) -> bool:
-    """Return True if `forced` says of a step that its client has given no action."""
+    """Return True for the entry of a step whose client has given no action: -1, or NaN throughout."""
     return bool(np.isnan(forced).all()) if forced.dtype.kind == "f" else bool(forced == -1)
 
 

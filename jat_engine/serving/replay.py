@@ -48,7 +48,7 @@ class Replayed:
         step: the first step, from 1 at the episode's beginning, whose action differs; None if all of them are equal.
         recorded: action of the record there, as it was chosen.
         now: what it is now.
-        reason: for which it could not be compared; "" if it was.
+        reason: why it could not be compared; "" if it was.
     """
 
     session: int
@@ -176,7 +176,7 @@ class _Session:
         return Replayed(*name)
 
     def _act(self, step: RecordedStep) -> Any:
-        """Return the action for a step, or the line of the error that it raises. Give the client's, if it gave one."""
+        """Take a step, with the client's action if it gave one. Return the chosen action, or the line of the error."""
         assert self._agent is not None, "the episode has begun"
         settings, window = step.settings, step.settings["window"]
         longest = self._agent.episodes.window

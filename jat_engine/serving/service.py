@@ -1,6 +1,6 @@
 """The policy service: sessions of clients on one engine, without any wire.
 
-A transport (the websocket server, a page, a Ray deployment) names the owner of a request, such as a connection, and
+A caller (the websocket server, or a demonstration on the page) names the owner of a request, such as a connection, and
 awaits the reply; `drop` ends everything of an owner, except sessions with a token, which another owner may go on with:
 at once, or from a stored snapshot. All methods belong to one event loop.
 """
@@ -415,7 +415,7 @@ class PolicyService:
             await store.remove(session.token)
 
     def _discard(self, session: ServedSession) -> None:
-        """Begin to remove a session's snapshot, which nobody needs any more."""
+        """Begin to remove a session's snapshot, which is not needed any more."""
         if session.token is None or self._store is None:
             return
         session.is_discarded = True

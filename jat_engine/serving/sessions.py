@@ -44,7 +44,7 @@ class ServedSession:
         token: secret by which another connection can go on with it; None for a session that ends with its connection.
         unsaved: steps since the last snapshot was begun.
         is_saving: a snapshot is being stored.
-        is_discarded: nobody needs a snapshot of it any more.
+        is_discarded: its snapshot is not needed any more.
         saved_seq: number of the last request whose result a stored snapshot has; None for none.
         told_seq: `saved_seq` as its client knows it.
     """

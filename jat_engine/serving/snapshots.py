@@ -1,6 +1,6 @@
 """Snapshots of sessions in a folder, from which a server goes on with the sessions of one that has ended.
 
-A file holds one session, and has the SHA-256 of its token for a name: listing the folder tells nobody the tokens.
+A file holds one session, and has the SHA-256 of its token for a name: a list of the folder does not show the tokens.
 
     magic    8 bytes, "JATSESS1"
     length   4 bytes, little-endian: of the header
@@ -94,7 +94,7 @@ class SnapshotStore:
         await self._run(lambda: _remove(self._path(token)))
 
     async def remove_old(self) -> None:
-        """Remove files that nobody has written for `max_age_s`, also those that killed servers have left unfinished."""
+        """Remove files that were not written for `max_age_s`, also unfinished ones of killed servers."""
         await self._run(self._remove_old)
 
     def close(self) -> None:

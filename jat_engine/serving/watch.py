@@ -33,13 +33,12 @@ _PERCENTILES = (50, 90, 99)
 
 @dataclass(slots=True)
 class _Seen:
-    """The last step of a session.
+    """Last step of a session, and the times of its recent ones.
 
     Attributes:
-        observation: by `OBSERVATION_KEYS`, with texts cut.
-        action: that was taken.
-        episodes: number of the episode, from 1.
         is_demo: an environment of the server plays it.
+        observation: by `OBSERVATION_KEYS`, with texts cut; empty before the first step.
+        action: that was chosen; None before the first step.
         seconds: of recent steps, with their wait.
         picture: data URI of the observation's picture, once it has been drawn.
     """

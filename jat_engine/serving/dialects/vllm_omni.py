@@ -1,8 +1,8 @@
 """Dialect `/v1/realtime/robot/openpi`: vllm-omni's variant of openpi's protocol.
 
-Its clients take an array for the answer, and expect msgpack for resets and errors too. A request without `session_id`
-is of the session of the one before. A reset is of all sessions of the connection: the sessions are then given to the
-names that come next, since evaluators have a new name for each episode and never end one.
+An observation is answered with the array of actions alone; resets and errors are answered with msgpack. A request
+without `session_id` belongs to the session of the one before. A reset without it is of all sessions of the connection:
+they are then given to the names that come next, since evaluators use a new name for each episode and end no session.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .openpi import OpenPi, read_fields
 
 _ENDPOINTS = ("infer", "reset", "close")
 _MOST_NAMES = 1024
+"""Names of sessions that a connection may use between two resets."""
 
 
 class VllmOmni(OpenPi):
