@@ -83,6 +83,7 @@ class RunningServer:
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(120)
 
     def stop(self) -> None:
+        """Stop the server, and wait for its thread."""
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(120)
         assert not self._thread.is_alive()

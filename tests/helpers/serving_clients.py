@@ -1,4 +1,4 @@
-"""Clients of a policy server that come and go in every way, and one that checks that the others change nothing."""
+"""Clients of a policy server that come and go in every way, and one that checks that its actions stay the same."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from websockets.exceptions import ConnectionClosedOK
@@ -27,13 +28,13 @@ PLAYED = ("continuous_cw9", "continuous_discrete_action", "discrete_only", "baby
 """Golden episodes of all kinds of observations and actions, greedy and sampled."""
 
 WAYS = ("close", "reset", "kill", "half a message", "half a handshake", "silence", "no reading", "slow reading")
-"""How a client leaves: with a close frame; with a TCP reset; killed with SIGKILL; in the middle of a message; in that
-of its handshake, or after some steps, with its socket left open (half-open connections); so too, while it does not read
-what it asks for; or with a TCP reset, after it has read more slowly than it has asked."""
+"""Ways in which a client leaves: with a close frame; with a TCP reset; killed by SIGKILL; with a reset in the middle of
+a message; with its socket left open (a half-open connection) in the middle of the handshake, after some steps, or while
+it reads no answers; with a reset after it has read answers more slowly than it has asked for them."""
 
 _CONNECT: dict[str, Any] = {"compression": None, "max_size": None, "open_timeout": 200, "ping_interval": None}
 _HALF_A_MESSAGE = 1 << 20
-"""Bytes of a message that does not come to its end."""
+"""Size of a message of which only half is sent."""
 
 _OF_PROCESS = 8
 """Connections of a process that is killed or stopped."""
@@ -149,7 +150,7 @@ class Churn:
         self._request_file.write_bytes(self._request())
 
     def run(self, cycles: int, on_cycle: Callable[[], None]) -> None:
-        """Run cycles, at least so many; `on_cycle` is called after each one or group of them."""
+        """Run at least `cycles` cycles, and call `on_cycle` after each, or after each group that ends at once."""
         end = sum(self.counts.values()) + cycles
         ways = list(WAYS)
         while sum(self.counts.values()) < end:
@@ -266,7 +267,7 @@ class Churn:
 
 
 def drop_with_token(url: str, token: str, numbers: random.Random) -> None:
-    """Open a session that another connection may go on with, act, and lose the connection; nobody comes back."""
+    """Open a session that can be resumed, act, and lose the connection. The session is not resumed."""
     websocket = connect(url, **_CONNECT)
     websocket.recv()
     websocket.send(codec.pack({"endpoint": "resume", "token": token}))
@@ -301,10 +302,11 @@ def message_of(kind: str, payload: dict[str, Any]) -> bytes:
     return codec.pack_with_text_keys({"type": kind, "payload": payload, "seq": 0, "timestamp": 0.0})
 
 
-def handshake(host: str, path: str) -> bytes:
-    """Return the HTTP request that opens a websocket."""
+def handshake(host: str, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """Return the HTTP request that opens a websocket, with further headers."""
     lines = (f"GET {path} HTTP/1.1", f"Host: {host}", "Upgrade: websocket", "Connection: Upgrade")
     lines += ("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version: 13")
+    lines += tuple(f"{name}: {value}" for name, value in headers.items())
     return "\r\n".join((*lines, "\r\n")).encode()
 
 

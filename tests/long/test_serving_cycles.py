@@ -1,7 +1,7 @@
-"""Let clients connect, act and leave 10,000 times, in every way: `make test-long`. Pages and memory are as before.
+"""Let clients connect, act and leave 10,000 times, in every way (`make test-long`): the server keeps nothing of them.
 
-So are files, of clients with tokens that do not come back. CYCLES sets another number; fewer are a trial of the test,
-since a process has not warmed up by then.
+Connections, sessions, pages, open files and memory are as before, and so are the files of snapshots of clients that do
+not come back. CYCLES sets another number of cycles; with fewer the process has not warmed up, and may grow by more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files that images are built with name what is there: sources, locks, a Python that is supported, flags."""
+"""Dockerfiles name sources and locks of the repository, a supported Python, and valid flags."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_what_is_copied_is_in_the_repository_and_not_ignored(path: Path) -> None
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_what_a_wheel_is_built_from_is_copied(path: Path) -> None:
-    """As an sdist has it: setup.py and MANIFEST.in name the files."""
+    """The wheel needs the files of an sdist, which setup.py and MANIFEST.in name."""
     build = {"setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "jat_engine", "kernels"}
     included = re.findall(r"^(?:include|graft) (.+)$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE)
     assert build | {name for line in included for name in line.split()} <= set(sources(path))
@@ -52,7 +52,7 @@ def test_what_a_wheel_is_built_from_is_copied(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_everything_is_installed_from_locks(path: Path) -> None:
-    """With hashes, except torch, whose releases have several files, and the wheel of the package."""
+    """Locks have hashes, except for torch, whose releases have several files, and the package's own wheel."""
     steps = [step for name, rest in instructions(path) if name == "RUN" for step in rest.split(" && ")]
     installs = [step for step in steps if "pip install" in step]
     locks = {lock for step in installs for lock in re.findall(r"-r (\S+)", step)}
@@ -86,7 +86,7 @@ def test_the_python_of_the_image_is_supported() -> None:
 
 
 def test_files_that_are_not_committed_stay_out_of_images() -> None:
-    """Compiled parts of this machine, above all: the wheel of an image has its own."""
+    """Above all the compiled modules of this machine: the wheel of an image has its own."""
     found = subprocess.run(
         ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "jat_engine", "csrc", "kernels"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""What is left of clients that leave in the middle of something: nothing."""
+"""Clients that leave in the middle of a step: their sessions end, and observers are told so once."""
 
 from __future__ import annotations
 

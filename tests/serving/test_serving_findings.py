@@ -1,4 +1,4 @@
-"""What fuzzing has found, and what was found on the way to it."""
+"""Regressions of the policy server that were found by fuzzing its wire."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def load_engine(tiny_folder: Path) -> Callable[[], JatEngine]:
 
 
 class SlowStore(SnapshotStore):
-    """Snapshots on a disk that takes its time.
+    """Snapshots on a slow disk.
 
     Attributes:
         num_reads: that have ended.
@@ -93,7 +93,7 @@ def server(load_engine: Callable[[], JatEngine], store: SlowStore) -> Iterator[R
 
 
 def test_a_reward_may_be_a_list_of_one_number(server: RunningServer) -> None:
-    """It did to the engine, but not to the sum of rewards."""
+    """The engine took such a reward, and the sum of rewards failed."""
     headers = {"Authorization": "Bearer right"}
     with connect(server.url, compression=None, additional_headers=headers) as websocket:
         websocket.recv()
@@ -109,7 +109,7 @@ def test_a_reward_may_be_a_list_of_one_number(server: RunningServer) -> None:
     [
         (b"GET //[ HTTP/1.1\r\nAuthorization: Bearer right", 404),
         (b"GET /metrics HTTP/1.1\r\nAuthorization: Bearer right\r\nAuthorization: Bearer right", 401),
-        (handshake("a", "/").removesuffix(b"\r\n\r\n") + b"\r\nUpgrade: websocket", 401),
+        (handshake("a", "/", {"Upgrade": "websocket"}).removesuffix(b"\r\n\r\n"), 401),
     ],
 )
 def test_strange_requests_of_http_are_refused(request_: bytes, status: int, server: RunningServer) -> None:
@@ -123,9 +123,9 @@ def test_a_key_that_is_no_text_is_refused() -> None:
 
 
 def test_a_lost_connection_leaves_no_session(server: RunningServer, store: SlowStore) -> None:
-    """A request to resume one was on its way to the disk."""
+    """The connection is lost while a request to resume a session reads the disk."""
     before = store.num_reads
-    opening = handshake("127.0.0.1", "/").removesuffix(b"\r\n") + b"Authorization: Bearer right\r\n\r\n"
+    opening = handshake("127.0.0.1", "/", {"Authorization": "Bearer right"})
     with socket.create_connection(("127.0.0.1", server.port), 60) as client:
         client.sendall(opening)
         client.recv(1 << 12)
@@ -136,7 +136,7 @@ def test_a_lost_connection_leaves_no_session(server: RunningServer, store: SlowS
 
 
 def test_two_sessions_do_not_get_one_name(load_engine: Callable[[], JatEngine], store: SlowStore) -> None:
-    """Both requests found the name free, and waited for the disk."""
+    """Two requests to resume find the name free, and read the disk at the same time."""
 
     async def run() -> None:
         service = PolicyService(load_engine, ServiceOptions(resume_grace_s=0.0), store=store)

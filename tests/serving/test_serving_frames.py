@@ -1,4 +1,4 @@
-"""Messages of RoboArena's and vllm-omni's clients, recorded with their servers: the answers are of the same form."""
+"""Recorded messages of RoboArena's and vllm-omni's clients get answers of the same form as from their own servers."""
 
 from __future__ import annotations
 

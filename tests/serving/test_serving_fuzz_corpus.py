@@ -1,6 +1,6 @@
-"""Run inputs that fuzzing has found, `fuzz_corpus`, without atheris; `make test-long` looks for further ones.
+"""Run the inputs of `fuzz_corpus` without atheris; `make test-long` fuzzes for longer.
 
-FUZZ_SECONDS sets for how long.
+FUZZ_SECONDS sets its seconds.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def test_an_episode_is_that_of_a_lone_agent(name: str, server: RunningServer, en
 
 
 def test_the_client_as_vllm_omni_uses_it(server: RunningServer, engine: JatEngine) -> None:
-    """It connects to vllm-omni's path, and takes the answer for an array."""
+    """vllm-omni's evaluators connect openpi's client to its path, and take the answer for an array."""
     episode = EPISODE["continuous_cw9"]
     client = client_policy.WebsocketClientPolicy(host=f"{server.url}/v1/realtime/robot/openpi")
     for name in ("first", "second"):

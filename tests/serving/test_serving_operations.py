@@ -23,6 +23,7 @@ pytest.importorskip("prometheus_client", reason="the extra `serve` is not instal
 
 from helpers.engines import EPISODE, NATIVE
 from helpers.servers import RunningServer, lone_actions, request_of, running_server
+from helpers.serving_clients import handshake
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -255,11 +256,10 @@ def test_pages_of_other_servers_are_refused(load_engine: Callable[[], JatEngine]
 
 def handshake_status(port: int, path: str, headers: dict[str, str]) -> str:
     """Return the status of the answer to the request that opens a websocket."""
-    lines = [f"GET {path} HTTP/1.1", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
-    lines.append("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
-    lines += [f"{name}: {value}" for name, value in ({"Host": f"127.0.0.1:{port}"} | headers).items()]
+    others = {name: value for name, value in headers.items() if name != "Host"}
+    request = handshake(headers.get("Host", f"127.0.0.1:{port}"), path, others)
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-        connection.sendall("\r\n".join([*lines, "\r\n"]).encode())
+        connection.sendall(request)
         return connection.recv(4096).decode(errors="replace").split()[1]
 
 

@@ -208,7 +208,7 @@ def test_clients_that_know_nothing_of_replicas(name: str, port: int, lone: dict[
 @native
 @pytest.mark.long
 def test_a_new_deployment_in_mid_episode(port: int, args: dict[str, Any], lone: dict[str, list[Any]]) -> None:
-    """It replaces all replicas, which drain for a second."""
+    """The deployment replaces all replicas, which drain for a second."""
     players = players_of_all_replicas(f"ws://127.0.0.1:{port}", per_kind=1)
     half = {player: player.episode.steps // 2 for player in players}
     for player in players:

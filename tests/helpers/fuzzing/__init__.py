@@ -1,8 +1,8 @@
-"""Fuzzing of the policy server's wire: targets that take any bytes, and what changes bytes into similar ones.
+"""Fuzz the policy server's wire: targets that take any bytes, and mutations of their inputs.
 
 `messages` reads messages as dialects do; `conversations` has two clients send to a whole server while a third plays.
-`python -m helpers.fuzzing` (in `tests`) runs both with atheris, see `make fuzz`; `tests/serving/fuzz_corpus` holds
-inputs of both that together reach all code that is known to be reached. Targets need no atheris.
+`python -m helpers.fuzzing` (in `tests`) runs both with atheris, see `make fuzz`; `tests/serving/fuzz_corpus` holds for
+each a minimised corpus: its inputs reach all code that fuzzing has reached so far. Targets need no atheris.
 """
 
 from __future__ import annotations
@@ -16,4 +16,4 @@ TARGETS = ("messages", "conversations")
 
 
 class FoundError(AssertionError):
-    """Something that no bytes of a client may cause."""
+    """Finding: an effect that no bytes of a client may have."""

@@ -22,12 +22,13 @@ from helpers import ROOT
 from helpers.fuzzing import CORPUS, TARGETS
 
 WORK = ROOT / "build/fuzz"
-"""Folder of new inputs, and of those that cause a finding."""
+"""Folder for new inputs, and for inputs that cause a finding."""
 
 SHARES = {"messages": 0.4, "conversations": 0.6}
-"""Parts of the time for each target."""
+"""Share of the time for each target."""
 
 _MOST_BYTES = {"messages": 1 << 15, "conversations": 1 << 16}
+"""Most bytes of an input."""
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Target of fuzzing: two clients of a whole server, while a third plays episodes and nothing changes for it.
+"""Fuzz a whole server by two clients, while a third plays episodes and must not be affected.
 
 An input stands for what two clients send:
 
@@ -45,12 +45,16 @@ BINARY, TEXT, CONTROL, RAW, CUT = range(5)
 _NUM_KINDS = 5
 _MOST_PARTS = 24
 _SECONDS = 300.0
+"""Time-out of a client's socket."""
+
 _MOST_LOOKS = 5000
+"""Times that the server's sessions, pages and connections are looked at before a difference is a finding."""
+
 _LAST = codec.pack({"endpoint": "last one", "type": "last one", "payload": {}, "seq": 0})
-"""Message that dialects refuse, with its words in the answer: all before it have been answered then."""
+"""Message that dialects refuse with its words in the answer, after which all before it have been answered."""
 
 _EXPECTED = (WebSocketException, EOFError, OSError, TimeoutError)
-"""Errors that end a connection, as the websockets library means them to."""
+"""Errors by which the websockets library ends a connection."""
 
 
 def is_utf8(data: bytes) -> bool:
@@ -91,7 +95,7 @@ class Part(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """What two clients send.
+    """Messages and bytes of two clients, in their order.
 
     Attributes:
         paths: of their connections.
@@ -127,7 +131,7 @@ def read(data: bytes) -> Conversation:
 
 
 class Faults(logging.Handler):
-    """Keeps what a server logs as its own errors, except what the websockets library says of strangers' bytes.
+    """Keep the errors that a server logs, except those of the websockets library for malformed bytes.
 
     Attributes:
         lines: that were logged.
@@ -173,16 +177,16 @@ def _is_own(error: BaseException | None) -> bool:
 
 
 class Target:
-    """A running server with everything that can be switched on, and its witness.
+    """A running server with all its options, and its witness.
 
     Attributes:
-        num_inputs: that have been run.
+        num_inputs: number of inputs that have been run.
     """
 
     def __init__(
         self, server: RunningServer, witness: Witness, reserved: list[int], folder: Path, faults: Faults
     ) -> None:
-        """Take what runs.
+        """Take the running parts; see `open_target`.
 
         Args:
             server: of the target.
@@ -246,7 +250,7 @@ class Target:
     def _check(self) -> None:
         """Raise `FoundError` unless sessions and pages are the witness's alone, and the log has no fault."""
         expected = 1, self._reserved[(self._steps - 1) % len(self._reserved)], 1
-        for _ in range(_MOST_LOOKS):  # not seconds: a process may be stopped
+        for _ in range(_MOST_LOOKS):  # a count, not seconds, since a suspended process is no finding
             found = self._server.call(self._counts)
             if found == expected:
                 break
@@ -282,7 +286,7 @@ def open_target() -> Iterator[Target]:
             expected = expected_actions(engine)
         store = SnapshotStore(states, 3600.0)
         limits: dict[str, Any] = {"max_sessions": 6, "snapshot_every": 2, "resume_grace_s": 0.0}
-        limits["ping_interval_s"] = 3600.0  # the process may be stopped for longer than a ping may take
+        limits["ping_interval_s"] = 3600.0  # a suspended process must not lose its connections
         server = stack.enter_context(running_server(load, store=store, **limits))
         recorder = Recorder(folder / "record", 10**8, dict)
         stack.callback(recorder.close)

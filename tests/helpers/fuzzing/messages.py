@@ -1,4 +1,4 @@
-"""Target of fuzzing: a message, read as a dialect and the engine's checks read it."""
+"""Fuzz one message, read as a dialect and the engine's checks read it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jat_engine.serving.requests import Act, Request
 from jat_engine.serving.spaces import Box
 
 LIMITS = Limits(max_continuous_size=24, max_discrete_value=212, vocab_size=64)
+"""Limits of a small model."""
 
 _MAKERS = list(DIALECTS.values())
 

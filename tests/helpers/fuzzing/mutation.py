@@ -1,4 +1,4 @@
-"""Changes of messages that keep them msgpack, which changes of single bytes seldom do."""
+"""Mutate messages so that they stay msgpack, as changes of single bytes seldom do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jat_engine.serving import codec
 from jat_engine.serving.requests import FIELDS
 
 TOKEN = "fuzz" * 8
-"""Of sessions that go on after their connection."""
+"""Token of sessions that can be resumed."""
 
 GOOD: list[dict[str, Any]] = [
     msgpack.unpackb(codec.pack(request_of(EPISODE[name], 0) | {"episode_start": True})) for name in PLAYED
