@@ -29,7 +29,7 @@ help:
 	@echo "make demo    play an agent in real environments of all four domains"
 	@echo "make test    run the tests"
 	@echo "make test-long  kill evaluations a hundred times, act 100,000 steps, write after 200 prompts, serve 10,000 connections, fuzz (an hour and a half)"
-	@echo "make fuzz    give the policy server's readers, and a whole server, bytes of all kinds, for FUZZ_SECONDS (60)"
+	@echo "make fuzz    fuzz the policy server's message parsers, and a whole server, for FUZZ_SECONDS (60)"
 	@echo "make test-versions  run a part of the tests with the oldest and the newest releases of the dependencies"
 	@echo "make test-gpu-code  execute the code for GPUs on this CPU, with the oldest and the newest Triton"
 	@echo "make lint    ruff, import-linter, mypy, clang-format"
@@ -61,7 +61,7 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# What is found lies in build/fuzz, and is run again by: cd tests && python -m helpers.fuzzing TARGET FILE
+# Findings are written to build/fuzz. To run one again: cd tests && python -m helpers.fuzzing TARGET FILE
 FUZZ_SECONDS ?= 60
 fuzz: setup
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m helpers.fuzzing --seconds $(FUZZ_SECONDS)

@@ -23,7 +23,7 @@ RUN /opt/jat-engine/bin/pip install --no-cache-dir --no-deps \
 RUN /opt/jat-engine/bin/pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: \
     -r requirements/serve-cpu.txt
 COPY --from=wheel /wheels /wheels
-# A wheel without its compiled part works, and is slow: better no image than that one.
+# A wheel without its compiled module works, but slowly: fail the build instead.
 RUN /opt/jat-engine/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
     && /opt/jat-engine/bin/python -c "import jat_engine._cpu"
 
@@ -34,7 +34,7 @@ ENV PATH=/opt/jat-engine/bin:$PATH PYTHONUNBUFFERED=1
 USER jat
 WORKDIR /home/jat
 EXPOSE 8000
-# Not /ready, which says no when all sessions are open.
+# Not /ready, which answers 503 while all sessions are open.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 ENTRYPOINT ["jat-engine", "serve", "--host", "0.0.0.0", "--port", "8000", "--api_key_file", "/run/secrets/api_keys"]

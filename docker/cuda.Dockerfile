@@ -17,8 +17,8 @@ COPY kernels kernels
 COPY jat_engine jat_engine
 RUN PATH=/opt/build/bin:$PATH pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
-# torch brings CUDA's libraries, so that the image needs none of NVIDIA's but the smallest. Triton compiles its launcher
-# where it runs, with a C compiler and Python's headers.
+# torch brings CUDA's libraries, so NVIDIA's smallest image is enough. Triton compiles its launcher at run time, with a C
+# compiler and Python's headers.
 FROM nvidia/cuda:${CUDA}-base-ubuntu${UBUNTU} AS base
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev python3-venv \
@@ -32,7 +32,7 @@ RUN /opt/jat-engine/bin/pip install --no-cache-dir --no-deps -r requirements/tor
 RUN /opt/jat-engine/bin/pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: \
     -r requirements/serve-cuda.txt
 COPY --from=wheel /wheels /wheels
-# A wheel without its compiled parts works, and is slow: better no image than that one.
+# A wheel without its compiled modules works, but slowly: fail the build instead.
 RUN /opt/jat-engine/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
     && /opt/jat-engine/bin/python -c "import jat_engine._cpu, jat_engine._cuda"
 
@@ -44,7 +44,7 @@ ENV PATH=/opt/jat-engine/bin:$PATH PYTHONUNBUFFERED=1
 USER jat
 WORKDIR /home/jat
 EXPOSE 8000
-# Not /ready, which says no when all sessions are open.
+# Not /ready, which answers 503 while all sessions are open.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 ENTRYPOINT ["jat-engine", "serve", "--host", "0.0.0.0", "--port", "8000", "--api_key_file", "/run/secrets/api_keys"]
