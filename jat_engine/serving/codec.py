@@ -164,10 +164,12 @@ class _Reader:
     def _image(self, found: dict[Any, Any]) -> np.ndarray:
         """Return an image, uint8 [H, W, C]; a gray one in a PNG or JPEG file as [H, W, 1]."""
         name, data = found.get("format"), found.get("data")
+        if not isinstance(name, str) or name not in (*_FORMATS, "raw"):
+            raise WireError(f"image: expected format png, jpeg or raw, got {name!r:.80}")
         if name == "raw":
             return self._array(data, found.get("dtype", "|u1"), found.get("shape"))
-        if name not in _FORMATS or not isinstance(data, bytes):
-            raise WireError(f"image: expected format png, jpeg or raw with bytes of data, got {name!r:.80}")
+        if not isinstance(data, bytes):
+            raise WireError(f"image: expected bytes of data, got {type(data).__name__}")
         shape = self._shape(found.get("shape"), "|u1")
         mode = _CHANNELS.get(shape[2]) if len(shape) == 3 else None
         try:

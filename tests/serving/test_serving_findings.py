@@ -39,6 +39,8 @@ TOKENS = "a" * 40, "b" * 40
     ("path", "fields", "message"),
     [
         ("/", {"endpoint": TWO}, "endpoint: expected one of"),
+        ("/v1/realtime/robot/openpi", {"endpoint": TWO}, "endpoint: expected one of"),
+        ("/", {"image_observation": {"__image__": True, "format": [1], "data": b""}}, "image: expected format png"),
         ("/", {"action_space": {"type": TWO, "shape": [2]}}, "action_space: expected"),
         ("/vla-eval", {"type": TWO, "payload": {}, "seq": 1}, "type: expected one of"),
         # numpy would give each item of such a list as much memory as the longest one needs

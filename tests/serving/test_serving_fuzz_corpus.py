@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from importlib import util
 
+import msgpack
 import pytest
 
 pytest.importorskip("websockets", reason="the extra `serve` is not installed")
@@ -18,7 +19,9 @@ pytest.importorskip("prometheus_client", reason="the extra `serve` is not instal
 
 from helpers import ROOT
 from helpers.engines import native
-from helpers.fuzzing import CORPUS, conversations, messages
+from helpers.fuzzing import CORPUS, conversations, messages, mutation
+
+from jat_engine.serving.dialects import DIALECTS
 
 
 def inputs(target: str) -> list[bytes]:
@@ -30,6 +33,26 @@ def inputs(target: str) -> list[bytes]:
 def test_messages_are_read_or_refused() -> None:
     for data in inputs("messages"):
         messages.run(data)
+
+
+@pytest.mark.parametrize("endpoint", ["infer", "reset", "close", "resume"])
+@pytest.mark.parametrize("dialect", range(len(DIALECTS)))
+def test_any_value_of_any_field_is_read_or_refused(dialect: int, endpoint: str) -> None:
+    """An array as `endpoint` of one dialect was neither: it is not equal to any text, nor false."""
+    for request in mutation.with_each_value():
+        fields = {"endpoint": endpoint} | request
+        messages.run(bytes([dialect]) + msgpack.packb(fields))
+
+
+@pytest.mark.parametrize("kind", ["hello", "observation", "episode_start", "episode_end"])
+def test_any_value_of_any_field_of_vla_eval_is_read_or_refused(kind: str) -> None:
+    dialect = bytes([list(DIALECTS).index("/vla-eval")])
+    for request in mutation.with_each_value():
+        messages.run(dialect + msgpack.packb({"type": kind, "seq": 0, "payload": request}))
+    for value in mutation.VALUES:
+        for name in ("type", "seq", "payload", "timestamp"):
+            fields = {"type": kind, "seq": 0, "payload": mutation.GOOD[0], name: value}
+            messages.run(dialect + msgpack.packb(fields))
 
 
 @pytest.fixture(scope="module")

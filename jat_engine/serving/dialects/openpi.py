@@ -70,7 +70,7 @@ class OpenPi:
     def parse(self, frame: Frame) -> Request | Frame | None:
         """Return the request that a message is. Raises `InputError`."""
         fields = read_fields(frame)
-        endpoint = _endpoint_of(fields.pop("endpoint", None))
+        endpoint = read_endpoint(fields, _ENDPOINTS)
         if endpoint == "infer":
             act = parse_act(fields)
             self._last_session = act.session_id
@@ -136,14 +136,6 @@ class OpenPi:
         return codec.pack(described)
 
 
-def _endpoint_of(value: Any) -> str:
-    if value is None:
-        return "infer"
-    if isinstance(value, str) and (not value or value in _ENDPOINTS):
-        return value or "infer"
-    raise InputError(f"endpoint: expected one of {', '.join(_ENDPOINTS)}, got {value!r:.80}")
-
-
 def read_fields(frame: Frame) -> dict[str, Any]:
     """Return the fields of a message, with keys of bytes as strings.
 
@@ -161,3 +153,21 @@ def read_fields(frame: Frame) -> dict[str, Any]:
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in fields.items()}
     except UnicodeDecodeError:
         raise WireError("message: expected fields with names of text, got other bytes") from None
+
+
+def read_endpoint(fields: dict[str, Any], endpoints: tuple[str, ...]) -> str:
+    """Return the endpoint of a message, and remove it from its fields; "infer" if it is missing, None or empty.
+
+    Args:
+        fields: of the message.
+        endpoints: that the dialect has.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    value = fields.pop("endpoint", None)
+    if value is None:
+        return "infer"
+    if isinstance(value, str) and (not value or value in endpoints):  # an array has neither truth nor equality
+        return value or "infer"
+    raise InputError(f"endpoint: expected one of {', '.join(endpoints)}, got {value!r:.80}")

@@ -14,7 +14,7 @@ from ...errors import InputError
 from .. import codec
 from ..requests import DEFAULT_SESSION, Answer, Close, Reply, Request, parse_act, parse_reset
 from .base import Frame
-from .openpi import OpenPi, read_fields
+from .openpi import OpenPi, read_endpoint, read_fields
 
 _ENDPOINTS = ("infer", "reset", "close")
 _MOST_NAMES = 1024
@@ -35,9 +35,7 @@ class VllmOmni(OpenPi):
     def parse(self, frame: Frame) -> Request | Frame | None:
         """Return the request that a message is. Raises `InputError`."""
         fields = read_fields(frame)
-        endpoint = fields.pop("endpoint", None) or "infer"
-        if endpoint not in _ENDPOINTS:
-            raise InputError(f"endpoint: expected one of {', '.join(_ENDPOINTS)}, got {endpoint!r:.80}")
+        endpoint = read_endpoint(fields, _ENDPOINTS)
         is_named = fields.get("session_id") is not None
         if not is_named:
             fields.pop("session_id", None)

@@ -102,7 +102,25 @@ _FITTING: dict[str, list[Any]] = {
 }
 """Values that fit a key, apart from those of `VALUES`."""
 
+_NESTED: dict[str, dict[str, Any]] = {
+    "action_space": {"type": "Box", "shape": [2], "low": -1.0, "high": 1.0, "n": 5, "start": 0, "dtype": "float32"},
+    "task": {"name": "mujoco-ant", "action_space": None, "seed": 0, "context_window": 8, "deterministic": True},
+    "image_observation": {"__image__": True, "format": "raw", "data": b"\0" * 3, "shape": [1, 1, 3], "dtype": "|u1"},
+    "continuous_observation": {"__ndarray__": True, "data": bytes(8), "dtype": "<f4", "shape": [2]},
+}
+"""Fields that are maps, with a value for each of their keys."""
+
 _Place = tuple[dict[Any, Any] | list[Any], Any]
+
+
+def with_each_value() -> Iterator[dict[str, Any]]:
+    """Yield a good request with each of `VALUES` in turn as each field, and as each key of a field that is a map."""
+    for value in VALUES:
+        for name in (*FIELDS, "token"):
+            yield GOOD[0] | {name: value}
+        for name, nested in _NESTED.items():
+            for key in nested:
+                yield GOOD[0] | {name: nested | {key: value}}
 
 
 def change(data: bytes, numbers: random.Random) -> bytes | None:
