@@ -212,7 +212,11 @@ class Backend(Protocol):
         ...
 
     def make_embedding(self, embedding: np.ndarray | None) -> Any:
-        """Return the embeddings of a single agent, as `Result` has them, from what `read_embedding` returned."""
+        """Return the embeddings of a single agent, as `Result` has them, from what `read_embedding` returned.
+
+        Raises:
+            InputError: there is none, which this backend does not return.
+        """
         ...
 
     def num_agents_to_warm_up(self, counts: Iterable[int]) -> list[int]:

@@ -190,7 +190,8 @@ class CpuBackend:
 
     def make_embedding(self, embedding: np.ndarray | None) -> list[np.ndarray]:
         """Return the embeddings of a single agent."""
-        assert embedding is not None, "read_embedding returned it"
+        if embedding is None:
+            raise InputError("snapshot: expected the embedding of the last observation, got none")
         return [embedding.copy()]
 
     # ---- embeddings ------------------------------------------------------------------------------------------------

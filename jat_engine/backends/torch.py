@@ -30,6 +30,7 @@ from ..checkpoint.weights import (
     parameter_shapes,
 )
 from ..config import JatConfig
+from ..errors import InputError
 from ..model.modules import ImageEncoder
 from ..observation import ActionSpace
 from ..reference import attention, block, key_ages, layer_norm, quantize_int8
@@ -225,7 +226,8 @@ class TorchBackend:
 
     def make_embedding(self, embedding: np.ndarray | None) -> list[Tensor]:
         """Return the embeddings of a single agent."""
-        assert embedding is not None, "read_embedding returned it"
+        if embedding is None:
+            raise InputError("snapshot: expected the embedding of the last observation, got none")
         return [torch.from_numpy(embedding.copy()).to(self.device)]
 
     # ---- embeddings ------------------------------------------------------------------------------------------------

@@ -98,9 +98,12 @@ def model_of(arguments: ReplayArguments, about: dict[str, Any], log: Path) -> Mo
     """Return the arguments for loading the agent of a record, with those that the user has chosen.
 
     Raises:
-        DataError: there is no such checkpoint, and the user has named none.
+        DataError: there is no such checkpoint, and the user has named none; or the record does not say how it was made.
         ValueError: there is no checkpoint of the name that the user has given.
     """
+    for name in ("device", "backend", "dtype"):
+        if not isinstance(about.get(name), str):
+            raise DataError(f"{log}: {name}: expected text, got {about.get(name)!r:.80}; copy the record again")
     source = arguments.model_name_or_path or str(about.get("model"))
     try:
         check_source("--model_name_or_path", source)

@@ -188,7 +188,7 @@ def _open(path: Path) -> Shard:
     try:
         with pq.ParquetFile(path) as parquet:
             return Shard(path, parquet.metadata.num_rows, parquet.schema_arrow)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise damaged(path, error) from None
 
 

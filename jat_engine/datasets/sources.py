@@ -189,7 +189,7 @@ def _shards(
                     for batch in parquet.iter_batches(batch_size=_rows_at_once(parquet.schema_arrow.names)):
                         yield Rows(_table(batch), str(file), first)
                         first += batch.num_rows
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
                 raise damaged(file, error) from None
 
     return Source(str(folder), _state(files), read, tuple(files))

@@ -153,7 +153,7 @@ def read(blob: Any) -> Parts:
             begin += size
         if begin != len(body):
             raise ValueError("arrays")
-    except (ValueError, KeyError, TypeError) as error:  # JSON's and Unicode's errors are ValueErrors
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # JSON's and Unicode's are ValueErrors
         raise InputError("snapshot: expected the layout of this version, got another one") from error
     return Parts(header, arrays)
 
@@ -234,7 +234,7 @@ def _last_of(runner: StepRunner, header: dict[str, Any], arrays: dict[str, np.nd
     limits = runner.limits
     if modality not in get_args(Modality) or type(fields["fields"]) is not str:
         raise ValueError("modality")
-    if (modality == "discrete+text") != (type(text) is str):
+    if not (_is_unicode(text) if modality == "discrete+text" else text is None):
         raise ValueError("text")
     largest = {"continuous": limits.max_continuous_size, "discrete": limits.vocab_size}
     if kind not in largest or type(size) is not int or not 1 <= size <= largest[kind]:
@@ -247,12 +247,13 @@ def _last_of(runner: StepRunner, header: dict[str, Any], arrays: dict[str, np.nd
     num_padding = fields["num_padding"]
     if type(num_padding) is not int or not 0 <= num_padding < values.size:
         raise ValueError("num_padding")
-    if type(reward) not in (int, float) or not np.isfinite(reward):
+    if type(reward) is not float or not abs(reward) <= float(np.finfo(np.float32).max):  # false for NaN
         raise ValueError("reward")
     embedding = arrays.get("embedding")
-    if embedding is not None and (
-        embedding.dtype != np.float32 or embedding.ndim != 1 or len(embedding) < runner.config.hidden_size
-    ):
+    if embedding is None:
+        if modality != "continuous":
+            raise ValueError("embedding")
+    elif embedding.dtype != np.float32 or embedding.shape != (runner.config.hidden_size,):
         raise ValueError("embedding")
 
     if kind == "continuous":
@@ -266,6 +267,11 @@ def _last_of(runner: StepRunner, header: dict[str, Any], arrays: dict[str, np.nd
     texts = None if text is None else [text]
     observed = Observations(modality, [values.copy()], texts, [reward], fields["fields"], num_padding)
     return LastStep(observed, None, space, actions)
+
+
+def _is_unicode(text: Any) -> bool:
+    """Return True for a string without lone surrogates, which a tokenizer refuses."""
+    return type(text) is str and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _generator_of(arrays: dict[str, np.ndarray]) -> torch.Generator | None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +29,10 @@ from typing import Any
 import numpy as np
 
 from ..action_options import parse_options
-from ..errors import DataError
-from ..observation import OBSERVATION_KEYS
+from ..errors import DataError, describe_error
+from ..observation import OBSERVATION_KEYS, check_context_window
 from .requests import Options
-from .spaces import Box, Discrete, Space
+from .spaces import Discrete, Space, parse_space
 
 VERSION = 1
 SUFFIX = ".npz"
@@ -130,40 +129,60 @@ def read_part(path: Path) -> Part:
         DataError: it is no part of a record, or was damaged.
         OSError: it cannot be read.
     """
+    data = path.read_bytes()
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays["about"]))
         if about["version"] != VERSION:
             got = about["version"]
             raise DataError(f"{path}: expected a record of version {VERSION}, got {got}; use the version that wrote it")
+        _check_about(about)
         if "snapshot" in arrays:
             return Part(about, snapshot=arrays["snapshot"].tobytes())
         return Part({k: v for k, v in about.items() if k not in ("settings", "texts")}, list(_steps(arrays, about)))
     except DataError:
         raise
-    except (KeyError, IndexError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zipfile.error) as error:
+    except Exception as error:  # of zip files, their decompressors, numpy and JSON: classes with none in common
         raise DataError(
-            f"{path}: expected a record of `jat-engine serve --record`, got {type(error).__name__}: {error!s:.80}; "
-            "copy it again"
+            f"{path}: expected a record of `jat-engine serve --record`, got {describe_error(error):.160}; copy it again"
         ) from None
+
+
+def _check_about(about: Mapping[str, Any]) -> None:
+    """Check the fields that a replay reads, apart from the steps' settings."""
+    for name in ("session", "episode", "number", "first"):
+        if type(about[name]) is not int or about[name] < 0:
+            raise ValueError(f"{name}: expected an integer >= 0, got {about[name]!r:.40}")
+    for name, kind in (("seed", int), ("window", int), ("task", str)):
+        if about[name] is not None and type(about[name]) is not kind:
+            raise ValueError(f"{name}: expected {kind.__name__} or null, got {about[name]!r:.40}")
 
 
 def _steps(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterator[RecordedStep]:
     keys = [key for key in OBSERVATION_KEYS if key in arrays]
-    actions, rewards, indices = arrays["actions"], arrays["rewards"].tolist(), arrays["settings"].tolist()
-    texts, forced = about.get("texts"), arrays.get("forced")
-    if any(len(arrays[key]) != len(actions) for key in (*keys, "rewards", "settings")):
+    actions, rewards, indices = arrays["actions"], arrays["rewards"], arrays["settings"]
+    texts, forced, settings = about.get("texts"), arrays.get("forced"), about["settings"]
+    if (actions.dtype.kind, actions.ndim) not in (("i", 1), ("f", 2)):
+        raise ValueError(f"actions of dtype {actions.dtype} and shape {actions.shape}")
+    if rewards.dtype.kind != "f" or any(len(arrays[key]) != len(actions) for key in (*keys, "rewards", "settings")):
         raise ValueError("arrays of other lengths")
-    if forced is not None and forced.shape != actions.shape:
+    if forced is not None and (forced.shape, forced.dtype) != (actions.shape, actions.dtype):
         raise ValueError("given actions of another shape")
-    for t, action in enumerate(actions.tolist()):
+    if texts is not None and (len(texts) != len(actions) or not all(isinstance(text, str) for text in texts)):
+        raise ValueError("other texts")
+    for one in settings:
+        space_of_settings(one)
+        check_context_window(one["window"])
+        if type(one["deterministic"]) is not bool:
+            raise ValueError("deterministic")
+
+    for t, (action, reward, index) in enumerate(zip(actions.tolist(), rewards.tolist(), indices.tolist(), strict=True)):
         observation: dict[str, Any] = {key: arrays[key][t] for key in keys}
         if texts is not None:
             observation[_TEXT] = texts[t]
-        reward = None if np.isnan(rewards[t]) else rewards[t]
         given = None if forced is None or _is_none(forced[t]) else forced[t].tolist()
-        yield RecordedStep(observation, reward, about["settings"][indices[t]], action, given)
+        yield RecordedStep(observation, None if np.isnan(reward) else reward, settings[index], action, given)
 
 
 def _is_none(forced: np.ndarray) -> bool:
@@ -178,13 +197,9 @@ def step_settings(space: Space, deterministic: bool, window: int | None, options
 
 
 def space_of_settings(settings: Mapping[str, Any]) -> Space:
-    """Return the action space of a step's settings."""
+    """Return the action space of a step's settings. Raises `InputError`."""
     values = settings["space"]
-    if "n" in values:
-        return Discrete(values["n"])
-    (size,) = values["shape"]
-    low, high = (np.array(item) if isinstance(item, list) else item for item in (values["low"], values["high"]))
-    return Box(low, high, (size,))
+    return parse_space({"type": "Discrete" if "n" in values else "Box"} | values)
 
 
 def options_of_settings(settings: Mapping[str, Any]) -> Any:

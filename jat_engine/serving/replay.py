@@ -142,15 +142,12 @@ class _Session:
         if about["number"] != 0:
             return Replayed(*name, reason="cannot be compared: its beginning is not in the record")
 
-        if parts[0].snapshot is not None:
+        if parts[0].snapshot is not None or about["seed"] is not None:
             self._close()
             try:
-                self._agent = self._engine.restore(parts[0].snapshot)
+                self._agent = self._begin(parts[0])
             except InputError as error:  # of another backend, for instance
-                return Replayed(*name, reason=f"cannot be compared: it begins with a snapshot; {error}")
-        elif about["seed"] is not None:
-            self._close()
-            self._agent = self._engine.open_session(about["window"], about["seed"])
+                return Replayed(*name, reason=f"cannot be compared: its beginning is refused; {error}")
         elif follows and self._agent is not None:
             self._agent.reset()
         else:
@@ -174,6 +171,12 @@ class _Session:
             return Replayed(*name, reason=f"cannot be compared from step {number + 1} on, which is not in the record")
         self._last = about["episode"]
         return Replayed(*name)
+
+    def _begin(self, part: Part) -> AgentSession:
+        """Return a session as it was before the first step of a part. Raises `InputError`."""
+        if part.snapshot is not None:
+            return self._engine.restore(part.snapshot)
+        return self._engine.open_session(part.about["window"], part.about["seed"])
 
     def _act(self, step: RecordedStep) -> Any:
         """Take a step, with the client's action if it gave one. Return the chosen action, or the line of the error."""

@@ -25,7 +25,7 @@ from .errors import OverloadError, ServerError
 from .metrics import Metrics
 from .requests import NO_SETTINGS, Act, Answer, Close, Reply, Request, Reset, Resume, Resumed, Settings
 from .sessions import Detached, ServedSession, SessionRegistry
-from .snapshots import SnapshotStore, StoredSession, apply, describe_session
+from .snapshots import SnapshotStore, StoredSession, describe_session, parse_session
 
 logger = logging.getLogger(__name__)
 
@@ -374,8 +374,9 @@ class PolicyService:
         engine = self.batcher.engine
         if engine is None:
             raise OverloadError("server: expected a loaded engine, got none yet; repeat it later")
+        state = parse_session(stored.fields)
         await self.batcher.call(lambda: session.agent.restore(engine, stored.blob))
-        apply(stored.fields, session)
+        state.apply(session)
         for observer in self.observers:
             observer.on_restore(session, stored.blob)
         self.metrics.resumed.labels("restored").inc()

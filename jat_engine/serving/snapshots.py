@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -144,32 +145,78 @@ def describe_session(session: ServedSession) -> dict[str, Any]:
     }
 
 
-def apply(fields: dict[str, Any], session: ServedSession) -> None:
-    """Let a new session go on as `describe_session` has described one.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "seq": (int,),
+    "action": (int, list, NoneType),
+    "prediction": (np.ndarray, NoneType),
+    "task": (str, NoneType),
+    "space": (dict, NoneType),
+    "window": (int, NoneType),
+    "given_seed": (int, NoneType),
+    "deterministic": (bool, NoneType),
+    "seed": (int,),
+    "opened_window": (int, NoneType),
+    "steps": (int,),
+    "episodes": (int,),
+    "return": (float,),
+}
+"""Types of the fields of `describe_session`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """State of a session that `describe_session` has described. Attributes: see `ServedSession`."""
+
+    settings: Settings
+    seed: int
+    opened_window: int | None
+    steps: int
+    episodes: int
+    return_: float
+    last_seq: int
+    last_reply: Reply | None
+
+    def apply(self, session: ServedSession) -> None:
+        """Let a new session go on from this state."""
+        session.settings, session.seed, session.opened_window = self.settings, self.seed, self.opened_window
+        session.steps, session.episodes, session.return_ = self.steps, self.episodes, self.return_
+        session.last_seq = session.saved_seq = session.told_seq = self.last_seq
+        session.last_reply, session.begins = self.last_reply, False
+
+
+def parse_session(fields: dict[str, Any]) -> SessionState:
+    """Return the state that `describe_session` has described.
 
     Raises:
         InputError: the description is of another version.
     """
-    try:
-        space, action = fields["space"], fields["action"]
-        session.settings = Settings(
-            task=fields["task"],
-            space=None if space is None else parse_space(space),
-            window=fields["window"],
-            seed=fields["given_seed"],
-            deterministic=fields["deterministic"],
-        )
-        session.seed, session.opened_window = fields["seed"], fields["opened_window"]
-        session.steps, session.episodes, session.return_ = fields["steps"], fields["episodes"], fields["return"]
-        session.last_seq = session.saved_seq = session.told_seq = fields["seq"]
-        if action is not None:
-            prediction = fields["prediction"]
-            session.last_reply = Reply(
-                action, 0.0, 0.0, 1, prediction=None if prediction is None else prediction.copy()
-            )
-    except (KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"snapshot: expected the fields of this version, got others ({error})") from None
-    session.begins = False
+    for name, kinds in _KINDS.items():
+        if name not in fields or type(fields[name]) not in kinds:
+            got = type(fields[name]).__name__ if name in fields else "none"
+            raise InputError(f"snapshot: expected {name} as this version writes it, got {got}")
+    space, action, prediction = fields["space"], fields["action"], fields["prediction"]
+    if isinstance(action, list) and not all(type(number) is float for number in action):
+        raise InputError("snapshot: expected an action of numbers, got something else")
+    settings = Settings(
+        task=fields["task"],
+        space=None if space is None else parse_space(space),
+        window=fields["window"],
+        seed=fields["given_seed"],
+        deterministic=fields["deterministic"],
+    )
+    reply = None
+    if action is not None:
+        reply = Reply(action, 0.0, 0.0, 1, prediction=None if prediction is None else prediction.copy())
+    return SessionState(
+        settings,
+        fields["seed"],
+        fields["opened_window"],
+        fields["steps"],
+        fields["episodes"],
+        fields["return"],
+        fields["seq"],
+        reply,
+    )
 
 
 def _write(path: Path, fields: dict[str, Any], captured: Captured) -> int:
@@ -222,6 +269,8 @@ def _parse_header(data: bytes) -> dict[str, Any] | None:
     begin, digest = data[: _BEGIN + length], data[_BEGIN + length : _BEGIN + length + _DIGEST_BYTES]
     if length > _MOST_HEADER_BYTES or hashlib.sha256(begin).digest() != digest:
         return None
-    fields = codec.unpack(begin[_BEGIN:])
-    is_known = isinstance(fields, dict) and isinstance(fields.get("seq"), int | np.integer)
-    return fields if is_known else None
+    try:
+        fields = codec.unpack(begin[_BEGIN:])
+    except InputError:
+        return None
+    return fields if isinstance(fields, dict) and type(fields.get("seq")) is int else None

@@ -21,6 +21,7 @@ from ..checkpoint.trained_tasks import write_trained_tasks
 from ..checkpoint_files import read_json
 from ..config import JatConfig
 from ..errors import one_line
+from ..zip_damage import ZIP_DAMAGE
 
 RECORD_FILE = "jat_training.json"
 """File in a checkpoint with what it was trained with: `settings` and `data`."""
@@ -161,7 +162,7 @@ def _is_whole_archive(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+    except ZIP_DAMAGE:
         return False
 
 

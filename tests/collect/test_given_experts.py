@@ -17,6 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from helpers.damage import damaged
 
 from jat_engine import DataError
 from jat_engine.cli import main
@@ -26,7 +27,7 @@ from jat_engine.collect.collector import episode_settings
 from jat_engine.collect.experts import Demonstration, ExpertChoice, ExpertError, demonstrate
 from jat_engine.collect.experts.saved_policy import SavedPolicy
 from jat_engine.datasets.collection import Collection
-from jat_engine.envs import Task, get_task, load_task_module
+from jat_engine.envs import MissingSimulatorError, Task, get_task, load_task_module
 from jat_engine.evaluation import checked_env
 from jat_engine.evaluation.environment import evaluation_env
 from jat_engine.evaluation.random_policy import RandomPolicy, action_seed, measure_random
@@ -288,6 +289,16 @@ def test_other_files_are_refused(data: Any, message: str, tmp_path: Path) -> Non
         write(file, data, tmp_path / "marker")
     with pytest.raises(ExpertError, match=message):
         ExpertChoice(f"sb3:{file}", trusted=True).check()
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.zip"
+    write(file, {"policy_class": {"__module__": "mine"}, "clip_range": 1}, tmp_path / "marker")
+    data, file = file.read_bytes(), tmp_path / "damaged.zip"
+    for changed in damaged(data, 500):
+        file.write_bytes(changed)
+        with contextlib.suppress(ExpertError, MissingSimulatorError):
+            ExpertChoice(f"sb3:{file}", trusted=True).check()
 
 
 def test_nothing_is_unpickled_without_trust(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import struct
 import subprocess
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import environment, program
+from helpers.damage import damaged, with_other_values
 from helpers.engines import EPISODE, Load, native, play, variants
 
 from jat_engine import InputError, JatEngine, SessionError
@@ -71,9 +74,11 @@ def test_what_does_not_fit_is_refused(load: Load, tiny_model: Any) -> None:
         load(backend="torch", dtype="bfloat16").restore(blob)
     with pytest.raises(InputError, match="expected bytes from session"):
         engine.restore("text")  # type: ignore[arg-type]
-    for damaged in (b"", blob[:30], blob[:-1], blob + b"x", b"X" + blob[1:]):
+    nested = b'{"a": ' + b"[" * 30_000
+    body = blob[:8] + struct.pack("<I", len(nested)) + nested
+    for data in (b"", blob[:30], blob[:-1], blob + b"x", b"X" + blob[1:], body + hashlib.sha256(body).digest()):
         with pytest.raises(InputError, match="snapshot: expected"):
-            engine.restore(damaged)
+            engine.restore(data)
 
     other = type(tiny_model)(tiny_model.config)
     with pytest.raises(InputError, match="weights"):
@@ -81,18 +86,27 @@ def test_what_does_not_fit_is_refused(load: Load, tiny_model: Any) -> None:
     assert engine.cache_stats.reserved == 0
 
 
-def rewrite(blob: bytes, change: dict[str, Any]) -> bytes:
-    """Return a snapshot with other fields of its header, and a right digest."""
-    import hashlib
-
+def header_of(blob: bytes) -> dict[str, Any]:
     (length,) = struct.unpack("<I", blob[8:12])
-    header = json.loads(blob[12 : 12 + length])
-    for name, value in change.items():
-        owner, _, field = name.rpartition(".")
-        (header[owner] if owner else header)[field] = value
+    header: dict[str, Any] = json.loads(blob[12 : 12 + length])
+    return header
+
+
+def with_header(blob: bytes, header: dict[str, Any]) -> bytes:
+    """Return a snapshot with another header, and a right digest."""
+    (length,) = struct.unpack("<I", blob[8:12])
     text = json.dumps(header).encode()
     body = blob[:8] + struct.pack("<I", len(text)) + text + blob[12 + length : -32]
     return body + hashlib.sha256(body).digest()
+
+
+def rewrite(blob: bytes, change: dict[str, Any]) -> bytes:
+    """Return a snapshot with other fields of its header."""
+    header = header_of(blob)
+    for name, value in change.items():
+        owner, _, field = name.rpartition(".")
+        (header[owner] if owner else header)[field] = value
+    return with_header(blob, header)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +126,7 @@ def rewrite(blob: bytes, change: dict[str, Any]) -> bytes:
         {"last.space": ["continuous", 0]},
         {"last.space": ["discrete", 4]},
         {"last.reward": float("nan")},
+        {"last.text": ["go"]},
         {"last.num_padding": 10**9},
         {"arrays": []},
         {"arrays": [["pages", "|O", [1]]]},
@@ -132,14 +147,36 @@ def test_an_inconsistent_state_is_refused(change: dict[str, Any], load: Load) ->
 
 
 def test_random_changes_never_reach_the_engine(load: Load) -> None:
-    engine, random = load(backend="torch", dtype="float32"), np.random.default_rng(0)
+    engine = load(backend="torch", dtype="float32")
     with open_for(engine, EPISODE["babyai_sampled"]) as session:
         for t in range(3):
             play(session, EPISODE["babyai_sampled"], t)
         blob = session.snapshot()
-    for _ in range(300):
-        damaged = bytearray(blob)
-        for place in random.integers(0, len(blob), random.integers(1, 4)):
-            damaged[place] ^= int(random.integers(1, 256))
+    for data in damaged(blob, 300):
         with pytest.raises(InputError, match="snapshot: expected"):
-            engine.restore(bytes(damaged))
+            engine.restore(data)
+
+
+@pytest.mark.parametrize("options", variants("float32"))
+@pytest.mark.parametrize("name", ["continuous_cw9", "babyai_sampled"])
+def test_any_value_of_any_field_is_refused_or_leaves_a_session_that_can_act(
+    name: str, options: dict[str, Any], load: Load
+) -> None:
+    """A snapshot with a right digest is of this program, or of one that says what it likes."""
+    engine, episode, num_refused = load(**options), EPISODE[name], 0
+    with open_for(engine, episode) as session:
+        for t in range(3):
+            play(session, episode, t)
+        blob = session.snapshot()
+    before = engine.cache_stats.reserved
+    for header in with_other_values(header_of(blob)):
+        try:
+            restored = engine.restore(with_header(blob, header))
+        except InputError:
+            num_refused += 1
+            continue
+        with restored, contextlib.suppress(InputError, SessionError):  # another observation than the snapshot's
+            play(restored, episode, 3)
+            restored.snapshot()
+    assert num_refused > 500
+    assert engine.cache_stats.reserved == before

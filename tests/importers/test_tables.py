@@ -12,12 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.damage import damaged
 
 from jat_engine.cli import main
 from jat_engine.datasets.collection import Collection
 from jat_engine.datasets.hub import push_to_hub
 from jat_engine.datasets.importers import npz, parquet_table
+from jat_engine.datasets.importers.columns import parse_columns
 from jat_engine.envs import get_task
+from jat_engine.errors import DataError
 
 LENGTHS = [3, 1, 5, 4]
 STARTS = np.cumsum([0, *LENGTHS])
@@ -476,3 +479,18 @@ def test_a_source_without_a_format_is_refused(
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.csv").write_text("a,b")
     assert refused(capsys, name, "--task", "arm", "--output_dir", "d").startswith(message)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_damaged_files_are_read_or_refused(suffix: str, tmp_path: Path) -> None:
+    """Damaged names of columns of a Parquet file are no text, and flags of a zip file say that it is encrypted."""
+    opens = npz.open_npz if suffix == "npz" else parquet_table.open_parquet
+    source, refused = Path(save(tmp_path / f"a.{suffix}", d4rl())), 0
+    path = tmp_path / f"b.{suffix}"
+    for data in damaged(source.read_bytes(), 1000):
+        path.write_bytes(data)
+        try:
+            list(opens(path, parse_columns([])).read())
+        except DataError:
+            refused += 1
+    assert refused > 300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("websockets", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
+from helpers.damage import damaged, with_other_values
 from helpers.engines import EPISODE, NATIVE
 from helpers.remote_servers import ServerProcess
 from helpers.servers import RunningServer, lone_actions, request_of, running_server
@@ -156,6 +158,43 @@ def test_episodes_without_their_beginning_are_not_called_equal(own_log: Path, en
     found = list(replay(engine, find_log(own_log)))
     assert len(found) == 4
     assert all("that is not in the record" in one.reason for one in found)
+
+
+def test_a_damaged_file_is_read_as_it_was_or_refused(log: Path, tmp_path: Path) -> None:
+    path = sorted(log.glob("*-s000003-e000001-*"))[0]
+    file = tmp_path / path.name
+    for data in damaged(path.read_bytes(), 1000):
+        file.write_bytes(data)
+        with contextlib.suppress(DataError):
+            read_part(file)
+
+
+@pytest.mark.parametrize("session", [1, 3])
+def test_any_value_of_any_field_is_replayed_or_refused(
+    session: int, log: Path, engine: JatEngine, tmp_path: Path
+) -> None:
+    path = sorted(log.glob(f"*-s{session:06d}-e000001-*"))[0]
+    with np.load(path) as file:
+        arrays = dict(file)
+    changed = tmp_path / path.name
+    refused = replayed = 0
+
+    def try_it(**changes: Any) -> None:
+        nonlocal refused, replayed
+        np.savez(changed, **(arrays | changes))
+        try:
+            replayed += sum(1 for _ in replay(engine, find_log(changed)))
+        except DataError:
+            refused += 1
+
+    about = json.loads(str(arrays["about"]))
+    for one in with_other_values(about):
+        try_it(about=np.array(json.dumps(one)))
+    for name in arrays:
+        for array in (np.zeros(STEPS), np.zeros((STEPS, 1)), np.zeros(2), np.array("a"), np.full(STEPS, 9**9)):
+            try_it(**{name: array})
+    assert refused > 100
+    assert replayed > 10
 
 
 def test_the_command(own_log: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...envs import MissingSimulatorError, Task
 from ...errors import describe_error
+from ...zip_damage import ZIP_DAMAGE
 from .demonstration import ExpertError
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ _ALGORITHMS = {
     "policy_delay": "TD3",  # and DDPG, which is TD3 with other defaults
     "gae_lambda": "A2C",  # after PPO, which has it too
 }
+
+_NO_POLICY: tuple[type[Exception], ...] = (*ZIP_DAMAGE, KeyError, TypeError)
+"""Classes of the errors of a file that is none of Stable-Baselines3, or is damaged."""
 
 _OTHERWISE = "for others give a function that loads it, --expert module:function"
 
@@ -57,7 +61,7 @@ def check_file(path: Path, trusted: bool) -> str:
         with zipfile.ZipFile(path) as archive:
             data = json.loads(archive.read("data"))
         module = str(data["policy_class"]["__module__"])
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+    except _NO_POLICY as error:
         raise ExpertError(
             f"--expert sb3:{path}: expected a file that Stable-Baselines3 saved, got {type(error).__name__}: {error}"
         ) from None

@@ -149,7 +149,7 @@ def _lengths(path: Path) -> dict[int, int]:
                 table = pq.read_table(file, columns=["episode_index", "length"]).to_pydict()
                 pairs = zip(table["episode_index"], table["length"], strict=True)
                 lengths.update((int(index), int(length)) for index, length in pairs)
-            except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+            except (OSError, ValueError, pa.ArrowException, KeyError, TypeError) as error:
                 raise damaged(file, error) from None
     elif older.exists():
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,15 +11,13 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError, one_line
+from ...zip_damage import ZIP_DAMAGE
 from .columns import choose_columns
 from .source import RawEpisode, Source
 from .steps import Rows, episodes
 
 _PIECE_BYTES = 16_000_000
 """Bytes of a piece's rows, of all its arrays."""
-
-_DAMAGED = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
-"""Errors of zip files and of headers of arrays."""
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 """Version of an array's header -> function that reads it. Other versions have named fields."""
@@ -68,7 +65,7 @@ def _names(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except (OSError, zipfile.BadZipFile) as error:
+    except ZIP_DAMAGE as error:
         raise DataError(f"{path}: expected an npz file of numpy.savez, got one that cannot be read: {error}") from None
 
 
@@ -89,7 +86,7 @@ class _Array:
             self.shape, fortran, self.dtype = _HEADERS[version](self._file)
         except KeyError:
             raise DataError(f"{self._where} is missing, or has fields; save arrays of numbers or strings") from None
-        except _DAMAGED as error:
+        except ZIP_DAMAGE as error:
             raise self._damaged(error) from None
         if self.dtype.hasobject:
             raise DataError(
@@ -120,7 +117,7 @@ class _Array:
     def _bytes(self, count: int) -> np.ndarray:
         try:
             data = self._file.read(count * self.dtype.itemsize)
-        except _DAMAGED as error:
+        except ZIP_DAMAGE as error:
             raise self._damaged(error) from None
         if len(data) != count * self.dtype.itemsize:
             raise DataError(f"{self._where}: expected {self.shape}, got a file that ends before; copy it again")
@@ -140,7 +137,7 @@ class _Array:
 def _open(path: Path, names: list[str], stack: ExitStack) -> dict[str, _Array]:
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
-    except (OSError, zipfile.BadZipFile) as error:
+    except ZIP_DAMAGE as error:
         raise DataError(f"{path}: expected an npz file of numpy.savez, got one that cannot be read: {error}") from None
     arrays: dict[str, _Array] = {}
     for name in names:

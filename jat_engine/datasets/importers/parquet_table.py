@@ -81,7 +81,7 @@ def read_rows(files: Sequence[Path], names: Sequence[str]) -> Iterator[Rows]:
                     if batch.num_rows:
                         yield Rows(str(file), first, arrays)
                     first += batch.num_rows
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise damaged(file, error) from None
 
 
