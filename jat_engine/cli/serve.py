@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,6 +92,9 @@ class ServeArguments:
     snapshot_max_age_s: float = field(
         default=86400.0, metadata={"help": "remove snapshots that are older, of clients that did not come back"}
     )
+    state_max_gb: float = field(
+        default=10.0, metadata={"help": "most gigabytes of --state_dir; the oldest snapshots make room for new ones"}
+    )
     resume_grace_s: float = field(
         default=30.0,
         metadata={"help": "time that a session waits for another connection of a client that asks for it"},
@@ -121,19 +125,16 @@ class ServeArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: expected at least 1, got {value}")
-        if not self.record_max_gb > 0:
-            raise ValueError(f"--record_max_gb: expected a number above 0, got {self.record_max_gb}")
+        for name in ("record_max_gb", "state_max_gb", "idle_timeout_s", "snapshot_max_age_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name}: expected a finite number above 0, got {getattr(self, name)}")
         if self.demo_environments < 0:
             raise ValueError(f"--demo_environments: expected at least 0, got {self.demo_environments}")
         if not 0 <= self.max_wait_ms <= 1:
             raise ValueError(f"--max_wait_ms: expected 0 to 1, got {self.max_wait_ms}")
-        if not self.idle_timeout_s > 0:
-            raise ValueError(f"--idle_timeout_s: expected a number above 0, got {self.idle_timeout_s}")
         for name in ("drain_timeout_s", "resume_grace_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name}: expected a number >= 0, got {getattr(self, name)}")
-        if not self.snapshot_max_age_s > 0:
-            raise ValueError(f"--snapshot_max_age_s: expected a number above 0, got {self.snapshot_max_age_s}")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -210,7 +211,8 @@ def make_server(
     )
     store = None
     if arguments.state_dir is not None:
-        store = SnapshotStore(Path(arguments.state_dir).expanduser(), arguments.snapshot_max_age_s)
+        folder = Path(arguments.state_dir).expanduser()
+        store = SnapshotStore(folder, arguments.snapshot_max_age_s, int(arguments.state_max_gb * 1e9))
 
     hashes: list[str] = []
 

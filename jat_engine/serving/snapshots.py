@@ -12,6 +12,7 @@ A file holds one session, and has the SHA-256 of its token for a name: a list of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import struct
@@ -63,15 +64,19 @@ class SnapshotStore:
     Attributes:
         folder: of the files.
         max_age_s: seconds after which a file that is not written any more is removed.
+        max_bytes: of all files; the oldest ones are removed to make room. Servers that share a folder may exceed it
+            between two calls of `remove_old`.
     """
 
-    def __init__(self, folder: Path, max_age_s: float) -> None:
+    def __init__(self, folder: Path, max_age_s: float, max_bytes: int) -> None:
         """Make the folder if it is not there.
 
         Raises:
             InputError: it cannot be written to.
         """
-        self.folder, self.max_age_s = folder, max_age_s
+        self.folder, self.max_age_s, self.max_bytes = folder, max_age_s, max_bytes
+        self._num_bytes: int | None = None
+        """Bytes of the files when they were last looked at, and of all that were written since; None before."""
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -84,7 +89,7 @@ class SnapshotStore:
         Returns:
             Its bytes; 0 if it was not written.
         """
-        return await self._run(lambda: _write(self._path(token), fields, captured))
+        return await self._run(lambda: self._write(self._path(token), fields, captured))
 
     async def read(self, token: str) -> StoredSession | None:
         """Return the session of a token; None if there is none, or a damaged file."""
@@ -95,7 +100,7 @@ class SnapshotStore:
         await self._run(lambda: _remove(self._path(token)))
 
     async def remove_old(self) -> None:
-        """Remove files that were not written for `max_age_s`, also unfinished ones of killed servers."""
+        """Remove files that were not written for `max_age_s` or are too many, and unfinished ones of killed servers."""
         await self._run(self._remove_old)
 
     def close(self) -> None:
@@ -108,16 +113,41 @@ class SnapshotStore:
     def _path(self, token: str) -> Path:
         return self.folder / f"{hashlib.sha256(token.encode()).hexdigest()}{SUFFIX}"
 
+    def _write(self, path: Path, fields: dict[str, Any], captured: Captured) -> int:
+        written = _write(path, fields, captured)
+        if self._num_bytes is not None:
+            self._num_bytes += written  # a file that was replaced counts until they are looked at again
+        if self._num_bytes is None or self._num_bytes > self.max_bytes:
+            self._remove_old()
+        return written
+
     def _remove_old(self) -> None:
-        before = time.time() - self.max_age_s
+        found: list[tuple[float, int, Path]] = []
         for path in [*self.folder.glob(f"*{SUFFIX}"), *self.folder.glob(f".*{SUFFIX}.*.tmp")]:
+            with contextlib.suppress(OSError):  # another server was quicker
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        found.sort()
+        num_bytes, before, num_evicted = sum(size for _, size, _ in found), time.time() - self.max_age_s, 0
+        for modified, size, path in found:
+            is_newest = path == found[-1][2]
+            if modified >= before and (num_bytes <= self.max_bytes or is_newest):
+                break
             try:
-                if path.stat().st_mtime < before:
-                    path.unlink()
-            except FileNotFoundError:  # another server was quicker
-                continue
+                path.unlink(missing_ok=True)
             except OSError as error:
                 logger.warning("%s: cannot be removed: %s", path, error)
+                continue
+            num_bytes -= size
+            num_evicted += modified >= before
+        if num_evicted:
+            logger.warning(
+                "%s: %d snapshots were removed, since all take more than %d bytes (--state_max_gb)",
+                self.folder,
+                num_evicted,
+                self.max_bytes,
+            )
+        self._num_bytes = num_bytes
 
 
 def describe_session(session: ServedSession) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class AsgiServer:
 
     def __init__(self, load: Callable[[], JatEngine], state: Path, with_extensions: bool = True) -> None:
         limits = ServiceOptions(max_sessions=MAX_SESSIONS)
-        self.service = PolicyService(load, limits, store=SnapshotStore(state, 3600))
+        self.service = PolicyService(load, limits, store=SnapshotStore(state, 3600.0, 10**9))
         server = PolicyServer(
             self.service,
             ServerOptions(host="0.0.0.0", keys=(KEY,), drain_timeout_s=5),

@@ -86,7 +86,7 @@ class SlowStore(SnapshotStore):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> SlowStore:
-    return SlowStore(tmp_path_factory.mktemp("states"), 3600.0)
+    return SlowStore(tmp_path_factory.mktemp("states"), 3600.0, 10**9)
 
 
 @pytest.fixture(scope="module")

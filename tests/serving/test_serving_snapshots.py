@@ -93,7 +93,7 @@ def test_a_session_of_another_version_begins_again(load_engine: Callable[[], Jat
 
     async def run() -> None:
         options = ServiceOptions(snapshot_every=1, resume_grace_s=0.0)
-        service = PolicyService(load_engine, options, store=SnapshotStore(tmp_path, 3600.0))
+        service = PolicyService(load_engine, options, store=SnapshotStore(tmp_path, 3600.0, 10**9))
         await service.start()
         try:
             assert (await service.answer("me", Resume(TOKEN))) == Resumed("new", None, True)
@@ -121,7 +121,7 @@ def test_a_session_of_another_version_begins_again(load_engine: Callable[[], Jat
 
 def test_a_damaged_file_is_no_session(load_engine: Callable[[], JatEngine], tmp_path: Path) -> None:
     async def run() -> None:
-        store = SnapshotStore(tmp_path, 3600.0)
+        store = SnapshotStore(tmp_path, 3600.0, 10**9)
         with load_engine() as engine, engine.open_session() as session:
             await store.write(TOKEN, describe_session(a_session()), session.capture())
         (path,) = tmp_path.iterdir()
@@ -138,6 +138,38 @@ def test_a_damaged_file_is_no_session(load_engine: Callable[[], JatEngine], tmp_
         path.write_bytes(begin + hashlib.sha256(begin).digest())
         assert await store.read(TOKEN) is None
         store.close()
+
+    asyncio.run(run())
+
+
+def test_the_oldest_make_room(
+    load_engine: Callable[[], JatEngine], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        with load_engine() as engine, engine.open_session() as session:
+            captured = session.capture()
+        size = await SnapshotStore(tmp_path / "a", 3600.0, 10**9).write(TOKEN, describe_session(a_session()), captured)
+        store = SnapshotStore(tmp_path / "b", 3600.0, int(3.5 * size))
+        tokens = [f"{number:040}" for number in range(6)]
+        for number, token in enumerate(tokens):
+            await store.write(token, describe_session(a_session(last_seq=number)), captured)
+            await asyncio.sleep(0.02)  # so that their times differ
+        assert [await store.read(token) is not None for token in tokens] == [False] * 3 + [True] * 3
+        assert "--state_max_gb" in caplog.text
+        for number in range(100):  # the same file, again and again
+            await store.write(tokens[-1], describe_session(a_session(last_seq=10 + number)), captured)
+        assert [await store.read(token) is not None for token in tokens] == [False] * 3 + [True] * 3
+        store.close()
+
+        small = SnapshotStore(tmp_path / "c", 3600.0, 1)
+        for token in tokens[:2]:
+            await small.write(token, describe_session(a_session()), captured)
+            await asyncio.sleep(0.02)
+        assert [await small.read(token) is not None for token in tokens[:2]] == [False, True]
+        small.max_age_s = 0.0
+        await small.remove_old()
+        assert not list((tmp_path / "c").iterdir())
+        small.close()
 
     asyncio.run(run())
 

@@ -284,7 +284,7 @@ def open_target() -> Iterator[Target]:
 
         with load() as engine:
             expected = expected_actions(engine)
-        store = SnapshotStore(states, 3600.0)
+        store = SnapshotStore(states, 3600.0, 10**9)
         limits: dict[str, Any] = {"max_sessions": 6, "snapshot_every": 2, "resume_grace_s": 0.0}
         limits["ping_interval_s"] = 3600.0  # a suspended process must not lose its connections
         server = stack.enter_context(running_server(load, store=store, **limits))
