@@ -16,6 +16,7 @@ BUILD := cuda
 endif
 LOCK := requirements/$(BUILD).txt
 TORCH := requirements/torch-$(BUILD).txt
+CLIENTS := requirements/clients.txt
 PIP := $(BIN)/python -m pip install --no-deps --no-compile --disable-pip-version-check
 INSTALL := $(PIP) -qq --require-hashes --only-binary :all:
 INSTALLED := $(VENV)/.installed
@@ -42,13 +43,14 @@ help:
 
 setup: $(READY)
 
-$(INSTALLED): $(TORCH) $(LOCK)
+$(INSTALLED): $(TORCH) $(LOCK) $(CLIENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo "Python 3.11 to 3.13 is needed (Meta-World's MuJoCo has no later one): make PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "No virtual environment: on Debian, apt-get install python3-venv"; exit 1; }
 	$(PIP) -qq $(TORCH_INDEX) -r $(TORCH)
 	$(INSTALL) -r $(LOCK)
+	$(INSTALL) -r $(CLIENTS)
 	@touch $@
 
 $(READY): $(INSTALLED) setup.py CMakeLists.txt $(shell find csrc -type f)

@@ -7,9 +7,10 @@
 cpu.txt and cuda.txt are complete, except for torch, which torch-cpu.txt and torch-cuda.txt pin, and hold for every
 Python from 3.11 on. peers.txt adds what `jat-engine bench` measures the engine against, docs.txt what builds the
 documentation. build.txt has what builds a wheel, and serve-cpu.txt and serve-cuda.txt what the images of docker/ serve
-with. All take the releases of cpu.txt or cuda.txt where they need the same packages. oldest.txt has the oldest
-releases that setup.py allows, on Python 3.11, with today's releases of what those require in turn; `make test-versions`
-tests them.
+with. All take the releases of cpu.txt or cuda.txt where they need the same packages. clients.txt has other projects'
+clients of the policy server, for the tests, without what they require: openpi's allows only older NumPys. oldest.txt
+has the oldest releases that setup.py allows, on Python 3.11, with today's releases of what those require in turn;
+`make test-versions` tests them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from packaging.utils import canonicalize_name
 FOLDER = Path(__file__).parent
 EXTRAS = ("all", "dev")
 IMAGE_EXTRAS = {"cpu": (), "cuda": ("cuda",)}
+CLIENTS = ("openpi-client==0.1.2", "vla-eval==0.8.0", "dm-tree>=0.1.10")
 TEST_TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist")
 
 
@@ -125,6 +127,7 @@ def main(upgrade: list[str]) -> None:
         constraint = ("--universal", "--constraint", str(FOLDER / f"{build}.txt"))
         lock(f"serve-{build}.txt", requirements("serve", *IMAGE_EXTRAS[build]), *constraint, *options, build=build)
     lock("build.txt", build_tools(), "--universal", "--constraint", str(FOLDER / "cpu.txt"), *options, build=None)
+    lock("clients.txt", [Requirement(line) for line in CLIENTS], "--universal", "--no-deps", *options, build=None)
     lock("docs.txt", requirements("docs"), "--universal", "--constraint", str(FOLDER / "cpu.txt"), *options)
     lock("oldest.txt", oldest, *options)
 

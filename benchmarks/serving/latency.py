@@ -93,9 +93,9 @@ def measure_latency(
         in process; for the echo, of the round's median itself.
     """
     window = arguments.window
-    websockets = [connect(target.url, compression=None, max_size=None) for target in servers]
+    websockets = [connect(target.url, compression=None, max_size=None, legacy=True) for target in servers]
     remote = [RemoteAgent(target.url) for target in agents]
-    echo = connect(echo_url, compression=None)
+    echo = connect(echo_url, compression=None, legacy=True)
     calls: dict[str, Call] = {IN_PROCESS: drop_in_call(engine, window)}
     for agent, target in zip(remote, agents, strict=True):
         calls[f"{target.name}, RemoteAgent"] = drop_in_call(agent, window)

@@ -136,6 +136,7 @@ class RemoteAgent(RemoteAgentBase):
                 max_size=MOST_BYTES,
                 open_timeout=operation.seconds,
                 close_timeout=1,
+                legacy=True,  # a connection, which outlives this call
             )
         elif isinstance(operation, Pause):
             time.sleep(operation.seconds)

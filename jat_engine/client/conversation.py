@@ -287,7 +287,12 @@ class Conversation:
         if options.api_key is not None:
             headers["Authorization"] = f"Api-Key {options.api_key}"
         yield Open(url, headers, options.timeout_s)
-        greeting = yield Exchange(None, options.timeout_s)
+        try:
+            greeting = yield Exchange(None, options.timeout_s)
+        except Busy:
+            raise
+        except Lost as lost:
+            raise Lost(f"{url} has not greeted, as the path of another protocol does not ({lost})") from None
         try:
             description = _parse(greeting)
         except Lost:

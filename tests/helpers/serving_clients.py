@@ -33,6 +33,7 @@ a message; with its socket left open (a half-open connection) in the middle of t
 it reads no answers; with a reset after it has read answers more slowly than it has asked for them."""
 
 _CONNECT: dict[str, Any] = {"compression": None, "max_size": None, "open_timeout": 200, "ping_interval": None}
+_CONNECT["legacy"] = True  # connections that outlive the call
 _HALF_A_MESSAGE = 1 << 20
 """Size of a message of which only half is sent."""
 
@@ -53,7 +54,7 @@ url, count, path = sys.argv[1:]
 request = open(path, "rb").read()
 connections = []
 for _ in range(int(count)):
-    connections.append(connect(url, compression=None, max_size=None, open_timeout=200))
+    connections.append(connect(url, compression=None, max_size=None, open_timeout=200, legacy=True))
     connections[-1].recv()
     connections[-1].send(request)
     connections[-1].recv()

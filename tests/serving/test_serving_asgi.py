@@ -130,7 +130,7 @@ def test_a_connection_that_is_refused(server: AsgiServer) -> None:
     with pytest.raises(AccessError, match="expected one of the server's keys; it says: expected a key of the server"):
         RemoteAgent(server.url, api_key="wrong")
     with pytest.raises(InvalidStatus, match="404"):
-        connect(f"{server.url}/nothing", additional_headers=HEADERS)
+        connect(f"{server.url}/nothing", additional_headers=HEADERS, legacy=True)
 
 
 def test_a_full_server(server: AsgiServer) -> None:
@@ -141,7 +141,7 @@ def test_a_full_server(server: AsgiServer) -> None:
             websocket.send(codec.pack(request_of(episode, 0) | {"session_id": str(number)}))
             assert "actions" in codec.unpack(websocket.recv())
         with pytest.raises(InvalidStatus) as refused:
-            connect(server.url, additional_headers=HEADERS)
+            connect(server.url, additional_headers=HEADERS, legacy=True)
         assert refused.value.response.status_code == 503
         assert refused.value.response.headers["Retry-After"] == "1"
         assert server.get("/ready")[0] == 503

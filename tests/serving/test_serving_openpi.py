@@ -313,7 +313,7 @@ def test_dropped_connections_leave_no_pages(server: RunningServer) -> None:
     wait_until(lambda: not server.call(lambda: len(server.service.sessions)))
     before = reserved()
     for number in range(30):
-        websocket = connect(server.url, compression=None, max_size=None)
+        websocket = connect(server.url, compression=None, max_size=None, legacy=True)
         websocket.recv()
         websocket.send(codec.pack(request_of(EPISODE[MODALITIES[number % 4]], 0)))
         if number % 3:
@@ -326,7 +326,7 @@ def test_dropped_connections_leave_no_pages(server: RunningServer) -> None:
 def test_no_more_sessions_than_there_is_room_for(load_engine: Callable[[], JatEngine]) -> None:
     fields = request_of(EPISODE["continuous_cw9"], 0)
     with running_server(load_engine, max_sessions=2) as server:
-        early = connect(server.url, compression=None, max_size=None)
+        early = connect(server.url, compression=None, max_size=None, legacy=True)
         clients = [connect_client(server) for _ in range(2)]
         for client in clients:
             client.infer(fields)
@@ -374,8 +374,8 @@ def test_keys(load_engine: Callable[[], JatEngine]) -> None:
     with running_server(load_engine, keys=("first", "second")) as server:
         for key in ("first", "second"):
             close_client(connect_client(server, api_key=key))
-        connect(server.url, additional_headers={"Authorization": "Bearer second"}).close()
+        connect(server.url, additional_headers={"Authorization": "Bearer second"}, legacy=True).close()
         for headers in ({}, {"Authorization": "Api-Key third"}, {"Authorization": "Basic first"}):
             with pytest.raises(InvalidStatus) as refused:
-                connect(server.url, additional_headers=headers)
+                connect(server.url, additional_headers=headers, legacy=True)
             assert refused.value.response.status_code == 401

@@ -47,7 +47,7 @@ def get(server_port: int, path: str, **headers: str) -> tuple[int, str]:
 
 
 def open_connection(port: int) -> ClientConnection:
-    websocket = connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None)
+    websocket = connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None, legacy=True)
     websocket.recv()
     return websocket
 
@@ -96,7 +96,7 @@ def test_pages(server: RunningServer) -> None:
 
 def test_a_wrong_path_is_refused(server: RunningServer) -> None:
     with pytest.raises(InvalidStatus) as refused:
-        connect(f"{server.url}/other")
+        connect(f"{server.url}/other", legacy=True)
     assert refused.value.response.status_code == 404
 
 
@@ -114,7 +114,7 @@ def test_a_server_that_loads_is_not_ready(load_engine: Callable[[], JatEngine]) 
         seen.append(get(ports[0], "/healthz"))
         seen.append(get(ports[0], "/ready"))
         with pytest.raises(InvalidStatus) as refused:
-            connect(f"ws://127.0.0.1:{ports[0]}")
+            connect(f"ws://127.0.0.1:{ports[0]}", legacy=True)
         seen.append((refused.value.response.status_code, ""))
         go.set()
 
@@ -279,7 +279,7 @@ def handshake_status(port: int, path: str, headers: dict[str, str]) -> str:
     ],
 )
 def test_wrong_flags(flags: list[str], message: str, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--model_name_or_path", str(tiny_folder), "--use_cpu", *flags]) == 2
+    assert main(["serve", "--model_name_or_path", str(tiny_folder), "--use_cpu", "--port", "0", *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 

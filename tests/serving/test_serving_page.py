@@ -209,7 +209,7 @@ def test_viewers_need_a_key_and_a_page_of_this_server(playing: tuple[RunningServ
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1008
     with pytest.raises(InvalidStatus) as refused:
-        connect(server.url + "/play", origin="http://evil.example")
+        connect(server.url + "/play", origin="http://evil.example", legacy=True)
     assert refused.value.response.status_code == 403
     assert demo.num_environments == 0
 
