@@ -57,9 +57,12 @@ def test_whole_episodes_of_vla_eval(name: str, image_format: str, server: Runnin
             for _ in range(2):
                 await client.start_episode({"task": task})
                 for t, action in enumerate(expected):
-                    payload = {**episode.observation(t), "reward": episode.reward(t)}
-                    actions = np.asarray((await client.act(payload))["actions"])
-                    assert actions.tolist() == action
+                    payload = {**episode.observation(t), "reward": episode.reward(t), "return_prediction": True}
+                    answer = await client.act(payload)
+                    assert np.asarray(answer["actions"]).tolist() == action
+                    prediction = np.asarray(answer["predictions"])
+                    is_box = isinstance(action, list)
+                    assert prediction.tolist() == action if is_box else prediction.shape == (episode.space.n,)
                 await client.end_episode({"success": True})
             with pytest.raises(RuntimeError, match="image_observation: expected"):
                 await client.act({"image_observation": np.zeros((3, 3, 3), np.uint8)})

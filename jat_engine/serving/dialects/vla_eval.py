@@ -67,7 +67,12 @@ class VlaEval:
 
     def reply(self, request: Request, reply: Answer, elapsed_s: float) -> Frame | None:
         """Return the action, float32 [A] or int64 []; None for the start of an episode."""
-        return self._message("action", {"actions": reply.array[0]}) if isinstance(reply, Reply) else None
+        if not isinstance(reply, Reply):
+            return None
+        payload: dict[str, Any] = {"actions": reply.array[0]}
+        if reply.prediction is not None:
+            payload["predictions"] = reply.prediction
+        return self._message("action", payload)
 
     def error(self, message: str, request: Request | None, kind: str) -> Frame:
         """Return the line in an ERROR."""
