@@ -32,8 +32,9 @@ from .streams import say
 
 if TYPE_CHECKING:
     from ..engine.engine import JatEngine
-    from ..serving.server import PolicyServer
-    from ..serving.service import PolicyService
+    from ..serving.server import PolicyServer, ServerOptions
+    from ..serving.service import PolicyService, ServiceOptions
+    from ..serving.snapshots import SnapshotStore
 
 SWITCH_SECONDS = 5e-4
 """Interpreter's switch interval, for which the event loop may delay the engine's thread; Python's default is 5 ms."""
@@ -178,43 +179,12 @@ def make_server(
         ValueError: the address needs a key, or a file or folder cannot be used.
     """
     from ..engine.engine import JatEngine
-    from ..serving.auth import read_keys
     from ..serving.description import describe as describe_server
     from ..serving.dialects import DIALECTS, dialects_with
-    from ..serving.origins import parse_origins
-    from ..serving.requests import Settings, parse_settings
-    from ..serving.server import PolicyServer, ServerOptions
-    from ..serving.service import PolicyService, ServiceOptions
-    from ..serving.snapshots import SnapshotStore
+    from ..serving.server import PolicyServer
+    from ..serving.service import PolicyService
 
-    try:
-        defaults = Settings() if arguments.task is None else parse_settings({"task": arguments.task})
-    except InputError as error:
-        message = str(error).removesuffix("; give action_space")  # which is for requests
-        raise ValueError(f"--{message}") from None
-    options = ServerOptions(
-        host=arguments.host,
-        port=arguments.port,
-        keys=() if arguments.api_key_file is None else read_keys(arguments.api_key_file),
-        allow_public=arguments.allow_public,
-        allowed_origins=parse_origins(arguments.allowed_origins),
-        drain_timeout_s=arguments.drain_timeout_s,
-    )
-    limits = ServiceOptions(
-        max_sessions=arguments.max_sessions,
-        max_queue=arguments.max_queue,
-        max_wait_ms=arguments.max_wait_ms,
-        idle_timeout_s=arguments.idle_timeout_s,
-        defaults=defaults,
-        snapshot_every=arguments.snapshot_every,
-        resume_grace_s=arguments.resume_grace_s,
-    )
-    store = None
-    if arguments.state_dir is not None:
-        folder = Path(arguments.state_dir).expanduser()
-        store = SnapshotStore(folder, arguments.snapshot_max_age_s, int(arguments.state_max_gb * 1e9))
-
-    hashes: list[str] = []
+    limits, hashes = _service_options(arguments), list[str]()
 
     def load() -> JatEngine:
         engine_options = {"num_threads": arguments.num_threads, "kv_dtype": arguments.kv_dtype}
@@ -227,13 +197,57 @@ def make_server(
 
     def describe_now() -> dict[str, Any]:
         weights = hashes[0] if hashes else None
-        source = model.model_name_or_path
-        description = describe_server(service.batcher.engine, source, arguments.max_sessions, defaults, weights)
+        source, most = model.model_name_or_path, arguments.max_sessions
+        description = describe_server(service.batcher.engine, source, most, limits.defaults, weights)
         return {**description, **about}
 
-    service = PolicyService(load, limits, store=store)
+    service = PolicyService(load, limits, store=_snapshot_store(arguments))
     dialects = DIALECTS if arguments.reset_reply is None else dialects_with(arguments.reset_reply)
-    return PolicyServer(service, options, describe_now, dialects), describe_now
+    return PolicyServer(service, _server_options(arguments), describe_now, dialects), describe_now
+
+
+def _server_options(arguments: ServeArguments) -> ServerOptions:
+    from ..serving.auth import read_keys
+    from ..serving.origins import parse_origins
+    from ..serving.server import ServerOptions
+
+    return ServerOptions(
+        host=arguments.host,
+        port=arguments.port,
+        keys=() if arguments.api_key_file is None else read_keys(arguments.api_key_file),
+        allow_public=arguments.allow_public,
+        allowed_origins=parse_origins(arguments.allowed_origins),
+        drain_timeout_s=arguments.drain_timeout_s,
+    )
+
+
+def _service_options(arguments: ServeArguments) -> ServiceOptions:
+    from ..serving.requests import Settings, parse_settings
+    from ..serving.service import ServiceOptions
+
+    try:
+        defaults = Settings() if arguments.task is None else parse_settings({"task": arguments.task})
+    except InputError as error:
+        message = str(error).removesuffix("; give action_space")  # which is for requests
+        raise ValueError(f"--{message}") from None
+    return ServiceOptions(
+        max_sessions=arguments.max_sessions,
+        max_queue=arguments.max_queue,
+        max_wait_ms=arguments.max_wait_ms,
+        idle_timeout_s=arguments.idle_timeout_s,
+        defaults=defaults,
+        snapshot_every=arguments.snapshot_every,
+        resume_grace_s=arguments.resume_grace_s,
+    )
+
+
+def _snapshot_store(arguments: ServeArguments) -> SnapshotStore | None:
+    from ..serving.snapshots import SnapshotStore
+
+    if arguments.state_dir is None:
+        return None
+    folder = Path(arguments.state_dir).expanduser()
+    return SnapshotStore(folder, arguments.snapshot_max_age_s, int(arguments.state_max_gb * 1e9))
 
 
 async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
