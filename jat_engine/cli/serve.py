@@ -270,7 +270,13 @@ async def _serve(model: ModelArguments, arguments: ServeArguments) -> None:
 
     host = f"[{options.host}]" if ":" in options.host else options.host
     try:
-        await server.run(lambda: say(f"serving on ws://{host}:{server.port}"))
+        await server.run(
+            lambda: say(f"serving on ws://{host}:{server.port}"),
+            lambda count: note(
+                f"ending: {count} sessions may go on for up to {options.drain_timeout_s:g} s (--drain_timeout_s); a "
+                "second signal ends them now"
+            ),
+        )
     finally:
         if recorder is not None:
             await asyncio.to_thread(recorder.close)

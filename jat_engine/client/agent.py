@@ -82,15 +82,22 @@ class RemoteAgent(RemoteAgentBase):
             ServerLostError, OverloadError: see the class. The same step can be asked for again.
             ServerError: the server has failed; `reset()` starts a new episode.
         """
-        observation = {
-            "continuous_observation": continuous_observation,
-            "discrete_observation": discrete_observation,
-            "text_observation": text_observation,
-            "image_observation": image_observation,
-        }
-        options = {"action_mask": action_mask, "temperature": temperature, "top_k": top_k, "action_clip": action_clip}
         return self._run(
-            self._act(observation, action_space, reward, deterministic, context_window, return_prediction, options)
+            self._act(
+                continuous_observation,
+                discrete_observation,
+                text_observation,
+                image_observation,
+                action_space,
+                reward,
+                deterministic,
+                context_window,
+                return_prediction,
+                action_mask,
+                temperature,
+                top_k,
+                action_clip,
+            )
         )
 
     def close(self) -> None:
@@ -134,6 +141,7 @@ class RemoteAgent(RemoteAgentBase):
                 additional_headers=operation.headers,
                 compression=None,
                 max_size=MOST_BYTES,
+                proxy=operation.proxy,
                 open_timeout=operation.seconds,
                 close_timeout=1,
                 legacy=True,  # a connection, which outlives this call

@@ -57,15 +57,22 @@ class AsyncRemoteAgent(RemoteAgentBase):
         action_clip: str | None = None,
     ) -> Any:
         """Take one step. See `RemoteAgent.get_next_action`; a call that is cancelled can be made again."""
-        observation = {
-            "continuous_observation": continuous_observation,
-            "discrete_observation": discrete_observation,
-            "text_observation": text_observation,
-            "image_observation": image_observation,
-        }
-        options = {"action_mask": action_mask, "temperature": temperature, "top_k": top_k, "action_clip": action_clip}
         return await self._run(
-            self._act(observation, action_space, reward, deterministic, context_window, return_prediction, options)
+            self._act(
+                continuous_observation,
+                discrete_observation,
+                text_observation,
+                image_observation,
+                action_space,
+                reward,
+                deterministic,
+                context_window,
+                return_prediction,
+                action_mask,
+                temperature,
+                top_k,
+                action_clip,
+            )
         )
 
     async def close(self) -> None:
@@ -111,6 +118,7 @@ class AsyncRemoteAgent(RemoteAgentBase):
                 additional_headers=operation.headers,
                 compression=None,
                 max_size=MOST_BYTES,
+                proxy=operation.proxy,
                 open_timeout=operation.seconds,
                 close_timeout=1,
             )

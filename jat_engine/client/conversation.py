@@ -12,11 +12,12 @@ The conversation is a generator of operations: `RemoteAgent` carries them out wi
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import secrets
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,9 @@ from ..serving import codec
 from ..serving.errors import OverloadError, ServerError
 from .errors import Busy, Lost, ServerLostError
 from .operations import Exchange, HangUp, Open, Operation, Pause
+from .options import ConversationOptions
+
+logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 Steps = Generator[Operation, Any, Any]
@@ -35,6 +39,9 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 """Seconds before the second attempt to reach a server, and at most before later ones."""
 
 _CLOSE_SECONDS = 2.0
+
+_QUIET_SECONDS = 1.0
+"""Seconds of attempts after which a warning is logged."""
 
 SESSION_HEADER = "X-Session-Id"
 """Header by which proxies, such as Ray Serve's, route all connections of an agent to the same server. Its value is not
@@ -56,48 +63,12 @@ class Recovery:
     Attributes:
         status: of the session that the server had: "resumed", "restored" from a snapshot, or "new".
         replayed: steps that were repeated to the server.
-        seconds: from the loss to the step's answer.
+        seconds: from when the loss was noticed, `timeout_s` after the request if no answer comes, to the step's answer.
     """
 
     status: str
     replayed: int
     seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConversationOptions:
-    """Addresses and limits of a conversation.
-
-    Attributes:
-        urls: of servers with the same model; the next one is tried when one is lost.
-        api_key: for all of them; None for none.
-        timeout_s: seconds after which an answer is given up and asked for again.
-        patience_s: seconds of attempts after which a step fails.
-        max_log_bytes: most bytes of steps that are kept.
-    """
-
-    urls: tuple[str, ...]
-    api_key: str | None
-    timeout_s: float
-    patience_s: float
-    max_log_bytes: int
-
-    def __post_init__(self) -> None:
-        for name in ("timeout_s", "patience_s"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise InputError(f"{name}: expected a number of seconds above 0, got {value!r}")
-        if not self.urls or not all(isinstance(url, str) for url in self.urls):
-            raise InputError(f"url: expected one or several such as ws://127.0.0.1:8000, got {self.urls!r:.200}")
-
-    @staticmethod
-    def urls_of(url: str | Sequence[str]) -> tuple[str, ...]:
-        """Return one URL, or several, as a tuple. Raises `InputError` if it is neither."""
-        if isinstance(url, str):
-            return (url,)
-        if not isinstance(url, list | tuple):
-            raise InputError(f"url: expected one or several such as ws://127.0.0.1:8000, got {url!r:.200}")
-        return tuple(url)
 
 
 @dataclass(slots=True)
@@ -122,7 +93,7 @@ class Conversation:
 
     Attributes:
         description: of the server, from its greeting; empty before the first connection.
-        recoveries: the newest ones.
+        recoveries: the newest 1,000.
         num_repeated: requests that were sent again over another connection.
     """
 
@@ -133,9 +104,9 @@ class Conversation:
         self._options = options
         self._token = secrets.token_urlsafe(24)
         self._affinity = secrets.token_hex(8)
-        self._url = 0
-        self._is_connected = False
-        self._done = -1
+        self._url_index = 0  # of the server to try next, modulo their number
+        self._is_idle = False  # connected, and no answer is outstanding
+        self._last_answered = -1  # number of a step
         self._pending: _Step | None = None
         self._log: deque[_Step] = deque()
         self._log_bytes = 0
@@ -161,7 +132,7 @@ class Conversation:
             ServerLostError: there is no server.
             OverloadError: it has had no room for too long.
         """
-        if not self._is_connected:
+        if not self._is_idle:
             yield from self._repeatedly(self._connect)
 
     def step(self, fields: Message, is_fresh: bool) -> Steps:
@@ -184,7 +155,7 @@ class Conversation:
                     "session: expected the step again that has got no answer, or a new episode, got another step; "
                     "reset_rl() starts one"
                 )
-            seq = self._done + 1 if step is None else step.seq + 1
+            seq = self._last_answered + 1 if step is None else step.seq + 1
             step = _Step(seq, _pack(fields, seq), is_fresh)
         if is_fresh:
             self._log.clear()
@@ -198,14 +169,14 @@ class Conversation:
             raise
         actions = message["actions"]
         step.action = int(actions[0]) if actions.dtype.kind == "i" else actions[0]
-        self._pending, self._done = None, step.seq
-        self._keep(step, message.get("snapshot_seq"))
+        self._pending, self._last_answered = None, step.seq
+        self._keep(step, _number(message.get("snapshot_seq")))
         return message
 
     def close(self) -> Steps:
         """End the session, if the server can be told, and the connection."""
-        if self._is_connected:
-            self._is_connected = False
+        if self._is_idle:
+            self._is_idle = False
             with contextlib.suppress(Lost):
                 yield Exchange(codec.pack({"endpoint": "close"}), _CLOSE_SECONDS)
         yield HangUp()
@@ -214,14 +185,15 @@ class Conversation:
 
     def _repeatedly(self, attempt: Any) -> Steps:
         """Return what an attempt returns, in as many attempts as there is time for."""
-        end = time.monotonic() + self._options.patience_s
-        lost_since, pause, self._status, self._replayed = 0.0, _SHORTEST_PAUSE, "", 0
+        began = time.monotonic()
+        end, has_warned = began + self._options.patience_s, False
+        lost_since: float | None = None
+        pause, self._status, self._replayed = _SHORTEST_PAUSE, "", 0
         while True:
             try:
                 result = yield from attempt()
             except Lost as lost:
                 now = time.monotonic()
-                lost_since = lost_since or now
                 if lost.is_absent and not self.description:
                     raise ServerLostError(
                         f"url: expected a server at {', '.join(self._options.urls)}, got none ({lost}); start one with "
@@ -236,33 +208,45 @@ class Conversation:
                         f"server: expected an answer within {self._options.patience_s:g} s (patience_s), got none; "
                         f"{lost}"
                     ) from None
+                lost_since = now if lost_since is None else lost_since
+                if now - began > _QUIET_SECONDS and not has_warned:
+                    has_warned = True
+                    what = "has no room" if isinstance(lost, Busy) else "was lost"
+                    logger.warning("the server %s; trying for %g s: %s", what, self._options.patience_s, lost)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 yield Pause(seconds)
             else:
-                if lost_since and self._status:
-                    seconds = time.monotonic() - lost_since
-                    self.recoveries.append(Recovery(self._status, self._replayed, seconds))
+                if lost_since is not None and self._status:
+                    recovery = Recovery(self._status, self._replayed, time.monotonic() - lost_since)
+                    self.recoveries.append(recovery)
+                    if has_warned:
+                        logger.warning(
+                            "the server is there again after %.1f s: the session is %s, %d steps were repeated",
+                            recovery.seconds,
+                            recovery.status,
+                            recovery.replayed,
+                        )
                 return result
 
     def _ask(self, step: _Step) -> Steps:
-        """Send a request over a connection that nothing is left to come from, and return the answer."""
-        if not self._is_connected:
+        """Send a request and return its answer; connect first if the answer to an earlier one may still come."""
+        if not self._is_idle:
             yield from self._connect()
             self.num_repeated += 1
         message = yield from self._exchange(step.frame)
         if "error" in message:
             raise _error(message)
-        if message.get("seq") != step.seq or not isinstance(message.get("actions"), np.ndarray):
-            self._is_connected = False
+        if not _answers(message, step.seq):
+            self._is_idle = False
             raise Lost("the server answered another request")
         return message
 
     def _exchange(self, frame: bytes) -> Steps:
         """Send a message and return the answer. Until it has come the connection is not used for another one."""
-        self._is_connected = False
+        self._is_idle = False
         answer = yield Exchange(frame, self._options.timeout_s)
         message = _parse(answer)
-        self._is_connected = True
+        self._is_idle = True
         return message
 
     # ---- connections -----------------------------------------------------------------------------------------------
@@ -273,10 +257,10 @@ class Conversation:
         for _ in urls:
             yield HangUp()
             try:
-                yield from self._connect_to(urls[self._url % len(urls)])
+                yield from self._connect_to(urls[self._url_index % len(urls)])
             except Lost as lost:
                 last = lost
-                self._url += 1
+                self._url_index += 1
             else:
                 return
         raise last
@@ -292,7 +276,7 @@ class Conversation:
         except Busy:
             raise
         except Lost as lost:
-            raise Lost(f"{url} has not greeted, as the path of another protocol does not ({lost})") from None
+            raise Lost(f"{url} sends no greeting; is its path / ? ({lost})") from None
         try:
             description = _parse(greeting)
         except Lost:
@@ -304,15 +288,17 @@ class Conversation:
         steps = self._steps
         since = None if not steps or steps[0].is_fresh else steps[0].seq - 1
         message = yield from self._exchange(codec.pack({"endpoint": "resume", "token": self._token, "seq": since}))
-        self._is_connected = False
+        self._is_idle = False
         if "error" in message:
             raise _error(message)
-        status, seq = message.get("status"), message.get("seq")
-        if status == "restored":
+        status, seq = message.get("status"), _number(message.get("seq"))
+        if not isinstance(status, str) or status not in ("resumed", "restored", "new"):
+            raise InputError(f"url: expected the path of openpi's protocol, /, got {url}, which speaks another one")
+        if status == "restored" and seq is not None:
             self._drop(seq)
         yield from self._catch_up(-1 if seq is None else seq, message.get("reason", ""))
         self._status = str(status)
-        self._is_connected = True
+        self._is_idle = True
 
     @property
     def _steps(self) -> list[_Step]:
@@ -338,7 +324,7 @@ class Conversation:
             fields = codec.unpack(step.frame)
             fields.pop("return_prediction", None)
             message = yield from self._exchange(codec.pack({**fields, "force_action": step.action}))
-            self._is_connected = False
+            self._is_idle = False
             if "error" in message:
                 error = _error(message)
                 if isinstance(error, Lost):
@@ -383,9 +369,22 @@ def _parse(frame: Any) -> Message:
     return message
 
 
+def _answers(message: Message, seq: int) -> bool:
+    """Return True if a message has the action of the step with a number."""
+    actions = message.get("actions")
+    is_action = isinstance(actions, np.ndarray) and actions.ndim > 0 and len(actions) == 1
+    return is_action and _number(message.get("seq")) == seq
+
+
+def _number(value: Any) -> int | None:
+    """Return a number of a step in a server's message; None for none, and for anything else."""
+    return value if type(value) is int else None
+
+
 def _error(message: Message) -> Exception:
     """Return the exception that a message stands for."""
     kind, line = message.get("kind"), str(message["error"])
     if kind == "overload":
-        return Busy(line, message.get("retry_after_s"))
+        after = message.get("retry_after_s")
+        return Busy(line, after if isinstance(after, int | float) else None)
     return _ERRORS.get(str(kind), ServerError)(line)

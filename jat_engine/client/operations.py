@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import socket
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 
 from ..errors import InputError, one_line
+from ..serving.addresses import is_loopback
+from ..serving.close_codes import TRY_AGAIN_LATER
 from .errors import AccessError, Busy, Lost
-
-TRY_AGAIN_LATER = 1013
-"""Close code of a server without room. `serving.websocket` has it too; clients do without the server's modules."""
 
 
 class Open(NamedTuple):
@@ -26,6 +26,11 @@ class Open(NamedTuple):
     url: str
     headers: dict[str, str]
     seconds: float
+
+    @property
+    def proxy(self) -> Literal[True] | None:
+        """Return True to take the proxy that the environment names, if any; None for an address of this machine."""
+        return None if is_loopback(urlsplit(self.url).hostname or "") else True
 
 
 class Exchange(NamedTuple):

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..errors import InputError, SessionError
 from ..serving.errors import ServerError
-from .conversation import Conversation, ConversationOptions, Recovery
+from .conversation import Conversation, Recovery
 from .operations import Operation
+from .options import ConversationOptions
 from .requests import RequestWriter, read_result
 
 
@@ -81,16 +82,29 @@ class RemoteAgentBase:
 
     def _act(
         self,
-        observation: dict[str, Any],
+        continuous_observation: Any,
+        discrete_observation: Any,
+        text_observation: Any,
+        image_observation: Any,
         action_space: Any,
         reward: Any,
         deterministic: Any,
-        context_window: int | None,
+        context_window: Any,
         return_prediction: Any,
-        options: dict[str, Any],
+        action_mask: Any,
+        temperature: Any,
+        top_k: Any,
+        action_clip: Any,
     ) -> Generator[Operation, Any, Any]:
         """Take a step, and return what `get_next_action` does."""
         self._check_open()
+        observation = {
+            "continuous_observation": continuous_observation,
+            "discrete_observation": discrete_observation,
+            "text_observation": text_observation,
+            "image_observation": image_observation,
+        }
+        options = {"action_mask": action_mask, "temperature": temperature, "top_k": top_k, "action_clip": action_clip}
         writer, conversation = self._writer, self._conversation
         if not conversation.description:  # which tells the longest window
             yield from conversation.connect()

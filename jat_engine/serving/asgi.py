@@ -17,9 +17,9 @@ from websockets.exceptions import ConnectionClosedOK
 from websockets.http11 import Request, Response
 
 from ..errors import one_line
+from .close_codes import POLICY_VIOLATION, TRY_AGAIN_LATER
 from .dialects import Frame
 from .server import PolicyServer
-from .websocket import POLICY_VIOLATION, TRY_AGAIN_LATER
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

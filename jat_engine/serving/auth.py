@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .origins import is_loopback
+from .addresses import is_loopback
 
 _SCHEMES = ("api-key", "bearer")
 

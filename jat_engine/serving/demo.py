@@ -21,11 +21,11 @@ from websockets.exceptions import ConnectionClosed
 from ..envs import Task
 from ..errors import InputError
 from .auth import is_allowed
+from .close_codes import POLICY_VIOLATION, TRY_AGAIN_LATER
 from .environments import Environment, EnvironmentFailedError, State
 from .errors import kind_of, message_of
 from .requests import Act, Close, Reply, Settings
 from .service import PolicyService
-from .websocket import POLICY_VIOLATION, TRY_AGAIN_LATER
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ rebinding, a page's name comes to stand for 127.0.0.1; requests then have that n
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from websockets.http11 import Request
 
 from ..errors import InputError
+from .addresses import is_loopback
 from .http_requests import header
 
 ANY = "*"
@@ -71,14 +71,6 @@ def is_local_name(request: Request, host: str, allowed: Sequence[str]) -> bool:
     return name is not None and (
         name == host.lower() or is_loopback(name) or name in [_host_of(origin) for origin in allowed]
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Return True for a loopback address, or a name that stands for one."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _normalise(origin: str) -> str | None:

@@ -118,7 +118,6 @@ class Close:
     """Request to end a session."""
 
     session_id: str = DEFAULT_SESSION
-    seq: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +134,6 @@ class Resume:
     token: str
     session_id: str = DEFAULT_SESSION
     since: int | None = None
-    seq: int | None = None
 
 
 Request = Act | Reset | Close | Resume
@@ -199,7 +197,17 @@ def parse_resume(fields: Mapping[str, Any]) -> Resume:
     token = fields.get("token")
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise InputError("token: expected 32 to 128 random letters, digits, - and _, got something else")
-    return Resume(token, parse_session_id(fields.get("session_id")), _seq(fields.get("seq")))
+    return Resume(token, parse_session_id(fields.get("session_id")), since=_seq(fields.get("seq")))
+
+
+def parse_close(fields: Mapping[str, Any]) -> Close:
+    """Return the request to end a session that some fields are: `session_id`.
+
+    Raises:
+        InputError: a field is unknown or invalid.
+    """
+    refuse_unknown(map(str, fields), ("session_id", "seq"), "a field of a request to close")
+    return Close(parse_session_id(fields.get("session_id")))
 
 
 def parse_act(fields: Mapping[str, Any], settings: Settings | None = None, seq: int | None = None) -> Act:

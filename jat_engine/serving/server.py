@@ -19,16 +19,18 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
+from .addresses import is_loopback
 from .auth import check_address, describe_refusal, is_allowed
+from .close_codes import GOING_AWAY, TRY_AGAIN_LATER
 from .codec import MOST_BYTES
 from .dialects import DIALECTS, Dialect, DialectMaker, Frame
 from .errors import OverloadError, kind_of, message_of
 from .http import HttpPages, refuse
 from .http_requests import header, is_websocket, path_of
-from .origins import is_allowed_origin, is_local_name, is_loopback
+from .origins import is_allowed_origin, is_local_name
 from .requests import DEFAULT_SESSION, Request
 from .service import PolicyService
-from .websocket import GOING_AWAY, TRY_AGAIN_LATER, Websocket
+from .websocket import Websocket
 
 logger = logging.getLogger(__name__)
 _protocol_logger = logging.getLogger(f"{__name__}.websockets")
@@ -85,7 +87,7 @@ class Connection:
     Attributes:
         websocket: of the client.
         dialect: that it speaks.
-        num_answered: counts its dialect's requests.
+        answered_counter: counts its dialect's requests.
         last_frame: when its last message came, in seconds of `time.monotonic`.
         tail: the last concurrent answer; None if there was none.
         gate: limits concurrent answers.
@@ -94,7 +96,7 @@ class Connection:
 
     websocket: Websocket
     dialect: Dialect
-    num_answered: Counter
+    answered_counter: Counter
     last_frame: float = field(default_factory=time.monotonic)
     tail: asyncio.Task[None] | None = None
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MOST_CONCURRENT))
@@ -198,29 +200,34 @@ class PolicyServer:
             logger=_protocol_logger,
         )
 
-    async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+    async def run(
+        self, on_ready: Callable[[], None] = lambda: None, on_drain: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Serve until SIGTERM or SIGINT, let open sessions go on for a while, and end; a second signal ends at once.
 
         Args:
             on_ready: called when the engine is loaded.
+            on_drain: called with the number of open sessions, if there are any, when they are waited for.
         """
-        loop, signals = asyncio.get_running_loop(), [asyncio.Event(), asyncio.Event()]
+        loop, first, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
         def note_signal() -> None:
-            signals[signals[0].is_set()].set()
+            (hurry if first.is_set() else first).set()
 
         numbers = (signal.SIGTERM, signal.SIGINT)
         for number in numbers:
             loop.add_signal_handler(number, note_signal)
         try:
             starting = asyncio.create_task(self.start())
-            stopping = asyncio.create_task(signals[0].wait())
+            stopping = asyncio.create_task(first.wait())
             await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
             await starting  # an engine that is being loaded cannot be interrupted
-            if not signals[0].is_set():
+            if not first.is_set():
                 on_ready()
                 await stopping
-            await self.drain(hurry=signals[1])
+            if len(self.service.sessions):
+                on_drain(len(self.service.sessions))
+            await self.drain(hurry=hurry)
             await self.stop()
         finally:
             for number in numbers:
@@ -266,13 +273,15 @@ class PolicyServer:
     async def admit(self, request: HttpRequest) -> Response | None:
         """Return the answer to a plain HTTP request, or to one for a websocket that is refused; None lets it in."""
         service = self.service
-        refused = self._refuse_page(request)
+        refused = self._refuse_foreign(request)
         if refused is not None:
             service.metrics.refusals.inc()
             return refused
-        if not is_websocket(request):
-            return await self.pages.answer(request)
         path = path_of(request)
+        if not is_websocket(request):
+            if path in self.dialects and path not in self.pages.routes:
+                return refuse(HTTPStatus.UPGRADE_REQUIRED, f"expected a websocket at {path}, got a request of plain HTTP")
+            return await self.pages.answer(request)
         if path in self.channels:
             return None
         if path not in self.dialects:
@@ -287,7 +296,7 @@ class PolicyServer:
             service.metrics.refusals.inc()
         return refused
 
-    def _refuse_page(self, request: HttpRequest) -> Response | None:
+    def _refuse_foreign(self, request: HttpRequest) -> Response | None:
         """Return the refusal of a request that a browser sends for a page of another server; None to go on."""
         host, allowed = self.options.host, self.options.allowed_origins
         if not self.options.keys and is_loopback(host) and not is_local_name(request, host, allowed):
@@ -381,7 +390,7 @@ class PolicyServer:
                 raise OverloadError("server: expected no request, since it ends; connect to another")
             reply = await self.service.answer(connection, request)
             answer = connection.dialect.reply(request, reply, time.perf_counter() - received)
-            connection.num_answered.inc()
+            connection.answered_counter.inc()
             return answer
         except Exception as error:
             return self._error(connection, error, request)

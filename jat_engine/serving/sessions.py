@@ -127,8 +127,9 @@ class ServedSession:
         if given.is_empty:
             return self.settings
         if given.seed is not None and given.seed != self.seed:
+            was = "none was given" if self.settings.seed is None else f"it was {self.settings.seed}"
             raise InputError(
-                f"seed: expected {self.seed} as at the start of this episode, got {given.seed}; start a new episode"
+                f"seed: expected one at the start of an episode, where {was}, got {given.seed} in its course"
             )
         if given.window is not None and not self._has_pages(given.window):
             raise InputError(

@@ -1,4 +1,4 @@
-"""Interface of a client's websocket, on the server's own port or behind another server's, and close codes."""
+"""Interface of a client's websocket, on the server's own port or behind another server's."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import Any, Protocol
 from websockets.http11 import Request
 
 from .dialects import Frame
-
-GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN_LATER = 1001, 1008, 1013
-"""Codes with which a server closes a connection; see https://www.iana.org/assignments/websocket."""
 
 
 class Websocket(Protocol):

@@ -24,11 +24,12 @@ from ..requests import (
     Answer,
     Close,
     Request,
+    Reset,
     Resumed,
     parse_act,
+    parse_close,
     parse_reset,
     parse_resume,
-    parse_session_id,
 )
 from .base import Frame
 
@@ -79,7 +80,7 @@ class OpenPi:
             reset = parse_reset(fields)
             return reset if reset.session_id else replace(reset, session_id=self._last_session)
         if endpoint == "close":
-            return Close(parse_session_id(fields.get("session_id")))
+            return parse_close(fields)
         self._describes_errors = True
         return parse_resume(fields)
 
@@ -129,7 +130,7 @@ class OpenPi:
         if not self._describes_errors:
             return message
         described: dict[str, Any] = {"error": message, "kind": kind}
-        if request is not None and request.seq is not None:
+        if isinstance(request, Act | Reset) and request.seq is not None:
             described["seq"] = request.seq
         if kind == "overload":
             described["retry_after_s"] = RETRY_SECONDS
