@@ -77,12 +77,13 @@ def run(argv: Sequence[str]) -> int:
         for reason in _reasons(about, known | settings_of(engine)):
             note(f"differences are to be expected: {reason}")
 
-        num_episodes = num_equal = num_unknown = num_steps = 0
+        num_episodes = num_equal = num_unknown = num_steps = num_later = 0
         noted = time.monotonic()
         for one in replay(engine, log):
             num_episodes += 1
             if one.is_equal:
                 num_equal, num_steps = num_equal + 1, num_steps + one.num_steps
+                num_later += one.begin > 0
             else:
                 num_unknown += bool(one.reason)
                 say(str(one))
@@ -90,7 +91,8 @@ def run(argv: Sequence[str]) -> int:
                 noted = time.monotonic()
                 note(f"{num_episodes} episodes")
     unknown = f"; {num_unknown} cannot be compared" if num_unknown else ""
-    say(f"{num_equal} of {num_episodes} episodes are equal in every action ({num_steps:,} steps){unknown}")
+    later = f"; {num_later} of them only from a snapshot on" if num_later else ""
+    say(f"{num_equal} of {num_episodes} episodes are equal in every action ({num_steps:,} steps){later}{unknown}")
     return int(num_equal != num_episodes)
 
 

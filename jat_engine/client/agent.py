@@ -150,7 +150,7 @@ class RemoteAgent(RemoteAgentBase):
             time.sleep(operation.seconds)
         else:
             assert isinstance(operation, HangUp), "one of the operations"
-            websocket, self._websocket = self._websocket, None
-            if websocket is not None:
-                websocket.close()
+            if self._websocket is not None:
+                self._websocket.close()
+            self._websocket = None  # not before: an interrupt must not leave it open
         return None

@@ -31,6 +31,7 @@ class AsyncRemoteAgent(RemoteAgentBase):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._websocket: ClientConnection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = asyncio.Lock()
 
     async def connect(self) -> None:
@@ -88,10 +89,18 @@ class AsyncRemoteAgent(RemoteAgentBase):
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
+    def _enter_loop(self) -> None:
+        """Leave a connection that belongs to another event loop, as of an earlier `asyncio.run`."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._lock, self._websocket = loop, asyncio.Lock(), None
+            self._conversation.lose_connection()
+
     async def _run(self, steps: Generator[Operation, Any, Any]) -> Any:
         """Carry out a conversation's operations, and return its result."""
         error: Exception | None = None
         result: Any = None
+        self._enter_loop()
         async with self._lock:
             while True:
                 try:
@@ -126,7 +135,7 @@ class AsyncRemoteAgent(RemoteAgentBase):
             await asyncio.sleep(operation.seconds)
         else:
             assert isinstance(operation, HangUp), "one of the operations"
-            websocket, self._websocket = self._websocket, None
-            if websocket is not None:
-                await websocket.close()
+            if self._websocket is not None:
+                await self._websocket.close()
+            self._websocket = None
         return None

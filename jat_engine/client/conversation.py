@@ -181,6 +181,10 @@ class Conversation:
                 yield Exchange(codec.pack({"endpoint": "close"}), _CLOSE_SECONDS)
         yield HangUp()
 
+    def lose_connection(self) -> None:
+        """Let the next request go over another connection."""
+        self._is_idle = False
+
     # ---- attempts --------------------------------------------------------------------------------------------------
 
     def _repeatedly(self, attempt: Any) -> Steps:
@@ -283,6 +287,7 @@ class Conversation:
             description = {}
         if description.get("server") != "jat-engine":
             raise InputError(f"url: expected the policy server of jat-engine, got another one at {url}")
+        self._check_weights(description)
         self.description = description
 
         steps = self._steps
@@ -299,6 +304,17 @@ class Conversation:
         yield from self._catch_up(-1 if seq is None else seq, message.get("reason", ""))
         self._status = str(status)
         self._is_idle = True
+
+    def _check_weights(self, description: Message) -> None:
+        """Raise `SessionError` if an episode would go on with other weights than it was begun with."""
+        before, is_fresh = self.description, self._pending is not None and self._pending.is_fresh
+        same = all(before.get(name) == description.get(name) for name in ("weights_sha256", "dtype"))
+        if self._log and not is_fresh and not same:
+            raise SessionError(
+                f"session: expected a server with the model of this episode, {before.get('model')!s:.80} in "
+                f"{before.get('dtype')!s:.20}, got one with other weights, {description.get('model')!s:.80} in "
+                f"{description.get('dtype')!s:.20}; reset(seed) starts a new episode"
+            )
 
     @property
     def _steps(self) -> list[_Step]:
@@ -351,7 +367,10 @@ class Conversation:
 def _pack(fields: Message, seq: int) -> bytes:
     """Return the message of a request. Raises `InputError` if a value cannot be written."""
     try:
-        return codec.pack({**fields, "seq": seq})
+        frame = codec.pack({**fields, "seq": seq})
+        if len(frame) > codec.MOST_BYTES:
+            raise InputError(f"request: expected at most {codec.MOST_BYTES} bytes with all arrays, got {len(frame)}")
+        return frame
     except InputError:
         raise
     except (TypeError, ValueError, OverflowError) as error:  # msgpack's, of integers beyond 64 bits

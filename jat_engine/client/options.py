@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import TIMEOUT_MAX
 from urllib.parse import urlsplit
 
 from ..errors import InputError
+from ..serving.auth import is_key
 
 _EXAMPLE = "ws://127.0.0.1:8000"
 
@@ -32,7 +34,7 @@ class ConversationOptions:
     def __post_init__(self) -> None:
         for name in ("timeout_s", "patience_s"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= TIMEOUT_MAX:
                 raise InputError(f"{name}: expected a number of seconds above 0, got {value!r:.80}")
         most = self.max_log_bytes
         if isinstance(most, bool) or not isinstance(most, int) or most < 0:
@@ -56,8 +58,8 @@ class ConversationOptions:
 def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
-        is_valid = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
-    except (AttributeError, TypeError, ValueError):  # no text; a port that is no number, or too large
+        is_valid = parts.scheme in ("ws", "wss") and bool((parts.hostname or "").encode("idna")) and parts.port != 0
+    except (AttributeError, TypeError, ValueError):  # no text; a port that is no number, or too large; no name
         is_valid = False
     if not is_valid:
         raise InputError(f"url: expected one such as {_EXAMPLE}, got {url!r:.200}")
@@ -67,7 +69,7 @@ def _check_key(key: str | None) -> None:
     """Check that a key can be sent. The error does not show it."""
     if key is None:
         return
-    if not isinstance(key, str) or not key or not all("!" <= character <= "~" for character in key):
+    if not isinstance(key, str) or not is_key(key):
         raise InputError(
-            "api_key: expected visible ASCII characters, got others, or none; leave out the end of a file's line"
+            "api_key: expected 1 to 4096 visible ASCII characters, got others; leave out the end of a file's line"
         )

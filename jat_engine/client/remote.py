@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -108,6 +109,8 @@ class RemoteAgentBase:
         writer, conversation = self._writer, self._conversation
         if not conversation.description:  # which tells the longest window
             yield from conversation.connect()
+        if type(return_prediction) is not bool:
+            raise InputError(f"return_prediction: expected True or False, got {return_prediction!r:.80}")
         options["return_prediction"] = return_prediction or None
         longest = conversation.description.get("max_context_window")
         fields = writer.write(observation, action_space, reward, deterministic, context_window, longest, options)
@@ -125,7 +128,10 @@ class RemoteAgentBase:
 def _checked_seed(seed: Any) -> int | None:
     if seed is None:
         return None
-    is_integer = not isinstance(seed, bool) and hasattr(seed, "__index__")
-    if not is_integer or not 0 <= int(seed) < 2**64:
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:  # also of an array
+        number = -1
+    if not 0 <= number < 2**64:
         raise InputError(f"seed: expected None or an integer in [0, 2^64), got {seed!r:.80}")
-    return int(seed)
+    return number

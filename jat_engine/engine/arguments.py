@@ -17,13 +17,15 @@ _KEYS = frozenset(OBSERVATION_KEYS)
 
 
 def make_generator(seed: Any) -> torch.Generator | None:
-    """Return a CPU generator with this seed, or None, torch's global generator, if the seed is None.
+    """Return a CPU generator with this seed, or a copy of the given one; None, torch's global generator, for None.
 
     Raises:
-        InputError: the seed is neither None nor an integer in [0, 2^64).
+        InputError: the seed is neither None, nor an integer in [0, 2^64), nor a CPU generator.
     """
     if seed is None:
         return None
+    if isinstance(seed, torch.Generator) and seed.device.type == "cpu":
+        return torch.Generator().set_state(seed.get_state())
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
         raise InputError(f"seed: expected None or an integer in [0, 2^64), got {seed!r}")
     return torch.Generator().manual_seed(int(seed))

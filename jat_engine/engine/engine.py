@@ -259,13 +259,16 @@ class JatEngine(TextWriter, TextScorer):
 
     # ---- sessions --------------------------------------------------------------------------------------------------
 
-    def open_session(self, context_window: int | None = None, seed: int | None = None) -> AgentSession:
+    def open_session(
+        self, context_window: int | None = None, seed: int | torch.Generator | None = None
+    ) -> AgentSession:
         """Open a session: an agent with its own episode and its own pages of the KV cache.
 
         Args:
             context_window: how many of the newest cached tokens, two per step, a step attends to; by default and at
                 most `max_position_embeddings - 4`.
-            seed: for sampling discrete actions. With None, torch's global generator is used.
+            seed: for sampling discrete actions. Or a CPU generator, such as `AgentSession.generator` of a session whose
+                numbers go on, of which a copy is used. With None, torch's global generator is used.
 
         Raises:
             InputError: an argument has an invalid type or value.

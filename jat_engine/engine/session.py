@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
+import torch
+
 from ..action_options import ActionOptions, parse_options
 from ..errors import InputError
 from ..observation import ActionSpace, parse_action
@@ -45,6 +47,21 @@ class AgentSession:
     def num_cached_tokens(self) -> int:
         """Cached tokens that the next step attends to, two per step taken."""
         return int(self.episodes.state.cached.num_tokens)
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Copy of the generator that the next step draws from; None for torch's global generator.
+
+        Example:
+            >>> with engine.open_session(context_window=8, seed=0) as session:
+            ...     action = session.get_next_action(**observation, action_space=env.action_space)
+            ...     generator = session.generator
+            >>> with engine.open_session(context_window=32, seed=generator) as session:  # its numbers go on
+            ...     action = session.get_next_action(**observation, action_space=env.action_space)
+        """
+        with self.runner.lock:
+            state = self.episodes.generator_state()
+        return None if state is None else torch.Generator().set_state(torch.from_numpy(state))
 
     def get_next_action(
         self,

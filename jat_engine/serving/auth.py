@@ -16,16 +16,24 @@ def read_keys(path: str | Path) -> tuple[str, ...]:
     """Return the keys of a file: one in each line that is neither empty nor begins with `#`.
 
     Raises:
-        InputError: the file cannot be read, or has no key.
+        InputError: the file cannot be read, has no key, or has one that clients cannot send, see `is_key`.
     """
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--api_key_file: expected a file with a key in each line, got {path}: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if line and not line.startswith("#") and not is_key(line):
+            raise InputError(f"--api_key_file: expected keys of visible ASCII characters, got others in line {number}")
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise InputError(f"--api_key_file: expected a file with a key in each line, got none in {path}")
     return keys
+
+
+def is_key(text: str) -> bool:
+    """Return True for what a header can carry as a key: 1 to 4096 visible ASCII characters."""
+    return 1 <= len(text) <= 4096 and all("!" <= character <= "~" for character in text)
 
 
 def is_allowed(authorization: str | None, keys: Sequence[str]) -> bool:

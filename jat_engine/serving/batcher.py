@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
+import torch
+
 from ..action_options import parse_options
 from ..engine.engine import JatEngine
 from ..engine.session import AgentSession
@@ -36,8 +38,8 @@ class Start(NamedTuple):
     """Beginning of an episode.
 
     Attributes:
-        seed: of sampling, for a new session of the engine; None to go on with the numbers of the episode before.
-        window: how many tokens the episode's steps attend to at most.
+        seed: of sampling; None to go on with the random numbers of the last episode.
+        window: how many tokens the episode's steps attend to at most; None for the most there are.
     """
 
     seed: int | None
@@ -54,9 +56,12 @@ class Agent:
     def __init__(self) -> None:
         self.session: AgentSession | None = None
         self._closed = False
+        self._is_starting = False
+        self._generator: torch.Generator | None = None
+        """Of the last episode, from which an episode that is starting goes on if it has no seed."""
 
     def prepare(self, engine: JatEngine, start: Start | None) -> AgentSession:
-        """Return the session for a step.
+        """Return the session for a step. A start holds once `started` has been called.
 
         Args:
             engine: that the session belongs to.
@@ -69,18 +74,33 @@ class Agent:
         if self._closed:
             raise SessionError("session: expected an open one, got one that was closed")
         if start is not None:
-            if self.session is not None and start.seed is None:
-                self.session.reset()
-            else:
-                self.forget()
-                self.session = engine.open_session(start.window, start.seed)
+            self._start(engine, start)
         if self.session is None:
             raise SessionError("session: expected the start of an episode, since a failure has ended the last one")
         return self.session
 
+    def _start(self, engine: JatEngine, start: Start) -> None:
+        """Begin an episode, in the same session of the engine if it has pages and random numbers for it."""
+        session, is_again = self.session, self._is_starting
+        if session is not None and not is_again:
+            self._generator = session.generator
+        self._is_starting = True
+        longest = engine.config.max_context_tokens
+        window = longest if start.window is None else min(start.window, longest)
+        if session is not None and not is_again and start.seed is None and window <= session.episodes.window:
+            session.reset()
+            return
+        self.forget()
+        self.session = engine.open_session(start.window, self._generator if start.seed is None else start.seed)
+
+    def started(self) -> None:
+        """Note that the first step of an episode has been taken, so that no other start takes its place."""
+        self._is_starting = False
+
     def restore(self, engine: JatEngine, snapshot: bytes) -> None:
         """Go on from a session's snapshot. Raises what `JatEngine.restore` raises."""
         self.forget()
+        self._is_starting = False
         self.session = engine.restore(snapshot)
 
     def capture(self) -> Captured:
@@ -300,6 +320,8 @@ class Batcher:
             reply = Reply(action, begin - item.since, seconds, num_taken)
             if item.step.wants_prediction:
                 reply = replace(reply, prediction=prediction)
+            if item.step.start is not None:
+                item.step.agent.started()
             if item.step.forced is not None:
                 session.force_action(item.step.forced)
             outcomes[-1] = item.future, reply

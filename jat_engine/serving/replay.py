@@ -12,6 +12,7 @@ from typing import Any
 from ..engine.engine import JatEngine
 from ..engine.session import AgentSession
 from ..errors import DataError, InputError, SessionError
+from .batcher import Agent, Start
 from .record_format import SUFFIX, Part, RecordedStep, options_of_settings, read_part, space_of_settings
 
 _NAME = re.compile(r"(?P<run>.+)-s(?P<session>\d{6,})-e(?P<episode>\d{6,})-p(?P<part>\d{4,})" + re.escape(SUFFIX))
@@ -49,6 +50,7 @@ class Replayed:
         recorded: action of the record there, as it was chosen.
         now: what it is now.
         reason: why it could not be compared; "" if it was.
+        begin: steps before those that were compared, which are in a snapshot.
     """
 
     session: int
@@ -59,6 +61,7 @@ class Replayed:
     recorded: Any = None
     now: Any = None
     reason: str = ""
+    begin: int = 0
 
     @property
     def is_equal(self) -> bool:
@@ -121,7 +124,7 @@ class _Session:
 
     def __init__(self, engine: JatEngine) -> None:
         self._engine = engine
-        self._agent: AgentSession | None = None
+        self._agent = Agent()
         self._last: int | None = None
 
     def replay(self, files: Iterator[LogFile]) -> Iterator[Replayed]:
@@ -131,7 +134,7 @@ class _Session:
                 if replayed.num_steps:  # a session that was restored may have begun its next episode at once
                     yield replayed
         finally:
-            self._close()
+            self._agent.close()
 
     def _episode(self, parts: list[Part]) -> Replayed:
         about = parts[0].about
@@ -142,17 +145,13 @@ class _Session:
         if about["number"] != 0:
             return Replayed(*name, reason="cannot be compared: its beginning is not in the record")
 
-        if parts[0].snapshot is not None or about["seed"] is not None:
-            self._close()
-            try:
-                self._agent = self._begin(parts[0])
-            except InputError as error:  # of another backend, for instance
-                return Replayed(*name, reason=f"cannot be compared: its beginning is refused; {error}")
-        elif follows and self._agent is not None:
-            self._agent.reset()
-        else:
+        if parts[0].snapshot is None and about["seed"] is None and not follows:
             reason = "cannot be compared: its random numbers follow those of an episode that is not in the record"
             return Replayed(*name, reason=reason)
+        try:
+            session = self._begin(parts[0])
+        except InputError as error:  # of another backend, for instance
+            return Replayed(*name, reason=f"cannot be compared: its beginning is refused; {error}")
 
         difference: tuple[int, Any, Any] | None = None
         number = begin = about["first"]
@@ -161,49 +160,49 @@ class _Session:
                 break
             for step in part.steps:
                 number += 1
-                now = self._act(step)
+                now = _act(session, step)
                 if now != step.action and difference is None:
                     difference = number, step.action, now
         if difference is not None:
             self._last = about["episode"]  # each step takes one random number, so that the next episode has its own
-            return Replayed(*name, *difference)
+            return Replayed(*name, *difference, begin=begin)
         if number != begin + len(steps):
             return Replayed(*name, reason=f"cannot be compared from step {number + 1} on, which is not in the record")
         self._last = about["episode"]
-        return Replayed(*name)
+        return Replayed(*name, begin=begin)
 
     def _begin(self, part: Part) -> AgentSession:
         """Return a session as it was before the first step of a part. Raises `InputError`."""
+        agent, start = self._agent, None
         if part.snapshot is not None:
-            return self._engine.restore(part.snapshot)
-        return self._engine.open_session(part.about["window"], part.about["seed"])
+            agent.restore(self._engine, part.snapshot)
+        else:
+            start = Start(part.about["seed"], part.about["window"])
+        session = agent.prepare(self._engine, start)
+        agent.started()
+        return session
 
-    def _act(self, step: RecordedStep) -> Any:
-        """Take a step, with the client's action if it gave one. Return the chosen action, or the line of the error."""
-        assert self._agent is not None, "the episode has begun"
-        settings, window = step.settings, step.settings["window"]
-        longest = self._agent.episodes.window
-        shorter = window if window is not None and window < longest else None
-        try:
-            chosen = self._agent.step(
-                step.observation,
-                step.reward,
-                space_of_settings(settings),
-                settings["deterministic"],
-                False,
-                shorter,
-                options_of_settings(settings),
-            )
-            if step.forced is not None:
-                self._agent.force_action(step.forced)
-        except (InputError, SessionError) as error:
-            return f"({error})"
-        return chosen
 
-    def _close(self) -> None:
-        if self._agent is not None:
-            self._agent.close()
-            self._agent = None
+def _act(session: AgentSession, step: RecordedStep) -> Any:
+    """Take a step, with the client's action if it gave one. Return the chosen action, or the line of the error."""
+    settings, window = step.settings, step.settings["window"]
+    longest = session.episodes.window
+    shorter = window if window is not None and window < longest else None
+    try:
+        chosen = session.step(
+            step.observation,
+            step.reward,
+            space_of_settings(settings),
+            settings["deterministic"],
+            False,
+            shorter,
+            options_of_settings(settings),
+        )
+        if step.forced is not None:
+            session.force_action(step.forced)
+    except (InputError, SessionError) as error:
+        return f"({error})"
+    return chosen
 
 
 def _parse_name(path: Path) -> LogFile | None:

@@ -280,7 +280,9 @@ class PolicyServer:
         path = path_of(request)
         if not is_websocket(request):
             if path in self.dialects and path not in self.pages.routes:
-                return refuse(HTTPStatus.UPGRADE_REQUIRED, f"expected a websocket at {path}, got a request of plain HTTP")
+                return refuse(
+                    HTTPStatus.UPGRADE_REQUIRED, f"expected a websocket at {path}, got a request of plain HTTP"
+                )
             return await self.pages.answer(request)
         if path in self.channels:
             return None

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 _SWEEP_SECONDS = 60.0
 """Seconds between two looks for snapshots that are too old."""
 
+_WARNING_SECONDS = 60.0
+"""Seconds between two warnings of snapshots that cannot be written."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceOptions:
@@ -107,6 +110,7 @@ class PolicyService:
         self.observers: list[Observer] = []
         self._store = store
         self._savings: set[asyncio.Task[None]] = set()
+        self._warned = -math.inf
         self._reaper: asyncio.Task[None] | None = None
 
     # ---- life ------------------------------------------------------------------------------------------------------
@@ -175,30 +179,34 @@ class PolicyService:
         if isinstance(request, Resume):
             return await self._resume(owner, request)
 
-        session = self.sessions.find(owner, request.session_id)
-        if session is None:
-            is_start = isinstance(request, Reset) or request.begins
-            session = self._open(owner, request.session_id, is_start)
-        async with session.lock:
-            if session.closed:
-                raise OverloadError("session: expected an open one, got one that was closed while the request waited")
-            session.last_used = time.monotonic()
-            if request.seq is not None and session.last_seq is not None and request.seq <= session.last_seq:
-                return self._repeat(session, request)
-            reply = None
-            if isinstance(request, Reset):
-                session.begin(request.settings)
-            else:
-                reply = await self._act(session, request)
-            session.last_used = time.monotonic()
-            if request.seq is not None:
-                if reply is not None and session.told_seq != session.saved_seq:
-                    session.told_seq = session.saved_seq
-                    reply = replace(reply, snapshot_seq=session.saved_seq)
-                session.last_seq, session.last_reply = request.seq, reply
-                if session.unsaved >= self.options.snapshot_every:
-                    self._save(session)
-            return reply
+        while True:
+            session = self.sessions.find(owner, request.session_id)
+            if session is None:
+                is_start = isinstance(request, Reset) or request.begins
+                session = self._open(owner, request.session_id, is_start)
+            async with session.lock:
+                if not session.closed:  # by a request before this one
+                    return await self._answer(session, request)
+
+    async def _answer(self, session: ServedSession, request: Act | Reset) -> Reply | None:
+        """Carry out a request of an open session. The caller holds the session's lock."""
+        session.last_used = time.monotonic()
+        if request.seq is not None and session.last_seq is not None and request.seq <= session.last_seq:
+            return self._repeat(session, request)
+        reply = None
+        if isinstance(request, Reset):
+            session.begin(request.settings)
+        else:
+            reply = await self._act(session, request)
+        session.last_used = time.monotonic()
+        if request.seq is not None:
+            if reply is not None and session.told_seq != session.saved_seq:
+                session.told_seq = session.saved_seq
+                reply = replace(reply, snapshot_seq=session.saved_seq)
+            session.last_seq, session.last_reply = request.seq, reply
+            if session.unsaved >= self.options.snapshot_every:
+                self._save(session)
+        return reply
 
     async def drop(self, owner: Hashable) -> None:
         """Close all sessions of an owner that has gone. Those with tokens wait for another one."""
@@ -386,11 +394,13 @@ class PolicyService:
         """Begin to store a session as it is now; not if it has no token, or one is being stored."""
         if session.token is None or self._store is None or session.is_saving or session.begins or session.closed:
             return
-        session.is_saving, session.unsaved = True, 0
+        if session.last_seq is None:  # no client can say where it would go on
+            return
         try:
             copy = self.batcher.call(session.agent.capture)  # before the session's next step
         except OverloadError:  # the engine is closed already
             return
+        session.is_saving, session.unsaved = True, 0
         task = asyncio.create_task(self._write(self._store, session, describe_session(session), copy))
         self._savings.add(task)
         task.add_done_callback(self._savings.discard)
@@ -407,13 +417,20 @@ class PolicyService:
         except SessionError:  # closed meanwhile
             return
         except OSError as error:  # a full disk: the server goes on without
-            logger.warning("%s", error)
+            self._warn_of_snapshots(error)
         else:
             session.saved_seq = fields["seq"]
         finally:
             session.is_saving = False
         if session.is_discarded:
-            await store.remove(session.token)
+            await store.remove(session.token, fields["seq"])
+
+    def _warn_of_snapshots(self, error: OSError) -> None:
+        """Log that a snapshot could not be written, once a minute."""
+        now = time.monotonic()
+        if now - self._warned >= _WARNING_SECONDS:
+            self._warned = now
+            logger.warning("snapshots cannot be written: %s", error)
 
     def _discard(self, session: ServedSession) -> None:
         """Begin to remove a session's snapshot, which is not needed any more."""
@@ -426,7 +443,8 @@ class PolicyService:
     def _forget_snapshot(self, session: ServedSession) -> None:
         assert session.token is not None, "it has a snapshot"
         assert self._store is not None, "it has a snapshot"
+        assert session.last_seq is not None, "it has a snapshot"
         session.saved_seq = session.told_seq = None
-        task = asyncio.create_task(self._store.remove(session.token))
+        task = asyncio.create_task(self._store.remove(session.token, session.last_seq))
         self._savings.add(task)
         task.add_done_callback(self._savings.discard)

@@ -89,20 +89,20 @@ class ServedSession:
 
         Args:
             given: settings that differ from those of the episode before. Without a seed the sequence of random numbers
-                goes on, unless a longer window needs another session of the engine.
+                goes on, unless a failure has ended it.
         """
         self.begins, self.is_lost = True, False
         self.settings = self.settings.updated(given)
         if given.seed is not None:
             self.seed = self.next_seed = given.seed
-        elif self.next_seed is None and not self._has_pages(self.settings.window):
+        elif self.next_seed is None and self.opened_window == 0:
             if self.episodes:
                 self.seed = secrets.randbits(63)
             self.next_seed = self.seed
 
     def has_begun(self) -> None:
         """Note that the first step of an episode has been taken."""
-        if self.next_seed is not None:
+        if self.next_seed is not None or not self._has_pages(self.settings.window):
             self.opened_window = self.settings.window
         self.begins, self.episode_seed, self.next_seed = False, self.next_seed, None
         self.episodes += 1

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..atomic_io import remove_temporaries, write_bytes
+from ..atomic_io import check_writable, write_bytes
 from ..engine.snapshot import Captured
 from ..errors import InputError
 from . import codec
@@ -72,15 +72,13 @@ class SnapshotStore:
         """Make the folder if it is not there.
 
         Raises:
-            InputError: it cannot be written to.
+            ValueError: it cannot be written to.
         """
         self.folder, self.max_age_s, self.max_bytes = folder, max_age_s, max_bytes
         self._num_bytes: int | None = None
         """Bytes of the files when they were last looked at, and of all that were written since; None before."""
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--state_dir: expected a folder that can be written to, got {folder}: {error}") from None
+        check_writable("--state_dir", folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jat-engine snapshots")  # one: in their order
 
     async def write(self, token: str, fields: dict[str, Any], captured: Captured) -> int:
@@ -95,9 +93,14 @@ class SnapshotStore:
         """Return the session of a token; None if there is none, or a damaged file."""
         return await self._run(lambda: _read(self._path(token)))
 
-    async def remove(self, token: str) -> None:
-        """Remove the session of a token, if there is one."""
-        await self._run(lambda: _remove(self._path(token)))
+    async def remove(self, token: str, seq: int) -> None:
+        """Remove the session of a token, unless a server that has gone on with it has written it.
+
+        Args:
+            token: of the session.
+            seq: number of the last request that the caller has carried out.
+        """
+        await self._run(lambda: _remove(self._path(token), seq))
 
     async def remove_old(self) -> None:
         """Remove files that were not written for `max_age_s` or are too many, and unfinished ones of killed servers."""
@@ -260,9 +263,10 @@ def _write(path: Path, fields: dict[str, Any], captured: Captured) -> int:
     return len(data)
 
 
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    remove_temporaries(path)
+def _remove(path: Path, seq: int) -> None:
+    there = _read_header(path)
+    if there is None or there["seq"] <= seq:
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> StoredSession | None:

@@ -20,6 +20,7 @@ pytest.importorskip("prometheus_client", reason="the extra `serve` is not instal
 from helpers import environment
 from helpers.engines import EPISODE, NATIVE
 from helpers.remote_servers import CuttingProxy, ServerProcess
+from safetensors.numpy import load_file, save_file
 
 from jat_engine import InputError, JatEngine, SessionError
 from jat_engine.client import AccessError, AsyncRemoteAgent, OverloadError, RemoteAgent, ServerLostError
@@ -183,9 +184,71 @@ def test_servers_that_are_absent_refuse_or_are_full(start: Callable[..., ServerP
                 act(agent, episode, 1)
     with pytest.raises(ServerLostError, match=r"url: expected a server at .*, got none"):
         RemoteAgent(server.url)
-    for url in ("http//", [], None):
-        with pytest.raises(InputError, match="url: expected one"):
-            RemoteAgent(url)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        *(({"url": url}, "url") for url in ("http//", "http://a", [], None, [None], "ws://", "ws://[::1")),
+        *(({"url": f"ws://127.0.0.1:{port}"}, "url") for port in (0, 99999, "abc")),
+        ({"url": f"ws://{'a' * 70}"}, "url"),
+        *(({"api_key": key}, "api_key") for key in ("", "a\n", "a b", "schlüssel", b"a", 1, "a" * 5000)),
+        *(({name: value}, name) for name in ("timeout_s", "patience_s") for value in (0, True, float("inf"), 10**400)),
+        *(({"max_log_bytes": value}, "max_log_bytes") for value in (-1, "a", None, 1.5)),
+        *(({"seed": value}, "seed") for value in (-1, 2**64, "a", True, 0.5)),
+        ({"seed": np.array([3])}, "seed"),
+    ],
+)
+def test_arguments_are_checked(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError, match=f"^{field}: expected") as caught:
+        RemoteAgent(**options)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+    assert "schl" not in str(caught.value)
+
+
+def test_requests_that_no_server_takes(server: ServerProcess) -> None:
+    with RemoteAgent(server.url) as agent:
+        act(agent, EPISODE["continuous_cw9"], 0)
+        with pytest.raises(InputError, match="request: expected at most 16777216 bytes"):
+            agent.get_next_action(image_observation=np.zeros((5000, 5000, 1), np.uint8))
+        with pytest.raises(InputError, match="return_prediction: expected"):
+            agent.get_next_action(continuous_observation=[1.0], return_prediction=np.ones(2))  # type: ignore[arg-type]
+        act(agent, EPISODE["continuous_cw9"], 1)
+
+
+def test_paths_of_other_protocols(server: ServerProcess) -> None:
+    with pytest.raises(InputError, match="url: expected the path of openpi's protocol, /"):
+        RemoteAgent(f"{server.url}/v1/realtime/robot/openpi")
+    with pytest.raises(ServerLostError, match=r"is its path / \?"):
+        RemoteAgent(f"{server.url}/vla-eval", timeout_s=0.2, patience_s=0.3)
+
+
+def test_another_event_loop(server: ServerProcess, engine: JatEngine) -> None:
+    episode = EPISODE["discrete_only"]
+    agent = AsyncRemoteAgent(server.url, seed=episode.seed)
+    for t, expected in enumerate(lone_steps(engine, episode)[:4]):
+        check(asyncio.run(agent.get_next_action(**arguments(episode, t))), expected)
+    asyncio.run(agent.close())
+
+
+def test_an_episode_does_not_go_on_with_other_weights(start: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    episode = EPISODE["discrete_only"]
+    server = start()
+    agent = RemoteAgent(server.url, seed=episode.seed)
+    for t in range(3):
+        act(agent, episode, t)
+    server.kill()
+    other = golden.write_checkpoint(tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["continuous_encoder.bias"] = weights["continuous_encoder.bias"] + 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    with ServerProcess(other, "--backend", BACKEND, "--dtype", "float32", port=server.port):
+        with pytest.raises(SessionError, match="other weights"):
+            act(agent, episode, 3)
+        agent.reset(seed=1)
+        act(agent, episode, 0)
+        agent.close()
 
 
 @pytest.mark.parametrize("name", MODALITIES)

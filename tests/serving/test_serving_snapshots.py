@@ -99,7 +99,7 @@ def test_a_session_of_another_version_begins_again(load_engine: Callable[[], Jat
             assert (await service.answer("me", Resume(TOKEN))) == Resumed("new", None, True)
             expected = await play(service, range(3))
             (session,) = service.sessions
-            while session.saved_seq is None:
+            while session.is_saving:
                 await asyncio.sleep(0.01)
             await service.drop("me")
             (path,) = tmp_path.iterdir()
@@ -140,6 +140,34 @@ def test_a_damaged_file_is_no_session(load_engine: Callable[[], JatEngine], tmp_
         store.close()
 
     asyncio.run(run())
+
+
+def test_a_newer_state_is_not_removed(load_engine: Callable[[], JatEngine], tmp_path: Path) -> None:
+    """A server that was stopped for a while does not know that another one has gone on with its session."""
+
+    async def run() -> None:
+        stopped, other = (SnapshotStore(tmp_path, 3600.0, 10**9) for _ in range(2))
+        with load_engine() as engine, engine.open_session() as session:
+            captured = session.capture()
+        await stopped.write(TOKEN, describe_session(a_session(last_seq=5)), captured)
+        await other.write(TOKEN, describe_session(a_session(last_seq=9)), captured)
+        await stopped.write(TOKEN, describe_session(a_session(last_seq=7)), captured)
+        await stopped.remove(TOKEN, 8)
+        found = await other.read(TOKEN)
+        assert found is not None
+        assert found.fields["seq"] == 9
+        await other.remove(TOKEN, 9)
+        assert await other.read(TOKEN) is None
+        for store in (stopped, other):
+            store.close()
+
+    asyncio.run(run())
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--state_dir: expected a folder that can be written to"):
+        SnapshotStore(tmp_path / "file", 1.0, 1)
 
 
 def test_the_oldest_make_room(
