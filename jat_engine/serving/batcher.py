@@ -293,8 +293,8 @@ class Batcher:
         seconds = time.perf_counter() - begin
         num_taken = sum(not isinstance(taken, Exception) for taken in actions)
         for (item, session), taken in zip(ready, actions, strict=True):
-            outcomes.append((item.future, taken))
             if isinstance(taken, Exception):
+                outcomes.append((item.future, taken))
                 continue
             action, prediction = taken
             reply = Reply(action, begin - item.since, seconds, num_taken)
@@ -302,7 +302,7 @@ class Batcher:
                 reply = replace(reply, prediction=prediction)
             if item.step.forced is not None:
                 session.force_action(item.step.forced)
-            outcomes[-1] = item.future, reply
+            outcomes.append((item.future, reply))
         self._deliver(outcomes)
         if num_taken:
             self.on_step(num_taken, seconds)
