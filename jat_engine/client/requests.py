@@ -93,7 +93,7 @@ class RequestWriter:
                 fields["seed"] = self._seed
         clips = options.get("action_clip") is not None
         if action_space is not None and (action_space is not self._space or clips is not self._clips):
-            fields["action_space"] = describe_space(action_space, clips)
+            fields["action_space"] = space_as_data(action_space, clips)
         if deterministic is not self._deterministic:
             fields["deterministic"] = as_data("deterministic", deterministic)
         if context_window is not None and context_window is not self._window:
@@ -133,8 +133,8 @@ def as_data(name: str, value: Any) -> Any:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def describe_space(space: Any, with_bounds: bool) -> dict[str, Any]:
-    """Return an action space as a server reads it.
+def space_as_data(space: Any, with_bounds: bool) -> dict[str, Any]:
+    """Return Gymnasium's action space as a message can hold it, without importing Gymnasium.
 
     Args:
         space: `gymnasium.spaces.Box` or `Discrete`, which are recognised by the names of their classes.

@@ -32,7 +32,7 @@ from ..action_options import parse_options
 from ..errors import DataError, describe_error
 from ..observation import OBSERVATION_KEYS, check_context_window
 from .requests import Options
-from .spaces import Discrete, Space, parse_space
+from .spaces import Space, describe_space, parse_space
 
 VERSION = 1
 SUFFIX = ".npz"
@@ -192,7 +192,7 @@ def _is_none(forced: np.ndarray) -> bool:
 
 def step_settings(space: Space, deterministic: bool, window: int | None, options: Options) -> dict[str, Any]:
     """Return the settings of a step as JSON values."""
-    found: dict[str, Any] = {"space": _space_values(space), "deterministic": deterministic, "window": window}
+    found: dict[str, Any] = {"space": _space_as_json(space), "deterministic": deterministic, "window": window}
     return found | {name: _plain(value) for name, value in options._asdict().items() if value is not None}
 
 
@@ -208,10 +208,10 @@ def options_of_settings(settings: Mapping[str, Any]) -> Any:
     return parse_options(given.action_mask, given.temperature, given.top_k, given.action_clip)
 
 
-def _space_values(space: Space) -> dict[str, Any]:
-    if isinstance(space, Discrete):
-        return {"n": space.n}
-    return {"shape": list(space.shape), "low": _plain(space.low), "high": _plain(space.high)}
+def _space_as_json(space: Space) -> dict[str, Any]:
+    """Return an action space as a record has it: without its type, which its other fields tell."""
+    described = describe_space(space, with_bounds=True)
+    return {name: _plain(value) for name, value in described.items() if name != "type"}
 
 
 def _plain(value: Any) -> Any:

@@ -32,7 +32,7 @@ from ..errors import InputError
 from . import codec
 from .requests import Reply, Settings
 from .sessions import ServedSession
-from .spaces import Box, parse_space
+from .spaces import describe_space, parse_space
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -153,17 +153,12 @@ class SnapshotStore:
 def describe_session(session: ServedSession) -> dict[str, Any]:
     """Return what a file has of a session besides its engine's: values that `codec.pack` takes."""
     settings, reply = session.settings, session.last_reply
-    space = settings.space
-    if isinstance(space, Box):
-        described: Any = {"type": "Box", "shape": list(space.shape), "low": space.low, "high": space.high}
-    else:
-        described = None if space is None else {"type": "Discrete", "n": space.n}
     return {
         "seq": session.last_seq,
         "action": None if reply is None else reply.action,
         "prediction": None if reply is None else reply.prediction,
         "task": settings.task,
-        "space": described,
+        "space": None if settings.space is None else describe_space(settings.space, with_bounds=True),
         "window": settings.window,
         "given_seed": settings.seed,
         "deterministic": settings.deterministic,

@@ -95,11 +95,17 @@ def _check_numbers(field: str, values: list[Any]) -> None:
             raise InputError(f"{field}: expected numbers, got a list with {type(value).__name__}")
 
 
-def describe_space(space: Any) -> dict[str, Any]:
-    """Return a Box, without its bounds, or Discrete, of this module or Gymnasium's, as `parse_space` reads it."""
+def describe_space(space: Any, with_bounds: bool = False) -> dict[str, Any]:
+    """Return an action space as data that `parse_space` reads.
+
+    Args:
+        space: Box or Discrete of this module, or of Gymnasium.
+        with_bounds: give `low` and `high` of a Box, as the space has them: numbers, or arrays of [A].
+    """
     if hasattr(space, "n"):
         return {"type": "Discrete", "n": int(space.n)}
-    return {"type": "Box", "shape": [int(size) for size in space.shape]}
+    described: dict[str, Any] = {"type": "Box", "shape": [int(size) for size in space.shape]}
+    return described | {"low": space.low, "high": space.high} if with_bounds else described
 
 
 def find_task(name: Any) -> Task:
