@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import JatConfig
 from ..runs.agents import ActOptions, LoadedAgents
+from ..serving.description import MODEL_SIZES
 from .arguments import ModelArguments
 
 if TYPE_CHECKING:  # it needs the extra `serve`
     from ..client import RemoteAgent
-
-_SIZES = ("max_continuous_size", "max_discrete_value", "vocab_size", "max_position_embeddings")
 
 
 @dataclass
@@ -75,7 +74,7 @@ class ServedAgent:
     @property
     def config(self) -> JatConfig:
         """Configuration with the model's sizes, and nothing else of the model's."""
-        sizes = {name: self.description["sizes"][name] for name in _SIZES}
+        sizes = {name: self.description["sizes"][name] for name in MODEL_SIZES}
         return JatConfig(**sizes, bos_token_id=None, eos_token_id=None)  # published ones are beyond a small vocabulary
 
     @property
