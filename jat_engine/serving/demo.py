@@ -34,8 +34,12 @@ _MOST_VIEWERS = 64
 _MOST_SEED = 2**53 - 1  # a browser's numbers are exact so far
 
 
-class Player:
-    """Owner of a demonstration's session."""
+class DemoOwner:
+    """Owner of a demonstration's session.
+
+    Attributes:
+        is_demo: by which a view of the sessions knows those of demonstrations.
+    """
 
     is_demo = True
 
@@ -147,7 +151,7 @@ class _Viewer:
 
     async def _run(self, task: Task, seed: int) -> None:
         """Play a task until this is cancelled, or something fails."""
-        demo, owner = self._demo, Player()
+        demo, owner = self._demo, DemoOwner()
         if demo.num_environments >= demo.max_environments:
             most = demo.max_environments
             return await self._say({"error": f"the server plays {most} environments already, its most; try it later"})
@@ -172,7 +176,7 @@ class _Viewer:
             environment.close()
             await self._service.drop(owner)
 
-    async def _play(self, environment: Environment, owner: Player, task: Task, seed: int) -> None:
+    async def _play(self, environment: Environment, owner: DemoOwner, task: Task, seed: int) -> None:
         """Play an episode, as slowly as an eye can follow. It is that of `jat-engine play` with the same seed."""
         state, step, return_ = await environment.reset(seed), 0, 0.0
         settings = Settings(task.name, state.space, task.context_window, seed, deterministic=False)

@@ -129,19 +129,19 @@ def run_environment(connection: Connection, task: Task) -> None:
     """
     prepare_worker()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        player: _Player | None = None
+        simulator: _Simulator | None = None
         while True:
             name, value = connection.recv()
             try:
-                player = player or _Player(task)
-                connection.send(player.reset(value) if name == "reset" else player.step(value))
+                simulator = simulator or _Simulator(task)
+                connection.send(simulator.reset(value) if name == "reset" else simulator.step(value))
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise
             except Exception as error:  # of the simulator: any class
                 connection.send(describe_error(error))
 
 
-class _Player:
+class _Simulator:
     """A task's environment in this process."""
 
     def __init__(self, task: Task) -> None:

@@ -14,7 +14,7 @@ from .errors import OverloadError
 from .requests import Reply, Settings
 
 _MOST_REMEMBERED = 1024
-"""Names of closed sessions that are remembered for a connection."""
+"""Sessions of an owner that are gone and whose names are remembered; those that went first are forgotten."""
 
 
 @dataclass(eq=False, slots=True)
@@ -169,10 +169,11 @@ class SessionRegistry:
         self.max_sessions = max_sessions
         self.refuses_new = False
         self._open: dict[Hashable, dict[str, ServedSession]] = {}
-        self._expired: dict[Hashable, dict[str, str]] = {}
+        self._why_gone: dict[Hashable, dict[str, str]] = {}
+        """Owner -> name of a session that it has no more -> reason."""
         self._by_token: dict[str, ServedSession] = {}
         self._count = 0
-        self._opened = 0
+        self._last_number = 0
 
     def __len__(self) -> int:
         return self._count
@@ -225,15 +226,16 @@ class SessionRegistry:
             raise OverloadError(
                 f"server: expected at most {self.max_sessions} sessions (--max_sessions), got one more; repeat it later"
             )
-        expired = self._expired.get(owner, {})
-        if name in expired and not is_start:
+        why_gone = self._why_gone.get(owner, {})
+        if name in why_gone and not is_start:
             raise SessionError(
-                f"session_id: expected a session that is open, got {name!r}, which {expired[name]}; start a new episode"
+                f"session_id: expected a session that is open, got {name!r}, which {why_gone[name]}; start a new "
+                "episode"
             )
-        expired.pop(name, None)
-        self._opened += 1
+        why_gone.pop(name, None)
+        self._last_number += 1
         self._count += 1
-        session = ServedSession(owner, name, self._opened, settings)
+        session = ServedSession(owner, name, self._last_number, settings)
         self._open.setdefault(owner, {})[name] = session
         return session
 
@@ -256,7 +258,7 @@ class SessionRegistry:
 
         Args:
             session: to remove.
-            is_expired: remember its name, as long as its owner is there.
+            is_expired: it was idle for too long; its owner is told so if it names the session again.
         """
         if session.closed:
             return
@@ -275,15 +277,15 @@ class SessionRegistry:
             del self._open[session.owner]
 
     def _remember(self, session: ServedSession, reason: str) -> None:
-        """Remember why its owner has a session no more. An owner that is not there any more forgets it at once."""
-        names = self._expired.setdefault(session.owner, {})
+        """Remember why an owner has a session no more, until `forget`."""
+        names = self._why_gone.setdefault(session.owner, {})
         names[session.name] = reason
         if len(names) > _MOST_REMEMBERED:
             del names[next(iter(names))]
 
     def forget(self, owner: Hashable) -> None:
-        """Forget the names of an owner's expired sessions."""
-        self._expired.pop(owner, None)
+        """Forget why an owner has some sessions no more. It is called when the owner has gone."""
+        self._why_gone.pop(owner, None)
 
     def idle(self, seconds: float) -> list[ServedSession]:
         """Return the sessions without a request for so long."""
