@@ -25,13 +25,14 @@ class ServedSession:
         owner: of the session, such as a connection.
         name: within its owner.
         number: unique in this server.
-        seed: of sampling: of the numbers that this episode's are among.
-        next_seed: that the next step's episode starts with; None to go on with the numbers of the one before.
-        episode_seed: that the running episode has started with; None if it went on with the numbers of the one before.
+        seed: of the running sequence of random numbers, which may have begun in an earlier episode.
+        next_seed: with which the next step's episode begins a sequence; None to go on with that of the episode before.
+        episode_seed: with which the running episode has begun a sequence; None if it went on with the one before.
         agent: that takes its steps.
         lock: held while one of its requests is answered, so that there is one at a time.
         settings: of the running episode, as far as requests have given them.
-        opened_window: window of the engine's session, which has pages for it; None for the longest there is.
+        opened_window: tokens of context for which the engine's session has pages; None for the model's longest, 0 for
+            none: no session of the engine is open.
         last_used: seconds of `time.monotonic`.
         steps: taken in this episode.
         episodes: begun.
