@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -112,10 +113,8 @@ class HttpPages:
     async def _metrics(self) -> Page:
         metrics = self._service.metrics
         metrics.queue.set(self._service.batcher.queue_length)
-        try:
+        with contextlib.suppress(OverloadError):  # still loading, or at the end: the other metrics are there
             metrics.set_cache(await self._service.cache_stats())
-        except OverloadError:  # still loading, or at the end: the other metrics are there
-            return Page(HTTPStatus.OK, metrics.to_text(), CONTENT_TYPE)
         return Page(HTTPStatus.OK, metrics.to_text(), CONTENT_TYPE)
 
     async def _config(self) -> Page:
