@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -103,12 +104,17 @@ class ServedAgent:
 
         return RemoteAgent(self.url, seed=seed, api_key=self.api_key)
 
-    def load_agents(self, options: ActOptions) -> LoadedAgents:
-        """Return the agent's side of a run."""
+    @contextlib.contextmanager
+    def open_agents(self, options: ActOptions) -> Iterator[LoadedAgents]:
+        """Open the agent's side of a run, and end it with the `with` block.
+
+        Args:
+            options: of the choice of actions.
+        """
         from ..client.run_agents import RemoteAgents
 
-        agents = RemoteAgents(self.url, self.api_key, options, int(self.description["max_sessions"]))
-        return LoadedAgents(agents, self.settings, self.device)
+        with RemoteAgents(self.url, self.api_key, options, int(self.description["max_sessions"])) as agents:
+            yield LoadedAgents(agents, self.settings, self.device)
 
 
 class SeededAgent:
