@@ -247,9 +247,8 @@ class SessionRegistry:
 
     def move(self, session: ServedSession, owner: Hashable, name: str) -> None:
         """Give an open session to another owner."""
-        before = session.owner
         self._take_from_owner(session)
-        if not isinstance(owner, Detached) and not isinstance(before, Detached):
+        if not isinstance(owner, Detached):
             self._remember(session, "another connection has taken over")
         session.owner, session.name = owner, name
         self._open.setdefault(owner, {})[name] = session
@@ -278,7 +277,9 @@ class SessionRegistry:
             del self._open[session.owner]
 
     def _remember(self, session: ServedSession, reason: str) -> None:
-        """Remember why an owner has a session no more, until `forget`."""
+        """Remember why an owner has a session no more, until `forget`; not if the owner has gone itself."""
+        if isinstance(session.owner, Detached):
+            return
         names = self._why_gone.setdefault(session.owner, {})
         names[session.name] = reason
         if len(names) > _MOST_REMEMBERED:
