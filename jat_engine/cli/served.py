@@ -99,7 +99,11 @@ class ServedAgent:
         }
 
     def open(self, seed: int | None) -> RemoteAgent:
-        """Return an agent; see `RemoteAgent` for the errors."""
+        """Return an agent on the server, which is then connected. Raises what `RemoteAgent` raises.
+
+        Args:
+            seed: of sampling; None for another one in each episode.
+        """
         from ..client import RemoteAgent
 
         return RemoteAgent(self.url, seed=seed, api_key=self.api_key)

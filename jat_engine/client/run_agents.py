@@ -1,4 +1,4 @@
-"""The agent's side of a run on a server: a session there for each running episode."""
+"""Run the agent's side of an evaluation on a server: a session there for each running episode."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RemoteAgents:
             self._thread.join()
 
     def room(self, tasks: Iterable[Task]) -> int | None:
-        """Return how many sessions the server opens."""
+        """Return how many sessions the server opens at most."""
         return self._max_sessions
 
     def open(self, key: Hashable, task: Task, seed: int) -> None:

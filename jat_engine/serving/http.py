@@ -1,4 +1,4 @@
-"""Answers to plain HTTP requests: health, readiness, metrics and configuration."""
+"""Answer plain HTTP requests: health, readiness, metrics and configuration."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Page(NamedTuple):
     """Answer to a request.
 
     Attributes:
-        status: code of HTTP.
+        status: of the answer.
         body: content.
-        type: of the content.
-        headers: further ones.
+        type: value of the header Content-Type.
+        headers: further ones, by name.
     """
 
     status: HTTPStatus
@@ -67,8 +67,8 @@ class HttpPages:
     """Pages of a server. Further ones are added to `routes`.
 
     Attributes:
-        routes: function of each path.
-        open_paths: that need no key.
+        routes: path -> function that returns its page.
+        open_paths: paths that need no key.
     """
 
     def __init__(self, service: PolicyService, describe: Callable[[], dict[str, Any]], keys: tuple[str, ...]) -> None:

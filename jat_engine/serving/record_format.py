@@ -66,7 +66,7 @@ class Part:
     Attributes:
         about: JSON values of server, session and episode; "number" is the part's, from 0, "first" its first step's.
         steps: of this part; none with a snapshot.
-        num_bytes: about what the steps take in memory.
+        num_bytes: estimate of the memory that the steps take.
         snapshot: of the session before the first step of the record; None if it has begun in this server.
     """
 
@@ -166,16 +166,16 @@ def _steps(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterat
     if (actions.dtype.kind, actions.ndim) not in (("i", 1), ("f", 2)):
         raise ValueError(f"actions of dtype {actions.dtype} and shape {actions.shape}")
     if rewards.dtype.kind != "f" or any(len(arrays[key]) != len(actions) for key in (*keys, "rewards", "settings")):
-        raise ValueError("arrays of other lengths")
+        raise ValueError("arrays of different lengths")
     if forced is not None and (forced.shape, forced.dtype) != (actions.shape, actions.dtype):
         raise ValueError("given actions of another shape")
     if texts is not None and (len(texts) != len(actions) or not all(isinstance(text, str) for text in texts)):
-        raise ValueError("other texts")
+        raise ValueError("texts: expected one for each step")
     for one in settings:
         space_of_settings(one)
         check_context_window(one["window"])
         if type(one["deterministic"]) is not bool:
-            raise ValueError("deterministic")
+            raise ValueError("deterministic: expected true or false")
 
     for t, (action, reward, index) in enumerate(zip(actions.tolist(), rewards.tolist(), indices.tolist(), strict=True)):
         observation: dict[str, Any] = {key: arrays[key][t] for key in keys}
@@ -191,7 +191,14 @@ def _is_none(forced: np.ndarray) -> bool:
 
 
 def step_settings(space: Space, deterministic: bool, window: int | None, options: Options) -> dict[str, Any]:
-    """Return the settings of a step as JSON values."""
+    """Return the settings of a step as JSON values.
+
+    Args:
+        space: that the action was chosen from.
+        deterministic: the most likely choice was taken.
+        window: most tokens that the step attended to; None for the model's longest.
+        options: of the choice; those that were not given are left out.
+    """
     found: dict[str, Any] = {"space": _space_as_json(space), "deterministic": deterministic, "window": window}
     return found | {name: _plain(value) for name, value in options._asdict().items() if value is not None}
 
@@ -203,7 +210,7 @@ def space_of_settings(settings: Mapping[str, Any]) -> Space:
 
 
 def options_of_settings(settings: Mapping[str, Any]) -> Any:
-    """Return the options of a step's choice as an engine takes them; None for none."""
+    """Return the options of a step's choice as an engine takes them; None for none. Raises `InputError`."""
     given = Options(*(settings.get(name) for name in Options._fields))
     return parse_options(given.action_mask, given.temperature, given.top_k, given.action_clip)
 

@@ -1,4 +1,4 @@
-"""Sessions of a policy server: which are open, whose they are, and what they have done so far."""
+"""Keep the sessions of a policy server: which are open, whose they are, and what they have done so far."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ServedSession:
     """A session of a client.
 
     Attributes:
-        owner: of the session, such as a connection.
+        owner: of the session: a connection, a demonstration, or `Detached`.
         name: within its owner.
         number: unique in this server.
         seed: of the running sequence of random numbers, which may have begun in an earlier episode.
@@ -33,13 +33,13 @@ class ServedSession:
         settings: of the running episode, as far as requests have given them.
         opened_window: tokens of context for which the engine's session has pages; None for the model's longest, 0 for
             none: no session of the engine is open.
-        last_used: seconds of `time.monotonic`.
+        last_used: when its last request began or ended, in seconds of `time.monotonic`.
         steps: taken in this episode.
         episodes: begun.
         return_: sum of the rewards in this episode.
         begins: the next step is the first of an episode.
         last_seq: number of the last request that was carried out; None before.
-        last_reply: to it; None for a reset.
+        last_reply: reply to that request; None if it was a reset.
         is_lost: a failure has ended the episode.
         closed: True when no more requests are taken.
         token: secret by which another connection can go on with it; None for a session that ends with its connection.
@@ -101,7 +101,7 @@ class ServedSession:
                 self.seed = secrets.randbits(63)
             self.next_seed = self.seed
 
-    def has_begun(self) -> None:
+    def note_begin(self) -> None:
         """Note that the first step of an episode has been taken."""
         if self.next_seed is not None:
             self.opened_window = self.settings.window
@@ -109,7 +109,7 @@ class ServedSession:
         self.episodes += 1
         self.steps, self.return_ = 0, 0.0
 
-    def lose(self) -> None:
+    def note_failure(self) -> None:
         """Note that a failure has ended the episode, and the engine's session with it."""
         self.is_lost, self.opened_window = True, 0
 
@@ -141,6 +141,7 @@ class ServedSession:
         return settings
 
     def _has_pages(self, window: int | None) -> bool:
+        """Return True if the engine's session has pages for a window; None is the model's longest."""
         opened = self.opened_window
         return opened is None or (window is not None and window <= opened)
 
@@ -192,8 +193,8 @@ class SessionRegistry:
     @property
     def detached(self) -> list[ServedSession]:
         """Sessions whose connection has gone, those that went first in front."""
-        found = [session for session in self._by_token.values() if isinstance(session.owner, Detached)]
-        return sorted(found, key=lambda session: session.owner.since)  # type: ignore[attr-defined]  # Detached
+        found = [(s.owner.since, s.number, s) for s in self._by_token.values() if isinstance(s.owner, Detached)]
+        return [session for _, _, session in sorted(found)]
 
     def find_token(self, token: str) -> ServedSession | None:
         """Return the open session of a token; None if there is none."""
@@ -215,7 +216,8 @@ class SessionRegistry:
             owner: of the session.
             name: within the owner.
             settings: of its episodes as far as requests give none.
-            is_start: the request begins an episode. One that does not cannot mean a session that has been closed.
+            is_start: the request begins an episode. Another one is refused if the owner's session of this name has
+                gone, since it would go on with that one's episode.
 
         Raises:
             OverloadError: there is no room, or the server ends.
@@ -246,7 +248,7 @@ class SessionRegistry:
         self._by_token[token] = session
 
     def move(self, session: ServedSession, owner: Hashable, name: str) -> None:
-        """Give an open session to another owner."""
+        """Give an open session to another owner, who has none of this name."""
         self._take_from_owner(session)
         if not isinstance(owner, Detached):
             self._remember(session, "another connection has taken over")
@@ -290,6 +292,6 @@ class SessionRegistry:
         self._why_gone.pop(owner, None)
 
     def idle(self, seconds: float) -> list[ServedSession]:
-        """Return the sessions without a request for so long."""
+        """Return the sessions that have had no request for some seconds, and answer none now."""
         before = time.monotonic() - seconds
         return [session for session in self if session.last_used < before and not session.lock.locked()]
