@@ -380,7 +380,8 @@ def opened_machines(
         ValueError: the agent cannot be loaded, or no machine of the cluster can play the run.
     """
     if served is not None:
-        yield ThisMachine(served.load_agents(options.act))
+        with served.open_agents(options.act) as loaded:
+            yield ThisMachine(loaded)
         return
 
     num_episodes = sum(counts.values())

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..config import JatConfig
 from ..runs.agents import ActOptions, LoadedAgents
+from ..serving.description import MODEL_SIZES
 from .arguments import ModelArguments
 
 if TYPE_CHECKING:  # it needs the extra `serve`
     from ..client import RemoteAgent
-
-_SIZES = ("max_continuous_size", "max_discrete_value", "vocab_size", "max_position_embeddings")
 
 
 @dataclass
@@ -75,7 +75,7 @@ class ServedAgent:
     @property
     def config(self) -> JatConfig:
         """Configuration with the model's sizes, and nothing else of the model's."""
-        sizes = {name: self.description["sizes"][name] for name in _SIZES}
+        sizes = {name: self.description["sizes"][name] for name in MODEL_SIZES}
         return JatConfig(**sizes, bos_token_id=None, eos_token_id=None)  # published ones are beyond a small vocabulary
 
     @property
@@ -99,17 +99,26 @@ class ServedAgent:
         }
 
     def open(self, seed: int | None) -> RemoteAgent:
-        """Return an agent; see `RemoteAgent` for the errors."""
+        """Return an agent on the server, which is then connected. Raises what `RemoteAgent` raises.
+
+        Args:
+            seed: of sampling; None for another one in each episode.
+        """
         from ..client import RemoteAgent
 
         return RemoteAgent(self.url, seed=seed, api_key=self.api_key)
 
-    def load_agents(self, options: ActOptions) -> LoadedAgents:
-        """Return the agent's side of a run."""
+    @contextlib.contextmanager
+    def open_agents(self, options: ActOptions) -> Iterator[LoadedAgents]:
+        """Open the agent's side of a run, and end it with the `with` block.
+
+        Args:
+            options: of the choice of actions.
+        """
         from ..client.run_agents import RemoteAgents
 
-        agents = RemoteAgents(self.url, self.api_key, options, int(self.description["max_sessions"]))
-        return LoadedAgents(agents, self.settings, self.device)
+        with RemoteAgents(self.url, self.api_key, options, int(self.description["max_sessions"])) as agents:
+            yield LoadedAgents(agents, self.settings, self.device)
 
 
 class SeededAgent:

@@ -1,4 +1,4 @@
-"""Requests of an agent: the arguments of `get_next_action` as the server reads them."""
+"""Write the requests of an agent: the arguments of `get_next_action` as the server reads them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class RequestWriter:
 
     Attributes:
         task: published task of the agent; None to give action spaces.
+        begins: the next step begins an episode.
     """
 
     def __init__(self, task: str | None, seed: int | None) -> None:
@@ -71,9 +72,9 @@ class RequestWriter:
             action_space: of the step; None for that of the task.
             reward: of the action before.
             deterministic: see `JatEngine.get_next_action`.
-            context_window: see there.
-            longest_window: that the server's model has.
-            options: further ones by name; None counts as absent.
+            context_window: most tokens that the step attends to; None for the task's, or the model's longest.
+            longest_window: tokens that the server's model attends to at most; None if it is not known.
+            options: further options of the request by name; None counts as absent.
 
         Raises:
             InputError: a value cannot be sent.
@@ -93,7 +94,7 @@ class RequestWriter:
                 fields["seed"] = self._seed
         clips = options.get("action_clip") is not None
         if action_space is not None and (action_space is not self._space or clips is not self._clips):
-            fields["action_space"] = describe_space(action_space, clips)
+            fields["action_space"] = space_as_data(action_space, clips)
         if deterministic is not self._deterministic:
             fields["deterministic"] = as_data("deterministic", deterministic)
         if context_window is not None and context_window is not self._window:
@@ -133,8 +134,8 @@ def as_data(name: str, value: Any) -> Any:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def describe_space(space: Any, with_bounds: bool) -> dict[str, Any]:
-    """Return an action space as a server reads it.
+def space_as_data(space: Any, with_bounds: bool) -> dict[str, Any]:
+    """Return Gymnasium's action space as a message can hold it, without importing Gymnasium.
 
     Args:
         space: `gymnasium.spaces.Box` or `Discrete`, which are recognised by the names of their classes.
@@ -158,6 +159,6 @@ def describe_space(space: Any, with_bounds: bool) -> dict[str, Any]:
 
 
 def read_result(message: dict[str, Any]) -> tuple[Any, np.ndarray | None]:
-    """Return the action of a server's message, a list of floats or an int, and the prediction if there is one."""
+    """Return the action of a server's answer, a list of floats or an int, and a copy of its prediction or None."""
     action, prediction = message["actions"].tolist()[0], message.get("predictions")
     return action, None if prediction is None else prediction[0].copy()

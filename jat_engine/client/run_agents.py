@@ -1,4 +1,4 @@
-"""The agent's side of a run on a server: a session there for each running episode."""
+"""Run the agent's side of an evaluation on a server: a session there for each running episode."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ from .async_agent import AsyncRemoteAgent
 class RemoteAgents:
     """Sessions of a server, which takes the steps of all together; see `jat_engine.runs.agents.Agents`.
 
+    The connections belong to a thread of its own, which the end of a `with` block ends.
+
+    Attributes:
+        seconds: spent in `act`, with the way to the server and back.
+        steps: actions that were asked for.
+
     Args:
         url: of the server.
-        api_key: for it.
+        api_key: for it; None for none.
         options: of the choice of actions.
         max_sessions: of the server.
     """
@@ -29,11 +35,26 @@ class RemoteAgents:
         self._url, self._api_key, self._options, self._max_sessions = url, api_key, options, max_sessions
         self._agents: dict[Hashable, tuple[AsyncRemoteAgent, Task]] = {}
         self._spaces: dict[Hashable, Any] = {}
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="jat-engine connections", daemon=True).start()
+        self._loop, self._ended = asyncio.new_event_loop(), asyncio.Event()
+        self._thread = threading.Thread(target=self._run_loop, name="jat-engine connections", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> RemoteAgents:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the sessions that are open, and end the thread and its event loop."""
+        agents = [agent for agent, _ in self._agents.values()]
+        self._agents.clear()
+        try:
+            if agents:
+                self._run(_close_all(agents))
+        finally:
+            self._loop.call_soon_threadsafe(self._ended.set)
+            self._thread.join()
 
     def room(self, tasks: Iterable[Task]) -> int | None:
-        """Return how many sessions the server opens."""
+        """Return how many sessions the server opens at most."""
         return self._max_sessions
 
     def open(self, key: Hashable, task: Task, seed: int) -> None:
@@ -80,3 +101,12 @@ class RemoteAgents:
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _run_loop(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # cancels what still runs, and closes the loop
+            runner.run(self._ended.wait())
+
+
+async def _close_all(agents: Iterable[AsyncRemoteAgent]) -> None:
+    """Close agents, whatever becomes of the others."""
+    await asyncio.gather(*(agent.close() for agent in agents), return_exceptions=True)

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _END_SECONDS = 20.0
-"""Time that the thread has to end."""
+"""Longest that `stop` waits for the thread to end."""
 
 
 class Start(NamedTuple):
@@ -39,7 +39,7 @@ class Start(NamedTuple):
 
     Attributes:
         seed: of sampling; None to go on with the random numbers of the last episode.
-        window: how many tokens the episode's steps attend to at most; None for the most there are.
+        window: most tokens that a step of the episode attends to; None for the model's longest.
     """
 
     seed: int | None
@@ -110,13 +110,13 @@ class Agent:
         return self.session.capture()
 
     def forget(self) -> None:
-        """Give the pages back."""
+        """Close the engine's session, if there is one: its pages of the KV cache are free again."""
         session, self.session = self.session, None
         if session is not None:
             session.close()
 
     def close(self) -> None:
-        """Give the pages back, and refuse further steps."""
+        """Close the engine's session, and refuse further steps."""
         self._closed = True
         self.forget()
 
@@ -128,10 +128,10 @@ class Step:
     Attributes:
         agent: that takes it.
         observation: by `OBSERVATION_KEYS`.
-        reward: of the action before.
+        reward: of the action before; None for none.
         space: to choose from.
         deterministic: take the most likely choice.
-        window: of this step; None for the session's.
+        window: most tokens that this step attends to; None for as many as the session's.
         options: of the choice.
         start: of an episode that begins with it; None in its course.
         forced: action that takes the place of the chosen one in the agent's history; None to leave it.
@@ -151,12 +151,16 @@ class Step:
 
 
 class _Waiting(NamedTuple):
+    """A step that waits, since a time of `time.perf_counter` in seconds."""
+
     step: Step
     future: asyncio.Future[Reply]
     since: float
 
 
 class _Call(NamedTuple):
+    """A function that waits to be called."""
+
     function: Callable[[], Any]
     future: asyncio.Future[Any]
 
@@ -166,7 +170,7 @@ class Batcher:
 
     Attributes:
         engine: None until it is loaded, and after `stop`.
-        on_step: called in the engine's thread after each step with the number of sessions and its seconds.
+        on_step: called in the engine's thread after each step, with the number of sessions in it and its seconds.
     """
 
     def __init__(self, load: Callable[[], JatEngine], max_queue: int, max_wait_s: float = 0.0) -> None:
@@ -174,7 +178,7 @@ class Batcher:
 
         Args:
             load: returns the engine; called in its thread. The engine is closed at the end.
-            max_queue: most steps that wait.
+            max_queue: most steps that wait; `submit` refuses further ones.
             max_wait_s: seconds that a step waits for others if none is running; 0 begins at once.
         """
         self.engine: JatEngine | None = None
@@ -204,7 +208,7 @@ class Batcher:
         full, ServerError if the engine fails.
 
         Raises:
-            OverloadError: too many steps wait.
+            OverloadError: too many steps wait, or `stop` was called.
         """
         if self.queue_length >= self._max_queue:
             raise OverloadError(
@@ -216,7 +220,11 @@ class Batcher:
         return future
 
     def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Run a function in the engine's thread, between two steps, and return the future of its result."""
+        """Run a function in the engine's thread, between two steps, and return the future of its result or exception.
+
+        Raises:
+            OverloadError: `stop` was called.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
         self._put(_Call(function, future))
         return future
@@ -313,8 +321,8 @@ class Batcher:
         seconds = time.perf_counter() - begin
         num_taken = sum(not isinstance(taken, Exception) for taken in actions)
         for (item, session), taken in zip(ready, actions, strict=True):
-            outcomes.append((item.future, taken))
             if isinstance(taken, Exception):
+                outcomes.append((item.future, taken))
                 continue
             action, prediction = taken
             reply = Reply(action, begin - item.since, seconds, num_taken)
@@ -324,7 +332,7 @@ class Batcher:
                 item.step.agent.started()
             if item.step.forced is not None:
                 session.force_action(item.step.forced)
-            outcomes[-1] = item.future, reply
+            outcomes.append((item.future, reply))
         self._deliver(outcomes)
         if num_taken:
             self.on_step(num_taken, seconds)
@@ -379,6 +387,7 @@ def _window(step: Step, session: AgentSession) -> int | None:
 
 
 def _columns(options: list[Options]) -> dict[str, list[Any]]:
+    """Return the options of some steps as arguments of `JatEngine.get_next_actions`: lists with a value for each."""
     masks, *others = (list(column) for column in zip(*options, strict=True))
     return {"action_masks": masks, **dict(zip(("temperature", "top_k", "action_clip"), others, strict=True))}
 

@@ -29,22 +29,32 @@ from .service import PolicyService
 
 logger = logging.getLogger(__name__)
 
-_KEY_SECONDS, _END_SECONDS = 10.0, 1.5
+_KEY_SECONDS = 10.0
+"""Longest that a viewer's first message, with its key, may take."""
+
+_END_SECONDS = 1.5
+"""How long the end of an episode is shown before the next one begins."""
+
 _MOST_VIEWERS = 64
-_MOST_SEED = 2**53 - 1  # a browser's numbers are exact so far
+_MOST_SEED = 2**53 - 1
+"""The largest integer up to which a browser's numbers are exact."""
 
 
-class Player:
-    """Owner of a demonstration's session."""
+class DemoOwner:
+    """Owner of a demonstration's session.
+
+    Attributes:
+        is_demo: by which a view of the sessions knows those of demonstrations.
+    """
 
     is_demo = True
 
 
 class Demo:
-    """Environments for viewers.
+    """Play of tasks for viewers, each in an environment of its own.
 
     Attributes:
-        tasks: that a viewer can choose.
+        tasks: name -> task that a viewer can choose.
         max_environments: most that are played at the same time.
         num_environments: that are played now.
     """
@@ -89,6 +99,7 @@ class Demo:
             self._num_viewers -= 1
 
     async def _has_key(self, websocket: ServerConnection) -> bool:
+        """Receive the first message. Returns False if it has no valid key, and closes the connection."""
         try:
             key = _read(await asyncio.wait_for(websocket.recv(), _KEY_SECONDS)).get("key")
         except (TimeoutError, InputError):
@@ -119,6 +130,7 @@ class _Viewer:
             await self._stop()
 
     async def _follow(self, message: dict[str, Any]) -> None:
+        """Do what a message says. Raises `InputError`."""
         if "play" in message:
             name, seed = message["play"], message.get("seed")
             task = self._demo.tasks.get(name) if isinstance(name, str) else None
@@ -147,10 +159,11 @@ class _Viewer:
 
     async def _run(self, task: Task, seed: int) -> None:
         """Play a task until this is cancelled, or something fails."""
-        demo, owner = self._demo, Player()
+        demo, owner = self._demo, DemoOwner()
         if demo.num_environments >= demo.max_environments:
             most = demo.max_environments
-            return await self._say({"error": f"the server plays {most} environments already, its most; try it later"})
+            await self._say({"error": f"the server plays {most} environments already, its most; try it later"})
+            return
         demo.num_environments += 1
         environment = Environment(task)
         try:
@@ -160,7 +173,7 @@ class _Viewer:
                 seed += 1
                 await asyncio.sleep(_END_SECONDS)
         except ConnectionClosed:
-            return None
+            return
         except EnvironmentFailedError as error:
             await self._say({"error": str(error)})
         except Exception as error:
@@ -172,7 +185,7 @@ class _Viewer:
             environment.close()
             await self._service.drop(owner)
 
-    async def _play(self, environment: Environment, owner: Player, task: Task, seed: int) -> None:
+    async def _play(self, environment: Environment, owner: DemoOwner, task: Task, seed: int) -> None:
         """Play an episode, as slowly as an eye can follow. It is that of `jat-engine play` with the same seed."""
         state, step, return_ = await environment.reset(seed), 0, 0.0
         settings = Settings(task.name, state.space, task.context_window, seed, deterministic=False)

@@ -11,9 +11,10 @@ from ..runs.settings import machine_settings
 from .requests import Settings
 from .spaces import describe_space
 
-_machine = functools.cache(machine_settings)
+MODEL_SIZES = ("max_continuous_size", "max_discrete_value", "vocab_size", "max_position_embeddings")
+"""Fields of `JatConfig` that a description has under "sizes": by them a client checks whether a task fits the model."""
 
-_SIZES = ("max_continuous_size", "max_discrete_value", "vocab_size", "max_position_embeddings")
+_machine = functools.cache(machine_settings)
 
 
 def describe(
@@ -48,6 +49,6 @@ def describe(
             "dtype": str(choice.dtype),
             "device": str(choice.device),
             "max_context_window": engine.config.max_context_tokens,
-            "sizes": {name: getattr(engine.config, name) for name in _SIZES},
+            "sizes": {name: getattr(engine.config, name) for name in MODEL_SIZES},
         }
     return about

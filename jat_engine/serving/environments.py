@@ -1,4 +1,4 @@
-"""Environments that a server plays for viewers, each in a process of its own."""
+"""Run the environments that a server plays for viewers, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from ..worker_process import describe_end, end_workers, prepare_worker, start_wo
 from .spaces import Box, Discrete, Space
 
 _SIDE = 360
-"""Pixels of frames that a simulator renders itself, which takes long without a GPU."""
+"""Width and height in pixels of frames from simulators with OpenGL, which render slowly without a GPU."""
 
 _MOST_PNG_PIXELS = 300 * 300
 """Larger frames are sent as JPEG."""
 
 T = TypeVar("T")
 _starting = threading.Lock()
+"""Held while a process is started."""
 
 
 class EnvironmentFailedError(RuntimeError):
-    """Environment that could not be made, or failed."""
+    """Raised for an environment that cannot be made, or fails; its message is one line for the viewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,11 @@ class State:
 
     Attributes:
         observation: by `OBSERVATION_KEYS`.
-        frame: a PNG or JPEG file.
-        reward: of the step before; None of an episode's first state.
-        is_end: of the episode.
-        space: of actions.
-        steps_per_second: that are shown.
+        frame: picture of it, as the bytes of a PNG or JPEG file.
+        reward: of the step before; None for an episode's first state.
+        is_end: the episode has ended.
+        space: of actions, with bounds.
+        steps_per_second: rate at which a viewer is shown the episode.
     """
 
     observation: dict[str, Any]
@@ -79,7 +80,7 @@ class Environment:
         return await self._call(lambda: self._ask(("step", action)))
 
     def close(self) -> None:
-        """End the process, in whatever it is doing."""
+        """End the process, whatever it is doing, without waiting for that. Nothing else may be called afterwards."""
         with self._guard:
             self._is_closed = True
             if self._process is not None:
@@ -129,19 +130,19 @@ def run_environment(connection: Connection, task: Task) -> None:
     """
     prepare_worker()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        player: _Player | None = None
+        simulator: _Simulator | None = None
         while True:
             name, value = connection.recv()
             try:
-                player = player or _Player(task)
-                connection.send(player.reset(value) if name == "reset" else player.step(value))
+                simulator = simulator or _Simulator(task)
+                connection.send(simulator.reset(value) if name == "reset" else simulator.step(value))
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise
             except Exception as error:  # of the simulator: any class
                 connection.send(describe_error(error))
 
 
-class _Player:
+class _Simulator:
     """A task's environment in this process."""
 
     def __init__(self, task: Task) -> None:

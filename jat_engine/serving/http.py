@@ -1,7 +1,8 @@
-"""Answers to plain HTTP requests: health, readiness, metrics and configuration."""
+"""Answer plain HTTP requests: health, readiness, metrics and configuration."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -28,10 +29,10 @@ class Page(NamedTuple):
     """Answer to a request.
 
     Attributes:
-        status: code of HTTP.
+        status: of the answer.
         body: content.
-        type: of the content.
-        headers: further ones.
+        type: value of the header Content-Type.
+        headers: further ones, by name.
     """
 
     status: HTTPStatus
@@ -66,8 +67,8 @@ class HttpPages:
     """Pages of a server. Further ones are added to `routes`.
 
     Attributes:
-        routes: function of each path.
-        open_paths: that need no key.
+        routes: path -> function that returns its page.
+        open_paths: paths that need no key.
     """
 
     def __init__(self, service: PolicyService, describe: Callable[[], dict[str, Any]], keys: tuple[str, ...]) -> None:
@@ -112,10 +113,8 @@ class HttpPages:
     async def _metrics(self) -> Page:
         metrics = self._service.metrics
         metrics.queue.set(self._service.batcher.queue_length)
-        try:
+        with contextlib.suppress(OverloadError):  # still loading, or at the end: the other metrics are there
             metrics.set_cache(await self._service.cache_stats())
-        except OverloadError:  # still loading, or at the end: the other metrics are there
-            return Page(HTTPStatus.OK, metrics.to_text(), CONTENT_TYPE)
         return Page(HTTPStatus.OK, metrics.to_text(), CONTENT_TYPE)
 
     async def _config(self) -> Page:

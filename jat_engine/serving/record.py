@@ -1,4 +1,4 @@
-"""Record of what sessions did: every step, in files that `jat-engine replay` plays again.
+"""Record what sessions do: every step, in files that `jat-engine replay` plays again.
 
 The event loop only appends to lists. A thread compresses and writes the files, up to a limit of bytes. If it falls
 behind, or the disk is full, episodes are missing or end early in the record, and the server goes on.
@@ -28,6 +28,11 @@ from .sessions import ServedSession
 logger = logging.getLogger(__name__)
 
 _STEPS_OF_PART, _BYTES_OF_PART = 512, 2 * 1024**2
+"""Steps, or bytes of memory, with which a part is full."""
+
+_STEP_BYTES = 200
+"""Estimate of the memory that a step takes besides its observation."""
+
 _MOST_WAITING = 64
 """Parts that wait for the disk; further ones are left out."""
 
@@ -48,8 +53,8 @@ class _Episode:
         about: JSON values of server, session and episode.
         part: that is filled.
         signature: of its steps; None before the first.
-        settings: that were seen last, with what they are in the record.
-        is_lost: a part could not be written; what follows is left out.
+        settings: of the last step, with what they are in the record; None before the first.
+        is_lost: a part was left out; so is what follows.
     """
 
     def __init__(self, about: dict[str, Any], first: int = 0, snapshot: bytes | None = None) -> None:
@@ -72,7 +77,7 @@ class Recorder:
 
     Attributes:
         folder: of the files.
-        num_lost: parts of episodes that could not be written.
+        num_lost: parts of episodes that were left out.
     """
 
     def __init__(self, folder: Path, max_bytes: int, about: Callable[[], Mapping[str, Any]]) -> None:
@@ -80,7 +85,7 @@ class Recorder:
 
         Args:
             folder: of the files; created with its parents.
-            max_bytes: of the files of this server; when they are full, recording ends.
+            max_bytes: of all files of this server; when they have so many, recording ends.
             about: returns JSON values about server and model, for `jat-engine replay`.
 
         Raises:
@@ -99,7 +104,7 @@ class Recorder:
         self._thread.start()
 
     def close(self) -> None:
-        """Write what is left, and end."""
+        """Write what is left, and end the thread."""
         for session in list(self._episodes):
             self.on_close(session)
         self._parts.put(None)
@@ -138,7 +143,7 @@ class Recorder:
         episode.signature = found
         part = episode.part
         part.steps.append(step)
-        part.num_bytes += 200 + sum(_num_bytes(value) for value in step.observation.values())
+        part.num_bytes += _STEP_BYTES + sum(_num_bytes(value) for value in step.observation.values())
         if len(part.steps) >= _STEPS_OF_PART or part.num_bytes >= _BYTES_OF_PART:
             self._put(episode, episode.next_part())
 
@@ -223,10 +228,12 @@ def _settings(episode: _Episode, session: ServedSession, request: Act) -> dict[s
 
 
 def _same(before: tuple[Any, Any], now: tuple[Any, Any]) -> bool:
+    """Return True if both pairs have the same objects: they may hold arrays, for which `==` is no bool."""
     return before[0] is now[0] and before[1] is now[1]
 
 
 def _num_bytes(value: Any) -> int:
+    """Return an estimate of the memory that a value of an observation takes."""
     if isinstance(value, np.ndarray):
         return value.nbytes
     return 8 * len(value) if isinstance(value, list | tuple) else len(value) if isinstance(value, str) else 8

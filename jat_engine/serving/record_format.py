@@ -32,7 +32,7 @@ from ..action_options import parse_options
 from ..errors import DataError, describe_error
 from ..observation import OBSERVATION_KEYS, check_context_window
 from .requests import Options
-from .spaces import Discrete, Space, parse_space
+from .spaces import Space, describe_space, parse_space
 
 VERSION = 1
 SUFFIX = ".npz"
@@ -66,7 +66,7 @@ class Part:
     Attributes:
         about: JSON values of server, session and episode; "number" is the part's, from 0, "first" its first step's.
         steps: of this part; none with a snapshot.
-        num_bytes: about what the steps take in memory.
+        num_bytes: estimate of the memory that the steps take.
         snapshot: of the session before the first step of the record; None if it has begun in this server.
     """
 
@@ -166,16 +166,16 @@ def _steps(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterat
     if (actions.dtype.kind, actions.ndim) not in (("i", 1), ("f", 2)):
         raise ValueError(f"actions of dtype {actions.dtype} and shape {actions.shape}")
     if rewards.dtype.kind != "f" or any(len(arrays[key]) != len(actions) for key in (*keys, "rewards", "settings")):
-        raise ValueError("arrays of other lengths")
+        raise ValueError("arrays of different lengths")
     if forced is not None and (forced.shape, forced.dtype) != (actions.shape, actions.dtype):
         raise ValueError("given actions of another shape")
     if texts is not None and (len(texts) != len(actions) or not all(isinstance(text, str) for text in texts)):
-        raise ValueError("other texts")
+        raise ValueError("texts: expected one for each step")
     for one in settings:
         space_of_settings(one)
         check_context_window(one["window"])
         if type(one["deterministic"]) is not bool:
-            raise ValueError("deterministic")
+            raise ValueError("deterministic: expected true or false")
 
     for t, (action, reward, index) in enumerate(zip(actions.tolist(), rewards.tolist(), indices.tolist(), strict=True)):
         observation: dict[str, Any] = {key: arrays[key][t] for key in keys}
@@ -191,8 +191,15 @@ def _is_none(forced: np.ndarray) -> bool:
 
 
 def step_settings(space: Space, deterministic: bool, window: int | None, options: Options) -> dict[str, Any]:
-    """Return the settings of a step as JSON values."""
-    found: dict[str, Any] = {"space": _space_values(space), "deterministic": deterministic, "window": window}
+    """Return the settings of a step as JSON values.
+
+    Args:
+        space: that the action was chosen from.
+        deterministic: the most likely choice was taken.
+        window: most tokens that the step attended to; None for the model's longest.
+        options: of the choice; those that were not given are left out.
+    """
+    found: dict[str, Any] = {"space": _space_as_json(space), "deterministic": deterministic, "window": window}
     return found | {name: _plain(value) for name, value in options._asdict().items() if value is not None}
 
 
@@ -203,15 +210,15 @@ def space_of_settings(settings: Mapping[str, Any]) -> Space:
 
 
 def options_of_settings(settings: Mapping[str, Any]) -> Any:
-    """Return the options of a step's choice as an engine takes them; None for none."""
+    """Return the options of a step's choice as an engine takes them; None for none. Raises `InputError`."""
     given = Options(*(settings.get(name) for name in Options._fields))
     return parse_options(given.action_mask, given.temperature, given.top_k, given.action_clip)
 
 
-def _space_values(space: Space) -> dict[str, Any]:
-    if isinstance(space, Discrete):
-        return {"n": space.n}
-    return {"shape": list(space.shape), "low": _plain(space.low), "high": _plain(space.high)}
+def _space_as_json(space: Space) -> dict[str, Any]:
+    """Return an action space as a record has it: without its type, which its other fields tell."""
+    described = describe_space(space, with_bounds=True)
+    return {name: _plain(value) for name, value in described.items() if name != "type"}
 
 
 def _plain(value: Any) -> Any:

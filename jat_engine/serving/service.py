@@ -270,7 +270,7 @@ class PolicyService:
         try:
             reply = await self.batcher.submit(step)
         except ServerError:
-            session.lose()
+            session.note_failure()
             raise
         self._count(session, request, reply)
         return reply
@@ -281,7 +281,7 @@ class PolicyService:
         if session.begins:
             if session.next_seed is not None and session.saved_seq is not None:  # the episode needs nothing from before
                 self._forget_snapshot(session)
-            session.has_begun()
+            session.note_begin()
             self.metrics.episodes.inc()
             for observer in observers:
                 observer.on_start(session)

@@ -1,4 +1,4 @@
-"""Sessions of a policy server: which are open, whose they are, and what they have done so far."""
+"""Keep the sessions of a policy server: which are open, whose they are, and what they have done so far."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import OverloadError
 from .requests import Reply, Settings
 
 _MOST_REMEMBERED = 1024
-"""Names of closed sessions that are remembered for a connection."""
+"""Sessions of an owner that are gone and whose names are remembered; those that went first are forgotten."""
 
 
 @dataclass(eq=False, slots=True)
@@ -22,23 +22,24 @@ class ServedSession:
     """A session of a client.
 
     Attributes:
-        owner: of the session, such as a connection.
+        owner: of the session: a connection, a demonstration, or `Detached`.
         name: within its owner.
         number: unique in this server.
-        seed: of sampling: of the numbers that this episode's are among.
-        next_seed: that the next step's episode starts with; None to go on with the numbers of the one before.
-        episode_seed: that the running episode has started with; None if it went on with the numbers of the one before.
+        seed: of the running sequence of random numbers, which may have begun in an earlier episode.
+        next_seed: with which the next step's episode begins a sequence; None to go on with that of the episode before.
+        episode_seed: with which the running episode has begun a sequence; None if it went on with the one before.
         agent: that takes its steps.
         lock: held while one of its requests is answered, so that there is one at a time.
         settings: of the running episode, as far as requests have given them.
-        opened_window: window of the engine's session, which has pages for it; None for the longest there is.
-        last_used: seconds of `time.monotonic`.
+        opened_window: tokens of context for which the engine's session has pages; None for the model's longest, 0 for
+            none: no session of the engine is open.
+        last_used: when its last request began or ended, in seconds of `time.monotonic`.
         steps: taken in this episode.
         episodes: begun.
         return_: sum of the rewards in this episode.
         begins: the next step is the first of an episode.
         last_seq: number of the last request that was carried out; None before.
-        last_reply: to it; None for a reset.
+        last_reply: reply to that request; None if it was a reset.
         is_lost: a failure has ended the episode.
         closed: True when no more requests are taken.
         token: secret by which another connection can go on with it; None for a session that ends with its connection.
@@ -100,7 +101,7 @@ class ServedSession:
                 self.seed = secrets.randbits(63)
             self.next_seed = self.seed
 
-    def has_begun(self) -> None:
+    def note_begin(self) -> None:
         """Note that the first step of an episode has been taken."""
         if self.next_seed is not None or not self._has_pages(self.settings.window):
             self.opened_window = self.settings.window
@@ -108,7 +109,7 @@ class ServedSession:
         self.episodes += 1
         self.steps, self.return_ = 0, 0.0
 
-    def lose(self) -> None:
+    def note_failure(self) -> None:
         """Note that a failure has ended the episode, and the engine's session with it."""
         self.is_lost, self.opened_window = True, 0
 
@@ -141,6 +142,7 @@ class ServedSession:
         return settings
 
     def _has_pages(self, window: int | None) -> bool:
+        """Return True if the engine's session has pages for a window; None is the model's longest."""
         opened = self.opened_window
         return opened is None or (window is not None and window <= opened)
 
@@ -170,10 +172,11 @@ class SessionRegistry:
         self.max_sessions = max_sessions
         self.refuses_new = False
         self._open: dict[Hashable, dict[str, ServedSession]] = {}
-        self._expired: dict[Hashable, dict[str, str]] = {}
+        self._why_gone: dict[Hashable, dict[str, str]] = {}
+        """Owner -> name of a session that it has no more -> reason."""
         self._by_token: dict[str, ServedSession] = {}
         self._count = 0
-        self._opened = 0
+        self._last_number = 0
 
     def __len__(self) -> int:
         return self._count
@@ -191,8 +194,8 @@ class SessionRegistry:
     @property
     def detached(self) -> list[ServedSession]:
         """Sessions whose connection has gone, those that went first in front."""
-        found = [session for session in self._by_token.values() if isinstance(session.owner, Detached)]
-        return sorted(found, key=lambda session: session.owner.since)  # type: ignore[attr-defined]  # Detached
+        found = [(s.owner.since, s.number, s) for s in self._by_token.values() if isinstance(s.owner, Detached)]
+        return [session for _, _, session in sorted(found)]
 
     def find_token(self, token: str) -> ServedSession | None:
         """Return the open session of a token; None if there is none."""
@@ -214,7 +217,8 @@ class SessionRegistry:
             owner: of the session.
             name: within the owner.
             settings: of its episodes as far as requests give none.
-            is_start: the request begins an episode. One that does not cannot mean a session that has been closed.
+            is_start: the request begins an episode. Another one is refused if the owner's session of this name has
+                gone, since it would go on with that one's episode.
 
         Raises:
             OverloadError: there is no room, or the server ends.
@@ -226,15 +230,16 @@ class SessionRegistry:
             raise OverloadError(
                 f"server: expected at most {self.max_sessions} sessions (--max_sessions), got one more; repeat it later"
             )
-        expired = self._expired.get(owner, {})
-        if name in expired and not is_start:
+        why_gone = self._why_gone.get(owner, {})
+        if name in why_gone and not is_start:
             raise SessionError(
-                f"session_id: expected a session that is open, got {name!r}, which {expired[name]}; start a new episode"
+                f"session_id: expected a session that is open, got {name!r}, which {why_gone[name]}; start a new "
+                "episode"
             )
-        expired.pop(name, None)
-        self._opened += 1
+        why_gone.pop(name, None)
+        self._last_number += 1
         self._count += 1
-        session = ServedSession(owner, name, self._opened, settings)
+        session = ServedSession(owner, name, self._last_number, settings)
         self._open.setdefault(owner, {})[name] = session
         return session
 
@@ -244,10 +249,9 @@ class SessionRegistry:
         self._by_token[token] = session
 
     def move(self, session: ServedSession, owner: Hashable, name: str) -> None:
-        """Give an open session to another owner."""
-        before = session.owner
+        """Give an open session to another owner, who has none of this name."""
         self._take_from_owner(session)
-        if not isinstance(owner, Detached) and not isinstance(before, Detached):
+        if not isinstance(owner, Detached):
             self._remember(session, "another connection has taken over")
         session.owner, session.name = owner, name
         self._open.setdefault(owner, {})[name] = session
@@ -257,7 +261,7 @@ class SessionRegistry:
 
         Args:
             session: to remove.
-            is_expired: remember its name, as long as its owner is there.
+            is_expired: it was idle for too long; its owner is told so if it names the session again.
         """
         if session.closed:
             return
@@ -276,17 +280,19 @@ class SessionRegistry:
             del self._open[session.owner]
 
     def _remember(self, session: ServedSession, reason: str) -> None:
-        """Remember why its owner has a session no more. An owner that is not there any more forgets it at once."""
-        names = self._expired.setdefault(session.owner, {})
+        """Remember why an owner has a session no more, until `forget`; not if the owner has gone itself."""
+        if isinstance(session.owner, Detached):
+            return
+        names = self._why_gone.setdefault(session.owner, {})
         names[session.name] = reason
         if len(names) > _MOST_REMEMBERED:
             del names[next(iter(names))]
 
     def forget(self, owner: Hashable) -> None:
-        """Forget the names of an owner's expired sessions."""
-        self._expired.pop(owner, None)
+        """Forget why an owner has some sessions no more. It is called when the owner has gone."""
+        self._why_gone.pop(owner, None)
 
     def idle(self, seconds: float) -> list[ServedSession]:
-        """Return the sessions without a request for so long."""
+        """Return the sessions that have had no request for some seconds, and answer none now."""
         before = time.monotonic() - seconds
         return [session for session in self if session.last_used < before and not session.lock.locked()]

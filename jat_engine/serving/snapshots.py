@@ -32,7 +32,7 @@ from ..errors import InputError
 from . import codec
 from .requests import Reply, Settings
 from .sessions import ServedSession
-from .spaces import Box, parse_space
+from .spaces import describe_space, parse_space
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -41,6 +41,8 @@ SUFFIX = ".session"
 
 _MAGIC = b"JATSESS1"
 _BEGIN = len(_MAGIC) + 4
+"""Bytes before the header."""
+
 _DIGEST_BYTES = 32
 _MOST_HEADER_BYTES = 1 << 20
 
@@ -82,32 +84,40 @@ class SnapshotStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jat-engine snapshots")  # one: in their order
 
     async def write(self, token: str, fields: dict[str, Any], captured: Captured) -> int:
-        """Write a session's file, unless one with a later request is there. Raises `OSError`.
+        """Write a session's file, unless one is there whose last request has the same number or a later one.
+
+        Args:
+            token: of the session.
+            fields: of `describe_session`.
+            captured: state of the engine's session.
 
         Returns:
-            Its bytes; 0 if it was not written.
+            Bytes of the file; 0 if it was not written.
+
+        Raises:
+            OSError: it cannot be written.
         """
         return await self._run(lambda: self._write(self._path(token), fields, captured))
 
     async def read(self, token: str) -> StoredSession | None:
         """Return the session of a token; None if there is none, or a damaged file."""
-        return await self._run(lambda: _read(self._path(token)))
+        return await self._run(lambda: _read_file(self._path(token)))
 
     async def remove(self, token: str, seq: int) -> None:
-        """Remove the session of a token, unless a server that has gone on with it has written it.
+        """Remove the session of a token, unless a server that has gone on with it has written it. Raises `OSError`.
 
         Args:
             token: of the session.
             seq: number of the last request that the caller has carried out.
         """
-        await self._run(lambda: _remove(self._path(token), seq))
+        await self._run(lambda: _remove_file(self._path(token), seq))
 
     async def remove_old(self) -> None:
         """Remove files that were not written for `max_age_s` or are too many, and unfinished ones of killed servers."""
         await self._run(self._remove_old)
 
     def close(self) -> None:
-        """Finish what has been begun."""
+        """Finish what has been begun, and end the thread."""
         self._thread.shutdown()
 
     async def _run(self, function: Callable[[], T]) -> T:
@@ -117,7 +127,7 @@ class SnapshotStore:
         return self.folder / f"{hashlib.sha256(token.encode()).hexdigest()}{SUFFIX}"
 
     def _write(self, path: Path, fields: dict[str, Any], captured: Captured) -> int:
-        written = _write(path, fields, captured)
+        written = _write_file(path, fields, captured)
         if self._num_bytes is not None:
             self._num_bytes += written  # a file that was replaced counts until they are looked at again
         if self._num_bytes is None or self._num_bytes > self.max_bytes:
@@ -154,19 +164,14 @@ class SnapshotStore:
 
 
 def describe_session(session: ServedSession) -> dict[str, Any]:
-    """Return what a file has of a session besides its engine's: values that `codec.pack` takes."""
+    """Return what a file has of a session besides the engine's snapshot, as values that `codec.pack` takes."""
     settings, reply = session.settings, session.last_reply
-    space = settings.space
-    if isinstance(space, Box):
-        described: Any = {"type": "Box", "shape": list(space.shape), "low": space.low, "high": space.high}
-    else:
-        described = None if space is None else {"type": "Discrete", "n": space.n}
     return {
         "seq": session.last_seq,
         "action": None if reply is None else reply.action,
         "prediction": None if reply is None else reply.prediction,
         "task": settings.task,
-        "space": described,
+        "space": None if settings.space is None else describe_space(settings.space, with_bounds=True),
         "window": settings.window,
         "given_seed": settings.seed,
         "deterministic": settings.deterministic,
@@ -221,7 +226,7 @@ def parse_session(fields: dict[str, Any]) -> SessionState:
     """Return the state that `describe_session` has described.
 
     Raises:
-        InputError: the description is of another version.
+        InputError: a field is missing, of another type, or out of range.
     """
     for name, kinds in _KINDS.items():
         if name not in fields or type(fields[name]) not in kinds:
@@ -252,7 +257,7 @@ def parse_session(fields: dict[str, Any]) -> SessionState:
     )
 
 
-def _write(path: Path, fields: dict[str, Any], captured: Captured) -> int:
+def _write_file(path: Path, fields: dict[str, Any], captured: Captured) -> int:
     there = _read_header(path)
     if there is not None and there["seq"] >= fields["seq"]:  # of a server that has gone on with the session
         return 0
@@ -263,13 +268,13 @@ def _write(path: Path, fields: dict[str, Any], captured: Captured) -> int:
     return len(data)
 
 
-def _remove(path: Path, seq: int) -> None:
+def _remove_file(path: Path, seq: int) -> None:
     there = _read_header(path)
     if there is None or there["seq"] <= seq:
         path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> StoredSession | None:
+def _read_file(path: Path) -> StoredSession | None:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -286,6 +291,7 @@ def _read(path: Path) -> StoredSession | None:
 
 
 def _read_header(path: Path) -> dict[str, Any] | None:
+    """Return the header of a file without reading the rest; None if there is no file, or as `_parse_header`."""
     try:
         with path.open("rb") as file:
             begin = file.read(_BEGIN)

@@ -1,4 +1,4 @@
-"""Action spaces of requests, which name them as data."""
+"""Read and write action spaces as the data of requests, snapshots and records, without Gymnasium."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Box:
     """Vector of numbers; an engine takes it as `gymnasium.spaces.Box`.
 
     Attributes:
-        low: lower bounds, a number or [A].
-        high: upper bounds.
-        shape: (A,).
+        low: lower bounds, a number or [A]; -inf for none.
+        high: upper bounds, a number or [A]; inf for none.
+        shape: (A,), the numbers of an action.
     """
 
     low: Any
@@ -43,10 +43,10 @@ def parse_space(value: Any) -> Space:
 
     Args:
         value: `{"type": "Box", "shape": [A]}`, with `low` and `high` (numbers, or [A]) where actions shall be clipped,
-            or `{"type": "Discrete", "n": n}`.
+            or `{"type": "Discrete", "n": n}`. Gymnasium's further fields, `dtype` and `start` (0), are accepted.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is neither, or bounds are given as a list with something else than numbers.
     """
     if isinstance(value, Mapping):
         kind = value.get("type")
@@ -69,14 +69,14 @@ def parse_space(value: Any) -> Space:
 def to_numbers(field: str, value: Any) -> Any:
     """Return a list of a message as an array, and any other value as it is, for an engine to check.
 
-    A list of long and short texts or bytes would be an array in which each takes as much room as the longest.
+    Texts and bytes are refused before NumPy makes an array of them: each would take as much memory as the longest.
 
     Args:
         field: name of the value, for the error.
         value: of a request.
 
     Raises:
-        InputError: a list holds something else than numbers, or lists of other lengths.
+        InputError: a list holds something else than numbers, or lists of different lengths.
     """
     if not isinstance(value, list):
         return value
@@ -95,11 +95,17 @@ def _check_numbers(field: str, values: list[Any]) -> None:
             raise InputError(f"{field}: expected numbers, got a list with {type(value).__name__}")
 
 
-def describe_space(space: Any) -> dict[str, Any]:
-    """Return a Box, without its bounds, or Discrete, of this module or Gymnasium's, as `parse_space` reads it."""
+def describe_space(space: Any, with_bounds: bool = False) -> dict[str, Any]:
+    """Return an action space as data that `parse_space` reads.
+
+    Args:
+        space: Box or Discrete of this module, or of Gymnasium.
+        with_bounds: give `low` and `high` of a Box, as the space has them: numbers, or arrays of [A].
+    """
     if hasattr(space, "n"):
         return {"type": "Discrete", "n": int(space.n)}
-    return {"type": "Box", "shape": [int(size) for size in space.shape]}
+    described: dict[str, Any] = {"type": "Box", "shape": [int(size) for size in space.shape]}
+    return described | {"low": space.low, "high": space.high} if with_bounds else described
 
 
 def find_task(name: Any) -> Task:

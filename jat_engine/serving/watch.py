@@ -26,8 +26,17 @@ MOST_SHOWN = 48
 """Most sessions that a status describes one by one."""
 
 _RECENT_STEPS, _RECENT_STEPS_OF_SESSION = 4096, 256
-_MOST_VALUES, _MOST_CHARACTERS = 400, 160
+"""Steps that percentiles are of: of all sessions, and of one."""
+
+_MOST_VALUES, _MOST_CHARACTERS, _MOST_ACTION_VALUES = 400, 160, 32
+"""Numbers and characters of an observation, and numbers of an action, that are shown."""
+
+_MOST_PIXELS = 512
+"""Width and height of the largest picture that is shown."""
+
 _LIFETIME_S = 0.25
+"""Seconds for which a status is used again."""
+
 _PERCENTILES = (50, 90, 99)
 
 
@@ -39,7 +48,7 @@ class _Seen:
         is_demo: an environment of the server plays it.
         observation: by `OBSERVATION_KEYS`, with texts cut; empty before the first step.
         action: that was chosen; None before the first step.
-        seconds: of recent steps, with their wait.
+        seconds: that recent steps took, with their wait.
         picture: data URI of the observation's picture, once it has been drawn.
     """
 
@@ -55,6 +64,9 @@ class Watch:
 
     All methods belong to the event loop; pictures are encoded in another thread. However many viewers there are, a
     status is made at most four times a second.
+
+    Attributes:
+        extra: returns further fields of a status, as JSON values.
     """
 
     def __init__(self, service: PolicyService, describe: Callable[[], dict[str, Any]]) -> None:
@@ -121,7 +133,7 @@ class Watch:
             pages = {}
         await self._draw()
         waits, steps, batches = zip(*self._recent, strict=True) if self._recent else ((), (), ())
-        sizes: Counter[int] = Counter(batches)
+        sizes: Counter[int] = Counter(batches)  # a batch of n sessions is counted n times
         return {
             "server": self._describe(),
             "uptime_s": round(time.monotonic() - self._began, 1),
@@ -163,7 +175,7 @@ class Watch:
         """Encode the pictures that sessions which are shown have got since the last status."""
         shown = sorted(self._service.sessions, key=_number_of)[:MOST_SHOWN]
         todo = [(seen, seen.observation) for session in shown if (seen := self._seen.get(session)) is not None]
-        todo = [(seen, seen_of) for seen, seen_of in todo if seen.picture is None and _is_image(seen_of)]
+        todo = [(seen, observation) for seen, observation in todo if seen.picture is None and _is_image(observation)]
         if not todo:
             return
         images = [observation["image_observation"] for _, observation in todo]
@@ -181,7 +193,7 @@ def _encode(status: dict[str, Any]) -> bytes:
 
 
 def _percentiles(seconds: Sequence[float] | deque[float]) -> dict[str, float] | None:
-    """Return percentiles in milliseconds; None without a step."""
+    """Return percentiles of some times in milliseconds, by "p50" and so on; None without a time."""
     if not seconds:
         return None
     found = np.percentile(np.array(seconds), _PERCENTILES) * 1000
@@ -200,9 +212,16 @@ def _is_image(observation: Mapping[str, Any]) -> bool:
 
 
 def _picture(image: Any) -> str | None:
-    """Return the newest of a stack of grey frames as a data URI of a PNG; None if it is none."""
+    """Return the newest of a stack of grey frames as a data URI of a PNG.
+
+    Args:
+        image: uint8 [height, width, frames], the newest frame last.
+
+    Returns:
+        The URI; None if the image is another array, or large.
+    """
     frames = np.asarray(image)
-    if frames.ndim != 3 or frames.dtype != np.uint8 or max(frames.shape) > 512:
+    if frames.ndim != 3 or frames.dtype != np.uint8 or max(frames.shape) > _MOST_PIXELS:
         return None
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(frames[:, :, -1])).save(buffer, "PNG", compress_level=1)
@@ -218,9 +237,9 @@ def _values(observation: Mapping[str, Any]) -> list[float | None] | None:
 
 
 def _action(action: list[float] | int | None) -> list[float | None] | int | None:
-    return [_plain(value) for value in action[:32]] if isinstance(action, list) else action
+    return [_plain(value) for value in action[:_MOST_ACTION_VALUES]] if isinstance(action, list) else action
 
 
 def _plain(value: Any) -> float | None:
-    """Return a number with four digits; None if it is not finite."""
+    """Return a number with four significant digits; None if it is not finite, which JSON has no word for."""
     return float(f"{float(value):.4g}") if math.isfinite(value) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def test_eval(server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["eval", *MODEL, *flags, "--num_episodes", "3", "--output_dir", str(own)]) == 0
     agent = ("--server", server.url)
     assert main(["eval", *agent, *flags, "--num_episodes", "2", "--output_dir", str(served)]) == 0
+    assert "jat-engine connections" not in [thread.name for thread in threading.enumerate()]
     assert main(["eval", *MODEL, *flags, "--num_episodes", "3", "--output_dir", str(served)]) == 0
     assert (own / "results.json").read_bytes() == (served / "results.json").read_bytes()
 
