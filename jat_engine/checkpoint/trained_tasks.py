@@ -90,13 +90,22 @@ def read_trained_tasks(source: str | os.PathLike[str], hub: Mapping[str, Any] | 
     if path is None:
         return []
     try:
-        return [_task(entry) for entry in read_json(path)["tasks"]]
+        return from_json(read_json(path))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
             f"{path}: expected the tasks of a training, got {type(error).__name__}: {error}; copy the checkpoint again"
         ) from None
+
+
+def from_json(values: Any) -> list[TrainedTask]:
+    """Return the tasks of the content of a `tasks.json`.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is malformed.
+    """
+    return [_task(entry) for entry in values["tasks"]]
 
 
 def _task(entry: Mapping[str, Any]) -> TrainedTask:

@@ -54,6 +54,7 @@ from .evaluate_texts import TextEvalArguments, choose_texts, evaluate_texts
 from .run_progress import RunProgress
 from .run_tables import failures_line, power_line, print_evaluation
 from .served import AgentArguments, ServedAgent, find_served
+from .served_tasks import fetch_trained_tasks
 from .streams import terminable, uninterrupted
 
 AUTO = "auto"
@@ -189,7 +190,7 @@ def run(argv: Sequence[str]) -> int:
         check_source("--model_name_or_path", source)
         trained = read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir})
     else:
-        source = served.name
+        source, trained = served.name, fetch_trained_tasks(served.url, served.api_key)
     folder = Path(arguments.output_dir) if arguments.output_dir else default_folder(source)
     planned = take_up(arguments, folder)
     if arguments.num_episodes is None:

@@ -19,6 +19,7 @@ from ..evaluation.video import EpisodeVideo, check_video, video_rate
 from .agent import check_source, load_agent, load_config
 from .arguments import EpisodeArguments, TaskArguments, failure, note, parse
 from .served import AgentArguments, SeededAgent, find_served
+from .served_tasks import fetch_trained_tasks
 from .streams import say, terminable
 from .tables import milliseconds, number
 
@@ -60,6 +61,8 @@ def run(argv: Sequence[str]) -> int:
         source = model_arguments.model_name_or_path
         check_source("--model_name_or_path", source)
         trained = read_trained_tasks(source, {"cache_dir": model_arguments.cache_dir})
+    else:
+        trained = fetch_trained_tasks(served.url, served.api_key)
     task = choice.find_one(arguments.task, trained)
     if arguments.save_video:
         check_video("--save_video", arguments.save_video)

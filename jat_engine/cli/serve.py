@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.trained_tasks import as_trained, read_trained_tasks
+from ..checkpoint.trained_tasks import TrainedTask, as_trained, read_trained_tasks, to_json
 from ..dtypes import KV_DTYPES
 from ..envs import TASKS, MissingSimulatorError, Task, TaskError, UnknownTaskError, get_task
 from ..errors import InputError
@@ -28,10 +28,12 @@ from .agent import (
     with_absolute_paths,
 )
 from .arguments import ModelArguments, note, parse
+from .served_tasks import TASKS_PATH
 from .streams import say
 
 if TYPE_CHECKING:
     from ..engine.engine import JatEngine
+    from ..serving.http import Page
     from ..serving.server import PolicyServer, ServerOptions
     from ..serving.service import PolicyService, ServiceOptions
     from ..serving.snapshots import SnapshotStore
@@ -181,29 +183,39 @@ def make_server(
     from ..engine.engine import JatEngine
     from ..serving.description import describe as describe_server
     from ..serving.dialects import DIALECTS, dialects_with
+    from ..serving.http import json_page
     from ..serving.server import PolicyServer
     from ..serving.service import PolicyService
 
-    limits, hashes = _service_options(arguments), list[str]()
+    limits = _service_options(arguments)
+    weights: str | None = None
+    trained: list[TrainedTask] = []
 
     def load() -> JatEngine:
+        nonlocal weights
         engine_options = {"num_threads": arguments.num_threads, "kv_dtype": arguments.kv_dtype}
         agent, _ = load_agent(model, arguments.max_sessions, **engine_options)
         assert isinstance(agent, JatEngine), "the reference was refused"
         note(describe(agent))
-        hashes.append(weights_of(model))
+        weights = weights_of(model)
+        trained.extend(read_trained_tasks(model.model_name_or_path, {"cache_dir": model.cache_dir}))
         _freeze_loaded_objects()
         return agent
 
     def describe_now() -> dict[str, Any]:
-        weights = hashes[0] if hashes else None
         source, most = model.model_name_or_path, arguments.max_sessions
         description = describe_server(service.batcher.engine, source, most, limits.defaults, weights)
         return {**description, **about}
 
     service = PolicyService(load, limits, store=_snapshot_store(arguments))
     dialects = DIALECTS if arguments.reset_reply is None else dialects_with(arguments.reset_reply)
-    return PolicyServer(service, _server_options(arguments), describe_now, dialects), describe_now
+    server = PolicyServer(service, _server_options(arguments), describe_now, dialects)
+
+    async def show_tasks() -> Page:
+        return json_page({"tasks": to_json(trained)})
+
+    server.pages.routes[TASKS_PATH] = show_tasks
+    return server, describe_now
 
 
 def _server_options(arguments: ServeArguments) -> ServerOptions:

@@ -103,7 +103,7 @@ class HttpPages:
         return Page(HTTPStatus.OK, b"OK\n")
 
     async def _health(self) -> Page:
-        return _json({"status": "ok"})
+        return json_page({"status": "ok"})
 
     async def _ready(self) -> Page:
         if self._service.is_ready:
@@ -118,8 +118,9 @@ class HttpPages:
         return Page(HTTPStatus.OK, metrics.to_text(), CONTENT_TYPE)
 
     async def _config(self) -> Page:
-        return _json(self._describe())
+        return json_page(self._describe())
 
 
-def _json(value: Any) -> Page:
+def json_page(value: Any) -> Page:
+    """Return the answer with a value as JSON."""
     return Page(HTTPStatus.OK, json.dumps(value).encode(), "application/json")

@@ -50,6 +50,24 @@ def test_eval(server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (own / "results.json").read_bytes() == (served / "results.json").read_bytes()
 
 
+def test_the_tasks_and_seeds_of_the_training_are_the_servers(
+    server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--max_steps", "3", "--num_episodes", "1", "--tasks", TASKS[0])
+    shown = []
+    for number, agent in enumerate((("--server", server.url), MODEL)):
+        assert main(["eval", *agent, *flags, "--output_dir", str(tmp_path / str(number))]) == 0
+        printed = capsys.readouterr()
+        shown.append(re.findall(r"seeds? [\d to]+", printed.out + printed.err))
+    assert shown[0] == shown[1]
+    assert "3000000" in shown[0][0]
+    results = [(tmp_path / name / "results.json").read_bytes() for name in "01"]
+    assert results[0] == results[1]
+
+    assert main(["eval", "--server", server.url, *flags, "--seed", "1000000", "--output_dir", str(tmp_path / "2")]) == 0
+    assert "begin as demonstrations of the training did" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
