@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jat_engine.cli.arguments import ModelArguments, parse
 from jat_engine.cli.serve import SWITCH_SECONDS, ServeArguments, make_server
@@ -42,8 +42,10 @@ class Times(NamedTuple):
 class TracedOpenPi(OpenPi):
     """openpi's dialect, which notes when it is called."""
 
-    _parsed = 0.0
-    _times: tuple[Times, ...] = ()
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__(description)
+        self._parsed = 0.0
+        self._times: list[Times] = []
 
     def parse(self, frame: Frame) -> Request | Frame | None:
         """See `OpenPi.parse`."""
@@ -57,7 +59,7 @@ class TracedOpenPi(OpenPi):
         message = super().reply(request, reply, elapsed_s)
         if isinstance(reply, Reply):
             received, packed = replied - elapsed_s, time.perf_counter()
-            self._times += (Times(received, self._parsed, reply.queue_s, reply.step_s, replied, packed),)
+            self._times.append(Times(received, self._parsed, reply.queue_s, reply.step_s, replied, packed))
         elif isinstance(request, Close):
             print(json.dumps(self._times), flush=True)
         return message
