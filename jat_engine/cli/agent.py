@@ -64,7 +64,7 @@ def load_agent(
                 **options,
             )
         except (OSError, ValueError) as error:
-            raise ValueError(f"--model_name_or_path {source}: {error}") from error
+            raise about_source(source, error) from error
     return engine, None
 
 
@@ -107,7 +107,7 @@ def load_config(arguments: ModelArguments) -> JatConfig:
                 checkpoint_files.resolve(source), cache_dir=arguments.cache_dir
             )
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model_name_or_path {source}: {error}") from error
+        raise about_source(source, error) from error
     return config
 
 
@@ -146,6 +146,12 @@ def check_source(field: str, source: str) -> None:
         checkpoint_files.check_source(source)
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from None
+
+
+def about_source(source: str, error: Exception) -> ValueError:
+    """Return the error of a checkpoint's files with the flag and the checkpoint's name before it, once each."""
+    named = f"--model_name_or_path {source}: "
+    return ValueError(named + str(error).removeprefix(named).removeprefix(f"{source}: "))
 
 
 def load_model(arguments: ModelArguments) -> tuple[JatModel, JatProcessor]:
@@ -189,7 +195,8 @@ def device_name(device: Any, num_threads: int) -> str:
     device = torch.device(device)
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"cpu: {cpu_name()}, {num_threads} threads" if device.type == "cpu" else device.type
+    threads = f"{num_threads} thread{'' if num_threads == 1 else 's'}"
+    return f"cpu: {cpu_name()}, {threads}" if device.type == "cpu" else device.type
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from ..training.resume import (
     state_of,
     steps_taken,
 )
-from .agent import quiet_loading
+from .agent import about_source, quiet_loading
 from .arguments import HelpLayout, TaskArguments, note, parse
 from .train_data import (
     DataArguments,
@@ -377,7 +377,7 @@ def make_model(arguments: TrainModelArguments) -> tuple[Any, Any]:
                     model = JatModel.from_pretrained(source, **options)
                 return model.float(), JatProcessor.from_pretrained(source, **options)
         except (OSError, ValueError) as error:
-            raise ValueError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error
+            raise about_source(str(arguments.model_name_or_path), error) from error
 
         if arguments.preset is not None:
             config = JatConfig.from_preset(arguments.preset, **overrides(arguments))

@@ -36,8 +36,11 @@ def main(arguments: list[str]) -> int:
     if importlib.util.find_spec("atheris") is None:
         print("atheris is not installed (it is for Linux on x86-64): only the corpus is run, by the tests")
         return 0
-    if arguments[:1] == ["--seconds"]:
+    if arguments[:1] == ["--seconds"] and len(arguments) == 2:
         return run_all(float(arguments[1]))
+    if not arguments or arguments[0] not in TARGETS:
+        print(__doc__)
+        return 2
     run_one(arguments[0], arguments[1:])
     return 0
 
