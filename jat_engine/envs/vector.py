@@ -128,7 +128,7 @@ def read_flags(name: str, values: Any, num_envs: int) -> np.ndarray:
     Raises:
         InputError: the flags are not bool [N].
     """
-    flags = np.array(values)
+    flags = np.array(np.asarray(values))  # tensors do not take a `copy` of their own
     if flags.shape != (num_envs,) or flags.dtype != bool:
         raise InputError(
             f"{name}: expected a bool for each of {num_envs} environments, got {flags.dtype} {flags.shape}"

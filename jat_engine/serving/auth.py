@@ -32,8 +32,8 @@ def read_keys(path: str | Path) -> tuple[str, ...]:
 
 
 def is_key(text: str) -> bool:
-    """Return True for what a header can carry as a key: 1 to 4096 visible ASCII characters."""
-    return 1 <= len(text) <= 4096 and all("!" <= character <= "~" for character in text)
+    """Return True for what a header can carry as a key: 1 to 4096 visible ASCII characters, with spaces within."""
+    return 1 <= len(text) <= 4096 and text == text.strip() and all(" " <= character <= "~" for character in text)
 
 
 def is_allowed(authorization: str | None, keys: Sequence[str]) -> bool:

@@ -190,6 +190,11 @@ def test_keys_are_read_and_compared(tmp_path: Path) -> None:
     assert is_allowed(None, ())
     for header in (None, "", "abc", "Api-Key", "Api-Key ab", "Basic abc", "Api-Key äbc"):
         assert not is_allowed(header, ("abc", "x"))
+    file.write_bytes(b"\xef\xbb\xbfabc\n")
+    assert read_keys(file) == ("abc",)
+    file.write_text("abc\nschlüssel\n")
+    with pytest.raises(InputError, match="--api_key_file: expected keys of visible ASCII characters, .* in line 2"):
+        read_keys(file)
     file.write_text("# none\n")
     with pytest.raises(InputError, match="--api_key_file: expected a file with a key"):
         read_keys(file)
