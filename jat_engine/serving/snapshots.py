@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..atomic_io import check_writable, write_bytes
+from ..atomic_io import check_writable, remove_temporaries, write_bytes
 from ..engine.snapshot import Captured
 from ..errors import InputError
 from . import codec
@@ -272,6 +272,7 @@ def _remove_file(path: Path, seq: int) -> None:
     there = _read_header(path)
     if there is None or there["seq"] <= seq:
         path.unlink(missing_ok=True)
+        remove_temporaries(path)  # of servers that were killed
 
 
 def _read_file(path: Path) -> StoredSession | None:

@@ -193,7 +193,7 @@ def test_keys_are_read_and_compared(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbfabc\n")
     assert read_keys(file) == ("abc",)
     file.write_text("abc\nschlüssel\n")
-    with pytest.raises(InputError, match="--api_key_file: expected keys of visible ASCII characters, .* in line 2"):
+    with pytest.raises(InputError, match=r"--api_key_file: expected keys of visible ASCII characters, .* in line 2"):
         read_keys(file)
     file.write_text("# none\n")
     with pytest.raises(InputError, match="--api_key_file: expected a file with a key"):
