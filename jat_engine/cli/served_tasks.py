@@ -1,9 +1,10 @@
-"""The tasks that the model of a policy server was trained on."""
+"""Ask a policy server for the tasks that its model was trained on."""
 
 from __future__ import annotations
 
 import json
 import urllib.request
+from http.client import HTTPException
 from urllib.parse import urlsplit, urlunsplit
 
 from ..checkpoint.trained_tasks import TrainedTask, from_json
@@ -32,6 +33,6 @@ def fetch_trained_tasks(url: str, api_key: str | None) -> list[TrainedTask]:
         request = urllib.request.Request(address, headers=headers)
         with urllib.request.build_opener(proxies).open(request, timeout=_SECONDS) as answer:
             return from_json(json.loads(answer.read(_MOST_BYTES)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError) as error:
         note(f"{address} does not say what the model was trained on, so seeds of its training may be played: {error}")
         return []

@@ -33,7 +33,7 @@ _KEY_SECONDS = 10.0
 """Longest that a viewer's first message, with its key, may take."""
 
 _END_SECONDS = 1.5
-"""How long the end of an episode is shown before the next one begins."""
+"""Seconds for which the end of an episode is shown before the next one begins."""
 
 _MOST_VIEWERS = 64
 _MOST_SEED = 2**53 - 1

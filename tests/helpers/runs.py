@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from helpers import ROOT
 from jat_engine.envs import TASKS, Task
 from jat_engine.runs.database import RunDatabase
 from jat_engine.runs.play import Finished
@@ -60,10 +61,14 @@ def make_run(folder: Path, made: Evaluation) -> Path:
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Let this process read a folder and its files and not write them, also where it is root's, in the `with` block."""
+    """Let this process read a folder and its files and not write them, also where it is root's, in the `with` block.
+
+    It can still read the checkout, also where that is in a folder of root alone.
+    """
     is_root = os.getuid() == 0
     paths = [folder, *folder.iterdir()]
-    parents = [parent for parent in folder.parents if is_root and not parent.stat().st_mode & 0o001]
+    places = {*folder.parents, ROOT, *ROOT.parents}
+    parents = [place for place in places if is_root and not place.stat().st_mode & 0o001]
     before = [(path, path.stat().st_mode) for path in (*paths, *parents)]
     for parent in parents:
         parent.chmod(0o755)
